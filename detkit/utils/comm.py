@@ -1,0 +1,114 @@
+"""Communication between the processes of one run; every function also works in a single process.
+
+The CPU group is gloo, so that Python objects never travel through the GPU.
+"""
+
+import functools
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+# Set by the launcher: the ranks on this machine, for `get_local_rank` and `get_local_size`.
+_LOCAL: dict[str, int] = {}
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """Number of processes in the run."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def get_rank() -> int:
+    """Rank of this process over all machines, in [0, world size)."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def set_local(rank: int, size: int) -> None:
+    """Record rank and number of processes on this machine; called once by the launcher, before anything asks."""
+    if not 0 <= rank < size:
+        raise ValueError(f"local rank must lie in [0, {size}), got {rank}")
+    _LOCAL.update(rank=rank, size=size)
+
+
+def get_local_rank() -> int:
+    """Rank of this process on its machine: the index of its GPU."""
+    return _LOCAL.get("rank", 0)
+
+
+def get_local_size() -> int:
+    """Number of processes on this machine."""
+    return _LOCAL.get("size", 1)
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, the process that writes files and logs."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until every process has come here."""
+    if get_world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+@functools.lru_cache
+def _cpu_group() -> Any:
+    """A gloo group over all ranks; the default group where that is gloo already."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+
+
+def all_gather(obj: T) -> list[T]:
+    """Give every process the objects of all, in order of rank. Objects travel pickled: keep them small."""
+    if get_world_size() == 1:
+        return [obj]
+    gathered: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(gathered, obj, group=_cpu_group())
+    return gathered
+
+
+def gather(obj: T, dst: int = 0) -> list[T]:
+    """Give rank `dst` the objects of all processes, in order of rank; the others get an empty list."""
+    if get_world_size() == 1:
+        return [obj]
+    gathered: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
+    dist.gather_object(obj, gathered, dst=dst, group=_cpu_group())
+    return gathered or []
+
+
+def shared_random_seed() -> int:
+    """A random seed that is the same in every process, in [0, 2**31)."""
+    seed = int(torch.randint(2**31, (1,)).item())
+    return all_gather(seed)[0]
+
+
+def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
+    """Sum or average scalars over the processes, key by key, in one message.
+
+    Args:
+        values: Scalar tensors; the keys are the same in every process.
+        average: Divide the sum by the number of processes.
+
+    Returns:
+        The reduced scalars, valid on rank 0 only.
+    """
+    world_size = get_world_size()
+    if world_size == 1 or not values:
+        return values
+    with torch.no_grad():
+        names = sorted(values)  # dictionaries may have been filled in another order elsewhere
+        stacked = torch.stack([values[name] for name in names])
+        dist.reduce(stacked, dst=0)
+        if average and get_rank() == 0:
+            stacked /= world_size
+        return dict(zip(names, stacked, strict=True))

@@ -1,0 +1,346 @@
+"""What a run measures: a storage for scalars and pictures, and the writers that bring them to files and to the console.
+
+Scalars may be given as tensors on any device. They are fetched together when somebody reads them, with one copy for all
+of them, so that a training step never waits for the device just to log its losses.
+"""
+
+import datetime
+import json
+import logging
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+from torch import Tensor
+from tqdm import tqdm
+
+__all__ = [
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "ProgressBar",
+    "TensorboardXWriter",
+    "get_event_storage",
+    "has_event_storage",
+]
+
+_storages: list["EventStorage"] = []
+
+
+def get_event_storage() -> "EventStorage":
+    """Give the storage of the innermost `with EventStorage(...)` that is active.
+
+    Raises:
+        RuntimeError: None is active.
+    """
+    if not _storages:
+        raise RuntimeError("get_event_storage() needs an active EventStorage: wrap the code in `with EventStorage(0):`")
+    return _storages[-1]
+
+
+def has_event_storage() -> bool:
+    """Whether a storage is active: layers log only then."""
+    return bool(_storages)
+
+
+class EventStorage:
+    """Scalars and pictures of one run, by name and iteration. Active inside its own `with` block."""
+
+    def __init__(self, start_iter: int = 0) -> None:
+        self.iter = start_iter
+        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._smoothed: dict[str, bool] = {}
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._pending: list[tuple[str, float | Tensor, int]] = []
+        self._images: list[tuple[str, Any, int]] = []
+        self._prefix = ""
+
+    def put_scalar(
+        self, name: str, value: float | Tensor, *, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        """Add a scalar under a name, at the present iteration.
+
+        Args:
+            name: For example `loss_cls`; `a/b` groups under a in TensorBoard.
+            value: A number, or a tensor of one element, which is read later, together with the others.
+            smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or the last one (a
+            rate). cur_iter: Iteration to file it under, if not the present one.
+
+        Raises:
+            ValueError: A tensor has more than one element, or a name got another smoothing hint before.
+        """
+        name = self._prefix + name
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"scalar {name!r} must have one element, got shape {tuple(value.shape)}")
+            # The clone protects the value from in-place changes between now and the moment it is read.
+            value = value.detach().reshape(()).clone()
+        if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
+            raise ValueError(f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before")
+        self._pending.append((name, value, self.iter if cur_iter is None else cur_iter))
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **values: float | Tensor
+    ) -> None:
+        """Add several scalars at once: `put_scalars(loss_cls=..., loss_box_reg=...)`."""
+        for name, value in values.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def put_image(self, name: str, image: Any) -> None:
+        """Add a picture for TensorBoard.
+
+        Args:
+            name: Tag of the picture.
+            image: (C, H, W) tensor or array, uint8 in [0, 255] or float in [0, 1], RGB.
+        """
+        self._images.append((self._prefix + name, image, self.iter))
+
+    def images(self) -> list[tuple[str, Any, int]]:
+        """The pictures put since the last `clear_images`, as (name, picture, iteration)."""
+        return list(self._images)
+
+    def clear_images(self) -> None:
+        """Forget the pictures; called once they are written."""
+        self._images.clear()
+
+    def history(self, name: str) -> HistoryBuffer:
+        """All values of a scalar.
+
+        Raises:
+            KeyError: Nothing was put under that name.
+        """
+        self._fetch()
+        if name not in self._history:
+            raise KeyError(f"no scalar {name!r} was put; there are {sorted(self._history)}")
+        return self._history[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """All values of all scalars, by name."""
+        self._fetch()
+        return dict(self._history)
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """Each scalar's last value with the iteration it belongs to."""
+        self._fetch()
+        return dict(self._latest)
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """As `latest`, with the median of the last `window_size` values for scalars put with a smoothing hint."""
+        return {
+            name: (self._history[name].median(window_size) if self._smoothed[name] else value, iteration)
+            for name, (value, iteration) in self.latest().items()
+        }
+
+    def step(self) -> None:
+        """Go on to the next iteration."""
+        self.iter += 1
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Put `name/` before every name inside the block."""
+        before = self._prefix
+        self._prefix = name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = before
+
+    def _fetch(self) -> None:
+        """Bring waiting scalars to the host, all of a device with one copy."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        by_device: dict[torch.device, list[int]] = defaultdict(list)
+        for i, (_, value, _) in enumerate(pending):
+            if isinstance(value, Tensor):
+                by_device[value.device].append(i)
+        numbers = [0.0 if isinstance(value, Tensor) else float(value) for _, value, _ in pending]
+        for device, where in by_device.items():
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+            fetched = torch.stack([torch.as_tensor(pending[i][1]).to(dtype) for i in where]).tolist()
+            for i, number in zip(where, fetched, strict=True):
+                numbers[i] = number
+        for (name, _, iteration), number in zip(pending, numbers, strict=True):
+            self._history[name].update(number, iteration)
+            self._latest[name] = (number, iteration)
+
+    def __enter__(self) -> "EventStorage":
+        _storages.append(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not _storages or _storages[-1] is not self:
+            raise RuntimeError("EventStorage blocks must close in the reverse order of opening")
+        _storages.pop()
+
+
+class EventWriter(ABC):
+    """Brings what the active storage holds somewhere else, each time `write` is called."""
+
+    @abstractmethod
+    def write(self) -> None:
+        """Write what is new in the active storage."""
+
+    def close(self) -> None:  # noqa: B027  (most writers hold nothing open)
+        """Release what the writer holds."""
+
+
+class JSONWriter(EventWriter):
+    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars."""
+
+    def __init__(self, json_file: str, window_size: int = 20) -> None:
+        """Open the file for appending.
+
+        Args:
+            json_file: Path; its folder is made if absent.
+            window_size: Values in the median of scalars with a smoothing hint.
+        """
+        path = Path(json_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        by_iter: dict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+            if iteration > self._last_write:
+                by_iter[iteration][name] = value
+        for iteration in sorted(by_iter):
+            line: Mapping[str, float] = {"iteration": iteration, **by_iter[iteration]}
+            self._file.write(json.dumps(line, sort_keys=True) + "\n")
+            self._last_write = iteration
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorboardXWriter(EventWriter):
+    """Writes scalars and pictures for TensorBoard, through `torch.utils.tensorboard`."""
+
+    def __init__(self, log_dir: str, window_size: int = 20) -> None:
+        """Remember where to write; the file is opened at the first write.
+
+        Args:
+            log_dir: Folder of the event files.
+            window_size: Values in the median of scalars with a smoothing hint.
+        """
+        self._log_dir = log_dir
+        self._window_size = window_size
+        self._writer: Any = None
+        self._last_write = -1
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        newest = self._last_write
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+            if iteration > self._last_write:
+                self._open().add_scalar(name, value, iteration)
+                newest = max(newest, iteration)
+        self._last_write = newest
+        for name, image, iteration in storage.images():
+            self._open().add_image(name, image, iteration)
+        storage.clear_images()
+
+    def _open(self) -> Any:
+        if self._writer is None:
+            # Imported here because it takes a second, which only runs that write should pay.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._log_dir)
+        return self._writer
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class CommonMetricPrinter(EventWriter):
+    """Logs a line with iteration, remaining time, losses, step and data time, learning rate and memory."""
+
+    def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
+        """Remember the length of the run.
+
+        Args:
+            max_iter: Iterations of the whole run, for the remaining time; None leaves that out.
+            window_size: Values in the medians shown.
+        """
+        self._logger = logging.getLogger("detkit.train")
+        self._max_iter = max_iter
+        self._window_size = window_size
+        self._last: tuple[int, float] | None = None
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        iteration = storage.iter
+        if self._max_iter is not None and iteration >= self._max_iter:
+            return  # hooks that run after training write too; the last line is already there
+        shown = storage.latest_with_smoothing_hint(self._window_size)
+        losses = [f"{name}: {value:.4g}" for name, (value, _) in shown.items() if "loss" in name and "/" not in name]
+        parts = [f"iter: {iteration + 1}" + (f"/{self._max_iter}" if self._max_iter is not None else "")]
+        parts += [f"eta: {eta}" for eta in self._eta(storage)]
+        parts += losses
+        parts += [f"{name}: {shown[name][0]:.4f}s" for name in ("time", "data_time") if name in shown]
+        parts += [f"lr: {shown['lr'][0]:.5g}"] if "lr" in shown else []
+        parts.append(f"max_mem: {peak_memory_mb():.0f}M")
+        self._logger.info("  ".join(parts))
+
+    def _eta(self, storage: EventStorage) -> list[str]:
+        """Remaining time as a list of none or one text."""
+        if self._max_iter is None:
+            return []
+        remaining = self._max_iter - storage.iter - 1
+        histories = storage.histories()
+        if "time" in histories:
+            seconds = histories["time"].median(1000) * remaining
+        else:  # no timing hook in a loop of the user's own: take the time between two lines
+            now, last = time.perf_counter(), self._last
+            self._last = (storage.iter, now)
+            if last is None or storage.iter == last[0]:
+                return []
+            seconds = (now - last[1]) / (storage.iter - last[0]) * remaining
+        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+        return [str(datetime.timedelta(seconds=int(seconds)))]
+
+
+class ProgressBar(EventWriter):
+    """A bar with speed and remaining time on a terminal; nothing at all elsewhere, where plain lines serve better.
+
+    It reads no scalars, so that it may be written every step without waiting for the device.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        """Make a bar of `max_iter` iterations."""
+        self._bar = tqdm(
+            total=max_iter, file=sys.stdout, disable=not sys.stdout.isatty(), unit="it", dynamic_ncols=True
+        )
+
+    def write(self) -> None:
+        # A resumed run begins in the middle: the bar follows the storage, it does not count calls.
+        self._bar.n = min(get_event_storage().iter + 1, self._bar.total)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of the process so far, in MiB: of the CUDA device where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB

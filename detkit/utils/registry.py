@@ -1,0 +1,90 @@
+"""Name -> class or function tables, so that a config selects a part by its name."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, overload
+
+from detkit.utils.near_miss import did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry:
+    """A table from name to object, filled by a decorator.
+
+    Example:
+        >>> BACKBONE_REGISTRY = Registry("BACKBONE")
+        >>> @BACKBONE_REGISTRY.register()
+        ... class MyBackbone: ...
+        >>> BACKBONE_REGISTRY.get("MyBackbone") is MyBackbone
+        True
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._objects: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """What the registry holds, as it appears in error messages."""
+        return self._name
+
+    @overload
+    def register(self, obj: None = None) -> Callable[[T], T]: ...
+    @overload
+    def register(self, obj: T) -> T: ...
+    def register(self, obj: Any = None) -> Any:
+        """Add an object under its `__name__`: `@REGISTRY.register()`, or `REGISTRY.register(obj)`.
+
+        Raises:
+            KeyError: Another object already has that name. The same definition imported twice (a user's module that was
+                reloaded, say) replaces the first one.
+        """
+        if obj is None:
+            return self._add
+        return self._add(obj)
+
+    def _add(self, obj: T) -> T:
+        name = obj.__name__  # type: ignore[attr-defined]
+        known = self._objects.get(name)
+        if known is not None and not _same_definition(known, obj):
+            raise KeyError(
+                f"{self._name} registry already has {name!r}, from {_where(known)}; the second one comes from "
+                f"{_where(obj)}. Rename one of them."
+            )
+        self._objects[name] = obj
+        return obj
+
+    def get(self, name: str) -> Any:
+        """Give the object registered under a name.
+
+        Raises:
+            KeyError: Nothing has that name; the message lists the closest names, or all of them when few.
+        """
+        if name in self._objects:
+            return self._objects[name]
+        hint = did_you_mean(name, self._objects)
+        known = ", ".join(sorted(self._objects)) or "none"
+        raise KeyError(
+            f"{name!r} is not registered as {self._name}.{hint} Registered: {known}. "
+            "A part of your own registers when its module is imported: name that module in IMPORTS."
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._objects
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._objects.items())
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __repr__(self) -> str:
+        return f"Registry({self._name}: {', '.join(sorted(self._objects))})"
+
+
+def _same_definition(a: Any, b: Any) -> bool:
+    return a is b or _where(a) == _where(b)
+
+
+def _where(obj: Any) -> str:
+    return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"

@@ -1,0 +1,46 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.utils.env import resolve_device, seed_all_rng, torch_version
+
+
+def test_seed_repeats_every_generator():
+    def draws():
+        seed_all_rng(7)
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    assert draws() == draws()
+
+
+def test_no_seed_draws_one_and_gives_it():
+    assert 0 <= seed_all_rng(None) < 2**32
+
+
+def test_seed_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 2\*\*32\), got -2"):
+        seed_all_rng(-2)
+
+
+def test_auto_gives_a_device_that_works():
+    assert torch.zeros(1, device=resolve_device("auto")).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
+def test_unknown_device_is_refused(name):
+    with pytest.raises(ValueError, match="MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps"):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_cuda_says_what_to_set():
+    with pytest.raises(ValueError, match="sees no CUDA device. Set MODEL.DEVICE to cpu or auto"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(("text", "version"), [("2.6.0", (2, 6)), ("2.15.0a0+git1", (2, 15)), ("3.0.1+cu130", (3, 0))])
+def test_version_is_read_from_any_build(monkeypatch, text, version):
+    monkeypatch.setattr(torch, "__version__", text)
+    assert torch_version() == version

@@ -1,0 +1,153 @@
+import json
+
+import pytest
+import torch
+
+from detkit.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    ProgressBar,
+    TensorboardXWriter,
+    get_event_storage,
+    has_event_storage,
+    peak_memory_mb,
+)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_no_storage_outside_a_block():
+    assert not has_event_storage()
+    with pytest.raises(RuntimeError, match="needs an active EventStorage"):
+        get_event_storage()
+
+
+def test_innermost_storage_is_active():
+    with EventStorage() as outer:
+        with EventStorage() as inner:
+            assert get_event_storage() is inner
+        assert get_event_storage() is outer
+
+
+def test_scalars_keep_their_iteration():
+    with EventStorage(5) as storage:
+        storage.put_scalar("a", 1.0)
+        storage.step()
+        storage.put_scalars(a=3.0, b=torch.tensor([2.0]))
+        assert storage.latest() == {"a": (3.0, 6), "b": (2.0, 6)}
+        assert storage.history("a").values() == [(1.0, 5), (3.0, 6)]
+
+
+def test_tensor_is_read_as_it_was_when_put():
+    with EventStorage() as storage:
+        value = torch.tensor(1.0)
+        storage.put_scalar("a", value)
+        value += 5
+        assert storage.latest()["a"] == (1.0, 0)
+
+
+def test_tensor_of_several_elements_is_refused():
+    with EventStorage() as storage, pytest.raises(ValueError, match=r"scalar 'a' must have one element, got shape \(2,\)"):
+        storage.put_scalar("a", torch.zeros(2))
+
+
+def test_smoothing_hint_chooses_median_or_last():
+    with EventStorage() as storage:
+        for value in (1.0, 2.0, 30.0):
+            storage.put_scalar("loss", value)
+            storage.put_scalar("lr", value, smoothing_hint=False)
+        shown = storage.latest_with_smoothing_hint(3)
+        assert (shown["loss"][0], shown["lr"][0]) == (2.0, 30.0)
+        with pytest.raises(ValueError, match="was put with smoothing_hint=False before"):
+            storage.put_scalar("lr", 1.0)
+
+
+def test_name_scope_is_a_prefix():
+    with EventStorage() as storage:
+        with storage.name_scope("rpn"):
+            storage.put_scalar("pos", 1)
+        storage.put_scalar("pos", 2)
+        assert set(storage.latest()) == {"rpn/pos", "pos"}
+
+
+def test_unknown_history_is_refused():
+    with EventStorage() as storage, pytest.raises(KeyError, match="no scalar 'x' was put"):
+        storage.history("x")
+
+
+def test_json_lines_hold_each_iteration_once(tmp_path):
+    path = tmp_path / "deep" / "metrics.json"
+    writer = JSONWriter(str(path))
+    with EventStorage() as storage:
+        storage.put_scalar("a", 1.0)
+        writer.write()
+        writer.write()
+        storage.step()
+        storage.put_scalar("a", 2.0, smoothing_hint=True)
+        storage.put_scalar("late", 7.0, cur_iter=3)
+        writer.write()
+    writer.close()
+    assert lines(path) == [
+        {"iteration": 0, "a": 1.0},
+        {"iteration": 1, "a": 1.5},
+        {"iteration": 3, "late": 7.0},
+    ]
+
+
+def test_console_line_has_losses_rate_time_and_memory(caplog):
+    with EventStorage(9) as storage, caplog.at_level("INFO", logger="detkit.train"):
+        storage.put_scalars(total_loss=1.5, loss_cls=1.0, time=0.5, data_time=0.1)
+        storage.put_scalar("fast_rcnn/loss_like", 3.0)
+        storage.put_scalar("lr", 0.01, smoothing_hint=False)
+        CommonMetricPrinter(max_iter=20).write()
+    line = caplog.messages[-1]
+    for part in ("iter: 10/20", "eta: 0:00:05", "total_loss: 1.5", "loss_cls: 1", "time: 0.5000s", "lr: 0.01", "max_mem: "):
+        assert part in line
+    assert "fast_rcnn" not in line
+
+
+def test_console_is_silent_after_the_last_iteration(caplog):
+    with EventStorage(20), caplog.at_level("INFO", logger="detkit.train"):
+        CommonMetricPrinter(max_iter=20).write()
+    assert caplog.messages == []
+
+
+def test_console_measures_time_itself_without_a_timing_hook(caplog):
+    printer = CommonMetricPrinter(max_iter=100)
+    with EventStorage() as storage, caplog.at_level("INFO", logger="detkit.train"):
+        printer.write()
+        storage.step()
+        printer.write()
+        assert "eta" not in caplog.messages[0]
+        assert "eta" in caplog.messages[1]
+        assert storage.latest()["eta_seconds"][0] > 0
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorboardXWriter(str(tmp_path))
+    with EventStorage() as storage:
+        storage.put_scalar("a", 4.0)
+        storage.put_image("p", torch.zeros(3, 8, 8, dtype=torch.uint8))
+        writer.write()
+        assert storage.images() == []
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars("a")[0].value == 4.0
+    assert events.Tags()["images"] == ["p"]
+
+
+def test_progress_bar_is_silent_when_output_is_no_terminal(capsys):
+    with EventStorage(3):
+        bar = ProgressBar(10)
+        bar.write()
+        bar.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_peak_memory_is_plausible():
+    assert 10 < peak_memory_mb() < 1e6

@@ -1,0 +1,29 @@
+import pytest
+
+from detkit.utils.near_miss import did_you_mean, near_misses
+
+KNOWN = ["MODEL.WEIGHTS", "MODEL.RPN.NMS_THRESH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER"]
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        pytest.param("SOLVER.BASE_LRR", "SOLVER.BASE_LR", id="typo"),
+        pytest.param("base_lr", "SOLVER.BASE_LR", id="leaf-only-in-lower-case"),
+        pytest.param("solver.base_lr", "SOLVER.BASE_LR", id="case"),
+        pytest.param("RPN.NMS_THRESH", "MODEL.RPN.NMS_THRESH", id="lost-parent"),
+        pytest.param("TRAINER.MAX_ITER", "SOLVER.MAX_ITER", id="wrong-parent"),
+    ],
+)
+def test_best_suggestion(name, best):
+    assert near_misses(name, KNOWN)[0] == best
+
+
+def test_nothing_close_gives_nothing():
+    assert near_misses("zzz", KNOWN) == []
+    assert did_you_mean("zzz", KNOWN) == ""
+    assert did_you_mean("x", []) == ""
+
+
+def test_sentence():
+    assert did_you_mean("MODEL.WEIGHT", KNOWN[:1]) == " Did you mean 'MODEL.WEIGHTS'?"

@@ -1,0 +1,47 @@
+import pytest
+
+from detkit.utils.registry import Registry
+
+
+@pytest.fixture
+def registry():
+    registry = Registry("BACKBONE")
+
+    @registry.register()
+    class ResNet: ...
+
+    registry.register(ResNet)  # the same once more is no clash
+    return registry
+
+
+def test_registered_object_is_given(registry):
+    assert registry.get("ResNet").__name__ == "ResNet"
+    assert "ResNet" in registry
+    assert [name for name, _ in registry] == ["ResNet"]
+    assert len(registry) == 1
+
+
+def test_unknown_name_lists_near_misses(registry):
+    with pytest.raises(KeyError, match=r"'Resnet' is not registered as BACKBONE. Did you mean 'ResNet'\?.*IMPORTS"):
+        registry.get("Resnet")
+
+
+def test_unknown_name_in_an_empty_registry():
+    with pytest.raises(KeyError, match="Registered: none"):
+        Registry("X").get("y")
+
+
+def test_second_object_of_a_name_is_refused(registry):
+    def ResNet(): ...
+
+    with pytest.raises(KeyError, match="already has 'ResNet'"):
+        registry.register(ResNet)
+
+
+def test_decorator_gives_the_object_back():
+    registry = Registry("X")
+
+    def f(): ...
+
+    assert registry.register()(f) is f
+    assert registry.register(f) is f
