@@ -1,0 +1,560 @@
+"""Every setting: its default, what it means, in which unit, and which values are legal.
+
+Names and defaults are those of Detectron2 0.6, except where the text says detkit. `SIZE` below means pixels of the
+resized image unless said otherwise; thresholds and fractions lie in [0, 1]. A key declared here that no code reads yet
+says so in `unread`, and a run that sets it says so too.
+"""
+
+from typing import Any
+
+from detkit.config.cfg_node import CfgNode, KeySpec, KeyTable
+
+_TABLE = KeyTable()
+
+_MASKS = "mask heads come later"
+_KEYPOINTS = "keypoint heads come later"
+_SEGMENTATION = "semantic and panoptic models come later"
+_RETINANET = "RetinaNet comes later"
+_CASCADE = "cascade heads come later"
+_PROPOSALS = "precomputed proposals come later"
+_TTA = "test-time augmentation comes later"
+_DEFORM = "deformable convolutions come later"
+_ROTATED = "rotated boxes are not supported"
+_FEDERATED = "the federated loss comes later"
+
+
+def _key(
+    name: str,
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    minimum: float | None = None,
+    unread: str = "",
+) -> None:
+    if name in _TABLE:
+        raise ValueError(f"config key {name} is declared twice")
+    _TABLE[name] = KeySpec(default, meaning, choices, minimum, unread)
+
+
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+_key("VERSION", 2, "Version of the key names. Only 2 is understood.", choices=(2,), unread="a marker in files")
+_key("OUTPUT_DIR", "./output", "Folder of everything that a run writes: log, metrics, checkpoints, results, pictures.")
+_key("SEED", -1, "Seed of every random number generator; negative draws a new one, which the log names.")
+_key("CUDNN_BENCHMARK", False, "Let cuDNN time its algorithms. Pays off when image sizes repeat.")
+_key(
+    "FLOAT32_PRECISION",
+    "",
+    "torch.set_float32_matmul_precision; empty leaves torch's own default.",
+    choices=("", "highest", "high", "medium"),
+)
+_key("VIS_PERIOD", 0, "Iterations between pictures of predictions beside ground truth; 0 draws none.", minimum=0)
+_key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
+_key(
+    "IMPORTS", [], "detkit: the user's modules to import before anything is built, so that their parts are registered."
+)
+
+# --- Model ------------------------------------------------------------------------------------------------------------
+_key(
+    "MODEL.DEVICE",
+    "auto",
+    "Where the model runs: auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps. Detectron2: cuda.",
+)
+_key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the whole model.")
+_key(
+    "MODEL.WEIGHTS",
+    "",
+    "Checkpoint to start from: path, https:// or detectron2:// address; empty starts from random weights.",
+)
+_key(
+    "MODEL.MEMORY_FORMAT",
+    "channels_last",
+    (
+        "detkit: layout of images and convolutions in memory. channels_last is the faster on CPUs and on GPUs "
+        "with tensor cores; the numbers are the same."
+    ),
+    choices=("channels_last", "contiguous"),
+)
+_key(
+    "MODEL.PIXEL_MEAN",
+    [103.530, 116.280, 123.675],
+    (
+        "Per channel, in the order of INPUT.FORMAT, on a scale of 0 to 255 (ImageNet's, in BGR). Its length is "
+        "the number of input channels."
+    ),
+)
+_key(
+    "MODEL.PIXEL_STD",
+    [1.0, 1.0, 1.0],
+    (
+        "Divides the image after the mean; 1 for MSRA's weights, [57.375, 57.12, 58.395] for weights trained on "
+        "normalised images."
+    ),
+)
+_key("MODEL.MASK_ON", False, "Predict instance masks.")
+_key("MODEL.KEYPOINT_ON", False, "Predict keypoints.")
+_key("MODEL.LOAD_PROPOSALS", False, "Take proposals from DATASETS.PROPOSAL_FILES_* instead of an RPN.")
+
+_key("MODEL.BACKBONE.NAME", "build_resnet_backbone", "Registered name of the backbone's builder.")
+_key(
+    "MODEL.BACKBONE.FREEZE_AT",
+    2,
+    "Stages kept fixed, counted from the stem: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.",
+    choices=(0, 1, 2, 3, 4, 5),
+)
+
+_NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
+_key(
+    "MODEL.RESNETS.DEPTH",
+    50,
+    "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.",
+)
+_key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages given out, of stem, res2 to res5.")
+_key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES)
+_key(
+    "MODEL.RESNETS.NUM_GROUPS",
+    1,
+    "Groups of the 3x3 convolution; 32 or 64 in ResNeXt (Xie et al. 2016, arXiv 1611.05431).",
+    minimum=1,
+)
+_key(
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    64,
+    "Channels per group in the bottleneck of res2; doubles with each stage.",
+    minimum=1,
+)
+_key(
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    True,
+    "Put a bottleneck's stride in its first 1x1 convolution (MSRA's weights) instead of the 3x3 (torchvision's).",
+)
+_key(
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    256,
+    "Channels of res2; doubles with each stage. Depths 18 and 34 take 64 whatever stands here at 256.",
+    minimum=1,
+)
+_key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1)
+_key("MODEL.RESNETS.RES5_DILATION", 1, "Dilation of res5: 2 keeps the stride at 16 (DC5).", choices=(1, 2))
+_key("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, False], "Deformable 3x3 convolutions in res2 to res5.")
+_key("MODEL.RESNETS.DEFORM_MODULATED", False, "Deformable convolution with modulation (v2).", unread=_DEFORM)
+_key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of offsets.", minimum=1, unread=_DEFORM)
+
+_key(
+    "MODEL.FPN.IN_FEATURES",
+    [],
+    "Backbone stages that the pyramid merges, finest first. Lin et al. 2016, arXiv 1612.03144.",
+)
+_key("MODEL.FPN.OUT_CHANNELS", 256, "Channels of every level.", minimum=1)
+_key("MODEL.FPN.NORM", "", _NORM_NAMES)
+_key("MODEL.FPN.FUSE_TYPE", "sum", "How a level joins the one above: their sum or their mean.", choices=("sum", "avg"))
+
+_key(
+    "MODEL.CUSTOM",
+    {},
+    "detkit: free keys for parts of your own; nothing below it is checked.",
+    unread="for code of your own",
+)
+
+# --- Anchors and proposals --------------------------------------------------------------------------------------------
+_key("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "Registered name.")
+_key(
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    [[32, 64, 128, 256, 512]],
+    "Square roots of anchor areas in pixels: one list per level, or one list for all levels.",
+)
+_key("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], "Height / width, per level or for all levels.")
+_key("MODEL.ANCHOR_GENERATOR.ANGLES", [[-90, 0, 90]], "Degrees, for rotated anchors.", unread=_ROTATED)
+_key("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0, "Offset of the anchor centres in units of the stride, in [0, 1).", minimum=0)
+
+_key("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "Registered name, or PrecomputedProposals for none.")
+_key("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0, "Shortest side of a proposal, in pixels.", minimum=0)
+
+_key("MODEL.RPN.HEAD_NAME", "StandardRPNHead", "Registered name. Ren et al. 2015, arXiv 1506.01497.")
+_key("MODEL.RPN.IN_FEATURES", ["res4"], "Features that the RPN slides over.")
+_key("MODEL.RPN.CONV_DIMS", [-1], "Channels of the head's convolutions; -1 keeps those of the input.")
+_key(
+    "MODEL.RPN.BOUNDARY_THRESH",
+    -1,
+    "Anchors that leave the image by more than this many pixels are not trained; -1 trains all.",
+)
+_key("MODEL.RPN.IOU_THRESHOLDS", [0.3, 0.7], "IoU between anchors and objects that separates IOU_LABELS.", minimum=0)
+_key("MODEL.RPN.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object, below, between and above the thresholds.")
+_key("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256, "Anchors sampled per image.", minimum=1)
+_key("MODEL.RPN.POSITIVE_FRACTION", 0.5, "Largest share of objects among them.", minimum=0)
+_key("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
+_key("MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the box deltas.", choices=_BOX_LOSSES)
+_key("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_rpn_loc, besides LOSS_WEIGHT.", minimum=0)
+_key("MODEL.RPN.SMOOTH_L1_BETA", 0.0, "Where smooth L1 turns from square to line; 0 is L1.", minimum=0)
+_key("MODEL.RPN.LOSS_WEIGHT", 1.0, "Factor on both RPN losses.", minimum=0)
+_key("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 12000, "Proposals per level that enter NMS, in training.", minimum=1)
+_key("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "The same, in testing.", minimum=1)
+_key(
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 2000, "Proposals per image kept after NMS over all levels, in training.", minimum=1
+)
+_key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000, "The same, in testing.", minimum=1)
+_key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two proposals goes.", minimum=0)
+
+# --- ROI heads --------------------------------------------------------------------------------------------------------
+_key("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "Registered name.")
+_key("MODEL.ROI_HEADS.NUM_CLASSES", 80, "Object classes, background not counted.", minimum=1)
+_key("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "Features that regions are pooled from.")
+_key("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5], "IoU with an object from which a proposal counts as one.", minimum=0)
+_key("MODEL.ROI_HEADS.IOU_LABELS", [0, 1], "Labels below and above the thresholds.")
+_key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "Regions sampled per image.", minimum=1)
+_key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest share of objects among them.", minimum=0)
+_key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
+_key(
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    0.5,
+    "IoU above which the lower-scored of two detections of a class goes.",
+    minimum=0,
+)
+_key("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True, "Add the ground truth to the proposals in training.")
+
+_key("MODEL.ROI_BOX_HEAD.NAME", "", "Registered name of the box head.")
+_key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES)
+_key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_box_reg.", minimum=0)
+_key("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0), "Factors on (dx, dy, dw, dh).")
+_key("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0, "Where smooth L1 turns from square to line; 0 is L1.", minimum=0)
+_key("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1)
+_key(
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
+    0,
+    "Samples per cell and direction; 0 takes as many as the region's size asks for.",
+    minimum=0,
+)
+_key(
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+    "ROIAlignV2",
+    "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not.",
+    choices=_POOLERS,
+)
+_key("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "Fully connected layers.", minimum=0)
+_key("MODEL.ROI_BOX_HEAD.FC_DIM", 1024, "Their width.", minimum=1)
+_key("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, "3x3 convolutions before them.", minimum=0)
+_key("MODEL.ROI_BOX_HEAD.CONV_DIM", 256, "Their channels.", minimum=1)
+_key("MODEL.ROI_BOX_HEAD.NORM", "", _NORM_NAMES)
+_key("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "One box per region instead of one per class.")
+_key(
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
+    False,
+    "Train later heads on the predicted boxes instead of the proposals.",
+)
+_key("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "A sigmoid per class instead of a softmax (LVIS).")
+_key("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False, "Federated loss (LVIS). Zhou et al. 2021, arXiv 2103.07461.")
+_key(
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
+    0.5,
+    "Power of the class frequency it samples by.",
+    unread=_FEDERATED,
+)
+_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Classes it samples.", minimum=1, unread=_FEDERATED)
+
+_key(
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
+    ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+    "Factors on (dx, dy, dw, dh), per stage. Cai and Vasconcelos 2017, arXiv 1712.00726.",
+    unread=_CASCADE,
+)
+_key(
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6, 0.7), "IoU from which a box is an object, per stage.", unread=_CASCADE
+)
+
+_key(
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MaskRCNNConvUpsampleHead",
+    "Registered name. He et al. 2017, arXiv 1703.06870.",
+    unread=_MASKS,
+)
+_key("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "3x3 convolutions before the upsampling.", minimum=0, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Their channels.", minimum=1, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.NORM", "", _NORM_NAMES, unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "One mask per region instead of one per class.", unread=_MASKS)
+
+_key("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead", "Registered name.", unread=_KEYPOINTS)
+_key(
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1, unread=_KEYPOINTS
+)
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0, unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS, unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.", unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1, unread=_KEYPOINTS)
+_key(
+    "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE",
+    1,
+    "Images with fewer visible keypoints are not trained on.",
+    minimum=0,
+)
+_key(
+    "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS",
+    True,
+    "Divide the loss by the visible keypoints of the batch instead of a constant.",
+    unread=_KEYPOINTS,
+)
+_key("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_keypoint.", minimum=0, unread=_KEYPOINTS)
+
+# --- Semantic and panoptic segmentation -------------------------------------------------------------------------------
+_key(
+    "MODEL.SEM_SEG_HEAD.NAME",
+    "SemSegFPNHead",
+    "Registered name. Kirillov et al. 2019, arXiv 1901.02446.",
+    unread=_SEGMENTATION,
+)
+_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"], "Features that it merges.", unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 255, "Label of pixels that are not trained.", unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54, "Classes, stuff and things.", minimum=1, unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 128, "Channels of its convolutions.", minimum=1, unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 4, "Stride of its output.", minimum=1, unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.NORM", "GN", _NORM_NAMES, unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_sem_seg.", minimum=0, unread=_SEGMENTATION)
+
+_key(
+    "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT",
+    1.0,
+    "Factor on the losses of the instances.",
+    minimum=0,
+    unread=_SEGMENTATION,
+)
+_key("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "Merge instances and stuff into one map.", unread=_SEGMENTATION)
+_key(
+    "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
+    0.5,
+    "Covered share from which an instance goes.",
+    minimum=0,
+    unread=_SEGMENTATION,
+)
+_key(
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels goes.", minimum=0, unread=_SEGMENTATION
+)
+_key(
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
+    0.5,
+    "Instances below this score go.",
+    unread=_SEGMENTATION,
+)
+
+# --- RetinaNet --------------------------------------------------------------------------------------------------------
+_key(
+    "MODEL.RETINANET.NUM_CLASSES",
+    80,
+    "Object classes. Lin et al. 2017, arXiv 1708.02002.",
+    minimum=1,
+    unread=_RETINANET,
+)
+_key(
+    "MODEL.RETINANET.IN_FEATURES",
+    ["p3", "p4", "p5", "p6", "p7"],
+    "Features that the heads slide over.",
+    unread=_RETINANET,
+)
+_key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.NORM", "", _NORM_NAMES, unread=_RETINANET)
+_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.", unread=_RETINANET)
+_key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.", unread=_RETINANET)
+_key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1, unread=_RETINANET)
+_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).", unread=_RETINANET)
+_key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES, unread=_RETINANET)
+_key(
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+    0.1,
+    "Where smooth L1 turns from square to line.",
+    minimum=0,
+    unread=_RETINANET,
+)
+_key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.", unread=_RETINANET)
+
+# --- Input ------------------------------------------------------------------------------------------------------------
+_key("INPUT.FORMAT", "BGR", "Channel order of the images that the model sees.", choices=("BGR", "RGB", "L"))
+_key(
+    "INPUT.MIN_SIZE_TRAIN",
+    (800,),
+    "Length of the shortest side in training, in pixels; several to draw from.",
+    minimum=0,
+)
+_key(
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+    "choice",
+    "Draw one of MIN_SIZE_TRAIN, or from the range between two.",
+    choices=("choice", "range"),
+)
+_key("INPUT.MAX_SIZE_TRAIN", 1333, "Longest side in training, in pixels; wins over MIN_SIZE_TRAIN.", minimum=1)
+_key("INPUT.MIN_SIZE_TEST", 800, "Shortest side in testing, in pixels; 0 does not resize.", minimum=0)
+_key("INPUT.MAX_SIZE_TEST", 1333, "Longest side in testing, in pixels.", minimum=1)
+_key("INPUT.RANDOM_FLIP", "horizontal", "Flip with probability 0.5.", choices=("horizontal", "vertical", "none"))
+_key("INPUT.CROP.ENABLED", False, "Crop at random in training, before the resize.")
+_key(
+    "INPUT.CROP.TYPE",
+    "relative_range",
+    (
+        "How CROP.SIZE is meant: relative (a share of the side), relative_range (between it and 1), absolute "
+        "(pixels), absolute_range (pixels, from and to)."
+    ),
+    choices=("relative", "relative_range", "absolute", "absolute_range"),
+)
+_key("INPUT.CROP.SIZE", [0.9, 0.9], "(height, width), or (from, to) for absolute_range.", minimum=0)
+_key("INPUT.MASK_FORMAT", "polygon", "How masks reach the model.", choices=("polygon", "bitmask"), unread=_MASKS)
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+_key("DATASETS.TRAIN", (), "Names of the data sets to train on.")
+_key("DATASETS.TEST", (), "Names of the data sets to evaluate on.")
+_key(
+    "DATASETS.REGISTER",
+    [],
+    (
+        "detkit: data sets of your own: a list of {name, format: coco|voc, images, annotations, ...}; paths "
+        "relative to the YAML file or to $DETKIT_DATASETS."
+    ),
+)
+_key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.", unread=_PROPOSALS)
+_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", 2000, "Proposals taken per image.", minimum=1, unread=_PROPOSALS)
+_key("DATASETS.PROPOSAL_FILES_TEST", (), "Precomputed proposals, one file per test set.", unread=_PROPOSALS)
+_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 1000, "Proposals taken per image.", minimum=1, unread=_PROPOSALS)
+
+_key(
+    "DATALOADER.NUM_WORKERS",
+    4,
+    "Processes that load images, per training process; 0 loads in the training process.",
+    minimum=0,
+)
+_key("DATALOADER.ASPECT_RATIO_GROUPING", True, "Batch wide images with wide ones, so that less is padded.")
+_key(
+    "DATALOADER.SAMPLER_TRAIN",
+    "TrainingSampler",
+    "Order of the training images.",
+    choices=("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+)
+_key(
+    "DATALOADER.REPEAT_THRESHOLD",
+    0.0,
+    "Share of images below which a class is repeated (RepeatFactorTrainingSampler).",
+    minimum=0,
+)
+_key(
+    "DATALOADER.REPEAT_SQRT",
+    True,
+    "Repeat by the square root of threshold / share. Gupta et al. 2019, arXiv 1908.03195.",
+)
+_key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "Leave out training images without objects; how many is logged.")
+
+# --- Solver -----------------------------------------------------------------------------------------------------------
+_key(
+    "SOLVER.LR_SCHEDULER_NAME",
+    "WarmupMultiStepLR",
+    "Course of the learning rate.",
+    choices=("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+)
+_key("SOLVER.MAX_ITER", 40000, "Training iterations.", minimum=1)
+_key("SOLVER.IMS_PER_BATCH", 16, "Images per iteration, over all processes.", minimum=1)
+_key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
+_key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.", minimum=0)
+_key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", minimum=0)
+_key("SOLVER.NESTEROV", False, "Nesterov's momentum.")
+_key("SOLVER.WEIGHT_DECAY", 0.0001, "Weight decay.", minimum=0)
+_key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
+_key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None takes WEIGHT_DECAY.", minimum=0)
+_key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
+_key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0)
+_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate falls.", minimum=0)
+_key("SOLVER.NUM_DECAYS", 3, "Number of decays of WarmupStepWithFixedGammaLR.", minimum=1)
+_key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Share of the learning rate at the first iteration.", minimum=0)
+_key("SOLVER.WARMUP_ITERS", 1000, "Iterations until the full learning rate.", minimum=0)
+_key("SOLVER.WARMUP_METHOD", "linear", "Course of the warm-up.", choices=("linear", "constant"))
+_key("SOLVER.RESCALE_INTERVAL", False, "Measure the schedule's intervals after the warm-up instead of from the start.")
+_key("SOLVER.CHECKPOINT_PERIOD", 5000, "Iterations between checkpoints.", minimum=1)
+_key(
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    0,
+    (
+        "Processes that the settings were chosen for: batch, learning rate and schedule follow the number there "
+        "are, linearly. 0 leaves them."
+    ),
+    minimum=0,
+)
+_key("SOLVER.CLIP_GRADIENTS.ENABLED", False, "Clip gradients before each step.")
+_key(
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+    "value",
+    "value: each element; norm: each parameter; full_model: the norm over all parameters.",
+    choices=("value", "norm", "full_model"),
+)
+_key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "Largest absolute value, or largest norm.", minimum=0)
+_key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "Which norm.", minimum=0)
+_key("SOLVER.AMP.ENABLED", False, "Mixed precision: convolutions and matrix products in half precision.")
+
+# --- Test -------------------------------------------------------------------------------------------------------------
+_key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0)
+_key("TEST.DETECTIONS_PER_IMAGE", 100, "Most detections per image, in the model and in the evaluation.", minimum=1)
+_key(
+    "TEST.EXPECTED_RESULTS",
+    [],
+    "Scores to verify: [[task, metric, value, tolerance], ...]. A run that misses one fails.",
+)
+_key(
+    "TEST.KEYPOINT_OKS_SIGMAS", [], "Spread per keypoint in the keypoint metric; empty takes COCO's.", unread=_KEYPOINTS
+)
+_key("TEST.AUG.ENABLED", False, "Test-time augmentation.")
+_key(
+    "TEST.AUG.MIN_SIZES",
+    (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+    "Shortest sides it runs at.",
+    minimum=1,
+    unread=_TTA,
+)
+_key("TEST.AUG.MAX_SIZE", 4000, "Longest side it runs at.", minimum=1, unread=_TTA)
+_key("TEST.AUG.FLIP", True, "Whether it also runs flipped.", unread=_TTA)
+_key("TEST.PRECISE_BN.ENABLED", False, "Recompute the statistics of batch norm layers before each evaluation.")
+_key("TEST.PRECISE_BN.NUM_ITER", 200, "Batches that this takes.", minimum=1)
+
+
+def get_cfg() -> CfgNode:
+    """Give a fresh tree of all settings at their defaults."""
+    cfg = CfgNode()
+    for name, spec in _TABLE.items():
+        *groups, leaf = name.split(".")
+        node: Any = cfg
+        for group in groups:
+            node = node.setdefault(group, CfgNode())
+        node[leaf] = CfgNode(new_allowed=True) if spec.default == {} else _copy(spec.default)
+    cfg.set_key_table(_TABLE)
+    return cfg
+
+
+def _copy(default: Any) -> Any:
+    return [_copy(item) for item in default] if isinstance(default, list) else default
+
+
+def explain(key: str) -> str:
+    """Say what a key means, its default and its legal values.
+
+    Raises:
+        ConfigKeyError: An unknown key; the message lists near misses.
+    """
+    get_cfg().get_by_full_key(key)
+    if key not in _TABLE:
+        below = [name for name in _TABLE if name.startswith(key + ".")]
+        return f"{key}: a group of {len(below)} keys: {', '.join(below)}"
+    spec = _TABLE[key]
+    text = f"{key} = {spec.default!r}\n{spec.meaning}"
+    text += f"\nOne of: {', '.join(map(repr, spec.choices))}" if spec.choices else ""
+    text += f"\nAt least: {spec.minimum:g}" if spec.minimum is not None else ""
+    return text + (f"\nNot read by this version: {spec.unread}." if spec.unread else "")
+
+
+def unread_settings(cfg: CfgNode) -> dict[str, str]:
+    """Give the keys that a config sets although no code reads them yet, each with the reason."""
+    return {
+        name: spec.unread
+        for name, spec in _TABLE.items()
+        if spec.unread and spec.default != {} and cfg.get_by_full_key(name) != spec.default
+    }

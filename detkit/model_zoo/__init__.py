@@ -1,0 +1,5 @@
+"""The configs that come with detkit, found from any folder."""
+
+from detkit.model_zoo.model_zoo import find_config, get_config, get_config_file, list_configs
+
+__all__ = ["find_config", "get_config", "get_config_file", "list_configs"]

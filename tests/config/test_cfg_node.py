@@ -1,0 +1,183 @@
+import copy
+import pickle
+
+import pytest
+import yaml
+
+from detkit.config import CfgNode, ConfigKeyError, get_cfg
+
+
+@pytest.fixture
+def cfg():
+    return get_cfg()
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_file_overrides_default_and_leaves_the_rest(cfg, tmp_path):
+    cfg.merge_from_file(write(tmp_path, "a.yaml", "SOLVER:\n  BASE_LR: 0.5\n"))
+    assert cfg.SOLVER.BASE_LR == 0.5
+    assert cfg.SOLVER.MAX_ITER == 40000
+
+
+def test_base_is_relative_to_the_file_and_is_overridden_by_it(cfg, tmp_path):
+    write(tmp_path, "base.yaml", "SOLVER:\n  BASE_LR: 1.0\n  GAMMA: 0.2\n")
+    write(tmp_path, "deep/mid.yaml", "_BASE_: ../base.yaml\nSOLVER:\n  BASE_LR: 2.0\n")
+    cfg.merge_from_file(write(tmp_path, "deep/er/top.yaml", "_BASE_: ../mid.yaml\nSOLVER:\n  MOMENTUM: 0.5\n"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA, cfg.SOLVER.MOMENTUM) == (2.0, 0.2, 0.5)
+
+
+def test_base_may_be_absolute(cfg, tmp_path):
+    base = write(tmp_path, "x/base.yaml", "SEED: 5\n")
+    cfg.merge_from_file(write(tmp_path, "y/top.yaml", f"_BASE_: {base}\n"))
+    assert cfg.SEED == 5
+
+
+def test_base_may_lie_in_the_home_folder(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write(tmp_path, "base.yaml", "SEED: 6\n")
+    cfg.merge_from_file(write(tmp_path, "y/top.yaml", "_BASE_: ~/base.yaml\n"))
+    assert cfg.SEED == 6
+
+
+def test_base_may_be_a_packaged_config(cfg, tmp_path):
+    cfg.merge_from_file(write(tmp_path, "my.yaml", "_BASE_: detkit://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml\n"))
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+
+
+def test_several_bases_are_merged_in_order(cfg, tmp_path):
+    write(tmp_path, "a.yaml", "SEED: 1\nVIS_PERIOD: 1\n")
+    write(tmp_path, "b.yaml", "SEED: 2\n")
+    cfg.merge_from_file(write(tmp_path, "top.yaml", "_BASE_: [a.yaml, b.yaml]\n"))
+    assert (cfg.SEED, cfg.VIS_PERIOD) == (2, 1)
+
+
+def test_circle_of_bases_is_named(cfg, tmp_path):
+    write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
+    path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(ValueError, match=r"_BASE_ goes in a circle: .*b\.yaml -> .*a\.yaml -> .*b\.yaml"):
+        cfg.merge_from_file(path)
+
+
+def test_missing_file_is_named(cfg):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere\.yaml"):
+        cfg.merge_from_file("nowhere.yaml")
+
+
+def test_missing_base_names_the_file_that_asks_for_it(cfg, tmp_path):
+    path = write(tmp_path, "top.yaml", "_BASE_: gone.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml, named as _BASE_ in .*top\.yaml"):
+        cfg.merge_from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        pytest.param("SOLVER:\n  BASE_LRR: 1\n", ConfigKeyError, r"a\.yaml:2: unknown config key SOLVER\.BASE_LRR\. Did you mean 'SOLVER\.BASE_LR'", id="misspelt-key"),
+        pytest.param("RPN:\n  NMS_THRESH: 0.5\n", ConfigKeyError, r"a\.yaml:2: unknown config key RPN\.NMS_THRESH\. Did you mean 'MODEL\.RPN\.NMS_THRESH'", id="lost-parent"),
+        pytest.param("MODELL:\n  DEVICE: cpu\n  WEIGHTS: x\n", ConfigKeyError, r"a\.yaml:1: unknown config key MODELL\. Did you mean 'MODEL'", id="misspelt-group"),
+        pytest.param("SOLVER:\n  MAX_ITER: many\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be a int, such as 40000; got 'many'", id="wrong-type"),
+        pytest.param("SOLVER:\n  MAX_ITER: 0.5\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be", id="float-for-int"),
+        pytest.param("MODEL:\n  MASK_ON: 1\n", ValueError, r"a\.yaml:2: MODEL\.MASK_ON must be a bool", id="int-for-bool"),
+        pytest.param("DATASETS:\n  TRAIN: mine\n", ValueError, r"DATASETS\.TRAIN must be a list.*Write \['mine'\]", id="text-for-list"),
+        pytest.param("INPUT:\n  FORMAT: rgb\n", ValueError, r"a\.yaml:2: INPUT\.FORMAT must be one of 'BGR', 'RGB', 'L', got 'rgb'\. Did you mean 'RGB'", id="bad-choice"),
+        pytest.param("SOLVER:\n  BASE_LR: -1.0\n", ValueError, r"SOLVER\.BASE_LR must be at least 0, got -1", id="below-minimum"),
+        pytest.param("SOLVER: 3\n", ValueError, r"a\.yaml:1: SOLVER is a group of keys", id="value-for-group"),
+        pytest.param("- 1\n- 2\n", ValueError, r"a\.yaml must hold a mapping", id="list-at-top"),
+        pytest.param("_BASE_: 3\n", ValueError, r"a\.yaml:1: _BASE_ must be a path or a list of paths, got 3", id="bad-base"),
+    ],
+)  # fmt: skip
+def test_bad_file_is_refused_with_place_and_reason(cfg, tmp_path, text, error, message):
+    path = write(tmp_path, "a.yaml", text)
+    with pytest.raises(error, match=message):
+        cfg.merge_from_file(path)
+
+
+def test_list_reads_python_literals(cfg):
+    cfg.merge_from_list(["SOLVER.STEPS", "(1, 2)", "MODEL.MASK_ON", "True", "SOLVER.BASE_LR", "1e-3", "OUTPUT_DIR", "out"])
+    assert (cfg.SOLVER.STEPS, cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ((1, 2), True, 1e-3, "out")
+
+
+def test_whole_number_serves_as_float(cfg):
+    cfg.merge_from_list(["SOLVER.BASE_LR", "1"])
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+def test_text_stays_text_where_text_is_expected(cfg):
+    cfg.merge_from_list(["MODEL.WEIGHTS", "123", "OUTPUT_DIR", "(1)"])
+    assert (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR) == ("123", "(1)")
+
+
+def test_list_keeps_the_type_of_the_default(cfg):
+    cfg.merge_from_list(["DATASETS.TRAIN", ["a"], "MODEL.PIXEL_STD", (1.0, 2.0, 3.0)])
+    assert cfg.DATASETS.TRAIN == ("a",)
+    assert cfg.MODEL.PIXEL_STD == [1.0, 2.0, 3.0]
+
+
+def test_odd_list_is_refused(cfg):
+    with pytest.raises(ValueError, match="come in pairs KEY VALUE, got 1 words"):
+        cfg.merge_from_list(["SEED"])
+
+
+def test_unknown_key_on_the_command_line_has_near_misses(cfg):
+    with pytest.raises(ConfigKeyError, match=r"unknown config key MODEL\.BACKBON\.NAME\. Did you mean 'MODEL\.BACKBONE\.NAME'"):
+        cfg.merge_from_list(["MODEL.BACKBON.NAME", "x"])
+
+
+def test_reading_a_misspelt_key_has_near_misses(cfg):
+    with pytest.raises(AttributeError, match="no config key 'WIEGHTS' here. Did you mean 'WEIGHTS'"):
+        _ = cfg.MODEL.WIEGHTS
+
+
+def test_keys_of_the_user_are_free_below_custom(cfg, tmp_path):
+    cfg.merge_from_file(write(tmp_path, "a.yaml", "MODEL:\n  CUSTOM:\n    WIDTH: 3\n    DEEP:\n      NAME: x\n"))
+    cfg.merge_from_list(["MODEL.CUSTOM.DEEP.ALPHA", "0.5"])
+    assert (cfg.MODEL.CUSTOM.WIDTH, cfg.MODEL.CUSTOM.DEEP.NAME, cfg.MODEL.CUSTOM.DEEP.ALPHA) == (3, "x", 0.5)
+
+
+def test_dump_and_merge_give_the_same_tree(cfg, tmp_path):
+    cfg.merge_from_list(["SOLVER.STEPS", (5, 6), "MODEL.CUSTOM.A", 1])
+    again = get_cfg()
+    again.merge_from_file(write(tmp_path, "dump.yaml", cfg.dump()))
+    assert again == cfg
+    assert yaml.safe_load(cfg.dump())["SOLVER"]["STEPS"] == [5, 6]
+
+
+def test_frozen_tree_cannot_be_changed(cfg):
+    cfg.freeze()
+    with pytest.raises(AttributeError, match="frozen"):
+        cfg.merge_from_list(["SEED", 1])
+    with pytest.raises(AttributeError, match="immutable"):
+        cfg.SEED = 1
+    cfg.defrost()
+    cfg.SEED = 1
+    assert cfg.SEED == 1
+
+
+@pytest.mark.parametrize("copied", [CfgNode.clone, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["clone", "deepcopy", "pickle"])
+def test_copy_is_independent_and_still_checks_values(cfg, copied):
+    other = copied(cfg)
+    other.MODEL.RESNETS.OUT_FEATURES.append("res5")
+    assert cfg.MODEL.RESNETS.OUT_FEATURES == ["res4"]
+    with pytest.raises(ValueError, match="INPUT.FORMAT must be one of"):
+        other.merge_from_list(["INPUT.FORMAT", "X"])
+
+
+def test_paths_of_declared_data_sets_are_relative_to_their_file(cfg, tmp_path):
+    (tmp_path / "pics").mkdir()
+    text = "DATASETS:\n  REGISTER:\n    - {name: a, format: coco, images: pics, annotations: elsewhere.json}\n"
+    cfg.merge_from_file(write(tmp_path, "a.yaml", text))
+    entry = cfg.DATASETS.REGISTER[0]
+    assert entry["images"] == str(tmp_path / "pics")
+    assert entry["annotations"] == "elsewhere.json"  # not beside the file: left for $DETKIT_DATASETS
+
+
+def test_merging_another_tree_checks_it_too(cfg):
+    with pytest.raises(ConfigKeyError, match="unknown config key NOPE"):
+        cfg.merge_from_other_cfg(CfgNode({"NOPE": 1}))

@@ -1,0 +1,146 @@
+"""The table of keys against Detectron2's, and against the keys that the code reads."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from detkit.config import ConfigKeyError, explain, get_cfg, unread_settings
+from detkit.config.defaults import _TABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+# Recorded from Detectron2 0.6's get_cfg().
+DETECTRON2 = json.loads((ROOT / "tests" / "golden" / "defaults.json").read_text())
+DELIBERATELY_DIFFERENT = {"MODEL.DEVICE": "auto"}
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.mark.parametrize(("key", "value"), list(leaves(DETECTRON2)))
+def test_default_is_detectron2s(key, value):
+    ours = json.loads(json.dumps(get_cfg().get_by_full_key(key)))
+    assert ours == DELIBERATELY_DIFFERENT.get(key, value)
+
+
+def test_defaults_are_legal_values():
+    assert {key: spec.problem(spec.default) for key, spec in _TABLE.items() if spec.problem(spec.default)} == {}
+
+
+def test_two_trees_share_nothing():
+    a, b = get_cfg(), get_cfg()
+    a.MODEL.ANCHOR_GENERATOR.SIZES[0].append(1)
+    a.MODEL.CUSTOM.X = 1
+    assert b == get_cfg()
+
+
+def test_explain_gives_meaning_default_and_legal_values():
+    text = explain("INPUT.FORMAT")
+    assert "INPUT.FORMAT = 'BGR'" in text
+    assert "One of: 'BGR', 'RGB', 'L'" in text
+    assert "Channel order" in text
+
+
+def test_explain_of_a_group_lists_its_keys():
+    assert "SOLVER.AMP.ENABLED" in explain("SOLVER.AMP")
+
+
+def test_explain_of_an_unknown_key_has_near_misses():
+    with pytest.raises(ConfigKeyError, match="Did you mean 'SOLVER.MAX_ITER'"):
+        explain("SOLVER.MAXITER")
+
+
+def test_settings_that_nothing_reads_are_reported():
+    cfg = get_cfg()
+    assert unread_settings(cfg) == {}
+    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.NUM_CONV", 4])
+    assert list(unread_settings(cfg)) == ["MODEL.ROI_MASK_HEAD.NUM_CONV"]
+
+
+# --- keys in the code ---
+
+
+def _chain(node, aliases):
+    """`cfg.MODEL.RPN` -> ("MODEL.RPN"), also through a local name given to a group; None for anything else."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    if node.id in aliases:
+        parts.append(aliases[node.id])
+    elif node.id != "cfg":
+        return None
+    return ".".join(part for part in reversed(parts) if part)
+
+
+def keys_read(path):
+    """Every config key that a file names by attribute of `cfg`, with the line."""
+    found = {}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)] + [tree]:
+        aliases = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                chain = _chain(node.value, aliases)
+                if chain and isinstance(_look_up(chain), dict):
+                    aliases[node.targets[0].id] = chain
+        for node in ast.walk(function):
+            chain = _chain(node, aliases)
+            key = ".".join(part for part in (chain or "").split(".") if part.isupper() or part == "")
+            if key:
+                found.setdefault(key, f"{path.relative_to(ROOT)}:{node.lineno}")
+    return found
+
+
+def _look_up(key):
+    node = get_cfg()
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+@pytest.fixture(scope="module")
+def read():
+    found = {}
+    for path in sorted((ROOT / "detkit").rglob("*.py")) + sorted((ROOT / "tools").glob("*.py")):
+        for key, where in keys_read(path).items():
+            found.setdefault(key, where)
+    return found
+
+
+def test_keys_that_the_code_reads_are_declared(read):
+    unknown = {key: where for key, where in read.items() if _look_up(key) is None and not key.startswith("MODEL.CUSTOM")}
+    assert unknown == {}
+
+
+def test_keys_that_are_declared_are_read_or_say_why_not(read):
+    unread = {key for key, spec in _TABLE.items() if not spec.unread and key not in read}
+    assert unread == set(), "declared, not read by any file and without a reason in `unread`"
+
+
+def test_keys_said_to_be_unread_are_unread(read):
+    stale = {key: read[key] for key, spec in _TABLE.items() if spec.unread and key in read}
+    assert stale == {}
+
+
+def test_checker_follows_aliases(tmp_path):
+    path = ROOT / "tests" / "config" / "_never_written.py"
+
+    class Fake:
+        def read_text(self, encoding):
+            return "def f(cfg):\n    rpn = cfg.MODEL.RPN\n    return rpn.NMS_THRESH, cfg.SEED, cfg.MODEL.NOPE.lower()\n"
+
+        def relative_to(self, root):
+            return path.relative_to(root)
+
+    assert set(keys_read(Fake())) >= {"MODEL.RPN.NMS_THRESH", "SEED", "MODEL.NOPE"}

@@ -1,0 +1,108 @@
+import pytest
+
+from detkit.config import get_cfg
+from detkit.config.yaml_loader import evaluate_arithmetic, load_yaml
+
+
+def write(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_keys_remember_their_lines(tmp_path):
+    file = load_yaml(write(tmp_path, "# c\nA:\n  B: 1\n  C:\n    D: x\nE: [1, 2]\n"))
+    assert file.tree == {"A": {"B": 1, "C": {"D": "x"}}, "E": [1, 2]}
+    assert file.lines == {"A": 2, "A.B": 3, "A.C": 4, "A.C.D": 5, "E": 6}
+
+
+def test_empty_file_is_an_empty_mapping(tmp_path):
+    assert load_yaml(write(tmp_path, "# nothing\n")).tree == {}
+
+
+def test_anchor_sizes_of_retinanet_are_computed(tmp_path):
+    # The expression in Detectron2's Base-RetinaNet.yaml.
+    text = (
+        "MODEL:\n  ANCHOR_GENERATOR:\n"
+        '    SIZES: !!python/object/apply:eval ["[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"]\n'
+    )
+    cfg = get_cfg()
+    cfg.merge_from_file(str(write(tmp_path, text)))
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+HOSTILE = "!!python/object/apply:os.system ['touch {}']"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("!!python/object/apply:os.system ['touch {}']", id="apply"),
+        pytest.param("!!python/object/new:os.system ['touch {}']", id="new"),
+        pytest.param("!!python/name:os.system ''", id="name"),
+        pytest.param("!!python/object/apply:eval [\"__import__('os').system('touch {}')\"]", id="eval-call"),
+        pytest.param("!!python/object/apply:eval [\"open('{}', 'w')\"]", id="eval-open"),
+        pytest.param("!!python/object/apply:eval [\"[x for x in ().__class__.__base__.__subclasses__()]\"]", id="eval-attribute"),
+        pytest.param("!!python/object/apply:eval ['1', '2']", id="eval-two-arguments"),
+        pytest.param("!mine 3", id="unknown-tag"),
+    ],
+)  # fmt: skip
+def test_tag_that_would_run_code_is_refused_and_runs_nothing(tmp_path, value):
+    victim = tmp_path / "ran"
+    path = write(tmp_path, "A: 1\nOUTPUT_DIR: " + value.replace("{}", str(victim)) + "\n")
+    with pytest.raises(ValueError, match=r"a\.yaml:2: .*(refused|takes a list of one)"):
+        get_cfg().merge_from_file(str(path))
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("A: 1\nA: 2\n", r"a\.yaml:2: A is set twice, first in line 1", id="twice"),
+        pytest.param("1: x\n", r"a\.yaml:1: a config key must be a string", id="number-as-key"),
+        pytest.param("A: [1\n", r"is not valid YAML", id="syntax"),
+        pytest.param("A: &a [*a]\n", r"contains itself|not valid YAML", id="self-alias"),
+        pytest.param("[" * 5000, r"nested too deeply|not valid YAML", id="deep"),
+    ],
+)
+def test_unusable_file_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_yaml(write(tmp_path, text))
+
+
+def test_alias_bomb_is_refused(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(ValueError, match="more than 100000 values once aliases are followed"):
+        load_yaml(write(tmp_path, "\n".join(lines)))
+
+
+def test_binary_file_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ValueError, match="is not a YAML text file"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("1 + 2 * 3", 7),
+        ("-(7 // 2) % 5", 2),
+        ("[x / 2 for x in (1, 2)]", [0.5, 1.0]),
+        ("[[x * y for y in [1, 2]] for x in [3, 4]]", [[3, 6], [4, 8]]),
+        ("2 ** -1", 0.5),
+    ],
+)
+def test_arithmetic(expression, value):
+    assert evaluate_arithmetic(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["f(1)", "a", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
+     "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]"],
+)  # fmt: skip
+def test_everything_else_is_refused(expression):
+    with pytest.raises(ValueError):
+        evaluate_arithmetic(expression)
