@@ -100,7 +100,9 @@ def test_bad_file_is_refused_with_place_and_reason(cfg, tmp_path, text, error, m
 
 
 def test_list_reads_python_literals(cfg):
-    cfg.merge_from_list(["SOLVER.STEPS", "(1, 2)", "MODEL.MASK_ON", "True", "SOLVER.BASE_LR", "1e-3", "OUTPUT_DIR", "out"])
+    cfg.merge_from_list(
+        ["SOLVER.STEPS", "(1, 2)", "MODEL.MASK_ON", "True", "SOLVER.BASE_LR", "1e-3", "OUTPUT_DIR", "out"]
+    )
     assert (cfg.SOLVER.STEPS, cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ((1, 2), True, 1e-3, "out")
 
 
@@ -126,7 +128,9 @@ def test_odd_list_is_refused(cfg):
 
 
 def test_unknown_key_on_the_command_line_has_near_misses(cfg):
-    with pytest.raises(ConfigKeyError, match=r"unknown config key MODEL\.BACKBON\.NAME\. Did you mean 'MODEL\.BACKBONE\.NAME'"):
+    with pytest.raises(
+        ConfigKeyError, match=r"unknown config key MODEL\.BACKBON\.NAME\. Did you mean 'MODEL\.BACKBONE\.NAME'"
+    ):
         cfg.merge_from_list(["MODEL.BACKBON.NAME", "x"])
 
 
@@ -160,7 +164,11 @@ def test_frozen_tree_cannot_be_changed(cfg):
     assert cfg.SEED == 1
 
 
-@pytest.mark.parametrize("copied", [CfgNode.clone, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["clone", "deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied",
+    [CfgNode.clone, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))],
+    ids=["clone", "deepcopy", "pickle"],
+)
 def test_copy_is_independent_and_still_checks_values(cfg, copied):
     other = copied(cfg)
     other.MODEL.RESNETS.OUT_FEATURES.append("res5")

@@ -101,10 +101,11 @@ def keys_read(path):
 
 
 def _look_up(key):
+    """The setting or group at a key; `...` where there is none."""
     node = get_cfg()
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
-            return None
+            return ...
         node = node[part]
     return node
 
@@ -119,7 +120,7 @@ def read():
 
 
 def test_keys_that_the_code_reads_are_declared(read):
-    unknown = {key: where for key, where in read.items() if _look_up(key) is None and not key.startswith("MODEL.CUSTOM")}
+    unknown = {key: where for key, where in read.items() if _look_up(key) is ... and not key.startswith("MODEL.CUSTOM")}
     assert unknown == {}
 
 

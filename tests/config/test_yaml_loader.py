@@ -28,7 +28,9 @@ def test_anchor_sizes_of_retinanet_are_computed(tmp_path):
     )
     cfg = get_cfg()
     cfg.merge_from_file(str(write(tmp_path, text)))
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
+    assert [
+        [x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)
+    ] == cfg.MODEL.ANCHOR_GENERATOR.SIZES
 
 
 HOSTILE = "!!python/object/apply:os.system ['touch {}']"
