@@ -244,8 +244,11 @@ def _anchor_paths(file: YamlFile) -> None:
         for entry in entries if isinstance(entries, list) else []:
             for name in fields:
                 value = entry.get(name) if isinstance(entry, dict) else None
-                if isinstance(value, str) and (file.path.parent / Path(value).expanduser()).exists():
-                    entry[name] = str((file.path.parent / Path(value).expanduser()).resolve())
+                if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
+                    continue  # a split is a file, or a bare name that a folder may happen to share
+                beside = file.path.parent / Path(value).expanduser()
+                if beside.exists():
+                    entry[name] = str(beside.resolve())
 
 
 def _decode(value: Any, present: Any) -> Any:

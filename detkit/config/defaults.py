@@ -445,6 +445,12 @@ _key(
     True,
     "Repeat by the square root of threshold / share. Gupta et al. 2019, arXiv 1908.03195.",
 )
+_key(
+    "DATALOADER.RANDOM_SUBSET_RATIO",
+    1.0,
+    "Share of the images to train on, drawn once, in (0, 1] (RandomSubsetTrainingSampler). Source: Detectron2 after 0.6.",
+    minimum=0,
+)
 _key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "Leave out training images without objects; how many is logged.")
 
 # --- Solver -----------------------------------------------------------------------------------------------------------

@@ -179,9 +179,11 @@ def test_copy_is_independent_and_still_checks_values(cfg, copied):
 
 def test_paths_of_declared_data_sets_are_relative_to_their_file(cfg, tmp_path):
     (tmp_path / "pics").mkdir()
-    text = "DATASETS:\n  REGISTER:\n    - {name: a, format: coco, images: pics, annotations: elsewhere.json}\n"
+    (tmp_path / "train").mkdir()
+    text = "DATASETS:\n  REGISTER:\n    - {name: a, format: coco, images: pics, annotations: elsewhere.json, split: train}\n"
     cfg.merge_from_file(write(tmp_path, "a.yaml", text))
     entry = cfg.DATASETS.REGISTER[0]
+    assert entry["split"] == "train"  # a name, not the folder of that name
     assert entry["images"] == str(tmp_path / "pics")
     assert entry["annotations"] == "elsewhere.json"  # not beside the file: left for $DETKIT_DATASETS
 

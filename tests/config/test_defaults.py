@@ -81,17 +81,26 @@ def _chain(node, aliases):
     return ".".join(part for part in reversed(parts) if part)
 
 
+def _assignments(function):
+    """Every `name = value` in a function, also of `a, b = x, y`."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+            both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            pairs = zip(target.elts, value.elts, strict=False) if both else [(target, value)]
+            yield from ((t.id, v) for t, v in pairs if isinstance(t, ast.Name))
+
+
 def keys_read(path):
     """Every config key that a file names by attribute of `cfg`, with the line."""
     found = {}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)] + [tree]:
         aliases = {}
-        for node in ast.walk(function):
-            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-                chain = _chain(node.value, aliases)
-                if chain and isinstance(_look_up(chain), dict):
-                    aliases[node.targets[0].id] = chain
+        for name, value in _assignments(function):
+            chain = _chain(value, aliases)
+            if chain and isinstance(_look_up(chain), dict):
+                aliases[name] = chain
         for node in ast.walk(function):
             chain = _chain(node, aliases)
             key = ".".join(part for part in (chain or "").split(".") if part.isupper() or part == "")
@@ -139,7 +148,7 @@ def test_checker_follows_aliases(tmp_path):
 
     class Fake:
         def read_text(self, encoding):
-            return "def f(cfg):\n    rpn = cfg.MODEL.RPN\n    return rpn.NMS_THRESH, cfg.SEED, cfg.MODEL.NOPE.lower()\n"
+            return "def f(cfg):\n    rpn, m = cfg.MODEL.RPN, cfg.MODEL\n    return rpn.NMS_THRESH, cfg.SEED, m.NOPE.lower()\n"
 
         def relative_to(self, root):
             return path.relative_to(root)
