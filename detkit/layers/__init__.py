@@ -1,0 +1,32 @@
+"""Layers and functions that models are made of, over torch and torchvision."""
+
+from detkit.layers.blocks import CNNBlockBase
+from detkit.layers.conv import Conv2d
+from detkit.layers.losses import ciou_loss, cross_entropy, diou_loss, giou_loss, smooth_l1_loss
+from detkit.layers.nms import batched_nms
+from detkit.layers.norm import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
+from detkit.layers.roi_align import ROIAlign
+from detkit.layers.shape_spec import ShapeSpec
+from detkit.layers.tensor_ops import cat, nonzero_tuple
+from detkit.layers.weight_init import c2_msra_fill, c2_xavier_fill
+
+__all__ = [
+    "NORM_NAMES",
+    "CNNBlockBase",
+    "Conv2d",
+    "FrozenBatchNorm2d",
+    "LayerNorm2d",
+    "ROIAlign",
+    "ShapeSpec",
+    "batched_nms",
+    "c2_msra_fill",
+    "c2_xavier_fill",
+    "cat",
+    "ciou_loss",
+    "cross_entropy",
+    "diou_loss",
+    "get_norm",
+    "giou_loss",
+    "nonzero_tuple",
+    "smooth_l1_loss",
+]

@@ -1,0 +1,58 @@
+"""Convolution with its norm and activation.
+
+Legend: N images, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from detkit.layers.norm import FixedNorm, fixed_norm, scale_and_shift
+
+
+class Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` followed by an optional norm and an optional activation.
+
+    A norm that is a fixed map per channel at the moment (FrozenBN; BN in eval mode) is folded into the convolution's
+    weight and bias: the same numbers and gradients up to rounding, with one pass over the feature map less. Folded in
+    every forward pass, so that there is no second state of the weights that could be out of date; the weights are much
+    smaller than the feature maps. The norm module itself is not called then, nor are hooks on it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            *args: As in ``torch.nn.Conv2d``.
+            norm: Applied to the output of the convolution.
+            activation: Applied last. It may work in place: nothing before it needs its own output again.
+            **kwargs: As in ``torch.nn.Conv2d``.
+        """
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
+        fixed = fixed_norm(self.norm)
+        if fixed is not None:
+            x = self._conv_forward(input, *self._folded(fixed))
+        else:
+            x = self._conv_forward(input, self.weight, self.bias)
+            if self.norm is not None:
+                x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def _folded(self, norm: FixedNorm) -> tuple[Tensor, Tensor]:
+        scale, shift = scale_and_shift(norm)
+        bias = shift if self.bias is None else shift + self.bias * scale
+        return self.weight * scale[:, None, None, None], bias

@@ -1,0 +1,73 @@
+"""Loss functions of detection, all well defined for nothing to compare.
+
+``reduction`` is "none", "mean" or "sum" throughout. The mean over nothing is 0, and stays in the graph: distributed
+training waits for a gradient of every parameter, also in a process whose images have no objects.
+
+Legend: N pairs of boxes, R rows, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+
+def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = "none") -> Tensor:
+    """Give ``0.5 x^2 / beta`` for ``|x| < beta``, else ``|x| - 0.5 beta``, of ``x = input - target``.
+
+    Source: Girshick 2015, arXiv 1504.08083, equation 3, with a free switch point.
+
+    Args:
+        beta: Where the square goes over into the line. 0 is the plain L1 loss.
+    """
+    return _reduced(F.smooth_l1_loss(input, target, beta=beta, reduction="none"), reduction)
+
+
+def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+    """Give 1 - GIoU of (N, 4) XYXY boxes with their partners, in [0, 2].
+
+    Source: Rezatofighi et al. 2019, arXiv 1902.09630.
+    """
+    return generalized_box_iou_loss(boxes1, boxes2, reduction, eps)
+
+
+def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+    """Give 1 - DIoU of (N, 4) XYXY boxes with their partners: IoU less the squared distance of the centers.
+
+    Source: Zheng et al. 2020, arXiv 1911.08287.
+    """
+    return distance_box_iou_loss(boxes1, boxes2, reduction, eps)
+
+
+def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
+    """Give 1 - CIoU of (N, 4) XYXY boxes with their partners: DIoU less a term for the aspect ratio.
+
+    Source: Zheng et al. 2020, arXiv 1911.08287.
+    """
+    return complete_box_iou_loss(boxes1, boxes2, reduction, eps)
+
+
+def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
+    """Give ``torch.nn.functional.cross_entropy``, with a mean over no rows of 0 instead of nan.
+
+    Args:
+        input: (R, K) logits.
+        target: (R,) int64 class in [0, K).
+        **kwargs: As in torch.
+    """
+    if target.numel() == 0 and reduction == "mean":
+        return input.sum() * 0.0
+    return F.cross_entropy(input, target, reduction=reduction, **kwargs)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.mean() if loss.numel() > 0 else loss.sum() * 0.0
+    raise ValueError(f"reduction is 'none', 'mean' or 'sum': got {reduction!r}")

@@ -1,0 +1,179 @@
+"""Normalisation layers, and the names that a config gives them.
+
+Legend: N images, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.utils import comm
+from detkit.utils.logger import log_first_n
+from detkit.utils.near_miss import did_you_mean
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with everything fixed: a multiplication and an addition per channel.
+
+    Its four numbers per channel are buffers, so that no optimizer touches them. As built it changes nothing:
+    ``running_var`` is ``1 - eps``, so that weights which come without statistics (those of MSRA, where they are folded
+    into weight and bias) mean exactly what they say.
+    """
+
+    num_batches_tracked: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        # Absent, unless this layer was made from a BatchNorm that had it: the state_dict keeps its names.
+        self.register_buffer("num_batches_tracked", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        scale, shift = scale_and_shift(self)
+        # One pass over x. Unlike F.batch_norm it keeps no copy of x for the backward pass.
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+    def extra_repr(self) -> str:
+        """Show what ``nn.BatchNorm2d`` shows."""
+        return f"num_features={self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """Freeze every BatchNorm2d and SyncBatchNorm in a module.
+
+        Args:
+            module: Its children are replaced in place; a module that is a batch norm itself is not changed.
+
+        Returns:
+            The module, or its frozen counterpart when it is a batch norm itself.
+
+        Raises:
+            ValueError: If a batch norm keeps no running statistics.
+        """
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            return cls._from_batchnorm(module)
+        for name, child in module.named_children():
+            frozen = cls.convert_frozen_batchnorm(child)
+            if frozen is not child:
+                setattr(module, name, frozen)
+        return module
+
+    @classmethod
+    def _from_batchnorm(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError(f"only a batch norm with running statistics can be frozen: got {norm}")
+        frozen = cls(norm.num_features, norm.eps).to(norm.running_mean.device).train(norm.training)
+        if norm.affine:
+            frozen.weight.copy_(norm.weight.detach())
+            frozen.bias.copy_(norm.bias.detach())
+        frozen.running_mean.copy_(norm.running_mean)
+        frozen.running_var.copy_(norm.running_var)
+        if norm.num_batches_tracked is not None:
+            frozen.num_batches_tracked = norm.num_batches_tracked.clone()
+        return frozen
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel, (N, C, H, W) to the same."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps).permute(
+            0, 3, 1, 2
+        )
+
+
+FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
+    """Give the norm back if it is, at the moment, a fixed affine map per channel; else None.
+
+    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types only: a subclass
+    may compute something else.
+    """
+    if type(norm) is FrozenBatchNorm2d:
+        return norm
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        if norm.affine and not norm.training and norm.running_var is not None:
+            return norm
+    return None
+
+
+def scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
+    """Give the (C,) factor and the (C,) summand that a norm with fixed statistics applies."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _sync_batchnorm(num_channels: int) -> nn.Module:
+    if comm.get_world_size() > 1:
+        return nn.SyncBatchNorm(num_channels)
+    log_first_n(logging.INFO, "SyncBN in a single process: built as BN, which computes the same", key="SyncBN as BN")
+    return nn.BatchNorm2d(num_channels)
+
+
+def _group_norm(num_channels: int) -> nn.Module:
+    if num_channels % 32 != 0:
+        raise ValueError(
+            f"norm 'GN' has 32 groups: the number of channels must be a multiple of 32, got {num_channels}"
+        )
+    return nn.GroupNorm(32, num_channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "FrozenBN": FrozenBatchNorm2d,
+    "BN": nn.BatchNorm2d,
+    "SyncBN": _sync_batchnorm,
+    "GN": _group_norm,
+    "LN": LayerNorm2d,
+}
+NORM_NAMES: tuple[str, ...] = ("", *_NORMS)
+"""What ``get_norm`` knows by name; "" is none."""
+
+
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
+    """Build a norm over ``out_channels`` channels.
+
+    Args:
+        norm: One of ``NORM_NAMES``; a class or function that takes the number of channels; or None.
+
+    Returns:
+        None for None and "".
+
+    Raises:
+        ValueError: If the name is not known, or the norm cannot have that many channels.
+    """
+    if norm is None or norm == "":
+        return None
+    if not isinstance(norm, str):
+        return norm(out_channels)
+    if norm not in _NORMS:
+        raise ValueError(
+            f"unknown norm {norm!r}.{did_you_mean(norm, _NORMS)} Known: {', '.join(_NORMS)}, or '' for none"
+        )
+    return _NORMS[norm](out_channels)

@@ -1,0 +1,114 @@
+"""A batch of images of different sizes, padded into one tensor.
+
+Legend: N images, C channels, H and W the padded height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class ImageList:
+    """Images in the top left corners of one padded tensor, with the size that each has without its padding.
+
+    Attributes:
+        tensor: (N, C, H, W), or (N, H, W) for images without a channel dimension.
+        image_sizes: N times ``(height, width)``.
+    """
+
+    def __init__(self, tensor: Tensor, image_sizes: Sequence[tuple[int, int]]) -> None:
+        """Hold a padded batch.
+
+        Raises:
+            ValueError: If there is not one size per image.
+        """
+        if tensor.shape[0] != len(image_sizes):
+            raise ValueError(f"need one size per image: got {len(image_sizes)} sizes, {tensor.shape[0]} images")
+        self.tensor = tensor
+        self.image_sizes = list(image_sizes)
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Give one image without its padding, as a view: (C, height, width) or (height, width)."""
+        height, width = self.image_sizes[index]
+        return self.tensor[index, ..., :height, :width]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the batch."""
+        return self.tensor.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageList:
+        """Give the batch on another device."""
+        return ImageList(self.tensor.to(device=device, non_blocking=non_blocking), self.image_sizes)
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Mapping[str, int] | None = None,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> ImageList:
+        """Pad images at the right and the bottom to one size, and batch them.
+
+        Args:
+            tensors: N images (C, height, width) or (height, width), of one dtype, device and number of channels.
+            size_divisibility: H and W become multiples of this. 0 and 1 ask for nothing.
+            pad_value: What the padding is filled with.
+            padding_constraints: What a backbone asks for, instead: ``size_divisibility`` replaces the argument of that
+                name, ``square_size`` above 0 makes H and W this large before the rounding.
+            memory_format: How the batch lies in memory. Written so at once: a conversion afterwards is one more copy.
+
+        Raises:
+            ValueError: If there are no images, they differ in more than height and width, or one is larger than
+                ``square_size``.
+        """
+        _check_images(tensors)
+        image_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
+        height, width = _padded_size(image_sizes, size_divisibility, padding_constraints or {})
+        first = tensors[0]
+        batch = torch.empty(
+            (len(tensors), *first.shape[:-2], height, width),
+            dtype=first.dtype,
+            device=first.device,
+            memory_format=memory_format,
+        )
+        for index, (image, (height_i, width_i)) in enumerate(zip(tensors, image_sizes, strict=True)):
+            batch[index, ..., :height_i, :width_i] = image
+            # Only the padding is filled, so that no pixel is written twice.
+            batch[index, ..., height_i:, :] = pad_value
+            batch[index, ..., :height_i, width_i:] = pad_value
+        return ImageList(batch, image_sizes)
+
+
+def _check_images(tensors: Sequence[Tensor]) -> None:
+    if len(tensors) == 0:
+        raise ValueError("need at least one image to make a batch")
+    for index, image in enumerate(tensors):
+        if not isinstance(image, Tensor):
+            raise TypeError(f"images are tensors: image {index} is {type(image).__name__}")
+        if image.dim() not in (2, 3):
+            raise ValueError(f"images are (C, H, W) or (H, W): image {index} has shape {tuple(image.shape)}")
+        if image.shape[:-2] != tensors[0].shape[:-2]:
+            shapes = f"{tuple(tensors[0].shape)} and image {index} {tuple(image.shape)}"
+            raise ValueError(f"images of a batch differ in height and width only: image 0 has shape {shapes}")
+
+
+def _padded_size(
+    image_sizes: Sequence[tuple[int, int]], size_divisibility: int, constraints: Mapping[str, int]
+) -> tuple[int, int]:
+    height, width = (max(sides) for sides in zip(*image_sizes, strict=True))
+    square_size = constraints.get("square_size", 0)
+    if square_size > 0:
+        if max(height, width) > square_size:
+            raise ValueError(f"images are padded to a square of {square_size}: got one of {height} x {width}")
+        height = width = square_size
+    stride = max(1, constraints.get("size_divisibility", size_divisibility))
+    return -(-height // stride) * stride, -(-width // stride) * stride

@@ -1,0 +1,183 @@
+"""The objects of one image, as columns of equal length.
+
+Legend: M objects in one image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from detkit.utils.near_miss import did_you_mean
+
+
+class Instances:
+    """A table of M objects: named fields, each of length M (boxes, classes, scores, ...), and the image's size.
+
+    A field is set and read as an attribute. What can be a field: anything with ``len`` and indexing; tensors, lists
+    and classes with a static ``cat`` can also be joined.
+
+    Example:
+        >>> instances = Instances((480, 640))
+        >>> instances.pred_boxes = Boxes([[0, 0, 10, 10], [5, 5, 20, 20]])
+        >>> instances.scores = torch.tensor([0.9, 0.3])
+        >>> confident = instances[instances.scores > 0.5]
+    """
+
+    _image_size: tuple[int, int]
+    _fields: dict[str, Any]
+
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
+        """Start a table.
+
+        Args:
+            image_size: ``(height, width)`` in pixels.
+            **kwargs: Fields to set.
+        """
+        self._image_size = image_size
+        self._fields = {}
+        for name, value in kwargs.items():
+            self.set(name, value)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the image in pixels."""
+        return self._image_size
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            self.set(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is no real attribute. `_fields` is missing while an object is unpickled or copied.
+        if name == "_fields" or name not in self._fields:
+            known = list(self.__dict__.get("_fields", ()))
+            raise AttributeError(f"Instances have no field {name!r}, only {known}.{did_you_mean(name, known)}")
+        return self._fields[name]
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a field, or replace it.
+
+        Raises:
+            ValueError: If its length is not that of the fields already there.
+        """
+        if len(self._fields) > 0 and len(value) != len(self):
+            raise ValueError(f"field {name!r} needs one value per instance: got {len(value)} for {len(self)} instances")
+        self._fields[name] = value
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a field of this name."""
+        return name in self._fields
+
+    def get(self, name: str) -> Any:
+        """Give a field.
+
+        Raises:
+            AttributeError: If there is none of this name.
+        """
+        return self.__getattr__(name)
+
+    def remove(self, name: str) -> None:
+        """Drop a field.
+
+        Raises:
+            AttributeError: If there is none of this name.
+        """
+        self.get(name)
+        del self._fields[name]
+
+    def get_fields(self) -> dict[str, Any]:
+        """Give the fields by name: the dict itself. Changing it changes the instances, unchecked."""
+        return self._fields
+
+    def to(self, *args: Any, **kwargs: Any) -> Instances:
+        """Give the same table with ``.to(*args, **kwargs)`` applied to each field that has it."""
+        result = Instances(self._image_size)
+        for name, value in self._fields.items():
+            result.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
+        return result
+
+    def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Instances:
+        """Select objects by an index (giving one object), a slice, a bool mask, or int64 indices."""
+        if isinstance(item, int):
+            if not -len(self) <= item < len(self):
+                raise IndexError(f"instance {item} of {len(self)}")
+            item = slice(item, None, len(self))
+        result = Instances(self._image_size)
+        for name, value in self._fields.items():
+            result.set(name, _select_from_list(value, item) if isinstance(value, list) else value[item])
+        return result
+
+    def __len__(self) -> int:
+        if not self._fields:
+            raise NotImplementedError("Instances without a field have no length")
+        return len(next(iter(self._fields.values())))
+
+    def __iter__(self) -> NoReturn:
+        raise NotImplementedError("Instances are not iterable: use instances[i], or zip over the fields you need")
+
+    @staticmethod
+    def cat(instance_lists: Sequence[Instances]) -> Instances:
+        """Join tables of one image.
+
+        Args:
+            instance_lists: At least one; all with the same image size and fields.
+
+        Raises:
+            ValueError: If there are none, or they differ in image size or in fields.
+            TypeError: If a field is of a kind that cannot be joined.
+        """
+        if len(instance_lists) == 0:
+            raise ValueError("need at least one Instances to join")
+        first = instance_lists[0]
+        if len(instance_lists) == 1:
+            return first
+        for index, other in enumerate(instance_lists):
+            _check_joinable(first, other, index)
+        result = Instances(first.image_size)
+        for name in first.get_fields():
+            result.set(name, _join(name, [instances.get(name) for instances in instance_lists]))
+        return result
+
+    def __repr__(self) -> str:
+        height, width = self._image_size
+        count = len(self) if self._fields else 0
+        fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
+        return f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
+
+
+def _select_from_list(values: list[Any], item: slice | Tensor | Sequence[int]) -> list[Any]:
+    if isinstance(item, slice):
+        return values[item]
+    indices = torch.as_tensor(item)
+    if indices.dtype == torch.bool:
+        indices = indices.nonzero().squeeze(1)
+    return [values[i] for i in indices.tolist()]
+
+
+def _check_joinable(first: Instances, other: Instances, index: int) -> None:
+    if not isinstance(other, Instances):
+        raise TypeError(f"Instances.cat takes Instances: item {index} is {type(other).__name__}")
+    if other.image_size != first.image_size:
+        sizes = f"{first.image_size} and item {index} {other.image_size}"
+        raise ValueError(f"only instances of one image can be joined: item 0 has image size {sizes}")
+    if other.get_fields().keys() != first.get_fields().keys():
+        fields = f"{sorted(first.get_fields())} and item {index} {sorted(other.get_fields())}"
+        raise ValueError(f"instances to join need the same fields: item 0 has {fields}")
+
+
+def _join(name: str, values: list[Any]) -> Any:
+    kind = type(values[0])
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], list):
+        return list(itertools.chain.from_iterable(values))
+    if hasattr(kind, "cat"):
+        return kind.cat(values)
+    raise TypeError(f"field {name!r} is {kind.__name__}, which has no cat to be joined with")

@@ -1,0 +1,98 @@
+"""The dicts that travel between packages, with their keys and the types of their values.
+
+A record describes one image of a data set on disk. A model input is one image made ready for a model, a model output
+what a model says about one image. A class whose name starts with an underscore only holds the required keys of the
+class that follows it.
+
+Legend: C channels, H and W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from detkit.structures.box_mode import BoxMode
+from detkit.structures.instances import Instances
+
+
+class RLERecord(TypedDict):
+    """A mask in COCO's run-length encoding."""
+
+    size: list[int]
+    """``[height, width]``."""
+    counts: str | bytes | list[int]
+    """Compressed (str or bytes), or the run lengths themselves."""
+
+
+class _AnnotationKeys(TypedDict):
+    bbox: list[float]
+    bbox_mode: BoxMode
+    category_id: int
+
+
+class AnnotationRecord(_AnnotationKeys, total=False):
+    """One object of an image."""
+
+    id: int
+    """The annotation's number in its file: error messages name it."""
+    iscrowd: int
+    """1 for a region of many objects that are not told apart: not trained on, and ignored by COCO evaluation."""
+    difficult: int
+    """1 for an object that Pascal VOC evaluation ignores."""
+    segmentation: list[list[float]] | RLERecord
+    """Polygons, each ``[x0, y0, x1, y1, ...]`` in pixels; or a mask in run-length encoding."""
+    keypoints: list[float]
+    """``[x, y, visibility, ...]``; visibility 0 not labelled, 1 labelled and hidden, 2 visible."""
+    area: float
+    """Area in square pixels as the data set gives it: COCO's small, medium and large go by it."""
+
+
+class _ImageKeys(TypedDict):
+    file_name: str
+    image_id: int | str
+
+
+class ImageRecord(_ImageKeys, total=False):
+    """One image of a data set. ``category_id`` of its annotations is contiguous, in [0, K)."""
+
+    height: int
+    width: int
+    annotations: list[AnnotationRecord]
+    """Absent where nothing is annotated (test images); empty where it is known that there is no object."""
+    sem_seg_file_name: str
+
+
+class _ModelInputKeys(TypedDict):
+    image: Tensor
+    """(C, H, W) uint8 or float, in the channel order that the model wants."""
+
+
+class ModelInput(_ModelInputKeys, total=False):
+    """One image for a model."""
+
+    instances: Instances
+    """Ground truth: ``gt_boxes``, ``gt_classes``, ... in the coordinates of ``image``."""
+    height: int
+    """Height of the wanted output, in pixels: that of the file. Absent: that of ``image``."""
+    width: int
+    image_id: int | str
+    file_name: str
+    proposals: Instances
+    """Precomputed proposals: ``proposal_boxes``, ``objectness_logits``, in the coordinates of ``image``."""
+    sem_seg: Tensor
+    """(H, W) int64 class per pixel."""
+
+
+class ModelOutput(TypedDict, total=False):
+    """What a model says about one image, in the coordinates of ``ModelInput``'s ``height`` and ``width``."""
+
+    instances: Instances
+    """``pred_boxes``, ``scores``, ``pred_classes``, ... in falling order of score."""
+    proposals: Instances
+    """``proposal_boxes``, ``objectness_logits``: the output of a proposal network."""
+    sem_seg: Tensor
+    """(K, H, W) scores per class and pixel."""
+    panoptic_seg: tuple[Tensor, list[dict[str, Any]]]
+    """(H, W) segment id per pixel, and a dict per segment."""

@@ -1,0 +1,164 @@
+"""Slow references: what the fast code is tested against, in plain loops over Python numbers."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def iou_of_two_boxes(a, b) -> float:
+    """Give the intersection over union of two boxes (x1, y1, x2, y2)."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if shared > 0 else 0.0
+
+
+def slow_pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Give (N, M) IoU of (N, 4) and (M, 4) XYXY boxes."""
+    rows = [[iou_of_two_boxes(a, b) for b in boxes2.tolist()] for a in boxes1.tolist()]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(boxes1), len(boxes2))
+
+
+def slow_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Give the indices of the boxes that no better box of their own class overlaps, best first."""
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
+        rivals = [j for j in kept if idxs[j] == idxs[i]]
+        if all(iou_of_two_boxes(boxes[i].tolist(), boxes[j].tolist()) <= iou_threshold for j in rivals):
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def slow_bilinear_sample(image: np.ndarray, y: float, x: float) -> np.ndarray:
+    """Give the (C,) value of a (C, H, W) image at a point, pixel (r, c) being the value at exactly y = r, x = c.
+
+    A point more than one pixel outside counts as 0; nearer, as the nearest pixel of the border.
+    """
+    _, height, width = image.shape
+    if y < -1 or y > height or x < -1 or x > width:
+        return np.zeros(len(image))
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    dy, dx = y - top, x - left
+    upper = (1 - dx) * image[:, top, left] + dx * image[:, top, right]
+    lower = (1 - dx) * image[:, bottom, left] + dx * image[:, bottom, right]
+    return (1 - dy) * upper + dy * lower
+
+
+def slow_roi_align(
+    features: Tensor, rois: Tensor, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """Give (R, C, P, P): the mean of samples in each cell of a P x P grid over each (image, x1, y1, x2, y2)."""
+    maps = features.double().numpy()
+    out = np.zeros((len(rois), maps.shape[1], output_size, output_size))
+    for r, (image, *box) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (value * spatial_scale - (0.5 if aligned else 0.0) for value in box)
+        width, height = x2 - x1, y2 - y1
+        if not aligned:
+            width, height = max(width, 1.0), max(height, 1.0)
+        rows = sampling_ratio or math.ceil(height / output_size)
+        columns = sampling_ratio or math.ceil(width / output_size)
+        for i in range(output_size):
+            for j in range(output_size):
+                samples = [
+                    slow_bilinear_sample(
+                        maps[int(image)],
+                        y1 + (i + (a + 0.5) / rows) * height / output_size,
+                        x1 + (j + (b + 0.5) / columns) * width / output_size,
+                    )
+                    for a in range(rows)
+                    for b in range(columns)
+                ]
+                if samples:
+                    out[r, :, i, j] = np.mean(samples, axis=0)
+    return torch.from_numpy(out).to(features.dtype)
+
+
+def random_boxes(count: int, size: float = 100.0, seed: int = 0) -> Tensor:
+    """Give (count, 4) XYXY boxes within a square of that size, many of which overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, 2, generator=generator) * size
+    return torch.cat([corners.min(dim=1).values, corners.max(dim=1).values], dim=1)
+
+
+def slow_anchors(sizes, aspect_ratios, stride: int, offset: float, grid_size: tuple[int, int]) -> Tensor:
+    """Give the (H * W * A, 4) anchors of one level, ordered by row, column, size, ratio (height / width)."""
+    anchors = []
+    for row in range(grid_size[0]):
+        for column in range(grid_size[1]):
+            x, y = (column + offset) * stride, (row + offset) * stride
+            for size in sizes:
+                for ratio in aspect_ratios:
+                    width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
+                    anchors.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    return torch.tensor(anchors, dtype=torch.float32).reshape(-1, 4)
+
+
+def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> tuple[Tensor, list[int]]:
+    """Give each of R columns of a (M, R) matrix its largest value, and the label of the interval it falls in.
+
+    With low-quality matches, a column that holds the largest value of a row, if that is not 0, has label 1.
+    """
+    rows = quality.tolist()
+    best = [max(row[r] for row in rows) for r in range(quality.shape[1])]
+    result = [
+        labels[sum(value >= threshold for threshold in quality.new_tensor(thresholds).tolist())] for value in best
+    ]
+    if allow_low_quality:
+        for row in rows:
+            for r, value in enumerate(row):
+                if value == max(row) > 0:
+                    result[r] = 1
+    return torch.tensor(best), result
+
+
+def slow_voc_average_precision(objects, detections, threshold: float, use_07_metric: bool) -> float:
+    """Give Pascal VOC's average precision of one class, in [0, 1].
+
+    Args:
+        objects: One (image, box, is_difficult) per object; at least one is not difficult.
+        detections: One (image, box, score) per detection.
+        threshold: Overlap that is enough.
+        use_07_metric: 11 points of recall instead of the area under the curve.
+    """
+    num_objects = sum(1 for _, _, is_difficult in objects if not is_difficult)
+    taken, right, wrong = set(), 0, 0
+    curve = []  # (recall, precision) after each detection
+    for image, box, _ in sorted(detections, key=lambda d: -d[2]):
+        best, best_overlap = None, 0.0
+        for index, (object_image, object_box, _) in enumerate(objects):
+            overlap = iou_of_two_boxes(box, object_box) if object_image == image else 0.0
+            if overlap > best_overlap:
+                best, best_overlap = index, overlap
+        if best is None or best_overlap < threshold:
+            wrong += 1
+        elif not objects[best][2]:
+            right, wrong = (right, wrong + 1) if best in taken else (right + 1, wrong)
+            taken.add(best)
+        if right + wrong:
+            curve.append((right / num_objects, right / (right + wrong)))
+
+    def best_precision(recall: float) -> float:
+        return max((p for r, p in curve if r >= recall), default=0.0)
+
+    if use_07_metric:
+        return sum(best_precision(point * 0.1) for point in range(11)) / 11
+    recalls = sorted({0.0} | {r for r, _ in curve})
+    return sum((b - a) * best_precision(b) for a, b in itertools.pairwise(recalls))
+
+
+def slow_covered_overlaps(overlaps: list[list[float]]) -> list[float]:
+    """Pair rows with columns, always the free pair with the largest value next; one value per column, 0 without a row."""
+    free_rows, free_columns = set(range(len(overlaps))), set(range(len(overlaps[0]) if overlaps else 0))
+    values = [0.0] * len(free_columns)
+    for index in range(min(len(free_rows), len(free_columns))):
+        value, row, column = max((overlaps[r][c], r, c) for r in free_rows for c in free_columns)
+        values[index] = value
+        free_rows.remove(row)
+        free_columns.remove(column)
+    return values

@@ -1,0 +1,133 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.layers import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
+from detkit.layers import norm as norm_module
+from detkit.utils import comm
+
+
+def _trained_batchnorm(channels: int, norm_class=nn.BatchNorm2d):
+    norm = norm_class(channels)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+def test_new_frozen_norm_changes_nothing():
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(FrozenBatchNorm2d(4)(x), x)
+
+
+def test_frozen_norm_equals_batchnorm_in_eval_mode():
+    norm = _trained_batchnorm(4)
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(frozen(x), norm.eval()(x))
+
+
+def test_frozen_norm_has_the_names_of_batchnorm_and_no_parameters():
+    frozen = FrozenBatchNorm2d(4)
+    assert list(frozen.state_dict()) == ["weight", "bias", "running_mean", "running_var"]
+    assert list(frozen.parameters()) == []
+
+
+def test_frozen_norm_keeps_the_dtype_of_its_input():
+    assert FrozenBatchNorm2d(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_frozen_norm_takes_an_empty_batch():
+    assert FrozenBatchNorm2d(4)(torch.zeros(0, 4, 2, 2)).shape == (0, 4, 2, 2)
+
+
+@pytest.mark.parametrize("norm_class", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_convert_freezes_every_batchnorm_inside_and_keeps_the_names(norm_class):
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(_trained_batchnorm(4, norm_class), nn.GroupNorm(2, 4)))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    converted = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+    assert converted is module
+    assert [type(child) for child in module[1]] == [FrozenBatchNorm2d, nn.GroupNorm]
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_frozen_copy_does_not_follow_its_batchnorm():
+    norm = _trained_batchnorm(4)
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
+    before = frozen.running_mean.clone()
+    norm(torch.randn(8, 4, 2, 2) + 5)
+    assert torch.equal(frozen.running_mean, before)
+
+
+def test_convert_needs_running_statistics():
+    with pytest.raises(ValueError, match="only a batch norm with running statistics can be frozen"):
+        FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def test_layer_norm_normalises_the_channels_of_each_pixel():
+    x = torch.randn(2, 8, 3, 5) * 3 + 1
+    y = LayerNorm2d(8)(x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y.mean(dim=1), torch.zeros(2, 3, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(dim=1, unbiased=False), torch.ones(2, 3, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("", type(None), id="empty"),
+        pytest.param(None, type(None), id="none"),
+        pytest.param("FrozenBN", FrozenBatchNorm2d, id="FrozenBN"),
+        pytest.param("BN", nn.BatchNorm2d, id="BN"),
+        pytest.param("SyncBN", nn.BatchNorm2d, id="SyncBN in one process"),
+        pytest.param("GN", nn.GroupNorm, id="GN"),
+        pytest.param("LN", LayerNorm2d, id="LN"),
+        pytest.param(nn.InstanceNorm2d, nn.InstanceNorm2d, id="a class"),
+    ],
+)
+def test_get_norm_builds_what_the_name_says(name, expected):
+    norm = get_norm(name, 64)
+    assert type(norm) is expected
+    if norm is not None:
+        assert norm(torch.randn(2, 64, 3, 3)).shape == (2, 64, 3, 3)
+
+
+def test_group_norm_has_32_groups():
+    norm = get_norm("GN", 64)
+    assert isinstance(norm, nn.GroupNorm)
+    assert norm.num_groups == 32
+
+
+def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    assert type(get_norm("SyncBN", 4)) is nn.SyncBatchNorm
+
+
+def test_sync_bn_in_one_process_says_so_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(norm_module, "log_first_n", lambda *args, **kwargs: calls.append((args, kwargs)))
+    get_norm("SyncBN", 4)
+    ((level, message), keywords) = calls[0]
+    assert level == logging.INFO
+    assert "built as BN" in message
+    assert keywords == {"key": "SyncBN as BN"}
+
+
+def test_names_are_listed_for_those_who_check_a_config():
+    assert NORM_NAMES == ("", "FrozenBN", "BN", "SyncBN", "GN", "LN")
+
+
+def test_unknown_name_is_an_error_with_near_misses():
+    with pytest.raises(ValueError, match=r"unknown norm 'FrozenBn'. Did you mean 'FrozenBN'.*Known: FrozenBN, BN"):
+        get_norm("FrozenBn", 4)
+
+
+def test_group_norm_over_a_wrong_number_of_channels_is_an_error():
+    with pytest.raises(ValueError, match="norm 'GN' has 32 groups: .* multiple of 32, got 48"):
+        get_norm("GN", 48)

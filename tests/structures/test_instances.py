@@ -1,0 +1,140 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from detkit.structures import Boxes, Instances
+from tests.helpers import random_boxes
+
+
+def _instances(count: int = 3) -> Instances:
+    instances = Instances((48, 64))
+    instances.pred_boxes = Boxes(random_boxes(count))
+    instances.scores = torch.arange(count) / 10
+    instances.names = [f"object {i}" for i in range(count)]
+    return instances
+
+
+def test_fields_are_attributes():
+    instances = _instances()
+    assert instances.image_size == (48, 64)
+    assert len(instances) == 3
+    assert instances.has("scores")
+    assert not instances.has("gt_classes")
+    assert instances.get("scores") is instances.scores
+    assert list(instances.get_fields()) == ["pred_boxes", "scores", "names"]
+    instances.remove("names")
+    assert not instances.has("names")
+
+
+def test_fields_can_be_given_at_the_start():
+    instances = Instances((4, 4), scores=torch.zeros(2), names=["a", "b"])
+    assert len(instances) == 2
+
+
+def test_only_field_may_be_replaced_by_one_of_the_same_length():
+    instances = Instances((4, 4), scores=torch.zeros(2))
+    instances.scores = torch.ones(2)
+    assert instances.scores.tolist() == [1, 1]
+
+
+def test_field_of_another_length_is_an_error():
+    with pytest.raises(ValueError, match="field 'gt_classes' needs one value per instance: got 2 for 3 instances"):
+        _instances().gt_classes = torch.zeros(2)
+
+
+@pytest.mark.parametrize("use", [lambda i: i.score, lambda i: i.get("score"), lambda i: i.remove("score")])
+def test_unknown_field_is_an_error_with_near_misses(use):
+    with pytest.raises(AttributeError, match="no field 'score', only .*Did you mean 'scores'"):
+        use(_instances())
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        pytest.param(0, [0], id="int"),
+        pytest.param(-1, [2], id="last"),
+        pytest.param(slice(None, 2), [0, 1], id="slice"),
+        pytest.param(torch.tensor([True, False, True]), [0, 2], id="mask"),
+        pytest.param(torch.tensor([2, 0]), [2, 0], id="indices"),
+        pytest.param([1, 1], [1, 1], id="list"),
+        pytest.param(torch.zeros(3, dtype=torch.bool), [], id="nothing"),
+    ],
+)
+def test_indexing_selects_in_every_field(item, expected):
+    instances = _instances()
+    selected = instances[item]
+    assert selected.image_size == (48, 64)
+    assert torch.equal(selected.pred_boxes.tensor, instances.pred_boxes.tensor[expected])
+    assert torch.equal(selected.scores, instances.scores[expected])
+    assert selected.names == [instances.names[i] for i in expected]
+    assert len(instances) == 3
+
+
+@pytest.mark.parametrize("item", [3, -4])
+def test_index_beyond_the_instances_is_an_error(item):
+    with pytest.raises(IndexError, match=f"instance {item} of 3"):
+        _instances()[item]
+
+
+def test_iteration_is_an_error_that_says_what_to_do():
+    with pytest.raises(NotImplementedError, match=r"not iterable: use instances\[i\]"):
+        iter(_instances())
+
+
+def test_length_without_fields_is_an_error():
+    with pytest.raises(NotImplementedError, match="without a field have no length"):
+        len(Instances((4, 4)))
+
+
+def test_to_moves_the_fields_that_can_be_moved():
+    moved = _instances().to("meta")
+    assert moved.pred_boxes.device.type == "meta"
+    assert moved.scores.device.type == "meta"
+    assert moved.names == ["object 0", "object 1", "object 2"]
+
+
+def test_cat_joins_what_indexing_split():
+    instances = _instances()
+    joined = Instances.cat([instances[:1], instances[1:1], instances[1:]])
+    assert torch.equal(joined.pred_boxes.tensor, instances.pred_boxes.tensor)
+    assert torch.equal(joined.scores, instances.scores)
+    assert joined.names == instances.names
+
+
+def test_cat_of_one_is_itself():
+    instances = _instances()
+    assert Instances.cat([instances]) is instances
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        pytest.param(lambda i: [], ValueError, "at least one", id="none"),
+        pytest.param(lambda i: [i, Instances((1, 1))], ValueError, r"\(48, 64\) and item 1 \(1, 1\)", id="other size"),
+        pytest.param(
+            lambda i: [i, Instances((48, 64))], ValueError, r"the same fields.* item 1 \[\]", id="other fields"
+        ),
+        pytest.param(lambda i: [i, "x"], TypeError, "item 1 is str", id="no instances"),
+        pytest.param(lambda i: [Instances((4, 4), a="ab")] * 2, TypeError, "field 'a' is str", id="no cat"),
+    ],
+)
+def test_cat_of_what_does_not_go_together_is_an_error(make, error, message):
+    with pytest.raises(error, match=message):
+        Instances.cat(make(_instances()))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda i: pickle.loads(pickle.dumps(i))], ids=["copy", "pickle"])
+def test_instances_can_be_sent_between_processes(duplicate):
+    instances = _instances()
+    other = duplicate(instances)
+    assert other.image_size == instances.image_size
+    assert torch.equal(other.pred_boxes.tensor, instances.pred_boxes.tensor)
+
+
+def test_repr_names_size_and_fields():
+    text = repr(_instances(1))
+    assert "num_instances=1, image_height=48, image_width=64" in text
+    assert "scores: tensor([0.])" in text
+    assert "num_instances=0" in repr(Instances((4, 4)))
