@@ -1,0 +1,205 @@
+"""Anchors: the boxes that a head starts from, laid out on the grid of every feature level.
+
+Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.1; one size per pyramid level: Lin et al. 2016, arXiv 1612.03144.
+
+Legend: L feature levels, A anchors per cell, H x W cells of a level.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import ShapeSpec
+from detkit.structures import Boxes
+from detkit.utils.registry import Registry
+
+ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
+"""Subclasses of `AnchorGenerator`, called as `(cfg, input_shape: list[ShapeSpec])`."""
+
+# Kept so that repeated sizes cost nothing. Multi-scale training brings many sizes, so there is a limit: at 800 x 1333
+# one entry of a p2-p6 pyramid takes 4.3 MB.
+_MAX_CACHED_SIZES = 16
+
+
+def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> "AnchorGenerator":
+    """Give the anchor generator that MODEL.ANCHOR_GENERATOR.NAME selects.
+
+    Args:
+        cfg: The config.
+        input_shape: Shape of each of the L features that anchors are wanted for; their strides are used.
+    """
+    return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
+
+
+class AnchorGenerator(nn.Module):
+    """Base of the modules that give anchors: what heads ask of them."""
+
+    box_dim: int = 4
+    """Numbers that describe an anchor."""
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """A per level: how many anchors a head predicts for in every cell."""
+        raise NotImplementedError(f"{type(self).__name__} brings no num_anchors")
+
+    @property
+    def num_cell_anchors(self) -> list[int]:
+        """The same as `num_anchors`."""
+        return self.num_anchors
+
+    def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
+        """Give the anchors of every level, in the order in which the head predicts for them: by row, column, anchor.
+
+        Args:
+            features: L maps (N, C, H, W); only their sizes matter.
+
+        Returns:
+            Per level H * W * A boxes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} brings no forward")
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class DefaultAnchorGenerator(AnchorGenerator):
+    """The same A anchors, sizes times aspect ratios, around every cell of a level.
+
+    Sizes vary slowest: the anchors of a cell are (size 0, ratio 0), (size 0, ratio 1), ... A size is the square root of
+    the area in pixels; a ratio is height / width.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        offset: float = 0.5,
+    ) -> None:
+        """Lay out the anchors of one cell per level.
+
+        Args:
+            sizes: One list per level; a single list, or plain numbers, serve all levels.
+            aspect_ratios: Likewise.
+            strides: Stride of each of the L levels, in pixels.
+            offset: Centre of the first anchor in units of the stride, in [0, 1). 0 is the corner of the cell.
+
+        Raises:
+            ValueError: The lists do not fit the number of levels, a number is not positive, or the offset is outside.
+        """
+        super().__init__()
+        if not 0.0 <= offset < 1.0:
+            raise ValueError(f"MODEL.ANCHOR_GENERATOR.OFFSET must lie in [0, 1), got {offset}")
+        self.strides = list(strides)
+        self.offset = offset
+        sizes = _per_level(sizes, len(self.strides), "SIZES")
+        aspect_ratios = _per_level(aspect_ratios, len(self.strides), "ASPECT_RATIOS")
+        for i, (sizes_i, ratios_i) in enumerate(zip(sizes, aspect_ratios, strict=True)):
+            # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not hold them.
+            self.register_buffer(f"cell_anchors_{i}", generate_cell_anchors(sizes_i, ratios_i), persistent=False)
+        self._cache: OrderedDict[Any, list[Tensor]] = OrderedDict()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        return {
+            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
+            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
+            "strides": [shape.stride for shape in input_shape],
+            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
+        }
+
+    @property
+    def num_features(self) -> int:
+        """Number of levels L."""
+        return len(self.strides)
+
+    @property
+    def cell_anchors(self) -> list[Tensor]:
+        """Per level the (A, 4) anchors of a cell, centred at (0, 0)."""
+        return [self.get_buffer(f"cell_anchors_{i}") for i in range(self.num_features)]
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """A per level: how many anchors a head predicts for in every cell."""
+        return [len(anchors) for anchors in self.cell_anchors]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
+        """Give the anchors of every level; see `AnchorGenerator`.
+
+        The coordinates are shared between calls: they are not to be changed in place.
+        """
+        if len(features) != self.num_features:
+            raise ValueError(f"anchors are laid out for {self.num_features} feature levels, got {len(features)}")
+        grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
+        return [Boxes(anchors) for anchors in self._cached_grids(grid_sizes)]
+
+    def _cached_grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        key = (grid_sizes, self.cell_anchors_0.device, self.cell_anchors_0.dtype)
+        if key not in self._cache:
+            # A tensor born in inference mode could not take part in a later training step.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[key] = self._grids(grid_sizes)
+        self._cache.move_to_end(key)
+        if len(self._cache) > _MAX_CACHED_SIZES:
+            self._cache.popitem(last=False)
+        return self._cache[key]
+
+    def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        return [
+            _anchor_grid(cell_anchors, size, stride, self.offset)
+            for cell_anchors, size, stride in zip(self.cell_anchors, grid_sizes, self.strides, strict=True)
+        ]
+
+
+def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+    """Give the anchors of one cell, centred at (0, 0).
+
+    Args:
+        sizes: Square roots of the areas, in pixels.
+        aspect_ratios: Height / width.
+
+    Returns:
+        (sizes * ratios, 4) float32, sizes varying slowest.
+    """
+    anchors = []
+    for size in sizes:
+        for ratio in aspect_ratios:
+            width = math.sqrt(size**2 / ratio)
+            height = ratio * width
+            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(anchors, dtype=torch.float32)
+
+
+def _anchor_grid(cell_anchors: Tensor, grid_size: tuple[int, int], stride: int, offset: float) -> Tensor:
+    """Give (H * W * A, 4): the anchors of a cell, moved to every cell."""
+    height, width = grid_size
+    device = cell_anchors.device
+    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    shifts = torch.stack([x, y, x, y], dim=-1)
+    return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
+
+
+def _per_level(values: Sequence[Any], num_levels: int, leaf: str) -> list[list[float]]:
+    """Spread the values of a config key over the levels, and check them."""
+    key = f"MODEL.ANCHOR_GENERATOR.{leaf}"
+    per_level = [list(v) if isinstance(v, Sequence) else [v] for v in values]
+    if per_level and not isinstance(values[0], Sequence):
+        per_level = [list(values)]
+    if len(per_level) == 1:
+        per_level = per_level * num_levels
+    if len(per_level) != num_levels:
+        raise ValueError(
+            f"{key} needs one list for all, or one for each of the {num_levels} feature levels; got {len(per_level)} "
+            f"lists: {values}"
+        )
+    if not all(level and all(v > 0 for v in level) for level in per_level):
+        raise ValueError(f"{key} needs positive numbers on every level, got {values}")
+    return per_level

@@ -1,0 +1,229 @@
+"""Feature pyramid networks.
+
+Papers: Tsung-Yi Lin, Piotr Dollar, Ross Girshick, Kaiming He, Bharath Hariharan, Serge Belongie: Feature Pyramid
+Networks for Object Detection, 2016, arXiv 1612.03144; for P6 and P7: Tsung-Yi Lin et al.: Focal Loss for Dense Object
+Detection, 2017, arXiv 1708.02002.
+
+Legend: N images, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode
+from detkit.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
+from detkit.modeling.backbone.backbone import Backbone
+from detkit.modeling.backbone.build import BACKBONE_REGISTRY
+from detkit.modeling.backbone.resnet import build_resnet_backbone
+from detkit.utils.near_miss import did_you_mean
+
+
+class FPN(Backbone):
+    """A pyramid of feature maps with equal channels, each joined with what the coarser ones know.
+
+    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged twice, and goes through a 3x3
+    convolution. The levels are named by their stride: ``p2`` has stride 2^2, ``p5`` has 2^5.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+        square_pad: int = 0,
+    ) -> None:
+        """Build the pyramid.
+
+        Args:
+            bottom_up: Gives the maps to merge.
+            in_features: Their names, finest first; each has twice the stride of the one before.
+            out_channels: C of every level.
+            norm: Norm after each convolution, as in ``get_norm``. The convolutions have a bias if there is none.
+            top_block: Further, coarser levels: a module with ``in_feature`` (the name of the map it takes, of the
+                bottom-up network or of the pyramid) and ``num_levels`` (how many maps its ``forward`` lists).
+            fuse_type: "sum" or "avg" of a map and the one above it.
+            square_pad: Side of the square that images are padded to; 0 for no square.
+
+        Raises:
+            ValueError: If a feature is not known, strides do not double, or ``fuse_type`` is neither.
+        """
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        _check_in_features(in_features, shapes)
+        if fuse_type not in ("sum", "avg"):
+            raise ValueError(f"fuse_type must be 'sum' or 'avg': got {fuse_type!r}")
+        strides = [shapes[name].stride or 0 for name in in_features]
+        self._numbers = [_level_number(stride) for stride in strides]
+
+        self.bottom_up = bottom_up
+        for name, number in zip(in_features, self._numbers, strict=True):
+            in_channels = shapes[name].channels
+            self.add_module(f"fpn_lateral{number}", _fpn_conv(in_channels or 0, out_channels, 1, norm))
+            self.add_module(f"fpn_output{number}", _fpn_conv(out_channels, out_channels, 3, norm))
+        self.top_block = top_block
+        self.in_features = tuple(in_features)
+        self._fuse_type = fuse_type
+        self._square_pad = square_pad
+        self._size_divisibility = strides[-1]
+
+        numbers = list(self._numbers)
+        if top_block is not None:
+            numbers += range(numbers[-1] + 1, numbers[-1] + 1 + int(top_block.num_levels))  # type: ignore[arg-type]
+        self._out_features = [f"p{number}" for number in numbers]
+        self._out_feature_strides = {f"p{number}": 2**number for number in numbers}
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+
+    @property
+    def size_divisibility(self) -> int:
+        """The stride of the coarsest merged map: only then does each map have exactly twice the size of the next."""
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The square that images are padded to, if any."""
+        return {"square_size": self._square_pad}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Give the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), by name, finest first.
+
+        Raises:
+            ValueError: If H or W is not a multiple of ``size_divisibility``.
+        """
+        if x.shape[-2] % self._size_divisibility or x.shape[-1] % self._size_divisibility:
+            raise ValueError(
+                f"FPN needs images whose sides are multiples of {self._size_divisibility}: got {tuple(x.shape)}; "
+                "ImageList.from_tensors(images, backbone.size_divisibility) pads them"
+            )
+        bottom_up = self.bottom_up(x)
+        merged = self._merge_top_down(bottom_up)
+        levels = {
+            f"p{number}": self.get_submodule(f"fpn_output{number}")(map_i)
+            for number, map_i in zip(self._numbers, merged, strict=True)
+        }
+        if self.top_block is not None:
+            source = self.top_block.in_feature
+            further = self.top_block(bottom_up[source] if source in bottom_up else levels[source])  # type: ignore[index]
+            levels.update(zip(self._out_features[len(levels) :], further, strict=True))
+        return levels
+
+    def _merge_top_down(self, bottom_up: dict[str, Tensor]) -> list[Tensor]:
+        """Give each bottom-up map after its lateral convolution, joined with those above it, finest first."""
+        merged: list[Tensor] = []
+        for name, number in zip(reversed(self.in_features), reversed(self._numbers), strict=True):
+            lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
+            if merged:
+                # In place: the lateral convolution does not need its own output in the backward pass.
+                lateral += F.interpolate(merged[0], scale_factor=2.0, mode="nearest")
+                if self._fuse_type == "avg":
+                    lateral /= 2
+            merged.insert(0, lateral)
+        return merged
+
+
+class LastLevelMaxPool(nn.Module):
+    """One more level for the proposals of large objects: every second pixel of the coarsest level, P6 from P5."""
+
+    num_levels = 1
+
+    def __init__(self, in_feature: str = "p5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Give [(N, C, H / 2, W / 2)]."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]
+
+
+class LastLevelP6P7(nn.Module):
+    """Two more levels, P6 from C5 (or P5) and P7 from P6, as in RetinaNet."""
+
+    num_levels = 2
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        c2_xavier_fill(self.p6)
+        c2_xavier_fill(self.p7)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Give [(N, C, H / 2, W / 2), (N, C, H / 4, W / 4)]."""
+        p6 = self.p6(x)
+        return [p6, self.p7(F.relu(p6))]
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet with the pyramid of Faster R-CNN: p2 to p5 of ``MODEL.FPN.IN_FEATURES``, and p6 by max-pooling.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names the key.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    coarsest = _coarsest_in_feature(cfg, bottom_up)
+    top_block = LastLevelMaxPool(f"p{_level_number(bottom_up.output_shape()[coarsest].stride or 0)}")
+    return _build_fpn(cfg, bottom_up, top_block)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet with the pyramid of RetinaNet: p3 to p5 of ``MODEL.FPN.IN_FEATURES``, then p6 and p7.
+
+    P6 comes from the coarsest of the features, which is res5 in the paper.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names the key.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    coarsest = _coarsest_in_feature(cfg, bottom_up)
+    in_channels = bottom_up.output_shape()[coarsest].channels or 0
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, coarsest))
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+    fpn = cfg.MODEL.FPN
+    try:
+        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN: {error}") from error
+
+
+def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> str:
+    try:
+        _check_in_features(cfg.MODEL.FPN.IN_FEATURES, bottom_up.output_shape())
+    except ValueError as error:
+        raise ValueError(f"MODEL.FPN.IN_FEATURES: {error} (the backbone gives MODEL.RESNETS.OUT_FEATURES)") from error
+    return cfg.MODEL.FPN.IN_FEATURES[-1]
+
+
+def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
+    norm_layer = get_norm(norm, out_channels)
+    padding = kernel_size // 2
+    conv = Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=norm_layer is None, norm=norm_layer)
+    c2_xavier_fill(conv)
+    return conv
+
+
+def _level_number(stride: int) -> int:
+    return int(math.log2(stride))
+
+
+def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
+    if len(in_features) == 0:
+        raise ValueError(f"a pyramid needs at least one input feature of {list(shapes)}: got none")
+    for name in in_features:
+        if name not in shapes:
+            raise ValueError(f"input features must be of {list(shapes)}: got {name!r}.{did_you_mean(name, shapes)}")
+    strides = [shapes[name].stride or 0 for name in in_features]
+    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ValueError(f"the stride must double from feature to feature: {list(in_features)} have {strides}")

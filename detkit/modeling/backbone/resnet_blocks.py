@@ -1,0 +1,133 @@
+"""The stem and the two residual blocks of ResNet.
+
+Paper: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image Recognition, 2015,
+arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431.
+
+Every convolution has no bias and is followed by a norm; without a norm (``norm=""``) nothing takes the place of the
+bias, as in Detectron2. ReLU and the residual sum work in place: neither a convolution nor a norm needs its own output
+in the backward pass.
+
+Legend: N images, C channels, H and W height and width, S stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.layers import CNNBlockBase, Conv2d, c2_msra_fill, get_norm
+
+# What layers.get_norm takes.
+Norm = str | Callable[[int], nn.Module] | None
+
+
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    norm: Norm,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+        norm=get_norm(norm, out_channels),
+    )
+    c2_msra_fill(conv)
+    return conv
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Conv2d | None:
+    if in_channels == out_channels and stride == 1:
+        return None
+    return _conv(in_channels, out_channels, 1, stride=stride, norm=norm)
+
+
+class BasicStem(CNNBlockBase):
+    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2: images to (N, C, H / 4, W / 4)."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
+        super().__init__(in_channels, out_channels, stride=4)
+        self.conv1 = _conv(in_channels, out_channels, 7, stride=2, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (N, C, H / 4, W / 4)."""
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(CNNBlockBase):
+    """Two 3x3 convolutions, the first with the stride: the block of ResNet-18 and 34."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN") -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, norm=norm)
+        self.conv2 = _conv(out_channels, out_channels, 3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (N, C, H / S, W / S)."""
+        out = self.conv2(F.relu_(self.conv1(x)))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+class BottleneckBlock(CNNBlockBase):
+    """1x1, 3x3 and 1x1 convolutions, the 3x3 over fewer channels: the block of ResNet-50, 101 and 152."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm: Norm = "BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            in_channels: Channels of the input.
+            out_channels: Channels of the output.
+            bottleneck_channels: Channels of the 3x3 convolution.
+            stride: S
+            num_groups: Groups of the 3x3 convolution.
+            norm: As in ``get_norm``.
+            stride_in_1x1: Put the stride in the first 1x1 convolution, as the paper and MSRA's weights do, instead of
+                the 3x3, as torchvision's do.
+            dilation: Dilation of the 3x3 convolution.
+        """
+        super().__init__(in_channels, out_channels, stride)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
+        self.conv2 = _conv(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            stride=stride_3x3,
+            dilation=dilation,
+            groups=num_groups,
+            norm=norm,
+        )
+        self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (N, C, H / S, W / S)."""
+        out = F.relu_(self.conv1(x))
+        out = self.conv3(F.relu_(self.conv2(out)))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)

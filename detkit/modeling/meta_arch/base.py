@@ -1,0 +1,130 @@
+"""What every model does with its input and its output: normalise, pad and batch; scale back.
+
+Legend: N images, C channels, H x W pixels of an image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.modeling.backbone import Backbone
+from detkit.modeling.postprocessing import detector_postprocess
+from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
+
+
+class Detector(nn.Module):
+    """A backbone with the handling of images around it. A subclass brings `losses` and `inference`."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Keep the backbone and the numbers that images are normalised with.
+
+        Args:
+            backbone: Images to features by name.
+            pixel_mean: C numbers, subtracted.
+            pixel_std: C numbers, which then divide.
+            memory_format: Layout of the batch; that of the convolutions' weights is the fast one.
+
+        Raises:
+            ValueError: Mean and standard deviation differ in length, or a deviation is not positive.
+        """
+        super().__init__()
+        if len(pixel_mean) != len(pixel_std):
+            raise ValueError(
+                f"MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel each, got {len(pixel_mean)} and "
+                f"{len(pixel_std)}"
+            )
+        if not all(std > 0 for std in pixel_std):
+            raise ValueError(f"MODEL.PIXEL_STD must be positive, got {list(pixel_std)}")
+        self.backbone = backbone
+        self.memory_format = memory_format
+        # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on, and that images are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[ModelInput]) -> Any:
+        """Give the losses by name in training, else the output for each image."""
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+        """Give scalar losses by name; their sum is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} brings no losses")
+
+    def inference(self, batched_inputs: list[ModelInput]) -> Any:
+        """Give what the model finds in each image."""
+        raise NotImplementedError(f"{type(self).__name__} brings no inference")
+
+    def preprocess_image(self, batched_inputs: list[ModelInput]) -> ImageList:
+        """Normalise the images, pad them as the backbone asks, and batch them on the model's device.
+
+        Args:
+            batched_inputs: N inputs with `image` (C, H, W), in the channel order of the mean. Not changed.
+
+        Raises:
+            ValueError: An image is no (C, H, W) of the channels that the mean has.
+        """
+        images = [self._normalise(x["image"], i, x.get("file_name")) for i, x in enumerate(batched_inputs)]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+            memory_format=self.memory_format,
+        )
+
+    def _normalise(self, image: Tensor, index: int, file_name: str | None) -> Tensor:
+        channels = len(self.pixel_mean)
+        if image.dim() != 3 or image.shape[0] != channels:
+            raise ValueError(
+                f"images must be (C, H, W) with C = {channels}, the length of MODEL.PIXEL_MEAN; image {index} of the "
+                f"batch ({file_name or 'no file name'}) has shape {tuple(image.shape)}"
+            )
+        # Moved as bytes, a quarter of what floats would take. Only the subtraction makes a new tensor.
+        return (image.to(self.device, non_blocking=True) - self.pixel_mean).div_(self.pixel_std)
+
+    def take_field(self, batched_inputs: list[ModelInput], name: str) -> list[Instances]:
+        """Give `instances` or `proposals` of every input, on the model's device.
+
+        Raises:
+            ValueError: An input has none.
+        """
+        taken: list[Instances] = []
+        for i, x in enumerate(batched_inputs):
+            if name not in x:
+                mode = "training" if self.training else "inference"
+                raise ValueError(
+                    f"{type(self).__name__} needs {name!r} in {mode}: image {i} of the batch has only {sorted(x)}"
+                )
+            taken.append(x[name].to(self.device))
+        return taken
+
+
+def rescale_outputs(results: Sequence[Instances], batched_inputs: Sequence[ModelInput], key: str) -> list[ModelOutput]:
+    """Bring results to the size that each input asks for: its `height` and `width`, else the size of its image.
+
+    Args:
+        results: Per image, in the coordinates of the network's input.
+        batched_inputs: The inputs they come from.
+        key: Name under which the output holds them: `instances` or `proposals`.
+    """
+    outputs: list[ModelOutput] = []
+    for result, x in zip(results, batched_inputs, strict=True):
+        height, width = x.get("height", result.image_size[0]), x.get("width", result.image_size[1])
+        rescaled = detector_postprocess(result, height, width)
+        outputs.append({"proposals": rescaled} if key == "proposals" else {"instances": rescaled})
+    return outputs

@@ -1,0 +1,36 @@
+"""Registries of proposal generators and RPN heads, and the functions that build what a config names."""
+
+from torch import nn
+
+from detkit.config import CfgNode
+from detkit.layers import ShapeSpec
+from detkit.utils.registry import Registry
+
+PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
+"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`. `forward(images, features, gt_instances=None)` gives proposals
+(one Instances per image, with `proposal_boxes` and `objectness_logits`) and a dict of losses."""
+
+RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
+"""Called as `(cfg, input_shape: list[ShapeSpec])`. `forward(features)` gives, per level, objectness logits (N, A, H, W)
+and deltas (N, A * box_dim, H, W)."""
+
+
+def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
+    """Give the proposal generator that MODEL.PROPOSAL_GENERATOR.NAME selects.
+
+    Args:
+        cfg: The config.
+        input_shape: The backbone's features.
+
+    Returns:
+        The module, or None for `PrecomputedProposals`: the model then takes `proposals` from its input.
+    """
+    name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if name == "PrecomputedProposals":
+        return None
+    return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
+
+
+def build_rpn_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
+    """Give the head that MODEL.RPN.HEAD_NAME selects, for features of these shapes."""
+    return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)

@@ -1,0 +1,126 @@
+"""From scored boxes to proposals, and the ground truth among them.
+
+Legend: N images, K candidate boxes per image over all levels, R_l boxes of level l.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detkit.layers import batched_nms, nonzero_tuple
+from detkit.structures import Boxes, Instances
+
+# The logit of a probability of 1 - 1e-10: ground truth ranks above every predicted proposal.
+_GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
+
+
+def top_indices_per_level(logits: Sequence[Tensor], topk: int) -> list[Tensor]:
+    """Give the best-scored boxes of every level.
+
+    Args:
+        logits: Per level (N, R_l).
+        topk: At most this many of a level.
+
+    Returns:
+        Per level (N, min(topk, R_l)) int64 indices, best first.
+    """
+    return [logits_l.topk(min(topk, logits_l.shape[1]), dim=1).indices for logits_l in logits]
+
+
+def find_top_rpn_proposals(
+    boxes: Tensor,
+    logits: Tensor,
+    level_ids: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    nms_thresh: float,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Clip candidates to the image, drop the small ones and those that a better one of their level covers.
+
+    Detectron2's function of this name also picks the best of each level before. Here that is done by
+    `top_indices_per_level`, so that only the picked ones need to be decoded.
+
+    Args:
+        boxes: (N, K, 4) float32.
+        logits: (N, K) float32.
+        level_ids: (K,) level of each candidate; a box suppresses boxes of its level only.
+        image_sizes: N times (height, width).
+        nms_thresh: IoU above which the lower-scored of two boxes goes.
+        post_nms_topk: At most this many proposals per image.
+        min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
+        training: Whether numbers that are not finite are an error. In inference they are dropped.
+
+    Returns:
+        N Instances with `proposal_boxes` and `objectness_logits`, best first.
+
+    Raises:
+        FloatingPointError: Training, and a box or a logit is not finite.
+    """
+    is_finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(logits)
+    # A wait for the device, but one that NMS would take a moment later: it needs the same boxes.
+    if training and not is_finite.all():
+        raise FloatingPointError(
+            "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes: SOLVER.BASE_LR too "
+            "high for the batch, too few SOLVER.WARMUP_ITERS, or weights that do not belong to this model."
+        )
+    return [
+        _top_proposals_of_image(boxes_i, logits_i, level_ids, finite_i, size_i, nms_thresh, post_nms_topk, min_box_size)
+        for boxes_i, logits_i, finite_i, size_i in zip(boxes, logits, is_finite, image_sizes, strict=True)
+    ]
+
+
+def _top_proposals_of_image(
+    boxes: Tensor,
+    logits: Tensor,
+    level_ids: Tensor,
+    is_finite: Tensor,
+    image_size: tuple[int, int],
+    nms_thresh: float,
+    topk: int,
+    min_box_size: float,
+) -> Instances:
+    clipped = Boxes(boxes)
+    clipped.clip(image_size)
+    (valid,) = nonzero_tuple(is_finite & clipped.nonempty(threshold=min_box_size))
+    boxes, logits = clipped.tensor[valid], logits[valid]
+    keep = batched_nms(boxes, logits, level_ids[valid], nms_thresh)[:topk]
+    return Instances(image_size, proposal_boxes=Boxes(boxes[keep]), objectness_logits=logits[keep])
+
+
+def add_ground_truth_to_proposals(
+    gt: Sequence[Instances] | Sequence[Boxes], proposals: Sequence[Instances]
+) -> list[Instances]:
+    """Append the ground truth to the proposals of every image, so that the heads see good boxes from the first step on.
+
+    Args:
+        gt: N ground truths: `gt_boxes`, and every field of the proposals besides box and logit.
+        proposals: N proposals: `proposal_boxes`, `objectness_logits`. Not changed.
+
+    Raises:
+        ValueError: There is not one ground truth per image, or it lacks a field that the proposals have.
+    """
+    if len(gt) != len(proposals):
+        raise ValueError(f"need ground truth for every image: got {len(gt)} for {len(proposals)} images")
+    return [_add_ground_truth(gt_i, proposals_i) for gt_i, proposals_i in zip(gt, proposals, strict=True)]
+
+
+def _add_ground_truth(gt: Instances | Boxes, proposals: Instances) -> Instances:
+    gt_boxes = gt if isinstance(gt, Boxes) else gt.gt_boxes
+    if len(gt_boxes) == 0:
+        return proposals
+    as_proposals = Instances(proposals.image_size)
+    for name in proposals.get_fields():
+        if name == "proposal_boxes":
+            as_proposals.proposal_boxes = gt_boxes
+        elif name == "objectness_logits":
+            as_proposals.objectness_logits = gt_boxes.tensor.new_full((len(gt_boxes),), _GROUND_TRUTH_LOGIT)
+        elif isinstance(gt, Instances) and gt.has(name):
+            as_proposals.set(name, gt.get(name))
+        else:
+            raise ValueError(f"proposals have a field {name!r} that the ground truth lacks: it cannot be appended")
+    return Instances.cat([proposals, as_proposals])

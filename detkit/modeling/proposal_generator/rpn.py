@@ -1,0 +1,275 @@
+"""The region proposal network: one network over the whole pyramid says where objects may be.
+
+Source: Ren et al. 2015, arXiv 1506.01497.
+
+Legend: N images, L levels, A anchors per cell, B numbers per box (4), R_l = H_l * W_l * A anchors of level l, R anchors
+of all levels, M objects in one image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import ShapeSpec, cat, nonzero_tuple
+from detkit.modeling.anchor_generator import AnchorGenerator, build_anchor_generator
+from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
+from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.feature_selection import select_features
+from detkit.modeling.matcher import Matcher
+from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY, build_rpn_head
+from detkit.modeling.proposal_generator.proposals import find_top_rpn_proposals, top_indices_per_level
+from detkit.modeling.sampling import subsample_masks
+from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
+from detkit.utils.events import get_event_storage, has_event_storage
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class RPN(nn.Module):
+    """Scores and refines the anchors of every level, and keeps the best as proposals."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        head: nn.Module,
+        anchor_generator: AnchorGenerator,
+        anchor_matcher: Matcher,
+        box2box_transform: Box2BoxTransform,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_topk: tuple[int, int],
+        post_nms_topk: tuple[int, int],
+        nms_thresh: float = 0.7,
+        min_box_size: float = 0.0,
+        anchor_boundary_thresh: int = -1,
+        loss_weight: float | dict[str, float] = 1.0,
+        box_reg_loss_type: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            in_features: Names of the L features that are used, in the order of the anchor generator.
+            head: Features to logits and deltas; see `RPN_HEAD_REGISTRY`.
+            anchor_generator: Features to anchors.
+            anchor_matcher: Labels anchors by their IoU with the ground truth.
+            box2box_transform: What the deltas mean.
+            batch_size_per_image: Anchors per image that the losses sample.
+            positive_fraction: Largest share of them that is foreground.
+            pre_nms_topk: Proposals per level before NMS, in (training, inference).
+            post_nms_topk: Proposals per image after NMS, in (training, inference).
+            nms_thresh: IoU above which the lower-scored of two proposals of a level goes.
+            min_box_size: Proposals must be wider and higher than this, in pixels.
+            anchor_boundary_thresh: Anchors that leave the image by more pixels than this are not trained; negative
+                trains all.
+            loss_weight: Factor on both losses, or one per name.
+            box_reg_loss_type: See `BOX_LOSS_TYPES`.
+            smooth_l1_beta: See `box_regression_loss`.
+        """
+        super().__init__()
+        self.in_features = list(in_features)
+        self.rpn_head = head
+        self.anchor_generator = anchor_generator
+        self.anchor_matcher = anchor_matcher
+        self.box2box_transform = box2box_transform
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
+        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
+        self.nms_thresh = nms_thresh
+        self.min_box_size = min_box_size
+        self.anchor_boundary_thresh = anchor_boundary_thresh
+        if not isinstance(loss_weight, dict):
+            loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
+        self.loss_weight = loss_weight
+        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
+        self.smooth_l1_beta = smooth_l1_beta
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        rpn = cfg.MODEL.RPN
+        shapes = select_features(input_shape, rpn.IN_FEATURES, "MODEL.RPN.IN_FEATURES")
+        return {
+            "in_features": rpn.IN_FEATURES,
+            "head": build_rpn_head(cfg, shapes),
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "anchor_matcher": Matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True),
+            "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
+            "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": rpn.POSITIVE_FRACTION,
+            "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+            "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+            "nms_thresh": rpn.NMS_THRESH,
+            "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            "anchor_boundary_thresh": rpn.BOUNDARY_THRESH,
+            "loss_weight": {
+                "loss_rpn_cls": rpn.LOSS_WEIGHT,
+                "loss_rpn_loc": rpn.BBOX_REG_LOSS_WEIGHT * rpn.LOSS_WEIGHT,
+            },
+            "box_reg_loss_type": rpn.BBOX_REG_LOSS_TYPE,
+            "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
+        }
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: Sequence[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Propose boxes; in training also give the losses.
+
+        Args:
+            images: The batch; only its sizes are used.
+            features: The backbone's features by name.
+            gt_instances: N ground truths with `gt_boxes`; needed in training.
+
+        Returns:
+            Per image the proposals, best first: `proposal_boxes`, `objectness_logits`. Without gradient.
+            The losses `loss_rpn_cls` and `loss_rpn_loc` in training, else an empty dict.
+        """
+        levels = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(levels)
+        maps = self.rpn_head(levels)
+        logits = [_logits_by_anchor(x) for x in maps[0]]
+        deltas = [_deltas_by_anchor(x, self.anchor_generator.box_dim) for x in maps[1]]
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            if gt_instances is None:
+                raise ValueError("the RPN needs ground truth in training: gt_instances is None")
+            gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match anchors with the ground truth and pick those that the losses use.
+
+        Args:
+            anchors: Anchors of each level.
+            gt_instances: Ground truth of each image; images without objects are background everywhere.
+
+        Returns:
+            Per image (R,) int8 labels: 1 foreground, 0 background, -1 not used.
+            Per image (R, 4) boxes matched with the anchors; of meaning where the label is 1 only.
+        """
+        all_anchors = Boxes.cat(list(anchors))
+        matched = [self._match_anchors(all_anchors, gt_i) for gt_i in gt_instances]
+        labels = torch.stack([labels_i for labels_i, _ in matched])
+        positive, negative = subsample_masks(labels, self.batch_size_per_image, self.positive_fraction, bg_label=0)
+        sampled = torch.where(positive, 1, torch.where(negative, 0, -1)).to(torch.int8)
+        return list(sampled), [boxes_i for _, boxes_i in matched]
+
+    def _match_anchors(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
+        """Give (R,) labels and (R, 4) matched boxes of one image."""
+        gt_boxes = gt.gt_boxes
+        matches, labels = self.anchor_matcher(pairwise_iou(gt_boxes, anchors))
+        if self.anchor_boundary_thresh >= 0:
+            is_inside = anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)
+            labels = labels.masked_fill(~is_inside, -1)
+        # Without objects nothing is foreground, and any box will do.
+        matched_boxes = gt_boxes.tensor[matches] if len(gt_boxes) else torch.zeros_like(anchors.tensor)
+        return labels, matched_boxes
+
+    def losses(
+        self,
+        anchors: Sequence[Boxes],
+        pred_objectness_logits: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        pred_anchor_deltas: Sequence[Tensor],
+        gt_boxes: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compare predictions with what `label_and_sample_anchors` gives.
+
+        Args:
+            anchors: Anchors of each level.
+            pred_objectness_logits: Per level (N, R_l).
+            gt_labels: Per image (R,): 1, 0 or -1.
+            pred_anchor_deltas: Per level (N, R_l, B).
+            gt_boxes: Per image (R, B).
+
+        Returns:
+            `loss_rpn_cls` and `loss_rpn_loc`, each a sum divided by N * batch_size_per_image: a box counts the same
+            however many were found to sample.
+        """
+        labels = torch.stack(list(gt_labels))
+        # Two waits for the device, to gather the few hundred sampled anchors of some 270,000 per image. The NMS of the
+        # proposals waits right after in any case; losses over all anchors would cost time and memory instead.
+        sampled = nonzero_tuple(labels >= 0)
+        positive = nonzero_tuple(labels == 1)
+        self._log_sample(len(positive[0]), len(sampled[0]), len(labels))
+        loss_cls = F.binary_cross_entropy_with_logits(
+            cat(list(pred_objectness_logits), dim=1)[sampled], labels[sampled].float(), reduction="sum"
+        )
+        loss_loc = box_regression_loss(
+            cat(list(pred_anchor_deltas), dim=1)[positive],
+            Boxes.cat(list(anchors)).tensor[positive[1]],
+            torch.stack(list(gt_boxes))[positive],
+            transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        normalizer = self.batch_size_per_image * len(labels)
+        losses = {"loss_rpn_cls": loss_cls / normalizer, "loss_rpn_loc": loss_loc / normalizer}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _log_sample(self, num_positive: int, num_sampled: int, num_images: int) -> None:
+        if has_event_storage():
+            storage = get_event_storage()
+            storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
+            storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: Sequence[Boxes],
+        pred_objectness_logits: Sequence[Tensor],
+        pred_anchor_deltas: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Decode the best predictions of every level and reduce them to proposals.
+
+        No gradient flows through the boxes: the ROI heads take them as given (approximate joint training, section 3.2
+        of the paper).
+
+        Args:
+            anchors: Anchors of each level.
+            pred_objectness_logits: Per level (N, R_l).
+            pred_anchor_deltas: Per level (N, R_l, B).
+            image_sizes: N times (height, width).
+        """
+        picked = top_indices_per_level(pred_objectness_logits, self.pre_nms_topk[self.training])
+        logits = cat([x.gather(1, idx) for x, idx in zip(pred_objectness_logits, picked, strict=True)], dim=1)
+        deltas = cat([_gather_rows(x, idx) for x, idx in zip(pred_anchor_deltas, picked, strict=True)], dim=1)
+        start = cat([anchors_l.tensor[idx] for anchors_l, idx in zip(anchors, picked, strict=True)], dim=1)
+        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), start.flatten(0, 1))
+        level_ids = cat([torch.full_like(idx[0], level) for level, idx in enumerate(picked)], dim=0)
+        return find_top_rpn_proposals(
+            boxes.view_as(start),
+            logits,
+            level_ids,
+            image_sizes,
+            nms_thresh=self.nms_thresh,
+            post_nms_topk=self.post_nms_topk[self.training],
+            min_box_size=self.min_box_size,
+            training=self.training,
+        )
+
+
+def _logits_by_anchor(logits: Tensor) -> Tensor:
+    """Turn (N, A, H, W) into (N, H * W * A) float32, the order of the anchors. No copy if channels-last."""
+    return logits.permute(0, 2, 3, 1).flatten(1).float()
+
+
+def _deltas_by_anchor(deltas: Tensor, box_dim: int) -> Tensor:
+    """Turn (N, A * B, H, W) into (N, H * W * A, B) float32, the order of the anchors. No copy if channels-last."""
+    return deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, box_dim)).float()
+
+
+def _gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """Pick rows of (N, R, B) by (N, K) indices: (N, K, B)."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

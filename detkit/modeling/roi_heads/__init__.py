@@ -1,0 +1,27 @@
+"""What is in each proposed region: classes, refined boxes."""
+
+from detkit.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detkit.modeling.roi_heads.build import (
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    build_box_head,
+    build_roi_heads,
+)
+from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
+from detkit.modeling.roi_heads.roi_heads import ROIHeads
+from detkit.modeling.roi_heads.selection import select_foreground_proposals
+from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
+
+__all__ = [
+    "ROI_BOX_HEAD_REGISTRY",
+    "ROI_HEADS_REGISTRY",
+    "FastRCNNConvFCHead",
+    "FastRCNNOutputLayers",
+    "ROIHeads",
+    "StandardROIHeads",
+    "build_box_head",
+    "build_roi_heads",
+    "fast_rcnn_inference",
+    "select_foreground_proposals",
+]

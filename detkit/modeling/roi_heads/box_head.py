@@ -1,0 +1,91 @@
+"""From the pooled features of a region to a vector that classes and boxes are read from.
+
+Legend: R regions over the batch, C channels, H x W cells of a region, F features per region.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, c2_xavier_fill, get_norm
+from detkit.modeling.roi_heads.build import ROI_BOX_HEAD_REGISTRY
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class FastRCNNConvFCHead(nn.Sequential):
+    """3x3 convolutions, then fully connected layers, each followed by a ReLU.
+
+    Source: two fully connected layers: Lin et al. 2016, arXiv 1612.03144, section 4.2; with convolutions: Wu and He
+    2018, arXiv 1803.08494, section 4.2.
+    """
+
+    @configurable
+    def __init__(
+        self, *, input_shape: ShapeSpec, conv_dims: Sequence[int], fc_dims: Sequence[int], conv_norm: str = ""
+    ) -> None:
+        """Stack the layers.
+
+        Args:
+            input_shape: C, H and W of the pooled features.
+            conv_dims: Channels of each convolution.
+            fc_dims: Width of each fully connected layer.
+            conv_norm: Norm after each convolution, as for `get_norm`.
+
+        Raises:
+            ValueError: There is no layer at all, or the shape is not known.
+        """
+        super().__init__()
+        channels, height, width = input_shape.channels, input_shape.height, input_shape.width
+        if not conv_dims and not fc_dims:
+            raise ValueError("the box head needs a layer: MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0")
+        if channels is None or height is None or width is None:
+            raise ValueError(f"the box head needs channels, height and width of its input, got {input_shape}")
+        # Order and names of the layers are those of Detectron2's checkpoints: conv1, ..., fc1, ...
+        for k, dim in enumerate(conv_dims, start=1):
+            conv = Conv2d(
+                channels,
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not conv_norm,
+                norm=get_norm(conv_norm, dim),
+                activation=nn.ReLU(),
+            )
+            c2_msra_fill(conv)
+            self.add_module(f"conv{k}", conv)
+            channels = dim
+        self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
+        if fc_dims:
+            self._add_fully_connected(channels * height * width, fc_dims)
+
+    def _add_fully_connected(self, in_features: int, fc_dims: Sequence[int]) -> None:
+        self.add_module("flatten", nn.Flatten())
+        for k, dim in enumerate(fc_dims, start=1):
+            fc = nn.Linear(in_features, dim)
+            c2_xavier_fill(fc)
+            self.add_module(f"fc{k}", fc)
+            self.add_module(f"fc_relu{k}", nn.ReLU(inplace=True))
+            in_features = dim
+        self._output_shape = ShapeSpec(channels=in_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "conv_dims": [head.CONV_DIM] * head.NUM_CONV,
+            "fc_dims": [head.FC_DIM] * head.NUM_FC,
+            "conv_norm": head.NORM,
+        }
+
+    @property
+    def output_shape(self) -> ShapeSpec:
+        """What `forward` gives per region: channels F, and height and width where no layer is fully connected."""
+        return self._output_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without fully connected layers."""
+        return super().forward(x)

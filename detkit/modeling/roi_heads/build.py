@@ -1,0 +1,25 @@
+"""Registries of ROI heads and their branches, and the functions that build what a config names."""
+
+from torch import nn
+
+from detkit.config import CfgNode
+from detkit.layers import ShapeSpec
+from detkit.utils.registry import Registry
+
+ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
+"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`. `forward(images, features, proposals, targets=None)` gives
+Instances per image and a dict of losses."""
+
+ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
+"""Called as `(cfg, input_shape: ShapeSpec)`. `forward` turns pooled features (R, C, H, W) into features per region, of
+the shape that its `output_shape` names."""
+
+
+def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Give the ROI heads that MODEL.ROI_HEADS.NAME selects, for a backbone of these features."""
+    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
+
+
+def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """Give the box head that MODEL.ROI_BOX_HEAD.NAME selects, for pooled features of this shape."""
+    return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)

@@ -1,0 +1,229 @@
+"""The last layers of Fast R-CNN: class and box of every region, their losses, and how detections are read from them.
+
+Source: Girshick 2015, arXiv 1504.08083.
+
+Legend: N images, R regions over the batch, R_i regions of image i, K classes, F features per region.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
+from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
+from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
+from detkit.structures import Instances
+from detkit.utils.events import get_event_storage, has_event_storage
+
+Predictions: TypeAlias = tuple[Tensor, Tensor]
+"""Class logits (R, K + 1), background last, and deltas (R, 4 K) or (R, 4)."""
+
+# With a sigmoid per class, nearly all answers are no: starting from a probability of 0.01 keeps the first losses small.
+# Source: Lin et al. 2017, arXiv 1708.02002, section 3.3.
+_SIGMOID_PRIOR = 0.01
+
+
+class FastRCNNOutputLayers(nn.Module):
+    """A linear layer for classes and one for deltas, with their losses and inference."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: ShapeSpec,
+        box2box_transform: Box2BoxTransform,
+        num_classes: int,
+        test_score_thresh: float = 0.0,
+        test_nms_thresh: float = 0.5,
+        test_topk_per_image: int = 100,
+        cls_agnostic_bbox_reg: bool = False,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        loss_weight: float | dict[str, float] = 1.0,
+        use_sigmoid_ce: bool = False,
+    ) -> None:
+        """Build the two layers.
+
+        Args:
+            input_shape: Shape of the features per region; they are flattened to F.
+            box2box_transform: What the deltas mean.
+            num_classes: K, background not counted.
+            test_score_thresh: Detections must score higher.
+            test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
+            test_topk_per_image: At most this many detections per image.
+            cls_agnostic_bbox_reg: One box per region instead of one per class.
+            smooth_l1_beta: See `box_regression_loss`.
+            box_reg_loss_type: See `BOX_LOSS_TYPES`.
+            loss_weight: Factor on both losses, or one per name.
+            use_sigmoid_ce: A sigmoid per class instead of a softmax over all.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.box2box_transform = box2box_transform
+        self.test_score_thresh = test_score_thresh
+        self.test_nms_thresh = test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
+        if not isinstance(loss_weight, dict):
+            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
+        self.loss_weight = loss_weight
+        self.use_sigmoid_ce = use_sigmoid_ce
+        in_features = (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
+        self.cls_score = nn.Linear(in_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_features, 4 if cls_agnostic_bbox_reg else 4 * num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.bbox_pred.bias)
+        prior = -math.log((1 - _SIGMOID_PRIOR) / _SIGMOID_PRIOR) if self.use_sigmoid_ce else 0.0
+        nn.init.constant_(self.cls_score.bias, prior)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to arguments.
+
+        Raises:
+            ValueError: MODEL.ROI_BOX_HEAD.USE_FED_LOSS is on, which this version does not have.
+        """
+        head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS
+        if head.USE_FED_LOSS:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True, but the federated loss is not there yet: set it to False"
+            )
+        return {
+            "input_shape": input_shape,
+            "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
+            "num_classes": heads.NUM_CLASSES,
+            "test_score_thresh": heads.SCORE_THRESH_TEST,
+            "test_nms_thresh": heads.NMS_THRESH_TEST,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "cls_agnostic_bbox_reg": head.CLS_AGNOSTIC_BBOX_REG,
+            "smooth_l1_beta": head.SMOOTH_L1_BETA,
+            "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
+            "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
+            "use_sigmoid_ce": head.USE_SIGMOID_CE,
+        }
+
+    def forward(self, x: Tensor) -> Predictions:
+        """Read classes and deltas from features per region, (R, F) or (R, ...) to be flattened."""
+        x = x.flatten(1)
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def losses(self, predictions: Predictions, proposals: Sequence[Instances]) -> dict[str, Tensor]:
+        """Compare predictions with the truth of the sampled proposals.
+
+        Args:
+            predictions: What `forward` gives.
+            proposals: Per image the sampled proposals, with `proposal_boxes`, `gt_classes` in [0, K], and, in images
+                with objects, `gt_boxes`.
+
+        Returns:
+            `loss_cls` and `loss_box_reg`. Zeros that are part of the graph when there is no region.
+        """
+        # Float32 under autocast too: the sum over some thousand regions needs its digits.
+        scores, deltas = predictions[0].float(), predictions[1]
+        gt_classes = cat([p.gt_classes for p in proposals], dim=0)
+        # One wait for the device: boxes are compared for the foreground only, and its size is a shape.
+        (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
+        if has_event_storage():
+            _log_accuracy(scores.detach(), gt_classes, foreground)
+        losses = {
+            "loss_cls": self._classification_loss(scores, gt_classes),
+            "loss_box_reg": self._box_reg_loss(deltas, proposals, gt_classes, foreground),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _classification_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        if not self.use_sigmoid_ce:
+            return cross_entropy(scores, gt_classes, reduction="mean")
+        target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
+        loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="sum")
+        return loss / max(len(gt_classes), 1)
+
+    def _box_reg_loss(
+        self, deltas: Tensor, proposals: Sequence[Instances], gt_classes: Tensor, foreground: Tensor
+    ) -> Tensor:
+        """Give the loss of the deltas that belong to the true class of each foreground region."""
+        proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        # An image without objects has no gt_boxes and no foreground: anything of the right shape fills the gap.
+        gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals], dim=0)
+        if deltas.shape[1] == 4:
+            deltas = deltas[foreground]
+        else:
+            deltas = deltas.unflatten(1, (self.num_classes, 4))[foreground, gt_classes[foreground]]
+        loss = box_regression_loss(
+            deltas,
+            proposal_boxes[foreground],
+            gt_boxes[foreground],
+            transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        # Divided by all regions, not by the foreground: so every foreground region counts the same in every batch. The
+        # mean over few would make those of an image with few objects count more.
+        return loss / max(len(gt_classes), 1)
+
+    def inference(
+        self, predictions: Predictions, proposals: Sequence[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Give the detections of every image, and the proposal each came from; see `fast_rcnn_inference`."""
+        return fast_rcnn_inference(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+    def predict_boxes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
+        """Give, per image, (R_i, 4 K) boxes, or (R_i, 4) where classes share them. Float32."""
+        if not proposals:
+            return []
+        start = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        boxes = self.box2box_transform.apply_deltas(predictions[1], start)
+        return list(boxes.split([len(p) for p in proposals]))
+
+    def predict_boxes_for_gt_classes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
+        """Give, per image, the (R_i, 4) boxes predicted for the true class, which `proposals` hold as `gt_classes`.
+
+        For background, which has no box, that of the last class.
+        """
+        boxes = self.predict_boxes(predictions, proposals)
+        if predictions[1].shape[1] == 4:
+            return boxes
+        chosen = []
+        for boxes_i, proposals_i in zip(boxes, proposals, strict=True):
+            classes_i = proposals_i.gt_classes.clamp(0, self.num_classes - 1)
+            rows_i = torch.arange(len(classes_i), device=classes_i.device)
+            chosen.append(boxes_i.unflatten(1, (self.num_classes, 4))[rows_i, classes_i])
+        return chosen
+
+    def predict_probs(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
+        """Give, per image, (R_i, K + 1) probabilities, background last. Float32."""
+        scores = predictions[0].float()
+        probs = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
+        return list(probs.split([len(p) for p in proposals]))
+
+
+def _log_accuracy(scores: Tensor, gt_classes: Tensor, foreground: Tensor) -> None:
+    """Put into the storage how well the regions are classified; the numbers stay on the device until they are read."""
+    if len(gt_classes) == 0:
+        return
+    storage = get_event_storage()
+    background = scores.shape[1] - 1
+    predicted = scores.argmax(dim=1)
+    storage.put_scalar("fast_rcnn/cls_accuracy", (predicted == gt_classes).float().mean())
+    if len(foreground) > 0:
+        predicted, gt_classes = predicted[foreground], gt_classes[foreground]
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", (predicted == gt_classes).float().mean())
+        storage.put_scalar("fast_rcnn/false_negative", (predicted == background).float().mean())

@@ -1,0 +1,155 @@
+"""What all ROI heads share: matching proposals with the ground truth and sampling them.
+
+Legend: N images, R proposals of one image, S sampled proposals of one image, M objects in one image, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.modeling.matcher import Matcher
+from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
+from detkit.modeling.sampling import subsample_labels
+from detkit.structures import ImageList, Instances, pairwise_iou
+from detkit.utils.events import get_event_storage, has_event_storage
+
+
+class ROIHeads(nn.Module):
+    """Base of the heads that look at regions. A subclass brings `forward`."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        proposal_matcher: Matcher,
+        proposal_append_gt: bool = True,
+    ) -> None:
+        """Set how proposals are sampled for training.
+
+        Args:
+            num_classes: K, background not counted. Background has the class K.
+            batch_size_per_image: Proposals per image that the losses sample.
+            positive_fraction: Largest share of them that is foreground.
+            proposal_matcher: Labels proposals by their IoU with the ground truth.
+            proposal_append_gt: Whether the ground truth itself is among the proposals.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.proposal_matcher = proposal_matcher
+        self.proposal_append_gt = proposal_append_gt
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *args: Any) -> dict[str, Any]:
+        """Map config keys to the arguments of this base class."""
+        heads = cfg.MODEL.ROI_HEADS
+        return {
+            "num_classes": heads.NUM_CLASSES,
+            "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": heads.POSITIVE_FRACTION,
+            "proposal_matcher": Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False),
+            "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
+        }
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> list[Instances]:
+        """Pick the proposals of every image that the losses use, each with the truth it is to learn.
+
+        Args:
+            proposals: N proposals with `proposal_boxes`. Not changed.
+            targets: N ground truths with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            Per image S proposals with `gt_classes`, in [0, K], K for background. Images with objects also have every
+            `gt_*` field of the target; its values are of meaning for foreground only.
+        """
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled = [self._label_and_sample(p, t) for p, t in zip(proposals, targets, strict=True)]
+        self._log_sample(sampled)
+        return sampled
+
+    def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
+        iou = pairwise_iou(targets.gt_boxes, proposals.proposal_boxes)
+        matches, labels = self.proposal_matcher(iou)
+        picked, gt_classes = self._sample_proposals(matches, labels, targets.gt_classes)
+        sampled = proposals[picked]
+        sampled.gt_classes = gt_classes
+        if len(targets) > 0:
+            picked_matches = matches[picked]
+            for name, value in targets.get_fields().items():
+                if name.startswith("gt_") and not sampled.has(name):
+                    sampled.set(name, value[picked_matches])
+        return sampled
+
+    def _sample_proposals(self, matches: Tensor, labels: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the proposals of one image by the class they are matched with.
+
+        Args:
+            matches: (R,) index of the ground truth, in [0, M).
+            labels: (R,) 1 foreground, 0 background, -1 ignored.
+            gt_classes: (M,) classes of the ground truth.
+
+        Returns:
+            (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
+        """
+        if len(gt_classes) > 0:
+            classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes).masked_fill(labels == -1, -1)
+        else:
+            classes = torch.full_like(matches, self.num_classes)
+        # Waits for the device: how many are sampled decides the shapes of all that follows.
+        picked = torch.cat(
+            subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
+        )
+        return picked, classes[picked]
+
+    def _log_sample(self, sampled: Sequence[Instances]) -> None:
+        if not has_event_storage() or not sampled:
+            return
+        num_background = torch.stack([(p.gt_classes == self.num_classes).sum() for p in sampled]).float().mean()
+        num_sampled = sum(len(p) for p in sampled) / len(sampled)
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", num_sampled - num_background)
+        storage.put_scalar("roi_head/num_bg_samples", num_background)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Look at the proposed regions.
+
+        Args:
+            images: The batch.
+            features: The backbone's features by name.
+            proposals: N proposals with `proposal_boxes`.
+            targets: N ground truths, in training.
+
+        Returns:
+            In training the sampled proposals, else the detections (`pred_boxes`, `scores`, `pred_classes`), per image.
+            In training the losses by name, else an empty dict.
+        """
+        raise NotImplementedError(f"{type(self).__name__} brings no forward")
+
+    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
+        """Add what the heads can say about boxes that are found already, such as masks.
+
+        Args:
+            features: The backbone's features by name.
+            instances: N times detections with `pred_boxes` and `pred_classes`.
+
+        Returns:
+            The detections with further fields.
+        """
+        raise NotImplementedError(f"{type(self).__name__} brings no forward_with_given_boxes")

@@ -1,0 +1,31 @@
+import pytest
+import torch
+from torch import nn
+
+from detkit.layers import ShapeSpec
+from detkit.modeling.backbone import Backbone
+
+
+class _Halves(Backbone):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 2, stride=2)
+        self._out_features = ["half"]
+        self._out_feature_channels = {"half": 5, "unused": 1}
+        self._out_feature_strides = {"half": 2, "unused": 1}
+
+    def forward(self, x):
+        return {"half": self.conv(x)}
+
+
+def test_backbone_tells_its_shapes_and_asks_for_nothing():
+    backbone = _Halves()
+    assert backbone.output_shape() == {"half": ShapeSpec(channels=5, stride=2)}
+    assert backbone.size_divisibility == 0
+    assert backbone.padding_constraints == {}
+    assert backbone(torch.zeros(1, 3, 4, 4))["half"].shape == (1, 5, 2, 2)
+
+
+def test_backbone_without_forward_cannot_be_built():
+    with pytest.raises(TypeError, match="abstract"):
+        Backbone()  # type: ignore[abstract]

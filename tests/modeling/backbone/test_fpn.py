@@ -1,0 +1,180 @@
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool as TorchvisionMaxPool
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.backbone import FPN, Backbone, LastLevelMaxPool, LastLevelP6P7, build_backbone
+
+CHANNELS = {"res2": 4, "res3": 6, "res4": 8, "res5": 10}
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class _Pyramid(Backbone):
+    """Random maps of the right shapes; the same for the same image size."""
+
+    _out_features = list(CHANNELS)
+    _out_feature_channels = CHANNELS
+    _out_feature_strides = STRIDES
+
+    def forward(self, x):
+        n, _, height, width = x.shape
+        generator = torch.Generator().manual_seed(0)
+        return {
+            name: torch.randn(n, CHANNELS[name], height // stride, width // stride, generator=generator)
+            for name, stride in STRIDES.items()
+        }
+
+
+def _fpn(**kwargs) -> FPN:
+    torch.manual_seed(0)
+    arguments = {"in_features": list(CHANNELS), "out_channels": 5, "top_block": LastLevelMaxPool()}
+    return FPN(_Pyramid(), **{**arguments, **kwargs})
+
+
+def test_equals_torchvision_with_the_same_weights():
+    ours = _fpn()
+    theirs = FeaturePyramidNetwork(list(CHANNELS.values()), 5, extra_blocks=TorchvisionMaxPool())
+    weights = ours.state_dict()
+    for index, number in enumerate((2, 3, 4, 5)):
+        for part, blocks in (("lateral", theirs.inner_blocks), ("output", theirs.layer_blocks)):
+            prefix = f"fpn_{part}{number}."
+            blocks[index][0].load_state_dict({key: weights[prefix + key] for key in ("weight", "bias")})
+    image = torch.zeros(2, 3, 64, 96)
+    got = ours(image)
+    want = theirs(OrderedDict(_Pyramid()(image)))
+    assert list(got) == ["p2", "p3", "p4", "p5", "p6"]
+    for level, expected in zip(got.values(), want.values(), strict=True):
+        torch.testing.assert_close(level, expected)
+
+
+def test_levels_have_the_shapes_it_announces():
+    fpn = _fpn()
+    levels = fpn(torch.zeros(1, 3, 64, 128))
+    assert levels.keys() == fpn.output_shape().keys()
+    for name, shape in fpn.output_shape().items():
+        assert shape == ShapeSpec(channels=5, stride=2 ** int(name[1:]))
+        assert levels[name].shape == (1, 5, 64 // shape.stride, 128 // shape.stride)
+    assert fpn.size_divisibility == 32
+
+
+def test_average_halves_the_sum_of_a_map_and_the_one_above():
+    fpn = _fpn(fuse_type="avg", in_features=["res4", "res5"], top_block=None)
+    image = torch.zeros(1, 3, 64, 64)
+    features = _Pyramid()(image)
+    upper = fpn.get_submodule("fpn_lateral5")(features["res5"])
+    enlarged = upper.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    merged = (fpn.get_submodule("fpn_lateral4")(features["res4"]) + enlarged) / 2
+    levels = fpn(image)
+    torch.testing.assert_close(levels["p4"], fpn.get_submodule("fpn_output4")(merged))
+    torch.testing.assert_close(levels["p5"], fpn.get_submodule("fpn_output5")(upper))
+
+
+def test_every_parameter_has_a_gradient():
+    fpn = _fpn(top_block=LastLevelP6P7(10, 5))
+    sum(level.sum() for level in fpn(torch.zeros(1, 3, 128, 128)).values()).backward()
+    assert all(parameter.grad is not None for parameter in fpn.parameters())
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "LN"])
+def test_norm_takes_the_place_of_the_bias(norm):
+    names = set(_fpn(norm=norm).state_dict())
+    assert "fpn_lateral2.norm.weight" in names
+    assert "fpn_lateral2.bias" not in names
+    assert "fpn_lateral2.bias" in set(_fpn().state_dict())
+
+
+def test_initialisation_is_xavier_with_zero_bias():
+    fpn = _fpn(out_channels=64)
+    weight, bias = fpn.get_parameter("fpn_output3.weight"), fpn.get_parameter("fpn_output3.bias")
+    assert weight.std().item() == pytest.approx((1 / (64 * 9)) ** 0.5, rel=0.03)
+    assert not bias.any()
+
+
+def test_p6_and_p7_come_from_the_bottom_up_map():
+    fpn = _fpn(in_features=["res3", "res4", "res5"], top_block=LastLevelP6P7(10, 5))
+    image = torch.zeros(1, 3, 128, 128)
+    levels = fpn(image)
+    assert list(levels) == ["p3", "p4", "p5", "p6", "p7"]
+    p6 = fpn.top_block.p6(_Pyramid()(image)["res5"])
+    torch.testing.assert_close(levels["p6"], p6)
+    torch.testing.assert_close(levels["p7"], fpn.top_block.p7(p6.relu()))
+    assert fpn.output_shape()["p7"].stride == 128
+
+
+def test_max_pool_takes_every_second_pixel():
+    x = torch.randn(1, 2, 6, 8)
+    assert torch.equal(LastLevelMaxPool()(x)[0], x[:, :, ::2, ::2])
+
+
+def test_square_pad_is_passed_on():
+    assert _fpn(square_pad=1024).padding_constraints == {"square_size": 1024}
+    assert _fpn().padding_constraints == {"square_size": 0}
+
+
+def test_image_that_is_not_padded_is_an_error():
+    with pytest.raises(ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"):
+        _fpn()(torch.zeros(1, 3, 64, 100))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"in_features": ["res2", "rse3"]}, "got 'rse3'. Did you mean 'res3'", id="unknown feature"),
+        pytest.param({"in_features": []}, "at least one input feature", id="no feature"),
+        pytest.param({"in_features": ["res2", "res4"]}, r"stride must double .*have \[4, 16\]", id="gap"),
+        pytest.param({"fuse_type": "mean"}, "fuse_type must be 'sum' or 'avg': got 'mean'", id="fuse type"),
+    ],
+)
+def test_bad_argument_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _fpn(**arguments)
+
+
+def _config(name: str, features: list[str]):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.OUT_FEATURES = features
+    cfg.MODEL.FPN.IN_FEATURES = features
+    return cfg
+
+
+def test_built_pyramid_of_faster_rcnn():
+    fpn = build_backbone(_config("build_resnet_fpn_backbone", ["res2", "res3", "res4", "res5"]))
+    assert list(fpn.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+    assert fpn.output_shape()["p6"] == ShapeSpec(channels=256, stride=64)
+    assert fpn(torch.zeros(1, 3, 64, 64))["p6"].shape == (1, 256, 1, 1)
+
+
+def test_built_pyramid_may_end_early():
+    fpn = build_backbone(_config("build_resnet_fpn_backbone", ["res2", "res3"]))
+    assert list(fpn.output_shape()) == ["p2", "p3", "p4"]
+    assert fpn.size_divisibility == 8
+
+
+def test_built_pyramid_of_retinanet():
+    fpn = build_backbone(_config("build_retinanet_resnet_fpn_backbone", ["res3", "res4", "res5"]))
+    assert list(fpn.output_shape()) == ["p3", "p4", "p5", "p6", "p7"]
+    assert isinstance(fpn.top_block, LastLevelP6P7)
+    assert isinstance(fpn.top_block.p6, nn.Conv2d)
+    assert fpn.top_block.p6.in_channels == 512
+
+
+@pytest.mark.parametrize("name", ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"])
+def test_features_that_the_backbone_does_not_give_are_an_error_that_names_the_keys(name):
+    cfg = _config(name, ["res4", "res5"])
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: .*got 'res3'.*MODEL.RESNETS.OUT_FEATURES"):
+        build_backbone(cfg)
+
+
+def test_bad_setting_of_the_pyramid_names_its_key():
+    cfg = _config("build_resnet_fpn_backbone", ["res4", "res5"])
+    cfg.MODEL.FPN.NORM = "GroupNorm"
+    with pytest.raises(ValueError, match="MODEL.FPN.*unknown norm 'GroupNorm'"):
+        build_backbone(cfg)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from detkit.layers import FrozenBatchNorm2d
+from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN", "LN", ""])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "bottleneck, stride in 1x1", "groups", "dilated"])
+def test_block_gives_its_shape_and_every_parameter_a_gradient(norm, stride, kind):
+    if kind == "basic":
+        block = BasicBlock(32, 64, stride=stride, norm=norm)
+    else:
+        block = BottleneckBlock(
+            32,
+            64,
+            bottleneck_channels=32,
+            stride=stride,
+            norm=norm,
+            stride_in_1x1="1x1" in kind,
+            num_groups=4 if kind == "groups" else 1,
+            dilation=2 if kind == "dilated" else 1,
+        )
+    y = block(torch.randn(2, 32, 8, 12))
+    assert y.shape == (2, 64, 8 // stride, 12 // stride)
+    assert (y >= 0).all()
+    y.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
+def test_shortcut_is_the_identity_where_shapes_agree():
+    assert BasicBlock(8, 8).shortcut is None
+    assert BasicBlock(8, 8, stride=2).shortcut is not None
+    assert BottleneckBlock(8, 16, bottleneck_channels=4).shortcut is not None
+
+
+@pytest.mark.parametrize(
+    ("stride_in_1x1", "strides"), [(True, ((2, 2), (1, 1))), (False, ((1, 1), (2, 2)))], ids=["1x1", "3x3"]
+)
+def test_stride_is_where_it_was_asked_for(stride_in_1x1, strides):
+    block = BottleneckBlock(8, 8, bottleneck_channels=4, stride=2, stride_in_1x1=stride_in_1x1)
+    assert (block.conv1.stride, block.conv2.stride) == strides
+
+
+def test_block_does_not_change_its_input():
+    x = torch.randn(1, 8, 4, 4)
+    before = x.clone()
+    BasicBlock(8, 8, norm="FrozenBN")(x)
+    BottleneckBlock(8, 8, bottleneck_channels=4, norm="")(x)
+    assert torch.equal(x, before)
+
+
+def test_stem_has_stride_4_and_no_bias():
+    stem = BasicStem(3, 16, norm="FrozenBN")
+    assert stem(torch.randn(1, 3, 32, 64)).shape == (1, 16, 8, 16)
+    assert stem.stride == 4
+    assert stem.conv1.bias is None
+    assert isinstance(stem.conv1.norm, FrozenBatchNorm2d)

@@ -1,0 +1,49 @@
+"""Tests of detkit.modeling.meta_arch.build."""
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.config import get_cfg
+from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
+
+
+@META_ARCH_REGISTRY.register()
+class OneConvolution(nn.Module):
+    """A model that says nothing."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+
+def config(**model):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "OneConvolution"
+    cfg.MODEL.DEVICE = "cpu"
+    for key, value in model.items():
+        cfg.MODEL[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_format"),
+    [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)],
+)
+def test_weights_are_in_the_memory_format(name, memory_format):
+    model = build_model(config(MEMORY_FORMAT=name))
+    assert model.conv.weight.is_contiguous(memory_format=memory_format)
+
+
+def test_model_is_on_the_device():
+    assert build_model(config()).conv.weight.device.type == "cpu"
+
+
+def test_device_that_is_none_names_the_key():
+    with pytest.raises(ValueError, match="MODEL.DEVICE must be auto, cpu"):
+        build_model(config(DEVICE="tpux"))
+
+
+def test_unknown_model_offers_a_near_miss():
+    with pytest.raises(KeyError, match="not registered as META_ARCH. Did you mean 'GeneralizedRCNN'"):
+        build_model(config(META_ARCHITECTURE="GeneralisedRCNN"))

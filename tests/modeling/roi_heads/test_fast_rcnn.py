@@ -1,0 +1,201 @@
+"""Tests of detkit.modeling.roi_heads.fast_rcnn."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detkit.structures import Boxes, Instances
+from detkit.utils.events import EventStorage
+from tests.helpers import random_boxes
+
+K = 3
+SIZE = (100, 100)
+TRANSFORM = Box2BoxTransform((10, 10, 5, 5))
+
+
+def make(**kwargs):
+    torch.manual_seed(0)
+    arguments = {"input_shape": ShapeSpec(channels=6), "box2box_transform": TRANSFORM, "num_classes": K, **kwargs}
+    return FastRCNNOutputLayers(**arguments)
+
+
+def sampled(*classes, with_gt=True, seed=0):
+    proposals = Instances(SIZE, proposal_boxes=Boxes(random_boxes(len(classes), seed=seed)))
+    proposals.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    if with_gt:
+        proposals.gt_boxes = Boxes(random_boxes(len(classes), seed=seed + 1))
+    return proposals
+
+
+def random_predictions(num, shared=False):
+    generator = torch.Generator().manual_seed(5)
+    deltas = torch.randn(num, 4 if shared else 4 * K, generator=generator)
+    return torch.randn(num, K + 1, generator=generator), deltas
+
+
+def test_names_shapes_and_start_of_the_weights():
+    state = make(input_shape=ShapeSpec(channels=64, height=2, width=2)).state_dict()
+    assert {name: tuple(t.shape) for name, t in state.items()} == {
+        "cls_score.weight": (K + 1, 256),
+        "cls_score.bias": (K + 1,),
+        "bbox_pred.weight": (4 * K, 256),
+        "bbox_pred.bias": (4 * K,),
+    }
+    assert state["cls_score.weight"].std() == pytest.approx(0.01, rel=0.2)
+    assert state["bbox_pred.weight"].std() == pytest.approx(0.001, rel=0.2)
+    assert not state["cls_score.bias"].any()
+    assert not state["bbox_pred.bias"].any()
+
+
+def test_class_agnostic_boxes_have_four_deltas():
+    assert make(cls_agnostic_bbox_reg=True).bbox_pred.weight.shape == (4, 6)
+
+
+def test_sigmoid_starts_at_a_probability_of_one_percent():
+    assert make(use_sigmoid_ce=True).cls_score.bias.sigmoid().tolist() == pytest.approx([0.01] * (K + 1), rel=1e-5)
+
+
+def test_forward_flattens_its_input():
+    scores, deltas = make(input_shape=ShapeSpec(channels=6, height=2, width=2))(torch.randn(5, 6, 2, 2))
+    assert (scores.shape, deltas.shape) == ((5, K + 1), (5, 4 * K))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per-class", "shared"])
+def test_losses_by_hand(shared):
+    layers = make(cls_agnostic_bbox_reg=shared)
+    proposals = [sampled(1, K), sampled(K, with_gt=False, seed=4), sampled(0, seed=8)]
+    scores, deltas = random_predictions(4, shared)
+    losses = layers.losses((scores, deltas), proposals)
+    classes = [1, K, K, 0]
+    torch.testing.assert_close(losses["loss_cls"], F.cross_entropy(scores, torch.tensor(classes)))
+    expected = 0.0
+    for row, proposal in {0: proposals[0], 3: proposals[2]}.items():
+        target = TRANSFORM.get_deltas(proposal.proposal_boxes.tensor[:1], proposal.gt_boxes.tensor[:1])
+        own = deltas[row] if shared else deltas[row, 4 * classes[row] : 4 * classes[row] + 4]
+        expected += (own - target[0]).abs().sum()
+    torch.testing.assert_close(losses["loss_box_reg"], expected / 4)  # over all regions, not over the two objects
+
+
+def test_sigmoid_loss_by_hand():
+    scores, deltas = random_predictions(3)
+    losses = make(use_sigmoid_ce=True).losses((scores, deltas), [sampled(0, 2, K)])
+    target = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    expected = F.binary_cross_entropy_with_logits(scores[:, :K], target, reduction="sum") / 3
+    torch.testing.assert_close(losses["loss_cls"], expected)
+
+
+def test_loss_weights_are_factors():
+    predictions, proposals = random_predictions(3), [sampled(0, 2, K)]
+    plain = make().losses(predictions, proposals)
+    weighted = make(loss_weight={"loss_box_reg": 3.0}).losses(predictions, proposals)
+    torch.testing.assert_close(weighted["loss_box_reg"], 3 * plain["loss_box_reg"])
+    torch.testing.assert_close(weighted["loss_cls"], plain["loss_cls"])
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("classes", [(), (K, K), (0, K, 2)], ids=["no-regions", "background", "some"])
+def test_every_parameter_gets_a_finite_gradient(classes, sigmoid, loss_type):
+    layers = make(box_reg_loss_type=loss_type, use_sigmoid_ce=sigmoid)
+    losses = layers.losses(layers(torch.randn(len(classes), 6)), [sampled(*classes)])
+    sum(losses.values()).backward()
+    for name, parameter in layers.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_accuracy_is_logged():
+    scores = torch.eye(K + 1)[[0, K, K, 1]]  # predicted classes
+    with EventStorage(0) as storage:
+        make().losses((scores, torch.zeros(4, 4 * K)), [sampled(0, 1, K, K)])
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest == {
+        "fast_rcnn/cls_accuracy": 0.5,
+        "fast_rcnn/fg_cls_accuracy": 0.5,
+        "fast_rcnn/false_negative": 0.5,
+    }
+
+
+@pytest.mark.parametrize("classes", [(), (K, K)], ids=["no-regions", "background"])
+def test_accuracy_of_nothing_is_not_logged(classes):
+    with EventStorage(0) as storage:
+        make().losses(random_predictions(len(classes)), [sampled(*classes)])
+        assert "fast_rcnn/fg_cls_accuracy" not in storage.latest()
+
+
+def test_predicted_boxes_are_decoded_per_image():
+    proposals = [sampled(0, 1), sampled(), sampled(2, seed=3)]
+    boxes = make().predict_boxes((torch.zeros(3, K + 1), torch.zeros(3, 4 * K)), proposals)
+    assert [len(b) for b in boxes] == [2, 0, 1]
+    torch.testing.assert_close(boxes[2], proposals[2].proposal_boxes.tensor.repeat(1, K))
+    assert make().predict_boxes((torch.zeros(0, K + 1), torch.zeros(0, 4 * K)), []) == []
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per-class", "shared"])
+def test_boxes_for_true_classes_are_those_of_the_class(shared):
+    layers, proposals = make(cls_agnostic_bbox_reg=shared), [sampled(2, 0, K)]
+    predictions = random_predictions(3, shared)
+    (chosen,) = layers.predict_boxes_for_gt_classes(predictions, proposals)
+    (boxes,) = layers.predict_boxes(predictions, proposals)
+    expected = boxes if shared else torch.stack([boxes[0, 8:12], boxes[1, :4], boxes[2, 8:12]])
+    torch.testing.assert_close(chosen, expected)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+def test_probabilities_per_image(sigmoid):
+    scores = torch.tensor([[math.log(2), 0, 0, 0.0]]).repeat(3, 1)
+    probs = make(use_sigmoid_ce=sigmoid).predict_probs((scores, torch.empty(0)), [sampled(0, 1), sampled(1)])
+    expected = [2 / 3, 0.5, 0.5, 0.5] if sigmoid else [0.4, 0.2, 0.2, 0.2]
+    assert [len(p) for p in probs] == [2, 1]
+    assert probs[0][1].tolist() == pytest.approx(expected)
+
+
+def test_inference_takes_threshold_and_topk():
+    layers = make(test_score_thresh=0.5, test_topk_per_image=1)
+    proposals = Instances(SIZE, proposal_boxes=Boxes([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30]]))
+    scores = torch.tensor([[5.0, 0, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
+    (found,), (regions,) = layers.inference((scores, torch.zeros(3, 4 * K)), [proposals])
+    assert found.pred_classes.tolist() == regions.tolist() == [1]
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[50.0, 50, 60, 60]]))
+
+
+def test_losses_and_boxes_are_float32_under_autocast():
+    layers, proposals = make(), [sampled(0, 1, K)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions = layers(torch.randn(3, 6))
+        losses = layers.losses(predictions, proposals)
+        found, _ = layers.inference(predictions, proposals)
+    assert predictions[0].dtype == torch.bfloat16
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert found[0].pred_boxes.tensor.dtype == found[0].scores.dtype == torch.float32
+
+
+def test_config_gives_everything():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.5
+    cfg.TEST.DETECTIONS_PER_IMAGE = 11
+    layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+    assert layers.cls_score.weight.shape == (8, 6)
+    assert layers.bbox_pred.weight.shape == (4, 6)
+    assert layers.loss_weight == {"loss_box_reg": 2.5}
+    assert layers.test_topk_per_image == 11
+
+
+def test_federated_loss_names_the_key():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
+    with pytest.raises(ValueError, match="MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True"):
+        FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+
+
+def test_unknown_box_loss_is_found_when_the_layers_are_built():
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE must be one of"):
+        make(box_reg_loss_type="l3")

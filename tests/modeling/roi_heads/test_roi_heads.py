@@ -1,0 +1,107 @@
+"""Tests of detkit.modeling.roi_heads.roi_heads."""
+
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.modeling.matcher import Matcher
+from detkit.modeling.roi_heads.roi_heads import ROIHeads
+from detkit.structures import Boxes, Instances
+from detkit.utils.events import EventStorage
+
+K = 5
+SIZE = (100, 100)
+OBJECTS = [[10.0, 10, 30, 30], [50, 50, 90, 90]]
+NEAR = [[11.0, 10, 31, 30], [50, 52, 90, 92]]
+FAR = [[60.0, 5, 70, 15], [5, 60, 15, 70], [35, 35, 40, 40]]
+
+
+def make(**kwargs):
+    matcher = kwargs.pop("proposal_matcher", Matcher([0.5], [0, 1]))
+    arguments = {"num_classes": K, "batch_size_per_image": 100, "positive_fraction": 0.5, "proposal_matcher": matcher}
+    return ROIHeads(**{**arguments, **kwargs})
+
+
+def proposals(boxes):
+    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
+
+
+def truth(boxes=OBJECTS, classes=(3, 1)):
+    gt = Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(classes[: len(boxes)], dtype=torch.int64))
+    gt.gt_ids = torch.arange(len(boxes)) + 40
+    gt.file = ["a"] * len(boxes)
+    return gt
+
+
+def by_box(sampled):
+    return {
+        tuple(box): int(c) for box, c in zip(sampled.proposal_boxes.tensor.tolist(), sampled.gt_classes, strict=True)
+    }
+
+
+def test_proposals_get_class_and_fields_of_their_object():
+    (sampled,) = make(proposal_append_gt=False).label_and_sample_proposals([proposals(NEAR + FAR)], [truth()])
+    classes = by_box(sampled)
+    assert [classes[tuple(box)] for box in NEAR] == [3, 1]
+    assert [classes[tuple(box)] for box in FAR] == [K] * 3
+    foreground = sampled[sampled.gt_classes < K]
+    assert sorted(foreground.gt_ids.tolist()) == [40, 41]
+    assert sorted(map(tuple, foreground.gt_boxes.tensor.tolist())) == sorted(map(tuple, OBJECTS))
+    assert not sampled.has("file")
+
+
+def test_ground_truth_is_among_the_proposals():
+    (sampled,) = make().label_and_sample_proposals([proposals(FAR)], [truth()])
+    assert [by_box(sampled)[tuple(box)] for box in OBJECTS] == [3, 1]
+
+
+def test_image_without_objects_is_background_without_ground_truth_fields():
+    (sampled,) = make().label_and_sample_proposals([proposals(FAR)], [truth([])])
+    assert sampled.gt_classes.tolist() == [K] * 3
+    assert not sampled.has("gt_boxes")
+
+
+def test_image_without_proposals_and_objects_gives_none():
+    (sampled,) = make().label_and_sample_proposals([proposals([])], [truth([])])
+    assert len(sampled) == 0
+    assert sampled.gt_classes.dtype == torch.int64
+
+
+def test_ignored_proposals_are_not_sampled():
+    heads = make(proposal_matcher=Matcher([0.5, 0.99], [0, -1, 1]), proposal_append_gt=False)
+    (sampled,) = heads.label_and_sample_proposals([proposals(NEAR + FAR + OBJECTS)], [truth()])
+    assert set(by_box(sampled)) == {tuple(box) for box in FAR + OBJECTS}
+
+
+def test_sample_is_bounded():
+    heads = make(batch_size_per_image=4, positive_fraction=0.25)
+    (sampled,) = heads.label_and_sample_proposals([proposals(NEAR + FAR)], [truth()])
+    assert sorted(c == K for c in sampled.gt_classes.tolist()) == [False, True, True, True]
+
+
+def test_proposals_given_are_not_changed():
+    given = proposals(NEAR + FAR)
+    make().label_and_sample_proposals([given], [truth()])
+    assert sorted(given.get_fields()) == ["objectness_logits", "proposal_boxes"]
+    assert len(given) == 5
+
+
+def test_numbers_are_logged_per_image():
+    with EventStorage(0) as storage:
+        make().label_and_sample_proposals([proposals(NEAR + FAR), proposals(FAR)], [truth(), truth([])])
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest == {"roi_head/num_fg_samples": 2.0, "roi_head/num_bg_samples": 3.0}
+
+
+def test_config_gives_the_sampling():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.6]
+    heads = ROIHeads(cfg)
+    assert (heads.num_classes, heads.proposal_matcher.thresholds) == (7, [0.6])
+    assert not heads.proposal_matcher.allow_low_quality_matches
+
+
+def test_base_has_no_forward():
+    with pytest.raises(NotImplementedError, match="ROIHeads brings no forward"):
+        make()(None, {}, [])

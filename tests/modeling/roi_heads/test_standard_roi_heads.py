@@ -1,0 +1,133 @@
+"""Tests of detkit.modeling.roi_heads.standard_roi_heads."""
+
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.roi_heads import build_roi_heads
+from detkit.structures import Boxes, ImageList, Instances
+
+SIZE = (64, 96)
+SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
+K = 3
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    options = {
+        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": K,
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    }
+    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    return cfg
+
+
+def make(*overrides):
+    torch.manual_seed(0)
+    return build_roi_heads(config(*overrides), SHAPES)
+
+
+def batch(num_images=2):
+    torch.manual_seed(1)
+    images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
+    features = {"p2": torch.randn(num_images, 4, 16, 24), "p3": torch.randn(num_images, 4, 8, 12)}
+    return images, features
+
+
+def proposals(*boxes):
+    boxes = torch.tensor(boxes or [[5.0, 5, 25, 25], [30, 10, 90, 60], [0, 0, 96, 64]])
+    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
+
+
+def truth(*boxes):
+    classes = torch.arange(len(boxes)) % K
+    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=classes)
+
+
+OBJECT = (6.0, 5.0, 26.0, 25.0)
+
+
+def test_training_gives_sampled_proposals_and_losses():
+    sampled, losses = make()(*batch(), [proposals(), proposals()], [truth(OBJECT), truth()])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert [p.has("gt_classes") for p in sampled] == [True, True]
+
+
+def test_inference_gives_instances():
+    instances, losses = make().eval()(*batch(), [proposals(), proposals()])
+    assert losses == {}
+    assert [sorted(x.get_fields()) for x in instances] == [["pred_boxes", "pred_classes", "scores"]] * 2
+
+
+@pytest.mark.parametrize("num_proposals", [0, 3], ids=["no-proposals", "proposals"])
+def test_batch_of_empty_images_trains(num_proposals):
+    heads = make()
+    empty = [proposals()[:num_proposals], proposals()[:num_proposals]]
+    _, losses = heads(*batch(), empty, [truth(), truth()])
+    assert losses["loss_box_reg"].item() == 0
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_image_without_proposals_has_no_detections():
+    instances, _ = make().eval()(*batch(), [proposals()[:0], proposals()])
+    assert len(instances[0]) == 0
+    assert len(instances[1]) > 0
+
+
+def test_names_of_weights_are_those_of_detectron2():
+    parts = ["box_head.fc1", "box_head.fc2", "box_predictor.cls_score", "box_predictor.bbox_pred"]
+    assert list(make().state_dict()) == [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+
+
+def test_later_branches_can_train_on_predicted_boxes():
+    heads = make("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True)
+    torch.nn.init.constant_(heads.box_predictor.bbox_pred.bias, 1.0)
+    given = [proposals(), proposals()]
+    sampled, _ = heads(*batch(), given, [truth(OBJECT), truth(OBJECT)])
+    before = {tuple(box) for box in [*given[0].proposal_boxes.tensor.tolist(), list(OBJECT)]}
+    assert before.isdisjoint({tuple(box) for box in sampled[0].proposal_boxes.tensor.tolist()})
+    assert not sampled[0].proposal_boxes.tensor.requires_grad
+
+
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON"])
+def test_branch_that_is_not_there_names_the_key(key):
+    with pytest.raises(ValueError, match=f"{key} is True, but StandardROIHeads has only a box branch"):
+        make(key, True)
+
+
+def test_unknown_feature_names_the_key():
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES asks for 'p4', but the backbone gives p2, p3"):
+        make("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"])
+
+
+def test_features_of_different_channels_are_an_error():
+    shapes = {**SHAPES, "p3": ShapeSpec(channels=8, stride=8)}
+    with pytest.raises(ValueError, match="IN_FEATURES must have the same channels.*p2: 4, p3: 8"):
+        build_roi_heads(config(), shapes)
+
+
+def test_unknown_pooler_names_the_legal_ones():
+    cfg = config()
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    with pytest.raises(ValueError, match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2, got 'ROIPool'"):
+        build_roi_heads(cfg, SHAPES)
+
+
+def test_training_without_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="targets is None"):
+        make()(*batch(), [proposals(), proposals()])
+
+
+def test_given_boxes_need_their_fields():
+    with pytest.raises(ValueError, match="image 0 need a field 'pred_classes'"):
+        make().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])

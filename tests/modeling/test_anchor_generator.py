@@ -1,0 +1,132 @@
+"""Tests of detkit.modeling.anchor_generator."""
+
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    DefaultAnchorGenerator,
+    build_anchor_generator,
+    generate_cell_anchors,
+)
+from tests.helpers import slow_anchors
+
+
+def feature(height, width):
+    return torch.empty(1, 2, height, width)
+
+
+def make(sizes=((32, 64),), aspect_ratios=((0.5, 1.0, 2.0),), strides=(4, 8), offset=0.0):
+    return DefaultAnchorGenerator(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5], ids=["corner", "centre"])
+def test_anchors_are_those_of_the_slow_reference(offset):
+    generator = make(sizes=[[32, 64], [100]], aspect_ratios=[[0.5, 1.0, 2.0], [0.3]], offset=offset)
+    anchors = generator([feature(3, 5), feature(2, 1)])
+    expected = [
+        slow_anchors([32, 64], [0.5, 1.0, 2.0], stride=4, offset=offset, grid_size=(3, 5)),
+        slow_anchors([100], [0.3], stride=8, offset=offset, grid_size=(2, 1)),
+    ]
+    for boxes, reference in zip(anchors, expected, strict=True):
+        torch.testing.assert_close(boxes.tensor, reference)
+
+
+def test_cell_anchors_by_hand():
+    expected = [[-8.0, -8, 8, 8], [-4, -16, 4, 16], [-16, -16, 16, 16], [-8, -32, 8, 32]]
+    torch.testing.assert_close(generate_cell_anchors([16, 32], [1.0, 4.0]), torch.tensor(expected))
+
+
+def test_plain_numbers_serve_every_level():
+    nested, plain = make(), make(sizes=(32, 64), aspect_ratios=(0.5, 1.0, 2.0))
+    for a, b in zip(nested.cell_anchors, plain.cell_anchors, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_num_anchors_counts_sizes_times_ratios_per_level():
+    generator = make(sizes=[[32, 64], [100]], aspect_ratios=[[0.5, 1.0, 2.0]])
+    assert generator.num_anchors == generator.num_cell_anchors == [6, 3]
+    assert generator.box_dim == 4
+
+
+def test_empty_map_has_no_anchors():
+    anchors = make()([feature(0, 3), feature(1, 1)])
+    assert [len(boxes) for boxes in anchors] == [0, 6]
+
+
+def test_anchors_are_not_in_the_state_dict():
+    assert make().state_dict() == {}
+
+
+def test_anchors_of_a_size_are_made_once():
+    generator = make()
+    first = generator([feature(3, 5), feature(2, 3)])
+    again = generator([feature(3, 5), feature(2, 3)])
+    other = generator([feature(5, 3), feature(3, 2)])
+    assert first[0].tensor is again[0].tensor
+    assert first[0].tensor is not other[0].tensor
+
+
+def test_clipping_given_anchors_leaves_the_cached_ones():
+    generator = make()
+    generator([feature(3, 5), feature(2, 3)])[0].clip((4, 4))
+    assert generator([feature(3, 5), feature(2, 3)])[0].tensor.min() < 0
+
+
+def test_number_of_cached_sizes_is_bounded():
+    generator = make()
+    for width in range(1, 40):
+        generator([feature(1, width), feature(1, 1)])
+    assert len(generator._cache) <= 16
+
+
+def test_anchors_made_in_inference_mode_take_part_in_training():
+    generator = make()
+    with torch.inference_mode():
+        generator([feature(3, 5), feature(2, 3)])
+    anchors = generator([feature(3, 5), feature(2, 3)])[0].tensor
+    scale = torch.ones(1, requires_grad=True)
+    (anchors * scale).sum().backward()
+    assert scale.grad is not None
+
+
+def test_anchors_follow_the_device_of_the_module():
+    assert make().to("meta")([feature(3, 5), feature(2, 3)])[0].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"sizes": [[32], [64], [128]]}, "ANCHOR_GENERATOR.SIZES .*each of the 2 .*got 3", id="levels"),
+        pytest.param({"sizes": []}, "ANCHOR_GENERATOR.SIZES .*got 0 lists", id="no-sizes"),
+        pytest.param({"aspect_ratios": [[]]}, "ASPECT_RATIOS needs positive numbers", id="no-ratios"),
+        pytest.param({"aspect_ratios": [[-1.0]]}, "ASPECT_RATIOS needs positive numbers", id="negative-ratio"),
+        pytest.param({"offset": 1.0}, r"OFFSET must lie in \[0, 1\), got 1.0", id="offset"),
+    ],
+)
+def test_bad_settings_name_the_key(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_wrong_number_of_features_is_an_error():
+    with pytest.raises(ValueError, match="laid out for 2 feature levels, got 1"):
+        make()([feature(2, 2)])
+
+
+def test_build_takes_everything_from_the_config():
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32]]
+    generator = build_anchor_generator(cfg, [ShapeSpec(stride=4), ShapeSpec(stride=8)])
+    assert generator.num_anchors == [3, 3]
+    assert generator.strides == [4, 8]
+
+
+def test_unknown_generator_offers_a_near_miss():
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerater"
+    with pytest.raises(KeyError, match="Did you mean 'DefaultAnchorGenerator'"):
+        build_anchor_generator(cfg, [ShapeSpec(stride=4)])
+    assert "DefaultAnchorGenerator" in ANCHOR_GENERATOR_REGISTRY

@@ -1,0 +1,145 @@
+"""Faster R-CNN R-50-FPN held against Detectron2 0.6: tests/golden/faster_fpn.npz holds its numbers on a CPU.
+
+No weights travel: every parameter and buffer is drawn from a random stream that its own name seeds, so a model with the
+same names and shapes is the same model. Sampling is switched off by sampling everything.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.modeling import build_model
+from detkit.solver import build_lr_scheduler, build_optimizer
+from detkit.structures import Boxes, Instances, pairwise_iou
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = (240, 320)
+SETTINGS = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1_000_000,
+    "MODEL.RPN.POSITIVE_FRACTION": 1.0,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 500,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 200,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100_000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02,
+    "SOLVER.BASE_LR": 0.0005,
+    "SOLVER.WARMUP_ITERS": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(ROOT / "tests/golden/faster_fpn.npz") as numbers:
+        return {name: numbers[name] for name in numbers.files}
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """Numbers of detkit under the names of the recorded ones: of inference first, since training changes the weights."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(ROOT / "configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.merge_from_list([item for pair in SETTINGS.items() for item in pair])
+    model = build_model(cfg)
+    with torch.no_grad():
+        for name, t in model.state_dict().items():
+            t.copy_(torch.from_numpy(values_for(name, tuple(t.shape))))
+    return {**inference_numbers(model.eval()), **training_numbers(cfg, model.train())}
+
+
+@torch.no_grad()
+def inference_numbers(model):
+    inputs = [{"image": picture(seed), "height": 360, "width": 480} for seed in (11, 12)]
+    numbers = {}
+    for name, feature in model.backbone(model.preprocess_image(inputs).tensor).items():
+        values = feature.double().flatten()
+        probe = values[torch.linspace(0, len(values) - 1, 48).long()]
+        numbers[f"feat/{name}"] = [*feature.shape, *probe.tolist(), values.mean().item(), values.std().item()]
+    for i, output in enumerate(model(inputs)):
+        numbers[f"det{i}"] = output["instances"]
+    return numbers
+
+
+def training_numbers(cfg, model):
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    batch = [training_input(seed, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for seed in (21, 22)]
+    numbers = {}
+    for step in range(3):
+        losses = model(batch)
+        numbers.update({f"loss{step}/{name}": loss.item() for name, loss in losses.items()})
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        if step == 0:
+            trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            numbers.update({f"gradnorm/{name}": grad.double().norm().item() for name, grad in trained.items()})
+        numbers[f"lr{step}"] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+    return numbers
+
+
+def values_for(name, shape):
+    """Draw a parameter or buffer from the stream of its name, at a scale that keeps activations in range."""
+    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if len(shape) > 1:
+        is_last = any(part in name for part in ("cls_score", "bbox_pred", "objectness_logits", "anchor_deltas"))
+        gain = 1.0 if is_last else np.sqrt(2.0)
+        return (noise * gain / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    if name.endswith("running_var"):
+        return 1.0 + 0.1 * np.abs(noise)
+    if name.endswith("weight"):
+        scale = 0.015 if "stem" in name else 0.3 if ".conv3.norm" in name or ".conv2.norm" in name else 1.0
+        return (scale * (1 + 0.05 * noise)).astype(np.float32)
+    return 0.05 * noise
+
+
+def picture(seed):
+    """Draw a smooth colour field with six rectangles and noise: (3, 240, 320) uint8."""
+    random, (height, width) = np.random.RandomState(seed), SIZE
+    y, x = np.mgrid[0:height, 0:width]
+    channels = []
+    for _ in range(3):
+        wave = np.sin(x / random.uniform(15, 60) + random.uniform(0, 6))
+        channels.append(127 + 60 * wave * np.cos(y / random.uniform(15, 60)))
+    image = np.stack(channels)
+    for _ in range(6):
+        left, top = random.randint(0, width - 60), random.randint(0, height - 60)
+        wide, high = random.randint(20, 60), random.randint(20, 60)
+        image[:, top : top + high, left : left + wide] = random.uniform(0, 255, (3, 1, 1))
+    return torch.from_numpy(np.clip(image + random.normal(0, 6, image.shape), 0, 255).astype(np.uint8))
+
+
+def training_input(seed, num_classes):
+    random, (height, width) = np.random.RandomState(seed + 7), SIZE
+    corner = random.uniform(0, [width - 130, height - 130], (5, 2))
+    boxes = np.concatenate([corner, corner + random.uniform(25, 125, (5, 2))], axis=1).astype(np.float32)
+    classes = torch.from_numpy(random.randint(0, num_classes, 5))
+    return {"image": picture(seed), "instances": Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=classes)}
+
+
+@pytest.mark.parametrize("kind", ["feat/", "loss", "gradnorm/", "lr"])
+def test_numbers_are_those_of_detectron2(kind, recorded, observed):
+    names = {name for name in recorded if name.startswith(kind)}
+    assert names == {name for name in observed if name.startswith(kind)}
+    errors = {name: relative_error(observed[name], recorded[name]) for name in names}
+    assert {name: error for name, error in errors.items() if not error < 2e-3} == {}
+
+
+def relative_error(number, expected):
+    return np.abs(np.asarray(number) - expected).max() / (np.abs(expected).max() + 1e-8)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_detections_are_those_of_detectron2(image, recorded, observed):
+    """Of the recorded detections, 97 % are there: same class, same score, IoU above 0.98."""
+    found = observed[f"det{image}"]
+    iou = pairwise_iou(Boxes(recorded[f"det{image}/boxes"]), found.pred_boxes)
+    scores = torch.from_numpy(recorded[f"det{image}/scores"])[:, None]
+    same_score = (scores - found.scores).abs() < 1e-3 * (1 + scores)
+    same_class = torch.from_numpy(recorded[f"det{image}/classes"])[:, None] == found.pred_classes
+    assert ((iou > 0.98) & same_score & same_class).any(dim=1).float().mean() >= 0.97

@@ -1,0 +1,68 @@
+"""Tests of detkit.modeling.matcher."""
+
+import pytest
+import torch
+
+from detkit.modeling.matcher import Matcher
+from tests.helpers import slow_match
+
+
+def random_quality(num_gt, num_pred, seed):
+    quality = torch.rand(num_gt, num_pred, generator=torch.Generator().manual_seed(seed))
+    return (quality * 10).round() / 10  # ties and values on the thresholds
+
+
+@pytest.mark.parametrize("low_quality", [False, True], ids=["plain", "low-quality"])
+@pytest.mark.parametrize("num_gt", [1, 4], ids=["one", "many"])
+@pytest.mark.parametrize("seed", range(3))
+def test_matches_are_those_of_the_slow_reference(num_gt, low_quality, seed):
+    quality = random_quality(num_gt, 30, seed)
+    matches, labels = Matcher([0.3, 0.7], [0, -1, 1], low_quality)(quality)
+    expected_quality, expected_labels = slow_match(quality, [0.3, 0.7], [0, -1, 1], low_quality)
+    torch.testing.assert_close(quality[matches, torch.arange(30)], expected_quality)
+    assert labels.tolist() == expected_labels
+    assert labels.dtype == torch.int8
+    assert matches.dtype == torch.int64
+
+
+def test_by_hand():
+    quality = torch.tensor([[0.1, 0.3, 0.69, 0.7], [0.2, 0.0, 0.0, 0.0]])
+    matches, labels = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)(quality)
+    assert matches.tolist() == [1, 0, 0, 0]
+    assert labels.tolist() == [1, -1, -1, 1]  # the first one is the best that the second box has
+
+
+@pytest.mark.parametrize("low_quality", [False, True], ids=["plain", "low-quality"])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=["no-objects", "no-boxes", "nothing"])
+def test_nothing_to_match_is_all_background(shape, low_quality):
+    matches, labels = Matcher([0.5], [0, 1], low_quality)(torch.zeros(shape))
+    assert matches.tolist() == labels.tolist() == [0] * shape[1]
+    assert labels.dtype == torch.int8
+
+
+def test_object_that_nothing_overlaps_makes_no_foreground():
+    quality = torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.1, 0.1]])
+    _, labels = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)(quality)
+    assert labels.tolist() == [1, 0, 0]
+
+
+def test_matching_follows_a_permutation_of_the_boxes():
+    quality, order = random_quality(4, 30, 0), torch.randperm(30)
+    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
+    _, labels = matcher(quality)
+    _, permuted = matcher(quality[:, order])
+    assert permuted.tolist() == labels[order].tolist()
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "labels", "message"),
+    [
+        pytest.param([0.7, 0.3], [0, -1, 1], "IOU_THRESHOLDS must be positive and rise", id="falling"),
+        pytest.param([0.0], [0, 1], "IOU_THRESHOLDS must be positive and rise", id="zero"),
+        pytest.param([0.5], [0, -1, 1], "IOU_LABELS needs one label more than IOU_THRESHOLDS", id="count"),
+        pytest.param([0.5], [0, 2], "IOU_LABELS must be -1", id="label"),
+    ],
+)
+def test_bad_settings_name_the_key(thresholds, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Matcher(thresholds, labels)
