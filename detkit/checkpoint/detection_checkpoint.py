@@ -1,0 +1,257 @@
+"""`DetectionCheckpointer`: saves and loads a model together with the states of its training."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from detkit.checkpoint.key_matching import LoadReport, looks_like_caffe2, match_weights, strip_wrapper_prefixes
+from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
+from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
+from detkit.utils import comm
+from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+_LAST_CHECKPOINT = "last_checkpoint"
+
+
+class Checkpointable(Protocol):
+    """What can be saved beside the model: an optimizer, a scheduler, a trainer."""
+
+    def state_dict(self) -> Any:
+        """Give the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take a state over."""
+        ...
+
+
+class DetectionCheckpointer:
+    """Saves and loads a model and everything that must survive a resume.
+
+    A file holds the weights under `model`, each checkpointable under its own name, `metadata` such as class names, and
+    what the caller of `save` adds (`iteration`). Nothing in a file is ever run: see `safe_load`.
+
+    Example:
+        >>> checkpointer = DetectionCheckpointer(model, "output", optimizer=optimizer)
+        >>> start = checkpointer.resume_or_load(weights, resume=True).get("iteration", -1) + 1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **checkpointables: Checkpointable,
+    ) -> None:
+        """Remember what to save and where.
+
+        Args:
+            model: Saved without the wrappers of DistributedDataParallel and torch.compile.
+            save_dir: Folder of the checkpoints; empty to only load.
+            save_to_disk: Whether this process writes; None lets the main process write.
+            metadata: What a file should say about its model, such as `thing_classes`; written into each checkpoint.
+            checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get in the file.
+        """
+        self.model = _unwrapped(model)
+        self.save_dir = save_dir
+        self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        self.metadata = dict(metadata or {})
+        self.checkpointables: dict[str, Checkpointable] = {}
+        self.load_report: LoadReport | None = None
+        for key, checkpointable in checkpointables.items():
+            self.add_checkpointable(key, checkpointable)
+
+    def add_checkpointable(self, key: str, checkpointable: Checkpointable) -> None:
+        """Save and load one more object, under the name `key`.
+
+        Raises:
+            KeyError: The name is taken.
+            TypeError: The object has no `state_dict`.
+        """
+        if key in self.checkpointables or key in ("model", "metadata"):
+            raise KeyError(f"checkpoints already have an entry {key!r}")
+        if not hasattr(checkpointable, "state_dict"):
+            raise TypeError(f"{key}={type(checkpointable).__name__} has no state_dict() to save")
+        self.checkpointables[key] = checkpointable
+
+    def save(self, name: str, *, tag_last: bool = True, **extra: Any) -> None:
+        """Write `save_dir/name.pth`.
+
+        In a distributed run every process may call it: all collect their states, the main process writes.
+
+        Args:
+            name: Name of the file, without `.pth`.
+            tag_last: Note it as the one to resume from.
+            extra: Goes into the file as it is, such as `iteration`.
+
+        Raises:
+            TypeError: A state or an extra holds what could not be loaded again safely.
+        """
+        checkpoint = {"model": self.model.state_dict()}
+        checkpoint.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
+        checkpoint.update(metadata=self.metadata, **extra)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        PathManager.mkdirs(self.save_dir)
+        file_name = f"{name}.pth"
+        path = _join(self.save_dir, file_name)
+        logger.info("saving checkpoint to %s", path)
+        save_checkpoint_file(checkpoint, path)
+        if tag_last:
+            self.tag_last_checkpoint(file_name)
+
+    def load(self, path: str, checkpointables: Iterable[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
+        """Load the weights, and the states of the checkpointables.
+
+        Args:
+            path: File or address; empty loads nothing.
+            checkpointables: Names of the objects to load; None takes all, an empty list the weights alone.
+            strict: Accept only a file that fills every learned tensor of the model, as evaluation needs it.
+
+        Returns:
+            What else the file holds (`iteration`, `metadata`, ...); empty when there is no path. `load_report` says
+            what matched.
+
+        Raises:
+            CheckpointError: The file is broken or unsafe, has nothing for this model, or not all and `strict` is set.
+            FileNotFoundError: There is no such file.
+            ValueError: `strict` is set and the path is empty.
+        """
+        if not path:
+            if strict:
+                raise ValueError("no weights are given: set MODEL.WEIGHTS to a checkpoint")
+            logger.info("no checkpoint given: the model starts from random weights")
+            return {}
+        checkpoint = self._load_file(path)
+        self._load_model(checkpoint.pop("model"), path, strict=strict)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+            else:
+                logger.warning("%s has no state of %r: it starts afresh", path, key)
+        return checkpoint
+
+    def resume_or_load(self, path: str, *, resume: bool = True, strict: bool = False) -> dict[str, Any]:
+        """Load the last checkpoint in `save_dir` with all states if `resume` is set and there is one, else the weights.
+
+        Args:
+            path: File or address to start from.
+            resume: Look for a checkpoint of this run first.
+            strict: As in `load`, for `path`; a run's own checkpoint must always fit.
+
+        Returns:
+            As `load`.
+
+        Raises:
+            RuntimeError: Some processes of a distributed run see a last checkpoint and others do not.
+        """
+        if resume and self._all_have_checkpoint():
+            return self.load(self.get_checkpoint_file(), strict=True)
+        return self.load(path, checkpointables=[], strict=strict)
+
+    def has_checkpoint(self) -> bool:
+        """Whether `save_dir` names a last checkpoint."""
+        return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, _LAST_CHECKPOINT))
+
+    def get_checkpoint_file(self) -> str:
+        """Give the path of the last checkpoint, or an empty string when there is none."""
+        if not self.has_checkpoint():
+            return ""
+        with PathManager.open(_join(self.save_dir, _LAST_CHECKPOINT), "r") as file:
+            return _join(self.save_dir, str(file.read()).strip())
+
+    def get_all_checkpoint_files(self) -> list[str]:
+        """Give the paths of all checkpoints in `save_dir`, sorted by name."""
+        if not self.save_dir or not PathManager.isdir(self.save_dir):
+            return []
+        names = sorted(name for name in PathManager.ls(self.save_dir) if name.endswith(".pth"))
+        return [_join(self.save_dir, name) for name in names if not name.startswith(".")]
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note a file of `save_dir` as the one to resume from."""
+        path = _join(self.save_dir, _LAST_CHECKPOINT)
+        with atomic_write(path) as file:
+            file.write(last_filename_basename.encode())
+
+    def _load_file(self, path: str) -> dict[str, Any]:
+        return load_checkpoint_file(path)
+
+    def _load_model(self, weights: dict[str, Any], path: str, *, strict: bool) -> None:
+        model_state = self.model.state_dict()
+        weights = _named_as_in_model(weights, model_state)
+        chosen, report = match_weights(weights, model_state)
+        self.load_report = report
+        if not report.matched:
+            raise CheckpointError(_nothing_matches(path, weights, model_state, report))
+        if strict and not report.is_complete:
+            raise CheckpointError(
+                f"{path} does not fill the model: {report.summary()}. Every learned tensor is needed: check that "
+                "the config is that of the checkpoint, or allow a partial load on purpose (--allow-partial)."
+            )
+        state = OrderedDict(chosen)
+        # Versions of the modules, by which torch converts what older ones saved.
+        state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model.load_state_dict(state, strict=False)
+        logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s: %s", path, report.summary())
+
+    def _all_have_checkpoint(self) -> bool:
+        found = comm.all_gather(self.has_checkpoint())
+        if len(set(found)) > 1:
+            without = [rank for rank, has in enumerate(found) if not has]
+            raise RuntimeError(
+                f"processes {without} see no {_LAST_CHECKPOINT} in {self.save_dir}, the others do: "
+                "OUTPUT_DIR must be a folder that all machines share"
+            )
+        return found[0]
+
+
+def _named_as_in_model(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights under the model's names: the place where foreign layouts (Caffe2, torchvision) are to be renamed."""
+    renamed = strip_wrapper_prefixes(weights, model_state)
+    result = OrderedDict((renamed[name], value) for name, value in weights.items())
+    metadata = getattr(weights, "_metadata", None)
+    if metadata is not None and list(renamed) == list(renamed.values()):
+        result._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
+    return result
+
+
+def _nothing_matches(path: str, weights: Mapping[str, Any], model_state: Mapping[str, Any], report: LoadReport) -> str:
+    if report.mismatched:
+        return f"{path} holds weights of another model: no tensor has the model's shape. {report.summary()}"
+    if looks_like_caffe2(weights):
+        return (
+            f"{path} holds weights under the names of Caffe2, as MSRA and Detectron use them "
+            f"({next(iter(weights))}, ...). detkit does not understand this layout yet."
+        )
+    return (
+        f"{path} holds weights of another model: none of its {len(weights)} names is in the model. "
+        f"In the file: {_some(weights)}. In the model: {_some(model_state)}."
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        else:
+            return model
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)

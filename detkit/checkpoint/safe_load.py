@@ -1,0 +1,148 @@
+"""Reading checkpoint files as data: whatever a file contains, none of it is run.
+
+Which reader gets a file depends on its first bytes, not on its name: torch's zip and legacy formats go to `torch.load`
+with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors` goes by name.
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
+from detkit.utils.file_io import PathManager
+
+_ZIP = b"PK\x03\x04"
+# torch.save before version 1.6: the pickle of a magic number comes first.
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE = b"\x80"
+# Where the weights lie in the checkpoints of detkit and Detectron2, of Lightning and MMDetection, and of Detectron.
+_WEIGHT_KEYS = ("model", "state_dict", "blobs")
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, is broken, or does not fit the model."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file asks for functions or classes that loading weights does not need; they were not called."""
+
+
+def load_checkpoint_file(path: str) -> dict[str, Any]:
+    """Read a checkpoint of any known format onto the CPU.
+
+    Args:
+        path: Local path, or an address that `PathManager` knows (`https://`, `detectron2://`), fetched once and cached.
+
+    Returns:
+        What the file holds, with the weights under `model`: a dict from name to tensor. A file that is nothing but
+        weights gives `{"model": weights}`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It could not be fetched.
+        UnsafeCheckpointError: The file asks for code; the message says which.
+        CheckpointError: The file is empty, truncated or no checkpoint.
+    """
+    local = _local_file(path)
+    try:
+        loaded = _read(local, path)
+    except (CheckpointError, ImportError):
+        raise
+    except UnsafePickleError as error:
+        raise _unsafe(path, error.asked_for) from error
+    except pickle.UnpicklingError as error:
+        # torch's text advises to load the file unsafely: only the name that it refused is passed on.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is not None:
+            raise _unsafe(path, refused[1]) from None
+        raise CheckpointError(f"{path} is not a readable checkpoint: {_gist(error)}") from None
+    except Exception as error:  # broken files provoke anything, down to MemoryError and RecursionError
+        raise CheckpointError(f"{path} is truncated or not a checkpoint: {_gist(error)}") from error
+    return _with_model_key(loaded, path)
+
+
+def _local_file(path: str) -> Path:
+    try:
+        local = Path(PathManager.get_local_path(path))
+    except OSError as error:
+        raise OSError(
+            f"could not fetch {path}: {error}. Without network, download the file elsewhere and give its path."
+        ) from error
+    if not local.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else ""))
+    return local
+
+
+def _read(local: Path, path: str) -> Any:
+    with local.open("rb") as file:
+        head = file.read(64)
+        file.seek(0)
+        if not head:
+            raise CheckpointError(f"{path} is empty")
+        if local.suffix == ".safetensors":
+            return _read_safetensors(local, path)
+        if head.startswith((_ZIP, _LEGACY_TORCH)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+        if head.startswith(_PICKLE):
+            return load_array_pickle(file)
+    raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{_hint(head)}")
+
+
+def _read_safetensors(local: Path, path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+    return load_file(local)
+
+
+def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
+    """Put the weights under `model`, wherever the file has them."""
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
+    for key in _WEIGHT_KEYS:
+        if isinstance(loaded.get(key), dict):
+            rest = {name: value for name, value in loaded.items() if name != key}
+            return {**rest, "model": _checked_weights(loaded[key], path)}
+    if not any(isinstance(value, Tensor) for value in loaded.values()):
+        keys = ", ".join(repr(key) for key in list(loaded)[:8])
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has neither weights nor a 'model' among its keys: {keys}"
+        )
+    return {"model": _checked_weights(loaded, path)}
+
+
+def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights: its dict of them is empty")
+    for name, value in weights.items():
+        # Modules may keep anything under `_extra_state` (torch.nn.Module.get_extra_state).
+        if not isinstance(name, str) or not (isinstance(value, Tensor) or name.endswith("_extra_state")):
+            raise CheckpointError(f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor")
+    return weights
+
+
+def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"{path} asks for {asked_for}, which no weights need. Nothing of it was run. If you trust its source, "
+        "convert it elsewhere to bare weights: torch.save(model.state_dict(), 'weights.pth')."
+    )
+
+
+def _gist(error: BaseException) -> str:
+    """The first line of an error's text that says something of its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "weights_only" not in line]
+    return f"{type(error).__name__}: {told[0] if told else 'unreadable'}"
+
+
+def _hint(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return " It is a pointer of Git LFS: fetch the file itself with `git lfs pull`."
+    if head.lstrip()[:1] == b"<":
+        return " It looks like a web page: the download went to the wrong address."
+    return ""

@@ -1,0 +1,125 @@
+"""Writing checkpoint files that can be loaded again, and that are either complete or not there."""
+
+import contextlib
+import enum
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.utils.file_io import PathManager
+
+_SCALARS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+
+
+def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
+    """Write a checkpoint in torch's format; a crash at any moment leaves the old file or the new one.
+
+    Args:
+        checkpoint: Tensors, numbers, text and containers of them; NumPy values become tensors and numbers.
+        path: Where to write; on a remote store that `PathManager` knows, the store decides what a crash leaves.
+
+    Raises:
+        TypeError: A value is of a type that `load_checkpoint_file` would refuse. The message names its place.
+    """
+    content = _loadable(checkpoint, "checkpoint")
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str) -> Iterator[IO[bytes]]:
+    """Open a file beside `path` that takes its place, on disk, at the end of the block, or vanishes if the block fails.
+
+    A remote `path` is opened as it is: its store decides what a crash leaves.
+    """
+    if "://" in path:
+        with PathManager.open(path, "wb") as file:
+            yield cast(IO[bytes], file)
+        return
+    target = Path(path)
+    # The process id keeps two runs in one folder apart; the leading dot keeps half-written files out of `*.pth`.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            _flush_to_disk(file)
+        temporary.replace(target)
+        _flush_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself last through a power cut, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems refuse; the file itself is safe
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _loadable(value: Any, where: str) -> Any:
+    """The value in types that a safe reader takes back, or a TypeError that names its place.
+
+    Better at the first checkpoint of a run than when somebody needs to load the last one.
+    """
+    if isinstance(value, Tensor):
+        return _compact(value)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.generic):
+        return _loadable(value.item(), where)
+    if isinstance(value, Mapping):
+        return _loadable_mapping(value, where)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_loadable(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else set(items) if isinstance(value, set | frozenset) else items
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return _loadable_scalar(value, where)
+
+
+def _compact(value: Tensor) -> Tensor:
+    """A plain tensor; a copy where it is a part of a larger one, which torch would write whole."""
+    plain = value.detach().as_subclass(Tensor)
+    is_part = plain.layout == torch.strided and plain.untyped_storage().nbytes() > plain.nbytes
+    return plain.clone() if is_part else plain
+
+
+def _loadable_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    content = {_loadable(key, where): _loadable(item, f"{where}[{key!r}]") for key, item in value.items()}
+    metadata = getattr(value, "_metadata", None)  # versions of the modules of a state_dict
+    if metadata is None:
+        return content
+    state_dict = OrderedDict(content)  # the one type whose attributes torch's safe reader restores
+    state_dict._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
+    return state_dict
+
+
+def _loadable_scalar(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, torch.dtype | torch.device):
+        return value
+    if isinstance(value, enum.Enum):
+        return _loadable(value.value, where)
+    for plain in _SCALARS:
+        if isinstance(value, plain):
+            return plain(value)  # subclasses would be pickled by name
+    raise TypeError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be loaded again safely. "
+        "A state must be made of tensors, numbers, text, lists and dicts."
+    )

@@ -1,0 +1,129 @@
+"""Learning rate schedules: a warm-up in front of a course over the run, both as factors on the base learning rates.
+
+A `ParamScheduler` of fvcore maps progress (iteration / MAX_ITER, in [0, 1]) to a factor; `LRMultiplier` applies it to
+the learning rates of an optimizer.
+"""
+
+import logging
+from typing import Any
+
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+)
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+logger = logging.getLogger(__name__)
+
+
+class WarmupParamScheduler(CompositeParamScheduler):
+    """A warm-up followed by another schedule.
+
+    Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2.
+    """
+
+    def __init__(
+        self,
+        scheduler: ParamScheduler,
+        warmup_factor: float,
+        warmup_length: float,
+        warmup_method: str = "linear",
+        rescale_interval: bool = False,
+    ) -> None:
+        """Put a warm-up in front of `scheduler`.
+
+        Args:
+            scheduler: The course of the factor over the whole run.
+            warmup_factor: Factor at the first iteration, relative to that of `scheduler`.
+            warmup_length: Share of the run that warms up, in [0, 1].
+            warmup_method: `linear` rises to the value of `scheduler` at the end of the warm-up; `constant` stays at the
+                first.
+            rescale_interval: Let `scheduler` start at the end of the warm-up instead of running from the beginning,
+                hidden by it: what comes at half of the course then comes at half of the time that is left.
+
+        Raises:
+            ValueError: Unknown method, or a length outside [0, 1].
+        """
+        if not 0.0 <= warmup_length <= 1.0:
+            raise ValueError(f"warmup_length must lie in [0, 1], got {warmup_length}")
+        first = warmup_factor * scheduler(0.0)
+        after = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
+        if warmup_method == "linear":
+            warmup: ParamScheduler = LinearParamScheduler(first, after)
+        elif warmup_method == "constant":
+            warmup = ConstantParamScheduler(first)
+        else:
+            raise ValueError(f"SOLVER.WARMUP_METHOD must be linear or constant, got {warmup_method!r}")
+        super().__init__(
+            [warmup, scheduler],
+            lengths=[warmup_length, 1.0 - warmup_length],
+            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+        )
+
+
+class StepWithFixedGamma(ParamScheduler):
+    """Falls by `gamma` `num_decays` times, at equal distances.
+
+    fvcore's class of a similar name raises IndexError at progress 1, where this one gives the last value.
+    """
+
+    def __init__(self, num_decays: int, gamma: float) -> None:
+        self._num_decays = num_decays
+        self._gamma = gamma
+
+    def __call__(self, where: float) -> float:
+        decays = int((where + self.WHERE_EPSILON) * (self._num_decays + 1))
+        return self._gamma ** min(decays, self._num_decays)
+
+
+class LRMultiplier(LRScheduler):
+    """Sets each learning rate of an optimizer to its first value times a factor that depends on progress only."""
+
+    def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:
+        """Attach to an optimizer and set the learning rates of the first iteration.
+
+        Args:
+            optimizer: Its present learning rates are the base that factors multiply.
+            multiplier: Progress in [0, 1) -> factor.
+            max_iter: Iterations of the whole run, at least 1.
+            last_iter: The last iteration that was trained before; -1 at the start.
+
+        Raises:
+            ValueError: `max_iter` is below 1.
+        """
+        if max_iter < 1:
+            raise ValueError(f"SOLVER.MAX_ITER must be at least 1, got {max_iter}")
+        self._multiplier = multiplier
+        self._max_iter = max_iter
+        super().__init__(optimizer, last_epoch=last_iter)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the learning rate of each parameter group for the coming iteration."""
+        # After the last iteration torch asks for one more, which nobody trains with: hold the last.
+        iteration = min(self.last_epoch, self._max_iter - 1)
+        factor = self._multiplier(iteration / self._max_iter)
+        return [base_lr * factor for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give position and base learning rates; the course itself follows from the config."""
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a saved position. The saved base learning rates win over those of the config, which is logged."""
+        saved = state_dict["base_lrs"]
+        if len(saved) != len(self.base_lrs):
+            raise ValueError(
+                f"the saved schedule has {len(saved)} parameter groups, this one {len(self.base_lrs)}: "
+                "SOLVER.WEIGHT_DECAY*, SOLVER.BIAS_LR_FACTOR or the frozen layers differ from the run that is resumed"
+            )
+        if saved != self.base_lrs:
+            logger.warning(
+                "resuming with the checkpoint's base learning rates %s; those of this config, %s, have no effect",
+                sorted(set(saved)),
+                sorted(set(self.base_lrs)),
+            )
+        super().load_state_dict(state_dict)

@@ -1,0 +1,237 @@
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel
+
+from detkit.checkpoint import CheckpointError, DetectionCheckpointer
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.ModuleDict({"cls": nn.Linear(4, num_classes), "box": nn.Linear(4, 4)})
+
+
+class Counter:
+    """A checkpointable."""
+
+    def __init__(self, n=0):
+        self.n = n
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def saved(tmp_path, model=None, name="m", **extra):
+    DetectionCheckpointer(model or Net(), str(tmp_path)).save(name, **extra)
+    return str(tmp_path / f"{name}.pth")
+
+
+def test_saved_model_and_states_come_back(tmp_path):
+    model, other, counter = Net(), Net(), Counter()
+    writer = DetectionCheckpointer(model, str(tmp_path), metadata={"thing_classes": ["a", "b"]}, counter=Counter(7))
+    writer.save("model_0", iteration=4)
+    rest = DetectionCheckpointer(other, counter=counter).load(str(tmp_path / "model_0.pth"))
+    assert same_weights(model, other)
+    assert counter.n == 7
+    assert rest == {"iteration": 4, "metadata": {"thing_classes": ["a", "b"]}}
+
+
+def test_empty_list_of_checkpointables_loads_weights_alone(tmp_path):
+    DetectionCheckpointer(Net(), str(tmp_path), counter=Counter(7)).save("m")
+    counter = Counter()
+    DetectionCheckpointer(Net(), counter=counter).load(str(tmp_path / "m.pth"), checkpointables=[])
+    assert counter.n == 0
+
+
+def test_state_missing_from_the_file_is_named(tmp_path, caplog):
+    path = saved(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        DetectionCheckpointer(Net(), counter=Counter()).load(path)
+    assert "has no state of 'counter'" in caplog.text
+
+
+def test_wrappers_are_neither_saved_nor_needed(tmp_path):
+    model = Net()
+    path = saved(tmp_path, DataParallel(model))
+    assert not any(name.startswith("module.") for name in torch.load(path)["model"])
+    other = Net()
+    DetectionCheckpointer(DataParallel(other)).load(path)
+    assert same_weights(model, other)
+
+
+def test_weights_saved_with_a_wrapper_load(tmp_path):
+    model, other = Net(), Net()
+    torch.save(DataParallel(model).state_dict(), tmp_path / "w.pth")
+    DetectionCheckpointer(other).load(str(tmp_path / "w.pth"), strict=True)
+    assert same_weights(model, other)
+
+
+def test_zoo_pickle_fills_the_model(tmp_path):
+    model, other = Net(), Net()
+    weights = {n: t.numpy() for n, t in model.state_dict().items() if "num_batches" not in n}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2"}, 2))
+    checkpointer = DetectionCheckpointer(other)
+    assert checkpointer.load(str(tmp_path / "w.pkl"), strict=True) == {"__author__": "Detectron2"}
+    assert same_weights(model, other)
+    assert checkpointer.load_report.is_complete
+
+
+def test_fine_tuning_on_other_classes_reports_what_starts_afresh(tmp_path, caplog):
+    model, other = Net(num_classes=80), Net(num_classes=2)
+    before = other.head["cls"].weight.clone()
+    checkpointer = DetectionCheckpointer(other)
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        checkpointer.load(saved(tmp_path, model))
+    assert "loaded 9/11 tensors; re-initialised: head.cls.*" in caplog.text
+    assert "head.cls.weight (80, 4) in the file, (2, 4) in the model" in caplog.text
+    assert torch.equal(other.head["cls"].weight, before)
+    assert torch.equal(other.head["box"].weight, model.head["box"].weight)
+
+
+def test_strict_load_refuses_a_partial_match_and_changes_nothing(tmp_path):
+    path, other = saved(tmp_path, Net(num_classes=80)), Net(num_classes=2)
+    before = [t.clone() for t in other.state_dict().values()]
+    with pytest.raises(
+        CheckpointError, match=r"m\.pth does not fill the model: loaded 9/11.*head\.cls\.\*.*--allow-partial"
+    ):
+        DetectionCheckpointer(other).load(path, strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
+
+
+def test_strict_load_accepts_what_is_left_over(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2))
+    larger = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(saved(tmp_path, larger), strict=True)
+    assert "left over in the file: 1.*" in checkpointer.load_report.summary()
+
+
+def test_weights_of_another_model_are_an_error(tmp_path):
+    path = saved(tmp_path, nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(
+        CheckpointError, match=r"another model: none of its 2 names.*In the file: 0\.weight.*backbone\.0\.weight"
+    ):
+        DetectionCheckpointer(Net()).load(path)
+
+
+def test_same_names_with_other_shapes_everywhere_are_an_error(tmp_path):
+    path = saved(tmp_path, nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="another model: no tensor has the model's shape"):
+        DetectionCheckpointer(nn.Linear(3, 3)).load(path)
+
+
+def test_caffe2_names_get_their_own_message(tmp_path):
+    weights = {name: np.ones(1, np.float32) for name in ("conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w")}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(weights))
+    with pytest.raises(CheckpointError, match=r"names of Caffe2.*conv1_w.*does not understand this layout yet"):
+        DetectionCheckpointer(Net()).load(str(tmp_path / "R-50.pkl"))
+
+
+def test_no_path_starts_from_random_weights():
+    assert DetectionCheckpointer(Net()).load("") == {}
+
+
+def test_no_path_is_an_error_when_strict():
+    with pytest.raises(ValueError, match=r"set MODEL\.WEIGHTS"):
+        DetectionCheckpointer(Net()).load("", strict=True)
+
+
+def test_resume_takes_the_last_checkpoint_with_all_states(tmp_path):
+    writer = DetectionCheckpointer(Net(), str(tmp_path), counter=Counter(1))
+    writer.save("model_1", iteration=1)
+    writer.checkpointables["counter"].n = 2
+    writer.save("model_2", iteration=2)
+    counter = Counter()
+    reader = DetectionCheckpointer(Net(), str(tmp_path), counter=counter)
+    assert reader.get_checkpoint_file() == str(tmp_path / "model_2.pth")
+    assert reader.resume_or_load("unused.pth", resume=True)["iteration"] == 2
+    assert counter.n == 2
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_without_resume_or_last_checkpoint_the_weights_alone_are_loaded(tmp_path, resume):
+    DetectionCheckpointer(Net(), str(tmp_path / "a"), counter=Counter(1)).save("m", iteration=9)
+    counter = Counter()
+    if not resume:
+        DetectionCheckpointer(Net(), str(tmp_path / "b")).save("other")
+    reader = DetectionCheckpointer(Net(), str(tmp_path / "b"), counter=counter)
+    reader.resume_or_load(str(tmp_path / "a" / "m.pth"), resume=resume)
+    assert counter.n == 0
+
+
+def test_a_runs_own_checkpoint_must_fit(tmp_path):
+    DetectionCheckpointer(Net(3), str(tmp_path)).save("m")
+    with pytest.raises(CheckpointError, match="does not fill the model"):
+        DetectionCheckpointer(Net(4), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_last_checkpoint_that_is_gone_is_named(tmp_path):
+    os.remove(saved(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"m\.pth"):
+        DetectionCheckpointer(Net(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_half_written_checkpoint_is_never_the_last(tmp_path, monkeypatch):
+    checkpointer = DetectionCheckpointer(Net(), str(tmp_path))
+    checkpointer.save("good")
+    write = torch.save
+
+    def crash(content, file):
+        write({}, file)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        checkpointer.save("bad")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "good.pth")
+    assert sorted(os.listdir(tmp_path)) == ["good.pth", "last_checkpoint"]
+
+
+def test_folder_without_checkpoints(tmp_path):
+    checkpointer = DetectionCheckpointer(Net(), str(tmp_path / "none"))
+    assert not checkpointer.has_checkpoint()
+    assert checkpointer.get_checkpoint_file() == ""
+    assert checkpointer.get_all_checkpoint_files() == []
+
+
+def test_process_that_does_not_write_still_collects_states(tmp_path):
+    asked = []
+    counter = Counter()
+    counter.state_dict = lambda: asked.append(1) or {}
+    DetectionCheckpointer(Net(), str(tmp_path), save_to_disk=False, counter=counter).save("m")
+    assert asked == [1]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["model", "metadata", "counter"])
+def test_taken_name_is_an_error(key):
+    checkpointer = DetectionCheckpointer(Net(), counter=Counter())
+    with pytest.raises(KeyError, match=f"already have an entry '{key}'"):
+        checkpointer.add_checkpointable(key, Counter())
+
+
+def test_object_without_state_is_an_error():
+    with pytest.raises(TypeError, match="x=int has no state_dict"):
+        DetectionCheckpointer(Net(), x=3)
+
+
+def test_checkpoint_that_is_not_tagged_is_not_resumed_from(tmp_path):
+    checkpointer = DetectionCheckpointer(Net(), str(tmp_path))
+    checkpointer.save("last")
+    checkpointer.save("best", tag_last=False)
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "last.pth")
+    assert (tmp_path / "best.pth").exists()

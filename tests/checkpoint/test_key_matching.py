@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from detkit.checkpoint.key_matching import group_names, looks_like_caffe2, match_weights, strip_wrapper_prefixes
+
+
+def tensors(**shapes):
+    return {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def test_everything_matches():
+    state = tensors(a__weight=(2, 3), a__bias=(2,))
+    chosen, report = match_weights(state, state)
+    assert chosen == state
+    assert report.is_complete
+    assert report.summary() == "loaded 2/2 tensors"
+
+
+def test_report_groups_what_is_reinitialised_and_left_over():
+    model = tensors(
+        backbone__a__weight=(1,),
+        backbone__b__weight=(1,),
+        head__cls__weight=(3, 2),
+        head__cls__bias=(3,),
+        head__box__bias=(4,),
+    )
+    file = tensors(
+        backbone__a__weight=(1,),
+        backbone__b__weight=(1,),
+        head__cls__weight=(81, 2),
+        mask__fcn__weight=(1,),
+        mask__fcn__bias=(1,),
+    )
+    chosen, report = match_weights(file, model)
+    assert list(chosen) == ["backbone.a.weight", "backbone.b.weight"]
+    assert report.missing == ("head.cls.bias", "head.box.bias")
+    assert report.mismatched == {"head.cls.weight": ((81, 2), (3, 2))}
+    assert not report.is_complete
+    assert report.summary() == (
+        "loaded 2/5 tensors; re-initialised: head.*; other shapes: head.cls.weight (81, 2) in the file, (3, 2) in the model; "
+        "left over in the file: mask.*"
+    )
+
+
+def test_many_shapes_are_shortened():
+    model = {f"m{i}": torch.zeros(1) for i in range(6)}
+    _, report = match_weights({name: torch.zeros(2) for name in model}, model)
+    assert report.summary().count("in the file") == 4
+    assert "and 2 more" in report.summary()
+
+
+def test_batch_counter_and_old_constants_count_neither_way():
+    model = tensors(norm__num_batches_tracked=(), norm__weight=(1,))
+    file = tensors(norm__weight=(1,), pixel_mean=(3,), proposal_generator__anchor_generator__cell_anchors__0=(3, 4))
+    _, report = match_weights(file, model)
+    assert report.is_complete
+    assert report.summary() == "loaded 1/1 tensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "want"),
+    [
+        pytest.param(["module.a", "module.b"], ["a", "b"], ["a", "b"], id="data-parallel"),
+        pytest.param(["module._orig_mod.a"], ["a"], ["a"], id="two-wrappers"),
+        pytest.param(["module.a", "b"], ["a", "b"], ["module.a", "b"], id="not-all"),
+        pytest.param(["module.a"], ["module.a"], ["module.a"], id="the-models-own-name"),
+        pytest.param(["module.module.a"], ["module.a"], ["module.module.a"], id="own-name-wrapped-is-left"),
+        pytest.param([], ["a"], [], id="nothing"),
+    ],
+)
+def test_wrapper_prefixes_are_stripped(file, model, want):
+    assert list(strip_wrapper_prefixes(file, model).values()) == want
+
+
+@pytest.mark.parametrize(
+    ("names", "universe", "want"),
+    [
+        pytest.param([], ["a.w"], [], id="none"),
+        pytest.param(["a.w"], ["a.w", "b.w"], ["a.*"], id="one-module"),
+        pytest.param(["a.w"], ["a.w", "a.b"], ["a.w"], id="part-of-a-module"),
+        pytest.param(["a.b.w", "a.b.v", "a.c.w"], ["a.b.w", "a.b.v", "a.c.w", "x"], ["a.*"], id="outermost-module"),
+        pytest.param(["a.b.w", "a.b.v"], ["a.b.w", "a.b.v", "a.c.w", "x"], ["a.b.*"], id="inner-module"),
+        pytest.param(["a", "b"], ["a", "b"], ["*"], id="all"),
+    ],
+)
+def test_names_are_grouped(names, universe, want):
+    assert group_names(names, universe) == want
+
+
+def test_caffe2_names_are_recognised():
+    assert looks_like_caffe2(["conv1_w", "res2_0_branch2a_w", "res2_0_branch2a_bn_s", "fc1000_b", "epoch"])
+    assert not looks_like_caffe2(["backbone.res2.0.conv1.weight", "conv1.weight", "layer1.0.bn1.running_var"])
+    assert not looks_like_caffe2([])

@@ -1,0 +1,131 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.config import get_cfg
+from detkit.solver import build_lr_scheduler, build_optimizer
+
+
+def make_cfg(**solver):
+    cfg = get_cfg()
+    for name, value in {"BASE_LR": 1.0, "MAX_ITER": 10, "STEPS": (), "WARMUP_ITERS": 0, **solver}.items():
+        cfg.SOLVER[name] = value
+    return cfg
+
+
+def rates(cfg, num_iters=None):
+    """Learning rate at each iteration of a run."""
+    optimizer = build_optimizer(cfg, nn.Linear(2, 2))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    found = []
+    for _ in range(num_iters or cfg.SOLVER.MAX_ITER):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_first_rates_agree_with_detectron2():
+    # Recorded from Detectron2 0.6 in shared/golden/faster_fpn.npz.
+    cfg = make_cfg(BASE_LR=0.0005, WARMUP_ITERS=2, MAX_ITER=90000, STEPS=(60000, 80000))
+    assert rates(cfg, 3) == pytest.approx([5e-7, 0.00025025, 0.0005], rel=1e-9)
+
+
+def test_multi_step_falls_at_each_step():
+    assert rates(make_cfg(STEPS=(3, 7), GAMMA=0.1)) == pytest.approx([1] * 3 + [0.1] * 4 + [0.01] * 3)
+
+
+def test_warmup_precedes_multi_step():
+    got = rates(make_cfg(STEPS=(6,), WARMUP_ITERS=4, WARMUP_FACTOR=0.2))
+    assert got == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_cosine_goes_from_base_to_end():
+    got = rates(make_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", BASE_LR=2.0, BASE_LR_END=1.0, MAX_ITER=4))
+    half = 0.5**0.5 / 2
+    assert got == pytest.approx([2.0, 1.5 + half, 1.5, 1.5 - half])
+
+
+def test_step_with_fixed_gamma_falls_at_equal_distances():
+    got = rates(make_cfg(LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR", NUM_DECAYS=1, GAMMA=0.5, MAX_ITER=4))
+    assert got == pytest.approx([1, 1, 0.5, 0.5])
+
+
+def test_rescaled_interval_starts_after_the_warmup():
+    got = rates(
+        make_cfg(STEPS=(5,), WARMUP_ITERS=2, WARMUP_METHOD="constant", WARMUP_FACTOR=0.5, RESCALE_INTERVAL=True)
+    )
+    assert got == pytest.approx([0.5] * 2 + [1] * 4 + [0.1] * 4)
+
+
+def test_step_at_or_beyond_the_end_is_named_in_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        got = rates(make_cfg(STEPS=(5, 10, 30000)))
+    assert got == pytest.approx([1] * 5 + [0.1] * 5)
+    assert "SOLVER.STEPS [10, 30000] are not reached" in caplog.text
+
+
+def test_warmup_longer_than_training_is_shortened_and_named(caplog):
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        got = rates(make_cfg(WARMUP_ITERS=1000, WARMUP_FACTOR=0.0, MAX_ITER=4))
+    assert got == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert "SOLVER.WARMUP_ITERS=1000 is longer than training" in caplog.text
+
+
+def test_one_iteration_run_has_a_schedule():
+    assert rates(make_cfg(MAX_ITER=1)) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        pytest.param({"LR_SCHEDULER_NAME": "WarmupCosine"}, "SOLVER.LR_SCHEDULER_NAME .* 'WarmupCosineLR'", id="name"),
+        pytest.param({"MAX_ITER": 0}, "SOLVER.MAX_ITER must be at least 1", id="max-iter"),
+        pytest.param({"STEPS": (5, 3)}, r"SOLVER.STEPS must be positive and rise, got \[5, 3\]", id="steps-fall"),
+        pytest.param({"STEPS": (0, 3)}, "SOLVER.STEPS must be positive", id="step-zero"),
+        pytest.param({"WARMUP_ITERS": -1}, "SOLVER.WARMUP_ITERS must be at least 0", id="warmup"),
+        pytest.param({"WARMUP_METHOD": "exp"}, "SOLVER.WARMUP_METHOD must be linear or constant", id="method"),
+        pytest.param({"BASE_LR": 0.0}, "SOLVER.BASE_LR must be above 0", id="base-lr"),
+        pytest.param({"NESTEROV": True, "MOMENTUM": 0.0}, "SOLVER.NESTEROV needs SOLVER.MOMENTUM", id="nesterov"),
+        pytest.param(
+            {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 2.0}, "SOLVER.BASE_LR_END must lie between", id="end"
+        ),
+        pytest.param(
+            {"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": 0}, "SOLVER.NUM_DECAYS must", id="decays"
+        ),
+    ],
+)
+def test_bad_value_names_its_key(solver, message):
+    with pytest.raises(ValueError, match=message):
+        rates(make_cfg(**solver), 1)
+
+
+def test_optimizer_takes_the_solver_settings():
+    cfg = make_cfg(
+        MOMENTUM=0.8, NESTEROV=True, WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.1, WEIGHT_DECAY_BIAS=0.0, BIAS_LR_FACTOR=2.0
+    )
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    found = {
+        id(p): (g["lr"], g["weight_decay"], g["momentum"], g["nesterov"])
+        for g in optimizer.param_groups
+        for p in g["params"]
+    }
+    assert found[id(model[0].weight)] == (1.0, 0.3, 0.8, True)
+    assert found[id(model[1].weight)] == (1.0, 0.1, 0.8, True)
+    assert found[id(model[0].bias)] == found[id(model[1].bias)] == (2.0, 0.0, 0.8, True)
+
+
+def test_clipping_is_installed_when_enabled():
+    cfg = make_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(cfg, model)
+    model.weight.grad = torch.tensor([[4.0]])
+    optimizer.step()
+    assert model.weight.item() == -0.5
