@@ -291,6 +291,7 @@ _key(
     1,
     "Images with fewer visible keypoints are not trained on.",
     minimum=0,
+    unread=_KEYPOINTS,
 )
 _key(
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS",
@@ -448,7 +449,7 @@ _key(
 _key(
     "DATALOADER.RANDOM_SUBSET_RATIO",
     1.0,
-    "Share of the images to train on, drawn once, in (0, 1] (RandomSubsetTrainingSampler). Source: Detectron2 after 0.6.",
+    "Share of the images to train on, drawn once, in (0, 1] (RandomSubsetTrainingSampler).",
     minimum=0,
 )
 _key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "Leave out training images without objects; how many is logged.")
@@ -509,7 +510,7 @@ _key(
 _key(
     "TEST.KEYPOINT_OKS_SIGMAS", [], "Spread per keypoint in the keypoint metric; empty takes COCO's.", unread=_KEYPOINTS
 )
-_key("TEST.AUG.ENABLED", False, "Test-time augmentation.")
+_key("TEST.AUG.ENABLED", False, "Test-time augmentation.", unread=_TTA)
 _key(
     "TEST.AUG.MIN_SIZES",
     (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
@@ -557,10 +558,18 @@ def explain(key: str) -> str:
     return text + (f"\nNot read by this version: {spec.unread}." if spec.unread else "")
 
 
+# Settings of a part that is switched off mean nothing, in Detectron2 either; its base files set them all the same.
+_SWITCHES = {"MODEL.ROI_MASK_HEAD.": "MODEL.MASK_ON", "MODEL.ROI_KEYPOINT_HEAD.": "MODEL.KEYPOINT_ON"}
+
+
 def unread_settings(cfg: CfgNode) -> dict[str, str]:
     """Give the keys that a config sets although no code reads them yet, each with the reason."""
+    is_off = tuple(prefix for prefix, switch in _SWITCHES.items() if not cfg.get_by_full_key(switch))
     return {
         name: spec.unread
         for name, spec in _TABLE.items()
-        if spec.unread and spec.default != {} and cfg.get_by_full_key(name) != spec.default
+        if spec.unread
+        and spec.default != {}
+        and not name.startswith(is_off)
+        and cfg.get_by_full_key(name) != spec.default
     }

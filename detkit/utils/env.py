@@ -50,10 +50,8 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-
-                f"MODEL.DEVICE is {name!r}, but torch {torch.__version__} sees no CUDA device. Set MODEL.DEVICE to"
-                " cpu or auto."
-
+            f"MODEL.DEVICE is {name!r}, but torch {torch.__version__} sees no CUDA device. Set MODEL.DEVICE to"
+            " cpu or auto."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"MODEL.DEVICE is {name!r}, but this machine has none. Set MODEL.DEVICE to cpu or auto.")

@@ -7,11 +7,12 @@ of them, so that a training step never waits for the device just to log its loss
 import datetime
 import json
 import logging
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ class EventWriter(ABC):
 
 
 class JSONWriter(EventWriter):
-    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars."""
+    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         """Open the file for appending.
@@ -216,8 +217,9 @@ class JSONWriter(EventWriter):
             if iteration > self._last_write:
                 by_iter[iteration][name] = value
         for iteration in sorted(by_iter):
-            line: Mapping[str, float] = {"iteration": iteration, **by_iter[iteration]}
-            self._file.write(json.dumps(line, sort_keys=True) + "\n")
+            # JSON has no nan, which the AP of a class without ground truth is.
+            values = {name: value if math.isfinite(value) else None for name, value in by_iter[iteration].items()}
+            self._file.write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
             self._last_write = iteration
         self._file.flush()
 

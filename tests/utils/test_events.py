@@ -50,7 +50,10 @@ def test_tensor_is_read_as_it_was_when_put():
 
 
 def test_tensor_of_several_elements_is_refused():
-    with EventStorage() as storage, pytest.raises(ValueError, match=r"scalar 'a' must have one element, got shape \(2,\)"):
+    with (
+        EventStorage() as storage,
+        pytest.raises(ValueError, match=r"scalar 'a' must have one element, got shape \(2,\)"),
+    ):
         storage.put_scalar("a", torch.zeros(2))
 
 
@@ -97,6 +100,14 @@ def test_json_lines_hold_each_iteration_once(tmp_path):
     ]
 
 
+def test_json_is_strict(tmp_path):
+    path = tmp_path / "metrics.json"
+    with EventStorage() as storage:
+        storage.put_scalars(a=float("nan"), b=float("inf"), c=1.0)
+        JSONWriter(str(path)).write()
+    assert lines(path) == [{"iteration": 0, "a": None, "b": None, "c": 1.0}]
+
+
 def test_console_line_has_losses_rate_time_and_memory(caplog):
     with EventStorage(9) as storage, caplog.at_level("INFO", logger="detkit.train"):
         storage.put_scalars(total_loss=1.5, loss_cls=1.0, time=0.5, data_time=0.1)
@@ -104,7 +115,15 @@ def test_console_line_has_losses_rate_time_and_memory(caplog):
         storage.put_scalar("lr", 0.01, smoothing_hint=False)
         CommonMetricPrinter(max_iter=20).write()
     line = caplog.messages[-1]
-    for part in ("iter: 10/20", "eta: 0:00:05", "total_loss: 1.5", "loss_cls: 1", "time: 0.5000s", "lr: 0.01", "max_mem: "):
+    for part in (
+        "iter: 10/20",
+        "eta: 0:00:05",
+        "total_loss: 1.5",
+        "loss_cls: 1",
+        "time: 0.5000s",
+        "lr: 0.01",
+        "max_mem: ",
+    ):
         assert part in line
     assert "fast_rcnn" not in line
 

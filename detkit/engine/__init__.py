@@ -1,0 +1,24 @@
+"""Training and prediction: processes, loop, hooks, and the defaults that tie all packages together."""
+
+from detkit.engine import hooks
+from detkit.engine.default_predictor import DefaultPredictor
+from detkit.engine.default_trainer import DefaultTrainer
+from detkit.engine.launch import DEFAULT_TIMEOUT, create_ddp_model, launch
+from detkit.engine.setup import default_argument_parser, default_setup, default_writers
+from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "AMPTrainer",
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "HookBase",
+    "SimpleTrainer",
+    "TrainerBase",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "hooks",
+    "launch",
+]

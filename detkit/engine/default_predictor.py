@@ -1,0 +1,95 @@
+"""`DefaultPredictor`: a trained model that takes one image at a time."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from detkit.checkpoint import DetectionCheckpointer
+from detkit.config import CfgNode, import_user_modules
+from detkit.data import Metadata, MetadataCatalog, register_declared_datasets
+from detkit.data import transforms as T
+from detkit.data.dataset_mapper import image_to_tensor
+from detkit.modeling import build_model
+from detkit.structures import ModelInput, ModelOutput
+
+logger = logging.getLogger(__name__)
+
+
+class DefaultPredictor:
+    """Runs a trained model on single images: resized as in testing, converted to the channel order the model wants.
+
+    Example:
+        >>> predictor = DefaultPredictor(cfg)
+        >>> instances = predictor(read_image("street.jpg", format="BGR"))["instances"]
+
+    Attributes:
+        model: In eval mode.
+        metadata: Class names as `thing_classes`: those in the checkpoint, else those of DATASETS.TEST.
+        input_format: Channel order of the model, INPUT.FORMAT.
+    """
+
+    def __init__(self, cfg: CfgNode, *, allow_partial: bool = False) -> None:
+        """Build the model and load MODEL.WEIGHTS.
+
+        Args:
+            cfg: Not kept, and not changed.
+            allow_partial: Accept weights that leave a part of the model, or all of it, at random values.
+
+        Raises:
+            CheckpointError: The weights do not fill the model.
+            ValueError: MODEL.WEIGHTS is empty.
+        """
+        import_user_modules(cfg.IMPORTS)
+        register_declared_datasets(cfg.DATASETS.REGISTER)
+        self.model = build_model(cfg).eval()
+        checkpoint = DetectionCheckpointer(self.model).load(
+            cfg.MODEL.WEIGHTS, checkpointables=[], strict=not allow_partial
+        )
+        self.metadata = _metadata(checkpoint.get("metadata") or {}, cfg)
+        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+        self._num_channels = len(cfg.MODEL.PIXEL_MEAN)
+
+    def __call__(self, original_image: np.ndarray) -> ModelOutput:
+        """Give what the model finds in an image.
+
+        Args:
+            original_image: (H, W, C) uint8, BGR where the model takes three channels. Not changed.
+
+        Returns:
+            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`.
+
+        Raises:
+            TypeError: Not an array of uint8.
+            ValueError: Not an image of the channels that the model takes.
+        """
+        self._check(original_image)
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        height, width = image.shape[:2]
+        image = self.aug.get_transform(image).apply_image(image)
+        model_input: ModelInput = {"image": image_to_tensor(image), "height": height, "width": width}
+        # Not inference_mode: what a model caches between images, such as anchors, must stay usable in training.
+        with torch.no_grad():
+            return self.model([model_input])[0]
+
+    def _check(self, image: Any) -> None:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            raise TypeError(f"an image must be an (H, W, C) uint8 array, as read_image gives it; got {found}")
+        if image.ndim != 3 or image.shape[2] != self._num_channels or 0 in image.shape:
+            raise ValueError(f"an image must have shape (H, W, {self._num_channels}), got {image.shape}")
+
+
+def _metadata(saved: dict[str, Any], cfg: CfgNode) -> Metadata:
+    """Class names of a checkpoint, else of the test set.
+
+    The checkpoint comes first: it says what the model was trained on, and the test set may be another one.
+    """
+    if saved.get("thing_classes"):
+        return Metadata(cfg.MODEL.WEIGHTS).set(**saved)
+    if cfg.DATASETS.TEST:
+        return MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    logger.warning("neither %s nor DATASETS.TEST names the classes: they are shown by number", cfg.MODEL.WEIGHTS)
+    return Metadata("no data set")

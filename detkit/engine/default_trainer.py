@@ -1,0 +1,322 @@
+"""`DefaultTrainer`: a training run as its config describes it, each part from a classmethod that can be overridden."""
+
+import functools
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import detkit.engine.hooks as hooks
+from detkit.checkpoint import DetectionCheckpointer
+from detkit.config import CfgNode
+from detkit.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detkit.engine.launch import create_ddp_model
+from detkit.engine.setup import default_writers
+from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detkit.evaluation import (
+    DatasetEvaluator,
+    build_evaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from detkit.modeling import build_model
+from detkit.solver import build_lr_scheduler, build_optimizer
+from detkit.utils import comm
+from detkit.utils.events import EventWriter, ProgressBar
+from detkit.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+_WRITE_PERIOD = 20
+# What a checkpoint says about the classes of its model.
+_CLASS_METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id", "thing_colors")
+
+
+class DefaultTrainer(TrainerBase):
+    """Builds model, optimizer, schedule, data, checkpoints and hooks from a config, and trains.
+
+    What differs in a run of your own is a subclass that overrides one of the `build_...` methods.
+
+    Example:
+        >>> trainer = DefaultTrainer(cfg)
+        >>> trainer.resume_or_load(resume=args.resume)
+        >>> results = trainer.train()
+
+    Attributes:
+        scheduler: The learning rate's schedule.
+        checkpointer: Saves and loads the model and the state of the run.
+        cfg: The config, scaled to the number of processes.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build everything. The data come first: what is wrong with them shows before anything else takes time."""
+        super().__init__()
+        if not logging.getLogger("detkit").hasHandlers():  # default_setup was not called: in a notebook, say
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        data_loader = self.build_train_loader(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        # Metrics of several processes are gathered as often as they are written, in one message.
+        gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
+        self._trainer = trainer_class(create_ddp_model(model), data_loader, optimizer, gather_period)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        this = weakref.proxy(self)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, metadata=_class_metadata(cfg.DATASETS.TRAIN), trainer=this
+        )
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] | None = None
+        self._trainer.register_hooks([hooks.CallbackHook(after_backward=lambda _: this.after_backward())])
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else load MODEL.WEIGHTS."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
+
+    def build_hooks(self) -> Sequence[HookBase | None]:
+        """Give the hooks in the order in which they run: timing, schedule, saving, evaluation, pictures, writing."""
+        cfg, is_main = self.cfg, comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._precise_bn(),
+            # Before evaluation, so that nothing is lost when that fails; in every process, see the hook.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
+            self._visualization() if is_main else None,
+            hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
+            # Last, so that it writes what the hooks before it have measured.
+            hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD) if is_main else None,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Give the writers of metrics: the console, `metrics.json`, TensorBoard."""
+        cfg = self.cfg
+        return default_writers(cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Train from the start iteration to SOLVER.MAX_ITER.
+
+        Returns:
+            The results of the last evaluation, in the main process; None where there was none.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+            RuntimeError: The results miss TEST.EXPECTED_RESULTS.
+        """
+        cfg = self.cfg
+        super().train(self.start_iter, self.max_iter)
+        if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(cfg, self._last_eval_results or {})
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        self._trainer.iter = self.iter
+        self._trainer.max_iter = self.max_iter
+        self._trainer.run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of the run: iteration, hooks (with the schedule), optimizer."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it trains: within DistributedDataParallel where there are several processes."""
+        return self._trainer.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer."""
+        return self._trainer.optimizer
+
+    @property
+    def data_loader(self) -> Iterable[Any]:
+        """The training data."""
+        return self._trainer.data_loader
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Give the model, on its device."""
+        model = build_model(cfg)
+        logger.info("model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Give the optimizer."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """Give the learning rate's schedule, which steps once per iteration."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        """Give an endless loader of training batches."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        """Give a loader that goes through a data set once."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Give the evaluator of a data set; it writes its files below `OUTPUT_DIR/inference`."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a model on each data set of DATASETS.TEST.
+
+        Args:
+            cfg: Read for the data and the evaluators.
+            model: Runs in eval mode, and comes back in the modes it was in.
+            evaluators: One per data set, in their order; None builds them.
+
+        Returns:
+            Task -> metric -> value for one data set; the same by name of the data set for several. Empty in processes
+            other than the main one.
+
+        Raises:
+            ValueError: There are more or fewer evaluators than data sets, or no data sets.
+        """
+        if not cfg.DATASETS.TEST:
+            raise ValueError("DATASETS.TEST is empty: set it to the names of the data sets to evaluate on")
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
+            raise ValueError(
+                f"need one evaluator per data set of DATASETS.TEST: got {len(evaluators)} for {len(cfg.DATASETS.TEST)}"
+            )
+        results: OrderedDict[str, Any] = OrderedDict()
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            # The loader first: class names of a COCO file are known once it has been read.
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info("results on %s:", name)
+                print_csv_format(results[name])
+        return results if len(results) > 1 else next(iter(results.values()))
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for.
+
+        Batch and learning rates grow with the number, iterations and periods shrink. 0 leaves everything as it is.
+
+        Source: the linear scaling rule of Goyal et al. 2017, arXiv 1706.02677, section 2.1.
+
+        Args:
+            cfg: Not changed.
+            num_workers: Processes of the run.
+
+        Raises:
+            ValueError: The batch cannot be shared out evenly over the reference number of processes.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} must be a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE={reference}"
+            )
+        was_frozen = cfg.is_frozen()
+        cfg = cfg.clone()
+        cfg.defrost()
+        scale = num_workers / reference
+        cfg.SOLVER.IMS_PER_BATCH = round(cfg.SOLVER.IMS_PER_BATCH * scale)
+        cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * scale
+        cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * scale
+        cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_ITER / scale))
+        cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / scale)
+        cfg.SOLVER.STEPS = tuple(round(step / scale) for step in cfg.SOLVER.STEPS)
+        cfg.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_PERIOD / scale))
+        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and max(1, round(cfg.TEST.EVAL_PERIOD / scale))
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = num_workers  # scaling again changes nothing
+        logger.info(
+            "scaled from %d to %d processes: batch %d, learning rate %g, %d iterations",
+            reference,
+            num_workers,
+            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.SOLVER.BASE_LR,
+            cfg.SOLVER.MAX_ITER,
+        )
+        if was_frozen:
+            cfg.freeze()
+        return cfg
+
+    def _test_and_keep_results(self) -> Any:
+        this = weakref.proxy(self)
+
+        def run() -> Mapping[str, Any]:
+            this._last_eval_results = this.test(this.cfg, this.model)
+            return this._last_eval_results
+
+        return run
+
+    def _precise_bn(self) -> HookBase | None:
+        cfg = self.cfg
+        if not cfg.TEST.PRECISE_BN.ENABLED:
+            return None
+        return hooks.PreciseBN(
+            cfg.TEST.EVAL_PERIOD,
+            self.model,
+            self.build_train_loader(cfg),
+            cfg.TEST.PRECISE_BN.NUM_ITER,
+        )
+
+    def _visualization(self) -> HookBase | None:
+        cfg = self.cfg
+        if cfg.VIS_PERIOD == 0 or not cfg.DATASETS.TEST:
+            return None
+        name = cfg.DATASETS.TEST[0]
+        return hooks.VisualizationHook(
+            cfg.VIS_PERIOD,
+            self.checkpointer.model,
+            functools.partial(DatasetCatalog.get, name),
+            DatasetMapper(cfg, is_train=False),
+            str(Path(cfg.OUTPUT_DIR) / "visualization"),
+            MetadataCatalog.get(name),
+        )
+
+
+def _class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
+    """What is known about the classes of the training data, for the checkpoints."""
+    if not dataset_names:
+        return {}
+    metadata = MetadataCatalog.get(dataset_names[0])
+    found = {key: metadata.get(key) for key in _CLASS_METADATA}
+    return {"dataset": dataset_names[0], **{key: value for key, value in found.items() if value is not None}}

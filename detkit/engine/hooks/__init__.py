@@ -1,0 +1,24 @@
+"""What happens around the steps of training; one file per group. See `HookBase` for when a hook is called."""
+
+from detkit.engine.hooks.callback import CallbackHook
+from detkit.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer
+from detkit.engine.hooks.evaluation import EvalHook
+from detkit.engine.hooks.lr import LRScheduler
+from detkit.engine.hooks.precise_bn import PreciseBN
+from detkit.engine.hooks.profiling import TorchProfiler
+from detkit.engine.hooks.timing import IterationTimer
+from detkit.engine.hooks.visualization import VisualizationHook
+from detkit.engine.hooks.writing import PeriodicWriter
+
+__all__ = [
+    "BestCheckpointer",
+    "CallbackHook",
+    "EvalHook",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "TorchProfiler",
+    "VisualizationHook",
+]

@@ -1,0 +1,124 @@
+"""`VisualizationHook`: pictures of predictions beside the ground truth while a model learns."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from detkit.engine.train_loop import HookBase
+from detkit.evaluation import inference_context
+from detkit.structures import ImageRecord, Instances, ModelInput
+from detkit.utils.image import read_image
+from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
+
+logger = logging.getLogger(__name__)
+
+
+class VisualizationHook(HookBase):
+    """Draws the model's predictions on some fixed images, beside their ground truth, every so often and at the end.
+
+    Writes `<image number>_<iteration>.jpg` into a folder, and the same pictures to the storage for TensorBoard. To be
+    registered in the main process only.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        model: nn.Module,
+        load_records: Callable[[], Sequence[ImageRecord]],
+        mapper: Callable[[ImageRecord], ModelInput],
+        output_dir: str,
+        metadata: Any = None,
+        num_images: int = 4,
+        score_threshold: float = 0.5,
+    ) -> None:
+        """Remember what to draw.
+
+        Args:
+            period: Iterations between two series of pictures; 0 draws at the end only.
+            model: Without the wrapper of DistributedDataParallel.
+            load_records: Gives the data set; called when the first picture is drawn.
+            mapper: Record to model input, as in testing.
+            output_dir: Folder of the pictures; made if absent.
+            metadata: For the names of the classes.
+            num_images: How many images, evenly spaced over the data set, and the same ones each time.
+            score_threshold: Predictions below this score are not drawn.
+        """
+        self._period = period
+        self._model = model
+        self._load_records = load_records
+        self._mapper = mapper
+        self._output_dir = Path(output_dir)
+        self._metadata = metadata
+        self._num_images = num_images
+        self._score_threshold = score_threshold
+        self._records: Sequence[ImageRecord] | None = None
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self.draw()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw all pictures now."""
+        if self._records is None:
+            self._records = _evenly_spaced(self._load_records(), self._num_images)
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        with inference_context(self._model), torch.no_grad():
+            for index, record in enumerate(self._records):
+                picture = self._picture(record)
+                picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
+                image = np.ascontiguousarray(picture.get_image().transpose(2, 0, 1))
+                self.trainer.storage.put_image(f"predictions/{index:02d}", image)
+        logger.info("%d pictures of predictions beside ground truth are in %s", len(self._records), self._output_dir)
+
+    def _picture(self, record: ImageRecord) -> VisImage:
+        predictions = drawable(self._model([self._mapper(record)])[0], self._score_threshold)
+        return draw_truth_and_prediction(record, predictions, self._metadata)
+
+
+def draw_truth_and_prediction(record: ImageRecord, predictions: Instances, metadata: Any = None) -> VisImage:
+    """Draw an image's annotations on the left and predictions for it on the right, each class in one colour.
+
+    Args:
+        record: The image file is read again, upright and in its own size.
+        predictions: In pixels of that file.
+        metadata: Names and colours of the classes.
+    """
+    rgb = read_image(record["file_name"], "RGB")
+    scale = readable_scale(rgb.shape[:2])
+    if not predictions.has("pred_masks"):
+        # Masks on one side only would make the two sides hard to compare.
+        annotations = [{**a, "segmentation": None} for a in record.get("annotations", [])]
+        record = cast(ImageRecord, {**record, "annotations": annotations})
+    truth = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_dataset_dict(record)
+    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_instance_predictions(predictions)
+    return side_by_side(truth, prediction)
+
+
+def drawable(output: Any, score_threshold: float, num_proposals: int = 20) -> Instances:
+    """Give what to draw of a model's output, on the CPU.
+
+    Args:
+        output: The output for one image.
+        score_threshold: Instances below it are left out.
+        num_proposals: How many of the best proposals are given, for a model without instances.
+    """
+    if "instances" in output:
+        instances = output["instances"].to("cpu")
+        return instances[instances.scores >= score_threshold]
+    proposals = output["proposals"][:num_proposals].to("cpu")
+    return Instances(proposals.image_size, pred_boxes=proposals.proposal_boxes)
+
+
+def _evenly_spaced(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    count = min(count, len(records))
+    return [records[i * len(records) // count] for i in range(count)]

@@ -1,0 +1,132 @@
+"""What a train script does first: command line, logging, seeds, the record of its settings."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit.config import CfgNode, import_user_modules, unread_settings
+from detkit.data import register_declared_datasets
+from detkit.utils import comm
+from detkit.utils.collect_env import collect_env_info
+from detkit.utils.env import seed_all_rng
+from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detkit.utils.file_io import PathManager
+from detkit.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = """\
+examples:
+  one GPU, or the CPU:
+    {0} --config-file config.yaml MODEL.WEIGHTS model.pth SOLVER.BASE_LR 0.001
+  8 GPUs of one machine:
+    {0} --num-gpus 8 --config-file config.yaml
+    torchrun --nproc_per_node=8 {0} --config-file config.yaml
+  two machines:
+    {0} --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file ...
+    {0} --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file ...
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Give the parser of a train script's command line.
+
+    Args:
+        epilog: Text below the help; None shows examples.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=_EXAMPLES.format(Path(sys.argv[0]).name) if epilog is None else epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="YAML file of settings")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, where there is one")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    add("--allow-partial", action="store_true", help="evaluate weights that do not fill every tensor of the model")
+    add("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default: 1)")
+    add("--num-machines", type=int, default=1, help="machines (default: 1)")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    add("--dist-url", default="auto", help="where process 0 listens (default: a free port of this machine)")
+    add(
+        "opts",
+        nargs=argparse.REMAINDER,
+        action=_Settings,
+        default=[],
+        metavar="KEY VALUE",
+        help="settings that win over the file, at the end of the command line",
+    )
+    return parser
+
+
+class _Settings(argparse.Action):
+    """Takes the settings at the end of the line, and refuses an option that got in among them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        words = [str(word) for word in values or []]
+        misplaced = [word for word in words if word.startswith("--")]
+        if misplaced:
+            parser.error(f"{misplaced[0]} must come before the settings KEY VALUE, which end the command line")
+        setattr(namespace, self.dest, words)
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepare a run: user modules, declared data sets, log files, seeds, and a record of settings and machine.
+
+    Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`.
+
+    Args:
+        cfg: The settings, complete.
+        args: The parsed command line; logged, and read for `eval_only`.
+    """
+    rank = comm.get_rank()
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+    comm.synchronize()  # the folder is there before any process opens its log in it
+    for name in ("fvcore", "detkit"):
+        setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
+    import_user_modules(cfg.IMPORTS)
+    register_declared_datasets(cfg.DATASETS.REGISTER)
+    logger.info("process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info())
+    logger.info("command line: %s", args)
+    for key, reason in unread_settings(cfg).items():
+        logger.warning("%s is set, but this version does not read it: %s", key, reason)
+    if comm.is_main_process() and cfg.OUTPUT_DIR:
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        path.write_text(cfg.dump(), encoding="utf-8")
+        logger.info("all settings are in %s", path)
+    _set_numerics(cfg, getattr(args, "eval_only", False))
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Give the writers of a run: the console, `metrics.json`, and TensorBoard.
+
+    Args:
+        output_dir: Folder of the files; made if absent.
+        max_iter: Iterations of the run, for the remaining time.
+    """
+    PathManager.mkdirs(output_dir)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(str(Path(output_dir) / "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
+
+
+def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
+    # A seed of its own for each process: they would all augment alike otherwise.
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    # cuDNN times its algorithms anew for each image size, which evaluation has hundreds of.
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not is_eval_only

@@ -1,0 +1,449 @@
+"""The training loop: a trainer that repeats a step, hooks around each step, and the step of supervised learning."""
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from detkit.utils import comm
+from detkit.utils.events import EventStorage, get_event_storage
+
+logger = logging.getLogger(__name__)
+
+
+class HookBase:
+    """Something that happens around the steps of a trainer; `self.trainer` is the trainer, from registration on.
+
+    A trainer calls its hooks in the order of registration::
+
+        hook.before_train()
+        for trainer.iter in range(start_iter, max_iter):
+            hook.before_step()
+            trainer.run_step()  # calls hook.after_backward() before the optimizer steps
+            hook.after_step()
+        trainer.iter += 1  # so that trainer.iter == trainer.max_iter says: training was finished
+        hook.after_train()  # also when a step raised
+
+    A hook whose state must survive a resume has `state_dict` and `load_state_dict`.
+    """
+
+    trainer: "TrainerBase"
+
+    def before_train(self) -> None:
+        """Run before the first step."""
+
+    def after_train(self) -> None:
+        """Run after the last step, or after a step that raised."""
+
+    def before_step(self) -> None:
+        """Run before each step."""
+
+    def after_backward(self) -> None:
+        """Run between the backward pass and the optimizer's step."""
+
+    def after_step(self) -> None:
+        """Run after each step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+class TrainerBase:
+    """Repeats `run_step` from one iteration to another, with hooks around each step.
+
+    Attributes:
+        iter: The present iteration.
+        start_iter: The first iteration of this call of `train`.
+        max_iter: The iteration at which training ends, not included.
+        storage: What this run measures; active while it trains.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[HookBase] = []
+        self.iter = 0
+        self.start_iter = 0
+        self.max_iter = 0
+        self.storage = EventStorage(0)
+
+    def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
+        """Add hooks, which run in the order in which they were added; None is skipped.
+
+        Raises:
+            TypeError: Something is not a hook.
+        """
+        for hook in hooks:
+            if hook is None:
+                continue
+            if not isinstance(hook, HookBase):
+                raise TypeError(f"a hook must derive from HookBase, got {type(hook).__name__}")
+            # Weak, so that trainer and hooks are freed (and with them GPU memory) without waiting for a collection.
+            hook.trainer = weakref.proxy(self)
+            self._hooks.append(hook)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations from `start_iter` up to `max_iter`, which is not run."""
+        logger.info("training from iteration %d to %d", start_iter, max_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max(start_iter, max_iter)
+            except Exception:
+                logger.exception("training stopped at iteration %d", self.iter)
+                raise
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        raise NotImplementedError(f"{type(self).__name__} must define run_step()")
+
+    def before_train(self) -> None:
+        """Call the hooks before the first step."""
+        for hook in self._hooks:
+            hook.before_train()
+
+    def after_train(self) -> None:
+        """Call the hooks after the last step: all of them, even if one raises, so that files get closed."""
+        self.storage.iter = self.iter
+        call_all(hook.after_train for hook in self._hooks)
+
+    def before_step(self) -> None:
+        """Call the hooks before a step."""
+        # Evaluation and other hooks may step the storage as they like: each iteration starts from the trainer's count.
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.before_step()
+
+    def after_backward(self) -> None:
+        """Call the hooks between the backward pass and the optimizer's step."""
+        for hook in self._hooks:
+            hook.after_backward()
+
+    def after_step(self) -> None:
+        """Call the hooks after a step."""
+        for hook in self._hooks:
+            hook.after_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the iteration and the states of the hooks."""
+        states = {key: hook.state_dict() for key, hook in self._hooks_by_key().items()}
+        return {"iteration": self.iter, "hooks": {key: state for key, state in states.items() if state}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over iteration and hook states; states of hooks that are not registered are named in a warning."""
+        self.iter = state_dict["iteration"]
+        hooks = self._hooks_by_key()
+        for key, state in state_dict.get("hooks", {}).items():
+            if key in hooks:
+                hooks[key].load_state_dict(state)
+            else:
+                logger.warning("the checkpoint has a state of hook %s, which this run does not use", key)
+
+    def _hooks_by_key(self) -> dict[str, HookBase]:
+        """The hooks by class name, numbered from the second of a class on."""
+        by_key: dict[str, HookBase] = {}
+        counts: dict[str, int] = {}
+        for hook in self._hooks:
+            name = type(hook).__qualname__
+            counts[name] = counts.get(name, 0) + 1
+            by_key[name if counts[name] == 1 else f"{name}#{counts[name]}"] = hook
+        return by_key
+
+
+class SimpleTrainer(TrainerBase):
+    """Trains one model with one optimizer: a batch, its losses, their gradients, a step.
+
+    The losses are read on the host before the optimizer steps, so that a loss that is not finite stops the run with the
+    weights as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+    ) -> None:
+        """Keep the parts and set the model to training mode.
+
+        Args:
+            model: Takes a batch, gives a loss or a dict of losses, which are added.
+            data_loader: Endless.
+            optimizer: Steps once per iteration.
+            gather_metric_period: Iterations between two gatherings of the metrics of all processes. Each iteration's
+                values are filed under its own number; until gathered, they are not in the storage.
+
+        Raises:
+            ValueError: The period is below 1.
+        """
+        super().__init__()
+        if gather_metric_period < 1:
+            raise ValueError(f"gather_metric_period must be at least 1, got {gather_metric_period}")
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.gather_metric_period = gather_metric_period
+        self._batches: Iterator[Any] | None = None
+        self._ungathered: list[tuple[int, dict[str, float]]] = []
+        self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
+
+    def run_step(self) -> None:
+        """Train one iteration.
+
+        Raises:
+            FloatingPointError: A loss is infinite or not a number.
+            RuntimeError: The model is in eval mode, or the data loader has ended.
+        """
+        if not self.model.training:
+            raise RuntimeError(
+                f"{type(self.model).__name__} is in eval mode; some hook did not set it back to training"
+            )
+        batch, data_time = self._next_batch()
+        losses = self.compute_losses(batch)
+        total = sum_losses(losses)
+        copied = _HostCopy(losses)
+        self.optimizer.zero_grad()
+        self.backward(total)
+        self._require_whole_graph()
+        self.after_backward()
+        # The copy was queued before the backward pass: waiting for it here, with all of the backward pass queued behind
+        # it, leaves the device busy. `.item()` at this place would wait for the backward pass, too.
+        values = copied.values()
+        _require_finite(values, self.iter, batch)
+        self._write_metrics(values, data_time)
+        self.step_optimizer()
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Give the model's losses of a batch by name."""
+        losses = self.model(batch)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients."""
+        loss.backward()
+
+    def step_optimizer(self) -> None:
+        """Change the weights."""
+        self.optimizer.step()
+
+    def reset_data_loader(self, data_loader: Iterable[Any]) -> None:
+        """Go on with another loader from the next step on."""
+        self.data_loader = data_loader
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give iteration, hook states and the optimizer's state."""
+        # The data loader's position and the random number generators of every process are to join here.
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        """The running iterator over the data, made when first needed: workers start with training, not before."""
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        return self._batches
+
+    def _next_batch(self) -> tuple[Any, float]:
+        """The next batch, and the seconds spent waiting for it."""
+        start = time.perf_counter()
+        try:
+            batch = next(self._data_loader_iter)
+        except StopIteration:
+            raise RuntimeError(
+                f"the training data ended at iteration {self.iter}; a training loader must be endless, as with "
+                "TrainingSampler"
+            ) from None
+        return batch, time.perf_counter() - start
+
+    def _write_metrics(self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = "") -> None:
+        """Put losses, averaged over the processes, their sum and the longest data time into the storage."""
+        values = {prefix + name: float(value) for name, value in loss_dict.items()}
+        self._ungathered.append((self.iter, {**values, "data_time": data_time}))
+        if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
+            self._gather_metrics(prefix)
+
+    def _gather_metrics(self, prefix: str) -> None:
+        per_rank = comm.gather(self._ungathered)
+        self._ungathered = []
+        storage = get_event_storage()
+        for of_iteration in zip(*per_rank, strict=True):  # empty in all processes but the main one
+            iteration = of_iteration[0][0]
+            values = [dict(values) for _, values in of_iteration]
+            storage.put_scalar("data_time", max(v.pop("data_time") for v in values), cur_iter=iteration)
+            losses = _mean_by_name(values)
+            storage.put_scalar(f"{prefix}total_loss", sum(losses.values()), cur_iter=iteration)
+            if len(losses) > 1:
+                for name, value in losses.items():
+                    storage.put_scalar(name, value, cur_iter=iteration)
+
+    def _require_whole_graph(self) -> None:
+        """Name the parameters without gradient, once, before DistributedDataParallel hangs or fails without names."""
+        if self._is_graph_checked:
+            return
+        self._is_graph_checked = True
+        parameters = cast(DistributedDataParallel, self.model).module.named_parameters()
+        idle = [name for name, p in parameters if p.requires_grad and p.grad is None]
+        if idle:
+            names = ", ".join(idle[:8]) + (", ..." if len(idle) > 8 else "")
+            raise RuntimeError(
+                f"{len(idle)} parameters took no part in the losses: {names}. With several processes each trained "
+                "parameter must: freeze these (requires_grad=False, MODEL.BACKBONE.FREEZE_AT), leave their outputs out "
+                "(MODEL.RESNETS.OUT_FEATURES), or wrap the model with "
+                "create_ddp_model(model, find_unused_parameters=True)."
+            )
+
+
+class AMPTrainer(SimpleTrainer):
+    """A `SimpleTrainer` in mixed precision: float16 with loss scaling on GPUs, bfloat16 on CPUs.
+
+    Source: Micikevicius et al. 2017, arXiv 1710.03740.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            model: As in `SimpleTrainer`; its parameters stay float32.
+            data_loader: As in `SimpleTrainer`.
+            optimizer: As in `SimpleTrainer`.
+            gather_metric_period: As in `SimpleTrainer`.
+            grad_scaler: Scales the loss; None takes torch's, which is idle but for float16.
+            precision: Type of convolutions and matrix products; None takes float16 on CUDA and bfloat16 elsewhere.
+        """
+        super().__init__(model, data_loader, optimizer, gather_metric_period)
+        self.device_type = next(model.parameters()).device.type
+        self.precision = precision or (torch.float16 if self.device_type == "cuda" else torch.bfloat16)
+        # bfloat16 has the range of float32: there is nothing to scale.
+        self.grad_scaler = grad_scaler or torch.amp.GradScaler(
+            self.device_type, enabled=self.precision == torch.float16
+        )
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, dtype=self.precision):
+            return super().compute_losses(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def step_optimizer(self) -> None:
+        # Clipping hangs on the optimizer's step, behind the unscaling: see detkit.solver.gradient_clipping.
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # absent when the run so far was in full precision, empty for bfloat16
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def call_all(functions: Iterable[Callable[[], Any]]) -> None:
+    """Call each function, even if one before it raised; then raise the first error again. All errors are logged."""
+    first: Exception | None = None
+    for function in functions:
+        try:
+            function()
+        except Exception as error:
+            logger.exception("%s failed", getattr(function, "__qualname__", function))
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
+    """Give the sum of the losses.
+
+    Raises:
+        ValueError: There is none, or one is not a scalar.
+    """
+    if not losses:
+        raise ValueError("the model gave no losses in training mode")
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise ValueError(f"loss {name!r} must be a scalar tensor, got {_described(loss)}")
+    return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+class _HostCopy:
+    """Scalars on their way from the device to the host; `values` waits for them."""
+
+    def __init__(self, scalars: Mapping[str, Tensor]) -> None:
+        self._names = list(scalars)
+        self._event: torch.cuda.Event | None = None
+        stacked = torch.stack([value.detach().float() for value in scalars.values()])
+        if stacked.is_cuda:
+            # Goes to pinned memory, beside the kernels that follow; the event marks its arrival.
+            self._values = stacked.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = stacked
+
+    def values(self) -> dict[str, float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return dict(zip(self._names, self._values.tolist(), strict=True))
+
+
+def _require_finite(values: Mapping[str, float], iteration: int, batch: Any) -> None:
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    process = f" of process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+    losses = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+    files = _file_names(batch)
+    images = f" Images of the batch: {', '.join(files)}." if files else ""
+    raise FloatingPointError(
+        f"loss{process} is not finite at iteration {iteration}: {losses}. The weights are as they were "
+        "before this step. Usual causes: a learning rate (SOLVER.BASE_LR) too high for the batch, a warm-up "
+        f"(SOLVER.WARMUP_ITERS) too short, boxes without area.{images}"
+    )
+
+
+def _file_names(batch: Any) -> list[str]:
+    """The files of a batch of model inputs; none for batches of another kind."""
+    items = batch if isinstance(batch, list | tuple) else []
+    return [str(item["file_name"]) for item in items if isinstance(item, dict) and "file_name" in item]
+
+
+def _mean_by_name(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the processes that have it."""
+    names = dict.fromkeys(name for v in values for name in v)
+    having = {name: [v[name] for v in values if name in v] for name in names}
+    return {name: sum(found) / len(found) for name, found in having.items()}
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

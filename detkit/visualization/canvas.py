@@ -1,0 +1,297 @@
+"""A picture to draw into: boxes, lines, polygons, circles, masks and text, with smooth edges.
+
+Pillow draws without anti-aliasing. Everything slanted or round is therefore drawn as coverage, four times finer, within
+its own bounds only, and blended in from there.
+
+Points are (x, y) in pixels of the picture; the pixel in column c spans [c, c + 1). Colours are RGB, 0 to 255.
+
+Shapes: (H, W) picture, (P, 2) points.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+Points = npt.ArrayLike
+Rectangle = tuple[int, int, int, int]
+
+# Coverage cells per pixel side.
+_FINE = 4
+
+# The font that comes with Pillow has the letters of English only. For other names the first of these that the system
+# has (Windows, macOS, Linux) is taken: those that hold Chinese, Japanese and Korean first.
+_WIDE_FONTS = (
+    "msyh.ttc",
+    "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "DroidSansFallbackFull.ttf",
+    "DejaVuSans.ttf",
+    "arial.ttf",
+)
+
+
+class VisImage:
+    """A finished picture."""
+
+    def __init__(self, image: npt.NDArray[np.uint8]) -> None:
+        """Hold an (H, W, 3) uint8 RGB picture."""
+        self._image = image
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self._image.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self._image.shape[1]
+
+    def get_image(self) -> npt.NDArray[np.uint8]:
+        """Give the picture, (H, W, 3) uint8 RGB."""
+        return self._image
+
+    def save(self, filepath: str | os.PathLike[str]) -> None:
+        """Write the picture; the file's suffix says the format. Its folder is made if absent.
+
+        Raises:
+            ValueError: Pillow knows no format of that suffix.
+        """
+        path = Path(filepath)
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise ValueError(
+                f"cannot tell an image format from the suffix {path.suffix!r} of {path}; .jpg or .png will do"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # 4:4:4 where it is a JPEG: thin coloured lines would smear otherwise. Other formats ignore both settings.
+        Image.fromarray(self._image).save(path, quality=92, subsampling=0)
+
+
+class Canvas:
+    """A picture that can be drawn into.
+
+    Attributes:
+        line_width: Width of lines in pixels where none is given; it grows with the picture.
+        font_size: Height of text in pixels where none is given; likewise.
+    """
+
+    def __init__(self, image: npt.NDArray[np.uint8], scale: float = 1.0) -> None:
+        """Start from a copy of an (H, W, 3) uint8 RGB picture, `scale` times its size.
+
+        Raises:
+            ValueError: The picture has another shape or type, or `scale` is not positive.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"need a picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        self._image = Image.fromarray(image).copy()
+        if scale != 1:
+            size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+            self._image = self._image.resize(size, Image.Resampling.BICUBIC)
+        side = math.sqrt(self.width * self.height)
+        self.font_size = max(11, round(side / 45))
+        self.line_width = max(2, round(side / 320))
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self._image.width
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self._image.height
+
+    def to_array(self) -> npt.NDArray[np.uint8]:
+        """Give the picture as it is now, (H, W, 3) uint8 RGB."""
+        return np.array(self._image)
+
+    # -- shapes ------------------------------------------------------------------------------------------------------
+
+    def draw_box(
+        self, box: Sequence[float], color: Color, *, alpha: float = 1.0, line_width: int | None = None
+    ) -> None:
+        """Draw the border of a box.
+
+        Args:
+            box: XYXY. The outer edge of the border lies on it, so that the border hides nothing around the object.
+            color: Of the border.
+            alpha: Opacity, 0 to 1.
+            line_width: In pixels.
+        """
+        # Snapped to whole pixels: a horizontal line is sharpest without anti-aliasing.
+        x1, y1, x2, y2 = (round(v) for v in box)
+        x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+        w = min(line_width or self.line_width, max((x2 - x1) // 2, 1), max((y2 - y1) // 2, 1))
+        for bar in (
+            (x1, y1, x2, y1 + w),
+            (x1, y2 - w, x2, y2),
+            (x1, y1 + w, x1 + w, y2 - w),
+            (x2 - w, y1 + w, x2, y2 - w),
+        ):
+            self._fill_rectangle(bar, color, alpha)
+
+    def draw_line(self, points: Points, color: Color, *, alpha: float = 1.0, line_width: float | None = None) -> None:
+        """Draw straight lines from point to point (P, 2), with round ends and joints."""
+        width = line_width or self.line_width
+        self._draw_smooth(points, width, color, alpha, functools.partial(_stroke, width=width))
+
+    def draw_polygon(
+        self,
+        points: Points,
+        color: Color,
+        *,
+        edge_color: Color | None = None,
+        alpha: float = 0.5,
+        line_width: float | None = None,
+    ) -> None:
+        """Fill a polygon (P, 2) at opacity `alpha`, and draw its border opaque, in `edge_color` or `color`."""
+        points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        if len(points) < 3:
+            return  # no area: nothing to fill, and its box is drawn anyway
+        self._draw_smooth(points, 0, color, alpha, lambda draw, p: draw.polygon([tuple(q) for q in p], fill=255))
+        width = line_width or max(1, self.line_width / 2)
+        closed = np.concatenate([points, points[:1]])
+        self._draw_smooth(closed, width, edge_color or color, 1.0, functools.partial(_stroke, width=width))
+
+    def draw_circle(self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0) -> None:
+        """Fill a circle."""
+        x, y = center
+        corners = [(x - radius, y - radius), (x + radius, y + radius)]
+        self._draw_smooth(corners, 0, color, alpha, lambda draw, p: _fill_ellipse(draw, [*p[0], *p[1]]))
+
+    def draw_mask(self, mask: npt.NDArray[np.bool_], color: Color, *, alpha: float = 0.5) -> None:
+        """Tint the pixels where `mask` is set; a mask of another size than the picture is stretched over it."""
+        coverage = Image.fromarray(mask.astype(np.uint8) * 255)
+        if coverage.size != self._image.size:
+            coverage = coverage.resize(self._image.size, Image.Resampling.BILINEAR)
+        self._blend(coverage, (0, 0), color, alpha)
+
+    def grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
+        """Take the colour from every pixel, except where `keep` (any size, stretched) is set."""
+        grey = self._image.convert("L").convert("RGB")
+        mask = Image.fromarray(keep.astype(np.uint8) * 255).resize(self._image.size, Image.Resampling.NEAREST)
+        self._image = Image.composite(self._image, grey, mask)
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def text_size(self, text: str, font_size: int | None = None) -> tuple[int, int]:
+        """Width and height in pixels that a text takes with its background."""
+        font_size = font_size or self.font_size
+        font = _font(font_size, text.isascii())
+        padding = _padding(font_size)
+        ascent, descent = font.getmetrics()
+        return math.ceil(font.getlength(text)) + 2 * padding, ascent + descent + padding
+
+    def draw_text(
+        self,
+        text: str,
+        position: Sequence[float],
+        *,
+        color: Color | None = None,
+        background: Color | None = None,
+        font_size: int | None = None,
+        alpha: float = 0.85,
+    ) -> None:
+        """Write one line of text.
+
+        Args:
+            text: What to write.
+            position: Top left corner of the background; moved as far as needed to keep the text inside the picture.
+            color: Of the letters; black or white, whichever the background shows better, where none is given.
+            background: Of the rectangle behind them; none is drawn where it is None.
+            font_size: In pixels.
+            alpha: Opacity of the background.
+        """
+        font_size = font_size or self.font_size
+        width, height = self.text_size(text, font_size)
+        x = max(min(round(position[0]), self.width - width), 0)
+        y = max(min(round(position[1]), self.height - height), 0)
+        if background is not None:
+            self._fill_rectangle((x, y, x + width, y + height), background, alpha)
+        color = color or readable_on(background or (0, 0, 0))
+        padding = _padding(font_size)
+        ImageDraw.Draw(self._image).text(
+            (x + padding, y + padding // 2), text, font=_font(font_size, text.isascii()), fill=color
+        )
+
+    # -- painting ----------------------------------------------------------------------------------------------------
+
+    def _draw_smooth(
+        self,
+        points: Points,
+        margin: float,
+        color: Color,
+        alpha: float,
+        draw_coverage: Callable[[ImageDraw.ImageDraw, list[list[float]]], None],
+    ) -> None:
+        """Blend in what `draw_coverage` draws of the points on a finer grid, within the picture only."""
+        points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        (x1, y1), (x2, y2) = np.floor(points.min(axis=0) - margin), np.ceil(points.max(axis=0) + margin)
+        x1, y1 = max(int(x1), 0), max(int(y1), 0)
+        x2, y2 = min(int(x2) + 1, self.width), min(int(y2) + 1, self.height)
+        if x1 >= x2 or y1 >= y2:
+            return
+        coverage = Image.new("L", ((x2 - x1) * _FINE, (y2 - y1) * _FINE))
+        # Pillow's integer coordinates name the middles of cells, ours their corners.
+        draw_coverage(ImageDraw.Draw(coverage), ((points - (x1, y1)) * _FINE - 0.5).tolist())
+        self._blend(coverage.reduce(_FINE), (x1, y1), color, alpha)
+
+    def _fill_rectangle(self, rectangle: Rectangle, color: Color, alpha: float) -> None:
+        """Blend in a rectangle of whole pixels, (x1, y1, x2, y2), the last two not included."""
+        x1, y1 = max(rectangle[0], 0), max(rectangle[1], 0)
+        x2, y2 = min(rectangle[2], self.width), min(rectangle[3], self.height)
+        if x1 < x2 and y1 < y2:
+            self._blend(Image.new("L", (x2 - x1, y2 - y1), 255), (x1, y1), color, alpha)
+
+    def _blend(self, coverage: Image.Image, corner: tuple[int, int], color: Color, alpha: float) -> None:
+        if alpha < 1:
+            coverage = coverage.point([round(level * alpha) for level in range(256)])
+        self._image.paste(color, (*corner, corner[0] + coverage.width, corner[1] + coverage.height), coverage)
+
+
+def readable_on(background: Color) -> Color:
+    """Give black or white, whichever stands out more against a colour."""
+    red, green, blue = background
+    # Luma of Rec. 601; the bound lies above the middle because white letters on a strong colour look crisper.
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def _stroke(draw: ImageDraw.ImageDraw, points: list[list[float]], width: float) -> None:
+    """Coverage of a line `width` pixels wide: a joint-free chain of segments with a disc at every point."""
+    radius = width * _FINE / 2
+    draw.line([tuple(p) for p in points], fill=255, width=max(round(2 * radius), 1))
+    for x, y in points:
+        _fill_ellipse(draw, [x - radius, y - radius, x + radius, y + radius])
+
+
+def _fill_ellipse(draw: ImageDraw.ImageDraw, box: list[float]) -> None:
+    x1, y1, x2, y2 = (round(v) for v in box)  # Pillow would round all of them down
+    draw.ellipse((x1, y1, max(x1, x2), max(y1, y2)), fill=255)
+
+
+def _padding(font_size: int) -> int:
+    return max(2, font_size // 5)
+
+
+@functools.cache
+def _font(size: int, is_ascii: bool) -> ImageFont.FreeTypeFont:
+    for name in () if is_ascii else _WIDE_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError(
+            "this Pillow was built without FreeType; install the one from PyPI to write text into pictures"
+        )
+    return font

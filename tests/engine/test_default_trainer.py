@@ -1,0 +1,307 @@
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.checkpoint import CheckpointError, load_checkpoint_file
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.engine import AMPTrainer, DefaultTrainer, hooks
+from detkit.evaluation import DatasetEvaluator
+
+
+def metrics(cfg):
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def files(cfg):
+    return {path.name for path in Path(cfg.OUTPUT_DIR).iterdir()}
+
+
+def test_run_trains_saves_evaluates_and_writes(tiny_cfg):
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()
+    assert 0 <= results["bbox"]["AP50"] <= 100
+    assert {"metrics.json", "last_checkpoint", "model_0000002.pth", "model_0000005.pth", "model_final.pth"} <= files(
+        tiny_cfg
+    )
+    last_step = next(line for line in metrics(tiny_cfg) if line["iteration"] == 5)
+    assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "data_time", "time"} <= set(last_step)
+    assert metrics(tiny_cfg)[-1]["iteration"] == 6
+    assert "bbox/AP" in metrics(tiny_cfg)[-1]
+    assert trainer.model.training
+
+
+def test_checkpoint_names_the_classes_and_their_ids(tiny_cfg):
+    DefaultTrainer(tiny_cfg).train()
+    metadata = load_checkpoint_file(f"{tiny_cfg.OUTPUT_DIR}/model_final.pth")["metadata"]
+    assert metadata["dataset"] == "tiny_train"
+    assert metadata["thing_classes"] == ["red", "green"]
+    assert metadata["thing_dataset_id_to_contiguous_id"] == {1: 0, 2: 1}
+
+
+def test_hooks_come_in_their_order(tiny_cfg):
+    tiny_cfg.VIS_PERIOD = 2
+    tiny_cfg.TEST.PRECISE_BN.ENABLED = True
+    names = [type(hook).__name__ for hook in DefaultTrainer(tiny_cfg)._hooks]
+    assert names == [
+        "IterationTimer",
+        "LRScheduler",
+        "PreciseBN",
+        "PeriodicCheckpointer",
+        "EvalHook",
+        "VisualizationHook",
+        "PeriodicWriter",
+        "PeriodicWriter",
+    ]
+
+
+def fixed_batches(cfg, count=100):
+    """Batch i depends on i alone: what an exact position of the data will give every run."""
+    rng = np.random.default_rng(5)
+    images = torch.from_numpy(rng.integers(0, 255, (count, 2, 3, 40, 40), dtype=np.uint8))
+    return [[{"image": image, "height": 40, "width": 40} for image in batch] for batch in images]
+
+
+class FixedData(DefaultTrainer):
+    first = 0
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return fixed_batches(cfg)[cls.first :]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_resumed_run_equals_the_undisturbed_one(tiny_cfg, amp):
+    tiny_cfg.DATASETS.TEST = ()
+    tiny_cfg.SOLVER.AMP.ENABLED = amp
+    tiny_cfg.SOLVER.STEPS = (4,)
+    whole = FixedData(tiny_cfg)
+    whole.train()
+    final = load_checkpoint_file(f"{tiny_cfg.OUTPUT_DIR}/model_final.pth")
+
+    (Path(tiny_cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000002.pth")  # killed in iteration 3, 4 or 5
+    resumed = type("Resumed", (FixedData,), {"first": 3})(tiny_cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    again = load_checkpoint_file(f"{tiny_cfg.OUTPUT_DIR}/model_final.pth")
+
+    assert all(torch.equal(final["model"][name], again["model"][name]) for name in final["model"])
+    assert again["iteration"] == final["iteration"] == 5
+    assert again["trainer"]["hooks"] == final["trainer"]["hooks"]
+    losses = [t.storage.history("total_loss").values() for t in (whole, resumed)]
+    assert losses[0][3:] == losses[1]
+
+
+def test_resume_of_a_finished_run_evaluates_it(tiny_cfg):
+    first = DefaultTrainer(tiny_cfg).train()
+    again = DefaultTrainer(tiny_cfg)
+    again.resume_or_load(resume=True)
+    assert again.start_iter == 6
+    assert again.train()["bbox"]["AP50"] == first["bbox"]["AP50"]
+
+
+def test_resume_without_checkpoint_starts_from_the_weights(tiny_cfg):
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+
+
+def test_without_resume_an_old_checkpoint_is_not_looked_at(tiny_cfg):
+    DefaultTrainer(tiny_cfg).train()
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    assert trainer.start_iter == 0
+
+
+def test_weights_of_another_model_stop_the_run(tiny_cfg, tmp_path):
+    torch.save({"model": {"other.weight": torch.ones(1)}}, tmp_path / "w.pth")
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth holds weights of another model"):
+        DefaultTrainer(tiny_cfg).resume_or_load(resume=False)
+
+
+def test_data_that_do_not_fit_the_model_stop_before_it_is_built(tiny_cfg, monkeypatch):
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    monkeypatch.setattr(DefaultTrainer, "build_model", lambda cfg: pytest.fail("the model was built"))
+    with pytest.raises(ValueError, match=r"tiny_train.*MODEL\.ROI_HEADS\.NUM_CLASSES"):
+        DefaultTrainer(tiny_cfg)
+
+
+def test_evaluation_comes_every_period_and_leaves_modes_and_statistics_alone(tiny_cfg):
+    tiny_cfg.TEST.EVAL_PERIOD = 2
+    seen = []
+
+    class Spy(DefaultTrainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            model.norm.eval()  # a part held in eval mode on purpose
+            return model
+
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            before = model.norm.running_mean.clone()
+            results = super().test(cfg, model, evaluators)
+            seen.append(torch.equal(before, model.norm.running_mean))
+            return results
+
+    trainer = Spy(tiny_cfg)
+    trainer.model.norm.eval()
+    trainer.train()
+    assert seen == [True] * 3  # after iterations 1 and 3, and at the end
+    assert trainer.model.training
+    assert not trainer.model.norm.training
+
+
+class Constant(DatasetEvaluator):
+    def __init__(self, value):
+        self.value = value
+
+    def reset(self):
+        pass
+
+    def process(self, inputs, outputs):
+        pass
+
+    def evaluate(self):
+        return {"task": {"score": self.value}}
+
+
+def test_results_of_several_data_sets_are_kept_by_name(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ("tiny_val", "tiny_train")
+    model = DefaultTrainer.build_model(tiny_cfg)
+    results = DefaultTrainer.test(tiny_cfg, model, [Constant(1.0), Constant(2.0)])
+    assert results == {"tiny_val": {"task": {"score": 1.0}}, "tiny_train": {"task": {"score": 2.0}}}
+
+
+def test_results_of_one_data_set_come_bare(tiny_cfg):
+    model = DefaultTrainer.build_model(tiny_cfg)
+    assert DefaultTrainer.test(tiny_cfg, model, Constant(1.0)) == {"task": {"score": 1.0}}
+
+
+def test_wrong_number_of_evaluators_is_an_error(tiny_cfg):
+    with pytest.raises(ValueError, match="one evaluator per data set of DATASETS.TEST: got 2 for 1"):
+        DefaultTrainer.test(tiny_cfg, DefaultTrainer.build_model(tiny_cfg), [Constant(1.0)] * 2)
+
+
+def test_nothing_to_evaluate_on_is_an_error(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ()
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        DefaultTrainer.test(tiny_cfg, DefaultTrainer.build_model(tiny_cfg))
+
+
+@pytest.mark.parametrize("expected", [50.0, 7.0])
+def test_expected_results_are_verified(tiny_cfg, expected):
+    class Scored(DefaultTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return Constant(7.0)
+
+    tiny_cfg.TEST.EXPECTED_RESULTS = [["task", "score", expected, 1.0]]
+    trainer = Scored(tiny_cfg)
+    if expected == 7.0:
+        assert trainer.train() == {"task": {"score": 7.0}}
+    else:
+        with pytest.raises(RuntimeError, match=r"TEST\.EXPECTED_RESULTS"):
+            trainer.train()
+
+
+def test_amp_key_selects_mixed_precision(tiny_cfg):
+    tiny_cfg.SOLVER.AMP.ENABLED = True
+    assert isinstance(DefaultTrainer(tiny_cfg)._trainer, AMPTrainer)
+
+
+def test_pictures_are_drawn_every_period_and_at_the_end(tiny_cfg):
+    tiny_cfg.VIS_PERIOD = 4
+    DefaultTrainer(tiny_cfg).train()
+    names = sorted(path.name for path in (Path(tiny_cfg.OUTPUT_DIR) / "visualization").iterdir())
+    assert names == [f"{i:02d}_{iteration:07d}.jpg" for i in range(4) for iteration in (3, 6)]
+
+
+def test_precise_bn_replaces_the_running_statistics(tiny_cfg):
+    tiny_cfg.TEST.PRECISE_BN.ENABLED, tiny_cfg.TEST.PRECISE_BN.NUM_ITER = True, 3
+    tiny_cfg.DATASETS.TEST = ()
+    plain = DefaultTrainer(tiny_cfg)
+    plain.register_hooks([])
+    before = []
+    precise = next(h for h in plain._hooks if isinstance(h, hooks.PreciseBN))
+    update = precise.update_stats
+    precise.update_stats = lambda: before.append(plain.model.norm.running_mean.clone()) or update()
+    plain.train()
+    assert len(before) == 1
+    assert not torch.equal(before[0], plain.model.norm.running_mean)
+
+
+def test_after_backward_reaches_the_hooks_of_the_outer_trainer(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ()
+    seen, trainer = [], DefaultTrainer(tiny_cfg)
+    trainer.register_hooks([hooks.CallbackHook(after_backward=lambda t: seen.append(t.iter))])
+    trainer.train()
+    assert seen == list(range(6))
+
+
+def test_no_data_sets_to_test_on_need_no_evaluation(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ()
+    assert DefaultTrainer(tiny_cfg).train() is None
+
+
+def scaled(cfg, reference, workers):
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = reference
+    return DefaultTrainer.auto_scale_workers(cfg, workers)
+
+
+@pytest.fixture
+def reference_cfg(tiny_cfg):
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MAX_ITER = 16, 0.1, 5000
+    tiny_cfg.SOLVER.STEPS, tiny_cfg.SOLVER.WARMUP_ITERS = (4000,), 1000
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD, tiny_cfg.TEST.EVAL_PERIOD = 1000, 500
+    return tiny_cfg
+
+
+def test_settings_follow_the_number_of_processes(reference_cfg):
+    reference_cfg.freeze()
+    reference_cfg.defrost()
+    cfg = scaled(reference_cfg, 8, 16)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (32, 0.2, 2500)
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD) == ((2000,), 500, 500)
+    assert cfg.TEST.EVAL_PERIOD == 250
+    assert DefaultTrainer.auto_scale_workers(cfg, 16) is cfg
+    assert reference_cfg.SOLVER.IMS_PER_BATCH == 16
+
+
+@pytest.mark.parametrize(("reference", "workers"), [(0, 4), (4, 4)])
+def test_settings_stay_where_nothing_is_to_be_scaled(reference_cfg, reference, workers):
+    assert scaled(reference_cfg, reference, workers) is reference_cfg
+
+
+def test_scaled_config_stays_frozen(reference_cfg):
+    reference_cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    reference_cfg.freeze()
+    assert DefaultTrainer.auto_scale_workers(reference_cfg, 4).is_frozen()
+
+
+def test_batch_that_the_reference_cannot_share_is_an_error(reference_cfg):
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.IMS_PER_BATCH=16 must be a multiple of SOLVER\.REFERENCE_WORLD_SIZE=3"
+    ):
+        scaled(reference_cfg, 3, 4)
+
+
+def test_data_sets_are_registered_by_the_loader(tiny_cfg):
+    DefaultTrainer(tiny_cfg)
+    assert "tiny_train" in DatasetCatalog
+    assert MetadataCatalog.get("tiny_train").thing_classes == ["red", "green"]
+
+
+def test_console_line_is_logged(tiny_cfg, caplog):
+    tiny_cfg.DATASETS.TEST = ()
+    with caplog.at_level(logging.INFO, logger="detkit"):
+        DefaultTrainer(tiny_cfg).train()
+    assert "iter: 6/6" in caplog.text

@@ -1,0 +1,162 @@
+import datetime
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from detkit.engine import SimpleTrainer, create_ddp_model, launch
+from detkit.engine.launch import _resolve_url
+from detkit.utils import comm
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(comm, "_LOCAL", {})
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_one_process_is_this_one():
+    assert launch(lambda a, b: (a + b, os.getpid()), 1, args=(1, 2)) == (3, os.getpid())
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        pytest.param({"num_gpus_per_machine": 0}, "--num-gpus and --num-machines must be at least 1", id="no-gpu"),
+        pytest.param(
+            {"num_gpus_per_machine": 1, "num_machines": 2, "machine_rank": 2},
+            r"--machine-rank must lie in \[0, 2\)",
+            id="rank",
+        ),
+        pytest.param(
+            {"num_gpus_per_machine": 1, "num_machines": 2}, "give the address of machine 0", id="auto-for-two"
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_are_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        launch(print, **kwargs)
+
+
+def test_more_processes_than_gpus_are_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="--num-gpus is 4, but torch sees 2 CUDA devices"):
+        launch(print, 4)
+
+
+def test_free_port_is_picked():
+    url = _resolve_url("auto", 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+
+
+def test_given_address_is_kept():
+    assert _resolve_url("tcp://10.0.0.1:29500", 2) == "tcp://10.0.0.1:29500"
+
+
+def set_torchrun(monkeypatch, **values):
+    base = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**base, **values}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def where_am_i():
+    return dist.get_backend(), comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()
+
+
+def test_run_of_torchrun_is_joined_and_its_numbers_win(monkeypatch):
+    set_torchrun(monkeypatch)
+    assert launch(where_am_i, 8) == ("gloo", 0, 1, 0, 1)
+    assert not dist.is_initialized()
+
+
+def test_run_that_cannot_be_joined_is_named(monkeypatch):
+    set_torchrun(monkeypatch, RANK=1, WORLD_SIZE=2, MASTER_PORT=free_port())
+    with pytest.raises(RuntimeError, match="process 1 of 2 could not join the run at env://"):
+        launch(where_am_i, 1, timeout=datetime.timedelta(milliseconds=100))
+
+
+def test_model_of_one_process_is_not_wrapped():
+    model = nn.Linear(1, 1)
+    assert create_ddp_model(model) is model
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(2, 1)
+
+    def forward(self, batch):
+        return {"loss_a": self.fc(batch).pow(2).mean(), "loss_b": self.fc(batch).abs().mean()}
+
+
+def data_of(rank, count=4):
+    return [torch.randn(3, 2, generator=torch.Generator().manual_seed(10 * i + rank)) for i in range(count)]
+
+
+def train(data):
+    model = create_ddp_model(Net())
+    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), gather_metric_period=2)
+    trainer.train(0, len(data))
+    weights = {name.removeprefix("module."): p.detach() for name, p in model.named_parameters()}
+    return weights, trainer.storage.histories()
+
+
+def train_and_write(folder):
+    """Main function of a started process."""
+    weights, histories = train(data_of(comm.get_rank()))
+    losses = {name: history.values() for name, history in histories.items()}
+    torch.save((weights, losses, where_am_i()), Path(folder) / f"{comm.get_rank()}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_both_batches(tmp_path, monkeypatch):
+    # Started processes import this file by its name; pytest's importlib mode has not put its folder on their path.
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    import test_launch
+
+    launch(test_launch.train_and_write, 2, args=(str(tmp_path),))
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert [result[2] for result in results] == [("gloo", 0, 2, 0, 2), ("gloo", 1, 2, 1, 2)]
+
+    both = [torch.cat(pair) for pair in zip(data_of(0), data_of(1), strict=True)]
+    weights, histories = train(both)
+    for name, weight in weights.items():
+        assert torch.allclose(weight, results[0][0][name], atol=1e-6)
+        assert torch.equal(results[0][0][name], results[1][0][name])
+    losses = results[0][1]
+    for name in ("total_loss", "loss_a", "loss_b"):
+        assert [i for _, i in losses[name]] == [0, 1, 2, 3]
+        assert [v for v, _ in losses[name]] == pytest.approx([v for v, _ in histories[name].values()], rel=1e-5)
+    assert results[1][1] == {}
+
+
+def fail_in_process_one():
+    if comm.get_rank() == 1:
+        raise FloatingPointError("loss is not finite at iteration 7")
+    comm.synchronize()
+
+
+@pytest.mark.slow
+def test_error_of_one_process_ends_the_run_and_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    import test_launch
+
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="not finite at iteration 7"):
+        launch(test_launch.fail_in_process_one, 2)

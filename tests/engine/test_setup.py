@@ -1,0 +1,117 @@
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.data import DatasetCatalog
+from detkit.engine import default_argument_parser, default_setup, default_writers
+from detkit.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+
+ARGS = argparse.Namespace(eval_only=False)
+
+
+def parse(*words):
+    return default_argument_parser().parse_args(words)
+
+
+def test_defaults_of_the_command_line():
+    args = parse()
+    assert (args.config_file, args.resume, args.eval_only, args.allow_partial) == ("", False, False, False)
+    assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (1, 1, 0, "auto")
+    assert args.opts == []
+
+
+def test_settings_end_the_command_line():
+    args = parse("--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.BASE_LR", "-0.1", "SEED", "-1")
+    assert (args.config_file, args.num_gpus, args.resume) == ("a.yaml", 2, True)
+    assert args.opts == ["SOLVER.BASE_LR", "-0.1", "SEED", "-1"]
+
+
+def test_option_among_the_settings_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        parse("SEED", "1", "--eval-only")
+    assert "--eval-only must come before the settings KEY VALUE" in capsys.readouterr().err
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "torchrun" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("restored_loggers")
+class TestSetup:
+    def test_writes_log_and_settings(self, tiny_cfg):
+        default_setup(tiny_cfg, ARGS)
+        output = Path(tiny_cfg.OUTPUT_DIR)
+        assert "torch" in (output / "log.txt").read_text()
+        again = get_cfg()
+        again.merge_from_file(str(output / "config.yaml"))
+        assert again == tiny_cfg
+
+    def test_registers_declared_data_sets(self, tiny_cfg):
+        default_setup(tiny_cfg, ARGS)
+        assert len(DatasetCatalog.get("tiny_train")) == 6
+
+    def test_imports_the_users_modules(self, tiny_cfg, tmp_path, monkeypatch):
+        (tmp_path / "my_module_for_setup.py").write_text("import builtins; builtins.my_module_was_imported = True")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.path", __import__("sys").path.copy())
+        monkeypatch.setattr("builtins.my_module_was_imported", False, raising=False)
+        tiny_cfg.IMPORTS = ["my_module_for_setup"]
+        default_setup(tiny_cfg, ARGS)
+        assert __import__("builtins").my_module_was_imported
+
+    def test_seed_repeats_the_random_numbers(self, tiny_cfg):
+        def draw():
+            default_setup(tiny_cfg, ARGS)
+            return torch.rand(1).item(), np.random.rand()
+
+        assert draw() == draw()
+
+    def test_negative_seed_is_drawn_and_logged(self, tiny_cfg):
+        tiny_cfg.SEED = -1
+        default_setup(tiny_cfg, ARGS)
+        assert "drew the seed" in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
+
+    def test_setting_that_nothing_reads_is_named(self, tiny_cfg):
+        tiny_cfg.MODEL.RETINANET.NUM_CONVS = 7
+        default_setup(tiny_cfg, ARGS)
+        assert (
+            "MODEL.RETINANET.NUM_CONVS is set, but this version does not"
+            in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
+        )
+
+    @pytest.mark.parametrize(("eval_only", "want"), [(False, True), (True, False)])
+    def test_cudnn_times_its_algorithms_in_training_only(self, tiny_cfg, monkeypatch, eval_only, want):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        tiny_cfg.CUDNN_BENCHMARK = True
+        default_setup(tiny_cfg, argparse.Namespace(eval_only=eval_only))
+        assert torch.backends.cudnn.benchmark is want
+
+    def test_matmul_precision_is_set(self, tiny_cfg):
+        before = torch.get_float32_matmul_precision()
+        tiny_cfg.FLOAT32_PRECISION = "high"
+        try:
+            default_setup(tiny_cfg, ARGS)
+            assert torch.get_float32_matmul_precision() == "high"
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def test_calling_it_twice_logs_once(self, tiny_cfg):
+        default_setup(tiny_cfg, ARGS)
+        default_setup(tiny_cfg, ARGS)
+        logging.getLogger("detkit").info("only once")
+        assert (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text().count("only once") == 1
+
+
+def test_default_writers(tmp_path):
+    writers = default_writers(str(tmp_path / "new"), 10)
+    assert [type(writer) for writer in writers] == [CommonMetricPrinter, JSONWriter, TensorboardXWriter]
+    assert (tmp_path / "new" / "metrics.json").exists()
+    for writer in writers:
+        writer.close()

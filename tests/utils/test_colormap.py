@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from detkit.utils.colormap import colormap, random_color, random_colors
+
+
+def test_colours_are_different_from_each_other() -> None:
+    palette = colormap(rgb=True)
+    distance = np.abs(palette[:, None] - palette[None]).max(axis=2) + 255 * np.eye(len(palette))
+    assert distance.min() >= 17
+
+
+def test_first_colours_are_farther_apart_than_all() -> None:
+    def closest(colors: np.ndarray) -> float:
+        return float((np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))).min())
+
+    palette = colormap(rgb=True)
+    assert closest(palette[:8]) > 2 * closest(palette)
+
+
+def test_default_order_is_blue_first() -> None:
+    assert np.array_equal(colormap(), colormap(rgb=True)[:, ::-1])
+
+
+def test_maximum_scales_the_values() -> None:
+    assert np.allclose(colormap(maximum=1) * 255, colormap())
+    assert colormap().min() >= 0
+    assert colormap().max() <= 255
+
+
+def test_changing_a_palette_does_not_change_the_next_one() -> None:
+    colormap(rgb=True)[:] = 0
+    assert colormap(rgb=True).max() > 0
+
+
+def test_random_colours_are_of_the_palette_and_differ() -> None:
+    palette = {tuple(c) for c in colormap().tolist()}
+    assert tuple(random_color().tolist()) in palette
+    chosen = {tuple(c.tolist()) for c in random_colors(20)}
+    assert len(chosen) == 20
+    assert chosen <= palette
+
+
+def test_more_colours_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="80 colours, 81 were asked for"):
+        random_colors(81)

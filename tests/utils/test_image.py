@@ -1,0 +1,200 @@
+"""Reading image files: orientation, channel order, unusual files, and messages that name the file."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image, read_image_size
+
+EXIF_ORIENTATION = 0x0112
+
+
+def picture(height=24, width=32, seed=0):
+    """Smooth colours, so that JPEG keeps them nearly."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return str(path)
+
+
+def write_oriented(path, orientation, pixels, **options):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return write(path, pixels, exif=exif, **options)
+
+
+# How a camera stores an upright picture under each orientation: what the EXIF standard says about row 0 and column 0.
+STORED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: np.rot90(p, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_comes_out_upright(tmp_path, orientation, suffix):
+    upright = picture()
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    path = write_oriented(tmp_path / f"a.{suffix}", orientation, stored, **options)
+    found = read_image(path, "RGB")
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).max() <= 4
+    assert read_image_size(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("value", [0, 9, 700])
+def test_orientation_outside_of_1_to_8_is_ignored(tmp_path, value):
+    assert read_image(write_oriented(tmp_path / "a.png", value, picture()), "RGB").shape == (24, 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_block_is_ignored(tmp_path):
+    path = write(tmp_path / "a.jpg", picture(), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert read_image(path).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("options", [{"quality": 75}, {"quality": 95, "progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("size", [(24, 32), (37, 41), (1, 1)])
+def test_fast_jpeg_path_gives_the_pixels_of_pil(tmp_path, size, options):
+    path = write(tmp_path / "a.jpg", picture(*size), **options)
+    assert np.array_equal(read_image(path, "RGB"), np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_pil_reads_jpeg_where_torchvision_cannot(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jpg", picture())
+    expected = read_image(path)
+
+    def refuse(*_):
+        raise RuntimeError("not compiled with libjpeg support")
+
+    for absent in (refuse, None):
+        monkeypatch.setattr("detkit.utils.image.decode_jpeg", absent)
+        assert np.array_equal(read_image(path), expected)
+
+
+def test_bgr_is_rgb_reversed(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        path = write(tmp_path / name, picture())
+        assert np.array_equal(read_image(path, "BGR"), read_image(path, "RGB")[:, :, ::-1])
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB", "L", "HSV", "YCbCr"])
+def test_conversion_to_rgb_undoes_the_format(tmp_path, format):
+    path = write(tmp_path / "a.png", picture())
+    rgb = convert_image_to_rgb(read_image(path, format), format)
+    expected = np.asarray(Image.open(path).convert(format if format != "BGR" else "RGB").convert("RGB"))
+    assert np.array_equal(rgb, expected)
+
+
+def test_l_has_one_channel(tmp_path):
+    found = read_image(write(tmp_path / "a.jpg", picture()), "L")
+    assert found.shape == (24, 32, 1)
+    assert found.dtype == np.uint8
+
+
+def test_grey_file_becomes_three_equal_channels(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        found = read_image(write(tmp_path / name, picture()[:, :, 0]))
+        assert np.array_equal(found[:, :, 0], found[:, :, 2])
+
+
+def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB")[:, :, 1], (values >> 8).astype(np.uint8))
+
+
+def test_palette_is_looked_up(tmp_path):
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB"), np.full((3, 4, 3), (10, 20, 30)))
+
+
+def test_transparency_is_dropped(tmp_path):
+    rgba = np.dstack([picture(), np.zeros((24, 32), dtype=np.uint8)])
+    assert np.array_equal(read_image(write(tmp_path / "a.png", rgba), "RGB"), picture())
+
+
+def test_cmyk_is_converted(tmp_path):
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    found = read_image(str(tmp_path / "a.jpg"), "RGB")
+    assert np.abs(found.astype(int) - picture()).mean() < 3
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.fromarray(picture(seed=s)).quantize(16) for s in (0, 1)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(read_image(str(tmp_path / "a.gif"), "RGB"), np.asarray(frames[0].convert("RGB")))
+
+
+# --- what cannot be read ---
+
+
+def test_missing_file_is_named(tmp_path):
+    path = str(tmp_path / "nowhere.jpg")
+    for read in (read_image, read_image_size):
+        with pytest.raises(FileNotFoundError, match=f"image file {re.escape(path)} does not exist"):
+            read(path)
+
+
+def test_empty_file_is_named(tmp_path):
+    path = tmp_path / "empty.jpg"
+    path.write_bytes(b"")
+    for read in (read_image, read_image_size):
+        with pytest.raises(BadImageError, match=r"empty\.jpg is empty \(0 bytes\)"):
+            read(str(path))
+
+
+def test_file_that_is_no_image_is_named(tmp_path):
+    path = tmp_path / "page.jpg"
+    path.write_bytes(b"<html>not found</html>")
+    for read in (read_image, read_image_size):
+        with pytest.raises(
+            BadImageError, match=r"page\.jpg is not an image that can be read: its 22 bytes start b'<html>"
+        ):
+            read(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_file_is_named(tmp_path, suffix, share):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+    data = buffer.getvalue()
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(BadImageError, match=rf"cut\.{suffix}"):
+        read_image(str(path))
+
+
+def test_header_alone_is_no_image(tmp_path):
+    path = tmp_path / "head.jpg"
+    path.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(BadImageError, match=r"head\.jpg"):
+        read_image(str(path))
+
+
+def test_floating_point_image_is_refused_with_advice(tmp_path):
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(BadImageError, match=r"a\.tiff.*convert it to 8 or 16 bits"):
+        read_image(str(tmp_path / "a.tiff"))
+
+
+def test_unknown_format_lists_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT.*BGR, RGB, L.*got 'RGBX'.*Did you mean"):
+        read_image(str(tmp_path / "a.png"), "RGBX")
