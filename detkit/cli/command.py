@@ -1,0 +1,49 @@
+"""The command `detkit`: picks a subcommand and hands the rest of the command line to it."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from detkit import __version__
+
+# Each is the module of that name beside this one.
+COMMANDS = {
+    "train": "train a model and evaluate it, or evaluate only (--eval-only)",
+    "predict": "find objects in image files; writes pictures and predictions.json",
+    "benchmark": "measure detkit's speed against torchvision, a PIL data loader and pycocotools",
+}
+
+_EXAMPLES = """examples:
+  detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
+  detkit train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+  detkit predict --config-file my.yaml --input photos/ --output found/ MODEL.WEIGHTS output/model_final.pth
+
+detkit COMMAND --help explains a command. Configs that come with detkit are found by their name.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and give its exit status: 0, 2 for a mistake of the caller's, 130 after Ctrl-C.
+
+    Args:
+        argv: The words after `detkit`; None takes those of this process.
+    """
+    args = _parser().parse_args(argv)
+    # Imported only now: torch takes seconds to load, which `detkit --help` should not wait for.
+    command = importlib.import_module(f"detkit.cli.{args.command}")
+    return command.main(args.arguments, prog=f"detkit {args.command}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10} {help_text}" for name, help_text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="detkit",
+        usage="detkit COMMAND ...",
+        description="Object detection in the Detectron2 vocabulary.\n\ncommands:\n" + listed,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"detkit {__version__}")
+    return parser

@@ -1,0 +1,186 @@
+"""`detkit predict`: find objects in image files, and write what was found as pictures and as one JSON file.
+
+`predictions.json` is a list with one entry per image that could be read::
+
+    {"file": "photos/a.jpg", "picture": "a.jpg", "height": 480, "width": 640,
+     "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width, height]}]}
+
+Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class names.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detkit.cli.errors import message_of, run_command
+from detkit.config import CfgNode, get_cfg
+from detkit.engine import DefaultPredictor
+from detkit.model_zoo import find_config
+from detkit.structures import BoxMode, Instances, ModelOutput
+from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image
+from detkit.utils.logger import setup_logger
+from detkit.visualization import ColorMode, Visualizer, readable_scale
+
+logger = logging.getLogger(__name__)
+
+# A picture in one of these formats is written in its own format, any other one as JPEG.
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and give its exit status: 2 also when some, but not all, images could be read.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    return run_command(run, _parser(prog).parse_args(argv))
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--config-file", required=True, metavar="FILE", help="YAML file, or the name of a config that comes with detkit"
+    )
+    add("--input", required=True, nargs="+", metavar="PATH", help="image files, folders of images, or patterns (*, **)")
+    add("--output", required=True, metavar="DIR", help="folder for the pictures and predictions.json; made if absent")
+    add(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
+    )
+    add("--allow-partial", action="store_true", help="accept weights that do not fill every tensor of the model")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, such as MODEL.WEIGHTS model.pth; last")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, write, and report the files that could not be read."""
+    cfg = _setup(args)
+    inputs = find_images(args.input)
+    predictor = DefaultPredictor(cfg, allow_partial=args.allow_partial)
+    # The predictor turns BGR into RGB by itself where the model wants that.
+    image_format = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    for path, picture in zip(inputs, _picture_names(inputs), strict=True):
+        try:
+            image = read_image(str(path), image_format)
+        except (BadImageError, OSError) as error:
+            logger.error("%s", message_of(error))
+            unreadable.append(str(path))
+            continue
+        instances = _instances(predictor(image))
+        _draw(image, image_format, predictor.metadata, instances, output / picture)
+        entries.append(_entry(path, picture, instances, predictor.metadata))
+        logger.info("%s: %d objects", path, len(instances))
+    # An image a line: as easy to search as to parse.
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    (output / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    if unreadable:
+        raise ValueError(
+            f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}. "
+            f"The others are in {output}."
+        )
+    print(output.resolve())
+    return 0
+
+
+def _setup(args: argparse.Namespace) -> CfgNode:
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ValueError(f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}")
+    setup_logger()
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(args.config_file))
+    # Before the user's settings, so that these win; already here, so that less goes through non-maximum suppression.
+    threshold = args.confidence_threshold
+    cfg.merge_from_list(
+        ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", threshold, "MODEL.RETINANET.SCORE_THRESH_TEST", threshold]
+    )
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def find_images(inputs: Iterable[str]) -> list[Path]:
+    """Give the files that paths, folders and patterns stand for, in order, each once.
+
+    A file that is named is given whether it is an image or not, so that the reader can say what is wrong with it. Of a
+    folder or pattern, the files with an image's suffix are given.
+
+    Raises:
+        FileNotFoundError: A path is not there, or a folder or pattern holds no image.
+    """
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name).expanduser()
+        if path.is_file():
+            found[path] = None
+            continue
+        candidates = path.iterdir() if path.is_dir() else _glob(path)
+        images = sorted(p for p in candidates if p.is_file() and p.suffix.lower() in Image.registered_extensions())
+        if not images:
+            raise FileNotFoundError(f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}")
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def _glob(pattern: Path) -> Iterable[Path]:
+    """Files that fit a pattern, relative or absolute; none where the path holds no `*`, `?` or `[`."""
+    fixed = next((i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?[")), None)
+    if fixed is None:
+        return []
+    return Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
+
+
+def _picture_names(inputs: Sequence[Path]) -> list[str]:
+    """A file name for each picture; equal names from different folders are numbered."""
+    names: dict[str, None] = {}
+    for path in inputs:
+        suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".jpg"
+        name, number = f"{path.stem}{suffix}", 2
+        while name in names:
+            name, number = f"{path.stem}_{number}{suffix}", number + 1
+        names[name] = None
+    return list(names)
+
+
+def _instances(output: ModelOutput) -> Instances:
+    if "instances" not in output:
+        raise ValueError(f"need a model that finds instances; the one of this config gives {', '.join(output)}")
+    return output["instances"].to("cpu")
+
+
+def _draw(image: np.ndarray, image_format: str, metadata: Any, instances: Instances, path: Path) -> None:
+    rgb = convert_image_to_rgb(image, image_format)
+    visualizer = Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION)
+    visualizer.draw_instance_predictions(instances).save(path)
+
+
+def _entry(path: Path, picture: str, instances: Instances, metadata: Any) -> dict[str, Any]:
+    height, width = instances.image_size
+    names = getattr(metadata, "thing_classes", None) or []
+    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    found = [
+        {
+            "category": names[category] if category < len(names) else str(category),
+            "category_id": category,
+            "score": round(score, 4),
+            "bbox": [round(v, 2) for v in box],
+        }
+        for category, score, box in zip(instances.pred_classes.tolist(), instances.scores.tolist(), boxes, strict=True)
+    ]
+    return {"file": str(path), "picture": picture, "height": height, "width": width, "instances": found}

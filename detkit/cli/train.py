@@ -1,0 +1,103 @@
+"""`detkit train`: train and evaluate a model as a config describes it, or only evaluate it."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from detkit.checkpoint import DetectionCheckpointer
+from detkit.cli.errors import run_command
+from detkit.cli.pictures import write_pictures
+from detkit.config import CfgNode, get_cfg
+from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detkit.model_zoo import find_config
+from detkit.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_EPILOG = """examples:
+  train on the generated shapes:    --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
+  continue an interrupted run:      --config-file my.yaml --resume
+  evaluate a checkpoint:            --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+  change settings:                  --config-file my.yaml SOLVER.BASE_LR 0.01 SOLVER.MAX_ITER 2000
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and give its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = default_argument_parser(epilog=_EPILOG)
+    parser.prog = prog or parser.prog
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is needed: a YAML file, or the name of a config that comes with detkit")
+    return run_command(_launch, args)
+
+
+def _launch(args: argparse.Namespace) -> None:
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config with the settings of the command line over it, freeze it, and prepare the run."""
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(args.config_file))
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def run(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and given."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = DefaultTrainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume, strict=not args.allow_partial)
+        results = DefaultTrainer.test(cfg, model)
+    else:
+        trainer = DefaultTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train() or {}
+        model = trainer.checkpointer.model  # without DistributedDataParallel, which is not for one process alone
+    if comm.is_main_process():
+        pictures = write_pictures(cfg, model, Path(cfg.OUTPUT_DIR) / "pictures")
+        if pictures:
+            logger.info("predictions beside ground truth: %d pictures in %s", len(pictures), pictures[0].parent)
+        if results:
+            print(format_results(results))
+        print(Path(cfg.OUTPUT_DIR).resolve(), flush=True)
+    return results
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """Give the metrics of each task as a text table; those per class are in the log, where evaluators write them.
+
+    Args:
+        results: Task -> metric -> value; or one such mapping per data set.
+    """
+    is_per_dataset = all(isinstance(value, Mapping) for task in results.values() for value in task.values())
+    if is_per_dataset:
+        return "\n\n".join(f"{name}\n{format_results(of_one)}" for name, of_one in results.items())
+    return "\n\n".join(_format_task(task, metrics) for task, metrics in results.items())
+
+
+def _format_task(task: str, metrics: Mapping[str, float]) -> str:
+    # The name of a metric of one class ends with it: AP-person.
+    overall = {name: value for name, value in metrics.items() if "-" not in name}
+    return tabulate([[task, *overall.values()]], headers=["", *overall], floatfmt=".1f", tablefmt="github")

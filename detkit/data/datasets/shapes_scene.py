@@ -1,0 +1,240 @@
+"""Scenes of overlapping shapes on textured backgrounds: laid out, drawn and outlined, from a random generator alone.
+
+A scene is painted back to front into a map that says, for every point of a grid four times finer than the image, which
+object is seen there. Picture, masks, boxes and areas all come from that one map, so they cannot disagree.
+
+Shapes: (H, W) image, (4H, 4W) fine grid, (P, 2) corners of an outline, x before y, in pixels.
+"""
+
+import colorsys
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from detkit.data.datasets.shapes_outline import region_polygons, signed_area
+
+FloatArray = npt.NDArray[np.float64]
+# Colours and light, in single precision: that is plenty, and twice as fast.
+Layer = npt.NDArray[np.floating]
+
+SHAPES_CLASSES = ("circle", "square", "triangle", "star", "ring")
+
+# Landscape, portrait and square, so that aspect-ratio grouping has something to group.
+IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
+
+# Fine grid cells per pixel side: 16 levels of coverage at an edge, and boxes to a quarter of a pixel.
+_FINE = 4
+# An object of which less is left to see is not put into the scene at all: a sliver could be labelled neither way
+# fairly.
+_MIN_VISIBLE_SHARE = 0.5
+# Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an object small below
+# an area of 32^2 and large above 96^2; the upper end is a share of the shorter image side.
+_SIZE_SHARES = (0.36, 0.42, 0.22)
+_SMALL_DIAMETER = (14.0, 30.0)
+_MEDIUM_DIAMETER = (34.0, 84.0)
+_LARGE_SHARE = (0.8, 1.05)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene and what can be seen of it.
+
+    Attributes:
+        class_index: Index into `SHAPES_CLASSES`.
+        polygons: (P, 2) corners per visible part, largest first, in pixels; a hole is cut in.
+        box: Box around what is visible, XYXY in pixels, `0 <= x1 < x2 <= W`; multiples of a quarter.
+        area: Visible area in square pixels.
+        visible_share: Visible share of the whole outline, in (0, 1].
+        is_truncated: Whether the image border cuts it.
+    """
+
+    class_index: int
+    polygons: list[FloatArray]
+    box: tuple[float, float, float, float]
+    area: float
+    visible_share: float
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, (H, W, 3) uint8 RGB, and its objects from back to front."""
+
+    image: npt.NDArray[np.uint8]
+    objects: list[SceneObject]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """An object as it lies in the scene, seen or not.
+
+    Attributes:
+        class_index: Index into `SHAPES_CLASSES`.
+        outline: (P, 2) corners in pixels; they may lie outside the image.
+        area: Area within the outline in square pixels.
+    """
+
+    class_index: int
+    outline: FloatArray
+    area: float
+
+    def window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The whole pixels (x1, y1, x2, y2) of the image outside of which nothing of the object lies."""
+        (x1, y1), (x2, y2) = np.floor(self.outline.min(axis=0)), np.ceil(self.outline.max(axis=0)) + 1
+        return max(int(x1), 0), max(int(y1), 0), min(int(x2), width), min(int(y2), height)
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Lay out and draw one scene; equal generators give equal scenes."""
+    height, width = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
+    placed, seen = _lay_out(rng, height, width)
+    objects = [_visible_object(obj, seen, index) for index, obj in enumerate(placed, start=1)]
+    return Scene(_paint(rng, placed, seen), objects)
+
+
+# ---------------------------------------------------------------------------------------------------------- layout
+
+
+def _lay_out(rng: np.random.Generator, height: int, width: int) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
+    """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where, 0 for nobody."""
+    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 9))), reverse=True)
+    placed: list[_Placed] = []
+    seen = Image.new("L", (_FINE * width, _FINE * height))
+    for diameter in diameters:
+        candidate = _place(rng, diameter, height, width)
+        drawn = seen.copy()
+        ImageDraw.Draw(drawn).polygon([(x, y) for x, y in (candidate.outline * _FINE).tolist()], fill=len(placed) + 1)
+        # One sample a pixel is enough to judge how much is hidden, and sixteen times quicker to count.
+        pixels = drawn.resize((width, height), Image.Resampling.NEAREST).histogram()[1 : len(placed) + 2]
+        shares = [p / obj.area for p, obj in zip(pixels, [*placed, candidate], strict=True)]
+        if min(shares) >= _MIN_VISIBLE_SHARE:
+            placed.append(candidate)
+            seen = drawn
+    return placed, np.asarray(seen)
+
+
+def _draw_diameter(rng: np.random.Generator, shorter_side: int) -> float:
+    low, high = (_SMALL_DIAMETER, _MEDIUM_DIAMETER, tuple(s * shorter_side for s in _LARGE_SHARE))[
+        rng.choice(3, p=_SIZE_SHARES)
+    ]
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -> _Placed:
+    class_index = int(rng.integers(len(SHAPES_CLASSES)))
+    corners = _unit_outline(SHAPES_CLASSES[class_index]) * diameter / 2
+    angle = rng.uniform(0, 2 * math.pi)
+    cos, sin = math.cos(angle), math.sin(angle)
+    corners = corners @ np.array([[cos, sin], [-sin, cos]])
+    # One object in six may be cut by the border; the others lie inside wherever they fit.
+    margin = diameter / 2 * (0.5 if rng.random() < 1 / 6 else 1.0)
+    centre = [rng.uniform(min(margin, side / 2), max(side - margin, side / 2)) for side in (width, height)]
+    return _Placed(class_index, corners + centre, abs(signed_area(corners)))
+
+
+def _unit_outline(name: str) -> FloatArray:
+    """Corners of a shape within the circle of radius 1 around the origin; a ring is cut open to be one polygon."""
+    if name == "circle":
+        return _on_circle(64)
+    if name == "square":
+        return _on_circle(4)
+    if name == "triangle":
+        return _on_circle(3)
+    if name == "star":
+        radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
+        return _on_circle(10) * radius[:, None]
+    if name == "ring":
+        closed = np.concatenate([_on_circle(64), _on_circle(64)[:1]])
+        return np.concatenate([closed, 0.55 * closed[::-1]])
+    raise ValueError(f"no shape is called {name!r}; known: {', '.join(SHAPES_CLASSES)}")
+
+
+def _on_circle(count: int) -> FloatArray:
+    angle = 2 * np.pi * np.arange(count) / count
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> SceneObject:
+    """Measure what the map shows of the object whose number in it is `index`."""
+    height, width = (side // _FINE for side in seen.shape)
+    x1, y1, x2, y2 = obj.window(height, width)
+    region = seen[_FINE * y1 : _FINE * y2, _FINE * x1 : _FINE * x2] == index
+    # Parts under two pixels and detail under a third of a pixel: neither is seen in the picture.
+    outlines = region_polygons(region, tolerance=1.4, min_area=2 * _FINE**2)
+    polygons = [outline / _FINE + (x1, y1) for outline in outlines]
+    corners = np.concatenate(polygons)
+    box = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+    area = int(region.sum()) / _FINE**2
+    is_truncated = bool((obj.outline < 0).any() or (obj.outline > (width, height)).any())
+    return SceneObject(obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated)
+
+
+# --------------------------------------------------------------------------------------------------------- painting
+
+
+def _paint(rng: np.random.Generator, placed: list[_Placed], seen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Colour the map of who is seen where, background and objects each with a texture; edges by coverage."""
+    height, width = (side // _FINE for side in seen.shape)
+    picture = _background(rng, height, width) * _coverage(seen == 0)
+    first_hue = rng.random()
+    for index, obj in enumerate(placed, start=1):
+        x1, y1, x2, y2 = obj.window(height, width)
+        coverage = _coverage(seen[_FINE * y1 : _FINE * y2, _FINE * x1 : _FINE * x2] == index)
+        # Steps of the golden ratio keep the hues of one scene apart: colour separates neighbours, but tells no class.
+        hue = (first_hue + index * 0.618034) % 1.0
+        picture[y1:y2, x1:x2] += coverage * _fill(rng, hue, y2 - y1, x2 - x1)
+    picture += 4 * rng.standard_normal(picture.shape, dtype=np.float32)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _coverage(region: npt.NDArray[np.bool_]) -> Layer:
+    """Share of every pixel that a region of the fine grid covers: (4H, 4W) to (H, W, 1)."""
+    reduced = Image.fromarray(region.astype(np.uint8) * 255).reduce(_FINE)
+    return np.asarray(reduced, dtype=np.float32)[..., None] / 255
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> Layer:
+    """A muted colour with slow clouds, and one of: no pattern, stripes, a chequerboard, grain; (H, W, 3), 0 to 255."""
+    hue, saturation, value = rng.random(), rng.uniform(0.05, 0.3), rng.uniform(0.3, 0.85)
+    colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
+    light = 26 * _clouds(rng, height, width, cells=4)
+    kind = rng.integers(4)
+    if kind == 1:
+        light += rng.uniform(6, 18) * np.sign(_wave(rng, height, width, period=rng.uniform(8, 24)))
+    elif kind == 2:
+        period = rng.uniform(12, 32)
+        angle = rng.uniform(0, math.pi)
+        squares = _wave(rng, height, width, period, angle) * _wave(rng, height, width, period, angle + math.pi / 2)
+        light += rng.uniform(6, 16) * np.sign(squares)
+    elif kind == 3:
+        light += rng.uniform(10, 22) * _clouds(rng, height, width, cells=28)
+    tint = 1 + 0.25 * np.stack([_clouds(rng, height, width, cells=2) for _ in range(3)], axis=2)
+    return np.clip((colour + light[..., None]) * tint, 0, 255)
+
+
+def _fill(rng: np.random.Generator, hue: float, height: int, width: int) -> Layer:
+    """Paint for the window of one object: a strong colour, shaded along one direction, perhaps striped; (H, W, 3)."""
+    saturation, value = rng.uniform(0.55, 1.0), rng.uniform(0.55, 1.0)
+    colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
+    shade = 1 + 0.16 * _wave(rng, height, width, period=2.5 * max(height, width))
+    if rng.random() < 0.3:
+        shade = shade * (1 + 0.12 * np.sign(_wave(rng, height, width, period=rng.uniform(5, 12))))
+    return np.clip(colour * shade[..., None], 0, 255)
+
+
+def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> Layer:
+    """Smooth noise of `cells` hills a side, (H, W), about -2 to 2."""
+    coarse = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _wave(rng: np.random.Generator, height: int, width: int, period: float, angle: float | None = None) -> Layer:
+    """A sine wave of `period` pixels across the image, in a random direction unless one is given; (H, W), -1 to 1."""
+    angle = rng.uniform(0, 2 * math.pi) if angle is None else angle
+    frequency = 2 * math.pi / period
+    x = np.arange(width, dtype=np.float32) * (frequency * math.cos(angle))
+    y = np.arange(height, dtype=np.float32) * (frequency * math.sin(angle)) + rng.uniform(0, 2 * math.pi)
+    return np.sin(x + y[:, None])

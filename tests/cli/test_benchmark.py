@@ -1,0 +1,124 @@
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.cli import benchmark
+from detkit.cli.benchmark import Measurement, format_table, main, measure
+from detkit.cli.benchmark_contest import Contest, example_image, example_objects
+from detkit.cli.benchmark_data import data_contest
+from detkit.cli.benchmark_eval import eval_contest, synthetic_detections
+
+CPU = torch.device("cpu")
+
+
+def _contest(ours, theirs, **kwargs) -> Contest:
+    return Contest(
+        name="race", task="to wait", opponent="a snail", ours=ours, theirs=theirs, target=2.0, rounds=3, **kwargs
+    )
+
+
+def test_both_sides_run_in_turn_after_one_round_without_the_clock() -> None:
+    calls: list[str] = []
+    result = measure(_contest(lambda: calls.append("a"), lambda: calls.append("b")), rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert len(result.ours) == len(result.theirs) == 3
+
+
+def test_ratio_says_how_many_times_faster_detkit_is() -> None:
+    result = measure(_contest(lambda: time.sleep(0.002), lambda: time.sleep(0.02)), rounds=2)
+    assert 4 < result.ratio < 12
+
+
+def test_sides_that_do_not_do_the_same_are_not_timed() -> None:
+    def check(ours: int, theirs: int) -> None:
+        raise ValueError(f"{ours} is not {theirs}")
+
+    with pytest.raises(ValueError, match="1 is not 2"):
+        measure(_contest(lambda: 1, lambda: 2, check=check), rounds=1)
+
+
+def test_table_shows_medians_spread_ratio_and_target() -> None:
+    contest = _contest(None, None)
+    lines = format_table([Measurement(contest, [0.1, 0.3, 0.2], [3.0, 2.0, 4.0])]).splitlines()
+    assert "200 ms (100 to 300)" in lines[-1]
+    assert "3 s (2 to 4)" in lines[-1]
+    assert "15.00x" in lines[-1]
+    assert "2.0x" in lines[-1]
+
+
+def test_command_prints_the_table_and_writes_every_second(tmp_path, monkeypatch, capsys) -> None:
+    contest = _contest(lambda: time.sleep(0.001), lambda: time.sleep(0.002))
+    monkeypatch.setattr(benchmark, "CONTESTS", {"race": lambda device, quick: contest})
+    assert main(["race", "--rounds", "2", "--json", str(tmp_path / "new" / "b.json")]) == 0
+    assert "a snail" in capsys.readouterr().out
+    content = json.loads((tmp_path / "new" / "b.json").read_text())
+    assert content["torch"] == torch.__version__
+    assert len(content["contests"][0]["detkit_seconds"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        pytest.param(["infre"], "no contest 'infre'. Did you mean 'infer'?", id="unknown contest"),
+        pytest.param(["data", "--rounds", "0"], "--rounds must be at least 1, got 0", id="no rounds"),
+        pytest.param(["data", "--device", "gpu"], "'gpu'", id="unknown device"),
+    ],
+)
+def test_wrong_argument_is_explained(argv: list[str], message: str, capsys) -> None:
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mappers_load_the_same_image_and_objects() -> None:
+    contest = data_contest(CPU, quick=True)
+    ours, theirs = contest.ours(), contest.theirs()
+    assert contest.check is not None
+    contest.check(ours, theirs)
+    assert ours["image"].shape == (3, 800, 1067)
+    assert len(ours["instances"]) == len(theirs["instances"]) == 10
+    # Each side flips when its own random numbers say so.
+    mirrored = theirs["image"].flip(2)
+    difference = min((ours["image"].float() - side.float()).abs().mean() for side in (theirs["image"], mirrored))
+    assert difference < 1
+    boxes = theirs["instances"].gt_boxes.tensor
+    candidates = [boxes, torch.stack([1067 - boxes[:, 2], boxes[:, 1], 1067 - boxes[:, 0], boxes[:, 3]], dim=1)]
+    assert min((ours["instances"].gt_boxes.tensor - c).abs().max() for c in candidates) < 0.01
+
+
+def test_evaluators_score_the_same_detections_alike(monkeypatch) -> None:
+    monkeypatch.setattr("detkit.cli.benchmark_eval.synthetic_detections", lambda n: synthetic_detections(20))
+    contest = eval_contest(CPU, quick=True)
+    ours, theirs = contest.ours(), contest.theirs()
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert 5 < ours < 95
+
+
+def test_synthetic_data_have_the_proportions_of_coco() -> None:
+    truth, detections = synthetic_detections(200)
+    assert truth.num_objects / 200 == pytest.approx(7, rel=0.1)
+    assert sum(map(len, detections)) / 200 == pytest.approx(38, rel=0.1)
+    classes = np.array([a["category_id"] for a in truth.coco["annotations"]])
+    assert (classes == 1).mean() > 0.15
+
+
+def test_equal_seeds_give_equal_detections() -> None:
+    first, second = (synthetic_detections(5, seed=3)[1] for _ in range(2))
+    assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(first, second, strict=True))
+
+
+def test_example_objects_lie_within_the_example_image() -> None:
+    boxes, classes = example_objects(num_classes=80)
+    height, width = example_image().shape[:2]
+    assert boxes.shape == (10, 4)
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= [width, height]).all()
+    assert classes.max() < 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["infer", "train"])
+def test_contests_of_models_run(name: str) -> None:
+    measure(benchmark.CONTESTS[name](CPU, True), rounds=1)

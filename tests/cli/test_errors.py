@@ -1,0 +1,109 @@
+import pytest
+
+from detkit.cli.errors import is_written_for_users, message_of, run_command
+from detkit.config import get_cfg
+from detkit.utils.image import BadImageError
+from detkit.utils.registry import Registry
+
+
+def _unknown_name() -> None:
+    Registry("BACKBONE").get("ResNet")
+
+
+def _bug_in_detkit() -> None:
+    get_cfg().merge_from_list(5)  # pyright: ignore: len() of a number fails inside detkit, which raised nothing itself
+
+
+def _error_of_the_users_module() -> None:
+    raise ValueError("raised in a user's own module")
+
+
+def _missing_file() -> None:
+    open("/nowhere/at_all.txt")  # noqa: SIM115
+
+
+def _from_worker(kind: type[Exception], name: str, text: str) -> Exception:
+    """What torch's data loader makes of an error in a worker."""
+    return kind(
+        "Caught BadImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        f'  File "x.py", line 3, in f\n    raise error\n{name}: {text}\n'
+    )
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        pytest.param(_unknown_name, "error: 'ResNet' is not registered as BACKBONE.", id="raised by detkit"),
+        pytest.param(_missing_file, "error: /nowhere/at_all.txt: No such file or directory", id="raised by the system"),
+        pytest.param(
+            lambda: _raise(_from_worker(BadImageError, "detkit.utils.image.BadImageError", "a.jpg is empty")),
+            "error: a.jpg is empty",
+            id="raised by detkit in a worker",
+        ),
+        pytest.param(
+            lambda: _raise(_from_worker(FileNotFoundError, "FileNotFoundError", "image file b.jpg does not exist")),
+            "error: image file b.jpg does not exist",
+            id="missing file in a worker",
+        ),
+    ],
+)
+def test_mistake_of_the_user_is_one_message(function, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(function) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(message)
+    assert lines[1:] == ["(DETKIT_TRACEBACK=1 shows where it was raised)"]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        pytest.param(_bug_in_detkit, TypeError, id="an operation failed in detkit"),
+        pytest.param(_error_of_the_users_module, ValueError, id="raised elsewhere"),
+        pytest.param(
+            lambda: _raise(_from_worker(ZeroDivisionError, "ZeroDivisionError", "division by zero")),
+            ZeroDivisionError,
+            id="an operation failed in a worker",
+        ),
+    ],
+)
+def test_anything_else_keeps_its_traceback(function, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        run_command(function)
+
+
+def test_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETKIT_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        run_command(_unknown_name)
+
+
+def test_interrupt_ends_with_its_own_status_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [pytest.param(None, 0, id="nothing"), pytest.param({"AP": 1.0}, 0, id="results"), pytest.param(3, 3, id="number")],
+)
+def test_success_gives_the_status_of_the_function(result: object, status: int) -> None:
+    assert run_command(lambda: result) == status
+
+
+def test_arguments_are_passed_on() -> None:
+    assert run_command(max, 3, 5) == 5
+
+
+def test_message_of_a_key_error_has_no_quotes_around_it() -> None:
+    assert message_of(KeyError("no such part")) == "no such part"
+
+
+def test_error_that_was_never_raised_is_not_taken_for_one_of_ours() -> None:
+    assert not is_written_for_users(ValueError("made, not raised"))

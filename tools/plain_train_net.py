@@ -1,0 +1,115 @@
+"""Training written out: what `DefaultTrainer` does, as one loop without trainer and hooks.
+
+For those who want to see every step, or to change one that no hook reaches. It leaves out mixed precision, precise
+batch norm and pictures; settings, data, model, schedule, checkpoints and results are the same as with
+`tools/train_net.py`.
+
+    python tools/plain_train_net.py --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detkit.cli.errors import run_command
+from detkit.cli.train import format_results
+from detkit.config import CfgNode, get_cfg
+from detkit.data import build_detection_test_loader, build_detection_train_loader
+from detkit.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
+from detkit.evaluation import build_evaluator, inference_on_dataset
+from detkit.model_zoo import find_config
+from detkit.modeling import build_model
+from detkit.solver import build_lr_scheduler, build_optimizer
+from detkit.utils import comm
+from detkit.utils.events import EventStorage
+
+logger = logging.getLogger("detkit.plain_train_net")
+
+WRITE_PERIOD = 20
+
+
+def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Give the results on every data set of DATASETS.TEST, by its name."""
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        loader = build_detection_test_loader(cfg, name)
+        evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR) / "inference" / name))
+        results[name] = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print(format_results(results))
+    return results
+
+
+def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
+    """Train from the start, or from the last checkpoint, to SOLVER.MAX_ITER."""
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
+    start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
+    max_iter = cfg.SOLVER.MAX_ITER
+    periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
+    writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
+    batches = iter(build_detection_train_loader(cfg))
+    # After the checkpointer, which saves the bare model.
+    model = create_ddp_model(model).train()
+    logger.info("training from iteration %d to %d", start, max_iter)
+
+    with EventStorage(start) as storage:
+        for iteration in range(start, max_iter):
+            storage.iter = iteration
+            losses = model(next(batches))
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"loss is not finite at iteration {iteration}: {losses}")
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            scheduler.step()
+
+            for name, mean in comm.reduce_dict({"total_loss": total, **losses}).items():
+                storage.put_scalar(name, mean)
+            is_last = iteration + 1 == max_iter
+            if cfg.TEST.EVAL_PERIOD > 0 and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0 and not is_last:
+                do_test(cfg, model)
+                comm.synchronize()  # the other processes wait for the main one, which alone computes the results
+            if (iteration + 1) % WRITE_PERIOD == 0 or is_last:
+                for writer in writers:
+                    writer.write()
+            periodic_checkpointer.step(iteration)
+    for writer in writers:
+        writer.close()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate, or evaluate, in this process (one per GPU)."""
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(args.config_file))
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+
+    model = build_model(cfg)
+    if args.eval_only:
+        checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume, strict=not args.allow_partial)
+    else:
+        do_train(cfg, model, resume=args.resume)
+    do_test(cfg, model)
+
+
+def main() -> int:
+    """Start one process per GPU, and give the exit status."""
+    args = default_argument_parser().parse_args()
+    machines = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    return run_command(launch, run, *machines, (args,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
