@@ -1,0 +1,214 @@
+"""Any registered data set as COCO json: one format that every COCO tool reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as mask_util
+
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str]) -> None:
+    """Write a registered data set as a COCO json file, replacing what is there.
+
+    Nothing is cached under the file's name: a data set that has changed would be scored against its old boxes.
+
+    Args:
+        dataset_name: A name in ``DatasetCatalog``.
+        output_file: Where to; missing folders are made.
+
+    Raises:
+        ValueError: As ``records_to_coco_dict``.
+    """
+    output_path = Path(output_file)
+    coco = convert_to_coco_dict(dataset_name)
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place, so that another process never reads half a file.
+    partial_path = output_path.with_name(f"{output_path.name}.{os.getpid()}.partial")
+    partial_path.write_text(json.dumps(coco), encoding="utf-8")
+    partial_path.replace(output_path)
+    logger.info("wrote %d images of %s as COCO json to %s", len(coco["images"]), dataset_name, output_path)
+
+
+def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
+    """Give a registered data set as the content of a COCO json file: see ``records_to_coco_dict``."""
+    return records_to_coco_dict(dataset_name, DatasetCatalog.get(dataset_name))
+
+
+def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """Give the records of a data set as the content of a COCO json file.
+
+    Boxes are XYWH in full precision. ``area`` is the record's own, else that of its mask, else that of its box. Pascal
+    VOC's ``difficult`` is carried along; COCO's metric does not know it. Image ids are kept where all are integers, and
+    category ids where the data set has its own; otherwise images count from 1 in order of the records (see
+    ``coco_image_ids``) and categories are the contiguous class ids. Annotations count from 1: COCO tools take 0 for
+    "matched to nothing".
+
+    Args:
+        dataset_name: Where to find class names and category ids: in its metadata.
+        records: What the data set's loader gave. They are not changed, and polygons are not copied.
+
+    Returns:
+        ``info``, ``images``, ``categories`` and ``annotations``; the last is absent where no image has any key for them
+        (a test set whose ground truth is kept back).
+
+    Raises:
+        ValueError: If there are no class names, a class id lies outside them, or an image id appears twice.
+    """
+    class_names = class_names_of(dataset_name)
+    category_ids = category_ids_of(dataset_name)
+    image_ids = coco_image_ids(dataset_name, records)
+    coco: dict[str, Any] = {
+        "info": {"description": f"{dataset_name}, written by detkit"},
+        "images": [_image_entry(record, image_ids[record["image_id"]]) for record in records],
+        "categories": [{"id": id_, "name": name} for id_, name in zip(category_ids, class_names, strict=True)],
+    }
+    if any("annotations" in record for record in records):
+        coco["annotations"] = _annotation_entries(dataset_name, records, image_ids, category_ids)
+    return coco
+
+
+def class_names_of(dataset_name: str) -> list[str]:
+    """Give the class names of a data set in the order of the contiguous ids.
+
+    Raises:
+        ValueError: If its metadata has none. Those of a COCO file are there once it has been loaded.
+    """
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if not names:
+        raise ValueError(
+            f"data set {dataset_name!r} has no class names: "
+            f"set MetadataCatalog.get({dataset_name!r}).thing_classes = [...]"
+        )
+    return list(names)
+
+
+def category_ids_of(dataset_name: str) -> list[int]:
+    """Give the category id that the data set's own files use for each contiguous class id.
+
+    The contiguous ids themselves where the data set has no other ones. Where several ids share a class, the lowest
+    stands for it.
+    """
+    to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
+    category_ids = list(range(len(class_names_of(dataset_name))))
+    for dataset_id in sorted(to_contiguous, reverse=True):
+        category_ids[to_contiguous[dataset_id]] = dataset_id
+    return category_ids
+
+
+def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[int | str, int]:
+    """Give each image the integer that stands for it in COCO json: its id, or its number from 1 if an id is no integer.
+
+    The format asks for integers, and some tools convert: they would take VOC's "000005" for 5 and fail at
+    "2008_000008".
+
+    Raises:
+        ValueError: If an id appears twice.
+    """
+    first_use: dict[int | str, ImageRecord] = {}
+    for record in records:
+        other = first_use.setdefault(record["image_id"], record)
+        if other is not record:
+            raise ValueError(
+                f"data set {dataset_name!r} uses image id {record['image_id']!r} twice: for {other['file_name']} and "
+                f"{record['file_name']}"
+            )
+    if all(isinstance(image_id, Integral) for image_id in first_use):
+        return {image_id: int(image_id) for image_id in first_use}
+    return {image_id: number for number, image_id in enumerate(first_use, start=1)}
+
+
+def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) -> float:
+    """Give the area that COCO sorts an object into small, medium and large by.
+
+    Args:
+        annotation: Its ``area`` counts if it has one, else its ``segmentation``.
+        box_xywh: Its box, whose area counts if it has neither.
+    """
+    area, segmentation = annotation.get("area"), annotation.get("segmentation")
+    if area is not None:
+        return float(area)
+    if not segmentation:
+        return float(box_xywh[2] * box_xywh[3])
+    if isinstance(segmentation, Mapping):
+        return _rle_area(segmentation)
+    return sum(_polygon_area(polygon) for polygon in segmentation)
+
+
+def _polygon_area(polygon: Sequence[float]) -> float:
+    xs, ys = polygon[0::2], polygon[1::2]
+    crossed = (x * y_next - x_next * y for x, y, x_next, y_next in zip(xs, ys, _next(xs), _next(ys), strict=True))
+    return abs(sum(crossed)) / 2
+
+
+def _next(values: Sequence[float]) -> list[float]:
+    return [*values[1:], *values[:1]]
+
+
+def _rle_area(rle: Mapping[str, Any]) -> float:
+    counts = rle["counts"]
+    # Uncompressed runs alternate, starting with background.
+    return float(
+        sum(counts[1::2]) if isinstance(counts, list) else mask_util.area({"size": rle["size"], "counts": counts})
+    )
+
+
+def _image_entry(record: ImageRecord, image_id: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": image_id, "file_name": record["file_name"]}
+    size = {"height": record.get("height"), "width": record.get("width")}
+    return entry | {side: int(pixels) for side, pixels in size.items() if pixels is not None}
+
+
+def _annotation_entries(
+    dataset_name: str, records: Sequence[ImageRecord], image_ids: Mapping[int | str, int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            class_id = annotation["category_id"]
+            if not 0 <= class_id < len(category_ids):
+                raise ValueError(
+                    f"data set {dataset_name!r} has {len(category_ids)} class names, but an object of class id "
+                    f"{class_id} in image {record['image_id']!r} ({record['file_name']})"
+                )
+            keys = {
+                "id": len(entries) + 1,
+                "image_id": image_ids[record["image_id"]],
+                "category_id": category_ids[class_id],
+            }
+            entries.append(keys | _annotation_content(annotation))
+    return entries
+
+
+def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
+    box = [float(x) for x in BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)]
+    content: dict[str, Any] = {
+        "bbox": box,
+        "area": annotation_area(annotation, box),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+    if annotation.get("difficult"):
+        content["difficult"] = 1
+    segmentation = annotation.get("segmentation")
+    if segmentation:
+        content["segmentation"] = _json_segmentation(segmentation)
+    if "keypoints" in annotation:
+        content["keypoints"] = list(annotation["keypoints"])
+        content["num_keypoints"] = sum(visibility > 0 for visibility in annotation["keypoints"][2::3])
+    return content
+
+
+def _json_segmentation(segmentation: Any) -> Any:
+    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], bytes):
+        return {"size": list(segmentation["size"]), "counts": segmentation["counts"].decode("ascii")}
+    return segmentation

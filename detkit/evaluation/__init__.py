@@ -1,0 +1,27 @@
+"""Scoring what a model predicts on a data set."""
+
+from detkit.evaluation.build import build_evaluator
+from detkit.evaluation.coco_evaluation import COCOEvaluator
+from detkit.evaluation.coco_results import instances_to_coco_json
+from detkit.evaluation.evaluator import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
+from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detkit.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
+
+__all__ = [
+    "COCOEvaluator",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "PascalVOCDetectionEvaluator",
+    "build_evaluator",
+    "flatten_results_dict",
+    "inference_context",
+    "inference_on_dataset",
+    "instances_to_coco_json",
+    "print_csv_format",
+    "verify_results",
+]

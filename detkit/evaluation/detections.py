@@ -1,0 +1,221 @@
+"""What a model detected in each image: checked as it comes in, held compactly, gathered at the end.
+
+Legend: R detections in one image; N and M boxes of two sets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from detkit.structures import Instances, ModelInput
+from detkit.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """The detections of one image, as the model gave them, on the CPU."""
+
+    image_id: int | str
+    boxes: np.ndarray
+    """(R, 4) XYXY in absolute pixels."""
+    scores: np.ndarray
+    """(R,)"""
+    classes: np.ndarray
+    """(R,) int64 contiguous class ids."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class DetectionCollector:
+    """Holds the detections of a data set, image by image; no image may come twice, or from elsewhere."""
+
+    def __init__(self, dataset_name: str, image_ids: Collection[int | str]) -> None:
+        """Start with nothing.
+
+        Args:
+            dataset_name: For error messages.
+            image_ids: The images that the data set has.
+        """
+        self._dataset_name = dataset_name
+        self._image_ids = image_ids
+        self._detections: dict[int | str, ImageDetections] = {}
+
+    def __len__(self) -> int:
+        return len(self._detections)
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._detections.clear()
+
+    def add(self, detections: ImageDetections) -> None:
+        """Take in the detections of one image.
+
+        Raises:
+            ValueError: If the image is not in the data set, or has come before.
+        """
+        image_id = detections.image_id
+        if image_id not in self._image_ids:
+            raise ValueError(
+                f"image {image_id!r} was predicted, but is not in data set {self._dataset_name!r}: "
+                "the test loader has to load the data set that the evaluator was made for"
+            )
+        if image_id in self._detections:
+            raise ValueError(
+                f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the test loader "
+                "gives an image more than once (a sampler that pads or repeats), or the evaluator was not reset"
+            )
+        self._detections[image_id] = detections
+
+    def gather(self, distributed: bool) -> list[ImageDetections] | None:
+        """Give the detections of all processes, or of this one only; None in all processes but the main one.
+
+        Arrays travel, not objects: half a million detections are 15 MB. So they go over the network like all else,
+        which works without a file system that all machines share.
+
+        Raises:
+            ValueError: If two processes predicted the same image.
+        """
+        own = list(self._detections.values())
+        if not distributed or comm.get_world_size() == 1:
+            return own
+        everything = comm.gather(own)
+        if not comm.is_main_process():
+            return None
+        merged = DetectionCollector(self._dataset_name, self._image_ids)
+        for part in everything:
+            for detections in part:
+                merged.add(detections)
+        return list(merged._detections.values())
+
+
+def image_id_of(model_input: ModelInput) -> int | str:
+    """Give the image id of a model input.
+
+    Raises:
+        ValueError: If it has none; without it no detection finds its ground truth.
+    """
+    if "image_id" not in model_input:
+        raise ValueError(f"evaluation needs 'image_id' in every input of the model, got the keys {sorted(model_input)}")
+    return model_input["image_id"]
+
+
+def detections_from_instances(
+    image_id: int | str, instances: Instances, dataset_name: str, class_names: Sequence[str]
+) -> ImageDetections:
+    """Take the detections out of a detector's output.
+
+    Args:
+        image_id: The image they are in.
+        instances: With ``pred_boxes``, ``scores``, ``pred_classes``, on any device.
+        dataset_name: For error messages.
+        class_names: The classes of the data set.
+
+    Raises:
+        ValueError: If a class id lies outside the classes, or a number is not finite.
+    """
+    classes = _to_numpy(instances.pred_classes).astype(np.int64)
+    outside = (classes < 0) | (classes >= len(class_names))
+    if outside.any():
+        raise ValueError(
+            f"the model predicted the class ids {np.unique(classes[outside]).tolist()} in image {image_id!r}, but data "
+            f"set {dataset_name!r} has {len(class_names)} classes, ids 0 to {len(class_names) - 1} "
+            f"({_shortened(class_names)}). Set the model's number of classes (MODEL.ROI_HEADS.NUM_CLASSES) to "
+            f"{len(class_names)}, or evaluate on a data set with the classes it was trained on"
+        )
+    boxes, scores = _to_numpy(instances.pred_boxes.tensor), _to_numpy(instances.scores)
+    return _checked(ImageDetections(image_id, boxes, scores, classes))
+
+
+def detections_from_proposals(image_id: int | str, proposals: Instances) -> ImageDetections:
+    """Take the proposals out of a proposal network's output: all of class 0, scored by their logits.
+
+    Args:
+        image_id: The image they are in.
+        proposals: With ``proposal_boxes``, ``objectness_logits``, on any device.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    scores = _to_numpy(proposals.objectness_logits)
+    boxes = _to_numpy(proposals.proposal_boxes.tensor)
+    return _checked(ImageDetections(image_id, boxes, scores, np.zeros(len(scores), dtype=np.int64)))
+
+
+def explain_scores(dataset_name: str, num_images: int, num_objects: int, detections: Sequence[ImageDetections]) -> None:
+    """Log why scores are nan, 0, or lower than they could be.
+
+    Args:
+        dataset_name: The data set scored.
+        num_images: Images it has.
+        num_objects: Objects in them that can be found.
+        detections: What was found, one entry per image that was predicted.
+    """
+    if num_objects == 0:
+        logger.warning("AP is nan: data set %s has no ground truth (%d images, no object)", dataset_name, num_images)
+        return
+    if not detections:
+        logger.warning("AP is 0 on %s: none of its %d images was predicted", dataset_name, num_images)
+    elif not any(len(detections_i) for detections_i in detections):
+        logger.warning(
+            "AP is 0 on %s: nothing was detected in any of %d images. The model has learnt too little yet, its "
+            "weights were not loaded, or MODEL.ROI_HEADS.SCORE_THRESH_TEST is too high.",
+            dataset_name,
+            len(detections),
+        )
+    elif len(detections) < num_images:
+        logger.warning(
+            "only %d of the %d images of %s were predicted: the objects in the others count as missed",
+            len(detections),
+            num_images,
+            dataset_name,
+        )
+
+
+def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """Give the overlaps of boxes in double precision; 0 where both boxes are empty.
+
+    `structures.pairwise_iou` calculates in float32, in which an overlap of exactly 0.65 lies below the threshold 0.65.
+
+    Args:
+        boxes1: (N, 4) XYXY.
+        boxes2: (M, 4) XYXY.
+
+    Returns:
+        (N, M) in [0, 1].
+    """
+    corners = boxes1[:, None].astype(np.float64), boxes2[None].astype(np.float64)
+    sides = np.minimum(*(c[..., 2:] for c in corners)) - np.maximum(*(c[..., :2] for c in corners))
+    intersection = sides.clip(min=0).prod(axis=-1)
+    areas = [(c[..., 2:] - c[..., :2]).prod(axis=-1) for c in corners]
+    union = areas[0] + areas[1] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def _checked(detections: ImageDetections) -> ImageDetections:
+    # Sorting by score has no meaning with NaN, and a NaN box is scored differently by every COCO tool.
+    bad = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(axis=1))
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} of {len(detections)} detections in image {detections.image_id!r} have a score or a box that "
+            f"is not finite, such as score {detections.scores[bad][0]}, box {detections.boxes[bad][0].tolist()}: "
+            "the model has probably diverged in training"
+        )
+    return detections
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16.
+    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
+
+
+def _shortened(names: Sequence[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,216 @@
+"""The loop that runs a model over a data set, and the interface of what scores its outputs."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.structures import ModelInput, ModelOutput
+from detkit.utils import comm
+
+logger = logging.getLogger(__name__)
+
+# The first batches compile kernels, fill caches and start workers; they would spoil the estimate.
+_NUM_WARMUP = 5
+_LOG_INTERVAL_SECONDS = 5.0
+
+
+class DatasetEvaluator:
+    """Scores the outputs of a model on one data set: ``reset``, then ``process`` per batch, then ``evaluate``."""
+
+    def reset(self) -> None:
+        """Forget everything that was processed."""
+        raise NotImplementedError
+
+    def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
+        """Take in one batch.
+
+        Args:
+            inputs: The inputs of the model.
+            outputs: Its outputs, one per input, in the same order.
+        """
+        raise NotImplementedError
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Score all that was processed, over all processes of the run: each of them calls this.
+
+        Returns:
+            Task -> metric -> number in the main process, e.g. ``{"bbox": {"AP50": 80.0}}``; empty or None in the
+            others.
+        """
+        raise NotImplementedError
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators as one."""
+
+    def __init__(self, evaluators: Iterable[DatasetEvaluator]) -> None:
+        self._evaluators = list(evaluators)
+
+    def reset(self) -> None:
+        """Forget everything that was processed."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
+        """Give one batch to every evaluator."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Give the results of all evaluators in one dict.
+
+        Raises:
+            ValueError: If two evaluators score the same task.
+        """
+        results: OrderedDict[str, Any] = OrderedDict()
+        for evaluator in self._evaluators:
+            for task, metrics in (evaluator.evaluate() or {}).items():
+                if task in results:
+                    raise ValueError(
+                        f"two evaluators give results for task {task!r}, the second is {type(evaluator).__name__}: "
+                        "run them one after the other"
+                    )
+                results[task] = metrics
+        return results
+
+
+def inference_on_dataset(
+    model: nn.Module | Any,
+    data_loader: Iterable[Sequence[ModelInput]],
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+) -> dict[str, Any]:
+    """Run a model over a data set, and score it.
+
+    In a run of several processes each of them calls this, with its own share of the data in its loader.
+
+    Args:
+        model: Called with a batch of inputs, gives one output per input. A module runs in eval mode and comes back in
+            the modes its parts were in; anything else that can be called will do.
+        data_loader: The batches; with a length, the remaining time is logged.
+        evaluator: One, several, or None to run the model only (to measure its speed).
+
+    Returns:
+        What the evaluator gives; an empty dict without one and in all processes but the main one.
+    """
+    evaluator = _as_one_evaluator(evaluator)
+    num_batches = len(data_loader) if hasattr(data_loader, "__len__") else None  # pyright: ignore[reportArgumentType]
+    logger.info("start inference on %s batches", "an unknown number of" if num_batches is None else num_batches)
+    evaluator.reset()
+    progress = _Progress(num_batches)
+    with inference_context(model), torch.no_grad():
+        for inputs in data_loader:
+            progress.data_ready()
+            outputs = model(inputs)
+            # Kernels run behind the Python code: without this wait their time would count as the evaluator's, which
+            # has to wait for them anyway when it copies the boxes.
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            progress.outputs_ready()
+            evaluator.process(inputs, outputs)
+            progress.batch_done()
+    progress.log_total()
+    # The evaluator of the main process needs what the others have, so nobody leaves before all are done.
+    comm.synchronize()
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+def _as_one_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
+    if evaluator is None:
+        return DatasetEvaluators([])
+    return evaluator if isinstance(evaluator, DatasetEvaluator) else DatasetEvaluators(evaluator)
+
+
+@contextmanager
+def inference_context(model: nn.Module | Any) -> Iterator[None]:
+    """Put a model into eval mode, and at the end every module of it back into the mode that it was in.
+
+    ``model.train()`` would not do: it also switches on the batch norm and dropout of parts that are held in eval mode.
+    Gradients are left to the caller, who should prefer ``torch.no_grad`` to ``torch.inference_mode``: what a model
+    keeps from one call to the next, such as anchors, must still be usable in training.
+
+    Args:
+        model: A module, or anything else that can be called, for which this does nothing.
+    """
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _Progress:
+    """Measures data, compute and evaluation time of each batch, and logs them with the time that remains."""
+
+    def __init__(self, num_batches: int | None) -> None:
+        self._num_batches = num_batches
+        self._done = 0
+        self._measured = 0
+        self._seconds = {"dataloading": 0.0, "inference": 0.0, "eval": 0.0}
+        self._first_start = self._last = self._last_logged = time.perf_counter()
+        self._measured_from = self._first_start
+
+    def data_ready(self) -> None:
+        if self._done == _NUM_WARMUP:
+            self._restart()
+        self._lap("dataloading")
+
+    def outputs_ready(self) -> None:
+        self._lap("inference")
+
+    def batch_done(self) -> None:
+        self._lap("eval")
+        self._done += 1
+        self._measured += 1
+        if self._last - self._last_logged > _LOG_INTERVAL_SECONDS:
+            self._last_logged = self._last
+            self._log_progress()
+
+    def log_total(self) -> None:
+        total = time.perf_counter() - self._first_start
+        logger.info(
+            "inference done: %d batches in %s (%s)%s",
+            self._done,
+            _duration(total),
+            self._rates(),
+            "" if self._done <= _NUM_WARMUP else f", without the first {_NUM_WARMUP}",
+        )
+
+    def _lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] += now - self._last
+        self._last = now
+
+    def _restart(self) -> None:
+        self._measured = 0
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._measured_from = self._last
+
+    def _log_progress(self) -> None:
+        count, eta = f"{self._done}", ""
+        if self._num_batches is not None:
+            per_batch = (self._last - self._measured_from) / max(self._measured, 1)
+            count = f"{self._done}/{self._num_batches}"
+            eta = f" eta {_duration(per_batch * max(self._num_batches - self._done, 0))}"
+        logger.info("inference %s: %s%s", count, self._rates(), eta)
+
+    def _rates(self) -> str:
+        count = max(self._measured, 1)
+        stages = ", ".join(f"{stage} {seconds / count:.4f}" for stage, seconds in self._seconds.items())
+        return f"{stages}, total {sum(self._seconds.values()) / count:.4f} s/batch"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

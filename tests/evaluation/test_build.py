@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from detkit.config import get_cfg
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, build_evaluator
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [
+        pytest.param({}, COCOEvaluator, id="default"),
+        pytest.param({"evaluator_type": "coco"}, COCOEvaluator, id="coco"),
+        pytest.param({"evaluator_type": "pascal_voc"}, PascalVOCDetectionEvaluator, id="pascal_voc"),
+    ],
+)
+def test_metadata_chooses_the_evaluator(metadata, kind, register, make_record):
+    assert type(build_evaluator(get_cfg(), register([make_record(1)], **metadata))) is kind
+
+
+def test_detections_per_image_reach_the_evaluator(register, make_record, score):
+    cfg = get_cfg()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 1
+    box = [0, 0, 10, 10]
+    evaluator = build_evaluator(cfg, register([make_record(1, (box, 0))]))
+    evaluator._output_dir = None
+    assert score(evaluator, {1: [([50, 50, 60, 60], 0, 0.9), (box, 0, 0.1)]})["bbox"]["AP"] == 0
+
+
+def test_results_go_below_the_output_folder_of_the_run(register, make_record, score, tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    name = register([make_record(1)])
+    cfg.DATASETS.TEST = (name,)
+    score(build_evaluator(cfg, name), {1: []})
+    assert (tmp_path / "inference" / "coco_instances_results.json").exists()
+
+
+def test_each_of_several_data_sets_has_its_own_folder(register, make_record, score, tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    names = [register([make_record(1)]), register([make_record(1)])]
+    cfg.DATASETS.TEST = tuple(names)
+    for name in names:
+        score(build_evaluator(cfg, name), {1: []})
+        assert (tmp_path / "inference" / name / "coco_instances_results.json").exists()
+
+
+def test_data_set_that_the_config_declares_is_found(tmp_path):
+    truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    cfg = get_cfg()
+    entry = {"name": "declared_for_evaluation", "format": "coco", "images": str(tmp_path)}
+    cfg.DATASETS.REGISTER = [{**entry, "annotations": str(tmp_path / "truth.json")}]
+    try:
+        assert isinstance(build_evaluator(cfg, "declared_for_evaluation"), COCOEvaluator)
+    finally:
+        DatasetCatalog.remove("declared_for_evaluation")
+        MetadataCatalog.remove("declared_for_evaluation")
+
+
+def test_unknown_type_is_an_error_with_near_misses(register, make_record):
+    name = register([make_record(1)], evaluator_type="pascal_vox")
+    with pytest.raises(
+        ValueError, match=r"type 'pascal_vox'; there are 'coco', 'pascal_voc'. Did you mean 'pascal_voc'"
+    ):
+        build_evaluator(get_cfg(), name)

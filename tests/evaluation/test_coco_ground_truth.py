@@ -1,0 +1,35 @@
+import pytest
+
+from detkit.evaluation.coco_ground_truth import boxes_xyxy, load_coco_ground_truth
+
+
+def test_ids_lead_from_the_records_to_the_json(register, make_record):
+    records = [make_record("b", ([1, 2, 4, 6], 0)), make_record("a", ([0, 0, 1, 1], 1), ([0, 0, 9, 9], 1))]
+    name = register(records, thing_dataset_id_to_contiguous_id={5: 1, 8: 0})
+    truth = load_coco_ground_truth(name)
+    assert (truth.dataset_name, truth.class_names, truth.category_ids) == (name, ["cat", "dog"], [8, 5])
+    assert truth.image_ids == {"b": 1, "a": 2}
+    objects = truth.objects_per_image()
+    assert [o["category_id"] for o in objects[1]] == [8]
+    assert [o["bbox"] for o in objects[2]] == [[0, 0, 1, 1], [0, 0, 9, 9]]
+    assert boxes_xyxy(objects[1]).tolist() == [[1, 2, 4, 6]]
+
+
+def test_crowds_are_not_objects_to_be_found(register, make_record):
+    name = register([make_record(1, ([0, 0, 9, 9], 0), ([0, 0, 9, 9], 0, {"iscrowd": 1}))])
+    assert load_coco_ground_truth(name).num_objects == 1
+
+
+def test_data_set_that_is_not_annotated_has_no_objects(register):
+    truth = load_coco_ground_truth(register([{"file_name": "1.jpg", "image_id": 1}]))
+    assert truth.num_objects == 0
+    assert truth.objects_per_image() == {1: []}
+
+
+def test_no_boxes_keep_their_shape():
+    assert boxes_xyxy([]).shape == (0, 4)
+
+
+def test_data_set_that_nobody_registered_is_an_error():
+    with pytest.raises(KeyError, match="'nobody_registered_this' is not registered"):
+        load_coco_ground_truth("nobody_registered_this")

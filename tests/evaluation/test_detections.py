@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from detkit.evaluation.detections import (
+    DetectionCollector,
+    ImageDetections,
+    detections_from_instances,
+    detections_from_proposals,
+    exact_iou,
+    image_id_of,
+)
+from detkit.structures import Boxes, Instances
+from detkit.utils import comm
+from tests.helpers import iou_of_two_boxes, random_boxes
+
+
+def empty(image_id):
+    return ImageDetections(image_id, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+
+
+def test_overlap_is_that_of_the_slow_reference():
+    boxes1, boxes2 = random_boxes(30, seed=1).numpy(), random_boxes(20, seed=2).numpy()
+    expected = [[iou_of_two_boxes(a, b) for b in boxes2.tolist()] for a in boxes1.tolist()]
+    np.testing.assert_allclose(exact_iou(boxes1, boxes2), expected, atol=1e-12)
+
+
+def test_overlap_of_no_boxes_and_of_empty_boxes():
+    assert exact_iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+    assert exact_iou(np.ones((1, 4)), np.ones((1, 4))) == 0
+
+
+def test_detections_keep_what_the_model_gave(make_instances):
+    instances = make_instances(([1, 2, 3.5, 4], 1, 0.25))
+    detections = detections_from_instances("a", instances, "data", ["cat", "dog"])
+    assert detections.image_id == "a"
+    assert detections.boxes.tolist() == [[1, 2, 3.5, 4]]
+    assert (detections.scores.tolist(), detections.classes.tolist()) == ([0.25], [1])
+
+
+def test_half_precision_scores_are_taken():
+    fields = {"pred_boxes": Boxes([[0, 0, 1, 1]]), "scores": torch.tensor([0.5], dtype=torch.bfloat16)}
+    instances = Instances((9, 9), **fields, pred_classes=torch.tensor([0]))
+    assert detections_from_instances(1, instances, "data", ["cat"]).scores.tolist() == [0.5]
+
+
+def test_proposals_are_detections_of_one_class():
+    proposals = Instances((9, 9), proposal_boxes=Boxes([[0, 0, 1, 1]]), objectness_logits=torch.tensor([-2.0]))
+    detections = detections_from_proposals(1, proposals)
+    assert (detections.scores.tolist(), detections.classes.tolist()) == ([-2.0], [0])
+
+
+@pytest.mark.parametrize(
+    "detection",
+    [
+        pytest.param(([0, 0, 1, 1], 0, float("nan")), id="nan score"),
+        pytest.param(([0, 0, float("inf"), 1], 0, 0.5), id="infinite box"),
+    ],
+)
+def test_number_that_is_not_finite_is_an_error(detection, make_instances):
+    instances = make_instances(([0, 0, 1, 1], 0, 0.5), detection)
+    with pytest.raises(ValueError, match=r"1 of 2 detections in image 7 .* not finite"):
+        detections_from_instances(7, instances, "data", ["cat"])
+
+
+def test_input_without_image_id_is_an_error():
+    with pytest.raises(ValueError, match=r"needs 'image_id' in every input of the model, got the keys \['height'\]"):
+        image_id_of({"height": 3})
+
+
+@pytest.fixture
+def second_process(monkeypatch):
+    """Pretends that a second process has the given detections."""
+
+    def pretend(others, rank=0):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "gather", lambda own: [own, others] if rank == 0 else [])
+
+    return pretend
+
+
+def test_main_process_gets_the_detections_of_all(second_process):
+    collector = DetectionCollector("data", [1, 2])
+    collector.add(empty(2))
+    second_process([empty(1)])
+    assert [d.image_id for d in collector.gather(distributed=True)] == [2, 1]
+    assert [d.image_id for d in collector.gather(distributed=False)] == [2]
+
+
+def test_other_processes_get_nothing(second_process):
+    collector = DetectionCollector("data", [1, 2])
+    second_process([], rank=1)
+    assert collector.gather(distributed=True) is None
+
+
+def test_image_predicted_by_two_processes_is_an_error(second_process):
+    collector = DetectionCollector("data", [1, 2])
+    collector.add(empty(2))
+    second_process([empty(2)])
+    with pytest.raises(ValueError, match="image 2 of data set 'data' was predicted twice"):
+        collector.gather(distributed=True)
+
+
+def test_collector_counts_and_forgets():
+    collector = DetectionCollector("data", [1])
+    collector.add(empty(1))
+    assert len(collector) == 1
+    collector.reset()
+    assert len(collector) == 0
