@@ -3,6 +3,7 @@
 Legend: H and W height and width of the upright image, C channels.
 """
 
+import contextlib
 import io
 import logging
 import struct
@@ -15,15 +16,18 @@ from PIL import Image
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 
-try:
-    from torchvision.io import decode_jpeg
-except ImportError:  # torchvision 0.29 announces that its decoders will go; then PIL does it all
-    decode_jpeg = None
+with contextlib.suppress(ImportError):
+    import torchvision.io  # noqa: F401 - registers torch.ops.image
 
 logger = logging.getLogger(__name__)
 
 # "BGR" is the order of the Caffe2 models; the others are PIL modes with 8 bits a channel.
 IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV")
+
+# torchvision's decoder as an operator: its Python function costs 0.04 ms more to warn, from 0.29 on, that the decoders
+# will go one day. Where they are gone this is None, and PIL decodes.
+_decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
+_UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: grey stays grey, CMYK stays CMYK
 
 _JPEG_MARK = b"\xff\xd8\xff"
 _EXIF_MARK = b"Exif\x00\x00"
@@ -130,15 +134,15 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     torchvision takes 1.0 ms for 640x480 where PIL takes 1.6, since PIL copies the pixels twice. CMYK files stay with
     PIL, which knows Adobe's inverted inks, and grey output too: there PIL weighs the colours after decoding.
     """
-    if decode_jpeg is None or format not in ("RGB", "BGR") or not data.startswith(_JPEG_MARK):
+    if _decode_jpeg_operator is None or format not in ("RGB", "BGR") or not data.startswith(_JPEG_MARK):
         return None
     try:
-        decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except (RuntimeError, DeprecationWarning) as error:
-        # A torchvision built without libjpeg, warnings turned into errors, or a damaged file: PIL has the last word.
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        decoded: torch.Tensor = _decode_jpeg_operator(encoded, _UNCHANGED, False)
+    except RuntimeError as error:
+        # A torchvision built without libjpeg, or a damaged file: PIL has the last word on it.
         logger.debug("torchvision did not decode a JPEG file, PIL tries: %s", error)
         return None
-    assert isinstance(decoded, torch.Tensor)  # a list comes only from a list
     if len(decoded) != 3:
         return None
     rgb = decoded.permute(1, 2, 0).numpy()  # no copy: so the pixels lie in memory

@@ -81,7 +81,7 @@ def test_pil_reads_jpeg_where_torchvision_cannot(tmp_path, monkeypatch):
         raise RuntimeError("not compiled with libjpeg support")
 
     for absent in (refuse, None):
-        monkeypatch.setattr("detkit.utils.image.decode_jpeg", absent)
+        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", absent)
         assert np.array_equal(read_image(path), expected)
 
 

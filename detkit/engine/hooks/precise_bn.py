@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from detkit.engine.train_loop import HookBase
@@ -42,6 +41,10 @@ class PreciseBN(HookBase):
 
     def update_stats(self) -> None:
         """Recompute the statistics now."""
+        # Imported here because fvcore.nn compiles with torch.jit.script on import, which today's torch warns about: runs
+        # that use none of it should not show that.
+        from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
         if not get_bn_modules(self._model):
             return
         if self._batches is None:
