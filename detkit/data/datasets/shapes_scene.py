@@ -29,13 +29,20 @@ IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
 _FINE = 4
 # An object of which less is left to see is not put into the scene at all: a sliver could be labelled neither way
 # fairly.
-_MIN_VISIBLE_SHARE = 0.5
+_MIN_VISIBLE_SHARE = 0.7
 # Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an object small below
 # an area of 32^2 and large above 96^2; the upper end is a share of the shorter image side.
-_SIZE_SHARES = (0.36, 0.42, 0.22)
-_SMALL_DIAMETER = (14.0, 30.0)
+_SIZE_SHARES = (0.25, 0.5, 0.25)
+_SMALL_DIAMETER = (18.0, 30.0)
 _MEDIUM_DIAMETER = (34.0, 84.0)
 _LARGE_SHARE = (0.8, 1.05)
+
+
+# Shapes stand upright, more or less, as things in photographs do. Turned freely, squares, triangles and stars take a
+# network of this size several times as long to tell apart.
+_MAX_TILT = math.radians(15)
+# Each class has a typical colour, as cells, fruits and road signs have: hues lie this far from it, on a circle of 1.
+_HUE_RANGE = 0.06
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 def _lay_out(rng: np.random.Generator, height: int, width: int) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
     """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where, 0 for nobody."""
-    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 9))), reverse=True)
+    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 7))), reverse=True)
     placed: list[_Placed] = []
     seen = Image.new("L", (_FINE * width, _FINE * height))
     for diameter in diameters:
@@ -126,7 +133,7 @@ def _draw_diameter(rng: np.random.Generator, shorter_side: int) -> float:
 def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -> _Placed:
     class_index = int(rng.integers(len(SHAPES_CLASSES)))
     corners = _unit_outline(SHAPES_CLASSES[class_index]) * diameter / 2
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-_MAX_TILT, _MAX_TILT)
     cos, sin = math.cos(angle), math.sin(angle)
     corners = corners @ np.array([[cos, sin], [-sin, cos]])
     # One object in six may be cut by the border; the others lie inside wherever they fit.
@@ -136,11 +143,11 @@ def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -
 
 
 def _unit_outline(name: str) -> FloatArray:
-    """Corners of a shape within the circle of radius 1 around the origin; a ring is cut open to be one polygon."""
+    """Corners of a shape, upright within the circle of radius 1 around the origin; a ring is cut open to be a polygon."""
     if name == "circle":
         return _on_circle(64)
     if name == "square":
-        return _on_circle(4)
+        return _on_circle(4, first=math.pi / 4)
     if name == "triangle":
         return _on_circle(3)
     if name == "star":
@@ -152,8 +159,9 @@ def _unit_outline(name: str) -> FloatArray:
     raise ValueError(f"no shape is called {name!r}; known: {', '.join(SHAPES_CLASSES)}")
 
 
-def _on_circle(count: int) -> FloatArray:
-    angle = 2 * np.pi * np.arange(count) / count
+def _on_circle(count: int, first: float = -math.pi / 2) -> FloatArray:
+    """Corners of a regular polygon, (count, 2); the first lies at the top unless another angle is given."""
+    angle = first + 2 * np.pi * np.arange(count) / count
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
@@ -179,12 +187,10 @@ def _paint(rng: np.random.Generator, placed: list[_Placed], seen: npt.NDArray[np
     """Colour the map of who is seen where, background and objects each with a texture; edges by coverage."""
     height, width = (side // _FINE for side in seen.shape)
     picture = _background(rng, height, width) * _coverage(seen == 0)
-    first_hue = rng.random()
     for index, obj in enumerate(placed, start=1):
         x1, y1, x2, y2 = obj.window(height, width)
         coverage = _coverage(seen[_FINE * y1 : _FINE * y2, _FINE * x1 : _FINE * x2] == index)
-        # Steps of the golden ratio keep the hues of one scene apart: colour separates neighbours, but tells no class.
-        hue = (first_hue + index * 0.618034) % 1.0
+        hue = (obj.class_index / len(SHAPES_CLASSES) + rng.uniform(-_HUE_RANGE, _HUE_RANGE)) % 1.0
         picture[y1:y2, x1:x2] += coverage * _fill(rng, hue, y2 - y1, x2 - x1)
     picture += 4 * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
@@ -198,9 +204,9 @@ def _coverage(region: npt.NDArray[np.bool_]) -> Layer:
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Layer:
     """A muted colour with slow clouds, and one of: no pattern, stripes, a chequerboard, grain; (H, W, 3), 0 to 255."""
-    hue, saturation, value = rng.random(), rng.uniform(0.05, 0.3), rng.uniform(0.3, 0.85)
+    hue, saturation, value = rng.random(), rng.uniform(0.05, 0.25), rng.uniform(0.3, 0.85)
     colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
-    light = 26 * _clouds(rng, height, width, cells=4)
+    light = 16 * _clouds(rng, height, width, cells=4)
     kind = rng.integers(4)
     if kind == 1:
         light += rng.uniform(6, 18) * np.sign(_wave(rng, height, width, period=rng.uniform(8, 24)))
@@ -210,8 +216,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Layer:
         squares = _wave(rng, height, width, period, angle) * _wave(rng, height, width, period, angle + math.pi / 2)
         light += rng.uniform(6, 16) * np.sign(squares)
     elif kind == 3:
-        light += rng.uniform(10, 22) * _clouds(rng, height, width, cells=28)
-    tint = 1 + 0.25 * np.stack([_clouds(rng, height, width, cells=2) for _ in range(3)], axis=2)
+        light += rng.uniform(6, 14) * _clouds(rng, height, width, cells=28)
+    tint = 1 + 0.1 * np.stack([_clouds(rng, height, width, cells=2) for _ in range(3)], axis=2)
     return np.clip((colour + light[..., None]) * tint, 0, 255)
 
 

@@ -1,0 +1,65 @@
+"""From data sets on disk to batches of model inputs."""
+
+from detkit.data import transforms
+from detkit.data.annotations import (
+    annotations_to_instances,
+    check_image_size,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
+from detkit.data.augmentation_recipes import build_augmentation
+from detkit.data.build import (
+    build_batch_data_loader,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    build_train_sampler,
+    trivial_batch_collator,
+)
+from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detkit.data.dataset_dicts import (
+    check_dataset_against_model,
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    get_detection_dataset_dicts,
+    print_instances_class_histogram,
+)
+from detkit.data.dataset_mapper import DatasetMapper
+from detkit.data.datasets import register_declared_datasets
+from detkit.data.wrappers import (
+    AspectRatioGroupedDataset,
+    DatasetFromList,
+    MapDataset,
+    MapIterableDataset,
+    SampleError,
+    ToIterableDataset,
+)
+
+__all__ = [
+    "AspectRatioGroupedDataset",
+    "DatasetCatalog",
+    "DatasetFromList",
+    "DatasetMapper",
+    "MapDataset",
+    "MapIterableDataset",
+    "Metadata",
+    "MetadataCatalog",
+    "SampleError",
+    "ToIterableDataset",
+    "annotations_to_instances",
+    "build_augmentation",
+    "build_batch_data_loader",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "build_train_sampler",
+    "check_dataset_against_model",
+    "check_image_size",
+    "filter_empty_instances",
+    "filter_images_with_few_keypoints",
+    "filter_images_with_only_crowd_annotations",
+    "get_detection_dataset_dicts",
+    "print_instances_class_histogram",
+    "register_declared_datasets",
+    "transform_instance_annotations",
+    "transforms",
+    "trivial_batch_collator",
+]

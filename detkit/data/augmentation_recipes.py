@@ -1,0 +1,22 @@
+"""Which augmentations a config asks for."""
+
+from __future__ import annotations
+
+from detkit.config import CfgNode
+from detkit.data import transforms as T
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Give resize and flip as `INPUT` describes them for training, or the resize alone for testing.
+
+    The random crop is not among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
+    """
+    if not is_train:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = [
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    ]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
+    return augmentations

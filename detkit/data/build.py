@@ -1,0 +1,319 @@
+"""Loaders for training and testing, from a config or from explicit arguments.
+
+Training: a sampler's endless stream of indices -> draws with a number -> samples, made by worker processes one at a
+time and handed over in order -> batches, put together in the training process. A sample depends on the run's seed and
+the number of its draw alone (`wrappers.SeededDataset`), so batches are the same with any number of workers, and a
+resume has to restore one number and the samples that wait for their group (`samplers.NumberedSampler.start`).
+
+Legend: B images in a batch of one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from detkit.config import CfgNode, configurable
+from detkit.data.dataset_dicts import ROI_HEADS_KEY, get_detection_dataset_dicts
+from detkit.data.dataset_mapper import DatasetMapper
+from detkit.data.datasets import register_declared_datasets
+from detkit.data.samplers import (
+    InferenceSampler,
+    NumberedSampler,
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detkit.data.wrappers import (
+    AspectRatioGroupedDataset,
+    BatchedDataset,
+    DatasetFromList,
+    MapDataset,
+    MapIterableDataset,
+    SeededDataset,
+)
+from detkit.structures import ImageRecord
+from detkit.utils import comm
+from detkit.utils.env import seed_all_rng
+
+Item = TypeVar("Item")
+
+# Which key holds the number of classes. Of other meta architectures, such as a user's own, nothing is known to check.
+_NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": ROI_HEADS_KEY,
+    "PanopticFPN": ROI_HEADS_KEY,
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+}
+
+
+def trivial_batch_collator(batch: list[Item]) -> list[Item]:
+    """Give the list of samples as it is: a model takes a list."""
+    return batch
+
+
+def _identity(sample: Item) -> Item:
+    return sample
+
+
+def _train_loader_from_config(
+    cfg: CfgNode,
+    mapper: Callable[[ImageRecord], Any] | None = None,
+    *,
+    dataset: Any = None,
+    sampler: Iterable[int] | None = None,
+) -> dict[str, Any]:
+    if dataset is None:
+        register_declared_datasets(cfg.DATASETS.REGISTER)
+        _require_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, **_expected_classes(cfg)
+        )
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    if sampler is None and not isinstance(dataset, IterableDataset):
+        sampler = build_train_sampler(cfg, dataset, seed)
+    return {
+        "dataset": dataset,
+        "sampler": sampler,
+        "mapper": DatasetMapper(cfg, is_train=True) if mapper is None else mapper,
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "seed": seed,
+    }
+
+
+def _require_named(names: Sequence[str], key: str) -> None:
+    if not names:
+        raise ValueError(f"{key} is empty: set it to the names of registered data sets, such as ('coco_2017_train',)")
+
+
+def _expected_classes(cfg: CfgNode) -> dict[str, Any]:
+    """Give the arguments with which `get_detection_dataset_dicts` checks the model's number of classes."""
+    key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    return {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+
+
+def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
+    """Give the sampler that `DATALOADER.SAMPLER_TRAIN` names.
+
+    Args:
+        cfg: Config.
+        dataset: Records, or another data set with a length.
+        seed: The same in every process.
+
+    Raises:
+        ValueError: An unknown name, or a sampler that needs records and gets something else.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dataset), seed=seed)
+    if name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name == "RepeatFactorTrainingSampler":
+        if not isinstance(dataset, list):
+            raise ValueError(f"{name} counts the classes of a list of records, got a {type(dataset).__name__}")
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise ValueError(
+        "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler or RepeatFactorTrainingSampler, "
+        f"got {name!r}; a sampler of your own goes to build_detection_train_loader(sampler=...)"
+    )
+
+
+@configurable(from_config=_train_loader_from_config)
+def build_detection_train_loader(
+    dataset: Sequence[ImageRecord] | Dataset,
+    *,
+    mapper: Callable[[ImageRecord], Any] | None,
+    sampler: Iterable[int] | None = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    seed: int | None = None,
+) -> Iterable[Any]:
+    """Give an endless stream of batches.
+
+    Called with a config, `build_detection_train_loader(cfg, mapper=None, *, dataset=None, sampler=None)`, it reads the
+    arguments below from there; each may be given beside it.
+
+    Args:
+        dataset: Records, or a data set of torch's, with or without indices.
+        mapper: Turns an item into a sample; None takes the items as they are.
+        sampler: Gives this process its indices, endlessly. None shuffles. An `IterableDataset` brings its own order and
+            its own share for each process.
+        total_batch_size: Over all processes.
+        aspect_ratio_grouping: Batch wide images with wide ones; samples need `width` and `height`.
+        num_workers: Processes that load, for each training process; 0 loads in the training process.
+        collate_fn: Turns a list of B samples into a batch; None gives the list.
+        seed: Of order and augmentation, the same in every process; None draws one.
+
+    Raises:
+        ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes with a sampler.
+    """
+    seed = comm.shared_random_seed() if seed is None else seed
+    if isinstance(dataset, IterableDataset):
+        if sampler is not None:
+            raise ValueError("an IterableDataset brings its own order: give no sampler with it")
+        mapped: Any = dataset if mapper is None else MapIterableDataset(dataset, mapper)
+    else:
+        indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        sampler = TrainingSampler(len(indexed), seed=seed) if sampler is None else sampler
+        mapped = indexed if mapper is None else MapDataset(indexed, mapper)
+    return build_batch_data_loader(
+        mapped,
+        sampler,
+        total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        seed=seed,
+    )
+
+
+def build_batch_data_loader(
+    dataset: Any,
+    sampler: Iterable[int] | None,
+    total_batch_size: int,
+    *,
+    aspect_ratio_grouping: bool = False,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    drop_last: bool = True,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """Give the batches of a data set whose items are samples already.
+
+    Args:
+        dataset: A data set of torch's; with indices, it needs a sampler.
+        sampler: Gives this process its indices.
+        total_batch_size: Over all processes.
+        aspect_ratio_grouping: As in `build_detection_train_loader`.
+        num_workers: As there.
+        collate_fn: As there.
+        drop_last: Leave out a last batch that is shorter. With grouping, these always are.
+        seed: Of the augmentations, the same in every process.
+
+    Raises:
+        ValueError: The batch cannot be shared out over the processes, or data set and sampler do not go together.
+    """
+    batch_size = batch_size_per_process(total_batch_size)
+    samples = _sample_loader(dataset, sampler, num_workers, batch_size, seed)
+    if aspect_ratio_grouping:
+        batches: Any = AspectRatioGroupedDataset(samples, batch_size)
+    else:
+        batches = BatchedDataset(samples, batch_size, drop_last)
+    return batches if collate_fn is None else MapIterableDataset(batches, collate_fn)
+
+
+def batch_size_per_process(total_batch_size: int) -> int:
+    """Give B.
+
+    Raises:
+        ValueError: The processes of the run cannot all get the same number, at least one.
+    """
+    world_size = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH (total_batch_size) must be a positive multiple of the number of processes: got "
+            f"{total_batch_size} images for {world_size} processes"
+        )
+    return total_batch_size // world_size
+
+
+def _sample_loader(
+    dataset: Any, sampler: Iterable[int] | None, num_workers: int, batch_size: int, seed: int
+) -> DataLoader:
+    """Give samples one by one.
+
+    Not whole batches, as workers could make: the batches waiting in shared memory would be `2 * num_workers`, hundreds
+    of megabytes where a container has 64, and the first one would come after one worker has made all of it.
+    """
+    if isinstance(dataset, IterableDataset) != (sampler is None):
+        raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
+    return DataLoader(
+        dataset if sampler is None else SeededDataset(dataset, seed),
+        batch_size=None,
+        sampler=None if sampler is None else NumberedSampler(sampler),
+        num_workers=num_workers,
+        collate_fn=_identity,  # the default would turn arrays and numbers into tensors
+        worker_init_fn=_SeedWorker(seed + comm.get_rank() * max(1, num_workers)),
+        generator=_own_generator(),
+        # A batch is taken at once: the next one and a little more wait, however many workers share the work.
+        prefetch_factor=math.ceil(batch_size / num_workers) + 1 if num_workers else None,
+    )
+
+
+def _own_generator() -> torch.Generator:
+    """A generator for the numbers that a DataLoader draws, which would otherwise change those of the training."""
+    return torch.Generator().manual_seed(0)
+
+
+class _SeedWorker:
+    """Seeds a worker process, for data sets without indices: there is no draw to seed their samples by."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, worker_id: int) -> None:
+        seed_all_rng((self.seed + worker_id) % 2**32)
+
+
+def _test_loader_from_config(
+    cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Callable[[ImageRecord], Any] | None = None
+) -> dict[str, Any]:
+    register_declared_datasets(cfg.DATASETS.REGISTER)
+    return {
+        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False, **_expected_classes(cfg)),
+        "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+
+
+@configurable(from_config=_test_loader_from_config)
+def build_detection_test_loader(
+    dataset: Sequence[ImageRecord] | Dataset,
+    *,
+    mapper: Callable[[ImageRecord], Any] | None,
+    sampler: Sampler[int] | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader:
+    """Give every image once, in order.
+
+    Called with a config, `build_detection_test_loader(cfg, dataset_name, mapper=None)`, it reads the arguments below
+    from there; each may be given beside it.
+
+    Args:
+        dataset: Records, or a data set of torch's, with or without indices.
+        mapper: Turns an item into a sample; None takes the items as they are.
+        sampler: Gives this process its indices; None gives each process one contiguous part.
+        batch_size: Of each process. Times in papers are measured with 1.
+        num_workers: Processes that load, for each testing process; 0 loads in the testing process.
+        collate_fn: Turns a list of samples into a batch; None gives the list.
+    """
+    indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    if isinstance(indexed, IterableDataset):
+        if sampler is not None:
+            raise ValueError("an IterableDataset brings its own order: give no sampler with it")
+        mapped: Any = indexed if mapper is None else MapIterableDataset(indexed, mapper)
+    else:
+        sampler = InferenceSampler(len(indexed)) if sampler is None else sampler
+        mapped = indexed if mapper is None else MapDataset(indexed, mapper)
+    return DataLoader(
+        mapped,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=False,
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+        generator=_own_generator(),
+    )

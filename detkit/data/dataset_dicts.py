@@ -1,0 +1,372 @@
+"""The records of one or several data sets, checked and reported on before anything is trained.
+
+Legend: K classes, M annotations over all images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tabulate import tabulate
+
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+
+logger = logging.getLogger(__name__)
+
+ROI_HEADS_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+_CHECKED_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+# Rounding puts many boxes of public data sets half a pixel over the edge.
+_EDGE_TOLERANCE = 1.0
+_SUSPICIOUS_SHARE = 0.2
+
+
+@dataclass
+class DataReport:
+    """What was found in the data sets of a run, and what was left out of them."""
+
+    names: list[str]
+    num_images: int = 0
+    num_annotations: int = 0
+    num_crowd: int = 0
+    dropped_images: Counter[str] = field(default_factory=Counter)
+    dropped_boxes: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the annotations, by id and file."""
+    sticking_out: list[str] = field(default_factory=list)
+
+    def add_boxes(self, reason: str, where: Sequence[str]) -> None:
+        """Note annotations that are left out."""
+        if where:
+            self.dropped_boxes.setdefault(reason, []).extend(where)
+
+    def table(self) -> str:
+        """Give the counts, with a line for each reason that left something out."""
+        dropped_boxes = {reason: len(where) for reason, where in self.dropped_boxes.items()}
+        used_objects = self.num_annotations - self.num_crowd - sum(dropped_boxes.values())
+        rows: list[tuple[str, int]] = [
+            ("images", self.num_images),
+            *((f"- left out: {reason}", count) for reason, count in self.dropped_images.items()),
+            ("images used", self.num_images - self.dropped_images.total()),
+            ("annotations", self.num_annotations),
+            *((f"- left out: {reason}", count) for reason, count in dropped_boxes.items()),
+            *([("- regions of crowds, not trained on", self.num_crowd)] if self.num_crowd else []),
+            ("objects", used_objects),
+        ]
+        return tabulate(rows, headers=[", ".join(self.names), "number"], tablefmt="pipe")
+
+
+def get_detection_dataset_dicts(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+    *,
+    num_classes: int | None = None,
+    num_classes_key: str = ROI_HEADS_KEY,
+) -> list[ImageRecord]:
+    """Give the records of one or several data sets, one after the other, and log what they hold and what was left out.
+
+    Args:
+        names: Registered names.
+        filter_empty: Leave out images without an object that can be trained on.
+        min_keypoints: Leave out images with fewer visible keypoints.
+        proposal_files: Precomputed proposals, which are not read yet.
+        num_classes: K of the model, to check the data sets against; None does not check.
+        num_classes_key: The config key that sets K, for messages.
+
+    Raises:
+        KeyError: A name is not registered.
+        ValueError: A data set has no image, the data sets have different classes, they do not fit K, or no image is
+            left.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ValueError("no data set is named: set DATASETS.TRAIN or DATASETS.TEST to registered names")
+    if proposal_files:
+        raise NotImplementedError(
+            f"precomputed proposals (DATASETS.PROPOSAL_FILES_*) are not read yet: {proposal_files}"
+        )
+    per_name = [(name, _load(name)) for name in names]
+    _require_same_classes(names)
+    if num_classes is not None:
+        for name, records in per_name:
+            check_dataset_against_model(name, records, num_classes, num_classes_key)
+    report = DataReport(names)
+    records = _without_bad_boxes(list(itertools.chain.from_iterable(records for _, records in per_name)), report)
+    records = _filtered(records, filter_empty, min_keypoints, report)
+    _log_report(report)
+    if not records:
+        raise ValueError(_nothing_left(report))
+    if any("annotations" in record for record in records):
+        print_instances_class_histogram(records, MetadataCatalog.get(names[0]).get("thing_classes"))
+    return records
+
+
+def _load(name: str) -> list[ImageRecord]:
+    records = DatasetCatalog.get(name)
+    if not records:
+        raise ValueError(f"data set {name!r} has no images")
+    return records
+
+
+def _require_same_classes(names: Sequence[str]) -> None:
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    for name in names[1:]:
+        if classes[name] != classes[names[0]]:
+            raise ValueError(
+                f"data sets that are used together need the same classes in the same order: {names[0]!r} has "
+                f"{classes[names[0]]}, {name!r} has {classes[name]}"
+            )
+
+
+def check_dataset_against_model(
+    dataset_name: str, records: Sequence[ImageRecord], num_classes: int, num_classes_key: str = ROI_HEADS_KEY
+) -> None:
+    """Check that a data set's classes are those that a model has.
+
+    On a GPU, a class id out of range would end the process in the middle of a step, with a message that does not name
+    it.
+
+    Args:
+        dataset_name: Its registered name, whose metadata may have `thing_classes`.
+        records: Its images.
+        num_classes: K, from the config.
+        num_classes_key: The config key that sets K.
+
+    Raises:
+        ValueError: A class id lies outside of [0, K), or the data set names another number of classes than K. The
+            message names the data set, the ids, the range and the key.
+    """
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    stray = _stray_class_ids(records, num_classes)
+    if not stray and (names is None or len(names) == num_classes):
+        return
+    problems = []
+    if stray:
+        listed = "; ".join(
+            f"{class_id!r} ({count} objects, first in {file})" for class_id, (count, file) in stray.items()
+        )
+        problems.append(f"has class ids outside of the range 0 to {num_classes - 1}: {listed}")
+    if names is not None and len(names) != num_classes:
+        problems.append(f"has {len(names)} classes ({_shortened(', '.join(names))}), the model {num_classes}")
+    raise ValueError(
+        f"data set {dataset_name!r} does not fit the model: it {'; it '.join(problems)}. {num_classes_key} is "
+        f"{num_classes}{_advice(names, stray, num_classes_key)}."
+    )
+
+
+def _stray_class_ids(records: Iterable[ImageRecord], num_classes: int) -> dict[object, tuple[int, str]]:
+    """Class id outside of [0, K) -> how many objects have it, and the first file that shows one."""
+    stray: dict[object, tuple[int, str]] = {}
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            class_id = annotation["category_id"]
+            is_integer = isinstance(class_id, int | np.integer) and not isinstance(class_id, bool)
+            if not is_integer or not 0 <= class_id < num_classes:
+                count, file = stray.get(class_id, (0, record["file_name"]))
+                stray[class_id] = (count + 1, file)
+    return dict(sorted(stray.items(), key=lambda entry: str(entry[0])))
+
+
+def _advice(names: Sequence[str] | None, stray: dict[object, tuple[int, str]], key: str) -> str:
+    if names is not None and not any(_exceeds(class_id, len(names)) for class_id in stray):
+        return f"; set {key} to {len(names)}"
+    if names is None and all(isinstance(class_id, int) and class_id >= 0 for class_id in stray):
+        return f"; set {key} to at least {max(int(str(class_id)) for class_id in stray) + 1}"
+    return f"; correct the ids, which must count from 0, and set {key} to the number of classes"
+
+
+def _exceeds(class_id: object, num_classes: int) -> bool:
+    return not isinstance(class_id, int | np.integer) or not 0 <= class_id < num_classes
+
+
+def filter_images_with_only_crowd_annotations(dataset_dicts: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Give the images that show an object, leaving out those without annotations or with regions of crowds alone."""
+    return [record for record in dataset_dicts if _has_object(record)]
+
+
+def filter_images_with_few_keypoints(
+    dataset_dicts: Sequence[ImageRecord], min_keypoints_per_image: int
+) -> list[ImageRecord]:
+    """Give the images with at least so many visible keypoints over all of their objects."""
+    return [record for record in dataset_dicts if _num_visible_keypoints(record) >= min_keypoints_per_image]
+
+
+def _has_object(record: ImageRecord) -> bool:
+    return any(annotation.get("iscrowd", 0) == 0 for annotation in record.get("annotations", ()))
+
+
+def _num_visible_keypoints(record: ImageRecord) -> int:
+    visibilities = (annotation.get("keypoints", [])[2::3] for annotation in record.get("annotations", ()))
+    return sum(v > 0 for v in itertools.chain.from_iterable(visibilities))
+
+
+def _filtered(
+    records: list[ImageRecord], filter_empty: bool, min_keypoints: int, report: DataReport
+) -> list[ImageRecord]:
+    """Leave out what the settings ask for, and note how many images for which reason."""
+    steps: list[tuple[str, Callable[[ImageRecord], bool]]] = []
+    if filter_empty:
+        steps.append(("no annotation with a usable box", lambda record: bool(record.get("annotations"))))
+        steps.append(("regions of crowds only", _has_object))
+    if min_keypoints > 0:
+        steps.append(
+            (f"fewer than {min_keypoints} visible keypoints", lambda r: _num_visible_keypoints(r) >= min_keypoints)
+        )
+    for reason, is_kept in steps:
+        kept = [record for record in records if is_kept(record)]
+        if len(kept) < len(records):
+            report.dropped_images[reason] = len(records) - len(kept)
+        records = kept
+    return records
+
+
+def _without_bad_boxes(records: list[ImageRecord], report: DataReport) -> list[ImageRecord]:
+    """Leave out annotations whose box cannot be used, and fill in the report. The records are not changed."""
+    places = [(i, j) for i, record in enumerate(records) for j in range(len(record.get("annotations", ())))]
+    annotations = [records[i].get("annotations", [])[j] for i, j in places]
+    report.num_images, report.num_annotations = len(records), len(annotations)
+    boxes, is_checked = _stacked_boxes(annotations)
+    sizes = np.array([_known_size(records[i]) for i, _ in places], dtype=np.float64).reshape(-1, 2)
+    bad = np.zeros(len(annotations), dtype=bool)
+    for reason, mask in _box_problems(boxes, sizes).items():
+        mask = mask & is_checked & ~bad
+        report.add_boxes(reason, [_where(records[places[k][0]], places[k][1]) for k in np.flatnonzero(mask)])
+        bad |= mask
+    sticks_out = _sticks_out(boxes, sizes) & is_checked & ~bad
+    report.sticking_out = [_where(records[places[k][0]], places[k][1]) for k in np.flatnonzero(sticks_out)]
+    report.num_crowd = sum(a.get("iscrowd", 0) != 0 for a, is_bad in zip(annotations, bad, strict=True) if not is_bad)
+    return _without(records, [places[k] for k in np.flatnonzero(bad)])
+
+
+def _without(records: list[ImageRecord], places: Sequence[tuple[int, int]]) -> list[ImageRecord]:
+    """Leave annotations out, given as index of record and annotation. The records are not changed."""
+    left_out = set(places)
+    records = list(records)
+    for i in {i for i, _ in places}:
+        record = records[i].copy()
+        record["annotations"] = [a for j, a in enumerate(record.get("annotations", [])) if (i, j) not in left_out]
+        records[i] = record
+    return records
+
+
+def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray, np.ndarray]:
+    """Give the boxes, (M, 4) XYXY, and (M,) which of them can be judged: upright ones in absolute pixels."""
+    modes = np.array([int(annotation["bbox_mode"]) for annotation in annotations], dtype=np.int64)
+    is_checked = np.isin(modes, _CHECKED_MODES)
+    values = [a["bbox"] if ok else (0, 0, 1, 1) for a, ok in zip(annotations, is_checked, strict=True)]
+    boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
+    is_xywh = modes == BoxMode.XYWH_ABS
+    boxes[is_xywh, 2:] += boxes[is_xywh, :2]
+    return boxes, is_checked
+
+
+def _known_size(record: ImageRecord) -> tuple[float, float]:
+    return record.get("width", np.inf), record.get("height", np.inf)
+
+
+def _box_problems(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Reason -> (M,) bool, for boxes (M, 4) XYXY in images of sizes (M, 2) width and height."""
+    with np.errstate(invalid="ignore"):
+        return {
+            "box is not finite": np.any(~np.isfinite(boxes), axis=1),
+            "box has no area": np.any(boxes[:, 2:] <= boxes[:, :2], axis=1),
+            "box lies outside of the image": np.any((boxes[:, 2:] <= 0) | (boxes[:, :2] >= sizes), axis=1),
+        }
+
+
+def _sticks_out(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return np.any((boxes[:, :2] < -_EDGE_TOLERANCE) | (boxes[:, 2:] > sizes + _EDGE_TOLERANCE), axis=1)
+
+
+def _where(record: ImageRecord, index: int) -> str:
+    annotation = record.get("annotations", [])[index]
+    which = f"annotation {annotation['id']}" if "id" in annotation else f"object {index + 1}"
+    return f"{which} of {record['file_name']}"
+
+
+def _log_report(report: DataReport) -> None:
+    logger.info("data of %s:\n%s", ", ".join(report.names), report.table())
+    for reason, where in report.dropped_boxes.items():
+        logger.warning("%d annotations are left out, %s: %s", len(where), reason, _listed(where))
+    if report.sticking_out:
+        suspicion = ""
+        if len(report.sticking_out) > _SUSPICIOUS_SHARE * report.num_annotations:
+            suspicion = " So many may mean that corners (x1, y1, x2, y2) were stored as (x, y, width, height)."
+        logger.warning(
+            "%d boxes stick out of their image by more than %g pixel and will be clipped: %s.%s",
+            len(report.sticking_out),
+            _EDGE_TOLERANCE,
+            _listed(report.sticking_out),
+            suspicion,
+        )
+    if report.dropped_images:
+        logger.warning(
+            "%d of %d images are left out (see the table). Images of background teach what is no object: "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them.",
+            report.dropped_images.total(),
+            report.num_images,
+        )
+
+
+def _nothing_left(report: DataReport) -> str:
+    reasons = "; ".join(f"{count} images: {reason}" for reason, count in report.dropped_images.items())
+    boxes = "; ".join(f"{len(where)} boxes: {reason}" for reason, where in report.dropped_boxes.items())
+    return (
+        f"no usable image in {', '.join(map(repr, report.names))}: all {report.num_images} were left out ({reasons}"
+        f"{'; ' if boxes else ''}{boxes}). DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects."
+    )
+
+
+def print_instances_class_histogram(
+    dataset_dicts: Sequence[ImageRecord], class_names: Sequence[str] | None = None
+) -> None:
+    """Log how many objects each class has, crowds left aside, and warn of classes that have none.
+
+    Args:
+        dataset_dicts: Records whose class ids lie in [0, K).
+        class_names: K names; None shows the ids that appear.
+    """
+    counts = Counter(
+        annotation["category_id"]
+        for record in dataset_dicts
+        for annotation in record.get("annotations", ())
+        if annotation.get("iscrowd", 0) == 0
+    )
+    names = dict(enumerate(class_names)) if class_names else {}
+    rows = {name: counts.get(class_id, 0) for class_id, name in names.items()}
+    rows.update({f"class {class_id}": count for class_id, count in sorted(counts.items()) if class_id not in names})
+    logger.info("objects per class, over %d images:\n%s", len(dataset_dicts), _histogram_table(rows))
+    absent = [name for name, count in rows.items() if count == 0]
+    if absent:
+        logger.warning(
+            "%d of %d classes have no object: %s. Classes with objects: %s.",
+            len(absent),
+            len(rows),
+            _listed(absent),
+            _listed([name for name, count in rows.items() if count]) or "none",
+        )
+
+
+def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
+    """Lay the classes out in columns, first down, then across, with the total last."""
+    cells = [*rows.items(), ("total", sum(rows.values()))]
+    height = -(-len(cells) // num_columns)
+    columns = [cells[start : start + height] for start in range(0, len(cells), height)]
+    lines = itertools.zip_longest(*columns, fillvalue=(None, None))
+    headers = ["class", "objects"] * len(columns)
+    return tabulate([list(itertools.chain.from_iterable(line)) for line in lines], headers=headers, tablefmt="pipe")
+
+
+def _listed(values: Sequence[str], limit: int = 10) -> str:
+    more = f", ... ({len(values)} in all)" if len(values) > limit else ""
+    return ", ".join(values[:limit]) + more
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,18 @@
+"""In which order the images of a data set are visited."""
+
+from detkit.data.samplers.distributed_sampler import (
+    InferenceSampler,
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detkit.data.samplers.numbered_sampler import Draw, NumberedSampler
+
+__all__ = [
+    "Draw",
+    "InferenceSampler",
+    "NumberedSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "TrainingSampler",
+]

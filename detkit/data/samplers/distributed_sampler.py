@@ -1,0 +1,165 @@
+"""Samplers that share a data set out over the processes of a run.
+
+Training samplers draw one endless stream of indices from a seed, the same in every process, and each process takes
+every `world_size`-th of it. So the stream does not depend on the number of processes, and nothing has to be exchanged.
+
+Legend: N images in the data set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from detkit.structures import ImageRecord
+from detkit.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+class _EndlessSampler(Sampler[int]):
+    """An endless stream of indices, epoch after epoch, of which this process takes its part."""
+
+    def __init__(self, *, shuffle: bool, seed: int | None) -> None:
+        """Take a seed that is the same in every process; None draws one."""
+        self._shuffle = shuffle
+        self._seed = comm.shared_random_seed() if seed is None else int(seed)
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        """Start the stream anew: the same one every time."""
+        yield from itertools.islice(self._endless_indices(), self._rank, None, self._world_size)
+
+    def _endless_indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        while True:
+            indices = self._epoch_indices(generator)
+            if self._shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator)]
+            yield from indices.tolist()
+
+    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        """Give the indices of one epoch in order, at least one, as int64."""
+        raise NotImplementedError
+
+
+class TrainingSampler(_EndlessSampler):
+    """Every image once per epoch, in an order drawn anew for each."""
+
+    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
+        """Take the number of images N, at least 1."""
+        super().__init__(shuffle=shuffle, seed=seed)
+        self._size = _require_size(size)
+
+    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        return torch.arange(self._size)
+
+
+class RandomSubsetTrainingSampler(_EndlessSampler):
+    """As `TrainingSampler`, on a part of the images that is drawn once."""
+
+    def __init__(
+        self,
+        size: int,
+        subset_ratio: float,
+        shuffle: bool = True,
+        seed_shuffle: int | None = None,
+        seed_subset: int | None = None,
+    ) -> None:
+        """Take the number of images N, and the share of them to use, in (0, 1]; at least one image is used."""
+        super().__init__(shuffle=shuffle, seed=seed_shuffle)
+        if not 0 < subset_ratio <= 1:
+            raise ValueError(f"subset_ratio (DATALOADER.RANDOM_SUBSET_RATIO) must lie in (0, 1], got {subset_ratio}")
+        generator = torch.Generator()
+        generator.manual_seed(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
+        subset_size = max(1, int(_require_size(size) * subset_ratio))
+        self.subset = torch.randperm(size, generator=generator)[:subset_size]
+        logger.info("training on a random subset: %d of %d images", subset_size, size)
+
+    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        return self.subset
+
+
+class RepeatFactorTrainingSampler(_EndlessSampler):
+    """Images of rare classes more than once per epoch.
+
+    Source: Gupta et al. 2019, arXiv 1908.03195, section 5.2 ("repeat factor sampling"). The fraction of a repeat
+    factor is rounded up or down at random in each epoch, so that an image appears as often as its factor says in the
+    mean.
+    """
+
+    def __init__(
+        self, repeat_factors: Tensor | Sequence[float], *, shuffle: bool = True, seed: int | None = None
+    ) -> None:
+        """Take (N,) repeat factors, each at least 1."""
+        super().__init__(shuffle=shuffle, seed=seed)
+        factors = torch.as_tensor(repeat_factors, dtype=torch.float32)
+        if factors.dim() != 1 or _require_size(len(factors)) == 0 or float(factors.min()) < 1:
+            raise ValueError(f"need a repeat factor of at least 1 for each image, got {factors}")
+        self._whole = factors.floor()
+        self._fraction = factors - self._whole
+
+    @staticmethod
+    def repeat_factors_from_category_frequency(
+        dataset_dicts: Sequence[ImageRecord], repeat_thresh: float, sqrt: bool = True
+    ) -> Tensor:
+        """Give (N,) repeat factors from how many images show each class.
+
+        Args:
+            dataset_dicts: N records.
+            repeat_thresh: Share of the images, in [0, 1]: a class that fewer show is repeated.
+            sqrt: Repeat a class that a share f shows `sqrt(repeat_thresh / f)` times, as published, not
+                `repeat_thresh / f` times.
+
+        Returns:
+            (N,) float32: for each image the largest factor of its classes, at least 1.
+        """
+        classes_per_image = [{a["category_id"] for a in record.get("annotations", [])} for record in dataset_dicts]
+        num_showing = Counter(itertools.chain.from_iterable(classes_per_image))
+        factors = {}
+        for class_id, count in num_showing.items():
+            factor = repeat_thresh / (count / len(dataset_dicts))
+            factors[class_id] = max(1.0, math.sqrt(factor) if sqrt else factor)
+        return torch.tensor([max((factors[c] for c in classes), default=1.0) for classes in classes_per_image])
+
+    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
+        return torch.arange(len(self._whole)).repeat_interleave((self._whole + round_up).long())
+
+
+class InferenceSampler(Sampler[int]):
+    """Every image once, in order; each process takes one contiguous part, and the parts differ by at most one image."""
+
+    def __init__(self, size: int) -> None:
+        """Take the number of images N; 0 gives nothing."""
+        if size < 0:
+            raise ValueError(f"the size of a data set cannot be negative, got {size}")
+        self._indices = self._part(size, comm.get_rank(), comm.get_world_size())
+
+    @staticmethod
+    def _part(size: int, rank: int, world_size: int) -> range:
+        base, left_over = divmod(size, world_size)
+        start = base * rank + min(rank, left_over)
+        return range(start, start + base + (rank < left_over))
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through this process's part."""
+        yield from self._indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def _require_size(size: int) -> int:
+    if size < 1:
+        raise ValueError(f"a training sampler needs at least one image, got {size}")
+    return size

@@ -1,0 +1,195 @@
+"""Augmentations: policies that look at an image, draw at random, and decide on a transform.
+
+All draws come from NumPy's global generator: the loader seeds it per training sample, so that a sample does not depend
+on the process that makes it, and augmentations written for Detectron2 are seeded along.
+
+Legend: H and W height and width, C channels, N boxes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
+
+
+class AugInput:
+    """What an augmentation may look at, and what its transform is applied to.
+
+    A subclass with further attributes serves augmentations that ask for these by the names of their arguments.
+    """
+
+    def __init__(
+        self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
+    ) -> None:
+        """Hold the parts of one sample.
+
+        Args:
+            image: (H, W, C) or (H, W), uint8 in [0, 255], or float.
+            boxes: (N, 4) XYXY in pixels.
+            sem_seg: (H, W) integer labels.
+        """
+        if image.ndim not in (2, 3):
+            raise ValueError(f"an image to augment has shape (H, W, C) or (H, W), got {image.shape}")
+        self.image = image
+        self.boxes = boxes
+        self.sem_seg = sem_seg
+
+    def transform(self, tfm: Transform) -> None:
+        """Replace each part by the transformed one."""
+        self.image = tfm.apply_image(self.image)
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
+        if self.sem_seg is not None:
+            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+    def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]) -> TransformList:
+        """Replace each part by the augmented one, and give the transforms that were drawn."""
+        augmented = AugmentationList(augmentations)(self)
+        assert isinstance(augmented, TransformList)
+        return augmented
+
+
+class Augmentation(ABC):
+    """A policy that gives a transform for a sample.
+
+    `get_transform` names what it wants to see: its arguments are read from the attributes of the `AugInput` that have
+    the same names (`image`, `boxes`, `sem_seg`; what a sample lacks is None).
+
+    Example:
+        >>> class Invert(Augmentation):
+        ...     def get_transform(self, image):
+        ...         return BlendTransform(src_image=255, src_weight=1.0, dst_weight=-1.0)
+    """
+
+    @abstractmethod
+    def get_transform(self, *args: Any) -> Transform:
+        """Decide on a transform; all random draws happen here."""
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Change the sample by a drawn transform, and give that transform for what is not part of the sample."""
+        tfm = self.get_transform(*(self._argument(aug_input, name) for name in _argument_names(type(self))))
+        if not hasattr(tfm, "apply_image"):
+            raise TypeError(f"{type(self).__name__}.get_transform must give a Transform, gave {tfm!r}")
+        aug_input.transform(tfm)
+        return tfm
+
+    def _argument(self, aug_input: AugInput, name: str) -> Any:
+        if not hasattr(aug_input, name):
+            raise AttributeError(
+                f"{type(self).__name__}.get_transform wants {name!r}, which {type(aug_input).__name__} lacks; it has "
+                f"{sorted(vars(aug_input))}"
+            )
+        return getattr(aug_input, name)
+
+    def _init(self, params: dict[str, Any] | None = None) -> None:
+        """Set attributes from `locals()`, as constructors written for Detectron2 do."""
+        for name, value in (params or {}).items():
+            if name != "self" and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
+        """Draw from [low, high), or from [0, low) when only one bound is given."""
+        return np.random.uniform(0, low, size) if high is None else np.random.uniform(low, high, size)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
+        return f"{type(self).__name__}({arguments})"
+
+
+@functools.cache
+def _argument_names(kind: type[Augmentation]) -> list[str]:
+    """Give the names of what `get_transform` wants to see, without `self`."""
+    parameters = list(inspect.signature(kind.get_transform).parameters.values())[1:]
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+class _Fixed(Augmentation):
+    """A transform as an augmentation that always decides on it."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def get_transform(self) -> Transform:
+        return self.transform
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+class AugmentationList(Augmentation):
+    """Several augmentations, one after the other; each sees what the one before it left."""
+
+    def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
+        self.augs = [as_augmentation(aug) for aug in augs]
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Refuse: the later augmentations have to see the sample that the earlier ones leave, so call the list."""
+        raise NotImplementedError("an AugmentationList decides while it is applied: call it with an AugInput")
+
+    def __call__(self, aug_input: AugInput) -> TransformList:
+        """Change the sample by all augmentations in turn, and give their transforms."""
+        return TransformList([aug(aug_input) for aug in self.augs])
+
+    def __repr__(self) -> str:
+        return f"AugmentationList({self.augs})"
+
+
+class RandomApply(Augmentation):
+    """Does something with probability `prob`, and nothing otherwise."""
+
+    def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
+        self.aug = as_augmentation(tfm_or_aug)
+        self.prob = require_probability(prob)
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Refuse: what is applied sees the sample itself, so call this augmentation."""
+        raise NotImplementedError("RandomApply decides while it is applied: call it with an AugInput")
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Change the sample, or leave it."""
+        return self.aug(aug_input) if np.random.uniform() < self.prob else NoOpTransform()
+
+
+def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
+    """Give an augmentation: the argument itself, or one that always decides on the given transform.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if hasattr(tfm_or_aug, "apply_image"):
+        return _Fixed(tfm_or_aug)  # type: ignore[arg-type]
+    if callable(tfm_or_aug) and hasattr(tfm_or_aug, "get_transform"):
+        return tfm_or_aug
+    raise TypeError(f"neither an Augmentation nor a Transform: {tfm_or_aug!r}")
+
+
+def apply_augmentations(
+    augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
+) -> tuple[AugInput | np.ndarray, TransformList]:
+    """Augment a sample, or an image alone, and give it with the transforms that were drawn.
+
+    An `AugInput` is changed in place and given back; an array is not changed.
+    """
+    if isinstance(inputs, AugInput):
+        return inputs, inputs.apply_augmentations(augmentations)
+    sample = AugInput(inputs)
+    transforms = sample.apply_augmentations(augmentations)
+    return sample.image, transforms
+
+
+def require_probability(prob: float) -> float:
+    """Give the argument back if it lies in [0, 1].
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not 0 <= prob <= 1:
+        raise ValueError(f"a probability must lie in [0, 1], got {prob}")
+    return prob

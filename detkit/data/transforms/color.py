@@ -1,0 +1,120 @@
+"""Changes of colour; geometry stays.
+
+The strengths and formulas are Detectron2's; each augmentation leaves an image as it is at strength 1.
+
+Legend: H and W height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detkit.data.transforms.augmentation import Augmentation
+from detkit.data.transforms.transform import AxisAlignedTransform, Transform
+
+# Weights of red, green and blue in grey. Source: ITU-R BT.601.
+_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
+# Principal components of ImageNet's colours, on a scale of 0 to 1. Source: Krizhevsky et al. 2012, section 4.1, with
+# the numbers of fb.resnet.torch.
+_COLOR_DIRECTIONS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=np.float64
+)
+_COLOR_VARIANCES = np.array([0.2175, 0.0188, 0.0045])
+
+
+class BlendTransform(AxisAlignedTransform):
+    """Mixes the image with another: `src_weight * src_image + dst_weight * image`."""
+
+    def __init__(self, src_image: np.ndarray | float, src_weight: float, dst_weight: float) -> None:
+        """Take what to mix in (a number, or an array that broadcasts to (H, W, C)), and both weights."""
+        self.src_image = src_image
+        self.src_weight = src_weight
+        self.dst_weight = dst_weight
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Give the mixture; of a uint8 image it is limited to [0, 255] and cut to whole levels."""
+        if img.dtype != np.uint8:
+            return (self._mixed(img)).astype(img.dtype, copy=False)
+        if np.ndim(self.src_image) == 0:
+            # All pixels of one level come out alike: 256 levels are computed, not 900,000 values.
+            return self._mixed(np.arange(256)).clip(0, 255).astype(np.uint8)[img]
+        return self._mixed(img).clip(0, 255).astype(np.uint8)
+
+    def _mixed(self, levels: np.ndarray) -> np.ndarray:
+        levels = levels.astype(np.float32, copy=False)
+        return np.float32(self.dst_weight) * levels + np.float32(self.src_weight) * np.float32(self.src_image)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Give the points themselves."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Give the label map itself."""
+        return segmentation
+
+
+class _RandomStrength(Augmentation):
+    """Draws a strength between two bounds."""
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        """Take the bounds; 1 leaves the image as it is."""
+        if intensity_min > intensity_max:
+            raise ValueError(f"intensity_min must not exceed intensity_max, got {intensity_min} > {intensity_max}")
+        self.intensity_min = intensity_min
+        self.intensity_max = intensity_max
+
+    def _draw(self) -> float:
+        return float(np.random.uniform(self.intensity_min, self.intensity_max))
+
+
+class RandomContrast(_RandomStrength):
+    """Draws the image towards its mean (below 1), or away from it."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a strength."""
+        strength = self._draw()
+        return BlendTransform(src_image=float(image.mean()), src_weight=1 - strength, dst_weight=strength)
+
+
+class RandomBrightness(_RandomStrength):
+    """Draws the image towards black (below 1), or away from it."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a strength."""
+        strength = self._draw()
+        return BlendTransform(src_image=0.0, src_weight=1 - strength, dst_weight=strength)
+
+
+class RandomSaturation(_RandomStrength):
+    """Draws the image towards grey (below 1), or away from it. The image is RGB; with BGR, grey is another mixture."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a strength."""
+        _require_three_channels(self, image)
+        strength = self._draw()
+        grey = image.dot(_GREY_WEIGHTS)[:, :, None]
+        return BlendTransform(src_image=grey, src_weight=1 - strength, dst_weight=strength)
+
+
+class RandomLighting(Augmentation):
+    """Shifts the colours of an RGB image along the principal directions of natural light.
+
+    Source: Krizhevsky et al. 2012, section 4.1. As in Detectron2, the shift is on a scale of 0 to 1 while the image
+    runs to 255, so that `scale` has to be large to be seen.
+    """
+
+    def __init__(self, scale: float) -> None:
+        """Take the standard deviation of the draws."""
+        self.scale = scale
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a shift."""
+        _require_three_channels(self, image)
+        weights = np.random.normal(scale=self.scale, size=3)
+        shift = _COLOR_DIRECTIONS.dot(weights * _COLOR_VARIANCES)
+        return BlendTransform(src_image=shift, src_weight=1.0, dst_weight=1.0)
+
+
+def _require_three_channels(augmentation: Augmentation, image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{type(augmentation).__name__} needs an RGB image (H, W, 3), got shape {image.shape}")

@@ -1,0 +1,96 @@
+"""The public data sets: names, classes, and folders that follow the environment."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets import load_voc_folders, register_builtin_datasets
+from detkit.data.datasets.builtin_meta import COCO_CATEGORIES, VOC_CLASSES, class_colors
+
+
+def test_coco_has_80_classes_with_gaps_in_the_ids():
+    assert len(COCO_CATEGORIES) == len(set(COCO_CATEGORIES.values())) == 80
+    assert list(COCO_CATEGORIES) == sorted(COCO_CATEGORIES)
+    assert all(re.fullmatch("[a-z]+( [a-z]+)?", name) for name in COCO_CATEGORIES.values())
+    # The ids that COCO leaves out. Source: the categories of instances_val2017.json.
+    assert set(range(1, 91)) - set(COCO_CATEGORIES) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert (COCO_CATEGORIES[1], COCO_CATEGORIES[13], COCO_CATEGORIES[90]) == ("person", "stop sign", "toothbrush")
+
+
+def test_voc_has_20_classes_in_alphabetical_order():
+    assert len(VOC_CLASSES) == 20
+    assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
+
+
+def test_colors_are_different_and_lie_in_range():
+    colors = class_colors(80)
+    assert len(set(colors)) == 80
+    assert all(0 <= value <= 255 for color in colors for value in color)
+
+
+@pytest.mark.parametrize("name", ["coco_2017_train", "coco_2017_val", "coco_2014_minival", "coco_2017_test-dev"])
+def test_coco_names_are_registered(name):
+    metadata = MetadataCatalog.get(name)
+    assert name in DatasetCatalog
+    assert metadata.evaluator_type == "coco"
+    assert metadata.thing_classes[0] == "person"
+    assert metadata.thing_dataset_id_to_contiguous_id[90] == 79
+
+
+@pytest.mark.parametrize("name", ["voc_2007_trainval", "voc_2007_test", "voc_2012_train", "voc_2012_trainval"])
+def test_voc_names_are_registered(name):
+    metadata = MetadataCatalog.get(name)
+    assert name in DatasetCatalog
+    assert (metadata.evaluator_type, metadata.year) == ("pascal_voc", int(name.split("_")[1]))
+    assert metadata.thing_classes == list(VOC_CLASSES)
+
+
+def test_registering_again_is_nothing_new():
+    register_builtin_datasets()
+
+
+def test_folders_follow_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    assert MetadataCatalog.get("coco_2017_val").json_file == str(tmp_path / "coco/annotations/instances_val2017.json")
+    assert MetadataCatalog.get("voc_2007_test").dirname == str(tmp_path / "VOC2007")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        DatasetCatalog.get("coco_2017_val")
+
+
+def test_coco_file_with_cocos_categories_loads(tmp_path, monkeypatch, write_image):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    write_image("coco/val2017/000000000001.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "000000000001.jpg", "height": 24, "width": 32}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 90, "bbox": [1, 1, 5, 5]}],
+        "categories": [{"id": i, "name": name} for i, name in COCO_CATEGORIES.items()],
+    }
+    (tmp_path / "coco/annotations").mkdir()
+    (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
+    assert DatasetCatalog.get("coco_2017_val")[0]["annotations"][0]["category_id"] == 79
+
+
+def test_voc_tree_loads(tmp_path, monkeypatch, write_voc, make_voc_xml):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    write_voc({"000001": make_voc_xml([("tvmonitor", (1, 1, 9, 9))])}, split="trainval", root="VOC2007")
+    assert DatasetCatalog.get("voc_2007_trainval")[0]["annotations"][0]["category_id"] == 19
+
+
+@pytest.fixture
+def bccd_root(monkeypatch):
+    folder = Path(os.environ.get("DETKIT_DATASETS", "datasets")) / "bccd"
+    if not folder.is_dir():
+        pytest.skip(f"the BCCD data set is not at {folder}: set DETKIT_DATASETS")
+    return folder
+
+
+def test_bccd_loads_whole(bccd_root):
+    records = load_voc_folders(
+        str(bccd_root / "JPEGImages"), str(bccd_root / "Annotations"), ["RBC", "WBC", "Platelets"]
+    )
+    assert len(records) == len(list((bccd_root / "Annotations").glob("*.xml")))
+    assert sum(len(r["annotations"]) for r in records) > 4000

@@ -1,0 +1,191 @@
+"""Reading COCO json: what is taken over, what may be missing, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets import load_coco_json, register_coco_instances
+from detkit.structures import BoxMode
+
+IMAGE = {"id": 0, "file_name": "0.jpg", "height": 24, "width": 32}
+BOX = {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
+
+
+def test_images_and_annotations_are_read(write_coco):
+    records = load_coco_json(*write_coco(2))
+    assert [r["image_id"] for r in records] == [0, 1]
+    assert records[1]["file_name"].endswith("images/1.jpg")
+    assert (records[0]["height"], records[0]["width"]) == (24, 32)
+    annotation = records[1]["annotations"][0]
+    assert annotation == {
+        "id": 101,
+        "bbox": [2, 2, 10, 8],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 1,
+        "iscrowd": 0,
+    }
+
+
+def test_images_come_in_the_order_of_their_ids(write_coco):
+    images = [{**IMAGE, "id": i} for i in (5, 2, 9)]
+    assert [r["image_id"] for r in load_coco_json(*write_coco(1, images=images, annotations=[]))] == [2, 5, 9]
+
+
+def test_classes_are_noted(write_coco):
+    load_coco_json(*write_coco(), dataset_name="mine")
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 7: 1}
+    assert len(metadata.thing_colors) == 2
+
+
+def test_optional_keys_are_kept(write_coco):
+    full = {**BOX, "iscrowd": 1, "area": 12.5, "segmentation": [[0, 0, 4, 0, 4, 4]], "keypoints": [1, 2, 2], "score": 5}
+    path, root = write_coco(1, annotations=[full, {**BOX, "id": 2, "segmentation": []}])
+    first, second = load_coco_json(path, root, extra_annotation_keys=["score"])[0]["annotations"]
+    assert {key: first[key] for key in ("iscrowd", "area", "segmentation", "keypoints", "score")} == {
+        key: full[key] for key in ("iscrowd", "area", "segmentation", "keypoints", "score")
+    }
+    assert "segmentation" not in second
+    assert "score" not in load_coco_json(path, root)[0]["annotations"][0]
+
+
+def test_image_without_annotations_is_background(write_coco):
+    assert load_coco_json(*write_coco(2, annotations=[]))[1]["annotations"] == []
+
+
+def test_file_without_annotations_is_a_test_set(write_coco):
+    assert all("annotations" not in r for r in load_coco_json(*write_coco(2, annotations=None)))
+
+
+def test_image_without_size_has_no_size(write_coco):
+    record = load_coco_json(*write_coco(1, images=[{"id": 0, "file_name": "0.jpg"}]))[0]
+    assert "height" not in record
+
+
+def test_classes_select_and_order(write_coco, caplog):
+    path, root = write_coco(3)
+    records = load_coco_json(path, root, "mine", classes=["dog"])
+    assert [len(r["annotations"]) for r in records] == [0, 1, 0]
+    assert MetadataCatalog.get("mine").thing_classes == ["dog"]
+    assert "left out annotations" in caplog.text
+    assert "cat: 2" in caplog.text
+    reordered = load_coco_json(path, root, classes=["dog", "cat"])
+    assert [r["annotations"][0]["category_id"] for r in reordered] == [1, 0, 1]
+
+
+def test_registered_data_set_loads(write_coco):
+    path, root = write_coco()
+    register_coco_instances("mine", {"evaluator_type": "pascal_voc", "note": 1}, path, root)
+    register_coco_instances("mine", {"evaluator_type": "pascal_voc", "note": 1}, path, root)
+    assert len(DatasetCatalog.get("mine")) == 3
+    assert MetadataCatalog.get("mine").json_file == path
+    assert MetadataCatalog.get("mine").evaluator_type == "pascal_voc"
+    with pytest.raises(ValueError, match="already registered with other contents"):
+        register_coco_instances("mine", {}, path, root + "2")
+
+
+# --- refused ---
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*none\.json does not exist"):
+        load_coco_json(str(tmp_path / "none.json"), "")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"not json"])
+def test_invalid_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        load_coco_json(str(tmp_path / "a.json"), "")
+
+
+def test_results_file_is_recognised(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"image_id": 1, "score": 0.5}]))
+    with pytest.raises(ValueError, match=r"it holds a list\. A list is COCO's format for results"):
+        load_coco_json(str(tmp_path / "a.json"), "")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        pytest.param({"images": None, "image": []}, "has no 'images', only .*Did you mean 'image'", id="no-images"),
+        pytest.param({"categories": None}, "has no 'categories'", id="no-categories"),
+        pytest.param({"images": {"a": 1}}, "'images' of .* must be a list of objects", id="images-no-list"),
+        pytest.param(
+            {"annotations": [1]}, "'annotations' of .* must be a list of objects", id="annotations-no-objects"
+        ),
+        pytest.param({"images": [{"file_name": "a"}]}, r"image number 0 \(from 0\) of .* has no id", id="image-no-id"),
+        pytest.param({"images": [IMAGE, IMAGE]}, "uses image ids more than once: 0", id="image-twice"),
+        pytest.param({"images": [{"id": 0}]}, "image 0 of .* has no file_name", id="no-file-name"),
+        pytest.param({"images": [{**IMAGE, "width": 0}]}, r"image 0 \(0.jpg\) .* has width 0", id="no-width"),
+        pytest.param({"images": [{**IMAGE, "height": "24"}]}, "has height '24', need pixels", id="text-height"),
+        pytest.param({"categories": [{"id": 3}]}, "category 3 of .* needs a name", id="no-name"),
+        pytest.param(
+            {"categories": [{"id": 3, "name": "a"}] * 2}, "uses category ids more than once: 3", id="cat-twice"
+        ),
+        pytest.param({"annotations": [BOX, BOX]}, "uses annotation ids more than once: 1", id="annotation-twice"),
+        pytest.param(
+            {"annotations": [{**BOX, "image_id": 77}]},
+            "1 annotations of .* name an image that the file does not list: image_id 77 in annotations 1",
+            id="unknown-image",
+        ),
+        pytest.param(
+            {"annotations": [{**BOX, "category_id": 4}, {**BOX, "id": 2, "category_id": 4}]},
+            "2 annotations of .*category_id 4 in annotations 1, 2",
+            id="unknown-category",
+        ),
+        pytest.param({"annotations": [{**BOX, "bbox": []}]}, r"annotation 1 of .* four numbers.*has \[\]", id="no-box"),
+        pytest.param({"annotations": [{**BOX, "bbox": [1, 2, "3", 4]}]}, "four numbers", id="text-in-box"),
+    ],
+)
+def test_contradictions_are_refused(write_coco, sections, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_json(*write_coco(1, **sections))
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "a/../../../images2/b.jpg"])
+def test_name_that_leads_out_of_the_image_folder_is_refused(write_coco, name):
+    path, root = write_coco(1, images=[{**IMAGE, "file_name": name}])
+    with pytest.raises(ValueError, match="lies outside of the image folder"):
+        load_coco_json(path, root)
+
+
+@pytest.mark.parametrize("root", ["", ".", "../images"])
+def test_name_that_leads_out_of_a_relative_folder_is_refused(write_coco, root):
+    path, _ = write_coco(1, images=[{**IMAGE, "file_name": "../a.jpg"}])
+    with pytest.raises(ValueError, match="lies outside of the image folder"):
+        load_coco_json(path, root)
+
+
+@pytest.mark.parametrize("name", ["a/../b.jpg", "a..b.jpg", "..a.jpg", "sub/a:b.jpg"])
+@pytest.mark.parametrize("root", ["", "images", "../images", "/images"])
+def test_unusual_name_inside_the_image_folder_is_fine(write_coco, root, name):
+    path, _ = write_coco(1, images=[{**IMAGE, "file_name": name}])
+    assert load_coco_json(path, root)[0]["file_name"].endswith(name)
+
+
+def test_absolute_names_are_allowed_below_the_root_of_the_file_system(write_coco, write_image):
+    absolute = write_image("elsewhere/a.jpg")
+    path, _ = write_coco(1, images=[{**IMAGE, "file_name": absolute}])
+    assert load_coco_json(path, "/")[0]["file_name"] == absolute
+
+
+def test_classes_that_the_file_lacks_list_expected_and_found(write_coco):
+    with pytest.raises(
+        ValueError, match=r"no category 'cats'. Did you mean 'cat'.*Expected classes: cats, dog. Found .*cat, dog"
+    ):
+        load_coco_json(*write_coco(), classes=["cats", "dog"])
+
+
+def test_other_classes_than_noted_list_expected_and_found(write_coco):
+    MetadataCatalog.get("mine").set(thing_classes=["dog", "cat"])
+    with pytest.raises(ValueError, match=r"not those noted for data set 'mine'. Expected: dog, cat. Found: cat, dog"):
+        load_coco_json(*write_coco(), dataset_name="mine")
+
+
+def test_not_a_number_is_read_for_the_report_to_find(write_coco):
+    record = load_coco_json(*write_coco(1, annotations=[{**BOX, "bbox": [1, 2, float("nan"), 4]}]))[0]
+    assert np.isnan(record["annotations"][0]["bbox"][2])

@@ -1,0 +1,159 @@
+"""Data sets declared in YAML: both formats, where paths are looked for, and what is refused."""
+
+import pytest
+
+from detkit.config import get_cfg
+from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
+
+COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
+VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+
+
+@pytest.fixture
+def voc_tree(write_voc, make_voc_xml):
+    return write_voc({name: make_voc_xml([("cell", (1, 1, 9, 9))]) for name in ("a", "b")})
+
+
+def test_coco_below_the_root_of_data_sets(write_coco, tmp_path):
+    write_coco()
+    register_declared_datasets([COCO])
+    assert len(DatasetCatalog.get("mine")) == 3
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.json_file == str(tmp_path / "train.json")
+    assert metadata.get("evaluator_type", "coco") == "coco"
+
+
+def test_root_of_data_sets_may_be_set_after_registering(write_coco, monkeypatch, tmp_path):
+    write_coco()
+    monkeypatch.setenv("DETKIT_DATASETS", "/nowhere")
+    register_declared_datasets([COCO])
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    assert len(DatasetCatalog.get("mine")) == 3
+    assert MetadataCatalog.get("mine").image_root == str(tmp_path / "images")
+
+
+def test_classes_select_and_are_known_before_loading(write_coco):
+    write_coco()
+    register_declared_datasets([{**COCO, "classes": ["dog"], "evaluator": "pascal_voc"}])
+    assert MetadataCatalog.get("mine").thing_classes == ["dog"]
+    assert MetadataCatalog.get("mine").evaluator_type == "pascal_voc"
+    assert sum(len(r["annotations"]) for r in DatasetCatalog.get("mine")) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"root": "voc", "split": "train"}, id="root-and-name"),
+        pytest.param({"root": "voc", "split": "voc/ImageSets/Main/train.txt"}, id="root-and-file"),
+        pytest.param({"root": "voc"}, id="root-alone"),
+        pytest.param({"images": "voc/JPEGImages", "annotations": "voc/Annotations"}, id="folders"),
+        pytest.param(
+            {"images": "voc/JPEGImages", "annotations": "voc/Annotations", "split": "train"}, id="folders-name"
+        ),
+        pytest.param({"root": "voc", "images": "voc/JPEGImages"}, id="root-and-images"),
+    ],
+)
+def test_voc_in_all_its_forms(voc_tree, fields):
+    register_declared_datasets([{"name": "mine", "format": "voc", "classes": ["cell"], **fields}])
+    assert [r["image_id"] for r in DatasetCatalog.get("mine")] == ["a", "b"]
+    assert MetadataCatalog.get("mine").thing_classes == ["cell"]
+
+
+def test_split_selects(voc_tree):
+    (voc_tree / "ImageSets" / "Main" / "val.txt").write_text("b\n")
+    register_declared_datasets([{**VOC, "split": "val"}])
+    assert [r["image_id"] for r in DatasetCatalog.get("mine")] == ["b"]
+    assert MetadataCatalog.get("mine").split == "val"
+    assert MetadataCatalog.get("mine").dirname == str(voc_tree)
+
+
+def test_folder_named_like_the_split_does_not_confuse(voc_tree, tmp_path):
+    # The config makes paths absolute that exist beside the YAML file: a folder `train` there turns the name into a path.
+    (tmp_path / "train").mkdir()
+    register_declared_datasets([{**VOC, "split": str(tmp_path / "train")}])
+    assert len(DatasetCatalog.get("mine")) == 2
+
+
+def test_paths_beside_the_yaml_file(write_coco, tmp_path, monkeypatch):
+    write_coco()
+    monkeypatch.setenv("DETKIT_DATASETS", "/nowhere")
+    yaml = tmp_path / "config.yaml"
+    yaml.write_text(
+        "DATASETS:\n  REGISTER:\n    - {name: mine, format: coco, images: images, annotations: train.json}\n"
+    )
+    cfg = get_cfg()
+    cfg.merge_from_file(str(yaml))
+    register_declared_datasets(cfg.DATASETS.REGISTER)
+    assert len(DatasetCatalog.get("mine")) == 3
+
+
+def test_declaring_again_is_nothing_new():
+    for _ in range(2):
+        register_declared_datasets([COCO, {**VOC, "name": "other"}])
+    with pytest.raises(ValueError, match="'mine' is already registered with other contents"):
+        register_declared_datasets([{**COCO, "images": "photos"}])
+
+
+def test_nothing_to_declare():
+    register_declared_datasets([])
+
+
+def test_one_wrong_entry_registers_none():
+    with pytest.raises(ValueError, match=r"DATASETS.REGISTER\[1\]"):
+        register_declared_datasets([COCO, {**VOC, "classes": None, "name": "x", "typo": 1}])
+    assert "mine" not in DatasetCatalog
+
+
+def without(entry, *fields):
+    return {key: value for key, value in entry.items() if key not in fields}
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        pytest.param("coco", TypeError, r"DATASETS.REGISTER\[0\] must be a mapping", id="text"),
+        pytest.param(
+            without(COCO, "format"), ValueError, r"\(mine\) needs a format, one of coco, voc, got None", id="none"
+        ),
+        pytest.param({**COCO, "format": "cocoo"}, ValueError, "got 'cocoo'. Did you mean 'coco'", id="format"),
+        pytest.param(
+            {**COCO, "anotations": "x"},
+            ValueError,
+            "unknown field 'anotations'. Did you mean 'annotations'.*Fields of format coco: name, format, images",
+            id="misspelt",
+        ),
+        pytest.param({**COCO, "json_file": "x"}, ValueError, "'json_file'. Did you mean 'annotations'", id="synonym"),
+        pytest.param({**COCO, "split": "train"}, ValueError, "unknown field 'split'", id="field-of-the-other-format"),
+        pytest.param(
+            without(COCO, "images"), ValueError, "lacks 'images': format coco needs name, images", id="missing"
+        ),
+        pytest.param(without(COCO, "name"), ValueError, r"DATASETS.REGISTER\[0\] lacks 'name'", id="no-name"),
+        pytest.param(without(VOC, "classes"), ValueError, "lacks 'classes'", id="voc-no-classes"),
+        pytest.param(
+            without(VOC, "root"),
+            ValueError,
+            "lacks 'images', 'annotations': without root, format voc needs",
+            id="no-root",
+        ),
+        pytest.param({**COCO, "name": 5}, TypeError, "name must be text, got 5; put it in quotes", id="number-name"),
+        pytest.param({**COCO, "images": ""}, TypeError, "images must be text, got ''", id="empty"),
+        pytest.param({**VOC, "classes": "cell"}, TypeError, "classes must be a list of names", id="classes-text"),
+        pytest.param({**VOC, "classes": []}, TypeError, "at least one", id="classes-empty"),
+        pytest.param(
+            {**VOC, "classes": [True]}, TypeError, "class names must be text, got True; put it", id="yaml-yes"
+        ),
+        pytest.param({**VOC, "classes": ["a", "b", "a"]}, ValueError, "classes repeats a", id="classes-twice"),
+        pytest.param(
+            {**VOC, "evaluator": "voc"}, ValueError, "evaluator must be one of coco, pascal_voc", id="evaluator"
+        ),
+    ],
+)
+def test_wrong_entries_are_explained(entry, error, message):
+    with pytest.raises(error, match=message):
+        register_declared_datasets([entry])

@@ -1,0 +1,307 @@
+"""Loaders: from a config, from arguments, and the same batches however they are made."""
+
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from detkit.config import get_cfg
+from detkit.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_batch_data_loader,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    build_train_sampler,
+)
+from detkit.data.datasets import register_coco_instances
+from detkit.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detkit.data.wrappers import SampleError
+from detkit.utils import comm
+from detkit.utils.image import BadImageError
+
+
+@pytest.fixture
+def cfg(write_coco):
+    """A config that trains on six pictures of a registered data set."""
+    register_coco_instances("mine", {}, *write_coco(6))
+    cfg = get_cfg()
+    settings = {
+        "DATASETS.TRAIN": ("mine",),
+        "DATASETS.TEST": ("mine",),
+        "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+        "INPUT.MIN_SIZE_TRAIN": (24, 32),
+        "INPUT.MIN_SIZE_TEST": 24,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "DATALOADER.NUM_WORKERS": 0,
+        "SEED": 5,
+    }
+    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    return cfg
+
+
+def take(loader, count):
+    return list(itertools.islice(iter(loader), count))
+
+
+def ids(batches):
+    return [[sample["image_id"] for sample in batch] for batch in batches]
+
+
+def same(first, second):
+    return ids(first) == ids(second) and all(
+        torch.equal(a["image"], b["image"])
+        and torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+        for batch_a, batch_b in zip(first, second, strict=True)
+        for a, b in zip(batch_a, batch_b, strict=True)
+    )
+
+
+class Numbers(Dataset):
+    def __init__(self, size=6):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return {"index": index, "width": index % 2, "height": 1 - index % 2}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ({"index": i, "width": 2, "height": 1} for i in itertools.count())
+
+
+# --- training ---
+
+
+def test_training_loader_from_a_config(cfg):
+    batches = take(build_detection_train_loader(cfg), 6)
+    assert [len(batch) for batch in batches] == [2] * 6
+    assert {i for batch in ids(batches) for i in batch} == set(range(6))
+    assert all("instances" in sample for batch in batches for sample in batch)
+    assert len({sample["image"].shape for batch in batches for sample in batch}) == 2
+
+
+def test_same_seed_gives_the_same_batches_with_any_number_of_workers(cfg):
+    first = take(build_detection_train_loader(cfg), 8)
+    torch.rand(3)
+    assert same(first, take(build_detection_train_loader(cfg), 8))
+    for workers in (1, 2):
+        cfg.DATALOADER.NUM_WORKERS = workers
+        assert same(first, take(build_detection_train_loader(cfg), 8))
+
+
+def test_another_seed_gives_other_batches(cfg):
+    first = take(build_detection_train_loader(cfg), 8)
+    cfg.SEED = 6
+    assert not same(first, take(build_detection_train_loader(cfg), 8))
+
+
+def test_augmentations_differ_from_epoch_to_epoch(cfg):
+    cfg.INPUT.MIN_SIZE_TRAIN = (24,)
+    samples = [s for batch in take(build_detection_train_loader(cfg), 30) for s in batch if s["image_id"] == 0]
+    assert len({s["image"].numpy().tobytes() for s in samples}) == 2  # flipped, and not
+
+
+def test_loading_does_not_disturb_the_generator_of_the_training(cfg):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    take(build_detection_train_loader(cfg), 4)
+    list(build_detection_test_loader(cfg, "mine"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_negative_seed_draws_one(cfg):
+    cfg.SEED = -1
+    torch.manual_seed(0)
+    first = take(build_detection_train_loader(cfg), 4)
+    torch.manual_seed(0)
+    assert same(first, take(build_detection_train_loader(cfg), 4))
+
+
+def test_each_process_takes_its_share(cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "all_gather", lambda value: [value, value])
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        shares.append(take(build_detection_train_loader(cfg), 3))
+    assert [len(batch) for share in shares for batch in share] == [1] * 6
+    assert sorted(i for share in shares for batch in ids(share) for i in batch) == list(range(6))
+
+
+def test_batch_that_cannot_be_shared_out_is_refused(cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    with pytest.raises(ValueError, match=r"SOLVER.IMS_PER_BATCH .*got 2 images for 4 processes"):
+        build_detection_train_loader(cfg)
+
+
+def test_own_mapper_sampler_and_data_set(cfg):
+    loader = build_detection_train_loader(cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0])
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    loader = build_detection_train_loader(cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0])
+    assert list(loader) == [[30, 10], [20, 0]]
+    loader = build_detection_train_loader(cfg, dataset=Numbers(), mapper=lambda sample: sample["index"])
+    assert {i for batch in take(loader, 3) for i in batch} == set(range(6))
+
+
+def test_grouping_by_aspect():
+    loader = build_detection_train_loader(Numbers(), mapper=None, total_batch_size=2, seed=0)
+    assert all(len({sample["width"] for sample in batch}) == 1 for batch in take(loader, 10))
+
+
+def test_explicit_arguments_and_collation():
+    loader = build_detection_train_loader(
+        Numbers(), mapper=lambda s: s["index"], total_batch_size=3, aspect_ratio_grouping=False, collate_fn=sum, seed=0
+    )
+    assert sum(take(loader, 2)) == 15
+
+
+def test_stream_brings_its_own_order():
+    loader = build_detection_train_loader(Stream(), mapper=lambda s: {**s, "seen": True}, total_batch_size=2)
+    assert [[s["index"] for s in batch] for batch in take(loader, 2)] == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="give no sampler"):
+        build_detection_train_loader(Stream(), mapper=None, sampler=[1], total_batch_size=2)
+
+
+def test_last_short_batch():
+    for drop_last, expected in ((True, [2, 2]), (False, [2, 2, 1])):
+        batches = build_batch_data_loader(Numbers(), range(5), 2, drop_last=drop_last)
+        assert [len(batch) for batch in batches] == expected
+
+
+def test_data_set_without_sampler_is_refused():
+    with pytest.raises(ValueError, match="needs a sampler"):
+        build_batch_data_loader(Numbers(), None, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("TrainingSampler", TrainingSampler),
+        ("RandomSubsetTrainingSampler", RandomSubsetTrainingSampler),
+        ("RepeatFactorTrainingSampler", RepeatFactorTrainingSampler),
+    ],
+)
+def test_sampler_by_name(cfg, name, kind):
+    cfg.DATALOADER.SAMPLER_TRAIN = name
+    records = [{"annotations": [{"category_id": 0}]}] * 3
+    assert isinstance(build_train_sampler(cfg, records, seed=0), kind)
+    take(build_detection_train_loader(cfg), 2)
+
+
+def test_unknown_sampler_lists_the_known_ones(cfg):
+    cfg.DATALOADER.SAMPLER_TRAIN = "Training"
+    with pytest.raises(ValueError, match=r"DATALOADER.SAMPLER_TRAIN must be TrainingSampler, .*got 'Training'"):
+        build_train_sampler(cfg, [], seed=0)
+
+
+def test_repeat_factors_need_records(cfg):
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    with pytest.raises(ValueError, match="counts the classes of a list of records, got a Numbers"):
+        build_train_sampler(cfg, Numbers(), seed=0)
+
+
+# --- errors before and during loading ---
+
+
+def test_no_data_set_is_explained(cfg):
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        build_detection_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("PanopticFPN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("RetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
+    ],
+)
+def test_classes_are_checked_against_the_key_of_the_model(cfg, architecture, key):
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.merge_from_list([key, 7])
+    for build in (build_detection_train_loader, lambda cfg: build_detection_test_loader(cfg, "mine")):
+        with pytest.raises(ValueError, match=f"'mine' .*has 2 classes.*{key} is 7; set {key} to 2"):
+            build(cfg)
+
+
+@pytest.mark.parametrize("architecture", ["ProposalNetwork", "MyOwnNetwork"])
+def test_classes_of_other_models_are_not_checked(cfg, architecture):
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", architecture, "MODEL.ROI_HEADS.NUM_CLASSES", 7])
+    build_detection_train_loader(cfg)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_is_named_also_from_a_worker(cfg, tmp_path, workers):
+    (tmp_path / "images" / "4.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
+    cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(BadImageError, match=r"images/4\.jpg"):
+        take(build_detection_train_loader(cfg), 4)
+
+
+def test_failing_mapper_is_named_with_its_file(cfg):
+    def fail(record):
+        raise RuntimeError("cannot augment")
+
+    with pytest.raises(SampleError, match=r"fail failed on .*\.jpg \(image_id \d\): RuntimeError: cannot augment"):
+        take(build_detection_train_loader(cfg, mapper=fail), 1)
+
+
+# --- testing ---
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_test_loader_gives_every_image_once_in_order(cfg, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_detection_test_loader(cfg, "mine")
+    assert ids(loader) == [[i] for i in range(6)]
+    assert len(loader) == 6
+    assert all("instances" not in sample for batch in loader for sample in batch)
+
+
+def test_test_loader_keeps_images_without_objects(write_coco):
+    register_coco_instances("empty", {}, *write_coco(3, annotations=[]))
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0])
+    assert len(build_detection_test_loader(cfg, ["empty"])) == 3
+
+
+def test_test_loader_with_explicit_arguments():
+    loader = build_detection_test_loader([{"a": i} for i in range(5)], mapper=lambda r: r["a"], batch_size=2)
+    assert list(loader) == [[0, 1], [2, 3], [4]]
+    loader = build_detection_test_loader(Numbers(), mapper=None, sampler=[4, 2], collate_fn=lambda b: b[0]["index"])
+    assert list(loader) == [4, 2]
+
+
+def test_processes_share_the_test_images(monkeypatch):
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        seen += [i for batch in build_detection_test_loader(list(range(5)), mapper=None) for i in batch]
+    assert seen == list(range(5))
+
+
+def test_declared_data_set_is_registered_by_the_builders(write_coco, tmp_path, monkeypatch):
+    write_coco(2)
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.TRAIN", ("declared",), "MODEL.ROI_HEADS.NUM_CLASSES", 2, "SOLVER.IMS_PER_BATCH", 1])
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.REGISTER = [{"name": "declared", "format": "coco", "images": "images", "annotations": "train.json"}]
+    assert len(take(build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True)), 2)) == 2
+    assert MetadataCatalog.get("declared").thing_classes == ["cat", "dog"]
+
+
+def test_what_workers_get_can_be_pickled(cfg):
+    # Where processes are spawned (Windows, macOS), everything travels to the workers.
+    for loader in (build_detection_train_loader(cfg).dataset, build_detection_test_loader(cfg, "mine")):
+        dataset = pickle.loads(pickle.dumps(loader.dataset))
+        pickle.dumps((loader.worker_init_fn, loader.collate_fn))
+        assert len(dataset) == 6

@@ -1,0 +1,100 @@
+"""The catalogs: registering twice, unknown names, metadata."""
+
+import functools
+
+import pytest
+
+from detkit.data import DatasetCatalog, MetadataCatalog
+
+
+def load(count):
+    return [{"file_name": str(i), "image_id": i} for i in range(count)]
+
+
+def loader_in_a_closure(count):
+    return lambda: load(count)
+
+
+def test_registered_records_come_back():
+    DatasetCatalog.register("mine", lambda: load(2))
+    assert [r["image_id"] for r in DatasetCatalog.get("mine")] == [0, 1]
+    assert "mine" in DatasetCatalog
+    assert "mine" in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda n: functools.partial(load, n), id="partial"),
+        pytest.param(loader_in_a_closure, id="closure"),
+        pytest.param(lambda n: functools.partial(functools.partial(load, n)), id="partial-of-partial"),
+    ],
+)
+def test_same_data_set_again_is_nothing_new_and_another_is_refused(make):
+    DatasetCatalog.register("mine", make(2))
+    DatasetCatalog.register("mine", make(2))
+    assert len(DatasetCatalog.get("mine")) == 2
+    with pytest.raises(ValueError, match=r"'mine' is already registered with other contents.*DatasetCatalog.remove"):
+        DatasetCatalog.register("mine", make(3))
+
+
+def test_removed_data_set_can_be_replaced():
+    DatasetCatalog.register("mine", functools.partial(load, 2))
+    DatasetCatalog.remove("mine")
+    DatasetCatalog.register("mine", functools.partial(load, 3))
+    assert len(DatasetCatalog.get("mine")) == 3
+
+
+def test_unknown_name_lists_near_misses_and_how_to_register():
+    DatasetCatalog.register("cells_train", lambda: load(1))
+    with pytest.raises(KeyError) as caught:
+        DatasetCatalog.get("cell_train")
+    message = str(caught.value)
+    assert message.startswith("data set 'cell_train' is not registered. Did you mean 'cells_train'")
+    assert "DATASETS.REGISTER" in message
+    assert "register_coco_instances" in message
+    with pytest.raises(KeyError, match="not registered"):
+        DatasetCatalog.remove("cell_train")
+
+
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match="'mine' must be registered with a function"):
+        DatasetCatalog.register("mine", [1, 2])
+
+
+def test_metadata_is_kept_by_name():
+    MetadataCatalog.get("mine").set(thing_classes=["a"], year=2012)
+    assert MetadataCatalog.get("mine").thing_classes == ["a"]
+    assert MetadataCatalog.get("mine").get("split", "none") == "none"
+    assert MetadataCatalog.get("mine").as_dict() == {"name": "mine", "thing_classes": ["a"], "year": 2012}
+
+
+def test_metadata_may_be_set_again_to_the_same_only():
+    metadata = MetadataCatalog.get("mine")
+    metadata.thing_classes = ["a", "b"]
+    metadata.thing_classes = ("a", "b")
+    assert metadata.thing_classes == ["a", "b"]
+    with pytest.raises(ValueError, match=r"'thing_classes' of data set 'mine' is already \['a', 'b'\]"):
+        metadata.thing_classes = ["b", "a"]
+    MetadataCatalog.remove("mine")
+    MetadataCatalog.get("mine").thing_classes = ["b", "a"]
+
+
+def test_unknown_metadata_lists_what_there_is():
+    MetadataCatalog.get("mine").set(thing_classes=["a"])
+    with pytest.raises(AttributeError, match=r"'mine' has no metadata 'thing_clases'. Did you mean 'thing_classes'"):
+        _ = MetadataCatalog.get("mine").thing_clases
+    assert not hasattr(MetadataCatalog.get("mine"), "json_file")
+
+
+def test_lazy_metadata_is_computed_at_each_look(monkeypatch):
+    monkeypatch.setenv("WHERE", "a")
+    metadata = MetadataCatalog.get("mine").set_lazy(json_file=lambda: __import__("os").environ["WHERE"])
+    assert metadata.json_file == "a"
+    monkeypatch.setenv("WHERE", "b")
+    assert metadata.json_file == metadata.as_dict()["json_file"] == "b"
+
+
+def test_metadata_needs_a_name():
+    with pytest.raises(ValueError, match="empty"):
+        MetadataCatalog.get("")

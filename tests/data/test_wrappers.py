@@ -1,0 +1,213 @@
+"""Data sets around data sets: memory, errors that name the file, seeds, batches."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from detkit.data.samplers import Draw
+from detkit.data.wrappers import (
+    AspectRatioGroupedDataset,
+    BatchedDataset,
+    DatasetFromList,
+    MapDataset,
+    MapIterableDataset,
+    SampleError,
+    SeededDataset,
+    ToIterableDataset,
+)
+from detkit.utils.image import BadImageError
+
+RECORDS = [{"file_name": f"{i}.jpg", "image_id": i, "annotations": [{"bbox": [i, 0, 1, 1]}]} for i in range(5)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from range(5)
+
+
+# --- lists ---
+
+
+@pytest.mark.parametrize("serialize", [True, False])
+def test_items_come_out_as_they_went_in(serialize):
+    dataset = DatasetFromList(RECORDS, serialize=serialize)
+    assert len(dataset) == 5
+    assert [dataset[i] for i in range(5)] == RECORDS
+    assert dataset[-1] == RECORDS[-1]
+
+
+@pytest.mark.parametrize("serialize", [True, False])
+def test_changing_an_item_does_not_change_the_list(serialize):
+    dataset = DatasetFromList(RECORDS, serialize=serialize)
+    dataset[2]["annotations"].clear()
+    assert len(dataset[2]["annotations"]) == 1
+    assert len(RECORDS[2]["annotations"]) == 1
+
+
+def test_index_beyond_the_list_is_refused():
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            DatasetFromList(RECORDS)[index]
+
+
+def test_empty_list():
+    assert len(DatasetFromList([])) == 0
+
+
+def test_serialised_list_is_one_tensor_however_many_items():
+    dataset = DatasetFromList(RECORDS * 100)
+    tensors = [value for value in vars(dataset._items).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == len(vars(dataset._items)) == 2
+    assert sum(t.numel() for t in tensors) >= sum(len(pickle.dumps(r, -1)) for r in RECORDS) * 100
+
+
+# --- mapping ---
+
+
+def test_map_applies_the_function():
+    assert [MapDataset([1, 2, 3], lambda x: 2 * x)[i] for i in range(3)] == [2, 4, 6]
+    assert list(MapIterableDataset(Stream(), lambda x: 2 * x)) == [0, 2, 4, 6, 8]
+
+
+def test_failure_names_the_file():
+    def broken_mapper(record):
+        raise KeyError("bbox")
+
+    with pytest.raises(SampleError, match=r"broken_mapper failed on 3\.jpg \(image_id 3\): KeyError: 'bbox'"):
+        MapDataset(RECORDS, broken_mapper)[3]
+
+
+def test_failure_of_a_mapper_object_names_its_class():
+    class Mapper:
+        def __call__(self, record):
+            raise ValueError("no")
+
+    with pytest.raises(SampleError, match=r"Mapper failed on an item of type int: ValueError: no"):
+        MapDataset([1], Mapper())[0]
+
+
+def test_error_that_names_the_file_already_passes():
+    def read(record):
+        raise BadImageError(f"image file {record['file_name']} is empty (0 bytes)")
+
+    with pytest.raises(BadImageError, match=r"^image file 0\.jpg is empty"):
+        MapDataset(RECORDS, read)[0]
+
+
+def test_none_is_no_sample():
+    with pytest.raises(SampleError, match=r"gave None for 1\.jpg .*it must give a sample"):
+        MapDataset(RECORDS, lambda r: None)[1]
+
+
+def fail_on_the_last(record):
+    if record["image_id"] == 4:
+        raise RuntimeError("cannot augment")
+    return record["image_id"]
+
+
+def test_failure_in_a_worker_process_names_the_file():
+    loader = DataLoader(MapDataset(DatasetFromList(RECORDS), fail_on_the_last), num_workers=1, batch_size=None)
+    with pytest.raises(SampleError, match=r"fail_on_the_last failed on 4\.jpg \(image_id 4\): RuntimeError: cannot"):
+        list(loader)
+
+
+def test_map_of_a_stream_points_to_the_other_class():
+    with pytest.raises(TypeError, match="use MapIterableDataset"):
+        MapDataset(Stream(), lambda x: x)
+
+
+# --- seeds ---
+
+
+class Noise:
+    """Draws from all three generators."""
+
+    def __getitem__(self, index):
+        return index, random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_sample_depends_on_seed_and_number_alone():
+    dataset = SeededDataset(Noise(), seed=3)
+    first = dataset[Draw(0, 7)]
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert dataset[Draw(0, 7)] == first
+    values = {dataset[Draw(0, number)][1:] for number in range(50)} | {SeededDataset(Noise(), 4)[Draw(0, 7)][1:]}
+    assert len(values) == 51
+
+
+def test_generators_are_put_back():
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
+    SeededDataset(Noise(), seed=0)[Draw(0, 0)]
+    assert states() == before
+
+
+def test_generators_are_put_back_after_an_error():
+    class Fails:
+        def __getitem__(self, index):
+            torch.rand(1)
+            raise ValueError("no")
+
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="no"):
+        SeededDataset(Fails(), seed=0)[Draw(0, 0)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neighbouring_draws_are_uncorrelated():
+    dataset = SeededDataset(Noise(), seed=0)
+    drawn = np.array([dataset[Draw(0, number)][2] for number in range(2000)])
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.06
+    assert abs(drawn.mean() - 0.5) < 0.02
+
+
+# --- streams ---
+
+
+def test_workers_share_the_stream():
+    dataset = ToIterableDataset(list(range(100, 110)), range(10))
+    assert list(dataset) == list(range(100, 110))
+    loader = DataLoader(dataset, batch_size=None, num_workers=2)
+    assert sorted(loader) == list(range(100, 110))
+
+
+def test_stream_of_a_stream_is_refused():
+    with pytest.raises(TypeError, match="IterableDataset already"):
+        ToIterableDataset(Stream(), range(3))
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "expected"), [(True, [[0, 1], [2, 3]]), (False, [[0, 1], [2, 3], [4]])], ids=["drop", "keep"]
+)
+def test_batches_are_consecutive(drop_last, expected):
+    assert list(BatchedDataset(Stream(), 2, drop_last)) == expected
+
+
+def test_batches_are_of_one_aspect():
+    rng = np.random.default_rng(0)
+    samples = [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))]
+    batches = list(AspectRatioGroupedDataset(samples, 4))
+    assert all(len({s["width"] > s["height"] for s in batch}) == 1 for batch in batches)
+    assert {len(batch) for batch in batches} == {4}
+    seen = [s["id"] for batch in batches for s in batch]
+    assert len(seen) == len(set(seen)) >= 60 - 2 * 3
+    for is_wide in (True, False):
+        order = [s["id"] for batch in batches for s in batch if (s["width"] > s["height"]) == is_wide]
+        assert order == sorted(order)
+
+
+def test_batch_given_out_is_not_changed_later():
+    samples = [{"width": 2, "height": 1, "id": i} for i in range(4)]
+    batches = list(AspectRatioGroupedDataset(samples, 2))
+    assert [[s["id"] for s in batch] for batch in batches] == [[0, 1], [2, 3]]

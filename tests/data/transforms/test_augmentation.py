@@ -1,0 +1,119 @@
+"""Augmentations: what they see, what they change, and where their randomness comes from."""
+
+import numpy as np
+import pytest
+
+from detkit.data import transforms as T
+
+
+def sample(height=10, width=20, boxes=((1, 2, 5, 6),), sem_seg=False):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    labels = np.arange(height * width).reshape(height, width) if sem_seg else None
+    return T.AugInput(image, boxes=np.array(boxes, dtype=float), sem_seg=labels)
+
+
+class CropToFirstBox(T.Augmentation):
+    """Looks at the boxes, by the name of its argument."""
+
+    def get_transform(self, image, boxes):
+        x1, y1, x2, y2 = (int(v) for v in boxes[0])
+        return T.CropTransform(x1, y1, x2 - x1, y2 - y1)
+
+
+class Shift(T.Augmentation):
+    """As written for Detectron2, with `_init` and `_rand_range`."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image):
+        return T.CropTransform(int(self._rand_range(self.limit)), 0, 4, 4)
+
+
+def test_transform_reaches_image_boxes_and_labels():
+    aug_input = sample(sem_seg=True)
+    image, labels = aug_input.image, aug_input.sem_seg
+    T.HFlipTransform(20)
+    tfm = T.AugmentationList([T.RandomFlip(prob=1.0)])(aug_input)
+    assert np.array_equal(aug_input.image, image[:, ::-1])
+    assert np.array_equal(aug_input.sem_seg, labels[:, ::-1])
+    assert aug_input.boxes.tolist() == [[15, 2, 19, 6]]
+    assert isinstance(tfm[0], T.HFlipTransform)
+
+
+def test_augmentation_sees_what_its_arguments_name():
+    aug_input = sample()
+    CropToFirstBox()(aug_input)
+    assert aug_input.image.shape == (4, 4, 3)
+    assert aug_input.boxes.tolist() == [[0, 0, 4, 4]]
+
+
+def test_argument_that_no_input_has_is_named():
+    class Wants(T.Augmentation):
+        def get_transform(self, image, depth):
+            return T.NoOpTransform()
+
+    with pytest.raises(AttributeError, match="Wants.get_transform wants 'depth', which AugInput lacks"):
+        Wants()(sample())
+
+
+def test_later_augmentation_sees_what_the_earlier_one_left():
+    aug_input = sample()
+    tfms = aug_input.apply_augmentations([T.Resize((30, 40)), T.RandomFlip(prob=1.0), T.NoOpTransform()])
+    assert tfms[1].width == 40
+    assert aug_input.image.shape == (30, 40, 3)
+
+
+def test_draws_follow_numpys_seed():
+    drawn = []
+    for _ in range(2):
+        np.random.seed(3)
+        drawn.append([Shift(10)(sample()).x0 for _ in range(8)])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 1
+
+
+def test_random_apply_applies_with_its_probability():
+    np.random.seed(0)
+    aug = T.RandomApply(T.HFlipTransform(20), prob=0.3)
+    share = np.mean([isinstance(aug(sample()), T.HFlipTransform) for _ in range(1000)])
+    assert abs(share - 0.3) < 0.05
+
+
+def test_random_apply_of_a_random_augmentation():
+    np.random.seed(0)
+    aug = T.RandomApply(T.RandomFlip(prob=0.5), prob=0.5)
+    share = np.mean([isinstance(aug(sample()), T.HFlipTransform) for _ in range(1000)])
+    assert abs(share - 0.25) < 0.05
+
+
+def test_apply_augmentations_takes_a_bare_image():
+    image = sample().image
+    flipped, tfms = T.apply_augmentations([T.RandomFlip(prob=1.0)], image)
+    assert np.array_equal(tfms.inverse().apply_image(flipped), image)
+
+
+@pytest.mark.parametrize("prob", [-0.1, 1.1])
+def test_probability_outside_of_0_to_1_is_refused(prob):
+    with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\]"):
+        T.RandomApply(T.NoOpTransform(), prob)
+
+
+def test_what_is_no_augmentation_is_refused():
+    with pytest.raises(TypeError, match="neither an Augmentation nor a Transform: 'flip'"):
+        T.AugmentationList(["flip"])
+
+
+def test_augmentation_that_gives_no_transform_is_named():
+    class Forgets(T.Augmentation):
+        def get_transform(self, image):
+            pass
+
+    with pytest.raises(TypeError, match="Forgets.get_transform must give a Transform, gave None"):
+        Forgets()(sample())
+
+
+def test_image_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"\(H, W, C\) or \(H, W\), got \(2, 3, 4, 5\)"):
+        T.AugInput(np.zeros((2, 3, 4, 5)))

@@ -1,0 +1,120 @@
+"""Crops and padding: windows inside the image, sizes as asked, boxes that follow."""
+
+import numpy as np
+import pytest
+
+from detkit.data import transforms as T
+
+
+def gradient(height=40, width=60):
+    return np.arange(height * width, dtype=np.int64).reshape(height, width)
+
+
+def test_crop_cuts_the_window_and_moves_boxes():
+    tfm = T.CropTransform(10, 5, 20, 15)
+    assert np.array_equal(tfm.apply_image(gradient()), gradient()[5:20, 10:30])
+    assert tfm.apply_box([[12, 6, 40, 10]]).tolist() == [[2, 1, 30, 5]]
+
+
+def test_crop_and_padding_are_inverse():
+    crop = T.CropTransform(10, 5, 20, 15, 60, 40)
+    restored = crop.inverse().apply_image(crop.apply_image(gradient()))
+    assert restored.shape == (40, 60)
+    assert np.array_equal(restored[5:20, 10:30], gradient()[5:20, 10:30])
+    assert restored[:5].max() == 0
+    assert np.array_equal(crop.inverse().inverse().apply_image(restored), crop.apply_image(gradient()))
+    points = np.array([[12.0, 7.0]])
+    assert np.allclose(crop.inverse().apply_coords(crop.apply_coords(points)), points)
+
+
+def test_padding_has_a_value_of_its_own_for_labels():
+    tfm = T.PadTransform(1, 2, 3, 4, pad_value=7, seg_pad_value=255)
+    assert tfm.apply_image(np.zeros((2, 2, 3), np.uint8))[0, 0].tolist() == [7, 7, 7]
+    assert tfm.apply_segmentation(np.zeros((2, 2), np.uint8))[-1, -1] == 255
+    assert tfm.apply_image(np.zeros((2, 2, 3), np.uint8)).shape == (8, 6, 3)
+
+
+def test_inverse_needs_the_old_size():
+    for tfm in (T.CropTransform(0, 0, 2, 2), T.PadTransform(0, 0, 2, 2)):
+        with pytest.raises(NotImplementedError, match="needs orig_w and orig_h"):
+            tfm.inverse()
+
+
+@pytest.mark.parametrize(
+    ("crop_type", "crop_size", "heights", "widths"),
+    [
+        pytest.param("relative", (0.5, 0.25), {20}, {15}, id="relative"),
+        pytest.param("relative_range", (0.9, 0.95), {36, 37, 38, 39, 40}, {57, 58, 59, 60}, id="relative-range"),
+        pytest.param("absolute", (30, 100), {30}, {60}, id="absolute-limited"),
+        pytest.param("absolute_range", (38, 50), {38, 39, 40}, set(range(38, 51)), id="absolute-range"),
+    ],
+)
+def test_crop_sizes_and_places(crop_type, crop_size, heights, widths):
+    np.random.seed(0)
+    aug = T.RandomCrop(crop_type, crop_size)
+    drawn = [aug.get_transform(gradient()) for _ in range(400)]
+    assert {t.h for t in drawn} == heights
+    assert {t.w for t in drawn} == widths
+    assert all(t.apply_image(gradient()).shape == (t.h, t.w) for t in drawn)
+    assert {t.y0 for t in drawn} == set(range(40 - min(heights) + 1))
+
+
+def test_crop_around_an_instance_holds_its_center():
+    np.random.seed(0)
+    boxes = np.array([[0, 0, 4, 4], [50, 30, 60, 40], [20.5, 10.2, 21.0, 11.9]])
+    aug = T.RandomCropAroundInstance("absolute", (8, 8))
+    hit = np.zeros(3, dtype=int)
+    for _ in range(300):
+        aug_input = T.AugInput(gradient(), boxes=boxes)
+        aug(aug_input)
+        assert aug_input.image.shape == (8, 8)
+        centers = (aug_input.boxes[:, :2] + aug_input.boxes[:, 2:]) / 2
+        held = ((centers >= 0) & (centers < 8)).all(axis=1)
+        assert held.any()
+        hit += held
+    assert hit.min() > 60
+
+
+def test_crop_around_an_instance_visits_every_place_that_holds_it():
+    np.random.seed(0)
+    aug = T.RandomCropAroundInstance("absolute", (4, 4))
+    boxes = np.array([[10.0, 10, 11, 11]])
+    drawn = [aug.get_transform(gradient(), boxes) for _ in range(300)]
+    assert {t.x0 for t in drawn} == {7, 8, 9, 10}
+
+
+@pytest.mark.parametrize("box", [(-30, -30, -10, -10), (500, 500, 600, 600)])
+def test_crop_around_an_instance_outside_stays_in_the_image(box):
+    aug_input = T.AugInput(gradient(), boxes=np.array([box], dtype=float))
+    T.RandomCropAroundInstance("relative", (0.5, 0.5))(aug_input)
+    assert aug_input.image.shape == (20, 30)
+
+
+@pytest.mark.parametrize("boxes", [None, np.zeros((0, 4))])
+def test_crop_without_instances_is_anywhere(boxes):
+    np.random.seed(0)
+    aug = T.RandomCropAroundInstance("absolute", (10, 10))
+    assert len({aug.get_transform(gradient(), boxes).x0 for _ in range(200)}) > 30
+
+
+@pytest.mark.parametrize(
+    ("crop_type", "crop_size", "message"),
+    [
+        ("relativ", (0.5, 0.5), "INPUT.CROP.TYPE"),
+        ("relative", (0.5, 1.5), r"shares in \(0, 1\]"),
+        ("relative_range", (0, 0.5), r"shares in \(0, 1\]"),
+        ("absolute", (0, 5), "pixels of 1 or more"),
+        ("absolute_range", (9, 5), "from the smaller to the larger"),
+        ("absolute", (5,), "needs two numbers"),
+    ],
+)
+def test_bad_crops_are_refused(crop_type, crop_size, message):
+    with pytest.raises(ValueError, match=message):
+        T.RandomCrop(crop_type, crop_size)
+
+
+def test_negative_window_and_border_are_refused():
+    with pytest.raises(ValueError, match="x0=-1"):
+        T.CropTransform(-1, 0, 2, 2)
+    with pytest.raises(ValueError, match="left -1"):
+        T.PadTransform(-1, 0, 2, 2)

@@ -1,0 +1,76 @@
+"""Deterministic transforms: lists, boxes from points, and what a user's own transform needs."""
+
+import numpy as np
+import pytest
+
+from detkit.data import transforms as T
+
+
+class Shear(T.Transform):
+    """As a user would write it, in Detectron2's way."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img):
+        return img
+
+    def apply_coords(self, coords):
+        return np.stack([coords[:, 0] + self.slope * coords[:, 1], coords[:, 1]], axis=1)
+
+
+def test_box_is_the_smallest_around_its_transformed_corners():
+    assert Shear(0.5).apply_box([[0, 0, 10, 4]]).tolist() == [[0, 0, 12, 4]]
+
+
+@pytest.mark.parametrize("tfm", [T.HFlipTransform(20), T.ResizeTransform(10, 20, 30, 40), T.CropTransform(2, 3, 9, 5)])
+def test_box_of_an_axis_aligned_transform_is_that_of_its_four_corners(tfm):
+    boxes = np.random.default_rng(0).uniform(0, 10, (20, 2))
+    boxes = np.concatenate([boxes, boxes + 3], axis=1)
+    assert np.allclose(tfm.apply_box(boxes), T.Transform.apply_box(tfm, boxes))
+
+
+@pytest.mark.parametrize("tfm", [Shear(1.0), T.HFlipTransform(8), T.NoOpTransform(), T.TransformList([])])
+def test_no_boxes_stay_no_boxes(tfm):
+    assert tfm.apply_box(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_list_applies_in_order():
+    tfm = T.TransformList([T.CropTransform(2, 0, 8, 10), T.HFlipTransform(8)])
+    assert tfm.apply_coords(np.array([[3.0, 1.0]])).tolist() == [[7, 1]]
+    image = np.arange(100).reshape(10, 10)
+    assert np.array_equal(tfm.apply_image(image), image[:, 2:][:, ::-1])
+    assert np.array_equal(tfm.apply_segmentation(image), image[:, 2:][:, ::-1])
+    assert tfm.apply_polygons([np.array([[3.0, 1.0], [4.0, 2.0]])])[0].tolist() == [[7, 1], [6, 2]]
+
+
+def test_lists_add_up_flat():
+    flip, noop = T.HFlipTransform(4), T.NoOpTransform()
+    total = noop + T.TransformList([flip])
+    assert [type(t) for t in total + flip] == [T.NoOpTransform, T.HFlipTransform, T.HFlipTransform]
+    assert len(total) == 2
+    assert total[1] is flip
+
+
+def test_inverse_of_a_list_leads_back():
+    tfm = T.TransformList(
+        [T.HFlipTransform(20), T.ResizeTransform(10, 20, 30, 50), T.CropTransform(3, 4, 20, 10, 50, 30)]
+    )
+    points = np.random.default_rng(0).uniform(0, 10, (6, 2))
+    assert np.allclose(tfm.inverse().apply_coords(tfm.apply_coords(points)), points)
+
+
+def test_transform_without_inverse_says_so():
+    with pytest.raises(NotImplementedError, match="Shear has no inverse"):
+        Shear(1.0).inverse()
+
+
+def test_list_refuses_what_is_no_transform():
+    with pytest.raises(TypeError, match="item 1 is 3"):
+        T.TransformList([T.NoOpTransform(), 3])
+
+
+def test_repr_shows_the_arguments():
+    assert repr(T.HFlipTransform(8)) == "HFlipTransform(width=8)"
+    assert "array(4, 4)" in repr(T.BlendTransform(np.zeros((4, 4)), 0.5, 0.5))
