@@ -1,11 +1,13 @@
 """Inference and training of Faster R-CNN with R50-FPN, against torchvision's `fasterrcnn_resnet50_fpn`.
 
-What makes it fair: one 480x640 image, resized by each side to 800x1067 as a part of the round (torchvision rounds down
-to 1066; both pad to 800x1088); 80 classes; the same numbers of proposals before and after non-maximum suppression, and
-of sampled anchors and proposals; random weights. With random weights no class of 81 reaches the score threshold of
-0.05, so neither side has detections to suppress in the end, and both send 1000 proposals through the box head. In
-training both freeze stem and res2 and keep batch norm frozen, which is detkit's default and what torchvision does with
-pretrained weights.
+What makes it fair: one 480x640 image, resized by each side to 800x1067 as a part of the round (torchvision rounds
+down to 1066; both pad to 800x1088); 80 classes; the same numbers of proposals before and after non-maximum
+suppression, and of sampled anchors and proposals; random weights, damped (`_damp_residuals`) so that the features
+have the size of trained ones: else random residual blocks make them explode, anchors collapse, and one side has
+little left to do. With random weights no class of 81 reaches the score threshold of 0.05, so neither side has
+detections to suppress in the end, and both send 1000 proposals through the box head; `_count_proposals` sees to it.
+In training both freeze stem and res2 and keep batch norm frozen, which is detkit's default and what torchvision does
+with pretrained weights.
 
 In inference torchvision's model without weights normalises with `BatchNorm2d` in eval mode, which is a little faster
 than the `FrozenBatchNorm2d` that it has with pretrained weights: the contest is the harder one for detkit.
@@ -15,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -43,10 +45,18 @@ def infer_contest(device: torch.device, quick: bool) -> Contest:
         weights=None, weights_backbone=None, num_classes=_NUM_CLASSES + 1, min_size=_SMALL_SIDE, max_size=_LARGE_SIDE
     )
     model = model.to(device).eval()
+    _damp_residuals(predictor.model)
+    _damp_residuals(model)
+    counts = _count_proposals(predictor.model.roi_heads.box_head), _count_proposals(model.roi_heads.box_head)
 
     def theirs() -> Tensor:
         with torch.no_grad():
             return model([_as_torchvision(image, device)])[0]["boxes"].cpu()
+
+    def check(*_: object) -> None:
+        (ours_seen,), (theirs_seen,) = (set(count) for count in counts)
+        if ours_seen != theirs_seen:
+            raise RuntimeError(f"not the same task: {ours_seen} proposals in detkit, {theirs_seen} in torchvision")
 
     return Contest(
         name="infer",
@@ -56,7 +66,23 @@ def infer_contest(device: torch.device, quick: bool) -> Contest:
         theirs=theirs,
         target=2.2,
         rounds=3 if quick else 15,
+        check=check,
     )
+
+
+def _damp_residuals(model: nn.Module) -> None:
+    """Scale the last norm of every bottleneck, which has a weight of 1 in both models, to that of a trained one."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("conv3.norm.weight", "bn3.weight")):
+                tensor.fill_(0.2)
+
+
+def _count_proposals(box_head: nn.Module) -> list[int]:
+    """Give a list to which every call of a box head adds the number of regions it got."""
+    counts: list[int] = []
+    box_head.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    return counts
 
 
 def train_contest(device: torch.device, quick: bool) -> Contest:

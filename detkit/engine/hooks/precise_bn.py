@@ -41,8 +41,8 @@ class PreciseBN(HookBase):
 
     def update_stats(self) -> None:
         """Recompute the statistics now."""
-        # Imported here because fvcore.nn compiles with torch.jit.script on import, which today's torch warns about: runs
-        # that use none of it should not show that.
+        # Imported here because fvcore.nn compiles with torch.jit.script on import, which today's torch warns about:
+        # runs that use none of it should not show that.
         from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
         if not get_bn_modules(self._model):

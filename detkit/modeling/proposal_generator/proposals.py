@@ -86,6 +86,7 @@ def _top_proposals_of_image(
 ) -> Instances:
     clipped = Boxes(boxes)
     clipped.clip(image_size)
+    # Indices, found once: a mask would be searched again, and waited for, at each of the three selections.
     (valid,) = nonzero_tuple(is_finite & clipped.nonempty(threshold=min_box_size))
     boxes, logits = clipped.tensor[valid], logits[valid]
     keep = batched_nms(boxes, logits, level_ids[valid], nms_thresh)[:topk]
