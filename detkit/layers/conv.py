@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detkit.layers.norm import FixedNorm, fixed_norm, scale_and_shift
+from detkit.layers.winograd import winograd_applies, winograd_conv2d
 
 
 class Conv2d(nn.Conv2d):
@@ -20,6 +21,9 @@ class Conv2d(nn.Conv2d):
     weight and bias: the same numbers and gradients up to rounding, with one pass over the feature map less. Folded in
     every forward pass, so that there is no second state of the weights that could be out of date; the weights are much
     smaller than the feature maps. The norm module itself is not called then, nor are hooks on it.
+
+    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by `detkit.layers.winograd`, again the same numbers
+    up to rounding.
     """
 
     def __init__(
@@ -45,12 +49,17 @@ class Conv2d(nn.Conv2d):
         """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
         fixed = fixed_norm(self.norm)
         if fixed is not None:
-            x = self._conv_forward(input, *self._folded(fixed))
+            x = self._convolved(input, *self._folded(fixed))
         else:
-            x = self._conv_forward(input, self.weight, self.bias)
+            x = self._convolved(input, self.weight, self.bias)
             if self.norm is not None:
                 x = self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+    def _convolved(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if winograd_applies(input, weight, bias, self):
+            return winograd_conv2d(input, weight, bias)
+        return self._conv_forward(input, weight, bias)
 
     def _folded(self, norm: FixedNorm) -> tuple[Tensor, Tensor]:
         scale, shift = scale_and_shift(norm)

@@ -18,6 +18,7 @@ WITH_RPN_ON_FPN = [
     "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml",
     "COCO-Detection/rpn_R_50_FPN_1x.yaml",
     "PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml",
+    "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x.yaml",
 ]
 RECORDED = json.loads(gzip.decompress((ROOT / "tests/golden/state_dicts.json.gz").read_bytes()))
 

@@ -29,10 +29,10 @@ IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
 _FINE = 4
 # An object of which less is left to see is not put into the scene at all: a sliver could be labelled neither way
 # fairly.
-_MIN_VISIBLE_SHARE = 0.7
+_MIN_VISIBLE_SHARE = 0.8
 # Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an object small below
 # an area of 32^2 and large above 96^2; the upper end is a share of the shorter image side.
-_SIZE_SHARES = (0.25, 0.5, 0.25)
+_SIZE_SHARES = (0.2, 0.5, 0.3)
 _SMALL_DIAMETER = (18.0, 30.0)
 _MEDIUM_DIAMETER = (34.0, 84.0)
 _LARGE_SHARE = (0.8, 1.05)
@@ -107,7 +107,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 def _lay_out(rng: np.random.Generator, height: int, width: int) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
     """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where, 0 for nobody."""
-    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 7))), reverse=True)
+    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 6))), reverse=True)
     placed: list[_Placed] = []
     seen = Image.new("L", (_FINE * width, _FINE * height))
     for diameter in diameters:

@@ -57,14 +57,14 @@ def test_masks_of_one_scene_do_not_overlap_beyond_their_borders(scenes: list[Sce
         assert (count > 1).mean() < 0.02
 
 
-def test_every_object_is_at_least_half_visible(scenes: list[Scene]) -> None:
+def test_every_object_is_mostly_visible(scenes: list[Scene]) -> None:
     # The layout counts whole pixels, the measure quarters: hence the margin.
-    assert all(0.42 <= obj.visible_share <= 1 for _, obj in _objects(scenes))
+    assert all(0.7 <= obj.visible_share <= 1 for _, obj in _objects(scenes))
 
 
 def test_there_are_occluded_truncated_small_and_medium_objects_of_every_class(scenes: list[Scene]) -> None:
     objects = [obj for _, obj in _objects(scenes)]
-    assert any(obj.visible_share < 0.9 for obj in objects)
+    assert any(obj.visible_share < 0.95 for obj in objects)
     assert any(obj.is_truncated for obj in objects)
     assert any(obj.area < 32**2 for obj in objects)
     assert any(obj.area > 64**2 for obj in objects)
