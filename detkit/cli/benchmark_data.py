@@ -26,7 +26,9 @@ def data_contest(device: torch.device, quick: bool) -> Contest:
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
     record = _write_record(Path(folder.name))
     resize = T.ResizeShortestEdge([_SMALL_SIDE], _LARGE_SIDE, "choice")
-    mapper = DatasetMapper(is_train=True, augmentations=[resize, T.RandomFlip()], image_format="BGR")
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[resize, T.RandomFlip()], image_format="BGR", memory_format=torch.channels_last
+    )
     pil_mapper = PilMapper()
     return Contest(
         name="data",

@@ -61,7 +61,13 @@ class DatasetMapper:
         augmentations = build_augmentation(cfg, is_train)
         if cfg.INPUT.CROP.ENABLED and is_train:
             augmentations.insert(0, T.RandomCropAroundInstance(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        return {"is_train": is_train, "augmentations": augmentations, "image_format": cfg.INPUT.FORMAT}
+        is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "memory_format": torch.channels_last if is_interleaved else torch.contiguous_format,
+        }
 
     def __call__(self, dataset_dict: ImageRecord) -> ModelInput:
         """Give the model input of one record.

@@ -22,8 +22,8 @@ class Conv2d(nn.Conv2d):
     every forward pass, so that there is no second state of the weights that could be out of date; the weights are much
     smaller than the feature maps. The norm module itself is not called then, nor are hooks on it.
 
-    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by `detkit.layers.winograd`, again the same numbers
-    up to rounding.
+    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by ``detkit.layers.winograd``: again the same
+    numbers up to rounding.
     """
 
     def __init__(

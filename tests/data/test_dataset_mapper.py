@@ -48,7 +48,7 @@ def test_training_sample(record):
     sample = DatasetMapper(configured("INPUT.RANDOM_FLIP", "none"), is_train=True)(record)
     assert sample["image"].shape == (3, 48, 64)
     assert sample["image"].dtype == torch.uint8
-    assert sample["image"].is_contiguous()
+    assert sample["image"][None].is_contiguous(memory_format=torch.channels_last)
     assert sample["instances"].image_size == (48, 64)
     assert sample["instances"].gt_boxes.tensor.tolist() == [[8, 4, 28, 20], [40, 20, 62, 46]]
     assert sample["instances"].gt_classes.tolist() == [1, 2]

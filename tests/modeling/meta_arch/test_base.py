@@ -52,6 +52,14 @@ def test_batch_is_in_the_memory_format(memory_format):
     assert images.tensor.is_contiguous(memory_format=memory_format)
 
 
+def test_interleaved_images_are_normalised_alike():
+    x = image()
+    interleaved = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(
+        make().preprocess_image([{"image": interleaved}]).tensor, make().preprocess_image([{"image": x}]).tensor
+    )
+
+
 def test_number_of_channels_is_that_of_the_mean():
     detector = make(pixel_mean=[1.0], pixel_std=[1.0])
     assert detector.preprocess_image([{"image": image(channels=1)}]).tensor.shape[1] == 1

@@ -1,0 +1,209 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detkit.layers import Conv2d, get_norm
+from detkit.layers.winograd import winograd_applies, winograd_conv2d
+
+CHANNELS_LAST = torch.channels_last
+
+
+def _map(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=CHANNELS_LAST)
+
+
+def _weight(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) / (9 * shape[1]) ** 0.5
+
+
+def _assert_equals_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    want = F.conv2d(x, weight, bias, padding=1)
+    got = winograd_conv2d(x, weight, bias)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "K", "H", "W"),
+    [
+        pytest.param(1, 8, 8, 8, 12, id="whole tiles"),
+        pytest.param(1, 8, 8, 9, 13, id="one pixel over"),
+        pytest.param(1, 8, 8, 7, 11, id="one pixel short"),
+        pytest.param(1, 8, 8, 6, 8, id="height between"),
+        pytest.param(1, 8, 8, 8, 6, id="width between"),
+        pytest.param(1, 8, 8, 1, 1, id="one pixel"),
+        pytest.param(1, 8, 8, 1, 9, id="one row"),
+        pytest.param(1, 8, 8, 10, 1, id="one column"),
+        pytest.param(1, 8, 8, 30, 130, id="several strips"),
+        pytest.param(1, 2, 3, 5, 530, id="row longer than a strip"),
+        pytest.param(3, 8, 16, 7, 10, id="three images"),
+        pytest.param(2, 1, 5, 6, 7, id="one channel in"),
+        pytest.param(2, 5, 1, 6, 7, id="one channel out"),
+        pytest.param(2, 128, 144, 41, 43, id="a size that applies"),
+    ],
+)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_equals_torch(N, C, K, H, W, has_bias):
+    bias = torch.linspace(-1, 1, K) if has_bias else None
+    _assert_equals_torch(_map(N, C, H, W), _weight(K, C, 3, 3), bias)
+
+
+def test_equals_torch_with_channels_last_weights():
+    _assert_equals_torch(_map(1, 8, 9, 9), _weight(6, 8, 3, 3).to(memory_format=CHANNELS_LAST), None)
+
+
+def test_images_of_a_batch_do_not_mix():
+    x, weight = _map(3, 8, 9, 10), _weight(8, 8, 3, 3)
+    one_by_one = torch.cat([winograd_conv2d(x_i[None], weight) for x_i in x])
+    torch.testing.assert_close(winograd_conv2d(x, weight), one_by_one, rtol=0, atol=0)
+
+
+def test_inputs_are_not_changed():
+    tensors = (_map(1, 8, 9, 10), _weight(8, 8, 3, 3), torch.ones(8))
+    before = [tensor.clone() for tensor in tensors]
+    winograd_conv2d(*tensors)
+    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 10)], ids=["whole tiles", "odd"])
+def test_result_is_channels_last(size):
+    assert winograd_conv2d(_map(2, 8, *size), _weight(6, 8, 3, 3)).is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 8, 5, 6), (2, 8, 0, 6), (2, 8, 5, 0)], ids=["no images", "no rows", "no columns"]
+)
+def test_nothing_in_gives_nothing_out(shape):
+    y = winograd_conv2d(_map(*shape), _weight(6, 8, 3, 3), torch.ones(6))
+    assert y.shape == (shape[0], 6, *shape[2:])
+
+
+def _conv(in_channels: int = 128, out_channels: int = 128, **changes) -> Conv2d:
+    arguments = {"kernel_size": 3, "padding": 1} | changes
+    torch.manual_seed(0)
+    return Conv2d(in_channels, out_channels, **arguments).eval()
+
+
+def _applies(conv: nn.Conv2d, x: torch.Tensor) -> bool:
+    return winograd_applies(x, conv.weight, conv.bias, conv)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"out_channels": 256}], ids=["bias", "no bias", "wider"])
+def test_applies_to_inference_of_a_large_map(changes):
+    with torch.no_grad():
+        assert _applies(_conv(**changes), _map(1, 128, 40, 40))
+
+
+def test_applies_where_gradients_are_on_and_nothing_needs_one():
+    assert _applies(_conv().requires_grad_(False), _map(1, 128, 40, 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"stride": 2}, id="stride"),
+        pytest.param({"padding": 0}, id="no padding"),
+        pytest.param({"padding": "same"}, id="padding by name"),
+        pytest.param({"padding": 2, "dilation": 2}, id="dilation"),
+        pytest.param({"groups": 2}, id="groups"),
+        pytest.param({"padding_mode": "reflect"}, id="padding mode"),
+        pytest.param({"kernel_size": 1, "padding": 0}, id="1 x 1"),
+        pytest.param({"kernel_size": 5}, id="5 x 5"),
+        pytest.param({"kernel_size": (3, 1)}, id="3 x 1"),
+        pytest.param({"in_channels": 64}, id="few channels in"),
+        pytest.param({"out_channels": 64}, id="few channels out"),
+        pytest.param({"dtype": torch.float64}, id="weight in another dtype"),
+        pytest.param({"device": "meta"}, id="weight on another device"),
+    ],
+)
+def test_does_not_apply_to_other_layers(changes):
+    conv = _conv(**changes)
+    with torch.no_grad():
+        assert not _applies(conv, _map(1, conv.in_channels, 40, 40))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(_map(1, 128, 40, 40).contiguous(), id="contiguous"),
+        pytest.param(_map(1, 128, 40, 80)[..., ::2], id="with gaps"),
+        pytest.param(_map(1, 128, 36, 40), id="small"),
+        pytest.param(_map(1, 128, 1, 160), id="one row"),
+        pytest.param(_map(1, 128, 40, 40).bfloat16(), id="bfloat16"),
+        pytest.param(_map(1, 128, 40, 40).double(), id="float64"),
+        pytest.param(_map(1, 128, 40, 40).to("meta"), id="another device"),
+        pytest.param(torch.zeros(128, 40, 40), id="no batch dimension"),
+        pytest.param(_map(1, 129, 40, 40), id="wrong channels"),
+    ],
+)
+def test_does_not_apply_to_other_inputs(x):
+    with torch.no_grad():
+        assert not _applies(_conv(), x)
+
+
+def test_does_not_apply_under_autocast():
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not _applies(_conv(), _map(1, 128, 40, 40))
+
+
+def test_does_not_apply_in_training_mode():
+    with torch.no_grad():
+        assert not _applies(_conv().train(), _map(1, 128, 40, 40))
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias"])
+def test_does_not_apply_where_a_gradient_is_needed(name):
+    conv, x = _conv().requires_grad_(False), _map(1, 128, 40, 40)
+    tensors = {"input": x, "weight": conv.weight, "bias": conv.bias}
+    tensors[name].requires_grad_()
+    assert not _applies(conv, x)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_exported_graph_holds_the_plain_convolution(strict):
+    with torch.no_grad():
+        program = torch.export.export(_conv(), (_map(1, 128, 40, 40),), strict=strict)
+    assert any("conv2d" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+def test_traced_graph_holds_the_plain_convolution():
+    with torch.no_grad():
+        graph = torch.jit.trace(_conv(), _map(1, 128, 40, 40), check_trace=False).inlined_graph
+    assert "aten::_convolution" in str(graph)
+
+
+@pytest.fixture
+def winograd_calls(monkeypatch):
+    calls = []
+
+    def record(*args):
+        calls.append(args)
+        return winograd_conv2d(*args)
+
+    monkeypatch.setattr("detkit.layers.conv.winograd_conv2d", record)
+    return calls
+
+
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "BN", "GN"])
+def test_layer_in_inference_uses_it_and_equals_torch(norm, winograd_calls):
+    conv, x = _conv(norm=get_norm(norm, 128), activation=F.relu_), _map(2, 128, 41, 42)
+    with torch.no_grad():
+        if norm in ("FrozenBN", "BN"):
+            conv.norm.running_var.uniform_(0.5, 2)
+            conv.norm.bias.uniform_(-1, 1)
+        got = conv(x)
+        want = F.conv2d(x, conv.weight, conv.bias, padding=1)
+        want = F.relu(want if conv.norm is None else conv.norm(want))
+    assert len(winograd_calls) == 1
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
+
+
+def test_layer_that_needs_gradients_gives_those_of_torch(winograd_calls):
+    conv, x = _conv(), _map(1, 128, 40, 40).requires_grad_()
+    inputs = [x, conv.weight, conv.bias]
+    got = torch.autograd.grad(conv(x).square().sum(), inputs)
+    want = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum(), inputs)
+    assert not winograd_calls
+    # Threads may add in another order from one call to the next.
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)
