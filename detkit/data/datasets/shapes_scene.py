@@ -143,7 +143,7 @@ def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -
 
 
 def _unit_outline(name: str) -> FloatArray:
-    """Corners of a shape, upright within the circle of radius 1 around the origin; a ring is cut open to be a polygon."""
+    """Corners of a shape, upright in the circle of radius 1 around the origin; a ring is cut open to be a polygon."""
     if name == "circle":
         return _on_circle(64)
     if name == "square":
