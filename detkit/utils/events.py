@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
@@ -198,15 +198,14 @@ class JSONWriter(EventWriter):
     """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
-        """Open the file for appending.
+        """Remember where to write; the file is opened at the first write, for appending.
 
         Args:
             json_file: Path; its folder is made if absent.
             window_size: Values in the median of scalars with a smoothing hint.
         """
-        path = Path(json_file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = Path(json_file)
+        self._file: TextIO | None = None
         self._window_size = window_size
         self._last_write = -1
 
@@ -219,12 +218,19 @@ class JSONWriter(EventWriter):
         for iteration in sorted(by_iter):
             # JSON has no nan, which the AP of a class without ground truth is.
             values = {name: value if math.isfinite(value) else None for name, value in by_iter[iteration].items()}
-            self._file.write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
+            self._open().write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
             self._last_write = iteration
-        self._file.flush()
+        self._open().flush()
+
+    def _open(self) -> TextIO:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8")
+        return self._file
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TensorboardXWriter(EventWriter):

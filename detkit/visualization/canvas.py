@@ -165,7 +165,7 @@ class Canvas:
     def draw_circle(self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0) -> None:
         """Fill a circle."""
         x, y = center
-        corners = [(x - radius, y - radius), (x + radius, y + radius)]
+        corners = np.array([(x - radius, y - radius), (x + radius, y + radius)])
         self._draw_smooth(corners, 0, color, alpha, lambda draw, p: _fill_ellipse(draw, [*p[0], *p[1]]))
 
     def draw_mask(self, mask: npt.NDArray[np.bool_], color: Color, *, alpha: float = 0.5) -> None:

@@ -9,7 +9,7 @@ import torch
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog
 from detkit.engine import default_argument_parser, default_setup, default_writers
-from detkit.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detkit.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 
 ARGS = argparse.Namespace(eval_only=False)
 
@@ -112,6 +112,10 @@ class TestSetup:
 def test_default_writers(tmp_path):
     writers = default_writers(str(tmp_path / "new"), 10)
     assert [type(writer) for writer in writers] == [CommonMetricPrinter, JSONWriter, TensorboardXWriter]
-    assert (tmp_path / "new" / "metrics.json").exists()
-    for writer in writers:
-        writer.close()
+    with EventStorage() as storage:
+        storage.put_scalar("loss", 1.0)
+        for writer in writers:
+            writer.write()
+            writer.close()
+    assert (tmp_path / "new" / "metrics.json").read_text() == '{"iteration": 0, "loss": 1.0}\n'
+    assert list((tmp_path / "new").glob("events*"))

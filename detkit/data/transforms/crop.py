@@ -76,7 +76,7 @@ class PadTransform(AxisAlignedTransform):
         return self._pad(segmentation, self.seg_pad_value)
 
     def _pad(self, array: np.ndarray, value: float) -> np.ndarray:
-        border = [(self.y0, self.y1), (self.x0, self.x1)] + [(0, 0)] * (array.ndim - 2)
+        border = np.array([(self.y0, self.y1), (self.x0, self.x1)] + [(0, 0)] * (array.ndim - 2))
         return np.pad(array, border, constant_values=value)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
