@@ -121,4 +121,6 @@ def test_example_objects_lie_within_the_example_image() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["infer", "train"])
 def test_contests_of_models_run(name: str) -> None:
-    measure(benchmark.CONTESTS[name](CPU, True), rounds=1)
+    measurement = measure(benchmark.CONTESTS[name](CPU, True), rounds=1)
+    assert len(measurement.ours) == len(measurement.theirs) == 1
+    assert min(measurement.ours + measurement.theirs) > 0

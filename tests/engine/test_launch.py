@@ -60,7 +60,8 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
 def test_free_port_is_picked():
     url = _resolve_url("auto", 1)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        probe.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))  # raises where the port is taken
+        assert probe.getsockname()[1] > 0
 
 
 def test_given_address_is_kept():

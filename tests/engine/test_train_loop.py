@@ -184,7 +184,8 @@ def test_data_loader_can_be_replaced():
     trainer = toy_trainer(data=[torch.ones(1, 2)])
     trainer.train(0, 1)
     trainer.reset_data_loader([torch.zeros(1, 2)])
-    trainer.train(1, 2)
+    trainer.train(1, 2)  # the first loader has nothing left
+    assert trainer.iter == 2
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,10 @@ def test_amp_trains_in_bfloat16_on_the_cpu_and_keeps_float32_weights():
 
 def test_amp_resumes_from_a_run_in_full_precision():
     trainer = toy_trainer(trainer_class=AMPTrainer)
-    trainer.load_state_dict(toy_trainer().state_dict())
+    full_precision = toy_trainer()
+    full_precision.train(0, 2)
+    trainer.load_state_dict(full_precision.state_dict())
+    assert trainer.iter == full_precision.iter
 
 
 def test_gradients_are_clipped_after_unscaling():

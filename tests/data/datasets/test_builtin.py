@@ -50,7 +50,9 @@ def test_voc_names_are_registered(name):
 
 
 def test_registering_again_is_nothing_new():
+    before = set(DatasetCatalog.list())
     register_builtin_datasets()
+    assert set(DatasetCatalog.list()) == before
 
 
 def test_folders_follow_the_environment(tmp_path, monkeypatch):

@@ -101,7 +101,9 @@ def test_declaring_again_is_nothing_new():
 
 
 def test_nothing_to_declare():
+    before = set(DatasetCatalog.list())
     register_declared_datasets([])
+    assert set(DatasetCatalog.list()) == before
 
 
 def test_one_wrong_entry_registers_none():

@@ -103,4 +103,9 @@ def test_proposals_can_be_drawn(records):
     proposals = Instances(
         (30, 40), proposal_boxes=Boxes(torch.tensor([[1.0, 1, 9, 9]])), objectness_logits=torch.ones(1)
     )
-    draw_truth_and_prediction(records[0], drawable({"proposals": proposals}, 0.5))
+    none = Instances((30, 40), proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))
+    with_box, without = (
+        draw_truth_and_prediction(records[0], drawable({"proposals": p}, 0.5)).get_image() for p in (proposals, none)
+    )
+    assert with_box.shape == without.shape
+    assert (with_box != without).any()
