@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,28 @@ def changed_settings(cfg):
     return {k: json.loads(json.dumps(v)) for k, v in values.items() if v != DEFAULT.get_by_full_key(k)}
 
 
-@pytest.mark.parametrize("name", [name for name in list_configs() if name in ZOO])
+@pytest.mark.parametrize("name", ZOO)
 def test_config_resolves_to_detectron2s_settings(name):
     assert changed_settings(get_config(name)) == ZOO[name]
 
 
-def test_promised_configs_are_there():
-    promised = [f"COCO-Detection/faster_rcnn_R_{d}_FPN_{s}x.yaml" for d in (50, 101) for s in (1, 3)]
-    promised += ["COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml", "COCO-Detection/rpn_R_50_FPN_1x.yaml"]
-    promised += ["PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml", "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"]
-    promised += ["Examples/faster_rcnn_R_18_FPN_bccd.yaml"]
-    assert set(promised) <= set(list_configs())
+def test_detectron2s_whole_zoo_and_our_own_are_there():
+    ours = ["quick_start/faster_rcnn_R_18_FPN_shapes.yaml", "Examples/faster_rcnn_R_18_FPN_bccd.yaml"]
+    assert len(ZOO) == 92
+    assert {*ZOO, *ours} <= set(list_configs())
 
 
 @pytest.mark.parametrize("name", list_configs())
-def test_config_says_what_it_is_first(name):
-    first = Path(get_config_file(name)).read_text().splitlines()[0]
-    assert first.startswith("# "), f"{name} begins with {first!r}"
+def test_config_says_what_it_is_and_where_it_is_from_first(name):
+    first, second, *_ = Path(get_config_file(name)).read_text().splitlines()
+    assert first.startswith(("# Reproduces: ", "# The common part of ")), f"{name} begins with {first!r}"
+    assert second.startswith("# Source: "), f"{name}: {second!r}"
+
+
+@pytest.mark.parametrize("name", [name for name in list_configs() if "Base" not in name])
+def test_config_says_its_score_and_whether_it_was_measured(name):
+    head = "".join(line for line in Path(get_config_file(name)).read_text().splitlines() if line.startswith("# "))
+    assert re.search(r"[Ss]core( and cost)?: .*(measured|none expected)", head), head
 
 
 @pytest.mark.parametrize("name", ["rpn_R_50_FPN_1x", "rpn_R_50_FPN_1x.yaml", "COCO-Detection/rpn_R_50_FPN_1x"])
