@@ -117,6 +117,14 @@ def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> 
     return torch.tensor(best), result
 
 
+def slow_focal_loss(logit: float, is_true: bool, alpha: float, gamma: float) -> float:
+    """Give the focal loss of one logit; a negative alpha weighs nothing."""
+    p = 1 / (1 + math.exp(-logit))
+    p_true = p if is_true else 1 - p
+    weight = 1.0 if alpha < 0 else alpha if is_true else 1 - alpha
+    return -weight * (1 - p_true) ** gamma * math.log(p_true)
+
+
 def slow_voc_average_precision(objects, detections, threshold: float, use_07_metric: bool) -> float:
     """Give Pascal VOC's average precision of one class, in [0, 1].
 

@@ -2,7 +2,15 @@
 
 from detkit.layers.blocks import CNNBlockBase
 from detkit.layers.conv import Conv2d
-from detkit.layers.losses import ciou_loss, cross_entropy, diou_loss, giou_loss, smooth_l1_loss
+from detkit.layers.level_norm import CycleBatchNormList
+from detkit.layers.losses import (
+    ciou_loss,
+    cross_entropy,
+    diou_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 from detkit.layers.nms import batched_nms
 from detkit.layers.norm import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers.roi_align import ROIAlign
@@ -14,6 +22,7 @@ __all__ = [
     "NORM_NAMES",
     "CNNBlockBase",
     "Conv2d",
+    "CycleBatchNormList",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
     "ROIAlign",
@@ -28,5 +37,6 @@ __all__ = [
     "get_norm",
     "giou_loss",
     "nonzero_tuple",
+    "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -20,9 +20,12 @@ from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch import (
     META_ARCH_REGISTRY,
+    DenseDetector,
     Detector,
     GeneralizedRCNN,
     ProposalNetwork,
+    RetinaNet,
+    RetinaNetHead,
     build_model,
 )
 from detkit.modeling.poolers import ROIPooler
@@ -55,6 +58,7 @@ __all__ = [
     "Backbone",
     "Box2BoxTransform",
     "DefaultAnchorGenerator",
+    "DenseDetector",
     "Detector",
     "FastRCNNOutputLayers",
     "GeneralizedRCNN",
@@ -64,6 +68,8 @@ __all__ = [
     "ROIHeads",
     "ROIPooler",
     "ResNet",
+    "RetinaNet",
+    "RetinaNetHead",
     "ShapeSpec",
     "StandardROIHeads",
     "build_anchor_generator",
