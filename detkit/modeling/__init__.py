@@ -13,8 +13,10 @@ from detkit.modeling.backbone import (
     LastLevelMaxPool,
     ResNet,
     build_backbone,
+    build_fpn,
     build_resnet_backbone,
     build_resnet_fpn_backbone,
+    build_retinanet_fpn,
 )
 from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.matcher import Matcher
@@ -75,10 +77,12 @@ __all__ = [
     "build_anchor_generator",
     "build_backbone",
     "build_box_head",
+    "build_fpn",
     "build_model",
     "build_proposal_generator",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
+    "build_retinanet_fpn",
     "build_roi_heads",
     "build_rpn_head",
     "detector_postprocess",
