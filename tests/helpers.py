@@ -79,6 +79,39 @@ def slow_roi_align(
     return torch.from_numpy(out).to(features.dtype)
 
 
+def slow_deform_conv(x, offset, mask, weight, stride: int, padding: int, dilation: int) -> Tensor:
+    """Give (N, C_out, H_out, W_out) of a modulated deformable 3 x 3 convolution, one sample after the other.
+
+    Args:
+        x: (N, C_in, H, W); what lies outside is 0, so that samples fade out over the pixel around it.
+        offset: (N, 2 * G * 9, H_out, W_out): for each group of channels, for each place of the kernel, (dy, dx).
+        mask: (N, G * 9, H_out, W_out)
+        weight: (C_out, C_in / groups, 3, 3)
+    """
+    groups = x.shape[1] // weight.shape[1]
+    per_offset_group = x.shape[1] // (mask.shape[1] // 9)
+    out = torch.zeros(len(x), len(weight), *offset.shape[-2:])
+    for n, o, row, column in itertools.product(*map(range, out.shape)):
+        first = o // (len(weight) // groups) * weight.shape[1]
+        for c, place in itertools.product(range(weight.shape[1]), range(9)):
+            index = (first + c) // per_offset_group * 9 + place
+            dy, dx = offset[n, 2 * index : 2 * index + 2, row, column].tolist()
+            y = row * stride - padding + place // 3 * dilation + dy
+            x_ = column * stride - padding + place % 3 * dilation + dx
+            value = _bilinear_with_zeros(x[n, first + c], y, x_)
+            out[n, o, row, column] += weight[o, c, place // 3, place % 3].item() * value * mask[n, index, row, column]
+    return out
+
+
+def _bilinear_with_zeros(image: Tensor, y: float, x: float) -> float:
+    """Give the value of an (H, W) image at a point, pixels outside being 0."""
+    value = 0.0
+    for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+        if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
+            value += (1 - abs(y - row)) * (1 - abs(x - column)) * image[row, column].item()
+    return value
+
+
 def random_boxes(count: int, size: float = 100.0, seed: int = 0) -> Tensor:
     """Give (count, 4) XYXY boxes within a square of that size, many of which overlap."""
     generator = torch.Generator().manual_seed(seed)
@@ -115,14 +148,6 @@ def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> 
                 if value == max(row) > 0:
                     result[r] = 1
     return torch.tensor(best), result
-
-
-def slow_focal_loss(logit: float, is_true: bool, alpha: float, gamma: float) -> float:
-    """Give the focal loss of one logit; a negative alpha weighs nothing."""
-    p = 1 / (1 + math.exp(-logit))
-    p_true = p if is_true else 1 - p
-    weight = 1.0 if alpha < 0 else alpha if is_true else 1 - alpha
-    return -weight * (1 - p_true) ** gamma * math.log(p_true)
 
 
 def slow_voc_average_precision(objects, detections, threshold: float, use_07_metric: bool) -> float:
@@ -170,50 +195,3 @@ def slow_covered_overlaps(overlaps: list[list[float]]) -> list[float]:
         free_rows.remove(row)
         free_columns.remove(column)
     return values
-
-
-def slow_paste_mask(mask: Tensor, box, height: int, width: int) -> np.ndarray:
-    """Give (height, width) values of an (h, w) mask stretched over a box, bilinear between cell centers, 0 outside."""
-    rows, columns = mask.shape
-    x1, y1, x2, y2 = box
-    padded = np.pad(mask.double().numpy(), 1)
-    out = np.zeros((height, width))
-    for r in range(height):
-        for c in range(width):
-            y = (r + 0.5 - y1) / (y2 - y1) * rows - 0.5
-            x = (c + 0.5 - x1) / (x2 - x1) * columns - 0.5
-            if -1 < y < rows and -1 < x < columns:
-                out[r, c] = slow_bilinear_sample(padded[None], y + 1, x + 1)[0]
-    return out
-
-
-def slow_keypoint_cell(point, box, size: int) -> tuple[int, bool]:
-    """Give the cell of a (x, y, visibility) point on a size x size grid over a box, and whether it counts."""
-    x, y, visibility = point
-    x1, y1, x2, y2 = box
-    column = size - 1 if x == x2 else math.floor((x - x1) * size / (x2 - x1))
-    row = size - 1 if y == y2 else math.floor((y - y1) * size / (y2 - y1))
-    counts = 0 <= column < size and 0 <= row < size and visibility > 0
-    return (row * size + column if counts else 0), counts
-
-
-def cubic_weight(distance: float, a: float = -0.75) -> float:
-    """Give the weight of a sample at this distance in bicubic interpolation, of the kind that OpenCV and torch use."""
-    d = abs(distance)
-    if d <= 1:
-        return (a + 2) * d**3 - (a + 3) * d**2 + 1
-    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
-
-
-def slow_bicubic_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Give an (h, w) array at another size; beyond its border it goes on as at the border."""
-
-    def weights(size: int, new_size: int) -> np.ndarray:
-        matrix = np.zeros((new_size, size))
-        for i in range(new_size):
-            center = (i + 0.5) * size / new_size - 0.5
-            for j in range(math.floor(center) - 1, math.floor(center) + 3):
-                matrix[i, min(max(j, 0), size - 1)] += cubic_weight(center - j)
-        return matrix
-
-    return weights(values.shape[0], height) @ values @ weights(values.shape[1], width).T

@@ -14,10 +14,10 @@ _TABLE = KeyTable()
 _MASKS = "mask heads come later"
 _KEYPOINTS = "keypoint heads come later"
 _SEGMENTATION = "semantic and panoptic models come later"
+_RETINANET = "RetinaNet comes later"
 _CASCADE = "cascade heads come later"
 _PROPOSALS = "precomputed proposals come later"
 _TTA = "test-time augmentation comes later"
-_DEFORM = "deformable convolutions come later"
 _ROTATED = "rotated boxes are not supported"
 _FEDERATED = "the federated loss comes later"
 
@@ -138,9 +138,13 @@ _key(
 )
 _key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1)
 _key("MODEL.RESNETS.RES5_DILATION", 1, "Dilation of res5: 2 keeps the stride at 16 (DC5).", choices=(1, 2))
-_key("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, False], "Deformable 3x3 convolutions in res2 to res5.")
-_key("MODEL.RESNETS.DEFORM_MODULATED", False, "Deformable convolution with modulation (v2).", unread=_DEFORM)
-_key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of offsets.", minimum=1, unread=_DEFORM)
+_key(
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+    [False, False, False, False],
+    "Deformable 3x3 convolutions in res2 to res5, of bottlenecks only. Dai et al. 2017, arXiv 1703.06211.",
+)
+_key("MODEL.RESNETS.DEFORM_MODULATED", False, "Deformable convolution with modulation (v2): arXiv 1811.11168.")
+_key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of channels with offsets of their own.", minimum=1)
 
 _key(
     "MODEL.FPN.IN_FEATURES",
@@ -346,30 +350,33 @@ _key(
     80,
     "Object classes. Lin et al. 2017, arXiv 1708.02002.",
     minimum=1,
+    unread=_RETINANET,
 )
 _key(
     "MODEL.RETINANET.IN_FEATURES",
     ["p3", "p4", "p5", "p6", "p7"],
     "Features that the heads slide over.",
+    unread=_RETINANET,
 )
-_key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0)
-_key("MODEL.RETINANET.NORM", "", _NORM_NAMES)
-_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0)
-_key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.")
-_key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0)
-_key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
-_key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1)
-_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0)
-_key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
-_key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES)
+_key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.NORM", "", _NORM_NAMES, unread=_RETINANET)
+_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.", unread=_RETINANET)
+_key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.", unread=_RETINANET)
+_key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1, unread=_RETINANET)
+_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).", unread=_RETINANET)
+_key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES, unread=_RETINANET)
 _key(
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
     0.1,
     "Where smooth L1 turns from square to line.",
     minimum=0,
+    unread=_RETINANET,
 )
-_key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0)
-_key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.")
+_key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0, unread=_RETINANET)
+_key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.", unread=_RETINANET)
 
 # --- Input ------------------------------------------------------------------------------------------------------------
 _key("INPUT.FORMAT", "BGR", "Channel order of the images that the model sees.", choices=("BGR", "RGB", "L"))

@@ -2,15 +2,8 @@
 
 from detkit.layers.blocks import CNNBlockBase
 from detkit.layers.conv import Conv2d
-from detkit.layers.level_norm import CycleBatchNormList
-from detkit.layers.losses import (
-    ciou_loss,
-    cross_entropy,
-    diou_loss,
-    giou_loss,
-    sigmoid_focal_loss,
-    smooth_l1_loss,
-)
+from detkit.layers.deform_conv import DeformConv, ModulatedDeformConv
+from detkit.layers.losses import ciou_loss, cross_entropy, diou_loss, giou_loss, smooth_l1_loss
 from detkit.layers.nms import batched_nms
 from detkit.layers.norm import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers.roi_align import ROIAlign
@@ -22,9 +15,10 @@ __all__ = [
     "NORM_NAMES",
     "CNNBlockBase",
     "Conv2d",
-    "CycleBatchNormList",
+    "DeformConv",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
+    "ModulatedDeformConv",
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",
@@ -37,6 +31,5 @@ __all__ = [
     "get_norm",
     "giou_loss",
     "nonzero_tuple",
-    "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

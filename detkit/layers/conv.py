@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detkit.layers.norm import FixedNorm, fixed_norm, scale_and_shift
+from detkit.layers.norm import fixed_norm, fold_norm
 from detkit.layers.winograd import winograd_applies, winograd_conv2d
 
 
@@ -49,7 +49,7 @@ class Conv2d(nn.Conv2d):
         """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
         fixed = fixed_norm(self.norm)
         if fixed is not None:
-            x = self._convolved(input, *self._folded(fixed))
+            x = self._convolved(input, *fold_norm(self.weight, self.bias, fixed))
         else:
             x = self._convolved(input, self.weight, self.bias)
             if self.norm is not None:
@@ -60,8 +60,3 @@ class Conv2d(nn.Conv2d):
         if winograd_applies(input, weight, bias, self):
             return winograd_conv2d(input, weight, bias)
         return self._conv_forward(input, weight, bias)
-
-    def _folded(self, norm: FixedNorm) -> tuple[Tensor, Tensor]:
-        scale, shift = scale_and_shift(norm)
-        bias = shift if self.bias is None else shift + self.bias * scale
-        return self.weight * scale[:, None, None, None], bias

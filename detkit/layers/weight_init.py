@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from torch import nn
 
-_Weighted = nn.Linear | nn.modules.conv._ConvNd
+from detkit.layers.deform_conv import DeformConv
+
+_Weighted = nn.Linear | nn.modules.conv._ConvNd | DeformConv
 
 
 def c2_xavier_fill(module: _Weighted) -> None:

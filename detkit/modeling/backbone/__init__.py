@@ -6,13 +6,11 @@ from detkit.modeling.backbone.fpn import (
     FPN,
     LastLevelMaxPool,
     LastLevelP6P7,
-    build_fpn,
     build_resnet_fpn_backbone,
-    build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
 from detkit.modeling.backbone.resnet import ResNet, build_resnet_backbone, make_stage
-from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock
+from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -21,14 +19,13 @@ __all__ = [
     "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
+    "DeformBottleneckBlock",
     "LastLevelMaxPool",
     "LastLevelP6P7",
     "ResNet",
     "build_backbone",
-    "build_fpn",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
-    "build_retinanet_fpn",
     "build_retinanet_resnet_fpn_backbone",
     "make_stage",
 ]

@@ -18,7 +18,7 @@ from detkit.config import CfgNode
 from detkit.layers import NORM_NAMES, CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock
+from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
 from detkit.utils.near_miss import did_you_mean
 
 _BLOCKS_PER_STAGE = {
@@ -233,13 +233,22 @@ def _make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> li
 def _block(resnets: CfgNode, index: int, dilation: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
     """Give the class of a stage's blocks, and the arguments that only this class has."""
     if resnets.DEPTH < 50:
-        return BasicBlock, {}
-    return BottleneckBlock, {
-        "bottleneck_channels": resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index,
+        return BasicBlock, {"dilation": dilation}
+    arguments = {
+        "bottleneck_channels": _bottleneck_channels(resnets, index),
         "num_groups": resnets.NUM_GROUPS,
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
         "dilation": dilation,
     }
+    if not resnets.DEFORM_ON_PER_STAGE[index]:
+        return BottleneckBlock, arguments
+    arguments["deform_modulated"] = resnets.DEFORM_MODULATED
+    arguments["deform_num_groups"] = resnets.DEFORM_NUM_GROUPS
+    return DeformBottleneckBlock, arguments
+
+
+def _bottleneck_channels(resnets: CfgNode, index: int) -> int:
+    return resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index
 
 
 def _res2_out_channels(resnets: CfgNode) -> int:
@@ -259,17 +268,33 @@ def _check_settings(cfg: CfgNode) -> None:
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}")
     if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
         raise ValueError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {cfg.MODEL.BACKBONE.FREEZE_AT}")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise ValueError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions are not supported yet, set all four to False: "
-            f"got {list(resnets.DEFORM_ON_PER_STAGE)}"
-        )
+    _check_deformable(resnets)
     if resnets.DEPTH < 50:
         _check_basic_block_settings(resnets)
 
 
+def _check_deformable(resnets: CfgNode) -> None:
+    flags = list(resnets.DEFORM_ON_PER_STAGE)
+    if len(flags) != len(_STAGE_NAMES):
+        raise ValueError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs one value for each of {_STAGE_NAMES}: got {flags}")
+    if not any(flags):
+        return
+    if resnets.DEPTH < 50:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False four times for depth {resnets.DEPTH}: only bottlenecks "
+            f"(depth 50 and more) can be deformable, got {flags}"
+        )
+    for index, is_on in enumerate(flags):
+        channels = _bottleneck_channels(resnets, index)
+        if is_on and channels % resnets.DEFORM_NUM_GROUPS != 0:
+            raise ValueError(
+                f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the bottlenecks in "
+                f"{_STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
+            )
+
+
 def _check_basic_block_settings(resnets: CfgNode) -> None:
-    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64), ("RES5_DILATION", 1)):
+    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
         if resnets[key] != only:
             depth = f"depth {resnets.DEPTH}, whose blocks have no bottleneck"
             raise ValueError(f"MODEL.RESNETS.{key} must be {only} for {depth}: got {resnets[key]}")

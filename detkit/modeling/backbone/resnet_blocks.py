@@ -1,7 +1,8 @@
-"""The stem and the two residual blocks of ResNet.
+"""The stem and the residual blocks of ResNet.
 
 Paper: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image Recognition, 2015,
-arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431.
+arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431. Deformable convolutions: see
+`detkit.layers.deform_conv`.
 
 Every convolution has no bias and is followed by a norm; without a norm (``norm=""``) nothing takes the place of the
 bias, as in Detectron2. ReLU and the residual sum work in place: neither a convolution nor a norm needs its own output
@@ -17,7 +18,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.layers import CNNBlockBase, Conv2d, c2_msra_fill, get_norm
+from detkit.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, c2_msra_fill, get_norm
 
 # What layers.get_norm takes.
 Norm = str | Callable[[int], nn.Module] | None
@@ -69,11 +70,22 @@ class BasicStem(CNNBlockBase):
 class BasicBlock(CNNBlockBase):
     """Two 3x3 convolutions, the first with the stride: the block of ResNet-18 and 34."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN") -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN", dilation: int = 1
+    ) -> None:
+        """Build the block.
+
+        Args:
+            in_channels: Channels of the input.
+            out_channels: Channels of the output.
+            stride: S
+            norm: As in ``get_norm``.
+            dilation: Dilation of both convolutions.
+        """
         super().__init__(in_channels, out_channels, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, norm=norm)
-        self.conv2 = _conv(out_channels, out_channels, 3, norm=norm)
+        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, dilation=dilation, norm=norm)
+        self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give (N, C, H / S, W / S)."""
@@ -114,7 +126,7 @@ class BottleneckBlock(CNNBlockBase):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
-        self.conv2 = _conv(
+        self.conv2: Conv2d | DeformConv = _conv(
             bottleneck_channels,
             bottleneck_channels,
             3,
@@ -128,6 +140,90 @@ class BottleneckBlock(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """Give (N, C, H / S, W / S)."""
         out = F.relu_(self.conv1(x))
-        out = self.conv3(F.relu_(self.conv2(out)))
+        out = self.conv3(F.relu_(self._spatial(out)))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        """The 3x3 convolution with its norm."""
+        return self.conv2(x)
+
+
+class DeformBottleneckBlock(BottleneckBlock):
+    """A bottleneck whose 3x3 convolution is deformable.
+
+    ``conv2_offset``, a convolution over the same map, gives the offsets. It starts from zero: at first a block samples
+    the regular grid.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm: Norm = "BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+    ) -> None:
+        """Build the block; the arguments are those of ``BottleneckBlock``, and two more.
+
+        Args:
+            in_channels: Channels of the input.
+            out_channels: Channels of the output.
+            bottleneck_channels: Channels of the 3x3 convolution.
+            stride: S
+            num_groups: Groups of the 3x3 convolution.
+            norm: As in ``get_norm``.
+            stride_in_1x1: Put the stride in the first 1x1 convolution.
+            dilation: Dilation of the 3x3 convolution, and of the one that gives the offsets.
+            deform_modulated: Modulate the samples (v2), by factors in (0, 1) that start at 0.5.
+            deform_num_groups: Groups of offsets.
+        """
+        super().__init__(
+            in_channels,
+            out_channels,
+            bottleneck_channels=bottleneck_channels,
+            stride=stride,
+            num_groups=num_groups,
+            norm=norm,
+            stride_in_1x1=stride_in_1x1,
+            dilation=dilation,
+        )
+        self.deform_modulated = deform_modulated
+        stride_3x3 = 1 if stride_in_1x1 else stride
+        self.conv2_offset = Conv2d(
+            bottleneck_channels,
+            (3 if deform_modulated else 2) * 9 * deform_num_groups,
+            3,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+        )
+        for parameter in self.conv2_offset.parameters():
+            nn.init.zeros_(parameter)
+        deform_class = ModulatedDeformConv if deform_modulated else DeformConv
+        self.conv2 = deform_class(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=num_groups,
+            deformable_groups=deform_num_groups,
+            bias=False,
+            norm=get_norm(norm, bottleneck_channels),
+        )
+        c2_msra_fill(self.conv2)
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        offset = self.conv2_offset(x)
+        if not self.deform_modulated:
+            return self.conv2(x, offset)
+        offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)
+        return self.conv2(x, offset, mask.sigmoid())

@@ -5,7 +5,15 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.layers import FrozenBatchNorm2d, ShapeSpec
-from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock, ResNet, build_backbone, make_stage
+from detkit.modeling.backbone import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeformBottleneckBlock,
+    ResNet,
+    build_backbone,
+    make_stage,
+)
 
 ALL = ["stem", "res2", "res3", "res4", "res5"]
 
@@ -87,13 +95,29 @@ def test_groups_and_width_set_the_bottleneck():
     assert (conv.groups, conv.out_channels) == (32, 512)
 
 
-def test_dilated_res5_keeps_stride_16():
+@pytest.mark.parametrize("depth", [18, 50])
+def test_dilated_res5_keeps_stride_16(depth):
     with torch.device("meta"):
-        backbone = _build("MODEL.RESNETS.RES5_DILATION", 2)
+        backbone = _build("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES5_DILATION", 2)
         features = backbone(torch.empty(1, 3, 64, 64))
     assert backbone.output_shape()["res5"].stride == 16
     assert features["res5"].shape[-2:] == (4, 4)
-    assert backbone.get_submodule("res5.2.conv2").dilation == (2, 2)
+    assert backbone.get_submodule("res5.1.conv2").dilation == (2, 2)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_stages_are_those_asked_for(modulated):
+    with torch.device("meta"):
+        backbone = _build(
+            *("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, False, True]),
+            *("MODEL.RESNETS.DEFORM_MODULATED", modulated, "MODEL.RESNETS.DEFORM_NUM_GROUPS", 2),
+            *("MODEL.RESNETS.RES5_DILATION", 2),
+        )
+    kinds = {name: {type(block) for block in backbone.get_submodule(name)} for name in ALL[1:]}
+    deformable, plain = {DeformBottleneckBlock}, {BottleneckBlock}
+    assert kinds == {"res2": plain, "res3": deformable, "res4": plain, "res5": deformable}
+    offsets = backbone.get_submodule("res5.1.conv2_offset")
+    assert (offsets.out_channels, offsets.dilation) == (54 if modulated else 36, (2, 2))
 
 
 @pytest.mark.parametrize("features", [["res4"], ["stem"], ["res3", "stem"], ["res4", "res2"]])
@@ -192,14 +216,25 @@ def _set(cfg, key, value):
         pytest.param({"NORM": "FBN"}, "MODEL.RESNETS.NORM must be one of .*got 'FBN'", id="norm"),
         pytest.param({"RES5_DILATION": 3}, "MODEL.RESNETS.RES5_DILATION must be 1 or 2: got 3", id="dilation"),
         pytest.param(
-            {"DEFORM_ON_PER_STAGE": [False, True, True, True]}, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", id="deformable"
+            {"DEFORM_ON_PER_STAGE": [True, True]},
+            r"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs one value for each of .*got \[True, True\]",
+            id="deformable, wrong length",
+        ),
+        pytest.param(
+            {"DEPTH": 18, "DEFORM_ON_PER_STAGE": [False, True, True, True]},
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False four times for depth 18",
+            id="deformable basic blocks",
+        ),
+        pytest.param(
+            {"DEFORM_ON_PER_STAGE": [False, True, False, False], "DEFORM_NUM_GROUPS": 3},
+            "MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the 128 channels of the bottlenecks in res3: got 3",
+            id="groups of offsets",
         ),
         pytest.param(
             {"DEPTH": 18, "NUM_GROUPS": 32},
             "MODEL.RESNETS.NUM_GROUPS must be 1 for depth 18",
             id="groups of basic blocks",
         ),
-        pytest.param({"DEPTH": 34, "RES5_DILATION": 2}, "RES5_DILATION must be 1 for depth 34", id="dilated basic"),
         pytest.param(
             {"DEPTH": 34, "WIDTH_PER_GROUP": 8}, "WIDTH_PER_GROUP must be 64 for depth 34", id="width of basic"
         ),

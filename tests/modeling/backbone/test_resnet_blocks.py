@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from detkit.layers import FrozenBatchNorm2d
-from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock
+from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN", "LN", ""])
@@ -57,3 +57,48 @@ def test_stem_has_stride_4_and_no_bias():
     assert stem.stride == 4
     assert stem.conv1.bias is None
     assert isinstance(stem.conv1.norm, FrozenBatchNorm2d)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_new_deformable_block_is_a_plain_one(modulated, dilation):
+    torch.manual_seed(0)
+    settings = {"bottleneck_channels": 8, "stride": 2, "num_groups": 2, "norm": "FrozenBN", "dilation": dilation}
+    deformable = DeformBottleneckBlock(8, 16, deform_modulated=modulated, deform_num_groups=2, **settings)
+    plain = BottleneckBlock(8, 16, **settings)
+    state = deformable.state_dict()
+    assert not state["conv2_offset.weight"].any()
+    assert not state["conv2_offset.bias"].any()
+    plain.load_state_dict({name: value for name, value in state.items() if "offset" not in name})
+    if modulated:
+        plain.conv2.weight.data /= 2  # the factors start in the middle of (0, 1)
+    x = torch.randn(2, 8, 9, 7)
+    torch.testing.assert_close(deformable(x), plain(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN"])
+def test_offsets_of_a_deformable_block_learn(modulated, norm):
+    torch.manual_seed(0)
+    block = DeformBottleneckBlock(32, 64, bottleneck_channels=32, norm=norm, deform_modulated=modulated, stride=2)
+    with torch.no_grad():
+        block.conv2_offset.weight.normal_(std=0.1)
+    x = torch.randn(2, 32, 8, 8)
+    y = block(x)
+    assert y.shape == (2, 64, 4, 4)
+    y.square().sum().backward()
+    assert all(parameter.grad.any() for parameter in block.parameters())
+
+
+def test_offsets_are_pairs_and_the_factors_come_last():
+    torch.manual_seed(0)
+    block = DeformBottleneckBlock(4, 8, bottleneck_channels=4, norm="", deform_modulated=True, deform_num_groups=2)
+    assert block.conv2_offset.out_channels == 54
+    block.conv2_offset.bias.data[36:] = -100
+    assert not block._spatial(torch.randn(1, 4, 5, 5)).any()
+
+
+def test_frozen_deformable_block_has_no_gradient():
+    block = DeformBottleneckBlock(4, 8, bottleneck_channels=4, norm="BN").freeze()
+    assert not any(parameter.requires_grad for parameter in block.parameters())
+    assert isinstance(block.conv2.norm, FrozenBatchNorm2d)
