@@ -1,8 +1,13 @@
-"""Finding the YAML files that travel with detkit."""
+"""The YAML files that travel with detkit, and the weights that were published for them."""
 
 from pathlib import Path
 
+from torch import nn
+
+from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode, get_cfg
+from detkit.model_zoo.urls import PREFIX, PUBLISHED_WEIGHTS
+from detkit.modeling import build_model
 from detkit.utils.file_io import packaged_configs
 from detkit.utils.near_miss import did_you_mean
 
@@ -51,12 +56,59 @@ def find_config(path_or_name: str) -> str:
         raise FileNotFoundError(f"no config file {path_or_name} (from {Path.cwd()}), and {error}") from error
 
 
-def get_config(config_path: str) -> CfgNode:
-    """Give the settings of a packaged config, complete and not frozen.
+def get_checkpoint_url(config_path: str) -> str:
+    """Give the address of the weights that Detectron2 published for a config.
+
+    Args:
+        config_path: As in `get_config_file`.
 
     Raises:
         FileNotFoundError: No packaged config has that name.
+        ValueError: There are no published weights for it.
+    """
+    name = Path(get_config_file(config_path)).relative_to(packaged_configs()).with_suffix("").as_posix()
+    if name not in PUBLISHED_WEIGHTS:
+        hint = did_you_mean(name, PUBLISHED_WEIGHTS)
+        raise ValueError(
+            f"Detectron2 published no weights for {name}; it did for {len(PUBLISHED_WEIGHTS)} others.{hint}"
+        )
+    return f"{PREFIX}{name}/{PUBLISHED_WEIGHTS[name]}"
+
+
+def get_config(config_path: str, trained: bool = False) -> CfgNode:
+    """Give the settings of a packaged config, complete and not frozen.
+
+    Args:
+        config_path: As in `get_config_file`.
+        trained: Let MODEL.WEIGHTS be the published result of the config instead of what its training starts from.
+
+    Raises:
+        FileNotFoundError: No packaged config has that name.
+        ValueError: `trained` is set and there are no published weights.
     """
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file(config_path))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
     return cfg
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """Give the model of a packaged config, in training mode, with weights.
+
+    Args:
+        config_path: As in `get_config_file`.
+        trained: Load the published result of the config; every learned tensor must be in it. Otherwise what its
+            training starts from, such as a backbone's weights from ImageNet.
+        device: Where to put it, as MODEL.DEVICE; None takes the config's.
+
+    Raises:
+        FileNotFoundError: No packaged config has that name.
+        ValueError: `trained` is set and there are no published weights.
+    """
+    cfg = get_config(config_path, trained)
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS, strict=trained)
+    return model

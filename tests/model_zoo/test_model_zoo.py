@@ -3,9 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from detkit.checkpoint import CheckpointError
 from detkit.config import get_cfg
-from detkit.model_zoo import find_config, get_config, get_config_file, list_configs
+from detkit.model_zoo import find_config, get, get_checkpoint_url, get_config, get_config_file, list_configs
+from detkit.model_zoo.urls import PUBLISHED_WEIGHTS
 
 # Recorded from Detectron2 0.6: per file of its zoo, the settings that differ from the default.
 ZOO = json.loads((Path(__file__).resolve().parents[1] / "golden" / "zoo_settings.json").read_text())
@@ -60,3 +63,78 @@ def test_packaged_file_is_found_from_any_folder(tmp_path, monkeypatch):
 def test_unknown_name_has_near_misses():
     with pytest.raises(FileNotFoundError, match=r"no config file faster_rcnn_R50_FPN_1x.*Did you mean .*R_50_FPN_1x"):
         find_config("faster_rcnn_R50_FPN_1x.yaml")
+
+
+def test_published_weights_have_an_address():
+    url = get_checkpoint_url("faster_rcnn_R_50_FPN_1x")
+    prefix = "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/faster_rcnn_R_50_FPN_1x/"
+    assert url == prefix + "137257794/model_final_b275ba.pkl"
+
+
+def test_trained_config_differs_in_its_weights_only():
+    cfg, trained = get_config("rpn_R_50_FPN_1x"), get_config("rpn_R_50_FPN_1x", trained=True)
+    url = get_checkpoint_url("rpn_R_50_FPN_1x")
+    assert url == trained.MODEL.WEIGHTS
+    trained.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS
+    assert trained == cfg
+
+
+@pytest.mark.parametrize("name", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml", "Base-RCNN-FPN.yaml"])
+def test_config_without_published_weights_is_an_error(name):
+    with pytest.raises(ValueError, match=rf"published no weights for {name.removesuffix('.yaml')}"):
+        get_config(name, trained=True)
+
+
+def test_error_about_weights_names_a_config_that_has_some():
+    with pytest.raises(ValueError, match=r"Did you mean 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'"):
+        get_checkpoint_url("mask_rcnn_R_50_FPN_1x_giou")
+
+
+@pytest.mark.parametrize("function", [get_checkpoint_url, get_config, get])
+def test_unknown_config_has_near_misses_everywhere(function):
+    with pytest.raises(FileNotFoundError, match=r"'faster_rcnn_R_50_FPN_5x'.*Did you mean .*R_50_FPN_[13]x"):
+        function("faster_rcnn_R_50_FPN_5x")
+
+
+def test_name_that_several_configs_have_is_an_error_that_lists_them():
+    with pytest.raises(
+        FileNotFoundError, match=r"several .*COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml, LVIS"
+    ):
+        get_config("mask_rcnn_R_50_FPN_1x")
+
+
+@pytest.fixture
+def zoo_of_one(tmp_path, monkeypatch):
+    """A tiny packaged config whose published weights are a file here."""
+    (tmp_path / "tiny.yaml").write_text(
+        "MODEL:\n  META_ARCHITECTURE: ProposalNetwork\n  DEVICE: cpu\n  WEIGHTS: ''\n"
+        "  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, STEM_OUT_CHANNELS: 8}\n"
+    )
+    monkeypatch.setattr("detkit.model_zoo.model_zoo.packaged_configs", lambda: tmp_path)
+    monkeypatch.setattr("detkit.model_zoo.model_zoo.PREFIX", f"{tmp_path}/")
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, "tiny", "1/model_final_aaaaaa.pth")
+    return tmp_path
+
+
+def test_trained_model_has_the_published_weights(zoo_of_one):
+    untrained = get("tiny")
+    path = zoo_of_one / "tiny" / "1"
+    path.mkdir(parents=True)
+    torch.save({"model": untrained.state_dict()}, path / "model_final_aaaaaa.pth")
+    trained = get("tiny", trained=True, device="cpu")
+    assert all(torch.equal(trained.state_dict()[name], value) for name, value in untrained.state_dict().items())
+    assert trained.training
+    assert not torch.equal(
+        get("tiny").state_dict()["proposal_generator.rpn_head.conv.weight"],
+        untrained.state_dict()["proposal_generator.rpn_head.conv.weight"],
+    )
+
+
+def test_published_weights_must_fill_the_model(zoo_of_one):
+    path = zoo_of_one / "tiny" / "1"
+    path.mkdir(parents=True)
+    state = get("tiny").state_dict()
+    del state["proposal_generator.rpn_head.conv.weight"]
+    torch.save({"model": state}, path / "model_final_aaaaaa.pth")
+    with pytest.raises(CheckpointError, match="does not fill the model"):
+        get("tiny", trained=True)
