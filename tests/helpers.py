@@ -150,6 +150,14 @@ def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> 
     return torch.tensor(best), result
 
 
+def slow_focal_loss(logit: float, is_true: bool, alpha: float, gamma: float) -> float:
+    """Give the focal loss of one logit; a negative alpha weighs nothing."""
+    p = 1 / (1 + math.exp(-logit))
+    p_true = p if is_true else 1 - p
+    weight = 1.0 if alpha < 0 else alpha if is_true else 1 - alpha
+    return -weight * (1 - p_true) ** gamma * math.log(p_true)
+
+
 def slow_voc_average_precision(objects, detections, threshold: float, use_07_metric: bool) -> float:
     """Give Pascal VOC's average precision of one class, in [0, 1].
 
@@ -195,3 +203,50 @@ def slow_covered_overlaps(overlaps: list[list[float]]) -> list[float]:
         free_rows.remove(row)
         free_columns.remove(column)
     return values
+
+
+def slow_paste_mask(mask: Tensor, box, height: int, width: int) -> np.ndarray:
+    """Give (height, width) values of an (h, w) mask stretched over a box, bilinear between cell centers, 0 outside."""
+    rows, columns = mask.shape
+    x1, y1, x2, y2 = box
+    padded = np.pad(mask.double().numpy(), 1)
+    out = np.zeros((height, width))
+    for r in range(height):
+        for c in range(width):
+            y = (r + 0.5 - y1) / (y2 - y1) * rows - 0.5
+            x = (c + 0.5 - x1) / (x2 - x1) * columns - 0.5
+            if -1 < y < rows and -1 < x < columns:
+                out[r, c] = slow_bilinear_sample(padded[None], y + 1, x + 1)[0]
+    return out
+
+
+def slow_keypoint_cell(point, box, size: int) -> tuple[int, bool]:
+    """Give the cell of a (x, y, visibility) point on a size x size grid over a box, and whether it counts."""
+    x, y, visibility = point
+    x1, y1, x2, y2 = box
+    column = size - 1 if x == x2 else math.floor((x - x1) * size / (x2 - x1))
+    row = size - 1 if y == y2 else math.floor((y - y1) * size / (y2 - y1))
+    counts = 0 <= column < size and 0 <= row < size and visibility > 0
+    return (row * size + column if counts else 0), counts
+
+
+def cubic_weight(distance: float, a: float = -0.75) -> float:
+    """Give the weight of a sample at this distance in bicubic interpolation, of the kind that OpenCV and torch use."""
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def slow_bicubic_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Give an (h, w) array at another size; beyond its border it goes on as at the border."""
+
+    def weights(size: int, new_size: int) -> np.ndarray:
+        matrix = np.zeros((new_size, size))
+        for i in range(new_size):
+            center = (i + 0.5) * size / new_size - 0.5
+            for j in range(math.floor(center) - 1, math.floor(center) + 3):
+                matrix[i, min(max(j, 0), size - 1)] += cubic_weight(center - j)
+        return matrix
+
+    return weights(values.shape[0], height) @ values @ weights(values.shape[1], width).T

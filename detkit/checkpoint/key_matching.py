@@ -14,6 +14,9 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NOT_LEARNED = re.compile(r"(^|\.)num_batches_tracked$")
 # Constants that Detectron2 kept in its files and that follow from the config.
 _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
+# What a model has only after its first training step (RetinaNet): a file may hold it for a model that does not show it
+# yet, and weights without it leave nothing unset.
+_GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 _CAFFE2_NAME = re.compile(r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv)$")
 
 
@@ -69,13 +72,18 @@ def match_weights(weights: Mapping[str, Any], model_state: Mapping[str, Any]) ->
             chosen[name] = weights[name]
         else:
             mismatched[name] = (shape_in_file, shape_in_model)
+    grown = {name: value for name, value in weights.items() if _GROWN_IN_TRAINING.search(name)}
     report = LoadReport(
         matched=tuple(chosen),
-        missing=tuple(n for n in model_state if n not in weights and not _NOT_LEARNED.search(n)),
-        unexpected=tuple(n for n in weights if n not in model_state and not _CONSTANTS.search(n)),
+        missing=tuple(n for n in model_state if n not in weights and not _is_optional(n)),
+        unexpected=tuple(n for n in weights if n not in model_state and n not in grown and not _CONSTANTS.search(n)),
         mismatched=mismatched,
     )
-    return chosen, report
+    return {**chosen, **grown}, report
+
+
+def _is_optional(name: str) -> bool:
+    return bool(_NOT_LEARNED.search(name) or _GROWN_IN_TRAINING.search(name))
 
 
 def strip_wrapper_prefixes(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:

@@ -82,6 +82,11 @@ class CfgNode(_YacsNode):
     ) -> None:
         super().__init__(init_dict, key_list, new_allowed)
         self.__dict__["_table"] = KeyTable()
+        self.__dict__["_set_here"] = set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self.__dict__["_set_here"].add(name)
 
     def set_key_table(self, table: KeyTable) -> None:
         """Attach what the declared keys mean, at the root, so that merging can check values."""
@@ -154,14 +159,14 @@ class CfgNode(_YacsNode):
                     full_key = _full_chain(full_key, value)
                     where = f"{file.where(full_key)}: " if file is not None else ""
                     raise ConfigKeyError(_unknown_key(full_key, root, where))
-                self[key] = _new_value(value, full_key, where)
+                setattr(self, key, _new_value(value, full_key, where))
             elif isinstance(self[key], CfgNode):
                 if not isinstance(value, dict):
                     members = ", ".join(list(self[key])[:4]) or "empty"
                     raise ValueError(f"{where}{full_key} is a group of keys ({members}...), got {value!r}")
                 self[key]._merge(value, root, (*path, key), file)
             else:
-                self[key] = root._checked(full_key, value, self[key], where)
+                setattr(self, key, root._checked(full_key, value, self[key], where))
 
     def _checked(self, full_key: str, value: Any, present: Any, where: str) -> Any:
         table: KeyTable = self.__dict__["_table"]
@@ -179,6 +184,17 @@ class CfgNode(_YacsNode):
                 yield from value.keys_of_leaves(f"{prefix}{key}.")
             else:
                 yield prefix + key
+
+    def is_set(self, full_key: str) -> bool:
+        """Whether a file, a command line or code has given this setting a value, be it that of the default.
+
+        Raises:
+            ConfigKeyError: An unknown key.
+        """
+        self.get_by_full_key(full_key)
+        group, _, name = full_key.rpartition(".")
+        node = self.get_by_full_key(group) if group else self
+        return name in node.__dict__["_set_here"]
 
     def get_by_full_key(self, full_key: str) -> Any:
         """Give the setting at a dotted key such as `MODEL.RPN.NMS_THRESH`.

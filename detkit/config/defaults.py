@@ -14,7 +14,6 @@ _TABLE = KeyTable()
 _MASKS = "mask heads come later"
 _KEYPOINTS = "keypoint heads come later"
 _SEGMENTATION = "semantic and panoptic models come later"
-_RETINANET = "RetinaNet comes later"
 _CASCADE = "cascade heads come later"
 _PROPOSALS = "precomputed proposals come later"
 _TTA = "test-time augmentation comes later"
@@ -350,33 +349,30 @@ _key(
     80,
     "Object classes. Lin et al. 2017, arXiv 1708.02002.",
     minimum=1,
-    unread=_RETINANET,
 )
 _key(
     "MODEL.RETINANET.IN_FEATURES",
     ["p3", "p4", "p5", "p6", "p7"],
     "Features that the heads slide over.",
-    unread=_RETINANET,
 )
-_key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0, unread=_RETINANET)
-_key("MODEL.RETINANET.NORM", "", _NORM_NAMES, unread=_RETINANET)
-_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0, unread=_RETINANET)
-_key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.", unread=_RETINANET)
-_key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0, unread=_RETINANET)
-_key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.", unread=_RETINANET)
-_key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1, unread=_RETINANET)
-_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0, unread=_RETINANET)
-_key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).", unread=_RETINANET)
-_key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES, unread=_RETINANET)
+_key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0)
+_key("MODEL.RETINANET.NORM", "", _NORM_NAMES)
+_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0)
+_key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.")
+_key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0)
+_key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
+_key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1)
+_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0)
+_key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
+_key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES)
 _key(
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
     0.1,
     "Where smooth L1 turns from square to line.",
     minimum=0,
-    unread=_RETINANET,
 )
-_key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0, unread=_RETINANET)
-_key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.", unread=_RETINANET)
+_key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0)
+_key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.")
 
 # --- Input ------------------------------------------------------------------------------------------------------------
 _key("INPUT.FORMAT", "BGR", "Channel order of the images that the model sees.", choices=("BGR", "RGB", "L"))

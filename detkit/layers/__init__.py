@@ -3,7 +3,15 @@
 from detkit.layers.blocks import CNNBlockBase
 from detkit.layers.conv import Conv2d
 from detkit.layers.deform_conv import DeformConv, ModulatedDeformConv
-from detkit.layers.losses import ciou_loss, cross_entropy, diou_loss, giou_loss, smooth_l1_loss
+from detkit.layers.level_norm import CycleBatchNormList
+from detkit.layers.losses import (
+    ciou_loss,
+    cross_entropy,
+    diou_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 from detkit.layers.nms import batched_nms
 from detkit.layers.norm import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers.roi_align import ROIAlign
@@ -15,6 +23,7 @@ __all__ = [
     "NORM_NAMES",
     "CNNBlockBase",
     "Conv2d",
+    "CycleBatchNormList",
     "DeformConv",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
@@ -31,5 +40,6 @@ __all__ = [
     "get_norm",
     "giou_loss",
     "nonzero_tuple",
+    "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

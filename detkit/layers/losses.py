@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
@@ -61,6 +62,29 @@ def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **k
     if target.numel() == 0 and reduction == "mean":
         return input.sum() * 0.0
     return F.cross_entropy(input, target, reduction=reduction, **kwargs)
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = -1.0, gamma: float = 2.0, reduction: str = "none"
+) -> Tensor:
+    """Give the binary cross entropy times ``(1 - p_t)^gamma``, of ``p_t`` the probability given to what is true.
+
+    Source: Lin et al. 2017, arXiv 1708.02002, equation 5.
+
+    Args:
+        inputs: Logits of any shape.
+        targets: The same shape: 1 yes, 0 no; or bool.
+        alpha: Weight of yes, in [0, 1]; that of no is 1 - alpha. Negative weighs neither.
+        gamma: How much less counts what is right already. 0 is cross entropy.
+    """
+    # p_t is the sigmoid of the logit with the sign of the truth, so no probability is kept for the backward pass.
+    signed = torch.where(targets.bool(), inputs, -inputs)
+    loss = -F.logsigmoid(signed)
+    if gamma != 0:
+        loss = loss * torch.sigmoid(-signed) ** gamma
+    if alpha >= 0:
+        loss = loss * torch.where(targets.bool(), alpha, 1 - alpha)
+    return _reduced(loss, reduction)
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -1,5 +1,6 @@
-"""Boxes, instances and image batches: the geometry that models, data and evaluation share."""
+"""Boxes, masks, keypoints, instances and image batches: the geometry that models, data and evaluation share."""
 
+from detkit.structures.bit_masks import BitMasks
 from detkit.structures.box_mode import BoxMode
 from detkit.structures.boxes import (
     Boxes,
@@ -11,21 +12,43 @@ from detkit.structures.boxes import (
 )
 from detkit.structures.image_list import ImageList
 from detkit.structures.instances import Instances
+from detkit.structures.keypoints import Keypoints, heatmaps_to_keypoints
+from detkit.structures.mask_formats import (
+    bitmask_to_rle,
+    polygon_area,
+    polygons_to_bitmask,
+    polygons_to_rle,
+    rle_to_bitmask,
+)
+from detkit.structures.mask_ops import paste_masks_in_image
+from detkit.structures.polygon_masks import PolygonMasks
 from detkit.structures.records import AnnotationRecord, ImageRecord, ModelInput, ModelOutput, RLERecord
+from detkit.structures.roi_masks import ROIMasks
 
 __all__ = [
     "AnnotationRecord",
+    "BitMasks",
     "BoxMode",
     "Boxes",
     "ImageList",
     "ImageRecord",
     "Instances",
+    "Keypoints",
     "ModelInput",
     "ModelOutput",
+    "PolygonMasks",
     "RLERecord",
+    "ROIMasks",
+    "bitmask_to_rle",
+    "heatmaps_to_keypoints",
     "matched_pairwise_iou",
     "pairwise_intersection",
     "pairwise_ioa",
     "pairwise_iou",
     "pairwise_point_box_distance",
+    "paste_masks_in_image",
+    "polygon_area",
+    "polygons_to_bitmask",
+    "polygons_to_rle",
+    "rle_to_bitmask",
 ]

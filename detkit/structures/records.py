@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+import numpy as np
 from torch import Tensor
 
 from detkit.structures.box_mode import BoxMode
@@ -41,12 +42,30 @@ class AnnotationRecord(_AnnotationKeys, total=False):
     """1 for a region of many objects that are not told apart: not trained on, and ignored by COCO evaluation."""
     difficult: int
     """1 for an object that Pascal VOC evaluation ignores."""
-    segmentation: list[list[float]] | RLERecord
-    """Polygons, each ``[x0, y0, x1, y1, ...]`` in pixels; or a mask in run-length encoding."""
+    segmentation: list[list[float]] | RLERecord | np.ndarray
+    """Polygons, each ``[x0, y0, x1, y1, ...]`` in pixels; a mask in run-length encoding; or a mask, (H, W) bool."""
     keypoints: list[float]
-    """``[x, y, visibility, ...]``; visibility 0 not labelled, 1 labelled and hidden, 2 visible."""
+    """``[x, y, visibility, ...]``; visibility 0 not labelled, 1 labelled and hidden, 2 visible.
+
+    x and y are continuous: the middle of the first pixel is (0.5, 0.5). COCO's files number pixels instead; reader and
+    export convert.
+    """
     area: float
     """Area in square pixels as the data set gives it: COCO's small, medium and large go by it."""
+
+
+class _SegmentKeys(TypedDict):
+    id: int
+    category_id: int
+
+
+class SegmentRecord(_SegmentKeys, total=False):
+    """One segment of a panoptic png, whose pixels hold ``id``."""
+
+    isthing: bool
+    iscrowd: int
+    area: int
+    bbox: list[float]
 
 
 class _ImageKeys(TypedDict):
@@ -62,6 +81,18 @@ class ImageRecord(_ImageKeys, total=False):
     annotations: list[AnnotationRecord]
     """Absent where nothing is annotated (test images); empty where it is known that there is no object."""
     sem_seg_file_name: str
+    """A png whose pixels hold the class, and ``ignore_label`` where none is known."""
+    pan_seg_file_name: str
+    """A png whose pixels hold the segment: red + 256 green + 65536 blue."""
+    segments_info: list[SegmentRecord]
+    proposal_boxes: np.ndarray
+    """(P, 4) precomputed proposals, in falling order of ``proposal_objectness_logits`` (P,)."""
+    proposal_objectness_logits: np.ndarray
+    proposal_bbox_mode: BoxMode
+    not_exhaustive_category_ids: list[int]
+    """LVIS: classes of which not all objects are annotated."""
+    neg_category_ids: list[int]
+    """LVIS: classes that are known not to be there."""
 
 
 class _ModelInputKeys(TypedDict):

@@ -57,6 +57,15 @@ def test_batch_counter_and_old_constants_count_neither_way():
     assert report.summary() == "loaded 1/1 tensors"
 
 
+def test_state_that_grows_in_training_counts_neither_way_and_is_loaded():
+    fresh, trained = tensors(w=(1,)), tensors(w=(1,), loss_normalizer=())
+    for file, model in ((trained, fresh), (fresh, trained)):
+        chosen, report = match_weights(file, model)
+        assert report.is_complete
+        assert report.summary() == "loaded 1/1 tensors"
+        assert ("loss_normalizer" in chosen) == (file is trained)
+
+
 @pytest.mark.parametrize(
     ("file", "model", "want"),
     [

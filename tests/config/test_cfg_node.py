@@ -153,6 +153,19 @@ def test_dump_and_merge_give_the_same_tree(cfg, tmp_path):
     assert yaml.safe_load(cfg.dump())["SOLVER"]["STEPS"] == [5, 6]
 
 
+def test_set_keys_are_told_from_defaults(cfg, tmp_path):
+    file = tmp_path / "base.yaml"
+    file.write_text("MODEL: {PIXEL_STD: [1.0, 1.0, 1.0], CUSTOM: {WIDTH: 3}}\n")
+    cfg.merge_from_file(str(file))
+    cfg.merge_from_list(["SEED", "-1"])
+    cfg.MODEL.MASK_ON = False
+    keys = ["MODEL.PIXEL_STD", "MODEL.CUSTOM.WIDTH", "SEED", "MODEL.MASK_ON", "MODEL.PIXEL_MEAN", "INPUT.FORMAT"]
+    for tree in (cfg, copy.deepcopy(cfg), pickle.loads(pickle.dumps(cfg))):
+        assert [tree.is_set(key) for key in keys] == [True, True, True, True, False, False]
+    with pytest.raises(ConfigKeyError, match="Did you mean 'MODEL.PIXEL_STD'"):
+        cfg.is_set("MODEL.PIXEL_STDS")
+
+
 def test_frozen_tree_cannot_be_changed(cfg):
     cfg.freeze()
     with pytest.raises(AttributeError, match="frozen"):

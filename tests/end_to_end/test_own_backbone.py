@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,56 @@ def _block(first_line: str) -> str:
     return found
 
 
-def test_backbone_of_the_readme_trains(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {name for name, _ in BACKBONE_REGISTRY}
+SMALL = """
+SOLVER: {MAX_ITER: 2, IMS_PER_BATCH: 2}
+DATALOADER: {NUM_WORKERS: 0}
+INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
+OUTPUT_DIR: out
+VIS_PERIOD: 0
+"""
+# What the text below the example says of a model of one map.
+WITHOUT_PYRAMID = """
+_BASE_: my_backbone.yaml
+MODEL:
+  BACKBONE: {NAME: StridedConvs}
+  RPN: {IN_FEATURES: [s32]}
+  ROI_HEADS: {IN_FEATURES: [s32]}
+  ANCHOR_GENERATOR: {SIZES: [[16, 32, 64]]}
+"""
+
+
+@pytest.fixture
+def with_example(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory that holds the two files of the README."""
     monkeypatch.setattr(sys, "path", list(sys.path))  # the working directory is put on it
     (workplace / "my_backbone.py").write_text(_block("# my_backbone.py"))
     (workplace / "my_backbone.yaml").write_text(_block("# my_backbone.yaml"))
-    small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", "out"]
-    small += ["INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu", "VIS_PERIOD", "0"]
-    try:
-        assert train.main(["--config-file", "my_backbone.yaml", *small]) == 0
-        added = {name for name, _ in BACKBONE_REGISTRY} - known
-    finally:
-        sys.modules.pop("my_backbone", None)
-    assert added, "the example registers no backbone"
-    saved = torch.load(workplace / "out" / "model_final.pth", weights_only=True)
-    assert any(name.startswith("backbone.bottom_up.stages") for name in saved["model"])
+    yield workplace
+    sys.modules.pop("my_backbone", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix"),
+    [
+        pytest.param("_BASE_: my_backbone.yaml\n", "backbone.bottom_up.stages", id="with pyramid"),
+        pytest.param(WITHOUT_PYRAMID, "backbone.stages", id="without"),
+    ],
+)
+def test_backbone_of_the_readme_trains(with_example: Path, config: str, prefix: str) -> None:
+    (with_example / "small.yaml").write_text(config + SMALL)
+    assert train.main(["--config-file", "small.yaml", "MODEL.DEVICE", "cpu"]) == 0
+    assert "StridedConvs" in BACKBONE_REGISTRY
+    saved = torch.load(with_example / "out" / "model_final.pth", weights_only=True)
+    assert any(name.startswith(prefix) for name in saved["model"])
+
+
+def test_wrong_channels_in_the_example_are_named(with_example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = _block("# my_backbone.py")
+    assert '"s16": 4 * width' in source
+    (with_example / "my_backbone.py").write_text(source.replace('"s16": 4 * width', '"s16": 5 * width'))
+    assert train.main(["--config-file", "my_backbone.yaml", "MODEL.DEVICE", "cpu"]) == 2
+    assert "StridedConvs.output_shape declares 's16' with 80 channels, forward gives 64" in capsys.readouterr().err
+
+
+def test_example_of_the_readme_is_short() -> None:
+    assert len([line for line in _block("# my_backbone.py").splitlines() if line.strip()]) <= 32

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from detkit.layers import ciou_loss, cross_entropy, diou_loss, giou_loss, smooth_l1_loss
-from tests.helpers import iou_of_two_boxes, random_boxes
+from detkit.layers import ciou_loss, cross_entropy, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
+from tests.helpers import iou_of_two_boxes, random_boxes, slow_focal_loss
 
 BOX_LOSSES = [giou_loss, diou_loss, ciou_loss]
 
@@ -81,3 +81,30 @@ def test_cross_entropy_is_that_of_torch():
         assert torch.equal(cross_entropy(logits, target, reduction=reduction), want)
     none = torch.zeros(0, dtype=torch.int64)
     assert cross_entropy(logits[:0], none, reduction="sum").item() == 0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (-1.0, 2.0), (0.5, 0.0), (0.0, 1.5)])
+def test_focal_loss_is_its_formula(alpha, gamma):
+    logits = torch.tensor([[-6.0, -0.5, 0.0, 3.0]] * 2)
+    targets = torch.tensor([[1.0] * 4, [0.0] * 4])
+    expected = [
+        [slow_focal_loss(x, t == 1, alpha, gamma) for x, t in zip(*rows, strict=True)]
+        for rows in zip(logits.tolist(), targets.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(sigmoid_focal_loss(logits, targets, alpha, gamma), torch.tensor(expected))
+    torch.testing.assert_close(sigmoid_focal_loss(logits, targets.bool(), alpha, gamma), torch.tensor(expected))
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    logits, targets = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="mean")
+    torch.testing.assert_close(sigmoid_focal_loss(logits, targets, gamma=0.0, reduction="mean"), expected)
+
+
+def test_focal_loss_and_its_gradient_are_finite_for_extreme_logits():
+    logits = torch.tensor([-200.0, 200.0, -200.0, 200.0], requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.tensor([1.0, 1.0, 0.0, 0.0]), alpha=0.25)
+    assert loss.tolist() == pytest.approx([50.0, 0.0, 0.0, 150.0])
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()

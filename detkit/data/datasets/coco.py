@@ -15,13 +15,14 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, cast
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
-from detkit.data.datasets.builtin_meta import class_colors
-from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.data.datasets.builtin_meta import Color, class_colors, left_right_pairs
+from detkit.data.datasets.coco_annotations import AnnotationReader
+from detkit.structures import AnnotationRecord, ImageRecord
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 
@@ -78,6 +79,7 @@ def load_coco_json(
     extra_annotation_keys: Sequence[str] | None = None,
     *,
     classes: Sequence[str] | None = None,
+    drop_bad_polygons: bool = False,
 ) -> list[ImageRecord]:
     """Read an annotation file.
 
@@ -89,18 +91,23 @@ def load_coco_json(
         extra_annotation_keys: Further keys of annotations to keep.
         classes: Names of the classes to use, in the order of their ids; annotations of other classes are left out, and
             their number is logged. None takes all categories in the order of their ids in the file.
+        drop_bad_polygons: Leave polygons of fewer than three points out, with a count, instead of refusing them.
 
     Returns:
         The images in the order of their ids, each with all of its annotations in the order of the file, or without the
         key where the file has no annotations at all (COCO's test sets). `category_id` is contiguous, in [0, K).
+        Keypoints lie half a pixel to the right and below of what the file says: it numbers pixels.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no JSON, lacks a part, contradicts itself, or does not have `classes`.
+        ValueError: The file is no JSON, lacks a part, contradicts itself, or does not have `classes`; or an annotation
+            has no usable box, a polygon of fewer than three points, a mask of another size than its image, or another
+            number of keypoints than its category.
     """
     content = _read_json(json_file)
     images = _by_id(_section(content, "images", json_file), "image", json_file)
-    categories = _category_names(content, json_file)
+    entries = _by_id(_section(content, "categories", json_file), "category", json_file)
+    categories = _category_names(entries, json_file)
     used = _used_categories(categories, classes, json_file)
     to_contiguous = {category_id: index for index, category_id in enumerate(used)}
     annotations = content.get("annotations")
@@ -109,19 +116,21 @@ def load_coco_json(
     per_image = _annotations_per_image(annotations or [], images, categories, json_file)
     keys = (*_ANNOTATION_KEYS, *(extra_annotation_keys or ()))
     folder = _ImageFolder(image_root, json_file)
+    reader = AnnotationReader(json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons)
     records = [
-        _image_record(
-            images[image_id], folder, _annotation_records(per_image[image_id], to_contiguous, keys, json_file)
-        )
+        _image_record(images[image_id], folder, reader.records(images[image_id], per_image[image_id]))
         for image_id in sorted(images)
     ]
+    reader.log_dropped()
     if annotations is None:
         for record in records:
             record.pop("annotations", None)
     _log_left_out(per_image, categories, to_contiguous, json_file)
     logger.info("loaded %d images in COCO format from %s", len(records), json_file)
     if dataset_name is not None:
-        _note_classes(MetadataCatalog.get(dataset_name), [categories[c] for c in used], to_contiguous, json_file)
+        metadata = MetadataCatalog.get(dataset_name)
+        _note_classes(metadata, [categories[c] for c in used], to_contiguous, json_file)
+        _note_keypoints(metadata, [entries[c] for c in used], json_file)
     return records
 
 
@@ -167,9 +176,8 @@ def _require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str
         raise ValueError(f"{json_file} uses {kind} ids more than once: {_listed(repeated)}")
 
 
-def _category_names(content: dict[str, Any], json_file: str) -> dict[Any, str]:
+def _category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:
     """Category id -> name, in the order of the ids."""
-    categories = _by_id(_section(content, "categories", json_file), "category", json_file)
     for category in categories.values():
         if not isinstance(category.get("name"), str):
             raise ValueError(f"category {category['id']} of {json_file} needs a name: {_shortened(category)}")
@@ -256,34 +264,6 @@ def _require_side(value: Any, side: str, image: dict[str, Any], json_file: str) 
     return int(value)
 
 
-def _annotation_records(
-    annotations: list[dict[str, Any]], to_contiguous: dict[Any, int], keys: Iterable[str], json_file: str
-) -> list[AnnotationRecord]:
-    records = []
-    for annotation in annotations:
-        if annotation["category_id"] not in to_contiguous:
-            continue
-        record: dict[str, Any] = {key: annotation[key] for key in keys if key in annotation}
-        if not record.get("segmentation", True):
-            del record["segmentation"]  # an empty list: this object has no mask
-        record["bbox"] = _require_box(annotation, json_file)
-        record["bbox_mode"] = BoxMode.XYWH_ABS
-        record["category_id"] = to_contiguous[annotation["category_id"]]
-        record.setdefault("iscrowd", 0)
-        records.append(cast(AnnotationRecord, record))
-    return records
-
-
-def _require_box(annotation: dict[str, Any], json_file: str) -> list[float]:
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-        raise ValueError(
-            f"annotation {annotation['id']} of {json_file} needs a bbox of four numbers [x, y, width, height], "
-            f"has {box!r}"
-        )
-    return box
-
-
 def _log_left_out(
     per_image: dict[Any, list[dict[str, Any]]],
     categories: dict[Any, str],
@@ -313,6 +293,38 @@ def _note_classes(metadata: Metadata, names: list[str], to_contiguous: dict[Any,
     metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=to_contiguous)
     if metadata.get("thing_colors") is None:
         metadata.set(thing_colors=class_colors(len(names)))
+
+
+def _note_keypoints(metadata: Metadata, categories: Sequence[Mapping[str, Any]], json_file: str) -> None:
+    """Note names of keypoints, which of them a mirror exchanges, and the lines between them."""
+    with_names = [category for category in categories if category.get("keypoints")]
+    if not with_names or any(category["keypoints"] != with_names[0]["keypoints"] for category in with_names):
+        return  # none, or several kinds of them: which one a model is to learn cannot be said here
+    names = list(with_names[0]["keypoints"])
+    expected = list(metadata.get("keypoint_names", names))
+    if expected != names:
+        raise ValueError(
+            f"the keypoints of {json_file} are not those noted for data set {metadata.name!r}. Expected: "
+            f"{', '.join(expected)}. Found: {', '.join(names)}."
+        )
+    metadata.set(keypoint_names=names)
+    if metadata.get("keypoint_flip_map") is None:
+        metadata.set(keypoint_flip_map=left_right_pairs(names))
+    skeleton = with_names[0].get("skeleton")
+    if metadata.get("keypoint_connection_rules") is None and skeleton:
+        metadata.set(keypoint_connection_rules=_connection_rules(names, skeleton, json_file))
+
+
+def _connection_rules(names: Sequence[str], skeleton: Any, json_file: str) -> list[tuple[str, str, Color]]:
+    """Give the lines of a skeleton, which counts keypoints from 1, as `(name, name, color)`."""
+    try:
+        ends = [(int(a), int(b)) for a, b in skeleton]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the skeleton in {json_file} must be pairs of numbers, got {skeleton!r}") from error
+    stray = [end for pair in ends for end in pair if not 1 <= end <= len(names)]
+    if stray:
+        raise ValueError(f"the skeleton in {json_file} names keypoints {_listed(stray)}, of 1 to {len(names)}")
+    return [(names[a - 1], names[b - 1], color) for (a, b), color in zip(ends, class_colors(len(ends)), strict=True)]
 
 
 def _listed(values: Sequence[Any], limit: int = 10) -> str:

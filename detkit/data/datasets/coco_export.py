@@ -10,6 +10,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
@@ -48,11 +49,12 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, Any]:
     """Give the records of a data set as the content of a COCO json file.
 
-    Boxes are XYWH in full precision. ``area`` is the record's own, else that of its mask, else that of its box. Pascal
-    VOC's ``difficult`` is carried along; COCO's metric does not know it. Image ids are kept where all are integers, and
-    category ids where the data set has its own; otherwise images count from 1 in order of the records (see
-    ``coco_image_ids``) and categories are the contiguous class ids. Annotations count from 1: COCO tools take 0 for
-    "matched to nothing".
+    Boxes are XYWH in full precision. Masks stay what they are, but bitmaps become run-length masks. Keypoints number
+    pixels again, as COCO's files do: half a pixel less than in the records. ``area`` is the record's own, else that of
+    its mask, else that of its box. Pascal VOC's ``difficult`` is carried along; COCO's metric does not know it. Image
+    ids are kept where all are integers, and category ids where the data set has its own; otherwise images count from 1
+    in order of the records (see ``coco_image_ids``) and categories are the contiguous class ids. Annotations count from
+    1: COCO tools take 0 for "matched to nothing".
 
     Args:
         dataset_name: Where to find class names and category ids: in its metadata.
@@ -71,7 +73,10 @@ def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> d
     coco: dict[str, Any] = {
         "info": {"description": f"{dataset_name}, written by detkit"},
         "images": [_image_entry(record, image_ids[record["image_id"]]) for record in records],
-        "categories": [{"id": id_, "name": name} for id_, name in zip(category_ids, class_names, strict=True)],
+        "categories": [
+            {"id": id_, "name": name, **_keypoint_entry(dataset_name)}
+            for id_, name in zip(category_ids, class_names, strict=True)
+        ],
     }
     if any("annotations" in record for record in records):
         coco["annotations"] = _annotation_entries(dataset_name, records, image_ids, category_ids)
@@ -91,6 +96,15 @@ def class_names_of(dataset_name: str) -> list[str]:
             f"set MetadataCatalog.get({dataset_name!r}).thing_classes = [...]"
         )
     return list(names)
+
+
+def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
+    """Give the part of a category that names its keypoints; empty where the data set has none."""
+    metadata = MetadataCatalog.get(dataset_name)
+    names = list(metadata.get("keypoint_names") or ())
+    rules = metadata.get("keypoint_connection_rules") or ()
+    skeleton = [[names.index(a) + 1, names.index(b) + 1] for a, b, _ in rules]
+    return {"keypoints": names, "skeleton": skeleton} if names else {}
 
 
 def category_ids_of(dataset_name: str) -> list[int]:
@@ -138,6 +152,8 @@ def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) ->
     area, segmentation = annotation.get("area"), annotation.get("segmentation")
     if area is not None:
         return float(area)
+    if isinstance(segmentation, np.ndarray):
+        return float(np.count_nonzero(segmentation))
     if not segmentation:
         return float(box_xywh[2] * box_xywh[3])
     if isinstance(segmentation, Mapping):
@@ -200,15 +216,20 @@ def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
     if annotation.get("difficult"):
         content["difficult"] = 1
     segmentation = annotation.get("segmentation")
-    if segmentation:
+    if isinstance(segmentation, np.ndarray) or segmentation:
         content["segmentation"] = _json_segmentation(segmentation)
     if "keypoints" in annotation:
-        content["keypoints"] = list(annotation["keypoints"])
-        content["num_keypoints"] = sum(visibility > 0 for visibility in annotation["keypoints"][2::3])
+        keypoints = annotation["keypoints"]
+        content["keypoints"] = [value if i % 3 == 2 else value - 0.5 for i, value in enumerate(keypoints)]
+        content["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
     return content
 
 
 def _json_segmentation(segmentation: Any) -> Any:
+    if isinstance(segmentation, np.ndarray):
+        segmentation = mask_util.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8))
     if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], bytes):
-        return {"size": list(segmentation["size"]), "counts": segmentation["counts"].decode("ascii")}
-    return segmentation
+        return {"size": [int(side) for side in segmentation["size"]], "counts": segmentation["counts"].decode("ascii")}
+    if isinstance(segmentation, Mapping):
+        return segmentation
+    return [polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in segmentation]

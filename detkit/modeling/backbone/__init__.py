@@ -6,7 +6,9 @@ from detkit.modeling.backbone.fpn import (
     FPN,
     LastLevelMaxPool,
     LastLevelP6P7,
+    build_fpn,
     build_resnet_fpn_backbone,
+    build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
 from detkit.modeling.backbone.resnet import ResNet, build_resnet_backbone, make_stage
@@ -24,8 +26,10 @@ __all__ = [
     "LastLevelP6P7",
     "ResNet",
     "build_backbone",
+    "build_fpn",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
+    "build_retinanet_fpn",
     "build_retinanet_resnet_fpn_backbone",
     "make_stage",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from detkit.config import CfgNode
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
+from detkit.modeling.backbone.dry_run import OutputShapeError, check_output_shape
 from detkit.utils.registry import Registry
 
 BACKBONE_REGISTRY = Registry("BACKBONE")
@@ -21,6 +22,7 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
     Raises:
         KeyError: If no backbone of that name is registered.
         TypeError: If what was built is no Backbone.
+        ValueError: If one that is not detkit's own gives other features than its ``output_shape`` says.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
@@ -29,4 +31,8 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
     if not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
         raise TypeError(f"MODEL.BACKBONE.NAME: {name!r} must give a detkit.modeling.Backbone, gave {kind}")
+    try:
+        check_output_shape(backbone, input_shape.channels or len(cfg.MODEL.PIXEL_MEAN))
+    except OutputShapeError as error:
+        raise OutputShapeError(f"MODEL.BACKBONE.NAME: {name!r}: {error}") from error
     return backbone

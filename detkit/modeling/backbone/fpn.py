@@ -162,32 +162,47 @@ class LastLevelP6P7(nn.Module):
         return [p6, self.p7(F.relu(p6))]
 
 
+def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """Put the pyramid of Faster R-CNN over any backbone: a level per ``MODEL.FPN.IN_FEATURES``, and one by max-pooling.
+
+    Raises:
+        ValueError: If a setting of ``MODEL.FPN`` is out of range or not what the backbone gives.
+    """
+    coarsest = _coarsest_in_feature(cfg, bottom_up)
+    return _build_fpn(cfg, bottom_up, LastLevelMaxPool(f"p{_level_number(coarsest.stride or 0)}"))
+
+
+def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """Put the pyramid of RetinaNet over any backbone: a level per ``MODEL.FPN.IN_FEATURES``, and two by convolution.
+
+    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there.
+
+    Raises:
+        ValueError: If a setting of ``MODEL.FPN`` is out of range or not what the backbone gives.
+    """
+    in_channels = _coarsest_in_feature(cfg, bottom_up).channels or 0
+    in_feature = cfg.MODEL.FPN.IN_FEATURES[-1]
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature))
+
+
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with the pyramid of Faster R-CNN: p2 to p5 of ``MODEL.FPN.IN_FEATURES``, and p6 by max-pooling.
+    """Build a ResNet with the pyramid of ``build_fpn``.
 
     Raises:
         ValueError: If a setting is out of range; the message names the key.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
-    coarsest = _coarsest_in_feature(cfg, bottom_up)
-    top_block = LastLevelMaxPool(f"p{_level_number(bottom_up.output_shape()[coarsest].stride or 0)}")
-    return _build_fpn(cfg, bottom_up, top_block)
+    return build_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with the pyramid of RetinaNet: p3 to p5 of ``MODEL.FPN.IN_FEATURES``, then p6 and p7.
-
-    P6 comes from the coarsest of the features, which is res5 in the paper.
+    """Build a ResNet with the pyramid of ``build_retinanet_fpn``.
 
     Raises:
         ValueError: If a setting is out of range; the message names the key.
     """
-    bottom_up = build_resnet_backbone(cfg, input_shape)
-    coarsest = _coarsest_in_feature(cfg, bottom_up)
-    in_channels = bottom_up.output_shape()[coarsest].channels or 0
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, coarsest))
+    return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
@@ -198,12 +213,14 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
         raise ValueError(f"MODEL.FPN: {error}") from error
 
 
-def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> str:
+def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
+    shapes = bottom_up.output_shape()
     try:
-        _check_in_features(cfg.MODEL.FPN.IN_FEATURES, bottom_up.output_shape())
+        _check_in_features(cfg.MODEL.FPN.IN_FEATURES, shapes)
     except ValueError as error:
-        raise ValueError(f"MODEL.FPN.IN_FEATURES: {error} (the backbone gives MODEL.RESNETS.OUT_FEATURES)") from error
-    return cfg.MODEL.FPN.IN_FEATURES[-1]
+        chosen = f"what {type(bottom_up).__name__} gives, chosen by MODEL.RESNETS.OUT_FEATURES or its like"
+        raise ValueError(f"MODEL.FPN.IN_FEATURES: {error} ({chosen})") from error
+    return shapes[cfg.MODEL.FPN.IN_FEATURES[-1]]
 
 
 def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
@@ -225,5 +242,7 @@ def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec])
         if name not in shapes:
             raise ValueError(f"input features must be of {list(shapes)}: got {name!r}.{did_you_mean(name, shapes)}")
     strides = [shapes[name].stride or 0 for name in in_features]
+    if any(stride < 1 or stride & (stride - 1) for stride in strides):
+        raise ValueError(f"the strides must be powers of two, as levels are named by them: {strides}")
     if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(f"the stride must double from feature to feature: {list(in_features)} have {strides}")

@@ -9,7 +9,15 @@ import pytest
 
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_voc_folders, register_builtin_datasets
-from detkit.data.datasets.builtin_meta import COCO_CATEGORIES, VOC_CLASSES, class_colors
+from detkit.data.datasets.builtin_meta import (
+    COCO_CATEGORIES,
+    VOC_CLASSES,
+    cityscapes_metadata,
+    class_colors,
+    coco_panoptic_metadata,
+    coco_panoptic_separated_metadata,
+    coco_person_metadata,
+)
 
 
 def test_coco_has_80_classes_with_gaps_in_the_ids():
@@ -19,6 +27,38 @@ def test_coco_has_80_classes_with_gaps_in_the_ids():
     # The ids that COCO leaves out. Source: the categories of instances_val2017.json.
     assert set(range(1, 91)) - set(COCO_CATEGORIES) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
     assert (COCO_CATEGORIES[1], COCO_CATEGORIES[13], COCO_CATEGORIES[90]) == ("person", "stop sign", "toothbrush")
+
+
+def test_panoptic_coco_has_133_classes_in_133_colors():
+    metadata = coco_panoptic_metadata()
+    assert len(set(metadata["stuff_classes"])) == len(set(metadata["stuff_colors"])) == 133
+    ids = {**metadata["thing_dataset_id_to_contiguous_id"], **metadata["stuff_dataset_id_to_contiguous_id"]}
+    assert sorted(ids.values()) == list(range(133))
+    assert (metadata["stuff_classes"][80], ids[200], metadata["stuff_classes"][132]) == ("banner", 132, "rug-merged")
+
+
+def test_separated_coco_sees_things_as_one_class_of_stuff():
+    metadata = coco_panoptic_separated_metadata()
+    assert len(metadata["stuff_classes"]) == len(metadata["stuff_colors"]) == 54
+    assert metadata["stuff_classes"][0] == "things"
+    assert metadata["stuff_classes"][53] == "rug"
+    assert metadata["stuff_dataset_id_to_contiguous_id"][200] == 53
+    assert len(metadata["thing_classes"]) == 80
+
+
+def test_persons_have_17_keypoints_and_8_pairs():
+    metadata = coco_person_metadata()
+    names = metadata["keypoint_names"]
+    assert len(set(names)) == 17
+    assert len(metadata["keypoint_flip_map"]) == 8
+    assert {end for rule in metadata["keypoint_connection_rules"] for end in rule[:2]} <= set(names)
+
+
+def test_cityscapes_has_19_classes_of_which_8_are_things():
+    metadata = cityscapes_metadata()
+    assert len(metadata["stuff_classes"]) == 19
+    assert metadata["thing_classes"] == metadata["stuff_classes"][11:]
+    assert metadata["thing_dataset_id_to_contiguous_id"][33] == 7
 
 
 def test_voc_has_20_classes_in_alphabetical_order():

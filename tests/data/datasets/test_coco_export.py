@@ -83,12 +83,44 @@ def test_images_with_names_for_ids_are_numbered(register):
     assert coco["annotations"][0]["image_id"] == 1
 
 
-def test_crowd_difficult_mask_and_keypoints_are_carried_along(register):
-    extra = {"iscrowd": 1, "difficult": 1, "segmentation": SQUARE, "keypoints": [1, 2, 0, 3, 4, 2]}
+def test_crowd_difficult_and_mask_are_carried_along(register):
+    extra = {"iscrowd": 1, "difficult": 1, "segmentation": SQUARE}
     name = register([record(1, annotation(**extra))], thing_classes=["cat"])
     (exported,) = convert_to_coco_dict(name)["annotations"]
     assert extra.items() <= exported.items()
-    assert exported["num_keypoints"] == 1
+
+
+def test_keypoints_number_pixels_and_keep_their_names(register):
+    keypoints = [1.5, 2.5, 0, 3.5, 4.5, 2]
+    rules = [("left_end", "right_end", (1, 2, 3))]
+    name = register(
+        [record(1, annotation(keypoints=keypoints))],
+        thing_classes=["cat"],
+        keypoint_names=["left_end", "right_end"],
+        keypoint_connection_rules=rules,
+    )
+    coco = convert_to_coco_dict(name)
+    assert coco["annotations"][0]["keypoints"] == [1, 2, 0, 3, 4, 2]
+    assert coco["annotations"][0]["num_keypoints"] == 1
+    assert coco["categories"][0]["keypoints"] == ["left_end", "right_end"]
+    assert coco["categories"][0]["skeleton"] == [[1, 2]]
+
+
+def test_exported_file_reads_back_as_it_was(register, tmp_path):
+    bitmap = np.zeros((30, 40), dtype=bool)
+    bitmap[3:9, 5:11] = True
+    uncompressed = {"size": [30, 40], "counts": [100, 7, 30 * 40 - 107]}
+    masks = [SQUARE, [np.array(SQUARE[0])], bitmap, uncompressed, mask_util.encode(np.asfortranarray(bitmap, np.uint8))]
+    keypoints = [1.5, 2.5, 0, 3.5, 4.5, 2]
+    name = register([record(1, *(annotation(segmentation=m, keypoints=keypoints) for m in masks))], thing_classes=["c"])
+    convert_to_coco_json(name, tmp_path / "a.json")
+    (read,) = load_coco_json(str(tmp_path / "a.json"), "/")
+    assert [a["keypoints"] for a in read["annotations"]] == [keypoints] * 5
+    again = [a["segmentation"] for a in read["annotations"]]
+    assert again[:2] == [SQUARE, SQUARE]
+    assert again[3] == uncompressed
+    assert np.array_equal(mask_util.decode(again[2]), bitmap)
+    assert np.array_equal(mask_util.decode(again[4]), bitmap)
 
 
 def test_boxes_are_not_rounded(register):

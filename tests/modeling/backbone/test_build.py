@@ -15,6 +15,9 @@ class _Recorder(Backbone):
     def forward(self, x):
         return {}
 
+    def output_shape(self):
+        return {}
+
 
 @pytest.fixture
 def registry(monkeypatch):
@@ -54,4 +57,16 @@ def test_what_is_no_backbone_is_an_error(registry):
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_nothing"
     with pytest.raises(TypeError, match=r"MODEL.BACKBONE.NAME: 'build_nothing' must give a .*Backbone, gave Identity"):
+        build_backbone(cfg)
+
+
+def test_wrong_output_shape_is_found_when_the_backbone_is_built(registry):
+    class Wrong(_Recorder):
+        def output_shape(self):
+            return {"s4": ShapeSpec(channels=1, stride=4)}
+
+    registry.register(Wrong)
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "Wrong"
+    with pytest.raises(ValueError, match=r"MODEL.BACKBONE.NAME: 'Wrong': Wrong.output_shape declares 's4'"):
         build_backbone(cfg)

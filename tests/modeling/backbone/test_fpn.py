@@ -8,7 +8,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool as Torchvis
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
-from detkit.modeling.backbone import FPN, Backbone, LastLevelMaxPool, LastLevelP6P7, build_backbone
+from detkit.modeling.backbone import (
+    FPN,
+    Backbone,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+    build_backbone,
+    build_fpn,
+    build_retinanet_fpn,
+)
 
 CHANNELS = {"res2": 4, "res3": 6, "res4": 8, "res5": 10}
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -178,3 +186,30 @@ def test_bad_setting_of_the_pyramid_names_its_key():
     cfg.MODEL.FPN.NORM = "GroupNorm"
     with pytest.raises(ValueError, match="MODEL.FPN.*unknown norm 'GroupNorm'"):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    ("build", "levels"), [(build_fpn, ["p3", "p4", "p5"]), (build_retinanet_fpn, ["p3", "p4", "p5", "p6"])]
+)
+def test_any_backbone_that_tells_its_shapes_takes_a_pyramid(build, levels):
+    cfg = _config("", ["res3", "res4"])
+    cfg.MODEL.FPN.OUT_CHANNELS = 5
+    fpn = build(cfg, _Pyramid())
+    assert list(fpn.output_shape()) == levels
+    maps = fpn(torch.zeros(1, 3, 64, 64))
+    assert [maps[name].shape[-1] for name in levels] == [64 // shape.stride for shape in fpn.output_shape().values()]
+
+
+@pytest.mark.parametrize("build", [build_fpn, build_retinanet_fpn])
+def test_features_that_any_backbone_does_not_give_are_an_error_with_near_misses(build):
+    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: .*got 'res33'. Did you mean 'res3'.*_Pyramid gives"):
+        build(_config("", ["res33", "res4"]), _Pyramid())
+
+
+def test_stride_that_is_no_power_of_two_is_an_error():
+    class Thirds(_Pyramid):
+        def output_shape(self):
+            return {"s3": ShapeSpec(channels=4, stride=3), "s6": ShapeSpec(channels=4, stride=6)}
+
+    with pytest.raises(ValueError, match=r"strides must be powers of two, .*\[3, 6\]"):
+        FPN(Thirds(), in_features=["s3", "s6"], out_channels=5)

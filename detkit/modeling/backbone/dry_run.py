@@ -1,0 +1,137 @@
+"""One forward pass without data, to learn which shapes a network gives.
+
+Legend: C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.layers import ShapeSpec
+from detkit.modeling.backbone.backbone import Backbone
+from detkit.utils.near_miss import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+# In units of the coarsest stride. Eight cells tell a stride from its double also where a convolution without padding
+# takes a cell or two away; unequal sides tell height from width.
+_CELLS = (8, 12)
+
+
+class OutputShapeError(ValueError):
+    """A backbone gives other features than its ``output_shape`` says."""
+
+
+def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Any:
+    """Give what a module gives for an image of (H, W), with no memory or arithmetic behind the numbers.
+
+    The module runs as in evaluation, on the meta device, with stand-ins for its parameters and buffers: statistics,
+    modes and the state of random number generators stay as they are. A module that the meta device cannot run takes
+    an image of zeros instead.
+    """
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    stand_ins = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    with torch.no_grad(), _evaluating(module), torch.random.fork_rng(devices=[]):
+        try:
+            image = torch.empty(2, channels, *image_size, device="meta")
+            return torch.func.functional_call(module, stand_ins, (image,))
+        except OutputShapeError:
+            raise
+        except Exception:
+            # Whatever it was: data-dependent control flow, tensors that are no buffers, kernels for one device only.
+            device = tensors[0][1].device if tensors else torch.device("cpu")
+            return module(torch.zeros(2, channels, *image_size, device=device))
+
+
+def check_output_shape(backbone: Backbone, channels: int) -> None:
+    """Compare what a backbone, and each backbone within it, gives with what it declares.
+
+    Nothing is checked where all of them are detkit's own, or where the forward pass fails for another reason: it may
+    need the device that the model is moved to later.
+
+    Args:
+        backbone: Not changed.
+        channels: C of its images.
+
+    Raises:
+        OutputShapeError: If a feature is missing, not declared, or of other channels or stride; the message names it.
+    """
+    parts = [module for module in backbone.modules() if isinstance(module, Backbone)]
+    if all(type(part).__module__.startswith("detkit.") for part in parts):
+        return
+    unit = max([1, *(part.size_divisibility for part in parts), *(s for part in parts for s in _strides(part))])
+    height, width = (cells * unit for cells in _CELLS)
+    if side := backbone.padding_constraints.get("square_size", 0):
+        height = width = side
+    # Inner ones report before the features go on to a layer that would fail on them.
+    handles = [part.register_forward_hook(_compare) for part in parts]
+    try:
+        dry_forward(backbone, (height, width), channels)
+    except OutputShapeError:
+        raise
+    except Exception as error:
+        size = f"{height}x{width}"
+        logger.warning("output_shape of %s is not checked: it fails on %s: %s", type(backbone).__name__, size, error)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+    assert isinstance(part, Backbone)
+    name, declared = type(part).__name__, part.output_shape()
+    if not isinstance(outputs, Mapping):
+        raise OutputShapeError(f"{name}.forward must give features by name, a dict: got {type(outputs).__name__}")
+    for feature in declared:
+        if feature not in outputs:
+            hint = did_you_mean(feature, outputs)
+            raise OutputShapeError(
+                f"{name}.output_shape declares {feature!r}, forward gives only {list(outputs)}.{hint}"
+            )
+    for feature, value in outputs.items():
+        if feature not in declared:
+            hint = did_you_mean(feature, declared)
+            raise OutputShapeError(f"{name}.forward gives {feature!r}, output_shape declares {list(declared)}.{hint}")
+        image_size = inputs[0].shape[-2:] if inputs and isinstance(inputs[0], Tensor) else None
+        if problem := _difference(declared[feature], value, image_size):
+            raise OutputShapeError(f"{name}.output_shape declares {feature!r} with {problem}")
+
+
+def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | None) -> str:
+    """Say in what a feature is not what was declared; empty where it is."""
+    if declared.channels is not None and value.shape[1] != declared.channels:
+        return f"{declared.channels} channels, forward gives {value.shape[1]}: shape {tuple(value.shape)}"
+    if not declared.stride or image_size is None:
+        return ""
+    if value.dim() != 4:
+        return f"stride {declared.stride}, forward gives no map (N, C, H, W): shape {tuple(value.shape)}"
+    cells = value.shape[-2:]
+    if all(abs(side - image_side / declared.stride) <= 1 for side, image_side in zip(cells, image_size, strict=True)):
+        return ""
+    found = sorted({image_side / max(side, 1) for side, image_side in zip(cells, image_size, strict=True)})
+    return (
+        f"stride {declared.stride}, forward gives stride {' and '.join(f'{stride:g}' for stride in found)}: "
+        f"a map of {cells[0]}x{cells[1]} for an image of {image_size[0]}x{image_size[1]}"
+    )
+
+
+def _strides(part: Backbone) -> list[int]:
+    return [shape.stride for shape in part.output_shape().values() if shape.stride]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        # Outer ones first, and through `train`, which a module may override: torchvision's switches its graph there.
+        for part, was_training in modes:
+            part.train(was_training)

@@ -1,0 +1,253 @@
+"""RetinaNet: one stage, with a loss that does not drown the objects in background.
+
+Source: Lin et al. 2017, arXiv 1708.02002.
+
+Legend: N images, L levels, A anchors per cell, R_l anchors of level l, R anchors of all levels, K classes, M objects in
+one image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import batched_nms, cat, nonzero_tuple, sigmoid_focal_loss
+from detkit.modeling.anchor_generator import AnchorGenerator, build_anchor_generator
+from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
+from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.feature_selection import select_features
+from detkit.modeling.matcher import Matcher
+from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
+from detkit.modeling.meta_arch.dense_detector import DenseDetector, HeadOutput, decode_level, predictions_by_anchor
+from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
+from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
+from detkit.utils.events import get_event_storage, has_event_storage
+
+# The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron: the number itself
+# varies much in a batch of one or two images. Both numbers are Detectron2's.
+_INITIAL_NORMALIZER = 100.0
+_NORMALIZER_MOMENTUM = 0.9
+
+
+@META_ARCH_REGISTRY.register()
+class RetinaNet(DenseDetector):
+    """Classifies and refines every anchor of a pyramid."""
+
+    loss_normalizer: Tensor | None
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: Sequence[str],
+        anchor_generator: AnchorGenerator,
+        box2box_transform: Box2BoxTransform,
+        anchor_matcher: Matcher,
+        num_classes: int,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        smooth_l1_beta: float = 0.0,
+        box_reg_loss_type: str = "smooth_l1",
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: Images to features by name.
+            head: L features to class logits and deltas; see `RetinaNetHead`.
+            head_in_features: Names of the L features, in the order of the anchor generator.
+            anchor_generator: Features to anchors.
+            box2box_transform: What the deltas mean.
+            anchor_matcher: Labels anchors by their IoU with the ground truth.
+            num_classes: K. There is no class of background: it is where all scores are low.
+            focal_loss_alpha: See `sigmoid_focal_loss`.
+            focal_loss_gamma: See `sigmoid_focal_loss`.
+            smooth_l1_beta: See `box_regression_loss`.
+            box_reg_loss_type: See `BOX_LOSS_TYPES`.
+            test_score_thresh: Detections must score higher.
+            test_topk_candidates: At most this many of a level enter NMS.
+            test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
+            max_detections_per_image: At most this many.
+            pixel_mean: See `Detector`.
+            pixel_std: See `Detector`.
+            memory_format: See `Detector`.
+        """
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            head_in_features=head_in_features,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.anchor_matcher = anchor_matcher
+        self.num_classes = num_classes
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+        # None, and so not in the state_dict, until the first training step: a fresh model has the names of Detectron2's
+        # checkpoints, and a resumed run goes on from its own average.
+        self.register_buffer("loss_normalizer", None)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        retinanet = cfg.MODEL.RETINANET
+        backbone = build_backbone(cfg)
+        shapes = select_features(backbone.output_shape(), retinanet.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
+        return {
+            "backbone": backbone,
+            "head": RetinaNetHead(cfg, shapes),
+            "head_in_features": retinanet.IN_FEATURES,
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
+            "anchor_matcher": Matcher(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, allow_low_quality_matches=True),
+            "num_classes": retinanet.NUM_CLASSES,
+            "focal_loss_alpha": retinanet.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": retinanet.FOCAL_LOSS_GAMMA,
+            "smooth_l1_beta": retinanet.SMOOTH_L1_LOSS_BETA,
+            "box_reg_loss_type": retinanet.BBOX_REG_LOSS_TYPE,
+            "test_score_thresh": retinanet.SCORE_THRESH_TEST,
+            "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": retinanet.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+        }
+
+    def forward_training(
+        self, images: ImageList, features: list[Tensor], predictions: HeadOutput, gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Give `loss_cls` and `loss_box_reg`.
+
+        Each is a sum over all anchors of the batch, divided by the moving average of the number of foreground ones.
+        """
+        logits, deltas = self._by_anchor(predictions)
+        anchors = self.anchor_generator(features)
+        labelled = self.label_anchors(anchors, gt_instances)
+        labels = torch.stack([labels_i for labels_i, _ in labelled])
+        gt_boxes = torch.stack([boxes_i for _, boxes_i in labelled])
+        is_positive = (labels >= 0) & (labels != self.num_classes)
+        normalizer = self._update_normalizer(is_positive.sum(), len(labels))
+        # One wait for the device, to compare the boxes of the few foreground anchors only.
+        positive = nonzero_tuple(is_positive)
+        loss_box_reg = box_regression_loss(
+            cat(deltas, dim=1)[positive],
+            Boxes.cat(anchors).tensor[positive[1]],
+            gt_boxes[positive],
+            transform=self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        return {"loss_cls": self._focal_loss(logits, labels) / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+
+    @torch.no_grad()
+    def label_anchors(self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]) -> list[tuple[Tensor, Tensor]]:
+        """Match anchors with the ground truth.
+
+        Args:
+            anchors: Anchors of each level.
+            gt_instances: Ground truth of each image: `gt_boxes` and `gt_classes`.
+
+        Returns:
+            Per image (R,) int64 labels: a class in [0, K), K background, -1 ignored; and the (R, 4) boxes matched with
+            the anchors, of meaning where the label is a class.
+        """
+        all_anchors = Boxes.cat(list(anchors))
+        return [self._label_anchors_of_image(all_anchors, gt_i) for gt_i in gt_instances]
+
+    def _label_anchors_of_image(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
+        matches, match_labels = self.anchor_matcher(pairwise_iou(gt.gt_boxes, anchors))
+        if len(gt) == 0:
+            return torch.full_like(matches, self.num_classes), torch.zeros_like(anchors.tensor)
+        labels = gt.gt_classes[matches].masked_fill(match_labels == 0, self.num_classes)
+        return labels.masked_fill(match_labels == -1, -1), gt.gt_boxes.tensor[matches]
+
+    def _focal_loss(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Sum over all classes of all anchors that are not ignored.
+
+        Args:
+            logits: Per level (N, R_l, K).
+            labels: (N, R), as `label_anchors` gives them.
+        """
+        classes = torch.arange(self.num_classes, device=labels.device)
+        losses = []
+        # Level by level, and ignored anchors by a factor of 0: to join the levels and to pick anchors would copy the
+        # largest tensors of the model, and wait for the device.
+        for logits_l, labels_l in zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True):
+            loss = sigmoid_focal_loss(
+                logits_l, labels_l[..., None] == classes, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            )
+            losses.append(loss.masked_fill(labels_l[..., None] < 0, 0.0).sum())
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def _update_normalizer(self, num_positive: Tensor, num_images: int) -> Tensor:
+        """Move the average towards the number of foreground anchors of this batch, at least 1, and give it."""
+        if has_event_storage():
+            get_event_storage().put_scalar("num_pos_anchors", num_positive / num_images)
+        value = num_positive.clamp(min=1).float()
+        old = torch.full_like(value, _INITIAL_NORMALIZER) if self.loss_normalizer is None else self.loss_normalizer
+        self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
+        return self.loss_normalizer
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Weights with an average bring it along; those without, such as Detectron2's, start it afresh.
+        saved = state_dict.get(f"{prefix}loss_normalizer")
+        self.loss_normalizer = None if saved is None else torch.zeros_like(saved, device=self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward_inference(self, images: ImageList, features: list[Tensor], predictions: HeadOutput) -> list[Instances]:
+        """Give the detections of every image: `pred_boxes`, `scores`, `pred_classes`, best first."""
+        logits, deltas = self._by_anchor(predictions)
+        anchors = self.anchor_generator(features)
+        return [
+            self._detect(anchors, [x[i].sigmoid() for x in logits], [x[i] for x in deltas], size_i)
+            for i, size_i in enumerate(images.image_sizes)
+        ]
+
+    def _detect(
+        self, anchors: Sequence[Boxes], scores: list[Tensor], deltas: list[Tensor], image_size: tuple[int, int]
+    ) -> Instances:
+        """Give the detections of one image, from per level (R_l, K) scores and (R_l, 4) deltas."""
+        levels = [
+            decode_level(
+                anchors_l,
+                scores_l,
+                deltas_l,
+                self.box2box_transform,
+                score_thresh=self.test_score_thresh,
+                topk_candidates=self.test_topk_candidates,
+                image_size=image_size,
+            )
+            for anchors_l, scores_l, deltas_l in zip(anchors, scores, deltas, strict=True)
+        ]
+        found = Instances.cat(levels)
+        keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
+        return found[keep[: self.max_detections_per_image]]
+
+    def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:
+        """Give per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
+        logits, deltas = predictions
+        return [predictions_by_anchor(x, self.num_classes) for x in logits], [
+            predictions_by_anchor(x, 4) for x in deltas
+        ]

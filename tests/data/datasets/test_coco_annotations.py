@@ -1,0 +1,92 @@
+"""Masks and keypoints of COCO files: what is taken over, and what is refused with the annotation and the file named."""
+
+import pytest
+
+from detkit.data import MetadataCatalog
+from detkit.data.datasets import load_coco_json
+
+BOX = {"id": 7, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
+TRIANGLE = [0, 0, 4, 0, 4, 4]
+RLE = {"size": [24, 32], "counts": [100, 20, 24 * 32 - 120]}
+NAMED = [{"id": 3, "name": "cat", "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}]
+
+
+def load(write_coco, *annotations, categories=None, **kwargs):
+    sections = {} if categories is None else {"categories": categories}
+    path, root = write_coco(1, annotations=list(annotations), **sections)
+    return load_coco_json(path, root, **kwargs)[0]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        pytest.param([TRIANGLE, [1, 1, 5, 5]], "a polygon of 2 points, .1, 1, 5, 5.: it needs at least 3", id="points"),
+        pytest.param([[0, 0, 4, 0, 4, 4, 1]], "a polygon of 7 numbers, but x and y alternate", id="odd"),
+        pytest.param([1, 2, 3, 4, 5, 6], "polygons that are lists of numbers, has 1", id="not nested"),
+        pytest.param("mask", "polygons or a run-length mask, has 'mask'", id="text"),
+        pytest.param({**RLE, "size": [10, 20]}, "a run-length mask of 10x20 .* its image is 24x32", id="size"),
+        pytest.param({"size": [24, 32], "counts": [5, 5]}, "counts add up to 10, not to 24 x 32 pixels", id="counts"),
+        pytest.param({"counts": [5, 5]}, "with size .height, width. and counts", id="no size"),
+    ],
+)
+def test_bad_mask_is_an_error_with_annotation_and_file(write_coco, segmentation, message):
+    with pytest.raises(ValueError, match=rf"annotation 7 of .*train\.json .*{message}"):
+        load(write_coco, {**BOX, "segmentation": segmentation})
+
+
+def test_masks_of_all_formats_live_in_one_image(write_coco):
+    compressed = {"size": [24, 32], "counts": "PPYd0"}
+    masks = [[TRIANGLE], RLE, compressed]
+    read = load(write_coco, *({**BOX, "id": i, "segmentation": mask} for i, mask in enumerate(masks)))
+    assert [annotation["segmentation"] for annotation in read] == masks
+
+
+def test_mask_is_not_measured_against_an_unknown_size(write_coco):
+    path, root = write_coco(
+        1,
+        images=[{"id": 0, "file_name": "0.jpg"}],
+        annotations=[{**BOX, "segmentation": {"size": [1, 4], "counts": [4]}}],
+    )
+    assert load_coco_json(path, root)[0]["annotations"][0]["segmentation"]["size"] == [1, 4]
+
+
+def test_bad_polygons_of_public_data_sets_are_counted(write_coco, caplog):
+    first = {**BOX, "segmentation": [TRIANGLE, [1, 1, 5, 5]]}
+    second = {**BOX, "id": 8, "segmentation": [[1, 1, 5, 5]]}
+    (left,) = load(write_coco, first, second, drop_bad_polygons=True)
+    assert left["segmentation"] == [TRIANGLE]
+    assert "left out 2 polygons" in caplog.text
+    assert "1 annotations that have no other: 8" in caplog.text
+
+
+def test_keypoints_of_another_number_than_the_category_names_are_an_error(write_coco):
+    with pytest.raises(ValueError, match=r"annotation 7 of .*json has 2 keypoints .*lists 3: it needs 9 numbers"):
+        load(write_coco, {**BOX, "keypoints": [1, 2, 2, 3, 4, 2]}, categories=NAMED)
+
+
+def test_keypoints_without_names_need_one_number(write_coco):
+    with pytest.raises(ValueError, match=r"annotation 8 of .*\(annotation 7\) have 1: it needs 3 numbers"):
+        load(write_coco, {**BOX, "keypoints": [1, 2, 2]}, {**BOX, "id": 8, "keypoints": [1, 2, 2, 3, 4, 2]})
+
+
+def test_keypoints_come_in_threes(write_coco):
+    with pytest.raises(ValueError, match=r"annotation 7 of .*three numbers each .*has 4 numbers"):
+        load(write_coco, {**BOX, "keypoints": [1, 2, 2, 3]})
+
+
+def test_names_pairs_and_lines_of_keypoints_are_noted(write_coco):
+    load(write_coco, BOX, categories=NAMED, dataset_name="named")
+    metadata = MetadataCatalog.get("named")
+    assert metadata.keypoint_names == ["nose", "left_ear", "right_ear"]
+    assert metadata.keypoint_flip_map == [("left_ear", "right_ear")]
+    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [("nose", "left_ear"), ("nose", "right_ear")]
+
+
+def test_skeleton_that_names_no_keypoint_is_an_error(write_coco):
+    with pytest.raises(ValueError, match="names keypoints 4, of 1 to 3"):
+        load(write_coco, BOX, categories=[{**NAMED[0], "skeleton": [[1, 4]]}], dataset_name="named")
+
+
+def test_object_without_keypoints_has_none(write_coco):
+    (read,) = load(write_coco, {**BOX, "keypoints": []}, categories=NAMED)
+    assert "keypoints" not in read

@@ -1,0 +1,214 @@
+"""Tests of detkit.modeling.meta_arch.retinanet."""
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.checkpoint.key_matching import match_weights
+from detkit.config import get_cfg
+from detkit.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detkit.structures import Boxes, Instances
+from detkit.utils.events import EventStorage
+from tests.helpers import slow_focal_loss, slow_match, slow_pairwise_iou
+
+K = 3
+SIZE = (60, 90)
+
+
+@BACKBONE_REGISTRY.register()
+class TwoStridedConvolutions(Backbone):
+    """The smallest pyramid there is."""
+
+    size_divisibility = 16
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.p3 = nn.Conv2d(input_shape.channels, 32, 8, stride=8)
+        self.p4 = nn.Conv2d(32, 32, 2, stride=2)
+        self._out_features = ["p3", "p4"]
+        self._out_feature_channels = {"p3": 32, "p4": 32}
+        self._out_feature_strides = {"p3": 8, "p4": 16}
+
+    def forward(self, x):
+        p3 = self.p3(x)
+        return {"p3": p3, "p4": self.p4(p3)}
+
+
+def make(*overrides):
+    cfg = get_cfg()
+    options = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.META_ARCHITECTURE": "RetinaNet",
+        "MODEL.BACKBONE.NAME": "TwoStridedConvolutions",
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32]],
+        "MODEL.RETINANET.IN_FEATURES": ["p3", "p4"],
+        "MODEL.RETINANET.NUM_CLASSES": K,
+        "MODEL.RETINANET.NUM_CONVS": 1,
+        "MODEL.RETINANET.PRIOR_PROB": 0.2,
+        "MODEL.PIXEL_STD": [50.0, 50.0, 50.0],
+    }
+    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def inputs(*numbers_of_objects, **fields):
+    generator = torch.Generator().manual_seed(1)
+    batch = []
+    for num in numbers_of_objects:
+        corner = torch.rand(num, 2, generator=generator) * 30
+        boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
+        instances = Instances(SIZE, gt_boxes=boxes, gt_classes=torch.arange(num) % K)
+        image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=generator)
+        batch.append({"image": image, "instances": instances, **fields})
+    return batch
+
+
+def slow_sums(model, batch):
+    """Give the sum of the focal loss, that of the L1 loss, and the number of foreground anchors, anchor by anchor."""
+    levels = [model.backbone(model.preprocess_image(batch).tensor)[name] for name in ("p3", "p4")]
+    anchors = Boxes.cat(model.anchor_generator(levels))
+    maps = zip(*model.head(levels), strict=True)
+    rows = [
+        [x.permute(0, 2, 3, 1).reshape(len(batch), -1, d) for x, d in zip(pair, (K, 4), strict=True)] for pair in maps
+    ]
+    logits, deltas = (torch.cat([row[k] for row in rows], dim=1).tolist() for k in (0, 1))
+    loss_cls = loss_box = 0.0
+    num_foreground = 0
+    for i, x in enumerate(batch):
+        gt = x["instances"]
+        if len(gt) == 0:
+            labels, matches = [0] * len(anchors), [0] * len(anchors)
+        else:
+            iou = slow_pairwise_iou(gt.gt_boxes.tensor, anchors.tensor)
+            _, labels = slow_match(iou, [0.4, 0.5], [0, -1, 1], allow_low_quality=True)
+            matches = iou.argmax(dim=0).tolist()
+        for r, label in enumerate(labels):
+            if label == -1:
+                continue
+            for k in range(K):
+                is_true = label == 1 and gt.gt_classes[matches[r]] == k
+                loss_cls += slow_focal_loss(logits[i][r][k], is_true, alpha=0.25, gamma=2.0)
+            if label == 1:
+                num_foreground += 1
+                target = model.box2box_transform.get_deltas(
+                    anchors.tensor[r : r + 1], gt.gt_boxes.tensor[matches[r]][None]
+                )
+                loss_box += sum(abs(a - b) for a, b in zip(deltas[i][r], target[0].tolist(), strict=True))
+    return loss_cls, loss_box, num_foreground
+
+
+@pytest.mark.parametrize("numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"])
+def test_losses_are_sums_over_anchors_divided_by_the_moving_average(numbers):
+    model, batch = make("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.0), inputs(*numbers)
+    with torch.no_grad():
+        loss_cls, loss_box, num_foreground = slow_sums(model, batch)
+        assert (num_foreground > 0) == any(numbers)
+        average = 100.0
+        for _ in range(2):
+            losses = model(batch)
+            average = 0.9 * average + 0.1 * max(num_foreground, 1)
+            assert losses["loss_cls"].item() == pytest.approx(loss_cls / average, rel=1e-4)
+            assert losses["loss_box_reg"].item() == pytest.approx(loss_box / average, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("numbers", [(2, 1), (0, 0)], ids=["objects", "only-empty"])
+def test_losses_reach_every_parameter(loss_type, numbers):
+    model = make("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss_type)
+    losses = model(inputs(*numbers))
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_a_few_steps_lower_the_losses():
+    model, batch = make(), inputs(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    history = []
+    for _ in range(15):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item() * model.loss_normalizer.item())  # the average falls from its start at 100
+    assert history[-1] < 0.8 * history[0]
+
+
+def test_foreground_anchors_are_logged():
+    with EventStorage() as storage:
+        model, batch = make(), inputs(2, 1)
+        model(batch)
+    assert float(storage.latest()["num_pos_anchors"][0]) == slow_sums(model, batch)[2] / 2
+
+
+def test_fresh_model_has_the_names_of_detectron2_and_a_trained_one_its_average_too():
+    model = make()
+    fresh = set(model.state_dict())
+    assert "loss_normalizer" not in fresh
+    model(inputs(2))
+    assert set(model.state_dict()) - fresh == {"loss_normalizer"}
+
+
+def test_average_is_resumed_by_a_fresh_model():
+    trained = make()
+    trained(inputs(2))
+    resumed = make()
+    chosen, report = match_weights(trained.state_dict(), resumed.state_dict())
+    assert report.is_complete
+    assert not report.unexpected
+    resumed.load_state_dict(chosen)
+    assert resumed.loss_normalizer.item() == trained.loss_normalizer.item() < 100
+
+
+def test_weights_without_an_average_start_it_afresh():
+    trained, weights = make(), make().state_dict()
+    trained(inputs(2))
+    chosen, report = match_weights(weights, trained.state_dict())
+    assert report.is_complete
+    trained.load_state_dict(chosen)
+    assert trained.loss_normalizer is None
+
+
+def test_detections_are_the_best_of_their_class():
+    outputs = make("TEST.DETECTIONS_PER_IMAGE", 7).eval()(inputs(1, 0, height=120, width=180))
+    for output in outputs:
+        found = output["instances"]
+        assert found.image_size == (120, 180)
+        assert sorted(found.get_fields()) == ["pred_boxes", "pred_classes", "scores"]
+        assert 0 < len(found) <= 7
+        assert (found.scores.diff() <= 0).all()
+        iou = slow_pairwise_iou(found.pred_boxes.tensor, found.pred_boxes.tensor).fill_diagonal_(0)
+        assert (iou[found.pred_classes[:, None] == found.pred_classes] <= 0.55).all()  # clipped after NMS
+
+
+def test_high_threshold_leaves_no_detection():
+    (output,) = make("MODEL.RETINANET.SCORE_THRESH_TEST", 0.999).eval()(inputs(1))
+    assert len(output["instances"]) == 0
+
+
+def test_without_postprocessing_boxes_are_not_clipped():
+    (found,) = make().eval().inference(inputs(1), do_postprocess=False)
+    assert found.image_size == SIZE
+    assert found.pred_boxes.tensor.min() < 0
+
+
+def test_training_under_autocast_gives_losses_close_to_float32():
+    batch = inputs(2, 1)
+    expected = make()(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = make()(batch)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss.float(), expected[name], rtol=0.02, atol=0)
+
+
+def test_training_without_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="RetinaNet needs 'instances' in training: image 0 of the batch"):
+        make()([{"image": torch.zeros(3, *SIZE)}])
+
+
+def test_unknown_feature_names_the_key():
+    with pytest.raises(ValueError, match="MODEL.RETINANET.IN_FEATURES asks for 'p5', but the backbone gives p3, p4"):
+        make("MODEL.RETINANET.IN_FEATURES", ["p3", "p5"])

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from detkit.structures import bitmask_to_rle, polygon_area, polygons_to_bitmask, polygons_to_rle, rle_to_bitmask
+from detkit.structures.mask_formats import as_polygon, rle_counts
+
+SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]
+
+
+def random_bitmap(seed, height=13, width=9, share=0.4):
+    return np.random.default_rng(seed).random((height, width)) < share
+
+
+def uncompressed(bitmap):
+    """Count runs pixel by pixel, column by column."""
+    counts, value = [0], False
+    for pixel in bitmap.T.reshape(-1):
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(bitmap.shape), "counts": counts}
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["one way round", "the other"])
+def test_area_of_a_polygon_by_hand(turn):
+    points = np.array([[0, 0], [4, 0], [4, 3]])[::turn]
+    assert polygon_area(points[:, 0], points[:, 1]) == 6
+
+
+def test_square_covers_its_pixels():
+    mask = polygons_to_bitmask([SQUARE], 6, 8)
+    assert mask.dtype == bool
+    assert mask.sum() == 12
+    assert mask[1:4, 2:6].all()
+
+
+def test_polygons_of_a_mask_are_joined():
+    other = [0, 0, 1, 0, 1, 1, 0, 1]
+    joined = polygons_to_bitmask([SQUARE, other], 6, 8)
+    assert np.array_equal(joined, polygons_to_bitmask([SQUARE], 6, 8) | polygons_to_bitmask([other], 6, 8))
+
+
+def test_no_polygon_covers_nothing():
+    assert polygons_to_bitmask([], 3, 4).shape == (3, 4)
+    assert not polygons_to_bitmask([], 3, 4).any()
+    assert not rle_to_bitmask(polygons_to_rle([], 3, 4)).any()
+
+
+def test_polygon_to_rle_is_polygon_to_bitmap():
+    rng = np.random.default_rng(0)
+    polygons = [rng.uniform(0, 20, 10) for _ in range(3)]
+    assert np.array_equal(rle_to_bitmask(polygons_to_rle(polygons, 20, 25)), polygons_to_bitmask(polygons, 20, 25))
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.4, 1])
+@pytest.mark.parametrize("size", [(1, 1), (13, 9), (70, 300)])
+def test_bitmap_comes_back_from_every_form_of_rle(share, size):
+    bitmap = random_bitmap(1, *size, share=share)
+    compressed = bitmask_to_rle(bitmap)
+    assert isinstance(compressed["counts"], str)
+    assert np.array_equal(rle_to_bitmask(compressed), bitmap)
+    assert np.array_equal(rle_to_bitmask({**compressed, "counts": compressed["counts"].encode()}), bitmap)
+    assert np.array_equal(rle_to_bitmask(uncompressed(bitmap), *size), bitmap)
+    assert np.array_equal(coco_mask.decode(compressed), bitmap)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_of_compressed_runs_are_those_counted_by_hand(seed):
+    bitmap = random_bitmap(seed, 50, 60, share=0.05)
+    assert rle_counts(bitmask_to_rle(bitmap)).tolist() == uncompressed(bitmap)["counts"]
+
+
+def test_what_is_not_zero_belongs_to_the_mask():
+    assert rle_to_bitmask(bitmask_to_rle(np.array([[0, 7], [-1, 0]]))).tolist() == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("polygon", "message"),
+    [
+        pytest.param([1, 2, 3, 4], "at least 3 points: got 2", id="two points"),
+        pytest.param([], "at least 3 points: got 0", id="nothing"),
+        pytest.param([1, 2, 3, 4, 5, 6, 7], "a y for every x: got 7 numbers", id="odd"),
+        pytest.param([1, 2, 3, 4, 5, float("nan")], "finite coordinates", id="nan"),
+        pytest.param([[1, 2], [3, 4], [5, 6]], r"flat list .* got shape \(3, 2\)", id="nested"),
+    ],
+)
+def test_bad_polygon_is_an_error(polygon, message):
+    with pytest.raises(ValueError, match=message):
+        as_polygon(polygon)
+    with pytest.raises(ValueError, match=message):
+        polygons_to_bitmask([SQUARE, polygon], 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("rle", "message"),
+    [
+        pytest.param({"size": [4, 5], "counts": [3, 4]}, "must add up to 20: got 2 runs that add up to 7", id="short"),
+        pytest.param({"size": [4, 5], "counts": [3, 40]}, "must add up to 20: got 2 runs", id="long"),
+        pytest.param({"size": [4, 5], "counts": [30, -10]}, "some negative", id="negative"),
+        pytest.param({"size": [4, 5], "counts": "34"}, "must add up to 20", id="text of other runs"),
+        pytest.param({"size": [4, 5], "counts": "a b"}, "no text of COCO's form", id="text of something else"),
+        pytest.param({"size": [4, 5], "counts": "P" * 20 + "0"}, "no text of COCO's form", id="endless number"),
+        pytest.param({"size": [4, 5], "counts": "P"}, "no text of COCO's form", id="number without an end"),
+        pytest.param({"size": [4, 5]}, "list of lengths or a text: got NoneType", id="no counts"),
+        pytest.param({"counts": [20]}, r"has a size \[height, width\]: got None", id="no size"),
+    ],
+)
+def test_bad_run_lengths_are_an_error(rle, message):
+    with pytest.raises(ValueError, match=message):
+        rle_to_bitmask(rle)
+
+
+def test_run_lengths_of_another_image_size_are_an_error():
+    rle = bitmask_to_rle(np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"got 4 x 5 \(height x width\) for an image of 5 x 4"):
+        rle_to_bitmask(rle, 5, 4)
+
+
+def test_bitmap_of_other_dimensions_is_an_error():
+    with pytest.raises(ValueError, match=r"a bitmap is \(H, W\): got shape \(1, 2, 3\)"):
+        bitmask_to_rle(np.zeros((1, 2, 3)))
