@@ -16,14 +16,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.cli.benchmark_contest import Contest
-from detkit.evaluation.coco_evaluation import score_boxes
 from detkit.evaluation.coco_ground_truth import CocoGroundTruth
+from detkit.evaluation.coco_protocol import CocoProtocol
 from detkit.evaluation.coco_results import coco_metrics, coco_result_dicts
+from detkit.evaluation.coco_scoring import score_detections
 from detkit.evaluation.detections import ImageDetections
 
 _NUM_CLASSES = 80
 _HEIGHT, _WIDTH = 480, 640
-_MAX_DETS = 100
 
 
 def eval_contest(device: torch.device, quick: bool) -> Contest:
@@ -34,7 +34,7 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
     results = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
 
     def ours() -> float:
-        return coco_metrics(score_boxes(truth, detections, _MAX_DETS), truth.class_names)["AP"]
+        return coco_metrics(score_detections(truth, detections, CocoProtocol()), truth.class_names)["AP"]
 
     def theirs() -> float:
         with contextlib.redirect_stdout(io.StringIO()):

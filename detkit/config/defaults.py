@@ -507,7 +507,31 @@ _key(
     "Scores to verify: [[task, metric, value, tolerance], ...]. A run that misses one fails.",
 )
 _key(
-    "TEST.KEYPOINT_OKS_SIGMAS", [], "Spread per keypoint in the keypoint metric; empty takes COCO's.", unread=_KEYPOINTS
+    "TEST.KEYPOINT_OKS_SIGMAS",
+    [],
+    "Spread of each keypoint in the keypoint metric, relative to the object's size, above 0; empty takes COCO's 17.",
+)
+_key(
+    "TEST.KEYPOINT_DETECTIONS_PER_IMAGE",
+    20,
+    "detkit: most detections per image and class that the keypoint metric scores. 20 is COCO's.",
+    minimum=1,
+)
+_key(
+    "TEST.IOU_THRESHOLDS",
+    [],
+    (
+        "detkit: overlaps in (0, 1], rising, that COCO's AP is averaged over; each is given by itself as well. "
+        "Empty takes COCO's 0.50, 0.55, ..., 0.95."
+    ),
+)
+_key(
+    "TEST.AREA_RANGES",
+    [],
+    (
+        "detkit: sizes of objects that COCO's AP is given for: [[name, smallest, largest], ...] in square pixels. "
+        "Empty takes COCO's small, medium and large."
+    ),
 )
 _key("TEST.AUG.ENABLED", False, "Test-time augmentation.", unread=_TTA)
 _key(

@@ -5,13 +5,19 @@ Legend: N images, M objects in one image, K classes.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog
 from detkit.data.datasets.coco_export import category_ids_of, class_names_of, coco_image_ids, records_to_coco_dict
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,71 @@ class CocoGroundTruth:
     def num_objects(self) -> int:
         """Objects that can be found: all but crowd regions."""
         return sum(not annotation["iscrowd"] for annotation in self.coco["annotations"])
+
+    @cached_property
+    def image_sizes(self) -> dict[int, tuple[int, int]]:
+        """(height, width) by image id in the json, of the images whose size is known."""
+        images = self.coco["images"]
+        return {image["id"]: (image["height"], image["width"]) for image in images if {"height", "width"} <= set(image)}
+
+    @cached_property
+    def _masks(self) -> dict[int, dict[str, Any]]:
+        # Kept, so that a second evaluation does not encode the same polygons again.
+        masks = {a["id"]: self._encode(a) for a in self.coco["annotations"] if _has_mask(a)}
+        missing = len(self.coco["annotations"]) - len(masks)
+        if missing:
+            logger.warning(
+                "%d of %d objects of %s have no mask: in the score of masks they do not count, and neither do "
+                "detections that lie mostly in their boxes",
+                missing,
+                len(self.coco["annotations"]),
+                self.dataset_name,
+            )
+        return masks
+
+    def mask_entry(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the mask of an annotation, compressed, as ``segmentation``; for one without, its box as a crowd region.
+
+        Raises:
+            ValueError: If the mask cannot be read, its size is not the image's, or the image's size is not known.
+        """
+        if _has_mask(annotation):
+            return {"segmentation": self._masks[annotation["id"]]}
+        x, y, width, height = annotation["bbox"]
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        return {"segmentation": self._encode({**annotation, "segmentation": [corners]}), "iscrowd": 1}
+
+    def check_mask_size(self, image_id: int | str, size: Sequence[int]) -> None:
+        """Refuse masks of another size than the image: their overlap would be none, without a word.
+
+        Args:
+            image_id: The image's id in the records.
+            size: (height, width) of the masks.
+
+        Raises:
+            ValueError: If the size is not that of the image.
+        """
+        expected = self.image_sizes.get(self.image_ids[image_id], tuple(size))
+        if tuple(size) != expected:
+            raise ValueError(
+                f"the masks that the model gives for image {image_id!r} are {size[0]}x{size[1]}, but the image is "
+                f"{expected[0]}x{expected[1]} (height x width) in data set {self.dataset_name!r}: are 'height' and "
+                "'width' in the inputs of the model?"
+            )
+
+    def _encode(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        segmentation, image_id = annotation["segmentation"], annotation["image_id"]
+        where = f"object {annotation['id']} in image {image_id} of data set {self.dataset_name!r}"
+        size = self.image_sizes.get(image_id)
+        if size is None:
+            raise ValueError(f"the mask of {where} needs height and width of the image, which its record does not have")
+        try:
+            rle = _compressed(segmentation, size)
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"the mask of {where} cannot be read: {error}") from error
+        if tuple(rle["size"]) != size:
+            raise ValueError(f"the mask of {where} has the size {tuple(rle['size'])}, the image {size}")
+        return rle
 
     def objects_per_image(self) -> dict[int, list[dict[str, Any]]]:
         """Give the annotations of each image, by its id in the json."""
@@ -66,3 +137,17 @@ def boxes_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Give the (M, 4) float64 XYXY boxes of annotations."""
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _has_mask(annotation: Mapping[str, Any]) -> bool:
+    return bool(annotation.get("segmentation"))
+
+
+def _compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Give polygons or runs as compressed runs, by the code that COCO's tools use, so that no pixel differs."""
+    if not isinstance(segmentation, Mapping):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))  # pyright: ignore
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, *segmentation["size"])  # pyright: ignore
+    counts = segmentation["counts"]
+    return {"size": segmentation["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}

@@ -1,6 +1,6 @@
 """What a model detected in each image: checked as it comes in, held compactly, gathered at the end.
 
-Legend: R detections in one image; N and M boxes of two sets.
+Legend: R detections in one image, J keypoints of one object; N and M boxes of two sets.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
+from pycocotools import mask as mask_util
 from torch import Tensor
 
 from detkit.structures import Instances, ModelInput
@@ -29,13 +32,30 @@ class ImageDetections:
     """(R,)"""
     classes: np.ndarray
     """(R,) int64 contiguous class ids."""
+    masks: list[dict[str, Any]] | None = None
+    """(R,) masks of the image's size in COCO's run-length encoding, ``counts`` as bytes: a few hundred bytes each,
+    where the pixels of a hundred masks would take 30 MB."""
+    keypoints: np.ndarray | None = None
+    """(R, J, 3) x and y in absolute pixels, score."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
-class DetectionCollector:
-    """Holds the detections of a data set, image by image; no image may come twice, or from elsewhere."""
+class OfImage(Protocol):
+    """Anything that belongs to one image."""
+
+    @property
+    def image_id(self) -> int | str:
+        """The image's id in the data set's records."""
+        ...
+
+
+ItemT = TypeVar("ItemT", bound=OfImage)
+
+
+class ImageCollector(Generic[ItemT]):
+    """Holds what was found in a data set, image by image; no image may come twice, or from elsewhere."""
 
     def __init__(self, dataset_name: str, image_ids: Collection[int | str]) -> None:
         """Start with nothing.
@@ -46,36 +66,36 @@ class DetectionCollector:
         """
         self._dataset_name = dataset_name
         self._image_ids = image_ids
-        self._detections: dict[int | str, ImageDetections] = {}
+        self._items: dict[int | str, ItemT] = {}
 
     def __len__(self) -> int:
-        return len(self._detections)
+        return len(self._items)
 
     def reset(self) -> None:
-        """Forget all detections."""
-        self._detections.clear()
+        """Forget everything."""
+        self._items.clear()
 
-    def add(self, detections: ImageDetections) -> None:
-        """Take in the detections of one image.
+    def add(self, item: ItemT) -> None:
+        """Take in what was found in one image.
 
         Raises:
             ValueError: If the image is not in the data set, or has come before.
         """
-        image_id = detections.image_id
+        image_id = item.image_id
         if image_id not in self._image_ids:
             raise ValueError(
                 f"image {image_id!r} was predicted, but is not in data set {self._dataset_name!r}: "
                 "the test loader has to load the data set that the evaluator was made for"
             )
-        if image_id in self._detections:
+        if image_id in self._items:
             raise ValueError(
                 f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the test loader "
                 "gives an image more than once (a sampler that pads or repeats), or the evaluator was not reset"
             )
-        self._detections[image_id] = detections
+        self._items[image_id] = item
 
-    def gather(self, distributed: bool) -> list[ImageDetections] | None:
-        """Give the detections of all processes, or of this one only; None in all processes but the main one.
+    def gather(self, distributed: bool) -> list[ItemT] | None:
+        """Give what all processes have, or this one only; None in all processes but the main one.
 
         Arrays travel, not objects: half a million detections are 15 MB. So they go over the network like all else,
         which works without a file system that all machines share.
@@ -83,17 +103,21 @@ class DetectionCollector:
         Raises:
             ValueError: If two processes predicted the same image.
         """
-        own = list(self._detections.values())
+        own = list(self._items.values())
         if not distributed or comm.get_world_size() == 1:
             return own
         everything = comm.gather(own)
         if not comm.is_main_process():
             return None
-        merged = DetectionCollector(self._dataset_name, self._image_ids)
+        merged: ImageCollector[ItemT] = ImageCollector(self._dataset_name, self._image_ids)
         for part in everything:
-            for detections in part:
-                merged.add(detections)
-        return list(merged._detections.values())
+            for item in part:
+                merged.add(item)
+        return list(merged._items.values())
+
+
+class DetectionCollector(ImageCollector[ImageDetections]):
+    """Holds the detections of a data set."""
 
 
 def image_id_of(model_input: ModelInput) -> int | str:
@@ -108,20 +132,27 @@ def image_id_of(model_input: ModelInput) -> int | str:
 
 
 def detections_from_instances(
-    image_id: int | str, instances: Instances, dataset_name: str, class_names: Sequence[str]
+    image_id: int | str,
+    instances: Instances,
+    dataset_name: str,
+    class_names: Sequence[str],
+    fields: Collection[str] = (),
 ) -> ImageDetections:
-    """Take the detections out of a detector's output.
+    """Take the detections out of a detector's output, and check them.
 
     Args:
         image_id: The image they are in.
         instances: With ``pred_boxes``, ``scores``, ``pred_classes``, on any device.
         dataset_name: For error messages.
         class_names: The classes of the data set.
+        fields: Of ``pred_masks`` and ``pred_keypoints``, what to take as well where it is there.
 
     Raises:
-        ValueError: If a class id lies outside the classes, or a number is not finite.
+        ValueError: If a class id lies outside the classes, a number is not finite, or masks do not have the size of the
+            image.
     """
-    classes = _to_numpy(instances.pred_classes).astype(np.int64)
+    detections = take_instances(image_id, instances, fields)
+    classes = detections.classes
     outside = (classes < 0) | (classes >= len(class_names))
     if outside.any():
         raise ValueError(
@@ -130,8 +161,20 @@ def detections_from_instances(
             f"({_shortened(class_names)}). Set the model's number of classes (MODEL.ROI_HEADS.NUM_CLASSES) to "
             f"{len(class_names)}, or evaluate on a data set with the classes it was trained on"
         )
-    boxes, scores = _to_numpy(instances.pred_boxes.tensor), _to_numpy(instances.scores)
-    return _checked(ImageDetections(image_id, boxes, scores, classes))
+    return _checked(detections)
+
+
+def take_instances(image_id: int | str, instances: Instances, fields: Collection[str] = ()) -> ImageDetections:
+    """Take the detections out of a detector's output as they are: see ``detections_from_instances``."""
+    present = [name for name in fields if instances.has(name)]
+    return ImageDetections(
+        image_id,
+        _to_numpy(instances.pred_boxes.tensor),
+        _to_numpy(instances.scores),
+        _to_numpy(instances.pred_classes).astype(np.int64),
+        _encode_masks(image_id, instances) if "pred_masks" in present else None,
+        _to_numpy(instances.pred_keypoints) if "pred_keypoints" in present else None,
+    )
 
 
 def detections_from_proposals(image_id: int | str, proposals: Instances) -> ImageDetections:
@@ -199,14 +242,37 @@ def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """Give (R, H, W) masks, on any device, in COCO's run-length encoding."""
+    # The encoder reads columns of one mask after the other: turned where the masks are, they are copied only once.
+    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    return mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # pyright: ignore[reportReturnType]
+
+
+def _encode_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:
+    if len(instances) == 0:
+        return []
+    masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
+    if masks.ndim != 3 or masks.dtype.is_floating_point or tuple(masks.shape[1:]) != tuple(instances.image_size):
+        raise ValueError(
+            f"masks in image {image_id!r} must be (R, H, W) bool with the image's size "
+            f"{tuple(instances.image_size)}, got {tuple(masks.shape)} {masks.dtype}: those of a mask head have to be "
+            "pasted into the image first (detector_postprocess)"
+        )
+    return encode_masks(masks)
+
+
 def _checked(detections: ImageDetections) -> ImageDetections:
     # Sorting by score has no meaning with NaN, and a NaN box is scored differently by every COCO tool.
-    bad = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(axis=1))
+    finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(axis=1)
+    if detections.keypoints is not None:
+        finite &= np.isfinite(detections.keypoints).all(axis=(1, 2))
+    bad = ~finite
     if bad.any():
+        example = f"score {detections.scores[bad][0]}, box {detections.boxes[bad][0].tolist()}"
         raise ValueError(
-            f"{bad.sum()} of {len(detections)} detections in image {detections.image_id!r} have a score or a box that "
-            f"is not finite, such as score {detections.scores[bad][0]}, box {detections.boxes[bad][0].tolist()}: "
-            "the model has probably diverged in training"
+            f"{bad.sum()} of {len(detections)} detections in image {detections.image_id!r} have a score, box or "
+            f"keypoints that are not finite, such as {example}: the model has probably diverged in training"
         )
     return detections
 

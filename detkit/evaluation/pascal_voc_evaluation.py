@@ -24,7 +24,8 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco_export import class_names_of, coco_image_ids
-from detkit.evaluation.coco_results import IOU_THRESHOLDS, metrics_table, per_class_table
+from detkit.evaluation.coco_protocol import IOU_THRESHOLDS
+from detkit.evaluation.coco_results import metrics_table, per_class_table
 from detkit.evaluation.detections import (
     DetectionCollector,
     ImageDetections,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from detkit.evaluation.coco_ground_truth import CocoGroundTruth, boxes_xyxy
-from detkit.evaluation.coco_results import AREA_RANGES, AREA_SUFFIXES, IOU_THRESHOLDS
+from detkit.evaluation.coco_protocol import AREA_RANGES, AREA_SUFFIXES, IOU_THRESHOLDS
 from detkit.evaluation.detections import ImageDetections, exact_iou
 
 _LIMITS = (100, 1000)

@@ -28,6 +28,41 @@ def test_detections_per_image_reach_the_evaluator(register, make_record, score):
     assert score(evaluator, {1: [([50, 50, 60, 60], 0, 0.9), (box, 0, 0.1)]})["bbox"]["AP"] == 0
 
 
+@pytest.mark.parametrize(
+    ("keys", "tasks"),
+    [
+        pytest.param([], ["bbox"], id="boxes"),
+        pytest.param(["MODEL.MASK_ON", True], ["bbox", "segm"], id="masks"),
+        pytest.param(["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True], ["bbox", "segm", "keypoints"], id="all"),
+    ],
+)
+def test_config_chooses_the_tasks_whatever_is_predicted(keys, tasks, register, make_record, score, tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_list([*keys, "OUTPUT_DIR", str(tmp_path)])
+    assert list(score(build_evaluator(cfg, register([make_record(1)])), {1: []})) == tasks
+
+
+def test_settings_of_the_metric_reach_the_evaluator(register, make_record, score, tmp_path):
+    cfg = get_cfg()
+    settings = ["TEST.IOU_THRESHOLDS", [0.3], "TEST.AREA_RANGES", [["tiny", 0, 50]], "OUTPUT_DIR", str(tmp_path)]
+    cfg.merge_from_list(settings)
+    metrics = score(build_evaluator(cfg, register([make_record(1)])), {1: []})["bbox"]
+    assert list(metrics) == ["AP", "AP30", "AP_tiny", "AP-cat", "AP-dog"]
+    cfg.TEST.AREA_RANGES = [["tiny", 50, 0]]
+    with pytest.raises(ValueError, match="TEST.AREA_RANGES"):
+        build_evaluator(cfg, register([make_record(1)]))
+
+
+def test_spreads_of_keypoints_reach_the_evaluator(register, make_record):
+    cfg = get_cfg()
+    cfg.MODEL.KEYPOINT_ON = True
+    name = register([make_record(1, ([0, 0, 9, 9], 0, {"keypoints": [1, 1, 2, 3, 3, 2]}))])
+    with pytest.raises(ValueError, match="has 2 keypoints, but there are 17 .* TEST.KEYPOINT_OKS_SIGMAS"):
+        build_evaluator(cfg, name)
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1]
+    assert isinstance(build_evaluator(cfg, name), COCOEvaluator)
+
+
 def test_results_go_below_the_output_folder_of_the_run(register, make_record, score, tmp_path):
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)

@@ -16,9 +16,10 @@ from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import register_coco_instances, register_pascal_voc
 from detkit.data.datasets.coco_export import convert_to_coco_json
 from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
-from detkit.evaluation.coco_evaluation import score_boxes
 from detkit.evaluation.coco_ground_truth import load_coco_ground_truth
+from detkit.evaluation.coco_protocol import coco_protocol
 from detkit.evaluation.coco_results import coco_metrics, coco_recalls
+from detkit.evaluation.coco_scoring import score_detections
 from detkit.evaluation.detections import detections_from_instances
 from detkit.structures import Boxes, Instances
 
@@ -48,7 +49,7 @@ def twelve_numbers(name, detections_of, make_instances, max_dets):
         detections_from_instances(image_id, make_instances(*found), name, truth.class_names)
         for image_id, found in detections_of.items()
     ]
-    scores = score_boxes(truth, detections, max_dets)
+    scores = score_detections(truth, detections, coco_protocol(max_dets_per_image=max_dets))
     metrics = coco_metrics(scores, truth.class_names)
     return [metrics[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")] + list(coco_recalls(scores).values())
 
@@ -264,8 +265,7 @@ def test_predicted_class_that_the_data_set_does_not_have_is_an_error(class_id, r
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"tasks": ["segm"]}, "'segm' cannot be scored yet", id="later task"),
-        pytest.param({"tasks": ["box"]}, "tasks must be among bbox, got 'box'", id="unknown task"),
+        pytest.param({"tasks": ["box"]}, "tasks must be among bbox, segm, keypoints, got 'box'", id="unknown task"),
         pytest.param({"tasks": "bbox"}, "must be a list of names", id="string"),
         pytest.param({"max_dets_per_image": 0}, "must be at least 1, got 0", id="no detections"),
     ],

@@ -8,20 +8,11 @@ from detkit.evaluation.coco_results import (
     coco_metrics,
     coco_recalls,
     coco_result_dicts,
-    detection_limits,
     instances_to_coco_json,
     metrics_table,
     per_class_table,
 )
 from detkit.evaluation.detections import detections_from_instances
-
-
-@pytest.mark.parametrize(
-    ("max_dets", "limits"),
-    [(1, [1]), (2, [1, 2]), (10, [1, 10]), (11, [1, 10, 11]), (100, [1, 10, 100]), (1000, [1, 10, 1000])],
-)
-def test_last_limit_is_the_one_asked_for(max_dets, limits):
-    assert detection_limits(max_dets) == limits
 
 
 def scores_of_two_classes():
