@@ -14,7 +14,6 @@ _TABLE = KeyTable()
 _MASKS = "mask heads come later"
 _KEYPOINTS = "keypoint heads come later"
 _SEGMENTATION = "semantic and panoptic models come later"
-_CASCADE = "cascade heads come later"
 _PROPOSALS = "precomputed proposals come later"
 _TTA = "test-time augmentation comes later"
 _ROTATED = "rotated boxes are not supported"
@@ -260,11 +259,8 @@ _key(
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
     ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
     "Factors on (dx, dy, dw, dh), per stage. Cai and Vasconcelos 2017, arXiv 1712.00726.",
-    unread=_CASCADE,
 )
-_key(
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6, 0.7), "IoU from which a box is an object, per stage.", unread=_CASCADE
-)
+_key("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6, 0.7), "IoU from which a box is an object, per stage.")
 
 _key(
     "MODEL.ROI_MASK_HEAD.NAME",

@@ -11,7 +11,7 @@ from detkit.modeling.backbone.fpn import (
     build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
-from detkit.modeling.backbone.resnet import ResNet, build_resnet_backbone, make_stage
+from detkit.modeling.backbone.resnet import ResNet, build_resnet_backbone, make_configured_stage, make_stage
 from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "build_resnet_fpn_backbone",
     "build_retinanet_fpn",
     "build_retinanet_resnet_fpn_backbone",
+    "make_configured_stage",
     "make_stage",
 ]

@@ -207,13 +207,13 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     stages = []
     in_channels = stem.out_channels
     for index in range(num_stages):
-        stages.append(_make_configured_stage(resnets, index, in_channels))
+        stages.append(make_configured_stage(resnets, index, in_channels))
         in_channels = stages[-1][-1].out_channels
     return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
-def _make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
-    """Give the blocks of res2 (index 0) to res5 (index 3)."""
+def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
+    """Give the blocks of one stage, of res2 (index 0) to res5 (index 3), as ``MODEL.RESNETS`` describes them."""
     num_blocks = _BLOCKS_PER_STAGE[resnets.DEPTH][index]
     dilation = resnets.RES5_DILATION if _STAGE_NAMES[index] == "res5" else 1
     # A dilated stage keeps the resolution: the dilation stands in for the stride.

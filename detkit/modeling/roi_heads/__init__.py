@@ -7,8 +7,10 @@ from detkit.modeling.roi_heads.build import (
     build_box_head,
     build_roi_heads,
 )
+from detkit.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
+from detkit.modeling.roi_heads.res5_roi_heads import Res5ROIHeads
 from detkit.modeling.roi_heads.roi_heads import ROIHeads
 from detkit.modeling.roi_heads.selection import select_foreground_proposals
 from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
@@ -16,9 +18,11 @@ from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
 __all__ = [
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_HEADS_REGISTRY",
+    "CascadeROIHeads",
     "FastRCNNConvFCHead",
     "FastRCNNOutputLayers",
     "ROIHeads",
+    "Res5ROIHeads",
     "StandardROIHeads",
     "build_box_head",
     "build_roi_heads",

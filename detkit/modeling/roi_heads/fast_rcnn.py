@@ -176,13 +176,15 @@ class FastRCNNOutputLayers(nn.Module):
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """Give the detections of every image, and the proposal each came from; see `fast_rcnn_inference`."""
+        boxes, scores = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
+        return self.detect(boxes, scores, [p.image_size for p in proposals])
+
+    def detect(
+        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Read detections from boxes and scores with the thresholds of this layer; see `fast_rcnn_inference`."""
         return fast_rcnn_inference(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
+            boxes, scores, image_sizes, self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
         )
 
     def predict_boxes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:

@@ -74,6 +74,18 @@ class StandardROIHeads(ROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Build the parts of the box branch. A subclass may build others."""
+        pooler, pooled_shape = cls._init_box_pooler(cfg, input_shape)
+        head = build_box_head(cfg, pooled_shape)
+        return {
+            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "box_pooler": pooler,
+            "box_head": head,
+            "box_predictor": FastRCNNOutputLayers(cfg, head.output_shape),
+        }
+
+    @staticmethod
+    def _init_box_pooler(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
+        """Build the pooler of the box branch, and give the shape of what it pools."""
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shapes = select_features(input_shape, in_features, "MODEL.ROI_HEADS.IN_FEATURES")
         if len({shape.channels for shape in shapes}) != 1:
@@ -88,13 +100,7 @@ class StandardROIHeads(ROIHeads):
             sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
             pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
         )
-        head = build_box_head(cfg, ShapeSpec(channels=shapes[0].channels, height=resolution, width=resolution))
-        return {
-            "box_in_features": in_features,
-            "box_pooler": pooler,
-            "box_head": head,
-            "box_predictor": FastRCNNOutputLayers(cfg, head.output_shape),
-        }
+        return pooler, ShapeSpec(channels=shapes[0].channels, height=resolution, width=resolution)
 
     def forward(
         self,
@@ -109,16 +115,29 @@ class StandardROIHeads(ROIHeads):
         if targets is None:
             raise ValueError("the ROI heads need ground truth in training: targets is None")
         sampled = self.label_and_sample_proposals(proposals, targets)
-        return sampled, self.losses(features, sampled)
+        return sampled, self.losses(features, sampled, targets)
 
-    def losses(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> dict[str, Tensor]:
+    def losses(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
         """Give the losses of every branch.
 
         Args:
             features: The backbone's features by name.
             proposals: What `label_and_sample_proposals` gives. With `train_on_pred_boxes` their `proposal_boxes` become
                 the predicted boxes, for the branches that follow.
+            targets: N ground truths.
         """
+        return self._box_losses(features, proposals, targets)
+
+    def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
+        """Give the detections of every image, with the fields of every branch."""
+        return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
+
+    def _box_losses(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Give the losses of the box branch; see `losses`."""
         predictions = self._predict_regions(features, proposals)
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
@@ -128,11 +147,10 @@ class StandardROIHeads(ROIHeads):
                 proposals_i.proposal_boxes = Boxes(boxes_i)
         return losses
 
-    def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
-        """Give the detections of every image, with the fields of every branch."""
-        predictions = self._predict_regions(features, proposals)
-        instances, _ = self.box_predictor.inference(predictions, proposals)
-        return self.forward_with_given_boxes(features, instances)
+    def _detect_boxes(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
+        """Give what the box branch detects in every image: `pred_boxes`, `scores`, `pred_classes`."""
+        instances, _ = self.box_predictor.inference(self._predict_regions(features, proposals), proposals)
+        return instances
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
         """Add the fields of the branches that work on detected boxes, of which there is none yet; see `ROIHeads`."""

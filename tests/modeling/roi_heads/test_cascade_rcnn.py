@@ -1,0 +1,196 @@
+"""Tests of detkit.modeling.roi_heads.cascade_rcnn."""
+
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, build_roi_heads
+from detkit.structures import Boxes, ImageList, Instances
+from detkit.utils.events import EventStorage
+from tests.helpers import random_boxes, slow_match, slow_pairwise_iou
+
+SIZE = (64, 96)
+SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
+K, S = 3, 3
+OBJECT = (6.0, 5.0, 26.0, 25.0)
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    options = {
+        "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": K,
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3"],
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 1.0,
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    }
+    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    return cfg
+
+
+def make(*overrides):
+    torch.manual_seed(0)
+    heads = build_roi_heads(config(*overrides), SHAPES)
+    for predictor in heads.box_predictor:
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.3)  # boxes that move from stage to stage
+    return heads
+
+
+def batch(num_images=2):
+    torch.manual_seed(1)
+    images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
+    features = {"p2": torch.randn(num_images, 4, 16, 24), "p3": torch.randn(num_images, 4, 8, 12)}
+    return images, features
+
+
+def proposals(boxes=((5.0, 5, 25, 25), (30, 10, 90, 60), (0, 0, 96, 64))):
+    boxes = torch.as_tensor(boxes)
+    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
+
+
+def truth(*boxes):
+    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=torch.arange(len(boxes)) % K)
+
+
+def test_names_of_weights_are_those_of_detectron2():
+    parts = [f"box_head.{k}.fc1" for k in range(S)]
+    parts += [f"box_predictor.{k}.{part}" for k in range(S) for part in ("cls_score", "bbox_pred")]
+    assert list(make().state_dict()) == [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+
+
+def test_every_stage_has_its_losses_and_its_metrics():
+    with EventStorage() as storage:
+        sampled, losses = make()(*batch(), [proposals(), proposals()], [truth(OBJECT), truth()])
+    assert list(losses) == [f"{name}_stage{k}" for k in range(S) for name in ("loss_cls", "loss_box_reg")]
+    assert [p.has("gt_classes") for p in sampled] == [True, True]
+    expected = {f"stage{k}/fast_rcnn/cls_accuracy" for k in range(S)} | {
+        f"stage{k}/roi_head/num_fg_samples" for k in (1, 2)
+    }
+    assert expected <= set(storage.latest())
+
+
+def test_stages_are_one_after_the_other():
+    """Stage by stage with the parts of the heads: boxes clipped and handed on, scores averaged."""
+    heads, (images, features) = make().eval(), batch()
+    given = [proposals(), proposals(random_boxes(5, 60.0))]
+    levels = list(features.values())
+    boxes, probs = [p.proposal_boxes for p in given], 0
+    with torch.no_grad():
+        for head, predictor in zip(heads.box_head, heads.box_predictor, strict=True):
+            logits, deltas = predictor(head(heads.box_pooler(levels, boxes)))
+            probs = probs + logits.softmax(dim=1) / S
+            moved = predictor.box2box_transform.apply_deltas(deltas, Boxes.cat(boxes).tensor)
+            boxes = [Boxes(rows) for rows in moved.split([len(p) for p in given])]
+            for boxes_i in boxes:
+                boxes_i.clip(SIZE)
+        found, _ = heads(images, features, given)
+    for i, probs_i in enumerate(probs.split([len(p) for p in given])):
+        expected = sorted(
+            (score.item(), *boxes[i].tensor[r].tolist()) for r, row in enumerate(probs_i) for score in row[:K]
+        )
+        got = sorted((s.item(), *b) for s, b in zip(found[i].scores, found[i].pred_boxes.tensor.tolist(), strict=True))
+        torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_stages_label_by_their_own_overlap_without_sampling():
+    heads, gt = make(), truth((5.0, 5.0, 40.0, 40.0), (20.0, 10.0, 58.0, 50.0))
+    boxes = (gt.gt_boxes.tensor + 4 * torch.randn(50, 1, 4)).flatten(0, 1)
+    iou = slow_pairwise_iou(gt.gt_boxes.tensor, boxes)
+    counts = []
+    for stage, threshold in enumerate((0.5, 0.6, 0.7)):
+        (labelled,) = heads._match_and_label_boxes([proposals(boxes)], stage, [gt])
+        _, labels = slow_match(iou, [threshold], [0, 1], allow_low_quality=False)
+        best = iou.argmax(dim=0)
+        expected = [gt.gt_classes[best[r]].item() if label else K for r, label in enumerate(labels)]
+        assert labelled.gt_classes.tolist() == expected
+        foreground = labelled.gt_classes < K
+        assert torch.equal(labelled.gt_boxes.tensor[foreground], gt.gt_boxes.tensor[best[foreground]])
+        counts.append(int(foreground.sum()))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] > 0
+
+
+def test_gradient_of_the_features_is_divided_by_the_stages():
+    heads, (images, features) = make(), batch(1)
+    features = {name: x.requires_grad_() for name, x in features.items()}
+    gradients = []
+    for num_stages in (S, 1):
+        heads.num_cascade_stages = num_stages  # the gradient of the first stage alone, with and without its share
+        _, losses = heads(images, features, [proposals()], [truth(OBJECT)])
+        gradients.append(torch.autograd.grad(losses["loss_cls_stage0"], features["p2"])[0])
+    torch.testing.assert_close(gradients[0] * S, gradients[1])
+
+
+@pytest.mark.parametrize("num_proposals", [0, 3], ids=["no-proposals", "proposals"])
+def test_batch_of_empty_images_trains(num_proposals):
+    heads = make()
+    empty = [proposals()[:num_proposals], proposals()[:num_proposals]]
+    _, losses = heads(*batch(), empty, [truth(), truth()])
+    assert all(losses[f"loss_box_reg_stage{k}"].item() == 0 for k in range(S))
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_boxes_that_leave_the_image_are_dropped_in_training_and_kept_in_inference():
+    outside = [torch.tensor([[100.0, 10, 120, 20], [5, 5, 20, 20]])]
+    heads = make()
+    assert len(heads._create_proposals_from_boxes(outside, [SIZE])[0]) == 1
+    assert len(heads.eval()._create_proposals_from_boxes(outside, [SIZE])[0]) == 2
+
+
+def test_image_without_proposals_has_no_detections():
+    instances, losses = make().eval()(*batch(), [proposals()[:0], proposals()])
+    assert losses == {}
+    assert len(instances[0]) == 0
+    assert len(instances[1]) > 0
+
+
+def test_number_of_stages_follows_the_config():
+    weights = [[10.0, 10.0, 5.0, 5.0]] * 2
+    heads = make("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", [0.5, 0.75], "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", weights)
+    _, losses = heads(*batch(1), [proposals()], [truth(OBJECT)])
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(
+            ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", [0.5, 0.6]],
+            "IOUS and BBOX_REG_WEIGHTS need a value per stage each, got 2 and 3",
+            id="lengths",
+        ),
+        pytest.param(
+            ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.4]], r"must be the same, got 0\.4 and 0\.5", id="first-stage"
+        ),
+        pytest.param(
+            ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG is False", id="box-per-class"
+        ),
+    ],
+)
+def test_bad_settings_name_their_keys(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(*overrides)
+
+
+def test_stages_that_do_not_agree_are_an_error():
+    heads = make()
+    arguments = {"box_in_features": ["p2", "p3"], "box_pooler": heads.box_pooler, "num_classes": K}
+    arguments |= {"batch_size_per_image": 4, "positive_fraction": 0.5, "proposal_matchers": heads.proposal_matchers}
+    with pytest.raises(ValueError, match=r"a matcher per stage: got \(2, 3, 3\)"):
+        CascadeROIHeads(**arguments, box_heads=heads.box_head[:2], box_predictors=heads.box_predictor)
+    per_class = FastRCNNOutputLayers(
+        input_shape=ShapeSpec(channels=8),
+        box2box_transform=heads.box_predictor[0].box2box_transform,
+        num_classes=K,
+    )
+    with pytest.raises(ValueError, match="stage 2 of a cascade needs one box for all classes"):
+        CascadeROIHeads(**arguments, box_heads=heads.box_head, box_predictors=[*heads.box_predictor[:2], per_class])

@@ -1,0 +1,130 @@
+"""Tests of detkit.modeling.roi_heads.res5_roi_heads."""
+
+import pytest
+import torch
+
+from detkit.config import get_cfg
+from detkit.layers import ShapeSpec
+from detkit.modeling.backbone import BottleneckBlock
+from detkit.modeling.roi_heads import build_roi_heads
+from detkit.structures import Boxes, ImageList, Instances
+from tests.helpers import slow_roi_align
+
+SIZE = (64, 96)
+SHAPES = {"res4": ShapeSpec(channels=64, stride=16)}
+K = 3
+OBJECT = (6.0, 5.0, 40.0, 45.0)
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    options = {
+        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES": K,
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 2,
+    }
+    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    return cfg
+
+
+def make(*overrides):
+    torch.manual_seed(0)
+    return build_roi_heads(config(*overrides), SHAPES)
+
+
+def batch(num_images=2):
+    torch.manual_seed(1)
+    images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
+    return images, {"res4": torch.randn(num_images, 64, 4, 6)}
+
+
+def proposals(*boxes):
+    boxes = torch.tensor(boxes or [[5.0, 5, 45, 45], [30, 10, 90, 60], [0, 0, 96, 64]])
+    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
+
+
+def truth(*boxes):
+    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=torch.arange(len(boxes)) % K)
+
+
+def test_training_gives_sampled_proposals_and_losses():
+    sampled, losses = make()(*batch(), [proposals(), proposals()], [truth(OBJECT), truth()])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    assert [len(p) for p in sampled] == [4, 3]
+
+
+def test_classes_come_from_the_mean_over_the_blocks_of_aligned_samples():
+    heads, (images, features), given = make().eval(), batch(1), proposals()
+    rois = torch.cat([torch.zeros(len(given), 1), given.proposal_boxes.tensor], dim=1)
+    with torch.no_grad():
+        pooled = slow_roi_align(features["res4"], rois, 4, 1 / 16, 0, aligned=True)
+        probs = heads.box_predictor.cls_score(heads.res5(pooled).mean(dim=(2, 3))).softmax(dim=1)
+        (found,), _ = heads(images, features, [given])
+    best = probs[:, :K].max()
+    assert found.scores[0].item() == pytest.approx(best.item(), rel=1e-4)
+
+
+def test_stage_is_res5_of_the_config():
+    heads = make("MODEL.RESNETS.NUM_GROUPS", 2)
+    assert [type(block) for block in heads.res5] == [BottleneckBlock] * 3
+    assert [block.stride for block in heads.res5] == [2, 1, 1]
+    assert heads.res5[0].conv2.groups == 2
+    assert heads.box_predictor.cls_score.in_features == heads.res5[-1].out_channels == 128
+
+
+def test_stage_of_a_shallow_network_has_basic_blocks():
+    heads = make("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.WIDTH_PER_GROUP", 64)
+    assert len(heads.res5) == 2
+
+
+@pytest.mark.parametrize("num_proposals", [0, 3], ids=["no-proposals", "proposals"])
+def test_batch_of_empty_images_trains(num_proposals):
+    heads = make("MODEL.RESNETS.NORM", "BN").train()
+    empty = [proposals()[:num_proposals], proposals()[:num_proposals]]
+    if num_proposals == 0:  # batch norm cannot take nothing
+        heads = make().train()
+    _, losses = heads(*batch(), empty, [truth(), truth()])
+    assert losses["loss_box_reg"].item() == 0
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_image_without_proposals_has_no_detections():
+    instances, losses = make().eval()(*batch(), [proposals()[:0], proposals()])
+    assert losses == {}
+    assert len(instances[0]) == 0
+    assert len(instances[1]) > 0
+
+
+def test_given_boxes_are_kept():
+    given = [Instances(SIZE, pred_boxes=Boxes([OBJECT]), pred_classes=torch.tensor([1]))]
+    (kept,) = make().eval().forward_with_given_boxes(batch(1)[1], given)
+    assert kept.pred_boxes.tensor.tolist() == [list(OBJECT)]
+
+
+def test_given_boxes_need_their_fields():
+    with pytest.raises(ValueError, match="image 0 need a field 'pred_classes'"):
+        make().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])
+
+
+def test_keypoints_are_refused():
+    with pytest.raises(ValueError, match="MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"):
+        make("MODEL.KEYPOINT_ON", True)
+
+
+def test_several_features_are_an_error():
+    shapes = {**SHAPES, "res5": ShapeSpec(channels=64, stride=32)}
+    cfg = config("MODEL.ROI_HEADS.IN_FEATURES", ["res4", "res5"])
+    with pytest.raises(ValueError, match=r"IN_FEATURES must be one feature for Res5ROIHeads, got \['res4', 'res5'\]"):
+        build_roi_heads(cfg, shapes)
+
+
+def test_training_without_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="targets is None"):
+        make()(*batch(), [proposals(), proposals()])
