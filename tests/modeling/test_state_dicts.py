@@ -11,7 +11,7 @@ from detkit.config import get_cfg
 from detkit.modeling import META_ARCH_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_RPN_ON_FPN = [
+CONFIGS = [
     "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
     "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
     "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
@@ -19,6 +19,14 @@ WITH_RPN_ON_FPN = [
     "COCO-Detection/rpn_R_50_FPN_1x.yaml",
     "PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml",
     "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x.yaml",
+    "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_101_C4_3x.yaml",
+    "COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml",
+    "COCO-Detection/faster_rcnn_R_101_DC5_3x.yaml",
+    "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
+    "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
 ]
 RECORDED = json.loads(gzip.decompress((ROOT / "tests/golden/state_dicts.json.gz").read_bytes()))
 
@@ -30,7 +38,7 @@ def build(config_file):
         return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
-@pytest.mark.parametrize("config_file", WITH_RPN_ON_FPN)
+@pytest.mark.parametrize("config_file", CONFIGS)
 def test_names_and_shapes_are_those_of_detectron2(config_file):
     state = {name: list(t.shape) for name, t in build(config_file).state_dict().items()}
     recorded = RECORDED[config_file]["keys"]
@@ -38,7 +46,7 @@ def test_names_and_shapes_are_those_of_detectron2(config_file):
     assert {name: (shape, recorded[name]) for name, shape in state.items() if shape != recorded[name]} == {}
 
 
-@pytest.mark.parametrize("config_file", WITH_RPN_ON_FPN)
+@pytest.mark.parametrize("config_file", CONFIGS)
 def test_trained_parameters_are_those_of_detectron2(config_file):
     trained = {name for name, p in build(config_file).named_parameters() if p.requires_grad}
     assert trained == set(RECORDED[config_file]["trainable"])

@@ -62,6 +62,8 @@ class Res5ROIHeads(ROIHeads):
             raise ValueError(
                 f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch: use StandardROIHeads"
             )
+        if cfg.MODEL.MASK_ON:
+            raise ValueError(f"MODEL.MASK_ON is True, but {cls.__name__} has only a box branch so far: set it to False")
         head = cfg.MODEL.ROI_BOX_HEAD
         blocks = cls._build_res5_block(cfg, shape)
         return {
