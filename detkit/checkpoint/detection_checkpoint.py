@@ -1,5 +1,6 @@
 """`DetectionCheckpointer`: saves and loads a model together with the states of its training."""
 
+import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,11 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detkit.checkpoint.key_matching import LoadReport, looks_like_caffe2, match_weights, strip_wrapper_prefixes
+from detkit.checkpoint.foreign import translate_for
+from detkit.checkpoint.foreign_layout import Translation
+from detkit.checkpoint.foreign_settings import differing_settings
+from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
+from detkit.checkpoint.resnet_depth import depth_difference
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.utils import comm
@@ -132,7 +137,8 @@ class DetectionCheckpointer:
             logger.info("no checkpoint given: the model starts from random weights")
             return {}
         checkpoint = self._load_file(path)
-        self._load_model(checkpoint.pop("model"), path, strict=strict)
+        by_suffix = bool(checkpoint.pop("matching_heuristics", False))
+        self._load_model(checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
@@ -185,10 +191,20 @@ class DetectionCheckpointer:
     def _load_file(self, path: str) -> dict[str, Any]:
         return load_checkpoint_file(path)
 
-    def _load_model(self, weights: dict[str, Any], path: str, *, strict: bool) -> None:
+    def _load_model(self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False) -> None:
         model_state = self.model.state_dict()
-        weights = _named_as_in_model(weights, model_state)
+        weights = _without_wrappers(weights, model_state)
+        translation = translate_for(weights, model_state, path, by_suffix=by_suffix)
+        if translation is not None:
+            weights = translation.weights
+        if difference := depth_difference(weights, model_state):
+            raise CheckpointError(
+                f"{path} holds weights of a ResNet of another depth: {difference}. Set MODEL.RESNETS.DEPTH to "
+                "theirs, or choose other weights."
+            )
         chosen, report = match_weights(weights, model_state)
+        if translation is not None:
+            report = dataclasses.replace(report, layout=translation.layout, renamed=translation.renamed)
         self.load_report = report
         if not report.matched:
             raise CheckpointError(_nothing_matches(path, weights, model_state, report))
@@ -202,6 +218,14 @@ class DetectionCheckpointer:
         state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
         self.model.load_state_dict(state, strict=False)
         logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s: %s", path, report.summary())
+        if translation is not None:
+            self._log_translation(translation, path)
+
+    def _log_translation(self, translation: Translation, path: str) -> None:
+        for remark in translation.remarks:
+            logger.info("%s: %s", path, remark)
+        for difference in differing_settings(translation, self.model):
+            logger.warning("%s: %s", path, difference)
 
     def _all_have_checkpoint(self) -> bool:
         found = comm.all_gather(self.has_checkpoint())
@@ -214,8 +238,8 @@ class DetectionCheckpointer:
         return found[0]
 
 
-def _named_as_in_model(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights under the model's names: the place where foreign layouts (Caffe2, torchvision) are to be renamed."""
+def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights without what DistributedDataParallel or torch.compile put in front of all their names."""
     renamed = strip_wrapper_prefixes(weights, model_state)
     result = OrderedDict((renamed[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", None)
@@ -227,13 +251,9 @@ def _named_as_in_model(weights: dict[str, Any], model_state: Mapping[str, Any]) 
 def _nothing_matches(path: str, weights: Mapping[str, Any], model_state: Mapping[str, Any], report: LoadReport) -> str:
     if report.mismatched:
         return f"{path} holds weights of another model: no tensor has the model's shape. {report.summary()}"
-    if looks_like_caffe2(weights):
-        return (
-            f"{path} holds weights under the names of Caffe2, as MSRA and Detectron use them "
-            f"({next(iter(weights))}, ...). detkit does not understand this layout yet."
-        )
+    layout = f" It has the layout of {report.layout}." if report.layout else ""
     return (
-        f"{path} holds weights of another model: none of its {len(weights)} names is in the model. "
+        f"{path} holds weights of another model: none of its {len(weights)} names is in the model.{layout} "
         f"In the file: {_some(weights)}. In the model: {_some(model_state)}."
     )
 

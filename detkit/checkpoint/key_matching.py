@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
 # What a model has only after its first training step (RetinaNet): a file may hold it for a model that does not show it
 # yet, and weights without it leave nothing unset.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
-_CAFFE2_NAME = re.compile(r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv)$")
+_CAFFE2_NAME = re.compile(r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class LoadReport:
     """Tensors of the checkpoint that the model does not have."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """Name -> shapes in the checkpoint and in the model, where they differ. These tensors are not loaded."""
+    layout: str = ""
+    """Whose names the checkpoint had, if they were translated."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name in the checkpoint -> name here, where they differ."""
 
     @property
     def is_complete(self) -> bool:
@@ -42,6 +46,8 @@ class LoadReport:
         unloaded = [*self.missing, *self.mismatched]
         total = len(self.matched) + len(unloaded)
         parts = [f"loaded {len(self.matched)}/{total} tensors"]
+        if self.layout:
+            parts.append(f"recognised {self.layout}, {len(self.renamed)} names translated")
         if unloaded:
             parts.append("re-initialised: " + ", ".join(group_names(unloaded, [*self.matched, *unloaded])))
         if self.mismatched:
@@ -76,7 +82,9 @@ def match_weights(weights: Mapping[str, Any], model_state: Mapping[str, Any]) ->
     report = LoadReport(
         matched=tuple(chosen),
         missing=tuple(n for n in model_state if n not in weights and not _is_optional(n)),
-        unexpected=tuple(n for n in weights if n not in model_state and n not in grown and not _CONSTANTS.search(n)),
+        unexpected=tuple(
+            n for n in weights if n not in model_state and not _is_optional(n) and not _CONSTANTS.search(n)
+        ),
         mismatched=mismatched,
     )
     return {**chosen, **grown}, report

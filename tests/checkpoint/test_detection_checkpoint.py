@@ -134,10 +134,10 @@ def test_same_names_with_other_shapes_everywhere_are_an_error(tmp_path):
         DetectionCheckpointer(nn.Linear(3, 3)).load(path)
 
 
-def test_caffe2_names_get_their_own_message(tmp_path):
+def test_foreign_weights_of_another_model_are_an_error_that_names_their_layout(tmp_path):
     weights = {name: np.ones(1, np.float32) for name in ("conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w")}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(weights))
-    with pytest.raises(CheckpointError, match=r"names of Caffe2.*conv1_w.*does not understand this layout yet"):
+    with pytest.raises(CheckpointError, match=r"R-50\.pkl holds weights of another model.*the layout of Caffe2"):
         DetectionCheckpointer(Net()).load(str(tmp_path / "R-50.pkl"))
 
 

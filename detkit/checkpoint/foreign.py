@@ -1,0 +1,139 @@
+"""Weights that others saved, under the names of Detectron2 and in the places of a model.
+
+A layout is recognised from its names alone. A ResNet's tensors, which come without prefix, find their place in a model
+by the end of their names: `stem.conv1.weight` is `backbone.bottom_up.stem.conv1.weight` below a pyramid, and the same
+file serves a bare backbone.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from detkit.checkpoint.foreign_caffe2 import CAFFE2
+from detkit.checkpoint.foreign_layout import Translation
+from detkit.checkpoint.foreign_mmdet import MMDET
+from detkit.checkpoint.foreign_torchvision import DETECTOR, RESNET, keep_coco_classes
+
+# Detectors before what they contain: their head's names are partly Detectron2's, with the background elsewhere.
+_LAYOUTS = (DETECTOR, MMDET, CAFFE2, RESNET)
+_BARE = re.compile(r"(stem|res[2-5]|linear)\.")
+_PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
+_CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
+
+
+def translate(weights: Mapping[str, Tensor], file_name: str = "") -> Translation | None:
+    """Bring weights of a known foreign layout under Detectron2's names, wherever these begin in a model.
+
+    Args:
+        weights: Name -> tensor. Not changed.
+        file_name: Where they come from: some published files are known by name.
+
+    Returns:
+        None if no foreign layout is recognised.
+    """
+    layout = next((layout for layout in _LAYOUTS if layout.recognises(weights)), None)
+    if layout is None:
+        if weights and all(_BARE.match(name) for name in weights):
+            return Translation("a ResNet alone", dict(weights), {})
+        return None
+    return layout.translate(weights, file_name)
+
+
+def translate_for(
+    weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor], file_name: str = "", *, by_suffix: bool = False
+) -> Translation | None:
+    """As `translate`, with the names of one model.
+
+    Args:
+        weights: Name -> tensor. Not changed.
+        model_state: Name -> tensor of the model.
+        file_name: As in `translate`.
+        by_suffix: Look for the ends of names in a layout that is not recognised, too: what Detectron2 calls
+            `matching_heuristics`.
+
+    Returns:
+        None where the names are to be taken as they are.
+    """
+    translation = translate(weights, file_name)
+    as_they_are = places_by_suffix(weights, model_state)
+    if translation is None:
+        return Translation("parts of a model", *_placed(weights, {}, as_they_are)) if by_suffix else None
+    num_classes = _num_classes(translation.weights, model_state)
+    if num_classes is not None:
+        keep_coco_classes(translation, num_classes)
+    places = places_by_suffix(translation.weights, model_state)
+    if len(as_they_are) > len(places):
+        # A model that is built of the same parts, such as torchvision's ResNet, maybe under another prefix.
+        if all(name == place for name, place in as_they_are.items()):
+            return None
+        return Translation(translation.layout, *_placed(weights, {}, as_they_are), pixels=translation.pixels)
+    translation.weights, translation.renamed = _placed(translation.weights, translation.renamed, places)
+    return translation
+
+
+def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Translation | None:
+    """As `translate`, with full names: those in a GeneralizedRCNN with a pyramid, or without if the file has none.
+
+    A ResNet alone keeps its short names, which load into any model.
+    """
+    translation = translate(weights, file_name)
+    if translation is None or all(_BARE.match(name) for name in translation.weights):
+        return translation
+    has_pyramid = any(_PYRAMID.match(name) for name in translation.weights)
+    has_heads = any(name.startswith("roi_heads.") for name in translation.weights)
+    full_names = {name: _full_name(name, has_pyramid, has_heads) for name in translation.weights}
+    translation.weights, translation.renamed = _placed(translation.weights, translation.renamed, full_names)
+    return translation
+
+
+def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
+    """Give name -> the model's name that is it, or ends with it; only for names that have such a place.
+
+    Where several parts of the model fit, the part wins that takes the most of all the names.
+    """
+    names = dict.fromkeys(names)
+    prefixes: dict[str, list[str]] = defaultdict(list)
+    for model_name in model_names:
+        parts = model_name.split(".")
+        for start in range(len(parts)):
+            suffix = ".".join(parts[start:])
+            if suffix in names:
+                prefixes[suffix].append(model_name.removesuffix(suffix))
+    popularity = Counter(prefix for found in prefixes.values() for prefix in found)
+    return {
+        name: ("" if "" in prefixes[name] else max(prefixes[name], key=lambda prefix: popularity[prefix])) + name
+        for name in names
+        if name in prefixes
+    }
+
+
+def _placed(
+    weights: Mapping[str, Tensor], renamed: Mapping[str, str], places: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Give the weights under the names of their places, and name in the file -> that name, where they differ."""
+    name_in_file = {new: old for old, new in renamed.items()}
+    placed = {places.get(name, name): value for name, value in weights.items()}
+    names = {name_in_file.get(name, name): places.get(name, name) for name in weights}
+    return placed, {old: new for old, new in names.items() if old != new}
+
+
+def _full_name(name: str, has_pyramid: bool, has_heads: bool) -> str:
+    if _PYRAMID.match(name):
+        return f"backbone.{name}"
+    if not _BARE.match(name):
+        return name
+    if has_pyramid:
+        return f"backbone.bottom_up.{name}"
+    return f"roi_heads.{name}" if has_heads and name.startswith("res5.") else f"backbone.{name}"
+
+
+def _num_classes(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> int | None:
+    """Give the number of classes of a model that has the kind of classifier that the weights have."""
+    rcnn, retinanet = _CLASSIFIERS
+    if rcnn in weights and rcnn in model_state:
+        return len(model_state[rcnn]) - 1
+    if retinanet in weights and retinanet in model_state and "head.bbox_pred.bias" in model_state:
+        return len(model_state[retinanet]) * 4 // len(model_state["head.bbox_pred.bias"])
+    return None

@@ -1,0 +1,235 @@
+"""torchvision's layouts: its ResNets for classification, and its detectors on a ResNet with a pyramid.
+
+What differs besides names: torchvision counts the background as class 0, Detectron2 as the last; torchvision has boxes
+and masks for it, which nobody reads. The fully connected layers agree: both flatten channels first.
+
+Legend: K classes without background, A anchors per cell, C categories with background.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePosixPath
+
+import torch
+from torch import Tensor
+
+from detkit.checkpoint.foreign_layout import (
+    RGB_OF_TORCHVISION,
+    Layout,
+    Rule,
+    Translation,
+    apply_rules,
+    background_last,
+    rename,
+)
+
+_BLOCK = r"layer(\d)\.(\d+)\."
+_NORM_TENSOR = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_RESNET_RULES: tuple[Rule, ...] = (
+    (r"conv1\.(weight|bias)", r"stem.conv1.\1"),
+    (rf"bn1\.{_NORM_TENSOR}", r"stem.conv1.norm.\1"),
+    (r"fc\.(weight|bias)", r"linear.\1"),
+)
+_HEAD_RULES: tuple[Rule, ...] = (
+    (r"backbone\.fpn\.extra_blocks\.(p6|p7)\.(\w+)", r"top_block.\1.\2"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
+    (r"(roi_heads\.box_predictor\.(?:cls_score|bbox_pred)\.\w+)", r"\1"),
+    (r"roi_heads\.mask_head\.(mask_fcn\d)\.(\w+)", r"roi_heads.mask_head.\1.\2"),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
+    (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)", r"roi_heads.keypoint_head.score_lowres.\1"),
+    (r"head\.classification_head\.cls_logits\.(\w+)", r"head.cls_score.\1"),
+    (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.bbox_pred.\1"),
+)
+# Trained with batch norms whose eps torchvision sets to 0 after loading them (overwrite_eps in its model builders).
+_FILES_WITHOUT_EPS = (
+    "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+    "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
+    "retinanet_resnet50_fpn_coco-eeacb38b.pth",
+)
+# Of COCO's category ids 1 to 90, those that no object has: 80 classes remain.
+_UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_COCO_CATEGORIES = 91
+_COCO_CLASSES = 80
+_FROZEN_BN_EPS = 1e-5
+
+
+def resnet_name(name: str, value: Tensor) -> str | None:
+    """Give Detectron2's name, without prefix, of a tensor of torchvision's ResNet; None if it is none of one.
+
+    The deep stem and the average pool before a shortcut's convolution, which MMDetection and timm have beside, too.
+    """
+    block = re.fullmatch(_BLOCK + r"(conv|bn)(\d)\." + _NORM_TENSOR, name)
+    if block is not None:
+        stage, index, kind, number, tensor = block.groups()
+        return f"res{int(stage) + 1}.{index}.conv{number}{'.norm' if kind == 'bn' else ''}.{tensor}"
+    shortcut = re.fullmatch(_BLOCK + r"downsample\.\d\." + _NORM_TENSOR, name)
+    if shortcut is not None:
+        stage, index, tensor = shortcut.groups()
+        # By its shape, not by its number, which an average pool in front shifts.
+        is_conv = value.dim() == 4
+        return f"res{int(stage) + 1}.{index}.shortcut{'' if is_conv else '.norm'}.{tensor}"
+    return apply_rules(name, _RESNET_RULES)
+
+
+def _is_resnet(names: Collection[str]) -> bool:
+    return "conv1.weight" in names and "layer1.0.conv1.weight" in names
+
+
+def _translate_resnet(weights: Mapping[str, Tensor], file_name: str) -> Translation:
+    renamed = rename(weights, resnet_name)
+    return Translation(
+        "torchvision's ResNet",
+        {renamed.get(name, name): value for name, value in weights.items()},
+        renamed,
+        RGB_OF_TORCHVISION,
+        stride_in_1x1=False,
+    )
+
+
+def _is_detector(names: Collection[str]) -> bool:
+    return "backbone.body.conv1.weight" in names and any(name.startswith("backbone.fpn.") for name in names)
+
+
+def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Translation:
+    first_level = first_pyramid_level(weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight")
+    is_deep_rpn = any(name.startswith("rpn.head.conv.1.") for name in weights)
+    renamed = rename(weights, lambda name, value: _detector_name(name, value, first_level, is_deep_rpn))
+    result = Translation(
+        "torchvision's detector",
+        {renamed.get(name, name): value for name, value in weights.items()},
+        renamed,
+        RGB_OF_TORCHVISION,
+        stride_in_1x1=False,
+    )
+    _drop_background(result.weights)
+    if PurePosixPath(file_name).name in _FILES_WITHOUT_EPS:
+        fold_frozen_eps(result, 0.0)
+    return result
+
+
+def first_pyramid_level(weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str) -> int:
+    """Give the number of the stage (2 for res2) that the first lateral convolution takes, by its channels.
+
+    RetinaNet's pyramids begin at res3, and number their parts from 0 all the same. Without a ResNet in the file: 2.
+    """
+    lateral = next((value for name, value in weights.items() if re.fullmatch(first_lateral, name)), None)
+    for stage in (1, 2, 3, 4) if lateral is not None else ():
+        convs = (f"{resnet_prefix}layer{stage}.0.conv{last}.weight" for last in (3, 2))
+        out = next((weights[conv].shape[0] for conv in convs if conv in weights), None)
+        if lateral is not None and out == lateral.shape[1]:
+            return stage + 1
+    return 2
+
+
+def _detector_name(name: str, value: Tensor, first_level: int, is_deep_rpn: bool) -> str | None:
+    if name.startswith("backbone.body."):
+        return resnet_name(name.removeprefix("backbone.body."), value)
+    rpn_conv = re.fullmatch(r"rpn\.head\.conv\.(?:(\d)\.0\.)?(weight|bias)", name)
+    if rpn_conv is not None:
+        number = f".conv{rpn_conv[1]}" if is_deep_rpn else ""
+        return f"proposal_generator.rpn_head.conv{number}.{rpn_conv[2]}"
+    return apply_rules(name, _HEAD_RULES) or _numbered_name(name, first_level)
+
+
+def _numbered_name(name: str, first_level: int) -> str | None:
+    """Give the names of parts that torchvision numbers from 0 and Detectron2 otherwise."""
+    pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
+    if pyramid is not None:
+        kind, index, part, tensor = pyramid.groups()
+        norm = ".norm" if part == "1" else ""
+        return f"fpn_{'lateral' if kind == 'inner' else 'output'}{first_level + int(index)}{norm}.{tensor}"
+    convs = re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])\.(\w+)", name)
+    if convs is not None:
+        kind, index, part, tensor = convs.groups()
+        conv = "conv" if kind == "box" else "mask_fcn"
+        return f"roi_heads.{kind}_head.{conv}{int(index) + 1}{'.norm' if part == '1' else ''}.{tensor}"
+    keypoint = re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", name)
+    if keypoint is not None:
+        return f"roi_heads.keypoint_head.conv_fcn{int(keypoint[1]) // 2 + 1}.{keypoint[2]}"
+    fully_connected = re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(\w+)", name)
+    if fully_connected is not None:  # after 4 convolutions and the flattening
+        return f"roi_heads.box_head.fc{(int(fully_connected[1]) - 5) // 2 + 1}.{fully_connected[2]}"
+    return _retinanet_name(name)
+
+
+def _retinanet_name(name: str) -> str | None:
+    subnet = re.fullmatch(r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name)
+    if subnet is None:
+        return None
+    kind, index, part, tensor = subnet.groups()
+    # Published files number convolutions and ReLUs alike, as Detectron2 does; later versions count blocks.
+    number = int(index) if part is None else 2 * int(index)
+    if part == "1":
+        return None  # a norm, which retinanet_resnet50_fpn_v2 has: no settings of detkit build that model
+    return f"head.{'cls' if kind == 'classification' else 'bbox'}_subnet.{number}.{tensor}"
+
+
+def _drop_background(weights: dict[str, Tensor]) -> None:
+    """Put the background where Detectron2 has it: last among the classes, and nowhere else."""
+    num_anchors = _anchors_per_cell(weights)
+    for name, value in weights.items():
+        if name.startswith("roi_heads.box_predictor.cls_score."):
+            weights[name] = background_last(value)
+        elif name.startswith("roi_heads.box_predictor.bbox_pred."):
+            weights[name] = value[4:]
+        elif name.startswith("roi_heads.mask_head.predictor."):
+            weights[name] = value[1:]
+        elif name.startswith("head.cls_score."):
+            weights[name] = value.unflatten(0, (num_anchors, -1))[:, 1:].flatten(0, 1)
+
+
+def _anchors_per_cell(weights: Mapping[str, Tensor]) -> int:
+    deltas = weights.get("head.bbox_pred.bias")
+    return 1 if deltas is None else len(deltas) // 4
+
+
+def fold_frozen_eps(translation: Translation, eps: float) -> None:
+    """Change the variances of a ResNet so that norms with detkit's eps of 1e-5 compute what they did with another."""
+    for name, value in translation.weights.items():
+        if re.match(r"(stem|res\d)\.", name) and name.endswith(".running_var"):
+            translation.weights[name] = value + (eps - _FROZEN_BN_EPS)
+    translation.remarks.append(f"variances of the ResNet moved by {eps - _FROZEN_BN_EPS:g}: its norms had eps {eps:g}")
+
+
+def keep_coco_classes(translation: Translation, num_classes: int) -> None:
+    """Reduce a detector of COCO's 90 category ids to the 80 that objects have, if the model has 80 classes.
+
+    Args:
+        translation: Changed in place.
+        num_classes: K of the model.
+    """
+    weights = translation.weights
+    if num_classes != _COCO_CLASSES or _num_classes_in(weights) != _COCO_CATEGORIES - 1:
+        return
+    kept = torch.tensor([i - 1 for i in range(1, _COCO_CATEGORIES) if i not in _UNUSED_COCO_IDS])
+    with_background = torch.cat([kept, torch.tensor([_COCO_CATEGORIES - 1])])
+    num_anchors = _anchors_per_cell(weights)
+    reduce: dict[str, Callable[[Tensor], Tensor]] = {
+        "roi_heads.box_predictor.cls_score.": lambda rows: rows[with_background],
+        "roi_heads.box_predictor.bbox_pred.": lambda rows: rows.unflatten(0, (-1, 4))[kept].flatten(0, 1),
+        "roi_heads.mask_head.predictor.": lambda rows: rows[kept],
+        "head.cls_score.": lambda rows: rows.unflatten(0, (num_anchors, -1))[:, kept].flatten(0, 1),
+    }
+    for name, value in weights.items():
+        for prefix, rows_of in reduce.items():
+            if name.startswith(prefix):
+                weights[name] = rows_of(value)
+    translation.remarks.append("of COCO's 90 category ids the 80 that objects have were kept, in their order")
+
+
+def _num_classes_in(weights: Mapping[str, Tensor]) -> int | None:
+    if "roi_heads.box_predictor.cls_score.bias" in weights:
+        return len(weights["roi_heads.box_predictor.cls_score.bias"]) - 1
+    if "head.cls_score.bias" in weights:
+        return len(weights["head.cls_score.bias"]) // _anchors_per_cell(weights)
+    return None
+
+
+RESNET = Layout(_is_resnet, _translate_resnet)
+DETECTOR = Layout(_is_detector, _translate_detector)

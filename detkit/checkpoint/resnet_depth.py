@@ -1,0 +1,34 @@
+"""Whether a checkpoint's ResNet is as deep as the model's.
+
+The names of a ResNet-101 contain those of a ResNet-50, with the same shapes: loaded by name, the one fills the other,
+and the features mean nothing.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+_CONV = re.compile(r"(.*\bres[2-5])\.(\d+)\.conv(\d)\.weight")
+
+
+def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
+    """Say how the depths differ, in words; empty if they do not, or if there are no two ResNets to compare."""
+    in_file, in_model = _stages(names), _stages(model_names)
+    for stage in in_model:
+        if stage in in_file and in_file[stage] != in_model[stage]:
+            blocks, convs = in_file[stage]
+            blocks_in_model, convs_in_model = in_model[stage]
+            return (
+                f"{stage} has {blocks} blocks of {convs} convolutions in the file, {blocks_in_model} of "
+                f"{convs_in_model} in the model"
+            )
+    return ""
+
+
+def _stages(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Give, for each stage, its number of blocks and of convolutions in a block."""
+    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for match in filter(None, map(_CONV.fullmatch, names)):
+        blocks, convs = found[match[1]]
+        found[match[1]] = max(blocks, int(match[2]) + 1), max(convs, int(match[3]))
+    return dict(found)
