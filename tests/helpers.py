@@ -250,3 +250,27 @@ def slow_bicubic_resize(values: np.ndarray, height: int, width: int) -> np.ndarr
         return matrix
 
     return weights(values.shape[0], height) @ values @ weights(values.shape[1], width).T
+
+
+def slow_panoptic_merge(masks, scores, classes, semantic, overlap_threshold, stuff_area_thresh, score_thresh):
+    """Give the segment id of each pixel, and a dict per segment, of nested lists of masks and a map of classes."""
+    pixels = list(itertools.product(range(len(semantic)), range(len(semantic[0]))))
+    segments = [[0] * len(row) for row in semantic]
+    infos = []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        own = [(r, c) for r, c in pixels if masks[i][r][c]]
+        free = [(r, c) for r, c in own if segments[r][c] == 0]
+        if scores[i] < score_thresh or not own or (len(own) - len(free)) / len(own) > overlap_threshold:
+            continue
+        infos.append({"id": len(infos) + 1, "isthing": True, "score": scores[i], "category_id": classes[i]})
+        infos[-1]["instance_id"] = i
+        for r, c in free:
+            segments[r][c] = len(infos)
+    for label in sorted({label for row in semantic for label in row} - {0}):
+        free = [(r, c) for r, c in pixels if segments[r][c] == 0 and semantic[r][c] == label]
+        if not free or len(free) < stuff_area_thresh:
+            continue
+        infos.append({"id": len(infos) + 1, "isthing": False, "category_id": label, "area": len(free)})
+        for r, c in free:
+            segments[r][c] = len(infos)
+    return segments, infos

@@ -13,7 +13,6 @@ _TABLE = KeyTable()
 
 _MASKS = "mask heads come later"
 _KEYPOINTS = "keypoint heads come later"
-_SEGMENTATION = "semantic and panoptic models come later"
 _PROPOSALS = "precomputed proposals come later"
 _TTA = "test-time augmentation comes later"
 _ROTATED = "rotated boxes are not supported"
@@ -304,39 +303,33 @@ _key(
     "MODEL.SEM_SEG_HEAD.NAME",
     "SemSegFPNHead",
     "Registered name. Kirillov et al. 2019, arXiv 1901.02446.",
-    unread=_SEGMENTATION,
 )
-_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"], "Features that it merges.", unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 255, "Label of pixels that are not trained.", unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54, "Classes, stuff and things.", minimum=1, unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 128, "Channels of its convolutions.", minimum=1, unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 4, "Stride of its output.", minimum=1, unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.NORM", "GN", _NORM_NAMES, unread=_SEGMENTATION)
-_key("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_sem_seg.", minimum=0, unread=_SEGMENTATION)
+_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"], "Features that it merges.")
+_key("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 255, "Label of pixels that are not trained.")
+_key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54, "Classes, stuff and things.", minimum=1)
+_key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 128, "Channels of its convolutions.", minimum=1)
+_key("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 4, "Stride of its output.", minimum=1)
+_key("MODEL.SEM_SEG_HEAD.NORM", "GN", _NORM_NAMES)
+_key("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_sem_seg.", minimum=0)
 
 _key(
     "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT",
     1.0,
     "Factor on the losses of the instances.",
     minimum=0,
-    unread=_SEGMENTATION,
 )
-_key("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "Merge instances and stuff into one map.", unread=_SEGMENTATION)
+_key("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "Merge instances and stuff into one map.")
 _key(
     "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
     0.5,
     "Covered share from which an instance goes.",
     minimum=0,
-    unread=_SEGMENTATION,
 )
-_key(
-    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels goes.", minimum=0, unread=_SEGMENTATION
-)
+_key("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels goes.", minimum=0)
 _key(
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
     0.5,
     "Instances below this score go.",
-    unread=_SEGMENTATION,
 )
 
 # --- RetinaNet --------------------------------------------------------------------------------------------------------

@@ -22,16 +22,22 @@ from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch import (
     META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     DenseDetector,
     Detector,
     GeneralizedRCNN,
+    PanopticFPN,
     ProposalNetwork,
     RetinaNet,
     RetinaNetHead,
+    SemanticSegmentor,
+    SemSegFPNHead,
     build_model,
+    build_sem_seg_head,
+    combine_semantic_and_instance_outputs,
 )
 from detkit.modeling.poolers import ROIPooler
-from detkit.modeling.postprocessing import detector_postprocess
+from detkit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detkit.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
     RPN_HEAD_REGISTRY,
@@ -59,6 +65,7 @@ __all__ = [
     "ROI_BOX_HEAD_REGISTRY",
     "ROI_HEADS_REGISTRY",
     "RPN_HEAD_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
     "Box2BoxTransform",
     "CascadeROIHeads",
@@ -69,6 +76,7 @@ __all__ = [
     "GeneralizedRCNN",
     "LastLevelMaxPool",
     "Matcher",
+    "PanopticFPN",
     "ProposalNetwork",
     "ROIHeads",
     "ROIPooler",
@@ -76,6 +84,8 @@ __all__ = [
     "ResNet",
     "RetinaNet",
     "RetinaNetHead",
+    "SemSegFPNHead",
+    "SemanticSegmentor",
     "ShapeSpec",
     "StandardROIHeads",
     "build_anchor_generator",
@@ -89,5 +99,8 @@ __all__ = [
     "build_retinanet_fpn",
     "build_roi_heads",
     "build_rpn_head",
+    "build_sem_seg_head",
+    "combine_semantic_and_instance_outputs",
     "detector_postprocess",
+    "sem_seg_postprocess",
 ]

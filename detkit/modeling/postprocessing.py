@@ -1,5 +1,8 @@
 """From the coordinates of the network's input to those of the picture that the user sees."""
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from detkit.structures import Instances
 
 
@@ -22,3 +25,21 @@ def detector_postprocess(results: Instances, output_height: int, output_width: i
     boxes.clip(rescaled.image_size)
     rescaled.set(name, boxes)
     return rescaled[boxes.nonempty()]
+
+
+def sem_seg_postprocess(result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int) -> Tensor:
+    """Rescale scores per pixel of a padded image to another size of the same image.
+
+    Args:
+        result: (K, H, W) scores, padding included.
+        img_size: (height, width) without the padding.
+        output_height: Wanted height, in pixels.
+        output_width: Wanted width, in pixels.
+
+    Returns:
+        (K, output_height, output_width) scores.
+    """
+    without_padding = result[None, :, : img_size[0], : img_size[1]]
+    return F.interpolate(
+        without_padding, size=(output_height, output_width), mode="bilinear", align_corners=False
+    ).squeeze(0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.modeling.postprocessing import detector_postprocess
+from detkit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detkit.structures import Boxes, Instances
 
 
@@ -41,3 +41,18 @@ def test_there_and_back_is_the_identity():
 
 def test_no_results_stay_none():
     assert len(detector_postprocess(results([]), 50, 400)) == 0
+
+
+def test_sem_seg_is_cut_to_the_image_and_resized():
+    scores = torch.randn(3, 8, 12)
+    scores[:, 6:] = scores[:, :, 10:] = torch.inf  # the padding: it must not leak in
+    resized = sem_seg_postprocess(scores, (6, 10), 12, 5)
+    assert resized.shape == (3, 12, 5)
+    # Twice as high, half as wide: halves of neighbours, at quarters between rows.
+    columns = (scores[:, :6, 0:10:2] + scores[:, :6, 1:10:2]) / 2
+    torch.testing.assert_close(resized[:, 1], 0.75 * columns[:, 0] + 0.25 * columns[:, 1])
+
+
+def test_sem_seg_of_the_wanted_size_stays_as_it_is():
+    scores = torch.randn(3, 8, 12)
+    torch.testing.assert_close(sem_seg_postprocess(scores, (8, 12), 8, 12), scores)

@@ -1,14 +1,20 @@
-"""The registry of whole models, and `build_model`."""
+"""The registries of whole models and of heads that classify pixels, and what builds from them."""
 
 import torch
 from torch import nn
 
 from detkit.config import CfgNode
+from detkit.layers import ShapeSpec
 from detkit.utils.env import resolve_device
 from detkit.utils.registry import Registry
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 """Called as `(cfg)`. `forward(list[ModelInput])` gives losses by name in training, else `list[ModelOutput]`."""
+
+SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
+"""Called as `(cfg, input_shape)` with the backbone's shapes by name. `forward(features, targets)` gives (None, losses)
+in training, else ((N, K, H, W) scores, {}). An attribute `ignore_value` is the label of pixels that are not trained;
+where there is an attribute `num_classes` too, labels are held against it."""
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Values of MODEL.MEMORY_FORMAT."""
@@ -22,3 +28,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return model.to(device=resolve_device(cfg.MODEL.DEVICE), memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT])
+
+
+def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Give the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
+    return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)

@@ -15,7 +15,7 @@ from detkit.modeling.meta_arch.base import Detector, rescale_outputs
 from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
 from detkit.modeling.proposal_generator import build_proposal_generator
 from detkit.modeling.roi_heads import ROIHeads, build_roi_heads
-from detkit.structures import Instances, ModelInput, ModelOutput
+from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 
 
 @META_ARCH_REGISTRY.register()
@@ -68,14 +68,20 @@ class GeneralizedRCNN(Detector):
             batched_inputs: N inputs with `instances`; with `proposals` too where there is no proposal generator.
         """
         images = self.preprocess_image(batched_inputs)
+        head_losses, proposal_losses = self.instance_losses(images, self.backbone(images.tensor), batched_inputs)
+        return {**head_losses, **proposal_losses}
+
+    def instance_losses(
+        self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Give the losses of the heads and those of the proposal generator, from features."""
         targets = self.take_field(batched_inputs, "instances")
-        features = self.backbone(images.tensor)
         if self.proposal_generator is None:
             proposals, proposal_losses = self.take_field(batched_inputs, "proposals"), {}
         else:
             proposals, proposal_losses = self.proposal_generator(images, features, targets)
         _, head_losses = self.roi_heads(images, features, proposals, targets)
-        return {**head_losses, **proposal_losses}
+        return head_losses, proposal_losses
 
     def inference(
         self,
@@ -100,12 +106,19 @@ class GeneralizedRCNN(Detector):
             given = [instances.to(self.device) for instances in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, given)
         else:
-            if self.proposal_generator is None:
-                proposals = self.take_field(batched_inputs, "proposals")
-            else:
-                proposals, _ = self.proposal_generator(images, features, None)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            results = self.find_instances(images, features, batched_inputs)
         return rescale_outputs(results, batched_inputs, "instances") if do_postprocess else results
+
+    def find_instances(
+        self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
+    ) -> list[Instances]:
+        """Give the instances in every image from its features, in the coordinates of the inputs."""
+        if self.proposal_generator is None:
+            proposals = self.take_field(batched_inputs, "proposals")
+        else:
+            proposals, _ = self.proposal_generator(images, features, None)
+        results, _ = self.roi_heads(images, features, proposals, None)
+        return results
 
 
 @META_ARCH_REGISTRY.register()

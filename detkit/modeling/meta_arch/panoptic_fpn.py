@@ -1,0 +1,148 @@
+"""Panoptic FPN: instances, a class for every pixel, and both merged, from one backbone.
+
+Source: Kirillov et al. 2019, arXiv 1901.02446.
+
+Legend: N images, K classes of pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.modeling.backbone import Backbone
+from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY, build_sem_seg_head
+from detkit.modeling.meta_arch.panoptic_merge import combine_semantic_and_instance_outputs
+from detkit.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detkit.modeling.meta_arch.semantic_seg import rescale_sem_seg, sem_seg_targets
+from detkit.modeling.postprocessing import detector_postprocess
+from detkit.modeling.roi_heads import ROIHeads
+from detkit.structures import Instances, ModelInput, ModelOutput
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticFPN(GeneralizedRCNN):
+    """A `GeneralizedRCNN` with a head that classifies pixels beside it."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module | None,
+        roi_heads: ROIHeads,
+        sem_seg_head: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        memory_format: torch.memory_format = torch.contiguous_format,
+        instance_loss_weight: float = 1.0,
+        combine_on: bool = True,
+        combine_overlap_thresh: float = 0.5,
+        combine_stuff_area_thresh: float = 4096,
+        combine_instances_score_thresh: float = 0.5,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: Images to features by name.
+            proposal_generator: See `GeneralizedRCNN`.
+            roi_heads: See `GeneralizedRCNN`. They predict masks, unless `combine_on` is off.
+            sem_seg_head: Features to scores per pixel; see `SEM_SEG_HEADS_REGISTRY`.
+            pixel_mean: See `Detector`.
+            pixel_std: See `Detector`.
+            memory_format: See `Detector`.
+            instance_loss_weight: Factor on the losses of `roi_heads`.
+            combine_on: Whether to merge instances and classes of pixels into `panoptic_seg`.
+            combine_overlap_thresh: See `combine_semantic_and_instance_outputs`, also for the next two.
+            combine_stuff_area_thresh: In pixels of the output.
+            combine_instances_score_thresh: In [0, 1].
+        """
+        super().__init__(
+            backbone=backbone,
+            proposal_generator=proposal_generator,
+            roi_heads=roi_heads,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
+        self.sem_seg_head = sem_seg_head
+        self.instance_loss_weight = instance_loss_weight
+        self.combine_on = combine_on
+        self.combine_overlap_thresh = combine_overlap_thresh
+        self.combine_stuff_area_thresh = combine_stuff_area_thresh
+        self.combine_instances_score_thresh = combine_instances_score_thresh
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        arguments = super().from_config(cfg)
+        panoptic = cfg.MODEL.PANOPTIC_FPN
+        if panoptic.COMBINE.ENABLED and not cfg.MODEL.MASK_ON:
+            raise ValueError(
+                "PanopticFPN merges masks into its result: set MODEL.MASK_ON to True, or "
+                "MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False"
+            )
+        return {
+            **arguments,
+            "sem_seg_head": build_sem_seg_head(cfg, arguments["backbone"].output_shape()),
+            "instance_loss_weight": panoptic.INSTANCE_LOSS_WEIGHT,
+            "combine_on": panoptic.COMBINE.ENABLED,
+            "combine_overlap_thresh": panoptic.COMBINE.OVERLAP_THRESH,
+            "combine_stuff_area_thresh": panoptic.COMBINE.STUFF_AREA_LIMIT,
+            "combine_instances_score_thresh": panoptic.COMBINE.INSTANCES_CONFIDENCE_THRESH,
+        }
+
+    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+        """Give the losses of all heads and of the proposal generator by name.
+
+        Args:
+            batched_inputs: N inputs with `instances` and `sem_seg`.
+        """
+        images = self.preprocess_image(batched_inputs)
+        labels = sem_seg_targets(batched_inputs, images, self.sem_seg_head)
+        features = self.backbone(images.tensor)
+        _, sem_seg_losses = self.sem_seg_head(features, labels)
+        head_losses, proposal_losses = self.instance_losses(images, features, batched_inputs)
+        weighted = {name: loss * self.instance_loss_weight for name, loss in head_losses.items()}
+        return {**sem_seg_losses, **proposal_losses, **weighted}
+
+    def inference(
+        self,
+        batched_inputs: list[ModelInput],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> Any:
+        """Give `instances`, `sem_seg` (K, height, width) scores and `panoptic_seg` of every image.
+
+        Args:
+            batched_inputs: N inputs.
+            detected_instances: As in `GeneralizedRCNN`, and then the output is as there: instances alone.
+            do_postprocess: Whether to rescale to the size that each input asks for, and merge. Otherwise a list of
+                Instances and a tensor (N, K, H, W) of scores are given, in the coordinates of the padded inputs.
+        """
+        if detected_instances is not None:
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        scores, _ = self.sem_seg_head(features, None)
+        found = self.find_instances(images, features, batched_inputs)
+        if not do_postprocess:
+            return found, scores
+        sem_segs = rescale_sem_seg(scores, images, batched_inputs)
+        return [self._output(result, sem_seg) for result, sem_seg in zip(found, sem_segs, strict=True)]
+
+    def _output(self, found: Instances, sem_seg: Tensor) -> ModelOutput:
+        height, width = sem_seg.shape[-2:]
+        instances = detector_postprocess(found, height, width)
+        output: ModelOutput = {"instances": instances, "sem_seg": sem_seg}
+        if self.combine_on:
+            output["panoptic_seg"] = combine_semantic_and_instance_outputs(
+                instances,
+                sem_seg.argmax(dim=0),
+                self.combine_overlap_thresh,
+                self.combine_stuff_area_thresh,
+                self.combine_instances_score_thresh,
+            )
+        return output

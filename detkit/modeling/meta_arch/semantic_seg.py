@@ -1,0 +1,262 @@
+"""Semantic segmentation: a class for every pixel.
+
+Source: Kirillov et al. 2019, arXiv 1901.02446, section 3: the semantic branch of Panoptic FPN.
+
+Legend: N images, K classes, C channels, H x W pixels of a padded image, S the stride of the head's output.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
+from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.feature_selection import select_features
+from detkit.modeling.meta_arch.base import Detector
+from detkit.modeling.meta_arch.build import (
+    MEMORY_FORMATS,
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    build_sem_seg_head,
+)
+from detkit.modeling.postprocessing import sem_seg_postprocess
+from detkit.structures import ImageList, ModelInput, ModelOutput
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SemSegFPNHead(nn.Module):
+    """Brings the levels of a pyramid to one stride by convolutions and upsampling, adds them up, and classifies."""
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        num_classes: int,
+        conv_dims: int,
+        common_stride: int,
+        loss_weight: float = 1.0,
+        norm: str | None = None,
+        ignore_value: int = -1,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            input_shape: Channels and stride of the features, by name.
+            num_classes: K.
+            conv_dims: Channels of every convolution.
+            common_stride: S. The stride of each feature is S, 2 S, 4 S, ...
+            loss_weight: Factor on the loss.
+            norm: As for `get_norm`.
+            ignore_value: Label of pixels that are not trained.
+
+        Raises:
+            ValueError: There are no features, or one whose stride halving does not bring to S.
+        """
+        super().__init__()
+        if not input_shape:
+            raise ValueError("SemSegFPNHead needs a feature: MODEL.SEM_SEG_HEAD.IN_FEATURES is empty")
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.common_stride = common_stride
+        self.loss_weight = loss_weight
+        shapes = sorted(input_shape.items(), key=lambda item: item[1].stride or 0)
+        self.in_features = [name for name, _ in shapes]
+        # Each is a module under the name of its feature: so Detectron2's checkpoints call them.
+        for name, shape in shapes:
+            self.add_module(name, _scale_head(name, shape, conv_dims, common_stride, norm))
+        self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
+        c2_msra_fill(self.predictor)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        shapes = select_features(input_shape, head.IN_FEATURES, "MODEL.SEM_SEG_HEAD.IN_FEATURES")
+        return {
+            "input_shape": dict(zip(head.IN_FEATURES, shapes, strict=True)),
+            "num_classes": head.NUM_CLASSES,
+            "conv_dims": head.CONVS_DIM,
+            "common_stride": head.COMMON_STRIDE,
+            "loss_weight": head.LOSS_WEIGHT,
+            "norm": head.NORM,
+            "ignore_value": head.IGNORE_VALUE,
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Give (None, losses) in training, else ((N, K, H, W) logits, {}).
+
+        Args:
+            features: By name.
+            targets: (N, H, W) int64 labels, in training.
+        """
+        logits = self.layers(features)
+        if not self.training:
+            return self._upsampled(logits), {}
+        if targets is None:
+            raise ValueError("SemSegFPNHead needs targets in training")
+        return None, self.losses(logits, targets)
+
+    def layers(self, features: dict[str, Tensor]) -> Tensor:
+        """Give (N, K, H / S, W / S) logits."""
+        scaled = [self.get_submodule(name)(features[name]) for name in self.in_features]
+        return self.predictor(functools.reduce(torch.add, scaled))
+
+    def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Give the cross-entropy per labelled pixel; 0 where none is labelled.
+
+        Args:
+            predictions: (N, K, H / S, W / S) logits.
+            targets: (N, H, W) int64 labels.
+        """
+        total = F.cross_entropy(
+            self._upsampled(predictions.float()), targets, ignore_index=self.ignore_value, reduction="sum"
+        )
+        labelled = (targets != self.ignore_value).sum().clamp(min=1)
+        return {"loss_sem_seg": total / labelled * self.loss_weight}
+
+    def _upsampled(self, logits: Tensor) -> Tensor:
+        return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
+
+
+def _scale_head(name: str, shape: ShapeSpec, conv_dims: int, common_stride: int, norm: str | None) -> nn.Sequential:
+    """A convolution for every halving of the stride, each followed by upsampling; one where there is none to halve."""
+    channels, stride = shape.channels, shape.stride
+    if channels is None or stride is None:
+        raise ValueError(f"SemSegFPNHead needs channels and stride of {name!r}, got {shape}")
+    halvings = math.log2(stride / common_stride)
+    if halvings < 0 or not halvings.is_integer():
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {name!r} of stride {stride}, which is not MODEL.SEM_SEG_HEAD."
+            f"COMMON_STRIDE = {common_stride} times 1, 2, 4, ..."
+        )
+    layers: list[nn.Module] = []
+    for k in range(max(1, int(halvings))):
+        conv = Conv2d(
+            channels if k == 0 else conv_dims,
+            conv_dims,
+            kernel_size=3,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, conv_dims),
+            activation=nn.ReLU(inplace=True),
+        )
+        c2_msra_fill(conv)
+        layers.append(conv)
+        if halvings:
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+    return nn.Sequential(*layers)
+
+
+@META_ARCH_REGISTRY.register()
+class SemanticSegmentor(Detector):
+    """A backbone and a head that classifies pixels."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: Images to features by name.
+            sem_seg_head: Features to scores per pixel; see `SEM_SEG_HEADS_REGISTRY`.
+            pixel_mean: See `Detector`.
+            pixel_std: See `Detector`.
+            memory_format: See `Detector`.
+        """
+        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, memory_format=memory_format)
+        self.sem_seg_head = sem_seg_head
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+        }
+
+    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+        """Give the losses of the head by name, for inputs with `sem_seg`."""
+        images = self.preprocess_image(batched_inputs)
+        targets = sem_seg_targets(batched_inputs, images, self.sem_seg_head)
+        _, losses = self.sem_seg_head(self.backbone(images.tensor), targets)
+        return losses
+
+    def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
+        """Give `sem_seg` (K, height, width) scores per image, of the size that each input asks for."""
+        images = self.preprocess_image(batched_inputs)
+        scores, _ = self.sem_seg_head(self.backbone(images.tensor), None)
+        return [{"sem_seg": result} for result in rescale_sem_seg(scores, images, batched_inputs)]
+
+
+def sem_seg_targets(batched_inputs: Sequence[ModelInput], images: ImageList, head: nn.Module) -> Tensor:
+    """Give the labels of a batch, (N, H, W) int64, padded like its images with the label that is not trained.
+
+    Args:
+        batched_inputs: N inputs with `sem_seg` of the size of their image.
+        images: The batch, on the device that the labels are moved to.
+        head: See `SEM_SEG_HEADS_REGISTRY`.
+
+    Raises:
+        ValueError: An input has no `sem_seg`, one of another size, or one with labels that the head does not know.
+        TypeError: Labels are not integers.
+    """
+    ignore_value: int = head.ignore_value  # pyright: ignore[reportAssignmentType]
+    num_classes = getattr(head, "num_classes", None)
+    shape = (len(images), *images.tensor.shape[-2:])
+    targets = torch.full(shape, ignore_value, dtype=torch.int64, device=images.device)
+    for i, (x, (height, width)) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+        labels = _checked_labels(x, i, (height, width), num_classes, ignore_value)
+        targets[i, :height, :width] = labels.to(images.device, non_blocking=True)
+    return targets
+
+
+def _checked_labels(
+    x: ModelInput, index: int, size: tuple[int, int], num_classes: int | None, ignore_value: int
+) -> Tensor:
+    where = f"image {index} of the batch ({x.get('file_name', 'no file name')})"
+    if "sem_seg" not in x:
+        raise ValueError(f"semantic segmentation needs 'sem_seg' in training: {where} has only {sorted(x)}")
+    labels = x["sem_seg"]
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"sem_seg holds integer labels: that of {where} is {labels.dtype}")
+    if tuple(labels.shape) != size:
+        raise ValueError(f"sem_seg must have the size of its image, {size}: that of {where} has {tuple(labels.shape)}")
+    # Loaders give labels on the CPU, where this costs a millisecond. On a GPU a label out of range is a device-side
+    # assert that names nothing and ends the process.
+    if num_classes is not None and labels.device.type == "cpu":
+        unknown = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_value)
+        if unknown.any():
+            raise ValueError(
+                f"sem_seg of {where} has the labels {labels[unknown].unique().tolist()[:8]}; legal are 0 to "
+                f"{num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES = {num_classes}) and {ignore_value} "
+                "(MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
+            )
+    return labels
+
+
+def rescale_sem_seg(scores: Tensor, images: ImageList, batched_inputs: Sequence[ModelInput]) -> list[Tensor]:
+    """Bring (N, K, H, W) scores to the size that each input asks for: its `height` and `width`, else its image's."""
+    return [
+        sem_seg_postprocess(scores_i, size, x.get("height", size[0]), x.get("width", size[1]))
+        for scores_i, size, x in zip(scores, images.image_sizes, batched_inputs, strict=True)
+    ]
