@@ -142,6 +142,43 @@ _key(
 )
 _key("MODEL.RESNETS.DEFORM_MODULATED", False, "Deformable convolution with modulation (v2): arXiv 1811.11168.")
 _key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of channels with offsets of their own.", minimum=1)
+_key(
+    "MODEL.RESNETS.DEEP_STEM",
+    False,
+    "detkit: three 3x3 convolutions instead of a 7x7 in the stem. He et al. 2018, arXiv 1812.01187, model C.",
+)
+_key(
+    "MODEL.RESNETS.AVG_DOWN",
+    False,
+    "detkit: average pooling instead of a strided convolution in shortcuts (ResNet-D). arXiv 1812.01187, model D.",
+)
+_key("MODEL.RESNETS.NUM_STAGES", 4, "detkit: stages there are, from res2 on: 1 to 4.", choices=(1, 2, 3, 4))
+_key("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 2], "detkit: strides of res2 to res5, at least 1.", minimum=1)
+_key(
+    "MODEL.RESNETS.DILATION_PER_STAGE",
+    [1, 1, 1, 1],
+    "detkit: dilations of the 3x3 convolutions in res2 to res5, at least 1. RES5_DILATION: 2 is short for stride 1 and "
+    "dilation 2 in res5.",
+    minimum=1,
+)
+_key(
+    "MODEL.RESNETS.CHECKPOINT_PER_STAGE",
+    [False, False, False, False],
+    "detkit: in training, res2 to res5 keep the inputs of their blocks only and compute the rest twice: less memory, "
+    "more time, the same gradients. Chen et al. 2016, arXiv 1604.06174.",
+)
+_key(
+    "MODEL.RESNETS.ZERO_INIT_LAST_NORM",
+    False,
+    "detkit: the last norm of each block starts at zero, so that blocks start as the identity. Needs a norm that "
+    "learns. Goyal et al. 2017, arXiv 1706.02677.",
+)
+_key(
+    "MODEL.RESNETS.NORM_EVAL",
+    False,
+    "detkit: batch norms normalise by their running statistics in training too, which stay fixed; weight and bias "
+    "learn. NORM: BN or SyncBN.",
+)
 
 _key(
     "MODEL.FPN.IN_FEATURES",

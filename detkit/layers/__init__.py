@@ -1,6 +1,7 @@
 """Layers and functions that models are made of, over torch and torchvision."""
 
 from detkit.layers.blocks import CNNBlockBase
+from detkit.layers.checkpointing import CheckpointedSequential
 from detkit.layers.conv import Conv2d
 from detkit.layers.deform_conv import DeformConv, ModulatedDeformConv
 from detkit.layers.level_norm import CycleBatchNormList
@@ -13,7 +14,7 @@ from detkit.layers.losses import (
     smooth_l1_loss,
 )
 from detkit.layers.nms import batched_nms
-from detkit.layers.norm import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
+from detkit.layers.norm import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers.roi_align import ROIAlign
 from detkit.layers.shape_spec import ShapeSpec
 from detkit.layers.tensor_ops import cat, nonzero_tuple
@@ -22,9 +23,11 @@ from detkit.layers.weight_init import c2_msra_fill, c2_xavier_fill
 __all__ = [
     "NORM_NAMES",
     "CNNBlockBase",
+    "CheckpointedSequential",
     "Conv2d",
     "CycleBatchNormList",
     "DeformConv",
+    "EvalBatchNorm2d",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
     "ModulatedDeformConv",

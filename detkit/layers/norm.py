@@ -88,6 +88,18 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen
 
 
+class EvalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that stays in eval mode: weight and bias may learn, the running statistics are fixed."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.eval()
+
+    def train(self, mode: bool = True) -> EvalBatchNorm2d:
+        """Stay in eval mode."""
+        return super().train(False)
+
+
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of each pixel, (N, C, H, W) to the same."""
 
@@ -110,12 +122,12 @@ FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
 def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
     """Give the norm back if it is, at the moment, a fixed affine map per channel; else None.
 
-    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types only: a subclass
-    may compute something else.
+    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types only: another
+    subclass may compute something else.
     """
     if type(norm) is FrozenBatchNorm2d:
         return norm
-    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, EvalBatchNorm2d):
         assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
         if norm.affine and not norm.training and norm.running_var is not None:
             return norm

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.layers import NORM_NAMES, FrozenBatchNorm2d, LayerNorm2d, get_norm
+from detkit.layers import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers import norm as norm_module
 from detkit.utils import comm
 
@@ -68,6 +68,22 @@ def test_frozen_copy_does_not_follow_its_batchnorm():
 def test_convert_needs_running_statistics():
     with pytest.raises(ValueError, match="only a batch norm with running statistics can be frozen"):
         FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def test_eval_norm_stays_in_eval_mode_with_the_names_of_batchnorm():
+    norm, plain = EvalBatchNorm2d(4), _trained_batchnorm(4)
+    norm.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, 3, 3)
+    want = plain.eval()(x)
+    assert not norm.training
+    torch.testing.assert_close(nn.Sequential(norm).train()(x), want)
+    assert not norm.training
+    assert all(torch.equal(b, plain.get_buffer(name)) for name, b in norm.named_buffers())
+    assert all(parameter.requires_grad for parameter in norm.parameters())
+
+
+def test_eval_norm_is_frozen_with_the_others():
+    assert type(FrozenBatchNorm2d.convert_frozen_batchnorm(EvalBatchNorm2d(4))) is FrozenBatchNorm2d
 
 
 def test_layer_norm_normalises_the_channels_of_each_pixel():

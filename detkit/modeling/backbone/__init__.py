@@ -11,8 +11,15 @@ from detkit.modeling.backbone.fpn import (
     build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
-from detkit.modeling.backbone.resnet import ResNet, build_resnet_backbone, make_configured_stage, make_stage
-from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
+from detkit.modeling.backbone.resnet import ResNet, make_stage
+from detkit.modeling.backbone.resnet_blocks import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeepStem,
+    DeformBottleneckBlock,
+)
+from detkit.modeling.backbone.resnet_config import build_resnet_backbone, make_configured_stage
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -21,6 +28,7 @@ __all__ = [
     "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
+    "DeepStem",
     "DeformBottleneckBlock",
     "LastLevelMaxPool",
     "LastLevelP6P7",

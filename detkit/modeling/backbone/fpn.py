@@ -20,7 +20,7 @@ from detkit.config import CfgNode
 from detkit.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet import build_resnet_backbone
+from detkit.modeling.backbone.resnet_config import build_resnet_backbone
 from detkit.utils.near_miss import did_you_mean
 
 

@@ -9,26 +9,23 @@ Legend: N images, C channels, H and W height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from detkit.config import CfgNode
-from detkit.layers import NORM_NAMES, CNNBlockBase, ShapeSpec
+from detkit.layers import CheckpointedSequential, CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
-from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet_blocks import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
+from detkit.modeling.backbone.resnet_blocks import BasicBlock, BottleneckBlock
 from detkit.utils.near_miss import did_you_mean
 
-_BLOCKS_PER_STAGE = {
+BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-_STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
 def make_stage(
@@ -74,6 +71,7 @@ class ResNet(Backbone):
         num_classes: int | None = None,
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
+        checkpointed: Collection[str] = (),
     ) -> None:
         """Build the network.
 
@@ -84,6 +82,8 @@ class ResNet(Backbone):
             num_classes: K. None builds no classifier.
             out_features: Which maps to give: "stem", "res2", ..., and "linear" with a classifier. None gives the last.
             freeze_at: See ``freeze``.
+            checkpointed: Names of the stages that keep only the input of each block in training, and compute the rest
+                again in the backward pass: less memory, more time, the same gradients.
 
         Raises:
             ValueError: If a name in ``out_features`` is not known, or there is none.
@@ -93,7 +93,9 @@ class ResNet(Backbone):
         if num_classes is not None:
             names.append("linear")
         self._out_features = [names[-1]] if out_features is None else list(out_features)
-        _check_features("out_features", self._out_features, names)
+        check_features("out_features", self._out_features, names)
+        if checkpointed:
+            check_features("checkpointed", tuple(checkpointed), [name for name in names[1:] if name != "linear"])
         last = max(names.index(name) for name in self._out_features)
 
         self.stem = stem
@@ -102,7 +104,8 @@ class ResNet(Backbone):
         self.stage_names = tuple(name for name in names[1 : last + 1] if name != "linear")
         stride, channels = stem.stride, stem.out_channels
         for name, blocks in zip(self.stage_names, stages, strict=False):
-            self.add_module(name, nn.Sequential(*blocks))
+            container = CheckpointedSequential if name in checkpointed else nn.Sequential
+            self.add_module(name, container(*blocks))
             for block in blocks:
                 stride, channels = stride * block.stride, block.out_channels
             self._out_feature_strides[name], self._out_feature_channels[name] = stride, channels
@@ -166,13 +169,13 @@ class ResNet(Backbone):
         Raises:
             ValueError: If the depth is none of those.
         """
-        _check_depth("depth", depth)
+        check_depth("depth", depth)
         if block_class is None:
             block_class = BasicBlock if depth < 50 else BottleneckBlock
         out_channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
         stages = []
         in_channels = 64
-        for num_blocks, stride, channels in zip(_BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True):
+        for num_blocks, stride, channels in zip(BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True):
             if issubclass(block_class, BottleneckBlock):
                 kwargs["bottleneck_channels"] = channels // 4
             strides = [stride] + [1] * (num_blocks - 1)
@@ -190,122 +193,14 @@ class ResNet(Backbone):
         return stages
 
 
-@BACKBONE_REGISTRY.register()
-def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the ResNet that ``MODEL.RESNETS`` describes, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
-
-    Depths 18 and 34 have 64 channels in res2, where the deeper ones have 256: for them a ``RES2_OUT_CHANNELS`` left at
-    its default 256 means 64, and any other value means itself.
-
-    Raises:
-        ValueError: If a setting is out of range, or does not go with the depth; the message names the key.
-    """
-    _check_settings(cfg)
-    resnets = cfg.MODEL.RESNETS
-    stem = BasicStem(input_shape.channels or 3, resnets.STEM_OUT_CHANNELS, resnets.NORM)
-    num_stages = max((_STAGE_NAMES.index(name) + 1 for name in resnets.OUT_FEATURES if name != "stem"), default=0)
-    stages = []
-    in_channels = stem.out_channels
-    for index in range(num_stages):
-        stages.append(make_configured_stage(resnets, index, in_channels))
-        in_channels = stages[-1][-1].out_channels
-    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+def check_depth(where: str, depth: int) -> None:
+    """Check that there is a ResNet of a depth; the error says ``where`` it was asked for."""
+    if depth not in BLOCKS_PER_STAGE:
+        raise ValueError(f"{where} must be one of {list(BLOCKS_PER_STAGE)}: got {depth}")
 
 
-def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
-    """Give the blocks of one stage, of res2 (index 0) to res5 (index 3), as ``MODEL.RESNETS`` describes them."""
-    num_blocks = _BLOCKS_PER_STAGE[resnets.DEPTH][index]
-    dilation = resnets.RES5_DILATION if _STAGE_NAMES[index] == "res5" else 1
-    # A dilated stage keeps the resolution: the dilation stands in for the stride.
-    first_stride = 1 if index == 0 or dilation == 2 else 2
-    block_class, arguments = _block(resnets, index, dilation)
-    return make_stage(
-        block_class,
-        num_blocks,
-        in_channels=in_channels,
-        out_channels=_res2_out_channels(resnets) * 2**index,
-        stride_per_block=[first_stride] + [1] * (num_blocks - 1),
-        norm=resnets.NORM,
-        **arguments,
-    )
-
-
-def _block(resnets: CfgNode, index: int, dilation: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
-    """Give the class of a stage's blocks, and the arguments that only this class has."""
-    if resnets.DEPTH < 50:
-        return BasicBlock, {"dilation": dilation}
-    arguments = {
-        "bottleneck_channels": _bottleneck_channels(resnets, index),
-        "num_groups": resnets.NUM_GROUPS,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1,
-        "dilation": dilation,
-    }
-    if not resnets.DEFORM_ON_PER_STAGE[index]:
-        return BottleneckBlock, arguments
-    arguments["deform_modulated"] = resnets.DEFORM_MODULATED
-    arguments["deform_num_groups"] = resnets.DEFORM_NUM_GROUPS
-    return DeformBottleneckBlock, arguments
-
-
-def _bottleneck_channels(resnets: CfgNode, index: int) -> int:
-    return resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index
-
-
-def _res2_out_channels(resnets: CfgNode) -> int:
-    if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS == 256:
-        return 64
-    return resnets.RES2_OUT_CHANNELS
-
-
-def _check_settings(cfg: CfgNode) -> None:
-    resnets = cfg.MODEL.RESNETS
-    _check_depth("MODEL.RESNETS.DEPTH", resnets.DEPTH)
-    _check_features("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, ["stem", *_STAGE_NAMES])
-    if resnets.NORM not in NORM_NAMES:
-        hint = did_you_mean(resnets.NORM, NORM_NAMES)
-        raise ValueError(f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {resnets.NORM!r}.{hint}")
-    if resnets.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}")
-    if cfg.MODEL.BACKBONE.FREEZE_AT not in range(6):
-        raise ValueError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {cfg.MODEL.BACKBONE.FREEZE_AT}")
-    _check_deformable(resnets)
-    if resnets.DEPTH < 50:
-        _check_basic_block_settings(resnets)
-
-
-def _check_deformable(resnets: CfgNode) -> None:
-    flags = list(resnets.DEFORM_ON_PER_STAGE)
-    if len(flags) != len(_STAGE_NAMES):
-        raise ValueError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs one value for each of {_STAGE_NAMES}: got {flags}")
-    if not any(flags):
-        return
-    if resnets.DEPTH < 50:
-        raise ValueError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False four times for depth {resnets.DEPTH}: only bottlenecks "
-            f"(depth 50 and more) can be deformable, got {flags}"
-        )
-    for index, is_on in enumerate(flags):
-        channels = _bottleneck_channels(resnets, index)
-        if is_on and channels % resnets.DEFORM_NUM_GROUPS != 0:
-            raise ValueError(
-                f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the bottlenecks in "
-                f"{_STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
-            )
-
-
-def _check_basic_block_settings(resnets: CfgNode) -> None:
-    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
-        if resnets[key] != only:
-            depth = f"depth {resnets.DEPTH}, whose blocks have no bottleneck"
-            raise ValueError(f"MODEL.RESNETS.{key} must be {only} for {depth}: got {resnets[key]}")
-
-
-def _check_depth(where: str, depth: int) -> None:
-    if depth not in _BLOCKS_PER_STAGE:
-        raise ValueError(f"{where} must be one of {list(_BLOCKS_PER_STAGE)}: got {depth}")
-
-
-def _check_features(where: str, features: Sequence[str], known: Sequence[str]) -> None:
+def check_features(where: str, features: Sequence[str], known: Sequence[str]) -> None:
+    """Check that features are known, and that there is one; the error says ``where`` they were asked for."""
     if len(features) == 0:
         raise ValueError(f"{where} needs at least one of {list(known)}: got none")
     for name in features:

@@ -1,7 +1,9 @@
 """The stem and the residual blocks of ResNet.
 
 Paper: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image Recognition, 2015,
-arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431. Deformable convolutions: see
+arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431. The deep stem and the pooled
+shortcut are models C and D of Tong He, Zhi Zhang, Hang Zhang, Zhongyue Zhang, Junyuan Xie, Mu Li: Bag of Tricks for
+Image Classification with Convolutional Neural Networks, 2018, arXiv 1812.01187. Deformable convolutions: see
 `detkit.layers.deform_conv`.
 
 Every convolution has no bias and is followed by a norm; without a norm (``norm=""``) nothing takes the place of the
@@ -49,10 +51,30 @@ def _conv(
     return conv
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Conv2d | None:
+class PooledConv2d(Conv2d):
+    """A 1x1 convolution of the mean over each S x S pixels: no pixel is left out, as by a stride in the convolution.
+
+    At the border the mean is over what there is, so that the output has the size of a strided convolution's.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pool_stride: int, norm: nn.Module | None) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False, norm=norm)
+        self.pool_stride = pool_stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Give (N, C_out, H / S, W / S), rounded up."""
+        size = self.pool_stride
+        return super().forward(F.avg_pool2d(input, size, size, ceil_mode=True, count_include_pad=False))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm, avg_down: bool) -> Conv2d | None:
     if in_channels == out_channels and stride == 1:
         return None
-    return _conv(in_channels, out_channels, 1, stride=stride, norm=norm)
+    if not avg_down or stride == 1:
+        return _conv(in_channels, out_channels, 1, stride=stride, norm=norm)
+    pooled = PooledConv2d(in_channels, out_channels, stride, get_norm(norm, out_channels))
+    c2_msra_fill(pooled)
+    return pooled
 
 
 class BasicStem(CNNBlockBase):
@@ -67,11 +89,42 @@ class BasicStem(CNNBlockBase):
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
+class DeepStem(CNNBlockBase):
+    """Three 3x3 convolutions in place of the 7x7, the first with stride 2 and two with half the channels."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
+        """Build the stem.
+
+        Raises:
+            ValueError: ``out_channels`` is odd.
+        """
+        super().__init__(in_channels, out_channels, stride=4)
+        if out_channels % 2 != 0:
+            raise ValueError(f"a deep stem needs an even number of out_channels: got {out_channels}")
+        half = out_channels // 2
+        self.conv1 = _conv(in_channels, half, 3, stride=2, norm=norm)
+        self.conv2 = _conv(half, half, 3, norm=norm)
+        self.conv3 = _conv(half, out_channels, 3, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (N, C, H / 4, W / 4)."""
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = F.relu_(conv(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
 class BasicBlock(CNNBlockBase):
     """Two 3x3 convolutions, the first with the stride: the block of ResNet-18 and 34."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN", dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        norm: Norm = "BN",
+        dilation: int = 1,
+        avg_down: bool = False,
     ) -> None:
         """Build the block.
 
@@ -81,11 +134,17 @@ class BasicBlock(CNNBlockBase):
             stride: S
             norm: As in ``get_norm``.
             dilation: Dilation of both convolutions.
+            avg_down: Put the stride of the shortcut in an average pooling before its convolution.
         """
         super().__init__(in_channels, out_channels, stride)
-        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
         self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, dilation=dilation, norm=norm)
         self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation, norm=norm)
+
+    @property
+    def last_norm(self) -> nn.Module | None:
+        """The norm before the residual sum."""
+        return self.conv2.norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Give (N, C, H / S, W / S)."""
@@ -108,6 +167,7 @@ class BottleneckBlock(CNNBlockBase):
         norm: Norm = "BN",
         stride_in_1x1: bool = False,
         dilation: int = 1,
+        avg_down: bool = False,
     ) -> None:
         """Build the block.
 
@@ -121,10 +181,16 @@ class BottleneckBlock(CNNBlockBase):
             stride_in_1x1: Put the stride in the first 1x1 convolution, as the paper and MSRA's weights do, instead of
                 the 3x3, as torchvision's do.
             dilation: Dilation of the 3x3 convolution.
+            avg_down: Put the stride of the shortcut in an average pooling before its convolution.
+
+        Raises:
+            ValueError: The groups do not divide the channels of the 3x3 convolution.
         """
+        if bottleneck_channels % num_groups != 0:
+            raise ValueError(f"num_groups={num_groups} must divide bottleneck_channels={bottleneck_channels}")
         super().__init__(in_channels, out_channels, stride)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
         self.conv2: Conv2d | DeformConv = _conv(
             bottleneck_channels,
@@ -136,6 +202,11 @@ class BottleneckBlock(CNNBlockBase):
             norm=norm,
         )
         self.conv3 = _conv(bottleneck_channels, out_channels, 1, norm=norm)
+
+    @property
+    def last_norm(self) -> nn.Module | None:
+        """The norm before the residual sum."""
+        return self.conv3.norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Give (N, C, H / S, W / S)."""
@@ -167,6 +238,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         norm: Norm = "BN",
         stride_in_1x1: bool = False,
         dilation: int = 1,
+        avg_down: bool = False,
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
     ) -> None:
@@ -181,6 +253,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             norm: As in ``get_norm``.
             stride_in_1x1: Put the stride in the first 1x1 convolution.
             dilation: Dilation of the 3x3 convolution, and of the one that gives the offsets.
+            avg_down: Put the stride of the shortcut in an average pooling before its convolution.
             deform_modulated: Modulate the samples (v2), by factors in (0, 1) that start at 0.5.
             deform_num_groups: Groups of offsets.
         """
@@ -193,6 +266,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             norm=norm,
             stride_in_1x1=stride_in_1x1,
             dilation=dilation,
+            avg_down=avg_down,
         )
         self.deform_modulated = deform_modulated
         stride_3x3 = 1 if stride_in_1x1 else stride

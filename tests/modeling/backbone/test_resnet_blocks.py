@@ -2,15 +2,19 @@ import pytest
 import torch
 
 from detkit.layers import FrozenBatchNorm2d
-from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
+from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock, DeepStem, DeformBottleneckBlock
+from detkit.modeling.backbone.resnet_blocks import PooledConv2d
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN", "LN", ""])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kind", ["basic", "bottleneck", "bottleneck, stride in 1x1", "groups", "dilated"])
-def test_block_gives_its_shape_and_every_parameter_a_gradient(norm, stride, kind):
-    if kind == "basic":
-        block = BasicBlock(32, 64, stride=stride, norm=norm)
+@pytest.mark.parametrize("avg_down", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["basic", "basic, dilated", "bottleneck", "bottleneck, stride in 1x1", "groups", "dilated"]
+)
+def test_block_gives_its_shape_and_every_parameter_a_gradient(norm, stride, kind, avg_down):
+    if "basic" in kind:
+        block = BasicBlock(32, 64, stride=stride, norm=norm, avg_down=avg_down, dilation=1 + ("dilated" in kind))
     else:
         block = BottleneckBlock(
             32,
@@ -21,6 +25,7 @@ def test_block_gives_its_shape_and_every_parameter_a_gradient(norm, stride, kind
             stride_in_1x1="1x1" in kind,
             num_groups=4 if kind == "groups" else 1,
             dilation=2 if kind == "dilated" else 1,
+            avg_down=avg_down,
         )
     y = block(torch.randn(2, 32, 8, 12))
     assert y.shape == (2, 64, 8 // stride, 12 // stride)
@@ -57,6 +62,32 @@ def test_stem_has_stride_4_and_no_bias():
     assert stem.stride == 4
     assert stem.conv1.bias is None
     assert isinstance(stem.conv1.norm, FrozenBatchNorm2d)
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "LN", ""])
+def test_deep_stem_has_stride_4(norm):
+    stem = DeepStem(3, 16, norm=norm)
+    y = stem(torch.randn(2, 3, 32, 64))
+    assert y.shape == (2, 16, 8, 16)
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in stem.parameters())
+
+
+def test_pooled_shortcut_is_the_convolution_of_means():
+    conv = PooledConv2d(2, 3, 2, None)
+    x = torch.randn(1, 2, 5, 4)
+    means = torch.stack([x[:, :, i : i + 2, j : j + 2].mean(dim=(2, 3)) for i in (0, 2, 4) for j in (0, 2)], dim=-1)
+    want = torch.einsum("oc,ncp->nop", conv.weight[:, :, 0, 0], means).view(1, 3, 3, 2)
+    torch.testing.assert_close(conv(x), want)
+
+
+def test_shortcut_without_stride_is_not_pooled():
+    assert not isinstance(BasicBlock(4, 8, avg_down=True).shortcut, PooledConv2d)
+
+
+def test_groups_that_do_not_divide_the_bottleneck_are_an_error():
+    with pytest.raises(ValueError, match="num_groups=3 must divide bottleneck_channels=8"):
+        BottleneckBlock(8, 8, bottleneck_channels=8, num_groups=3)
 
 
 @pytest.mark.parametrize("modulated", [False, True])

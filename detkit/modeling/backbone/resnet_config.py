@@ -1,0 +1,211 @@
+"""From ``MODEL.RESNETS`` to a ResNet: its settings checked, its stages built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from detkit.config import CfgNode
+from detkit.layers import NORM_NAMES, CNNBlockBase, EvalBatchNorm2d, ShapeSpec
+from detkit.modeling.backbone.build import BACKBONE_REGISTRY
+from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet, check_depth, check_features, make_stage
+from detkit.modeling.backbone.resnet_blocks import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeepStem,
+    DeformBottleneckBlock,
+)
+from detkit.utils.near_miss import did_you_mean
+
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the ResNet that ``MODEL.RESNETS`` describes, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
+
+    Depths 18 and 34 have 64 channels in res2, where the deeper ones have 256: for them a ``RES2_OUT_CHANNELS`` left at
+    its default 256 means 64, and any other value means itself.
+
+    Raises:
+        ValueError: If a setting is out of range, or does not go with another one; the message names the key.
+    """
+    resnets = cfg.MODEL.RESNETS
+    check_resnet_settings(resnets)
+    known = ["stem", *STAGE_NAMES[: resnets.NUM_STAGES]]
+    check_features("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, known)
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at not in range(6):
+        raise ValueError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {freeze_at}")
+
+    stem_class = DeepStem if resnets.DEEP_STEM else BasicStem
+    try:
+        stem = stem_class(input_shape.channels or 3, resnets.STEM_OUT_CHANNELS, resnet_norm(resnets))
+    except ValueError as error:
+        raise ValueError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
+    num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
+    stages = []
+    in_channels = stem.out_channels
+    for index in range(num_stages):
+        stages.append(make_configured_stage(resnets, index, in_channels))
+        in_channels = stages[-1][-1].out_channels
+    checkpointed = [STAGE_NAMES[index] for index in range(num_stages) if resnets.CHECKPOINT_PER_STAGE[index]]
+    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=freeze_at, checkpointed=checkpointed)
+
+
+def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
+    """Give the blocks of one stage.
+
+    Args:
+        resnets: ``cfg.MODEL.RESNETS``; see ``check_resnet_settings``.
+        index: 0 for res2 to 3 for res5.
+        in_channels: Channels of its input.
+
+    Raises:
+        ValueError: A norm cannot have the stage's channels.
+    """
+    num_blocks = BLOCKS_PER_STAGE[resnets.DEPTH][index]
+    stride, dilation = _stride_and_dilation(resnets, index)
+    block_class, arguments = _block(resnets, index)
+    try:
+        blocks = make_stage(
+            block_class,
+            num_blocks,
+            in_channels=in_channels,
+            out_channels=_res2_out_channels(resnets) * 2**index,
+            stride_per_block=[stride] + [1] * (num_blocks - 1),
+            dilation=dilation,
+            norm=resnet_norm(resnets),
+            avg_down=resnets.AVG_DOWN,
+            **arguments,
+        )
+    except ValueError as error:
+        raise ValueError(f"MODEL.RESNETS, {STAGE_NAMES[index]}: {error}") from error
+    if resnets.ZERO_INIT_LAST_NORM:
+        for block in blocks:
+            nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr]
+    return blocks
+
+
+def resnet_norm(resnets: CfgNode) -> str | Callable[[int], nn.Module]:
+    """Give the norm that ``NORM`` and ``NORM_EVAL`` ask for, as ``get_norm`` takes it."""
+    # Without statistics of the batch there is nothing to synchronise.
+    return EvalBatchNorm2d if resnets.NORM_EVAL else resnets.NORM
+
+
+def _stride_and_dilation(resnets: CfgNode, index: int) -> tuple[int, int]:
+    if STAGE_NAMES[index] == "res5" and resnets.RES5_DILATION == 2:
+        return 1, 2  # the dilation stands in for the stride: the resolution stays
+    return resnets.STRIDE_PER_STAGE[index], resnets.DILATION_PER_STAGE[index]
+
+
+def _block(resnets: CfgNode, index: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
+    """Give the class of a stage's blocks, and the arguments that not every class has."""
+    if resnets.DEPTH < 50:
+        return BasicBlock, {}
+    arguments = {
+        "bottleneck_channels": _bottleneck_channels(resnets, index),
+        "num_groups": resnets.NUM_GROUPS,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+    }
+    if not resnets.DEFORM_ON_PER_STAGE[index]:
+        return BottleneckBlock, arguments
+    arguments["deform_modulated"] = resnets.DEFORM_MODULATED
+    arguments["deform_num_groups"] = resnets.DEFORM_NUM_GROUPS
+    return DeformBottleneckBlock, arguments
+
+
+def _bottleneck_channels(resnets: CfgNode, index: int) -> int:
+    return resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index
+
+
+def _res2_out_channels(resnets: CfgNode) -> int:
+    if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS == 256:
+        return 64
+    return resnets.RES2_OUT_CHANNELS
+
+
+def check_resnet_settings(resnets: CfgNode) -> None:
+    """Check what ``cfg.MODEL.RESNETS`` says about stages and blocks.
+
+    Raises:
+        ValueError: If a setting is out of range, or does not go with another one; the message names the key.
+    """
+    check_depth("MODEL.RESNETS.DEPTH", resnets.DEPTH)
+    if resnets.NUM_STAGES not in range(1, 5):
+        raise ValueError(f"MODEL.RESNETS.NUM_STAGES must be 1 to 4: got {resnets.NUM_STAGES}")
+    _check_stage_lists(resnets)
+    _check_res5_dilation(resnets)
+    _check_norm(resnets)
+    _check_deformable(resnets)
+    if resnets.DEPTH < 50:
+        _check_basic_block_settings(resnets)
+
+
+def _check_stage_lists(resnets: CfgNode) -> None:
+    for key in ("STRIDE_PER_STAGE", "DILATION_PER_STAGE", "DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE"):
+        values = list(resnets[key])
+        if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
+            raise ValueError(
+                f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of the first NUM_STAGES "
+                f"= {resnets.NUM_STAGES}): got {values}"
+            )
+    for key in ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"):
+        if min(resnets[key]) < 1:
+            raise ValueError(f"MODEL.RESNETS.{key} must be at least 1 in each stage: got {list(resnets[key])}")
+
+
+def _check_res5_dilation(resnets: CfgNode) -> None:
+    if resnets.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}")
+    if resnets.RES5_DILATION == 1:
+        return
+    if resnets.NUM_STAGES < 4:
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION: 2 needs a res5: NUM_STAGES is {resnets.NUM_STAGES}")
+    if resnets.STRIDE_PER_STAGE[3] > 2 or resnets.DILATION_PER_STAGE[3] > 2:
+        raise ValueError(
+            "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 of res5, but STRIDE_PER_STAGE and "
+            f"DILATION_PER_STAGE say {resnets.STRIDE_PER_STAGE[3]} and {resnets.DILATION_PER_STAGE[3]}"
+        )
+
+
+def _check_norm(resnets: CfgNode) -> None:
+    norm = resnets.NORM
+    if norm not in NORM_NAMES:
+        hint = did_you_mean(norm, NORM_NAMES)
+        raise ValueError(f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {norm!r}.{hint}")
+    if resnets.NORM_EVAL and norm not in ("BN", "SyncBN"):
+        raise ValueError(
+            f"MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN: got {norm!r}"
+        )
+    if resnets.ZERO_INIT_LAST_NORM and norm in ("", "FrozenBN"):
+        raise ValueError(
+            "MODEL.RESNETS.ZERO_INIT_LAST_NORM needs a norm that learns (BN, SyncBN, GN, LN), or the blocks stay zero: "
+            f"NORM is {norm!r}"
+        )
+
+
+def _check_deformable(resnets: CfgNode) -> None:
+    flags = list(resnets.DEFORM_ON_PER_STAGE)
+    if any(flags) and resnets.DEPTH < 50:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for depth {resnets.DEPTH}: only bottlenecks (depth 50 "
+            f"and more) can be deformable, got {flags}"
+        )
+    for index, is_on in enumerate(flags):
+        channels = _bottleneck_channels(resnets, index)
+        if is_on and channels % resnets.DEFORM_NUM_GROUPS != 0:
+            raise ValueError(
+                f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the bottlenecks in "
+                f"{STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
+            )
+
+
+def _check_basic_block_settings(resnets: CfgNode) -> None:
+    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
+        if resnets[key] != only:
+            depth = f"depth {resnets.DEPTH}, whose blocks have no bottleneck"
+            raise ValueError(f"MODEL.RESNETS.{key} must be {only} for {depth}: got {resnets[key]}")
