@@ -13,7 +13,6 @@ _TABLE = KeyTable()
 
 _MASKS = "mask heads come later"
 _KEYPOINTS = "keypoint heads come later"
-_PROPOSALS = "precomputed proposals come later"
 _TTA = "test-time augmentation comes later"
 _ROTATED = "rotated boxes are not supported"
 _FEDERATED = "the federated loss comes later"
@@ -319,13 +318,12 @@ _key(
 _key("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0, unread=_KEYPOINTS)
 _key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS, unread=_KEYPOINTS)
 _key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.", unread=_KEYPOINTS)
-_key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1, unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1)
 _key(
     "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE",
     1,
     "Images with fewer visible keypoints are not trained on.",
     minimum=0,
-    unread=_KEYPOINTS,
 )
 _key(
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS",
@@ -429,7 +427,21 @@ _key(
     choices=("relative", "relative_range", "absolute", "absolute_range"),
 )
 _key("INPUT.CROP.SIZE", [0.9, 0.9], "(height, width), or (from, to) for absolute_range.", minimum=0)
-_key("INPUT.MASK_FORMAT", "polygon", "How masks reach the model.", choices=("polygon", "bitmask"), unread=_MASKS)
+_key(
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+    1.0,
+    (
+        "detkit: a crop shows no class of the label map on more than this share, in (0, 1]; 1 does not look. "
+        "DeepLab's projects of Detectron2 add the key. Chen et al. 2018, arXiv 1802.02611."
+    ),
+    minimum=0,
+)
+_key(
+    "INPUT.MASK_FORMAT",
+    "polygon",
+    "How masks reach the model: polygon where all masks of an image are polygons, bitmask always drawn.",
+    choices=("polygon", "bitmask"),
+)
 
 # --- Data -------------------------------------------------------------------------------------------------------------
 _key("DATASETS.TRAIN", (), "Names of the data sets to train on.")
@@ -442,10 +454,10 @@ _key(
         "relative to the YAML file or to $DETKIT_DATASETS."
     ),
 )
-_key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.", unread=_PROPOSALS)
-_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", 2000, "Proposals taken per image.", minimum=1, unread=_PROPOSALS)
-_key("DATASETS.PROPOSAL_FILES_TEST", (), "Precomputed proposals, one file per test set.", unread=_PROPOSALS)
-_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 1000, "Proposals taken per image.", minimum=1, unread=_PROPOSALS)
+_key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.")
+_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", 2000, "Proposals taken per image.", minimum=1)
+_key("DATASETS.PROPOSAL_FILES_TEST", (), "Precomputed proposals, one file per test set.")
+_key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 1000, "Proposals taken per image.", minimum=1)
 
 _key(
     "DATALOADER.NUM_WORKERS",

@@ -25,6 +25,8 @@ from detkit.data.dataset_dicts import (
 )
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
+from detkit.data.keypoint_annotations import create_keypoint_hflip_indices
+from detkit.data.proposals import load_proposals_into_dataset
 from detkit.data.wrappers import (
     AspectRatioGroupedDataset,
     DatasetFromList,
@@ -53,10 +55,12 @@ __all__ = [
     "build_train_sampler",
     "check_dataset_against_model",
     "check_image_size",
+    "create_keypoint_hflip_indices",
     "filter_empty_instances",
     "filter_images_with_few_keypoints",
     "filter_images_with_only_crowd_annotations",
     "get_detection_dataset_dicts",
+    "load_proposals_into_dataset",
     "print_instances_class_histogram",
     "register_declared_datasets",
     "transform_instance_annotations",

@@ -1,28 +1,27 @@
 """From the annotations of one image to the ground truth that a model takes.
 
-Only boxes and classes so far. Records that carry `segmentation` or `keypoints` pass through unharmed: what has not been
-transformed is left out of the result rather than handed on in the coordinates of the old image.
-
 Legend: M objects in one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.data import transforms as T
+from detkit.data.keypoint_annotations import as_keypoints, keypoints_of, transform_keypoints
+from detkit.data.mask_annotations import masks_of, transform_segmentation
 from detkit.structures import AnnotationRecord, Boxes, BoxMode, ImageRecord, Instances
 from detkit.utils.image import SizeMismatchError
 
 MIN_BOX_SIDE = 1e-5
 """Pixels: a box that is not wider and higher has nothing left of its object."""
 
-_UNTRANSFORMED_KEYS = ("segmentation", "keypoints")
+Part = TypeVar("Part")
 
 
 def boxes_of(annotations: Sequence[AnnotationRecord]) -> np.ndarray:
@@ -47,7 +46,11 @@ def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def transform_instance_annotations(
-    annotation: AnnotationRecord, transforms: T.Transform | Sequence[T.Transform], image_size: tuple[int, int]
+    annotation: AnnotationRecord,
+    transforms: T.Transform | Sequence[T.Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
 ) -> AnnotationRecord:
     """Give one annotation after the image was transformed, its box XYXY and limited to the image.
 
@@ -55,25 +58,85 @@ def transform_instance_annotations(
         annotation: It is not changed.
         transforms: What was done to the image.
         image_size: `(height, width)` of the transformed image.
+        keypoint_hflip_indices: As in `transform_keypoints`.
 
     Returns:
-        A copy, without masks and keypoints.
+        A copy. Its polygons are not limited to the image, other masks are a bitmap of it; its keypoints are flat.
+
+    Raises:
+        ValueError: Mask or keypoints cannot be used.
     """
     if not isinstance(transforms, T.Transform):
         transforms = T.TransformList(transforms)
     box = clip_boxes(transforms.apply_box(boxes_of([annotation])), image_size)[0]
-    kept = {key: value for key, value in annotation.items() if key not in _UNTRANSFORMED_KEYS}
-    return cast(AnnotationRecord, {**kept, "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS})
+    moved: dict[str, Any] = {**annotation, "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
+    if "segmentation" in annotation:
+        moved["segmentation"] = transform_segmentation(annotation["segmentation"], transforms)
+    if "keypoints" in annotation:
+        keypoints = keypoints_of([annotation], len(annotation.get("keypoints", ())) // 3)
+        moved["keypoints"] = transform_keypoints(keypoints, transforms, image_size, keypoint_hflip_indices).ravel()
+    return cast(AnnotationRecord, moved)
 
 
-def annotations_to_instances(annotations: Sequence[AnnotationRecord], image_size: tuple[int, int]) -> Instances:
-    """Give the ground truth of one image: `gt_boxes` and `gt_classes` (int64), both of length M.
+def annotations_to_instances(
+    annotations: Sequence[AnnotationRecord], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """Give the ground truth of one image: `gt_boxes` and `gt_classes` (int64), `gt_masks` where all annotations have
+    masks, and `gt_keypoints` where some have keypoints; all of length M.
 
     Args:
         annotations: M annotations in the coordinates of the image that the model sees.
         image_size: `(height, width)` of that image.
+        mask_format: As in `masks_of`.
+
+    Raises:
+        ValueError: A mask or keypoints cannot be used.
     """
-    return instances_of(annotations, boxes_of(annotations), image_size)
+    instances = instances_of(annotations, boxes_of(annotations), image_size)
+    if annotations and all("segmentation" in annotation for annotation in annotations):
+        instances.gt_masks = masks_of(transformed_masks(annotations, T.NoOpTransform()), image_size, mask_format)
+    num_keypoints = max((len(annotation.get("keypoints", ())) // 3 for annotation in annotations), default=0)
+    if num_keypoints:
+        instances.gt_keypoints = as_keypoints(keypoints_of(annotations, num_keypoints))
+    return instances
+
+
+def transformed_masks(
+    annotations: Sequence[AnnotationRecord],
+    transforms: T.Transform,
+    file_name: str = "the image",
+    original_size: tuple[int, int] | None = None,
+) -> list[list[np.ndarray] | np.ndarray]:
+    """Give the masks of one image's annotations after it was transformed, each as `transform_segmentation` does.
+
+    Args:
+        annotations: They are not changed.
+        transforms: What was done to the image.
+        file_name: Of the image, for messages.
+        original_size: As in `transform_segmentation`.
+
+    Raises:
+        ValueError: An annotation has no mask, or one that cannot be used.
+    """
+    return [
+        _named(lambda a: transform_segmentation(_mask_of(a), transforms, original_size), annotation, file_name)
+        for annotation in annotations
+    ]
+
+
+def _mask_of(annotation: AnnotationRecord) -> Any:
+    if "segmentation" not in annotation:
+        raise ValueError("it has no segmentation, which MODEL.MASK_ON needs for every object")
+    return annotation["segmentation"]
+
+
+def _named(part_of: Callable[[AnnotationRecord], Part], annotation: AnnotationRecord, file_name: str) -> Part:
+    """Give what a function makes of an annotation; its errors name the annotation and the file."""
+    try:
+        return part_of(annotation)
+    except ValueError as error:
+        which = f"annotation {annotation['id']}" if "id" in annotation else f"the object at {annotation['bbox']}"
+        raise ValueError(f"{which} of {file_name}: {error}") from error
 
 
 def instances_of(annotations: Sequence[AnnotationRecord], boxes: np.ndarray, image_size: tuple[int, int]) -> Instances:

@@ -20,3 +20,13 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
     return augmentations
+
+
+def build_crop(cfg: CfgNode) -> T.Augmentation:
+    """Give the random crop that `INPUT.CROP` describes."""
+    crop = cfg.INPUT.CROP
+    if crop.SINGLE_CATEGORY_MAX_AREA < 1:
+        return T.RandomCrop_CategoryAreaConstraint(
+            crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        )
+    return T.RandomCropAroundInstance(crop.TYPE, crop.SIZE)

@@ -48,6 +48,7 @@ _NUM_CLASSES_KEYS = {
     "PanopticFPN": ROI_HEADS_KEY,
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
 }
+_WITH_SEMANTIC_HEAD = ("PanopticFPN", "SemanticSegmentor")
 
 
 def trivial_batch_collator(batch: list[Item]) -> list[Item]:
@@ -70,7 +71,12 @@ def _train_loader_from_config(
         register_declared_datasets(cfg.DATASETS.REGISTER)
         _require_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
         dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, **_expected_classes(cfg)
+            cfg.DATASETS.TRAIN,
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+            cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+            needs_masks=cfg.MODEL.MASK_ON,
+            **_expected_classes(cfg),
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if sampler is None and not isinstance(dataset, IterableDataset):
@@ -94,7 +100,9 @@ def _require_named(names: Sequence[str], key: str) -> None:
 def _expected_classes(cfg: CfgNode) -> dict[str, Any]:
     """Give the arguments with which `get_detection_dataset_dicts` checks the model's number of classes."""
     key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    return {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+    things = {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+    has_stuff = cfg.MODEL.META_ARCHITECTURE in _WITH_SEMANTIC_HEAD
+    return {**things, "num_stuff_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_stuff else None}
 
 
 def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
@@ -270,11 +278,31 @@ def _test_loader_from_config(
     cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Callable[[ImageRecord], Any] | None = None
 ) -> dict[str, Any]:
     register_declared_datasets(cfg.DATASETS.REGISTER)
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    proposals = _test_proposal_files(cfg, names) if cfg.MODEL.LOAD_PROPOSALS else None
     return {
-        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False, **_expected_classes(cfg)),
+        "dataset": get_detection_dataset_dicts(
+            names, filter_empty=False, proposal_files=proposals, **_expected_classes(cfg)
+        ),
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
+
+
+def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:
+    """Give the proposal file of each data set.
+
+    Raises:
+        ValueError: `DATASETS.PROPOSAL_FILES_TEST` has none for it.
+    """
+    files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ValueError(
+            f"MODEL.LOAD_PROPOSALS needs a file in DATASETS.PROPOSAL_FILES_TEST for each of DATASETS.TEST, in their "
+            f"order; there is none for {', '.join(map(repr, missing))}"
+        )
+    return [files[name] for name in names]
 
 
 @configurable(from_config=_test_loader_from_config)

@@ -15,6 +15,7 @@ import numpy as np
 from tabulate import tabulate
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.proposals import load_proposals_into_dataset
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def get_detection_dataset_dicts(
     *,
     num_classes: int | None = None,
     num_classes_key: str = ROI_HEADS_KEY,
+    num_stuff_classes: int | None = None,
+    needs_masks: bool = False,
 ) -> list[ImageRecord]:
     """Give the records of one or several data sets, one after the other, and log what they hold and what was left out.
 
@@ -75,27 +78,40 @@ def get_detection_dataset_dicts(
         names: Registered names.
         filter_empty: Leave out images without an object that can be trained on.
         min_keypoints: Leave out images with fewer visible keypoints.
-        proposal_files: Precomputed proposals, which are not read yet.
+        proposal_files: Precomputed proposals, one file per data set; see `load_proposals_into_dataset`.
         num_classes: K of the model, to check the data sets against; None does not check.
         num_classes_key: The config key that sets K, for messages.
+        num_stuff_classes: Classes of the model's semantic head, to check the data sets against; None does not check.
+        needs_masks: Whether every object that is trained on must have a mask.
 
     Raises:
         KeyError: A name is not registered.
-        ValueError: A data set has no image, the data sets have different classes, they do not fit K, or no image is
-            left.
+        ValueError: A data set has no image, the data sets have different classes, they do not fit K, objects lack
+            masks, a proposal file does not fit, or no image is left.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("no data set is named: set DATASETS.TRAIN or DATASETS.TEST to registered names")
-    if proposal_files:
-        raise NotImplementedError(
-            f"precomputed proposals (DATASETS.PROPOSAL_FILES_*) are not read yet: {proposal_files}"
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise ValueError(
+            f"need a proposal file (DATASETS.PROPOSAL_FILES_*) per data set: got {len(proposal_files)} files for "
+            f"{len(names)} data sets ({', '.join(names)})"
         )
     per_name = [(name, _load(name)) for name in names]
     _require_same_classes(names)
     if num_classes is not None:
         for name, records in per_name:
             check_dataset_against_model(name, records, num_classes, num_classes_key)
+    if num_stuff_classes is not None:
+        _check_stuff_against_model(names, num_stuff_classes)
+    if needs_masks:
+        for name, records in per_name:
+            _require_masks(name, records)
+    if proposal_files:
+        per_name = [
+            (name, load_proposals_into_dataset(records, file))
+            for (name, records), file in zip(per_name, proposal_files, strict=True)
+        ]
     report = DataReport(names)
     records = _without_bad_boxes(list(itertools.chain.from_iterable(records for _, records in per_name)), report)
     records = _filtered(records, filter_empty, min_keypoints, report)
@@ -160,6 +176,31 @@ def check_dataset_against_model(
     )
 
 
+def _check_stuff_against_model(names: Sequence[str], num_classes: int) -> None:
+    for name in names:
+        classes = MetadataCatalog.get(name).get("stuff_classes")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(
+                f"data set {name!r} does not fit the model: it has {len(classes)} stuff classes "
+                f"({_shortened(', '.join(classes))}), the model {num_classes}; set MODEL.SEM_SEG_HEAD.NUM_CLASSES to "
+                f"{len(classes)}."
+            )
+
+
+def _require_masks(name: str, records: Sequence[ImageRecord]) -> None:
+    lacking = [
+        _where(record, index)
+        for record in records
+        for index, annotation in enumerate(record.get("annotations", ()))
+        if "segmentation" not in annotation and annotation.get("iscrowd", 0) == 0
+    ]
+    if lacking:
+        raise ValueError(
+            f"MODEL.MASK_ON needs a mask (segmentation) for every object, but {len(lacking)} objects of data set "
+            f"{name!r} have none: {_listed(lacking)}"
+        )
+
+
 def _stray_class_ids(records: Iterable[ImageRecord], num_classes: int) -> dict[object, tuple[int, str]]:
     """Class id outside of [0, K) -> how many objects have it, and the first file that shows one."""
     stray: dict[object, tuple[int, str]] = {}
@@ -211,7 +252,8 @@ def _filtered(
 ) -> list[ImageRecord]:
     """Leave out what the settings ask for, and note how many images for which reason."""
     steps: list[tuple[str, Callable[[ImageRecord], bool]]] = []
-    if filter_empty:
+    # Data sets of label maps alone have no annotations anywhere, and lack nothing.
+    if filter_empty and any("annotations" in record for record in records):
         steps.append(("no annotation with a usable box", lambda record: bool(record.get("annotations"))))
         steps.append(("regions of crowds only", _has_object))
     if min_keypoints > 0:

@@ -15,10 +15,25 @@ from torch import Tensor
 
 from detkit.config import CfgNode, configurable
 from detkit.data import transforms as T
-from detkit.data.annotations import MIN_BOX_SIDE, boxes_of, check_image_size, clip_boxes, instances_of
-from detkit.data.augmentation_recipes import build_augmentation
-from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput
-from detkit.utils.image import read_image
+from detkit.data.annotations import (
+    MIN_BOX_SIDE,
+    boxes_of,
+    check_image_size,
+    clip_boxes,
+    instances_of,
+    transformed_masks,
+)
+from detkit.data.augmentation_recipes import build_augmentation, build_crop
+from detkit.data.keypoint_annotations import (
+    as_keypoints,
+    create_keypoint_hflip_indices,
+    keypoints_of,
+    transform_keypoints,
+)
+from detkit.data.mask_annotations import MASK_FORMATS, masks_of
+from detkit.data.proposals import transformed_proposals
+from detkit.structures import AnnotationRecord, BitMasks, ImageRecord, Instances, Keypoints, ModelInput, PolygonMasks
+from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +54,13 @@ class DatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "BGR",
         memory_format: torch.memory_format = torch.contiguous_format,
+        use_instance_mask: bool = False,
+        instance_mask_format: str = "polygon",
+        recompute_boxes: bool = False,
+        use_keypoint: bool = False,
+        num_keypoints: int | None = None,
+        keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
+        precomputed_proposal_topk: int | None = None,
     ) -> None:
         """Take what is to be done.
 
@@ -47,7 +69,35 @@ class DatasetMapper:
             augmentations: Applied in this order.
             image_format: As in `read_image`.
             memory_format: As in `image_to_tensor`.
+            use_instance_mask: Whether to give `gt_masks`; every object needs a mask then.
+            instance_mask_format: As in `masks_of`.
+            recompute_boxes: Whether boxes are those of what is left of the masks, as is right after a crop.
+            use_keypoint: Whether to give `gt_keypoints`; objects without any have none labelled.
+            num_keypoints: Keypoints of an object; needed with `use_keypoint`, unless there are indices.
+            keypoint_hflip_indices: As in `transform_keypoints`.
+            precomputed_proposal_topk: Most proposals to give; None gives none.
+
+        Raises:
+            ValueError: The arguments contradict each other.
         """
+        if instance_mask_format not in MASK_FORMATS:
+            raise ValueError(
+                f"instance_mask_format (INPUT.MASK_FORMAT) must be one of {', '.join(MASK_FORMATS)}, got "
+                f"{instance_mask_format!r}"
+            )
+        if recompute_boxes and not use_instance_mask:
+            raise ValueError("recompute_boxes measures masks, and needs use_instance_mask")
+        if num_keypoints is None and keypoint_hflip_indices is not None:
+            num_keypoints = len(keypoint_hflip_indices)
+        if use_keypoint and num_keypoints is None:
+            raise ValueError("use_keypoint needs num_keypoints, or keypoint_hflip_indices to count them by")
+        self.use_instance_mask = use_instance_mask
+        self.instance_mask_format = instance_mask_format
+        self.recompute_boxes = recompute_boxes
+        self.use_keypoint = use_keypoint
+        self.num_keypoints = num_keypoints or 0
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        self.proposal_topk = precomputed_proposal_topk
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -56,17 +106,25 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read `INPUT`."""
-        _refuse_what_is_to_come(cfg)
+        """Read `INPUT`, and what the model needs beside boxes."""
         augmentations = build_augmentation(cfg, is_train)
-        if cfg.INPUT.CROP.ENABLED and is_train:
-            augmentations.insert(0, T.RandomCropAroundInstance(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        has_crop = cfg.INPUT.CROP.ENABLED and is_train
+        if has_crop:
+            augmentations.insert(0, build_crop(cfg))
         is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
+        topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if is_train else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
         return {
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "memory_format": torch.channels_last if is_interleaved else torch.contiguous_format,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
+            "recompute_boxes": has_crop and cfg.MODEL.MASK_ON,
+            "use_keypoint": cfg.MODEL.KEYPOINT_ON,
+            "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
+            "keypoint_hflip_indices": _hflip_indices(cfg) if is_train and cfg.MODEL.KEYPOINT_ON else None,
+            "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
         }
 
     def __call__(self, dataset_dict: ImageRecord) -> ModelInput:
@@ -76,36 +134,99 @@ class DatasetMapper:
             dataset_dict: It is not changed.
 
         Returns:
-            The record's other keys, `image` (C, H, W), uint8 unless an augmentation made it float, and in training
-            `instances` where the record has annotations. Regions of crowds, and objects of which the augmentations
-            left nothing, are not among them.
+            The record's other keys, `image` (C, H, W), uint8 unless an augmentation made it float, `proposals` where
+            they are asked for, and in training `sem_seg` (H, W) int64 where the record has a file of it, and
+            `instances` where it has annotations. Regions of crowds, and objects of which the augmentations left
+            nothing, are not among them.
 
         Raises:
-            BadImageError: The image cannot be read.
-            SizeMismatchError: The image does not have the size that the record gives.
+            BadImageError: The image, or the label map, cannot be read.
+            SizeMismatchError: The image does not have the size that the record gives, or the label map another one.
+            ValueError: An object has no usable mask or keypoints; the message names annotation and file.
         """
         record = cast(ImageRecord, dict(dataset_dict))
         annotations = record.pop("annotations", None)
+        sem_seg_file = record.pop("sem_seg_file_name", None)
         image = read_image(record["file_name"], format=self.image_format)
         check_image_size(record, image)
         objects = [annotation for annotation in annotations or [] if annotation.get("iscrowd", 0) == 0]
         objects = objects if self.is_train else []
-        aug_input = T.AugInput(image, boxes=boxes_of(objects))
-        self.augmentations(aug_input)
+        sem_seg = read_label_map(sem_seg_file) if self.is_train and sem_seg_file else None
+        if sem_seg is not None and sem_seg.shape != image.shape[:2]:
+            raise SizeMismatchError(
+                f"label map {sem_seg_file} is {_size(sem_seg)} (width x height), its image {record['file_name']} is "
+                f"{_size(image)}"
+            )
+        aug_input = T.AugInput(image, boxes=boxes_of(objects), sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
         model_input: dict[str, Any] = {**record, "image": image_to_tensor(aug_input.image, self.memory_format)}
+        if self.proposal_topk is not None:
+            image_size = aug_input.image.shape[:2]
+            model_input["proposals"] = transformed_proposals(record, image_size, transforms, self.proposal_topk)
+        for key in ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode"):
+            model_input.pop(key, None)
+        if aug_input.sem_seg is not None:
+            model_input["sem_seg"] = torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg, dtype=np.int64))
         if self.is_train and annotations is not None:
-            model_input["instances"] = self._ground_truth(objects, aug_input)
+            model_input["instances"] = self._ground_truth(objects, aug_input, transforms, record)
         return cast(ModelInput, model_input)
 
-    def _ground_truth(self, objects: list[AnnotationRecord], aug_input: T.AugInput) -> Instances:
+    def _ground_truth(
+        self, objects: list[AnnotationRecord], aug_input: T.AugInput, transforms: T.Transform, record: ImageRecord
+    ) -> Instances:
         height, width = aug_input.image.shape[:2]
         assert aug_input.boxes is not None
         boxes = clip_boxes(aug_input.boxes, (height, width))
+        masks = self._masks(objects, (height, width), transforms, record) if self.use_instance_mask else None
+        if masks is not None and self.recompute_boxes:
+            boxes = masks.get_bounding_boxes().tensor.numpy()
         # What `filter_empty_instances` does, before there are tensors: half a dozen operations on ten boxes add up.
         is_kept = (boxes[:, 2:] - boxes[:, :2] > MIN_BOX_SIDE).all(axis=1)
+        if masks is not None:
+            is_kept &= masks.nonempty().numpy()
         if not is_kept.all():
             objects, boxes = [objects[k] for k in np.flatnonzero(is_kept)], boxes[is_kept]
-        return instances_of(objects, boxes, (height, width))
+            masks = None if masks is None else masks[torch.from_numpy(is_kept)]
+        instances = instances_of(objects, boxes, (height, width))
+        if masks is not None:
+            instances.gt_masks = masks
+        if self.use_keypoint:
+            instances.gt_keypoints = self._keypoints(objects, (height, width), transforms, record)
+        return instances
+
+    def _masks(
+        self, objects: list[AnnotationRecord], image_size: tuple[int, int], transforms: T.Transform, record: ImageRecord
+    ) -> PolygonMasks | BitMasks:
+        original_size = (record.get("height", 0), record.get("width", 0))
+        segmentations = transformed_masks(objects, transforms, record["file_name"], original_size)
+        return masks_of(segmentations, image_size, self.instance_mask_format)
+
+    def _keypoints(
+        self, objects: list[AnnotationRecord], image_size: tuple[int, int], transforms: T.Transform, record: ImageRecord
+    ) -> Keypoints:
+        keypoints = keypoints_of(objects, self.num_keypoints, record["file_name"])
+        return as_keypoints(transform_keypoints(keypoints, transforms, image_size, self.keypoint_hflip_indices))
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _hflip_indices(cfg: CfgNode) -> np.ndarray | None:
+    """Give what a mirror does to the keypoints of the training sets, None where nothing is mirrored.
+
+    Raises:
+        ValueError: The data sets do not tell, or have another number of keypoints than the model.
+    """
+    if cfg.INPUT.RANDOM_FLIP != "horizontal":
+        return None
+    indices = create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
+    if len(indices) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
+        raise ValueError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS}, but data set "
+            f"{cfg.DATASETS.TRAIN[0]!r} has {len(indices)} keypoints; set it to {len(indices)}"
+        )
+    return indices
 
 
 def image_to_tensor(image: np.ndarray, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -135,14 +256,3 @@ def _interleaved(image: np.ndarray) -> Tensor:
 
 def _writeable(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable else array.copy()  # torch would warn of the others
-
-
-def _refuse_what_is_to_come(cfg: CfgNode) -> None:
-    # Better than to train a mask head on nothing.
-    for key, is_on in (
-        ("MODEL.MASK_ON", cfg.MODEL.MASK_ON),
-        ("MODEL.KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON),
-        ("MODEL.LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS),
-    ):
-        if is_on:
-            raise NotImplementedError(f"{key} is on, but detkit's DatasetMapper gives boxes and classes only so far")

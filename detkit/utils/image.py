@@ -82,6 +82,28 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     return _upright(pixels, orientation)
 
 
+def read_label_map(file_name: str) -> np.ndarray:
+    """Give a png of labels as an array (H, W) of integers, exactly as stored: of a palette, the numbers, not colours.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadImageError: The file is empty, truncated, no image, or has several channels.
+    """
+    data = _read_bytes(file_name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            labels = np.array(image)
+    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:
+        raise _unreadable(file_name, data, error) from error
+    if labels.ndim != 2 or labels.dtype.kind not in "uib":
+        raise BadImageError(
+            f"label map {file_name} must hold one integer per pixel; it is an image of mode {image.mode}, shape "
+            f"{labels.shape}"
+        )
+    return labels.astype(np.uint8) if labels.dtype == bool else labels
+
+
 def read_image_size(file_name: str) -> tuple[int, int]:
     """Give `(height, width)` of an image file, upright as `read_image` gives it, from the header alone.
 

@@ -1,5 +1,7 @@
 """From annotations to ground truth: modes, transforms, clipping, what is dropped."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from detkit.data import (
     transform_instance_annotations,
 )
 from detkit.data import transforms as T
-from detkit.data.annotations import boxes_of
-from detkit.structures import Boxes, BoxMode, Instances
+from detkit.data.annotations import boxes_of, transformed_masks
+from detkit.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.image import BadImageError, SizeMismatchError
 
 
@@ -49,13 +52,41 @@ def test_box_is_transformed_and_clipped():
     assert transform_instance_annotations(annotation(), [T.HFlipTransform(8)], (9, 8)) == transformed
 
 
-def test_masks_and_keypoints_do_no_harm():
-    record = annotation(segmentation=[[0, 0, 4, 0, 4, 4]], keypoints=[1, 2, 2], area=7.0)
-    transformed = transform_instance_annotations(record, T.HFlipTransform(32), (24, 32))
-    assert set(transformed) == {"bbox", "bbox_mode", "category_id", "area"}
-    rle = annotation(segmentation={"size": [24, 32], "counts": "abc"})
-    assert "segmentation" not in transform_instance_annotations(rle, T.NoOpTransform(), (24, 32))
-    assert "segmentation" in record
+def test_mask_and_keypoints_move_with_the_image():
+    record = annotation(segmentation=[[0, 0, 4, 0, 4, 4]], keypoints=[1, 2, 2, 3, 4, 1], area=7.0)
+    before = copy.deepcopy(record)
+    moved = transform_instance_annotations(record, T.HFlipTransform(32), (24, 32), keypoint_hflip_indices=[1, 0])
+    assert [polygon.tolist() for polygon in moved["segmentation"]] == [[32, 0, 28, 0, 28, 4]]
+    assert moved["keypoints"].tolist() == [29, 4, 1, 31, 2, 2]
+    assert moved["area"] == 7.0
+    assert record == before
+
+
+def test_run_lengths_become_the_bitmap_of_the_transformed_image():
+    mask = np.zeros((24, 32), dtype=bool)
+    mask[2:9, 3:20] = True
+    record = annotation(segmentation=bitmask_to_rle(mask))
+    moved = transform_instance_annotations(record, T.HFlipTransform(32), (24, 32))
+    assert np.array_equal(moved["segmentation"], mask[:, ::-1])
+
+
+def test_transformed_annotations_become_masks_and_keypoints():
+    record = annotation(segmentation=[[0, 0, 4, 0, 4, 4]], keypoints=[1, 2, 2, 3, 4, 1])
+    flip = T.HFlipTransform(32)
+    moved = [transform_instance_annotations(record, flip, (24, 32), keypoint_hflip_indices=[1, 0])] * 2
+    instances = annotations_to_instances(moved, (24, 32))
+    assert isinstance(instances.gt_masks, PolygonMasks)
+    assert instances.gt_keypoints.tensor.shape == (2, 2, 3)
+    drawn = annotations_to_instances(moved, (24, 32), mask_format="bitmask")
+    assert isinstance(drawn.gt_masks, BitMasks)
+    assert drawn.gt_masks.tensor.shape == (2, 24, 32)
+
+
+def test_bad_mask_is_named():
+    with pytest.raises(ValueError, match=r"annotation 5 of a.jpg: a polygon needs at least 3 points: got 2"):
+        transformed_masks([annotation(id=5, segmentation=[[1, 1, 4, 4]])], T.NoOpTransform(), "a.jpg")
+    with pytest.raises(ValueError, match=r"the object at \[1, 2, 10, 8\] of a.jpg: it has no segmentation"):
+        transformed_masks([annotation()], T.NoOpTransform(), "a.jpg")
 
 
 def test_annotations_become_instances():

@@ -257,7 +257,33 @@ def test_nothing_left_lists_the_reasons():
     assert "1 boxes: box has no area" in message
 
 
-def test_proposals_are_not_silently_ignored():
+def test_data_set_without_proposal_file_is_refused():
     register("a", GOOD)
-    with pytest.raises(NotImplementedError, match="PROPOSAL_FILES"):
-        get_detection_dataset_dicts("a", proposal_files=["p.pkl"])
+    register("b", GOOD)
+    with pytest.raises(ValueError, match=r"PROPOSAL_FILES_\*\) per data set: got 1 files for 2 data sets \(a, b\)"):
+        get_detection_dataset_dicts(["a", "b"], proposal_files=["p.pkl"])
+
+
+def test_objects_without_a_mask_are_listed_where_masks_are_needed():
+    polygon = [[0, 0, 4, 0, 4, 4]]
+    register("a", [record(0, annotation(segmentation=polygon), annotation(iscrowd=1)), record(1, annotation(id=77))])
+    assert len(get_detection_dataset_dicts("a")) == 2
+    with pytest.raises(
+        ValueError, match=r"MODEL.MASK_ON .* 1 objects of data set 'a' have none: annotation 77 of 1.jpg"
+    ):
+        get_detection_dataset_dicts("a", needs_masks=True)
+
+
+def test_images_of_label_maps_alone_are_not_left_out():
+    register("a", [{"file_name": "0.jpg", "image_id": 0, "sem_seg_file_name": "0.png"}])
+    assert len(get_detection_dataset_dicts("a", filter_empty=True)) == 1
+
+
+def test_stuff_classes_must_fit_the_model():
+    register("a", GOOD)
+    MetadataCatalog.get("a").set(stuff_classes=["things", "sky"])
+    assert get_detection_dataset_dicts("a", num_stuff_classes=2)
+    with pytest.raises(
+        ValueError, match=r"'a' .* 2 stuff classes \(things, sky\), the model 54; set MODEL.SEM_SEG_HEAD"
+    ):
+        get_detection_dataset_dicts("a", num_stuff_classes=54)

@@ -8,10 +8,17 @@ import torch
 from PIL import Image
 
 from detkit.config import get_cfg
-from detkit.data import DatasetMapper, annotations_to_instances, filter_empty_instances, transform_instance_annotations
+from detkit.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    annotations_to_instances,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
 from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
-from detkit.structures import BoxMode
+from detkit.structures import BitMasks, BoxMode, PolygonMasks
+from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.image import BadImageError, SizeMismatchError, read_image
 
 
@@ -221,7 +228,142 @@ def test_wrong_size_is_named(record):
         DatasetMapper(configured(), is_train=True)({**record, "height": 25})
 
 
-@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
-def test_what_is_not_there_yet_is_refused(key):
-    with pytest.raises(NotImplementedError, match=f"{key} is on"):
-        DatasetMapper(configured(key, True), is_train=True)
+# --- masks, keypoints, label maps, proposals ---
+
+TRIANGLE = [[4.0, 2, 14, 2, 14, 10]]
+
+
+@pytest.fixture
+def rich(write_image, tmp_path):
+    """Give a record with polygons and run lengths side by side, keypoints, and a label map."""
+    mask = np.zeros((24, 32), dtype=bool)
+    mask[10:20, 18:30] = True
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "labels.png")
+    box = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    return {
+        "file_name": write_image(),
+        "image_id": 7,
+        "height": 24,
+        "width": 32,
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        "annotations": [
+            {**box, "id": 1, "bbox": [4, 2, 10, 8], "segmentation": TRIANGLE, "keypoints": [5, 3, 2, 12, 9, 1]},
+            {**box, "id": 2, "bbox": [18, 10, 12, 10], "segmentation": bitmask_to_rle(mask)},
+            {**box, "id": 3, "bbox": [0, 0, 32, 24], "iscrowd": 1, "segmentation": {"size": [1, 1], "counts": "?"}},
+        ],
+    }
+
+
+def test_mixed_masks_become_bitmaps_of_what_the_boxes_mark(rich):
+    mapper = DatasetMapper(is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)], use_instance_mask=True)
+    instances = mapper(rich)["instances"]
+    assert isinstance(instances.gt_masks, BitMasks)
+    assert instances.gt_masks.tensor.shape == (2, 48, 64)
+    # To the pixel: pycocotools leaves the outermost row of a slanted side out.
+    measured = instances.gt_masks.get_bounding_boxes().tensor
+    assert (measured - instances.gt_boxes.tensor).abs().max() <= 1
+
+
+def test_polygons_alone_stay_polygons(rich):
+    rich["annotations"] = rich["annotations"][:1]
+    mapper = DatasetMapper(is_train=True, augmentations=[T.RandomFlip(1.0)], use_instance_mask=True)
+    masks = mapper(rich)["instances"].gt_masks
+    assert isinstance(masks, PolygonMasks)
+    assert masks.polygons[0][0].tolist() == [28, 2, 18, 2, 18, 10]
+
+
+def test_boxes_are_measured_anew_after_a_crop(rich):
+    crop = T.CropTransform(0, 0, 20, 6)  # the triangle's lower corner is cut off: its left side moves
+    plain = DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)["instances"]
+    mapper = DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True, recompute_boxes=True)
+    rich["annotations"][0]["segmentation"] = [[4.0, 2, 14, 10, 4, 10]]
+    instances = mapper(rich)["instances"]
+    assert plain.gt_boxes.tensor.tolist() == [[4, 2, 14, 6]]
+    assert len(instances) == 1
+    assert (instances.gt_boxes.tensor - torch.tensor([[4.0, 2, 9, 6]])).abs().max() <= 1
+
+
+def test_objects_whose_mask_is_cut_away_go_although_their_box_is_not(rich):
+    crop = T.CropTransform(4, 6, 3, 3)  # a corner of the box that the triangle leaves free
+    assert len(DatasetMapper(is_train=True, augmentations=[crop])(rich)["instances"]) == 1
+    assert len(DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)["instances"]) == 0
+
+
+def test_keypoints_are_of_all_objects(rich):
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[T.RandomFlip(1.0)], use_keypoint=True, keypoint_hflip_indices=[1, 0]
+    )
+    keypoints = mapper(rich)["instances"].gt_keypoints.tensor
+    assert keypoints.tolist() == [[[20, 9, 1], [27, 3, 2]], [[0, 0, 0], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_background_alone_has_masks_and_keypoints_of_nothing(rich, mask_format):
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.Resize((48, 64))],
+        use_instance_mask=True,
+        instance_mask_format=mask_format,
+        recompute_boxes=True,
+        use_keypoint=True,
+        num_keypoints=2,
+    )
+    instances = mapper({**rich, "annotations": []})["instances"]
+    assert (len(instances), len(instances.gt_masks)) == (0, 0)
+    assert instances.gt_keypoints.tensor.shape == (0, 2, 3)
+
+
+def test_label_map_moves_with_the_image(rich):
+    sample = DatasetMapper(is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)])(rich)
+    assert sample["sem_seg"].dtype == torch.int64
+    expected = torch.zeros(48, 64, dtype=torch.int64)
+    expected[20:40, 4:28] = 1
+    assert torch.equal(sample["sem_seg"], expected)
+    assert "sem_seg_file_name" not in sample
+    assert "sem_seg" not in DatasetMapper(is_train=False, augmentations=[])(rich)
+
+
+def test_label_map_of_another_size_is_refused(rich, tmp_path):
+    Image.new("L", (5, 5)).save(tmp_path / "labels.png")
+    with pytest.raises(SizeMismatchError, match=r"labels.png is 5x5 .* its image .*a.jpg is 32x24"):
+        DatasetMapper(is_train=True, augmentations=[])(rich)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_proposals_come_with_the_image(rich, is_train):
+    boxes, logits = np.array([[2, 2, 8, 8], [0, 0, 4, 4]]), np.array([2.0, 1.0])
+    record = {**rich, "proposal_boxes": boxes, "proposal_objectness_logits": logits}
+    mapper = DatasetMapper(is_train=is_train, augmentations=[T.Resize((48, 64))], precomputed_proposal_topk=1)
+    sample = mapper(record)
+    assert sample["proposals"].proposal_boxes.tensor.tolist() == [[4, 4, 16, 16]]
+    assert "proposal_boxes" not in sample
+
+
+def test_mask_of_the_wrong_size_names_annotation_and_file(rich):
+    rich["annotations"][1]["segmentation"] = {"size": [10, 20], "counts": [200]}
+    with pytest.raises(ValueError, match=r"annotation 2 of .*a.jpg: .* got 10 x 20 .* image of 24 x 32"):
+        DatasetMapper(is_train=True, augmentations=[], use_instance_mask=True)(rich)
+
+
+def test_settings_of_a_mask_and_keypoint_model():
+    MetadataCatalog.get("faces").set(
+        keypoint_names=["left_eye", "right_eye"], keypoint_flip_map=[("left_eye", "right_eye")]
+    )
+    settings = ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True, "INPUT.CROP.ENABLED", True]
+    cfg = configured(*settings, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2, "DATASETS.TRAIN", ("faces",))
+    mapper = DatasetMapper(cfg, is_train=True)
+    assert mapper.recompute_boxes
+    assert list(mapper.keypoint_hflip_indices) == [1, 0]
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 17
+    with pytest.raises(ValueError, match=r"NUM_KEYPOINTS is 17, but data set 'faces' has 2 keypoints; set it to 2"):
+        DatasetMapper(cfg, is_train=True)
+    assert DatasetMapper(cfg, is_train=False).keypoint_hflip_indices is None
+
+
+def test_contradictory_arguments_are_refused():
+    with pytest.raises(ValueError, match="recompute_boxes measures masks"):
+        DatasetMapper(is_train=True, augmentations=[], recompute_boxes=True)
+    with pytest.raises(ValueError, match="use_keypoint needs num_keypoints"):
+        DatasetMapper(is_train=True, augmentations=[], use_keypoint=True)
+    with pytest.raises(ValueError, match="INPUT.MASK_FORMAT"):
+        DatasetMapper(is_train=True, augmentations=[], instance_mask_format="rle")

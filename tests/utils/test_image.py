@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image, read_image_size
+from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image, read_image_size, read_label_map
 
 EXIF_ORIENTATION = 0x0112
 
@@ -198,3 +198,29 @@ def test_floating_point_image_is_refused_with_advice(tmp_path):
 def test_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT.*BGR, RGB, L.*got 'RGBX'.*Did you mean"):
         read_image(str(tmp_path / "a.png"), "RGBX")
+
+
+# --- label maps ---
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_label_map_is_read_as_stored(tmp_path, mode):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = Image.fromarray(labels)
+    if mode == "P":
+        image.putpalette([255 - i for i in range(256) for _ in range(3)])  # whose colours are not the labels
+    elif mode != "L":
+        image = Image.fromarray(labels.astype(np.uint16))
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_label_map(str(tmp_path / "a.png")), labels)
+
+
+def test_label_map_in_color_is_refused(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    with pytest.raises(BadImageError, match=r"a.png must hold one integer per pixel; .* mode RGB"):
+        read_label_map(str(tmp_path / "a.png"))
+
+
+def test_absent_label_map_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a.png does not exist"):
+        read_label_map(str(tmp_path / "a.png"))

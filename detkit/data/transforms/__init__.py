@@ -14,7 +14,13 @@ from detkit.data.transforms.color import (
     RandomLighting,
     RandomSaturation,
 )
-from detkit.data.transforms.crop import CropTransform, PadTransform, RandomCrop, RandomCropAroundInstance
+from detkit.data.transforms.crop import (
+    CropTransform,
+    PadTransform,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomCropAroundInstance,
+)
 from detkit.data.transforms.geometry import (
     HFlipTransform,
     RandomFlip,
@@ -39,6 +45,7 @@ __all__ = [
     "RandomContrast",
     "RandomCrop",
     "RandomCropAroundInstance",
+    "RandomCrop_CategoryAreaConstraint",
     "RandomFlip",
     "RandomLighting",
     "RandomSaturation",

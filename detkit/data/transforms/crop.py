@@ -11,13 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkit.data.transforms.augmentation import Augmentation
+from detkit.data.transforms.polygon_clipping import clip_polygons
 from detkit.data.transforms.transform import AxisAlignedTransform, Transform
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 
 
 class CropTransform(AxisAlignedTransform):
-    """Cuts out a window. Points and boxes move along and may lie outside of it: whoever uses them clips them."""
+    """Cuts out a window. Points and boxes move along and may lie outside of it: whoever uses them clips them. Polygons
+    are cut at its border.
+    """
 
     def __init__(self, x0: int, y0: int, w: int, h: int, orig_w: int | None = None, orig_h: int | None = None) -> None:
         """Take the window's corner and size, and the size of the image where an inverse is wanted."""
@@ -33,6 +36,10 @@ class CropTransform(AxisAlignedTransform):
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Give the points relative to the window's corner."""
         return coords - [self.x0, self.y0]
+
+    def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Give the parts of the polygons within the window: none where nothing is left, several where one is cut."""
+        return clip_polygons(super().apply_polygons(polygons), (self.h, self.w))
 
     def inverse(self) -> Transform:
         """Give the padding to the old size.
@@ -149,6 +156,60 @@ class RandomCropAroundInstance(RandomCrop):
         y0 = _draw_start_around((y1 + y2) / 2, crop_h, height)
         x0 = _draw_start_around((x1 + x2) / 2, crop_w, width)
         return CropTransform(x0, y0, crop_w, crop_h, width, height)
+
+
+class RandomCrop_CategoryAreaConstraint(RandomCrop):
+    """Cuts out a window of which no single class of the label map takes more than a share, if ten draws find one.
+
+    Source: Chen et al. 2018, arXiv 1802.02611, as implemented in Detectron2.
+    """
+
+    _NUM_DRAWS = 10
+
+    def __init__(
+        self,
+        crop_type: str,
+        crop_size: Sequence[float],
+        single_category_max_area: float = 1.0,
+        ignored_category: int | None = None,
+    ) -> None:
+        """Take the window and the constraint.
+
+        Args:
+            crop_type: As in `RandomCrop`.
+            crop_size: As there.
+            single_category_max_area: Largest share of one class, in (0, 1].
+            ignored_category: Label that does not count, in numerator and denominator.
+        """
+        super().__init__(crop_type, crop_size)
+        if not 0 < single_category_max_area <= 1:
+            raise ValueError(
+                "single_category_max_area (INPUT.CROP.SINGLE_CATEGORY_MAX_AREA) must lie in (0, 1], got "
+                f"{single_category_max_area}"
+            )
+        self.single_category_max_area = single_category_max_area
+        self.ignored_category = ignored_category
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> Transform:
+        """Draw windows until one will do, the last one whatever it holds."""
+        window = super().get_transform(image)
+        if self.single_category_max_area == 1:
+            return window
+        if sem_seg is None:
+            raise ValueError(
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs a label map of every image (sem_seg_file_name)"
+            )
+        for _ in range(self._NUM_DRAWS - 1):
+            if self._is_varied(window.apply_segmentation(sem_seg)):
+                break
+            window = super().get_transform(image)
+        return window
+
+    def _is_varied(self, labels: np.ndarray) -> bool:
+        counted, counts = np.unique(labels, return_counts=True)
+        if self.ignored_category is not None:
+            counts = counts[counted != self.ignored_category]
+        return len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
 
 
 def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:

@@ -118,3 +118,41 @@ def test_negative_window_and_border_are_refused():
         T.CropTransform(-1, 0, 2, 2)
     with pytest.raises(ValueError, match="left -1"):
         T.PadTransform(-1, 0, 2, 2)
+
+
+# --- crops by the label map ---
+
+
+def two_halves():
+    labels = np.zeros((20, 40), dtype=np.uint8)
+    labels[:, 20:] = 1
+    return labels
+
+
+def test_crop_by_area_shows_more_than_one_class():
+    np.random.seed(0)
+    aug = T.RandomCrop_CategoryAreaConstraint("absolute", (10, 10), 0.75)
+    shares = []
+    for _ in range(60):
+        labels = aug.get_transform(np.zeros((20, 40, 3), np.uint8), two_halves()).apply_segmentation(two_halves())
+        shares.append(max(np.mean(labels == 0), np.mean(labels == 1)))
+    # A tenth of the windows will do; ten draws find one in two of three cases, where a single draw would in one of ten.
+    assert np.mean(np.array(shares) < 0.75) > 0.4
+
+
+def test_ignored_label_does_not_count():
+    aug = T.RandomCrop_CategoryAreaConstraint("relative", (1.0, 1.0), 0.6, ignored_category=1)
+    assert not aug._is_varied(two_halves())
+    assert T.RandomCrop_CategoryAreaConstraint("relative", (1.0, 1.0), 0.6)._is_varied(two_halves())
+
+
+def test_crop_by_area_of_one_does_not_look_at_labels():
+    aug = T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5))
+    assert aug.get_transform(np.zeros((20, 40, 3), np.uint8)).w == 20
+
+
+def test_crop_by_area_needs_labels():
+    with pytest.raises(ValueError, match="SINGLE_CATEGORY_MAX_AREA below 1 needs a label map"):
+        T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5), 0.75).get_transform(np.zeros((20, 40, 3)))
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0"):
+        T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5), 0)
