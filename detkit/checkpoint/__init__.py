@@ -5,6 +5,7 @@ from detkit.checkpoint.key_matching import LoadReport
 from detkit.checkpoint.periodic_checkpoint import PeriodicCheckpointer
 from detkit.checkpoint.safe_load import CheckpointError, UnsafeCheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import save_checkpoint_file
+from detkit.checkpoint.torchvision_weights import torchvision_weights_file
 
 __all__ = [
     "CheckpointError",
@@ -14,4 +15,5 @@ __all__ = [
     "UnsafeCheckpointError",
     "load_checkpoint_file",
     "save_checkpoint_file",
+    "torchvision_weights_file",
 ]

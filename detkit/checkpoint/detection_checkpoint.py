@@ -15,7 +15,7 @@ from detkit.checkpoint.foreign_layout import Translation
 from detkit.checkpoint.foreign_settings import differing_settings
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.resnet_depth import depth_difference
-from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
+from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file, local_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.utils import comm
 from detkit.utils.file_io import PathManager
@@ -194,7 +194,9 @@ class DetectionCheckpointer:
     def _load_model(self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False) -> None:
         model_state = self.model.state_dict()
         weights = _without_wrappers(weights, model_state)
-        translation = translate_for(weights, model_state, path, by_suffix=by_suffix)
+        # The name of the file itself, which an address need not show: some are known by it.
+        file_name = local_checkpoint_file(path).name
+        translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)
         if translation is not None:
             weights = translation.weights
         if difference := depth_difference(weights, model_state):

@@ -8,7 +8,6 @@ Legend: K classes without background, A anchors per cell, C categories with back
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
@@ -108,7 +107,7 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
         stride_in_1x1=False,
     )
     _drop_background(result.weights)
-    if PurePosixPath(file_name).name in _FILES_WITHOUT_EPS:
+    if file_name in _FILES_WITHOUT_EPS:
         fold_frozen_eps(result, 0.0)
     return result
 

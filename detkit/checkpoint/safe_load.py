@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
+from detkit.utils.download import is_offline
 from detkit.utils.file_io import PathManager
 
 _ZIP = b"PK\x03\x04"
@@ -47,7 +48,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         UnsafeCheckpointError: The file asks for code; the message says which.
         CheckpointError: The file is empty, truncated or no checkpoint.
     """
-    local = _local_file(path)
+    local = local_checkpoint_file(path)
     try:
         loaded = _read(local, path)
     except (CheckpointError, ImportError):
@@ -65,13 +66,18 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     return _with_model_key(loaded, path)
 
 
-def _local_file(path: str) -> Path:
+def local_checkpoint_file(path: str) -> Path:
+    """Give the file behind a path or an address, fetched if it is not in the cache.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It could not be fetched.
+    """
     try:
         local = Path(PathManager.get_local_path(path))
     except OSError as error:
-        raise OSError(
-            f"could not fetch {path}: {error}. Without network, download the file elsewhere and give its path."
-        ) from error
+        advice = "" if is_offline() else " Without network, download the file elsewhere and give its path."
+        raise OSError(f"could not fetch {path}: {error}.{advice}") from error
     if not local.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else ""))
     return local

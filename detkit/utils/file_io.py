@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from iopath.common.file_io import HTTPURLHandler, PathHandler
+from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as _PathManager
+
+from detkit.utils.download import fetch
 
 __all__ = ["PathManager", "dataset_root", "packaged_configs"]
 
@@ -13,23 +15,37 @@ _DETECTRON2_PREFIX = "detectron2://"
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 
 
-class Detectron2Handler(PathHandler):
-    """Opens `detectron2://X` as the file X of Detectron2's public model zoo, downloaded once into iopath's cache."""
+class DownloadHandler(PathHandler):
+    """Opens `https://` addresses, downloaded once: see `download.fetch`. Others of the web are refused."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["https://", "http://", "ftp://"]
+
+    def _address(self, path: str) -> str:
+        return path
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        self._check_kwargs(kwargs)
+        return str(fetch(self._address(path)))
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            raise OSError(f"{path}: what is downloaded can only be read")
+        return Path(self._get_local_path(path)).open(mode, buffering)
+
+
+class Detectron2Handler(DownloadHandler):
+    """Opens `detectron2://X` as the file X of Detectron2's public model zoo, downloaded once."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [_DETECTRON2_PREFIX]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return PathManager.get_local_path(_DETECTRON2_URL + path[len(_DETECTRON2_PREFIX) :], force=force, **kwargs)
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        if "w" in mode or "a" in mode:
-            raise OSError(f"{path}: the model zoo can only be read")
-        return Path(self._get_local_path(path)).open(mode, buffering)
+    def _address(self, path: str) -> str:
+        return _DETECTRON2_URL + path.removeprefix(_DETECTRON2_PREFIX)
 
 
 PathManager = _PathManager()
-PathManager.register_handler(HTTPURLHandler())
+PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
 
 

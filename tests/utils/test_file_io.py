@@ -20,12 +20,38 @@ def test_packaged_configs_are_found():
 def test_zoo_address_becomes_the_download_address(monkeypatch, tmp_path):
     asked = []
     handler = file_io.Detectron2Handler()
-    monkeypatch.setattr(PathManager, "get_local_path", lambda path, **kw: asked.append(path) or str(tmp_path / "f"))
+    monkeypatch.setattr(file_io, "fetch", lambda url: asked.append(url) or tmp_path / "f")
     (tmp_path / "f").write_text("weights")
     assert handler._open("detectron2://a/b.pkl").read() == "weights"
     assert asked == ["https://dl.fbaipublicfiles.com/detectron2/a/b.pkl"]
 
 
-def test_zoo_is_read_only():
+def test_addresses_are_opened_where_they_were_downloaded(monkeypatch, tmp_path):
+    (tmp_path / "f").write_text("weights")
+    monkeypatch.setattr(file_io, "fetch", lambda url: tmp_path / "f")
+    with PathManager.open("https://x.org/f", "r") as file:
+        assert file.read() == "weights"
+
+
+@pytest.mark.parametrize("address", ["detectron2://x", "https://x.org/y"])
+@pytest.mark.parametrize("mode", ["w", "ab", "r+"])
+def test_downloads_are_read_only(address, mode):
     with pytest.raises(OSError, match="can only be read"):
-        file_io.Detectron2Handler()._open("detectron2://x", "w")
+        PathManager.open(address, mode)
+
+
+@pytest.mark.parametrize("address", ["http://x.org/w.pth", "ftp://x.org/w.pth"])
+def test_only_https_is_fetched(address):
+    with pytest.raises(ValueError, match=f"{address} is not fetched: only https is"):
+        PathManager.get_local_path(address)
+
+
+def test_offline_names_the_place_of_a_zoo_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETKIT_OFFLINE", "1")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    place = tmp_path / "detectron2" / "ImageNetPretrained" / "MSRA" / "R-50.pkl"
+    with pytest.raises(OSError, match=f"place it as {place}$"):
+        PathManager.get_local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    place.parent.mkdir(parents=True)
+    place.write_text("weights")
+    assert PathManager.get_local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == str(place)

@@ -1,0 +1,71 @@
+"""`torchvision://NAME` and `torchvision://NAME/WEIGHTS`: what torchvision publishes, by the name of a model.
+
+`torchvision://resnet50` are the weights that torchvision calls DEFAULT, `torchvision://resnet50/IMAGENET1K_V1` those of
+that name. They lie where torchvision itself keeps them, so that neither downloads what the other has.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import torchvision
+
+from detkit.utils.download import fetch
+from detkit.utils.file_io import DownloadHandler, PathManager
+from detkit.utils.near_miss import did_you_mean
+
+_PREFIX = "torchvision://"
+# torch.hub's rule: a file's name ends with the beginning of its hash.
+_HASH = re.compile(r"-([a-f0-9]{8,})\.")
+
+
+def torchvision_weights(address: str) -> Any:
+    """Give torchvision's enum member of an address, with its `url`, `meta` and `transforms`.
+
+    Args:
+        address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix may be left out.
+
+    Raises:
+        ValueError: torchvision has no such model, or no weights of that name for it.
+    """
+    name, _, weights_name = address.removeprefix(_PREFIX).strip("/").partition("/")
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ValueError(f"{address}: torchvision has no model {name!r}.{did_you_mean(name, known)}")
+    published = torchvision.models.get_model_weights(name)
+    if not weights_name:
+        return published["DEFAULT"]
+    if weights_name not in published.__members__:
+        names = ", ".join(member for member in published.__members__ if member != "DEFAULT")
+        raise ValueError(f"{address}: {name} has the weights {names}, not {weights_name!r}")
+    return published[weights_name]
+
+
+def torchvision_weights_file(address: str) -> Path:
+    """Give the local file of an address, fetched and checked if it is not there yet.
+
+    Raises:
+        ValueError: As `torchvision_weights`.
+        OSError: As `fetch`; offline, the message says which file to place where.
+    """
+    url = torchvision_weights(address).url
+    name = PurePosixPath(urlsplit(url).path).name
+    found = _HASH.search(name)
+    place = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return fetch(url, place, sha256=found[1] if found else "")
+
+
+class TorchvisionHandler(DownloadHandler):
+    """Opens `torchvision://` addresses."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [_PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        self._check_kwargs(kwargs)
+        return str(torchvision_weights_file(path))
+
+
+PathManager.register_handler(TorchvisionHandler(), allow_override=True)
