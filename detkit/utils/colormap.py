@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["colormap", "random_color", "random_colors"]
+__all__ = ["class_colors", "colormap", "random_color", "random_colors"]
 
 _NUM_COLORS = 80
 
@@ -41,8 +41,18 @@ def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]
         rgb: Red first; otherwise blue first, as OpenCV and Detectron2 have it.
         maximum: Value of full intensity, 255 or 1.
     """
-    palette = _palette() * np.float32(maximum)
+    palette = _palette(_NUM_COLORS) * np.float32(maximum)
     return palette if rgb else palette[:, ::-1].copy()
+
+
+def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
+    """Give a colour for each class, RGB in 0 to 255: the first colours of the palette, which goes on as far as needed.
+
+    Beyond some thousand classes no more colours can be told apart, and they come again from the first one on.
+    """
+    palette = np.round(_palette(max(num_classes, _NUM_COLORS)) * 255).astype(int).tolist()
+    chosen = (palette[index % len(palette)] for index in range(num_classes))
+    return [(red, green, blue) for red, green, blue in chosen]
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
@@ -63,8 +73,8 @@ def random_colors(count: int, rgb: bool = False, maximum: float = 255) -> list[n
 
 
 @functools.cache
-def _palette() -> npt.NDArray[np.float32]:
-    """RGB in [0, 1], (80, 3), farthest first."""
+def _palette(count: int) -> npt.NDArray[np.float32]:
+    """RGB in [0, 1], (count, 3) or fewer if there are no more, farthest first."""
     steps = np.linspace(0, 1, 16)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(candidates)
@@ -74,7 +84,7 @@ def _palette() -> npt.NDArray[np.float32]:
     # The most colourful one starts; which it is matters little, as long as it is always the same.
     chosen = [int(np.hypot(lab[:, 1], lab[:, 2]).argmax())]
     distance = np.full(len(lab), np.inf)
-    while len(chosen) < _NUM_COLORS:
+    while len(chosen) < min(count, len(candidates)):
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
         chosen.append(int(distance.argmax()))
     return candidates[chosen].astype(np.float32)

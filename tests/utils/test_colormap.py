@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detkit.utils.colormap import colormap, random_color, random_colors
+from detkit.utils.colormap import class_colors, colormap, random_color, random_colors
 
 
 def test_colours_are_different_from_each_other() -> None:
@@ -44,3 +44,18 @@ def test_random_colours_are_of_the_palette_and_differ() -> None:
 def test_more_colours_than_there_are_is_an_error() -> None:
     with pytest.raises(ValueError, match="80 colours, 81 were asked for"):
         random_colors(81)
+
+
+@pytest.mark.parametrize("count", [0, 1, 80, 1203])
+def test_classes_have_different_colours_that_start_the_palette(count: int) -> None:
+    colors = class_colors(count)
+    assert len(colors) == len(set(colors)) == count
+    assert all(0 <= value <= 255 for color in colors for value in color)
+    assert colors[:80] == [tuple(color) for color in np.round(colormap(rgb=True))[:count].astype(int).tolist()]
+
+
+def test_more_classes_than_colours_start_again() -> None:
+    colors = class_colors(6000)
+    assert len(colors) == 6000
+    num_different = len(set(colors))
+    assert colors[num_different : num_different + 3] == colors[:3]

@@ -1,6 +1,5 @@
 """Class names of the public data sets: facts about them, and a colour for each class."""
 
-import colorsys
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,22 +107,6 @@ VOC_CLASSES: tuple[str, ...] = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-
-# The golden angle, as a share of a turn: the hues of neighbouring classes lie far apart, however many there are.
-_HUE_STEP = 0.618034
-
-
-def class_colors(num_classes: int) -> list[Color]:
-    """Give a colour for each class, RGB in 0 to 255; the same ones every time."""
-    shades = [
-        (index * _HUE_STEP % 1.0, (0.75, 1.0, 0.5)[index % 3], (1.0, 0.75)[index % 2]) for index in range(num_classes)
-    ]
-    return [_rgb(*shade) for shade in shades]
-
-
-def _rgb(hue: float, saturation: float, value: float) -> Color:
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def coco_metadata() -> dict[str, Any]:

@@ -20,9 +20,10 @@ from pathlib import PurePath
 from typing import Any, cast
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
-from detkit.data.datasets.builtin_meta import Color, class_colors, left_right_pairs
+from detkit.data.datasets.builtin_meta import Color, left_right_pairs
 from detkit.data.datasets.coco_annotations import AnnotationReader
 from detkit.structures import AnnotationRecord, ImageRecord
+from detkit.utils.colormap import class_colors
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.builtin_meta import class_colors
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.structures import ImageRecord
+from detkit.utils.colormap import class_colors
 from detkit.utils.file_io import dataset_root
 from detkit.utils.near_miss import did_you_mean
 

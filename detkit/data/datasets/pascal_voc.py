@@ -22,8 +22,9 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.builtin_meta import VOC_CLASSES, class_colors
+from detkit.data.datasets.builtin_meta import VOC_CLASSES
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.utils.colormap import class_colors
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
 from detkit.utils.near_miss import did_you_mean

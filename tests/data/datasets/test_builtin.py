@@ -13,7 +13,6 @@ from detkit.data.datasets.builtin_meta import (
     COCO_CATEGORIES,
     VOC_CLASSES,
     cityscapes_metadata,
-    class_colors,
     coco_panoptic_metadata,
     coco_panoptic_separated_metadata,
     coco_person_metadata,
@@ -64,12 +63,6 @@ def test_cityscapes_has_19_classes_of_which_8_are_things():
 def test_voc_has_20_classes_in_alphabetical_order():
     assert len(VOC_CLASSES) == 20
     assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
-
-
-def test_colors_are_different_and_lie_in_range():
-    colors = class_colors(80)
-    assert len(set(colors)) == 80
-    assert all(0 <= value <= 255 for color in colors for value in color)
 
 
 @pytest.mark.parametrize("name", ["coco_2017_train", "coco_2017_val", "coco_2014_minival", "coco_2017_test-dev"])
