@@ -33,6 +33,24 @@ def slow_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold:
     return torch.tensor(kept, dtype=torch.int64)
 
 
+def slow_soft_nms(boxes, scores, groups, iou_threshold: float, method: str, sigma: float, min_score: float):
+    """Give (index, score) of the boxes that stay: the best goes out and lowers those of its group, until none is left."""
+    left = dict(enumerate(scores.tolist()))
+    kept = []
+    while left:
+        best = max(left, key=lambda i: left[i])
+        score = left.pop(best)
+        if score > min_score:
+            kept.append((best, score))
+        for i in left:
+            iou = iou_of_two_boxes(boxes[i].tolist(), boxes[best].tolist()) if groups[i] == groups[best] else 0.0
+            if method == "gaussian":
+                left[i] *= math.exp(-(iou**2) / sigma)
+            elif iou >= iou_threshold:
+                left[i] *= 1 - iou
+    return kept
+
+
 def slow_bilinear_sample(image: np.ndarray, y: float, x: float) -> np.ndarray:
     """Give the (C,) value of a (C, H, W) image at a point, pixel (r, c) being the value at exactly y = r, x = c.
 

@@ -571,6 +571,17 @@ _key(
         "Empty takes COCO's small, medium and large."
     ),
 )
+_key(
+    "TEST.NMS.METHOD",
+    "hard",
+    (
+        "detkit: how detections suppress each other in the ROI heads and in RetinaNet: hard drops what overlaps a "
+        "better one, linear and gaussian lower its score. Bodla et al. 2017, arXiv 1704.04503."
+    ),
+    choices=("hard", "linear", "gaussian"),
+)
+_key("TEST.NMS.SIGMA", 0.5, "detkit: width of the gaussian, exp(-IoU^2 / SIGMA). Above 0.", minimum=0)
+_key("TEST.NMS.CLASS_AGNOSTIC", False, "detkit: detections of different classes suppress each other too.")
 _key("TEST.AUG.ENABLED", False, "Test-time augmentation.", unread=_TTA)
 _key(
     "TEST.AUG.MIN_SIZES",

@@ -17,10 +17,12 @@ from detkit.layers.nms import batched_nms
 from detkit.layers.norm import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers.roi_align import ROIAlign
 from detkit.layers.shape_spec import ShapeSpec
+from detkit.layers.suppression import NMS_METHODS, NMSMethod, suppress
 from detkit.layers.tensor_ops import cat, nonzero_tuple
 from detkit.layers.weight_init import c2_msra_fill, c2_xavier_fill
 
 __all__ = [
+    "NMS_METHODS",
     "NORM_NAMES",
     "CNNBlockBase",
     "CheckpointedSequential",
@@ -31,6 +33,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "LayerNorm2d",
     "ModulatedDeformConv",
+    "NMSMethod",
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",
@@ -45,4 +48,5 @@ __all__ = [
     "nonzero_tuple",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "suppress",
 ]

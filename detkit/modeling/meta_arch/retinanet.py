@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import batched_nms, cat, nonzero_tuple, sigmoid_focal_loss
+from detkit.layers import NMSMethod, cat, nonzero_tuple, sigmoid_focal_loss, suppress
 from detkit.modeling.anchor_generator import AnchorGenerator, build_anchor_generator
 from detkit.modeling.backbone import Backbone, build_backbone
 from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
@@ -23,6 +23,7 @@ from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import DenseDetector, HeadOutput, decode_level, predictions_by_anchor
 from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
+from detkit.modeling.nms_settings import nms_method
 from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
 from detkit.utils.events import get_event_storage, has_event_storage
 
@@ -56,6 +57,7 @@ class RetinaNet(DenseDetector):
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
+        test_nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
         max_detections_per_image: int = 100,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -78,6 +80,7 @@ class RetinaNet(DenseDetector):
             test_score_thresh: Detections must score higher.
             test_topk_candidates: At most this many of a level enter NMS.
             test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
+            test_nms: How boxes suppress each other.
             max_detections_per_image: At most this many.
             pixel_mean: See `Detector`.
             pixel_std: See `Detector`.
@@ -102,6 +105,7 @@ class RetinaNet(DenseDetector):
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
+        self.test_nms = test_nms
         self.max_detections_per_image = max_detections_per_image
         # None, and so not in the state_dict, until the first training step: a fresh model has the names of Detectron2's
         # checkpoints, and a resumed run goes on from its own average.
@@ -128,6 +132,7 @@ class RetinaNet(DenseDetector):
             "test_score_thresh": retinanet.SCORE_THRESH_TEST,
             "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": retinanet.NMS_THRESH_TEST,
+            "test_nms": nms_method(cfg),
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -242,8 +247,18 @@ class RetinaNet(DenseDetector):
             for anchors_l, scores_l, deltas_l in zip(anchors, scores, deltas, strict=True)
         ]
         found = Instances.cat(levels)
-        keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
-        return found[keep[: self.max_detections_per_image]]
+        keep, kept_scores = suppress(
+            found.pred_boxes.tensor,
+            found.scores,
+            found.pred_classes,
+            self.test_nms_thresh,
+            self.test_nms,
+            min_score=self.test_score_thresh,
+            topk=self.max_detections_per_image,
+        )
+        found = found[keep]
+        found.scores = kept_scores
+        return found
 
     def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:
         """Give per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""

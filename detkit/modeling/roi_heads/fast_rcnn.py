@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import ShapeSpec, cat, cross_entropy, nonzero_tuple
+from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple
 from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
 from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.nms_settings import nms_method
 from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
 from detkit.structures import Instances
 from detkit.utils.events import get_event_storage, has_event_storage
@@ -42,6 +43,7 @@ class FastRCNNOutputLayers(nn.Module):
         test_score_thresh: float = 0.0,
         test_nms_thresh: float = 0.5,
         test_topk_per_image: int = 100,
+        test_nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
         cls_agnostic_bbox_reg: bool = False,
         smooth_l1_beta: float = 0.0,
         box_reg_loss_type: str = "smooth_l1",
@@ -57,6 +59,7 @@ class FastRCNNOutputLayers(nn.Module):
             test_score_thresh: Detections must score higher.
             test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
             test_topk_per_image: At most this many detections per image.
+            test_nms: How boxes suppress each other.
             cls_agnostic_bbox_reg: One box per region instead of one per class.
             smooth_l1_beta: See `box_regression_loss`.
             box_reg_loss_type: See `BOX_LOSS_TYPES`.
@@ -69,6 +72,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
+        self.test_nms = test_nms
         self.smooth_l1_beta = smooth_l1_beta
         self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
         if not isinstance(loss_weight, dict):
@@ -106,6 +110,7 @@ class FastRCNNOutputLayers(nn.Module):
             "test_score_thresh": heads.SCORE_THRESH_TEST,
             "test_nms_thresh": heads.NMS_THRESH_TEST,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "test_nms": nms_method(cfg),
             "cls_agnostic_bbox_reg": head.CLS_AGNOSTIC_BBOX_REG,
             "smooth_l1_beta": head.SMOOTH_L1_BETA,
             "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
@@ -184,7 +189,13 @@ class FastRCNNOutputLayers(nn.Module):
     ) -> tuple[list[Instances], list[Tensor]]:
         """Read detections from boxes and scores with the thresholds of this layer; see `fast_rcnn_inference`."""
         return fast_rcnn_inference(
-            boxes, scores, image_sizes, self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
+            boxes,
+            scores,
+            image_sizes,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+            self.test_nms,
         )
 
     def predict_boxes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:

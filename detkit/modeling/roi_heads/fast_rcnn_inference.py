@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.layers import batched_nms, nonzero_tuple
+from detkit.layers import NMSMethod, nonzero_tuple, suppress
 from detkit.structures import Boxes, Instances
 
 
@@ -19,6 +19,7 @@ def fast_rcnn_inference(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
 ) -> tuple[list[Instances], list[Tensor]]:
     """Give the detections of every image.
 
@@ -29,13 +30,14 @@ def fast_rcnn_inference(
         score_thresh: Detections must score higher.
         nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
         topk_per_image: At most this many; negative gives all.
+        nms: How boxes suppress each other.
 
     Returns:
         Per image Instances with `pred_boxes`, `scores` and `pred_classes`, best first.
         Per image the (len(instances),) index of the region that each came from.
     """
     results = [
-        fast_rcnn_inference_single_image(boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image)
+        fast_rcnn_inference_single_image(boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms)
         for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True)
     ]
     return [instances for instances, _ in results], [regions for _, regions in results]
@@ -48,17 +50,18 @@ def fast_rcnn_inference_single_image(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
 ) -> tuple[Instances, Tensor]:
     """Give the detections of one image; see `fast_rcnn_inference`."""
     # The threshold comes first: what it leaves of some 80,000 boxes is mostly a few hundred.
     regions, classes, boxes, scores = _above_threshold(boxes, scores, score_thresh)
     clipped = Boxes(boxes)
     clipped.clip(image_shape)
-    keep = batched_nms(clipped.tensor, scores, classes, nms_thresh)
-    if topk_per_image >= 0:
-        keep = keep[:topk_per_image]
+    keep, scores = suppress(
+        clipped.tensor, scores, classes, nms_thresh, nms, min_score=score_thresh, topk=topk_per_image
+    )
     instances = Instances(
-        image_shape, pred_boxes=Boxes(clipped.tensor[keep]), scores=scores[keep], pred_classes=classes[keep]
+        image_shape, pred_boxes=Boxes(clipped.tensor[keep]), scores=scores, pred_classes=classes[keep]
     )
     return instances, regions[keep]
 

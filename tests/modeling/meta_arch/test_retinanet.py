@@ -184,6 +184,18 @@ def test_detections_are_the_best_of_their_class():
         assert (iou[found.pred_classes[:, None] == found.pred_classes] <= 0.55).all()  # clipped after NMS
 
 
+def test_suppression_follows_the_config():
+    batch = inputs(1)
+    everything = ("TEST.DETECTIONS_PER_IMAGE", 2000, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    usual, soft, agnostic = (
+        make(*everything, *overrides).eval().inference(batch, do_postprocess=False)[0]
+        for overrides in ((), ("TEST.NMS.METHOD", "gaussian"), ("TEST.NMS.CLASS_AGNOSTIC", True))
+    )
+    assert len(soft) > len(usual) > len(agnostic) > 0
+    iou = slow_pairwise_iou(agnostic.pred_boxes.tensor, agnostic.pred_boxes.tensor).fill_diagonal_(0)
+    assert iou.max() <= 0.5
+
+
 def test_high_threshold_leaves_no_detection():
     (output,) = make("MODEL.RETINANET.SCORE_THRESH_TEST", 0.999).eval()(inputs(1))
     assert len(output["instances"]) == 0

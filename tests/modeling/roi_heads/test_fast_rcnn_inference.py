@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detkit.layers import NMSMethod
 from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
 from detkit.structures import Boxes
 from tests.helpers import random_boxes, slow_batched_nms
@@ -10,8 +11,8 @@ from tests.helpers import random_boxes, slow_batched_nms
 SIZE = (90, 80)
 
 
-def infer(boxes, scores, score_thresh=0.05, nms_thresh=0.5, topk=100):
-    instances, regions = fast_rcnn_inference([boxes], [scores], [SIZE], score_thresh, nms_thresh, topk)
+def infer(boxes, scores, score_thresh=0.05, nms_thresh=0.5, topk=100, **kwargs):
+    instances, regions = fast_rcnn_inference([boxes], [scores], [SIZE], score_thresh, nms_thresh, topk, **kwargs)
     return instances[0], regions[0]
 
 
@@ -35,6 +36,21 @@ def test_detections_are_those_of_the_slow_reference(shared):
     assert found.pred_classes.tolist() == [picked[i][1] for i in keep.tolist()]
     assert regions.tolist() == [picked[i][0] for i in keep.tolist()]
     assert found.image_size == SIZE
+
+
+def test_soft_suppression_gives_lowered_scores():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]])
+    scores = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    found, regions = infer(boxes, scores, nms=NMSMethod("linear"))
+    assert regions.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5 * (1 - 0.8)])
+    assert infer(boxes, scores, nms=NMSMethod("linear"), score_thresh=0.2)[1].tolist() == [0]
+
+
+def test_class_agnostic_suppression_leaves_a_region_one_class():
+    boxes, scores = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.3, 0.5, 0.2]])
+    assert infer(boxes, scores)[0].pred_classes.tolist() == [1, 0]
+    assert infer(boxes, scores, nms=NMSMethod(class_agnostic=True))[0].pred_classes.tolist() == [1]
 
 
 def test_threshold_is_exclusive_and_background_is_no_detection():
