@@ -11,8 +11,6 @@ from detkit.config.cfg_node import CfgNode, KeySpec, KeyTable
 
 _TABLE = KeyTable()
 
-_MASKS = "mask heads come later"
-_KEYPOINTS = "keypoint heads come later"
 _TTA = "test-time augmentation comes later"
 _ROTATED = "rotated boxes are not supported"
 _FEDERATED = "the federated loss comes later"
@@ -301,23 +299,20 @@ _key(
     "MODEL.ROI_MASK_HEAD.NAME",
     "MaskRCNNConvUpsampleHead",
     "Registered name. He et al. 2017, arXiv 1703.06870.",
-    unread=_MASKS,
 )
-_key("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "3x3 convolutions before the upsampling.", minimum=0, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Their channels.", minimum=1, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.NORM", "", _NORM_NAMES, unread=_MASKS)
-_key("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "One mask per region instead of one per class.", unread=_MASKS)
+_key("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1)
+_key("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0)
+_key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS)
+_key("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "3x3 convolutions before the upsampling.", minimum=0)
+_key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Their channels.", minimum=1)
+_key("MODEL.ROI_MASK_HEAD.NORM", "", _NORM_NAMES)
+_key("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False, "One mask per region instead of one per class.")
 
-_key("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead", "Registered name.", unread=_KEYPOINTS)
-_key(
-    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1, unread=_KEYPOINTS
-)
-_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0, unread=_KEYPOINTS)
-_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS, unread=_KEYPOINTS)
-_key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.", unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead", "Registered name.")
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1)
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0)
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS)
+_key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.")
 _key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1)
 _key(
     "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE",
@@ -329,9 +324,8 @@ _key(
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS",
     True,
     "Divide the loss by the visible keypoints of the batch instead of a constant.",
-    unread=_KEYPOINTS,
 )
-_key("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_keypoint.", minimum=0, unread=_KEYPOINTS)
+_key("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_keypoint.", minimum=0)
 
 # --- Semantic and panoptic segmentation -------------------------------------------------------------------------------
 _key(
@@ -630,18 +624,10 @@ def explain(key: str) -> str:
     return text + (f"\nNot read by this version: {spec.unread}." if spec.unread else "")
 
 
-# Settings of a part that is switched off mean nothing, in Detectron2 either; its base files set them all the same.
-_SWITCHES = {"MODEL.ROI_MASK_HEAD.": "MODEL.MASK_ON", "MODEL.ROI_KEYPOINT_HEAD.": "MODEL.KEYPOINT_ON"}
-
-
 def unread_settings(cfg: CfgNode) -> dict[str, str]:
     """Give the keys that a config sets although no code reads them yet, each with the reason."""
-    is_off = tuple(prefix for prefix, switch in _SWITCHES.items() if not cfg.get_by_full_key(switch))
     return {
         name: spec.unread
         for name, spec in _TABLE.items()
-        if spec.unread
-        and spec.default != {}
-        and not name.startswith(is_off)
-        and cfg.get_by_full_key(name) != spec.default
+        if spec.unread and spec.default != {} and cfg.get_by_full_key(name) != spec.default
     }

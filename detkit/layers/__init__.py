@@ -20,6 +20,7 @@ from detkit.layers.shape_spec import ShapeSpec
 from detkit.layers.suppression import NMS_METHODS, NMSMethod, suppress
 from detkit.layers.tensor_ops import cat, nonzero_tuple
 from detkit.layers.weight_init import c2_msra_fill, c2_xavier_fill
+from detkit.structures import paste_masks_in_image
 
 __all__ = [
     "NMS_METHODS",
@@ -46,6 +47,7 @@ __all__ = [
     "get_norm",
     "giou_loss",
     "nonzero_tuple",
+    "paste_masks_in_image",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "suppress",

@@ -1,45 +1,63 @@
-"""From the coordinates of the network's input to those of the picture that the user sees."""
+"""From the coordinates of the network's input to those of the picture that the user sees.
+
+Legend: M objects in one image, K classes or keypoints, S cells of a mask along a side, H x W pixels.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.structures import Instances
+from detkit.structures import Boxes, Instances, ROIMasks
 
 
-def detector_postprocess(results: Instances, output_height: int, output_width: int) -> Instances:
+def detector_postprocess(
+    results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
+) -> Instances:
     """Rescale what was found in a resized image to another size of the same image.
 
     Args:
-        results: Instances in the coordinates of their `image_size`, with `pred_boxes` or `proposal_boxes`. Not changed.
+        results: Instances in the coordinates of their `image_size`, with `pred_boxes` or `proposal_boxes`; maybe with
+            `pred_masks`, (M, 1, S, S) probabilities or `ROIMasks`, and `pred_keypoints` (M, K, 3). Not changed.
         output_height: Wanted height, in pixels.
         output_width: Wanted width, in pixels.
+        mask_threshold: Probability from which on a pixel belongs to the object.
 
     Returns:
-        Instances of the wanted size. Boxes are clipped to it, and those that are empty then are gone.
+        Instances of the wanted size. Boxes are clipped to it, and those that are empty then are gone. Masks are painted
+        into the image: (M, output_height, output_width) bool.
     """
     height, width = results.image_size
+    scale_x, scale_y = output_width / width, output_height / height
     rescaled = Instances((output_height, output_width), **results.get_fields())
     name = "pred_boxes" if rescaled.has("pred_boxes") else "proposal_boxes"
-    boxes = rescaled.get(name).clone()
-    boxes.scale(output_width / width, output_height / height)
+    boxes: Boxes = rescaled.get(name).clone()
+    boxes.scale(scale_x, scale_y)
     boxes.clip(rescaled.image_size)
     rescaled.set(name, boxes)
-    return rescaled[boxes.nonempty()]
+    rescaled = rescaled[boxes.nonempty()]
+    if rescaled.has("pred_masks"):
+        masks = rescaled.pred_masks
+        roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+        bitmasks = roi_masks.to_bitmasks(rescaled.get(name), output_height, output_width, mask_threshold)
+        rescaled.pred_masks = bitmasks.tensor
+    if rescaled.has("pred_keypoints"):
+        keypoints = rescaled.pred_keypoints.clone()
+        keypoints[:, :, 0] *= scale_x
+        keypoints[:, :, 1] *= scale_y
+        rescaled.pred_keypoints = keypoints
+    return rescaled
 
 
 def sem_seg_postprocess(result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int) -> Tensor:
-    """Rescale scores per pixel of a padded image to another size of the same image.
+    """Resize scores of a padded image to another size of the same image.
 
     Args:
-        result: (K, H, W) scores, padding included.
-        img_size: (height, width) without the padding.
+        result: (K, H, W) logits or probabilities, with the padding of the batch at the right and the bottom.
+        img_size: `(height, width)` of the image within.
         output_height: Wanted height, in pixels.
         output_width: Wanted width, in pixels.
 
     Returns:
-        (K, output_height, output_width) scores.
+        (K, output_height, output_width), bilinearly.
     """
-    without_padding = result[None, :, : img_size[0], : img_size[1]]
-    return F.interpolate(
-        without_padding, size=(output_height, output_width), mode="bilinear", align_corners=False
-    ).squeeze(0)
+    image = result[None, :, : img_size[0], : img_size[1]]
+    return F.interpolate(image, size=(output_height, output_width), mode="bilinear", align_corners=False)[0]

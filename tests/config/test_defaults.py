@@ -63,14 +63,6 @@ def test_settings_that_nothing_reads_are_reported():
     assert list(unread_settings(cfg)) == ["TEST.AUG.FLIP"]
 
 
-def test_settings_of_a_part_that_is_off_are_not_reported():
-    cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.NUM_CONV", 4])
-    assert unread_settings(cfg) == {}
-    cfg.MODEL.MASK_ON = True
-    assert list(unread_settings(cfg)) == ["MODEL.ROI_MASK_HEAD.NUM_CONV"]
-
-
 # --- keys in the code ---
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detkit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, Instances, ROIMasks, paste_masks_in_image
 
 
 def results(boxes, name="pred_boxes"):
@@ -41,6 +41,38 @@ def test_there_and_back_is_the_identity():
 
 def test_no_results_stay_none():
     assert len(detector_postprocess(results([]), 50, 400)) == 0
+
+
+def with_masks(masks):
+    given = results([[10.0, 20, 30, 40], [5, 5, 5, 9], [0, 0, 80, 60]])
+    given.pred_masks = masks
+    return given
+
+
+@pytest.mark.parametrize("kind", ["tensor", "ROIMasks"])
+def test_masks_are_painted_at_the_new_size(kind):
+    masks = torch.rand(3, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    given = with_masks(masks if kind == "tensor" else ROIMasks(masks[:, 0]))
+    scaled = detector_postprocess(given, 50, 400, mask_threshold=0.4)
+    assert scaled.pred_masks.shape == (2, 50, 400)
+    assert scaled.pred_masks.dtype == torch.bool
+    boxes = torch.tensor([[20.0, 10, 60, 20], [0, 0, 160, 30]])
+    assert torch.equal(scaled.pred_masks, paste_masks_in_image(masks[[0, 2], 0], boxes, (50, 400), 0.4))
+    assert given.pred_masks is masks or kind == "ROIMasks"
+
+
+def test_no_masks_stay_none():
+    given = results([])
+    given.pred_masks = torch.empty(0, 1, 28, 28)
+    assert detector_postprocess(given, 50, 400).pred_masks.shape == (0, 50, 400)
+
+
+def test_keypoints_are_scaled_per_axis_and_the_given_ones_stay():
+    given = results([[10.0, 20, 30, 40], [5, 5, 5, 9]])
+    given.pred_keypoints = torch.tensor([[[12.0, 22, 0.5], [14, 24, 0.25]]]).repeat(2, 1, 1)
+    scaled = detector_postprocess(given, 50, 400)
+    assert scaled.pred_keypoints.tolist() == [[[24, 11, 0.5], [28, 12, 0.25]]]
+    assert given.pred_keypoints[0, 0].tolist() == [12, 22, 0.5]
 
 
 def test_sem_seg_is_cut_to_the_image_and_resized():

@@ -27,6 +27,14 @@ CONFIGS = [
     "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
     "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
     "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "Cityscapes/mask_rcnn_R_50_FPN.yaml",
+    "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml",
+    "Misc/mask_rcnn_R_50_FPN_3x_gn.yaml",
+    "Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn.yaml",
 ]
 RECORDED = json.loads(gzip.decompress((ROOT / "tests/golden/state_dicts.json.gz").read_bytes()))
 

@@ -31,3 +31,15 @@ def test_unknown_box_head_offers_a_near_miss():
     cfg = config(**{"MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvHead"})
     with pytest.raises(KeyError, match="not registered as ROI_BOX_HEAD. Did you mean 'FastRCNNConvFCHead'"):
         build_roi_heads(cfg, {"res4": ShapeSpec(channels=2, stride=16)})
+
+
+@pytest.mark.parametrize(
+    ("switch", "key", "message"),
+    [
+        ("MODEL.MASK_ON", "MODEL.ROI_MASK_HEAD.NAME", "not registered as ROI_MASK_HEAD"),
+        ("MODEL.KEYPOINT_ON", "MODEL.ROI_KEYPOINT_HEAD.NAME", "not registered as ROI_KEYPOINT_HEAD"),
+    ],
+)
+def test_unknown_head_of_a_branch_is_an_error(switch, key, message):
+    with pytest.raises(KeyError, match=message):
+        build_roi_heads(config(**{switch: True, key: "NoSuchHead"}), {"res4": ShapeSpec(channels=2, stride=16)})

@@ -5,8 +5,8 @@ import torch
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
-from detkit.modeling.roi_heads import build_roi_heads
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.modeling.roi_heads import StandardROIHeads, build_roi_heads
+from detkit.structures import Boxes, ImageList, Instances, Keypoints, PolygonMasks
 
 SIZE = (64, 96)
 SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
@@ -24,6 +24,11 @@ def config(*overrides):
         "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
         "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 4,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 4,
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [4],
+        "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 2,
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 2,
     }
     cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
     return cfg
@@ -99,10 +104,100 @@ def test_later_branches_can_train_on_predicted_boxes():
     assert not sampled[0].proposal_boxes.tensor.requires_grad
 
 
-@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON"])
-def test_branch_that_is_not_there_names_the_key(key):
-    with pytest.raises(ValueError, match=f"{key} is True, but StandardROIHeads has only a box branch"):
-        make(key, True)
+ALL_ON = ("MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True)
+
+
+def full_truth(*boxes):
+    """Objects that fill their boxes, with a keypoint in two corners."""
+    targets = truth(*boxes)
+    targets.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes])
+    targets.gt_keypoints = Keypoints([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes] or torch.empty(0, 2, 3))
+    return targets
+
+
+def test_all_branches_train():
+    heads = make(*ALL_ON)
+    _, losses = heads(*batch(), [proposals(), proposals()], [full_truth(OBJECT), full_truth(OBJECT, OBJECT)])
+    assert list(losses) == ["loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"]
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in heads.parameters())
+    assert heads.mask_head.predictor.weight.grad.any()
+    assert heads.keypoint_head.score_lowres.weight.grad.any()
+
+
+@pytest.mark.parametrize("num_proposals", [0, 3], ids=["no-proposals", "proposals"])
+@pytest.mark.parametrize("num_fields", ["with", "without"])
+def test_all_branches_train_on_empty_images(num_proposals, num_fields):
+    heads = make(*ALL_ON)
+    empty = full_truth() if num_fields == "with" else truth()
+    given = [proposals()[:num_proposals], proposals()[:num_proposals]]
+    _, losses = heads(*batch(), given, [empty, empty])
+    assert losses["loss_mask"].item() == losses["loss_keypoint"].item() == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in heads.parameters())
+
+
+def test_image_with_objects_and_image_without_train_together():
+    _, losses = make(*ALL_ON)(*batch(), [proposals(), proposals()], [full_truth(OBJECT), truth()])
+    assert losses["loss_mask"] > 0
+    assert losses["loss_keypoint"] > 0
+
+
+def test_losses_of_all_branches_are_finite_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, losses = make(*ALL_ON)(*batch(), [proposals(), proposals()], [full_truth(OBJECT), truth()])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
+def test_detections_have_the_fields_of_all_branches():
+    instances, _ = make(*ALL_ON).eval()(*batch(), [proposals()[:0], proposals()])
+    assert [sorted(x.get_fields()) for x in instances] == [
+        ["pred_boxes", "pred_classes", "pred_keypoint_heatmaps", "pred_keypoints", "pred_masks", "scores"]
+    ] * 2
+    count = len(instances[1])
+    assert len(instances[0]) == 0 < count
+    assert instances[1].pred_masks.shape == (count, 1, 8, 8)
+    assert instances[1].pred_keypoints.shape == (count, 2, 3)
+
+
+def test_given_boxes_get_what_detections_get():
+    heads = make(*ALL_ON).eval()
+    _, features = batch()
+    found = heads.predict(features, [proposals(), proposals()])
+    given = [Instances(SIZE, pred_boxes=x.pred_boxes, pred_classes=x.pred_classes) for x in found]
+    again = heads.forward_with_given_boxes(features, given)
+    for x, y in zip(found, again, strict=True):
+        torch.testing.assert_close(y.pred_masks, x.pred_masks)
+        torch.testing.assert_close(y.pred_keypoints, x.pred_keypoints)
+
+
+def test_given_boxes_in_training_are_an_error():
+    with pytest.raises(RuntimeError, match=r"call eval\(\) on the model first"):
+        make(*ALL_ON).forward_with_given_boxes(batch()[1], [])
+
+
+def test_later_branches_see_the_predicted_boxes():
+    heads = make(*ALL_ON, "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True)
+    seen = []
+    heads.mask_pooler.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    sampled, _ = heads(*batch(), [proposals(), proposals()], [full_truth(OBJECT), truth()])
+    is_foreground = sampled[0].gt_classes < K
+    assert torch.equal(seen[0][0].tensor, sampled[0].proposal_boxes.tensor[is_foreground])
+    assert len(seen[0][1]) == 0
+
+
+def test_branches_take_no_part_where_they_are_off():
+    assert [name for name, _ in make().named_children()] == ["box_pooler", "box_head", "box_predictor"]
+    names = {name for name, _ in make("MODEL.MASK_ON", True).named_children()}
+    assert names == {"box_pooler", "box_head", "box_predictor", "mask_pooler", "mask_head"}
+
+
+def test_branch_without_a_part_is_an_error():
+    heads = make()
+    parts = {name: getattr(heads, name) for name in ("box_pooler", "box_head", "box_predictor", "proposal_matcher")}
+    numbers = {"num_classes": K, "batch_size_per_image": 4, "positive_fraction": 0.5}
+    with pytest.raises(ValueError, match="needs all of its parts, but mask_pooler is None"):
+        StandardROIHeads(box_in_features=["p2", "p3"], mask_in_features=["p2", "p3"], **parts, **numbers)
 
 
 def test_unknown_feature_names_the_key():
@@ -130,4 +225,4 @@ def test_training_without_ground_truth_is_an_error():
 
 def test_given_boxes_need_their_fields():
     with pytest.raises(ValueError, match="image 0 need a field 'pred_classes'"):
-        make().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])
+        make().eval().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])

@@ -1,0 +1,192 @@
+"""Keypoints of every region: the head, its loss, and how keypoints are read from it.
+
+Source: He et al. 2017, arXiv 1703.06870, section 5.
+
+Legend: N images, R regions over the batch, C channels, K keypoints, S cells of a heatmap along a side.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import Conv2d, ShapeSpec, cat
+from detkit.modeling.roi_heads.build import ROI_KEYPOINT_HEAD_REGISTRY
+from detkit.structures import Instances, heatmaps_to_keypoints
+
+_IGNORED = -1
+
+
+def keypoint_rcnn_loss(
+    pred_keypoint_logits: Tensor, instances: Sequence[Instances], normalizer: float | None
+) -> Tensor:
+    """Compare heatmaps with the one cell that each labelled keypoint lies in: cross entropy over all cells.
+
+    Args:
+        pred_keypoint_logits: (R, K, S, S)
+        instances: Per image its proposals, R over the batch, with `proposal_boxes` and `gt_keypoints`. An image without
+            any needs no fields but the boxes.
+        normalizer: What the sum over keypoints is divided by. None divides by the number of those that count: that are
+            labelled, and lie in the proposal.
+
+    Returns:
+        A scalar; 0, and part of the graph, when no keypoint counts.
+
+    Raises:
+        ValueError: An image has proposals, but no `gt_keypoints`, or the wrong number of them.
+    """
+    with_objects = [x for x in instances if len(x) > 0]
+    _check_keypoints(with_objects, pred_keypoint_logits.shape[1])
+    if not with_objects:
+        return pred_keypoint_logits.sum() * 0
+    size = pred_keypoint_logits.shape[2]
+    heatmaps = [x.gt_keypoints.to_heatmap(x.proposal_boxes.tensor, size) for x in with_objects]
+    cells, is_valid = (cat(list(values)) for values in zip(*heatmaps, strict=True))
+    # Those that do not count are ignored rather than left out: to learn how many are left would wait for the device.
+    target = cells.masked_fill(is_valid == 0, _IGNORED).flatten()
+    # Float32 under autocast too: this is a softmax over some thousand cells.
+    logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
+    loss = F.cross_entropy(logits, target, reduction="sum", ignore_index=_IGNORED)
+    return loss / (is_valid.sum().clamp(min=1) if normalizer is None else normalizer)
+
+
+def _check_keypoints(instances: Sequence[Instances], num_keypoints: int) -> None:
+    for x in instances:
+        if not x.has("gt_keypoints"):
+            raise ValueError(
+                f"keypoints are trained on gt_keypoints, but instances have only {sorted(x.get_fields())}: "
+                "MODEL.KEYPOINT_ON needs a data set with keypoints"
+            )
+        if x.gt_keypoints.tensor.shape[1] != num_keypoints:
+            raise ValueError(
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {num_keypoints}, but the data has "
+                f"{x.gt_keypoints.tensor.shape[1]} keypoints per object"
+            )
+
+
+def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
+    """Give the detections their keypoints: each image's instances get two fields.
+
+    Args:
+        pred_keypoint_logits: (R, K, S, S)
+        pred_instances: Per image its detections, R over the batch, with `pred_boxes`. `pred_keypoints` becomes (M, K,
+            3) float32 as `(x, y, score)`; see `heatmaps_to_keypoints`. `pred_keypoint_heatmaps` becomes the (M, K, S,
+            S) logits.
+    """
+    logits = pred_keypoint_logits.detach()
+    boxes = cat([x.pred_boxes.tensor for x in pred_instances])
+    keypoints = heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
+    counts = [len(x) for x in pred_instances]
+    for x, keypoints_i, logits_i in zip(pred_instances, keypoints.split(counts), logits.split(counts), strict=True):
+        x.pred_keypoints = keypoints_i
+        x.pred_keypoint_heatmaps = logits_i
+
+
+class BaseKeypointRCNNHead(nn.Module):
+    """Base of keypoint heads: loss and inference. A subclass brings `layers`."""
+
+    def __init__(
+        self,
+        *,
+        num_keypoints: int,
+        loss_weight: float = 1.0,
+        loss_normalizer: float | Literal["visible"] = "visible",
+    ) -> None:
+        """Set how the loss is scaled.
+
+        Args:
+            num_keypoints: K
+            loss_weight: Factor on the loss.
+            loss_normalizer: What the sum over the keypoints of an image is divided by: a number, or `"visible"` for
+                those that count; see `keypoint_rcnn_loss`.
+
+        Raises:
+            ValueError: The normalizer is another word.
+        """
+        super().__init__()
+        if isinstance(loss_normalizer, str) and loss_normalizer != "visible":
+            raise ValueError(f"loss_normalizer is a number or 'visible', got {loss_normalizer!r}")
+        self.num_keypoints = num_keypoints
+        self.loss_weight = loss_weight
+        self.loss_normalizer = loss_normalizer
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to the arguments of this base class."""
+        head, heads = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.ROI_HEADS
+        # The most keypoints that an image can have: all of its foreground, all labelled.
+        constant = head.NUM_KEYPOINTS * heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION
+        return {
+            "num_keypoints": head.NUM_KEYPOINTS,
+            "loss_weight": head.LOSS_WEIGHT,
+            "loss_normalizer": "visible" if head.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS else constant,
+        }
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Give the losses by name in training, else the instances with `pred_keypoints`; see `keypoint_rcnn_loss`.
+
+        Args:
+            x: (R, C, H, W) pooled features.
+            instances: Per image the regions: foreground proposals in training, else detections.
+        """
+        logits = self.layers(x)
+        if not self.training:
+            keypoint_rcnn_inference(logits, instances)
+            return instances
+        normalizer = None if self.loss_normalizer == "visible" else len(instances) * float(self.loss_normalizer)
+        return {"loss_keypoint": keypoint_rcnn_loss(logits, instances, normalizer) * self.loss_weight}
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Turn (R, C, H, W) pooled features into (R, K, S, S) logits."""
+        raise NotImplementedError(f"{type(self).__name__} brings no layers")
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
+    """3x3 convolutions, an upsampling by 2 that predicts, and a bilinear one: S is four times the side of a region."""
+
+    @configurable
+    def __init__(self, *, input_shape: ShapeSpec, num_keypoints: int, conv_dims: Sequence[int], **kwargs: Any) -> None:
+        """Stack the layers.
+
+        Args:
+            input_shape: C of the pooled features.
+            num_keypoints: K
+            conv_dims: Channels of each convolution.
+            **kwargs: Arguments of `BaseKeypointRCNNHead`.
+
+        Raises:
+            ValueError: C is not known.
+        """
+        super().__init__(num_keypoints=num_keypoints, **kwargs)
+        channels = input_shape.channels
+        if channels is None:
+            raise ValueError(f"the keypoint head needs the channels of its input, got {input_shape}")
+        # Order and names of the layers are those of Detectron2's checkpoints.
+        for k, dim in enumerate(conv_dims, start=1):
+            self.add_module(f"conv_fcn{k}", Conv2d(channels, dim, kernel_size=3, padding=1))
+            self.add_module(f"conv_fcn_relu{k}", nn.ReLU(inplace=True))
+            channels = dim
+        self.score_lowres = nn.ConvTranspose2d(channels, num_keypoints, kernel_size=4, stride=2, padding=1)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "conv_dims": cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Turn (R, C, H, W) pooled features into (R, K, 4 H, 4 W) logits."""
+        for layer in self:
+            x = layer(x)
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -1,0 +1,183 @@
+"""A mask for every region: the head, its loss, and how masks are read from it.
+
+Source: He et al. 2017, arXiv 1703.06870.
+
+Legend: N images, R regions over the batch, C channels, K classes (1 where they share a mask), S cells of a mask along a
+side.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import CfgNode, configurable
+from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, cat, get_norm
+from detkit.modeling.roi_heads.build import ROI_MASK_HEAD_REGISTRY
+from detkit.structures import Instances
+from detkit.utils.events import get_event_storage, has_event_storage
+
+
+def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
+    """Compare the mask of the true class with the truth: the mean binary cross entropy over regions and cells.
+
+    Args:
+        pred_mask_logits: (R, K, S, S)
+        instances: Per image its foreground proposals, R over the batch, with `proposal_boxes`, `gt_classes` and
+            `gt_masks`. An image without any needs no fields but the boxes.
+
+    Returns:
+        A scalar; 0, and part of the graph, when R is 0.
+
+    Raises:
+        ValueError: An image has foreground, but no `gt_masks`.
+    """
+    with_objects = [x for x in instances if len(x) > 0]
+    for x in with_objects:
+        if not x.has("gt_masks"):
+            raise ValueError(
+                f"masks are trained on gt_masks, but instances have only {sorted(x.get_fields())}: MODEL.MASK_ON needs "
+                "a data set with segmentations"
+            )
+    if not with_objects:
+        return pred_mask_logits.sum() * 0
+    size = pred_mask_logits.shape[2]
+    targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in with_objects]
+    target = cat([target_i.to(pred_mask_logits.device) for target_i in targets])
+    # Float32 under autocast too: a mean over a hundred thousand cells needs its digits.
+    logits = _masks_of_classes(pred_mask_logits, [x.gt_classes for x in with_objects])[:, 0].float()
+    if has_event_storage():
+        _log_accuracy(logits.detach(), target)
+    return F.binary_cross_entropy_with_logits(logits, target.float())
+
+
+def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
+    """Give the detections their masks: each image's instances get the field `pred_masks`.
+
+    Args:
+        pred_mask_logits: (R, K, S, S)
+        pred_instances: Per image its detections, R over the batch, with `pred_classes`. `pred_masks` becomes (M, 1, S,
+            S) float32: the probability that a cell of the box belongs to the object.
+    """
+    masks = _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances]).float().sigmoid()
+    for instances_i, masks_i in zip(pred_instances, masks.split([len(x) for x in pred_instances]), strict=True):
+        instances_i.pred_masks = masks_i
+
+
+def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
+    """Give (R, 1, S, S): of (R, K, S, S) the mask of each region's class."""
+    if logits.shape[1] == 1:
+        return logits
+    region = torch.arange(len(logits), device=logits.device)
+    return logits[region, cat(classes)][:, None]
+
+
+def _log_accuracy(logits: Tensor, target: Tensor) -> None:
+    """Put into the storage how well the masks fit; the numbers stay on the device until they are read."""
+    is_wrong = (logits > 0) != target
+    num_positive = target.sum()
+    num_negative = target.numel() - num_positive
+    storage = get_event_storage()
+    storage.put_scalar("mask_rcnn/accuracy", 1 - is_wrong.float().mean())
+    storage.put_scalar("mask_rcnn/false_positive", (is_wrong & ~target).sum() / num_negative.clamp(min=1))
+    storage.put_scalar("mask_rcnn/false_negative", (is_wrong & target).sum() / num_positive.clamp(min=1))
+
+
+class BaseMaskRCNNHead(nn.Module):
+    """Base of mask heads: loss and inference. A subclass brings `layers`."""
+
+    def __init__(self, *, loss_weight: float = 1.0) -> None:
+        """Set the factor on the loss."""
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Give the losses by name in training, else the instances with `pred_masks`; see `mask_rcnn_loss`.
+
+        Args:
+            x: (R, C, H, W) pooled features.
+            instances: Per image the regions: foreground proposals in training, else detections.
+        """
+        logits = self.layers(x)
+        if self.training:
+            return {"loss_mask": mask_rcnn_loss(logits, instances) * self.loss_weight}
+        mask_rcnn_inference(logits, instances)
+        return instances
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Turn (R, C, H, W) pooled features into (R, K, S, S) logits."""
+        raise NotImplementedError(f"{type(self).__name__} brings no layers")
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
+    """3x3 convolutions, an upsampling by 2, and a 1x1 convolution that predicts: S is twice the side of a region."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: ShapeSpec,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        conv_norm: str = "",
+        loss_weight: float = 1.0,
+    ) -> None:
+        """Stack the layers.
+
+        Args:
+            input_shape: C of the pooled features.
+            num_classes: K
+            conv_dims: Channels of each convolution, the last ones those of the upsampling.
+            conv_norm: Norm after each convolution, as for `get_norm`.
+            loss_weight: Factor on the loss.
+
+        Raises:
+            ValueError: There is no upsampling, or C is not known.
+        """
+        super().__init__(loss_weight=loss_weight)
+        channels = input_shape.channels
+        if not conv_dims:
+            raise ValueError("the mask head needs the channels of its upsampling: conv_dims is empty")
+        if channels is None:
+            raise ValueError(f"the mask head needs the channels of its input, got {input_shape}")
+        # Order and names of the layers are those of Detectron2's checkpoints.
+        for k, dim in enumerate(conv_dims[:-1], start=1):
+            conv = Conv2d(
+                channels,
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not conv_norm,
+                norm=get_norm(conv_norm, dim),
+                activation=nn.ReLU(),
+            )
+            c2_msra_fill(conv)
+            self.add_module(f"mask_fcn{k}", conv)
+            channels = dim
+        self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
+        self.deconv_relu = nn.ReLU(inplace=True)
+        self.predictor = Conv2d(conv_dims[-1], num_classes, kernel_size=1)
+        c2_msra_fill(self.deconv)
+        c2_msra_fill(self.predictor)
+        # Small, so that every cell starts near a probability of one half.
+        nn.init.normal_(self.predictor.weight, std=0.001)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            "input_shape": input_shape,
+            "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
+            "conv_norm": head.NORM,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Turn (R, C, H, W) pooled features into (R, K, 2 H, 2 W) logits."""
+        for layer in self:
+            x = layer(x)
+        return x
