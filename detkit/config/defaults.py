@@ -499,6 +499,14 @@ _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.", m
 _key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", minimum=0)
 _key("SOLVER.NESTEROV", False, "Nesterov's momentum.")
 _key("SOLVER.WEIGHT_DECAY", 0.0001, "Weight decay.", minimum=0)
+_key(
+    "SOLVER.FREEZE",
+    [],
+    (
+        "detkit: regular expressions; tensors with a name that one is found in do not train, statistics of batch norms "
+        "included. Names are those of the state_dict: '^backbone', 'rpn_head\\.conv'."
+    ),
+)
 _key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
 _key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None takes WEIGHT_DECAY.", minimum=0)
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)

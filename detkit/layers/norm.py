@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.layers.sync_batch_norm import SyncBatchNorm2d
 from detkit.utils import comm
 from detkit.utils.logger import log_first_n
 from detkit.utils.near_miss import did_you_mean
@@ -116,6 +117,38 @@ class LayerNorm2d(nn.Module):
         )
 
 
+# Those that compute batch norm and nothing else, which other subclasses may: timm's have an activation.
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, EvalBatchNorm2d)
+
+
+def freeze_norm(norm: nn.Module) -> nn.Module:
+    """Give what takes the place of a norm so that no step changes it: weight, bias and statistics stay, for ever.
+
+    Args:
+        norm: A plain batch norm gives a FrozenBatchNorm2d. Any other is kept, in eval mode and without gradients.
+    """
+    if type(norm) in _BATCH_NORMS and norm.running_var is not None:
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
+    keep_in_eval_mode(norm)
+    return norm.requires_grad_(False)
+
+
+def keep_in_eval_mode(norm: nn.Module) -> None:
+    """Make a norm of any class work in eval mode, whatever ``train()`` says to the model that it is a part of."""
+    if not stays_in_eval_mode(norm):
+        norm.register_forward_pre_hook(_to_eval_mode)
+
+
+def stays_in_eval_mode(norm: nn.Module) -> bool:
+    """Tell whether a norm is in eval mode in training, too."""
+    return isinstance(norm, EvalBatchNorm2d) or _to_eval_mode in norm._forward_pre_hooks.values()
+
+
+# A hook: a method of the instance would be lost in a copy, and a class of its own is not known to pickle.
+def _to_eval_mode(module: nn.Module, _: object) -> None:
+    module.eval()
+
+
 FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
@@ -127,7 +160,7 @@ def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
     """
     if type(norm) is FrozenBatchNorm2d:
         return norm
-    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, EvalBatchNorm2d):
+    if type(norm) in _BATCH_NORMS:
         assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
         if norm.affine and not norm.training and norm.running_var is not None:
             return norm
@@ -150,7 +183,7 @@ def fold_norm(weight: Tensor, bias: Tensor | None, norm: FixedNorm) -> tuple[Ten
 
 def _sync_batchnorm(num_channels: int) -> nn.Module:
     if comm.get_world_size() > 1:
-        return nn.SyncBatchNorm(num_channels)
+        return SyncBatchNorm2d(num_channels)
     log_first_n(logging.INFO, "SyncBN in a single process: built as BN, which computes the same", key="SyncBN as BN")
     return nn.BatchNorm2d(num_channels)
 

@@ -62,7 +62,8 @@ def get_default_optimizer_params(
             groups.append({"params": [parameter], **settings})
     if not groups:
         raise ValueError(
-            "no parameter of the model trains: every one has requires_grad=False (see MODEL.BACKBONE.FREEZE_AT)"
+            "no parameter of the model trains: every one has requires_grad=False (see MODEL.BACKBONE.FREEZE_AT, "
+            "SOLVER.FREEZE)"
         )
     return reduce_param_groups(groups)
 

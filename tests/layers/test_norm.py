@@ -122,7 +122,7 @@ def test_group_norm_has_32_groups():
 
 def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    assert type(get_norm("SyncBN", 4)) is nn.SyncBatchNorm
+    assert isinstance(get_norm("SyncBN", 4), nn.SyncBatchNorm)
 
 
 def test_sync_bn_in_one_process_says_so_once(monkeypatch):

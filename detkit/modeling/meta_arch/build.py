@@ -1,12 +1,17 @@
 """The registries of whole models and of heads that classify pixels, and what builds from them."""
 
+import logging
+
 import torch
 from torch import nn
 
 from detkit.config import CfgNode
 from detkit.layers import ShapeSpec
+from detkit.modeling.freezing import freeze_matching
 from detkit.utils.env import resolve_device
 from detkit.utils.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 """Called as `(cfg)`. `forward(list[ModelInput])` gives losses by name in training, else `list[ModelOutput]`."""
@@ -23,13 +28,27 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 def build_model(cfg: CfgNode) -> nn.Module:
     """Give the model that MODEL.META_ARCHITECTURE selects, with random weights.
 
-    Its weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT. Loading MODEL.WEIGHTS is the
-    checkpointer's.
+    Its weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT; what SOLVER.FREEZE names does not
+    train. Loading MODEL.WEIGHTS is the checkpointer's.
+
+    Raises:
+        ValueError: A setting is out of range; the message names the key.
     """
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    if cfg.SOLVER.FREEZE:
+        _freeze(model, cfg.SOLVER.FREEZE)
     return model.to(device=resolve_device(cfg.MODEL.DEVICE), memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT])
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Give the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
     return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+
+
+def _freeze(model: nn.Module, patterns: list[str]) -> None:
+    # Here and not in the solver: batch norms change their statistics without an optimizer.
+    try:
+        frozen = freeze_matching(model, patterns)
+    except ValueError as error:
+        raise ValueError(f"SOLVER.FREEZE: {error}") from error
+    logger.info("SOLVER.FREEZE: %d of %d tensors do not train", len(frozen), len(model.state_dict()))

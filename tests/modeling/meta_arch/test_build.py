@@ -47,3 +47,17 @@ def test_device_that_is_none_names_the_key():
 def test_unknown_model_offers_a_near_miss():
     with pytest.raises(KeyError, match="not registered as META_ARCH. Did you mean 'GeneralizedRCNN'"):
         build_model(config(META_ARCHITECTURE="GeneralisedRCNN"))
+
+
+def test_parts_that_solver_freeze_names_do_not_train():
+    cfg = config()
+    cfg.SOLVER.FREEZE = [r"conv\.w"]
+    trained = {name for name, p in build_model(cfg).named_parameters() if p.requires_grad}
+    assert trained == {"conv.bias"}
+
+
+def test_solver_freeze_that_matches_nothing_is_an_error_that_names_the_key():
+    cfg = config()
+    cfg.SOLVER.FREEZE = ["cnov"]
+    with pytest.raises(ValueError, match="SOLVER.FREEZE: 'cnov' is found .*Did you mean 'conv'"):
+        build_model(cfg)

@@ -1,0 +1,69 @@
+"""SOLVER.FREEZE: parts of a model that training leaves as they are, by the names of their tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from detkit.layers.norm import freeze_norm, keep_in_eval_mode
+from detkit.utils.near_miss import did_you_mean
+
+
+def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Stop training each tensor that a pattern is found in the name of, and give these names.
+
+    Parameters take no gradient. A batch norm whose statistics match is fixed: it normalises by them in training too,
+    whatever mode the model is set to. One that matches as a whole becomes a FrozenBatchNorm2d with the same names.
+
+    Args:
+        model: Changed in place.
+        patterns: Regular expressions, searched for in the names of the model's ``state_dict``; ``^`` and ``$`` anchor.
+
+    Raises:
+        ValueError: A pattern is not a regular expression, or is found in no name.
+    """
+    names = list(model.state_dict())
+    frozen = set().union(*(_matching(pattern, names, model) for pattern in patterns))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in frozen:
+            parameter.requires_grad_(False)
+    _freeze_norms(model, frozen)
+    return [name for name in names if name in frozen]
+
+
+def _matching(pattern: str, names: Iterable[str], model: nn.Module) -> set[str]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    found = {name for name in names if regex.search(name)}
+    if not found:
+        plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
+        known = [*(name for name, _ in model.named_modules() if name), *names]
+        raise ValueError(f"{pattern!r} is found in the name of no tensor of the model.{did_you_mean(plain, known)}")
+    return found
+
+
+def _freeze_norms(model: nn.Module, frozen: Collection[str]) -> None:
+    # A norm that two modules share has two names, and is replaced under both.
+    named = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, _NormBase)]
+    fixed: dict[nn.Module, nn.Module] = {
+        norm: norm for name, norm in named if _any_of(norm.named_buffers(), name, frozen)
+    }
+    for norm in fixed:
+        if any(parameter.requires_grad for parameter in norm.parameters()):
+            keep_in_eval_mode(norm)
+        else:
+            fixed[norm] = freeze_norm(norm)
+    for name, norm in named:
+        if name and fixed.get(norm, norm) is not norm:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, fixed[norm])
+
+
+def _any_of(tensors: Iterable[tuple[str, Tensor]], module_name: str, names: Collection[str]) -> bool:
+    prefix = f"{module_name}." if module_name else ""
+    return any(f"{prefix}{name}" in names for name, _ in tensors)
