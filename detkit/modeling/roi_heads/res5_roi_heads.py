@@ -8,6 +8,7 @@ Legend: N images, R regions over the batch, C channels, K classes.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
@@ -15,9 +16,10 @@ from detkit.layers import CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone import make_configured_stage
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.poolers import ROIPooler
-from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY
+from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detkit.modeling.roi_heads.roi_heads import ROIHeads
+from detkit.modeling.roi_heads.selection import select_foreground_proposals
 from detkit.structures import Boxes, ImageList, Instances
 
 
@@ -33,6 +35,7 @@ class Res5ROIHeads(ROIHeads):
         pooler: ROIPooler,
         res5: nn.Module | Sequence[nn.Module],
         box_predictor: FastRCNNOutputLayers,
+        mask_head: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Put the parts together.
@@ -42,6 +45,7 @@ class Res5ROIHeads(ROIHeads):
             pooler: Feature and boxes to features per region.
             res5: Pooled features to what the branches share; or the blocks of a sequence.
             box_predictor: Classes and boxes, from the mean over the cells of a region.
+            mask_head: Masks, from the cells; see `ROI_MASK_HEAD_REGISTRY`. None is no mask branch.
             **kwargs: Arguments of `ROIHeads`.
         """
         super().__init__(**kwargs)
@@ -49,6 +53,9 @@ class Res5ROIHeads(ROIHeads):
         self.pooler = pooler
         self.res5 = res5 if isinstance(res5, nn.Module) else nn.Sequential(*res5)
         self.box_predictor = box_predictor
+        self.mask_on = mask_head is not None
+        if mask_head is not None:
+            self.mask_head = mask_head
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -62,10 +69,11 @@ class Res5ROIHeads(ROIHeads):
             raise ValueError(
                 f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch: use StandardROIHeads"
             )
-        if cfg.MODEL.MASK_ON:
-            raise ValueError(f"MODEL.MASK_ON is True, but {cls.__name__} has only a box branch so far: set it to False")
         head = cfg.MODEL.ROI_BOX_HEAD
         blocks = cls._build_res5_block(cfg, shape)
+        channels = blocks[-1].out_channels
+        # As in Detectron2 the size of the pooled regions, not of what res5 leaves of them: no mask head asks for it.
+        pooled_shape = ShapeSpec(channels=channels, height=head.POOLER_RESOLUTION, width=head.POOLER_RESOLUTION)
         return {
             **super().from_config(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
@@ -76,7 +84,8 @@ class Res5ROIHeads(ROIHeads):
                 pooler_type=head.POOLER_TYPE,
             ),
             "res5": blocks,
-            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=blocks[-1].out_channels, height=1, width=1)),
+            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1)),
+            "mask_head": build_mask_head(cfg, pooled_shape) if cfg.MODEL.MASK_ON else None,
         }
 
     @classmethod
@@ -107,7 +116,11 @@ class Res5ROIHeads(ROIHeads):
             proposals: What `label_and_sample_proposals` gives.
         """
         regions = self._region_features(features, [p.proposal_boxes for p in proposals])
-        return self.box_predictor.losses(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
+        losses = self.box_predictor.losses(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
+        if self.mask_on:
+            foreground, is_foreground = select_foreground_proposals(proposals, self.num_classes)
+            losses.update(self.mask_head(regions[torch.cat(is_foreground)], foreground))
+        return losses
 
     def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
         """Give the detections of every image, with the fields of every branch."""
@@ -116,12 +129,25 @@ class Res5ROIHeads(ROIHeads):
         return self.forward_with_given_boxes(features, instances)
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
-        """Add the fields of the branches that work on detected boxes; see `ROIHeads`."""
+        """Add `pred_masks`, if there is a mask branch, to detections with `pred_boxes` and `pred_classes`.
+
+        Args:
+            features: The backbone's features by name.
+            instances: N times detections. The field is set on them.
+
+        Raises:
+            RuntimeError: In training, where the branch gives losses.
+            ValueError: Instances lack a field.
+        """
+        if self.training:
+            raise RuntimeError("forward_with_given_boxes predicts: call eval() on the model first")
         for i, instances_i in enumerate(instances):
             for name in ("pred_boxes", "pred_classes"):
                 if not instances_i.has(name):
                     raise ValueError(f"given instances of image {i} need a field {name!r}")
-        return list(instances)
+        if not self.mask_on:
+            return list(instances)
+        return self.mask_head(self._region_features(features, [x.pred_boxes for x in instances]), list(instances))
 
     def _region_features(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
         """Give (R, C, H, W): what all branches look at."""

@@ -1,5 +1,6 @@
 """Tests of detkit.modeling.roi_heads.res5_roi_heads."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import BottleneckBlock
 from detkit.modeling.roi_heads import build_roi_heads
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes, ImageList, Instances, PolygonMasks
 from tests.helpers import slow_roi_align
 
 SIZE = (64, 96)
@@ -108,9 +109,42 @@ def test_given_boxes_are_kept():
     assert kept.pred_boxes.tensor.tolist() == [list(OBJECT)]
 
 
+MASKS = ("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8)
+
+
+def with_masks(gt):
+    boxes = gt.gt_boxes.tensor.tolist()
+    gt.gt_masks = PolygonMasks([[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in boxes])
+    return gt
+
+
+@pytest.mark.parametrize("objects", [(OBJECT,), ()], ids=["object", "empty"])
+def test_masks_are_trained_on_the_features_of_the_boxes(objects):
+    heads = make(*MASKS)
+    assert {"mask_head.deconv.weight", "mask_head.predictor.weight"} < set(heads.state_dict())
+    _, losses = heads(*batch(), [proposals(), proposals()], [with_masks(truth(*objects)), with_masks(truth())])
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask"}
+    assert (losses["loss_mask"].item() > 0) == bool(objects)
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_detections_have_masks():
+    found, _ = make(*MASKS).eval()(*batch(), [proposals(), proposals()[:0]])
+    assert found[0].pred_masks.shape[1:] == (1, 4, 4)  # 4 cells, 2 after the stride of res5, 4 after the upsampling
+    assert len(found[0].pred_masks) == len(found[0]) > 0
+    assert found[1].pred_masks.shape == (0, 1, 4, 4)
+
+
+def test_given_boxes_are_not_for_training():
+    with pytest.raises(RuntimeError, match=r"call eval\(\) on the model first"):
+        make().forward_with_given_boxes({}, [])
+
+
 def test_given_boxes_need_their_fields():
     with pytest.raises(ValueError, match="image 0 need a field 'pred_classes'"):
-        make().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])
+        make().eval().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])
 
 
 def test_keypoints_are_refused():
