@@ -2,6 +2,7 @@
 
 from detkit.evaluation.build import build_evaluator
 from detkit.evaluation.coco_evaluation import COCOEvaluator
+from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.coco_results import instances_to_coco_json
 from detkit.evaluation.evaluator import (
     DatasetEvaluator,
@@ -10,13 +11,16 @@ from detkit.evaluation.evaluator import (
     inference_on_dataset,
 )
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "COCOPanopticEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "PascalVOCDetectionEvaluator",
+    "SemSegEvaluator",
     "build_evaluator",
     "flatten_results_dict",
     "inference_context",

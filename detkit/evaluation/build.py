@@ -7,8 +7,10 @@ from pathlib import Path
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog, register_declared_datasets
 from detkit.evaluation.coco_evaluation import COCOEvaluator
+from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.utils.near_miss import did_you_mean
 
 
@@ -66,4 +68,17 @@ def _pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEval
     return PascalVOCDetectionEvaluator(dataset_name, output_dir=output_dir)
 
 
-_BUILDERS = {"coco": (_coco,), "pascal_voc": (_pascal_voc,)}
+def _sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    return SemSegEvaluator(dataset_name, output_dir=output_dir)
+
+
+def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    return COCOPanopticEvaluator(dataset_name, output_dir)
+
+
+_BUILDERS = {
+    "coco": (_coco,),
+    "pascal_voc": (_pascal_voc,),
+    "sem_seg": (_sem_seg,),
+    "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
+}

@@ -81,7 +81,15 @@ class ImageCollector(Generic[ItemT]):
         Raises:
             ValueError: If the image is not in the data set, or has come before.
         """
-        image_id = item.image_id
+        self.check(item.image_id)
+        self._items[item.image_id] = item
+
+    def check(self, image_id: int | str) -> None:
+        """Refuse an image that is not in the data set, or has come before.
+
+        Raises:
+            ValueError: If it is one of these.
+        """
         if image_id not in self._image_ids:
             raise ValueError(
                 f"image {image_id!r} was predicted, but is not in data set {self._dataset_name!r}: "
@@ -92,7 +100,6 @@ class ImageCollector(Generic[ItemT]):
                 f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the test loader "
                 "gives an image more than once (a sampler that pads or repeats), or the evaluator was not reset"
             )
-        self._items[image_id] = item
 
     def gather(self, distributed: bool) -> list[ItemT] | None:
         """Give what all processes have, or this one only; None in all processes but the main one.

@@ -112,3 +112,12 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
         if average and get_rank() == 0:
             stacked /= world_size
         return dict(zip(names, stacked, strict=True))
+
+
+def sum_to_main(tensor: Tensor) -> Tensor:
+    """Give rank 0 the sum of the CPU tensors of all processes, which have the same shape; the others get their own."""
+    if get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.reduce(total, dst=0, group=_cpu_group())
+    return total if get_rank() == 0 else tensor

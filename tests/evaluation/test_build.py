@@ -4,7 +4,7 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
-from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, build_evaluator
+from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator, build_evaluator
 
 
 @pytest.mark.parametrize(
@@ -13,10 +13,20 @@ from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, build_
         pytest.param({}, COCOEvaluator, id="default"),
         pytest.param({"evaluator_type": "coco"}, COCOEvaluator, id="coco"),
         pytest.param({"evaluator_type": "pascal_voc"}, PascalVOCDetectionEvaluator, id="pascal_voc"),
+        pytest.param({"evaluator_type": "sem_seg", "stuff_classes": ["sky"]}, SemSegEvaluator, id="sem_seg"),
     ],
 )
 def test_metadata_chooses_the_evaluator(metadata, kind, register, make_record):
-    assert type(build_evaluator(get_cfg(), register([make_record(1)], **metadata))) is kind
+    name = register([{**make_record(1), "sem_seg_file_name": "1.png"}], **metadata)
+    assert type(build_evaluator(get_cfg(), name)) is kind
+
+
+def test_panoptic_data_is_scored_by_pixel_by_instance_and_by_segment(register, make_record, tmp_path):
+    ids = {"thing_dataset_id_to_contiguous_id": {1: 0, 2: 1}, "stuff_dataset_id_to_contiguous_id": {3: 1}}
+    record = {**make_record(1), "sem_seg_file_name": "1.png", "pan_seg_file_name": "1.png", "segments_info": []}
+    name = register([record], evaluator_type="coco_panoptic_seg", stuff_classes=["things", "sky"], **ids)
+    results = build_evaluator(get_cfg(), name, str(tmp_path)).evaluate()
+    assert list(results) == ["sem_seg", "bbox", "panoptic_seg"]
 
 
 def test_detections_per_image_reach_the_evaluator(register, make_record, score):
@@ -97,7 +107,5 @@ def test_data_set_that_the_config_declares_is_found(tmp_path):
 
 def test_unknown_type_is_an_error_with_near_misses(register, make_record):
     name = register([make_record(1)], evaluator_type="pascal_vox")
-    with pytest.raises(
-        ValueError, match=r"type 'pascal_vox'; there are 'coco', 'pascal_voc'. Did you mean 'pascal_voc'"
-    ):
+    with pytest.raises(ValueError, match=r"type 'pascal_vox'; there are 'coco', .*. Did you mean 'pascal_voc'"):
         build_evaluator(get_cfg(), name)

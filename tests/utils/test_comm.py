@@ -13,6 +13,7 @@ def test_one_process_talks_to_itself():
     assert comm.all_gather("x") == ["x"]
     assert comm.gather({"a": 1}) == [{"a": 1}]
     assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
+    assert comm.sum_to_main(torch.tensor([1, 2])).tolist() == [1, 2]
     assert 0 <= comm.shared_random_seed() < 2**31
     comm.synchronize()
 
@@ -30,6 +31,7 @@ def _two_processes(rank, init_file, results):
     results[rank] = {
         "all": comm.all_gather(rank),
         "gathered": comm.gather(rank, dst=1),
+        "total": comm.sum_to_main(torch.tensor([1, rank])).tolist(),
         "seed": comm.shared_random_seed(),
         "mean": {k: v.item() for k, v in comm.reduce_dict(values).items()},
         "sum": {k: v.item() for k, v in comm.reduce_dict(values, average=False).items()},
@@ -46,6 +48,7 @@ def test_two_processes(tmp_path):
         first, second = results[0], results[1]
     assert first["all"] == second["all"] == [0, 1]
     assert (first["gathered"], second["gathered"]) == ([], [0, 1])
+    assert (first["total"], second["total"]) == ([2, 1], [1, 1])
     assert first["seed"] == second["seed"]
     assert first["mean"] == {"a": 0.5, "b": 5.0}
     assert first["sum"] == {"a": 1.0, "b": 10.0}

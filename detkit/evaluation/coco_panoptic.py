@@ -1,0 +1,184 @@
+"""Panoptic quality on any data set with panoptic ground truth.
+
+Legend: C categories, H and W height and width of an image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tabulate import tabulate
+
+from detkit.data.catalog import MetadataCatalog
+from detkit.evaluation.detections import ImageCollector, image_id_of
+from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_panoptic_ground_truth
+from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
+from detkit.structures import ModelInput, ModelOutput
+from detkit.utils.image import read_image
+from detkit.utils.segment_ids import id2rgb, rgb2id
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "predictions.json"
+PNG_FOLDER = "panoptic_predictions"
+
+
+@dataclass(frozen=True)
+class _ImageCounts:
+    image_id: int | str
+    counts: PanopticCounts
+    annotation: dict[str, Any]
+    """The predicted segments as an entry of COCO's panoptic json."""
+
+
+class COCOPanopticEvaluator(DatasetEvaluator):
+    """Scores ``panoptic_seg`` outputs by panoptic quality. Segments are matched as they come, so no map is held."""
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None, *, distributed: bool = True) -> None:
+        """Load the list of true segments; the png of each image is read when the image comes.
+
+        Args:
+            dataset_name: A registered data set: see ``load_panoptic_ground_truth``.
+            output_dir: Gets `predictions.json` in COCO's panoptic format, and its pngs in `panoptic_predictions`. None
+                writes nothing.
+            distributed: Whether to score the predictions of all processes together, in the main one.
+
+        Raises:
+            ValueError: If the data set has no panoptic ground truth.
+        """
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
+        self._truth = load_panoptic_ground_truth(dataset_name, self._categories)
+        self._collector: ImageCollector[_ImageCounts] = ImageCollector(dataset_name, self._truth)
+
+    def reset(self) -> None:
+        """Forget everything that was processed."""
+        self._collector.reset()
+
+    def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
+        """Take in one batch of outputs with ``panoptic_seg``: (H, W) segment ids and a dict per segment.
+
+        Raises:
+            ValueError: If an image is not in the data set or came before, an output has no ``panoptic_seg`` or one of
+                another size than the ground truth, or pixels and segments of a prediction contradict each other.
+            FileNotFoundError: If a png of the ground truth is missing.
+        """
+        for model_input, output in zip(inputs, outputs, strict=True):
+            image_id = image_id_of(model_input)
+            self._collector.check(image_id)
+            if "panoptic_seg" not in output:
+                raise ValueError(f"panoptic scores need 'panoptic_seg' in the outputs, got the keys {sorted(output)}")
+            ids, segments_info = output["panoptic_seg"]
+            predicted_ids = ids.cpu().numpy()
+            predicted = self._segments(image_id, segments_info)
+            counts = self._count(image_id, predicted_ids, predicted)
+            annotation = self._annotation(image_id, model_input, predicted)
+            self._collector.add(_ImageCounts(image_id, counts, annotation))
+            if self._output_dir is not None:
+                self._write_png(annotation["file_name"], predicted_ids)
+
+    def _segments(self, image_id: int | str, segments_info: Sequence[Mapping[str, Any]]) -> list[Segment]:
+        where = f"the prediction for image {image_id!r}"
+        return [
+            Segment(int(s["id"]), self._categories.number_of(s["isthing"], s["category_id"], where))
+            for s in segments_info
+        ]
+
+    def _count(self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]) -> PanopticCounts:
+        truth = self._truth[image_id]
+        truth_ids = rgb2id(read_image(truth.file_name, "RGB"))
+        if truth_ids.shape != predicted_ids.shape:
+            raise ValueError(
+                f"the prediction for image {image_id!r} is {predicted_ids.shape}, its ground truth {truth.file_name} "
+                f"{truth_ids.shape} (height, width): are 'height' and 'width' in the inputs of the model?"
+            )
+        try:
+            return count_segments(truth_ids, truth.segments, predicted_ids, predicted, len(self._categories))
+        except ValueError as error:
+            raise ValueError(f"the prediction for image {image_id!r} is inconsistent: {error}") from error
+
+    def _annotation(self, image_id: int | str, model_input: ModelInput, predicted: Sequence[Segment]) -> dict[str, Any]:
+        segments = [{"id": s.id, "category_id": self._categories.dataset_ids[s.category]} for s in predicted]
+        stem = Path(model_input.get("file_name", str(image_id))).stem
+        return {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments}
+
+    def _write_png(self, file_name: str, ids: np.ndarray) -> None:
+        assert self._output_dir is not None
+        folder = self._output_dir / PNG_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(id2rgb(ids)).save(folder / file_name)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Score what was processed.
+
+        Returns:
+            ``panoptic_seg`` with PQ, SQ, RQ over all categories, and with _th and _st over things and stuff, in
+            [0, 100]; segments in images that were not predicted count as missed. An empty dict in all processes but
+            the main one.
+        """
+        images = self._collector.gather(self._distributed)
+        results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        if images is None:
+            return results
+        if self._output_dir is not None:
+            self._write_json([image.annotation for image in images])
+        total = sum((image.counts for image in images), PanopticCounts.zeros(len(self._categories)))
+        total += self._missed({image.image_id for image in images})
+        self._explain(images)
+        metrics = panoptic_metrics(total, self._categories.is_thing)
+        logger.info("panoptic quality on %s:\n%s", self._dataset_name, panoptic_table(metrics))
+        results["panoptic_seg"] = metrics
+        return results
+
+    def _missed(self, predicted_images: set[int | str]) -> PanopticCounts:
+        counts = PanopticCounts.zeros(len(self._categories))
+        for image_id, truth in self._truth.items():
+            if image_id not in predicted_images:
+                for segment in truth.segments:
+                    counts.missed[segment.category] += not segment.is_crowd
+        return counts
+
+    def _explain(self, images: Sequence[_ImageCounts]) -> None:
+        if len(images) < len(self._truth):
+            logger.warning(
+                "only %d of the %d images of %s were predicted: the segments in the others count as missed",
+                len(images),
+                len(self._truth),
+                self._dataset_name,
+            )
+        elif images and not any(image.annotation["segments_info"] for image in images):
+            logger.warning(
+                "PQ is 0 on %s: no segment was predicted in any of %d images", self._dataset_name, len(images)
+            )
+
+    def _write_json(self, annotations: list[dict[str, Any]]) -> None:
+        assert self._output_dir is not None
+        is_thing = self._categories.is_thing.tolist()
+        categories = [
+            {"id": dataset_id, "isthing": int(thing)}
+            for dataset_id, thing in zip(self._categories.dataset_ids, is_thing, strict=True)
+        ]
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        path = self._output_dir / RESULTS_FILE
+        path.write_text(json.dumps({"annotations": annotations, "categories": categories}), encoding="utf-8")
+        logger.info("wrote the segments of %d images to %s", len(annotations), path)
+
+
+def panoptic_table(metrics: Mapping[str, float]) -> str:
+    """Give the metrics of all categories, of things and of stuff as the rows of a table."""
+    rows = [
+        [name, *(metrics[key + suffix] for key in ("PQ", "SQ", "RQ"))]
+        for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
+    ]
+    return tabulate(rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f", numalign="left")
