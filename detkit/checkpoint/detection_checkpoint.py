@@ -14,7 +14,7 @@ from detkit.checkpoint.foreign import translate_for
 from detkit.checkpoint.foreign_layout import Translation
 from detkit.checkpoint.foreign_settings import differing_settings
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
-from detkit.checkpoint.resnet_depth import depth_difference
+from detkit.checkpoint.resnet_depth import check_depth
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file, local_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.utils import comm
@@ -199,11 +199,7 @@ class DetectionCheckpointer:
         translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)
         if translation is not None:
             weights = translation.weights
-        if difference := depth_difference(weights, model_state):
-            raise CheckpointError(
-                f"{path} holds weights of a ResNet of another depth: {difference}. Set MODEL.RESNETS.DEPTH to "
-                "theirs, or choose other weights."
-            )
+        check_depth(weights, model_state, path)
         chosen, report = match_weights(weights, model_state)
         if translation is not None:
             report = dataclasses.replace(report, layout=translation.layout, renamed=translation.renamed)

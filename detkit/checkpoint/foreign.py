@@ -38,7 +38,9 @@ def translate(weights: Mapping[str, Tensor], file_name: str = "") -> Translation
         if weights and all(_BARE.match(name) for name in weights):
             return Translation("a ResNet alone", dict(weights), {})
         return None
-    return layout.translate(weights, file_name)
+    translation = layout.translate(weights, file_name)
+    translation.unrecognised = [n for n in translation.weights if n in weights and n not in translation.renamed]
+    return translation
 
 
 def translate_for(

@@ -49,6 +49,10 @@ class Translation:
     """Which convolution of a bottleneck has the stride; None where it is not known."""
     remarks: list[str] = field(default_factory=list)
     """What was changed besides names, or what the names cannot tell."""
+    unrecognised: list[str] = field(default_factory=list)
+    """Names in the file that have no counterpart, and were kept."""
+    class_names: list[str] | None = None
+    """Of the classes in their new order, where they are known."""
 
 
 @dataclass(frozen=True)

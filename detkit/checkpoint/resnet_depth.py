@@ -8,7 +8,24 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from detkit.checkpoint.safe_load import CheckpointError
+
 _CONV = re.compile(r"(.*\bres[2-5])\.(\d+)\.conv(\d)\.weight")
+
+
+def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> None:
+    """Raise the CheckpointError of a file whose ResNet is not as deep as the model's.
+
+    Args:
+        names: Of the tensors in the file.
+        model_names: Of the tensors of the model.
+        path: The file, for the message.
+    """
+    if difference := depth_difference(names, model_names):
+        raise CheckpointError(
+            f"{path} holds weights of a ResNet of another depth: {difference}. Set MODEL.RESNETS.DEPTH to theirs, or "
+            "choose other weights."
+        )
 
 
 def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ Which reader gets a file depends on its first bytes, not on its name: torch's zi
 with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors` goes by name.
 """
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -98,12 +99,16 @@ def _read(local: Path, path: str) -> Any:
     raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{_hint(head)}")
 
 
-def _read_safetensors(local: Path, path: str) -> dict[str, Tensor]:
+def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
     try:
-        from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
+        from safetensors import safe_open  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(f"reading {path} needs the package safetensors: pip install safetensors") from error
-    return load_file(local)
+    with safe_open(local, framework="pt") as file:
+        weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        metadata = (file.metadata() or {}).get("detkit")
+    # The format keeps text beside the tensors: what detkit wrote there is JSON.
+    return weights if metadata is None else {"model": weights, "metadata": json.loads(metadata)}
 
 
 def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from detkit import __version__
 
-# Each is the module of that name beside this one.
+# Each is the module of that name beside this one, with `_` for `-`.
 COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
+    "convert-weights": "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their format",
     "benchmark": "measure detkit's speed against torchvision, a PIL data loader and pycocotools",
 }
 
@@ -30,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     # Imported only now: torch takes seconds to load, which `detkit --help` should not wait for.
-    command = importlib.import_module(f"detkit.cli.{args.command}")
+    command = importlib.import_module(f"detkit.cli.{args.command.replace('-', '_')}")
     return command.main(args.arguments, prog=f"detkit {args.command}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<10} {help_text}" for name, help_text in COMMANDS.items())
+    listed = "\n".join(f"  {name:<15} {help_text}" for name, help_text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="detkit",
         usage="detkit COMMAND ...",

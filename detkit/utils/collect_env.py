@@ -9,8 +9,6 @@ import torch
 from tabulate import tabulate
 
 _PACKAGES = ("detkit", "torch", "torchvision", "numpy", "pillow", "fvcore", "iopath", "pycocotools", "faster-coco-eval")
-
-
 _VARIABLES = ("DETKIT_DATASETS", "DETKIT_OFFLINE", "FVCORE_CACHE", "CUDA_VISIBLE_DEVICES")
 
 

@@ -1,0 +1,127 @@
+"""`detkit convert-weights`: weights of others under detkit's names, in the format that the output's name tells."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from detkit.checkpoint import (
+    LoadReport,
+    Translation,
+    check_depth,
+    check_weight_format,
+    fold_frozen_eps,
+    load_checkpoint_file,
+    local_checkpoint_file,
+    match_weights,
+    save_weights_file,
+    strip_wrapper_prefixes,
+    translate_for,
+    translate_for_file,
+)
+from detkit.cli.errors import run_command
+from detkit.config import get_cfg
+from detkit.model_zoo import find_config
+from detkit.modeling import build_model
+
+_EPILOG = """examples:
+  torchvision's detector:    torchvision://fasterrcnn_resnet50_fpn frcnn.pth
+  compared with a model:     R-50.pkl r50.safetensors --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+  another format alone:      output/model_final.pth model.safetensors
+
+The exit status is 1 if a model was given and the weights do not fill it, 2 for a mistake in the command or the file.
+"""
+_DOES_NOT_FILL = 1
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and give its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IN", help="file or address: whatever MODEL.WEIGHTS takes")
+    parser.add_argument("output", metavar="OUT", help=".pth, .safetensors, or .pkl (Detectron2's pickle of arrays)")
+    parser.add_argument("--config-file", default="", help="compare with this model, and write only what it takes")
+    parser.add_argument(
+        "--frozen-bn-eps",
+        type=float,
+        help="eps of the frozen batch norms that the weights were trained with, where it is not 1e-5",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the config file")
+    args = parser.parse_intermixed_args(argv)  # settings may come after options
+    return run_command(convert, args)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Translate, write and report; give the exit status."""
+    check_weight_format(args.output)
+    checkpoint = load_checkpoint_file(args.input)
+    model_state = _model_state(args)
+    weights = _without_wrappers(checkpoint["model"], model_state)
+    file_name = local_checkpoint_file(args.input).name
+    if model_state:
+        by_suffix = bool(checkpoint.get("matching_heuristics"))
+        translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)
+    else:
+        translation = translate_for_file(weights, file_name)
+    translation = translation or Translation("", weights, {})
+    if args.frozen_bn_eps is not None:
+        fold_frozen_eps(translation, args.frozen_bn_eps)
+    check_depth(translation.weights, model_state, args.input)
+    chosen, report = match_weights(translation.weights, model_state or translation.weights)
+    report = dataclasses.replace(report, layout=translation.layout, renamed=translation.renamed)
+    metadata = checkpoint.get("metadata") or {}
+    if translation.class_names is not None:
+        metadata = {"thing_classes": translation.class_names, **metadata}
+    save_weights_file(chosen, args.output, metadata)
+    print(_table(report, translation))
+    for remark in translation.remarks:
+        print(remark)
+    print(f"{translation.layout or 'the names are left as they are'}; {report.summary()}; written to {args.output}")
+    return 0 if report.is_complete else _DOES_NOT_FILL
+
+
+def _model_state(args: argparse.Namespace) -> dict[str, Tensor]:
+    """Names and shapes of the model that the config describes; empty without one."""
+    if not args.config_file:
+        if args.opts:
+            raise ValueError(f"settings need a --config-file that they change: {' '.join(args.opts)}")
+        return {}
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(args.config_file))
+    cfg.merge_from_list([*args.opts, "MODEL.DEVICE", "cpu"])
+    with torch.random.fork_rng(devices=[]):
+        return build_model(cfg).state_dict()
+
+
+def _without_wrappers(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = strip_wrapper_prefixes(weights, model_state)
+    return {names[name]: value for name, value in weights.items()}
+
+
+def _table(report: LoadReport, translation: Translation) -> str:
+    """One line per tensor: what became of it, its names and its shape."""
+    name_in_file = {new: old for old, new in report.renamed.items()}
+    unexpected = {*report.unexpected, *translation.unrecognised}
+    rows = []
+    for name in report.matched:
+        status = "unexpected" if name in unexpected else "renamed" if name in name_in_file else "matched"
+        rows.append((status, name_in_file.get(name, name), name, _shape(translation.weights[name])))
+    for name in report.unexpected:
+        rows.append(("unexpected", name_in_file.get(name, name), "", _shape(translation.weights[name])))
+    for name, (in_file, in_model) in report.mismatched.items():
+        rows.append(("other shape", name_in_file.get(name, name), name, f"{in_file}, not {in_model}"))
+    rows += [("missing", "", name, "") for name in report.missing]
+    return tabulate(rows, headers=["", "name in the file", "name in detkit", "shape"], tablefmt="plain")
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "number"
