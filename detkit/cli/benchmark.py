@@ -1,6 +1,6 @@
 """`detkit benchmark`: how fast detkit is beside what its users would use otherwise, measured on this machine.
 
-Both sides of a contest run in turn, in one process, round after round, so that a machine that gets slower slows both.
+Both sides of a contest run in turn, round after round, so that a machine that gets slower slows both.
 What is compared, and what makes the comparison fair, stands with each contest in `benchmark_models`, `benchmark_data`
 and `benchmark_eval`.
 """

@@ -13,6 +13,7 @@ from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.modeling import build_model
 from detkit.structures import ModelInput, ModelOutput
+from detkit.utils.env import resolve_device, reuse_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class DefaultPredictor:
         import_user_modules(cfg.IMPORTS)
         register_declared_datasets(cfg.DATASETS.REGISTER)
         self.model = build_model(cfg).eval()
+        if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
+            reuse_freed_memory()
         checkpoint = DetectionCheckpointer(self.model).load(
             cfg.MODEL.WEIGHTS, checkpointables=[], strict=not allow_partial
         )

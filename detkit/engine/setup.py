@@ -13,7 +13,7 @@ from detkit.config import CfgNode, import_user_modules, unread_settings
 from detkit.data import register_declared_datasets
 from detkit.utils import comm
 from detkit.utils.collect_env import collect_env_info
-from detkit.utils.env import seed_all_rng
+from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng
 from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detkit.utils.file_io import PathManager
 from detkit.utils.logger import setup_logger
@@ -126,6 +126,8 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
     # A seed of its own for each process: they would all augment alike otherwise.
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
+        reuse_freed_memory()
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     # cuDNN times its algorithms anew for each image size, which evaluation has hundreds of.

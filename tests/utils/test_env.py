@@ -1,10 +1,14 @@
+import os
+import platform
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from detkit.utils.env import resolve_device, seed_all_rng, torch_version
+from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng, torch_version
 
 
 def test_seed_repeats_every_generator():
@@ -44,3 +48,40 @@ def test_missing_cuda_says_what_to_set():
 def test_version_is_read_from_any_build(monkeypatch, text, version):
     monkeypatch.setattr(torch, "__version__", text)
     assert torch_version() == version
+
+
+_COUNT_FAULTS = """
+import resource, torch
+from detkit.utils.env import reuse_freed_memory
+assert reuse_freed_memory() is {expected}
+def fill():
+    torch.ones(16 << 20)  # 64 MB: glibc maps and unmaps it each time by itself
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults_of_a_large_tensor(expected: bool, **environment: str) -> int:
+    program = _COUNT_FAULTS.format(expected=expected)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    # In a process of its own: the setting is for good.
+    done = subprocess.run([sys.executable, "-c", program], env=kept | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again_without_a_page_fault():
+    assert _faults_of_a_large_tensor(True) < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_allocator_that_the_user_tuned_is_left_alone():
+    assert _faults_of_a_large_tensor(False, MALLOC_TRIM_THRESHOLD_="131072") > 1000
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert reuse_freed_memory() is False
