@@ -78,8 +78,9 @@ _POINT_OF_ONES = 7
 # Measured: see the table above.
 _MIN_CHANNELS = 128
 _MIN_TILES = 100
-# About 10 MB of each intermediate at 256 channels. On the largest maps 128 takes 3 % longer, 64 takes 6 %.
-_TILES_PER_STRIP = 256
+# About 20 MB of each intermediate at 256 channels. On a quiet machine 128 takes 3 % longer on the largest maps; where
+# other processes are busy, and every parallel region waits for them, 35 %.
+_TILES_PER_STRIP = 512
 
 
 def winograd_applies(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: nn.Conv2d) -> bool:

@@ -79,10 +79,10 @@ class TestSetup:
         assert "drew the seed" in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
 
     def test_setting_that_nothing_reads_is_named(self, tiny_cfg):
-        tiny_cfg.MODEL.RETINANET.NUM_CONVS = 7
+        tiny_cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[0]]
         default_setup(tiny_cfg, ARGS)
         assert (
-            "MODEL.RETINANET.NUM_CONVS is set, but this version does not"
+            "MODEL.ANCHOR_GENERATOR.ANGLES is set, but this version does not"
             in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
         )
 
