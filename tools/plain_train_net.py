@@ -21,7 +21,14 @@ from detkit.cli.errors import run_command
 from detkit.cli.train import format_results
 from detkit.config import CfgNode, get_cfg
 from detkit.data import build_detection_test_loader, build_detection_train_loader
-from detkit.engine import create_ddp_model, default_argument_parser, default_setup, default_writers, launch
+from detkit.engine import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    launch,
+    warn_about_random_fixed_norms,
+)
 from detkit.evaluation import build_evaluator, inference_on_dataset
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
@@ -52,6 +59,7 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     scheduler = build_lr_scheduler(cfg, optimizer)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
     start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
+    warn_about_random_fixed_norms(model, checkpointer.load_report)
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []

@@ -4,6 +4,7 @@ from detkit.engine import hooks
 from detkit.engine.default_predictor import DefaultPredictor
 from detkit.engine.default_trainer import DefaultTrainer
 from detkit.engine.launch import DEFAULT_TIMEOUT, create_ddp_model, launch
+from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
 from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
@@ -19,6 +20,9 @@ __all__ = [
     "default_argument_parser",
     "default_setup",
     "default_writers",
+    "format_module_table",
     "hooks",
     "launch",
+    "module_rows",
+    "warn_about_random_fixed_norms",
 ]

@@ -23,6 +23,7 @@ from detkit.data import (
     build_detection_train_loader,
 )
 from detkit.engine.launch import create_ddp_model
+from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_writers
 from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detkit.evaluation import (
@@ -75,6 +76,7 @@ class DefaultTrainer(TrainerBase):
         gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
         self._trainer = trainer_class(create_ddp_model(model), data_loader, optimizer, gather_period)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        logger.info("modules:\n%s", format_module_table(module_rows(model, optimizer)))
         this = weakref.proxy(self)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, metadata=_class_metadata(cfg.DATASETS.TRAIN), trainer=this
@@ -88,6 +90,7 @@ class DefaultTrainer(TrainerBase):
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else load MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
 

@@ -1,6 +1,7 @@
 import pytest
 from torch import nn
 
+from detkit.layers import LayerNorm2d
 from detkit.solver import get_default_optimizer_params, reduce_param_groups
 
 
@@ -56,6 +57,7 @@ def test_equal_settings_make_one_group():
     "norm",
     [
         pytest.param(nn.SyncBatchNorm(4), id="sync"),
+        pytest.param(LayerNorm2d(4), id="layer, over channels"),
         pytest.param(nn.GroupNorm(2, 4), id="group"),
         pytest.param(nn.LayerNorm(4), id="layer"),
         pytest.param(nn.InstanceNorm2d(4, affine=True), id="instance"),

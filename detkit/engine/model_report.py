@@ -1,0 +1,135 @@
+"""What a run says about its model before it starts: a table of its modules, a warning about norms fixed at random."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from detkit.checkpoint.key_matching import LoadReport
+from detkit.layers import FrozenBatchNorm2d
+from detkit.layers.norm import stays_in_eval_mode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """A module and how it trains."""
+
+    name: str
+    num_parameters: int
+    num_trained: int
+    norms: tuple[str, ...]
+    """Kinds of norm in it, with their numbers: `16 BN train`, `4 FrozenBN`, `2 GN`."""
+    lr_factors: tuple[float, ...]
+    """Learning rates of its trained parameters, as factors of the optimizer's own; rising."""
+    weight_decays: tuple[float, ...]
+    """Their weight decays; rising."""
+
+
+def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[ModuleRow]:
+    """Give a row for each module, down to `depth` names: `backbone.bottom_up.res2`.
+
+    A row is about a module with everything below it; together they cover the model, each parameter in one row.
+
+    Args:
+        model: In the mode it will train in.
+        optimizer: Its groups say learning rate and weight decay.
+        depth: At least 1.
+    """
+    base_lr = optimizer.defaults["lr"]
+    settings = {
+        id(parameter): (group.get("initial_lr", group["lr"]) / base_lr, group.get("weight_decay", 0.0))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    rows = []
+    seen: set[int] = set()
+    for name, module, is_whole in _parts(model, "", depth):
+        parameters = {id(p): p for p in module.parameters(recurse=is_whole) if id(p) not in seen}
+        seen |= parameters.keys()
+        groups = [settings[key] for key in parameters if key in settings]
+        row = ModuleRow(
+            name=name,
+            num_parameters=sum(p.numel() for p in parameters.values()),
+            num_trained=sum(p.numel() for key, p in parameters.items() if key in settings),
+            norms=_norms(module.modules() if is_whole else [module]),
+            lr_factors=tuple(sorted({round(factor, 6) for factor, _ in groups})),
+            weight_decays=tuple(sorted({decay for _, decay in groups})),
+        )
+        if row.num_parameters or row.norms:
+            rows.append(row)
+    return rows
+
+
+def format_module_table(rows: list[ModuleRow]) -> str:
+    """Give the rows as a text table with their sum."""
+    cells = [
+        [row.name, f"{row.num_parameters:,}", f"{row.num_trained:,}", ", ".join(row.norms)]
+        + [", ".join(f"{value:g}" for value in values) or "-" for values in (row.lr_factors, row.weight_decays)]
+        for row in rows
+    ]
+    parameters, trained = sum(row.num_parameters for row in rows), sum(row.num_trained for row in rows)
+    cells.append(["all", f"{parameters:,}", f"{trained:,}", "", "", ""])
+    headers = ["module", "parameters", "train", "norms", "lr x", "weight decay"]
+    align = ("left", "right", "right", "left", "right", "right")
+    return tabulate(cells, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -> None:
+    """Warn if norms that never learn have not been loaded either: the layers they follow are not normalised at all.
+
+    Args:
+        model: As it starts to train.
+        report: What was loaded; None if nothing was.
+    """
+    loaded = () if report is None else set(report.matched)
+    fixed = [name for name, m in model.named_modules() if isinstance(m, FrozenBatchNorm2d)]
+    random = [name for name in fixed if f"{name}.weight" not in loaded]
+    if random:
+        logger.warning(
+            "%d of %d FrozenBN layers (%s, ...) are fixed as they were built, since no weights were loaded for them: "
+            "they normalise nothing. Give weights (MODEL.WEIGHTS), or norms that learn: MODEL.RESNETS.NORM BN or GN "
+            "with MODEL.BACKBONE.FREEZE_AT 0 (and nothing of the kind in SOLVER.FREEZE).",
+            len(random),
+            len(fixed),
+            random[0],
+        )
+
+
+def _parts(module: nn.Module, name: str, depth: int) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Give name, module and whether everything below it is meant, or only what it has besides its children."""
+    children = list(module.named_children())
+    is_layer = depth == 1 and next(module.parameters(recurse=False), None) is not None  # perhaps with a norm
+    if name and (depth == 0 or is_layer or not children):
+        yield name, module, True
+        return
+    yield name or "(model)", module, False
+    for child_name, child in children:
+        yield from _parts(child, f"{name}.{child_name}" if name else child_name, depth - 1)
+
+
+def _norms(modules: Iterable[nn.Module]) -> tuple[str, ...]:
+    kinds = Counter(kind for kind in map(_norm_kind, modules) if kind)
+    return tuple(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _norm_kind(module: nn.Module) -> str:
+    """Give a norm's name and, for those that have two, its mode; nothing for other modules."""
+    if isinstance(module, FrozenBatchNorm2d):
+        return "FrozenBN"
+    if isinstance(module, _BatchNorm):
+        mode = "train" if module.training and not stays_in_eval_mode(module) else "eval"
+        return f"{'SyncBN' if isinstance(module, nn.SyncBatchNorm) else 'BN'} {mode}"
+    if isinstance(module, nn.GroupNorm):
+        return "GN"
+    if isinstance(module, nn.LayerNorm):
+        return "LN"
+    return type(module).__name__ if "Norm" in type(module).__name__ else ""
