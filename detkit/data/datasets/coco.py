@@ -105,9 +105,9 @@ def load_coco_json(
             has no usable box, a polygon of fewer than three points, a mask of another size than its image, or another
             number of keypoints than its category.
     """
-    content = _read_json(json_file)
-    images = _by_id(_section(content, "images", json_file), "image", json_file)
-    entries = _by_id(_section(content, "categories", json_file), "category", json_file)
+    content = read_json(json_file)
+    images = _by_id(section(content, "images", json_file), "image", json_file)
+    entries = _by_id(section(content, "categories", json_file), "category", json_file)
     categories = _category_names(entries, json_file)
     used = _used_categories(categories, classes, json_file)
     to_contiguous = {category_id: index for index, category_id in enumerate(used)}
@@ -135,7 +135,13 @@ def load_coco_json(
     return records
 
 
-def _read_json(json_file: str) -> dict[str, Any]:
+def read_json(json_file: str) -> dict[str, Any]:
+    """Give the content of an annotation file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no JSON, or no object.
+    """
     path = PathManager.get_local_path(json_file)
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path of iopath's, local by now
@@ -152,15 +158,20 @@ def _read_json(json_file: str) -> dict[str, Any]:
     return content
 
 
-def _section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str, Any]]:
-    section = content.get(key)
-    if section is None:
+def section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str, Any]]:
+    """Give one of the lists of an annotation file.
+
+    Raises:
+        ValueError: The file does not have it, or it is no list of objects.
+    """
+    entries = content.get(key)
+    if entries is None:
         raise ValueError(
             f"annotation file {json_file} has no {key!r}, only {sorted(content)}.{did_you_mean(key, content)}"
         )
-    if not isinstance(section, list) or not all(isinstance(entry, dict) for entry in section):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{key!r} of annotation file {json_file} must be a list of objects")
-    return section
+    return entries
 
 
 def _by_id(entries: list[dict[str, Any]], kind: str, json_file: str) -> dict[Any, dict[str, Any]]:
@@ -202,7 +213,7 @@ def _used_categories(categories: dict[Any, str], classes: Sequence[str] | None, 
 def _annotations_per_image(
     annotations: Any, images: dict[Any, Any], categories: dict[Any, str], json_file: str
 ) -> defaultdict[Any, list[dict[str, Any]]]:
-    annotations = _section({"annotations": annotations}, "annotations", json_file)
+    annotations = section({"annotations": annotations}, "annotations", json_file)
     _require_unique_ids(annotations, "annotation", json_file)
     _require_known(annotations, "image_id", images, "an image", json_file)
     _require_known(annotations, "category_id", categories, "a category", json_file)

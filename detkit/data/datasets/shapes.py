@@ -1,12 +1,16 @@
-"""The generated default data set: overlapping shapes, written once as COCO json and once as a Pascal VOC tree.
+"""The generated default data set: overlapping shapes, written as COCO json, as label maps, and as a Pascal VOC
+tree.
 
 The folder it writes::
 
     shapes/
         shapes.json                   version, seed and counts: what the rest was made from
-        instances_train.json          COCO: boxes, visible areas, polygons of what is visible
+        instances_train.json          COCO: boxes, visible areas, polygons of what is visible, keypoints
         instances_val.json
-        JPEGImages/train_000000.jpg   the pictures, used by both formats
+        panoptic_train.json           COCO panoptic, with panoptic_train/*.png
+        panoptic_stuff_train/*.png    label maps: 0 things, 1 to 4 the texture of the background
+        sem_seg_train/*.png           label maps: 0 to 4 the shapes, 5 to 8 the textures
+        JPEGImages/train_000000.jpg   the pictures, used by all formats
         Annotations/train_000000.xml  VOC: the same boxes
         ImageSets/Main/train.txt      VOC: train, val, trainval
 
@@ -17,27 +21,28 @@ one.
 import json
 import os
 import tempfile
-import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets.builtin_meta import left_right_pairs
 from detkit.data.datasets.coco import load_coco_json
+from detkit.data.datasets.coco_panoptic import load_coco_panoptic_json, merge_to_panoptic
 from detkit.data.datasets.pascal_voc import load_voc_instances
-from detkit.data.datasets.shapes_scene import SHAPES_CLASSES, Scene, SceneObject, draw_scene
+from detkit.data.datasets.sem_seg import load_sem_seg
+from detkit.data.datasets.shapes_files import SPLITS, STAMP_FILE, write_data_set
+from detkit.data.datasets.shapes_panoptic import joined_metadata, sem_seg_metadata, separated_metadata
+from detkit.data.datasets.shapes_scene import SHAPES_CLASSES, SHAPES_KEYPOINTS
 from detkit.structures.records import ImageRecord
+from detkit.utils.colormap import class_colors
 from detkit.utils.file_io import dataset_root
 
 __all__ = ["SHAPES_CLASSES", "ensure_shapes", "generate_shapes", "register_shapes"]
 
 # Raise it with any change to the pictures or the files: sets of another version are then made anew.
-_VERSION = 6
-_STAMP_FILE = "shapes.json"
-_SPLITS = ("train", "val")
+_VERSION = 7
 
 
 def generate_shapes(folder: str | os.PathLike[str], *, num_train: int = 800, num_val: int = 100, seed: int = 0) -> Path:
@@ -68,7 +73,7 @@ def generate_shapes(folder: str | os.PathLike[str], *, num_train: int = 800, num
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workplace:
         made = Path(workplace) / "made"
-        _write_data_set(made, stamp)
+        write_data_set(made, stamp)
         _move_into_place(made, folder, stamp, Path(workplace) / "replaced")
     return folder
 
@@ -89,37 +94,103 @@ def ensure_shapes(folder: str | os.PathLike[str]) -> Path:
 
 
 def register_shapes(datasets: str | os.PathLike[str] | None = None) -> None:
-    """Register `shapes_train` and `shapes_val` (COCO), `shapes_voc_train` and `shapes_voc_val` (VOC).
+    """Register the data set under the names that its uses have, each with the endings `_train` and `_val` of a split.
+
+    `shapes_SPLIT`, and `shapes_SPLIT_keypoints` for the same thing: COCO. `shapes_voc_SPLIT`: VOC.
+    `shapes_SPLIT_sem_seg`: label maps of all nine classes. `shapes_SPLIT_panoptic`: COCO panoptic, joined.
+    `shapes_SPLIT_panoptic_separated` and `shapes_SPLIT_panoptic_stuffonly`: instances with label maps of stuff, and
+    these alone.
 
     Args:
         datasets: The folder of all data sets, None for the one that `$DETKIT_DATASETS` names when the data are loaded.
             This one lies in `shapes` within it and is generated when first loaded.
     """
-    for split in _SPLITS:
-        coco_name, voc_name = f"shapes_{split}", f"shapes_voc_{split}"
-        DatasetCatalog.register(coco_name, partial(_load_coco, datasets, split, coco_name))
-        MetadataCatalog.get(coco_name).set(thing_classes=list(SHAPES_CLASSES), evaluator_type="coco").set_lazy(
-            json_file=partial(_path, datasets, f"instances_{split}.json"),
-            image_root=partial(_path, datasets, "JPEGImages"),
-        )
-        DatasetCatalog.register(voc_name, partial(_load_voc, datasets, split))
-        MetadataCatalog.get(voc_name).set(
-            thing_classes=list(SHAPES_CLASSES), split=split, year=2012, evaluator_type="pascal_voc"
-        ).set_lazy(dirname=partial(_path, datasets))
+    for split in SPLITS:
+        images = {"image_root": "JPEGImages"}
+        instances = {**images, "json_file": f"instances_{split}.json"}
+        panoptic = {"panoptic_root": f"panoptic_{split}", "panoptic_json": f"panoptic_{split}.json"}
+        stuff = {"sem_seg_root": f"panoptic_stuff_{split}"}
+        separated = separated_metadata()
+        for name in (f"shapes_{split}", f"shapes_{split}_keypoints"):
+            _register(datasets, name, _load_coco, (split, name), instances, _keypoint_metadata(), "coco")
+        voc = {"thing_classes": list(SHAPES_CLASSES), "split": split, "year": 2012}
+        _register(datasets, f"shapes_voc_{split}", _load_voc, (split,), {"dirname": ""}, voc, "pascal_voc")
+        nine = {**images, "sem_seg_root": f"sem_seg_{split}"}
+        _register(
+            datasets, f"shapes_{split}_sem_seg", _load_labels, (nine["sem_seg_root"],), nine, sem_seg_metadata(),
+            "sem_seg",
+        )  # fmt: skip
+        name = f"shapes_{split}_panoptic"
+        joined = joined_metadata()
+        _register(datasets, name, _load_joined, (split,), {**instances, **panoptic}, joined, "coco_panoptic_seg")
+        _register(
+            datasets, f"{name}_separated", _load_separated, (split, f"{name}_separated"),
+            {**instances, **panoptic, **stuff}, separated, "coco_panoptic_seg",
+        )  # fmt: skip
+        _register(
+            datasets, f"{name}_stuffonly", _load_labels, (stuff["sem_seg_root"],), {**images, **stuff}, separated,
+            "sem_seg",
+        )  # fmt: skip
+
+
+def _register(
+    datasets: str | os.PathLike[str] | None,
+    name: str,
+    load: Callable[..., list[ImageRecord]],
+    args: Sequence[str],
+    paths: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    evaluator_type: str,
+) -> None:
+    """Register a loader, which gets the folder and `args`, and metadata, of which some are paths in the folder."""
+    DatasetCatalog.register(name, partial(_load, load, datasets, *args))
+    lazy = {key: partial(_path, datasets, *([path] if path else [])) for key, path in paths.items()}
+    MetadataCatalog.get(name).set(evaluator_type=evaluator_type, **metadata).set_lazy(**lazy)
+
+
+def _keypoint_metadata() -> dict[str, Any]:
+    ends = SHAPES_KEYPOINTS[1:]
+    lines = [(SHAPES_KEYPOINTS[0], end, color) for end, color in zip(ends, class_colors(len(ends)), strict=True)]
+    return {
+        "thing_classes": list(SHAPES_CLASSES),
+        "keypoint_names": list(SHAPES_KEYPOINTS),
+        "keypoint_flip_map": left_right_pairs(SHAPES_KEYPOINTS),
+        "keypoint_connection_rules": lines,
+    }
 
 
 def _path(datasets: str | os.PathLike[str] | None, *parts: str) -> str:
     return str(Path(dataset_root() if datasets is None else datasets, "shapes", *parts))
 
 
-def _load_coco(datasets: str | os.PathLike[str] | None, split: str, name: str) -> list[ImageRecord]:
-    folder = ensure_shapes(_path(datasets))
+def _load(
+    load: Callable[..., list[ImageRecord]], datasets: str | os.PathLike[str] | None, *args: str
+) -> list[ImageRecord]:
+    return load(ensure_shapes(_path(datasets)), *args)
+
+
+def _load_coco(folder: Path, split: str, name: str) -> list[ImageRecord]:
     return load_coco_json(str(folder / f"instances_{split}.json"), str(folder / "JPEGImages"), name)
 
 
-def _load_voc(datasets: str | os.PathLike[str] | None, split: str) -> list[ImageRecord]:
-    folder = ensure_shapes(_path(datasets))
+def _load_voc(folder: Path, split: str) -> list[ImageRecord]:
     return load_voc_instances(str(folder), split, SHAPES_CLASSES)
+
+
+def _load_labels(folder: Path, labels: str) -> list[ImageRecord]:
+    images = str(folder / "JPEGImages")
+    # The pictures of the other split have no partner here, which is nothing to warn of.
+    return load_sem_seg(str(folder / labels), images, warn_of_unlabelled=False)
+
+
+def _load_joined(folder: Path, split: str) -> list[ImageRecord]:
+    images, png = str(folder / "JPEGImages"), str(folder / f"panoptic_{split}")
+    return load_coco_panoptic_json(str(folder / f"panoptic_{split}.json"), images, png, joined_metadata())
+
+
+def _load_separated(folder: Path, split: str, name: str) -> list[ImageRecord]:
+    instances = _load_coco(folder, split, name)
+    return merge_to_panoptic(instances, _load_labels(folder, f"panoptic_stuff_{split}"))
 
 
 # ------------------------------------------------------------------------------------------------------ the folder
@@ -128,7 +199,7 @@ def _load_voc(datasets: str | os.PathLike[str] | None, split: str) -> list[Image
 def _read_stamp(folder: Path) -> dict[str, int]:
     """What the set in a folder was made from; empty when none lies there."""
     try:
-        stamp = json.loads((folder / _STAMP_FILE).read_text(encoding="utf-8"))
+        stamp = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
@@ -137,7 +208,7 @@ def _read_stamp(folder: Path) -> dict[str, int]:
 def _refuse_foreign_files(folder: Path) -> None:
     if folder.exists() and not _read_stamp(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"{folder} is to hold the generated shapes, but holds other files ({_STAMP_FILE} is missing or "
+            f"{folder} is to hold the generated shapes, but holds other files ({STAMP_FILE} is missing or "
             "unreadable). Move them away, or name another folder in DETKIT_DATASETS."
         )
 
@@ -156,91 +227,3 @@ def _move_into_place(made: Path, folder: Path, stamp: dict[str, int], replaced: 
             if folder.exists() and not replaced.exists():
                 folder.rename(replaced)
     raise OSError(f"could not move the generated shapes to {folder}: another process keeps writing there")
-
-
-# ------------------------------------------------------------------------------------------------------- the files
-
-
-def _write_data_set(folder: Path, stamp: dict[str, int]) -> None:
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for number, split in enumerate(_SPLITS):
-        _write_split(folder, split, number, stamp)
-    split_files = [folder / "ImageSets" / "Main" / f"{split}.txt" for split in _SPLITS]
-    _write_text(split_files[0].with_name("trainval.txt"), "".join(f.read_text(encoding="utf-8") for f in split_files))
-    _write_text(folder / _STAMP_FILE, json.dumps(stamp) + "\n")
-
-
-def _write_split(folder: Path, split: str, number: int, stamp: dict[str, int]) -> None:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    stems = [f"{split}_{index:06d}" for index in range(stamp[f"num_{split}"])]
-    for index, stem in enumerate(stems):
-        scene = draw_scene(np.random.default_rng([stamp["seed"], number, index]))
-        # 4:4:4, because halved colour resolution would smear edges between two hues of equal brightness.
-        Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{stem}.jpg", quality=92, subsampling=0)
-        height, width = scene.image.shape[:2]
-        images.append({"id": index, "file_name": f"{stem}.jpg", "height": height, "width": width})
-        annotations += [
-            _coco_annotation(obj, len(annotations) + k, index) for k, obj in enumerate(scene.objects, start=1)
-        ]
-        _write_voc_xml(folder / "Annotations" / f"{stem}.xml", scene)
-    coco = {
-        "info": {"description": "detkit shapes, generated", **stamp},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES_CLASSES, start=1)
-        ],
-    }
-    _write_text(folder / f"instances_{split}.json", json.dumps(coco))
-    _write_text(folder / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
-
-
-def _coco_annotation(obj: SceneObject, annotation_id: int, image_id: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = obj.box
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": obj.class_index + 1,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": obj.area,
-        "iscrowd": 0,
-        "segmentation": [polygon.reshape(-1).tolist() for polygon in obj.polygons],
-    }
-
-
-def _write_voc_xml(path: Path, scene: Scene) -> None:
-    height, width, depth = scene.image.shape
-    root = ET.Element("annotation")
-    ET.SubElement(root, "folder").text = "JPEGImages"
-    ET.SubElement(root, "filename").text = f"{path.stem}.jpg"
-    size = ET.SubElement(root, "size")
-    for tag, value in (("width", width), ("height", height), ("depth", depth)):
-        ET.SubElement(size, tag).text = str(value)
-    ET.SubElement(root, "segmented").text = "0"
-    for obj in scene.objects:
-        root.append(_voc_object(obj))
-    ET.indent(root)
-    _write_text(path, ET.tostring(root, encoding="unicode") + "\n")
-
-
-def _voc_object(obj: SceneObject) -> ET.Element:
-    element = ET.Element("object")
-    ET.SubElement(element, "name").text = SHAPES_CLASSES[obj.class_index]
-    ET.SubElement(element, "pose").text = "Unspecified"
-    ET.SubElement(element, "truncated").text = str(int(obj.is_truncated))
-    ET.SubElement(element, "occluded").text = str(int(obj.visible_share < 0.95))
-    ET.SubElement(element, "difficult").text = "0"
-    box = ET.SubElement(element, "bndbox")
-    x1, y1, x2, y2 = obj.box
-    # VOC counts pixels from 1 and includes the last one. Fractions are kept, so that both formats hold the same boxes.
-    for tag, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-        ET.SubElement(box, tag).text = f"{value:g}"
-    return element
-
-
-def _write_text(path: Path, text: str) -> None:
-    # Bytes, so that no platform turns the line ends into its own.
-    path.write_bytes(text.encode("utf-8"))

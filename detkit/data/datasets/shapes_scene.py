@@ -21,6 +21,11 @@ FloatArray = npt.NDArray[np.float64]
 Layer = npt.NDArray[np.floating]
 
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "ring")
+# What a background is drawn with: the stuff of semantic and panoptic models.
+SHAPES_BACKGROUNDS = ("plain", "striped", "chequered", "grained")
+# The same points on every shape, so that one head learns them for all. They are what can be seen: of a circle, which
+# shows no tilt, the points at the very top and so on; of the others, corners and middles of sides, tilted with them.
+SHAPES_KEYPOINTS = ("centre", "top", "bottom", "left", "right")
 
 # Landscape, portrait and square, so that aspect-ratio grouping has something to group.
 IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
@@ -44,6 +49,13 @@ _MAX_TILT = math.radians(15)
 # Each class has a typical colour, as cells, fruits and road signs have: hues lie this far from it, on a circle of 1.
 _HUE_RANGE = 0.06
 
+_ROUND = ("circle", "ring")
+# Radius of a star's inner corners; and x and y of its right arm, and y of the notch between its feet.
+_STAR_NOTCH = 0.45
+_STAR_ARM = (math.cos(math.pi / 10), -math.sin(math.pi / 10), _STAR_NOTCH)
+# A point on an outline is looked for this many pixels further in, where no neighbour's edge blurs who is seen.
+_PROBE_DEPTH = 1.5
+
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -56,6 +68,8 @@ class SceneObject:
         area: Visible area in square pixels.
         visible_share: Visible share of the whole outline, in (0, 1].
         is_truncated: Whether the image border cuts it.
+        keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 where nothing lies over the point, 1
+            where another object hides it; all 0 outside of the image.
     """
 
     class_index: int
@@ -64,14 +78,24 @@ class SceneObject:
     area: float
     visible_share: float
     is_truncated: bool
+    keypoints: FloatArray
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 RGB, and its objects from back to front."""
+    """A picture and what is in it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        objects: From back to front.
+        background: Index into `SHAPES_BACKGROUNDS`.
+        owners: (H, W) uint8: the object seen at the middle of each pixel, from 1 in order of `objects`; 0 for none.
+    """
 
     image: npt.NDArray[np.uint8]
     objects: list[SceneObject]
+    background: int
+    owners: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -82,11 +106,13 @@ class _Placed:
         class_index: Index into `SHAPES_CLASSES`.
         outline: (P, 2) corners in pixels; they may lie outside the image.
         area: Area within the outline in square pixels.
+        points: (5, 2) the places of `SHAPES_KEYPOINTS`, likewise.
     """
 
     class_index: int
     outline: FloatArray
     area: float
+    points: FloatArray
 
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The whole pixels (x1, y1, x2, y2) of the image outside of which nothing of the object lies."""
@@ -99,7 +125,8 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     height, width = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
     placed, seen = _lay_out(rng, height, width)
     objects = [_visible_object(obj, seen, index) for index, obj in enumerate(placed, start=1)]
-    return Scene(_paint(rng, placed, seen), objects)
+    image, background = _paint(rng, placed, seen)
+    return Scene(image, objects, background, seen[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE].copy())
 
 
 # ---------------------------------------------------------------------------------------------------------- layout
@@ -132,14 +159,16 @@ def _draw_diameter(rng: np.random.Generator, shorter_side: int) -> float:
 
 def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -> _Placed:
     class_index = int(rng.integers(len(SHAPES_CLASSES)))
-    corners = _unit_outline(SHAPES_CLASSES[class_index]) * diameter / 2
+    name = SHAPES_CLASSES[class_index]
     angle = rng.uniform(-_MAX_TILT, _MAX_TILT)
     cos, sin = math.cos(angle), math.sin(angle)
-    corners = corners @ np.array([[cos, sin], [-sin, cos]])
+    turn = np.array([[cos, sin], [-sin, cos]])
+    corners = _unit_outline(name) * diameter / 2 @ turn
+    points = _unit_keypoints(name) * diameter / 2 @ (np.eye(2) if name in _ROUND else turn)
     # One object in six may be cut by the border; the others lie inside wherever they fit.
     margin = diameter / 2 * (0.5 if rng.random() < 1 / 6 else 1.0)
     centre = [rng.uniform(min(margin, side / 2), max(side - margin, side / 2)) for side in (width, height)]
-    return _Placed(class_index, corners + centre, abs(signed_area(corners)))
+    return _Placed(class_index, corners + centre, abs(signed_area(corners)), points + centre)
 
 
 def _unit_outline(name: str) -> FloatArray:
@@ -151,12 +180,26 @@ def _unit_outline(name: str) -> FloatArray:
     if name == "triangle":
         return _on_circle(3)
     if name == "star":
-        radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
+        radius = np.where(np.arange(10) % 2 == 0, 1.0, _STAR_NOTCH)
         return _on_circle(10) * radius[:, None]
     if name == "ring":
         closed = np.concatenate([_on_circle(64), _on_circle(64)[:1]])
         return np.concatenate([closed, 0.55 * closed[::-1]])
     raise ValueError(f"no shape is called {name!r}; known: {', '.join(SHAPES_CLASSES)}")
+
+
+def _unit_keypoints(name: str) -> FloatArray:
+    """Places of `SHAPES_KEYPOINTS` on a shape, (5, 2), as `_unit_outline` draws it."""
+    if name in _ROUND:
+        top, bottom, left, right = (0.0, -1.0), (0.0, 1.0), (-1.0, 0.0), (1.0, 0.0)
+    elif name == "square":
+        side = math.sqrt(0.5)
+        top, bottom, left, right = (0.0, -side), (0.0, side), (-side, 0.0), (side, 0.0)
+    else:
+        # Of a triangle, two corners and the middle of the lower side; of a star, three tips and the notch at the foot.
+        across, down, foot = (math.cos(math.pi / 6), 0.5, 0.5) if name == "triangle" else _STAR_ARM
+        top, bottom, left, right = (0.0, -1.0), (0.0, foot), (-across, down), (across, down)
+    return np.array([(0.0, 0.0), top, bottom, left, right])
 
 
 def _on_circle(count: int, first: float = -math.pi / 2) -> FloatArray:
@@ -177,23 +220,44 @@ def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> Sc
     box = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
     area = int(region.sum()) / _FINE**2
     is_truncated = bool((obj.outline < 0).any() or (obj.outline > (width, height)).any())
-    return SceneObject(obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated)
+    keypoints = _seen_keypoints(obj.points, seen, index)
+    return SceneObject(obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated, keypoints)
+
+
+def _seen_keypoints(points: FloatArray, seen: npt.NDArray[np.uint8], index: int) -> FloatArray:
+    """Give (5, 3) points with their visibility; what lies nearer has a larger number in the map."""
+    height, width = (side // _FINE for side in seen.shape)
+    inwards = points[0] - points
+    distance = np.linalg.norm(inwards, axis=1, keepdims=True)
+    probes = points + inwards / np.maximum(distance, 1e-9) * np.minimum(_PROBE_DEPTH, distance)
+    is_inside = np.all((points >= 0) & (points < (width, height)), axis=1)
+    column, row = (probes * _FINE).astype(int).T
+    is_hidden = seen[row.clip(0, seen.shape[0] - 1), column.clip(0, seen.shape[1] - 1)] > index
+    visibility = np.where(is_hidden, 1.0, 2.0) * is_inside
+    return np.column_stack([points * is_inside[:, None], visibility])
 
 
 # --------------------------------------------------------------------------------------------------------- painting
 
 
-def _paint(rng: np.random.Generator, placed: list[_Placed], seen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Colour the map of who is seen where, background and objects each with a texture; edges by coverage."""
+def _paint(
+    rng: np.random.Generator, placed: list[_Placed], seen: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """Colour the map of who is seen where, background and objects each with a texture; edges by coverage.
+
+    Returns:
+        (H, W, 3) uint8, and the index of the background.
+    """
     height, width = (side // _FINE for side in seen.shape)
-    picture = _background(rng, height, width) * _coverage(seen == 0)
+    backdrop, kind = _background(rng, height, width)
+    picture = backdrop * _coverage(seen == 0)
     for index, obj in enumerate(placed, start=1):
         x1, y1, x2, y2 = obj.window(height, width)
         coverage = _coverage(seen[_FINE * y1 : _FINE * y2, _FINE * x1 : _FINE * x2] == index)
         hue = (obj.class_index / len(SHAPES_CLASSES) + rng.uniform(-_HUE_RANGE, _HUE_RANGE)) % 1.0
         picture[y1:y2, x1:x2] += coverage * _fill(rng, hue, y2 - y1, x2 - x1)
     picture += 4 * rng.standard_normal(picture.shape, dtype=np.float32)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8), kind
 
 
 def _coverage(region: npt.NDArray[np.bool_]) -> Layer:
@@ -202,12 +266,16 @@ def _coverage(region: npt.NDArray[np.bool_]) -> Layer:
     return np.asarray(reduced, dtype=np.float32)[..., None] / 255
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Layer:
-    """A muted colour with slow clouds, and one of: no pattern, stripes, a chequerboard, grain; (H, W, 3), 0 to 255."""
+def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Layer, int]:
+    """A muted colour with slow clouds, and one of: no pattern, stripes, a chequerboard, grain.
+
+    Returns:
+        (H, W, 3), 0 to 255, and the index in `SHAPES_BACKGROUNDS`.
+    """
     hue, saturation, value = rng.random(), rng.uniform(0.05, 0.25), rng.uniform(0.3, 0.85)
     colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
     light = 16 * _clouds(rng, height, width, cells=4)
-    kind = rng.integers(4)
+    kind = int(rng.integers(len(SHAPES_BACKGROUNDS)))
     if kind == 1:
         light += rng.uniform(6, 18) * np.sign(_wave(rng, height, width, period=rng.uniform(8, 24)))
     elif kind == 2:
@@ -218,7 +286,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Layer:
     elif kind == 3:
         light += rng.uniform(6, 14) * _clouds(rng, height, width, cells=28)
     tint = 1 + 0.1 * np.stack([_clouds(rng, height, width, cells=2) for _ in range(3)], axis=2)
-    return np.clip((colour + light[..., None]) * tint, 0, 255)
+    return np.clip((colour + light[..., None]) * tint, 0, 255), kind
 
 
 def _fill(rng: np.random.Generator, hue: float, height: int, width: int) -> Layer:

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from detkit.data.datasets.shapes_scene import IMAGE_SIZES, SHAPES_CLASSES, Scene, SceneObject, draw_scene
+from detkit.data.datasets.shapes_scene import (
+    IMAGE_SIZES,
+    SHAPES_BACKGROUNDS,
+    SHAPES_CLASSES,
+    Scene,
+    SceneObject,
+    draw_scene,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +90,53 @@ def test_object_stands_out_from_what_surrounds_it(scenes: list[Scene]) -> None:
     mean_inside = scene.image[inside].mean(axis=0)
     mean_around = scene.image[around & ~inside].mean(axis=0)
     assert np.abs(mean_inside - mean_around).max() > 10
+
+
+# --- keypoints, backgrounds, owners ---
+
+
+def test_keypoints_lie_on_the_outline_and_in_the_middle(scenes: list[Scene]) -> None:
+    for _, obj in _objects(scenes):
+        if obj.is_truncated or obj.visible_share < 0.999:
+            continue
+        x1, y1, x2, y2 = obj.box
+        centre, top, bottom, left, right = obj.keypoints[:, :2]
+        assert top[1] < centre[1] < bottom[1]
+        assert left[0] < centre[0] < right[0]
+        assert (obj.keypoints[:, 2] == 2).all()
+        corners = np.concatenate(obj.polygons)
+        for point in (top, bottom, left, right):
+            assert _distance_to_outline(point, corners) < 1.5
+        assert min(x1, y1) - 1 <= obj.keypoints[:, :2].min()
+        assert (obj.keypoints[:, :2] <= (x2 + 1, y2 + 1)).all()
+
+
+def _distance_to_outline(point: np.ndarray, corners: np.ndarray) -> float:
+    along = np.roll(corners, -1, axis=0) - corners
+    share = ((point - corners) * along).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-9)
+    nearest = corners + share.clip(0, 1)[:, None] * along
+    return float(np.linalg.norm(nearest - point, axis=1).min())
+
+
+def test_hidden_keypoints_lie_under_a_later_object(scenes: list[Scene]) -> None:
+    visibilities = []
+    for scene in scenes:
+        for number, obj in enumerate(scene.objects, start=1):
+            for x, y, visibility in obj.keypoints:
+                visibilities.append(visibility)
+                near = scene.owners[max(int(y) - 2, 0) : int(y) + 3, max(int(x) - 2, 0) : int(x) + 3]
+                if visibility == 1:
+                    assert (near > number).any()
+                if visibility == 0:
+                    assert (x, y) == (0, 0)
+    assert set(visibilities) == {0, 1, 2}
+
+
+def test_owners_cover_what_the_polygons_cover(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for number, obj in enumerate(scene.objects, start=1):
+            assert (scene.owners == number).sum() == pytest.approx(obj.area, rel=0.1, abs=20)
+
+
+def test_backgrounds_of_all_kinds_appear(scenes: list[Scene]) -> None:
+    assert {scene.background for scene in scenes} == set(range(len(SHAPES_BACKGROUNDS)))

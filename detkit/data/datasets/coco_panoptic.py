@@ -1,0 +1,239 @@
+"""Panoptic data sets in COCO's format: a png per image whose pixels hold segments, and a json that says what they are.
+
+Two ways to use one: joined, with things and stuff in one list of segments; or separated, with instances from one json
+and stuff from label maps, as Panoptic FPN trains.
+
+Format: https://cocodataset.org/#format-data, section 4.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets.coco import load_coco_json, read_json, section
+from detkit.data.datasets.sem_seg import load_sem_seg
+from detkit.structures import ImageRecord
+from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+IGNORE_LABEL = 255
+
+
+def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: Mapping[str, Any]) -> list[ImageRecord]:
+    """Read a panoptic json.
+
+    Args:
+        json_file: Its path.
+        image_dir: Folder of images; they have the names of the png, but end in .jpg.
+        gt_dir: Folder of the png.
+        meta: `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
+
+    Returns:
+        Records with `pan_seg_file_name` and `segments_info`; in these, `category_id` is contiguous.
+
+    Raises:
+        FileNotFoundError: The json, or a png that it names, does not exist.
+        ValueError: The json lacks a part, or a segment has an unknown category.
+    """
+    annotations = section(read_json(json_file), "annotations", json_file)
+    _require_files(annotations, gt_dir, json_file)
+    things, stuff = (meta[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
+    records = [
+        {
+            "file_name": os.path.join(image_dir, Path(annotation["file_name"]).with_suffix(".jpg")),  # noqa: PTH118
+            "image_id": annotation["image_id"],
+            "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),  # noqa: PTH118 - may be an address
+            "segments_info": [
+                _segment(segment, things, stuff, annotation, json_file) for segment in annotation["segments_info"]
+            ],
+        }
+        for annotation in annotations
+    ]
+    logger.info("loaded %d images in COCO's panoptic format from %s", len(records), json_file)
+    return cast(list[ImageRecord], records)
+
+
+def _require_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str) -> None:
+    for annotation in annotations:
+        lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+        if lacking:
+            raise ValueError(f"an annotation of {json_file} lacks {', '.join(lacking)}; it has {sorted(annotation)}")
+    # One look at the folder instead of a hundred thousand at files.
+    present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
+    missing = [a for a in annotations if "/" not in a["file_name"] and a["file_name"] not in present]
+    missing += [
+        a for a in annotations if "/" in a["file_name"] and not PathManager.isfile(f"{gt_dir}/{a['file_name']}")
+    ]
+    if missing:
+        first = missing[0]
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(annotations)} panoptic png that {json_file} names do not exist, first "
+            f"{gt_dir}/{first['file_name']} of image id {first['image_id']!r}"
+        )
+
+
+def _segment(
+    segment: Mapping[str, Any],
+    things: Mapping[int, int],
+    stuff: Mapping[int, int],
+    annotation: Mapping[str, Any],
+    json_file: str,
+) -> dict[str, Any]:
+    category = segment["category_id"]
+    if category not in things and category not in stuff:
+        raise ValueError(
+            f"segment {segment['id']} of image id {annotation['image_id']!r} in {json_file} has category {category!r}, "
+            "which is neither a thing nor stuff of the data set"
+        )
+    is_thing = category in things
+    return {**segment, "category_id": things[category] if is_thing else stuff[category], "isthing": is_thing}
+
+
+def register_coco_panoptic(
+    name: str,
+    metadata: Mapping[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    instances_json: str | None = None,
+) -> None:
+    """Register a panoptic data set, things and stuff joined.
+
+    Args:
+        name: Its name, as in `DATASETS.TRAIN`.
+        metadata: Classes, and the two maps of ids that `load_coco_panoptic_json` needs.
+        image_root: As `image_dir` there.
+        panoptic_root: As `gt_dir` there.
+        panoptic_json: As `json_file` there.
+        instances_json: The same things as boxes and masks, for evaluators; noted only.
+    """
+    DatasetCatalog.register(name, functools.partial(_load_joined, panoptic_json, image_root, panoptic_root, name))
+    MetadataCatalog.get(name).set(
+        panoptic_root=panoptic_root,
+        image_root=image_root,
+        panoptic_json=panoptic_json,
+        json_file=instances_json,
+        **{"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORE_LABEL, "label_divisor": 1000, **metadata},
+    )
+
+
+def _load_joined(panoptic_json: str, image_root: str, panoptic_root: str, name: str) -> list[ImageRecord]:
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, MetadataCatalog.get(name).as_dict())
+
+
+def register_coco_panoptic_separated(
+    name: str,
+    metadata: Mapping[str, Any],
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    sem_seg_root: str,
+    instances_json: str,
+) -> None:
+    """Register a panoptic data set twice: as `NAME_separated`, instances and label maps of stuff, and as
+    `NAME_stuffonly`, the label maps alone.
+
+    Args:
+        name: Without the endings.
+        metadata: Classes of things, and of stuff, of which class 0 is all things.
+        image_root: Folder of images.
+        panoptic_root: Folder of panoptic png, for evaluation.
+        panoptic_json: The panoptic json, likewise.
+        sem_seg_root: Folder of label maps; see `separate_coco_semantic_from_panoptic`.
+        instances_json: Boxes and masks of things.
+    """
+    separated, stuff_only = f"{name}_separated", f"{name}_stuffonly"
+    DatasetCatalog.register(
+        separated, functools.partial(load_separated, instances_json, image_root, sem_seg_root, separated)
+    )
+    common = {"sem_seg_root": sem_seg_root, "image_root": image_root, "ignore_label": IGNORE_LABEL}
+    MetadataCatalog.get(separated).set(
+        panoptic_root=panoptic_root,
+        panoptic_json=panoptic_json,
+        json_file=instances_json,
+        evaluator_type="coco_panoptic_seg",
+        **{**common, **metadata},
+    )
+    DatasetCatalog.register(stuff_only, functools.partial(load_sem_seg, sem_seg_root, image_root))
+    MetadataCatalog.get(stuff_only).set(evaluator_type="sem_seg", **{**common, **metadata})
+
+
+def load_separated(
+    instances_json: str, image_root: str, sem_seg_root: str, name: str, *, drop_bad_polygons: bool = False
+) -> list[ImageRecord]:
+    """Read instances and pair them with label maps."""
+    instances = load_coco_json(instances_json, image_root, name, drop_bad_polygons=drop_bad_polygons)
+    return merge_to_panoptic(instances, load_sem_seg(sem_seg_root, image_root))
+
+
+def merge_to_panoptic(
+    detection_dicts: Sequence[ImageRecord], sem_seg_dicts: Sequence[ImageRecord]
+) -> list[ImageRecord]:
+    """Give the records of detection with the label map of the same image. They are not changed.
+
+    Raises:
+        ValueError: An image that has a label map has no record of detection.
+    """
+    by_file = {record["file_name"]: record for record in detection_dicts}
+    stray = [record["file_name"] for record in sem_seg_dicts if record["file_name"] not in by_file]
+    if stray:
+        raise ValueError(
+            f"{len(stray)} of {len(sem_seg_dicts)} images with a label map are not among the {len(by_file)} images "
+            f"with instances, first {stray[0]}"
+        )
+    return [cast(ImageRecord, {**record, **by_file[record["file_name"]]}) for record in sem_seg_dicts]
+
+
+def read_panoptic_png(file_name: str) -> np.ndarray:
+    """Give the segment ids of a panoptic png, (H, W) int32: red + 256 green + 65536 blue.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no RGB image.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file, Image.open(cast(Any, file)) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"panoptic png {file_name} does not exist") from error
+    if mode not in ("RGB", "RGBA"):
+        raise ValueError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
+    red, green, blue = pixels[:, :, :3].astype(np.int32).transpose(2, 0, 1)
+    return red + 256 * green + 65536 * blue
+
+
+def separate_coco_semantic_from_panoptic(
+    panoptic_json: str, panoptic_root: str, sem_seg_root: str, stuff_dataset_id_to_contiguous_id: Mapping[int, int]
+) -> None:
+    """Write the label maps of stuff that separated training needs: things 0, stuff its class, the rest 255.
+
+    Args:
+        panoptic_json: The panoptic json.
+        panoptic_root: Folder of its png.
+        sem_seg_root: Where the label maps go.
+        stuff_dataset_id_to_contiguous_id: As in the metadata; what is not in it is a thing.
+
+    Raises:
+        FileNotFoundError: A png does not exist.
+    """
+    annotations = section(read_json(panoptic_json), "annotations", panoptic_json)
+    _require_files(annotations, panoptic_root, panoptic_json)
+    Path(sem_seg_root).mkdir(parents=True, exist_ok=True)
+    for annotation in annotations:
+        segment_ids = read_panoptic_png(f"{panoptic_root}/{annotation['file_name']}")
+        labels = np.full(segment_ids.shape, IGNORE_LABEL, np.uint8)
+        for segment in annotation["segments_info"]:
+            labels[segment_ids == segment["id"]] = stuff_dataset_id_to_contiguous_id.get(segment["category_id"], 0)
+        target = Path(sem_seg_root, annotation["file_name"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(target)

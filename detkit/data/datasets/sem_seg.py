@@ -1,0 +1,94 @@
+"""Data sets for semantic segmentation: a folder of images, and a folder of png whose pixels hold classes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import PurePosixPath
+from typing import Any
+
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.structures import ImageRecord
+from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+
+def load_sem_seg(
+    gt_root: str,
+    image_root: str,
+    gt_ext: str = "png",
+    image_ext: str = "jpg",
+    *,
+    warn_of_unlabelled: bool = True,
+) -> list[ImageRecord]:
+    """Pair images with label maps of the same name.
+
+    Args:
+        gt_root: Folder of label maps; folders in it are looked into.
+        image_root: Folder of images, with the same folders in it.
+        gt_ext: Ending of label maps.
+        image_ext: Ending of images.
+        warn_of_unlabelled: Whether images without a label map are worth a warning.
+
+    Returns:
+        A record per pair, in the order of the names; `image_id` is the name without its ending. Images and label maps
+        that have no partner are left out, with a warning.
+
+    Raises:
+        FileNotFoundError: A folder does not exist.
+        ValueError: There is no pair.
+    """
+    labels, images = _stems(gt_root, gt_ext), _stems(image_root, image_ext)
+    both = sorted(labels & images)
+    if not both:
+        raise ValueError(
+            f"no image .{image_ext} in {image_root} ({len(images)} of them) has a label map .{gt_ext} of the same name "
+            f"in {gt_root} ({len(labels)} of them)"
+        )
+    unlabelled = images - labels if warn_of_unlabelled else set()
+    for missing, root, kind in ((unlabelled, gt_root, "label map"), (labels - images, image_root, "image")):
+        if missing:
+            logger.warning("%d files left out: they have no %s in %s: %s", len(missing), kind, root, _listed(missing))
+    return [
+        {
+            "file_name": os.path.join(image_root, f"{stem}.{image_ext}"),  # noqa: PTH118 - may be an address
+            "image_id": stem,
+            "sem_seg_file_name": os.path.join(gt_root, f"{stem}.{gt_ext}"),  # noqa: PTH118
+        }
+        for stem in both
+    ]
+
+
+def register_sem_seg(name: str, metadata: dict[str, Any], image_root: str, gt_root: str, **extensions: str) -> None:
+    """Register a data set of images and label maps.
+
+    Args:
+        name: Its name, as in `DATASETS.TRAIN`.
+        metadata: `stuff_classes`, and what else to note.
+        image_root: As in `load_sem_seg`.
+        gt_root: As there.
+        extensions: `gt_ext` and `image_ext`, as there.
+    """
+    DatasetCatalog.register(name, functools.partial(load_sem_seg, gt_root, image_root, **extensions))
+    noted = {"evaluator_type": "sem_seg", "ignore_label": 255, **metadata}
+    MetadataCatalog.get(name).set(image_root=image_root, sem_seg_root=gt_root, **noted)
+
+
+def _stems(root: str, extension: str) -> set[str]:
+    """Names below a folder, without their ending."""
+    local = PathManager.get_local_path(root)
+    if not os.path.isdir(local):  # noqa: PTH112 - a path of iopath's
+        raise FileNotFoundError(f"folder {root} does not exist")
+    suffix = f".{extension}"
+    found = set()
+    for folder, _, files in os.walk(local, followlinks=True):
+        below = PurePosixPath(os.path.relpath(folder, local).replace(os.sep, "/"))
+        found |= {str(below / file[: -len(suffix)]) for file in files if file.endswith(suffix)}
+    return found
+
+
+def _listed(names: set[str], limit: int = 5) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(sorted(names)[:limit]) + more

@@ -1,0 +1,57 @@
+"""Images and label maps of the same name."""
+
+import pytest
+from PIL import Image
+
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets import load_sem_seg, register_sem_seg
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in (
+        "images/a.jpg",
+        "images/sub/b.jpg",
+        "images/c.jpg",
+        "labels/a.png",
+        "labels/sub/b.png",
+        "labels/d.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(path)
+    return str(tmp_path / "labels"), str(tmp_path / "images")
+
+
+def test_pairs_are_found_in_folders_too(folders, caplog):
+    labels, images = folders
+    records = load_sem_seg(labels, images)
+    assert [record["image_id"] for record in records] == ["a", "sub/b"]
+    assert records[1] == {
+        "file_name": f"{images}/sub/b.jpg",
+        "image_id": "sub/b",
+        "sem_seg_file_name": f"{labels}/sub/b.png",
+    }
+    assert f"no label map in {labels}: c" in caplog.text
+    assert f"no image in {images}: d" in caplog.text
+
+
+def test_no_pair_is_an_error_with_both_folders(folders):
+    labels, images = folders
+    with pytest.raises(
+        ValueError, match=r"no image .tif in .*images \(0 of them\) has a label map .png .* \(3 of them\)"
+    ):
+        load_sem_seg(labels, images, image_ext="tif")
+
+
+def test_absent_folder_is_named(folders):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_sem_seg("nowhere", folders[1])
+
+
+def test_registered_data_set_loads(folders):
+    labels, images = folders
+    register_sem_seg("roads", {"stuff_classes": ["road", "rest"]}, images, labels)
+    assert len(DatasetCatalog.get("roads")) == 2
+    metadata = MetadataCatalog.get("roads")
+    assert (metadata.evaluator_type, metadata.ignore_label) == ("sem_seg", 255)
