@@ -10,6 +10,7 @@ from detkit.evaluation.evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from detkit.evaluation.lvis_evaluation import LVISEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
@@ -19,6 +20,7 @@ __all__ = [
     "COCOPanopticEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
     "SemSegEvaluator",
     "build_evaluator",

@@ -9,6 +9,7 @@ from detkit.data import MetadataCatalog, register_declared_datasets
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
+from detkit.evaluation.lvis_evaluation import LVISEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.utils.near_miss import did_you_mean
@@ -49,7 +50,7 @@ def _default_output_dir(cfg: CfgNode, dataset_name: str) -> str:
 def _coco(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     return COCOEvaluator(
         dataset_name,
-        _tasks(cfg),
+        _tasks(cfg, COCOEvaluator.scored_tasks),
         output_dir=output_dir,
         max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
@@ -59,9 +60,18 @@ def _coco(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     )
 
 
-def _tasks(cfg: CfgNode) -> list[str]:
+def _tasks(cfg: CfgNode, scored_tasks: tuple[str, ...]) -> list[str]:
     switches = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-    return [task for task, is_on in switches.items() if is_on]
+    return [task for task in scored_tasks if switches[task]]
+
+
+def _lvis(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    return LVISEvaluator(
+        dataset_name,
+        _tasks(cfg, LVISEvaluator.scored_tasks),
+        output_dir=output_dir,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
 
 
 def _pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -79,6 +89,7 @@ def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvalua
 _BUILDERS = {
     "coco": (_coco,),
     "pascal_voc": (_pascal_voc,),
+    "lvis": (_lvis,),
     "sem_seg": (_sem_seg,),
     "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
 }

@@ -34,10 +34,9 @@ from detkit.structures import Instances, ModelInput, ModelOutput
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "coco_instances_results.json"
 _FIELDS = {"segm": "pred_masks", "keypoints": "pred_keypoints"}
 _SWITCHES = {"segm": "MODEL.MASK_ON", "keypoints": "MODEL.KEYPOINT_ON"}
-_NOUNS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+NOUNS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
 class COCOEvaluator(DatasetEvaluator):
@@ -46,6 +45,9 @@ class COCOEvaluator(DatasetEvaluator):
     Works on every registered data set, whatever its format. A class without ground truth scores nan and does not count
     in the mean.
     """
+
+    results_file = "coco_instances_results.json"
+    scored_tasks: tuple[str, ...] = TASKS
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class COCOEvaluator(DatasetEvaluator):
             ValueError: If a task is unknown, a number out of range, the data set cannot be scored, or its objects have
                 another number of keypoints than there are spreads.
         """
-        _check_tasks(tasks)
+        self._check_tasks(tasks)
         self._tasks = None if tasks is None else [task for task in TASKS if task in tasks]
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -118,7 +120,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _take_instances(self, image_id: int | str, instances: Instances) -> ImageDetections:
         truth = self._ground_truth
-        fields = [field for task, field in _FIELDS.items() if self._tasks is None or task in self._tasks]
+        tasks = self.scored_tasks if self._tasks is None else self._tasks
+        fields = [_FIELDS[task] for task in tasks if task in _FIELDS]
         detections = detections_from_instances(image_id, instances, truth.dataset_name, truth.class_names, fields)
         if len(detections) == 0:
             return detections
@@ -164,7 +167,7 @@ class COCOEvaluator(DatasetEvaluator):
     def _evaluate_detections(self, detections: list[ImageDetections]) -> dict[str, dict[str, float]]:
         truth = self._ground_truth
         if self._output_dir is not None:
-            write_results(self._output_dir / RESULTS_FILE, truth, detections)
+            write_results(self._output_dir / self.results_file, truth, detections)
         explain_scores(truth.dataset_name, len(truth.image_ids), truth.num_objects, detections)
         tasks = _tasks_of(detections) if self._tasks is None else self._tasks
         return {task: self._evaluate_task(task, detections) for task in tasks}
@@ -177,11 +180,18 @@ class COCOEvaluator(DatasetEvaluator):
         scores = score_detections(truth, detections, protocol, task)
         metrics = coco_metrics(scores, truth.class_names, protocol.named_thresholds)
         overall = {name: value for name, value in metrics.items() if "-" not in name}
-        what, name = _NOUNS[task], truth.dataset_name
+        what, name = NOUNS[task], truth.dataset_name
         logger.info("COCO average precision of %s on %s:\n%s", what, name, metrics_table(overall))
         logger.info("COCO average recall of %s on %s:\n%s", what, name, metrics_table(coco_recalls(scores)))
         logger.info("COCO average precision of %s per class on %s:\n%s", what, name, per_class_table(metrics))
         return metrics
+
+    def _check_tasks(self, tasks: Sequence[str] | None) -> None:
+        if isinstance(tasks, str):
+            raise ValueError(f'tasks must be a list of names, such as ["{tasks}"], got the string {tasks!r}')
+        for task in tasks or ():
+            if task not in self.scored_tasks:
+                raise ValueError(f"tasks must be among {', '.join(self.scored_tasks)}, got {task!r}")
 
     def _check_keypoints_of_objects(self) -> None:
         for annotation in self._ground_truth.coco["annotations"]:
@@ -212,14 +222,6 @@ def _tasks_of(detections: Sequence[ImageDetections]) -> list[str]:
     given |= {"segm"} if any(d.masks is not None for d in detections) else set()
     given |= {"keypoints"} if any(d.keypoints is not None for d in detections) else set()
     return [task for task in TASKS if task in given]
-
-
-def _check_tasks(tasks: Sequence[str] | None) -> None:
-    if isinstance(tasks, str):
-        raise ValueError(f'tasks must be a list of names, such as ["{tasks}"], got the string {tasks!r}')
-    for task in tasks or ():
-        if task not in TASKS:
-            raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {task!r}")
 
 
 def _warn_of_crowded_images(truth: CocoGroundTruth, protocol: CocoProtocol, task: str) -> None:

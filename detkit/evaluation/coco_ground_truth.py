@@ -16,6 +16,7 @@ from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog
 from detkit.data.datasets.coco_export import category_ids_of, class_names_of, coco_image_ids, records_to_coco_dict
+from detkit.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class CocoGroundTruth:
     """(K,) category id in the json per contiguous class id."""
     image_ids: dict[int | str, int]
     """Image id of the records -> image id in the json."""
+    records: Sequence[ImageRecord] = ()
+    """What the json was made of: what it cannot say stands there."""
 
     @property
     def num_objects(self) -> int:
@@ -130,6 +133,7 @@ def load_coco_ground_truth(dataset_name: str) -> CocoGroundTruth:
         class_names=class_names_of(dataset_name),
         category_ids=category_ids_of(dataset_name),
         image_ids=coco_image_ids(dataset_name, records),
+        records=records,
     )
 
 

@@ -4,7 +4,13 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
-from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator, build_evaluator
+from detkit.evaluation import (
+    COCOEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+    build_evaluator,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +19,11 @@ from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator, SemSeg
         pytest.param({}, COCOEvaluator, id="default"),
         pytest.param({"evaluator_type": "coco"}, COCOEvaluator, id="coco"),
         pytest.param({"evaluator_type": "pascal_voc"}, PascalVOCDetectionEvaluator, id="pascal_voc"),
+        pytest.param(
+            {"evaluator_type": "lvis", "class_image_count": [{"id": i, "image_count": 1} for i in (0, 1)]},
+            LVISEvaluator,
+            id="lvis",
+        ),
         pytest.param({"evaluator_type": "sem_seg", "stuff_classes": ["sky"]}, SemSegEvaluator, id="sem_seg"),
     ],
 )

@@ -186,7 +186,7 @@ def truth_as_outputs(name):
 
 def truth_as_output(annotations):
     boxes = torch.tensor([a["bbox"] for a in annotations]).reshape(-1, 4)
-    masks = [decode(rle_of(a["segmentation"])) for a in annotations]
+    masks = [mask_util.decode(rle_of(a["segmentation"])) for a in annotations]
     keypoints = np.array([a["keypoints"] for a in annotations]).reshape(-1, NUM_KEYPOINTS, 3)
     return Instances(
         SIZE,
@@ -197,11 +197,6 @@ def truth_as_output(annotations):
         # COCO's files number pixels: the middle of pixel 0 lies at 0.5.
         pred_keypoints=torch.from_numpy(keypoints + np.array([0.5, 0.5, 0])),
     )
-
-
-def decode(rle):
-    # Of a list, because pycocotools warns for one under NumPy 2.
-    return mask_util.decode([rle])[..., 0]
 
 
 def rle_of(segmentation):
@@ -275,7 +270,7 @@ def test_masks_are_held_encoded(register):
     for detections in evaluator._detections.gather(False):
         expected = outputs[detections.image_id].pred_masks.numpy()
         assert all(isinstance(rle["counts"], bytes) for rle in detections.masks)
-        decoded = [decode(rle) for rle in detections.masks]
+        decoded = [mask_util.decode(rle) for rle in detections.masks]
         np.testing.assert_array_equal(np.array(decoded).reshape(-1, *SIZE), expected)
 
 
