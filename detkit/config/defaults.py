@@ -11,7 +11,6 @@ from detkit.config.cfg_node import CfgNode, KeySpec, KeyTable
 
 _TABLE = KeyTable()
 
-_TTA = "test-time augmentation comes later"
 _ROTATED = "rotated boxes are not supported"
 _FEDERATED = "the federated loss comes later"
 
@@ -584,16 +583,15 @@ _key(
 )
 _key("TEST.NMS.SIGMA", 0.5, "detkit: width of the gaussian, exp(-IoU^2 / SIGMA). Above 0.", minimum=0)
 _key("TEST.NMS.CLASS_AGNOSTIC", False, "detkit: detections of different classes suppress each other too.")
-_key("TEST.AUG.ENABLED", False, "Test-time augmentation.", unread=_TTA)
+_key("TEST.AUG.ENABLED", False, "Evaluate and predict with several views of an image as well.")
 _key(
     "TEST.AUG.MIN_SIZES",
     (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
     "Shortest sides it runs at.",
     minimum=1,
-    unread=_TTA,
 )
-_key("TEST.AUG.MAX_SIZE", 4000, "Longest side it runs at.", minimum=1, unread=_TTA)
-_key("TEST.AUG.FLIP", True, "Whether it also runs flipped.", unread=_TTA)
+_key("TEST.AUG.MAX_SIZE", 4000, "Longest side it runs at.", minimum=1)
+_key("TEST.AUG.FLIP", True, "Whether it also runs flipped.")
 _key("TEST.PRECISE_BN.ENABLED", False, "Recompute the statistics of batch norm layers before each evaluation.")
 _key("TEST.PRECISE_BN.NUM_ITER", 200, "Batches that this takes.", minimum=1)
 

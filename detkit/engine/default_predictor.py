@@ -11,6 +11,7 @@ from detkit.config import CfgNode, import_user_modules
 from detkit.data import Metadata, MetadataCatalog, register_declared_datasets
 from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
+from detkit.engine.augmented_model import with_test_time_augmentation
 from detkit.modeling import build_model
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.env import resolve_device, reuse_freed_memory
@@ -26,7 +27,7 @@ class DefaultPredictor:
         >>> instances = predictor(read_image("street.jpg", format="BGR"))["instances"]
 
     Attributes:
-        model: In eval mode.
+        model: In eval mode; with TEST.AUG.ENABLED the one that augments.
         metadata: Class names as `thing_classes`: those in the checkpoint, else those of DATASETS.TEST.
         input_format: Channel order of the model, INPUT.FORMAT.
     """
@@ -50,6 +51,8 @@ class DefaultPredictor:
         checkpoint = DetectionCheckpointer(self.model).load(
             cfg.MODEL.WEIGHTS, checkpointables=[], strict=not allow_partial
         )
+        if cfg.TEST.AUG.ENABLED:
+            self.model = with_test_time_augmentation(cfg, self.model)
         self.metadata = _metadata(checkpoint.get("metadata") or {}, cfg)
         self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT

@@ -22,6 +22,7 @@ from detkit.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_writers
@@ -200,7 +201,7 @@ class DefaultTrainer(TrainerBase):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate a model on each data set of DATASETS.TEST.
+        """Evaluate a model on each data set of DATASETS.TEST; with TEST.AUG.ENABLED also as TEST.AUG augments it.
 
         Args:
             cfg: Read for the data and the evaluators.
@@ -208,8 +209,9 @@ class DefaultTrainer(TrainerBase):
             evaluators: One per data set, in their order; None builds them.
 
         Returns:
-            Task -> metric -> value for one data set; the same by name of the data set for several. Empty in processes
-            other than the main one.
+            Task -> metric -> value for one data set; the same by name of the data set for several. Those with
+            augmentation are tasks of their own, `bbox_TTA`, ...; their files are in `OUTPUT_DIR/TTA`. Empty in
+            processes other than the main one.
 
         Raises:
             ValueError: There are more or fewer evaluators than data sets, or no data sets.
@@ -222,6 +224,19 @@ class DefaultTrainer(TrainerBase):
             raise ValueError(
                 f"need one evaluator per data set of DATASETS.TEST: got {len(evaluators)} for {len(cfg.DATASETS.TEST)}"
             )
+        results = cls._test_per_dataset(cfg, model, evaluators)
+        if cfg.TEST.AUG.ENABLED:
+            augmented = cls._test_per_dataset(
+                _in_folder(cfg, "TTA"), with_test_time_augmentation(cfg, model), evaluators
+            )
+            for name, result in augmented.items():
+                results[name] = {**results[name], **named_as_augmented(result)}
+        return results if len(results) > 1 else next(iter(results.values()))
+
+    @classmethod
+    def _test_per_dataset(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None
+    ) -> dict[str, Any]:
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(cfg.DATASETS.TEST):
             # The loader first: class names of a COCO file are known once it has been read.
@@ -231,7 +246,7 @@ class DefaultTrainer(TrainerBase):
             if comm.is_main_process():
                 logger.info("results on %s:", name)
                 print_csv_format(results[name])
-        return results if len(results) > 1 else next(iter(results.values()))
+        return results
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -285,7 +300,8 @@ class DefaultTrainer(TrainerBase):
         this = weakref.proxy(self)
 
         def run() -> Mapping[str, Any]:
-            this._last_eval_results = this.test(this.cfg, this.model)
+            is_last = this.iter + 1 >= this.max_iter
+            this._last_eval_results = this.test(this.cfg if is_last else _without_augmentation(this.cfg), this.model)
             return this._last_eval_results
 
         return run
@@ -314,6 +330,24 @@ class DefaultTrainer(TrainerBase):
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),
         )
+
+
+def _without_augmentation(cfg: CfgNode) -> CfgNode:
+    """Give the config for the evaluations on the way, which are not to take many times as long."""
+    if not cfg.TEST.AUG.ENABLED:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.AUG.ENABLED = False
+    return cfg
+
+
+def _in_folder(cfg: CfgNode, folder: str) -> CfgNode:
+    """Give the config of a run that writes to a folder within OUTPUT_DIR."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / folder)
+    return cfg
 
 
 def _class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ from detkit.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
+from detkit.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -81,11 +82,13 @@ __all__ = [
     "BaseMaskRCNNHead",
     "Box2BoxTransform",
     "CascadeROIHeads",
+    "DatasetMapperTTA",
     "DefaultAnchorGenerator",
     "DenseDetector",
     "Detector",
     "FastRCNNOutputLayers",
     "GeneralizedRCNN",
+    "GeneralizedRCNNWithTTA",
     "KRCNNConvDeconvUpsampleHead",
     "LastLevelMaxPool",
     "MaskRCNNConvUpsampleHead",

@@ -59,8 +59,8 @@ def test_explain_of_an_unknown_key_has_near_misses():
 def test_settings_that_nothing_reads_are_reported():
     cfg = get_cfg()
     assert unread_settings(cfg) == {}
-    cfg.merge_from_list(["TEST.AUG.FLIP", False])
-    assert list(unread_settings(cfg)) == ["TEST.AUG.FLIP"]
+    cfg.merge_from_list(["MODEL.ANCHOR_GENERATOR.ANGLES", [[0]]])
+    assert list(unread_settings(cfg)) == ["MODEL.ANCHOR_GENERATOR.ANGLES"]
 
 
 # --- keys in the code ---

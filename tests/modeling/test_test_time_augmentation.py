@@ -1,0 +1,254 @@
+"""Tests of detkit.modeling.test_time_augmentation."""
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.config import get_cfg
+from detkit.data.transforms import ResizeShortestEdge
+from detkit.layers import NMSMethod
+from detkit.modeling import (
+    Backbone,
+    DatasetMapperTTA,
+    DenseDetector,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+)
+from detkit.modeling.test_time_augmentation import View
+from detkit.structures import Boxes, Instances
+from tests.helpers import random_boxes, slow_batched_nms
+
+K = 2  # classes, and keypoints
+PAIRS = [1, 0]
+
+
+class Identity(Backbone):
+    """The image is its only feature."""
+
+    def forward(self, x):
+        return {"image": x}
+
+
+class BrightPatch(nn.Module):
+    """ROI heads that find the bright patch of an image, and say how bright each cell of it is.
+
+    The left half of the patch is a little brighter, so that masks and keypoints can be seen to be mirrored back.
+    """
+
+    def __init__(self, mask_on=True, keypoint_on=True):
+        super().__init__()
+        self.mask_on, self.keypoint_on = mask_on, keypoint_on
+        self.calls = []
+
+    def forward(self, images, features, proposals, targets=None):
+        found = [self._patch(features["image"][i], size) for i, size in enumerate(images.image_sizes)]
+        return self.forward_with_given_boxes(features, found), {}
+
+    def _patch(self, image, size):
+        y, x = (image[0] > 100).nonzero().unbind(dim=1)
+        box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+        return Instances(size, pred_boxes=Boxes(box[None]), scores=torch.tensor([0.9]), pred_classes=torch.tensor([1]))
+
+    def forward_with_given_boxes(self, features, instances):
+        self.calls.append((self.mask_on, self.keypoint_on))
+        for image, found in zip(features["image"], instances, strict=True):
+            halves = [self._halves(image, box) for box in found.pred_boxes.tensor.round().long().tolist()]
+            if self.mask_on:
+                found.pred_masks = torch.stack([(half / 400)[None, None].expand(1, 2, 2) for half in halves])
+            if self.keypoint_on:
+                # Keypoint 0 is on the left as seen, keypoint 1 on the right, like eyes: a mirror exchanges them.
+                maps = 10 * torch.eye(2)[:, None].expand(2, 2, 2)
+                found.pred_keypoint_heatmaps = torch.stack([maps] * len(found))
+                found.pred_keypoints = torch.zeros(len(found), 2, 3)
+        return instances
+
+    def _halves(self, image, box):
+        x1, y1, x2, y2 = box
+        middle = (x1 + x2) // 2
+        return torch.stack([image[0, y1:y2, x1:middle].mean(), image[0, y1:y2, middle:x2].mean()])
+
+
+def model(**kwargs):
+    return GeneralizedRCNN(
+        backbone=Identity(),
+        proposal_generator=Nothing(),
+        roi_heads=BrightPatch(**kwargs),
+        pixel_mean=[0.0],
+        pixel_std=[1.0],
+    ).eval()
+
+
+class Nothing(nn.Module):
+    """Proposes nothing."""
+
+    def forward(self, images, features, targets=None):
+        return [None] * len(images), {}
+
+
+def tta(inner, min_sizes=(40, 80), flip=True, **kwargs):
+    mapper = DatasetMapperTTA(min_sizes=min_sizes, max_size=1000, flip=flip)
+    return GeneralizedRCNNWithTTA(model=inner, tta_mapper=mapper, keypoint_flip_indices=PAIRS, **kwargs).eval()
+
+
+def picture(**fields):
+    """40 x 60, with a patch of rows 8 to 24 and columns 4 to 20; its left half at 240, its right half at 160."""
+    image = torch.zeros(1, 40, 60, dtype=torch.uint8)
+    image[:, 8:24, 4:12] = 240
+    image[:, 8:24, 12:20] = 160
+    return {"image": image, **fields}
+
+
+BOX = [4.0, 8.0, 20.0, 24.0]
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_boxes_come_back_from_a_view(is_mirrored):
+    view, boxes = View((80, 50), is_mirrored), random_boxes(5, 90.0)
+    seen = view.boxes_into(boxes, (100, 200))
+    torch.testing.assert_close(view.boxes_out(seen, (100, 200)), boxes)
+    torch.testing.assert_close(seen[:, 1::2], boxes[:, 1::2] * 0.8)
+
+
+def test_view_shows_a_box_where_it_says():
+    image = picture()["image"]
+    for view in (View((80, 120), False), View((80, 120), True), View((40, 60), True)):
+        x1, y1, x2, y2 = view.boxes_into(torch.tensor([BOX]), (40, 60))[0].round().long().tolist()
+        seen = view.image(image)
+        assert seen.dtype == torch.uint8
+        assert seen.shape == (1, *view.size)
+        assert seen[0, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].min() > 100
+        outside = seen.clone()
+        outside[0, y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] = 0
+        assert outside.max() < 20
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (500, 500), (100, 3000), (37, 1001)])
+@pytest.mark.parametrize(("min_size", "max_size"), [(400, 4000), (800, 1333), (601, 700)])
+def test_sizes_are_those_of_the_data_loader(height, width, min_size, max_size):
+    mapper = DatasetMapperTTA(min_sizes=[min_size], max_size=max_size, flip=False)
+    ((seen, view),) = mapper({"image": torch.zeros(1, height, width, dtype=torch.uint8)})
+    assert view.size == ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+    assert seen["image"].shape[1:] == view.size
+
+
+def test_every_size_is_seen_plain_and_mirrored():
+    mapper = DatasetMapperTTA(min_sizes=[40, 80], max_size=1000, flip=True)
+    views = [view for _, view in mapper(picture())]
+    assert views == [View(size, m) for size in ((40, 60), (80, 120)) for m in (False, True)]
+
+
+def test_proposals_are_seen_in_every_view():
+    proposals = Instances((40, 60), proposal_boxes=Boxes([BOX]), objectness_logits=torch.zeros(1))
+    mapper = DatasetMapperTTA(min_sizes=[80], max_size=1000, flip=True)
+    plain, mirrored = (x["proposals"] for x, _ in mapper(picture(proposals=proposals)))
+    assert plain.proposal_boxes.tensor.tolist() == [[8.0, 16.0, 40.0, 48.0]]
+    assert mirrored.proposal_boxes.tensor.tolist() == [[80.0, 16.0, 112.0, 48.0]]
+    assert mirrored.objectness_logits.tolist() == [0.0]
+
+
+def test_views_agree_on_the_box_the_mask_and_the_keypoints():
+    (output,) = tta(model())([picture()])
+    found = output["instances"]
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([BOX]), atol=1.0, rtol=0)
+    # The left half has a probability of 0.6, the right half of 0.4: mirrored views, not turned back, would make 0.5.
+    assert found.pred_masks.shape == (1, 40, 60)
+    columns = found.pred_masks[0].any(dim=0).nonzero().flatten()
+    assert 4 <= columns.min() <= columns.max() <= 12
+    left, right = found.pred_keypoints[0, :, 0].tolist()
+    assert left < 12 < right
+
+
+def test_masks_of_all_views_are_averaged():
+    single = [tta(model(), sizes, flip)([picture()])[0]["instances"] for sizes, flip in (((40,), False), ((40,), True))]
+    assert torch.equal(single[0].pred_masks, single[1].pred_masks)
+
+
+def test_output_has_the_size_that_is_asked_for():
+    (output,) = tta(model())([picture(height=80, width=30)])
+    found = output["instances"]
+    assert found.image_size == (80, 30)
+    assert found.pred_masks.shape == (1, 80, 30)
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[2.0, 16.0, 10.0, 48.0]]), atol=1.0, rtol=0)
+
+
+def test_boxes_are_searched_without_the_other_branches():
+    inner = model()
+    tta(inner, batch_size=3)([picture()])
+    assert inner.roi_heads.calls == [(False, False)] * 2 + [(True, True)] * 2
+    assert inner.roi_heads.mask_on
+    assert inner.roi_heads.keypoint_on
+
+
+def test_model_of_boxes_alone_gives_boxes_alone():
+    (output,) = tta(model(mask_on=False, keypoint_on=False))([picture()])
+    assert sorted(output["instances"].get_fields()) == ["pred_boxes", "pred_classes", "scores"]
+
+
+class Given(DenseDetector):
+    """Finds given boxes, in order, one set per image it is shown."""
+
+    def __init__(self, results):
+        super().__init__(
+            backbone=Identity(), head=nn.Identity(), head_in_features=["image"], pixel_mean=[0.0], pixel_std=[1.0]
+        )
+        self.results = iter(results)
+
+    def forward_inference(self, images, features, predictions):
+        return [next(self.results) for _ in images.image_sizes]
+
+
+@pytest.mark.parametrize("nms", [NMSMethod(), NMSMethod(class_agnostic=True)], ids=["per-class", "over-classes"])
+def test_merged_boxes_are_those_of_the_slow_reference(nms):
+    boxes, scores, classes = random_boxes(60, 40.0), torch.rand(60), torch.arange(60) % K
+    parts = [slice(0, 25), slice(25, 60)]
+    views = [View((40, 60), False), View((40, 60), True)]
+    results = [
+        Instances(
+            (40, 60), pred_boxes=Boxes(v.boxes_into(boxes[p], (40, 60))), scores=scores[p], pred_classes=classes[p]
+        )
+        for p, v in zip(parts, views, strict=True)
+    ]
+    found = tta(Given(results).eval(), [40], nms_thresh=0.3, nms=nms, topk_per_image=10)([picture()])[0]["instances"]
+    groups = torch.zeros_like(classes) if nms.class_agnostic else classes
+    keep = slow_batched_nms(boxes, scores, groups, 0.3)[:10]
+    torch.testing.assert_close(found.pred_boxes.tensor, boxes[keep], atol=1e-4, rtol=1e-5)
+    assert torch.equal(found.scores, scores[keep])
+    assert torch.equal(found.pred_classes, classes[keep])
+
+
+def test_nothing_found_is_no_error():
+    nothing = Instances((40, 60), pred_boxes=Boxes([]), scores=torch.zeros(0), pred_classes=torch.zeros(0).long())
+    (output,) = tta(Given([nothing] * 2).eval(), [40])([picture()])
+    assert len(output["instances"]) == 0
+
+
+def test_settings_come_from_the_config():
+    cfg = get_cfg()
+    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.FLIP", False, "TEST.DETECTIONS_PER_IMAGE", 7])
+    cfg.merge_from_list(["MODEL.RETINANET.NMS_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6])
+    one_stage = GeneralizedRCNNWithTTA(cfg, Given([]).eval())
+    assert one_stage.tta_mapper.min_sizes == [40, 50]
+    assert (one_stage.nms_thresh, one_stage.topk_per_image) == (0.3, 7)
+    assert GeneralizedRCNNWithTTA(cfg, model()).nms_thresh == 0.6
+
+
+def test_no_size_is_an_error():
+    with pytest.raises(ValueError, match="TEST.AUG.MIN_SIZES needs at least one size"):
+        DatasetMapperTTA(min_sizes=[], max_size=100, flip=True)
+
+
+def test_mirrored_keypoints_need_their_pairs():
+    mapper = DatasetMapperTTA(min_sizes=[40], max_size=100, flip=True)
+    with pytest.raises(ValueError, match="give keypoint_flip_indices"):
+        GeneralizedRCNNWithTTA(model=model(), tta_mapper=mapper)
+
+
+def test_other_models_are_refused():
+    mapper = DatasetMapperTTA(min_sizes=[40], max_size=100, flip=True)
+    with pytest.raises(TypeError, match="takes a GeneralizedRCNN or a one-stage detector, got Identity"):
+        GeneralizedRCNNWithTTA(model=nn.Identity(), tta_mapper=mapper)
+
+
+def test_training_is_refused():
+    with pytest.raises(RuntimeError, match=r"call eval\(\)"):
+        tta(model()).train()([picture()])
