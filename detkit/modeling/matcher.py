@@ -3,11 +3,17 @@
 Legend: M ground-truth boxes, R predicted boxes (anchors, proposals).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from detkit.structures import Boxes, pairwise_iou
+
+# Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A crowded image has
+# thousands of objects and 250,000 anchors, so 5 GB per matrix.
+_MAX_PAIRS = 1 << 23
 
 
 class Matcher:
@@ -52,14 +58,45 @@ class Matcher:
             matches: (R,) int64 best ground-truth box, in [0, M). 0 everywhere when M is 0.
             match_labels: (R,) int8 label. That of the lowest interval everywhere when M is 0.
         """
-        num_gt, num_pred = match_quality_matrix.shape
+        return self._match([match_quality_matrix])
+
+    def match_boxes(self, gt_boxes: Boxes, boxes: Boxes, *, max_pairs: int = _MAX_PAIRS) -> tuple[Tensor, Tensor]:
+        """Match boxes by IoU: the same as `matcher(pairwise_iou(gt_boxes, boxes))`, in bounded memory.
+
+        Args:
+            gt_boxes: M boxes.
+            boxes: R boxes.
+            max_pairs: So many IoUs are held at a time, at least R.
+
+        Returns:
+            As in `__call__`.
+        """
+        num_rows = max(1, max_pairs // max(1, len(boxes)))
+        chunks = (gt_boxes[first : first + num_rows] for first in range(0, max(1, len(gt_boxes)), num_rows))
+        return self._match(pairwise_iou(chunk, boxes) for chunk in chunks)
+
+    def _match(self, rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Match the columns of a matrix that comes in groups of rows, one at least."""
+        rows = iter(rows)
+        first = next(rows)
+        num_gt, num_pred = first.shape
         if num_gt == 0 or num_pred == 0:
-            matches = match_quality_matrix.new_zeros(num_pred, dtype=torch.int64)
+            matches = first.new_zeros(num_pred, dtype=torch.int64)
             return matches, torch.full_like(matches, self.labels[0], dtype=torch.int8)
-        quality, matches = match_quality_matrix.max(dim=0)
+        quality, matches = first.max(dim=0)
+        is_best = _is_best_of_a_row(first) if self.allow_low_quality_matches else None
+        for group in rows:
+            group_quality, group_matches = group.max(dim=0)
+            # Strictly: of equal qualities the first row's stays.
+            is_better = group_quality > quality
+            quality = torch.where(is_better, group_quality, quality)
+            matches = torch.where(is_better, group_matches + num_gt, matches)
+            num_gt += len(group)
+            if is_best is not None:
+                is_best |= _is_best_of_a_row(group)
         match_labels = self._label(quality)
-        if self.allow_low_quality_matches:
-            match_labels.masked_fill_(_is_best_of_a_row(match_quality_matrix), 1)
+        if is_best is not None:
+            match_labels.masked_fill_(is_best, 1)
         return matches, match_labels
 
     def _label(self, quality: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """Tests of detkit.modeling.matcher."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from detkit.modeling.matcher import Matcher
+from detkit.structures import Boxes, pairwise_iou
 from tests.helpers import slow_match
 
 
@@ -66,3 +70,47 @@ def test_matching_follows_a_permutation_of_the_boxes():
 def test_bad_settings_name_the_key(thresholds, labels, message):
     with pytest.raises(ValueError, match=message):
         Matcher(thresholds, labels)
+
+
+def random_boxes(count, seed):
+    corners = torch.randint(0, 40, (count, 2, 2), generator=torch.Generator().manual_seed(seed)).float()
+    return Boxes(torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 1], dim=1))  # whole numbers: many ties
+
+
+@pytest.mark.parametrize("low_quality", [False, True], ids=["plain", "low-quality"])
+@pytest.mark.parametrize("max_pairs", [1, 60, 61, 10_000], ids=["a row", "two rows", "two rows and a bit", "all"])
+@pytest.mark.parametrize("num_gt", [0, 1, 7], ids=["nothing", "one", "many"])
+def test_boxes_matched_in_groups_are_matched_as_at_once(num_gt, max_pairs, low_quality):
+    matcher = Matcher([0.2, 0.4], [0, -1, 1], low_quality)
+    truth, boxes = random_boxes(num_gt, 0), random_boxes(30, 1)
+    matches, labels = matcher.match_boxes(truth, boxes, max_pairs=max_pairs)
+    expected_matches, expected_labels = matcher(pairwise_iou(truth, boxes))
+    assert matches.tolist() == expected_matches.tolist()
+    assert labels.tolist() == expected_labels.tolist()
+
+
+_CROWD = """
+import resource, torch
+from detkit.modeling.matcher import Matcher
+from detkit.structures import Boxes
+def boxes(count):
+    corner = torch.rand(count, 2) * 1000
+    return Boxes(torch.cat([corner, corner + 5 + torch.rand(count, 2) * 50], dim=1))
+truth, anchors = boxes(5_000), boxes(250_000)
+matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
+matcher.match_boxes(truth[:1], anchors)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+matches, labels = matcher.match_boxes(truth, anchors)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+# The same for a part of the anchors, whose matrix fits. Not the labels: the best anchor of an object may be elsewhere.
+expected, _ = matcher.match_boxes(truth, anchors[:1000], max_pairs=5_000_000)
+assert matches[:1000].equal(expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux tells it")
+def test_crowd_is_matched_within_half_a_gigabyte():
+    done = subprocess.run([sys.executable, "-c", _CROWD], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 512

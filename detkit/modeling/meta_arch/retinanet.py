@@ -24,7 +24,7 @@ from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import DenseDetector, HeadOutput, decode_level, predictions_by_anchor
 from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
 from detkit.modeling.nms_settings import nms_method
-from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
+from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 # The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron: the number itself
@@ -181,7 +181,7 @@ class RetinaNet(DenseDetector):
         return [self._label_anchors_of_image(all_anchors, gt_i) for gt_i in gt_instances]
 
     def _label_anchors_of_image(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
-        matches, match_labels = self.anchor_matcher(pairwise_iou(gt.gt_boxes, anchors))
+        matches, match_labels = self.anchor_matcher.match_boxes(gt.gt_boxes, anchors)
         if len(gt) == 0:
             return torch.full_like(matches, self.num_classes), torch.zeros_like(anchors.tensor)
         labels = gt.gt_classes[matches].masked_fill(match_labels == 0, self.num_classes)

@@ -23,7 +23,7 @@ from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY, build_rpn_head
 from detkit.modeling.proposal_generator.proposals import find_top_rpn_proposals, top_indices_per_level
 from detkit.modeling.sampling import subsample_masks
-from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
+from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
@@ -167,7 +167,7 @@ class RPN(nn.Module):
     def _match_anchors(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
         """Give (R,) labels and (R, 4) matched boxes of one image."""
         gt_boxes = gt.gt_boxes
-        matches, labels = self.anchor_matcher(pairwise_iou(gt_boxes, anchors))
+        matches, labels = self.anchor_matcher.match_boxes(gt_boxes, anchors)
         if self.anchor_boundary_thresh >= 0:
             is_inside = anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)
             labels = labels.masked_fill(~is_inside, -1)

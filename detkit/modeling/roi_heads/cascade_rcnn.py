@@ -20,7 +20,7 @@ from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_box_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, Predictions
 from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
-from detkit.structures import Boxes, Instances, pairwise_iou
+from detkit.structures import Boxes, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
@@ -187,7 +187,7 @@ class CascadeROIHeads(StandardROIHeads):
         return labelled
 
     def _label(self, proposals: Instances, targets: Instances, matcher: Matcher) -> Instances:
-        matches, labels = matcher(pairwise_iou(targets.gt_boxes, proposals.proposal_boxes))
+        matches, labels = matcher.match_boxes(targets.gt_boxes, proposals.proposal_boxes)
         if len(targets) > 0:
             classes = targets.gt_classes[matches].masked_fill(labels == 0, self.num_classes)
             gt_boxes = targets.gt_boxes[matches]

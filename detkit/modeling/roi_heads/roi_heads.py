@@ -13,7 +13,7 @@ from detkit.config import CfgNode, configurable
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
 from detkit.modeling.sampling import subsample_labels
-from detkit.structures import ImageList, Instances, pairwise_iou
+from detkit.structures import ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
@@ -79,8 +79,7 @@ class ROIHeads(nn.Module):
         return sampled
 
     def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
-        iou = pairwise_iou(targets.gt_boxes, proposals.proposal_boxes)
-        matches, labels = self.proposal_matcher(iou)
+        matches, labels = self.proposal_matcher.match_boxes(targets.gt_boxes, proposals.proposal_boxes)
         picked, gt_classes = self._sample_proposals(matches, labels, targets.gt_classes)
         sampled = proposals[picked]
         sampled.gt_classes = gt_classes
