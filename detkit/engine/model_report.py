@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from detkit.checkpoint.key_matching import LoadReport
 from detkit.layers import FrozenBatchNorm2d
 from detkit.layers.norm import stays_in_eval_mode
+from detkit.layers.sync_batch_norm import SyncBatchNorm2d
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _norm_kind(module: nn.Module) -> str:
         return "FrozenBN"
     if isinstance(module, _BatchNorm):
         mode = "train" if module.training and not stays_in_eval_mode(module) else "eval"
-        return f"{'SyncBN' if isinstance(module, nn.SyncBatchNorm) else 'BN'} {mode}"
+        return f"{'SyncBN' if isinstance(module, (nn.SyncBatchNorm, SyncBatchNorm2d)) else 'BN'} {mode}"
     if isinstance(module, nn.GroupNorm):
         return "GN"
     if isinstance(module, nn.LayerNorm):

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from detkit.layers.sync_batch_norm import SyncBatchNorm2d
@@ -177,7 +178,8 @@ def fold_norm(weight: Tensor, bias: Tensor | None, norm: FixedNorm) -> tuple[Ten
 
 def _sync_batchnorm(num_channels: int) -> nn.Module:
     if comm.get_world_size() > 1:
-        return SyncBatchNorm2d(num_channels)
+        on_gpus = dist.get_backend() == dist.Backend.NCCL
+        return nn.SyncBatchNorm(num_channels) if on_gpus else SyncBatchNorm2d(num_channels)
     log_first_n(logging.INFO, "SyncBN in a single process: built as BN, which computes the same", key="SyncBN as BN")
     return nn.BatchNorm2d(num_channels)
 

@@ -15,12 +15,12 @@ from torch.autograd.function import once_differentiable
 from detkit.utils import comm
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """`nn.SyncBatchNorm`, on CPUs too, for which torch has none."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.SyncBatchNorm` for CPUs, where torch has none. On GPUs, torch's is the faster."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W); in training, by mean and variance over the pixels of all processes."""
-        if input.device.type != "cpu" or not self.training or comm.get_world_size() == 1:
+        if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
         count = _sum_over_processes(input.new_full((1,), input.numel() / input.shape[1]))
         # Two passes: the mean of squares less the square of the mean would lose digits.

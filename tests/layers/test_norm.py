@@ -2,10 +2,12 @@ import logging
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from detkit.layers import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
 from detkit.layers import norm as norm_module
+from detkit.layers.sync_batch_norm import SyncBatchNorm2d
 from detkit.utils import comm
 
 
@@ -120,9 +122,11 @@ def test_group_norm_has_32_groups():
     assert norm.num_groups == 32
 
 
-def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch):
+@pytest.mark.parametrize(("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", SyncBatchNorm2d)])
+def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch, backend, expected):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    assert isinstance(get_norm("SyncBN", 4), nn.SyncBatchNorm)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    assert type(get_norm("SyncBN", 4)) is expected
 
 
 def test_sync_bn_in_one_process_says_so_once(monkeypatch):

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool as TorchvisionMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7 as TorchvisionP6P7
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
+from detkit.modeling import Detector
 from detkit.modeling.backbone import (
     FPN,
     Backbone,
@@ -44,20 +46,43 @@ def _fpn(**kwargs) -> FPN:
     return FPN(_Pyramid(), **{**arguments, **kwargs})
 
 
-def test_equals_torchvision_with_the_same_weights():
-    ours = _fpn()
-    theirs = FeaturePyramidNetwork(list(CHANNELS.values()), 5, extra_blocks=TorchvisionMaxPool())
-    weights = ours.state_dict()
-    for index, number in enumerate((2, 3, 4, 5)):
-        for part, blocks in (("lateral", theirs.inner_blocks), ("output", theirs.layer_blocks)):
-            prefix = f"fpn_{part}{number}."
-            blocks[index][0].load_state_dict({key: weights[prefix + key] for key in ("weight", "bias")})
+def _in_torchvision(ours: FPN, extra_blocks, norm_layer=None) -> FeaturePyramidNetwork:
+    """The same pyramid of torchvision, with the same weights."""
+    channels = [CHANNELS[name] for name in ours.in_features]
+    theirs = FeaturePyramidNetwork(channels, 5, extra_blocks=extra_blocks, norm_layer=norm_layer)
+    state = {}
+    for name, value in ours.state_dict().items():
+        part, _, leaf = name.partition(".")
+        if part == "top_block":
+            state[f"extra_blocks.{leaf}"] = value
+            continue
+        kind, index = part[4:-1], int(part[-1]) - ours._numbers[0]
+        blocks = "inner_blocks" if kind == "lateral" else "layer_blocks"
+        state[f"{blocks}.{index}.{leaf.replace('norm', '1') if 'norm' in leaf else f'0.{leaf}'}"] = value
+    theirs.load_state_dict(state)
+    return theirs
+
+
+@pytest.mark.parametrize("features", [["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"], ["res4"]])
+@pytest.mark.parametrize("norm", ["", "BN"])
+@pytest.mark.parametrize("top", ["max-pool", "P6 and P7", "none"])
+def test_equals_torchvision_with_the_same_weights(features, norm, top):
+    channels = CHANNELS[features[-1]]
+    top_block = {
+        "max-pool": LastLevelMaxPool("p" + features[-1][-1]),
+        "P6 and P7": LastLevelP6P7(channels, 5, features[-1]),
+        "none": None,
+    }[top]
+    ours = _fpn(in_features=features, norm=norm, top_block=top_block)
+    extra = {"max-pool": TorchvisionMaxPool(), "P6 and P7": TorchvisionP6P7(channels, 5), "none": None}[top]
+    theirs = _in_torchvision(ours, extra, nn.BatchNorm2d if norm else None)
     image = torch.zeros(2, 3, 64, 96)
     got = ours(image)
-    want = theirs(OrderedDict(_Pyramid()(image)))
-    assert list(got) == ["p2", "p3", "p4", "p5", "p6"]
+    want = theirs(OrderedDict((name, value) for name, value in _Pyramid()(image).items() if name in features))
+    first = int(features[0][-1])
+    assert list(got) == [f"p{number}" for number in range(first, first + len(want))]
     for level, expected in zip(got.values(), want.values(), strict=True):
-        torch.testing.assert_close(level, expected)
+        torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_levels_have_the_shapes_it_announces():
@@ -127,6 +152,20 @@ def test_square_pad_is_passed_on():
 def test_image_that_is_not_padded_is_an_error():
     with pytest.raises(ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"):
         _fpn()(torch.zeros(1, 3, 64, 100))
+
+
+@pytest.mark.parametrize(
+    ("features", "divisor"), [(["res2", "res3", "res4", "res5"], 32), (["res2", "res3", "res4"], 16), (["res3"], 8)]
+)
+def test_images_of_any_size_are_padded_to_what_it_divides(features, divisor):
+    fpn = _fpn(in_features=features, top_block=LastLevelP6P7(CHANNELS[features[-1]], 5, features[-1]))
+    detector = Detector(backbone=fpn, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+    images = [{"image": torch.zeros(3, 61, 75)}, {"image": torch.zeros(3, 33, 97)}]
+    batch = detector.preprocess_image(images)
+    assert batch.tensor.shape[-2:] == tuple(-(-side // divisor) * divisor for side in (61, 97))
+    levels = fpn(batch.tensor)
+    for name, shape in fpn.output_shape().items():
+        assert levels[name].shape[-2:] == tuple(-(-side // shape.stride) for side in batch.tensor.shape[-2:])
 
 
 @pytest.mark.parametrize(
