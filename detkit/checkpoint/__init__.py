@@ -4,6 +4,7 @@ from detkit.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detkit.checkpoint.foreign import translate_for, translate_for_file
 from detkit.checkpoint.foreign_layout import Translation
 from detkit.checkpoint.foreign_torchvision import fold_frozen_eps
+from detkit.checkpoint.initial_weights import HasInitialWeights
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.periodic_checkpoint import PeriodicCheckpointer
 from detkit.checkpoint.resnet_depth import check_depth
@@ -20,6 +21,7 @@ from detkit.checkpoint.weights_file import check_weight_format, save_weights_fil
 __all__ = [
     "CheckpointError",
     "DetectionCheckpointer",
+    "HasInitialWeights",
     "LoadReport",
     "PeriodicCheckpointer",
     "Translation",

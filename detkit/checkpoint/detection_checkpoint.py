@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from detkit.checkpoint.foreign import translate_for
 from detkit.checkpoint.foreign_layout import Translation
 from detkit.checkpoint.foreign_settings import differing_settings
+from detkit.checkpoint.initial_weights import load_initial_weights
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.resnet_depth import check_depth
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file, local_checkpoint_file
@@ -118,7 +119,7 @@ class DetectionCheckpointer:
         """Load the weights, and the states of the checkpointables.
 
         Args:
-            path: File or address; empty loads nothing.
+            path: File or address; empty loads nothing but the published weights that parts of the model name.
             checkpointables: Names of the objects to load; None takes all, an empty list the weights alone.
             strict: Accept only a file that fills every learned tensor of the model, as evaluation needs it.
 
@@ -134,7 +135,11 @@ class DetectionCheckpointer:
         if not path:
             if strict:
                 raise ValueError("no weights are given: set MODEL.WEIGHTS to a checkpoint")
-            logger.info("no checkpoint given: the model starts from random weights")
+            parts = load_initial_weights(self.model)
+            logger.info(
+                "no checkpoint given: the model%s starts from random weights",
+                f", except {', '.join(parts)}," if parts else "",
+            )
             return {}
         checkpoint = self._load_file(path)
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
@@ -218,6 +223,7 @@ class DetectionCheckpointer:
         logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s: %s", path, report.summary())
         if translation is not None:
             self._log_translation(translation, path)
+        load_initial_weights(self.model, loaded=state)
 
     def _log_translation(self, translation: Translation, path: str) -> None:
         for remark in translation.remarks:

@@ -94,7 +94,10 @@ _key("MODEL.BACKBONE.NAME", "build_resnet_backbone", "Registered name of the bac
 _key(
     "MODEL.BACKBONE.FREEZE_AT",
     2,
-    "Stages kept fixed, counted from the stem: 0 none, 1 the stem, 2 the stem and res2, ... 5 all.",
+    (
+        "Stages kept fixed, counted from the stem: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. In models of "
+        "torchvision and timm, what the maps of strides up to 2^FREEZE_AT are made of, which is the same for ResNets."
+    ),
     choices=(0, 1, 2, 3, 4, 5),
 )
 
@@ -175,6 +178,21 @@ _key(
     "detkit: batch norms normalise by their running statistics in training too, which stay fixed; weight and bias "
     "learn. NORM: BN or SyncBN.",
 )
+
+_FOREIGN_FEATURES = "detkit: maps given out, by their stride: s2, s4, s8, s16, s32, as far as the model has them."
+_FOREIGN_NORM = "detkit: what becomes of its batch norms: FrozenBN, SyncBN, or empty to leave them."
+_key("MODEL.TORCHVISION.NAME", "resnet50", "detkit: a classification model of torchvision.models.")
+_key(
+    "MODEL.TORCHVISION.WEIGHTS",
+    "",
+    "detkit: published weights to start from, such as DEFAULT or IMAGENET1K_V1; empty starts from random ones.",
+)
+_key("MODEL.TORCHVISION.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
+_key("MODEL.TORCHVISION.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
+_key("MODEL.TIMM.NAME", "resnet50", "detkit: a model of timm, with or without a tag of its weights: resnet50.a1_in1k.")
+_key("MODEL.TIMM.PRETRAINED", False, "detkit: start from the published weights that the tag names, or the default tag.")
+_key("MODEL.TIMM.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
+_key("MODEL.TIMM.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 
 _key(
     "MODEL.FPN.IN_FEATURES",

@@ -12,7 +12,7 @@ from detkit.data import Metadata, MetadataCatalog, register_declared_datasets
 from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.engine.augmented_model import with_test_time_augmentation
-from detkit.modeling import build_model
+from detkit.modeling import build_model, follow_backbone_pixels
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.env import resolve_device, reuse_freed_memory
 
@@ -45,6 +45,8 @@ class DefaultPredictor:
         """
         import_user_modules(cfg.IMPORTS)
         register_declared_datasets(cfg.DATASETS.REGISTER)
+        cfg = cfg.clone()
+        follow_backbone_pixels(cfg)
         self.model = build_model(cfg).eval()
         if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
             reuse_freed_memory()

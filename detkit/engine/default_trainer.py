@@ -34,7 +34,7 @@ from detkit.evaluation import (
     print_csv_format,
     verify_results,
 )
-from detkit.modeling import build_model
+from detkit.modeling import build_model, follow_backbone_pixels
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
 from detkit.utils.events import EventWriter, ProgressBar
@@ -68,7 +68,8 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detkit").hasHandlers():  # default_setup was not called: in a notebook, say
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        follow_backbone_pixels(cfg)
         data_loader = self.build_train_loader(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

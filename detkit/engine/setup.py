@@ -11,6 +11,7 @@ import torch
 
 from detkit.config import CfgNode, import_user_modules, unread_settings
 from detkit.data import register_declared_datasets
+from detkit.modeling import follow_backbone_pixels
 from detkit.utils import comm
 from detkit.utils.collect_env import collect_env_info
 from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng
@@ -86,7 +87,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`.
 
     Args:
-        cfg: The settings, complete.
+        cfg: The settings. Pixel statistics and channel order follow the backbone, where it has its own and the config
+            does not set them: see ``follow_backbone_pixels``. Nothing else is changed.
         args: The parsed command line; logged, and read for `eval_only`.
     """
     rank = comm.get_rank()
@@ -97,6 +99,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
     import_user_modules(cfg.IMPORTS)
     register_declared_datasets(cfg.DATASETS.REGISTER)
+    follow_backbone_pixels(cfg)
     logger.info("process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info())
     logger.info("command line: %s", args)
     for key, reason in unread_settings(cfg).items():

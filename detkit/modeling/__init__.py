@@ -17,6 +17,7 @@ from detkit.modeling.backbone import (
     build_resnet_backbone,
     build_resnet_fpn_backbone,
     build_retinanet_fpn,
+    follow_backbone_pixels,
 )
 from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.matcher import Matcher
@@ -121,5 +122,6 @@ __all__ = [
     "build_sem_seg_head",
     "combine_semantic_and_instance_outputs",
     "detector_postprocess",
+    "follow_backbone_pixels",
     "sem_seg_postprocess",
 ]

@@ -11,6 +11,7 @@ from detkit.modeling.backbone.fpn import (
     build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
+from detkit.modeling.backbone.pixel_settings import PixelSettings, follow_backbone_pixels, made_for_pixels
 from detkit.modeling.backbone.resnet import ResNet, make_stage
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
@@ -20,6 +21,18 @@ from detkit.modeling.backbone.resnet_blocks import (
     DeformBottleneckBlock,
 )
 from detkit.modeling.backbone.resnet_config import build_resnet_backbone, make_configured_stage
+from detkit.modeling.backbone.timm_backbone import (
+    TimmBackbone,
+    build_retinanet_timm_fpn_backbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+)
+from detkit.modeling.backbone.torchvision_backbone import (
+    TorchvisionBackbone,
+    build_retinanet_torchvision_fpn_backbone,
+    build_torchvision_backbone,
+    build_torchvision_fpn_backbone,
+)
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -32,13 +45,24 @@ __all__ = [
     "DeformBottleneckBlock",
     "LastLevelMaxPool",
     "LastLevelP6P7",
+    "PixelSettings",
     "ResNet",
+    "TimmBackbone",
+    "TorchvisionBackbone",
     "build_backbone",
     "build_fpn",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_fpn",
     "build_retinanet_resnet_fpn_backbone",
+    "build_retinanet_timm_fpn_backbone",
+    "build_retinanet_torchvision_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_torchvision_backbone",
+    "build_torchvision_fpn_backbone",
+    "follow_backbone_pixels",
+    "made_for_pixels",
     "make_configured_stage",
     "make_stage",
 ]

@@ -6,9 +6,9 @@ Legend: C channels, H and W height and width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from detkit.modeling.backbone.backbone import Backbone
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # In units of the coarsest stride. Eight cells tell a stride from its double also where a convolution without padding
 # takes a cell or two away; unequal sides tell height from width.
@@ -29,24 +31,56 @@ class OutputShapeError(ValueError):
 
 
 def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Any:
-    """Give what a module gives for an image of (H, W), with no memory or arithmetic behind the numbers.
+    """Give what a module gives for two images of (H, W), with no memory or arithmetic behind the numbers.
 
     The module runs as in evaluation, on the meta device, with stand-ins for its parameters and buffers: statistics,
     modes and the state of random number generators stay as they are. A module that the meta device cannot run takes
-    an image of zeros instead.
+    images of zeros instead.
     """
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    stand_ins = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    with torch.no_grad(), _evaluating(module), torch.random.fork_rng(devices=[]):
+
+    def use(stand_ins: dict[str, Tensor], images: Tensor) -> Any:
+        with torch.no_grad():
+            return torch.func.functional_call(module, stand_ins, (images,))
+
+    return _with_stand_ins(module, image_size, channels, use)
+
+
+def parameters_behind(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> list[set[str]]:
+    """Give, for each map that a module gives (in a list, or a dict's values), the parameters that it depends on."""
+
+    def use(stand_ins: dict[str, Tensor], images: Tensor) -> list[set[str]]:
+        leaves = {name: stand_ins[name].requires_grad_() for name, _ in module.named_parameters()}
+        with torch.enable_grad():
+            outputs = torch.func.functional_call(module, stand_ins, (images,))
+            maps = outputs.values() if isinstance(outputs, Mapping) else outputs
+            return [_leaves_behind(value, leaves) for value in maps]
+
+    return _with_stand_ins(module, image_size, channels, use)
+
+
+def _leaves_behind(value: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+    return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+
+
+def _with_stand_ins(
+    module: nn.Module, image_size: tuple[int, int], channels: int, use: Callable[[dict[str, Tensor], Tensor], T]
+) -> T:
+    """Give what ``use`` makes of copies of the module's tensors and of images: on the meta device, else its own."""
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+
+    def on(device: torch.device | str) -> T:
+        stand_ins = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
+        return use(stand_ins, torch.zeros(2, channels, *image_size, device=device))
+
+    with _evaluating(module), torch.random.fork_rng(devices=[]):
         try:
-            image = torch.empty(2, channels, *image_size, device="meta")
-            return torch.func.functional_call(module, stand_ins, (image,))
+            return on("meta")
         except OutputShapeError:
             raise
         except Exception:
             # Whatever it was: data-dependent control flow, tensors that are no buffers, kernels for one device only.
-            device = tensors[0][1].device if tensors else torch.device("cpu")
-            return module(torch.zeros(2, channels, *image_size, device=device))
+            return on(next((tensor.device for tensor in tensors.values()), torch.device("cpu")))
 
 
 def check_output_shape(backbone: Backbone, channels: int) -> None:
