@@ -13,6 +13,7 @@ from detkit.structures.boxes import (
 from detkit.structures.image_list import ImageList
 from detkit.structures.instances import Instances
 from detkit.structures.keypoints import Keypoints, heatmaps_to_keypoints
+from detkit.structures.mask_contours import bitmask_to_polygons
 from detkit.structures.mask_formats import (
     bitmask_to_rle,
     polygon_area,
@@ -39,6 +40,7 @@ __all__ = [
     "PolygonMasks",
     "RLERecord",
     "ROIMasks",
+    "bitmask_to_polygons",
     "bitmask_to_rle",
     "heatmaps_to_keypoints",
     "matched_pairwise_iou",
