@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# Floats of enlarged heatmaps that are held at a time on a GPU: 256 MiB.
+_MAX_FLOATS = 2**26
 
 
 class Keypoints:
@@ -116,20 +118,80 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
     """
     maps, rois = maps.float(), rois.float()
     sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
+    # A region is enlarged to whole pixels (bicubically, as OpenCV does), and positions are brought back to its size.
     whole_sizes = sizes.ceil()
-    # One wait for the device: the sizes are shapes of what follows. A region is enlarged to whole pixels (bicubically,
-    # as OpenCV does), and positions are brought back to its true size.
-    best = [_best_pixel(maps[i : i + 1], int(h), int(w)) for i, (w, h) in enumerate(whole_sizes.tolist())]
-    if not best:
+    if len(maps) == 0:
         return maps.new_zeros(0, maps.shape[1], 4)
-    xy, logit = (torch.stack(values) for values in zip(*best, strict=True))
+    best = []
+    # Not under autocast: in half precision a maximum would be anywhere on a flat top.
+    with torch.autocast(maps.device.type, enabled=False):
+        # One wait for the device: the sizes are shapes of what follows. One region at a time fills a CPU with work.
+        max_pixels = 0 if maps.device.type == "cpu" else _MAX_FLOATS // maps.shape[1]
+        for start, end, width, height in _groups(whole_sizes.long().tolist(), max_pixels):
+            best.append(_best_pixels(maps[start:end], whole_sizes[start:end], width, height))
+    xy, logit = (torch.cat(values) for values in zip(*best, strict=True))
     xy = (xy + 0.5) * (sizes / whole_sizes)[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[..., None, None]).exp_().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
 
 
-def _best_pixel(maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Give column and row, (K, 2) float32, and logit, (K,), of the best pixel of enlarged (1, K, S, S) maps."""
-    enlarged = F.interpolate(maps, size=(height, width), mode="bicubic", align_corners=False)[0].flatten(1)
-    logit, position = enlarged.max(dim=1)
-    return torch.stack([position % width, position // width], dim=1).float(), logit
+def _groups(sizes: Sequence[Sequence[int]], max_pixels: int) -> Iterator[tuple[int, int, int, int]]:
+    """Give runs of regions to be enlarged together, ``(start, end, width, height)`` with the largest size in each.
+
+    Args:
+        sizes: ``(width, height)`` of each of R > 0 regions.
+        max_pixels: Pixels that a run may have in all, all regions being enlarged to its largest size. One may have
+            more by itself.
+    """
+    start, width, height = 0, 0, 0
+    for i, (width_i, height_i) in enumerate(sizes):
+        wider, higher = max(width, width_i), max(height, height_i)
+        if i > start and (i + 1 - start) * wider * higher > max_pixels:
+            yield start, i, width, height
+            start, wider, higher = i, width_i, height_i
+        width, height = wider, higher
+    yield start, len(sizes), width, height
+
+
+def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Give column and row, (R, K, 2) float32, and logit, (R, K), of the best pixel of enlarged maps.
+
+    Enlarging is separable, so that it is two products of matrices, in 0.6 of the time of ``F.interpolate`` on a CPU.
+
+    Args:
+        maps: (R, K, S, S)
+        sizes: (R, 2) whole ``(width, height)`` to enlarge each to.
+        width: The largest of them.
+        height: The largest of them.
+    """
+    columns = _bicubic_weights(sizes[:, 0], width, maps.shape[3])
+    rows = _bicubic_weights(sizes[:, 1], height, maps.shape[2])
+    enlarged = rows[:, None] @ (maps @ columns.transpose(1, 2)[:, None])
+    if len(maps) > 1:
+        x, y = (torch.arange(side, device=maps.device) for side in (width, height))
+        is_beyond = (y >= sizes[:, 1, None])[:, :, None] | (x >= sizes[:, 0, None])[:, None, :]
+        enlarged.masked_fill_(is_beyond[:, None], -torch.inf)
+    logit, position = enlarged.flatten(2).max(dim=2)
+    return torch.stack([position % width, position // width], dim=2).float(), logit
+
+
+def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
+    """Give (R, pixels, cells) how much each pixel along an axis takes from each cell.
+
+    Source: Keys 1981, with a = -0.75 as in OpenCV and torch. What lies beyond the border is what lies there.
+
+    Args:
+        sizes: (R,) pixels that each region has along the axis. Weights of further ones mean nothing.
+        num_pixels: Pixels to give weights for.
+        num_cells: S
+    """
+    pixel = torch.arange(num_pixels, device=sizes.device) + 0.5
+    position = pixel * (num_cells / sizes)[:, None] - 0.5
+    cell = torch.arange(-2, num_cells + 2, device=sizes.device)
+    distance = (position[:, :, None] - cell).abs_()
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    weights[:, :, 2] += weights[:, :, :2].sum(dim=2)
+    weights[:, :, -3] += weights[:, :, -2:].sum(dim=2)
+    return weights[:, :, 2:-2]

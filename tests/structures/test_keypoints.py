@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from detkit.structures import Instances, Keypoints, heatmaps_to_keypoints
+from detkit.structures import keypoints as keypoints_module
 from tests.helpers import slow_bicubic_resize, slow_keypoint_cell
 
 
@@ -96,6 +97,31 @@ def test_keypoints_equal_the_slow_reference():
             y = roi[1] + (row + 0.5) * height / rows
             score = np.exp(enlarged.max()) / np.exp(values).sum()
             assert point == pytest.approx([x, y, enlarged.max(), score], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [pytest.param(0, 4, id="one by one"), pytest.param(600, 3, id="some"), pytest.param(10**9, 1, id="all")],
+)
+def test_regions_enlarged_together_are_those_enlarged_alone(limit, count, monkeypatch):
+    """What a GPU does is what a CPU does."""
+    maps = random_maps(len(ROIS), seed=5)
+    alone = heatmaps_to_keypoints(maps, ROIS)
+    sizes = (ROIS[:, 2:] - ROIS[:, :2]).clamp(min=1).ceil().long().tolist()
+    groups = list(keypoints_module._groups(sizes, limit))
+    assert len(groups) == count
+    assert [0] + [end for _, end, *_ in groups] == [start for start, *_ in groups] + [len(ROIS)]
+    monkeypatch.setattr(keypoints_module, "_groups", lambda *_: groups)
+    torch.testing.assert_close(heatmaps_to_keypoints(maps, ROIS), alone)
+
+
+def test_enlarging_is_that_of_torch():
+    maps = random_maps(1, size=56)
+    found = heatmaps_to_keypoints(maps, torch.tensor([[0.0, 0, 133, 71]]))[0]
+    enlarged = torch.nn.functional.interpolate(maps, size=(71, 133), mode="bicubic", align_corners=False)[0]
+    logit, position = enlarged.flatten(1).max(dim=1)
+    torch.testing.assert_close(found[:, 2], logit)
+    assert found[:, :2].tolist() == [[p % 133 + 0.5, p // 133 + 0.5] for p in position.tolist()]
 
 
 def test_best_cell_is_found_where_the_target_was_set():
