@@ -12,7 +12,6 @@ from detkit.config.cfg_node import CfgNode, KeySpec, KeyTable
 _TABLE = KeyTable()
 
 _ROTATED = "rotated boxes are not supported"
-_FEDERATED = "the federated loss comes later"
 
 
 def _key(
@@ -297,13 +296,17 @@ _key(
 )
 _key("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "A sigmoid per class instead of a softmax (LVIS).")
 _key("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False, "Federated loss (LVIS). Zhou et al. 2021, arXiv 2103.07461.")
+_key("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", 0.5, "Power of the class frequency it samples by.")
+_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Classes it samples.", minimum=1)
 _key(
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
-    0.5,
-    "Power of the class frequency it samples by.",
-    unread=_FEDERATED,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS",
+    [],
+    (
+        "detkit: training images that hold each class, in the order of the classes. Empty: DefaultTrainer takes them "
+        "from DATASETS.TRAIN; elsewhere all classes are as frequent."
+    ),
+    minimum=0,
 )
-_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Classes it samples.", minimum=1, unread=_FEDERATED)
 
 _key(
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",

@@ -16,6 +16,7 @@ from detkit.data.build import (
     trivial_batch_collator,
 )
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detkit.data.class_counts import count_images_per_class
 from detkit.data.dataset_dicts import (
     check_dataset_against_model,
     filter_images_with_few_keypoints,
@@ -55,6 +56,7 @@ __all__ = [
     "build_train_sampler",
     "check_dataset_against_model",
     "check_image_size",
+    "count_images_per_class",
     "create_keypoint_hflip_indices",
     "filter_empty_instances",
     "filter_images_with_few_keypoints",

@@ -21,6 +21,7 @@ from detkit.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
+    count_images_per_class,
 )
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.launch import create_ddp_model
@@ -71,6 +72,7 @@ class DefaultTrainer(TrainerBase):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         follow_backbone_pixels(cfg)
         data_loader = self.build_train_loader(cfg)
+        cfg = _with_class_counts(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -331,6 +333,18 @@ class DefaultTrainer(TrainerBase):
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),
         )
+
+
+def _with_class_counts(cfg: CfgNode) -> CfgNode:
+    """Give the config with the class frequencies that a federated loss samples by: a model does not see data."""
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if not head.USE_FED_LOSS or head.FED_LOSS_CLASS_COUNTS:
+        return cfg
+    counts = count_images_per_class(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS = counts
+    return cfg
 
 
 def _without_augmentation(cfg: CfgNode) -> CfgNode:

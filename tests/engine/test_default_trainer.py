@@ -305,3 +305,27 @@ def test_console_line_is_logged(tiny_cfg, caplog):
     with caplog.at_level(logging.INFO, logger="detkit"):
         DefaultTrainer(tiny_cfg).train()
     assert "iter: 6/6" in caplog.text
+
+
+class ShowsCounts(DefaultTrainer):
+    seen = None
+
+    @classmethod
+    def build_model(cls, cfg):
+        cls.seen = list(cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS)
+        return super().build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("is_on", "given", "expected"),
+    [
+        pytest.param(True, [], [3, 3], id="counted"),
+        pytest.param(True, [1, 9], [1, 9], id="given"),
+        pytest.param(False, [], [], id="off"),
+    ],
+)
+def test_model_with_a_federated_loss_gets_the_class_counts(tiny_cfg, is_on, given, expected):
+    tiny_cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = is_on
+    tiny_cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS = given
+    ShowsCounts(tiny_cfg)
+    assert ShowsCounts.seen == expected

@@ -19,6 +19,7 @@ from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
 from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.nms_settings import nms_method
 from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
+from detkit.modeling.roi_heads.federated_loss import sample_federated_classes
 from detkit.structures import Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
@@ -32,6 +33,8 @@ _SIGMOID_PRIOR = 0.01
 
 class FastRCNNOutputLayers(nn.Module):
     """A linear layer for classes and one for deltas, with their losses and inference."""
+
+    fed_loss_cls_weights: Tensor | None
 
     @configurable
     def __init__(
@@ -49,6 +52,8 @@ class FastRCNNOutputLayers(nn.Module):
         box_reg_loss_type: str = "smooth_l1",
         loss_weight: float | dict[str, float] = 1.0,
         use_sigmoid_ce: bool = False,
+        fed_loss_cls_weights: Sequence[float] | None = None,
+        fed_loss_num_classes: int = 50,
     ) -> None:
         """Build the two layers.
 
@@ -65,6 +70,12 @@ class FastRCNNOutputLayers(nn.Module):
             box_reg_loss_type: See `BOX_LOSS_TYPES`.
             loss_weight: Factor on both losses, or one per name.
             use_sigmoid_ce: A sigmoid per class instead of a softmax over all.
+            fed_loss_cls_weights: K weights that classes are sampled by, for a federated loss; see
+                `sample_federated_classes`. None is the loss over all classes.
+            fed_loss_num_classes: How many are sampled.
+
+        Raises:
+            ValueError: A federated loss without a sigmoid per class, or without K weights.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -79,10 +90,27 @@ class FastRCNNOutputLayers(nn.Module):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
+        self.fed_loss_num_classes = fed_loss_num_classes
+        # A buffer, as in Detectron2: a checkpoint brings the weights along, and no later run has to count again.
+        self.register_buffer("fed_loss_cls_weights", self._checked_weights(fed_loss_cls_weights))
         in_features = (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 if cls_agnostic_bbox_reg else 4 * num_classes)
         self._init_weights()
+
+    def _checked_weights(self, weights: Sequence[float] | None) -> Tensor | None:
+        if weights is None:
+            return None
+        if not self.use_sigmoid_ce:
+            raise ValueError(
+                "a federated loss needs a sigmoid per class: MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes with USE_SIGMOID_CE"
+            )
+        if len(weights) != self.num_classes or min(weights) < 0:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of {self.num_classes} "
+                f"classes, got {len(weights)} numbers from {min(weights, default=0)} on"
+            )
+        return torch.tensor(weights, dtype=torch.float32)
 
     def _init_weights(self) -> None:
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -93,16 +121,10 @@ class FastRCNNOutputLayers(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Map config keys to arguments.
-
-        Raises:
-            ValueError: MODEL.ROI_BOX_HEAD.USE_FED_LOSS is on, which this version does not have.
-        """
+        """Map config keys to arguments."""
         head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS
-        if head.USE_FED_LOSS:
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True, but the federated loss is not there yet: set it to False"
-            )
+        counts = head.FED_LOSS_CLASS_COUNTS or [1] * heads.NUM_CLASSES
+        weights = [count**head.FED_LOSS_FREQ_WEIGHT_POWER for count in counts]
         return {
             "input_shape": input_shape,
             "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
@@ -116,6 +138,8 @@ class FastRCNNOutputLayers(nn.Module):
             "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
             "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
+            "fed_loss_cls_weights": weights if head.USE_FED_LOSS else None,
+            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
     def forward(self, x: Tensor) -> Predictions:
@@ -151,8 +175,10 @@ class FastRCNNOutputLayers(nn.Module):
         if not self.use_sigmoid_ce:
             return cross_entropy(scores, gt_classes, reduction="mean")
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
-        loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="sum")
-        return loss / max(len(gt_classes), 1)
+        loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
+        if self.fed_loss_cls_weights is not None:
+            loss = loss * sample_federated_classes(gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights)
+        return loss.sum() / max(len(gt_classes), 1)
 
     def _box_reg_loss(
         self, deltas: Tensor, proposals: Sequence[Instances], gt_classes: Tensor, foreground: Tensor

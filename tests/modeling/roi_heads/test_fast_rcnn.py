@@ -189,11 +189,48 @@ def test_config_gives_everything():
     assert layers.test_topk_per_image == 11
 
 
-def test_federated_loss_names_the_key():
+def federated_cfg(*overrides):
     cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = K
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
-    with pytest.raises(ValueError, match="MODEL.ROI_BOX_HEAD.USE_FED_LOSS is True"):
+    cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, *overrides])
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [pytest.param([4, 9, 0], [2.0, 3.0, 0.0], id="counts"), pytest.param([], [1.0] * 3, id="none")],
+)
+def test_federated_loss_samples_by_powers_of_the_counts(counts, weights):
+    cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
+    layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+    assert layers.state_dict()["fed_loss_cls_weights"].tolist() == weights
+
+
+def test_federated_loss_is_the_sigmoid_loss_of_the_classes_it_looks_at():
+    logits, deltas = random_predictions(3)
+    proposals = [sampled(0, 0, K)]
+    cost = F.binary_cross_entropy_with_logits(
+        logits[:, :K], F.one_hot(torch.tensor([0, 0, K]), K + 1)[:, :K].float(), reduction="none"
+    )
+    # The class that appears and background make two: there is place for one more, which can only be class 2.
+    layers = make(use_sigmoid_ce=True, fed_loss_cls_weights=[1.0, 0.0, 5.0], fed_loss_num_classes=3)
+    loss = layers.losses((logits, deltas), proposals)["loss_cls"]
+    torch.testing.assert_close(loss, cost[:, [0, 2]].sum() / 3)
+    layers = make(use_sigmoid_ce=True, fed_loss_cls_weights=[1.0, 0.0, 5.0], fed_loss_num_classes=1)
+    torch.testing.assert_close(layers.losses((logits, deltas), proposals)["loss_cls"], cost[:, 0].sum() / 3)
+
+
+def test_federated_loss_without_sigmoid_names_the_keys():
+    cfg = federated_cfg("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)
+    with pytest.raises(ValueError, match="MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes with USE_SIGMOID_CE"):
         FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [1, 2, -3]], ids=["too-few", "negative"])
+def test_federated_weights_must_fit_the_classes(counts):
+    with pytest.raises(ValueError, match=r"FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of 3 classes"):
+        make(use_sigmoid_ce=True, fed_loss_cls_weights=counts)
 
 
 def test_unknown_box_loss_is_found_when_the_layers_are_built():
