@@ -90,9 +90,9 @@ class ImageRecord(_ImageKeys, total=False):
     proposal_objectness_logits: np.ndarray
     proposal_bbox_mode: BoxMode
     not_exhaustive_category_ids: list[int]
-    """LVIS: classes of which not all objects are annotated."""
+    """LVIS: categories, by the ids of the file, of which not all objects are annotated."""
     neg_category_ids: list[int]
-    """LVIS: classes that are known not to be there."""
+    """LVIS: categories, by the ids of the file, that are known not to be there."""
 
 
 class _ModelInputKeys(TypedDict):

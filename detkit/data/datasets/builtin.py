@@ -8,11 +8,24 @@ Importing this module registers them; nothing is read before it is used. Their f
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.builtin_meta import VOC_CLASSES, coco_metadata
+from detkit.data.datasets.builtin_meta import (
+    VOC_CLASSES,
+    cityscapes_metadata,
+    coco_metadata,
+    coco_panoptic_metadata,
+    coco_panoptic_separated_metadata,
+    coco_person_metadata,
+)
+from detkit.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from detkit.data.datasets.coco import load_coco_json
+from detkit.data.datasets.coco_panoptic import IGNORE_LABEL, load_coco_panoptic_json, load_separated
+from detkit.data.datasets.lvis import class_image_count, load_lvis_json
 from detkit.data.datasets.pascal_voc import load_voc_instances, note_voc_metadata
+from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.data.datasets.shapes import register_shapes
 from detkit.structures import ImageRecord
 from detkit.utils.file_io import dataset_root
@@ -31,15 +44,60 @@ _COCO_SPLITS = {
     "coco_2017_test-dev": ("coco/test2017", "coco/annotations/image_info_test-dev2017.json"),
     "coco_2017_val_100": ("coco/val2017", "coco/annotations/instances_val2017_100.json"),
 }
+# Persons with keypoints: of the same images.
+_COCO_KEYPOINT_SPLITS = {
+    f"keypoints_coco_{year}_{split}": (f"coco/{folder}", f"coco/annotations/person_keypoints_{split}{year}{end}.json")
+    for year, split, end, folder in (
+        (2014, "train", "", "train2014"),
+        (2014, "val", "", "val2014"),
+        (2014, "minival", "", "val2014"),
+        (2014, "valminusminival", "", "val2014"),
+        (2017, "train", "", "train2017"),
+        (2017, "val", "", "val2017"),
+    )
+} | {
+    "keypoints_coco_2014_minival_100": ("coco/val2014", "coco/annotations/person_keypoints_minival2014_100.json"),
+    "keypoints_coco_2017_val_100": ("coco/val2017", "coco/annotations/person_keypoints_val2017_100.json"),
+}
+# Split -> name below coco/ of the panoptic files, which hold the segments of COCO_SPLITS' images.
+_COCO_PANOPTIC_SPLITS = {
+    "coco_2017_train": "train2017",
+    "coco_2017_val": "val2017",
+    "coco_2017_val_100": "val2017_100",
+}
+_LVIS_SPLITS = {
+    "lvis_v1_train": "lvis_v1_train",
+    "lvis_v1_val": "lvis_v1_val",
+    "lvis_v1_test_dev": "lvis_v1_image_info_test_dev",
+    "lvis_v1_test_challenge": "lvis_v1_image_info_test_challenge",
+    "lvis_v0.5_train": "lvis_v0.5_train",
+    "lvis_v0.5_val": "lvis_v0.5_val",
+    "lvis_v0.5_val_rand_100": "lvis_v0.5_val_rand_100",
+    "lvis_v0.5_test": "lvis_v0.5_image_info_test",
+    "lvis_v0.5_train_cocofied": "lvis_v0.5_train_cocofied",
+    "lvis_v0.5_val_cocofied": "lvis_v0.5_val_cocofied",
+}
+_CITYSCAPES_SPLITS = ("train", "val", "test")
 _VOC_YEARS = (2007, 2012)
 _VOC_SPLITS = ("trainval", "train", "val", "test")
 
 
 def register_builtin_datasets() -> None:
-    """Register COCO 2014 and 2017, Pascal VOC 2007 and 2012, and the generated shapes. Once more does nothing."""
+    """Register COCO (boxes, masks, keypoints, panoptic), LVIS, Cityscapes, Pascal VOC, and the generated shapes.
+
+    Once more does nothing.
+    """
     register_shapes()
     for name, (images, json_file) in _COCO_SPLITS.items():
-        _register_coco(name, images, json_file)
+        _register_coco(name, images, json_file, coco_metadata())
+    for name, (images, json_file) in _COCO_KEYPOINT_SPLITS.items():
+        _register_coco(name, images, json_file, coco_person_metadata())
+    for name, stem in _COCO_PANOPTIC_SPLITS.items():
+        _register_coco_panoptic(f"{name}_panoptic", *_COCO_SPLITS[name], stem)
+    for name, stem in _LVIS_SPLITS.items():
+        _register_lvis(name, f"lvis/{stem}.json")
+    for split in _CITYSCAPES_SPLITS:
+        _register_cityscapes(split)
     for year in _VOC_YEARS:
         for split in _VOC_SPLITS:
             if (year, split) != (2012, "test"):  # its annotations were never published
@@ -50,26 +108,103 @@ def _below_root(path: str) -> str:
     return str(dataset_root() / path)
 
 
-def _load_coco(json_file: str, images: str, name: str) -> list[ImageRecord]:
-    return load_coco_json(_below_root(json_file), _below_root(images), name)
+def _register(
+    name: str, load: Callable[..., list[ImageRecord]], paths: Mapping[str, str], metadata: Mapping[str, Any]
+) -> None:
+    """Register a loader, called with the name and with `paths` below the root, which are noted as metadata too."""
+    DatasetCatalog.register(name, functools.partial(_load, load, name, **paths))
+    lazy = {key: functools.partial(_below_root, path) for key, path in paths.items()}
+    MetadataCatalog.get(name).set(**metadata).set_lazy(**lazy)
 
 
-def _load_voc(folder: str, split: str) -> list[ImageRecord]:
-    return load_voc_instances(_below_root(folder), split, VOC_CLASSES)
+def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> list[ImageRecord]:
+    return load(name, **{key: _below_root(path) for key, path in paths.items()})
 
 
-def _register_coco(name: str, images: str, json_file: str) -> None:
-    DatasetCatalog.register(name, functools.partial(_load_coco, json_file, images, name))
-    metadata = MetadataCatalog.get(name).set(evaluator_type="coco", **coco_metadata())
-    metadata.set_lazy(
-        json_file=functools.partial(_below_root, json_file), image_root=functools.partial(_below_root, images)
-    )
+# Nobody can correct public files: what they have of polygons that are none is left out, with a count.
+
+
+def _load_coco(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
+    return load_coco_json(json_file, image_root, name, drop_bad_polygons=True)
+
+
+def _register_coco(name: str, images: str, json_file: str, metadata: Mapping[str, Any]) -> None:
+    _register(name, _load_coco, {"json_file": json_file, "image_root": images}, {"evaluator_type": "coco", **metadata})
+
+
+def _load_coco_panoptic(
+    name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str
+) -> list[ImageRecord]:
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, coco_panoptic_metadata())
+
+
+def _load_coco_separated(
+    name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str, sem_seg_root: str
+) -> list[ImageRecord]:
+    return load_separated(json_file, image_root, sem_seg_root, name, drop_bad_polygons=True)
+
+
+def _load_sem_seg(name: str, *, image_root: str, sem_seg_root: str) -> list[ImageRecord]:
+    return load_sem_seg(sem_seg_root, image_root)
+
+
+def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -> None:
+    panoptic = {
+        "image_root": images,
+        "panoptic_root": f"coco/panoptic_{stem}",
+        "panoptic_json": f"coco/annotations/panoptic_{stem}.json",
+        "json_file": json_file,
+    }
+    stuff = {"sem_seg_root": f"coco/panoptic_stuff_{stem}"}
+    evaluated = {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORE_LABEL, "label_divisor": 1000}
+    separated = coco_panoptic_separated_metadata()
+    _register(name, _load_coco_panoptic, panoptic, {**evaluated, **coco_panoptic_metadata()})
+    _register(f"{name}_separated", _load_coco_separated, {**panoptic, **stuff}, {**evaluated, **separated})
+    only = {"evaluator_type": "sem_seg", "ignore_label": IGNORE_LABEL, **separated}
+    _register(f"{name}_stuffonly", _load_sem_seg, {"image_root": images, **stuff}, only)
+
+
+def _load_lvis(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
+    return load_lvis_json(json_file, image_root, name, drop_bad_polygons=True)
+
+
+def _register_lvis(name: str, json_file: str) -> None:
+    # "cocofied": LVIS' annotations of COCO's classes.
+    classes = coco_metadata() if name.endswith("_cocofied") else {}
+    paths = {"json_file": json_file, "image_root": "coco"}
+    _register(name, _load_lvis, paths, {"evaluator_type": "lvis", **classes})
+    if "_train" in name:  # how frequent a class is in training is what counts
+        MetadataCatalog.get(name).set_lazy(class_image_count=functools.partial(_image_count_below_root, json_file))
+
+
+def _image_count_below_root(json_file: str) -> list[dict[str, int]] | None:
+    return class_image_count(_below_root(json_file))
+
+
+def _load_cityscapes_instances(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
+    return load_cityscapes_instances(image_dir, gt_dir)
+
+
+def _load_cityscapes_semantic(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
+    return load_cityscapes_semantic(image_dir, gt_dir)
+
+
+def _register_cityscapes(split: str) -> None:
+    paths = {"image_dir": f"cityscapes/leftImg8bit/{split}", "gt_dir": f"cityscapes/gtFine/{split}"}
+    for task, load in (("instance", _load_cityscapes_instances), ("sem", _load_cityscapes_semantic)):
+        evaluator = "cityscapes_instance" if task == "instance" else "cityscapes_sem_seg"
+        metadata = {"evaluator_type": evaluator, "ignore_label": IGNORE_LABEL, **cityscapes_metadata()}
+        _register(f"cityscapes_fine_{task}_seg_{split}", load, paths, metadata)
 
 
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:
     DatasetCatalog.register(name, functools.partial(_load_voc, folder, split))
     metadata = note_voc_metadata(name, VOC_CLASSES).set(evaluator_type="pascal_voc", year=year, split=split)
     metadata.set_lazy(dirname=functools.partial(_below_root, folder))
+
+
+def _load_voc(folder: str, split: str) -> list[ImageRecord]:
+    return load_voc_instances(_below_root(folder), split, VOC_CLASSES)
 
 
 register_builtin_datasets()

@@ -58,7 +58,7 @@ def register_coco_instances(
 
 
 @contextlib.contextmanager
-def _garbage_collection_off() -> Iterator[None]:
+def garbage_collection_off() -> Iterator[None]:
     """Build millions of lists and dicts without Python looking through all of them, again and again, for garbage.
 
     There is none, and the search takes 40 % of the time that COCO's training set takes to load.
@@ -72,7 +72,7 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-@_garbage_collection_off()
+@garbage_collection_off()
 def load_coco_json(
     json_file: str,
     image_root: str,
@@ -105,7 +105,34 @@ def load_coco_json(
             has no usable box, a polygon of fewer than three points, a mask of another size than its image, or another
             number of keypoints than its category.
     """
-    content = read_json(json_file)
+    return records_of_content(
+        read_json(json_file),
+        json_file,
+        image_root,
+        dataset_name,
+        extra_annotation_keys or (),
+        classes=classes,
+        drop_bad_polygons=drop_bad_polygons,
+    )
+
+
+@garbage_collection_off()
+def records_of_content(
+    content: dict[str, Any],
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    extra_annotation_keys: Sequence[str] = (),
+    *,
+    classes: Sequence[str] | None = None,
+    drop_bad_polygons: bool = False,
+    image_keys: Sequence[str] = (),
+) -> list[ImageRecord]:
+    """Give the records of an annotation file that was read; see `load_coco_json`. `image_keys` are taken over as well.
+
+    Raises:
+        ValueError: As there.
+    """
     images = _by_id(section(content, "images", json_file), "image", json_file)
     entries = _by_id(section(content, "categories", json_file), "category", json_file)
     categories = _category_names(entries, json_file)
@@ -115,11 +142,11 @@ def load_coco_json(
     if annotations is None:
         logger.info("%s has no annotations: its images can be predicted on only", json_file)
     per_image = _annotations_per_image(annotations or [], images, categories, json_file)
-    keys = (*_ANNOTATION_KEYS, *(extra_annotation_keys or ()))
+    keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
     folder = _ImageFolder(image_root, json_file)
     reader = AnnotationReader(json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons)
     records = [
-        _image_record(images[image_id], folder, reader.records(images[image_id], per_image[image_id]))
+        _image_record(images[image_id], folder, reader.records(images[image_id], per_image[image_id]), image_keys)
         for image_id in sorted(images)
     ]
     reader.log_dropped()
@@ -259,13 +286,16 @@ class _ImageFolder:
         return PurePath(path).is_relative_to(self._normal_root) and not leaves_current
 
 
-def _image_record(image: dict[str, Any], folder: _ImageFolder, annotations: list[AnnotationRecord]) -> ImageRecord:
+def _image_record(
+    image: dict[str, Any], folder: _ImageFolder, annotations: list[AnnotationRecord], keys: Sequence[str]
+) -> ImageRecord:
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
         raise ValueError(f"image {image['id']} of {folder.json_file} has no file_name: {_shortened(image)}")
     record: dict[str, Any] = {"file_name": folder.path_of(image["file_name"]), "image_id": image["id"]}
     for side in ("height", "width"):
         if side in image:
             record[side] = _require_side(image[side], side, image, folder.json_file)
+    record.update((key, image[key]) for key in keys if key in image)
     record["annotations"] = annotations
     return cast(ImageRecord, record)
 

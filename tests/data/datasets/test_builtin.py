@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_voc_folders, register_builtin_datasets
@@ -17,6 +18,7 @@ from detkit.data.datasets.builtin_meta import (
     coco_panoptic_separated_metadata,
     coco_person_metadata,
 )
+from detkit.utils.file_io import packaged_configs
 
 
 def test_coco_has_80_classes_with_gaps_in_the_ids():
@@ -72,6 +74,69 @@ def test_coco_names_are_registered(name):
     assert metadata.evaluator_type == "coco"
     assert metadata.thing_classes[0] == "person"
     assert metadata.thing_dataset_id_to_contiguous_id[90] == 79
+
+
+def test_every_data_set_of_the_zoo_is_registered():
+    configs = packaged_configs()
+    named = {
+        name
+        for file in configs.rglob("*.yaml")
+        if "REGISTER:" not in file.read_text()  # these bring their own
+        for name in re.findall(r"[a-z]+\w*(?:_train|_val|_test)[\w.]*", " ".join(_data_set_lines(file)))
+    }
+    assert len(named) > 15
+    assert {name for name in named if name not in DatasetCatalog} == set()
+
+
+def _data_set_lines(file):
+    return re.findall(r"^\s+(?:TRAIN|TEST): (.*)$", file.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluator", "things", "stuff"),
+    [
+        ("keypoints_coco_2017_train", "coco", 1, 0),
+        ("coco_2017_val_panoptic", "coco_panoptic_seg", 133, 133),
+        ("coco_2017_train_panoptic_separated", "coco_panoptic_seg", 80, 54),
+        ("coco_2017_val_100_panoptic_stuffonly", "sem_seg", 80, 54),
+        ("lvis_v1_train", "lvis", 0, 0),
+        ("lvis_v0.5_val_cocofied", "lvis", 80, 0),
+        ("cityscapes_fine_instance_seg_train", "cityscapes_instance", 8, 19),
+        ("cityscapes_fine_sem_seg_val", "cityscapes_sem_seg", 8, 19),
+    ],
+)
+def test_families_are_registered_with_their_classes(name, evaluator, things, stuff):
+    metadata = MetadataCatalog.get(name)
+    assert name in DatasetCatalog
+    assert metadata.evaluator_type == evaluator
+    assert len(metadata.get("thing_classes") or ()) == things
+    assert len(metadata.get("stuff_classes") or ()) == stuff
+
+
+def test_panoptic_coco_is_read_below_the_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    Image.new("RGB", (32, 24), (5, 0, 0)).save(_made(tmp_path / "coco/panoptic_val2017/1.png"))
+    Image.new("L", (32, 24)).save(_made(tmp_path / "coco/panoptic_stuff_val2017/1.png"))
+    Image.new("RGB", (32, 24)).save(_made(tmp_path / "coco/val2017/1.jpg"))
+    panoptic = {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 5, "category_id": 200}]}
+    _made(tmp_path / "coco/annotations/panoptic_val2017.json").write_text(json.dumps({"annotations": [panoptic]}))
+    instances = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [],
+        "categories": [{"id": i, "name": name} for i, name in COCO_CATEGORIES.items()],
+    }
+    (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(instances))
+    (joined,) = DatasetCatalog.get("coco_2017_val_panoptic")
+    assert joined["segments_info"][0]["category_id"] == 132
+    (separated,) = DatasetCatalog.get("coco_2017_val_panoptic_separated")
+    assert (separated["image_id"], separated["annotations"]) == (1, [])
+    assert separated["sem_seg_file_name"] == str(tmp_path / "coco/panoptic_stuff_val2017/1.png")
+    assert len(DatasetCatalog.get("coco_2017_val_panoptic_stuffonly")) == 1
+
+
+def _made(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @pytest.mark.parametrize("name", ["voc_2007_trainval", "voc_2007_test", "voc_2012_train", "voc_2012_trainval"])

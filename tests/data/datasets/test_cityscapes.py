@@ -1,0 +1,99 @@
+"""Cityscapes: polygons and maps of instances agree, and what is missing is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_util
+
+from detkit.data.datasets import load_cityscapes_instances, load_cityscapes_semantic
+from detkit.data.datasets.cityscapes import window_rle, write_train_ids
+from detkit.structures.mask_formats import rle_to_bitmask
+from detkit.utils.image import read_label_map
+
+SIZE = (40, 60)
+OBJECTS = [
+    {"label": "road", "polygon": [[0, 20], [59, 20], [59, 39], [0, 39]]},
+    {"label": "car", "polygon": [[5, 5], [30, 5], [30, 25], [5, 25]]},
+    {"label": "cargroup", "polygon": [[40, 2], [70, 2], [70, 12], [40, 12]]},
+    {"label": "person", "polygon": [[20, 10], [25, 10], [25, 30], [20, 30]]},
+    {"label": "bus", "polygon": [[21, 12], [24, 12], [24, 20], [21, 20]]},
+    {"label": "traffic sign", "polygon": [[20, 11], [26, 11], [26, 21], [20, 21]]},
+    {"label": "license plate", "polygon": [[6, 6], [29, 6], [29, 24], [6, 24]]},
+]
+IDS = {"road": 7, "car": 26000, "cargroup": 26, "person": 24000, "bus": 28000, "traffic sign": 20}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Write one image with the annotation files that Cityscapes' scripts would make of `OBJECTS`."""
+    images, truth = tmp_path / "leftImg8bit/train", tmp_path / "gtFine/train"
+    for folder in (images / "ulm", truth / "ulm"):
+        folder.mkdir(parents=True)
+    Image.new("RGB", SIZE[::-1]).save(images / "ulm/ulm_0_leftImg8bit.png")
+    content = {"imgHeight": SIZE[0], "imgWidth": SIZE[1], "objects": OBJECTS}
+    (truth / "ulm/ulm_0_gtFine_polygons.json").write_text(json.dumps(content))
+    drawn = Image.new("I", SIZE[::-1])
+    for entry in OBJECTS:
+        if entry["label"] in IDS:
+            ImageDraw.Draw(drawn).polygon([tuple(p) for p in entry["polygon"]], fill=IDS[entry["label"]])
+    ids = np.asarray(drawn)
+    Image.fromarray(ids.astype(np.uint16)).save(truth / "ulm/ulm_0_gtFine_instanceIds.png")
+    labels = np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8)
+    Image.fromarray(labels).save(truth / "ulm/ulm_0_gtFine_labelIds.png")
+    return str(images), str(truth)
+
+
+def test_polygons_and_map_give_the_same_instances(folders):
+    (by_json,), (by_png,) = (load_cityscapes_instances(*folders, from_json=choice) for choice in (True, False))
+    key = lambda a: (a["category_id"], a["iscrowd"])  # noqa: E731
+    assert sorted(by_json["annotations"], key=key) == sorted(by_png["annotations"], key=key)
+    assert {key: by_json[key] for key in ("image_id", "height", "width")} == {
+        "image_id": "ulm_0_leftImg8bit.png",
+        "height": 40,
+        "width": 60,
+    }
+
+
+def test_objects_in_front_hide_those_behind(folders):
+    (record,) = load_cityscapes_instances(*folders)
+    # The bus lies wholly behind the traffic sign, and is not there.
+    assert sorted((a["category_id"], a["iscrowd"]) for a in record["annotations"]) == [(0, 0), (2, 0), (2, 1)]
+    masks = [rle_to_bitmask(a["segmentation"]) for a in record["annotations"]]
+    assert sum(masks).max() == 1
+    for mask, annotation in zip(masks, record["annotations"], strict=True):
+        rows, columns = np.nonzero(mask)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert annotation["bbox"] == box
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths_of_a_window_are_those_of_the_image(seed):
+    rng = np.random.default_rng(seed)
+    image = np.zeros((9, 11), dtype=np.uint8, order="F")
+    height, width = rng.integers(1, (10, 12))
+    y, x = rng.integers(0, (10 - height, 12 - width))
+    window = rng.random((height, width)) < 0.6
+    image[y : y + height, x : x + width] = window
+    expected = mask_util.decode(mask_util.encode(image))
+    assert np.array_equal(rle_to_bitmask(window_rle(window, (x, y), (9, 11))), expected)
+
+
+def test_label_maps_are_those_of_training(folders):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .*labelTrainIds.png. Write them with datasets/prepare"):
+        load_cityscapes_semantic(*folders)
+    assert write_train_ids(folders[1]) == 1
+    (record,) = load_cityscapes_semantic(*folders)
+    labels = read_label_map(record["sem_seg_file_name"])
+    assert set(np.unique(labels)) == {0, 7, 11, 13, 255}
+    assert (record["height"], record["width"]) == SIZE
+
+
+def test_missing_annotations_and_folders_are_named(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .* first .*ulm_0_gtFine_polygons.json"):
+        load_cityscapes_instances(folders[0], str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="nowhere of Cityscapes does not exist"):
+        load_cityscapes_instances("nowhere", folders[1])
+    with pytest.raises(FileNotFoundError, match=r"has no CITY/\*_leftImg8bit.png"):
+        load_cityscapes_instances(str(tmp_path), folders[1])
