@@ -1,6 +1,7 @@
 """Scoring what a model predicts on a data set."""
 
 from detkit.evaluation.build import build_evaluator
+from detkit.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.coco_results import instances_to_coco_json
@@ -18,6 +19,8 @@ from detkit.evaluation.testing import flatten_results_dict, print_csv_format, ve
 __all__ = [
     "COCOEvaluator",
     "COCOPanopticEvaluator",
+    "CityscapesInstanceEvaluator",
+    "CityscapesSemSegEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "LVISEvaluator",

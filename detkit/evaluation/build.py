@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog, register_declared_datasets
+from detkit.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
@@ -86,10 +87,20 @@ def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvalua
     return COCOPanopticEvaluator(dataset_name, output_dir)
 
 
+def _cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(dataset_name)
+
+
+def _cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    return CityscapesSemSegEvaluator(dataset_name)
+
+
 _BUILDERS = {
     "coco": (_coco,),
     "pascal_voc": (_pascal_voc,),
     "lvis": (_lvis,),
     "sem_seg": (_sem_seg,),
+    "cityscapes_instance": (_cityscapes_instance,),
+    "cityscapes_sem_seg": (_cityscapes_sem_seg,),
     "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
 }
