@@ -147,7 +147,7 @@ def test_four_images_are_learnt_by_heart():
         truth[True, x["instances"].gt_classes.item()] = x["sem_seg"] == 0
         assert found.keys() == truth.keys()
         for key, mask in truth.items():
-            assert (found[key] & mask).sum() / (found[key] | mask).sum() > 0.7, key
+            assert (found[key] & mask).sum() / (found[key] | mask).sum() > 0.6, key
 
 
 def test_merging_without_masks_is_an_error_of_the_config():
