@@ -143,7 +143,9 @@ class DetectionCheckpointer:
             return {}
         checkpoint = self._load_file(path)
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
-        self._load_model(checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix)
+        class_names = self._load_model(checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix)
+        if class_names is not None:
+            checkpoint.setdefault("metadata", {"thing_classes": class_names})
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
@@ -196,7 +198,10 @@ class DetectionCheckpointer:
     def _load_file(self, path: str) -> dict[str, Any]:
         return load_checkpoint_file(path)
 
-    def _load_model(self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False) -> None:
+    def _load_model(
+        self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
+    ) -> list[str] | None:
+        """Load the weights, and give the names of their classes where the layout tells them."""
         model_state = self.model.state_dict()
         weights = _without_wrappers(weights, model_state)
         # The name of the file itself, which an address need not show: some are known by it.
@@ -224,6 +229,7 @@ class DetectionCheckpointer:
         if translation is not None:
             self._log_translation(translation, path)
         load_initial_weights(self.model, loaded=state)
+        return None if translation is None else translation.class_names
 
     def _log_translation(self, translation: Translation, path: str) -> None:
         for remark in translation.remarks:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 import torch
+import torchvision
 from torch import Tensor
 
 from detkit.checkpoint.foreign_layout import (
@@ -107,9 +108,19 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
         stride_in_1x1=False,
     )
     _drop_background(result.weights)
+    result.class_names = _published_class_names(file_name)
     if file_name in _FILES_WITHOUT_EPS:
         fold_frozen_eps(result, 0.0)
     return result
+
+
+def _published_class_names(file_name: str) -> list[str] | None:
+    """Give the names of the foreground classes of one of torchvision's own files, by its name."""
+    for model in torchvision.models.list_models(module=torchvision.models.detection):
+        for weights in torchvision.models.get_model_weights(model):
+            if weights.url.endswith(f"/{file_name}"):
+                return list(weights.meta["categories"][1:])
+    return None
 
 
 def first_pyramid_level(weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str) -> int:
@@ -219,6 +230,8 @@ def keep_coco_classes(translation: Translation, num_classes: int) -> None:
         for prefix, rows_of in reduce.items():
             if name.startswith(prefix):
                 weights[name] = rows_of(value)
+    if translation.class_names is not None:
+        translation.class_names = [translation.class_names[i] for i in kept.tolist()]
     translation.remarks.append("of COCO's 90 category ids the 80 that objects have were kept, in their order")
 
 

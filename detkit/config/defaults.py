@@ -200,6 +200,12 @@ _key(
 )
 _key("MODEL.FPN.OUT_CHANNELS", 256, "Channels of every level.", minimum=1)
 _key("MODEL.FPN.NORM", "", _NORM_NAMES)
+_key(
+    "MODEL.FPN.P6_FROM",
+    "C5",
+    "detkit: what RetinaNet's P6 is made of, the backbone's coarsest map (C5) or the pyramid's (P5).",
+    choices=("C5", "P5"),
+)
 _key("MODEL.FPN.FUSE_TYPE", "sum", "How a level joins the one above: their sum or their mean.", choices=("sum", "avg"))
 
 _key(
@@ -401,6 +407,7 @@ _key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", m
 _key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
 _key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1)
 _key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0)
+_key("MODEL.RETINANET.CLIP_BEFORE_NMS", False, "detkit: clip boxes to the image before NMS, as torchvision does.")
 _key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
 _key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.", choices=_BOX_LOSSES)
 _key(
@@ -429,6 +436,15 @@ _key(
 _key("INPUT.MAX_SIZE_TRAIN", 1333, "Longest side in training, in pixels; wins over MIN_SIZE_TRAIN.", minimum=1)
 _key("INPUT.MIN_SIZE_TEST", 800, "Shortest side in testing, in pixels; 0 does not resize.", minimum=0)
 _key("INPUT.MAX_SIZE_TEST", 1333, "Longest side in testing, in pixels.", minimum=1)
+_key(
+    "INPUT.RESIZE",
+    "detectron2",
+    (
+        "detkit: detectron2 antialiases, and rounds pixels and sides; torchvision does not antialias, keeps pixels as "
+        "floats, and rounds sides down."
+    ),
+    choices=("detectron2", "torchvision"),
+)
 _key("INPUT.RANDOM_FLIP", "horizontal", "Flip with probability 0.5.", choices=("horizontal", "vertical", "none"))
 _key("INPUT.CROP.ENABLED", False, "Crop at random in training, before the resize.")
 _key(

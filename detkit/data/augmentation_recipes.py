@@ -5,6 +5,12 @@ from __future__ import annotations
 from detkit.config import CfgNode
 from detkit.data import transforms as T
 
+# Values of INPUT.RESIZE.
+_RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
+    "detectron2": T.ResizeShortestEdge,
+    "torchvision": T.TorchvisionResizeShortestEdge,
+}
+
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Give resize and flip as `INPUT` describes them for training, or the resize alone for testing.
@@ -12,14 +18,20 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     The random crop is not among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
     """
     if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [build_test_resize(cfg)]
+    resize = _RESIZES[cfg.INPUT.RESIZE]
     augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+        resize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
     return augmentations
+
+
+def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:
+    """Give the resize that `INPUT` describes for testing."""
+    return _RESIZES[cfg.INPUT.RESIZE](cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
 
 
 def build_crop(cfg: CfgNode) -> T.Augmentation:

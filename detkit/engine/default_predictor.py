@@ -9,7 +9,7 @@ import torch
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode, import_user_modules
 from detkit.data import Metadata, MetadataCatalog, register_declared_datasets
-from detkit.data import transforms as T
+from detkit.data.augmentation_recipes import build_test_resize
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.engine.augmented_model import with_test_time_augmentation
 from detkit.modeling import build_model, follow_backbone_pixels
@@ -56,7 +56,7 @@ class DefaultPredictor:
         if cfg.TEST.AUG.ENABLED:
             self.model = with_test_time_augmentation(cfg, self.model)
         self.metadata = _metadata(checkpoint.get("metadata") or {}, cfg)
-        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.aug = build_test_resize(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self._num_channels = len(cfg.MODEL.PIXEL_MEAN)
 
@@ -67,8 +67,7 @@ class DefaultPredictor:
             original_image: (H, W, C) uint8, BGR where the model takes three channels. Not changed.
 
         Returns:
-            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`,
-            and what else the model says (`ModelOutput`).
+            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`.
 
         Raises:
             TypeError: Not an array of uint8.
@@ -96,7 +95,7 @@ def _metadata(saved: dict[str, Any], cfg: CfgNode) -> Metadata:
 
     The checkpoint comes first: it says what the model was trained on, and the test set may be another one.
     """
-    if saved.get("thing_classes") or saved.get("stuff_classes"):
+    if saved.get("thing_classes"):
         return Metadata(cfg.MODEL.WEIGHTS).set(**saved)
     if cfg.DATASETS.TEST:
         return MetadataCatalog.get(cfg.DATASETS.TEST[0])

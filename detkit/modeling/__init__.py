@@ -65,6 +65,7 @@ from detkit.modeling.roi_heads import (
     build_roi_heads,
 )
 from detkit.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from detkit.modeling.torchvision_anchors import TorchvisionAnchorGenerator
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
@@ -106,6 +107,7 @@ __all__ = [
     "SemanticSegmentor",
     "ShapeSpec",
     "StandardROIHeads",
+    "TorchvisionAnchorGenerator",
     "build_anchor_generator",
     "build_backbone",
     "build_box_head",

@@ -101,7 +101,7 @@ class DefaultAnchorGenerator(AnchorGenerator):
         aspect_ratios = _per_level(aspect_ratios, len(self.strides), "ASPECT_RATIOS")
         for i, (sizes_i, ratios_i) in enumerate(zip(sizes, aspect_ratios, strict=True)):
             # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not hold them.
-            self.register_buffer(f"cell_anchors_{i}", generate_cell_anchors(sizes_i, ratios_i), persistent=False)
+            self.register_buffer(f"cell_anchors_{i}", self.generate_cell_anchors(sizes_i, ratios_i), persistent=False)
         self._cache: OrderedDict[Any, list[Tensor]] = OrderedDict()
 
     @classmethod
@@ -113,6 +113,10 @@ class DefaultAnchorGenerator(AnchorGenerator):
             "strides": [shape.stride for shape in input_shape],
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
         }
+
+    def generate_cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+        """Give the anchors of one cell; see the function of this name."""
+        return generate_cell_anchors(sizes, aspect_ratios)
 
     @property
     def num_features(self) -> int:
@@ -152,7 +156,7 @@ class DefaultAnchorGenerator(AnchorGenerator):
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         return [
-            _anchor_grid(cell_anchors, size, stride, self.offset)
+            anchor_grid(cell_anchors, size, (stride, stride), self.offset)
             for cell_anchors, size, stride in zip(self.cell_anchors, grid_sizes, self.strides, strict=True)
         ]
 
@@ -176,12 +180,19 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
     return torch.tensor(anchors, dtype=torch.float32)
 
 
-def _anchor_grid(cell_anchors: Tensor, grid_size: tuple[int, int], stride: int, offset: float) -> Tensor:
-    """Give (H * W * A, 4): the anchors of a cell, moved to every cell."""
+def anchor_grid(cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float) -> Tensor:
+    """Give (H * W * A, 4): the anchors of a cell, moved to every cell.
+
+    Args:
+        cell_anchors: (A, 4)
+        grid_size: (H, W)
+        strides: Pixels from row to row, and from column to column.
+        offset: Centre of the first anchor in units of the stride.
+    """
     height, width = grid_size
     device = cell_anchors.device
-    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
-    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * strides[0]
+    x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * strides[1]
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1)
     return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)

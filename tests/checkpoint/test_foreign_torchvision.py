@@ -2,9 +2,13 @@ import re
 
 import pytest
 import torch
+import torchvision
 
 from detkit.checkpoint import CheckpointError, DetectionCheckpointer
+from detkit.checkpoint.foreign import translate, translate_for
+from detkit.checkpoint.foreign_torchvision import _FILES_WITHOUT_EPS
 from detkit.config import get_cfg
+from detkit.data import MetadataCatalog
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import build_resnet_backbone
 from tests.foreign_models import random_torchvision_model
@@ -87,3 +91,137 @@ def test_weights_of_another_depth_are_an_error(file, model, tmp_path):
     path = saved(random_torchvision_model(file), tmp_path)
     with pytest.raises(CheckpointError, match=r"weights\.pth holds weights of a ResNet of another depth: res2 has \d"):
         DetectionCheckpointer(detkit_resnet(model)).load(path)
+
+
+def detector_weights(num_classes=4, anchors=3):
+    """A few tensors of a detector, each row with its number; with the names of the files that torchvision publishes."""
+
+    def rows(count, *shape):
+        return torch.arange(float(count)).view(-1, *[1] * len(shape)).expand(count, *shape)
+
+    return {
+        "backbone.body.conv1.weight": torch.ones(64, 3, 7, 7),
+        "backbone.body.bn1.running_var": torch.full((64,), 0.5),
+        "backbone.body.layer2.0.conv3.weight": torch.ones(512, 1, 1, 1),
+        "backbone.fpn.inner_blocks.0.weight": torch.ones(256, 512, 1, 1),
+        "backbone.fpn.layer_blocks.2.bias": torch.ones(256),
+        "rpn.head.conv.weight": torch.ones(2),
+        "roi_heads.box_head.fc6.weight": torch.ones(2),
+        "roi_heads.box_predictor.cls_score.bias": rows(num_classes),
+        "roi_heads.box_predictor.bbox_pred.weight": rows(4 * num_classes, 2),
+        "roi_heads.mask_head.mask_fcn4.bias": torch.ones(2),
+        "roi_heads.mask_predictor.mask_fcn_logits.weight": rows(num_classes, 2, 1, 1),
+        "roi_heads.keypoint_head.14.weight": torch.ones(2),
+        "head.classification_head.conv.6.weight": torch.ones(2),
+        "head.classification_head.cls_logits.bias": rows(num_classes * anchors),
+        "head.regression_head.bbox_reg.bias": rows(4 * anchors),
+    }
+
+
+def test_names_of_published_detectors():
+    weights = translate(detector_weights()).weights
+    assert set(weights) == {
+        "stem.conv1.weight",
+        "stem.conv1.norm.running_var",
+        "res3.0.conv3.weight",
+        "fpn_lateral3.weight",  # by its channels: a RetinaNet's pyramid begins at res3
+        "fpn_output5.bias",
+        "proposal_generator.rpn_head.conv.weight",
+        "roi_heads.box_head.fc1.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.bbox_pred.weight",
+        "roi_heads.mask_head.mask_fcn4.bias",
+        "roi_heads.mask_head.predictor.weight",
+        "roi_heads.keypoint_head.conv_fcn8.weight",
+        "head.cls_subnet.6.weight",
+        "head.cls_score.bias",
+        "head.bbox_pred.bias",
+    }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("rpn.head.conv.0.0.weight", "proposal_generator.rpn_head.conv.weight"),
+        ("roi_heads.box_head.5.weight", "roi_heads.box_head.fc1.weight"),
+        ("roi_heads.box_head.7.weight", "roi_heads.box_head.fc2.weight"),
+        ("roi_heads.box_head.3.1.running_mean", "roi_heads.box_head.conv4.norm.running_mean"),
+        ("roi_heads.mask_head.0.0.weight", "roi_heads.mask_head.mask_fcn1.weight"),
+        ("head.regression_head.conv.2.0.weight", "head.bbox_subnet.4.weight"),
+        ("head.regression_head.conv.2.1.weight", "head.regression_head.conv.2.1.weight"),
+        ("backbone.fpn.inner_blocks.1.1.weight", "fpn_lateral3.norm.weight"),
+        ("backbone.fpn.extra_blocks.p6.bias", "top_block.p6.bias"),
+    ],
+)
+def test_later_names(theirs, ours):
+    weights = {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    assert ours in translate({**weights, theirs: torch.ones(1)}).weights
+
+
+def test_two_convolutions_of_an_rpn_are_numbered():
+    weights = {f"rpn.head.conv.{i}.0.weight": torch.ones(1) for i in range(2)}
+    weights |= {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    names = set(translate(weights).weights)
+    assert {"proposal_generator.rpn_head.conv.conv0.weight", "proposal_generator.rpn_head.conv.conv1.weight"} <= names
+
+
+def test_background_goes_to_its_place_or_away():
+    weights = translate(detector_weights()).weights
+    assert weights["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 3, 0]
+    assert weights["roi_heads.box_predictor.bbox_pred.weight"][:, 0].tolist() == list(range(4, 16))
+    assert weights["roi_heads.mask_head.predictor.weight"].flatten(1)[:, 0].tolist() == [1, 2, 3]
+    assert weights["head.cls_score.bias"].tolist() == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"roi_heads.box_predictor.cls_score.bias": torch.ones(81)},
+        {"head.cls_score.bias": torch.ones(240), "head.bbox_pred.bias": torch.ones(12)},
+    ],
+)
+def test_category_ids_of_coco_become_its_80_classes(model):
+    file = detector_weights(91)
+    if "head.cls_score.bias" in model:
+        file = {name: value for name, value in file.items() if "box_predictor" not in name}
+    else:
+        file = {name: value for name, value in file.items() if not name.startswith("head.")}
+    translation = translate_for(file, model)
+    ids = list(MetadataCatalog.get("coco_2017_val").thing_dataset_id_to_contiguous_id)
+    assert "80 that objects have" in translation.remarks[-1]
+    if "head.cls_score.bias" in model:
+        assert translation.weights["head.cls_score.bias"].view(3, 80).tolist() == [
+            [91 * a + i for i in ids] for a in range(3)
+        ]
+    else:
+        assert translation.weights["roi_heads.box_predictor.cls_score.bias"].tolist() == [*ids, 0]
+        assert translation.weights["roi_heads.box_predictor.bbox_pred.weight"][::4, 0].tolist() == [4 * i for i in ids]
+        assert translation.weights["roi_heads.mask_head.predictor.weight"].flatten(1)[:, 0].tolist() == ids
+
+
+def test_published_files_have_no_eps_and_names_of_classes():
+    translation = translate(detector_weights(91), "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+    variance = translation.weights["stem.conv1.norm.running_var"]
+    torch.testing.assert_close(variance + 1e-5, torch.full((64,), 0.5), rtol=1e-7, atol=0)
+    assert translation.class_names[:2] == ["person", "bicycle"]
+    assert len(translation.class_names) == 90
+    assert translate(detector_weights(91), "mine.pth").class_names is None
+    assert translate(detector_weights(91), "mine.pth").weights["stem.conv1.norm.running_var"][0] == 0.5
+
+
+def test_files_without_eps_are_those_for_which_torchvision_sets_it_to_zero():
+    published = {
+        weights.url.rpartition("/")[2]: weights
+        for model in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet")
+        for weights in torchvision.models.get_model_weights(f"{model}_resnet50_fpn")
+    }
+    assert set(published) == set(_FILES_WITHOUT_EPS)
+
+
+def test_class_names_of_a_file_reach_the_predictor(tmp_path):
+    path = tmp_path / "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
+    torch.save({"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.bias": torch.ones(1)}, path)
+    model = torch.nn.Module()
+    model.fpn_output2 = torch.nn.Module()
+    model.fpn_output2.bias = torch.nn.Parameter(torch.zeros(1))
+    assert DetectionCheckpointer(model).load(str(path)) == {"metadata": {"thing_classes": ["person"]}}

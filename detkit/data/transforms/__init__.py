@@ -29,6 +29,7 @@ from detkit.data.transforms.geometry import (
     ResizeTransform,
     VFlipTransform,
 )
+from detkit.data.transforms.torchvision_resize import TorchvisionResizeShortestEdge, TorchvisionResizeTransform
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "Resize",
     "ResizeShortestEdge",
     "ResizeTransform",
+    "TorchvisionResizeShortestEdge",
+    "TorchvisionResizeTransform",
     "Transform",
     "TransformList",
     "VFlipTransform",

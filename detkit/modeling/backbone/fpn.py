@@ -175,14 +175,18 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     """Put the pyramid of RetinaNet over any backbone: a level per ``MODEL.FPN.IN_FEATURES``, and two by convolution.
 
-    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there.
+    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there; with ``MODEL.FPN.P6_FROM``
+    "P5" from the coarsest level, as torchvision has it.
 
     Raises:
         ValueError: If a setting of ``MODEL.FPN`` is out of range or not what the backbone gives.
     """
-    in_channels = _coarsest_in_feature(cfg, bottom_up).channels or 0
-    in_feature = cfg.MODEL.FPN.IN_FEATURES[-1]
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature))
+    fpn, coarsest = cfg.MODEL.FPN, _coarsest_in_feature(cfg, bottom_up)
+    if fpn.P6_FROM == "P5":
+        in_channels, in_feature = fpn.OUT_CHANNELS, f"p{_level_number(coarsest.stride or 0)}"
+    else:
+        in_channels, in_feature = coarsest.channels or 0, fpn.IN_FEATURES[-1]
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, in_feature))
 
 
 @BACKBONE_REGISTRY.register()

@@ -58,6 +58,7 @@ class RetinaNet(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
         test_nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
+        test_clip_before_nms: bool = False,
         max_detections_per_image: int = 100,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -81,6 +82,8 @@ class RetinaNet(DenseDetector):
             test_topk_candidates: At most this many of a level enter NMS.
             test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
             test_nms: How boxes suppress each other.
+            test_clip_before_nms: Clip boxes to the image before they suppress each other; they are clipped at the end
+                in any case.
             max_detections_per_image: At most this many.
             pixel_mean: See `Detector`.
             pixel_std: See `Detector`.
@@ -106,6 +109,7 @@ class RetinaNet(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.test_nms = test_nms
+        self.test_clip_before_nms = test_clip_before_nms
         self.max_detections_per_image = max_detections_per_image
         # None, and so not in the state_dict, until the first training step: a fresh model has the names of Detectron2's
         # checkpoints, and a resumed run goes on from its own average.
@@ -133,6 +137,7 @@ class RetinaNet(DenseDetector):
             "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": retinanet.NMS_THRESH_TEST,
             "test_nms": nms_method(cfg),
+            "test_clip_before_nms": retinanet.CLIP_BEFORE_NMS,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -247,6 +252,8 @@ class RetinaNet(DenseDetector):
             for anchors_l, scores_l, deltas_l in zip(anchors, scores, deltas, strict=True)
         ]
         found = Instances.cat(levels)
+        if self.test_clip_before_nms:
+            found.pred_boxes.clip(image_size)
         keep, kept_scores = suppress(
             found.pred_boxes.tensor,
             found.scores,
