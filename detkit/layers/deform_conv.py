@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
+from detkit.layers.deform_sampling import deform_conv2d_on_cpu
 from detkit.layers.norm import fixed_norm, fold_norm
 
 
 class DeformConv(nn.Module):
     """Deformable convolution (v1), followed by an optional norm and an optional activation.
 
-    The arithmetic is torchvision's, on CPUs as well as on GPUs, and in float32 under autocast: half precision has too
-    few digits for offsets in pixels, and torchvision has no bfloat16. A norm that is a fixed map per channel is folded
-    into the weight, as in `Conv2d`.
+    The arithmetic is torchvision's, on CPUs by `detkit.layers.deform_sampling`, and in float32 under autocast: half
+    precision has too few digits for offsets in pixels, and torchvision has no bfloat16. A norm that is a fixed map per
+    channel is folded into the weight, as in `Conv2d`.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class DeformConv(nn.Module):
         weight, bias = (self.weight, self.bias) if fixed is None else fold_norm(self.weight, self.bias, fixed)
         dtype = weight.dtype
         # A float32 weight leaves nothing to autocast: what comes in half precision is brought to the weight's type.
-        y = deform_conv2d(
-            x.to(dtype), offset.to(dtype), weight, bias, self.stride, self.padding, self.dilation, mask
-        ).to(x.dtype)
+        convolve = deform_conv2d_on_cpu if _is_for_cpu(x) else deform_conv2d
+        y = convolve(x.to(dtype), offset.to(dtype), weight, bias, self.stride, self.padding, self.dilation, mask)
+        y = y.to(x.dtype)
         if fixed is None and self.norm is not None:
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
@@ -159,6 +160,12 @@ class ModulatedDeformConv(DeformConv):
             ValueError: The offset or the mask has another number of channels.
         """
         return self._convolved(x, offset, mask)
+
+
+def _is_for_cpu(x: Tensor) -> bool:
+    # A traced or compiled graph has torchvision's one operator, which exporters know.
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return x.device.type == "cpu" and x.numel() > 0 and not is_traced
 
 
 def _check_divides(name: str, groups: int, **channels: int) -> None:

@@ -74,9 +74,15 @@ def test_resnet_18_without_a_pyramid_trains_and_detects(tmp_path, feature, dilat
     assert len(output["instances"]) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "AMP"])
-@pytest.mark.parametrize("modulated", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("modulated", "amp"),
+    [
+        pytest.param(False, False, id="v1"),
+        pytest.param(True, False, id="v2", marks=pytest.mark.slow),
+        pytest.param(False, True, id="v1, AMP", marks=pytest.mark.slow),
+        pytest.param(True, True, id="v2, AMP", marks=pytest.mark.slow),
+    ],
+)
 def test_deformable_resnet_50_with_a_pyramid_takes_a_training_step(tmp_path, modulated, amp):
     cfg = _config(
         tmp_path,
