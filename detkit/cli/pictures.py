@@ -7,7 +7,7 @@ from torch import nn
 
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detkit.engine.hooks.visualization import draw_truth_and_prediction, drawable
+from detkit.engine.hooks.visualization import draw_truth_and_prediction
 from detkit.evaluation import inference_context
 
 
@@ -30,8 +30,8 @@ def write_pictures(
         records = DatasetCatalog.get(name)
         for record in records[:: max(len(records) // limit, 1)][:limit]:
             with inference_context(model), torch.no_grad():
-                predictions = drawable(model([mapper(record)])[0], min_score)
+                output = model([mapper(record)])[0]
             path = folder / f"{name}_{Path(record['file_name']).stem}.jpg"
-            draw_truth_and_prediction(record, predictions, MetadataCatalog.get(name)).save(path)
+            draw_truth_and_prediction(record, output, MetadataCatalog.get(name), min_score).save(path)
             written.append(path)
     return written

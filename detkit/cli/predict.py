@@ -5,7 +5,10 @@
     {"file": "photos/a.jpg", "picture": "a.jpg", "height": 480, "width": 640,
      "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width, height]}]}
 
-Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class names.
+Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class names. Instances of a
+model that finds them also have `segmentation`, COCO's run-length encoding, and `keypoints`, [x, y, score, ...]. Where
+a model tells a class or a segment for every pixel, `sem_seg` and `panoptic` name png files of them, and `segments` says
+what the ids in the latter are.
 """
 
 import argparse
@@ -19,10 +22,11 @@ import numpy as np
 from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
+from detkit.cli.prediction_entry import describe_output, write_maps
 from detkit.config import CfgNode, get_cfg
 from detkit.engine import DefaultPredictor
 from detkit.model_zoo import find_config
-from detkit.structures import BoxMode, Instances, ModelOutput
+from detkit.structures import ModelOutput
 from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image
 from detkit.utils.logger import setup_logger
 from detkit.visualization import ColorMode, Visualizer, readable_scale
@@ -72,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     predictor = DefaultPredictor(cfg, allow_partial=args.allow_partial)
     # The predictor turns BGR into RGB by itself where the model wants that.
     image_format = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for path, picture in zip(inputs, _picture_names(inputs), strict=True):
@@ -83,20 +87,32 @@ def run(args: argparse.Namespace) -> int:
             logger.error("%s", message_of(error))
             unreadable.append(str(path))
             continue
-        instances = _instances(predictor(image))
-        _draw(image, image_format, predictor.metadata, instances, output / picture)
-        entries.append(_entry(path, picture, instances, predictor.metadata))
-        logger.info("%s: %d objects", path, len(instances))
+        found = _checked(predictor(image))
+        _draw(image, image_format, predictor.metadata, found, folder / picture)
+        height, width = image.shape[:2]
+        entry = {"file": str(path), "picture": picture, "height": height, "width": width}
+        entry |= describe_output(found, predictor.metadata) | write_maps(found, folder, picture)
+        entries.append(entry)
+        logger.info("%s: %s", path, _summary(entry))
     # An image a line: as easy to search as to parse.
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (output / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (folder / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if unreadable:
         raise ValueError(
             f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}. "
-            f"The others are in {output}."
+            f"The others are in {folder}."
         )
-    print(output.resolve())
+    print(folder.resolve())
     return 0
+
+
+def _summary(entry: dict[str, Any]) -> str:
+    counts = [
+        f"{len(entry[key])} {word}"
+        for key, word in (("instances", "objects"), ("segments", "segments"))
+        if key in entry
+    ]
+    return ", ".join(counts) or "a class for every pixel"
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
@@ -107,9 +123,12 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_file(find_config(args.config_file))
     # Before the user's settings, so that these win; already here, so that less goes through non-maximum suppression.
     threshold = args.confidence_threshold
-    cfg.merge_from_list(
-        ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", threshold, "MODEL.RETINANET.SCORE_THRESH_TEST", threshold]
-    )
+    for key in (
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        "MODEL.RETINANET.SCORE_THRESH_TEST",
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
+    ):
+        cfg.merge_from_list([key, threshold])
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     return cfg
@@ -158,29 +177,14 @@ def _picture_names(inputs: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def _instances(output: ModelOutput) -> Instances:
-    if "instances" not in output:
-        raise ValueError(f"need a model that finds instances; the one of this config gives {', '.join(output)}")
-    return output["instances"].to("cpu")
+def _checked(output: ModelOutput) -> ModelOutput:
+    if "instances" not in output and "sem_seg" not in output:
+        raise ValueError(
+            f"need a model that finds instances or classifies pixels; the one of this config gives {', '.join(output)}"
+        )
+    return output
 
 
-def _draw(image: np.ndarray, image_format: str, metadata: Any, instances: Instances, path: Path) -> None:
+def _draw(image: np.ndarray, image_format: str, metadata: Any, output: ModelOutput, path: Path) -> None:
     rgb = convert_image_to_rgb(image, image_format)
-    visualizer = Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION)
-    visualizer.draw_instance_predictions(instances).save(path)
-
-
-def _entry(path: Path, picture: str, instances: Instances, metadata: Any) -> dict[str, Any]:
-    height, width = instances.image_size
-    names = getattr(metadata, "thing_classes", None) or []
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    found = [
-        {
-            "category": names[category] if category < len(names) else str(category),
-            "category_id": category,
-            "score": round(score, 4),
-            "bbox": [round(v, 2) for v in box],
-        }
-        for category, score, box in zip(instances.pred_classes.tolist(), instances.scores.tolist(), boxes, strict=True)
-    ]
-    return {"file": str(path), "picture": picture, "height": height, "width": width, "instances": found}
+    Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION).draw_output(output).save(path)

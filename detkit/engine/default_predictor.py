@@ -67,7 +67,8 @@ class DefaultPredictor:
             original_image: (H, W, C) uint8, BGR where the model takes three channels. Not changed.
 
         Returns:
-            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`.
+            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`,
+            and what else the model says (`ModelOutput`).
 
         Raises:
             TypeError: Not an array of uint8.
@@ -95,7 +96,7 @@ def _metadata(saved: dict[str, Any], cfg: CfgNode) -> Metadata:
 
     The checkpoint comes first: it says what the model was trained on, and the test set may be another one.
     """
-    if saved.get("thing_classes"):
+    if saved.get("thing_classes") or saved.get("stuff_classes"):
         return Metadata(cfg.MODEL.WEIGHTS).set(**saved)
     if cfg.DATASETS.TEST:
         return MetadataCatalog.get(cfg.DATASETS.TEST[0])

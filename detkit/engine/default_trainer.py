@@ -45,7 +45,18 @@ logger = logging.getLogger(__name__)
 
 _WRITE_PERIOD = 20
 # What a checkpoint says about the classes of its model.
-_CLASS_METADATA = ("thing_classes", "thing_dataset_id_to_contiguous_id", "thing_colors")
+_CLASS_METADATA = (
+    "thing_classes",
+    "thing_dataset_id_to_contiguous_id",
+    "thing_colors",
+    "stuff_classes",
+    "stuff_dataset_id_to_contiguous_id",
+    "stuff_colors",
+    "ignore_label",
+    "keypoint_names",
+    "keypoint_flip_map",
+    "keypoint_connection_rules",
+)
 
 
 class DefaultTrainer(TrainerBase):

@@ -19,9 +19,16 @@ from detkit.structures.polygon_masks import PolygonMasks
 
 
 class BitMasks:
-    """The masks of M objects: a thin hull around ``tensor``, (M, H, W) bool."""
+    """The masks of M objects: a thin hull around ``tensor``, (M, H, W) bool.
 
-    tensor: Tensor
+    Masks selected by indices share the bitmaps they are selected from, until ``tensor`` is asked for: hundreds of
+    proposals that are each matched with one of a few objects take no memory, where a copy of an image's size for each
+    would take half a gigabyte.
+    """
+
+    _bitmaps: Tensor
+    _rows: Tensor | None
+    """(M,) int64: which of the bitmaps these masks are; None for all, in their order."""
 
     def __init__(self, tensor: Tensor | Any) -> None:
         """Hold (M, H, W) bitmaps. A bool tensor is kept, not copied; anything else is converted, not 0 being True.
@@ -32,21 +39,31 @@ class BitMasks:
         bitmaps = torch.as_tensor(tensor).to(torch.bool)
         if bitmaps.dim() != 3:
             raise ValueError(f"bit masks are (M, H, W): got shape {tuple(bitmaps.shape)}")
-        self.tensor = bitmaps
+        self._bitmaps = bitmaps
+        self._rows = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """(M, H, W) bool."""
+        if self._rows is not None:
+            self._bitmaps, self._rows = self._bitmaps[self._rows], None
+        return self._bitmaps
 
     @property
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of the image."""
-        return self.tensor.shape[1], self.tensor.shape[2]
+        return self._bitmaps.shape[1], self._bitmaps.shape[2]
 
     @property
     def device(self) -> torch.device:
         """The device that holds the bitmaps."""
-        return self.tensor.device
+        return self._bitmaps.device
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
         """Give the masks on another device. Not a copy when they are there already."""
-        return BitMasks(self.tensor.to(*args, **kwargs))
+        moved = BitMasks(self._bitmaps.to(*args, **kwargs))
+        moved._rows = None if self._rows is None else self._rows.to(moved.device)
+        return moved
 
     @staticmethod
     def from_polygon_masks(polygon_masks: PolygonMasks | Sequence[Sequence[Any]], height: int, width: int) -> BitMasks:
@@ -102,11 +119,16 @@ class BitMasks:
         if boxes.dim() != 2 or boxes.shape != (len(self), 4):
             raise ValueError(f"need a box (x1, y1, x2, y2) per mask: got {tuple(boxes.shape)} for {len(self)} masks")
         boxes = boxes.detach().to(self.device, torch.float32)
-        index = torch.arange(len(self), device=self.device, dtype=torch.float32)[:, None]
-        covered = roi_align(
-            self.tensor[:, None].float(), torch.cat([index, boxes], dim=1), mask_size, sampling_ratio=0, aligned=True
-        )
+        bitmaps, rows = self._fewest_bitmaps()
+        regions = torch.cat([rows.to(torch.float32)[:, None], boxes], dim=1)
+        covered = roi_align(bitmaps[:, None].float(), regions, mask_size, sampling_ratio=0, aligned=True)
         return covered.squeeze(1) >= 0.5
+
+    def _fewest_bitmaps(self) -> tuple[Tensor, Tensor]:
+        """Give bitmaps, and the (M,) index of each mask among them: those shared, or those of the masks themselves."""
+        if self._rows is not None and len(self._bitmaps) <= len(self._rows):
+            return self._bitmaps, self._rows
+        return self.tensor, torch.arange(len(self), device=self.device)
 
     @classmethod
     def cat(cls, bitmasks_list: Sequence[BitMasks]) -> BitMasks:
@@ -126,17 +148,24 @@ class BitMasks:
         """Select masks by an index (giving one mask), a slice, a bool mask, or int64 indices.
 
         Raises:
-            ValueError: If the index does not give a set of masks.
+            ValueError: If the index has more dimensions than one.
         """
         if isinstance(item, int):
             return BitMasks(self.tensor[item].unsqueeze(0))
-        selected = self.tensor[item]
-        if selected.dim() != 3:
-            raise ValueError(f"indexing {len(self)} masks with {item} gives shape {tuple(selected.shape)}, not masks")
-        return BitMasks(selected)
+        if isinstance(item, slice):
+            return BitMasks(self.tensor[item])
+        index = torch.as_tensor(item, device=self.device)
+        if index.numel() == 0:
+            index = index.long()  # an empty list becomes float
+        if index.dim() != 1:
+            raise ValueError(f"{len(self)} masks are indexed by a row of indices: got shape {tuple(index.shape)}")
+        rows = torch.arange(len(self), device=self.device) if self._rows is None else self._rows
+        selected = BitMasks(self._bitmaps)
+        selected._rows = rows[index]
+        return selected
 
     def __len__(self) -> int:
-        return self.tensor.shape[0]
+        return len(self._bitmaps) if self._rows is None else len(self._rows)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Go through the masks, each (H, W) bool."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 Color = tuple[int, int, int]
 Points = npt.ArrayLike
@@ -168,12 +168,38 @@ class Canvas:
         corners = np.array([(x - radius, y - radius), (x + radius, y + radius)])
         self._draw_smooth(corners, 0, color, alpha, lambda draw, p: _fill_ellipse(draw, [*p[0], *p[1]]))
 
-    def draw_mask(self, mask: npt.NDArray[np.bool_], color: Color, *, alpha: float = 0.5) -> None:
-        """Tint the pixels where `mask` is set; a mask of another size than the picture is stretched over it."""
+    def draw_mask(
+        self, mask: npt.NDArray[np.bool_], color: Color, *, alpha: float = 0.5, edge_color: Color | None = None
+    ) -> None:
+        """Tint the pixels where `mask` is set; a mask of another size than the picture is stretched over it.
+
+        Args:
+            mask: (H, W).
+            color: Of the tint.
+            alpha: Opacity, 0 to 1.
+            edge_color: Of a line along the edge, inside the mask; none is drawn where it is None.
+        """
         coverage = Image.fromarray(mask.astype(np.uint8) * 255)
         if coverage.size != self._image.size:
             coverage = coverage.resize(self._image.size, Image.Resampling.BILINEAR)
-        self._blend(coverage, (0, 0), color, alpha)
+        bounds = coverage.getbbox()
+        if bounds is None:
+            return
+        width = max(1, self.line_width // 2)
+        # With a rim, so that the edge is seen to be one; where the picture ends, a mask has none.
+        x1, y1 = max(bounds[0] - width, 0), max(bounds[1] - width, 0)
+        coverage = coverage.crop((x1, y1, min(bounds[2] + width, self.width), min(bounds[3] + width, self.height)))
+        self._blend(coverage, (x1, y1), color, alpha)
+        if edge_color is not None:
+            inside = coverage.filter(ImageFilter.MinFilter(1 + 2 * width))
+            self._blend(ImageChops.subtract(coverage, inside), (x1, y1), edge_color, 1.0)
+
+    def tint(self, colors: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], *, alpha: float = 0.5) -> None:
+        """Blend in a picture (H, W, 3) where (H, W) is set; of another size than this one, both are stretched."""
+        overlay = Image.fromarray(colors).resize(self._image.size, Image.Resampling.NEAREST)
+        level = np.uint8(round(255 * alpha))
+        coverage = Image.fromarray(where.astype(np.uint8) * level)
+        self._image.paste(overlay, (0, 0), coverage.resize(self._image.size, Image.Resampling.NEAREST))
 
     def grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
         """Take the colour from every pixel, except where `keep` (any size, stretched) is set."""

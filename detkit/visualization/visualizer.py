@@ -1,25 +1,28 @@
-"""Pictures of what a data set says and of what a model says, alone or side by side.
+"""Pictures of what a data set says and of what a model says.
 
-Shapes: M objects in one image, (H, W) the image.
+Shapes: M objects in one image, K keypoints of each, (H, W) the image.
 """
 
 import enum
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from detkit.structures import BoxMode, Instances
-from detkit.structures.records import ImageRecord
+from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import colormap
+from detkit.utils.image import read_image, read_label_map
+from detkit.utils.segment_ids import rgb2id
 from detkit.visualization.canvas import Canvas, Color, VisImage
+from detkit.visualization.labels import draw_labels
+from detkit.visualization.mask_form import binary_mask, is_polygons, mask_list
+from detkit.visualization.segments import Segment, draw_segments
+from detkit.visualization.skeleton import draw_keypoints
 
-# The longer side that `readable_scale` aims at: labels of several neighbours fit there, and on a screen.
-_READABLE_SIDE = 640
-_TITLE_COLOR = (32, 32, 32)
+# A speck's name would hide more of the picture than it tells. A share of the picture's area.
+_NAMED_AREA = 0.002
 
 
 class ColorMode(enum.Enum):
@@ -34,7 +37,7 @@ class ColorMode(enum.Enum):
 
 
 class Visualizer:
-    """Draws instances into a picture.
+    """Draws instances, classes of pixels and segments into a picture.
 
     Example:
         >>> picture = Visualizer(image_rgb, metadata).draw_instance_predictions(outputs["instances"])
@@ -52,7 +55,8 @@ class Visualizer:
 
         Args:
             img_rgb: (H, W, 3) uint8, red first.
-            metadata: Read for `thing_classes` and `thing_colors`; without them the numbers of classes are shown.
+            metadata: Read for `thing_classes`, `thing_colors`, `stuff_classes`, `stuff_colors`, `ignore_label`,
+                `keypoint_names` and `keypoint_connection_rules`. Without names, the numbers of classes are shown.
             scale: Size of the output in sizes of the input. Labels of small pictures need more than 1 to be readable.
             instance_mode: What colours tell.
 
@@ -64,16 +68,42 @@ class Visualizer:
         height, width = img_rgb.shape[:2]
         self._stretch = np.array([self._canvas.width / width, self._canvas.height / height])
         self._image_size = (height, width)
-        self._class_names: Sequence[str] = getattr(metadata, "thing_classes", None) or ()
-        self._class_colors: Sequence[Sequence[int]] = getattr(metadata, "thing_colors", None) or ()
+        self._things = _Classes(metadata, "thing")
+        self._stuff = _Classes(metadata, "stuff")
+        ignore_label = getattr(metadata, "ignore_label", None)
+        self._ignore_label = 255 if ignore_label is None else ignore_label
+        self._keypoint_names = list(getattr(metadata, "keypoint_names", None) or [])
+        self._connection_rules = list(getattr(metadata, "keypoint_connection_rules", None) or [])
         self._mode = instance_mode
+
+    # -- what a model or a data set says -----------------------------------------------------------------------------
+
+    def draw_output(self, output: ModelOutput, score_threshold: float = 0.0, num_proposals: int = 20) -> VisImage:
+        """Draw all that a model says about the image.
+
+        Args:
+            output: In pixels of the picture, on any device. Where there is a panoptic result, it alone: it is made of
+                the others.
+            score_threshold: Instances below this score are left out.
+            num_proposals: How many of the best proposals are drawn, of a model without instances.
+        """
+        if "panoptic_seg" in output:
+            return self.draw_panoptic_seg(*output["panoptic_seg"])
+        if "sem_seg" in output:
+            self.draw_sem_seg(output["sem_seg"].argmax(dim=0))
+        if "instances" in output:
+            instances = output["instances"]
+            self.draw_instance_predictions(instances[instances.scores >= score_threshold])
+        elif "proposals" in output:
+            self.overlay_instances(boxes=output["proposals"][:num_proposals].proposal_boxes)
+        return self.get_output()
 
     def draw_instance_predictions(self, predictions: Instances) -> VisImage:
         """Draw what a model found.
 
         Args:
-            predictions: `pred_boxes`, `scores`, `pred_classes`, `pred_masks`: those that are there, on any device, in
-                pixels of the picture.
+            predictions: `pred_boxes`, `scores`, `pred_classes`, `pred_masks`, `pred_keypoints`: those that are there,
+                on any device, in pixels of the picture.
         """
         fields = predictions.get_fields()
         classes = _to_list(fields.get("pred_classes"))
@@ -82,22 +112,79 @@ class Visualizer:
             boxes=fields.get("pred_boxes"),
             labels=labels,
             masks=fields.get("pred_masks"),
+            keypoints=fields.get("pred_keypoints"),
             assigned_colors=self._colors(classes, len(predictions) if fields else 0),
         )
 
     def draw_dataset_dict(self, dic: ImageRecord) -> VisImage:
-        """Draw the annotations of a data set's record."""
+        """Draw all that a data set's record says; its label map and its panoptic png are read from their files.
+
+        Where there is a panoptic png with `segments_info`, it alone is drawn: it holds the others.
+        """
+        if "pan_seg_file_name" in dic and "segments_info" in dic:
+            return self.draw_panoptic_seg(rgb2id(read_image(dic["pan_seg_file_name"], "RGB")), dic["segments_info"])
         annotations = dic.get("annotations") or []
+        if "sem_seg_file_name" in dic:
+            labels = read_label_map(dic["sem_seg_file_name"]).astype(np.int64)
+            if annotations and self._stuff.name(0) == "things":
+                labels[labels == 0] = self._ignore_label  # the instances say more
+            self.draw_sem_seg(labels)
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         classes = [a["category_id"] for a in annotations]
-        labels = self._labels(classes, None)
+        names = self._labels(classes, None)
         marks = [" (crowd)" if a.get("iscrowd") else " (difficult)" if a.get("difficult") else "" for a in annotations]
+        keypoints = [a.get("keypoints") for a in annotations]
         return self.overlay_instances(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            labels=[label + mark for label, mark in zip(labels or [], marks, strict=True)],
+            labels=[name + mark for name, mark in zip(names or [], marks, strict=True)],
             masks=[a.get("segmentation") for a in annotations],
+            keypoints=keypoints if any(keypoints) else None,
             assigned_colors=self._colors(classes, len(annotations)),
         )
+
+    def draw_sem_seg(self, sem_seg: Any, area_threshold: float | None = None, alpha: float = 0.55) -> VisImage:
+        """Draw a class for every pixel.
+
+        Args:
+            sem_seg: (H, W) tensor or array of class numbers. Those without a name stay as they are, or, without any
+                names, the metadata's `ignore_label` (255 where it has none).
+            area_threshold: Classes of fewer pixels get no name; by default 0.2 % of the picture.
+            alpha: Opacity.
+        """
+        labels = _to_integers(sem_seg)
+        present = [int(label) for label in np.unique(labels) if label >= 0 and label != self._ignore_label]
+        known = [label for label in present if not self._stuff.names or label < len(self._stuff.names)]
+        segments = [Segment(label, self._stuff.color(label), self._stuff.name(label)) for label in known]
+        return self._draw_segments(labels, segments, area_threshold, alpha)
+
+    def draw_panoptic_seg(
+        self,
+        panoptic_seg: Any,
+        segments_info: Sequence[Mapping[str, Any]],
+        area_threshold: float | None = None,
+        alpha: float = 0.55,
+    ) -> VisImage:
+        """Draw a segment for every pixel.
+
+        Args:
+            panoptic_seg: (H, W) tensor or array of segment ids.
+            segments_info: `id`, `category_id` and `isthing` of each segment, and maybe `score` and `iscrowd`.
+            area_threshold: Segments of fewer pixels get no name; by default 0.2 % of the picture.
+            alpha: Opacity.
+        """
+        things = [info for info in segments_info if info.get("isthing", True)]
+        thing_colors = iter(self._colors([info["category_id"] for info in things], len(things)))
+        segments = []
+        for info in segments_info:
+            is_thing, category = info.get("isthing", True), info["category_id"]
+            color = next(thing_colors) if is_thing else self._stuff.color(category)
+            text = (self._things if is_thing else self._stuff).name(category)
+            text += f" {info['score']:.0%}" if "score" in info else ""
+            segments.append(Segment(info["id"], color, text + (" (crowd)" if info.get("iscrowd") else "")))
+        return self._draw_segments(_to_integers(panoptic_seg), segments, area_threshold, alpha)
+
+    # The name it has in Detectron2's demo.
+    draw_panoptic_seg_predictions = draw_panoptic_seg
 
     def overlay_instances(
         self,
@@ -105,16 +192,19 @@ class Visualizer:
         boxes: Any = None,
         labels: Sequence[str] | None = None,
         masks: Any = None,
+        keypoints: Any = None,
         assigned_colors: Sequence[Sequence[float]] | None = None,
         alpha: float = 0.4,
     ) -> VisImage:
-        """Draw instances: masks, boxes over them, labels on top, the largest instances first.
+        """Draw instances: masks, boxes over them, keypoints, labels on top, the largest instances first.
 
         Args:
             boxes: `Boxes`, or (M, 4) XYXY numbers, in pixels of the input picture.
             labels: One text per instance.
             masks: One per instance: a list of polygons `[x0, y0, ...]`, COCO's run-length encoding, an (H, W) array of
                 bool, or None for an instance without; or `PolygonMasks`, or `BitMasks`, or (M, H, W).
+            keypoints: `Keypoints`, or (M, K, 3) x, y and score or visibility; or a list of 3 K numbers, or None, per
+                instance.
             assigned_colors: RGB per instance, 0 to 255.
             alpha: Opacity of masks.
 
@@ -122,20 +212,26 @@ class Visualizer:
             ValueError: The arguments describe different numbers of instances.
         """
         corners = None if boxes is None else _to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
-        mask_list = None if masks is None else _mask_list(masks)
-        count = _common_length(boxes=corners, labels=labels, masks=mask_list, assigned_colors=assigned_colors)
+        all_masks = None if masks is None else mask_list(masks)
+        points = None if keypoints is None else _keypoint_list(keypoints)
+        count = _common_length(
+            boxes=corners, labels=labels, masks=all_masks, keypoints=points, assigned_colors=assigned_colors
+        )
         colors = [_as_color(c) for c in (assigned_colors if assigned_colors is not None else self._colors(None, count))]
-        if mask_list is not None:
-            self._overlay_masks(mask_list, colors, alpha)
-        if corners is None:
-            return self.get_output()
-        areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-        order = np.argsort(-areas, kind="stable").tolist()
-        for i in order:
-            self._canvas.draw_box(corners[i].tolist(), colors[i])
-        if labels is not None:
-            texts = list(labels)
-            self._draw_labels([(texts[i], corners[i].tolist(), colors[i]) for i in order])
+        order = list(range(count))
+        if corners is not None:
+            areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+            order = np.argsort(-areas, kind="stable").tolist()
+        if all_masks is not None:
+            self._overlay_masks([all_masks[i] for i in order], [colors[i] for i in order], alpha)
+        if corners is not None:
+            for i in order:
+                self._canvas.draw_box(corners[i].tolist(), colors[i])
+        if points is not None:
+            for i in order:
+                self._overlay_keypoints(points[i], colors[i])
+        if corners is not None and labels is not None:
+            draw_labels(self._canvas, [(labels[i], corners[i].tolist(), colors[i]) for i in order])
         return self.get_output()
 
     def get_output(self) -> VisImage:
@@ -145,84 +241,65 @@ class Visualizer:
     # -- names and colours -------------------------------------------------------------------------------------------
 
     def _labels(self, classes: Sequence[int] | None, scores: Sequence[float] | None) -> list[str] | None:
-        names = None if classes is None else [self._class_name(c) for c in classes]
+        names = None if classes is None else [self._things.name(c) for c in classes]
         if scores is None:
             return names
         percents = [f"{score:.0%}" for score in scores]
         return percents if names is None else [f"{n} {p}" for n, p in zip(names, percents, strict=True)]
 
-    def _class_name(self, class_index: int) -> str:
-        return self._class_names[class_index] if 0 <= class_index < len(self._class_names) else str(class_index)
-
     def _colors(self, classes: Sequence[int] | None, count: int) -> list[Color]:
-        palette = colormap(rgb=True)
         if classes is None or self._mode is not ColorMode.SEGMENTATION:
+            palette = colormap(rgb=True)
             return [_as_color(palette[i % len(palette)]) for i in range(count)]
-        own = self._class_colors
-        return [_as_color(own[c] if 0 <= c < len(own) else palette[c % len(palette)]) for c in classes]
+        return [self._things.color(c) for c in classes]
 
-    # -- parts of an instance ----------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------------------------
 
     def _overlay_masks(self, masks: Sequence[Any], colors: Sequence[Color], alpha: float) -> None:
         if self._mode is ColorMode.IMAGE_BW:
-            binary = [_binary_mask(m, *self._image_size) for m in masks if m is not None]
+            binary = [binary_mask(m, *self._image_size) for m in masks if m is not None]
             self._canvas.grey_out(np.any([np.zeros(self._image_size, bool), *binary], axis=0))
         for mask, color in zip(masks, colors, strict=True):
             if mask is None:
                 continue
-            if not _is_polygons(mask):
-                self._canvas.draw_mask(_binary_mask(mask, *self._image_size), color, alpha=alpha)
+            if not is_polygons(mask):
+                self._canvas.draw_mask(binary_mask(mask, *self._image_size), color, alpha=alpha, edge_color=color)
                 continue
             for polygon in mask:
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * self._stretch
                 self._canvas.draw_polygon(points, color, alpha=alpha)
 
-    def _draw_labels(self, labels: Iterable[tuple[str, Sequence[float], Color]]) -> None:
-        """Write (text, box, color) at the boxes, where they hide no other label if there is such a place."""
-        taken: list[tuple[float, float, float, float]] = []
-        for text, (x1, y1, x2, y2), color in labels:
-            width, height = self._canvas.text_size(text)
-            # Above the box, inside it, below it; left-aligned with it, then right-aligned.
-            places = [(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
-            inside = [
-                (min(max(x, 0), max(self._canvas.width - width, 0)), y)
-                for x, y in places
-                if 0 <= y <= self._canvas.height - height
-            ]
-            free = [p for p in inside if not any(_overlap((*p, p[0] + width, p[1] + height), other) for other in taken)]
-            x, y = (free or inside or places)[0]
-            taken.append((x, y, x + width, y + height))
-            self._canvas.draw_text(text, (x, y), background=color)
+    def _overlay_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
+        placed = keypoints * [*self._stretch, 1]
+        names = self._keypoint_names if len(placed) else []
+        draw_keypoints(self._canvas, placed, color, names=names, connection_rules=self._connection_rules)
+
+    def _draw_segments(
+        self, segment_map: npt.NDArray[np.int64], segments: Sequence[Segment], min_area: float | None, alpha: float
+    ) -> VisImage:
+        if segment_map.shape != self._image_size:
+            raise ValueError(f"a map has the size of its picture, {self._image_size}: got {segment_map.shape}")
+        if self._mode is ColorMode.IMAGE_BW:
+            self._canvas.grey_out(np.isin(segment_map, [segment.id for segment in segments]))
+        if min_area is None:
+            min_area = _NAMED_AREA * segment_map.size
+        draw_segments(self._canvas, segment_map, segments, alpha=alpha, min_area=min_area)
+        return self.get_output()
 
 
-def readable_scale(image_size: tuple[int, int]) -> float:
-    """Give the scale at which labels of a picture of `(height, width)` are readable: 1, or more for a small one."""
-    return max(1.0, _READABLE_SIDE / max(image_size))
+class _Classes:
+    """Names and colours of things, or of stuff, as far as the metadata has them."""
 
+    def __init__(self, metadata: Any, kind: str) -> None:
+        self.names: Sequence[str] = getattr(metadata, f"{kind}_classes", None) or ()
+        self._colors: Sequence[Sequence[int]] = getattr(metadata, f"{kind}_colors", None) or ()
 
-def side_by_side(
-    truth: VisImage, prediction: VisImage, titles: tuple[str, str] = ("ground truth", "prediction")
-) -> VisImage:
-    """Put two pictures beside each other, each under its title.
+    def name(self, index: int) -> str:
+        return self.names[index] if 0 <= index < len(self.names) else str(index)
 
-    Raises:
-        ValueError: They differ in height.
-    """
-    if truth.height != prediction.height:
-        raise ValueError(f"pictures side by side need one height, got {truth.height} and {prediction.height}")
-    columns = [_with_title(picture, title) for picture, title in zip((truth, prediction), titles, strict=True)]
-    gap = np.full((columns[0].shape[0], max(4, truth.width // 100), 3), 255, np.uint8)
-    return VisImage(np.concatenate([columns[0], gap, columns[1]], axis=1))
-
-
-def _with_title(picture: VisImage, title: str) -> npt.NDArray[np.uint8]:
-    font_size = Canvas(picture.get_image()).font_size
-    bar_height = math.ceil(font_size * 1.8)
-    bar = Canvas(np.full((bar_height, picture.width, 3), 255, np.uint8))
-    width, height = bar.text_size(title, font_size)
-    corner = ((picture.width - width) / 2, (bar_height - height) / 2)
-    bar.draw_text(title, corner, color=_TITLE_COLOR, font_size=font_size)
-    return np.concatenate([bar.to_array(), picture.get_image()], axis=0)
+    def color(self, index: int) -> Color:
+        palette = colormap(rgb=True)
+        return _as_color(self._colors[index] if 0 <= index < len(self._colors) else palette[index % len(palette)])
 
 
 # ------------------------------------------------------------------------------------------------------- conversions
@@ -236,6 +313,19 @@ def _to_array(values: Any) -> npt.NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
+def _to_integers(values: Any) -> npt.NDArray[np.int64]:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    return np.asarray(values).astype(np.int64)
+
+
+def _keypoint_list(keypoints: Any) -> list[npt.NDArray[np.float64]]:
+    """(K, 3) of each instance; (0, 3) of one without."""
+    if not isinstance(keypoints, list | tuple):
+        return list(_to_array(keypoints))
+    return [np.zeros((0, 3)) if k is None else np.asarray(k, dtype=np.float64).reshape(-1, 3) for k in keypoints]
+
+
 def _to_list(values: Any) -> list[Any] | None:
     return None if values is None else values.tolist()
 
@@ -243,34 +333,6 @@ def _to_list(values: Any) -> list[Any] | None:
 def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:
     red, green, blue = (round(float(v)) for v in color)
     return red, green, blue
-
-
-def _mask_list(masks: Any) -> list[Any]:
-    masks = getattr(masks, "polygons", getattr(masks, "tensor", masks))
-    return list(masks.detach().cpu().numpy()) if hasattr(masks, "detach") else list(masks)
-
-
-def _is_polygons(mask: Any) -> bool:
-    return isinstance(mask, list | tuple)
-
-
-def _binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Any form of a mask as (H, W) bool."""
-    if isinstance(mask, dict):
-        rle: Any = mask
-        if not isinstance(mask["counts"], str | bytes):
-            rle = coco_mask.frPyObjects(rle, height, width)
-        return coco_mask.decode(rle).astype(bool)
-    if _is_polygons(mask):
-        polygons = [np.asarray(p, dtype=np.float64).reshape(-1).tolist() for p in mask]
-        if not polygons:
-            return np.zeros((height, width), bool)
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
-    return np.asarray(mask).astype(bool)
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _common_length(**columns: Any) -> int:

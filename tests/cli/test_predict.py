@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from detkit.cli.predict import _entry, _picture_names, find_images
+from detkit.cli.predict import _picture_names, find_images, main
 from detkit.data import Metadata
-from detkit.structures import Boxes, Instances
+from detkit.structures import Instances
 
 
 @pytest.fixture
@@ -73,14 +77,60 @@ def test_equal_names_from_different_folders_are_numbered() -> None:
     assert len(set(names)) == len(paths)
 
 
-def test_entry_holds_names_scores_and_boxes_as_coco_has_them() -> None:
-    instances = Instances((40, 60))
-    instances.pred_boxes = Boxes(torch.tensor([[10.0, 5, 30, 25.5], [0, 0, 60, 40]]))
-    instances.scores = torch.tensor([0.98765432, 0.5])
-    instances.pred_classes = torch.tensor([1, 7])
-    entry = _entry(Path("in/a.tif"), "a.jpg", instances, Metadata("x").set(thing_classes=["cat", "dog"]))
-    assert (entry["file"], entry["picture"], entry["height"], entry["width"]) == ("in/a.tif", "a.jpg", 40, 60)
-    assert entry["instances"] == [
-        {"category": "dog", "category_id": 1, "score": 0.9877, "bbox": [10, 5, 20, 20.5]},
-        {"category": "7", "category_id": 7, "score": 0.5, "bbox": [0, 0, 60, 40]},
-    ]
+class Segmentor(nn.Module):
+    """Left half class 1, right half class 0, whatever the image."""
+
+    def forward(self, batch):
+        scores = torch.zeros(2, batch[0]["height"], batch[0]["width"])
+        scores[1, :, : batch[0]["width"] // 2] = 1.0
+        return [{"sem_seg": scores}]
+
+
+class Proposer(nn.Module):
+    def forward(self, batch):
+        return [{"proposals": Instances((1, 1))}]
+
+
+@pytest.fixture
+def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the command on one picture with a model in place of the one that the config names."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    (tmp_path / "c.yaml").write_text("SEED: 1\n")
+
+    def run(model: nn.Module) -> int:
+        class Predictor:
+            metadata = Metadata("x").set(stuff_classes=["sky", "sea"])
+
+            def __init__(self, cfg, allow_partial):
+                self.cfg = cfg
+
+            def __call__(self, image):
+                return model([{"height": image.shape[0], "width": image.shape[1]}])[0]
+
+        monkeypatch.setattr("detkit.cli.predict.DefaultPredictor", Predictor)
+        words = ["--config-file", str(tmp_path / "c.yaml"), "--input", str(tmp_path / "a.jpg")]
+        return main([*words, "--output", str(tmp_path / "out")])
+
+    return run
+
+
+def test_classes_of_pixels_are_drawn_and_written(predict, tmp_path: Path) -> None:
+    assert predict(Segmentor()) == 0
+    (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert entry == {
+        "file": str(tmp_path / "a.jpg"),
+        "picture": "a.jpg",
+        "height": 30,
+        "width": 40,
+        "sem_seg": "sem_seg/a.jpg.png",
+    }
+    labels = np.asarray(Image.open(tmp_path / "out" / entry["sem_seg"]))
+    assert labels.tolist() == [[1] * 20 + [0] * 20] * 30
+    assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).max() > 50
+
+
+def test_model_that_only_proposes_is_refused(predict, capsys) -> None:
+    assert predict(Proposer()) == 2
+    assert "need a model that finds instances or classifies pixels; the one of this config gives proposals" in (
+        capsys.readouterr().err
+    )

@@ -67,6 +67,8 @@ def test_polygons_are_rasterised_one_by_one():
         pytest.param(slice(1, 3), [1, 2], id="slice"),
         pytest.param(torch.tensor([True, False, False, True]), [0, 3], id="mask"),
         pytest.param(torch.tensor([2, 0, 2]), [2, 0, 2], id="indices"),
+        pytest.param([3, 1], [3, 1], id="list"),
+        pytest.param([], [], id="empty list"),
         pytest.param(torch.zeros(4, dtype=torch.bool), [], id="nothing"),
     ],
 )
@@ -77,8 +79,30 @@ def test_indexing_gives_bit_masks(item, expected):
     assert torch.equal(selected.tensor, bits[expected])
 
 
+def test_selected_masks_share_their_bitmaps_and_give_the_same_crops():
+    bits = random_bits(3)
+    boxes = torch.tensor([[1.2, 0.7, 8.0, 9.0], [-2.0, -1.0, 4.0, 14.0], [3.0, 3.0, 5.5, 4.5], [0.0, 0, 9, 12]])
+    picked = torch.tensor([2, 0, 2, 2])
+    selected = BitMasks(bits)[picked]
+    assert len(selected) == 4
+    assert torch.equal(selected.crop_and_resize(boxes, 5), BitMasks(bits[picked]).crop_and_resize(boxes, 5))
+    assert selected.to("cpu")._bitmaps.data_ptr() == bits.data_ptr()  # nothing has been copied so far
+    again = selected[torch.tensor([False, True, True, False])]
+    assert torch.equal(again.crop_and_resize(boxes[1:3], 5), BitMasks(bits[[0, 2]]).crop_and_resize(boxes[1:3], 5))
+    assert torch.equal(again.tensor, bits[[0, 2]])
+    assert torch.equal(selected.tensor, bits[picked])
+    assert torch.equal(selected[1:].tensor, bits[[0, 2, 2]])
+    assert BitMasks.cat([again, selected]).area().tolist() == bits[[0, 2, 2, 0, 2, 2]].sum(dim=(1, 2)).tolist()
+
+
+def test_no_masks_selected_from_some_have_no_crops():
+    selected = BitMasks(random_bits(3))[torch.zeros(0, dtype=torch.int64)]
+    assert selected.crop_and_resize(torch.empty(0, 4), 5).shape == (0, 5, 5)
+    assert selected.tensor.shape == (0, 12, 9)
+
+
 def test_index_into_pixels_is_an_error():
-    with pytest.raises(ValueError, match="not masks"):
+    with pytest.raises(ValueError, match=r"4 masks are indexed by a row of indices: got shape \(4, 12\)"):
         BitMasks(random_bits(4))[torch.zeros(4, 12, dtype=torch.bool)]
 
 

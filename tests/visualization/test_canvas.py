@@ -117,6 +117,33 @@ def test_mask_is_tinted_and_stretched_over_the_picture() -> None:
     assert (image[11:] == 0).all()
 
 
+def test_edge_of_a_mask_lies_inside_it() -> None:
+    canvas = Canvas(np.zeros((40, 60, 3), np.uint8))
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:40] = True
+    canvas.draw_mask(mask, (100, 0, 0), alpha=1.0, edge_color=(0, 0, 200))
+    image = canvas.to_array()
+    assert image[20, 10].tolist() == [0, 0, 200]
+    assert image[20, 25].tolist() == [100, 0, 0]
+    assert np.array_equal(image.any(axis=2), mask)
+
+
+def test_empty_mask_draws_nothing() -> None:
+    canvas = Canvas(np.zeros((40, 60, 3), np.uint8))
+    canvas.draw_mask(np.zeros((40, 60), bool), (100, 0, 0), edge_color=(0, 0, 200))
+    assert not canvas.to_array().any()
+
+
+def test_tint_blends_in_a_picture_where_it_is_asked_for() -> None:
+    canvas = Canvas(np.full((40, 60, 3), 100, np.uint8))
+    where = np.zeros((20, 30), bool)
+    where[:, :15] = True
+    canvas.tint(np.full((20, 30, 3), 200, np.uint8), where, alpha=0.5)
+    image = canvas.to_array()
+    assert np.abs(image[:, :30].astype(int) - 150).max() <= 1
+    assert (image[:, 30:] == 100).all()
+
+
 def test_grey_out_keeps_the_colour_of_what_is_kept() -> None:
     canvas = Canvas(np.full((4, 6, 3), RED, np.uint8))
     keep = np.zeros((4, 6), bool)

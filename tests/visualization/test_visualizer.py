@@ -3,10 +3,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detkit.structures import Boxes, BoxMode, Instances
-from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
+from detkit.utils.segment_ids import id2rgb
+from detkit.visualization import ColorMode, Visualizer
 
 METADATA = SimpleNamespace(thing_classes=["cat", "dog"], thing_colors=[(250, 10, 20), (10, 240, 30)])
 
@@ -83,9 +85,8 @@ def test_polygons_follow_the_scale() -> None:
     assert np.abs(extent - [40, 60, 160, 200]).max() <= 2  # its border is drawn around it
 
 
-def test_record_is_drawn_with_names_and_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = _written(monkeypatch)
-    record = {
+def _record() -> dict:
+    return {
         "file_name": "x.jpg",
         "image_id": 1,
         "annotations": [
@@ -93,7 +94,11 @@ def test_record_is_drawn_with_names_and_marks(monkeypatch: pytest.MonkeyPatch) -
             {"bbox": [90, 40, 150, 110], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "iscrowd": 1},
         ],
     }
-    image = Visualizer(_grey(), METADATA).draw_dataset_dict(record).get_image()
+
+
+def test_record_is_drawn_with_names_and_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    image = Visualizer(_grey(), METADATA).draw_dataset_dict(_record()).get_image()
     assert sorted(texts) == ["cat", "dog (crowd)"]
     assert image[70, 20].tolist() != [90, 90, 90]
     assert image[70, 79].tolist() != [90, 90, 90]
@@ -118,9 +123,7 @@ RLE = coco_mask.encode(np.asfortranarray(_square_mask().astype(np.uint8)))
 MASKS = [
     pytest.param([SQUARE], id="polygons"),
     pytest.param([RLE], id="compressed run-length encoding"),
-    pytest.param(
-        [{"size": [120, 160], "counts": [2430, *[70, 50] * 59, 70, 9620 - 20]}], id="plain run-length encoding"
-    ),
+    pytest.param([{"size": [120, 160], "counts": [2430, *[70, 50] * 59, 70, 9620]}], id="plain run-length encoding"),
     pytest.param([_square_mask()], id="array"),
     pytest.param(torch.as_tensor(_square_mask())[None], id="tensor"),
     pytest.param(SimpleNamespace(polygons=[[np.array(SQUARE[0])]]), id="PolygonMasks"),
@@ -144,40 +147,183 @@ def test_grey_mode_keeps_colour_within_masks_only(masks) -> None:
     assert len(set(image[5, 5].tolist())) == 1
 
 
-def test_labels_of_neighbours_do_not_hide_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = []
-    monkeypatch.setattr(
-        "detkit.visualization.canvas.Canvas.draw_text", lambda self, text, position, **kwargs: places.append(position)
-    )
-    visualizer = Visualizer(_grey(240, 320))
-    visualizer.overlay_instances(boxes=[[50, 60, 150, 160], [52, 60, 152, 160], [50, 62, 150, 158]], labels=["cat"] * 3)
-    width, height = 30, 15  # less than a label takes
-    for i, (x, y) in enumerate(places):
-        assert all(abs(x - x2) >= width or abs(y - y2) >= height for x2, y2 in places[:i])
-
-
 def test_different_numbers_of_boxes_and_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="got 1 boxes, 2 labels"):
         Visualizer(_grey()).overlay_instances(boxes=[[0, 0, 5, 5]], labels=["cat", "dog"])
 
 
-@pytest.mark.parametrize(
-    ("size", "scale"), [pytest.param((120, 160), 4, id="small"), pytest.param((1080, 1920), 1, id="large")]
+def test_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"size of its picture, 120 x 160: got shape \(119, 160\)"):
+        Visualizer(_grey()).overlay_instances(masks=[np.zeros((119, 160), bool)])
+
+
+KEYPOINTS = SimpleNamespace(
+    keypoint_names=["nose", "left_eye", "tail"],
+    keypoint_connection_rules=[("nose", "left_eye", (250, 10, 20)), ("nose", "ear", (10, 250, 20))],
 )
-def test_readable_scale_enlarges_small_pictures_only(size: tuple[int, int], scale: float) -> None:
-    assert readable_scale(size) == scale
 
 
-def test_side_by_side_holds_both_pictures_and_their_titles() -> None:
-    truth, prediction = VisImage(_grey()), VisImage(np.full((120, 160, 3), 200, np.uint8))
-    image = side_by_side(truth, prediction).get_image()
-    assert np.array_equal(image[-120:, :160], truth.get_image())
-    assert np.array_equal(image[-120:, -160:], prediction.get_image())
-    title = image[:-120]
-    assert (title[:, :160] < 128).any()
-    assert (title[:, -160:] < 128).any()
+@pytest.mark.parametrize(
+    "keypoints",
+    [
+        pytest.param(torch.tensor([[[30.0, 60, 0.9], [90, 60, 0.9], [130, 20, 0.01]]]), id="tensor"),
+        pytest.param(
+            SimpleNamespace(tensor=torch.tensor([[[30.0, 60, 2], [90, 60, 1], [130, 20, 0]]])), id="Keypoints"
+        ),
+        pytest.param([[30, 60, 2, 90, 60, 2, 0, 0, 0]], id="flat list"),
+    ],
+)
+def test_keypoints_that_are_seen_are_drawn_and_connected(keypoints) -> None:
+    image = Visualizer(_grey(), KEYPOINTS).overlay_instances(keypoints=keypoints).get_image()
+    assert image[60, 60].tolist() == [250, 10, 20]
+    changed = (image != 90).any(axis=2)
+    assert changed[60, 30:90].all()
+    assert not changed[:50].any()
 
 
-def test_side_by_side_needs_one_height() -> None:
-    with pytest.raises(ValueError, match="one height, got 120 and 60"):
-        side_by_side(VisImage(_grey()), VisImage(_grey(60)))
+def test_keypoints_follow_the_scale() -> None:
+    keypoints = [[30, 60, 2, 90, 60, 2, 0, 0, 0]]
+    image = Visualizer(_grey(), KEYPOINTS, scale=2).overlay_instances(keypoints=keypoints).get_image()
+    assert image[120, 120].tolist() == [250, 10, 20]
+
+
+def test_predicted_keypoints_are_drawn() -> None:
+    predictions = _predictions(1)
+    plain = Visualizer(_grey(), KEYPOINTS).draw_instance_predictions(predictions).get_image()
+    predictions.pred_keypoints = torch.tensor([[[30.0, 60, 0.9], [60, 60, 0.9], [50, 20, 0.01]]])
+    image = Visualizer(_grey(), KEYPOINTS).draw_instance_predictions(predictions).get_image()
+    assert image[60, 45].tolist() == [250, 10, 20] != plain[60, 45].tolist()
+
+
+def test_number_of_keypoints_must_be_that_of_their_names() -> None:
+    with pytest.raises(ValueError, match="3 keypoint_names, an object has 2 keypoints"):
+        Visualizer(_grey(), KEYPOINTS).overlay_instances(keypoints=[[1, 1, 2, 5, 5, 2]])
+
+
+def test_record_with_keypoints_on_some_objects_is_drawn() -> None:
+    record = _record()
+    record["annotations"][1]["keypoints"] = [100.0, 60, 2, 130, 60, 2, 0, 0, 0]
+    image = Visualizer(_grey(), KEYPOINTS).draw_dataset_dict(record).get_image()
+    assert image[60, 115].tolist() == [250, 10, 20]
+
+
+# --- classes and segments of pixels ---
+
+STUFF = SimpleNamespace(
+    thing_classes=["cat"],
+    thing_colors=[(250, 10, 20)],
+    stuff_classes=["things", "sky"],
+    stuff_colors=[(0, 0, 0), (10, 240, 30)],
+)
+
+
+def _half(left: int, right: int) -> np.ndarray:
+    labels = np.full((120, 160), left)
+    labels[:, 80:] = right
+    return labels
+
+
+def _tinted(image: np.ndarray, row: int, column: int, color: tuple[int, int, int]) -> bool:
+    return bool(np.abs(image[row, column] - (0.45 * 90 + 0.55 * np.array(color))).max() < 2)
+
+
+def test_classes_of_pixels_are_tinted_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    image = Visualizer(_grey(), STUFF).draw_sem_seg(torch.tensor(_half(0, 1))).get_image()
+    assert sorted(texts) == ["sky", "things"]
+    assert _tinted(image, 10, 10, (0, 0, 0))
+    assert _tinted(image, 10, 150, (10, 240, 30))
+
+
+@pytest.mark.parametrize("label", [255, 2, -1])
+@pytest.mark.parametrize("metadata", [STUFF, None], ids=["names", "no names"])
+def test_pixels_without_a_known_class_stay_as_they_are(label: int, metadata) -> None:
+    image = Visualizer(_grey(), metadata).draw_sem_seg(_half(label, 1)).get_image()
+    stays = metadata is not None or label != 2  # without names, 2 may well be one
+    assert (image[10, 10].tolist() == [90, 90, 90]) == stays
+
+
+@pytest.mark.parametrize(("threshold", "names"), [(None, ["things"]), (1, ["sky", "things"])])
+def test_specks_get_no_name(threshold, names, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    labels = np.zeros((120, 160), int)
+    labels[5:8, 5:8] = 1
+    Visualizer(_grey(), STUFF).draw_sem_seg(labels, area_threshold=threshold)
+    assert sorted(texts) == names
+
+
+SEGMENTS = [
+    {"id": 1, "isthing": True, "category_id": 0, "score": 0.9},
+    {"id": 300, "isthing": False, "category_id": 1},
+]
+
+
+def test_segments_have_the_names_and_colours_of_things_or_stuff(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    visualizer = Visualizer(_grey(), STUFF, instance_mode=ColorMode.SEGMENTATION)
+    image = visualizer.draw_panoptic_seg(torch.tensor(_half(1, 300)), SEGMENTS).get_image()
+    assert sorted(texts) == ["cat 90%", "sky"]
+    assert _tinted(image, 10, 10, (250, 10, 20))
+    assert _tinted(image, 10, 150, (10, 240, 30))
+
+
+def test_segments_follow_the_scale() -> None:
+    visualizer = Visualizer(_grey(), STUFF, 2.0, ColorMode.SEGMENTATION)
+    image = visualizer.draw_panoptic_seg(_half(1, 300), SEGMENTS).get_image()
+    assert image.shape == (240, 320, 3)
+    assert _tinted(image, 20, 150, (250, 10, 20))
+    assert _tinted(image, 20, 170, (10, 240, 30))
+
+
+def test_no_segments_leave_the_picture_as_it_is() -> None:
+    image = Visualizer(_grey(), STUFF).draw_panoptic_seg(_half(0, 5), []).get_image()
+    assert np.array_equal(image, _grey())
+
+
+@pytest.mark.parametrize("draw", ["draw_sem_seg", "draw_panoptic_seg"])
+def test_map_of_another_size_is_refused(draw: str) -> None:
+    arguments = (np.zeros((5, 6), int),) if draw == "draw_sem_seg" else (np.zeros((5, 6), int), SEGMENTS)
+    with pytest.raises(ValueError, match=r"size of its picture, \(120, 160\): got \(5, 6\)"):
+        getattr(Visualizer(_grey()), draw)(*arguments)
+
+
+def test_record_with_a_label_map_shows_stuff_below_its_objects(tmp_path) -> None:
+    Image.fromarray(_half(0, 1).astype(np.uint8)).save(tmp_path / "labels.png")
+    record = _record() | {"sem_seg_file_name": str(tmp_path / "labels.png")}
+    image = Visualizer(_grey(), STUFF).draw_dataset_dict(record).get_image()
+    assert image[5, 5].tolist() == [90, 90, 90]  # "things": the objects say which
+    assert _tinted(image, 5, 155, (10, 240, 30))
+    assert image[70, 20].tolist() != [90, 90, 90]
+
+
+def test_record_with_a_panoptic_png_shows_its_segments(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    Image.fromarray(id2rgb(_half(1, 300))).save(tmp_path / "panoptic.png")
+    segments = [SEGMENTS[0], {**SEGMENTS[1], "iscrowd": 1}]
+    record = _record() | {"pan_seg_file_name": str(tmp_path / "panoptic.png"), "segments_info": segments}
+    Visualizer(_grey(), STUFF).draw_dataset_dict(record)
+    assert sorted(texts) == ["cat 90%", "sky (crowd)"]
+
+
+# --- a model's output ---
+
+
+def test_output_of_instances_leaves_out_low_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    Visualizer(_grey(), METADATA).draw_output({"instances": _predictions()}, score_threshold=0.6)
+    assert texts == ["cat 98%"]
+
+
+def test_output_with_a_panoptic_result_shows_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    output = {"instances": _predictions(), "sem_seg": torch.zeros(2, 120, 160)}
+    Visualizer(_grey(), STUFF).draw_output({**output, "panoptic_seg": (torch.tensor(_half(1, 300)), SEGMENTS)})
+    assert sorted(texts) == ["cat 90%", "sky"]
+
+
+def test_output_of_classes_and_instances_shows_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    scores = torch.zeros(2, 120, 160)
+    scores[1] = 1
+    Visualizer(_grey(), STUFF).draw_output({"instances": _predictions(1), "sem_seg": scores})
+    assert sorted(texts) == ["cat 98%", "sky"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from detkit.engine.train_loop import HookBase
 from detkit.evaluation import inference_context
-from detkit.structures import ImageRecord, Instances, ModelInput
+from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
 from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
 
@@ -81,42 +81,47 @@ class VisualizationHook(HookBase):
         logger.info("%d pictures of predictions beside ground truth are in %s", len(self._records), self._output_dir)
 
     def _picture(self, record: ImageRecord) -> VisImage:
-        predictions = drawable(self._model([self._mapper(record)])[0], self._score_threshold)
-        return draw_truth_and_prediction(record, predictions, self._metadata)
+        output = self._model([self._mapper(record)])[0]
+        return draw_truth_and_prediction(record, output, self._metadata, self._score_threshold)
 
 
-def draw_truth_and_prediction(record: ImageRecord, predictions: Instances, metadata: Any = None) -> VisImage:
-    """Draw an image's annotations on the left and predictions for it on the right, each class in one colour.
+# What a model predicts -> the entries of a record that say the same. Truth of another kind than the prediction would
+# make the two sides of a picture hard to compare.
+_TRUTH_OF_FIELD = {"pred_masks": "segmentation", "pred_keypoints": "keypoints"}
+_PANOPTIC_ENTRIES = ("pan_seg_file_name", "segments_info")
+
+
+def draw_truth_and_prediction(
+    record: ImageRecord, output: ModelOutput, metadata: Any = None, score_threshold: float = 0.5
+) -> VisImage:
+    """Draw what is known of an image on the left and what a model says of it on the right, each class in one colour.
 
     Args:
-        record: The image file is read again, upright and in its own size.
-        predictions: In pixels of that file.
+        record: The image file is read again, upright and in its own size. Of its annotations, those are drawn that the
+            model predicts.
+        output: In pixels of that file.
         metadata: Names and colours of the classes.
+        score_threshold: Instances below it are not drawn.
     """
     rgb = read_image(record["file_name"], "RGB")
     scale = readable_scale(rgb.shape[:2])
-    if not predictions.has("pred_masks"):
-        # Masks on one side only would make the two sides hard to compare.
-        annotations = [{**a, "segmentation": None} for a in record.get("annotations", [])]
-        record = cast(ImageRecord, {**record, "annotations": annotations})
-    truth = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_dataset_dict(record)
-    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_instance_predictions(predictions)
+    truth = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_dataset_dict(_comparable(record, output))
+    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(output, score_threshold)
     return side_by_side(truth, prediction)
 
 
-def drawable(output: Any, score_threshold: float, num_proposals: int = 20) -> Instances:
-    """Give what to draw of a model's output, on the CPU.
-
-    Args:
-        output: The output for one image.
-        score_threshold: Instances below it are left out.
-        num_proposals: How many of the best proposals are given, for a model without instances.
-    """
-    if "instances" in output:
-        instances = output["instances"].to("cpu")
-        return instances[instances.scores >= score_threshold]
-    proposals = output["proposals"][:num_proposals].to("cpu")
-    return Instances(proposals.image_size, pred_boxes=proposals.proposal_boxes)
+def _comparable(record: ImageRecord, output: ModelOutput) -> ImageRecord:
+    """The record without what the output says nothing of."""
+    left_out: set[str] = set() if "panoptic_seg" in output else set(_PANOPTIC_ENTRIES)
+    if "sem_seg" not in output:
+        left_out.add("sem_seg_file_name")
+    found = output.get("instances", output.get("proposals"))
+    if found is None:
+        left_out.add("annotations")
+    hidden = {name: None for field, name in _TRUTH_OF_FIELD.items() if found is None or not found.has(field)}
+    kept: dict[str, Any] = {key: value for key, value in record.items() if key not in left_out}
+    kept["annotations"] = [{**annotation, **hidden} for annotation in kept.get("annotations") or []]
+    return cast(ImageRecord, kept)
 
 
 def _evenly_spaced(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:

@@ -5,8 +5,9 @@ from PIL import Image
 from torch import nn
 
 from detkit.engine import TrainerBase, hooks
-from detkit.engine.hooks.visualization import draw_truth_and_prediction, drawable
+from detkit.engine.hooks.visualization import draw_truth_and_prediction
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.segment_ids import id2rgb
 
 
 class Trainer(TrainerBase):
@@ -81,31 +82,77 @@ def test_empty_data_set_draws_nothing(tmp_path):
     assert run(tmp_path, [], iterations=1)[2] == []
 
 
+def difference(record, output, other):
+    """Columns in which the pictures of two outputs differ, as shares of the width."""
+    a, b = (draw_truth_and_prediction(record, o).get_image().astype(int) for o in (output, other))
+    return np.flatnonzero(np.abs(a - b).max((0, 2)) > 20) / a.shape[1]
+
+
 def test_picture_has_truth_on_the_left_and_prediction_on_the_right(records):
-    empty = draw_truth_and_prediction(records[0], instances([])).get_image().astype(int)
-    drawn = draw_truth_and_prediction(records[0], instances([0.9])).get_image().astype(int)
-    columns = np.flatnonzero(np.abs(drawn - empty).max((0, 2)) > 20)
-    assert columns.min() >= drawn.shape[1] // 2
+    assert difference(records[0], {"instances": instances([0.9])}, {"instances": instances([])}).min() >= 0.5
 
 
-def test_scores_below_the_threshold_are_not_drawn():
-    output = {"instances": instances([0.9, 0.5, 0.4])}
-    assert drawable(output, 0.5).scores.tolist() == pytest.approx([0.9, 0.5])
+def test_scores_below_the_threshold_are_not_drawn(records):
+    both, sure = {"instances": instances([0.9, 0.4])}, {"instances": instances([0.9])}
+    assert difference(records[0], both, sure).size == 0
 
 
-def test_best_proposals_are_drawn_for_a_model_without_instances():
-    proposals = Instances((30, 40), proposal_boxes=Boxes(torch.rand(50, 4)), objectness_logits=torch.rand(50))
-    boxes = drawable({"proposals": proposals}, 0.5, num_proposals=20).pred_boxes
-    assert torch.equal(boxes.tensor, proposals.proposal_boxes.tensor[:20])
+def proposals(count):
+    return Instances((30, 40), proposal_boxes=Boxes(torch.rand(count, 4) * 30), objectness_logits=torch.rand(count))
 
 
-def test_proposals_can_be_drawn(records):
-    proposals = Instances(
-        (30, 40), proposal_boxes=Boxes(torch.tensor([[1.0, 1, 9, 9]])), objectness_logits=torch.ones(1)
-    )
-    none = Instances((30, 40), proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))
-    with_box, without = (
-        draw_truth_and_prediction(records[0], drawable({"proposals": p}, 0.5)).get_image() for p in (proposals, none)
-    )
-    assert with_box.shape == without.shape
-    assert (with_box != without).any()
+def test_best_proposals_are_drawn_for_a_model_without_instances(records):
+    many = proposals(50)
+    assert difference(records[0], {"proposals": many}, {"proposals": many[:20]}).size == 0
+    assert difference(records[0], {"proposals": many}, {"proposals": many[:0]}).min() >= 0.5
+
+
+POLYGON = [[2.0, 2.0, 18.0, 2.0, 18.0, 18.0]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "entry", "truth"),
+    [
+        pytest.param("pred_masks", torch.zeros(1, 30, 40, dtype=torch.bool), "segmentation", POLYGON, id="masks"),
+        pytest.param("pred_keypoints", torch.zeros(1, 1, 3), "keypoints", [12.0, 14.0, 2.0], id="keypoints"),
+    ],
+)
+def test_truth_shows_what_the_model_predicts(records, field, value, entry, truth):
+    without, plain = {"instances": instances([0.9])}, instances([0.9])
+    plain.set(field, value)
+    records[0]["annotations"][0][entry] = truth
+    changed = difference(records[0], {"instances": plain}, without)
+    assert changed.size > 0
+    assert changed.max() <= 0.5
+
+
+def assert_both_sides_are_alike(picture):
+    image, gap = picture.get_image().astype(int), 6
+    width = (image.shape[1] - gap) // 2
+    below_titles = slice(image.shape[0] // 4, None)
+    left, right = image[below_titles, :width], image[below_titles, -width:]
+    assert len(np.unique(left.reshape(-1, 3), axis=0)) > 2  # not two pictures of nothing
+    assert (left == right).all(axis=2).mean() > 0.95  # but for the scores behind the names
+
+
+def test_semantic_result_is_drawn_beside_the_label_map(records, tmp_path):
+    labels = np.zeros((30, 40), np.uint8)
+    labels[:, 20:] = 1
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    records[0]["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    scores = torch.nn.functional.one_hot(torch.as_tensor(labels).long()).permute(2, 0, 1)
+    assert_both_sides_are_alike(draw_truth_and_prediction(records[0], {"sem_seg": scores}))
+
+
+def test_panoptic_result_is_drawn_beside_the_panoptic_png(records, tmp_path):
+    ids = np.full((30, 40), 7)
+    ids[:, 20:] = 300
+    Image.fromarray(id2rgb(ids)).save(tmp_path / "panoptic.png")
+    infos = [{"id": 7, "category_id": 1, "isthing": False}, {"id": 300, "category_id": 2, "isthing": True}]
+    records[0].update(pan_seg_file_name=str(tmp_path / "panoptic.png"), segments_info=infos)
+    output = {
+        "instances": instances([0.9]),
+        "sem_seg": torch.zeros(3, 30, 40),
+        "panoptic_seg": (torch.tensor(ids), infos),
+    }
+    assert_both_sides_are_alike(draw_truth_and_prediction(records[0], output))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from detkit.modeling import build_model
-from detkit.structures import Instances
+from detkit.modeling import build_model, combine_semantic_and_instance_outputs
+from detkit.structures import BitMasks, Boxes, Instances
 from tests.modeling.meta_arch import test_rcnn, test_semantic_seg
 
 SIZE = (48, 64)
@@ -88,6 +88,66 @@ def test_given_boxes_give_instances_alone():
     (output,) = make(*WITHOUT_MASKS).eval().inference(inputs(2), detected_instances=[given])
     assert list(output) == ["instances"]
     torch.testing.assert_close(output["instances"].pred_boxes.tensor, boxes.gt_boxes.tensor)
+
+
+def test_merged_result_is_that_of_instances_and_scores_per_pixel():
+    overrides = ("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 30, "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.7)
+    overrides += ("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.2)
+    outputs = make(*overrides).eval()(inputs(1, 0, height=61, width=33))
+    for output in outputs:
+        assert list(output) == ["instances", "sem_seg", "panoptic_seg"]
+        wanted = combine_semantic_and_instance_outputs(output["instances"], output["sem_seg"].argmax(0), 0.7, 30, 0.2)
+        assert torch.equal(output["panoptic_seg"][0], wanted[0])
+        assert output["panoptic_seg"][1] == wanted[1]
+    assert any(info["isthing"] for output in outputs for info in output["panoptic_seg"][1])
+
+
+def test_masks_are_trained_with_the_rest():
+    losses = make()([scene(0)])
+    assert list(losses) == ["loss_sem_seg", "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"]
+
+
+def scene(index):
+    """A square, blue or red by its class, on a ground of two halves."""
+    top, left = 8 + 8 * (index // 2), 8 + 24 * (index % 2)
+    labels = torch.ones(SIZE, dtype=torch.int64)
+    labels[:, 32 + 4 * index :] = 2
+    image = torch.full((3, *SIZE), 60)
+    image[1] = 60 * labels
+    labels[top : top + 24, left : left + 24] = 0
+    image[2 * (index % 2), labels == 0] = 240
+    box = [left, top, left + 24, top + 24]
+    instances = Instances(SIZE, gt_boxes=Boxes([box]), gt_classes=torch.tensor([index % 2]))
+    instances.gt_masks = BitMasks((labels == 0)[None])
+    return {"image": image.to(torch.uint8), "instances": instances, "sem_seg": labels}
+
+
+def test_four_images_are_learnt_by_heart():
+    model = make(
+        "MODEL.ANCHOR_GENERATOR.SIZES", [[24], [32]],
+        "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"], "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32,
+        "MODEL.ROI_BOX_HEAD.FC_DIM", 64, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 64,
+    )  # fmt: skip
+    batch = [scene(index) for index in range(4)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.004)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=90)
+    for _ in range(90):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        optimizer.step()
+        falling.step()
+    with torch.no_grad():
+        outputs = model.eval()(batch)
+    for x, output in zip(batch, outputs, strict=True):
+        segments, infos = output["panoptic_seg"]
+        found = {(info["isthing"], info["category_id"]): segments == info["id"] for info in infos}
+        truth = {(False, 1): x["sem_seg"] == 1, (False, 2): x["sem_seg"] == 2}
+        truth[True, x["instances"].gt_classes.item()] = x["sem_seg"] == 0
+        assert found.keys() == truth.keys()
+        for key, mask in truth.items():
+            assert (found[key] & mask).sum() / (found[key] | mask).sum() > 0.6, key
 
 
 def test_merging_without_masks_is_an_error_of_the_config():
