@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
 # The paths inside these lists of mappings are relative to the file that says them.
-_PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split")}
+_PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split", "labels", "segments", "instances")}
 _SCALARS = (int, float, str, bool, type(None))
 
 

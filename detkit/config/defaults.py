@@ -480,8 +480,8 @@ _key(
     "DATASETS.REGISTER",
     [],
     (
-        "detkit: data sets of your own: a list of {name, format: coco|voc, images, annotations, ...}; paths "
-        "relative to the YAML file or to $DETKIT_DATASETS."
+        "detkit: data sets of your own: a list of {name, format: coco|voc|lvis|sem_seg|coco_panoptic, images, ...}; "
+        "paths relative to the YAML file or to $DETKIT_DATASETS."
     ),
 )
 _key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.")

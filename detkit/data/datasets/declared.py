@@ -6,46 +6,77 @@
         - {name: blood_train, format: voc, root: bccd, split: train, classes: [RBC, WBC, Platelets]}
         - {name: signs, format: voc, images: signs/photos, annotations: signs/xml, classes: [stop, yield]}
 
-Fields of both formats:
+Fields of all formats:
     name         as in DATASETS.TRAIN and DATASETS.TEST.
-    format       coco or voc.
-    classes      names in the order of their ids. voc: required. coco: optional, picks and orders categories.
-    evaluator    optional: coco or pascal_voc, the protocol to evaluate with. Without it, coco.
+    format       coco, voc, lvis, sem_seg or coco_panoptic.
+    classes      names in the order of their ids. voc, sem_seg: required. coco: optional, picks and orders categories.
+    images       the folder of images; file names in a JSON are relative to it.
+    evaluator    optional: coco, pascal_voc, lvis, sem_seg or coco_panoptic_seg, the protocol to evaluate with. Without
+                 it, that of the format; coco for coco and voc.
 Fields of coco:
-    images       the folder that file names in the JSON are relative to.
     annotations  the JSON file.
+    keypoints    optional: names of the keypoints, where the JSON does not name them in its category.
+    flip_pairs   optional: pairs of names that a mirror exchanges. Without it, those that differ in left and right.
 Fields of voc:
     root         a folder with VOC's own layout: JPEGImages, Annotations, ImageSets/Main.
     images       the folder of images, where it is not ROOT/JPEGImages.
     annotations  the folder of XML files, where it is not ROOT/Annotations. Without root, both are needed.
     split        which images: a text file with one name per line (it ends in .txt), or the name of one in
                  ImageSets/Main, of the root or beside the folder of annotations. Without it, every XML file.
+Fields of lvis:
+    annotations  the JSON file. Images are looked for below `images` by the last two parts of their coco_url.
+Fields of sem_seg:
+    labels       the folder of label maps, png with the names of the images, whose pixels count `classes` from 0.
+    image_ending optional: that of the images, jpg without it.
+    ignore_label optional: the pixels that are not evaluated, 255 without it.
+Fields of coco_panoptic:
+    annotations  the panoptic JSON.
+    segments     the folder of its png.
+    instances    optional, to train instances and stuff apart as Panoptic FPN does: a COCO JSON of the things.
+    labels       needed with instances: label maps of stuff, 0 for all things, then the stuff in the order of its ids.
 
 A path is absolute, or relative to the YAML file where it exists there, or else relative to `$DETKIT_DATASETS`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.coco import load_coco_json
-from detkit.data.datasets.pascal_voc import load_voc_folders
-from detkit.structures import ImageRecord
-from detkit.utils.colormap import class_colors
-from detkit.utils.file_io import dataset_root
+from detkit.data.datasets.declared_formats import register_declared
 from detkit.utils.near_miss import did_you_mean
 
 _FIELDS = {
-    "coco": ("name", "format", "images", "annotations", "classes", "evaluator"),
+    "coco": ("name", "format", "images", "annotations", "classes", "keypoints", "flip_pairs", "evaluator"),
     "voc": ("name", "format", "root", "images", "annotations", "split", "classes", "evaluator"),
+    "lvis": ("name", "format", "images", "annotations", "evaluator"),
+    "sem_seg": ("name", "format", "images", "labels", "classes", "image_ending", "ignore_label", "evaluator"),
+    "coco_panoptic": ("name", "format", "images", "annotations", "segments", "instances", "labels", "evaluator"),
 }
-_EVALUATORS = ("coco", "pascal_voc")
+_REQUIRED = {
+    "coco": ("name", "images", "annotations"),
+    "voc": ("name", "classes"),
+    "lvis": ("name", "images", "annotations"),
+    "sem_seg": ("name", "images", "labels", "classes"),
+    "coco_panoptic": ("name", "images", "annotations", "segments"),
+}
+_TEXTS = ("name", "root", "images", "annotations", "split", "labels", "segments", "instances", "image_ending")
+_EVALUATORS = ("coco", "pascal_voc", "lvis", "sem_seg", "coco_panoptic_seg")
 # Fields that other frameworks and formats use for the same thing.
-_SYNONYMS = {"image_root": "images", "json_file": "annotations", "dirname": "root", "class_names": "classes"}
+_SYNONYMS = {
+    "image_root": "images",
+    "json_file": "annotations",
+    "dirname": "root",
+    "class_names": "classes",
+    "keypoint_names": "keypoints",
+    "keypoint_flip_map": "flip_pairs",
+    "sem_seg_root": "labels",
+    "gt_root": "labels",
+    "stuff_classes": "classes",
+    "panoptic_json": "annotations",
+    "panoptic_root": "segments",
+    "instances_json": "instances",
+}
 
 
 def register_declared_datasets(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -60,7 +91,7 @@ def register_declared_datasets(entries: Sequence[Mapping[str, Any]]) -> None:
     """
     checked = [_checked(entry, f"DATASETS.REGISTER[{index}]") for index, entry in enumerate(entries)]
     for entry in checked:
-        _register(entry)
+        register_declared(entry)
 
 
 def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -75,13 +106,35 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where} needs a format, one of {known}, got {format_name!r}.{did_you_mean(str(format_name), _FIELDS)}"
         )
     _require_known_fields(entry, _FIELDS[format_name], where)
-    required = ("name", "images", "annotations") if format_name == "coco" else ("name", "classes")
-    _require_fields(entry, required, where)
+    _require_fields(entry, _REQUIRED[format_name], where)
     if format_name == "voc" and "root" not in entry:
         _require_fields(entry, ("images", "annotations"), where, "without root, ")
+    if "instances" in entry or (format_name == "coco_panoptic" and "labels" in entry):
+        _require_fields(entry, ("instances", "labels"), where, "to train instances and stuff apart, ")
     _require_texts(entry, where)
-    classes = _require_classes(entry["classes"], where) if "classes" in entry else None
+    classes = _require_names(entry["classes"], "class", "classes", where) if "classes" in entry else None
+    if "keypoints" in entry:
+        _require_names(entry["keypoints"], "keypoint", "keypoints", where)
+    _require_pairs(entry, where)
+    label = entry.get("ignore_label", 0)
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise TypeError(f"{where}: ignore_label must be a number, got {label!r}")
     return {**entry, "classes": classes}
+
+
+def _require_pairs(entry: Mapping[str, Any], where: str) -> None:
+    if "flip_pairs" not in entry:
+        return
+    pairs, names = entry["flip_pairs"], entry.get("keypoints")
+    if names is None:
+        raise ValueError(f"{where}: flip_pairs exchanges `keypoints`, which must be named as well")
+    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+        raise TypeError(f"{where}: flip_pairs must be a list of pairs of keypoints, got {pairs!r}")
+    stray = sorted({str(name) for pair in pairs for name in pair if name not in names})
+    if stray:
+        raise ValueError(
+            f"{where}: flip_pairs names {', '.join(stray)}, which is not among keypoints: {', '.join(names)}"
+        )
 
 
 def _require_known_fields(entry: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
@@ -104,7 +157,7 @@ def _require_fields(entry: Mapping[str, Any], fields: Sequence[str], where: str,
 
 
 def _require_texts(entry: Mapping[str, Any], where: str) -> None:
-    for field in ("name", "root", "images", "annotations", "split"):
+    for field in _TEXTS:
         if field in entry and (not isinstance(entry[field], str) or not entry[field]):
             raise TypeError(f"{where}: {field} must be text, got {entry[field]!r}; put it in quotes")
     evaluator = entry.get("evaluator", "coco")
@@ -112,61 +165,14 @@ def _require_texts(entry: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}: evaluator must be one of {', '.join(_EVALUATORS)}, got {evaluator!r}")
 
 
-def _require_classes(classes: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(classes, list | tuple) or not classes:
-        raise TypeError(f"{where}: classes must be a list of names, at least one, got {classes!r}")
-    for name in classes:
+def _require_names(names: Any, kind: str, field: str, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not names:
+        raise TypeError(f"{where}: {field} must be a list of names, at least one, got {names!r}")
+    for name in names:
         if not isinstance(name, str):
             # YAML reads yes, no, on and off as truth values, and 1 as a number.
-            raise TypeError(f"{where}: class names must be text, got {name!r}; put it in quotes")
-    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+            raise TypeError(f"{where}: {kind} names must be text, got {name!r}; put it in quotes")
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
-        raise ValueError(f"{where}: classes repeats {', '.join(repeated)}")
-    return tuple(classes)
-
-
-def _register(entry: dict[str, Any]) -> None:
-    name, classes = entry["name"], entry["classes"]
-    if entry["format"] == "coco":
-        loader = functools.partial(_load_coco, name, entry["images"], entry["annotations"], classes)
-        lazy = {"json_file": entry["annotations"], "image_root": entry["images"]}
-    else:
-        paths = {field: entry.get(field) for field in ("root", "images", "annotations", "split")}
-        loader = functools.partial(_load_voc, classes=classes, **paths)
-        lazy = {"dirname": entry["root"]} if "root" in entry else {}
-    DatasetCatalog.register(name, loader)
-    metadata = MetadataCatalog.get(name)
-    metadata.set_lazy(**{key: functools.partial(_located, path) for key, path in lazy.items()})
-    if "evaluator" in entry:
-        metadata.set(evaluator_type=entry["evaluator"])
-    if classes is not None:
-        metadata.set(thing_classes=list(classes), thing_colors=class_colors(len(classes)))
-    if entry.get("split"):
-        metadata.set(split=Path(entry["split"]).stem)
-
-
-def _located(path: str) -> str:
-    # The root is asked at the moment of use, so that $DETKIT_DATASETS may be set after the config was read.
-    return str(dataset_root() / Path(path).expanduser())
-
-
-def _load_coco(name: str, images: str, annotations: str, classes: tuple[str, ...] | None) -> list[ImageRecord]:
-    return load_coco_json(_located(annotations), _located(images), name, classes=classes)
-
-
-def _load_voc(
-    *, root: str | None, images: str | None, annotations: str | None, split: str | None, classes: tuple[str, ...]
-) -> list[ImageRecord]:
-    images = _located(images) if images else str(Path(_located(root or "")) / "JPEGImages")
-    annotations = _located(annotations) if annotations else str(Path(_located(root or "")) / "Annotations")
-    base = Path(_located(root)) if root else Path(annotations).parent
-    return load_voc_folders(images, annotations, classes, split_file=_split_file(split, base))
-
-
-def _split_file(split: str | None, base: Path) -> str | None:
-    if split is None:
-        return None
-    # By its ending, not by what exists: a folder `train` beside the YAML file says nothing about the split `train`.
-    if split.endswith(".txt"):
-        return _located(split)
-    return str(base / "ImageSets" / "Main" / f"{Path(split).name}.txt")
+        raise ValueError(f"{where}: {field} repeats {', '.join(repeated)}")
+    return tuple(names)

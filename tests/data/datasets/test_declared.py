@@ -1,5 +1,7 @@
 """Data sets declared in YAML: both formats, where paths are looked for, and what is refused."""
 
+import json
+
 import pytest
 
 from detkit.config import get_cfg
@@ -112,6 +114,78 @@ def test_one_wrong_entry_registers_none():
     assert "mine" not in DatasetCatalog
 
 
+SEM_SEG = {"name": "mine", "format": "sem_seg", "images": "images", "labels": "labels", "classes": ["road", "rest"]}
+PANOPTIC = {
+    "name": "mine",
+    "format": "coco_panoptic",
+    "images": "images",
+    "annotations": "panoptic.json",
+    "segments": "segments",
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+def test_keypoints_are_named_beside_the_file(write_coco, root):
+    box = {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4], "keypoints": [1, 2, 2, 3, 4, 2]}
+    write_coco(1, annotations=[box])
+    declared = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
+    register_declared_datasets([{**declared, "keypoints": ["a", "b"], "flip_pairs": [["a", "b"]]}])
+    register_declared_datasets([{**declared, "name": "other", "keypoints": ["left_eye", "right_eye"]}])
+    assert len(DatasetCatalog.get("mine")) == 1
+    assert MetadataCatalog.get("mine").keypoint_flip_map == [("a", "b")]
+    assert MetadataCatalog.get("other").keypoint_flip_map == [("left_eye", "right_eye")]
+
+
+def test_label_maps(write_image, root):
+    write_image("images/a.png")
+    write_image("labels/a.png")
+    register_declared_datasets([{**SEM_SEG, "image_ending": ".png", "ignore_label": 9}])
+    assert [r["sem_seg_file_name"] for r in DatasetCatalog.get("mine")] == [str(root / "labels/a.png")]
+    metadata = MetadataCatalog.get("mine")
+    assert (metadata.stuff_classes, metadata.ignore_label, metadata.evaluator_type) == (["road", "rest"], 9, "sem_seg")
+    assert metadata.get("thing_classes") is None
+
+
+@pytest.mark.parametrize("is_separated", [False, True])
+def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separated):
+    write_coco(1)
+    write_image("segments/0.png")
+    write_image("labels/0.png")
+    names = (("sky", 9, 0), ("dog", 7, 1), ("cat", 3, 1))
+    content = {
+        "annotations": [{"image_id": 0, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 9}]}],
+        "categories": [{"id": number, "name": name, "isthing": isthing} for name, number, isthing in names],
+    }
+    (root / "panoptic.json").write_text(json.dumps(content))
+    apart = {"instances": "train.json", "labels": "labels"} if is_separated else {}
+    register_declared_datasets([{**PANOPTIC, **apart}])
+    (record,) = DatasetCatalog.get("mine")
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.evaluator_type == "coco_panoptic_seg"
+    if is_separated:
+        assert (metadata.thing_classes, metadata.stuff_classes) == (["cat", "dog"], ["things", "sky"])
+        assert record["annotations"]
+    else:
+        assert metadata.stuff_classes == ["cat", "dog", "sky"]
+        assert record["segments_info"][0]["category_id"] == 2
+    assert len(DatasetCatalog.get("mine")) == 1  # and loads again
+
+
+def test_lvis(root):
+    image = {"id": 7, "coco_url": "http://x/train2017/7.jpg", "neg_category_ids": [1]}
+    category = {"id": 1, "name": "a", "image_count": 3}
+    (root / "lvis.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": [category]}))
+    register_declared_datasets([{"name": "mine", "format": "lvis", "images": "coco", "annotations": "lvis.json"}])
+    (record,) = DatasetCatalog.get("mine")
+    assert record["file_name"] == str(root / "coco/train2017/7.jpg")
+    assert MetadataCatalog.get("mine").class_image_count == [{"id": 1, "image_count": 3}]
+
+
 def without(entry, *fields):
     return {key: value for key, value in entry.items() if key not in fields}
 
@@ -121,7 +195,10 @@ def without(entry, *fields):
     [
         pytest.param("coco", TypeError, r"DATASETS.REGISTER\[0\] must be a mapping", id="text"),
         pytest.param(
-            without(COCO, "format"), ValueError, r"\(mine\) needs a format, one of coco, voc, got None", id="none"
+            without(COCO, "format"),
+            ValueError,
+            r"\(mine\) needs a format, one of coco, voc, lvis, sem_seg, coco_panoptic, got None",
+            id="none",
         ),
         pytest.param({**COCO, "format": "cocoo"}, ValueError, "got 'cocoo'. Did you mean 'coco'", id="format"),
         pytest.param(
@@ -151,6 +228,26 @@ def without(entry, *fields):
             {**VOC, "classes": [True]}, TypeError, "class names must be text, got True; put it", id="yaml-yes"
         ),
         pytest.param({**VOC, "classes": ["a", "b", "a"]}, ValueError, "classes repeats a", id="classes-twice"),
+        pytest.param({**COCO, "keypoint_names": ["a"]}, ValueError, "Did you mean 'keypoints'", id="keypoint-synonym"),
+        pytest.param({**COCO, "keypoints": "nose"}, TypeError, "keypoints must be a list of names", id="keypoints"),
+        pytest.param({**COCO, "flip_pairs": [["a", "b"]]}, ValueError, "which must be named as well", id="pairs-alone"),
+        pytest.param(
+            {**COCO, "keypoints": ["a", "b"], "flip_pairs": ["ab"]}, TypeError, "a list of pairs", id="pairs-text"
+        ),
+        pytest.param(
+            {**COCO, "keypoints": ["a", "b"], "flip_pairs": [["a", "c"]]},
+            ValueError,
+            "flip_pairs names c, which is not among keypoints: a, b",
+            id="pairs-stray",
+        ),
+        pytest.param(without(SEM_SEG, "labels"), ValueError, "lacks 'labels': format sem_seg needs", id="labels"),
+        pytest.param({**SEM_SEG, "ignore_label": "x"}, TypeError, "ignore_label must be a number", id="ignore"),
+        pytest.param(
+            {**PANOPTIC, "instances": "a.json"},
+            ValueError,
+            "lacks 'labels': to train instances and stuff apart, format coco_panoptic needs",
+            id="panoptic-half",
+        ),
         pytest.param(
             {**VOC, "evaluator": "voc"}, ValueError, "evaluator must be one of coco, pascal_voc", id="evaluator"
         ),
