@@ -1,5 +1,6 @@
 """Backbones of torchvision and timm, from YAML alone: two steps with a pyramid, evaluation, resuming, prediction."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import yaml
 from detkit.cli import train
 from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor
+from detkit.model_zoo import get_config
+from detkit.modeling import build_backbone, follow_backbone_pixels
 from detkit.utils.image import read_image
 
 CONFIG = """
@@ -48,6 +51,25 @@ def test_model_trains_with_a_pyramid(workplace: Path, library: str, model: str) 
     assert '"iteration": 1' in lines[-1]
     saved = torch.load(workplace / "out" / "model_final.pth", weights_only=True)
     assert any(name.startswith("backbone.bottom_up.body.") for name in saved["model"])
+
+
+def test_config_of_the_readme_builds_what_it_says(workplace: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(# swin.yaml\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    (workplace / "swin.yaml").write_text(block)
+    cfg = get_cfg()
+    cfg.merge_from_file("swin.yaml")
+    follow_backbone_pixels(cfg)
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("RGB", [123.675, 116.28, 103.53])
+    assert [shape.channels for shape in build_backbone(cfg).bottom_up.output_shape().values()] == [96, 192, 384, 768]
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_mobilenet_v3_large_FPN_shapes", "faster_rcnn_swin_t_FPN"])
+def test_packaged_example_has_the_pixels_of_its_model(name: str) -> None:
+    cfg = get_config(f"Examples/{name}.yaml")
+    follow_backbone_pixels(cfg)
+    got = (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    assert got == ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
 def _settings(path: Path) -> tuple[list[float], list[float], str]:

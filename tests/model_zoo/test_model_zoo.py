@@ -27,6 +27,7 @@ def test_config_resolves_to_detectron2s_settings(name):
 
 def test_detectron2s_whole_zoo_and_our_own_are_there():
     ours = ["quick_start/faster_rcnn_R_18_FPN_shapes.yaml", "Examples/faster_rcnn_R_18_FPN_bccd.yaml"]
+    ours += ["Examples/faster_rcnn_mobilenet_v3_large_FPN_shapes.yaml", "Examples/faster_rcnn_swin_t_FPN.yaml"]
     assert len(ZOO) == 92
     assert {*ZOO, *ours} <= set(list_configs())
 

@@ -73,7 +73,7 @@ class FPN(Backbone):
         self.in_features = tuple(in_features)
         self._fuse_type = fuse_type
         self._square_pad = square_pad
-        self._size_divisibility = strides[-1]
+        self._size_divisibility = math.lcm(strides[-1], bottom_up.size_divisibility or 1)
 
         numbers = list(self._numbers)
         if top_block is not None:
@@ -84,7 +84,10 @@ class FPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The stride of the coarsest merged map: only then does each map have exactly twice the size of the next."""
+        """The stride of the coarsest merged map, so that each map has exactly twice the size of the next.
+
+        Where the bottom-up network asks for multiples of its own, a multiple of both.
+        """
         return self._size_divisibility
 
     @property

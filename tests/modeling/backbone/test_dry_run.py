@@ -6,7 +6,7 @@ from torch import nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import FPN, Backbone
-from detkit.modeling.backbone.dry_run import OutputShapeError, check_output_shape, dry_forward
+from detkit.modeling.backbone.dry_run import OutputShapeError, check_output_shape, dry_forward, parameters_behind
 
 
 class Strided(Backbone):
@@ -160,3 +160,15 @@ def test_dry_forward_gives_shapes_without_numbers():
     outputs = dry_forward(Strided(), (64, 32))
     assert outputs["s8"].shape == (2, 6, 8, 4)
     assert outputs["s8"].device.type == "meta"
+
+
+@BACKBONES
+def test_parameters_behind_each_map(kind):
+    backbone = kind()
+    stem = {"stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"}
+    backbone.add_module("unused", nn.Linear(1, 1))
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.stem[0].weight.requires_grad_(False)  # whether it trains does not matter
+    assert parameters_behind(backbone, (64, 32)) == [stem, stem | {"next.weight", "next.bias"}]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in backbone.parameters())

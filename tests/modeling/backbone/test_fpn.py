@@ -149,6 +149,16 @@ def test_square_pad_is_passed_on():
     assert _fpn().padding_constraints == {"square_size": 0}
 
 
+@pytest.mark.parametrize(("asked", "want"), [(0, 32), (16, 32), (48, 96)])
+def test_images_are_padded_as_the_bottom_up_network_asks_too(asked, want):
+    class Asking(_Pyramid):
+        size_divisibility = asked
+
+    fpn = FPN(Asking(), in_features=list(CHANNELS), out_channels=5)
+    assert fpn.size_divisibility == want
+    assert fpn(torch.zeros(1, 3, want, want))["p5"].shape[-1] == want // 32
+
+
 def test_image_that_is_not_padded_is_an_error():
     with pytest.raises(ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"):
         _fpn()(torch.zeros(1, 3, 64, 100))

@@ -30,7 +30,7 @@ LARGE = {
     "convnext_tiny": [96, 192, 384, 768],
     "densenet121": [256, 512, 1024, 1024],
     "shufflenet_v2_x0_5": [24, 48, 96, 1024],
-    "vgg11": [128, 256, 512, 512],
+    "vgg11": [256, 512, 512, 512],
     "googlenet": [192, 480, 832, 1024],
 }
 MODELS = [*SMALL.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in LARGE.items())]
