@@ -57,3 +57,9 @@ def test_name_that_is_not_recorded_is_an_error(capsys):
 def test_absent_record_is_an_error(tmp_path, capsys):
     assert main(["--recorded", str(tmp_path / "x.gz")]) == 2
     assert "--recorded" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_whole_zoo_is_as_recorded(capsys):
+    assert main([]) == 0
+    assert "92 of 92 models as recorded" in capsys.readouterr().out
