@@ -8,11 +8,24 @@ from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
 from detkit.utils.download import fetch
+from detkit.utils.near_miss import did_you_mean
 
 __all__ = ["PathManager", "dataset_root", "packaged_configs"]
 
 _DETECTRON2_PREFIX = "detectron2://"
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+_CATALOG_PREFIX = "catalog://"
+_DETECTRON1_URL = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
+# Source: Detectron's catalog of models trained on ImageNet.
+_CATALOG = {
+    "ImageNetPretrained/MSRA/R-50": "MSRA/R-50.pkl",
+    "ImageNetPretrained/MSRA/R-101": "MSRA/R-101.pkl",
+    "ImageNetPretrained/FAIR/R-50-GN": "47261647/R-50-GN.pkl",
+    "ImageNetPretrained/FAIR/R-101-GN": "47592356/R-101-GN.pkl",
+    "ImageNetPretrained/FAIR/X-101-32x8d": "20171220/X-101-32x8d.pkl",
+    "ImageNetPretrained/FAIR/X-101-64x4d": "FBResNeXt/X-101-64x4d.pkl",
+    "ImageNetPretrained/FAIR/X-152-32x8d-IN5k": "25093814/X-152-32x8d-IN5k.pkl",
+}
 
 
 class DownloadHandler(PathHandler):
@@ -44,9 +57,23 @@ class Detectron2Handler(DownloadHandler):
         return _DETECTRON2_URL + path.removeprefix(_DETECTRON2_PREFIX)
 
 
+class CatalogHandler(DownloadHandler):
+    """Opens `catalog://ImageNetPretrained/X`, as Detectron1 and some files of the zoo call their backbones' weights."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [_CATALOG_PREFIX]
+
+    def _address(self, path: str) -> str:
+        name = path.removeprefix(_CATALOG_PREFIX)
+        if name not in _CATALOG:
+            raise FileNotFoundError(f"{path} is not in the catalog of weights.{did_you_mean(name, _CATALOG)}")
+        return _DETECTRON1_URL + _CATALOG[name]
+
+
 PathManager = _PathManager()
 PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
+PathManager.register_handler(CatalogHandler())
 
 
 def dataset_root() -> Path:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_addresses_are_opened_where_they_were_downloaded(monkeypatch, tmp_path):
         assert file.read() == "weights"
 
 
-@pytest.mark.parametrize("address", ["detectron2://x", "https://x.org/y"])
+@pytest.mark.parametrize("address", ["detectron2://x", "catalog://x", "https://x.org/y"])
 @pytest.mark.parametrize("mode", ["w", "ab", "r+"])
 def test_downloads_are_read_only(address, mode):
     with pytest.raises(OSError, match="can only be read"):
@@ -55,3 +56,19 @@ def test_offline_names_the_place_of_a_zoo_file(monkeypatch, tmp_path):
     place.parent.mkdir(parents=True)
     place.write_text("weights")
     assert PathManager.get_local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == str(place)
+
+
+def test_every_catalog_address_of_the_zoo_is_known(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(file_io, "fetch", lambda url: asked.append(url) or tmp_path / "f")
+    text = "".join(path.read_text() for path in sorted(packaged_configs().rglob("*.yaml")))
+    addresses = set(re.findall(r"catalog://\S+", text))
+    for address in addresses:
+        PathManager.get_local_path(address)
+    assert len(asked) == len(addresses) == 3
+    assert all(re.fullmatch(r"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/\S+\.pkl", a) for a in asked)
+
+
+def test_unknown_catalog_address_has_near_misses():
+    with pytest.raises(FileNotFoundError, match=r"catalog://ImageNetPretrained/FAIR/R-50-NG .*Did you mean .*R-50-GN"):
+        PathManager.get_local_path("catalog://ImageNetPretrained/FAIR/R-50-NG")
