@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from detkit.config import CfgNode
-from detkit.data import MetadataCatalog, register_declared_datasets
+from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
 from detkit.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
@@ -13,6 +14,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
+from detkit.structures import ImageRecord
 from detkit.utils.near_miss import did_you_mean
 
 
@@ -39,8 +41,17 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are "
             f"{', '.join(map(repr, _BUILDERS))}.{did_you_mean(str(evaluator_type), _BUILDERS)}"
         )
-    evaluators = [build(cfg, dataset_name, output_dir) for build in _BUILDERS[evaluator_type]]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    # Read once for all: COCO's validation set takes seconds.
+    records = [] if evaluator_type in _WITHOUT_RECORDS else DatasetCatalog.get(dataset_name)
+    return _BUILDERS[evaluator_type](_Request(cfg, dataset_name, output_dir, records))
+
+
+@dataclass(frozen=True)
+class _Request:
+    cfg: CfgNode
+    dataset_name: str
+    output_dir: str
+    records: list[ImageRecord]
 
 
 def _default_output_dir(cfg: CfgNode, dataset_name: str) -> str:
@@ -48,16 +59,18 @@ def _default_output_dir(cfg: CfgNode, dataset_name: str) -> str:
     return str(folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder)
 
 
-def _coco(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def _coco(request: _Request) -> DatasetEvaluator:
+    cfg = request.cfg
     return COCOEvaluator(
-        dataset_name,
+        request.dataset_name,
         _tasks(cfg, COCOEvaluator.scored_tasks),
-        output_dir=output_dir,
+        output_dir=request.output_dir,
         max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         keypoint_max_dets_per_image=cfg.TEST.KEYPOINT_DETECTIONS_PER_IMAGE,
         iou_thresholds=cfg.TEST.IOU_THRESHOLDS,
         area_ranges=cfg.TEST.AREA_RANGES,
+        records=request.records,
     )
 
 
@@ -66,41 +79,51 @@ def _tasks(cfg: CfgNode, scored_tasks: tuple[str, ...]) -> list[str]:
     return [task for task in scored_tasks if switches[task]]
 
 
-def _lvis(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def _lvis(request: _Request) -> DatasetEvaluator:
     return LVISEvaluator(
-        dataset_name,
-        _tasks(cfg, LVISEvaluator.scored_tasks),
-        output_dir=output_dir,
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        request.dataset_name,
+        _tasks(request.cfg, LVISEvaluator.scored_tasks),
+        output_dir=request.output_dir,
+        max_dets_per_image=request.cfg.TEST.DETECTIONS_PER_IMAGE,
+        records=request.records,
     )
 
 
-def _pascal_voc(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    return PascalVOCDetectionEvaluator(dataset_name, output_dir=output_dir)
+def _pascal_voc(request: _Request) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(request.dataset_name, output_dir=request.output_dir, records=request.records)
 
 
-def _sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    return SemSegEvaluator(dataset_name, output_dir=output_dir)
+def _sem_seg(request: _Request) -> DatasetEvaluator:
+    return SemSegEvaluator(request.dataset_name, output_dir=request.output_dir, records=request.records)
 
 
-def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    return COCOPanopticEvaluator(dataset_name, output_dir)
+def _coco_panoptic(request: _Request) -> DatasetEvaluator:
+    """Score segments, and pixels and instances where the data set has them: things and stuff joined have neither."""
+    evaluators: list[DatasetEvaluator] = []
+    if any("sem_seg_file_name" in record for record in request.records):
+        evaluators.append(_sem_seg(request))
+    if any("annotations" in record for record in request.records):
+        evaluators.append(_coco(request))
+    name, records = request.dataset_name, request.records
+    return DatasetEvaluators([*evaluators, COCOPanopticEvaluator(name, request.output_dir, records=records)])
 
 
-def _cityscapes_instance(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(dataset_name)
+def _cityscapes_instance(request: _Request) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(request.dataset_name)
 
 
-def _cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    return CityscapesSemSegEvaluator(dataset_name)
+def _cityscapes_sem_seg(request: _Request) -> DatasetEvaluator:
+    return CityscapesSemSegEvaluator(request.dataset_name)
 
 
+# Cityscapes' ground truth is its pngs.
+_WITHOUT_RECORDS = ("cityscapes_instance", "cityscapes_sem_seg")
 _BUILDERS = {
-    "coco": (_coco,),
-    "pascal_voc": (_pascal_voc,),
-    "lvis": (_lvis,),
-    "sem_seg": (_sem_seg,),
-    "cityscapes_instance": (_cityscapes_instance,),
-    "cityscapes_sem_seg": (_cityscapes_sem_seg,),
-    "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
+    "coco": _coco,
+    "pascal_voc": _pascal_voc,
+    "lvis": _lvis,
+    "sem_seg": _sem_seg,
+    "coco_panoptic_seg": _coco_panoptic,
+    "cityscapes_instance": _cityscapes_instance,
+    "cityscapes_sem_seg": _cityscapes_sem_seg,
 }

@@ -30,7 +30,7 @@ from detkit.evaluation.detections import (
 )
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.proposal_recall import proposal_recall_metrics
-from detkit.structures import Instances, ModelInput, ModelOutput
+from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class COCOEvaluator(DatasetEvaluator):
         keypoint_max_dets_per_image: int | None = None,
         iou_thresholds: Sequence[float] = (),
         area_ranges: Sequence[Sequence[str | float]] = (),
+        records: Sequence[ImageRecord] | None = None,
     ) -> None:
         """Load the ground truth.
 
@@ -76,6 +77,7 @@ class COCOEvaluator(DatasetEvaluator):
             keypoint_max_dets_per_image: As ``max_dets_per_image``, for keypoints; None takes COCO's 20.
             iou_thresholds: Overlaps that AP is averaged over; each is then given by itself as well. Empty takes COCO's.
             area_ranges: [name, smallest, largest] each, in square pixels. Empty takes COCO's small, medium and large.
+            records: What the data set's loader gives, where it has been called already; None calls it.
 
         Raises:
             ValueError: If a task is unknown, a number out of range, the data set cannot be scored, or its objects have
@@ -92,7 +94,7 @@ class COCOEvaluator(DatasetEvaluator):
             keypoint_max_dets_per_image=keypoint_max_dets_per_image,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
-        self._ground_truth = load_coco_ground_truth(dataset_name)
+        self._ground_truth = load_coco_ground_truth(dataset_name, records)
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
         self._detections = DetectionCollector(dataset_name, self._ground_truth.image_ids)

@@ -115,16 +115,20 @@ class CocoGroundTruth:
         return objects
 
 
-def load_coco_ground_truth(dataset_name: str) -> CocoGroundTruth:
+def load_coco_ground_truth(dataset_name: str, records: Sequence[ImageRecord] | None = None) -> CocoGroundTruth:
     """Load the ground truth of a registered data set.
 
     It comes from the data set's records, not from ``metadata.json_file``: there is one way for all formats, and what is
     scored is what the loader shows.
 
+    Args:
+        dataset_name: Its name.
+        records: What its loader gives, where it has been called already; None calls it.
+
     Raises:
         ValueError: As ``records_to_coco_dict``.
     """
-    records = DatasetCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name) if records is None else records
     coco = records_to_coco_dict(dataset_name, records)
     coco.setdefault("annotations", [])
     return CocoGroundTruth(

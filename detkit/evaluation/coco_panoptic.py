@@ -22,7 +22,7 @@ from detkit.evaluation.detections import ImageCollector, image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_panoptic_ground_truth
 from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
-from detkit.structures import ModelInput, ModelOutput
+from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
 from detkit.utils.segment_ids import id2rgb, rgb2id
 
@@ -43,7 +43,14 @@ class _ImageCounts:
 class COCOPanopticEvaluator(DatasetEvaluator):
     """Scores ``panoptic_seg`` outputs by panoptic quality. Segments are matched as they come, so no map is held."""
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None, *, distributed: bool = True) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        distributed: bool = True,
+        records: Sequence[ImageRecord] | None = None,
+    ) -> None:
         """Load the list of true segments; the png of each image is read when the image comes.
 
         Args:
@@ -51,6 +58,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             output_dir: Gets `predictions.json` in COCO's panoptic format, and its pngs in `panoptic_predictions`. None
                 writes nothing.
             distributed: Whether to score the predictions of all processes together, in the main one.
+            records: What the data set's loader gives, where it has been called already; None calls it.
 
         Raises:
             ValueError: If the data set has no panoptic ground truth.
@@ -59,7 +67,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
-        self._truth = load_panoptic_ground_truth(dataset_name, self._categories)
+        self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
         self._collector: ImageCollector[_ImageCounts] = ImageCollector(dataset_name, self._truth)
 
     def reset(self) -> None:

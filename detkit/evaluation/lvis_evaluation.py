@@ -13,15 +13,14 @@ Legend: K classes.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from detkit.data.catalog import MetadataCatalog
+from detkit.data.datasets.lvis import lvis_categories
 from detkit.evaluation.coco_evaluation import NOUNS, COCOEvaluator
 from detkit.evaluation.coco_ground_truth import CocoGroundTruth
 from detkit.evaluation.coco_results import CocoScores, coco_metrics, metrics_table
@@ -34,7 +33,7 @@ from detkit.evaluation.coco_scoring import (
     score_classes,
 )
 from detkit.evaluation.detections import ImageDetections
-from detkit.utils.file_io import PathManager
+from detkit.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +56,26 @@ class LVISEvaluator(COCOEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        records: Sequence[ImageRecord] | None = None,
     ) -> None:
         """Load the ground truth.
 
         Args:
             dataset_name: A registered data set, whose records may have ``neg_category_ids`` and
-                ``not_exhaustive_category_ids`` (ids of the data set's own file). How frequent a class is comes from the
-                metadata's ``class_image_count``, [{id, image_count}, ...], else from ``frequency`` in ``json_file``.
+                ``not_exhaustive_category_ids`` (ids of the data set's own file). How frequent a class is comes from
+                ``frequency`` in the metadata's ``json_file``, else from its ``class_image_count``, [{id, image_count},
+                ...].
             tasks: What to score, of "bbox" and "segm". None scores what the model gives.
             distributed: As for ``COCOEvaluator``.
             output_dir: Gets `lvis_instances_results.json`. None writes nothing.
             max_dets_per_image: The best so many detections per image are scored; None takes LVIS's 300.
+            records: As for ``COCOEvaluator``.
 
         Raises:
             ValueError: As ``COCOEvaluator``.
         """
         limit = _DEFAULT_MAX_DETS if max_dets_per_image is None else max_dets_per_image
-        super().__init__(dataset_name, tasks, distributed, output_dir, max_dets_per_image=limit)
+        super().__init__(dataset_name, tasks, distributed, output_dir, max_dets_per_image=limit, records=records)
         truth = self._ground_truth
         self._negative = _images_by_category("neg_category_ids", truth)
         self._not_exhaustive = _images_by_category("not_exhaustive_category_ids", truth)
@@ -141,11 +143,12 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
 def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
     """Give the contiguous ids of the rare, common and frequent classes, under r, c and f."""
     metadata = MetadataCatalog.get(truth.dataset_name)
-    counts = metadata.get("class_image_count")
-    if counts is not None:
+    json_file = metadata.get("json_file")
+    categories = [] if json_file is None else lvis_categories(json_file)
+    frequency = {category["id"]: category["frequency"] for category in categories if "frequency" in category}
+    if not frequency:
+        counts = metadata.get("class_image_count") or ()
         frequency = {entry["id"]: _frequency(entry["image_count"]) for entry in counts}
-    else:
-        frequency = _frequencies_in_file(metadata.get("json_file"))
     missing = [name for name, id_ in zip(truth.class_names, truth.category_ids, strict=True) if id_ not in frequency]
     if missing:
         logger.warning(
@@ -164,11 +167,3 @@ def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
 
 def _frequency(image_count: int) -> str:
     return next((letter for letter, most in _MOST_IMAGES.items() if image_count <= most), "f")
-
-
-def _frequencies_in_file(json_file: str | None) -> dict[int, str]:
-    if json_file is None:
-        return {}
-    with PathManager.open(json_file) as file:
-        categories: Sequence[Mapping[str, Any]] = json.load(file)["categories"]
-    return {category["id"]: category["frequency"] for category in categories if "frequency" in category}

@@ -85,16 +85,23 @@ class PanopticTruth:
     segments: list[Segment]
 
 
-def load_panoptic_ground_truth(dataset_name: str, categories: PanopticCategories) -> dict[int | str, PanopticTruth]:
+def load_panoptic_ground_truth(
+    dataset_name: str, categories: PanopticCategories, records: Sequence[ImageRecord] | None = None
+) -> dict[int | str, PanopticTruth]:
     """Give the true segments of each image of a data set, by its id.
 
     They come from ``pan_seg_file_name`` and ``segments_info`` of the records; without these from the metadata's
     ``panoptic_json`` and ``panoptic_root``, for data sets that train on instances and stuff.
 
+    Args:
+        dataset_name: Its name.
+        categories: Its categories.
+        records: What its loader gives, where it has been called already; None calls it.
+
     Raises:
         ValueError: If there is neither, an image id appears twice or has no entry, or a category is unknown.
     """
-    records = DatasetCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name) if records is None else records
     metadata = MetadataCatalog.get(dataset_name)
     if records and all("segments_info" in record for record in records):
         truth = {record["image_id"]: _truth_of_record(record, categories) for record in records}

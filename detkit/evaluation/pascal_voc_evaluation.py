@@ -54,6 +54,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         use_07_metric: bool | None = None,
         output_dir: str | None = None,
         distributed: bool = True,
+        records: Sequence[ImageRecord] | None = None,
     ) -> None:
         """Load the ground truth.
 
@@ -64,6 +65,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             output_dir: Gets the detections as the development kit wants them,
                 `voc_results/comp4_det_<split>_<class>.txt`. None writes nothing.
             distributed: Whether to score the predictions of all processes together, in the main one.
+            records: What the data set's loader gives, where it has been called already; None calls it.
 
         Raises:
             ValueError: If the data set has no class names, a class id outside of them, or an image id twice.
@@ -73,7 +75,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir) / "voc_results"
         self._use_07_metric = metadata.get("year") == 2007 if use_07_metric is None else use_07_metric
-        records = DatasetCatalog.get(dataset_name)
+        records = DatasetCatalog.get(dataset_name) if records is None else records
         coco_image_ids(dataset_name, records)  # raises for an id that two images share
         self._class_names = class_names_of(dataset_name)
         num_classes = len(self._class_names)

@@ -24,7 +24,7 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.coco_results import metrics_table
 from detkit.evaluation.detections import ImageCollector, encode_masks
 from detkit.evaluation.evaluator import DatasetEvaluator
-from detkit.structures import ModelInput, ModelOutput
+from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.image import read_label_map
 
@@ -52,6 +52,7 @@ class SemSegEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         sem_seg_loading_fn: Callable[[str], np.ndarray] = read_label_map,
+        records: Sequence[ImageRecord] | None = None,
     ) -> None:
         """Look up the ground truth's files; each is read when its image comes.
 
@@ -61,6 +62,7 @@ class SemSegEvaluator(DatasetEvaluator):
             distributed: Whether to score the predictions of all processes together, in the main one.
             output_dir: Gets `sem_seg_predictions.json`, a mask per class and image. None writes nothing.
             sem_seg_loading_fn: Gives the (H, W) contiguous class ids in a file.
+            records: What the data set's loader gives, where it has been called already; None calls it.
 
         Raises:
             ValueError: If the data set has no class names, no ground truth of this kind, or an image twice.
@@ -70,7 +72,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._read = sem_seg_loading_fn
-        self._truth_files = _truth_files(dataset_name)
+        self._truth_files = _truth_files(dataset_name, DatasetCatalog.get(dataset_name) if records is None else records)
         self._class_names = list(metadata.get("stuff_classes") or ())
         if not self._class_names:
             raise ValueError(
@@ -191,10 +193,10 @@ class SemSegEvaluator(DatasetEvaluator):
         logger.info("wrote %d segments to %s", len(segments), self._output_dir / RESULTS_FILE)
 
 
-def _truth_files(dataset_name: str) -> dict[str, str]:
+def _truth_files(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, str]:
     """Image file -> file of its ground truth."""
     files: dict[str, str] = {}
-    for record in DatasetCatalog.get(dataset_name):
+    for record in records:
         file_name = record["file_name"]
         if "sem_seg_file_name" not in record:
             raise ValueError(

@@ -34,10 +34,26 @@ def test_metadata_chooses_the_evaluator(metadata, kind, register, make_record):
 
 def test_panoptic_data_is_scored_by_pixel_by_instance_and_by_segment(register, make_record, tmp_path):
     ids = {"thing_dataset_id_to_contiguous_id": {1: 0, 2: 1}, "stuff_dataset_id_to_contiguous_id": {3: 1}}
+    metadata = {"evaluator_type": "coco_panoptic_seg", "stuff_classes": ["things", "sky"], **ids}
     record = {**make_record(1), "sem_seg_file_name": "1.png", "pan_seg_file_name": "1.png", "segments_info": []}
-    name = register([record], evaluator_type="coco_panoptic_seg", stuff_classes=["things", "sky"], **ids)
-    results = build_evaluator(get_cfg(), name, str(tmp_path)).evaluate()
+    results = build_evaluator(get_cfg(), register([record], **metadata), str(tmp_path)).evaluate()
     assert list(results) == ["sem_seg", "bbox", "panoptic_seg"]
+    # Things and stuff joined: nothing but segments.
+    del record["sem_seg_file_name"], record["annotations"]
+    results = build_evaluator(get_cfg(), register([record], **metadata), str(tmp_path)).evaluate()
+    assert list(results) == ["panoptic_seg"]
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco", "pascal_voc", "lvis", "coco_panoptic_seg"])
+def test_data_set_is_read_once(evaluator_type, register, make_record, monkeypatch, tmp_path):
+    ids = {"thing_dataset_id_to_contiguous_id": {1: 0, 2: 1}, "stuff_dataset_id_to_contiguous_id": {3: 1}}
+    counts = [{"id": 1, "image_count": 1}, {"id": 2, "image_count": 1}]
+    record = {**make_record(1), "sem_seg_file_name": "1.png", "pan_seg_file_name": "1.png", "segments_info": []}
+    name = register([record], evaluator_type=evaluator_type, stuff_classes=["sky"], class_image_count=counts, **ids)
+    calls, get = [], DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [calls.append(name), get(name)][1])
+    build_evaluator(get_cfg(), name, str(tmp_path))
+    assert calls == [name]
 
 
 def test_detections_per_image_reach_the_evaluator(register, make_record, score):

@@ -92,16 +92,19 @@ def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str,
 
 
 @functools.cache
-def class_image_count(json_file: str) -> list[dict[str, int]] | None:
-    """Give `{id, image_count}` of each category of a file; None where the file does not exist or does not count.
+def lvis_categories(json_file: str) -> list[dict[str, Any]]:
+    """Give the categories of a file as they stand there; none where the file does not exist.
 
     Only the part with the categories is parsed: all of v1's training file takes ten seconds and several gigabytes.
     """
     path = Path(PathManager.get_local_path(json_file))
-    if not path.is_file():
-        return None
-    categories = _categories(path.read_text(encoding="utf-8"))
-    if not all("image_count" in category for category in categories):
+    return _categories(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def class_image_count(json_file: str) -> list[dict[str, int]] | None:
+    """Give `{id, image_count}` of each category of a file; None where the file does not exist or does not count."""
+    categories = lvis_categories(json_file)
+    if not categories or not all("image_count" in category for category in categories):
         return None
     return [{"id": category["id"], "image_count": category["image_count"]} for category in categories]
 
