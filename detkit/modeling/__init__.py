@@ -18,6 +18,7 @@ from detkit.modeling.backbone import (
     build_resnet_fpn_backbone,
     build_retinanet_fpn,
     follow_backbone_pixels,
+    make_stage,
 )
 from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.matcher import Matcher
@@ -125,5 +126,6 @@ __all__ = [
     "combine_semantic_and_instance_outputs",
     "detector_postprocess",
     "follow_backbone_pixels",
+    "make_stage",
     "sem_seg_postprocess",
 ]

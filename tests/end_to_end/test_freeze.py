@@ -1,4 +1,4 @@
-"""SOLVER.FREEZE in both loops: what it names stays as it was, bit for bit."""
+"""What does not train, in both loops: parts that SOLVER.FREEZE names, and norms that are fixed at random."""
 
 import runpy
 import sys
@@ -23,7 +23,10 @@ def _plain_loop(argv: list[str]) -> int:
     return main()
 
 
-@pytest.mark.parametrize("loop", [train.main, _plain_loop], ids=["trainer", "loop written out"])
+LOOPS = pytest.mark.parametrize("loop", [train.main, _plain_loop], ids=["trainer", "loop written out"])
+
+
+@LOOPS
 def test_parts_that_are_named_do_not_change_in_five_steps(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, loop
 ) -> None:
@@ -36,3 +39,14 @@ def test_parts_that_are_named_do_not_change_in_five_steps(
     changed = {name for name in last if not torch.equal(first[name], last[name])}
     assert changed == {name for name in last if not name.startswith(FROZEN)}
     assert any(name.endswith("running_mean") for name in last if name.startswith(FROZEN))
+
+
+@LOOPS
+def test_frozen_norms_of_a_model_from_scratch_are_warned_about_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, loop
+) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    settings = ["MODEL.RESNETS.NORM", "FrozenBN", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
+    assert loop(["--config-file", "tiny.yaml", *settings]) == 0
+    log = (workplace / "out" / "log.txt").read_text()
+    assert log.count("FrozenBN layers (backbone.bottom_up.stem.conv1.norm, ...) are fixed as they were built") == 1

@@ -20,7 +20,7 @@ from detkit.modeling.backbone.resnet_blocks import (
     DeepStem,
     DeformBottleneckBlock,
 )
-from detkit.modeling.backbone.resnet_config import build_resnet_backbone, make_configured_stage
+from detkit.modeling.backbone.resnet_config import build_resnet_backbone, make_configured_stage, stage_module
 from detkit.modeling.backbone.timm_backbone import (
     TimmBackbone,
     build_retinanet_timm_fpn_backbone,
@@ -65,4 +65,5 @@ __all__ = [
     "made_for_pixels",
     "make_configured_stage",
     "make_stage",
+    "stage_module",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from detkit.config import CfgNode
-from detkit.layers import NORM_NAMES, CNNBlockBase, EvalBatchNorm2d, ShapeSpec
+from detkit.layers import NORM_NAMES, CheckpointedSequential, CNNBlockBase, EvalBatchNorm2d, ShapeSpec
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet, check_depth, check_features, make_stage
 from detkit.modeling.backbone.resnet_blocks import (
@@ -65,8 +65,10 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
         in_channels: Channels of its input.
 
     Raises:
-        ValueError: A norm cannot have the stage's channels.
+        ValueError: There is no such stage, or a norm cannot have its channels.
     """
+    if index >= resnets.NUM_STAGES:
+        raise ValueError(f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no {STAGE_NAMES[index]}")
     num_blocks = BLOCKS_PER_STAGE[resnets.DEPTH][index]
     stride, dilation = _stride_and_dilation(resnets, index)
     block_class, arguments = _block(resnets, index)
@@ -88,6 +90,11 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
         for block in blocks:
             nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr]
     return blocks
+
+
+def stage_module(resnets: CfgNode, index: int, blocks: Sequence[nn.Module]) -> nn.Sequential:
+    """Give the blocks of a stage as a module, which saves memory if ``CHECKPOINT_PER_STAGE`` asks for it."""
+    return CheckpointedSequential(*blocks) if resnets.CHECKPOINT_PER_STAGE[index] else nn.Sequential(*blocks)
 
 
 def resnet_norm(resnets: CfgNode) -> str | Callable[[int], nn.Module]:
@@ -146,16 +153,18 @@ def check_resnet_settings(resnets: CfgNode) -> None:
 
 
 def _check_stage_lists(resnets: CfgNode) -> None:
-    for key in ("STRIDE_PER_STAGE", "DILATION_PER_STAGE", "DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE"):
+    numbers, flags = ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"), ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE")
+    for key in (*numbers, *flags):
         values = list(resnets[key])
         if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
             raise ValueError(
                 f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of the first NUM_STAGES "
                 f"= {resnets.NUM_STAGES}): got {values}"
             )
-    for key in ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"):
-        if min(resnets[key]) < 1:
-            raise ValueError(f"MODEL.RESNETS.{key} must be at least 1 in each stage: got {list(resnets[key])}")
+        if key in numbers and any(type(value) is not int or value < 1 for value in values):
+            raise ValueError(f"MODEL.RESNETS.{key} must be whole numbers of at least 1: got {values}")
+        if key in flags and any(type(value) is not bool for value in values):
+            raise ValueError(f"MODEL.RESNETS.{key} must be True or False in each stage: got {values}")
 
 
 def _check_res5_dilation(resnets: CfgNode) -> None:

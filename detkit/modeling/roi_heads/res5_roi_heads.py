@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import CNNBlockBase, ShapeSpec
-from detkit.modeling.backbone import make_configured_stage
+from detkit.modeling.backbone import make_configured_stage, stage_module
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
@@ -83,7 +83,7 @@ class Res5ROIHeads(ROIHeads):
                 sampling_ratio=head.POOLER_SAMPLING_RATIO,
                 pooler_type=head.POOLER_TYPE,
             ),
-            "res5": blocks,
+            "res5": stage_module(cfg.MODEL.RESNETS, 3, blocks),
             "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1)),
             "mask_head": build_mask_head(cfg, pooled_shape) if cfg.MODEL.MASK_ON else None,
         }

@@ -7,7 +7,7 @@ from detkit.config import get_cfg
 from detkit.layers import CheckpointedSequential, EvalBatchNorm2d, FrozenBatchNorm2d, ShapeSpec
 from detkit.modeling.backbone import BottleneckBlock, DeepStem, DeformBottleneckBlock, ResNet, build_backbone
 from detkit.modeling.backbone.resnet_blocks import PooledConv2d
-from detkit.modeling.backbone.resnet_config import make_configured_stage
+from detkit.modeling.backbone.resnet_config import make_configured_stage, stage_module
 
 ALL = ["stem", "res2", "res3", "res4", "res5"]
 
@@ -273,6 +273,22 @@ def test_one_stage_can_be_built_alone():
     assert [(block.in_channels, block.out_channels, block.stride) for block in blocks] == [(256, 512, 2), (512, 512, 1)]
 
 
+def test_stage_that_is_not_there_cannot_be_built():
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.NUM_STAGES = 3
+    with pytest.raises(ValueError, match="MODEL.RESNETS.NUM_STAGES is 3, so that there is no res5"):
+        make_configured_stage(cfg.MODEL.RESNETS, 3, 1024)
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_stage_alone_is_checkpointed_if_asked_for(is_on):
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.CHECKPOINT_PER_STAGE = [False, False, False, is_on]
+    stage = stage_module(cfg.MODEL.RESNETS, 3, [nn.Identity()])
+    assert isinstance(stage, CheckpointedSequential) == is_on
+    assert len(stage) == 1
+
+
 def _set(cfg, key, value):
     *parents, leaf = key.split(".")
     for name in parents:
@@ -321,7 +337,15 @@ def _set(cfg, key, value):
         pytest.param(
             {"CHECKPOINT_PER_STAGE": [True]}, "MODEL.RESNETS.CHECKPOINT_PER_STAGE needs", id="checkpoints, length"
         ),
-        pytest.param({"STRIDE_PER_STAGE": [1, 2, 0, 2]}, "STRIDE_PER_STAGE must be at least 1", id="stride 0"),
+        pytest.param(
+            {"STRIDE_PER_STAGE": [1, 2, 0, 2]}, "MODEL.RESNETS.STRIDE_PER_STAGE must be whole numbers", id="stride 0"
+        ),
+        pytest.param({"DILATION_PER_STAGE": [1, 1, 1, "2"]}, "DILATION_PER_STAGE must be whole .*'2'", id="text"),
+        pytest.param(
+            {"CHECKPOINT_PER_STAGE": [0, 1, 1, 1]},
+            "MODEL.RESNETS.CHECKPOINT_PER_STAGE must be True or False",
+            id="flags",
+        ),
         pytest.param(
             {"RES5_DILATION": 2, "DILATION_PER_STAGE": [1, 1, 2, 4]},
             "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 .*DILATION_PER_STAGE say 2 and 4",
