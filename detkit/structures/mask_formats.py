@@ -138,22 +138,21 @@ def _size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _decompressed(text: bytes) -> np.ndarray:
-    """Read COCO's text: each number in digits of 5 bits, lowest first, from the third on less the one two before.
+    """Read COCO's text: each number in digits of 5 bits, lowest first, from the fourth on less the one two before.
 
     A character is 48 plus the digit, plus 32 where more digits follow. The highest bit of the last digit is the sign.
     """
     digits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    is_last = digits & 32 == 0
-    if len(digits) > 0 and (digits.min() < 0 or digits.max() > 63 or not is_last[-1]):
+    if len(digits) == 0:
+        return digits
+    starts = np.concatenate([[0], np.flatnonzero(digits & 32 == 0) + 1])
+    num_digits = np.diff(starts)
+    is_readable = digits.min() >= 0 and digits.max() < 64 and starts[-1] == len(digits) and num_digits.max() <= 12
+    if not is_readable:
         raise ValueError(f"counts of a run-length mask are no text of COCO's form: {text[:40]!r}")
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-    num_digits = ends - starts + 1
-    if len(ends) > 0 and num_digits.max() > 12:
-        raise ValueError(f"counts of a run-length mask are no text of COCO's form: {text[:40]!r}")
-    place = np.arange(len(digits)) - np.repeat(starts, num_digits)
-    numbers = np.add.reduceat((digits & 31) << (5 * place), starts) if len(ends) > 0 else np.zeros(0, np.int64)
-    numbers -= np.where(digits[ends] & 16, np.int64(1) << (5 * num_digits), 0)
+    place = np.arange(len(digits)) - np.repeat(starts[:-1], num_digits)
+    numbers = np.add.reduceat((digits & 31) << (5 * place), starts[:-1])
+    numbers -= np.where(digits[starts[1:] - 1] & 16, np.int64(1) << (5 * num_digits), 0)
     # Differences to the number two before become numbers; the third is none, so the even ones start behind the first.
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
