@@ -188,3 +188,13 @@ def test_random_flip_flips_half_of_the_time():
 def test_random_flip_wants_one_direction(both):
     with pytest.raises(ValueError, match="either horizontal or vertical"):
         T.RandomFlip(horizontal=both, vertical=both)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (7, 11), (24, 32), (1, 1), (80, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_label_map_is_resized_as_pillow_does(size, dtype):
+    labels = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, (24, 32)).astype(dtype)
+    resized = T.ResizeTransform(24, 32, *size).apply_segmentation(labels[:, ::-1])
+    expected = Image.fromarray(labels[:, ::-1].astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    assert resized.dtype == dtype
+    assert np.array_equal(resized, np.asarray(expected))
