@@ -122,7 +122,7 @@ def freeze_norm(norm: nn.Module) -> nn.Module:
     Args:
         norm: A plain batch norm gives a FrozenBatchNorm2d. Any other is kept, in eval mode and without gradients.
     """
-    if type(norm) in _BATCH_NORMS and norm.running_var is not None:
+    if type(norm) in _BATCH_NORMS and norm.affine and norm.running_var is not None:
         return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
     keep_in_eval_mode(norm)
     return norm.requires_grad_(False)

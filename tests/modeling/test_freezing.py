@@ -108,6 +108,14 @@ def test_copies_are_frozen_too(copied):
     assert not any("running" in name or "neck" in name for name in _changed_by_training(copied(net)))
 
 
+def test_batch_norm_without_weights_keeps_its_names():
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False))
+    names = set(net.state_dict())
+    freeze_matching(net, [r"^1\."])
+    assert _changed_by_training(net) == {"0.weight", "0.bias"}
+    assert set(net.state_dict()) == names
+
+
 def test_norm_that_is_the_model_itself_is_frozen():
     norm = nn.BatchNorm2d(4)
     freeze_matching(norm, ["running_mean"])
