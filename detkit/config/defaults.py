@@ -58,7 +58,7 @@ _key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the whole
 _key(
     "MODEL.WEIGHTS",
     "",
-    "Checkpoint to start from: path, https:// or detectron2:// address; empty starts from random weights.",
+    "Weights to start from: path, https://, detectron2:// or torchvision:// address; empty for random ones.",
 )
 _key(
     "MODEL.MEMORY_FORMAT",

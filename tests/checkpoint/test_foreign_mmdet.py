@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.foreign import translate, translate_for
 from tests.foreign_models import as_mmdet
 
@@ -62,6 +63,17 @@ def test_convolution_of_a_shortcut_is_told_from_its_norm_by_shape():
 def test_pyramid_without_a_backbone_begins_at_res2():
     weights = {"neck.lateral_convs.0.conv.weight": torch.ones(256, 512, 1, 1)}
     assert set(translate(weights).weights) == {"fpn_lateral2.weight"}
+
+
+def test_its_files_load_with_what_they_say_about_themselves(tmp_path):
+    model = torch.nn.ModuleDict({"fpn_lateral2": torch.nn.Conv2d(2, 3, 1)})
+    weights = {
+        f"neck.lateral_convs.0.conv.{name}": value for name, value in torch.nn.Conv2d(2, 3, 1).state_dict().items()
+    }
+    path = tmp_path / "epoch_12.pth"
+    torch.save({"meta": {"mmdet_version": "2.28.0", "CLASSES": ("cat",), "epoch": 12}, "state_dict": weights}, path)
+    DetectionCheckpointer(model).load(str(path), strict=True)
+    assert torch.equal(model["fpn_lateral2"].weight, weights["neck.lateral_convs.0.conv.weight"])
 
 
 def test_what_the_names_cannot_tell_is_said():

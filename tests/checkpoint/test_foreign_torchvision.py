@@ -78,6 +78,21 @@ def check_features(name, depth, groups, width, tmp_path, **settings):
         torch.testing.assert_close(got[stage] / scale, features / scale, rtol=0, atol=1e-5)
 
 
+def test_other_preparation_of_images_is_told(tmp_path, caplog):
+    class Model(torch.nn.Module):
+        def __init__(self, mean, std):
+            super().__init__()
+            self.backbone = detkit_resnet(18)
+            self.register_buffer("pixel_mean", torch.tensor(mean), persistent=False)
+            self.register_buffer("pixel_std", torch.tensor(std), persistent=False)
+
+    path = saved(random_torchvision_model("resnet18"), tmp_path)
+    DetectionCheckpointer(Model([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])).load(path, strict=True)
+    assert "PIXEL" not in caplog.text
+    DetectionCheckpointer(Model([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])).load(path, strict=True)
+    assert "set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], MODEL.PIXEL_STD [58.395" in caplog.text
+
+
 def test_wrong_stride_placement_is_told(tmp_path, caplog):
     path = saved(random_torchvision_model("resnet50"), tmp_path)
     DetectionCheckpointer(detkit_resnet(50)).load(path)

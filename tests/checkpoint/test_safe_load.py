@@ -77,6 +77,15 @@ def test_safetensors_load_where_the_package_is(tmp_path):
     assert_weights(load_checkpoint_file(str(path)))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_truncated_safetensors_are_named(tmp_path, share):
+    whole = pytest.importorskip("safetensors.torch").save({"a": torch.ones(50)})
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is truncated or not a checkpoint"):
+        load_checkpoint_file(str(path))
+
+
 def test_missing_safetensors_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)

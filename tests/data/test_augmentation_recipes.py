@@ -24,6 +24,13 @@ def test_testing_only_resizes():
     assert (resize.short_edge_length, resize.max_size) == ((600,), 900)
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+def test_resize_follows_the_setting(is_train):
+    assert type(build_augmentation(configured(), is_train)[0]) is T.ResizeShortestEdge
+    augmentations = build_augmentation(configured("INPUT.RESIZE", "torchvision"), is_train)
+    assert type(augmentations[0]) is T.TorchvisionResizeShortestEdge
+
+
 @pytest.mark.parametrize(("setting", "flips"), [("none", []), ("vertical", [True])])
 def test_flip_follows_the_setting(setting, flips):
     augmentations = build_augmentation(configured("INPUT.RANDOM_FLIP", setting), is_train=True)

@@ -222,6 +222,15 @@ def test_built_pyramid_of_retinanet():
     assert fpn.top_block.p6.in_channels == 512
 
 
+def test_p6_of_retinanet_may_come_from_the_pyramid():
+    cfg = _config("build_retinanet_resnet_fpn_backbone", ["res3", "res4"])
+    cfg.MODEL.FPN.P6_FROM = "P5"  # the coarsest level, here p4
+    fpn = build_backbone(cfg)
+    levels = fpn(torch.rand(1, 3, 64, 64))
+    assert isinstance(fpn.top_block, LastLevelP6P7)
+    torch.testing.assert_close(levels["p5"], fpn.top_block.p6(levels["p4"]))
+
+
 @pytest.mark.parametrize("name", ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"])
 def test_features_that_the_backbone_does_not_give_are_an_error_that_names_the_keys(name):
     cfg = _config(name, ["res4", "res5"])

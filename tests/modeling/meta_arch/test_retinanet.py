@@ -207,6 +207,16 @@ def test_without_postprocessing_boxes_are_not_clipped():
     assert found.pred_boxes.tensor.min() < 0
 
 
+def test_boxes_are_clipped_before_they_suppress_each_other_where_that_is_set():
+    settings = ("MODEL.RETINANET.CLIP_BEFORE_NMS", True, "TEST.DETECTIONS_PER_IMAGE", 2000)
+    (found,) = make(*settings).eval().inference(inputs(1), do_postprocess=False)
+    boxes = found.pred_boxes.tensor
+    assert boxes.min() >= 0
+    assert (boxes[:, 2:] <= torch.tensor(SIZE[::-1])).all()
+    iou = slow_pairwise_iou(boxes, boxes).fill_diagonal_(0)
+    assert (iou[found.pred_classes[:, None] == found.pred_classes] <= 0.5).all()
+
+
 def test_training_under_autocast_gives_losses_close_to_float32():
     batch = inputs(2, 1)
     expected = make()(batch)
