@@ -8,6 +8,7 @@ Legend: K classes without background, A anchors per cell, C categories with back
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 import torchvision
@@ -77,6 +78,15 @@ def resnet_name(name: str, value: Tensor) -> str | None:
     return apply_rules(name, _RESNET_RULES)
 
 
+@dataclass(frozen=True)
+class _Build:
+    """How a detector is built, where the name of one tensor does not tell."""
+
+    first_level: int
+    is_deep_rpn: bool
+    has_retinanet_norms: bool
+
+
 def _is_resnet(names: Collection[str]) -> bool:
     return "conv1.weight" in names and "layer1.0.conv1.weight" in names
 
@@ -97,9 +107,12 @@ def _is_detector(names: Collection[str]) -> bool:
 
 
 def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Translation:
-    first_level = first_pyramid_level(weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight")
-    is_deep_rpn = any(name.startswith("rpn.head.conv.1.") for name in weights)
-    renamed = rename(weights, lambda name, value: _detector_name(name, value, first_level, is_deep_rpn))
+    build = _Build(
+        first_pyramid_level(weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"),
+        is_deep_rpn=any(name.startswith("rpn.head.conv.1.") for name in weights),
+        has_retinanet_norms=any(name.startswith("head.classification_head.conv.0.1.") for name in weights),
+    )
+    renamed = rename(weights, lambda name, value: _detector_name(name, value, build))
     result = Translation(
         "torchvision's detector",
         {renamed.get(name, name): value for name, value in weights.items()},
@@ -108,6 +121,8 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
         stride_in_1x1=False,
     )
     _drop_background(result.weights)
+    if build.has_retinanet_norms:
+        _add_biases_before_norms(result.weights)
     result.class_names = _published_class_names(file_name)
     if file_name in _FILES_WITHOUT_EPS:
         fold_frozen_eps(result, 0.0)
@@ -137,23 +152,23 @@ def first_pyramid_level(weights: Mapping[str, Tensor], resnet_prefix: str, first
     return 2
 
 
-def _detector_name(name: str, value: Tensor, first_level: int, is_deep_rpn: bool) -> str | None:
+def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
     if name.startswith("backbone.body."):
         return resnet_name(name.removeprefix("backbone.body."), value)
     rpn_conv = re.fullmatch(r"rpn\.head\.conv\.(?:(\d)\.0\.)?(weight|bias)", name)
     if rpn_conv is not None:
-        number = f".conv{rpn_conv[1]}" if is_deep_rpn else ""
+        number = f".conv{rpn_conv[1]}" if build.is_deep_rpn else ""
         return f"proposal_generator.rpn_head.conv{number}.{rpn_conv[2]}"
-    return apply_rules(name, _HEAD_RULES) or _numbered_name(name, first_level)
+    return apply_rules(name, _HEAD_RULES) or _numbered_name(name, build)
 
 
-def _numbered_name(name: str, first_level: int) -> str | None:
+def _numbered_name(name: str, build: _Build) -> str | None:
     """Give the names of parts that torchvision numbers from 0 and Detectron2 otherwise."""
     pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
     if pyramid is not None:
         kind, index, part, tensor = pyramid.groups()
         norm = ".norm" if part == "1" else ""
-        return f"fpn_{'lateral' if kind == 'inner' else 'output'}{first_level + int(index)}{norm}.{tensor}"
+        return f"fpn_{'lateral' if kind == 'inner' else 'output'}{build.first_level + int(index)}{norm}.{tensor}"
     convs = re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])\.(\w+)", name)
     if convs is not None:
         kind, index, part, tensor = convs.groups()
@@ -165,19 +180,26 @@ def _numbered_name(name: str, first_level: int) -> str | None:
     fully_connected = re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(\w+)", name)
     if fully_connected is not None:  # after 4 convolutions and the flattening
         return f"roi_heads.box_head.fc{(int(fully_connected[1]) - 5) // 2 + 1}.{fully_connected[2]}"
-    return _retinanet_name(name)
+    return _retinanet_name(name, build)
 
 
-def _retinanet_name(name: str) -> str | None:
+def _retinanet_name(name: str, build: _Build) -> str | None:
     subnet = re.fullmatch(r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name)
     if subnet is None:
         return None
     kind, index, part, tensor = subnet.groups()
-    # Published files number convolutions and ReLUs alike, as Detectron2 does; later versions count blocks.
-    number = int(index) if part is None else 2 * int(index)
-    if part == "1":
-        return None  # a norm, which retinanet_resnet50_fpn_v2 has: no settings of detkit build that model
+    if part is None:  # published files number convolutions and ReLUs alike, as Detectron2 does; later ones count blocks
+        number = int(index)
+    else:
+        number = (3 if build.has_retinanet_norms else 2) * int(index) + int(part)
     return f"head.{'cls' if kind == 'classification' else 'bbox'}_subnet.{number}.{tensor}"
+
+
+def _add_biases_before_norms(weights: dict[str, Tensor]) -> None:
+    """Give the convolutions of RetinaNet's subnets the biases that Detectron2's have with a norm, too: zeros."""
+    for name in [n for n in weights if re.fullmatch(r"head\.(cls|bbox)_subnet\.\d+\.weight", n)]:
+        if weights[name].dim() == 4:
+            weights[name.removesuffix("weight") + "bias"] = weights[name].new_zeros(len(weights[name]))
 
 
 def _drop_background(weights: dict[str, Tensor]) -> None:

@@ -163,7 +163,6 @@ def test_names_of_published_detectors():
         ("roi_heads.box_head.3.1.running_mean", "roi_heads.box_head.conv4.norm.running_mean"),
         ("roi_heads.mask_head.0.0.weight", "roi_heads.mask_head.mask_fcn1.weight"),
         ("head.regression_head.conv.2.0.weight", "head.bbox_subnet.4.weight"),
-        ("head.regression_head.conv.2.1.weight", "head.regression_head.conv.2.1.weight"),
         ("backbone.fpn.inner_blocks.1.1.weight", "fpn_lateral3.norm.weight"),
         ("backbone.fpn.extra_blocks.p6.bias", "top_block.p6.bias"),
     ],
@@ -178,6 +177,13 @@ def test_two_convolutions_of_an_rpn_are_numbered():
     weights |= {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
     names = set(translate(weights).weights)
     assert {"proposal_generator.rpn_head.conv.conv0.weight", "proposal_generator.rpn_head.conv.conv1.weight"} <= names
+
+
+def test_norms_of_a_retinanet_are_counted_among_its_layers():
+    weights = {f"head.classification_head.conv.{i}.{part}.weight": torch.ones(1) for i in range(2) for part in range(2)}
+    weights |= {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    names = set(translate(weights).weights)
+    assert {f"head.cls_subnet.{i}.weight" for i in (0, 1, 3, 4)} <= names
 
 
 def test_background_goes_to_its_place_or_away():

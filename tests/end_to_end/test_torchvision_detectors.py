@@ -121,10 +121,11 @@ def test_faster_rcnn_as_published(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_mask_rcnn_as_published(tmp_path):
-    theirs = torchvision.models.get_model("maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, **SMALL)
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+def test_mask_rcnn_as_published(name, tmp_path):
+    theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, **SMALL)
     theirs = tuned(theirs, RCNN)
-    ours, order, got, wanted = check_detections("maskrcnn_resnet50_fpn", theirs, tmp_path)
+    ours, order, got, wanted = check_detections(name, theirs, tmp_path)
     assert got.pred_masks.shape == wanted["masks"][:, 0].shape
     # Before they are pasted, which the two do differently: noise, as here, is nothing but borders.
     logits = []
@@ -146,8 +147,9 @@ def test_keypoint_rcnn_as_published(tmp_path):
 
 
 @pytest.mark.slow
-def test_retinanet_as_published(tmp_path):
-    theirs = torchvision.models.get_model("retinanet_resnet50_fpn", weights=None, weights_backbone=None, **SMALL)
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"])
+def test_retinanet_as_published(name, tmp_path):
+    theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, **SMALL)
     theirs = tuned(theirs, RETINANET)
     theirs.head.classification_head.cls_logits.bias.data.view(9, -1)[:, 0] = -100
-    check_detections("retinanet_resnet50_fpn", theirs, tmp_path)
+    check_detections(name, theirs, tmp_path)
