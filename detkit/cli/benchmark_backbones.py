@@ -92,7 +92,7 @@ def _build(name: str, device: torch.device) -> Backbone:
     cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]])
     cfg.merge_from_list(["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", False])
     follow_backbone_pixels(cfg)
-    return build_backbone(cfg).to(device=device, memory_format=torch.channels_last).eval()
+    return build_backbone(cfg).to(memory_format=torch.channels_last).to(device).eval()
 
 
 def _millions(backbone: Backbone) -> float:
