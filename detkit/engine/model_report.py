@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from detkit.checkpoint.key_matching import LoadReport
+from detkit.checkpoint import HasInitialWeights, LoadReport
 from detkit.layers import FrozenBatchNorm2d
 from detkit.layers.norm import stays_in_eval_mode
 from detkit.layers.sync_batch_norm import SyncBatchNorm2d
@@ -92,7 +92,9 @@ def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -
         report: What was loaded; None if nothing was.
     """
     loaded = () if report is None else set(report.matched)
-    fixed = [name for name, m in model.named_modules() if isinstance(m, FrozenBatchNorm2d)]
+    # Parts that name published weights of their own say so themselves when they take none.
+    own = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, HasInitialWeights))
+    fixed = [name for name, m in model.named_modules() if isinstance(m, FrozenBatchNorm2d) and not name.startswith(own)]
     random = [name for name in fixed if f"{name}.weight" not in loaded]
     if random:
         logger.warning(

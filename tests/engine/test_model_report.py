@@ -129,3 +129,12 @@ def test_trainer_logs_the_table_and_warns_when_it_starts_from_nothing(tiny_cfg, 
         assert not any("FrozenBN layers" in message for message in _warnings(caplog))
         trainer.resume_or_load(resume=False)
     assert len([m for m in _warnings(caplog) if "FrozenBN layers (norm" in m]) == 1
+
+
+def test_parts_that_bring_published_weights_speak_for_themselves(caplog):
+    class Published(nn.Sequential):
+        def load_initial_weights(self):
+            return "somewhere"
+
+    warn_about_random_fixed_norms(nn.ModuleDict({"backbone": Published(FrozenBatchNorm2d(2))}), None)
+    assert caplog.text == ""

@@ -84,6 +84,7 @@ class ForeignBackbone(Backbone):
         freeze_at: int = 0,
         norm: str = "",
         freeze_norm: Callable[[nn.Module], nn.Module],
+        sync_norm: Callable[[nn.Module], nn.Module],
     ) -> None:
         """Wrap a network.
 
@@ -97,6 +98,7 @@ class ForeignBackbone(Backbone):
             norm: "FrozenBN" fixes the statistics and parameters of every batch norm, "SyncBN" computes statistics over
                 all processes; empty leaves the norms as they are.
             freeze_norm: Gives the frozen counterpart of a batch norm.
+            sync_norm: Gives the counterpart of a batch norm over all processes.
 
         Raises:
             ValueError: If ``norm`` is not known, or names a batch norm and there is none.
@@ -121,6 +123,8 @@ class ForeignBackbone(Backbone):
         for name, module in list(body.named_modules()):
             if _is_batch_norm(module) and (norm == "FrozenBN" or f"{name}.weight" in frozen):
                 body.set_submodule(name, freeze_norm(module))
+            elif _is_batch_norm(module) and norm == "SyncBN":
+                body.set_submodule(name, sync_norm(module))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

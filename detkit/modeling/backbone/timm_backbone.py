@@ -76,8 +76,7 @@ class TimmBackbone(ForeignBackbone):
         kept = {feature: index for feature, index in by_name.items() if index <= last}
         arguments |= {"out_indices": tuple(kept.values()), **size_arguments}
         body = timm.create_model(**arguments, pretrained=False)
-        if norm == "SyncBN" and comm.get_world_size() > 1:
-            body = timm.layers.convert_sync_batchnorm(body)
+        is_alone = comm.get_world_size() == 1
         super().__init__(
             body=body.train(),
             maps={feature: maps[index] for feature, index in kept.items()},
@@ -85,7 +84,9 @@ class TimmBackbone(ForeignBackbone):
             in_channels=in_channels,
             freeze_at=freeze_at,
             norm=norm,
-            freeze_norm=timm.layers.freeze_batch_norm_2d,  # which keeps the activation that timm's norms may hold
+            # timm's own functions, which keep the activation that its norms may hold.
+            freeze_norm=timm.layers.freeze_batch_norm_2d,
+            sync_norm=(lambda norm: norm) if is_alone else timm.layers.convert_sync_batchnorm,
         )
         self.name, self.pretrained = name, pretrained
         self._arguments = arguments

@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from detkit.checkpoint import load_checkpoint_file
 from detkit.config import CfgNode
-from detkit.layers import FrozenBatchNorm2d, ShapeSpec
+from detkit.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.dry_run import dry_forward
 from detkit.modeling.backbone.foreign_backbone import (
@@ -32,7 +32,6 @@ from detkit.modeling.backbone.foreign_backbone import (
 )
 from detkit.modeling.backbone.fpn import FPN, build_fpn, build_retinanet_fpn
 from detkit.modeling.backbone.pixel_settings import PixelSettings, made_for_pixels, warn_of_unset_pixels
-from detkit.utils import comm
 from detkit.utils.near_miss import did_you_mean
 
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(\.)")
@@ -75,8 +74,6 @@ class TorchvisionBackbone(ForeignBackbone):
         body = create_feature_extractor(
             model, {node: f"s{feature.stride}" for node, feature in nodes.items()}, suppress_diff_warning=True
         )
-        if norm == "SyncBN" and comm.get_world_size() > 1:
-            body = nn.SyncBatchNorm.convert_sync_batchnorm(body)
         super().__init__(
             body=body.train(),
             maps={f"s{feature.stride}": feature for feature in nodes.values()},
@@ -84,6 +81,7 @@ class TorchvisionBackbone(ForeignBackbone):
             freeze_at=freeze_at,
             norm=norm,
             freeze_norm=FrozenBatchNorm2d.convert_frozen_batchnorm,
+            sync_norm=_sync_norm,
         )
         self.name, self.weights = name, weights
 
@@ -95,6 +93,15 @@ class TorchvisionBackbone(ForeignBackbone):
         weights = load_checkpoint_file(f"torchvision://{self.name}/{self.weights}")["model"]
         # The files of DenseNet are older than its code: norm.1 in them is norm1.
         return f"torchvision's {entry}", {_DENSE_LAYER.sub(r"\1\2\3", name): weights[name] for name in weights}
+
+
+def _sync_norm(norm: nn.Module) -> nn.Module:
+    assert isinstance(norm, nn.BatchNorm2d)
+    synchronised = get_norm("SyncBN", norm.num_features)
+    assert isinstance(synchronised, nn.BatchNorm2d | nn.SyncBatchNorm)
+    synchronised.eps, synchronised.momentum = norm.eps, norm.momentum
+    synchronised.load_state_dict(norm.state_dict())
+    return synchronised
 
 
 def stage_nodes(model: nn.Module, name: str) -> dict[str, FeatureMap]:

@@ -175,6 +175,16 @@ def test_norm_setting(norm, frozen):
     assert set(backbone.state_dict()) == names
 
 
+def test_norms_over_all_processes_take_over_the_settings(monkeypatch):
+    monkeypatch.setattr("detkit.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    backbone, own = _tiny(norm="SyncBN", freeze_at=1), _tiny(freeze_at=1)
+    norms = [module for module in backbone.modules() if "Sync" in type(module).__name__]
+    theirs = [module for module in own.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == len(theirs) > 0
+    assert [(norm.eps, norm.momentum) for norm in norms] == [(norm.eps, norm.momentum) for norm in theirs]
+
+
 def _publish(tmp_path, monkeypatch, model: nn.Module, enum) -> None:
     """Lie a model's weights where torch.hub would have downloaded them to, and forbid to download."""
     monkeypatch.setenv("DETKIT_OFFLINE", "1")
