@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from detkit.config import CfgNode
-from detkit.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
 from detkit.engine.hooks.visualization import draw_truth_and_prediction
 from detkit.evaluation import inference_context
 
@@ -27,7 +27,7 @@ def write_pictures(
     mapper = DatasetMapper(cfg, is_train=False)
     written = []
     for name in cfg.DATASETS.TEST:
-        records = DatasetCatalog.get(name)
+        records = get_test_records(cfg, name)
         for record in records[:: max(len(records) // limit, 1)][:limit]:
             with inference_context(model), torch.no_grad():
                 output = model([mapper(record)])[0]

@@ -13,6 +13,7 @@ from detkit.data.build import (
     build_detection_test_loader,
     build_detection_train_loader,
     build_train_sampler,
+    get_test_records,
     trivial_batch_collator,
 )
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
@@ -62,6 +63,7 @@ __all__ = [
     "filter_images_with_few_keypoints",
     "filter_images_with_only_crowd_annotations",
     "get_detection_dataset_dicts",
+    "get_test_records",
     "load_proposals_into_dataset",
     "print_instances_class_histogram",
     "register_declared_datasets",

@@ -18,9 +18,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from detkit.config import CfgNode, configurable
+from detkit.data.catalog import DatasetCatalog
 from detkit.data.dataset_dicts import ROI_HEADS_KEY, get_detection_dataset_dicts
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
+from detkit.data.proposals import load_proposals_into_dataset
 from detkit.data.samplers import (
     InferenceSampler,
     NumberedSampler,
@@ -287,6 +289,18 @@ def _test_loader_from_config(
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
+
+
+def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
+    """Give the records of a data set of DATASETS.TEST, with their proposals where MODEL.LOAD_PROPOSALS is on.
+
+    Raises:
+        ValueError: There is no proposal file for the data set.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return records
+    return load_proposals_into_dataset(records, _test_proposal_files(cfg, [dataset_name])[0])
 
 
 def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:

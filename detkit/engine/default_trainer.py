@@ -16,12 +16,12 @@ import detkit.engine.hooks as hooks
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode
 from detkit.data import (
-    DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     count_images_per_class,
+    get_test_records,
 )
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.launch import create_ddp_model
@@ -35,7 +35,7 @@ from detkit.evaluation import (
     print_csv_format,
     verify_results,
 )
-from detkit.modeling import build_model, follow_backbone_pixels
+from detkit.modeling import GeneralizedRCNNWithTTA, build_model, follow_backbone_pixels
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
 from detkit.utils.events import EventWriter, ProgressBar
@@ -240,23 +240,23 @@ class DefaultTrainer(TrainerBase):
             )
         results = cls._test_per_dataset(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED:
-            augmented = cls._test_per_dataset(
-                _in_folder(cfg, "TTA"), with_test_time_augmentation(cfg, model), evaluators
-            )
-            for name, result in augmented.items():
-                results[name] = {**results[name], **named_as_augmented(result)}
+            augmented = with_test_time_augmentation(cfg, model)
+            for name, result in cls._test_per_dataset(_in_folder(cfg, "TTA"), augmented, evaluators).items():
+                results[name] = {**results[name], **result}
         return results if len(results) > 1 else next(iter(results.values()))
 
     @classmethod
     def _test_per_dataset(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None
     ) -> dict[str, Any]:
+        """Give task -> metric -> value by name of the data set."""
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(cfg.DATASETS.TEST):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            result = inference_on_dataset(model, loader, evaluator)
+            results[name] = named_as_augmented(result) if isinstance(model, GeneralizedRCNNWithTTA) else result
             if comm.is_main_process():
                 logger.info("results on %s:", name)
                 print_csv_format(results[name])
@@ -339,7 +339,7 @@ class DefaultTrainer(TrainerBase):
         return hooks.VisualizationHook(
             cfg.VIS_PERIOD,
             self.checkpointer.model,
-            functools.partial(DatasetCatalog.get, name),
+            functools.partial(get_test_records, cfg, name),
             DatasetMapper(cfg, is_train=False),
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),

@@ -1,11 +1,14 @@
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from detkit.cli.pictures import write_pictures
 from detkit.config import get_cfg
+from detkit.data import DatasetCatalog
 from detkit.data.datasets.shapes import generate_shapes
 from detkit.structures import Boxes, Instances
 
@@ -63,3 +66,22 @@ def test_unsure_predictions_are_not_drawn(cfg, tmp_path: Path) -> None:
 def test_nothing_to_test_on_gives_no_pictures(cfg, tmp_path: Path) -> None:
     cfg.merge_from_list(["DATASETS.TEST", "()"])
     assert write_pictures(cfg, OneBox(0.9), tmp_path / "pictures") == []
+
+
+def test_pictures_of_a_model_on_given_proposals(cfg, tmp_path: Path) -> None:
+    records = DatasetCatalog.get("shapes_val")
+    count = len(records)
+    proposals = {
+        "ids": [record["image_id"] for record in records],
+        "boxes": [np.array([[1.0, 2, 30, 40]], dtype=np.float32)] * count,
+        "objectness_logits": [np.zeros(1, dtype=np.float32)] * count,
+        "bbox_mode": 0,
+    }
+    (tmp_path / "proposals.pkl").write_bytes(pickle.dumps(proposals))
+    cfg.merge_from_list(
+        ["MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TEST", [str(tmp_path / "proposals.pkl")]]
+    )
+    assert len(write_pictures(cfg, OneBox(0.9), tmp_path / "pictures", limit=2)) == 2
+    cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+    with pytest.raises(ValueError, match="there is none for 'shapes_val'"):
+        write_pictures(cfg, OneBox(0.9), tmp_path / "pictures")
