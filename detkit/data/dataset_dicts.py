@@ -350,7 +350,8 @@ def _log_report(report: DataReport) -> None:
     if report.dropped_images:
         logger.warning(
             "%d of %d images are left out (see the table). Images of background teach what is no object: "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them.",
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them, in keypoint models with "
+            "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0.",
             report.dropped_images.total(),
             report.num_images,
         )

@@ -5,6 +5,7 @@ Legend: M objects in one image, K keypoints of an object.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from detkit.data import transforms as T
 from detkit.data.catalog import MetadataCatalog
 from detkit.structures import AnnotationRecord, Keypoints
+
+logger = logging.getLogger(__name__)
 
 
 def keypoints_of(
@@ -116,6 +119,12 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
         raise ValueError(
             f"keypoint_flip_map of data set {dataset_names[0]!r} names {', '.join(stray)}, which is not among its "
             f"keypoints: {', '.join(names)}"
+        )
+    if not pairs and len(names) > 1:
+        logger.warning(
+            "no keypoints of data set %r change places in a mirror (keypoint_flip_map is empty): is that so? %s",
+            dataset_names[0],
+            ", ".join(names),
         )
     mirrored = dict(pairs) | {right: left for left, right in pairs}
     return np.array([names.index(mirrored.get(name, name)) for name in names], dtype=np.int64)

@@ -72,3 +72,8 @@ def test_metadata_must_name_keypoints_alike():
         create_keypoint_hflip_indices("d")
     with pytest.raises(ValueError, match="no data set is named"):
         create_keypoint_hflip_indices([])
+
+
+def test_names_without_any_pair_are_worth_a_warning(caplog):
+    assert create_keypoint_hflip_indices(noted("a", ["nose", "ear_a", "ear_b"], [])).tolist() == [0, 1, 2]
+    assert "keypoint_flip_map is empty" in caplog.text
