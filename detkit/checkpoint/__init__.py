@@ -8,14 +8,9 @@ from detkit.checkpoint.initial_weights import HasInitialWeights
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.periodic_checkpoint import PeriodicCheckpointer
 from detkit.checkpoint.resnet_depth import check_depth
-from detkit.checkpoint.safe_load import (
-    CheckpointError,
-    UnsafeCheckpointError,
-    load_checkpoint_file,
-    local_checkpoint_file,
-)
+from detkit.checkpoint.safe_load import CheckpointError, UnsafeCheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import save_checkpoint_file
-from detkit.checkpoint.torchvision_weights import torchvision_weights_file
+from detkit.checkpoint.torchvision_weights import published_file_name, torchvision_weights_file
 from detkit.checkpoint.weights_file import check_weight_format, save_weights_file
 
 __all__ = [
@@ -30,8 +25,8 @@ __all__ = [
     "check_weight_format",
     "fold_frozen_eps",
     "load_checkpoint_file",
-    "local_checkpoint_file",
     "match_weights",
+    "published_file_name",
     "save_checkpoint_file",
     "save_weights_file",
     "strip_wrapper_prefixes",

@@ -16,8 +16,9 @@ from detkit.checkpoint.foreign_settings import differing_settings
 from detkit.checkpoint.initial_weights import load_initial_weights
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.resnet_depth import check_depth
-from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file, local_checkpoint_file
+from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
+from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
 from detkit.utils.file_io import PathManager
 
@@ -204,9 +205,7 @@ class DetectionCheckpointer:
         """Load the weights, and give the names of their classes where the layout tells them."""
         model_state = self.model.state_dict()
         weights = _without_wrappers(weights, model_state)
-        # The name of the file itself, which an address need not show: some are known by it.
-        file_name = local_checkpoint_file(path).name
-        translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)
+        translation = translate_for(weights, model_state, published_file_name(path), by_suffix=by_suffix)
         if translation is not None:
             weights = translation.weights
         check_depth(weights, model_state, path)

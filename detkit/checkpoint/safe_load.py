@@ -49,7 +49,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         UnsafeCheckpointError: The file asks for code; the message says which.
         CheckpointError: The file is empty, truncated or no checkpoint.
     """
-    local = local_checkpoint_file(path)
+    local = _local_file(path)
     try:
         loaded = _read(local, path)
     except (CheckpointError, ImportError):
@@ -67,13 +67,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     return _with_model_key(loaded, path)
 
 
-def local_checkpoint_file(path: str) -> Path:
-    """Give the file behind a path or an address, fetched if it is not in the cache.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        OSError: It could not be fetched.
-    """
+def _local_file(path: str) -> Path:
     try:
         local = Path(PathManager.get_local_path(path))
     except OSError as error:

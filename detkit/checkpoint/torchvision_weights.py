@@ -50,11 +50,17 @@ def torchvision_weights_file(address: str) -> Path:
         ValueError: As `torchvision_weights`.
         OSError: As `fetch`; offline, the message says which file to place where.
     """
-    url = torchvision_weights(address).url
-    name = PurePosixPath(urlsplit(url).path).name
+    url, name = torchvision_weights(address).url, published_file_name(address)
     found = _HASH.search(name)
     place = Path(torch.hub.get_dir()) / "checkpoints" / name
     return fetch(url, place, sha256=found[1] if found else "")
+
+
+def published_file_name(path: str) -> str:
+    """Give the name of the file behind a path or an address, which `torchvision://` addresses do not show."""
+    if path.startswith(_PREFIX):
+        path = urlsplit(torchvision_weights(path).url).path
+    return PurePosixPath(path).name
 
 
 class TorchvisionHandler(DownloadHandler):

@@ -15,8 +15,8 @@ from detkit.checkpoint import (
     check_weight_format,
     fold_frozen_eps,
     load_checkpoint_file,
-    local_checkpoint_file,
     match_weights,
+    published_file_name,
     save_weights_file,
     strip_wrapper_prefixes,
     translate_for,
@@ -66,7 +66,7 @@ def convert(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint_file(args.input)
     model_state = _model_state(args)
     weights = _without_wrappers(checkpoint["model"], model_state)
-    file_name = local_checkpoint_file(args.input).name
+    file_name = published_file_name(args.input)
     if model_state:
         by_suffix = bool(checkpoint.get("matching_heuristics"))
         translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)

@@ -7,8 +7,8 @@ import torch
 import torchvision
 
 from detkit.checkpoint import load_checkpoint_file, torchvision_weights
+from detkit.checkpoint.torchvision_weights import published_file_name, torchvision_weights_file
 from detkit.checkpoint.torchvision_weights import torchvision_weights as weights_of
-from detkit.checkpoint.torchvision_weights import torchvision_weights_file
 
 
 @pytest.fixture
@@ -72,6 +72,18 @@ def test_placed_file_is_taken(hub, monkeypatch):
     torch.save({"conv1.weight": torch.ones(2)}, hub / name)
     assert torchvision_weights_file("torchvision://resnet18") == hub / name
     assert load_checkpoint_file("torchvision://resnet18")["model"]["conv1.weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("torchvision://maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"),
+        ("https://x.org/a/b.pkl", "b.pkl"),
+        ("a/b.pth", "b.pth"),
+    ],
+)
+def test_names_of_files(path, name):
+    assert published_file_name(path) == name
 
 
 def test_hash_in_the_name_is_checked(hub, monkeypatch):
