@@ -33,7 +33,8 @@ def load_initial_weights(model: nn.Module, loaded: Collection[str] = ()) -> list
     """
     parts = []
     for name, module in model.named_modules():
-        if not isinstance(module, HasInitialWeights) or any(tensor.startswith(f"{name}.") for tensor in loaded):
+        prefix = f"{name}." if name else ""  # a backbone may be the whole model
+        if not isinstance(module, HasInitialWeights) or any(tensor.startswith(prefix) for tensor in loaded):
             continue
         source = module.load_initial_weights()
         if source:

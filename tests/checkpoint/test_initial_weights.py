@@ -55,6 +55,12 @@ def test_checkpoint_that_fills_the_part_fetches_nothing(tmp_path):
     assert (model["backbone"].times, model["backbone"].weight.tolist()) == (0, [0, 0])
 
 
+def test_checkpoint_of_a_part_alone_is_not_overwritten(tmp_path):
+    path, part = _save(Part(), tmp_path / "part.pth"), Part()
+    DetectionCheckpointer(part).load(path, strict=True)
+    assert (part.times, part.weight.tolist()) == (0, [0, 0])
+
+
 def test_resumed_run_fetches_nothing(tmp_path):
     DetectionCheckpointer(_model(), str(tmp_path)).save("last")
     model = _model()
