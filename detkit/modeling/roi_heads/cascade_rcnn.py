@@ -26,7 +26,10 @@ from detkit.utils.events import get_event_storage, has_event_storage
 
 @ROI_HEADS_REGISTRY.register()
 class CascadeROIHeads(StandardROIHeads):
-    """A box branch of S stages. The other branches are those of `StandardROIHeads`, on the boxes of the last stage."""
+    """A box branch of S stages. The other branches are those of `StandardROIHeads`.
+
+    They look at the boxes of the last stage, and are trained on the proposals of the first.
+    """
 
     box_head: nn.ModuleList
     box_predictor: nn.ModuleList
@@ -81,6 +84,7 @@ class CascadeROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Build the parts of the box branch: one pooler, and a head, a predictor and a matcher per stage."""
         _check_settings(cfg)
         pooler, pooled_shape = cls._init_box_pooler(cfg, input_shape)
         cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
