@@ -135,6 +135,14 @@ def detections_per_class(
         yield entries
 
 
+def _mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Areas of run-length masks, (R,) float64."""
+    # pycocotools 2.0.11 puts the number of masks of one call into a byte: NumPy 2 refuses more than 255.
+    blocks = [masks[start : start + 255] for start in range(0, len(masks), 255)]
+    areas = [mask_util.area(block) for block in blocks]  # pyright: ignore[reportArgumentType]
+    return np.concatenate([np.zeros(0), *areas])
+
+
 class _Shapes:
     """What a task compares besides boxes, for all detections."""
 
@@ -144,8 +152,7 @@ class _Shapes:
         self._keypoints: np.ndarray | None = None
         if task == "segm":
             self._masks = [rle for d in detections for rle in d.masks or ()]
-            areas = mask_util.area(self._masks) if self._masks else []  # pyright: ignore[reportArgumentType]
-            self._areas = np.asarray(areas, dtype=np.float64)
+            self._areas = _mask_areas(self._masks)
         if task == "keypoints":
             self._keypoints = np.concatenate(
                 [keypoints_flat(d.keypoints) for d in detections if d.keypoints is not None and len(d)] or [np.zeros(0)]

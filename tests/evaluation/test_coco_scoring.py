@@ -17,8 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco_results import coco_recalls
-from detkit.evaluation.coco_scoring import score_detections
-from detkit.structures import Boxes, BoxMode, Instances
+from detkit.evaluation.coco_scoring import _mask_areas, score_detections
+from detkit.structures import Boxes, BoxMode, Instances, bitmask_to_rle
 
 SIZE = (90, 120)
 CLASSES = ["a", "b", "c"]
@@ -334,3 +334,10 @@ def test_bad_masks_of_objects_are_errors(segmentation, message, register):
     records[0]["annotations"] = [{**annotation, "segmentation": segmentation}]
     with pytest.raises(ValueError, match=f"the mask of object 1 in image {records[0]['image_id']} .*{message}"):
         run(COCOEvaluator(register(records, CLASSES), ["segm"]), {})
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 700])
+def test_areas_of_any_number_of_masks(count):
+    bitmaps = np.random.RandomState(0).rand(count, 5, 6) > 0.5
+    masks = [bitmask_to_rle(bitmap) for bitmap in bitmaps]
+    assert _mask_areas(masks).tolist() == bitmaps.sum((1, 2)).tolist()
