@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import NMSMethod, suppress
-from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN
+from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFPN
 from detkit.modeling.nms_settings import nms_method
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
@@ -154,9 +154,11 @@ class GeneralizedRCNNWithTTA(nn.Module):
             ValueError: `keypoint_flip_indices` is missing.
         """
         super().__init__()
-        if not isinstance(model, GeneralizedRCNN | DenseDetector):
+        # A PanopticFPN is a GeneralizedRCNN, but one whose label maps nothing here would merge.
+        if not isinstance(model, GeneralizedRCNN | DenseDetector) or isinstance(model, PanopticFPN):
             raise TypeError(
-                f"test-time augmentation takes a GeneralizedRCNN or a one-stage detector, got {type(model).__name__}"
+                "test-time augmentation (TEST.AUG.ENABLED) is for instances: it takes a GeneralizedRCNN or a one-stage "
+                f"detector, got {type(model).__name__}"
             )
         self.model = model
         self.tta_mapper = tta_mapper

@@ -13,6 +13,7 @@ from detkit.modeling import (
     DenseDetector,
     GeneralizedRCNN,
     GeneralizedRCNNWithTTA,
+    PanopticFPN,
 )
 from detkit.modeling.test_time_augmentation import View
 from detkit.structures import Boxes, Instances
@@ -243,10 +244,11 @@ def test_mirrored_keypoints_need_their_pairs():
         GeneralizedRCNNWithTTA(model=model(), tta_mapper=mapper)
 
 
-def test_other_models_are_refused():
+@pytest.mark.parametrize("kind", [nn.Identity, PanopticFPN])
+def test_other_models_are_refused(kind):
     mapper = DatasetMapperTTA(min_sizes=[40], max_size=100, flip=True)
-    with pytest.raises(TypeError, match="takes a GeneralizedRCNN or a one-stage detector, got Identity"):
-        GeneralizedRCNNWithTTA(model=nn.Identity(), tta_mapper=mapper)
+    with pytest.raises(TypeError, match=f"takes a GeneralizedRCNN or a one-stage detector, got {kind.__name__}"):
+        GeneralizedRCNNWithTTA(model=kind.__new__(kind), tta_mapper=mapper)
 
 
 def test_training_is_refused():
