@@ -18,12 +18,12 @@ from detkit.data.build import (
 )
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.class_counts import count_images_per_class
+from detkit.data.data_report import print_instances_class_histogram
 from detkit.data.dataset_dicts import (
     check_dataset_against_model,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
-    print_instances_class_histogram,
 )
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
