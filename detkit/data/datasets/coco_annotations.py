@@ -117,7 +117,10 @@ class AnnotationReader:
         if first is None:
             return segmentation
         if not self.drop_bad_polygons:
-            raise ValueError(f"{self._name(annotation)} {first}")
+            raise ValueError(
+                f"{self._name(annotation)} {first}. Correct it, or leave such polygons out with drop_bad_polygons: "
+                "true in the data set's entry under DATASETS.REGISTER"
+            )
         self.num_dropped_polygons += sum(problem is not None for problem in problems)
         return [polygon for polygon, problem in zip(segmentation, problems, strict=True) if problem is None]
 

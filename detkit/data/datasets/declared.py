@@ -17,6 +17,9 @@ Fields of coco:
     annotations  the JSON file.
     keypoints    optional: names of the keypoints, where the JSON does not name them in its category.
     flip_pairs   optional: pairs of names that a mirror exchanges. Without it, those that differ in left and right.
+    drop_bad_polygons
+                 optional: true leaves polygons of fewer than three points out, with a count; otherwise they are an
+                 error.
 Fields of voc:
     root         a folder with VOC's own layout: JPEGImages, Annotations, ImageSets/Main.
     images       the folder of images, where it is not ROOT/JPEGImages.
@@ -47,7 +50,17 @@ from detkit.data.datasets.declared_formats import register_declared
 from detkit.utils.near_miss import did_you_mean
 
 _FIELDS = {
-    "coco": ("name", "format", "images", "annotations", "classes", "keypoints", "flip_pairs", "evaluator"),
+    "coco": (
+        "name",
+        "format",
+        "images",
+        "annotations",
+        "classes",
+        "keypoints",
+        "flip_pairs",
+        "drop_bad_polygons",
+        "evaluator",
+    ),
     "voc": ("name", "format", "root", "images", "annotations", "split", "classes", "evaluator"),
     "lvis": ("name", "format", "images", "annotations", "evaluator"),
     "sem_seg": ("name", "format", "images", "labels", "classes", "image_ending", "ignore_label", "evaluator"),
@@ -116,6 +129,8 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "keypoints" in entry:
         _require_names(entry["keypoints"], "keypoint", "keypoints", where)
     _require_pairs(entry, where)
+    if not isinstance(entry.get("drop_bad_polygons", False), bool):
+        raise TypeError(f"{where}: drop_bad_polygons must be true or false, got {entry['drop_bad_polygons']!r}")
     label = entry.get("ignore_label", 0)
     if isinstance(label, bool) or not isinstance(label, int):
         raise TypeError(f"{where}: ignore_label must be a number, got {label!r}")

@@ -31,7 +31,14 @@ def register_declared(entry: Mapping[str, Any]) -> None:
 
 def _register_coco(entry: Mapping[str, Any]) -> None:
     images, annotations = entry["images"], entry["annotations"]
-    loader = functools.partial(_load_coco, entry["name"], images, annotations, entry["classes"])
+    loader = functools.partial(
+        _load_coco,
+        entry["name"],
+        images,
+        annotations,
+        entry["classes"],
+        drop_bad_polygons=entry.get("drop_bad_polygons", False),
+    )
     _register(entry, loader, {"json_file": annotations, "image_root": images}, _keypoint_metadata(entry))
 
 
@@ -110,8 +117,12 @@ def _located(path: str) -> str:
     return str(dataset_root() / Path(path).expanduser())
 
 
-def _load_coco(name: str, images: str, annotations: str, classes: Classes) -> list[ImageRecord]:
-    return load_coco_json(_located(annotations), _located(images), name, classes=classes)
+def _load_coco(
+    name: str, images: str, annotations: str, classes: Classes, *, drop_bad_polygons: bool
+) -> list[ImageRecord]:
+    return load_coco_json(
+        _located(annotations), _located(images), name, classes=classes, drop_bad_polygons=drop_bad_polygons
+    )
 
 
 def _load_lvis(name: str, images: str, annotations: str) -> list[ImageRecord]:

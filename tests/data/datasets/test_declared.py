@@ -141,6 +141,18 @@ def test_keypoints_are_named_beside_the_file(write_coco, root):
     assert MetadataCatalog.get("other").keypoint_flip_map == [("left_eye", "right_eye")]
 
 
+def test_bad_polygons_are_left_out_where_that_is_asked_for(write_coco, root, caplog):
+    box = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
+    good, bad = ([[0, 0, 4, 0, 4, 4]], [[1, 1, 5, 5]])
+    write_coco(1, annotations=[{**box, "id": 1, "segmentation": good}, {**box, "id": 2, "segmentation": bad}])
+    declared = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
+    register_declared_datasets([declared, {**declared, "name": "other", "drop_bad_polygons": True}])
+    with pytest.raises(ValueError, match=r"annotation 2 of .*train.json .* or leave such .* drop_bad_polygons: true"):
+        DatasetCatalog.get("mine")
+    assert [a["id"] for a in DatasetCatalog.get("other")[0]["annotations"]] == [1]
+    assert "left out 1 polygons" in caplog.text
+
+
 def test_label_maps(write_image, root):
     write_image("images/a.png")
     write_image("labels/a.png")
@@ -241,6 +253,7 @@ def without(entry, *fields):
             id="pairs-stray",
         ),
         pytest.param(without(SEM_SEG, "labels"), ValueError, "lacks 'labels': format sem_seg needs", id="labels"),
+        pytest.param({**COCO, "drop_bad_polygons": "yes"}, TypeError, "must be true or false, got 'yes'", id="drop"),
         pytest.param({**SEM_SEG, "ignore_label": "x"}, TypeError, "ignore_label must be a number", id="ignore"),
         pytest.param(
             {**PANOPTIC, "instances": "a.json"},
