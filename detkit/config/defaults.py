@@ -532,6 +532,31 @@ _key("SOLVER.MAX_ITER", 40000, "Training iterations.", minimum=1)
 _key("SOLVER.IMS_PER_BATCH", 16, "Images per iteration, over all processes.", minimum=1)
 _key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
 _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.", minimum=0)
+_key(
+    "SOLVER.OPTIMIZER",
+    "SGD",
+    "detkit: what steps. AdamW wants a smaller BASE_LR (1e-4) and a larger WEIGHT_DECAY (0.05) than SGD.",
+    choices=("SGD", "AdamW"),
+)
+_key("SOLVER.ADAMW.BETAS", (0.9, 0.999), "detkit: decay of AdamW's two running means, each in [0, 1).", minimum=0)
+_key("SOLVER.ADAMW.EPS", 1e-8, "detkit: what AdamW adds to its denominator, above 0.", minimum=0)
+_key(
+    "SOLVER.LR_MULT",
+    [],
+    (
+        "detkit: pairs [regular expression, factor] on the learning rates of the parameters with a name that it is "
+        "found in; where several are, the last pair counts. [['^backbone', 0.1]]"
+    ),
+)
+_key(
+    "SOLVER.LAYER_DECAY",
+    1.0,
+    (
+        "detkit: factor on the learning rate of the backbone's last stage, once more for each stage before it (stem, "
+        "res2, ..., res5; one per stride in models of torchvision and timm). In (0, 1]; 1 for none."
+    ),
+    minimum=0,
+)
 _key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", minimum=0)
 _key("SOLVER.NESTEROV", False, "Nesterov's momentum.")
 _key("SOLVER.WEIGHT_DECAY", 0.0001, "Weight decay.", minimum=0)

@@ -257,6 +257,7 @@ class SimpleTrainer(TrainerBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state_dict)
+        _require_same_kind(self.optimizer, state_dict["optimizer"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
 
     @property
@@ -416,6 +417,18 @@ class _HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return dict(zip(self._names, self._values.tolist(), strict=True))
+
+
+def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raise where a saved state is that of another optimizer: torch would take it, and fail at the next step."""
+    # Not all settings: newer versions of torch have more of them, and fill them in.
+    telling = {"momentum", "betas"} & set(optimizer.defaults)
+    lacking = sorted(telling - set(saved["param_groups"][0])) if saved["param_groups"] else []
+    if lacking:
+        raise ValueError(
+            f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no {', '.join(lacking)}. "
+            "Resume with the SOLVER.OPTIMIZER of the run so far, or start anew from its weights (MODEL.WEIGHTS)"
+        )
 
 
 def _require_finite(values: Mapping[str, float], iteration: int, batch: Any) -> None:

@@ -2,16 +2,20 @@
 
 from detkit.solver.build import build_lr_scheduler, build_optimizer
 from detkit.solver.gradient_clipping import maybe_add_gradient_clipping
+from detkit.solver.lr_factors import HasParameterStages, layer_decay_factors, lr_factor_func
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
 from detkit.solver.param_groups import get_default_optimizer_params, reduce_param_groups
 
 __all__ = [
+    "HasParameterStages",
     "LRMultiplier",
     "StepWithFixedGamma",
     "WarmupParamScheduler",
     "build_lr_scheduler",
     "build_optimizer",
     "get_default_optimizer_params",
+    "layer_decay_factors",
+    "lr_factor_func",
     "maybe_add_gradient_clipping",
     "reduce_param_groups",
 ]

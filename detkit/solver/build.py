@@ -6,41 +6,75 @@ from itertools import pairwise
 
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from detkit.config import CfgNode
 from detkit.solver.gradient_clipping import maybe_add_gradient_clipping
+from detkit.solver.lr_factors import lr_factor_func
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
-from detkit.solver.param_groups import get_default_optimizer_params
+from detkit.solver.param_groups import ParamGroup, get_default_optimizer_params
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build SGD over the parameters of `model` that train, with gradient clipping where the config asks for it.
+    """Build what SOLVER.OPTIMIZER names over the parameters of `model` that train, with the clipping asked for.
 
     Raises:
         ValueError: A SOLVER key has a value that cannot train, or nothing in the model trains.
     """
+    name = cfg.SOLVER.OPTIMIZER
+    if name not in _OPTIMIZERS:
+        known = ", ".join(_OPTIMIZERS)
+        raise ValueError(
+            f"SOLVER.OPTIMIZER must be one of {known}; got {name!r}.{did_you_mean(str(name), _OPTIMIZERS)}"
+        )
     _require_positive(cfg.SOLVER.BASE_LR, "SOLVER.BASE_LR")
-    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM > 0:
-        raise ValueError(f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {cfg.SOLVER.MOMENTUM}")
-    params = get_default_optimizer_params(
+    optimizer = _OPTIMIZERS[name](cfg, _param_groups(cfg, model))
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _param_groups(cfg: CfgNode, model: nn.Module) -> list[ParamGroup]:
+    factors = lr_factor_func(
+        model,
+        lr_mult=cfg.SOLVER.LR_MULT,
+        layer_decay=cfg.SOLVER.LAYER_DECAY,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+    )
+    return get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        # That of biases is among them: given by itself, it would replace the other factors, not multiply them.
+        lr_factor_func=factors,
     )
-    optimizer = SGD(
+
+
+def _sgd(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM > 0:
+        raise ValueError(f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {cfg.SOLVER.MOMENTUM}")
+    return SGD(
         params,
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
         nesterov=cfg.SOLVER.NESTEROV,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
-    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _adamw(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
+    betas = tuple(cfg.SOLVER.ADAMW.BETAS)
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"SOLVER.ADAMW.BETAS must be two numbers in [0, 1), got {betas}")
+    _require_positive(cfg.SOLVER.ADAMW.EPS, "SOLVER.ADAMW.EPS")
+    return AdamW(
+        params, lr=cfg.SOLVER.BASE_LR, betas=betas, eps=cfg.SOLVER.ADAMW.EPS, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
+
+
+_OPTIMIZERS: dict[str, Callable[[CfgNode, list[ParamGroup]], Optimizer]] = {"SGD": _sgd, "AdamW": _adamw}
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:

@@ -118,7 +118,8 @@ class LRMultiplier(LRScheduler):
         if len(saved) != len(self.base_lrs):
             raise ValueError(
                 f"the saved schedule has {len(saved)} parameter groups, this one {len(self.base_lrs)}: "
-                "SOLVER.WEIGHT_DECAY*, SOLVER.BIAS_LR_FACTOR or the frozen layers differ from the run that is resumed"
+                "SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, LR_MULT, LAYER_DECAY or the frozen layers differ from "
+                "the run that is resumed"
             )
         if saved != self.base_lrs:
             logger.warning(

@@ -340,3 +340,11 @@ def test_parameters_outside_the_graph_are_named_with_several_processes():
     ):
         toy_trainer(model).train(0, 3)
     toy_trainer(DistributedDataParallel(Idle(), find_unused_parameters=True)).train(0, 3)
+
+
+def test_state_of_another_optimizer_is_refused():
+    saved = toy_trainer().state_dict()
+    model = Toy()
+    other = SimpleTrainer(model, batches(), torch.optim.AdamW(model.parameters()))
+    with pytest.raises(ValueError, match=r"checkpoint's optimizer is not AdamW: .* betas.*SOLVER\.OPTIMIZER"):
+        other.load_state_dict(saved)

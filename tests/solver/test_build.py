@@ -88,6 +88,9 @@ def test_one_iteration_run_has_a_schedule():
         pytest.param({"WARMUP_ITERS": -1}, "SOLVER.WARMUP_ITERS must be at least 0", id="warmup"),
         pytest.param({"WARMUP_METHOD": "exp"}, "SOLVER.WARMUP_METHOD must be linear or constant", id="method"),
         pytest.param({"BASE_LR": 0.0}, "SOLVER.BASE_LR must be above 0", id="base-lr"),
+        pytest.param({"OPTIMIZER": "Adamw"}, "SOLVER.OPTIMIZER must be one of SGD, AdamW; got 'Adamw'", id="optimizer"),
+        pytest.param({"LAYER_DECAY": 0.0}, r"SOLVER.LAYER_DECAY must lie in \(0, 1\]", id="layer-decay"),
+        pytest.param({"LR_MULT": [["x", 2.0]]}, r"SOLVER.LR_MULT\[0\]: 'x' is found in the name of no", id="lr-mult"),
         pytest.param({"NESTEROV": True, "MOMENTUM": 0.0}, "SOLVER.NESTEROV needs SOLVER.MOMENTUM", id="nesterov"),
         pytest.param(
             {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 2.0}, "SOLVER.BASE_LR_END must lie between", id="end"
@@ -129,3 +132,39 @@ def test_clipping_is_installed_when_enabled():
     model.weight.grad = torch.tensor([[4.0]])
     optimizer.step()
     assert model.weight.item() == -0.5
+
+
+def test_adamw_takes_its_settings_and_the_groups_of_norms_and_biases():
+    cfg = make_cfg(OPTIMIZER="AdamW", WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.1, WEIGHT_DECAY_BIAS=0.0)
+    cfg.SOLVER.ADAMW.BETAS, cfg.SOLVER.ADAMW.EPS = (0.8, 0.9), 1e-6
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    found = {
+        id(p): (g["lr"], g["weight_decay"], g["betas"], g["eps"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert found[id(model[0].weight)] == (1.0, 0.3, (0.8, 0.9), 1e-6)
+    assert found[id(model[1].weight)] == (1.0, 0.1, (0.8, 0.9), 1e-6)
+    assert found[id(model[0].bias)] == (1.0, 0.0, (0.8, 0.9), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("BETAS", (0.9,), r"SOLVER\.ADAMW\.BETAS must be two numbers in \[0, 1\), got \(0\.9,\)"),
+        ("BETAS", (0.9, 1.0), r"SOLVER\.ADAMW\.BETAS must be two"),
+        ("EPS", 0.0, r"SOLVER\.ADAMW\.EPS must be above 0"),
+    ],
+)
+def test_bad_settings_of_adamw_name_their_key(key, value, message):
+    cfg = make_cfg(OPTIMIZER="AdamW")
+    cfg.SOLVER.ADAMW[key] = value
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg, nn.Linear(2, 2))
+
+
+def test_factors_by_name_reach_weights_and_biases():
+    cfg = make_cfg(LR_MULT=[["^0", 0.5]], BIAS_LR_FACTOR=2.0)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    found = {id(p): g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    assert [found[id(p)] for p in model.parameters()] == [0.5, 1.0, 1.0, 2.0]

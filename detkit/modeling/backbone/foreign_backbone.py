@@ -118,6 +118,8 @@ class ForeignBackbone(Backbone):
         frozen = set().union(*(behind[name] for name in maps if maps[name].stride <= 2**freeze_at and freeze_at > 0))
         # A parameter that no map depends on gets no gradient, which DistributedDataParallel waits for.
         used = set().union(*(behind[name] for name in out_features))
+        # From the coarsest map to the finest, so that what is behind several maps belongs to the finest.
+        self._stages = {name: i for i, of in reversed(list(enumerate(behind.values()))) for name in of & used}
         for name, parameter in body.named_parameters():
             parameter.requires_grad_(name in used and name not in frozen)
         for name, module in list(body.named_modules()):
@@ -152,6 +154,10 @@ class ForeignBackbone(Backbone):
             name: ShapeSpec(channels=self._maps[name].channels, stride=self._maps[name].stride)
             for name in self._out_features
         }
+
+    def parameter_stages(self) -> dict[str, int]:
+        """Give the stage of each parameter by its name: the position of the finest map that depends on it."""
+        return {f"body.{name}": self._stages[name] for name, _ in self.body.named_parameters() if name in self._stages}
 
     @abstractmethod
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:

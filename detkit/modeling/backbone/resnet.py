@@ -144,6 +144,13 @@ class ResNet(Backbone):
             for name in self._out_features
         }
 
+    def parameter_stages(self) -> dict[str, int]:
+        """Give the stage of each parameter by its name: 0 the stem, 1 res2, ...; a classifier counts as the last."""
+        parts = ["stem", *self.stage_names]
+        last = len(parts) - 1
+        depth = {name: index for index, name in enumerate(parts)}
+        return {name: depth.get(name.partition(".")[0], last) for name, _ in self.named_parameters()}
+
     def freeze(self, freeze_at: int = 0) -> ResNet:
         """Stop training the first parts; their batch norms become FrozenBatchNorm2d. Common when fine-tuning.
 

@@ -93,3 +93,16 @@ def test_per_block_argument_needs_a_value_for_each_block():
 def test_input_that_is_no_batch_is_an_error():
     with pytest.raises(ValueError, match=r"ResNet takes images \(N, C, H, W\): got shape \(3, 8, 8\)"):
         _tiny()(torch.zeros(3, 8, 8))
+
+
+def test_each_parameter_has_the_stage_of_its_part():
+    net = _tiny(out_features=["res3"])
+    stages = net.parameter_stages()
+    assert set(stages) == {name for name, _ in net.named_parameters()}
+    by_part = {(name.split(".")[0], stage) for name, stage in stages.items()}
+    assert by_part == {("stem", 0), ("res2", 1), ("res3", 2)}
+
+
+def test_classifier_belongs_to_the_last_stage():
+    stages = _tiny(num_classes=7).parameter_stages()
+    assert stages["linear.weight"] == stages["res3.0.conv1.weight"] == 2

@@ -296,3 +296,12 @@ def test_pixels_follow_the_published_weights(weights, name):
 
 def test_weights_made_for_other_statistics_bring_them():
     assert _config("MODEL.TORCHVISION.NAME", "efficientnet_v2_l").MODEL.PIXEL_STD == [127.5, 127.5, 127.5]
+
+
+def test_stage_of_a_parameter_is_the_finest_map_that_depends_on_it():
+    backbone = _tiny(name="resnet18")
+    stages = backbone.parameter_stages()
+    assert set(stages) == {name for name, p in backbone.named_parameters() if p.requires_grad}
+    of_layer = {stages[name] for name in stages if name.startswith("body.layer3")}
+    assert of_layer == {stages["body.layer2.0.conv1.weight"] + 1}
+    assert stages["body.conv1.weight"] == 0
