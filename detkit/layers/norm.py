@@ -57,17 +57,22 @@ class FrozenBatchNorm2d(nn.Module):
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
         """Freeze every BatchNorm2d and SyncBatchNorm in a module.
 
+        Those of a class derived from them, which may compute more (an activation, say), stay: in eval mode, and without
+        gradients.
+
         Args:
-            module: Its children are replaced in place; a module that is a batch norm itself is not changed.
+            module: Its children are replaced in place; a module that is a plain batch norm itself is not changed.
 
         Returns:
-            The module, or its frozen counterpart when it is a batch norm itself.
+            The module, or its frozen counterpart when it is a plain batch norm itself.
 
         Raises:
-            ValueError: If a batch norm keeps no running statistics.
+            ValueError: If a plain batch norm keeps no running statistics.
         """
+        if type(module) in _BATCH_NORMS:
+            return cls._from_batchnorm(module)  # type: ignore[arg-type]
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            return cls._from_batchnorm(module)
+            return _fix(module)
         for name, child in module.named_children():
             frozen = cls.convert_frozen_batchnorm(child)
             if frozen is not child:
@@ -124,6 +129,10 @@ def freeze_norm(norm: nn.Module) -> nn.Module:
     """
     if type(norm) in _BATCH_NORMS and norm.affine and norm.running_var is not None:
         return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
+    return _fix(norm)
+
+
+def _fix(norm: nn.Module) -> nn.Module:
     keep_in_eval_mode(norm)
     return norm.requires_grad_(False)
 

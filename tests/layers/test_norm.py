@@ -59,6 +59,24 @@ def test_convert_freezes_every_batchnorm_inside_and_keeps_the_names(norm_class):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+class _NormWithActivation(nn.BatchNorm2d):
+    """As timm has them."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_convert_keeps_what_a_derived_batchnorm_computes_besides():
+    module = nn.Sequential(_trained_batchnorm(4, _NormWithActivation))
+    x = torch.randn(2, 4, 3, 3)
+    want = module.eval()(x)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    FrozenBatchNorm2d.convert_frozen_batchnorm(module).train()
+    assert torch.equal(module(x), want)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
 def test_frozen_copy_does_not_follow_its_batchnorm():
     norm = _trained_batchnorm(4)
     frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
