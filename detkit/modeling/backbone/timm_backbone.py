@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.config import CfgNode
 from detkit.layers import ShapeSpec
@@ -55,8 +55,7 @@ class TimmBackbone(ForeignBackbone):
 
         Args:
             name: As in ``timm.create_model``, with or without the tag of its weights.
-            out_features: Which maps to give. Stages that no map needs are left out where timm can leave them out (its
-                MobileNets and EfficientNets cannot), and do not train in any case.
+            out_features: Which maps to give; stages that no map needs are left out.
             pretrained: Whether ``load_initial_weights`` loads the published weights.
             norm: See ``ForeignBackbone``.
             freeze_at: See ``ForeignBackbone``.
@@ -76,6 +75,7 @@ class TimmBackbone(ForeignBackbone):
         kept = {feature: index for feature, index in by_name.items() if index <= last}
         arguments |= {"out_indices": tuple(kept.values()), **size_arguments}
         body = timm.create_model(**arguments, pretrained=False)
+        _cut_off_blocks(timm, body, after=body.feature_info.module_name(last))
         is_alone = comm.get_world_size() == 1
         super().__init__(
             body=body.train(),
@@ -122,6 +122,7 @@ def _timm() -> ModuleType:
         import timm
         import timm.data
         import timm.layers
+        import timm.models
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'build_timm_backbone needs timm, which is not installed: pip install "detkit[timm]", or pip install timm'
@@ -137,6 +138,14 @@ def _check_name(timm: ModuleType, name: str) -> None:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise ValueError(f"MODEL.TIMM.NAME: timm has {tagged}, got {name!r}.{did_you_mean(name, tagged)}")
+
+
+def _cut_off_blocks(timm: ModuleType, body: nn.Module, after: str) -> None:
+    """Leave out the blocks after a module: timm's MobileNets and EfficientNets keep, and run, those no map needs."""
+    if isinstance(body, timm.models.efficientnet.EfficientNetFeatures | timm.models.mobilenetv3.MobileNetV3Features):
+        assert isinstance(body.blocks, nn.Sequential)
+        group, *number = after.split(".")  # "blocks.3", or the stem: "bn1"
+        del body.blocks[int(number[0]) + 1 if group == "blocks" else 0 :]
 
 
 def _probe(

@@ -75,10 +75,22 @@ def test_later_stages_are_not_there():
     assert {name.split(".")[1] for name in backbone.state_dict()} == {"conv1", "bn1", "layer1", "layer2"}
 
 
-def test_later_stages_that_timm_keeps_do_not_train():
-    backbone = _tiny(out_features=["s8"])
-    backbone(torch.randn(2, 3, 64, 64))["s8"].sum().backward()
-    assert [n for n, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+@pytest.mark.parametrize(
+    ("name", "feature", "blocks"),
+    [
+        (TINY, "s2", 0),
+        (TINY, "s4", 1),
+        (TINY, "s16", 4),
+        ("efficientnet_lite0", "s2", 1),
+        ("efficientnet_lite0", "s8", 3),
+    ],
+)
+def test_later_blocks_that_timm_keeps_are_not_there_either(name, feature, blocks):
+    backbone = _tiny(name=name, out_features=[feature])
+    numbers = {key.split(".")[2] for key in backbone.state_dict() if key.startswith("body.blocks.")}
+    assert numbers == {str(number) for number in range(blocks)}
+    backbone(torch.randn(2, 3, 64, 64))[feature].sum().backward()
+    assert [key for key, p in backbone.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize(("freeze_at", "frozen"), [(0, set()), (2, {"conv_stem", "bn1", "blocks.0"})])
