@@ -29,6 +29,7 @@ from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
 from detkit.data.keypoint_annotations import create_keypoint_hflip_indices
 from detkit.data.proposals import load_proposals_into_dataset
+from detkit.data.training_stream import HasState, TrainingStream
 from detkit.data.wrappers import (
     AspectRatioGroupedDataset,
     DatasetFromList,
@@ -43,12 +44,14 @@ __all__ = [
     "DatasetCatalog",
     "DatasetFromList",
     "DatasetMapper",
+    "HasState",
     "MapDataset",
     "MapIterableDataset",
     "Metadata",
     "MetadataCatalog",
     "SampleError",
     "ToIterableDataset",
+    "TrainingStream",
     "annotations_to_instances",
     "build_augmentation",
     "build_batch_data_loader",

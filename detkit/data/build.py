@@ -3,7 +3,7 @@
 Training: a sampler's endless stream of indices -> draws with a number -> samples, made by worker processes one at a
 time and handed over in order -> batches, put together in the training process. A sample depends on the run's seed and
 the number of its draw alone (`wrappers.SeededDataset`), so batches are the same with any number of workers, and a
-resume has to restore one number and the samples that wait for their group (`samplers.NumberedSampler.start`).
+resume has to restore one number and the samples that wait for their group (`training_stream.TrainingStream`).
 
 Legend: B images in a batch of one process.
 """
@@ -30,6 +30,7 @@ from detkit.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detkit.data.training_stream import TrainingStream
 from detkit.data.wrappers import (
     AspectRatioGroupedDataset,
     BatchedDataset,
@@ -149,7 +150,7 @@ def build_detection_train_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     seed: int | None = None,
 ) -> Iterable[Any]:
-    """Give an endless stream of batches.
+    """Give an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
 
     Called with a config, `build_detection_train_loader(cfg, mapper=None, *, dataset=None, sampler=None)`, it reads the
     arguments below from there; each may be given beside it.
@@ -214,12 +215,18 @@ def build_batch_data_loader(
     Raises:
         ValueError: The batch cannot be shared out over the processes, or data set and sampler do not go together.
     """
+    if isinstance(dataset, IterableDataset) != (sampler is None):
+        raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
     batch_size = batch_size_per_process(total_batch_size)
-    samples = _sample_loader(dataset, sampler, num_workers, batch_size, seed)
+    draws = None if sampler is None else NumberedSampler(sampler)
+    items = dataset if draws is None else SeededDataset(dataset, seed)
+    samples = _sample_loader(items, draws, num_workers, batch_size, seed)
     if aspect_ratio_grouping:
         batches: Any = AspectRatioGroupedDataset(samples, batch_size)
     else:
         batches = BatchedDataset(samples, batch_size, drop_last)
+    if draws is not None:
+        return TrainingStream(batches, draws, items, collate_fn)
     return batches if collate_fn is None else MapIterableDataset(batches, collate_fn)
 
 
@@ -239,19 +246,17 @@ def batch_size_per_process(total_batch_size: int) -> int:
 
 
 def _sample_loader(
-    dataset: Any, sampler: Iterable[int] | None, num_workers: int, batch_size: int, seed: int
+    dataset: Any, draws: NumberedSampler | None, num_workers: int, batch_size: int, seed: int
 ) -> DataLoader:
     """Give samples one by one.
 
     Not whole batches, as workers could make: the batches waiting in shared memory would be `2 * num_workers`, hundreds
     of megabytes where a container has 64, and the first one would come after one worker has made all of it.
     """
-    if isinstance(dataset, IterableDataset) != (sampler is None):
-        raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
     return DataLoader(
-        dataset if sampler is None else SeededDataset(dataset, seed),
+        dataset,
         batch_size=None,
-        sampler=None if sampler is None else NumberedSampler(sampler),
+        sampler=draws,
         num_workers=num_workers,
         collate_fn=_identity,  # the default would turn arrays and numbers into tensors
         worker_init_fn=_SeedWorker(seed + comm.get_rank() * max(1, num_workers)),

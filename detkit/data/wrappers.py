@@ -211,23 +211,56 @@ class ToIterableDataset(IterableDataset):
             yield self.dataset[index]
 
 
-class BatchedDataset(IterableDataset):
+class _GroupedBatches(IterableDataset):
+    """Samples in lists of B, each list of one group; it knows which samples wait for their list to get full.
+
+    Attributes:
+        num_taken: Samples taken by the latest iterator when it gave its last batch.
+        waiting: Which of them, counted from 0 in the order of coming, are in no batch yet.
+    """
+
+    def __init__(self, dataset: Iterable[Any], batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_taken = 0
+        self.waiting: list[int] = []
+
+    def _group_of(self, sample: Any) -> bool:
+        raise NotImplementedError
+
+    def _full_groups(self, groups: dict[bool, list[tuple[int, Any]]]) -> Iterator[list[Any]]:
+        """Fill the groups, and give each one that gets full, as a list of its own."""
+        for number, sample in enumerate(self.dataset):
+            group = groups[self._group_of(sample)]
+            group.append((number, sample))
+            if len(group) < self.batch_size:
+                continue
+            batch = [sample for _, sample in group]
+            group.clear()
+            self.num_taken = number + 1
+            self.waiting = sorted(number for group in groups.values() for number, _ in group)
+            yield batch
+
+
+class BatchedDataset(_GroupedBatches):
     """Samples in lists of B, in their order."""
 
     def __init__(self, dataset: Iterable[Any], batch_size: int, drop_last: bool = True) -> None:
         """Take the samples and B; `drop_last` leaves out a last list that is shorter."""
-        self.dataset = dataset
-        self.batch_size = batch_size
+        super().__init__(dataset, batch_size)
         self.drop_last = drop_last
 
     def __iter__(self) -> Iterator[list[Any]]:
-        samples = iter(self.dataset)
-        while batch := list(itertools.islice(samples, self.batch_size)):
-            if len(batch) == self.batch_size or not self.drop_last:
-                yield batch
+        groups: dict[bool, list[tuple[int, Any]]] = {False: []}
+        yield from self._full_groups(groups)
+        if groups[False] and not self.drop_last:
+            yield [sample for _, sample in groups[False]]
+
+    def _group_of(self, sample: Any) -> bool:
+        return False
 
 
-class AspectRatioGroupedDataset(IterableDataset):
+class AspectRatioGroupedDataset(_GroupedBatches):
     """Samples in lists of B, wide images with wide ones and the others with the others, so that less is padded.
 
     The order is that in which the lists get full, which is nearly that of the samples. What has not filled a list at
@@ -236,15 +269,10 @@ class AspectRatioGroupedDataset(IterableDataset):
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
         """Take samples that have `width` and `height`, and B."""
-        self.dataset = dataset
-        self.batch_size = batch_size
+        super().__init__(dataset, batch_size)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for sample in self.dataset:
-            group = groups[sample["width"] > sample["height"]]
-            group.append(sample)
-            if len(group) == self.batch_size:
-                batch = group.copy()
-                group.clear()
-                yield batch
+        yield from self._full_groups({True: [], False: []})
+
+    def _group_of(self, sample: Any) -> bool:
+        return sample["width"] > sample["height"]

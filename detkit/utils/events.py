@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 _storages: list["EventStorage"] = []
+# Values of each scalar that survive a resume: those that the writers' medians are over.
+_KEPT_VALUES = 20
 
 
 def get_event_storage() -> "EventStorage":
@@ -140,6 +142,25 @@ class EventStorage:
             for name, (value, iteration) in self.latest().items()
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the scalars that the next lines of the writers will be made of; pictures are not among them."""
+        return {
+            name: {
+                "values": [list(value) for value in history.values()[-_KEPT_VALUES:]],
+                "latest": list(self._latest[name]),
+                "smoothed": self._smoothed[name],
+            }
+            for name, history in self.histories().items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; nothing may have been put before."""
+        for name, scalar in state_dict.items():
+            for value, iteration in scalar["values"]:
+                self._history[name].update(value, iteration)
+            self._smoothed[name] = scalar["smoothed"]
+            self._latest[name] = tuple(scalar["latest"])
+
     def step(self) -> None:
         """Go on to the next iteration."""
         self.iter += 1
@@ -193,6 +214,13 @@ class EventWriter(ABC):
     def close(self) -> None:  # noqa: B027  (most writers hold nothing open)
         """Release what the writer holds."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give how far the writer has written, so that a resumed run writes nothing twice."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027  (most writers have no state)
+        """Go on behind what was written then: what was written later, by a run that was killed, is taken back."""
+
 
 class JSONWriter(EventWriter):
     """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
@@ -222,6 +250,21 @@ class JSONWriter(EventWriter):
             self._last_write = iteration
         self._open().flush()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_write": self._last_write}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._last_write = state_dict["last_write"]
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _iteration_of(line) <= self._last_write]
+        if kept != lines:
+            # Not in place: a second kill must not cost the lines of a run of days.
+            temporary = self._path.with_name(f".{self._path.name}.tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(self._path)
+
     def _open(self) -> TextIO:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +274,14 @@ class JSONWriter(EventWriter):
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _iteration_of(line: str) -> float:
+    """The iteration of a line of `metrics.json`; infinity for one that a kill has torn, which is a last one."""
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class TensorboardXWriter(EventWriter):

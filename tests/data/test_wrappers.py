@@ -211,3 +211,15 @@ def test_batch_given_out_is_not_changed_later():
     samples = [{"width": 2, "height": 1, "id": i} for i in range(4)]
     batches = list(AspectRatioGroupedDataset(samples, 2))
     assert [[s["id"] for s in batch] for batch in batches] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("make", [BatchedDataset, AspectRatioGroupedDataset])
+def test_samples_taken_and_waiting_make_up_the_batches_so_far(make):
+    rng = np.random.default_rng(1)
+    samples = [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))]
+    batches = make(samples, 4)
+    given = []
+    for batch in batches:
+        given += [s["id"] for s in batch]
+        assert sorted(given + batches.waiting) == list(range(batches.num_taken))
+    assert given

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,14 @@ class _EndlessSampler(Sampler[int]):
         self._seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the seeds: all that the stream depends on beside the data set. They may have been drawn."""
+        return {"seed": self._seed}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Give the stream of these seeds from the next iterator on."""
+        self._seed = state_dict["seed"]
 
     def __iter__(self) -> Iterator[int]:
         """Start the stream anew: the same one every time."""
@@ -79,11 +87,23 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         super().__init__(shuffle=shuffle, seed=seed_shuffle)
         if not 0 < subset_ratio <= 1:
             raise ValueError(f"subset_ratio (DATALOADER.RANDOM_SUBSET_RATIO) must lie in (0, 1], got {subset_ratio}")
+        self._size = _require_size(size)
+        self._subset_size = max(1, int(size * subset_ratio))
+        self._draw_subset(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
+        logger.info("training on a random subset: %d of %d images", self._subset_size, size)
+
+    def state_dict(self) -> dict[str, int]:
+        return {**super().state_dict(), "seed_subset": self._seed_subset}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        super().load_state_dict(state_dict)
+        self._draw_subset(state_dict["seed_subset"])
+
+    def _draw_subset(self, seed: int) -> None:
+        self._seed_subset = seed
         generator = torch.Generator()
-        generator.manual_seed(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
-        subset_size = max(1, int(_require_size(size) * subset_ratio))
-        self.subset = torch.randperm(size, generator=generator)[:subset_size]
-        logger.info("training on a random subset: %d of %d images", subset_size, size)
+        generator.manual_seed(seed)
+        self.subset = torch.randperm(self._size, generator=generator)[: self._subset_size]
 
     def _epoch_indices(self, generator: torch.Generator) -> Tensor:
         return self.subset

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch.utils.data import Sampler
@@ -23,20 +23,38 @@ class Draw(NamedTuple):
 class NumberedSampler(Sampler[Draw]):
     """Numbers what another sampler draws.
 
-    This is where a run that goes on after a stop will skip what it has drawn already: the image is a function of the
-    sampler's seed and the draw, its augmentation of the seed and the number, so `start` is all there is to restore.
+    This is where a run that goes on after a stop skips what it has drawn already: the image is a function of the
+    sampler's seed and the draw, its augmentation of the seed and the number, so `start` and `waiting` are all there is
+    to restore. Both count the draws of this process.
+
+    Attributes:
+        start: Draws to skip.
+        waiting: Draws before `start`, in rising order, that are given all the same, first.
     """
 
-    def __init__(self, sampler: Iterable[int], start: int = 0) -> None:
-        """Take a sampler, and how many of this process's draws to skip."""
+    def __init__(self, sampler: Iterable[int], start: int = 0, waiting: Sequence[int] = ()) -> None:
+        """Take a sampler, and where its stream goes on."""
+        self.sampler = sampler
+        self.start = 0
+        self.waiting: tuple[int, ...] = ()
+        self.move_to(start, waiting)
+
+    def move_to(self, start: int, waiting: Sequence[int] = ()) -> None:
+        """Go on elsewhere from the next iterator on.
+
+        Raises:
+            ValueError: `start` is negative, or `waiting` is no rising sequence of numbers below it.
+        """
         if start < 0:
             raise ValueError(f"the number of draws to skip cannot be negative, got {start}")
-        self.sampler = sampler
-        self.start = start
+        if any(not 0 <= k < start for k in waiting) or any(a >= b for a, b in pairwise(waiting)):
+            raise ValueError(f"draws that wait must be different ones in [0, {start}), in order; got {list(waiting)}")
+        self.start, self.waiting = start, tuple(waiting)
 
     def __iter__(self) -> Iterator[Draw]:
         """Go through the draws of this process."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
-        numbered = ((k * world_size + rank, index) for k, index in enumerate(self.sampler))
-        for number, index in itertools.islice(numbered, self.start, None):
-            yield Draw(index, number)
+        start, waiting = self.start, frozenset(self.waiting)
+        for k, index in enumerate(self.sampler):
+            if k >= start or k in waiting:
+                yield Draw(index, k * world_size + rank)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from detkit.data import HasState
 from detkit.engine.train_loop import HookBase
 from detkit.utils.events import EventStorage
 
@@ -38,6 +39,15 @@ class PreciseBN(HookBase):
         is_last = next_iter == self.trainer.max_iter
         if is_last or (self._period > 0 and next_iter % self._period == 0):
             self.update_stats()
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        is_started = self._batches is not None and isinstance(self._data_loader, HasState)
+        return {"data": self._data_loader.state_dict()} if is_started else {}
+
+    def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if isinstance(self._data_loader, HasState):
+            self._data_loader.load_state_dict(state_dict["data"])
+            self._batches = None
 
     def update_stats(self) -> None:
         """Recompute the statistics now."""

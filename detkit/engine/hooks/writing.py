@@ -1,6 +1,7 @@
 """`PeriodicWriter`: brings what the storage holds to files and to the console."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from detkit.engine.train_loop import HookBase, call_all
 from detkit.utils.events import EventWriter
@@ -27,6 +28,15 @@ class PeriodicWriter(HookBase):
             raise ValueError(f"a writer's period must be at least 1, got {period}")
         self._writers = writers
         self._period = period
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {str(k): writer.state_dict() for k, writer in enumerate(self._writers)}
+        return {key: state for key, state in states.items() if state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for k, writer in enumerate(self._writers):
+            if str(k) in state_dict:
+                writer.load_state_dict(state_dict[str(k)])
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1

@@ -167,6 +167,17 @@ def test_start_goes_on_where_another_run_stopped():
     assert whole[0] == Draw(index=whole[0].index, number=0)
 
 
+def test_draws_that_wait_come_first():
+    whole = take(NumberedSampler(TrainingSampler(5, seed=0)), 12)
+    assert take(NumberedSampler(TrainingSampler(5, seed=0), 7, [2, 5]), 5) == [whole[2], whole[5], *whole[7:10]]
+
+
+@pytest.mark.parametrize("waiting", [[7], [-1], [3, 3], [4, 2]])
+def test_draws_that_cannot_wait_are_refused(waiting):
+    with pytest.raises(ValueError, match=r"must be different ones in \[0, 7\), in order"):
+        NumberedSampler([], 7, waiting)
+
+
 def test_negative_start_is_refused():
     with pytest.raises(ValueError, match="cannot be negative, got -1"):
         NumberedSampler([], start=-1)
