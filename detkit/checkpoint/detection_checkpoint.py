@@ -90,21 +90,26 @@ class DetectionCheckpointer:
             raise TypeError(f"{key}={type(checkpointable).__name__} has no state_dict() to save")
         self.checkpointables[key] = checkpointable
 
-    def save(self, name: str, *, tag_last: bool = True, **extra: Any) -> None:
+    def save(
+        self, name: str, *, tag_last: bool = True, checkpointables: Iterable[str] | None = None, **extra: Any
+    ) -> None:
         """Write `save_dir/name.pth`.
 
-        In a distributed run every process may call it: all collect their states, the main process writes.
+        In a distributed run every process must call it: all collect their states, the main process writes.
 
         Args:
             name: Name of the file, without `.pth`.
             tag_last: Note it as the one to resume from.
+            checkpointables: Names of the objects to save; None takes all. An empty list, the weights alone, lets the
+                main process save without the others.
             extra: Goes into the file as it is, such as `iteration`.
 
         Raises:
             TypeError: A state or an extra holds what could not be loaded again safely.
         """
         checkpoint = {"model": self.model.state_dict()}
-        checkpoint.update((key, obj.state_dict()) for key, obj in self.checkpointables.items())
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            checkpoint[key] = self.checkpointables[key].state_dict()
         checkpoint.update(metadata=self.metadata, **extra)
         if not self.save_dir or not self.save_to_disk:
             return

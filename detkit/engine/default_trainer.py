@@ -106,8 +106,13 @@ class DefaultTrainer(TrainerBase):
         """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else load MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
-        if resume and self.checkpointer.has_checkpoint():
+        if not resume:
+            return
+        if self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
+        else:  # killed before its first checkpoint: what the writers have of it would come twice
+            for hook in self._hooks:
+                hook.load_state_dict(hook.state_dict())
 
     def build_hooks(self) -> Sequence[HookBase | None]:
         """Give the hooks in the order in which they run: timing, schedule, saving, evaluation, pictures, writing."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from detkit.data import HasState, TrainingStream
 from detkit.utils import comm
+from detkit.utils.env import random_state, set_random_state
 from detkit.utils.events import EventStorage, get_event_storage
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ class HookBase:
         trainer.iter += 1  # so that trainer.iter == trainer.max_iter says: training was finished
         hook.after_train()  # also when a step raised
 
-    A hook whose state must survive a resume has `state_dict` and `load_state_dict`.
+    A hook whose state must survive a resume has `state_dict` and `load_state_dict`. A checkpoint that a hook writes
+    after a step is taken up where it was written: a resumed run first calls `after_step` of the hooks behind that one.
     """
 
     trainer: "TrainerBase"
@@ -58,6 +61,13 @@ class HookBase:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
 
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Give what must survive a resume and differs between the processes of a run."""
+        return {}
+
+    def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `rank_state_dict` gave in the process of the same number."""
+
 
 class TrainerBase:
     """Repeats `run_step` from one iteration to another, with hooks around each step.
@@ -75,6 +85,8 @@ class TrainerBase:
         self.start_iter = 0
         self.max_iter = 0
         self.storage = EventStorage(0)
+        self._hooks_to_come: list[str] = []
+        self._loaded: dict[str, Any] | None = None
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Add hooks, which run in the order in which they were added; None is skipped.
@@ -99,6 +111,7 @@ class TrainerBase:
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
+                self._take_up()
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
@@ -138,23 +151,80 @@ class TrainerBase:
 
     def after_step(self) -> None:
         """Call the hooks after a step."""
-        for hook in self._hooks:
-            hook.after_step()
+        self._call_after_step(list(self._hooks_by_key()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the iteration and the states of the hooks."""
-        states = {key: hook.state_dict() for key, hook in self._hooks_by_key().items()}
-        return {"iteration": self.iter, "hooks": {key: state for key, state in states.items() if state}}
+        """Give the state of the run. All processes must call it: each contributes what is its own.
+
+        It holds the iteration, the states of the hooks, which hooks are yet to be called after this iteration's step,
+        the last values measured, and by process what `rank_state_dict` gives.
+        """
+        return {
+            "iteration": self.iter,
+            "hooks": _without_empty((key, hook.state_dict()) for key, hook in self._hooks_by_key().items()),
+            "hooks_to_come": list(self._hooks_to_come),
+            "storage": self.storage.state_dict(),
+            "ranks": comm.gather(self.rank_state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over iteration and hook states; states of hooks that are not registered are named in a warning."""
+        """Take over what `state_dict` gave; states of hooks that are not registered are named in a warning.
+
+        Random numbers and measured values are set when training begins, so that nothing in between changes them.
+        """
         self.iter = state_dict["iteration"]
         hooks = self._hooks_by_key()
         for key, state in state_dict.get("hooks", {}).items():
             if key in hooks:
                 hooks[key].load_state_dict(state)
-            else:
+            elif comm.is_main_process():  # the others have fewer
                 logger.warning("the checkpoint has a state of hook %s, which this run does not use", key)
+        self._loaded = state_dict
+        ranks = state_dict.get("ranks", [])
+        if len(ranks) == comm.get_world_size():
+            self.load_rank_state_dict(ranks[comm.get_rank()])
+        else:
+            self.share_out_rank_states(ranks)
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Give what only this process knows: its random numbers, and such states of hooks."""
+        hooks = _without_empty((key, hook.rank_state_dict()) for key, hook in self._hooks_by_key().items())
+        return {"random": random_state(), "hooks": hooks}
+
+    def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `rank_state_dict` gave in the process of this number."""
+        hooks = self._hooks_by_key()
+        for key, state in state_dict["hooks"].items():
+            if key in hooks:
+                hooks[key].load_rank_state_dict(state)
+
+    def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what can be from a run with another number of processes."""
+        logger.warning(
+            "the checkpoint has the states of %d processes, this run has %d: it cannot go on exactly as it was",
+            len(states),
+            comm.get_world_size(),
+        )
+
+    def _take_up(self) -> None:
+        """Go on where the checkpoint that was loaded was written: often within the hooks after a step."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or loaded["iteration"] + 1 != self.start_iter:
+            return
+        self.iter = self.storage.iter = loaded["iteration"]
+        if comm.is_main_process():
+            self.storage.load_state_dict(loaded.get("storage", {}))
+        ranks = loaded.get("ranks", [])
+        if len(ranks) == comm.get_world_size():
+            set_random_state(ranks[comm.get_rank()]["random"])
+        self._call_after_step(loaded.get("hooks_to_come", []))
+
+    def _call_after_step(self, keys: Sequence[str]) -> None:
+        hooks = self._hooks_by_key()
+        for k, key in enumerate(keys):
+            self._hooks_to_come = list(keys[k + 1 :])
+            if key in hooks:
+                hooks[key].after_step()
 
     def _hooks_by_key(self) -> dict[str, HookBase]:
         """The hooks by class name, numbered from the second of a class on."""
@@ -250,8 +320,7 @@ class SimpleTrainer(TrainerBase):
         self._batches = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give iteration, hook states and the optimizer's state."""
-        # The data loader's position and the random number generators of every process are to join here.
+        """Give the state of the run, and the optimizer's."""
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -259,6 +328,36 @@ class SimpleTrainer(TrainerBase):
         super().load_state_dict(state_dict)
         _require_same_kind(self.optimizer, state_dict["optimizer"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Give what only this process knows: also its position in the data, and metrics not gathered yet."""
+        state = {**super().rank_state_dict(), "ungathered": [list(item) for item in self._ungathered]}
+        if isinstance(self.data_loader, HasState):
+            state["data"] = self.data_loader.state_dict()
+        if not comm.is_main_process():
+            state["buffers"] = _buffers(self.model)
+        return state
+
+    def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `rank_state_dict` gave in the process of this number."""
+        super().load_rank_state_dict(state_dict)
+        self._ungathered = [(iteration, values) for iteration, values in state_dict["ungathered"]]
+        self.model.load_state_dict(state_dict.get("buffers", {}), strict=False)
+        if "data" in state_dict and isinstance(self.data_loader, HasState):
+            self.data_loader.load_state_dict(state_dict["data"])
+            self._batches = None
+        else:
+            _warn_of_data_without_position()
+
+    def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what can be from a run with another number of processes: about the position in the data."""
+        super().share_out_rank_states(states)
+        positions = [state["data"] for state in states if "data" in state]
+        if positions and isinstance(self.data_loader, TrainingStream):
+            self.data_loader.move_to_share(positions)
+            self._batches = None
+        else:
+            _warn_of_data_without_position()
 
     @property
     def _data_loader_iter(self) -> Iterator[Any]:
@@ -369,6 +468,24 @@ class AMPTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):  # absent when the run so far was in full precision, empty for bfloat16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _without_empty(states: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    return {key: state for key, state in states if state}
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a model saves beside its parameters, such as statistics: DistributedDataParallel does not make it alike."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = model.state_dict().items()
+    return {name: value.cpu() for name, value in state if isinstance(value, Tensor) and name not in parameters}
+
+
+def _warn_of_data_without_position() -> None:
+    logger.warning(
+        "the position in the training data is not known: they are seen from the start again. Loaders of "
+        "build_detection_train_loader have one, unless over an IterableDataset"
+    )
 
 
 def call_all(functions: Iterable[Callable[[], Any]]) -> None:

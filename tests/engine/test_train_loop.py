@@ -224,7 +224,7 @@ def test_resumed_run_equals_the_undisturbed_one(trainer_class):
     second.train(10, 20)
 
     assert torch.equal(whole.model.fc.weight, second.model.fc.weight)
-    losses = [whole.storage.history("total_loss").values()[10:], second.storage.history("total_loss").values()]
+    losses = [t.storage.history("total_loss").values() for t in (whole, second)]
     assert losses[0] == losses[1]
     assert whole.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
 
@@ -243,7 +243,7 @@ class Stateful(HookBase):
 def test_hooks_of_one_class_keep_their_states_apart():
     first, second = Counting(), Counting()
     first.register_hooks([Stateful(1), hooks.IterationTimer(), Stateful(2)])
-    assert first.state_dict() == {"iteration": 0, "hooks": {"Stateful": {"n": 1}, "Stateful#2": {"n": 2}}}
+    assert first.state_dict()["hooks"] == {"Stateful": {"n": 1}, "Stateful#2": {"n": 2}}
     restored = [Stateful(), Stateful()]
     second.register_hooks(restored)
     second.load_state_dict(first.state_dict())

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng, torch_version
+from detkit.utils.env import (
+    random_state,
+    resolve_device,
+    reuse_freed_memory,
+    seed_all_rng,
+    set_random_state,
+    torch_version,
+)
 
 
 def test_seed_repeats_every_generator():
@@ -26,6 +33,19 @@ def test_no_seed_draws_one_and_gives_it():
 def test_seed_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"must lie in \[0, 2\*\*32\), got -2"):
         seed_all_rng(-2)
+
+
+@pytest.mark.parametrize("num_normal", [0, 1])  # of normal numbers, two are drawn at once, and one is kept
+def test_state_repeats_every_generator(num_normal):
+    def draws():
+        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()
+
+    for _ in range(num_normal):
+        random.gauss(0, 1), np.random.randn()
+    state = random_state()
+    expected = draws()
+    set_random_state(state)
+    assert draws() == expected
 
 
 def test_auto_gives_a_device_that_works():

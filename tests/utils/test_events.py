@@ -170,3 +170,46 @@ def test_progress_bar_is_silent_when_output_is_no_terminal(capsys):
 
 def test_peak_memory_is_plausible():
     assert 10 < peak_memory_mb() < 1e6
+
+
+def write_rows(path, iterations, writer=None):
+    writer = writer or JSONWriter(str(path))
+    with EventStorage() as storage:
+        for storage.iter in iterations:
+            storage.put_scalar("a", float(storage.iter), smoothing_hint=False)
+            writer.write()
+    return writer
+
+
+def test_rows_behind_a_position_are_taken_back(tmp_path):
+    path = tmp_path / "m.json"
+    state = write_rows(path, range(3)).state_dict()
+    write_rows(path, range(3, 5)).close()
+    with path.open("a") as file:
+        file.write('{"iteration": 5, "a"')  # what a kill leaves
+    resumed = JSONWriter(str(path))
+    resumed.load_state_dict(state)
+    assert [row["iteration"] for row in lines(path)] == [0, 1, 2]
+    write_rows(path, range(3, 6), resumed).close()
+    assert [row["iteration"] for row in lines(path)] == list(range(6))
+
+
+def test_position_of_rows_that_somebody_deleted_is_no_error(tmp_path):
+    resumed = JSONWriter(str(tmp_path / "m.json"))
+    resumed.load_state_dict({"last_write": 7})
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_storage_goes_on_with_the_values_of_its_medians():
+    with EventStorage() as first:
+        for first.iter in range(30):
+            first.put_scalar("loss", float(first.iter % 7))
+            first.put_scalar("lr", 0.5, smoothing_hint=False)
+        state = first.state_dict()
+        expected = first.latest_with_smoothing_hint()
+    with EventStorage(30) as second:
+        second.load_state_dict(state)
+        assert second.latest_with_smoothing_hint() == expected
+        assert [i for _, i in second.history("loss").values()] == list(range(10, 30))
+        with pytest.raises(ValueError, match="was put with smoothing_hint=False before"):
+            second.put_scalar("lr", 1.0)

@@ -104,4 +104,5 @@ class BestCheckpointer(HookBase):
         logger.info("%s is the best so far: %.5f at iteration %d", self._val_metric, metric, iteration)
         self.best_metric, self.best_iter = metric, iteration
         last_trained = min(self.trainer.iter, self.trainer.max_iter - 1)
-        self._checkpointer.save(self._file_prefix, tag_last=False, iteration=last_trained)
+        # The weights alone: scores are known to the main process only, and a state of the run needs all of them.
+        self._checkpointer.save(self._file_prefix, tag_last=False, checkpointables=[], iteration=last_trained)

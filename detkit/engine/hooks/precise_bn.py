@@ -41,8 +41,9 @@ class PreciseBN(HookBase):
             self.update_stats()
 
     def rank_state_dict(self) -> dict[str, Any]:
-        is_started = self._batches is not None and isinstance(self._data_loader, HasState)
-        return {"data": self._data_loader.state_dict()} if is_started else {}
+        if self._batches is None or not isinstance(self._data_loader, HasState):
+            return {}
+        return {"data": self._data_loader.state_dict()}
 
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
         if isinstance(self._data_loader, HasState):

@@ -1,0 +1,152 @@
+"""A run that was stopped anywhere and resumed ends where the undisturbed run ends, bit for bit."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.checkpoint import load_checkpoint_file
+from detkit.engine import DefaultTrainer, hooks
+from detkit.utils.env import seed_all_rng
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing that handles errors sees it."""
+
+
+class Noisy(DefaultTrainer):
+    """Draws random numbers in training and in evaluation, and can be killed at a place."""
+
+    killed_at: tuple[str, int] | None = None
+
+    def build_hooks(self):
+        def kill(place):
+            def hook(trainer):
+                if self.killed_at == (place, trainer.iter):
+                    raise Killed
+
+            return hook
+
+        found = list(super().build_hooks())
+        found.insert(0, hooks.CallbackHook(before_step=kill("before"), after_step=kill("after")))
+        return [*found, hooks.CallbackHook(after_step=kill("end"))]
+
+    def run_step(self):
+        noise = random.random() + torch.rand(1).item()
+        self.storage.put_scalar("noise", noise, smoothing_hint=False)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter += 1e-3 * torch.randn_like(parameter)
+        super().run_step()
+        if type(self).killed_at == ("step", self.iter):
+            raise Killed
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        results = super().test(cfg, model, evaluators)
+        if cls.killed_at == ("evaluation", None):
+            raise Killed
+        results["bbox"]["luck"] = torch.rand(1).item()
+        return results
+
+
+def run(cfg, *, resume=False, killed_at=None):
+    seed_all_rng(max(cfg.SEED, 0))
+    trainer = type("Run", (Noisy,), {"killed_at": killed_at})(cfg)
+    trainer.resume_or_load(resume=resume)
+    if killed_at is None:
+        return trainer, trainer.train()
+    with pytest.raises(Killed):
+        trainer.train()
+    return trainer, None
+
+
+def rows(cfg):
+    """What `metrics.json` holds, without times."""
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    timed = ("time", "data_time", "eta_seconds")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def outcome(cfg, trainer):
+    final = load_checkpoint_file(f"{cfg.OUTPUT_DIR}/model_final.pth")
+    losses = trainer.storage.history("total_loss").values()
+    optimizer = final["trainer"]["_trainer"]["optimizer"]["state"]
+    ranks = [final["trainer"]["ranks"], final["trainer"]["_trainer"]["ranks"]]
+    return final["model"], optimizer, ranks, losses, rows(cfg)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b or a != a != b != b
+
+
+@pytest.fixture
+def resumed_cfg(tiny_cfg, tmp_path, monkeypatch):
+    """Settings with an evaluation every two iterations, a checkpoint every two, a line each, momentum and grouping."""
+    monkeypatch.setattr("detkit.engine.default_trainer._WRITE_PERIOD", 1)
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    tiny_cfg.TEST.EVAL_PERIOD = 2
+    tiny_cfg.SOLVER.STEPS = (4,)
+    return tiny_cfg
+
+
+@pytest.mark.parametrize(
+    "killed_at",
+    [
+        [("before", 1)],
+        [("step", 2), ("before", 4)],
+        [("after", 3)],
+        [("end", 3), ("end", 5)],
+        [("evaluation", None), ("evaluation", None)],
+    ],
+    ids=lambda places: "-".join(f"{name}{number or ''}" for name, number in places),
+)
+def test_resumed_run_equals_the_undisturbed_one(resumed_cfg, tmp_path, killed_at):
+    expected = outcome(resumed_cfg, run(resumed_cfg)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    for k, place in enumerate(killed_at):
+        run(resumed_cfg, resume=k > 0, killed_at=place)
+    assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+def test_run_without_a_seed_of_its_own_keeps_the_one_it_drew(resumed_cfg, tmp_path, monkeypatch):
+    resumed_cfg.SEED = -1
+    expected = outcome(resumed_cfg, run(resumed_cfg)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    run(resumed_cfg, killed_at=("after", 3))
+    monkeypatch.setattr("detkit.utils.comm.shared_random_seed", lambda: 99)
+    assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+def test_batches_for_precise_statistics_go_on_too(resumed_cfg, tmp_path):
+    resumed_cfg.TEST.PRECISE_BN.ENABLED = True
+    resumed_cfg.TEST.PRECISE_BN.NUM_ITER = 2
+    expected = outcome(resumed_cfg, run(resumed_cfg)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    run(resumed_cfg, killed_at=("end", 2))
+    assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+def test_longer_run_goes_on_from_a_finished_one(resumed_cfg, tmp_path):
+    run(resumed_cfg)
+    resumed_cfg.SOLVER.MAX_ITER = 8
+    longer = outcome(resumed_cfg, run(resumed_cfg, resume=True)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    assert same(longer, outcome(resumed_cfg, run(resumed_cfg)[0]))
+
+
+def test_checkpoint_without_positions_says_so(resumed_cfg, caplog):
+    trainer, _ = run(resumed_cfg)
+    state = trainer.state_dict()
+    del state["ranks"], state["_trainer"]["ranks"]
+    DefaultTrainer(resumed_cfg).load_state_dict(state)
+    assert "the checkpoint has the states of 0 processes, this run has 1" in caplog.text
+    assert "the position in the training data is not known" in caplog.text
