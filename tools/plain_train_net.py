@@ -1,8 +1,8 @@
 """Training written out: what `DefaultTrainer` does, as one loop without trainer and hooks.
 
-For those who want to see every step, or to change one that no hook reaches. It leaves out mixed precision, precise
-batch norm and pictures; settings, data, model, schedule, checkpoints and results are the same as with
-`tools/train_net.py`.
+For those who want to see every step, or to change one that no hook reaches. It leaves out what a config may ask for
+beyond that: mixed precision, accumulation of gradients, precise batch norm, pictures. Settings, data, model, schedule,
+checkpoints and results are the same as with `tools/train_net.py`.
 
     python tools/plain_train_net.py --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
 """

@@ -529,7 +529,21 @@ _key(
     choices=("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
 )
 _key("SOLVER.MAX_ITER", 40000, "Training iterations.", minimum=1)
-_key("SOLVER.IMS_PER_BATCH", 16, "Images per iteration, over all processes.", minimum=1)
+_key(
+    "SOLVER.IMS_PER_BATCH",
+    16,
+    "Images per pass, over all processes; an iteration is SOLVER.ACCUM_STEPS passes.",
+    minimum=1,
+)
+_key(
+    "SOLVER.ACCUM_STEPS",
+    1,
+    (
+        "detkit: passes per iteration, the gradients of which are averaged: an effective batch of ACCUM_STEPS * "
+        "IMS_PER_BATCH images. MAX_ITER, STEPS and periods count iterations."
+    ),
+    minimum=1,
+)
 _key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
 _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.", minimum=0)
 _key(
@@ -598,6 +612,12 @@ _key(
 _key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "Largest absolute value, or largest norm.", minimum=0)
 _key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "Which norm.", minimum=0)
 _key("SOLVER.AMP.ENABLED", False, "Mixed precision: convolutions and matrix products in half precision.")
+_key(
+    "SOLVER.AMP.DTYPE",
+    "auto",
+    "detkit: bf16; fp16 with loss scaling, on CUDA only; auto: fp16 on CUDA, as in Detectron2, and bf16 elsewhere.",
+    choices=("auto", "bf16", "fp16"),
+)
 
 # --- Test -------------------------------------------------------------------------------------------------------------
 _key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -44,6 +45,7 @@ from detkit.utils.logger import setup_logger
 logger = logging.getLogger(__name__)
 
 _WRITE_PERIOD = 20
+_PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What a checkpoint says about the classes of its model.
 _CLASS_METADATA = (
     "thing_classes",
@@ -86,10 +88,7 @@ class DefaultTrainer(TrainerBase):
         cfg = _with_class_counts(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        # Metrics of several processes are gathered as often as they are written, in one message.
-        gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
-        self._trainer = trainer_class(create_ddp_model(model), data_loader, optimizer, gather_period)
+        self._trainer = _build_loop(cfg, create_ddp_model(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         logger.info("modules:\n%s", format_module_table(module_rows(model, optimizer)))
         this = weakref.proxy(self)
@@ -349,6 +348,24 @@ class DefaultTrainer(TrainerBase):
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),
         )
+
+
+def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: Optimizer) -> SimpleTrainer:
+    """Give the trainer of the steps, in the precision asked for."""
+    per_pass, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS
+    logger.info(
+        "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over %d processes)",
+        per_pass * passes,
+        passes,
+        per_pass,
+        comm.get_world_size(),
+    )
+    # Metrics of several processes are gathered as often as they are written, in one message.
+    gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer, gather_period, accum_steps=passes)
+    precision = _PRECISIONS[cfg.SOLVER.AMP.DTYPE]
+    return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, accum_steps=passes)
 
 
 def _with_class_counts(cfg: CfgNode) -> CfgNode:

@@ -5,7 +5,8 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from contextlib import nullcontext
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -250,6 +251,7 @@ class SimpleTrainer(TrainerBase):
         data_loader: Iterable[Any],
         optimizer: Optimizer,
         gather_metric_period: int = 1,
+        accum_steps: int = 1,
     ) -> None:
         """Keep the parts and set the model to training mode.
 
@@ -259,11 +261,14 @@ class SimpleTrainer(TrainerBase):
             optimizer: Steps once per iteration.
             gather_metric_period: Iterations between two gatherings of the metrics of all processes. Each iteration's
                 values are filed under its own number; until gathered, they are not in the storage.
+            accum_steps: Batches per iteration. Their gradients are averaged, as those of as many processes would be.
 
         Raises:
-            ValueError: The period is below 1.
+            ValueError: The period, or the number of batches, is below 1.
         """
         super().__init__()
+        if accum_steps < 1:
+            raise ValueError(f"SOLVER.ACCUM_STEPS must be at least 1, got {accum_steps}")
         if gather_metric_period < 1:
             raise ValueError(f"gather_metric_period must be at least 1, got {gather_metric_period}")
         model.train()
@@ -271,6 +276,7 @@ class SimpleTrainer(TrainerBase):
         self.data_loader = data_loader
         self.optimizer = optimizer
         self.gather_metric_period = gather_metric_period
+        self.accum_steps = accum_steps
         self._batches: Iterator[Any] | None = None
         self._ungathered: list[tuple[int, dict[str, float]]] = []
         self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
@@ -286,20 +292,28 @@ class SimpleTrainer(TrainerBase):
             raise RuntimeError(
                 f"{type(self.model).__name__} is in eval mode; some hook did not set it back to training"
             )
-        batch, data_time = self._next_batch()
-        losses = self.compute_losses(batch)
-        total = sum_losses(losses)
-        copied = _HostCopy(losses)
         self.optimizer.zero_grad()
-        self.backward(total)
-        self._require_whole_graph()
+        parts = [self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)]
         self.after_backward()
         # The copy was queued before the backward pass: waiting for it here, with all of the backward pass queued behind
         # it, leaves the device busy. `.item()` at this place would wait for the backward pass, too.
-        values = copied.values()
-        _require_finite(values, self.iter, batch)
-        self._write_metrics(values, data_time)
+        values = [part.losses.values() for part in parts]
+        for of_batch, part in zip(values, parts, strict=True):
+            _require_finite(of_batch, self.iter, part.batch)
+        self._write_metrics(_mean_by_name(values), sum(part.data_time for part in parts))
         self.step_optimizer()
+
+    def _add_gradients(self, *, is_last: bool) -> "_Part":
+        """Take a batch, and add its share to the gradients; processes exchange them with the last one only."""
+        batch, data_time = self._next_batch()
+        model = self.model
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
+            losses = self.compute_losses(batch)
+            total = sum_losses(losses) / self.accum_steps
+            copied = _HostCopy(losses)
+            self.backward(total)
+        self._require_whole_graph()
+        return _Part(batch, copied, data_time)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Give the model's losses of a batch by name."""
@@ -430,6 +444,7 @@ class AMPTrainer(SimpleTrainer):
         gather_metric_period: int = 1,
         grad_scaler: torch.amp.GradScaler | None = None,
         precision: torch.dtype | None = None,
+        accum_steps: int = 1,
     ) -> None:
         """Keep the parts.
 
@@ -440,10 +455,18 @@ class AMPTrainer(SimpleTrainer):
             gather_metric_period: As in `SimpleTrainer`.
             grad_scaler: Scales the loss; None takes torch's, which is idle but for float16.
             precision: Type of convolutions and matrix products; None takes float16 on CUDA and bfloat16 elsewhere.
+            accum_steps: As in `SimpleTrainer`.
+
+        Raises:
+            ValueError: float16 where there is no CUDA: gradients in it need what only GPUs do fast and in full.
         """
-        super().__init__(model, data_loader, optimizer, gather_metric_period)
+        super().__init__(model, data_loader, optimizer, gather_metric_period, accum_steps)
         self.device_type = next(model.parameters()).device.type
         self.precision = precision or (torch.float16 if self.device_type == "cuda" else torch.bfloat16)
+        if self.precision == torch.float16 and self.device_type != "cuda":
+            raise ValueError(
+                f"SOLVER.AMP.DTYPE fp16 needs MODEL.DEVICE cuda, the model is on {self.device_type}: use bf16 there"
+            )
         # bfloat16 has the range of float32: there is nothing to scale.
         self.grad_scaler = grad_scaler or torch.amp.GradScaler(
             self.device_type, enabled=self.precision == torch.float16
@@ -513,6 +536,14 @@ def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise ValueError(f"loss {name!r} must be a scalar tensor, got {_described(loss)}")
     return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+class _Part(NamedTuple):
+    """One of the batches of an iteration."""
+
+    batch: Any
+    losses: "_HostCopy"
+    data_time: float
 
 
 class _HostCopy:

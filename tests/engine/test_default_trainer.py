@@ -265,6 +265,13 @@ def reference_cfg(tiny_cfg):
     return tiny_cfg
 
 
+def test_scaling_leaves_the_passes_per_iteration(reference_cfg):
+    reference_cfg.SOLVER.ACCUM_STEPS = 4
+    cfg = scaled(reference_cfg, 8, 2)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS, cfg.SOLVER.BASE_LR) == (4, 4, 0.025)
+    assert cfg.SOLVER.MAX_ITER == 20000
+
+
 def test_settings_follow_the_number_of_processes(reference_cfg):
     reference_cfg.freeze()
     reference_cfg.defrost()
