@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from detkit.checkpoint.safe_load import CheckpointError
 
-_CONV = re.compile(r"(.*\bres[2-5])\.(\d+)\.conv(\d)\.weight")
+# Of detkit's ResNets, and of those that a model takes from torchvision or timm.
+_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
 
 
 def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> None:
@@ -23,18 +24,19 @@ def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> 
     """
     if difference := depth_difference(names, model_names):
         raise CheckpointError(
-            f"{path} holds weights of a ResNet of another depth: {difference}. Set MODEL.RESNETS.DEPTH to theirs, or "
-            "choose other weights."
+            f"{path} holds weights of a ResNet of another depth: {difference}. Set MODEL.RESNETS.DEPTH (or the name in "
+            "MODEL.TORCHVISION, MODEL.TIMM) to theirs, or choose other weights."
         )
 
 
 def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
     """Say how the depths differ, in words; empty if they do not, or if there are no two ResNets to compare."""
     in_file, in_model = _stages(names), _stages(model_names)
-    for stage in in_model:
-        if stage in in_file and in_file[stage] != in_model[stage]:
-            blocks, convs = in_file[stage]
-            blocks_in_model, convs_in_model = in_model[stage]
+    for stage, (blocks_in_model, convs_in_model) in in_model.items():
+        # Blocks that the model has no place for keep the file's shorter name: res4.6 beside backbone.res4.0.
+        found = [in_file[name] for name in in_file if f".{stage}".endswith(f".{name}")]
+        blocks, convs = max((n for n, _ in found), default=0), max((n for _, n in found), default=0)
+        if found and (blocks, convs) != (blocks_in_model, convs_in_model):
             return (
                 f"{stage} has {blocks} blocks of {convs} convolutions in the file, {blocks_in_model} of "
                 f"{convs_in_model} in the model"

@@ -108,6 +108,13 @@ def test_weights_of_another_depth_are_an_error(file, model, tmp_path):
         DetectionCheckpointer(detkit_resnet(model)).load(path)
 
 
+def test_weights_of_another_depth_are_an_error_below_a_pyramid_too(tmp_path):
+    path = saved(random_torchvision_model("resnet34"), tmp_path)
+    model = torch.nn.ModuleDict({"bottom_up": detkit_resnet(18)})
+    with pytest.raises(CheckpointError, match="another depth: bottom_up.res2 has 3 blocks of 2 .* in the file, 2 of 2"):
+        DetectionCheckpointer(model).load(path)
+
+
 def detector_weights(num_classes=4, anchors=3):
     """A few tensors of a detector, each row with its number; with the names of the files that torchvision publishes."""
 
