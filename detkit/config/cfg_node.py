@@ -26,6 +26,8 @@ PACKAGED_PREFIX = "detkit://"
 # The paths inside these lists of mappings are relative to the file that says them.
 _PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split", "labels", "segments", "instances")}
 _SCALARS = (int, float, str, bool, type(None))
+# Bases that name a base twice, which names another twice, ... stand for 2^n files.
+_MAX_FILES = 100
 
 
 class ConfigKeyError(KeyError):
@@ -232,6 +234,8 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
     if path in below:
         circle = " -> ".join(str(p) for p in (*below[below.index(path) :], path))
         raise ValueError(f"{BASE_KEY} goes in a circle: {circle}")
+    if len(below) >= _MAX_FILES:
+        raise ValueError(f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}")
     try:
         file = load_yaml(path)
     except FileNotFoundError as error:
@@ -241,7 +245,11 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}")
-    merged = [f for base in bases for f in _with_bases(_resolve(base, path.parent), (*below, path))]
+    merged: list[YamlFile] = []
+    for base in bases:
+        merged += _with_bases(_resolve(base, path.parent), (*below, path))
+        if len(merged) >= _MAX_FILES:
+            raise ValueError(f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed")
     return [*merged, file]
 
 

@@ -19,6 +19,9 @@ _PLAIN_TAGS = {
 }
 # Aliases let a short file stand for a huge tree ("billion laughs"). No config comes near this many values.
 _MAX_NODES = 100_000
+# libyaml's composer recurses in C, where a deep file would end the process; ours recurses in Python.
+_MAX_DEPTH = 64
+_MAX_BYTES = 2**22
 _MAX_STEPS = 10_000
 _MAX_NUMBER = 1e18
 
@@ -46,20 +49,20 @@ def load_yaml(path: Path) -> YamlFile:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not YAML, has a tag that is refused, a key twice, or a key that is no string.
+        ValueError: It is not YAML, too large or too deeply nested, has a tag that is refused, a key twice, or a key
+            that is no string.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"no config file {path}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a YAML text file: {error}") from error
     try:
+        _require_modest(text, path)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be a config") from None
     file = YamlFile(path, {})
     if root is None:
         return file
@@ -67,6 +70,27 @@ def load_yaml(path: Path) -> YamlFile:
         raise ValueError(f"{path} must hold a mapping of config keys at its top level")
     file.tree = _Builder(file).mapping(root, "")
     return file
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: this is no config")
+    return data.decode("utf-8-sig")
+
+
+def _require_modest(text: str, path: Path) -> None:
+    """Look at the stream of events, which takes no memory, before a tree is built of it."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH or count > 2 * _MAX_NODES:
+            too = f"nested more than {_MAX_DEPTH} deep" if depth > _MAX_DEPTH else f"more than {_MAX_NODES} values"
+            raise ValueError(f"{path}:{event.start_mark.line + 1}: {too}: this is no config")
 
 
 class _Builder:
@@ -108,7 +132,8 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._scalars.construct_object(node)
-            except (yaml.YAMLError, ValueError) as error:
+            except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+                # PyYAML takes apart what a tag such as !!bool or !!timestamp stands before, without a look at it.
                 raise ValueError(f"{where}: {full_key} has an unreadable value {node.value!r}: {error}") from error
         if id(node) in self._open:
             raise ValueError(f"{where}: {full_key} contains itself through an alias")

@@ -65,6 +65,21 @@ def test_circle_of_bases_is_named(cfg, tmp_path):
         cfg.merge_from_file(path)
 
 
+def test_bases_that_multiply_are_refused(cfg, tmp_path):
+    write(tmp_path, "0.yaml", "SEED: 1\n")
+    for i in range(1, 40):
+        path = write(tmp_path, f"{i}.yaml", f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\n")
+    with pytest.raises(ValueError, match=r"\.yaml stands for more than 100 files once _BASE_ is followed"):
+        cfg.merge_from_file(path)
+
+
+def test_endless_bases_are_refused(cfg, tmp_path):
+    for i in range(101):
+        path = write(tmp_path, f"{i}.yaml", f"_BASE_: {i - 1}.yaml\n")
+    with pytest.raises(ValueError, match=r"100\.yaml has more than 100 files below each other as _BASE_"):
+        cfg.merge_from_file(path)
+
+
 def test_missing_file_is_named(cfg):
     with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere\.yaml"):
         cfg.merge_from_file("nowhere.yaml")
