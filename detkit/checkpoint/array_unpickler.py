@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detkit.checkpoint.declared_sizes import require_modest_memo
+
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -30,12 +32,13 @@ class UnsafePickleError(pickle.UnpicklingError):
 def load_array_pickle(file: IO[bytes]) -> Any:
     """Read a pickle whose arrays become CPU tensors, whose NumPy scalars become numbers, and which runs nothing.
 
-    Text of Python 2 pickles is read as latin1, which keeps the bytes of their arrays.
+    Text of Python 2 pickles is read as latin1, which keeps the bytes of their arrays. The file must allow `seek`.
 
     Raises:
         UnsafePickleError: The pickle asks for anything but arrays and containers.
         Exception: Whatever a broken pickle provokes; nothing of it has been run.
     """
+    require_modest_memo(file)
     return _Plain().convert(_ArrayUnpickler(file, encoding="latin1").load())
 
 

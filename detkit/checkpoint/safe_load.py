@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
+from detkit.checkpoint.declared_sizes import require_stored_zip, tensor_problem
 from detkit.utils.download import is_offline
 from detkit.utils.file_io import PathManager
 
@@ -86,6 +87,8 @@ def _read(local: Path, path: str) -> Any:
             raise CheckpointError(f"{path} is empty")
         if local.suffix == ".safetensors":
             return _read_safetensors(local, path)
+        if head.startswith(_ZIP):
+            require_stored_zip(file)
         if head.startswith((_ZIP, _LEGACY_TORCH)):
             return torch.load(file, map_location="cpu", weights_only=True)
         if head.startswith(_PICKLE):
@@ -102,7 +105,11 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
         weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         metadata = (file.metadata() or {}).get("detkit")
     # The format keeps text beside the tensors: what detkit wrote there is JSON.
-    return weights if metadata is None else {"model": weights, "metadata": json.loads(metadata)}
+    if metadata is None:
+        return weights
+    if not isinstance(parsed := json.loads(metadata), dict):
+        raise CheckpointError(f"{path} must hold a JSON object under its metadata 'detkit', holds {parsed!r:.80}")
+    return {"model": weights, "metadata": parsed}
 
 
 def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
@@ -128,6 +135,9 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
         # Modules may keep anything under `_extra_state` (torch.nn.Module.get_extra_state).
         if not isinstance(name, str) or not (isinstance(value, Tensor) or name.endswith("_extra_state")):
             raise CheckpointError(f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor")
+        problem = tensor_problem(value) if isinstance(value, Tensor) else ""
+        if problem:
+            raise CheckpointError(f"{path} is not a checkpoint: {name!r} is {problem}")
     return weights
 
 
