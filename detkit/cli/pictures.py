@@ -32,6 +32,7 @@ def write_pictures(
             with inference_context(model), torch.no_grad():
                 output = model([mapper(record)])[0]
             path = folder / f"{name}_{Path(record['file_name']).stem}.jpg"
-            draw_truth_and_prediction(record, output, MetadataCatalog.get(name), min_score).save(path)
+            metadata, max_pixels = MetadataCatalog.get(name), cfg.INPUT.MAX_IMAGE_PIXELS
+            draw_truth_and_prediction(record, output, metadata, min_score, max_pixels).save(path)
             written.append(path)
     return written

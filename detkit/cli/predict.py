@@ -27,7 +27,8 @@ from detkit.config import CfgNode, get_cfg
 from detkit.engine import DefaultPredictor
 from detkit.model_zoo import find_config
 from detkit.structures import ModelOutput
-from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image
+from detkit.utils.image import convert_image_to_rgb, read_image
+from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
 from detkit.visualization import ColorMode, Visualizer, readable_scale
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     unreadable: list[str] = []
     for path, picture in zip(inputs, _picture_names(inputs), strict=True):
         try:
-            image = read_image(str(path), image_format)
+            image = read_image(str(path), image_format, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
         except (BadImageError, OSError) as error:
             logger.error("%s", message_of(error))
             unreadable.append(str(path))

@@ -422,6 +422,15 @@ _key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against backgr
 # --- Input ------------------------------------------------------------------------------------------------------------
 _key("INPUT.FORMAT", "BGR", "Channel order of the images that the model sees.", choices=("BGR", "RGB", "L"))
 _key(
+    "INPUT.MAX_IMAGE_PIXELS",
+    178_956_970,
+    (
+        "detkit: images and label maps whose header claims more pixels are refused before they are decoded. As RGB, "
+        "178,956,970 pixels, Pillow's own limit, are half a gigabyte."
+    ),
+    minimum=1,
+)
+_key(
     "INPUT.MIN_SIZE_TRAIN",
     (800,),
     "Length of the shortest side in training, in pixels; several to draw from.",

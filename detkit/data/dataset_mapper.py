@@ -34,6 +34,7 @@ from detkit.data.mask_annotations import MASK_FORMATS, masks_of
 from detkit.data.proposals import transformed_proposals
 from detkit.structures import AnnotationRecord, BitMasks, ImageRecord, Instances, Keypoints, ModelInput, PolygonMasks
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
+from detkit.utils.image_file import MAX_IMAGE_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class DatasetMapper:
         *,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "BGR",
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         memory_format: torch.memory_format = torch.contiguous_format,
         use_instance_mask: bool = False,
         instance_mask_format: str = "polygon",
@@ -68,6 +70,7 @@ class DatasetMapper:
             is_train: Whether annotations become ground truth; otherwise they are left out.
             augmentations: Applied in this order.
             image_format: As in `read_image`.
+            max_image_pixels: As `max_pixels` there, of images and label maps.
             memory_format: As in `image_to_tensor`.
             use_instance_mask: Whether to give `gt_masks`; every object needs a mask then.
             instance_mask_format: As in `masks_of`.
@@ -101,6 +104,7 @@ class DatasetMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.max_image_pixels = max_image_pixels
         self.memory_format = memory_format
         logger.info("augmentations in %s: %s", "training" if is_train else "testing", list(augmentations))
 
@@ -117,6 +121,7 @@ class DatasetMapper:
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
+            "max_image_pixels": cfg.INPUT.MAX_IMAGE_PIXELS,
             "memory_format": torch.channels_last if is_interleaved else torch.contiguous_format,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
@@ -147,11 +152,13 @@ class DatasetMapper:
         record = cast(ImageRecord, dict(dataset_dict))
         annotations = record.pop("annotations", None)
         sem_seg_file = record.pop("sem_seg_file_name", None)
-        image = read_image(record["file_name"], format=self.image_format)
+        image = read_image(record["file_name"], format=self.image_format, max_pixels=self.max_image_pixels)
         check_image_size(record, image)
         objects = [annotation for annotation in annotations or [] if annotation.get("iscrowd", 0) == 0]
         objects = objects if self.is_train else []
-        sem_seg = read_label_map(sem_seg_file) if self.is_train and sem_seg_file else None
+        sem_seg = None
+        if self.is_train and sem_seg_file:
+            sem_seg = read_label_map(sem_seg_file, max_pixels=self.max_image_pixels)
         if sem_seg is not None and sem_seg.shape != image.shape[:2]:
             raise SizeMismatchError(
                 f"label map {sem_seg_file} is {_size(sem_seg)} (width x height), its image {record['file_name']} is "

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from detkit.data.samplers import Draw
-from detkit.utils.image import BadImageError
+from detkit.utils.image_file import BadImageError
 
 logger = logging.getLogger(__name__)
 

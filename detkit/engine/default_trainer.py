@@ -347,6 +347,7 @@ class DefaultTrainer(TrainerBase):
             DatasetMapper(cfg, is_train=False),
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),
+            max_image_pixels=cfg.INPUT.MAX_IMAGE_PIXELS,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detkit.evaluation.lvis_evaluation import LVISEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
+from detkit.utils.image import read_label_map
 from detkit.utils.near_miss import did_you_mean
 
 
@@ -94,7 +96,12 @@ def _pascal_voc(request: _Request) -> DatasetEvaluator:
 
 
 def _sem_seg(request: _Request) -> DatasetEvaluator:
-    return SemSegEvaluator(request.dataset_name, output_dir=request.output_dir, records=request.records)
+    return SemSegEvaluator(
+        request.dataset_name,
+        output_dir=request.output_dir,
+        sem_seg_loading_fn=functools.partial(read_label_map, max_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS),
+        records=request.records,
+    )
 
 
 def _coco_panoptic(request: _Request) -> DatasetEvaluator:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detkit.data.datasets.coco import read_json, section
+from detkit.data.datasets.data_folder import DataFolder
 from detkit.evaluation.panoptic_quality import Segment
 from detkit.structures import ImageRecord
-from detkit.utils.file_io import PathManager
 
 
 class PanopticCategories:
@@ -143,12 +142,12 @@ def _truth_of_entry(
         Segment(s["id"], categories.number_of_dataset_id(s["category_id"], where), bool(s.get("iscrowd")))
         for s in entry["segments_info"]
     ]
-    return PanopticTruth(str(Path(metadata.panoptic_root) / entry["file_name"]), segments)
+    folder = DataFolder(str(metadata.panoptic_root), metadata.panoptic_json)
+    return PanopticTruth(folder.path_of(entry["file_name"]), segments)
 
 
 def _read_entries(json_file: str) -> dict[int | str, Mapping[str, Any]]:
-    with PathManager.open(json_file) as file:
-        annotations: Sequence[Mapping[str, Any]] = json.load(file)["annotations"]
+    annotations = section(read_json(json_file), "annotations", json_file)
     return {annotation["image_id"]: annotation for annotation in annotations}
 
 

@@ -4,9 +4,8 @@ Legend: H and W height and width of the upright image, C channels.
 """
 
 import contextlib
-import io
 import logging
-import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from detkit.utils.file_io import PathManager
+from detkit.utils.image_file import MAX_IMAGE_PIXELS, BadImageError, jpeg_size, opened_image, require_pixels
 from detkit.utils.near_miss import did_you_mean
 
 with contextlib.suppress(ImportError):
@@ -32,19 +32,13 @@ _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: grey stays grey, CMYK 
 _JPEG_MARK = b"\xff\xd8\xff"
 _EXIF_MARK = b"Exif\x00\x00"
 _EXIF_ORIENTATION = 0x0112
-# What PIL raises on files that are damaged or not images; which one depends on the format and on where the damage is.
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
-
-
-class BadImageError(ValueError):
-    """An image file that cannot be used; the message names it."""
 
 
 class SizeMismatchError(BadImageError):
     """An image whose size is not the one that its record gives."""
 
 
-def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
+def read_image(file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """Give an image file as an array, upright, whatever the EXIF orientation says about how it is stored.
 
     Palettes are looked up, transparency is dropped, CMYK is converted, and 16-bit grey keeps its upper 8 bits, so that
@@ -53,6 +47,7 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
     Args:
         file_name: Path or anything else that `PathManager` opens.
         format: One of `IMAGE_FORMATS`.
+        max_pixels: Most pixels that it may have: INPUT.MAX_IMAGE_PIXELS.
 
     Returns:
         (H, W, C) uint8; C is 1 for "L". It may be a view with negative strides, as in Detectron2:
@@ -60,7 +55,7 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadImageError: The file is empty, truncated, or no image.
+        BadImageError: The file is empty, truncated, no image, or claims more pixels.
         ValueError: An unknown format.
     """
     if format not in IMAGE_FORMATS:
@@ -69,33 +64,30 @@ def read_image(file_name: str, format: str = "BGR") -> np.ndarray:
             f"{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
     data = _read_bytes(file_name)
-    pixels = _decode_jpeg(data, format)
+    size = jpeg_size(data) if data.startswith(_JPEG_MARK) else None
+    if size is not None:
+        require_pixels(size, file_name, max_pixels)
+    pixels = _decode_jpeg(data, format) if size is not None else None
     if pixels is not None and not _jpeg_has_exif(data):
         return pixels
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = _orientation(image)
-            if pixels is None:
-                pixels = _decode_with_pil(image, format)
-    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:
-        raise _unreadable(file_name, data, error) from error
+    with opened_image(data, file_name, max_pixels) as image:
+        orientation = _orientation(image)
+        if pixels is None:
+            pixels = _decode_with_pil(image, format)
     return _upright(pixels, orientation)
 
 
-def read_label_map(file_name: str) -> np.ndarray:
+def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """Give a png of labels as an array (H, W) of integers, exactly as stored: of a palette, the numbers, not colours.
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadImageError: The file is empty, truncated, no image, or has several channels.
+        BadImageError: The file is empty, truncated, no image, has several channels, or claims more than `max_pixels`.
     """
     data = _read_bytes(file_name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            labels = np.array(image)
-    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:
-        raise _unreadable(file_name, data, error) from error
+    with opened_image(data, file_name, max_pixels) as image:
+        image.load()
+        labels = np.array(image)
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise BadImageError(
             f"label map {file_name} must hold one integer per pixel; it is an image of mode {image.mode}, shape "
@@ -111,13 +103,10 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         FileNotFoundError: There is no such file.
         BadImageError: The file is empty or no image.
     """
-    data = _read_bytes(file_name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
-    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:
-        raise _unreadable(file_name, data, error) from error
+    # However many pixels it claims: nothing is decoded.
+    with opened_image(_read_bytes(file_name), file_name, sys.maxsize) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
@@ -141,14 +130,6 @@ def _read_bytes(file_name: str) -> bytes:
     return data
 
 
-def _unreadable(file_name: str, data: bytes, error: Exception) -> BadImageError:
-    if len(data) == 0:
-        return BadImageError(f"image file {file_name} is empty (0 bytes)")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return BadImageError(f"{file_name} is not an image that can be read: its {len(data)} bytes start {data[:12]!r}")
-    return BadImageError(f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}")
-
-
 def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     """Decode with libjpeg-turbo through torchvision, not yet upright, or give None where PIL has to do it.
 
@@ -156,7 +137,7 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     torchvision takes 1.0 ms for 640x480 where PIL takes 1.6, since PIL copies the pixels twice. CMYK files stay with
     PIL, which knows Adobe's inverted inks, and grey output too: there PIL weighs the colours after decoding.
     """
-    if _decode_jpeg_operator is None or format not in ("RGB", "BGR") or not data.startswith(_JPEG_MARK):
+    if _decode_jpeg_operator is None or format not in ("RGB", "BGR"):
         return None
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

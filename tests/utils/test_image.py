@@ -2,12 +2,15 @@
 
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.utils.image import BadImageError, convert_image_to_rgb, read_image, read_image_size, read_label_map
+from detkit.utils.image import convert_image_to_rgb, read_image, read_image_size, read_label_map
+from detkit.utils.image_file import BadImageError, jpeg_size
 
 EXIF_ORIENTATION = 0x0112
 
@@ -198,6 +201,78 @@ def test_floating_point_image_is_refused_with_advice(tmp_path):
 def test_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT.*BGR, RGB, L.*got 'RGBX'.*Did you mean"):
         read_image(str(tmp_path / "a.png"), "RGBX")
+
+
+# --- images that claim more pixels than they should ---
+
+
+def png_of_size(height, width):
+    """A header and a little data, of a picture that would take gigabytes."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+
+
+def jpeg_of_size(height, width):
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "pil"])
+@pytest.mark.parametrize("make", [png_of_size, jpeg_of_size])
+def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make, decoder):
+    def decode(*_):
+        raise AssertionError("decoded")
+
+    if decoder == "pil":
+        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", None)
+    else:
+        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", decode)
+    monkeypatch.setattr("detkit.utils.image._decode_with_pil", decode)
+    path = tmp_path / "bomb.img"
+    path.write_bytes(make(60000, 50000))
+    for read in (read_image, read_label_map):
+        with pytest.raises(
+            BadImageError, match=r"bomb\.img claims to be 50000x60000 .* 178956970 pixels .*INPUT\.MAX_IMAGE_PIXELS"
+        ):
+            read(str(path))
+    assert read_image_size(str(path)) == (60000, 50000)  # which decodes nothing
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tiff"])
+def test_limit_is_that_of_the_caller(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", picture(24, 32))
+    assert read_image(path, max_pixels=24 * 32).shape == (24, 32, 3)
+    with pytest.raises(BadImageError, match=r"more than the 767 pixels"):
+        read_image(path, max_pixels=24 * 32 - 1)
+
+
+def test_limit_of_pillow_neither_applies_nor_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = write(tmp_path / "a.png", picture())
+    assert read_image(path).shape == (24, 32, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_jpeg_whose_segments_lie_about_their_length_goes_to_pil(tmp_path):
+    data = jpeg_of_size(24, 32)
+    assert jpeg_size(data) == (32, 24)
+    for broken in (data[:2] + b"junk" + data[2:], data[:2] + b"\xff\xe0\xff\xff" + data[2:], data[:15], data[:3]):
+        assert jpeg_size(broken) is None
+
+
+def test_formats_that_start_programs_are_not_opened(tmp_path, monkeypatch):
+    # Pillow hands an EPS file to Ghostscript.
+    monkeypatch.setattr("subprocess.Popen", None)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(BadImageError, match=r"a\.jpg is not an image that can be read"):
+        read_image(str(path))
 
 
 # --- label maps ---

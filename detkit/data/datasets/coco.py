@@ -16,12 +16,12 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, cast
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.builtin_meta import Color, left_right_pairs
 from detkit.data.datasets.coco_annotations import AnnotationReader
+from detkit.data.datasets.data_folder import DataFolder
 from detkit.structures import AnnotationRecord, ImageRecord
 from detkit.utils.colormap import class_colors
 from detkit.utils.file_io import PathManager
@@ -143,7 +143,7 @@ def records_of_content(
         logger.info("%s has no annotations: its images can be predicted on only", json_file)
     per_image = _annotations_per_image(annotations or [], images, categories, json_file)
     keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
-    folder = _ImageFolder(image_root, json_file)
+    folder = DataFolder(image_root, json_file)
     reader = AnnotationReader(json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons)
     records = [
         _image_record(images[image_id], folder, reader.records(images[image_id], per_image[image_id]), image_keys)
@@ -175,7 +175,7 @@ def read_json(json_file: str) -> dict[str, Any]:
             content = json.load(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a bare ValueError
         raise ValueError(f"annotation file {json_file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -262,39 +262,15 @@ def _require_known(
         )
 
 
-class _ImageFolder:
-    """The folder that image names are relative to; a name that leads out of it is refused."""
-
-    def __init__(self, root: str, json_file: str) -> None:
-        self.root = root
-        self.json_file = json_file
-        self._normal_root = os.path.normpath(root)
-
-    def path_of(self, name: str) -> str:
-        # Nearly all names are plain, and the careful look takes more than a second for a hundred thousand of them.
-        suspicious = ".." in name or name.startswith("/") or "\\" in name or ":" in name
-        if suspicious and not self._contains(name):
-            raise ValueError(
-                f"{self.json_file} names the image {name!r}, which lies outside of the image folder {self.root!r}. "
-                "Give a folder that holds all images ('/' where the names are absolute paths)."
-            )
-        return os.path.join(self.root, name)  # noqa: PTH118 - the root may be an address such as s3://
-
-    def _contains(self, name: str) -> bool:
-        path = os.path.normpath(os.path.join(self._normal_root, name))  # noqa: PTH118 - must not resolve symlinks
-        leaves_current = self._normal_root == "." and PurePath(path).parts[:1] == ("..",)
-        return PurePath(path).is_relative_to(self._normal_root) and not leaves_current
-
-
 def _image_record(
-    image: dict[str, Any], folder: _ImageFolder, annotations: list[AnnotationRecord], keys: Sequence[str]
+    image: dict[str, Any], folder: DataFolder, annotations: list[AnnotationRecord], keys: Sequence[str]
 ) -> ImageRecord:
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        raise ValueError(f"image {image['id']} of {folder.json_file} has no file_name: {_shortened(image)}")
+        raise ValueError(f"image {image['id']} of {folder.named_in} has no file_name: {_shortened(image)}")
     record: dict[str, Any] = {"file_name": folder.path_of(image["file_name"]), "image_id": image["id"]}
     for side in ("height", "width"):
         if side in image:
-            record[side] = _require_side(image[side], side, image, folder.json_file)
+            record[side] = _require_side(image[side], side, image, folder.named_in)
     record.update((key, image[key]) for key in keys if key in image)
     record["annotations"] = annotations
     return cast(ImageRecord, record)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +19,11 @@ from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import load_coco_json, read_json, section
+from detkit.data.datasets.data_folder import DataFolder
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord
 from detkit.utils.file_io import PathManager
+from detkit.utils.image_file import opened_image
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,17 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
 
     Raises:
         FileNotFoundError: The json, or a png that it names, does not exist.
-        ValueError: The json lacks a part, or a segment has an unknown category.
+        ValueError: The json lacks a part, names a file outside of the folders, or a segment has an unknown category.
     """
     annotations = section(read_json(json_file), "annotations", json_file)
     _require_files(annotations, gt_dir, json_file)
     things, stuff = (meta[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
+    images, segments = DataFolder(image_dir, json_file), DataFolder(gt_dir, json_file)
     records = [
         {
-            "file_name": os.path.join(image_dir, Path(annotation["file_name"]).with_suffix(".jpg")),  # noqa: PTH118
+            "file_name": images.path_of(str(Path(annotation["file_name"]).with_suffix(".jpg"))),
             "image_id": annotation["image_id"],
-            "pan_seg_file_name": os.path.join(gt_dir, annotation["file_name"]),  # noqa: PTH118 - may be an address
+            "pan_seg_file_name": segments.path_of(annotation["file_name"]),
             "segments_info": [
                 _segment(segment, things, stuff, annotation, json_file) for segment in annotation["segments_info"]
             ],
@@ -68,6 +70,9 @@ def _require_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_f
         lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
         if lacking:
             raise ValueError(f"an annotation of {json_file} lacks {', '.join(lacking)}; it has {sorted(annotation)}")
+    folder = DataFolder(gt_dir, json_file)
+    for annotation in annotations:
+        folder.path_of(annotation["file_name"])
     # One look at the folder instead of a hundred thousand at files.
     present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
     missing = [a for a in annotations if "/" not in a["file_name"] and a["file_name"] not in present]
@@ -199,13 +204,16 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no such file.
+        BadImageError: It is empty, damaged or too large.
         ValueError: It is no RGB image.
     """
     try:
-        with PathManager.open(file_name, "rb") as file, Image.open(cast(Any, file)) as image:
-            mode, pixels = image.mode, np.asarray(image)
+        with PathManager.open(file_name, "rb") as file:
+            data = cast(bytes, file.read())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"panoptic png {file_name} does not exist") from error
+    with opened_image(data, file_name) as image:
+        mode, pixels = image.mode, np.asarray(image)
     if mode not in ("RGB", "RGBA"):
         raise ValueError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
     red, green, blue = pixels[:, :, :3].astype(np.int32).transpose(2, 0, 1)
@@ -225,6 +233,7 @@ def separate_coco_semantic_from_panoptic(
 
     Raises:
         FileNotFoundError: A png does not exist.
+        ValueError: The json lacks a part, or names a file outside of the folder.
     """
     annotations = section(read_json(panoptic_json), "annotations", panoptic_json)
     _require_files(annotations, panoptic_root, panoptic_json)

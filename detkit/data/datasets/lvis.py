@@ -98,7 +98,12 @@ def lvis_categories(json_file: str) -> list[dict[str, Any]]:
     Only the part with the categories is parsed: all of v1's training file takes ten seconds and several gigabytes.
     """
     path = Path(PathManager.get_local_path(json_file))
-    return _categories(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return _categories(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return section(read_json(json_file), "categories", json_file)
 
 
 def class_image_count(json_file: str) -> list[dict[str, int]] | None:
@@ -110,12 +115,14 @@ def class_image_count(json_file: str) -> list[dict[str, int]] | None:
 
 
 def _categories(text: str) -> list[dict[str, Any]]:
+    """Give the categories of a file whose text has them where they are expected.
+
+    Raises:
+        ValueError: It has not.
+    """
     key = '"categories":'
-    start = text.find(key) + len(key)
-    try:
-        found, _ = json.JSONDecoder().raw_decode(text[start:].lstrip() if start >= len(key) else "")
-    except json.JSONDecodeError:
-        found = None
+    start = text.index(key) + len(key)
+    found, _ = json.JSONDecoder().raw_decode(text[start:].lstrip())
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        found = json.loads(text).get("categories", [])
+        raise ValueError(f"{key} is no list of objects")
     return found

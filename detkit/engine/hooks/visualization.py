@@ -13,6 +13,7 @@ from detkit.engine.train_loop import HookBase
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
+from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class VisualizationHook(HookBase):
         metadata: Any = None,
         num_images: int = 4,
         score_threshold: float = 0.5,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         """Remember what to draw.
 
@@ -47,6 +49,7 @@ class VisualizationHook(HookBase):
             metadata: For the names of the classes.
             num_images: How many images, evenly spaced over the data set, and the same ones each time.
             score_threshold: Predictions below this score are not drawn.
+            max_image_pixels: As `max_pixels` in `read_image`.
         """
         self._period = period
         self._model = model
@@ -56,6 +59,7 @@ class VisualizationHook(HookBase):
         self._metadata = metadata
         self._num_images = num_images
         self._score_threshold = score_threshold
+        self._max_image_pixels = max_image_pixels
         self._records: Sequence[ImageRecord] | None = None
 
     def after_step(self) -> None:
@@ -82,7 +86,7 @@ class VisualizationHook(HookBase):
 
     def _picture(self, record: ImageRecord) -> VisImage:
         output = self._model([self._mapper(record)])[0]
-        return draw_truth_and_prediction(record, output, self._metadata, self._score_threshold)
+        return draw_truth_and_prediction(record, output, self._metadata, self._score_threshold, self._max_image_pixels)
 
 
 # What a model predicts -> the entries of a record that say the same. Truth of another kind than the prediction would
@@ -92,7 +96,11 @@ _PANOPTIC_ENTRIES = ("pan_seg_file_name", "segments_info")
 
 
 def draw_truth_and_prediction(
-    record: ImageRecord, output: ModelOutput, metadata: Any = None, score_threshold: float = 0.5
+    record: ImageRecord,
+    output: ModelOutput,
+    metadata: Any = None,
+    score_threshold: float = 0.5,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> VisImage:
     """Draw what is known of an image on the left and what a model says of it on the right, each class in one colour.
 
@@ -102,8 +110,9 @@ def draw_truth_and_prediction(
         output: In pixels of that file.
         metadata: Names and colours of the classes.
         score_threshold: Instances below it are not drawn.
+        max_image_pixels: As `max_pixels` in `read_image`.
     """
-    rgb = read_image(record["file_name"], "RGB")
+    rgb = read_image(record["file_name"], "RGB", max_pixels=max_image_pixels)
     scale = readable_scale(rgb.shape[:2])
     truth = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_dataset_dict(_comparable(record, output))
     prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(output, score_threshold)

@@ -96,7 +96,7 @@ def test_missing_file_is_named(tmp_path):
         load_coco_json(str(tmp_path / "none.json"), "")
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"not json"])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"not json", b"[" * 100_000, b"1" * 5000])
 def test_invalid_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):

@@ -54,6 +54,20 @@ def test_png_holds_ids(write):
     assert np.unique(read_panoptic_png(f"{folder}/0.png")).tolist() == [0, 5, 70000]
 
 
+@pytest.mark.parametrize("name", ["../../a.png", "/etc/passwd", "a/../../../b.png"])
+def test_name_that_leads_out_of_the_folder_is_refused(write, tmp_path, name):
+    path, images, folder = write(file_name=name)
+    for read in (
+        lambda: load_coco_panoptic_json(path, images, folder, META),
+        lambda: separate_coco_semantic_from_panoptic(path, folder, str(tmp_path / "maps"), {9: 1}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"panoptic\.json names the image .* which lies outside of the image folder"
+        ):
+            read()
+    assert not (tmp_path / "maps").exists()  # where the png would have been written to
+
+
 def test_missing_png_is_named_with_its_image(write):
     with pytest.raises(FileNotFoundError, match=r"1 of 1 panoptic png that .*panoptic.json .*/0.png of image id 0"):
         load_coco_panoptic_json(*write(names=("1.png",)), META)
