@@ -13,6 +13,7 @@ from detkit.cli.errors import run_command
 from detkit.cli.pictures import write_pictures
 from detkit.config import CfgNode, get_cfg
 from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
 from detkit.utils import comm
 
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         if results:
             print(format_results(results))
         print(Path(cfg.OUTPUT_DIR).resolve(), flush=True)
+        if args.eval_only:  # in training, the trainer has done it
+            verify_results(cfg, results)
     return results
 
 

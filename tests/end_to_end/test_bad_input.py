@@ -102,6 +102,12 @@ def test_weights_that_fill_a_part_of_the_model_are_refused(
     assert main(["--config-file", "tiny.yaml", "--allow-partial", *options, "MODEL.WEIGHTS", "part.pth"]) == 0
 
 
+def test_evaluation_that_misses_the_expected_results_fails(trained: Path, workplace: Path, capsys: Captured) -> None:
+    argv = ["--config-file", "tiny.yaml", "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    assert train.main([*argv, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]"]) == 2
+    assert "expected 99.0 +- 0.5" in _error(capsys)
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_unreadable_image_is_named(workers: str, workplace: Path, datasets: Path, capsys: Captured) -> None:
     _declare_copy(workplace, datasets, name=f"end_to_end_truncated_{workers}")
