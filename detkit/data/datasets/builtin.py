@@ -118,7 +118,14 @@ def _register(
 
 
 def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> list[ImageRecord]:
-    return load(name, **{key: _below_root(path) for key, path in paths.items()})
+    """Call a loader with paths below the root; where one is not there, the error shows where all are looked for."""
+    try:
+        return load(name, **{key: _below_root(path) for key, path in paths.items()})
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Data set {name!r} takes {', '.join(paths.values())} below {dataset_root()} (DETKIT_DATASETS "
+            "names another folder); datasets/README.md of detkit's repository shows the files, and where they come from"
+        ) from error
 
 
 # Nobody can correct public files: what they have of polygons that are none is left out, with a count.
@@ -198,13 +205,12 @@ def _register_cityscapes(split: str) -> None:
 
 
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:
-    DatasetCatalog.register(name, functools.partial(_load_voc, folder, split))
-    metadata = note_voc_metadata(name, VOC_CLASSES).set(evaluator_type="pascal_voc", year=year, split=split)
-    metadata.set_lazy(dirname=functools.partial(_below_root, folder))
+    note_voc_metadata(name, VOC_CLASSES)
+    _register(name, _load_voc, {"dirname": folder}, {"evaluator_type": "pascal_voc", "year": year, "split": split})
 
 
-def _load_voc(folder: str, split: str) -> list[ImageRecord]:
-    return load_voc_instances(_below_root(folder), split, VOC_CLASSES)
+def _load_voc(name: str, *, dirname: str) -> list[ImageRecord]:
+    return load_voc_instances(dirname, MetadataCatalog.get(name).split, VOC_CLASSES)
 
 
 register_builtin_datasets()

@@ -157,8 +157,25 @@ def test_folders_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
     assert MetadataCatalog.get("coco_2017_val").json_file == str(tmp_path / "coco/annotations/instances_val2017.json")
     assert MetadataCatalog.get("voc_2007_test").dirname == str(tmp_path / "VOC2007")
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        DatasetCatalog.get("coco_2017_val")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("coco_2017_val", ["coco/annotations/instances_val2017.json", "coco/val2017"]),
+        ("keypoints_coco_2017_train", ["coco/annotations/person_keypoints_train2017.json", "coco/train2017"]),
+        ("coco_2017_val_panoptic_separated", ["coco/panoptic_val2017", "coco/panoptic_stuff_val2017"]),
+        ("coco_2017_val_panoptic_stuffonly", ["coco/val2017", "coco/panoptic_stuff_val2017"]),
+        ("lvis_v1_train", ["lvis/lvis_v1_train.json", "takes .*coco"]),
+        ("cityscapes_fine_instance_seg_val", ["cityscapes/leftImg8bit/val", "cityscapes/gtFine/val"]),
+        ("voc_2007_test", ["VOC2007/ImageSets/Main/test.txt", "takes VOC2007"]),
+    ],
+)
+def test_missing_files_are_named_with_the_folders_expected(name, parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.* does not exist.*{name!r} takes .*README") as error:
+        DatasetCatalog.get(name)
+    assert all(re.search(part, str(error.value)) for part in parts)
 
 
 def test_coco_file_with_cocos_categories_loads(tmp_path, monkeypatch, write_image):
