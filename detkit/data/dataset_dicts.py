@@ -298,7 +298,8 @@ def _nothing_left(report: DataReport) -> str:
     boxes = "; ".join(f"{len(where)} boxes: {reason}" for reason, where in report.dropped_boxes.items())
     return (
         f"no usable image in {', '.join(map(repr, report.names))}: all {report.num_images} were left out ({reasons}"
-        f"{'; ' if boxes else ''}{boxes}). DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects."
+        f"{'; ' if boxes else ''}{boxes}). DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects, in "
+        "keypoint models with MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0."
     )
 
 

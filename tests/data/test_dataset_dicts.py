@@ -255,6 +255,7 @@ def test_nothing_left_lists_the_reasons():
     assert "2 images: no annotation with a usable box" in message
     assert "1 images: regions of crowds only" in message
     assert "1 boxes: box has no area" in message
+    assert "FILTER_EMPTY_ANNOTATIONS False keeps images without objects, in keypoint models with MODEL." in message
 
 
 def test_data_set_without_proposal_file_is_refused():

@@ -41,6 +41,12 @@ def test_masks_of_all_formats_live_in_one_image(write_coco):
     assert [annotation["segmentation"] for annotation in read] == masks
 
 
+@pytest.mark.parametrize("nothing", [[], {}, None])
+def test_object_without_mask_has_none(write_coco, nothing):
+    (read,) = load(write_coco, {**BOX, "segmentation": nothing})
+    assert "segmentation" not in read
+
+
 def test_mask_is_not_measured_against_an_unknown_size(write_coco):
     path, root = write_coco(
         1,
@@ -72,6 +78,11 @@ def test_keypoints_without_names_need_one_number(write_coco):
 def test_keypoints_come_in_threes(write_coco):
     with pytest.raises(ValueError, match=r"annotation 7 of .*three numbers each .*has 4 numbers"):
         load(write_coco, {**BOX, "keypoints": [1, 2, 2, 3]})
+
+
+def test_keypoints_are_numbers(write_coco):
+    with pytest.raises(ValueError, match=r"annotation 7 of .*keypoints that are numbers, has \['a', 2, None\]"):
+        load(write_coco, {**BOX, "keypoints": ["a", 2, None]})
 
 
 def test_names_pairs_and_lines_of_keypoints_are_noted(write_coco):
