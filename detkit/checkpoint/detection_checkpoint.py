@@ -16,6 +16,7 @@ from detkit.checkpoint.foreign_settings import differing_settings
 from detkit.checkpoint.initial_weights import load_initial_weights
 from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
 from detkit.checkpoint.resnet_depth import check_depth
+from detkit.checkpoint.resume_file import newest_whole_checkpoint, remove_half_written
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.checkpoint.torchvision_weights import published_file_name
@@ -170,11 +171,14 @@ class DetectionCheckpointer:
         Returns:
             As `load`.
 
+        A last checkpoint that is damaged is logged, and the newest one before it that is whole takes its place.
+
         Raises:
+            CheckpointError: All checkpoints of the run are damaged.
             RuntimeError: Some processes of a distributed run see a last checkpoint and others do not.
         """
         if resume and self._all_have_checkpoint():
-            return self.load(self.get_checkpoint_file(), strict=True)
+            return self.load(self._file_to_resume_from(), strict=True)
         return self.load(path, checkpointables=[], strict=strict)
 
     def has_checkpoint(self) -> bool:
@@ -200,6 +204,21 @@ class DetectionCheckpointer:
         path = _join(self.save_dir, _LAST_CHECKPOINT)
         with atomic_write(path) as file:
             file.write(last_filename_basename.encode())
+
+    def _file_to_resume_from(self) -> str:
+        """The same one in all processes, found by the main one."""
+        found = ("", "")
+        if comm.is_main_process():
+            if self.save_to_disk and "://" not in self.save_dir:
+                remove_half_written(self.save_dir, PathManager.ls(self.save_dir))
+            try:
+                found = (newest_whole_checkpoint(self.get_checkpoint_file(), self.get_all_checkpoint_files()), "")
+            except CheckpointError as error:
+                found = ("", str(error))
+        path, problem = comm.all_gather(found)[0]
+        if problem:
+            raise CheckpointError(problem)
+        return path
 
     def _load_file(self, path: str) -> dict[str, Any]:
         return load_checkpoint_file(path)

@@ -34,7 +34,7 @@ class PeriodicCheckpointer:
         if period < 1:
             raise ValueError(f"SOLVER.CHECKPOINT_PERIOD must be at least 1, got {period}")
         if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(f"max_to_keep must be at least 1 or None, got {max_to_keep}")
+            raise ValueError(f"max_to_keep (CHECKPOINT_KEEP) must be at least 1 or None, got {max_to_keep}")
         self.checkpointer = checkpointer
         self.period = period
         self.max_iter = max_iter

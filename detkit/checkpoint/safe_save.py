@@ -26,10 +26,25 @@ def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
 
     Raises:
         TypeError: A value is of a type that `load_checkpoint_file` would refuse. The message names its place.
+        OSError: The disk is full, or the system refuses otherwise; what was there before is as it was.
     """
     content = _loadable(checkpoint, "checkpoint")
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    try:
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        reason = f"the checkpoint could not be written: {cause.strerror or cause}; those written before are whole"
+        raise OSError(cause.errno, reason, path) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one of torch, which ends its file in all cases and complains about the end then."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 @contextlib.contextmanager

@@ -35,6 +35,18 @@ _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 _key("VERSION", 2, "Version of the key names. Only 2 is understood.", choices=(2,), unread="a marker in files")
 _key("OUTPUT_DIR", "./output", "Folder of everything that a run writes: log, metrics, checkpoints, results, pictures.")
 _key("SEED", -1, "Seed of every random number generator; negative draws a new one, which the log names.")
+_key(
+    "DETERMINISTIC",
+    False,
+    "detkit: let torch choose operations that give the same bits every time, if slower; what has none is named in a "
+    "warning. Two runs with the same SEED are alike on a CPU.",
+)
+_key(
+    "CHECKPOINT_KEEP",
+    0,
+    "detkit: periodic checkpoints that stay on disk, the newest; 0 keeps all. The final and the best come on top.",
+    minimum=0,
+)
 _key("CUDNN_BENCHMARK", False, "Let cuDNN time its algorithms. Pays off when image sizes repeat.")
 _key(
     "FLOAT32_PRECISION",

@@ -25,6 +25,7 @@ from detkit.data import (
     get_test_records,
 )
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
+from detkit.engine.config_record import ConfigRecord
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_writers
@@ -93,7 +94,11 @@ class DefaultTrainer(TrainerBase):
         logger.info("modules:\n%s", format_module_table(module_rows(model, optimizer)))
         this = weakref.proxy(self)
         self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, metadata=_class_metadata(cfg.DATASETS.TRAIN), trainer=this
+            model,
+            cfg.OUTPUT_DIR,
+            metadata=_class_metadata(cfg.DATASETS.TRAIN),
+            config=ConfigRecord(cfg),
+            trainer=this,
         )
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -109,6 +114,14 @@ class DefaultTrainer(TrainerBase):
             return
         if self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
+            if self.start_iter >= self.max_iter:
+                logger.warning(
+                    "the run in %s is finished: its last checkpoint is of iteration %d of %d. Nothing is left to train "
+                    "(set SOLVER.MAX_ITER higher to go on); it is evaluated again",
+                    self.cfg.OUTPUT_DIR,
+                    self.start_iter,
+                    self.max_iter,
+                )
         else:  # killed before its first checkpoint: what the writers have of it would come twice
             for hook in self._hooks:
                 hook.load_state_dict(hook.state_dict())
@@ -121,7 +134,9 @@ class DefaultTrainer(TrainerBase):
             hooks.LRScheduler(),
             self._precise_bn(),
             # Before evaluation, so that nothing is lost when that fails; in every process, see the hook.
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.CHECKPOINT_KEEP or None
+            ),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
             self._visualization() if is_main else None,
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,4 +135,16 @@ def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     # cuDNN times its algorithms anew for each image size, which evaluation has hundreds of.
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not is_eval_only
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not is_eval_only and not cfg.DETERMINISTIC
+    if cfg.DETERMINISTIC:
+        _choose_deterministic_operations(has_seed=cfg.SEED >= 0)
+
+
+def _choose_deterministic_operations(*, has_seed: bool) -> None:
+    if not has_seed:
+        logger.warning("DETERMINISTIC is set, but SEED is negative: random numbers are others in each run")
+    # cuBLAS reads it when it is first used; this is the size that its documentation names for equal results.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    # Operations without such an implementation warn with their name, and run.
+    torch.use_deterministic_algorithms(True, warn_only=True)

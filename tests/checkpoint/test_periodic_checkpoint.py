@@ -59,7 +59,7 @@ def test_last_checkpoint_is_the_final_one(tmp_path):
     ("kwargs", "message"),
     [
         pytest.param({"period": 0}, r"SOLVER\.CHECKPOINT_PERIOD must be at least 1, got 0", id="period"),
-        pytest.param({"period": 1, "max_to_keep": 0}, "max_to_keep must be at least 1", id="keep"),
+        pytest.param({"period": 1, "max_to_keep": 0}, r"max_to_keep \(CHECKPOINT_KEEP\) must be at least 1", id="keep"),
     ],
 )
 def test_bad_settings_are_errors(tmp_path, kwargs, message):

@@ -86,6 +86,23 @@ def test_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["c.pth"]
 
 
+def test_full_disk_leaves_the_old_file_and_is_told_as_such(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "c.pth"
+    save_checkpoint_file({"model": MODEL}, str(path))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: File too large; those written before") as error:
+            save_checkpoint_file({"model": {"w": torch.zeros(100_000)}}, str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.pth"]
+
+
 def test_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, Path.replace

@@ -150,3 +150,46 @@ def test_checkpoint_without_positions_says_so(resumed_cfg, caplog):
     DefaultTrainer(resumed_cfg).load_state_dict(state)
     assert "the checkpoint has the states of 0 processes, this run has 1" in caplog.text
     assert "the position in the training data is not known" in caplog.text
+
+
+def test_changed_settings_and_finished_runs_are_told(resumed_cfg, caplog):
+    run(resumed_cfg)
+    resumed_cfg.SOLVER.BASE_LR = 0.02
+    run(resumed_cfg, resume=True)
+    assert "settings changed since the checkpoint was written:\nSOLVER.BASE_LR: 0.01 -> 0.02" in caplog.text
+    assert "is finished: its last checkpoint is of iteration 6 of 6" in caplog.text
+
+
+def test_only_the_newest_checkpoints_are_kept(resumed_cfg):
+    resumed_cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    resumed_cfg.CHECKPOINT_KEEP = 2
+    run(resumed_cfg)
+    names = sorted(path.name for path in Path(resumed_cfg.OUTPUT_DIR).glob("*.pth"))
+    assert names == ["model_0000004.pth", "model_0000005.pth", "model_final.pth"]
+
+
+def test_two_runs_with_one_seed_are_alike(resumed_cfg, tmp_path):
+    resumed_cfg.SOLVER.MAX_ITER = 20
+    resumed_cfg.DETERMINISTIC = True
+    outcomes = []
+    for name in ("a", "b"):
+        resumed_cfg.OUTPUT_DIR = str(tmp_path / name)
+        outcomes.append(outcome(resumed_cfg, run(resumed_cfg)[0]))
+    assert same(*outcomes)
+
+
+def test_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(resumed_cfg):
+    resource = pytest.importorskip("resource")
+    run(resumed_cfg, killed_at=("end", 1))
+    good = Path(resumed_cfg.OUTPUT_DIR) / "model_0000001.pth"
+    before = good.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: File too large.*model_0000003\.pth"):
+            run(resumed_cfg, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert good.read_bytes() == before
+    assert (good.parent / "last_checkpoint").read_text() == good.name
+    assert {path.name for path in good.parent.iterdir() if "model" in path.name} == {good.name}

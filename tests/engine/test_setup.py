@@ -1,5 +1,6 @@
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,23 @@ class TestSetup:
         tiny_cfg.CUDNN_BENCHMARK = True
         default_setup(tiny_cfg, argparse.Namespace(eval_only=eval_only))
         assert torch.backends.cudnn.benchmark is want
+
+    @pytest.mark.parametrize("seed", [3, -1])
+    def test_deterministic_operations_are_chosen(self, tiny_cfg, monkeypatch, seed):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+        tiny_cfg.DETERMINISTIC, tiny_cfg.SEED = True, seed
+        try:
+            default_setup(tiny_cfg, ARGS)
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            assert torch.backends.cudnn.deterministic
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        finally:
+            torch.use_deterministic_algorithms(False)
+        log = (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
+        assert ("DETERMINISTIC is set, but SEED is negative" in log) == (seed < 0)
 
     def test_matmul_precision_is_set(self, tiny_cfg):
         before = torch.get_float32_matmul_precision()

@@ -1,0 +1,102 @@
+"""From which of a run's checkpoints to go on: the newest one that is whole."""
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
+from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"(.+)_(\d{7,})\.pth")
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
+    """Give the last checkpoint or, where that is damaged, the newest before it that is not; damages are logged.
+
+    Args:
+        last: The one that the run noted as its last.
+        paths: All checkpoints of the folder; those that are numbered count.
+
+    Raises:
+        CheckpointError: None is whole.
+        FileNotFoundError: `last` is gone, and there is no other.
+    """
+    candidates = [last, *checkpoints_before(last, paths)]
+    for path in candidates:
+        damage = damage_of(path)
+        if not damage:
+            if path != last:
+                logger.warning("going on from %s, the newest checkpoint before that is whole", path)
+            return path
+        logger.error("%s %s", path, damage)
+    if len(candidates) == 1:
+        load_checkpoint_file(last)  # says it best where it is gone
+        raise CheckpointError(f"{last} {damage_of(last)}, and there is no checkpoint before it")
+    raise CheckpointError(f"none of {len(candidates)} checkpoints is whole: {', '.join(candidates)}")
+
+
+def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:
+    """Give the numbered checkpoints below the number of `last`, or all where it has none, newest first."""
+    numbers = {path: int(match[2]) for path in paths if (match := _NUMBERED.fullmatch(_name(path)))}
+    match = _NUMBERED.fullmatch(_name(last))
+    limit = int(match[2]) if match else None
+    earlier = [path for path, number in numbers.items() if path != last and (limit is None or number < limit)]
+    return sorted(earlier, key=numbers.__getitem__, reverse=True)
+
+
+def damage_of(path: str) -> str:
+    """Say what is wrong with a file that detkit wrote as a checkpoint; empty when it is whole.
+
+    Its format keeps a checksum of each tensor, which torch itself does not look at: a file whose end was written and
+    whose middle was not would load, as weights of zeros.
+    """
+    try:
+        local = Path(PathManager.get_local_path(path))
+        if zipfile.is_zipfile(local):
+            return _damage_of_zip(local)
+        load_checkpoint_file(path)
+    except FileNotFoundError:
+        return "is gone"
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path} ")
+    return ""
+
+
+def _damage_of_zip(local: Path) -> str:
+    try:
+        with zipfile.ZipFile(local) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                return "is compressed, as no checkpoint is"
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        return f"is damaged: {error}"
+    return f"is damaged: the checksum of {damaged} is wrong" if damaged is not None else ""
+
+
+def remove_half_written(folder: str, names: Sequence[str]) -> None:
+    """Delete what processes that were killed left half written; files of running processes stay."""
+    for name in names:
+        match = _TEMPORARY.fullmatch(name)
+        if match and not _is_running(int(match[1])):
+            logger.info("removing %s, which was never finished", name)
+            (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1] if "://" in path else Path(path).name

@@ -1,0 +1,48 @@
+"""The settings of a run as a part of its checkpoints."""
+
+import logging
+from typing import Any
+
+import yaml
+
+from detkit.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+
+class ConfigRecord:
+    """Puts the settings into each checkpoint, and says what has changed when one is taken up with others."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Take the settings; they are not kept."""
+        self._text = cfg.dump()
+
+    def state_dict(self) -> str:
+        """Give the settings as YAML."""
+        return self._text
+
+    def load_state_dict(self, state_dict: str) -> None:
+        """Compare with those of a checkpoint; the present ones hold."""
+        changes = changed_settings(state_dict, self._text)
+        if changes:
+            logger.warning("settings changed since the checkpoint was written:\n%s", "\n".join(changes))
+
+
+def changed_settings(before: str, now: str) -> list[str]:
+    """Give a line `KEY: before -> now` for each setting that differs between two texts of YAML."""
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    return [
+        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
+        for key in sorted({**old, **new})
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "(not there)"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or (prefix and not tree):
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, below in tree.items() for key, value in _flat(below, f"{prefix}{name}.").items()}
