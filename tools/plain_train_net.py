@@ -106,7 +106,12 @@ def run(args: argparse.Namespace) -> None:
     model = build_model(cfg)
     if args.eval_only:
         checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume, strict=not args.allow_partial)
+        checkpointer.resume_or_load(
+            cfg.MODEL.WEIGHTS,
+            resume=args.resume,
+            strict=not args.allow_partial,
+            averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
+        )
     else:
         do_train(cfg, model, resume=args.resume)
     do_test(cfg, model)

@@ -122,13 +122,21 @@ class DetectionCheckpointer:
         if tag_last:
             self.tag_last_checkpoint(file_name)
 
-    def load(self, path: str, checkpointables: Iterable[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
+    def load(
+        self,
+        path: str,
+        checkpointables: Iterable[str] | None = None,
+        *,
+        strict: bool = False,
+        averaged: bool = False,
+    ) -> dict[str, Any]:
         """Load the weights, and the states of the checkpointables.
 
         Args:
             path: File or address; empty loads nothing but the published weights that parts of the model name.
             checkpointables: Names of the objects to load; None takes all, an empty list the weights alone.
             strict: Accept only a file that fills every learned tensor of the model, as evaluation needs it.
+            averaged: Take the running mean of the weights, which a run with MODEL_EMA.ENABLED saves.
 
         Returns:
             What else the file holds (`iteration`, `metadata`, ...); empty when there is no path. `load_report` says
@@ -149,6 +157,8 @@ class DetectionCheckpointer:
             )
             return {}
         checkpoint = self._load_file(path)
+        if averaged:
+            checkpoint["model"] = _averaged_weights(checkpoint, path)
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
         class_names = self._load_model(checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix)
         if class_names is not None:
@@ -160,13 +170,16 @@ class DetectionCheckpointer:
                 logger.warning("%s has no state of %r: it starts afresh", path, key)
         return checkpoint
 
-    def resume_or_load(self, path: str, *, resume: bool = True, strict: bool = False) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, strict: bool = False, averaged: bool = False
+    ) -> dict[str, Any]:
         """Load the last checkpoint in `save_dir` with all states if `resume` is set and there is one, else the weights.
 
         Args:
             path: File or address to start from.
             resume: Look for a checkpoint of this run first.
             strict: As in `load`, for `path`; a run's own checkpoint must always fit.
+            averaged: As in `load`; not for a run that goes on.
 
         Returns:
             As `load`.
@@ -178,8 +191,8 @@ class DetectionCheckpointer:
             RuntimeError: Some processes of a distributed run see a last checkpoint and others do not.
         """
         if resume and self._all_have_checkpoint():
-            return self.load(self._file_to_resume_from(), strict=True)
-        return self.load(path, checkpointables=[], strict=strict)
+            return self.load(self._file_to_resume_from(), strict=True, averaged=averaged)
+        return self.load(path, checkpointables=[], strict=strict, averaged=averaged)
 
     def has_checkpoint(self) -> bool:
         """Whether `save_dir` names a last checkpoint."""
@@ -269,6 +282,16 @@ class DetectionCheckpointer:
                 "OUTPUT_DIR must be a folder that all machines share"
             )
         return found[0]
+
+
+def _averaged_weights(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
+    if "ema" not in checkpoint:
+        raise CheckpointError(
+            f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for: they are saved in a run "
+            "with MODEL_EMA.ENABLED"
+        )
+    logger.info("%s: taking the averaged weights", path)
+    return OrderedDict(checkpoint["ema"]["weights"])
 
 
 def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:

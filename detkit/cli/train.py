@@ -69,7 +69,12 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.eval_only:
         model = DefaultTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume, strict=not args.allow_partial)
+        checkpointer.resume_or_load(
+            cfg.MODEL.WEIGHTS,
+            resume=args.resume,
+            strict=not args.allow_partial,
+            averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
+        )
         results = DefaultTrainer.test(cfg, model)
     else:
         trainer = DefaultTrainer(cfg)

@@ -640,6 +640,26 @@ _key(
     choices=("auto", "bf16", "fp16"),
 )
 
+# --- Averaged weights -------------------------------------------------------------------------------------------------
+_key(
+    "MODEL_EMA.ENABLED",
+    False,
+    (
+        "detkit: keep a running mean of the weights and of the norms' statistics. Checkpoints hold it as `ema`; each "
+        "evaluation scores it too, as bbox_EMA, ..."
+    ),
+)
+_key("MODEL_EMA.DECAY", 0.999, "detkit: share of the mean that each iteration keeps, in [0, 1).", minimum=0)
+_key("MODEL_EMA.WARMUP", True, "detkit: keep less in the first iterations, (1 + n) / (10 + n) in the n-th.")
+_key(
+    "MODEL_EMA.USE_FOR_PREDICTION",
+    False,
+    (
+        "detkit: prediction and --eval-only take the mean out of the checkpoint MODEL.WEIGHTS. Otherwise, and for "
+        "training, MODEL.WEIGHTS always is the weights themselves."
+    ),
+)
+
 # --- Test -------------------------------------------------------------------------------------------------------------
 _key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0)
 _key("TEST.DETECTIONS_PER_IMAGE", 100, "Most detections per image, in the model and in the evaluation.", minimum=1)

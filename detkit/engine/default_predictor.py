@@ -51,7 +51,10 @@ class DefaultPredictor:
         if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
             reuse_freed_memory()
         checkpoint = DetectionCheckpointer(self.model).load(
-            cfg.MODEL.WEIGHTS, checkpointables=[], strict=not allow_partial
+            cfg.MODEL.WEIGHTS,
+            checkpointables=[],
+            strict=not allow_partial,
+            averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
         )
         if cfg.TEST.AUG.ENABLED:
             self.model = with_test_time_augmentation(cfg, self.model)

@@ -27,6 +27,7 @@ from detkit.data import (
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.config_record import ConfigRecord
 from detkit.engine.launch import create_ddp_model
+from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_writers
 from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -75,6 +76,7 @@ class DefaultTrainer(TrainerBase):
     Attributes:
         scheduler: The learning rate's schedule.
         checkpointer: Saves and loads the model and the state of the run.
+        ema: The running mean of the weights; None without MODEL_EMA.ENABLED.
         cfg: The config, scaled to the number of processes.
     """
 
@@ -100,6 +102,9 @@ class DefaultTrainer(TrainerBase):
             config=ConfigRecord(cfg),
             trainer=this,
         )
+        self.ema = _build_ema(cfg, model)
+        if self.ema is not None:
+            self.checkpointer.add_checkpointable("ema", self.ema)
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
@@ -131,6 +136,7 @@ class DefaultTrainer(TrainerBase):
         cfg, is_main = self.cfg, comm.is_main_process()
         return [
             hooks.IterationTimer(),
+            hooks.EMAHook(self.ema) if self.ema is not None else None,
             hooks.LRScheduler(),
             self._precise_bn(),
             # Before evaluation, so that nothing is lost when that fails; in every process, see the hook.
@@ -334,8 +340,14 @@ class DefaultTrainer(TrainerBase):
 
         def run() -> Mapping[str, Any]:
             is_last = this.iter + 1 >= this.max_iter
-            this._last_eval_results = this.test(this.cfg if is_last else _without_augmentation(this.cfg), this.model)
-            return this._last_eval_results
+            cfg = this.cfg if is_last else _without_augmentation(this.cfg)
+            results = this.test(cfg, this.model)
+            if this.ema is not None:
+                with this.ema.applied():
+                    averaged = this.test(_in_folder(cfg, "EMA"), this.model)
+                results = _side_by_side(results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1)
+            this._last_eval_results = results
+            return results
 
         return run
 
@@ -382,6 +394,19 @@ def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], opti
         return SimpleTrainer(model, data_loader, optimizer, gather_period, accum_steps=passes)
     precision = _PRECISIONS[cfg.SOLVER.AMP.DTYPE]
     return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, accum_steps=passes)
+
+
+def _build_ema(cfg: CfgNode, model: nn.Module) -> ModelEMA | None:
+    if not cfg.MODEL_EMA.ENABLED:
+        return None
+    return ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
+
+
+def _side_by_side(results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool) -> dict[str, Any]:
+    """Give the results with those of the averaged weights beside them, as tasks of their own: `bbox_EMA`, ..."""
+    if is_per_dataset:
+        return {name: _side_by_side(results[name], averaged[name], is_per_dataset=False) for name in results}
+    return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}
 
 
 def _with_class_counts(cfg: CfgNode) -> CfgNode:

@@ -2,6 +2,7 @@
 
 from detkit.engine.hooks.callback import CallbackHook
 from detkit.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer
+from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.evaluation import EvalHook
 from detkit.engine.hooks.lr import LRScheduler
 from detkit.engine.hooks.precise_bn import PreciseBN
@@ -13,6 +14,7 @@ from detkit.engine.hooks.writing import PeriodicWriter
 __all__ = [
     "BestCheckpointer",
     "CallbackHook",
+    "EMAHook",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",
