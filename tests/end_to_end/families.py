@@ -1,0 +1,70 @@
+"""A small model of each family on the generated shapes, for tests that hold for all of them."""
+
+from detkit.config import get_cfg
+from detkit.data.datasets.shapes_scene import SHAPES_KEYPOINTS
+from detkit.model_zoo import find_config
+
+COMMON = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 64,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 64,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MAX_SIZE_TRAIN": 96,
+    "INPUT.RANDOM_FLIP": "none",
+    "SEED": 1,
+}
+KEYPOINT = {
+    "MODEL.KEYPOINT_ON": True,
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(SHAPES_KEYPOINTS),
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [64, 64],
+    "DATASETS.TRAIN": ["shapes_train_keypoints"],
+}
+CASCADE = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
+C4 = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+    "MODEL.RPN.IN_FEATURES": ["res4"],
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64]],
+}
+RETINANET = {
+    "MODEL.META_ARCHITECTURE": "RetinaNet",
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.RETINANET.NUM_CLASSES": 5,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[12, 17], [24, 34], [48, 68], [96, 136], [192, 270]],
+}
+FAMILIES = {
+    "box": ("faster_rcnn", {}),
+    "mask": ("faster_rcnn", {"MODEL.MASK_ON": True}),
+    "keypoint": ("faster_rcnn", KEYPOINT),
+    "cascade": ("faster_rcnn", CASCADE),
+    "C4": ("faster_rcnn", C4),
+    "RetinaNet": ("faster_rcnn", RETINANET),
+    "semantic": ("semantic", {}),
+    "panoptic": ("panoptic_fpn", {"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64}),
+}
+"""By name: the quick-start config that it starts from, and what it changes in it."""
+
+
+def family_config(family):
+    """Give the config of a family's small model."""
+    start, changes = FAMILIES[family]
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(f"quick_start/{start}_R_18_FPN_shapes.yaml"))
+    cfg.merge_from_list([item for pair in {**COMMON, **changes}.items() for item in pair])
+    return cfg
