@@ -196,6 +196,18 @@ def test_suppression_follows_the_config():
     assert iou.max() <= 0.5
 
 
+def test_only_the_best_candidates_of_each_level_enter_suppression():
+    everything = ("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.NMS_THRESH_TEST", 1.0)
+    (few,), (all_of_them,) = (
+        make(*everything, "MODEL.RETINANET.TOPK_CANDIDATES_TEST", number)
+        .eval()
+        .inference(inputs(1), do_postprocess=False)
+        for number in (3, 1000)
+    )
+    assert len(few) == 2 * 3
+    assert few.scores[0] == all_of_them.scores[0]
+
+
 def test_high_threshold_leaves_no_detection():
     (output,) = make("MODEL.RETINANET.SCORE_THRESH_TEST", 0.999).eval()(inputs(1))
     assert len(output["instances"]) == 0
