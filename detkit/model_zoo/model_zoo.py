@@ -43,7 +43,8 @@ def get_config_file(config_path: str) -> str:
 def find_config(path_or_name: str) -> str:
     """Give the path of a config file: the user's own where there is one, else the packaged one of that name.
 
-    `configs/X` finds the packaged X as well, so that the README's commands work outside a checkout.
+    `configs/X` finds the packaged X as well, so that the README's commands work outside a checkout, and so does
+    `detkit://X`, which is how `_BASE_` writes it.
 
     Raises:
         FileNotFoundError: Neither is there.
@@ -51,7 +52,7 @@ def find_config(path_or_name: str) -> str:
     if Path(path_or_name).expanduser().is_file():
         return str(Path(path_or_name).expanduser())
     try:
-        return get_config_file(path_or_name.removeprefix("configs/"))
+        return get_config_file(path_or_name.removeprefix("detkit://").removeprefix("configs/"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no config file {path_or_name} (from {Path.cwd()}), and {error}") from error
 

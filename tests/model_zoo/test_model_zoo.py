@@ -56,9 +56,10 @@ def test_users_own_file_comes_first(tmp_path, monkeypatch):
     assert find_config("Base-RCNN-FPN.yaml") == "Base-RCNN-FPN.yaml"
 
 
-def test_packaged_file_is_found_from_any_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefix", ["", "configs/", "detkit://"])
+def test_packaged_file_is_found_from_any_folder(tmp_path, monkeypatch, prefix):
     monkeypatch.chdir(tmp_path)
-    assert Path(find_config("configs/Base-RCNN-FPN.yaml")).is_file()
+    assert Path(find_config(f"{prefix}Base-RCNN-FPN.yaml")).is_file()
 
 
 def test_unknown_name_has_near_misses():
