@@ -27,8 +27,8 @@ from detkit.utils.near_miss import did_you_mean
 class FPN(Backbone):
     """A pyramid of feature maps with equal channels, each joined with what the coarser ones know.
 
-    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged twice, and goes through a 3x3
-    convolution. The levels are named by their stride: ``p2`` has stride 2^2, ``p5`` has 2^5.
+    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged to its size, and goes through a
+    3x3 convolution. The levels are named by their stride: ``p2`` has stride 2^2, ``p5`` has 2^5.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FPN(Backbone):
 
         Args:
             bottom_up: Gives the maps to merge.
-            in_features: Their names, finest first; each has twice the stride of the one before.
+            in_features: Their names, finest first. Stages between them may be left out.
             out_channels: C of every level.
             norm: Norm after each convolution, as in ``get_norm``. The convolutions have a bias if there is none.
             top_block: Further, coarser levels: a module with ``in_feature`` (the name of the map it takes, of the
@@ -54,7 +54,7 @@ class FPN(Backbone):
             square_pad: Side of the square that images are padded to; 0 for no square.
 
         Raises:
-            ValueError: If a feature is not known, strides do not double, or ``fuse_type`` is neither.
+            ValueError: If a feature is not known, strides do not grow, or ``fuse_type`` is neither.
         """
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -84,7 +84,7 @@ class FPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The stride of the coarsest merged map, so that each map has exactly twice the size of the next.
+        """The stride of the coarsest merged map, so that each map is larger than the next by exactly their ratio.
 
         Where the bottom-up network asks for multiples of its own, a multiple of both.
         """
@@ -121,14 +121,16 @@ class FPN(Backbone):
     def _merge_top_down(self, bottom_up: dict[str, Tensor]) -> list[Tensor]:
         """Give each bottom-up map after its lateral convolution, joined with those above it, finest first."""
         merged: list[Tensor] = []
+        above = self._numbers[-1]
         for name, number in zip(reversed(self.in_features), reversed(self._numbers), strict=True):
             lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
             if merged:
                 # In place: the lateral convolution does not need its own output in the backward pass.
-                lateral += F.interpolate(merged[0], scale_factor=2.0, mode="nearest")
+                lateral += F.interpolate(merged[0], scale_factor=2.0 ** (above - number), mode="nearest")
                 if self._fuse_type == "avg":
                     lateral /= 2
             merged.insert(0, lateral)
+            above = number
         return merged
 
 
@@ -251,5 +253,5 @@ def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec])
     strides = [shapes[name].stride or 0 for name in in_features]
     if any(stride < 1 or stride & (stride - 1) for stride in strides):
         raise ValueError(f"the strides must be powers of two, as levels are named by them: {strides}")
-    if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
-        raise ValueError(f"the stride must double from feature to feature: {list(in_features)} have {strides}")
+    if any(coarse <= fine for fine, coarse in itertools.pairwise(strides)):
+        raise ValueError(f"the stride must grow from feature to feature: {list(in_features)} have {strides}")

@@ -56,14 +56,17 @@ def _in_torchvision(ours: FPN, extra_blocks, norm_layer=None) -> FeaturePyramidN
         if part == "top_block":
             state[f"extra_blocks.{leaf}"] = value
             continue
-        kind, index = part[4:-1], int(part[-1]) - ours._numbers[0]
+        kind, index = part[4:-1], ours._numbers.index(int(part[-1]))
         blocks = "inner_blocks" if kind == "lateral" else "layer_blocks"
         state[f"{blocks}.{index}.{leaf.replace('norm', '1') if 'norm' in leaf else f'0.{leaf}'}"] = value
     theirs.load_state_dict(state)
     return theirs
 
 
-@pytest.mark.parametrize("features", [["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"], ["res4"]])
+@pytest.mark.parametrize(
+    "features",
+    [["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"], ["res4"], ["res2", "res5"], ["res2", "res3", "res5"]],
+)
 @pytest.mark.parametrize("norm", ["", "BN"])
 @pytest.mark.parametrize("top", ["max-pool", "P6 and P7", "none"])
 def test_equals_torchvision_with_the_same_weights(features, norm, top):
@@ -79,8 +82,9 @@ def test_equals_torchvision_with_the_same_weights(features, norm, top):
     image = torch.zeros(2, 3, 64, 96)
     got = ours(image)
     want = theirs(OrderedDict((name, value) for name, value in _Pyramid()(image).items() if name in features))
-    first = int(features[0][-1])
-    assert list(got) == [f"p{number}" for number in range(first, first + len(want))]
+    numbers = [int(name[-1]) for name in features]
+    numbers += range(numbers[-1] + 1, numbers[-1] + 1 + len(want) - len(features))
+    assert list(got) == [f"p{number}" for number in numbers]
     for level, expected in zip(got.values(), want.values(), strict=True):
         torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-5)
 
@@ -183,7 +187,7 @@ def test_images_of_any_size_are_padded_to_what_it_divides(features, divisor):
     [
         pytest.param({"in_features": ["res2", "rse3"]}, "got 'rse3'. Did you mean 'res3'", id="unknown feature"),
         pytest.param({"in_features": []}, "at least one input feature", id="no feature"),
-        pytest.param({"in_features": ["res2", "res4"]}, r"stride must double .*have \[4, 16\]", id="gap"),
+        pytest.param({"in_features": ["res4", "res2"]}, r"stride must grow .*have \[16, 4\]", id="coarsest first"),
         pytest.param({"fuse_type": "mean"}, "fuse_type must be 'sum' or 'avg': got 'mean'", id="fuse type"),
     ],
 )
