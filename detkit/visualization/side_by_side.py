@@ -5,7 +5,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from detkit.visualization.canvas import Canvas, VisImage
+from detkit.visualization.canvas import Canvas
+from detkit.visualization.vis_image import VisImage
 
 # The longer side that `readable_scale` aims at: labels of several neighbours fit there, and on a screen.
 _READABLE_SIDE = 640

@@ -15,11 +15,12 @@ from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import colormap
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.segment_ids import rgb2id
-from detkit.visualization.canvas import Canvas, Color, VisImage
+from detkit.visualization.canvas import Canvas, Color
 from detkit.visualization.labels import draw_labels
 from detkit.visualization.mask_form import binary_mask, is_polygons, mask_list
 from detkit.visualization.segments import Segment, draw_segments
 from detkit.visualization.skeleton import draw_keypoints
+from detkit.visualization.vis_image import VisImage
 
 # A speck's name would hide more of the picture than it tells. A share of the picture's area.
 _NAMED_AREA = 0.002

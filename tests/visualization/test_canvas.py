@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from detkit.visualization import Canvas, VisImage
+from detkit.visualization import Canvas
 from detkit.visualization.canvas import readable_on
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -201,16 +200,3 @@ def test_picture_of_another_form_is_refused(image: np.ndarray, message: str) -> 
 def test_scale_must_be_positive() -> None:
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         Canvas(np.zeros((4, 4, 3), np.uint8), scale=0)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_saved_picture_is_read_back(suffix: str, tmp_path) -> None:
-    image = np.full((12, 16, 3), (200, 30, 90), np.uint8)
-    path = tmp_path / "new folder" / f"picture{suffix}"
-    VisImage(image).save(path)
-    assert np.abs(np.asarray(Image.open(path)).astype(int) - image).max() <= 3
-
-
-def test_unknown_format_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"suffix '.xyz'"):
-        VisImage(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "picture.xyz")
