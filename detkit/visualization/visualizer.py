@@ -18,6 +18,7 @@ from detkit.utils.segment_ids import rgb2id
 from detkit.visualization.canvas import Canvas, Color
 from detkit.visualization.labels import draw_labels
 from detkit.visualization.mask_form import binary_mask, is_polygons, mask_list
+from detkit.visualization.plain_values import common_length, keypoint_list, to_array, to_integers, to_list
 from detkit.visualization.segments import Segment, draw_segments
 from detkit.visualization.skeleton import draw_keypoints
 from detkit.visualization.vis_image import VisImage
@@ -107,8 +108,8 @@ class Visualizer:
                 on any device, in pixels of the picture.
         """
         fields = predictions.get_fields()
-        classes = _to_list(fields.get("pred_classes"))
-        labels = self._labels(classes, _to_list(fields.get("scores")))
+        classes = to_list(fields.get("pred_classes"))
+        labels = self._labels(classes, to_list(fields.get("scores")))
         return self.overlay_instances(
             boxes=fields.get("pred_boxes"),
             labels=labels,
@@ -152,7 +153,7 @@ class Visualizer:
             area_threshold: Classes of fewer pixels get no name; by default 0.2 % of the picture.
             alpha: Opacity.
         """
-        labels = _to_integers(sem_seg)
+        labels = to_integers(sem_seg)
         present = [int(label) for label in np.unique(labels) if label >= 0 and label != self._ignore_label]
         known = [label for label in present if not self._stuff.names or label < len(self._stuff.names)]
         segments = [Segment(label, self._stuff.color(label), self._stuff.name(label)) for label in known]
@@ -182,7 +183,7 @@ class Visualizer:
             text = (self._things if is_thing else self._stuff).name(category)
             text += f" {info['score']:.0%}" if "score" in info else ""
             segments.append(Segment(info["id"], color, text + (" (crowd)" if info.get("iscrowd") else "")))
-        return self._draw_segments(_to_integers(panoptic_seg), segments, area_threshold, alpha)
+        return self._draw_segments(to_integers(panoptic_seg), segments, area_threshold, alpha)
 
     # The name it has in Detectron2's demo.
     draw_panoptic_seg_predictions = draw_panoptic_seg
@@ -212,10 +213,10 @@ class Visualizer:
         Raises:
             ValueError: The arguments describe different numbers of instances.
         """
-        corners = None if boxes is None else _to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
+        corners = None if boxes is None else to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
         all_masks = None if masks is None else mask_list(masks)
-        points = None if keypoints is None else _keypoint_list(keypoints)
-        count = _common_length(
+        points = None if keypoints is None else keypoint_list(keypoints)
+        count = common_length(
             boxes=corners, labels=labels, masks=all_masks, keypoints=points, assigned_colors=assigned_colors
         )
         colors = [_as_color(c) for c in (assigned_colors if assigned_colors is not None else self._colors(None, count))]
@@ -303,43 +304,6 @@ class _Classes:
         return _as_color(self._colors[index] if 0 <= index < len(self._colors) else palette[index % len(palette)])
 
 
-# ------------------------------------------------------------------------------------------------------- conversions
-
-
-def _to_array(values: Any) -> npt.NDArray[np.float64]:
-    """Numbers of a tensor on any device, of `Boxes`, or of nested lists."""
-    values = getattr(values, "tensor", values)
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values, dtype=np.float64)
-
-
-def _to_integers(values: Any) -> npt.NDArray[np.int64]:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values).astype(np.int64)
-
-
-def _keypoint_list(keypoints: Any) -> list[npt.NDArray[np.float64]]:
-    """(K, 3) of each instance; (0, 3) of one without."""
-    if not isinstance(keypoints, list | tuple):
-        return list(_to_array(keypoints))
-    return [np.zeros((0, 3)) if k is None else np.asarray(k, dtype=np.float64).reshape(-1, 3) for k in keypoints]
-
-
-def _to_list(values: Any) -> list[Any] | None:
-    return None if values is None else values.tolist()
-
-
 def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:
     red, green, blue = (round(float(v)) for v in color)
     return red, green, blue
-
-
-def _common_length(**columns: Any) -> int:
-    """The length all given columns share."""
-    lengths = {name: len(column) for name, column in columns.items() if column is not None}
-    if len(set(lengths.values())) > 1:
-        given = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"need the same number of instances everywhere: got {given}")
-    return next(iter(lengths.values()), 0)
