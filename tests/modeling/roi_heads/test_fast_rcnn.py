@@ -181,12 +181,19 @@ def test_config_gives_everything():
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 2.5
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "giou"
+    cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 0.5
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (1.0, 2.0, 3.0, 4.0)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.3
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.6
     cfg.TEST.DETECTIONS_PER_IMAGE = 11
     layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
     assert layers.cls_score.weight.shape == (8, 6)
     assert layers.bbox_pred.weight.shape == (4, 6)
     assert layers.loss_weight == {"loss_box_reg": 2.5}
-    assert layers.test_topk_per_image == 11
+    assert (layers.box_reg_loss_type, layers.smooth_l1_beta) == ("giou", 0.5)
+    assert layers.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)
+    assert (layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image) == (0.3, 0.6, 11)
 
 
 def federated_cfg(*overrides):
@@ -198,11 +205,16 @@ def federated_cfg(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("counts", "weights"),
-    [pytest.param([4, 9, 0], [2.0, 3.0, 0.0], id="counts"), pytest.param([], [1.0] * 3, id="none")],
+    ("counts", "power", "weights"),
+    [
+        pytest.param([4, 9, 0], 0.5, [2.0, 3.0, 0.0], id="root"),
+        pytest.param([4, 9, 0], 2.0, [16.0, 81.0, 0.0], id="square"),
+        pytest.param([], 0.5, [1.0] * 3, id="none"),
+    ],
 )
-def test_federated_loss_samples_by_powers_of_the_counts(counts, weights):
+def test_federated_loss_samples_by_powers_of_the_counts(counts, power, weights):
     cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
+    cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER = power
     layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
     assert layers.state_dict()["fed_loss_cls_weights"].tolist() == weights
 
