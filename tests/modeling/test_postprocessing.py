@@ -61,6 +61,12 @@ def test_masks_are_painted_at_the_new_size(kind):
     assert given.pred_masks is masks or kind == "ROIMasks"
 
 
+@pytest.mark.parametrize(("probability", "is_painted"), [(0.49, False), (0.51, True)])
+def test_pixel_belongs_to_the_object_from_a_probability_of_one_half(probability, is_painted):
+    masks = detector_postprocess(with_masks(torch.full((3, 1, 7, 7), probability)), 50, 400).pred_masks
+    assert (masks.flatten(1).any(dim=1) == is_painted).all()
+
+
 def test_no_masks_stay_none():
     given = results([])
     given.pred_masks = torch.empty(0, 1, 28, 28)
