@@ -35,6 +35,7 @@ C4 = {
     "MODEL.RPN.IN_FEATURES": ["res4"],
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
     "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,  # boxes are read from a mean over the region, and take longer to learn
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 8,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64]],
 }
