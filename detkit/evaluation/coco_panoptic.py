@@ -61,6 +61,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             records: What the data set's loader gives, where it has been called already; None calls it.
 
         Raises:
+            FileNotFoundError: If a png that its json names does not exist.
             ValueError: If the data set has no panoptic ground truth.
         """
         self._dataset_name = dataset_name

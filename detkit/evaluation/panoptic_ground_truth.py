@@ -10,6 +10,7 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.coco import read_json, section
+from detkit.data.datasets.coco_panoptic import require_panoptic_files
 from detkit.data.datasets.data_folder import DataFolder
 from detkit.evaluation.panoptic_quality import Segment
 from detkit.structures import ImageRecord
@@ -98,6 +99,7 @@ def load_panoptic_ground_truth(
         records: What its loader gives, where it has been called already; None calls it.
 
     Raises:
+        FileNotFoundError: If a png that the json names does not exist.
         ValueError: If there is neither, an image id appears twice or has no entry, or a category is unknown.
     """
     records = DatasetCatalog.get(dataset_name) if records is None else records
@@ -107,6 +109,8 @@ def load_panoptic_ground_truth(
     elif metadata.get("panoptic_json") is not None and metadata.get("panoptic_root") is not None:
         entries = _read_entries(metadata.panoptic_json)
         truth = {record["image_id"]: _truth_of_entry(record, entries, metadata, categories) for record in records}
+        # Now, and not after an hour of inference.
+        require_panoptic_files([entries[i] for i in truth], metadata.panoptic_root, metadata.panoptic_json)
     else:
         raise ValueError(
             f"data set {dataset_name!r} has no panoptic ground truth: its records need 'pan_seg_file_name' and "

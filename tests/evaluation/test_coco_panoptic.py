@@ -67,6 +67,9 @@ def test_ground_truth_may_come_from_the_json_of_coco(register, make_record, pano
     assert metrics["PQ"] == pytest.approx(100)
     with pytest.raises(ValueError, match="panoptic.json has no annotation of image 3"):
         COCOPanopticEvaluator(register([make_record(3)], **METADATA, **paths))
+    (tmp_path / "truth_2.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 panoptic png .*panoptic.json .*truth_2.png of image id 2"):
+        COCOPanopticEvaluator(register([make_record(1), make_record(2)], **METADATA, **paths))
 
 
 def test_segments_of_images_that_were_not_predicted_are_missed(register, panoptic_records, caplog):

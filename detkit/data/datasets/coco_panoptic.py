@@ -47,7 +47,7 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
         ValueError: The json lacks a part, names a file outside of the folders, or a segment has an unknown category.
     """
     annotations = section(read_json(json_file), "annotations", json_file)
-    _require_files(annotations, gt_dir, json_file)
+    require_panoptic_files(annotations, gt_dir, json_file)
     things, stuff = (meta[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
     images, segments = DataFolder(image_dir, json_file), DataFolder(gt_dir, json_file)
     records = [
@@ -65,7 +65,18 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
     return cast(list[ImageRecord], records)
 
 
-def _require_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str) -> None:
+def require_panoptic_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str) -> None:
+    """Look at the annotations of a panoptic json, and whether their png are there.
+
+    Args:
+        annotations: Of the json.
+        gt_dir: Folder of the png.
+        json_file: The json's path, for messages.
+
+    Raises:
+        FileNotFoundError: A png does not exist; the message names the first, and its image.
+        ValueError: An annotation lacks a part, or names a png outside of the folder.
+    """
     for annotation in annotations:
         lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
         if lacking:
@@ -236,7 +247,7 @@ def separate_coco_semantic_from_panoptic(
         ValueError: The json lacks a part, or names a file outside of the folder.
     """
     annotations = section(read_json(panoptic_json), "annotations", panoptic_json)
-    _require_files(annotations, panoptic_root, panoptic_json)
+    require_panoptic_files(annotations, panoptic_root, panoptic_json)
     Path(sem_seg_root).mkdir(parents=True, exist_ok=True)
     for annotation in annotations:
         segment_ids = read_panoptic_png(f"{panoptic_root}/{annotation['file_name']}")
