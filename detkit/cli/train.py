@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
     """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and given."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    args.resume = args.resume or restarts > 0
     cfg = setup(args)
+    if restarts > 0:
+        logger.info("restart %d by torchrun: going on from the last checkpoint", restarts)
+    elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not args.resume and not args.eval_only:
+        _forget_last_checkpoint(cfg.OUTPUT_DIR)
     if args.eval_only:
         model = DefaultTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -91,6 +98,12 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results
+
+
+def _forget_last_checkpoint(output_dir: str) -> None:
+    """Keep a restart of this run from going on where an older run in the same folder ended."""
+    if comm.is_main_process():
+        (Path(output_dir) / "last_checkpoint").unlink(missing_ok=True)
 
 
 def format_results(results: Mapping[str, Any]) -> str:

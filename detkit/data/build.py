@@ -42,6 +42,7 @@ from detkit.data.wrappers import (
 from detkit.structures import ImageRecord
 from detkit.utils import comm
 from detkit.utils.env import seed_all_rng
+from detkit.utils.signals import leave_signals_to_parent
 
 Item = TypeVar("Item")
 
@@ -271,13 +272,18 @@ def _own_generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def _leave_signals(worker_id: int) -> None:
+    leave_signals_to_parent()
+
+
 class _SeedWorker:
-    """Seeds a worker process, for data sets without indices: there is no draw to seed their samples by."""
+    """Prepares a worker process; seeds it for data sets without indices, which have no draw to seed samples by."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __call__(self, worker_id: int) -> None:
+        leave_signals_to_parent()
         seed_all_rng((self.seed + worker_id) % 2**32)
 
 
@@ -362,5 +368,6 @@ def build_detection_test_loader(
         drop_last=False,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+        worker_init_fn=_leave_signals,
         generator=_own_generator(),
     )

@@ -146,8 +146,10 @@ class DefaultTrainer(TrainerBase):
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
             self._visualization() if is_main else None,
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
-            # Last, so that it writes what the hooks before it have measured.
+            # So late that it writes what the hooks before it have measured.
             hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD) if is_main else None,
+            # Last, so that an iteration is whole when the run stops.
+            hooks.StopOnSignal(self.checkpointer),
         ]
 
     def build_writers(self) -> list[EventWriter]:

@@ -1,8 +1,10 @@
 """Starting the processes of a run: on one machine or several, or those that torchrun has started already."""
 
+import contextlib
 import datetime
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.utils import comm
+from detkit.utils.signals import STOPPED, asked_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +61,30 @@ def launch(
     if num_gpus_per_machine * num_machines == 1:
         return main_func(*args)
     url = _resolve_url(dist_url, num_machines)
-    spawn(
-        _spawned,
-        nprocs=num_gpus_per_machine,
-        args=(main_func, num_gpus_per_machine, num_machines, machine_rank, url, args, timeout),
-    )
+    arguments = (main_func, num_gpus_per_machine, num_machines, machine_rank, url, args, timeout)
+    _wait_for(spawn(_spawned, nprocs=num_gpus_per_machine, args=arguments, join=False))
     return None
+
+
+def _wait_for(processes: Any) -> None:
+    """Wait until all processes have ended, and pass on to them that this one is asked to stop.
+
+    As SIGTERM, whichever it was: they may have got the Ctrl-C too, and take a second one for an order to end at once.
+    """
+
+    def pass_on(number: int) -> None:
+        for process_id in processes.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGTERM)
+
+    with asked_to_stop(pass_on):
+        try:
+            while not processes.join():
+                pass
+        except ProcessExitedException as error:
+            if error.exit_code == STOPPED:
+                raise SystemExit(STOPPED) from None
+            raise
 
 
 def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -147,7 +169,8 @@ def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], ti
 
 
 def _run_and_leave(main_func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    result = main_func(*args)
+    # `record` leaves the traceback where torchrun finds it, to show whose error it was that ended the others.
+    result = record(main_func)(*args)
     # Not after an error: the others would fail at the closed connection at once, and theirs would be the error shown.
     dist.destroy_process_group()
     return result

@@ -57,6 +57,7 @@ def test_hooks_come_in_their_order(tiny_cfg):
         "VisualizationHook",
         "PeriodicWriter",
         "PeriodicWriter",
+        "StopOnSignal",
     ]
 
 

@@ -1,7 +1,9 @@
 """A run that was stopped anywhere and resumed ends where the undisturbed run ends, bit for bit."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,54 @@ def test_checkpoint_without_positions_says_so(resumed_cfg, caplog):
     DefaultTrainer(resumed_cfg).load_state_dict(state)
     assert "the checkpoint has the states of 0 processes, this run has 1" in caplog.text
     assert "the position in the training data is not known" in caplog.text
+
+
+class Signalled(Noisy):
+    """Gets a signal in the middle of a step."""
+
+    number = signal.SIGTERM
+
+    def run_step(self):
+        super().run_step()
+        if self.iter == 2 and self.start_iter == 0:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGINT, 0),
+        (signal.SIGUSR1, 0),
+        pytest.param(signal.SIGTERM, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_signalled_run_finishes_its_step_saves_and_goes_on_exactly(resumed_cfg, tmp_path, number, workers):
+    resumed_cfg.DATALOADER.NUM_WORKERS = workers
+    resumed_cfg.DATASETS.TEST = ()
+    expected = outcome(resumed_cfg, run(resumed_cfg)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    seed_all_rng(resumed_cfg.SEED)
+    trainer = type("Run", (Signalled,), {"number": number})(resumed_cfg)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    assert stopped.value.code == 75
+    assert (tmp_path / "again" / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+def test_signal_in_the_last_evaluation_stops_at_once(resumed_cfg):
+    class Evaluating(Noisy):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            if (Path(cfg.OUTPUT_DIR) / "model_final.pth").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().test(cfg, model, evaluators)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        Evaluating(resumed_cfg).train()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_changed_settings_and_finished_runs_are_told(resumed_cfg, caplog):

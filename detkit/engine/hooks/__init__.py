@@ -7,6 +7,7 @@ from detkit.engine.hooks.evaluation import EvalHook
 from detkit.engine.hooks.lr import LRScheduler
 from detkit.engine.hooks.precise_bn import PreciseBN
 from detkit.engine.hooks.profiling import TorchProfiler
+from detkit.engine.hooks.stopping import StopOnSignal
 from detkit.engine.hooks.timing import IterationTimer
 from detkit.engine.hooks.visualization import VisualizationHook
 from detkit.engine.hooks.writing import PeriodicWriter
@@ -21,6 +22,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "StopOnSignal",
     "TorchProfiler",
     "VisualizationHook",
 ]

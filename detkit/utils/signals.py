@@ -1,0 +1,62 @@
+"""Signals that ask a run to stop, and the exit status of one that has stopped for them."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+STOPPED = 75
+"""Exit status of a run that was asked to stop, has saved, and can go on with --resume (EX_TEMPFAIL of sysexits.h)."""
+
+# Slurm sends SIGUSR1 where it is asked to, some time before the end of a job; Windows has none.
+_ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
+    """Call a function with the number of each signal that asks this process to stop, instead of ending it.
+
+    After the first Ctrl-C, the next one ends the process at once, also where Python has no say, as in a wait for
+    another process. Without effect outside the main thread, which alone receives signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        call(number)
+
+    before = {number: signal.signal(number, receive) for number in _ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def leave_signals_to_parent() -> None:
+    """Let a worker process live on when the processes of a run are all asked to stop.
+
+    The process that it works for still finishes a step, for which it may need data, and ends its workers itself. A
+    second SIGTERM ends it: that is how its parent ends one that hangs.
+    """
+    for number in _ASKING:
+        signal.signal(number, signal.SIG_IGN)
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+
+    signal.signal(signal.SIGTERM, receive)
+
+
+def name_of(number: int) -> str:
+    """Give the name of a signal."""
+    return signal.Signals(number).name
