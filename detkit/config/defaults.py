@@ -640,6 +640,23 @@ _key(
     choices=("auto", "bf16", "fp16"),
 )
 
+# --- The best weights, and an early end -------------------------------------------------------------------------------
+_key(
+    "BEST_METRIC",
+    "",
+    (
+        "detkit: score of the evaluation whose best model is saved as model_best.pth, such as bbox/AP, or "
+        "DATASET/bbox/AP where DATASETS.TEST names several; empty for none."
+    ),
+)
+_key("BEST_METRIC_MODE", "max", "detkit: whether the largest or the smallest is best.", choices=("max", "min"))
+_key(
+    "EARLY_STOP.PATIENCE",
+    0,
+    "detkit: end the run after so many evaluations in a row without a better BEST_METRIC; 0 never does.",
+    minimum=0,
+)
+
 # --- Averaged weights -------------------------------------------------------------------------------------------------
 _key(
     "MODEL_EMA.ENABLED",

@@ -144,6 +144,7 @@ class DefaultTrainer(TrainerBase):
                 self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.CHECKPOINT_KEEP or None
             ),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
+            *self._best_weights(),
             self._visualization() if is_main else None,
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
             # So late that it writes what the hooks before it have measured.
@@ -352,6 +353,22 @@ class DefaultTrainer(TrainerBase):
             return results
 
         return run
+
+    def _best_weights(self) -> list[HookBase]:
+        """The hooks that follow BEST_METRIC."""
+        cfg = self.cfg
+        patience = cfg.EARLY_STOP.PATIENCE
+        if not cfg.BEST_METRIC:
+            if patience:
+                raise ValueError("EARLY_STOP.PATIENCE needs BEST_METRIC: the score that has to rise, such as bbox/AP")
+            return []
+        if not cfg.DATASETS.TEST:
+            raise ValueError(f"BEST_METRIC {cfg.BEST_METRIC} needs data sets to evaluate on: DATASETS.TEST is empty")
+        period, mode = cfg.TEST.EVAL_PERIOD, cfg.BEST_METRIC_MODE
+        best = hooks.BestCheckpointer(period, self.checkpointer, cfg.BEST_METRIC, mode)
+        if not patience:
+            return [best]
+        return [best, hooks.EarlyStop(patience, period, cfg.BEST_METRIC, self.checkpointer, mode=mode)]
 
     def _precise_bn(self) -> HookBase | None:
         cfg = self.cfg

@@ -113,11 +113,14 @@ class TrainerBase:
             try:
                 self.before_train()
                 self._take_up()
-                for self.iter in range(start_iter, max_iter):
+                for iteration in range(start_iter, max_iter):
+                    if iteration >= self.max_iter:  # a hook ends the run earlier
+                        break
+                    self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max(start_iter, max_iter)
+                self.iter = max(start_iter, self.max_iter)
             except Exception:
                 logger.exception("training stopped at iteration %d", self.iter)
                 raise

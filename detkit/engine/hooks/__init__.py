@@ -2,6 +2,7 @@
 
 from detkit.engine.hooks.callback import CallbackHook
 from detkit.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer
+from detkit.engine.hooks.early_stop import EarlyStop
 from detkit.engine.hooks.ema import EMAHook
 from detkit.engine.hooks.evaluation import EvalHook
 from detkit.engine.hooks.lr import LRScheduler
@@ -16,6 +17,7 @@ __all__ = [
     "BestCheckpointer",
     "CallbackHook",
     "EMAHook",
+    "EarlyStop",
     "EvalHook",
     "IterationTimer",
     "LRScheduler",

@@ -8,6 +8,9 @@ from typing import Any
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from detkit.engine.train_loop import HookBase
+from detkit.utils import comm
+from detkit.utils.events import EventStorage
+from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Saves `<file_prefix>.pth` whenever a score of the evaluation is the best so far; register it behind `EvalHook`.
 
-    The file does not become the one to resume from.
+    The file does not become the one to resume from. To be registered in every process: they agree on the score.
     """
 
     def __init__(
@@ -81,12 +84,10 @@ class BestCheckpointer(HookBase):
         self.best_iter = state_dict["best_iter"]
 
     def _check(self) -> None:
-        latest = self.trainer.storage.latest()
-        if self._val_metric not in latest:
-            known = ", ".join(sorted(name for name in latest if "/" in name)) or "none"
-            logger.warning("no score %r to choose the best model by; scores: %s", self._val_metric, known)
+        score = latest_score(self.trainer.storage, self._val_metric)
+        if score is None:
             return
-        metric, iteration = latest[self._val_metric]
+        metric, iteration = score
         if not math.isfinite(metric):
             logger.warning("%s is %s at iteration %d: not compared", self._val_metric, metric, iteration)
         elif self.best_metric is None or self._is_better(metric, self.best_metric):
@@ -104,5 +105,20 @@ class BestCheckpointer(HookBase):
         logger.info("%s is the best so far: %.5f at iteration %d", self._val_metric, metric, iteration)
         self.best_metric, self.best_iter = metric, iteration
         last_trained = min(self.trainer.iter, self.trainer.max_iter - 1)
-        # The weights alone: scores are known to the main process only, and a state of the run needs all of them.
-        self._checkpointer.save(self._file_prefix, tag_last=False, checkpointables=[], iteration=last_trained)
+        # The weights, and their mean: no run goes on from this file.
+        kept = [key for key in self._checkpointer.checkpointables if key == "ema"]
+        self._checkpointer.save(self._file_prefix, tag_last=False, checkpointables=kept, iteration=last_trained)
+
+
+def latest_score(storage: EventStorage, name: str) -> tuple[float, int] | None:
+    """Give a score that the main process has, and its iteration, in all processes; None and a warning without one."""
+    latest = storage.latest()
+    if comm.is_main_process() and name not in latest:
+        known = [known for known in latest if "/" in known]
+        logger.warning(
+            "no score %r to choose the best model by; scores: %s.%s",
+            name,
+            ", ".join(sorted(known)) or "none",
+            did_you_mean(name, known),
+        )
+    return comm.all_gather(latest.get(name))[0]
