@@ -130,5 +130,7 @@ def _level_range(scales: Sequence[float]) -> tuple[int, int]:
     first = round(levels[0]) if levels else 0
     if not levels or any(abs(level - (first + i)) > 1e-4 for i, level in enumerate(levels)):
         strides = [1 / scale for scale in scales]
-        raise ValueError(f"pooled features need strides that double from one level to the next, got {strides}")
+        raise ValueError(
+            f"pooled features (IN_FEATURES of the heads) need strides that double from level to level, got {strides}"
+        )
     return first, first + len(levels) - 1

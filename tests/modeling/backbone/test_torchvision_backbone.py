@@ -20,7 +20,6 @@ SMALL = {
     "mobilenet_v3_large": [24, 40, 112, 960],
     "efficientnet_b0": [24, 40, 112, 1280],
     "regnet_y_400mf": [48, 104, 208, 440],
-    "swin_t": [96, 192, 384, 768],
 }
 LARGE = {
     "resnet34": [64, 128, 256, 512],
@@ -28,6 +27,7 @@ LARGE = {
     "resnext50_32x4d": [256, 512, 1024, 2048],
     "wide_resnet50_2": [256, 512, 1024, 2048],
     "convnext_tiny": [96, 192, 384, 768],
+    "swin_t": [96, 192, 384, 768],
     "densenet121": [256, 512, 1024, 1024],
     "shufflenet_v2_x0_5": [24, 48, 96, 1024],
     "vgg11": [256, 512, 512, 512],
@@ -206,6 +206,7 @@ def test_published_weights_are_taken(tmp_path, monkeypatch, norm):
     torch.testing.assert_close(backbone(image)["s32"], model.features(image))
 
 
+@pytest.mark.slow
 def test_old_names_of_densenet_are_understood(tmp_path, monkeypatch):
     model = torchvision.models.densenet121(weights=None).eval()
     _publish(tmp_path, monkeypatch, model, torchvision.models.DenseNet121_Weights.DEFAULT)
