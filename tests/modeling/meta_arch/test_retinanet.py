@@ -246,3 +246,14 @@ def test_training_without_ground_truth_is_an_error():
 def test_unknown_feature_names_the_key():
     with pytest.raises(ValueError, match="MODEL.RETINANET.IN_FEATURES asks for 'p5', but the backbone gives p3, p4"):
         make("MODEL.RETINANET.IN_FEATURES", ["p3", "p5"])
+
+
+def test_settings_come_from_the_config():
+    settings = ("BBOX_REG_LOSS_TYPE", "giou", "SMOOTH_L1_LOSS_BETA", 0.25, "BBOX_REG_WEIGHTS", (1.0, 2.0, 3.0, 4.0))
+    settings += ("FOCAL_LOSS_ALPHA", 0.3, "FOCAL_LOSS_GAMMA", 1.5, "NORM", "GN")
+    names = [f"MODEL.RETINANET.{name}" for name in settings[::2]]
+    model = make(*(item for pair in zip(names, settings[1::2], strict=True) for item in pair))
+    assert (model.box_reg_loss_type, model.smooth_l1_beta) == ("giou", 0.25)
+    assert model.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)
+    assert (model.focal_loss_alpha, model.focal_loss_gamma) == (0.3, 1.5)
+    assert isinstance(model.head.cls_subnet[1], nn.GroupNorm)

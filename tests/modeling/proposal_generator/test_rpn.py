@@ -208,3 +208,11 @@ def test_feature_that_the_backbone_lacks_names_the_key():
 
 def test_rpn_holds_no_state_but_the_head():
     assert all(name.startswith("rpn_head.") for name in make().state_dict())
+
+
+def test_settings_come_from_the_config():
+    cfg = config(BBOX_REG_LOSS_TYPE="giou", SMOOTH_L1_BETA=0.25, BBOX_REG_WEIGHTS=(1.0, 2.0, 3.0, 4.0))
+    cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 3
+    rpn = RPN(cfg, {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)})
+    assert (rpn.box_reg_loss_type, rpn.smooth_l1_beta, rpn.min_box_size) == ("giou", 0.25, 3)
+    assert rpn.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)

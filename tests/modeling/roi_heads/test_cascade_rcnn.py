@@ -194,3 +194,9 @@ def test_stages_that_do_not_agree_are_an_error():
     )
     with pytest.raises(ValueError, match="stage 2 of a cascade needs one box for all classes"):
         CascadeROIHeads(**arguments, box_heads=heads.box_head, box_predictors=[*heads.box_predictor[:2], per_class])
+
+
+def test_every_stage_has_its_own_scale_of_deltas():
+    weights = ((1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 3.0, 3.0), (5.0, 5.0, 6.0, 6.0))
+    heads = make("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", weights)
+    assert tuple(predictor.box2box_transform.weights for predictor in heads.box_predictor) == weights

@@ -215,7 +215,9 @@ def federated_cfg(*overrides):
 def test_federated_loss_samples_by_powers_of_the_counts(counts, power, weights):
     cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
     cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER = power
+    cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES = 2
     layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+    assert layers.fed_loss_num_classes == 2
     assert layers.state_dict()["fed_loss_cls_weights"].tolist() == weights
 
 

@@ -105,3 +105,12 @@ def test_config_gives_the_sampling():
 def test_base_has_no_forward():
     with pytest.raises(NotImplementedError, match="ROIHeads brings no forward"):
         make()(None, {}, [])
+
+
+def test_settings_come_from_the_config():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.update({"NUM_CLASSES": 7, "BATCH_SIZE_PER_IMAGE": 9, "POSITIVE_FRACTION": 0.4})
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    heads = ROIHeads(cfg)
+    assert (heads.num_classes, heads.batch_size_per_image, heads.positive_fraction) == (7, 9, 0.4)
+    assert not heads.proposal_append_gt
