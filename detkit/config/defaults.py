@@ -679,6 +679,14 @@ _key(
 
 # --- Test -------------------------------------------------------------------------------------------------------------
 _key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0)
+_key(
+    "TEST.COMPUTE_LOSS",
+    False,
+    (
+        "detkit: with each evaluation, also give the losses on DATASETS.TEST, as val/loss_cls, ..., val/total_loss; "
+        "statistics of norms and random numbers stay as they are."
+    ),
+)
 _key("TEST.DETECTIONS_PER_IMAGE", 100, "Most detections per image, in the model and in the evaluation.", minimum=1)
 _key(
     "TEST.EXPECTED_RESULTS",

@@ -31,6 +31,7 @@ from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_writers
 from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detkit.engine.validation_loss import validation_losses_of
 from detkit.evaluation import (
     DatasetEvaluator,
     build_evaluator,
@@ -144,6 +145,7 @@ class DefaultTrainer(TrainerBase):
                 self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.CHECKPOINT_KEEP or None
             ),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
+            self._validation_loss(),
             *self._best_weights(),
             self._visualization() if is_main else None,
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
@@ -353,6 +355,14 @@ class DefaultTrainer(TrainerBase):
             return results
 
         return run
+
+    def _validation_loss(self) -> HookBase | None:
+        cfg = self.cfg
+        if not cfg.TEST.COMPUTE_LOSS or not cfg.DATASETS.TEST:
+            return None
+        return hooks.EvalHook(
+            cfg.TEST.EVAL_PERIOD, functools.partial(validation_losses_of, cfg, self.checkpointer.model)
+        )
 
     def _best_weights(self) -> list[HookBase]:
         """The hooks that follow BEST_METRIC."""

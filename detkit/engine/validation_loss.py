@@ -1,0 +1,116 @@
+"""The losses of a model on images that it does not train on, without a trace in the model or in the run.
+
+Legend: N images of all processes.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import CfgNode
+from detkit.data import DatasetMapper, build_augmentation, build_detection_test_loader, get_test_records
+from detkit.engine.train_loop import sum_losses
+from detkit.utils import comm
+from detkit.utils.env import random_state, seed_all_rng, set_random_state
+from detkit.utils.events import EventStorage
+
+# What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can be compared.
+_SEED = 0
+
+
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+    """Give the images of a test set once, resized as in testing, with their ground truth.
+
+    Raises:
+        ValueError: A record of the data set has no ground truth.
+    """
+    records = get_test_records(cfg, dataset_name)
+    for record in records:
+        if "annotations" not in record and "sem_seg_file_name" not in record:
+            raise ValueError(
+                f"TEST.COMPUTE_LOSS needs ground truth: data set {dataset_name!r} has none for "
+                f"{record.get('file_name')}"
+            )
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False), recompute_boxes=False)
+    return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+@torch.no_grad()
+def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+    """Give the mean of each loss over N images, and of their sum as `total_loss`, in all processes.
+
+    Norms use their running statistics and nothing is dropped out, as in testing. Modes, buffers and random number
+    generators are afterwards as they were.
+
+    Args:
+        model: Without the wrapper of DistributedDataParallel, which would wait for a gradient.
+        loader: Gives this process its share of the images in lists.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    sums: dict[str, Any] = defaultdict(float)
+    count = 0
+    with _untouched(model), EventStorage():  # a storage of its own: layers log into the active one
+        for batch in loader:
+            losses = model(batch)
+            losses = losses if isinstance(losses, dict) else {"loss": losses}
+            for name, loss in {**losses, "total_loss": sum_losses(losses)}.items():
+                sums[name] = sums[name] + loss.detach().double() * len(batch)
+            count += len(batch)
+    shares = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
+    num_images = sum(share[1] for share in shares)
+    if not num_images:
+        raise ValueError("TEST.COMPUTE_LOSS: there are no images in the data set")
+    names = dict.fromkeys(name for share, _ in shares for name in share)
+    return {name: sum(share.get(name, 0.0) for share, _ in shares) / num_images for name in names}
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Within: parts that give losses train, all others are in eval mode. Behind it: all as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(m, name, _copy(value)) for m in model.modules() for name, value in m._buffers.items()]
+    random = random_state()
+    model.train()
+    for module in _to_be_tested(model):
+        module.training = False
+    seed_all_rng(_SEED)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, name, value in buffers:
+            _put_back(module, name, value)
+        set_random_state(random)
+
+
+def _to_be_tested(model: nn.Module) -> Iterator[nn.Module]:
+    """The backbone, and every layer: only modules made of others choose between losses and predictions."""
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, nn.Module):
+        yield from backbone.modules()
+    yield from (module for module in model.modules() if next(module.children(), None) is None)
+
+
+def _copy(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.clone()
+
+
+def _put_back(module: nn.Module, name: str, value: Tensor | None) -> None:
+    present = module._buffers[name]
+    if value is None or present is None:  # a buffer may come into being with the first batch
+        module._buffers[name] = value
+    else:
+        present.copy_(value)
+
+
+def validation_losses_of(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Give the losses on DATASETS.TEST as a task `val`; by name of the data set where there are several."""
+    by_name = {name: validation_losses(model, build_validation_loader(cfg, name)) for name in cfg.DATASETS.TEST}
+    return {"val": by_name if len(by_name) > 1 else next(iter(by_name.values()))}
