@@ -9,7 +9,9 @@ from detkit.modeling import build_model
 from detkit.structures import BitMasks, pairwise_iou
 from tests.end_to_end.families import FAMILIES, family_config
 
-NUM_STEPS = 80
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 80  # 3 to 9 s of one core
 
 
 @pytest.fixture(scope="module")
