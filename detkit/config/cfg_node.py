@@ -256,7 +256,10 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
 def _resolve(name: str, folder: Path) -> Path:
     if str(name).startswith(PACKAGED_PREFIX):
         return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
-    return (folder / Path(name).expanduser()).resolve()
+    try:
+        return (folder / Path(name).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a null byte
+        raise FileNotFoundError(f"no config file {name!r}: {error}") from error
 
 
 def _anchor_paths(file: YamlFile) -> None:
@@ -271,8 +274,15 @@ def _anchor_paths(file: YamlFile) -> None:
                 if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
                     continue  # a split is a file, or a bare name that a folder may happen to share
                 beside = file.path.parent / Path(value).expanduser()
-                if beside.exists():
+                if _exists(beside):
                     entry[name] = str(beside.resolve())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, say: whoever uses the path tells
+        return False
 
 
 def _decode(value: Any, present: Any) -> Any:

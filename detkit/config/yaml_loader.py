@@ -56,6 +56,8 @@ def load_yaml(path: Path) -> YamlFile:
         text = _read_text(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"no config file {path}") from error
+    except OSError as error:  # too long a name, no right to read it
+        raise FileNotFoundError(f"cannot open config file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a YAML text file: {error}") from error
     try:

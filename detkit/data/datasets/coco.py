@@ -210,6 +210,10 @@ def _require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str
     missing = next((number for number, entry in enumerate(entries) if "id" not in entry), None)
     if missing is not None:
         raise ValueError(f"{kind} number {missing} (from 0) of {json_file} has no id: {_shortened(entries[missing])}")
+    kinds = set(map(type, (entry["id"] for entry in entries)))
+    if len(kinds) > 1 or not kinds <= {int, str}:
+        strange = next(entry for entry in entries if type(entry["id"]) is not int)
+        raise ValueError(f"{json_file} needs {kind} ids that are all integers, or all text: {_shortened(strange)}")
     repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
     if repeated:
         raise ValueError(f"{json_file} uses {kind} ids more than once: {_listed(repeated)}")
@@ -253,13 +257,20 @@ def _annotations_per_image(
 def _require_known(
     annotations: list[dict[str, Any]], key: str, known: dict[Any, Any], kind: str, json_file: str
 ) -> None:
-    stray = [annotation for annotation in annotations if annotation.get(key) not in known]
+    try:
+        stray = [annotation for annotation in annotations if annotation.get(key) not in known]
+    except TypeError:
+        stray = [annotation for annotation in annotations if not isinstance(annotation.get(key), int | str)]
     if stray:
-        values = list(dict.fromkeys(annotation.get(key) for annotation in stray))
+        values = list(dict.fromkeys(_hashable(annotation.get(key)) for annotation in stray))
         raise ValueError(
             f"{len(stray)} annotations of {json_file} name {kind} that the file does not list: {key} "
             f"{_listed(values)} in annotations {_listed([annotation['id'] for annotation in stray])}"
         )
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int | str | None) else repr(value)
 
 
 def _image_record(
@@ -277,7 +288,7 @@ def _image_record(
 
 
 def _require_side(value: Any, side: str, image: dict[str, Any], json_file: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**31 or value != int(value):
         raise ValueError(f"image {image['id']} ({image['file_name']}) of {json_file} has {side} {value!r}, need pixels")
     return int(value)
 

@@ -15,6 +15,7 @@ from detkit.structures import AnnotationRecord, BoxMode
 logger = logging.getLogger(__name__)
 
 _MIN_POLYGON_POINTS = 3
+_NUMBERS = frozenset((int, float))
 
 
 class AnnotationReader:
@@ -45,9 +46,13 @@ class AnnotationReader:
         self.drop_bad_polygons = drop_bad_polygons
         self.num_dropped_polygons = 0
         self.without_polygon: list[Any] = []
-        self._keypoint_counts = {
-            key: len(category["keypoints"]) for key, category in categories.items() if category.get("keypoints")
-        }
+        named = {key: category["keypoints"] for key, category in categories.items() if category.get("keypoints")}
+        for key, names in named.items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(
+                    f"category {key} of {json_file} needs keypoints that are a list of names, has {_shortened(names)}"
+                )
+        self._keypoint_counts = {key: len(names) for key, names in named.items()}
         self._first_with_keypoints: dict[Any, Any] = {}
 
     def records(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> list[AnnotationRecord]:
@@ -163,6 +168,8 @@ def polygon_problem(polygon: Any) -> str | None:
     """Say what is wrong with a polygon `[x0, y0, x1, y1, ...]`, None if nothing is. Whether it has an area is not."""
     if not isinstance(polygon, list):
         return f"needs polygons that are lists of numbers, has {_shortened(polygon)}"
+    if not _are_numbers(polygon):
+        return f"has a polygon with {_first_stray(polygon)!r} among its numbers"
     if len(polygon) % 2:
         return f"has a polygon of {len(polygon)} numbers, but x and y alternate: the number must be even"
     if len(polygon) < 2 * _MIN_POLYGON_POINTS:
@@ -188,9 +195,20 @@ def rle_problem(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> s
             f"has a run-length mask of {size[0]}x{size[1]} (height x width), but its image is "
             f"{image_size[0]}x{image_size[1]}"
         )
+    if not _are_numbers(size) or (isinstance(counts, list) and not _are_numbers(counts)):
+        return f"needs a run-length mask whose size and counts are numbers, has {_shortened(dict(rle))}"
     if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
         return f"has a run-length mask whose counts add up to {sum(counts)}, not to {size[0]} x {size[1]} pixels"
     return None
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    # By type rather than with isinstance: all polygons of COCO's training set go through here.
+    return _NUMBERS.issuperset(map(type, values))
+
+
+def _first_stray(values: Sequence[Any]) -> Any:
+    return next(value for value in values if type(value) not in _NUMBERS)
 
 
 def _shortened(value: Any) -> str:

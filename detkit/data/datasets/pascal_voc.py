@@ -211,14 +211,22 @@ def parse_xml_without_entities(data: bytes, path: str) -> Element:
     parser.StartDoctypeDeclHandler = _refuse_doctype(path)
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two over encodings
+        if isinstance(error, _DoctypeError):
+            raise
         raise ValueError(f"annotation file {path} is not valid XML: {error}") from error
     return builder.close()
 
 
+class _DoctypeError(ValueError):
+    pass
+
+
 def _refuse_doctype(path: str) -> Callable[..., None]:
     def refuse(*_: Any) -> None:
-        raise ValueError(f"annotation file {path} has a document type declaration (<!DOCTYPE ...>), which is refused")
+        raise _DoctypeError(
+            f"annotation file {path} has a document type declaration (<!DOCTYPE ...>), which is refused"
+        )
 
     return refuse
 

@@ -190,3 +190,23 @@ def test_other_classes_than_noted_list_expected_and_found(write_coco):
 def test_not_a_number_is_read_for_the_report_to_find(write_coco):
     record = load_coco_json(*write_coco(1, annotations=[{**BOX, "bbox": [1, 2, float("nan"), 4]}]))[0]
     assert np.isnan(record["annotations"][0]["bbox"][2])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        pytest.param(
+            {"images": [{**IMAGE, "id": [1]}]}, r"image ids that are all integers, or all text: .*\[1\]", id="id"
+        ),
+        pytest.param({"images": [IMAGE, {**IMAGE, "id": "1"}]}, "image ids that are all integers", id="mixed-ids"),
+        pytest.param({"images": [{**IMAGE, "height": float("inf")}]}, "has height inf, need pixels", id="endless"),
+        pytest.param(
+            {"categories": [{"id": 1, "name": "a", "keypoints": 3}], "annotations": []},
+            "category 1 .* list of names",
+            id="names",
+        ),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(write_coco, sections, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_json(*write_coco(1, **sections))

@@ -4,6 +4,7 @@ import pytest
 
 from detkit.data import MetadataCatalog
 from detkit.data.datasets import load_coco_json
+from detkit.data.datasets.coco_annotations import polygon_problem, rle_problem
 
 BOX = {"id": 7, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
 TRIANGLE = [0, 0, 4, 0, 4, 4]
@@ -101,3 +102,17 @@ def test_skeleton_that_names_no_keypoint_is_an_error(write_coco):
 def test_object_without_keypoints_has_none(write_coco):
     (read,) = load(write_coco, {**BOX, "keypoints": []}, categories=NAMED)
     assert "keypoints" not in read
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        pytest.param([[1, 2, None, 4, 5, 6]], "has a polygon with None among its numbers", id="polygon"),
+        pytest.param({"size": [40, "60"], "counts": "a"}, "size and counts are numbers", id="size"),
+        pytest.param({"size": [40, 60], "counts": [100, None]}, "size and counts are numbers", id="counts"),
+    ],
+)
+def test_masks_are_numbers(segmentation, message):
+    polygons = segmentation if isinstance(segmentation, list) else []
+    problem = polygon_problem(polygons[0]) if polygons else rle_problem(segmentation, None)
+    assert message in (problem or "")
