@@ -516,6 +516,12 @@ _key(
     "Processes that load images, per training process; 0 loads in the training process.",
     minimum=0,
 )
+_key(
+    "DATALOADER.TIMEOUT",
+    600.0,
+    "detkit: seconds after which a worker process that gives nothing ends the run, with its name; 0 waits for ever.",
+    minimum=0,
+)
 _key("DATALOADER.ASPECT_RATIO_GROUPING", True, "Batch wide images with wide ones, so that less is padded.")
 _key(
     "DATALOADER.SAMPLER_TRAIN",

@@ -31,6 +31,7 @@ from detkit.data.samplers import (
     TrainingSampler,
 )
 from detkit.data.training_stream import TrainingStream
+from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader, timeout_for
 from detkit.data.wrappers import (
     AspectRatioGroupedDataset,
     BatchedDataset,
@@ -93,6 +94,7 @@ def _train_loader_from_config(
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "seed": seed,
+        "timeout": cfg.DATALOADER.TIMEOUT,
     }
 
 
@@ -150,6 +152,7 @@ def build_detection_train_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     seed: int | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> Iterable[Any]:
     """Give an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
 
@@ -166,6 +169,7 @@ def build_detection_train_loader(
         num_workers: Processes that load, for each training process; 0 loads in the training process.
         collate_fn: Turns a list of B samples into a batch; None gives the list.
         seed: Of order and augmentation, the same in every process; None draws one.
+        timeout: Seconds after which a worker process that gives nothing ends the run; 0 waits for ever.
 
     Raises:
         ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes with a sampler.
@@ -187,6 +191,7 @@ def build_detection_train_loader(
         num_workers=num_workers,
         collate_fn=collate_fn,
         seed=seed,
+        timeout=timeout,
     )
 
 
@@ -200,6 +205,7 @@ def build_batch_data_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     drop_last: bool = True,
     seed: int = 0,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> Iterable[Any]:
     """Give the batches of a data set whose items are samples already.
 
@@ -212,6 +218,7 @@ def build_batch_data_loader(
         collate_fn: As there.
         drop_last: Leave out a last batch that is shorter. With grouping, these always are.
         seed: Of the augmentations, the same in every process.
+        timeout: As in `build_detection_train_loader`.
 
     Raises:
         ValueError: The batch cannot be shared out over the processes, or data set and sampler do not go together.
@@ -221,7 +228,7 @@ def build_batch_data_loader(
     batch_size = batch_size_per_process(total_batch_size)
     draws = None if sampler is None else NumberedSampler(sampler)
     items = dataset if draws is None else SeededDataset(dataset, seed)
-    samples = _sample_loader(items, draws, num_workers, batch_size, seed)
+    samples = _sample_loader(items, draws, num_workers, batch_size, seed, timeout)
     if aspect_ratio_grouping:
         batches: Any = AspectRatioGroupedDataset(samples, batch_size)
     else:
@@ -247,14 +254,14 @@ def batch_size_per_process(total_batch_size: int) -> int:
 
 
 def _sample_loader(
-    dataset: Any, draws: NumberedSampler | None, num_workers: int, batch_size: int, seed: int
+    dataset: Any, draws: NumberedSampler | None, num_workers: int, batch_size: int, seed: int, timeout: float
 ) -> DataLoader:
     """Give samples one by one.
 
     Not whole batches, as workers could make: the batches waiting in shared memory would be `2 * num_workers`, hundreds
     of megabytes where a container has 64, and the first one would come after one worker has made all of it.
     """
-    return DataLoader(
+    return WatchedLoader(
         dataset,
         batch_size=None,
         sampler=draws,
@@ -264,6 +271,7 @@ def _sample_loader(
         generator=_own_generator(),
         # A batch is taken at once: the next one and a little more wait, however many workers share the work.
         prefetch_factor=math.ceil(batch_size / num_workers) + 1 if num_workers else None,
+        timeout=timeout_for(num_workers, timeout),
     )
 
 
@@ -299,6 +307,7 @@ def _test_loader_from_config(
         ),
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "timeout": cfg.DATALOADER.TIMEOUT,
     }
 
 
@@ -339,6 +348,7 @@ def build_detection_test_loader(
     batch_size: int = 1,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> DataLoader:
     """Give every image once, in order.
 
@@ -352,6 +362,7 @@ def build_detection_test_loader(
         batch_size: Of each process. Times in papers are measured with 1.
         num_workers: Processes that load, for each testing process; 0 loads in the testing process.
         collate_fn: Turns a list of samples into a batch; None gives the list.
+        timeout: As in `build_detection_train_loader`.
     """
     indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
     if isinstance(indexed, IterableDataset):
@@ -361,7 +372,7 @@ def build_detection_test_loader(
     else:
         sampler = InferenceSampler(len(indexed)) if sampler is None else sampler
         mapped = indexed if mapper is None else MapDataset(indexed, mapper)
-    return DataLoader(
+    return WatchedLoader(
         mapped,
         batch_size=batch_size,
         sampler=sampler,
@@ -370,4 +381,5 @@ def build_detection_test_loader(
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
         worker_init_fn=_leave_signals,
         generator=_own_generator(),
+        timeout=timeout_for(num_workers, timeout),
     )

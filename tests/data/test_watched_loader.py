@@ -1,0 +1,83 @@
+import os
+import signal
+import time
+
+import pytest
+
+from detkit.config import get_cfg
+from detkit.data import build_detection_train_loader
+from detkit.data.watched_loader import WatchedLoader, WorkerError
+
+
+class Fails:
+    """Items that end or hang the process that makes them."""
+
+    def __init__(self, deed):
+        self.deed = deed
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 1:
+            self.deed()
+        return index
+
+
+def hang():
+    time.sleep(1.5)  # long beside the limit; torch waits for its end to tidy up
+
+
+def die_of(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        pytest.param(
+            die_of(signal.SIGKILL), r"worker \(pid.* \d+\).*Killed.* Likely cause: .*memory.*NUM_WORKERS", id="killed"
+        ),
+        pytest.param(
+            die_of(signal.SIGBUS), r"\(pid.* \d+\).*Likely cause: shared memory is full: .*/dev/shm", id="bus"
+        ),
+        pytest.param(lambda: os._exit(3), r"\(pid.* \d+\).* Likely cause: it ran out of memory, or code", id="exit"),
+    ],
+)
+def test_worker_that_dies_is_named_with_the_likely_cause(deed, message):
+    with pytest.raises(WorkerError, match=message):
+        list(WatchedLoader(Fails(deed), batch_size=None, num_workers=1, timeout=20))
+
+
+def test_worker_that_hangs_is_named_in_bounded_time():
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"no data came for 0\.3 seconds .* from worker 0 \(pid \d+\)\. Likely cause"):
+        list(WatchedLoader(Fails(hang), batch_size=None, num_workers=1, timeout=0.3))
+    assert time.monotonic() - start < 20
+
+
+def test_training_loader_waits_as_long_as_it_is_told():
+    cfg = get_cfg()
+    assert cfg.DATALOADER.TIMEOUT == 600
+    loader = build_detection_train_loader(
+        [{"file_name": "a", "width": 1, "height": 1}] * 4,
+        mapper=lambda record: hang(),
+        total_batch_size=1,
+        num_workers=1,
+        timeout=0.3,
+    )
+    with pytest.raises(WorkerError, match=r"no data came for 0\.3 seconds"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_items_come_as_they_are(num_workers):
+    assert list(WatchedLoader(range(5), batch_size=None, num_workers=num_workers)) == [0, 1, 2, 3, 4]
+
+
+def test_other_errors_pass():
+    def fail():
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        list(WatchedLoader(Fails(fail), batch_size=None))
