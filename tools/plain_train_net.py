@@ -29,6 +29,7 @@ from detkit.engine import (
     launch,
     warn_about_random_fixed_norms,
 )
+from detkit.engine.epochs import in_iterations
 from detkit.evaluation import build_evaluator, inference_on_dataset
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
@@ -55,6 +56,8 @@ def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
 def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     """Train from the start, or from the last checkpoint, to SOLVER.MAX_ITER."""
+    data_loader = build_detection_train_loader(cfg)
+    cfg = in_iterations(cfg, data_loader)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
@@ -63,7 +66,7 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
-    batches = iter(build_detection_train_loader(cfg))
+    batches = iter(data_loader)
     # After the checkpointer, which saves the bare model.
     model = create_ddp_model(model).train()
     logger.info("training from iteration %d to %d", start, max_iter)

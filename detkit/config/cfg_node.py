@@ -7,6 +7,7 @@ yacs reports neither file nor line, and takes a value of the right type for a go
 
 import copy
 import logging
+import re
 from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
 # The paths inside these lists of mappings are relative to the file that says them.
 _PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split", "labels", "segments", "instances")}
+EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
 _SCALARS = (int, float, str, bool, type(None))
 # Bases that name a base twice, which names another twice, ... stand for 2^n files.
 _MAX_FILES = 100
@@ -45,6 +47,8 @@ class KeySpec:
     meaning: str
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
+    # Whether the number may be given in passes over the training data, as text such as "2ep".
+    in_epochs: bool = False
     # Why no code reads the key yet; empty for keys that are read.
     unread: str = ""
 
@@ -173,6 +177,10 @@ class CfgNode(_YacsNode):
     def _checked(self, full_key: str, value: Any, present: Any, where: str) -> Any:
         table: KeyTable = self.__dict__["_table"]
         spec = table.get(full_key)
+        if spec is not None and spec.in_epochs:
+            if isinstance(value, str) and EPOCHS.fullmatch(value):
+                return value
+            present = spec.default  # it may be text at present
         value = _coerce(_decode(value, present), present, full_key, where)
         problem = spec.problem(value) if spec is not None else ""
         if problem:

@@ -21,11 +21,12 @@ def _key(
     *,
     choices: tuple[Any, ...] | None = None,
     minimum: float | None = None,
+    in_epochs: bool = False,
     unread: str = "",
 ) -> None:
     if name in _TABLE:
         raise ValueError(f"config key {name} is declared twice")
-    _TABLE[name] = KeySpec(default, meaning, choices, minimum, unread)
+    _TABLE[name] = KeySpec(default, meaning, choices, minimum, in_epochs, unread)
 
 
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -54,7 +55,13 @@ _key(
     "torch.set_float32_matmul_precision; empty leaves torch's own default.",
     choices=("", "highest", "high", "medium"),
 )
-_key("VIS_PERIOD", 0, "Iterations between pictures of predictions beside ground truth; 0 draws none.", minimum=0)
+_key(
+    "VIS_PERIOD",
+    0,
+    "Iterations between pictures of predictions beside ground truth; 0 draws none.",
+    minimum=0,
+    in_epochs=True,
+)
 _key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
 _key(
     "IMPORTS", [], "detkit: the user's modules to import before anything is built, so that their parts are registered."
@@ -557,6 +564,15 @@ _key(
 )
 _key("SOLVER.MAX_ITER", 40000, "Training iterations.", minimum=1)
 _key(
+    "SOLVER.MAX_EPOCH",
+    0.0,
+    (
+        "detkit: passes over the training images, in the place of MAX_ITER; 0 leaves that. With it or without, STEPS, "
+        "WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD and VIS_PERIOD take '2ep' for two passes."
+    ),
+    minimum=0,
+)
+_key(
     "SOLVER.IMS_PER_BATCH",
     16,
     "Images per pass, over all processes; an iteration is SOLVER.ACCUM_STEPS passes.",
@@ -613,13 +629,13 @@ _key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
 _key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None takes WEIGHT_DECAY.", minimum=0)
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
 _key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0)
-_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate falls.", minimum=0)
+_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate falls.", minimum=0, in_epochs=True)
 _key("SOLVER.NUM_DECAYS", 3, "Number of decays of WarmupStepWithFixedGammaLR.", minimum=1)
 _key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Share of the learning rate at the first iteration.", minimum=0)
-_key("SOLVER.WARMUP_ITERS", 1000, "Iterations until the full learning rate.", minimum=0)
+_key("SOLVER.WARMUP_ITERS", 1000, "Iterations until the full learning rate.", minimum=0, in_epochs=True)
 _key("SOLVER.WARMUP_METHOD", "linear", "Course of the warm-up.", choices=("linear", "constant"))
 _key("SOLVER.RESCALE_INTERVAL", False, "Measure the schedule's intervals after the warm-up instead of from the start.")
-_key("SOLVER.CHECKPOINT_PERIOD", 5000, "Iterations between checkpoints.", minimum=1)
+_key("SOLVER.CHECKPOINT_PERIOD", 5000, "Iterations between checkpoints.", minimum=1, in_epochs=True)
 _key(
     "SOLVER.REFERENCE_WORLD_SIZE",
     0,
@@ -684,7 +700,7 @@ _key(
 )
 
 # --- Test -------------------------------------------------------------------------------------------------------------
-_key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0)
+_key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.", minimum=0, in_epochs=True)
 _key(
     "TEST.COMPUTE_LOSS",
     False,

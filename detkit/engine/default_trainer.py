@@ -26,6 +26,7 @@ from detkit.data import (
 )
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.config_record import ConfigRecord
+from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
@@ -89,6 +90,7 @@ class DefaultTrainer(TrainerBase):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         follow_backbone_pixels(cfg)
         data_loader = self.build_train_loader(cfg)
+        cfg = in_iterations(cfg, data_loader)
         cfg = _with_class_counts(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -323,10 +325,10 @@ class DefaultTrainer(TrainerBase):
         cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * scale
         cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * scale
         cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_ITER / scale))
-        cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / scale)
-        cfg.SOLVER.STEPS = tuple(round(step / scale) for step in cfg.SOLVER.STEPS)
-        cfg.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_PERIOD / scale))
-        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and max(1, round(cfg.TEST.EVAL_PERIOD / scale))
+        cfg.SOLVER.WARMUP_ITERS = _shrunk(cfg.SOLVER.WARMUP_ITERS, scale)
+        cfg.SOLVER.STEPS = tuple(_shrunk(step, scale) for step in cfg.SOLVER.STEPS)
+        cfg.SOLVER.CHECKPOINT_PERIOD = _shrunk(cfg.SOLVER.CHECKPOINT_PERIOD, scale) or 1
+        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and (_shrunk(cfg.TEST.EVAL_PERIOD, scale) or 1)
         cfg.SOLVER.REFERENCE_WORLD_SIZE = num_workers  # scaling again changes nothing
         logger.info(
             "scaled from %d to %d processes: batch %d, learning rate %g, %d iterations",
@@ -423,6 +425,11 @@ def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], opti
         return SimpleTrainer(model, data_loader, optimizer, gather_period, accum_steps=passes)
     precision = _PRECISIONS[cfg.SOLVER.AMP.DTYPE]
     return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, accum_steps=passes)
+
+
+def _shrunk(length: int | str, scale: float) -> int | str:
+    """Give a number of iterations divided by the scale; epochs (`2ep`) are as many for any number of processes."""
+    return length if isinstance(length, str) else round(length / scale)
 
 
 def _build_ema(cfg: CfgNode, model: nn.Module) -> ModelEMA | None:
