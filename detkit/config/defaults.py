@@ -529,6 +529,16 @@ _key(
     "detkit: seconds after which a worker process that gives nothing ends the run, with its name; 0 waits for ever.",
     minimum=0,
 )
+_key(
+    "DATALOADER.ON_BAD_IMAGE",
+    "raise",
+    (
+        "detkit: training images that are missing, damaged or of another size than their record says: raise ends the "
+        "run, skip goes on without them and logs which and how many. Evaluation always ends: scores of other images "
+        "mean something else."
+    ),
+    choices=("raise", "skip"),
+)
 _key("DATALOADER.ASPECT_RATIO_GROUPING", True, "Batch wide images with wide ones, so that less is padded.")
 _key(
     "DATALOADER.SAMPLER_TRAIN",

@@ -95,6 +95,7 @@ def _train_loader_from_config(
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "seed": seed,
         "timeout": cfg.DATALOADER.TIMEOUT,
+        "skip_bad_images": cfg.DATALOADER.ON_BAD_IMAGE == "skip",
     }
 
 
@@ -153,6 +154,7 @@ def build_detection_train_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     seed: int | None = None,
     timeout: float = DEFAULT_TIMEOUT,
+    skip_bad_images: bool = False,
 ) -> Iterable[Any]:
     """Give an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
 
@@ -170,6 +172,8 @@ def build_detection_train_loader(
         collate_fn: Turns a list of B samples into a batch; None gives the list.
         seed: Of order and augmentation, the same in every process; None draws one.
         timeout: Seconds after which a worker process that gives nothing ends the run; 0 waits for ever.
+        skip_bad_images: Leave out images that are missing or cannot be read, each with a warning; they end the run
+            otherwise, and also where a thousand come in a row.
 
     Raises:
         ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes with a sampler.
@@ -178,11 +182,13 @@ def build_detection_train_loader(
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("an IterableDataset brings its own order: give no sampler with it")
-        mapped: Any = dataset if mapper is None else MapIterableDataset(dataset, mapper)
+        mapped: Any = (
+            dataset if mapper is None else MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+        )
     else:
         indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
         sampler = TrainingSampler(len(indexed), seed=seed) if sampler is None else sampler
-        mapped = indexed if mapper is None else MapDataset(indexed, mapper)
+        mapped = indexed if mapper is None else MapDataset(indexed, mapper, skip_bad_images=skip_bad_images)
     return build_batch_data_loader(
         mapped,
         sampler,

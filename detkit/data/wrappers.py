@@ -11,7 +11,9 @@ import itertools
 import logging
 import pickle
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,19 @@ from detkit.utils.image_file import BadImageError
 logger = logging.getLogger(__name__)
 
 
+# So many bad images in a row mean a wrong folder or a lost disk, and a run that would skip for ever.
+_MAX_SKIPPED_IN_A_ROW = 1000
+
+
 class SampleError(RuntimeError):
     """A sample that could not be made ready; the message names its file."""
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """What comes in the place of a sample whose image cannot be read; batches leave it out."""
+
+    reason: str
 
 
 class DatasetFromList(Dataset):
@@ -81,37 +94,42 @@ class _PickledItems:
 class MapDataset(Dataset):
     """A data set whose items go through a function, such as a `DatasetMapper`.
 
-    A sample that fails stops the run, with its file named. (Detectron2 puts another image in the place of one whose
-    mapper gives None; which data were trained on is then no longer known.)
+    A sample that fails stops the run, with its file named, unless bad images are to be skipped. (Detectron2 puts
+    another image in the place of one whose mapper gives None; which data were trained on is then no longer known.)
     """
 
-    def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+    def __init__(self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False) -> None:
+        """Take both; `skip_bad_images` gives a `SkippedImage` for an image that is missing or cannot be read."""
         if isinstance(dataset, IterableDataset):
             raise TypeError("MapDataset takes a data set with indices; use MapIterableDataset for an IterableDataset")
         self.dataset = dataset
         self.map_func = map_func
+        self.skip_bad_images = skip_bad_images
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return map_item(self.map_func, self.dataset[index])
+        return map_item(self.map_func, self.dataset[index], skip_bad_images=self.skip_bad_images)
 
 
 class MapIterableDataset(IterableDataset):
     """As `MapDataset`, for data sets without indices."""
 
-    def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, dataset: Iterable[Any], map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
+    ) -> None:
         self.dataset = dataset
         self.map_func = map_func
+        self.skip_bad_images = skip_bad_images
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.dataset:
-            yield map_item(self.map_func, item)
+            yield map_item(self.map_func, item, skip_bad_images=self.skip_bad_images)
 
 
-def map_item(map_func: Callable[[Any], Any], item: Any) -> Any:
-    """Give `map_func(item)`.
+def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool = False) -> Any:
+    """Give `map_func(item)`, or a `SkippedImage` where that is asked for and the image cannot be read.
 
     Raises:
         BadImageError, FileNotFoundError: As the function does: these name the file.
@@ -119,7 +137,9 @@ def map_item(map_func: Callable[[Any], Any], item: Any) -> Any:
     """
     try:
         mapped = map_func(item)
-    except (BadImageError, FileNotFoundError):
+    except (BadImageError, FileNotFoundError) as error:
+        if skip_bad_images:
+            return SkippedImage(str(error))
         raise
     except Exception as error:
         # Of one text, so that it survives the way out of a worker process, which builds it anew from its message.
@@ -217,6 +237,7 @@ class _GroupedBatches(IterableDataset):
     Attributes:
         num_taken: Samples taken by the latest iterator when it gave its last batch.
         waiting: Which of them, counted from 0 in the order of coming, are in no batch yet.
+        skipped: Why images were left out, and how often each.
     """
 
     def __init__(self, dataset: Iterable[Any], batch_size: int) -> None:
@@ -224,13 +245,20 @@ class _GroupedBatches(IterableDataset):
         self.batch_size = batch_size
         self.num_taken = 0
         self.waiting: list[int] = []
+        self.skipped: Counter[str] = Counter()
 
     def _group_of(self, sample: Any) -> bool:
         raise NotImplementedError
 
     def _full_groups(self, groups: dict[bool, list[tuple[int, Any]]]) -> Iterator[list[Any]]:
         """Fill the groups, and give each one that gets full, as a list of its own."""
+        in_a_row = 0
         for number, sample in enumerate(self.dataset):
+            if isinstance(sample, SkippedImage):
+                in_a_row += 1
+                self._note_skipped(sample.reason, in_a_row)
+                continue
+            in_a_row = 0
             group = groups[self._group_of(sample)]
             group.append((number, sample))
             if len(group) < self.batch_size:
@@ -240,6 +268,18 @@ class _GroupedBatches(IterableDataset):
             self.num_taken = number + 1
             self.waiting = sorted(number for group in groups.values() for number, _ in group)
             yield batch
+
+    def _note_skipped(self, reason: str, in_a_row: int) -> None:
+        self.skipped[reason] += 1
+        if self.skipped[reason] == 1:
+            logger.warning(
+                "image skipped (DATALOADER.ON_BAD_IMAGE): %s. So far %d images were skipped, %d times in all",
+                reason,
+                len(self.skipped),
+                self.skipped.total(),
+            )
+        if in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            raise BadImageError(f"{in_a_row} images in a row could not be read, the last one because {reason}")
 
 
 class BatchedDataset(_GroupedBatches):
