@@ -25,11 +25,11 @@ from detkit.engine import (
     create_ddp_model,
     default_argument_parser,
     default_setup,
-    default_writers,
     launch,
     warn_about_random_fixed_norms,
 )
 from detkit.engine.epochs import in_iterations
+from detkit.engine.writers import build_writers
 from detkit.evaluation import build_evaluator, inference_on_dataset
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
@@ -65,7 +65,7 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     warn_about_random_fixed_norms(model, checkpointer.load_report)
     max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
-    writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
+    writers = build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
     batches = iter(data_loader)
     # After the checkpointer, which saves the bare model.
     model = create_ddp_model(model).train()

@@ -56,6 +56,11 @@ _key(
     choices=("", "highest", "high", "medium"),
 )
 _key(
+    "WRITERS",
+    ["console", "json", "tensorboard"],
+    "detkit: where metrics go: console, json (metrics.json), csv (metrics.csv: iteration,name,value), tensorboard.",
+)
+_key(
     "VIS_PERIOD",
     0,
     "Iterations between pictures of predictions beside ground truth; 0 draws none.",

@@ -30,9 +30,9 @@ from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
-from detkit.engine.setup import default_writers
 from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detkit.engine.validation_loss import validation_losses_of
+from detkit.engine.writers import build_writers
 from detkit.evaluation import (
     DatasetEvaluator,
     build_evaluator,
@@ -158,9 +158,9 @@ class DefaultTrainer(TrainerBase):
         ]
 
     def build_writers(self) -> list[EventWriter]:
-        """Give the writers of metrics: the console, `metrics.json`, TensorBoard."""
+        """Give the writers of metrics that WRITERS names."""
         cfg = self.cfg
-        return default_writers(cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Train from the start iteration to SOLVER.MAX_ITER.
