@@ -295,6 +295,7 @@ class TensorboardXWriter(EventWriter):
             window_size: Values in the median of scalars with a smoothing hint.
         """
         self._log_dir = log_dir
+        self._purge_step: int | None = None
         self._window_size = window_size
         self._writer: Any = None
         self._last_write = -1
@@ -316,8 +317,16 @@ class TensorboardXWriter(EventWriter):
             # Imported here because it takes a second, which only runs that write should pay.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._log_dir)
+            self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step)
         return self._writer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_write": self._last_write}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._last_write = state_dict["last_write"]
+        # TensorBoard leaves out what a killed run has written from there on, which comes again.
+        self._purge_step = self._last_write + 1
 
     def close(self) -> None:
         if self._writer is not None:

@@ -1,4 +1,6 @@
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -213,3 +215,26 @@ def test_storage_goes_on_with_the_values_of_its_medians():
         assert [i for _, i in second.history("loss").values()] == list(range(10, 30))
         with pytest.raises(ValueError, match="was put with smoothing_hint=False before"):
             second.put_scalar("lr", 1.0)
+
+
+def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path, monkeypatch):
+    # TensorBoard reads the files in the order of the seconds in their names.
+    seconds = itertools.count(1000)
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def write(writer, iterations, factor):
+        with EventStorage(0) as storage:
+            for storage.iter in iterations:
+                storage.put_scalar("a", factor * storage.iter, smoothing_hint=False)
+                writer.write()
+        writer.close()
+
+    first = TensorboardXWriter(str(tmp_path))
+    write(first, [0, 1], 1.0)
+    write(TensorboardXWriter(str(tmp_path)), [2, 3], 5.0)  # after the checkpoint, before the kill
+    again = TensorboardXWriter(str(tmp_path))
+    again.load_state_dict(first.state_dict())
+    write(again, [2, 3, 4], 1.0)
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("a")
+    assert [(event.step, event.value) for event in shown] == [(i, float(i)) for i in range(5)]
