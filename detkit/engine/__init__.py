@@ -7,7 +7,8 @@ from detkit.engine.launch import DEFAULT_TIMEOUT, create_ddp_model, launch
 from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
-from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
+from detkit.engine.train_loop import HookBase, TrainerBase
 
 __all__ = [
     "DEFAULT_TIMEOUT",

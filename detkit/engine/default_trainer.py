@@ -30,7 +30,8 @@ from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
-from detkit.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
+from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.validation_loss import validation_losses_of
 from detkit.engine.writers import build_writers
 from detkit.evaluation import (

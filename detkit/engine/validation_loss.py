@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode
 from detkit.data import DatasetMapper, build_augmentation, build_detection_test_loader, get_test_records
-from detkit.engine.train_loop import sum_losses
+from detkit.engine.simple_trainer import sum_losses
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
 from detkit.utils.events import EventStorage

@@ -1,0 +1,375 @@
+"""The step of supervised learning, in single and in mixed precision."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from detkit.data import HasState, TrainingStream
+from detkit.engine.train_loop import TrainerBase
+from detkit.utils import comm
+from detkit.utils.events import get_event_storage
+
+logger = logging.getLogger(__name__)
+
+
+class SimpleTrainer(TrainerBase):
+    """Trains one model with one optimizer: a batch, its losses, their gradients, a step.
+
+    The losses are read on the host before the optimizer steps, so that a loss that is not finite stops the run with the
+    weights as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+        accum_steps: int = 1,
+    ) -> None:
+        """Keep the parts and set the model to training mode.
+
+        Args:
+            model: Takes a batch, gives a loss or a dict of losses, which are added.
+            data_loader: Endless.
+            optimizer: Steps once per iteration.
+            gather_metric_period: Iterations between two gatherings of the metrics of all processes. Each iteration's
+                values are filed under its own number; until gathered, they are not in the storage.
+            accum_steps: Batches per iteration. Their gradients are averaged, as those of as many processes would be.
+
+        Raises:
+            ValueError: The period, or the number of batches, is below 1.
+        """
+        super().__init__()
+        if accum_steps < 1:
+            raise ValueError(f"SOLVER.ACCUM_STEPS must be at least 1, got {accum_steps}")
+        if gather_metric_period < 1:
+            raise ValueError(f"gather_metric_period must be at least 1, got {gather_metric_period}")
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.gather_metric_period = gather_metric_period
+        self.accum_steps = accum_steps
+        self._batches: Iterator[Any] | None = None
+        self._ungathered: list[tuple[int, dict[str, float]]] = []
+        self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
+
+    def run_step(self) -> None:
+        """Train one iteration.
+
+        Raises:
+            FloatingPointError: A loss is infinite or not a number.
+            RuntimeError: The model is in eval mode, or the data loader has ended.
+        """
+        if not self.model.training:
+            raise RuntimeError(
+                f"{type(self.model).__name__} is in eval mode; some hook did not set it back to training"
+            )
+        self.optimizer.zero_grad()
+        parts = [self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)]
+        self.after_backward()
+        # The copy was queued before the backward pass: waiting for it here, with all of the backward pass queued behind
+        # it, leaves the device busy. `.item()` at this place would wait for the backward pass, too.
+        values = [part.losses.values() for part in parts]
+        for of_batch, part in zip(values, parts, strict=True):
+            _require_finite(of_batch, self.iter, part.batch)
+        self._write_metrics(_mean_by_name(values), sum(part.data_time for part in parts))
+        self.step_optimizer()
+
+    def _add_gradients(self, *, is_last: bool) -> "_Part":
+        """Take a batch, and add its share to the gradients; processes exchange them with the last one only."""
+        batch, data_time = self._next_batch()
+        model = self.model
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
+            losses = self.compute_losses(batch)
+            total = sum_losses(losses) / self.accum_steps
+            copied = _HostCopy(losses)
+            self.backward(total)
+        self._require_whole_graph()
+        return _Part(batch, copied, data_time)
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Give the model's losses of a batch by name."""
+        losses = self.model(batch)
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients."""
+        loss.backward()
+
+    def step_optimizer(self) -> None:
+        """Change the weights."""
+        self.optimizer.step()
+
+    def reset_data_loader(self, data_loader: Iterable[Any]) -> None:
+        """Go on with another loader from the next step on."""
+        self.data_loader = data_loader
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of the run, and the optimizer's."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        _require_same_kind(self.optimizer, state_dict["optimizer"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Give what only this process knows: also its position in the data, and metrics not gathered yet."""
+        state = {**super().rank_state_dict(), "ungathered": [list(item) for item in self._ungathered]}
+        if isinstance(self.data_loader, HasState):
+            state["data"] = self.data_loader.state_dict()
+        if not comm.is_main_process():
+            state["buffers"] = _buffers(self.model)
+        return state
+
+    def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `rank_state_dict` gave in the process of this number."""
+        super().load_rank_state_dict(state_dict)
+        self._ungathered = [(iteration, values) for iteration, values in state_dict["ungathered"]]
+        self.model.load_state_dict(state_dict.get("buffers", {}), strict=False)
+        if "data" in state_dict and isinstance(self.data_loader, HasState):
+            self.data_loader.load_state_dict(state_dict["data"])
+            self._batches = None
+        else:
+            _warn_of_data_without_position()
+
+    def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what can be from a run with another number of processes: about the position in the data."""
+        super().share_out_rank_states(states)
+        positions = [state["data"] for state in states if "data" in state]
+        if positions and isinstance(self.data_loader, TrainingStream):
+            self.data_loader.move_to_share(positions)
+            self._batches = None
+        else:
+            _warn_of_data_without_position()
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        """The running iterator over the data, made when first needed: workers start with training, not before."""
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        return self._batches
+
+    def _next_batch(self) -> tuple[Any, float]:
+        """The next batch, and the seconds spent waiting for it."""
+        start = time.perf_counter()
+        try:
+            batch = next(self._data_loader_iter)
+        except StopIteration:
+            raise RuntimeError(
+                f"the training data ended at iteration {self.iter}; a training loader must be endless, as with "
+                "TrainingSampler"
+            ) from None
+        return batch, time.perf_counter() - start
+
+    def _write_metrics(self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = "") -> None:
+        """Put losses, averaged over the processes, their sum and the longest data time into the storage."""
+        values = {prefix + name: float(value) for name, value in loss_dict.items()}
+        self._ungathered.append((self.iter, {**values, "data_time": data_time}))
+        if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
+            self._gather_metrics(prefix)
+
+    def _gather_metrics(self, prefix: str) -> None:
+        per_rank = comm.gather(self._ungathered)
+        self._ungathered = []
+        storage = get_event_storage()
+        for of_iteration in zip(*per_rank, strict=True):  # empty in all processes but the main one
+            iteration = of_iteration[0][0]
+            values = [dict(values) for _, values in of_iteration]
+            storage.put_scalar("data_time", max(v.pop("data_time") for v in values), cur_iter=iteration)
+            losses = _mean_by_name(values)
+            storage.put_scalar(f"{prefix}total_loss", sum(losses.values()), cur_iter=iteration)
+            if len(losses) > 1:
+                for name, value in losses.items():
+                    storage.put_scalar(name, value, cur_iter=iteration)
+
+    def _require_whole_graph(self) -> None:
+        """Name the parameters without gradient, once, before DistributedDataParallel hangs or fails without names."""
+        if self._is_graph_checked:
+            return
+        self._is_graph_checked = True
+        parameters = cast(DistributedDataParallel, self.model).module.named_parameters()
+        idle = [name for name, p in parameters if p.requires_grad and p.grad is None]
+        if idle:
+            names = ", ".join(idle[:8]) + (", ..." if len(idle) > 8 else "")
+            raise RuntimeError(
+                f"{len(idle)} parameters took no part in the losses: {names}. With several processes each trained "
+                "parameter must: freeze these (requires_grad=False, MODEL.BACKBONE.FREEZE_AT), leave their outputs out "
+                "(MODEL.RESNETS.OUT_FEATURES), or wrap the model with "
+                "create_ddp_model(model, find_unused_parameters=True)."
+            )
+
+
+class AMPTrainer(SimpleTrainer):
+    """A `SimpleTrainer` in mixed precision: float16 with loss scaling on GPUs, bfloat16 on CPUs.
+
+    Source: Micikevicius et al. 2017, arXiv 1710.03740.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any],
+        optimizer: Optimizer,
+        gather_metric_period: int = 1,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        precision: torch.dtype | None = None,
+        accum_steps: int = 1,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            model: As in `SimpleTrainer`; its parameters stay float32.
+            data_loader: As in `SimpleTrainer`.
+            optimizer: As in `SimpleTrainer`.
+            gather_metric_period: As in `SimpleTrainer`.
+            grad_scaler: Scales the loss; None takes torch's, which is idle but for float16.
+            precision: Type of convolutions and matrix products; None takes float16 on CUDA and bfloat16 elsewhere.
+            accum_steps: As in `SimpleTrainer`.
+
+        Raises:
+            ValueError: float16 where there is no CUDA: gradients in it need what only GPUs do fast and in full.
+        """
+        super().__init__(model, data_loader, optimizer, gather_metric_period, accum_steps)
+        self.device_type = next(model.parameters()).device.type
+        self.precision = precision or (torch.float16 if self.device_type == "cuda" else torch.bfloat16)
+        if self.precision == torch.float16 and self.device_type != "cuda":
+            raise ValueError(
+                f"SOLVER.AMP.DTYPE fp16 needs MODEL.DEVICE cuda, the model is on {self.device_type}: use bf16 there"
+            )
+        # bfloat16 has the range of float32: there is nothing to scale.
+        self.grad_scaler = grad_scaler or torch.amp.GradScaler(
+            self.device_type, enabled=self.precision == torch.float16
+        )
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, dtype=self.precision):
+            return super().compute_losses(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def step_optimizer(self) -> None:
+        # Clipping hangs on the optimizer's step, behind the unscaling: see detkit.solver.gradient_clipping.
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # absent when the run so far was in full precision, empty for bfloat16
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a model saves beside its parameters, such as statistics: DistributedDataParallel does not make it alike."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = model.state_dict().items()
+    return {name: value.cpu() for name, value in state if isinstance(value, Tensor) and name not in parameters}
+
+
+def _warn_of_data_without_position() -> None:
+    logger.warning(
+        "the position in the training data is not known: they are seen from the start again. Loaders of "
+        "build_detection_train_loader have one, unless over an IterableDataset"
+    )
+
+
+def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
+    """Give the sum of the losses.
+
+    Raises:
+        ValueError: There is none, or one is not a scalar.
+    """
+    if not losses:
+        raise ValueError("the model gave no losses in training mode")
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise ValueError(f"loss {name!r} must be a scalar tensor, got {_described(loss)}")
+    return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+class _Part(NamedTuple):
+    """One of the batches of an iteration."""
+
+    batch: Any
+    losses: "_HostCopy"
+    data_time: float
+
+
+class _HostCopy:
+    """Scalars on their way from the device to the host; `values` waits for them."""
+
+    def __init__(self, scalars: Mapping[str, Tensor]) -> None:
+        self._names = list(scalars)
+        self._event: torch.cuda.Event | None = None
+        stacked = torch.stack([value.detach().float() for value in scalars.values()])
+        if stacked.is_cuda:
+            # Goes to pinned memory, beside the kernels that follow; the event marks its arrival.
+            self._values = stacked.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = stacked
+
+    def values(self) -> dict[str, float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return dict(zip(self._names, self._values.tolist(), strict=True))
+
+
+def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raise where a saved state is that of another optimizer: torch would take it, and fail at the next step."""
+    # Not all settings: newer versions of torch have more of them, and fill them in.
+    telling = {"momentum", "betas"} & set(optimizer.defaults)
+    lacking = sorted(telling - set(saved["param_groups"][0])) if saved["param_groups"] else []
+    if lacking:
+        raise ValueError(
+            f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no {', '.join(lacking)}. "
+            "Resume with the SOLVER.OPTIMIZER of the run so far, or start anew from its weights (MODEL.WEIGHTS)"
+        )
+
+
+def _require_finite(values: Mapping[str, float], iteration: int, batch: Any) -> None:
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    process = f" of process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+    losses = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+    files = _file_names(batch)
+    images = f" Images of the batch: {', '.join(files)}." if files else ""
+    raise FloatingPointError(
+        f"loss{process} is not finite at iteration {iteration}: {losses}. The weights are as they were "
+        "before this step. Usual causes: a learning rate (SOLVER.BASE_LR) too high for the batch, a warm-up "
+        f"(SOLVER.WARMUP_ITERS) too short, boxes without area.{images}"
+    )
+
+
+def _file_names(batch: Any) -> list[str]:
+    """The files of a batch of model inputs; none for batches of another kind."""
+    items = batch if isinstance(batch, list | tuple) else []
+    return [str(item["file_name"]) for item in items if isinstance(item, dict) and "file_name" in item]
+
+
+def _mean_by_name(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the processes that have it."""
+    names = dict.fromkeys(name for v in values for name in v)
+    having = {name: [v[name] for v in values if name in v] for name in names}
+    return {name: sum(found) / len(found) for name, found in having.items()}
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
