@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -171,7 +172,7 @@ def _pickle_seeds() -> list[bytes]:
 
 
 def _safetensors_seeds() -> list[bytes]:
-    from safetensors.torch import save
+    save = pytest.importorskip("safetensors.torch").save
 
     return [save(_weights()), save(_weights(), {"format": "pt", "detkit": '{"thing_classes": ["a", "b"]}'})]
 
