@@ -24,13 +24,14 @@ from detkit.data import (
     count_images_per_class,
     get_test_records,
 )
+from detkit.engine.amp_trainer import AMPTrainer
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.config_record import ConfigRecord
 from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
-from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
+from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.validation_loss import validation_losses_of
 from detkit.engine.writers import build_writers

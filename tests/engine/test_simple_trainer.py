@@ -5,10 +5,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.config import get_cfg
 from detkit.engine import AMPTrainer, SimpleTrainer, hooks
 from detkit.engine.simple_trainer import sum_losses
-from detkit.solver import maybe_add_gradient_clipping
 from detkit.utils import comm
 from detkit.utils.events import EventStorage
 
@@ -139,43 +137,6 @@ def test_resumed_run_equals_the_undisturbed_one(trainer_class):
     losses = [t.storage.history("total_loss").values() for t in (whole, second)]
     assert losses[0] == losses[1]
     assert whole.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
-
-
-def test_amp_trains_in_bfloat16_on_the_cpu_and_keeps_float32_weights():
-    types = []
-
-    class Spy(Toy):
-        def forward(self, batch):
-            types.append(self.fc(batch).dtype)
-            return super().forward(batch)
-
-    trainer = toy_trainer(Spy(), trainer_class=AMPTrainer)
-    trainer.train(0, 30)
-    assert types[0] == torch.bfloat16
-    assert trainer.model.fc.weight.dtype == torch.float32
-    assert trainer.storage.latest()["total_loss"][0] < trainer.storage.history("total_loss").values()[0][0] / 2
-
-
-def test_amp_resumes_from_a_run_in_full_precision():
-    trainer = toy_trainer(trainer_class=AMPTrainer)
-    full_precision = toy_trainer()
-    full_precision.train(0, 2)
-    trainer.load_state_dict(full_precision.state_dict())
-    assert trainer.iter == full_precision.iter
-
-
-def test_gradients_are_clipped_after_unscaling():
-    cfg = get_cfg()
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD(model.parameters(), lr=1.0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    trainer = AMPTrainer(model, [torch.tensor(4.0)], optimizer, grad_scaler=scaler)
-    trainer.compute_losses = lambda batch: {"loss": (model.weight * batch).sum()}
-    trainer.train(0, 1)
-    assert model.weight.item() == -0.5
 
 
 def test_metrics_of_all_processes_are_averaged_and_filed_under_their_own_iteration(monkeypatch):

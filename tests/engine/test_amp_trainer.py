@@ -1,15 +1,70 @@
-"""SOLVER.AMP.DTYPE: training of a detector in bfloat16 against float32."""
-
 import pytest
 import torch
+from torch import nn
 
 from detkit.config import get_cfg
 from detkit.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detkit.modeling import build_model
+from detkit.solver import maybe_add_gradient_clipping
 from detkit.structures import Boxes, Instances
 
 STEPS = 20
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+class Toy(nn.Module):
+    """Gives a loss of a batch of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(2, 1)
+
+    def forward(self, batch):
+        return {"loss": self.fc(batch).pow(2).mean()}
+
+
+def toy_trainer(trainer_class, model=None, steps=30):
+    model = model or Toy()
+    data = torch.randn(steps, 4, 2, generator=torch.Generator().manual_seed(0))
+    return trainer_class(model, data, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+
+
+def test_amp_trains_in_bfloat16_on_the_cpu_and_keeps_float32_weights():
+    types = []
+
+    class Spy(Toy):
+        def forward(self, batch):
+            types.append(self.fc(batch).dtype)
+            return super().forward(batch)
+
+    trainer = toy_trainer(AMPTrainer, Spy())
+    trainer.train(0, 30)
+    assert types[0] == torch.bfloat16
+    assert trainer.model.fc.weight.dtype == torch.float32
+    assert trainer.storage.latest()["total_loss"][0] < trainer.storage.history("total_loss").values()[0][0] / 2
+
+
+def test_amp_resumes_from_a_run_in_full_precision():
+    trainer = toy_trainer(AMPTrainer)
+    full_precision = toy_trainer(SimpleTrainer)
+    full_precision.train(0, 2)
+    trainer.load_state_dict(full_precision.state_dict())
+    assert trainer.iter == full_precision.iter
+
+
+def test_gradients_are_clipped_after_unscaling():
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD(model.parameters(), lr=1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer = AMPTrainer(model, [torch.tensor(4.0)], optimizer, grad_scaler=scaler)
+    trainer.compute_losses = lambda batch: {"loss": (model.weight * batch).sum()}
+    trainer.train(0, 1)
+    assert model.weight.item() == -0.5
 
 
 def small_cfg():
