@@ -21,16 +21,18 @@ from detkit.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
-    count_images_per_class,
     get_test_records,
 )
 from detkit.engine.amp_trainer import AMPTrainer
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
+from detkit.engine.class_metadata import class_metadata
 from detkit.engine.config_record import ConfigRecord
+from detkit.engine.derived_config import in_folder, with_class_counts, without_augmentation
 from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
-from detkit.engine.model_ema import ModelEMA
+from detkit.engine.model_ema import ModelEMA, with_averaged_results
 from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
+from detkit.engine.process_scaling import scaled_to_processes
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.validation_loss import validation_losses_of
@@ -52,19 +54,6 @@ logger = logging.getLogger(__name__)
 
 _WRITE_PERIOD = 20
 _PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What a checkpoint says about the classes of its model.
-_CLASS_METADATA = (
-    "thing_classes",
-    "thing_dataset_id_to_contiguous_id",
-    "thing_colors",
-    "stuff_classes",
-    "stuff_dataset_id_to_contiguous_id",
-    "stuff_colors",
-    "ignore_label",
-    "keypoint_names",
-    "keypoint_flip_map",
-    "keypoint_connection_rules",
-)
 
 
 class DefaultTrainer(TrainerBase):
@@ -93,7 +82,7 @@ class DefaultTrainer(TrainerBase):
         follow_backbone_pixels(cfg)
         data_loader = self.build_train_loader(cfg)
         cfg = in_iterations(cfg, data_loader)
-        cfg = _with_class_counts(cfg)
+        cfg = with_class_counts(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = _build_loop(cfg, create_ddp_model(model), data_loader, optimizer)
@@ -103,7 +92,7 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer = DetectionCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            metadata=_class_metadata(cfg.DATASETS.TRAIN),
+            metadata=class_metadata(cfg.DATASETS.TRAIN),
             config=ConfigRecord(cfg),
             trainer=this,
         )
@@ -275,7 +264,7 @@ class DefaultTrainer(TrainerBase):
         results = cls._test_per_dataset(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED:
             augmented = with_test_time_augmentation(cfg, model)
-            for name, result in cls._test_per_dataset(_in_folder(cfg, "TTA"), augmented, evaluators).items():
+            for name, result in cls._test_per_dataset(in_folder(cfg, "TTA"), augmented, evaluators).items():
                 results[name] = {**results[name], **result}
         return results if len(results) > 1 else next(iter(results.values()))
 
@@ -298,63 +287,20 @@ class DefaultTrainer(TrainerBase):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for.
-
-        Batch and learning rates grow with the number, iterations and periods shrink. 0 leaves everything as it is.
-
-        Source: the linear scaling rule of Goyal et al. 2017, arXiv 1706.02677, section 2.1.
-
-        Args:
-            cfg: Not changed.
-            num_workers: Processes of the run.
-
-        Raises:
-            ValueError: The batch cannot be shared out evenly over the reference number of processes.
-        """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        if reference in (0, num_workers):
-            return cfg
-        if cfg.SOLVER.IMS_PER_BATCH % reference:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH={cfg.SOLVER.IMS_PER_BATCH} must be a multiple of "
-                f"SOLVER.REFERENCE_WORLD_SIZE={reference}"
-            )
-        was_frozen = cfg.is_frozen()
-        cfg = cfg.clone()
-        cfg.defrost()
-        scale = num_workers / reference
-        cfg.SOLVER.IMS_PER_BATCH = round(cfg.SOLVER.IMS_PER_BATCH * scale)
-        cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * scale
-        cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * scale
-        cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_ITER / scale))
-        cfg.SOLVER.WARMUP_ITERS = _shrunk(cfg.SOLVER.WARMUP_ITERS, scale)
-        cfg.SOLVER.STEPS = tuple(_shrunk(step, scale) for step in cfg.SOLVER.STEPS)
-        cfg.SOLVER.CHECKPOINT_PERIOD = _shrunk(cfg.SOLVER.CHECKPOINT_PERIOD, scale) or 1
-        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and (_shrunk(cfg.TEST.EVAL_PERIOD, scale) or 1)
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = num_workers  # scaling again changes nothing
-        logger.info(
-            "scaled from %d to %d processes: batch %d, learning rate %g, %d iterations",
-            reference,
-            num_workers,
-            cfg.SOLVER.IMS_PER_BATCH,
-            cfg.SOLVER.BASE_LR,
-            cfg.SOLVER.MAX_ITER,
-        )
-        if was_frozen:
-            cfg.freeze()
-        return cfg
+        """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for."""
+        return scaled_to_processes(cfg, num_workers)
 
     def _test_and_keep_results(self) -> Any:
         this = weakref.proxy(self)
 
         def run() -> Mapping[str, Any]:
             is_last = this.iter + 1 >= this.max_iter
-            cfg = this.cfg if is_last else _without_augmentation(this.cfg)
+            cfg = this.cfg if is_last else without_augmentation(this.cfg)
             results = this.test(cfg, this.model)
             if this.ema is not None:
                 with this.ema.applied():
-                    averaged = this.test(_in_folder(cfg, "EMA"), this.model)
-                results = _side_by_side(results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1)
+                    averaged = this.test(in_folder(cfg, "EMA"), this.model)
+                results = with_averaged_results(results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1)
             this._last_eval_results = results
             return results
 
@@ -429,58 +375,7 @@ def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], opti
     return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, accum_steps=passes)
 
 
-def _shrunk(length: int | str, scale: float) -> int | str:
-    """Give a number of iterations divided by the scale; epochs (`2ep`) are as many for any number of processes."""
-    return length if isinstance(length, str) else round(length / scale)
-
-
 def _build_ema(cfg: CfgNode, model: nn.Module) -> ModelEMA | None:
     if not cfg.MODEL_EMA.ENABLED:
         return None
     return ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
-
-
-def _side_by_side(results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool) -> dict[str, Any]:
-    """Give the results with those of the averaged weights beside them, as tasks of their own: `bbox_EMA`, ..."""
-    if is_per_dataset:
-        return {name: _side_by_side(results[name], averaged[name], is_per_dataset=False) for name in results}
-    return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}
-
-
-def _with_class_counts(cfg: CfgNode) -> CfgNode:
-    """Give the config with the class frequencies that a federated loss samples by: a model does not see data."""
-    head = cfg.MODEL.ROI_BOX_HEAD
-    if not head.USE_FED_LOSS or head.FED_LOSS_CLASS_COUNTS:
-        return cfg
-    counts = count_images_per_class(cfg.DATASETS.TRAIN, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS = counts
-    return cfg
-
-
-def _without_augmentation(cfg: CfgNode) -> CfgNode:
-    """Give the config for the evaluations on the way, which are not to take many times as long."""
-    if not cfg.TEST.AUG.ENABLED:
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TEST.AUG.ENABLED = False
-    return cfg
-
-
-def _in_folder(cfg: CfgNode, folder: str) -> CfgNode:
-    """Give the config of a run that writes to a folder within OUTPUT_DIR."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / folder)
-    return cfg
-
-
-def _class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
-    """What is known about the classes of the training data, for the checkpoints."""
-    if not dataset_names:
-        return {}
-    metadata = MetadataCatalog.get(dataset_names[0])
-    found = {key: metadata.get(key) for key in _CLASS_METADATA}
-    return {"dataset": dataset_names[0], **{key: value for key, value in found.items() if value is not None}}

@@ -53,12 +53,6 @@ def test_text_may_be_replaced_by_a_number_and_back(tiny_cfg):
         tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", "2 epochs"])
 
 
-def test_scaling_to_more_processes_leaves_epochs(tiny_cfg):
-    tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", "2ep", "SOLVER.STEPS", ["8ep", 8], "SOLVER.REFERENCE_WORLD_SIZE", 1])
-    cfg = DefaultTrainer.auto_scale_workers(tiny_cfg, 2)
-    assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == ("2ep", ("8ep", 4))
-
-
 def test_config_without_epochs_is_the_same_one(tiny_cfg):
     assert in_iterations(tiny_cfg, []) is tiny_cfg
 
