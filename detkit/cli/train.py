@@ -66,7 +66,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
     """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and given."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restarts = comm.get_num_restarts()
     args.resume = args.resume or restarts > 0
     cfg = setup(args)
     if restarts > 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import logging
 import os
 import signal
@@ -13,15 +14,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from detkit.engine.rendezvous import fresh_part
 from detkit.utils import comm
 from detkit.utils.signals import STOPPED, asked_to_stop
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
+# Its name since torch 2.15, where the older one is deprecated.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -99,7 +108,8 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     device = next(model.parameters()).device
     kwargs.setdefault("device_ids", [device.index] if device.type == "cuda" else None)
     # Batch norm keeps the statistics of each process's own images, as in Detectron2: SyncBN is there to share them.
-    kwargs.setdefault("broadcast_buffers", False)
+    if "broadcast_buffers" not in kwargs:
+        kwargs.setdefault(_SYNC_BUFFERS, False)
     return DistributedDataParallel(model, **kwargs)
 
 
@@ -156,7 +166,7 @@ def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], ti
     if dist.is_initialized():  # a script of the user's own has joined already
         return main_func(*args)
     local_rank = int(os.environ["LOCAL_RANK"])
-    _join_run(
+    restarts = _join_run(
         "env://",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
@@ -165,6 +175,8 @@ def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], ti
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
         timeout=timeout,
     )
+    # torchrun counts them on the machine whose process failed; what meets in its store counts those it has seen.
+    comm.set_num_restarts(comm.largest(max(restarts, comm.get_num_restarts())))
     return _run_and_leave(main_func, args)
 
 
@@ -178,20 +190,27 @@ def _run_and_leave(main_func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def _join_run(
     url: str, *, rank: int, world_size: int, local_rank: int, local_size: int, timeout: datetime.timedelta
-) -> None:
-    """Make this process a part of the run, with its own GPU where there are GPUs."""
+) -> int:
+    """Make this process a part of the run, with its own GPU where there are GPUs.
+
+    Returns:
+        How often processes have met in the store at this address before.
+    """
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         # Before the group: NCCL would otherwise put a context of every process on GPU 0.
         torch.cuda.set_device(local_rank)
     try:
+        store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
+        store, restarts = fresh_part(store, rank=rank, world_size=world_size, timeout=timeout)
         dist.init_process_group(
-            "nccl" if has_cuda else "gloo", init_method=url, world_size=world_size, rank=rank, timeout=timeout
+            "nccl" if has_cuda else "gloo", store=store, world_size=world_size, rank=rank, timeout=timeout
         )
     except Exception as error:
         raise RuntimeError(f"process {rank} of {world_size} could not join the run at {url}: {error}") from error
     comm.set_local(local_rank, local_size)
     comm.synchronize()
+    return restarts
 
 
 def _share_cpu(num_processes: int) -> None:

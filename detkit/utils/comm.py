@@ -4,6 +4,7 @@ The CPU group is gloo, so that Python objects never travel through the GPU.
 """
 
 import functools
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Set by the launcher: the ranks on this machine, for `get_local_rank` and `get_local_size`.
+# Set by the launcher: what `get_local_rank`, `get_local_size` and `get_num_restarts` give.
 _LOCAL: dict[str, int] = {}
 
 
@@ -45,6 +46,16 @@ def get_local_rank() -> int:
 def get_local_size() -> int:
     """Number of processes on this machine."""
     return _LOCAL.get("size", 1)
+
+
+def set_num_restarts(count: int) -> None:
+    """Record how often the run was restarted; called once by the launcher."""
+    _LOCAL["restarts"] = count
+
+
+def get_num_restarts() -> int:
+    """How often torchrun has restarted the run, on whichever of its machines a process failed."""
+    return _LOCAL.get("restarts", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 def is_main_process() -> bool:

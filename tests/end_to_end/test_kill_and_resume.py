@@ -1,5 +1,6 @@
 """Training processes that are killed with SIGKILL, again and again, end where the undisturbed one ends, bit for bit."""
 
+import functools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import torch
 
 from detkit.checkpoint import load_checkpoint_file
 from detkit.cli import train
+from tests.processes import end_of, fork, free_port, torchrun_agent
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +55,7 @@ plan = json.loads(os.environ.get("VICTIM_PLAN", "[]"))
 record = os.environ.get("VICTIM_RECORD", "")  # a file with a byte for each kill
 start = os.path.getsize(record) if os.path.exists(record) else 0
 place, count = plan[start] if start < len(plan) else (None, 0)
-is_target = int(os.environ.get("RANK", "0")) == int(os.environ.get("VICTIM_RANK", "0"))
+is_target = os.environ.get("RANK", "0") == os.environ.get("VICTIM_RANK", "0")
 
 
 def pass_by(here):
@@ -127,26 +129,15 @@ def place_to_run(workplace: Path) -> Path:
     return workplace
 
 
-def start(folder: Path, output: str, *, plan=(), settings=(), resume=False) -> int:
+def start(folder: Path, output: str, *, plan=(), settings=(), resume=False, run=train.main, **variables) -> int:
     """Begin to train in a process of its own, and give its id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 99
-    try:
-        torch.set_num_threads(1)
-        os.environ["VICTIM_PLAN"] = json.dumps(plan)
-        with (folder / f"{output}.txt").open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        argv = ["--config-file", "run.yaml", *(["--resume"] if resume else []), "OUTPUT_DIR", output]
-        status = train.main([*argv, *map(str, settings)])
-    finally:
-        os._exit(status)
+    argv = ["--config-file", "run.yaml", *(["--resume"] if resume else []), "OUTPUT_DIR", output]
 
+    def main() -> int | None:
+        os.environ.update(VICTIM_PLAN=json.dumps(plan), **variables)
+        return run([*argv, *map(str, settings)])
 
-def end_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return fork(main, output=folder / f"{output}.txt")
 
 
 def outcome(folder: Path, output: str):
@@ -198,27 +189,45 @@ def test_twenty_kills(place_to_run: Path, workers: int) -> None:
     assert same(outcome(place_to_run, "killed"), outcome(place_to_run, "whole"))
 
 
-def torchrun(folder: Path, output: str, *, plan=(), settings=()) -> subprocess.CompletedProcess:
+def of_rank_one(folder: Path, output: str) -> dict[str, str]:
+    return {"VICTIM_RANK": "1", "VICTIM_RECORD": str(folder / f"{output}.kills")}
+
+
+def torchrun(folder: Path, output: str, *, plan=(), settings=()) -> None:
+    """Train under torchrun, with as many restarts as kills."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    # More restarts than kills: on a busy machine a restart may itself fail to connect.
-    argv += [f"--max-restarts={3 * len(plan)}", "--monitor-interval=0.1", str(ROOT / "tools" / "train_net.py")]
+    argv += [f"--max-restarts={len(plan)}", "--monitor-interval=0.1", str(ROOT / "tools" / "train_net.py")]
     argv += ["--config-file", "run.yaml", "OUTPUT_DIR", output, *map(str, settings)]
     paths = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
-    variables = {"VICTIM_PLAN": json.dumps(plan), "VICTIM_RANK": "1", "VICTIM_RECORD": str(folder / f"{output}.kills")}
-    variables |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900)
+    variables = {"VICTIM_PLAN": json.dumps(plan), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    variables |= of_rank_one(folder, output)
+    done = subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def forked_torchrun(folder: Path, output: str, *, plan=(), settings=()) -> None:
+    """The same with the agent called in a process of its own, which forks the others."""
+    run = functools.partial(torchrun_agent, train.main, port=free_port(), max_restarts=len(plan))
+    status = end_of(start(folder, output, plan=plan, settings=settings, run=run, **of_rank_one(folder, output)))
+    assert status == 0, (folder / f"{output}.txt").read_text()[-5000:]
+
+
+def check_kills_of_one_rank(folder: Path, run, plan, *settings) -> None:
+    run(folder, "whole", settings=settings)
+    run(folder, "killed", plan=plan, settings=settings)
+    assert (folder / "killed.kills").stat().st_size == len(plan)
+    log = (folder / "killed" / "log.txt").read_text()
+    assert log.count("by torchrun: going on from the last checkpoint") == len(plan)
+    assert same(outcome(folder, "killed"), outcome(folder, "whole"))
+
+
+def test_one_kill_of_one_rank_under_torchrun(place_to_run: Path) -> None:
+    check_kills_of_one_rank(place_to_run, forked_torchrun, [["step", 4]])
 
 
 @pytest.mark.slow
-def test_kills_of_one_rank_under_torchrun(place_to_run: Path) -> None:
+@pytest.mark.parametrize("run", [torchrun, forked_torchrun])
+def test_kills_of_one_rank_under_torchrun(place_to_run: Path, run) -> None:
     rng = random.Random(0)
     plan = [[place, rng.randint(1, most)] for place, most in [("step", 4), ("evaluation", 2), ("step", 5), ("step", 3)]]
-    settings = ["SOLVER.MAX_ITER", 20]
-    whole = torchrun(place_to_run, "whole", settings=settings)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    killed = torchrun(place_to_run, "killed", plan=plan, settings=settings)
-    assert killed.returncode == 0, killed.stderr[-3000:]
-    log = (place_to_run / "killed" / "log.txt").read_text()
-    assert log.count("by torchrun: going on from the last checkpoint") >= len(plan)
-    assert (place_to_run / "killed.kills").stat().st_size == len(plan)
-    assert same(outcome(place_to_run, "killed"), outcome(place_to_run, "whole"))
+    check_kills_of_one_rank(place_to_run, run, plan, "SOLVER.MAX_ITER", 20)
