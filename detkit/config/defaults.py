@@ -58,7 +58,8 @@ _key(
 _key(
     "WRITERS",
     ["console", "json", "tensorboard"],
-    "detkit: where metrics go: console, json (metrics.json), csv (metrics.csv: iteration,name,value), tensorboard.",
+    "detkit: where metrics go: console, json (metrics.json), csv (metrics.csv: iteration,name,value), tensorboard, "
+    "wandb, mlflow (packages of their own).",
 )
 _key(
     "VIS_PERIOD",

@@ -30,7 +30,7 @@ class ConfigRecord:
 
 def changed_settings(before: str, now: str) -> list[str]:
     """Give a line `KEY: before -> now` for each setting that differs between two texts of YAML."""
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = flat_settings(yaml.safe_load(before)), flat_settings(yaml.safe_load(now))
     return [
         f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
         for key in sorted({**old, **new})
@@ -42,7 +42,9 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "(not there)"
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Give the settings of a tree by full key: `{"A": {"B": 1}}` is `{"A.B": 1}`."""
     if not isinstance(tree, dict) or (prefix and not tree):
         return {prefix.rstrip("."): tree}
-    return {key: value for name, below in tree.items() for key, value in _flat(below, f"{prefix}{name}.").items()}
+    parts = (flat_settings(below, f"{prefix}{name}.") for name, below in tree.items())
+    return {key: value for part in parts for key, value in part.items()}

@@ -151,7 +151,7 @@ class DefaultTrainer(TrainerBase):
     def build_writers(self) -> list[EventWriter]:
         """Give the writers of metrics that WRITERS names."""
         cfg = self.cfg
-        return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter)
+        return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter, cfg)
 
     def train(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Train from the start iteration to SOLVER.MAX_ITER.

@@ -3,13 +3,21 @@
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+import yaml
+
+from detkit.config import CfgNode
+from detkit.engine.mlflow_writer import MlflowWriter
+from detkit.engine.wandb_writer import WandbWriter
 from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 
+# Writers whose package of the same name does not come with detkit.
+_OPTIONAL_PACKAGES = frozenset({"wandb", "mlflow"})
 _HEADER = ["iteration", "name", "value"]
 
 
@@ -64,29 +72,41 @@ class CSVWriter(EventWriter):
         return self._file
 
 
-def build_writers(names: Sequence[str], output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+def build_writers(
+    names: Sequence[str], output_dir: str, max_iter: int | None = None, settings: CfgNode | None = None
+) -> list[EventWriter]:
     """Give the writers that the names select, in their order.
 
     Args:
-        names: Of console, json (`metrics.json`), csv (`metrics.csv`), tensorboard.
+        names: Of console, json (`metrics.json`), csv (`metrics.csv`), tensorboard, wandb, mlflow.
         output_dir: Folder of the files; made if absent.
         max_iter: Iterations of the run, for the remaining time.
+        settings: Those of the run, which wandb and mlflow show beside the metrics.
 
     Raises:
+        ImportError: wandb or mlflow is named, and not installed.
         ValueError: An unknown name, or one twice.
     """
+    plain = {} if settings is None else yaml.safe_load(settings.dump())
     folder = Path(output_dir)
     known: dict[str, Callable[[], EventWriter]] = {
         "console": lambda: CommonMetricPrinter(max_iter),
         "json": lambda: JSONWriter(str(folder / "metrics.json")),
         "csv": lambda: CSVWriter(str(folder / "metrics.csv")),
         "tensorboard": lambda: TensorboardXWriter(output_dir),
+        "wandb": lambda: WandbWriter(output_dir, plain),
+        "mlflow": lambda: MlflowWriter(output_dir, plain),
     }
     for name in names:
         if name not in known:
             raise ValueError(f"WRITERS must be of {', '.join(known)}; got {name!r}.{did_you_mean(str(name), known)}")
     if len(set(names)) < len(names):
         raise ValueError(f"WRITERS names a writer twice: {list(names)}")
+    for name in _OPTIONAL_PACKAGES.intersection(names):
+        if find_spec(name) is None:
+            raise ImportError(
+                f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or pip install {name}'
+            )
     PathManager.mkdirs(output_dir)
     return [known[name]() for name in names]
 

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,8 @@ __all__ = [
 _storages: list["EventStorage"] = []
 # Values of each scalar that survive a resume: those that the writers' medians are over.
 _KEPT_VALUES = 20
+# Pictures that wait to be written. A run without TensorBoard, where nobody takes them, must not collect them for days.
+_KEPT_IMAGES = 32
 
 
 def get_event_storage() -> "EventStorage":
@@ -63,7 +65,7 @@ class EventStorage:
         self._smoothed: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
         self._pending: list[tuple[str, float | Tensor, int]] = []
-        self._images: list[tuple[str, Any, int]] = []
+        self._images: deque[tuple[str, Any, int]] = deque(maxlen=_KEPT_IMAGES)
         self._prefix = ""
 
     def put_scalar(
@@ -107,7 +109,7 @@ class EventStorage:
         self._images.append((self._prefix + name, image, self.iter))
 
     def images(self) -> list[tuple[str, Any, int]]:
-        """The pictures put since the last `clear_images`, as (name, picture, iteration)."""
+        """The last 32 pictures put since the last `clear_images`, as (name, picture, iteration)."""
         return list(self._images)
 
     def clear_images(self) -> None:
@@ -141,6 +143,14 @@ class EventStorage:
             name: (self._history[name].median(window_size) if self._smoothed[name] else value, iteration)
             for name, (value, iteration) in self.latest().items()
         }
+
+    def new_by_iteration(self, after: int, window_size: int = 20) -> dict[int, dict[str, float]]:
+        """Give what `latest_with_smoothing_hint` gives of iterations behind `after`, by iteration, in their order."""
+        by_iter: dict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in self.latest_with_smoothing_hint(window_size).items():
+            if iteration > after:
+                by_iter[iteration][name] = value
+        return dict(sorted(by_iter.items()))
 
     def state_dict(self) -> dict[str, Any]:
         """Give the scalars that the next lines of the writers will be made of; pictures are not among them."""
@@ -211,6 +221,9 @@ class EventWriter(ABC):
     def write(self) -> None:
         """Write what is new in the active storage."""
 
+    def open(self) -> None:  # noqa: B027  (most writers open a file when they need it)
+        """Get ready to write: called before the first step, behind `load_state_dict`, so that errors come early."""
+
     def close(self) -> None:  # noqa: B027  (most writers hold nothing open)
         """Release what the writer holds."""
 
@@ -238,14 +251,9 @@ class JSONWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
-        storage = get_event_storage()
-        by_iter: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
-            if iteration > self._last_write:
-                by_iter[iteration][name] = value
-        for iteration in sorted(by_iter):
+        for iteration, scalars in get_event_storage().new_by_iteration(self._last_write, self._window_size).items():
             # JSON has no nan, which the AP of a class without ground truth is.
-            values = {name: value if math.isfinite(value) else None for name, value in by_iter[iteration].items()}
+            values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
             self._open().write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
             self._last_write = iteration
         self._open().flush()

@@ -56,13 +56,23 @@ def test_names_give_writers_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["jsno"], "WRITERS must be of console, json, csv, tensorboard; got 'jsno'. Did you mean 'json'"),
+        (
+            ["jsno"],
+            "WRITERS must be of console, json, csv, tensorboard, wandb, mlflow; got 'jsno'. Did you mean 'json'",
+        ),
         (["csv"] * 2, "twice"),
     ],
 )
 def test_bad_names_are_errors(tmp_path, names, message):
     with pytest.raises(ValueError, match=message):
         build_writers(names, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_package_that_is_missing_is_an_error_with_the_command(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("detkit.engine.writers.find_spec", lambda package: None)
+    with pytest.raises(ImportError, match=rf'WRITERS names {name}, .*: pip install "detkit\[{name}\]"'):
+        build_writers([name], str(tmp_path))
 
 
 def test_key_selects_the_files_of_a_run_and_a_resume_repeats_no_row(tiny_cfg):

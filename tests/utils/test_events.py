@@ -238,3 +238,10 @@ def test_tensorboard_of_a_resumed_run_shows_each_step_once(tmp_path, monkeypatch
     write(again, [2, 3, 4], 1.0)
     shown = EventAccumulator(str(tmp_path)).Reload().Scalars("a")
     assert [(event.step, event.value) for event in shown] == [(i, float(i)) for i in range(5)]
+
+
+def test_pictures_that_nobody_writes_do_not_pile_up():
+    with EventStorage(0) as storage:
+        for storage.iter in range(1000):
+            storage.put_image("p", None)
+        assert [iteration for _, _, iteration in storage.images()] == list(range(968, 1000))

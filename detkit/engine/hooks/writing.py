@@ -1,5 +1,6 @@
 """`PeriodicWriter`: brings what the storage holds to files and to the console."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,13 +31,27 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def state_dict(self) -> dict[str, Any]:
-        states = {str(k): writer.state_dict() for k, writer in enumerate(self._writers)}
+        states = {key: writer.state_dict() for key, writer in self._by_key().items()}
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for k, writer in enumerate(self._writers):
-            if str(k) in state_dict:
-                writer.load_state_dict(state_dict[str(k)])
+        for key, writer in self._by_key().items():
+            if key in state_dict:
+                writer.load_state_dict(state_dict[key])
+
+    def _by_key(self) -> dict[str, EventWriter]:
+        """By class and number within it: a run may be resumed with more writers, or in another order."""
+        counts: Counter[str] = Counter()
+        by_key: dict[str, EventWriter] = {}
+        for writer in self._writers:
+            name = type(writer).__qualname__
+            counts[name] += 1
+            by_key[f"{name}#{counts[name]}"] = writer
+        return by_key
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            writer.open()
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1

@@ -59,3 +59,29 @@ def test_something_else_than_a_writer_is_an_error():
 def test_period_below_one_is_an_error():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         hooks.PeriodicWriter([], period=0)
+
+
+def test_states_find_their_writers_among_others():
+    class Counter(Recorder):
+        def state_dict(self):
+            return {"calls": len(self.calls)}
+
+        def load_state_dict(self, state_dict):
+            self.loaded = state_dict["calls"]
+
+    first, second = Counter(), Counter()
+    train(3, hooks.PeriodicWriter([first], period=1), before := hooks.PeriodicWriter([second, Recorder()], period=2))
+    after = Counter()
+    hooks.PeriodicWriter([Recorder(), after, Recorder()]).load_state_dict(before.state_dict())
+    assert after.loaded == len(second.calls)
+
+
+def test_writers_open_before_the_first_step():
+    class Refuses(Recorder):
+        def open(self):
+            raise OSError("no key")
+
+    steps = []
+    with pytest.raises(OSError, match="no key"):
+        train(3, hooks.CallbackHook(after_step=lambda t: steps.append(t.iter)), hooks.PeriodicWriter([Refuses()]))
+    assert steps == []
