@@ -20,7 +20,7 @@ from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detkit.modeling.roi_heads.roi_heads import ROIHeads
 from detkit.modeling.roi_heads.selection import select_foreground_proposals
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes, Instances
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -93,28 +93,10 @@ class Res5ROIHeads(ROIHeads):
         """Give the blocks over the pooled features. A subclass may build others."""
         return make_configured_stage(cfg.MODEL.RESNETS, 3, shape.channels or 0)
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Give the sampled proposals and the losses in training, detections and an empty dict else; see `ROIHeads`."""
-        if not self.training:
-            return self.predict(features, proposals), {}
-        if targets is None:
-            raise ValueError("the ROI heads need ground truth in training: targets is None")
-        sampled = self.label_and_sample_proposals(proposals, targets)
-        return sampled, self.losses(features, sampled)
-
-    def losses(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> dict[str, Tensor]:
-        """Give the losses of every branch.
-
-        Args:
-            features: The backbone's features by name.
-            proposals: What `label_and_sample_proposals` gives.
-        """
+    def losses(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Give the losses of every branch; see `ROIHeads`."""
         regions = self._region_features(features, [p.proposal_boxes for p in proposals])
         losses = self.box_predictor.losses(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
         if self.mask_on:
@@ -139,12 +121,7 @@ class Res5ROIHeads(ROIHeads):
             RuntimeError: In training, where the branch gives losses.
             ValueError: Instances lack a field.
         """
-        if self.training:
-            raise RuntimeError("forward_with_given_boxes predicts: call eval() on the model first")
-        for i, instances_i in enumerate(instances):
-            for name in ("pred_boxes", "pred_classes"):
-                if not instances_i.has(name):
-                    raise ValueError(f"given instances of image {i} need a field {name!r}")
+        self._check_given(instances)
         if not self.mask_on:
             return list(instances)
         return self.mask_head(self._region_features(features, [x.pred_boxes for x in instances]), list(instances))

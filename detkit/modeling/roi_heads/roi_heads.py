@@ -18,7 +18,7 @@ from detkit.utils.events import get_event_storage, has_event_storage
 
 
 class ROIHeads(nn.Module):
-    """Base of the heads that look at regions. A subclass brings `forward`."""
+    """Base of the heads that look at regions. A subclass brings `losses` and `predict`, or a `forward` of its own."""
 
     @configurable
     def __init__(
@@ -138,8 +138,32 @@ class ROIHeads(nn.Module):
         Returns:
             In training the sampled proposals, else the detections (`pred_boxes`, `scores`, `pred_classes`), per image.
             In training the losses by name, else an empty dict.
+
+        Raises:
+            ValueError: There is no ground truth in training.
         """
-        raise NotImplementedError(f"{type(self).__name__} brings no forward")
+        if not self.training:
+            return self.predict(features, proposals), {}
+        if targets is None:
+            raise ValueError("the ROI heads need ground truth in training: targets is None")
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        return sampled, self.losses(features, sampled, targets)
+
+    def losses(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Give the losses by name.
+
+        Args:
+            features: The backbone's features by name.
+            proposals: What `label_and_sample_proposals` gives.
+            targets: N ground truths.
+        """
+        raise NotImplementedError(f"{type(self).__name__} brings no losses")
+
+    def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
+        """Give the detections of every image."""
+        raise NotImplementedError(f"{type(self).__name__} brings no predict")
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
         """Add what the heads can say about boxes that are found already, such as masks.
@@ -152,3 +176,12 @@ class ROIHeads(nn.Module):
             The detections with further fields.
         """
         raise NotImplementedError(f"{type(self).__name__} brings no forward_with_given_boxes")
+
+    def _check_given(self, instances: Sequence[Instances]) -> None:
+        """Raise unless `forward_with_given_boxes` can work on these instances now."""
+        if self.training:
+            raise RuntimeError("forward_with_given_boxes predicts: call eval() on the model first")
+        for i, instances_i in enumerate(instances):
+            for name in ("pred_boxes", "pred_classes"):
+                if not instances_i.has(name):
+                    raise ValueError(f"given instances of image {i} need a field {name!r}")

@@ -22,7 +22,7 @@ from detkit.modeling.roi_heads.build import (
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detkit.modeling.roi_heads.roi_heads import ROIHeads
 from detkit.modeling.roi_heads.selection import select_foreground_proposals, select_proposals_with_visible_keypoints
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes, Instances
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -143,21 +143,6 @@ class StandardROIHeads(ROIHeads):
             "keypoint_head": build_keypoint_head(cfg, pooled_shape),
         }
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Give the sampled proposals and the losses in training, detections and an empty dict else; see `ROIHeads`."""
-        if not self.training:
-            return self.predict(features, proposals), {}
-        if targets is None:
-            raise ValueError("the ROI heads need ground truth in training: targets is None")
-        sampled = self.label_and_sample_proposals(proposals, targets)
-        return sampled, self.losses(features, sampled, targets)
-
     def losses(
         self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:
@@ -187,12 +172,7 @@ class StandardROIHeads(ROIHeads):
             RuntimeError: In training, where these branches give losses.
             ValueError: Instances lack a field.
         """
-        if self.training:
-            raise RuntimeError("forward_with_given_boxes predicts: call eval() on the model first")
-        for i, instances_i in enumerate(instances):
-            for name in ("pred_boxes", "pred_classes"):
-                if not instances_i.has(name):
-                    raise ValueError(f"given instances of image {i} need a field {name!r}")
+        self._check_given(instances)
         return self._forward_keypoint(features, self._forward_mask(features, list(instances)))
 
     def _box_losses(

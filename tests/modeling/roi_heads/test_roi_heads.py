@@ -102,9 +102,13 @@ def test_config_gives_the_sampling():
     assert not heads.proposal_matcher.allow_low_quality_matches
 
 
-def test_base_has_no_forward():
-    with pytest.raises(NotImplementedError, match="ROIHeads brings no forward"):
-        make()(None, {}, [])
+def test_base_has_neither_losses_nor_detections():
+    with pytest.raises(NotImplementedError, match="ROIHeads brings no losses"):
+        make()(None, {}, [], [])
+    with pytest.raises(NotImplementedError, match="ROIHeads brings no predict"):
+        make().eval()(None, {}, [])
+    with pytest.raises(NotImplementedError, match="ROIHeads brings no forward_with_given_boxes"):
+        make().eval().forward_with_given_boxes({}, [])
 
 
 def test_settings_come_from_the_config():
