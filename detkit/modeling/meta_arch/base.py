@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.modeling.backbone import Backbone
+from detkit.config import CfgNode
+from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.meta_arch.build import MEMORY_FORMATS
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 
@@ -52,6 +54,16 @@ class Detector(nn.Module):
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Map config keys to the arguments of this base class."""
+        return {
+            "backbone": build_backbone(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+        }
 
     @property
     def device(self) -> torch.device:

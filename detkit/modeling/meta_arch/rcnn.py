@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.backbone import Backbone
 from detkit.modeling.meta_arch.base import Detector, rescale_outputs
-from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
+from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.proposal_generator import build_proposal_generator
 from detkit.modeling.roi_heads import ROIHeads, build_roi_heads
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
@@ -51,14 +51,12 @@ class GeneralizedRCNN(Detector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
-        backbone = build_backbone(cfg)
+        arguments = super().from_config(cfg)
+        shapes = arguments["backbone"].output_shape()
         return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "roi_heads": build_roi_heads(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+            **arguments,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "roi_heads": build_roi_heads(cfg, shapes),
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
@@ -158,13 +156,10 @@ class ProposalNetwork(Detector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
-        backbone = build_backbone(cfg)
+        arguments = super().from_config(cfg)
         return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+            **arguments,
+            "proposal_generator": build_proposal_generator(cfg, arguments["backbone"].output_shape()),
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import NMSMethod, cat, nonzero_tuple, sigmoid_focal_loss, suppress
 from detkit.modeling.anchor_generator import AnchorGenerator, build_anchor_generator
-from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.backbone import Backbone
 from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
 from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.matcher import Matcher
-from detkit.modeling.meta_arch.build import MEMORY_FORMATS, META_ARCH_REGISTRY
+from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import DenseDetector, HeadOutput, decode_level, predictions_by_anchor
 from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
 from detkit.modeling.nms_settings import nms_method
@@ -119,10 +119,11 @@ class RetinaNet(DenseDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
         retinanet = cfg.MODEL.RETINANET
-        backbone = build_backbone(cfg)
-        shapes = select_features(backbone.output_shape(), retinanet.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
+        arguments = super().from_config(cfg)
+        features = arguments["backbone"].output_shape()
+        shapes = select_features(features, retinanet.IN_FEATURES, "MODEL.RETINANET.IN_FEATURES")
         return {
-            "backbone": backbone,
+            **arguments,
             "head": RetinaNetHead(cfg, shapes),
             "head_in_features": retinanet.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, shapes),
@@ -139,9 +140,6 @@ class RetinaNet(DenseDetector):
             "test_nms": nms_method(cfg),
             "test_clip_before_nms": retinanet.CLIP_BEFORE_NMS,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
         }
 
     def forward_training(

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
-from detkit.modeling.backbone import Backbone, build_backbone
+from detkit.modeling.backbone import Backbone
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.meta_arch.base import Detector
 from detkit.modeling.meta_arch.build import (
-    MEMORY_FORMATS,
     META_ARCH_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     build_sem_seg_head,
@@ -185,13 +184,10 @@ class SemanticSegmentor(Detector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
-        backbone = build_backbone(cfg)
+        arguments = super().from_config(cfg)
         return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+            **arguments,
+            "sem_seg_head": build_sem_seg_head(cfg, arguments["backbone"].output_shape()),
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
