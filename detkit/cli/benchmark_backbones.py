@@ -6,16 +6,15 @@ medians. What is timed is the backbone alone, with all maps of strides 4 to 32 g
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 
 import torch
 from tabulate import tabulate
 
+from detkit.cli.benchmark_image import add_options, image_asked_for, seconds_of
 from detkit.cli.errors import run_command
 from detkit.config import get_cfg
 from detkit.modeling import Backbone, build_backbone, follow_backbone_pixels
-from detkit.utils.env import resolve_device
 
 _REFERENCE = "resnet:50"
 _DEFAULT = (
@@ -54,31 +53,21 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="resnet:DEPTH|torchvision:NAME|timm:NAME", help="which (default: those of README)")
-    add("--rounds", type=int, default=5, help="rounds that are counted (default: %(default)s)")
-    add("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="(default: 480 640)")
-    add("--device", default="cpu", help="auto, cpu, cuda, mps (default: %(default)s)")
-    add("--threads", type=int, help="(default: torch's own choice)")
+    add_options(parser, devices="auto, cpu, cuda, mps")
     return run_command(run, parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure the backbones asked for, and print them with the reference first."""
-    if args.rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
-    if any(side < 32 or side % 32 for side in args.size):
-        raise ValueError(f"--size must be multiples of 32, got {args.size[0]} {args.size[1]}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    device = resolve_device(args.device)
+    image = image_asked_for(args)
     names = args.names or _DEFAULT
     unknown = [name for name in names if name.partition(":")[0] not in _KEYS or not name.partition(":")[2]]
     if unknown:
         raise ValueError(f"a backbone is written resnet:DEPTH, torchvision:NAME or timm:NAME, got {', '.join(unknown)}")
-    image = torch.rand(1, 3, *args.size, device=device).to(memory_format=torch.channels_last)
-    reference = _build(_REFERENCE, device)
+    reference = _build(_REFERENCE, image.device)
     rows = [[_REFERENCE, _millions(reference), 1.0]]
     for name in names:
-        backbone = _build(name, device)
+        backbone = _build(name, image.device)
         rows.append([name, _millions(backbone), _relative_time(backbone, reference, image, args.rounds)])
     headers = ["backbone", "parameters (millions)", "time relative to R-50"]
     print(tabulate(rows, headers=headers, floatfmt=("", ".1f", ".2f"), tablefmt="github"))
@@ -99,20 +88,12 @@ def _millions(backbone: Backbone) -> float:
     return sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
 
 
+@torch.no_grad()
 def _relative_time(backbone: Backbone, reference: Backbone, image: torch.Tensor, rounds: int) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
         for module, seconds in zip((backbone, reference), times, strict=True):
-            elapsed = _seconds(module, image)
+            elapsed = seconds_of(module, image)
             if index > 0:  # the first round warms up
                 seconds.append(elapsed)
     return statistics.median(times[0]) / statistics.median(times[1])
-
-
-@torch.no_grad()
-def _seconds(backbone: Backbone, image: torch.Tensor) -> float:
-    start = time.perf_counter()
-    backbone(image)
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
-    return time.perf_counter() - start

@@ -6,8 +6,8 @@ medians of rounds in which the two networks run in turn. They have the same weig
 
 import argparse
 import copy
+import functools
 import statistics
-import time
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +15,10 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from detkit.cli.benchmark_image import add_options, image_asked_for, seconds_of
 from detkit.cli.errors import run_command
 from detkit.config import get_cfg
 from detkit.modeling import Backbone, build_backbone
-from detkit.utils.env import resolve_device
 
 _STAGES = ["res2", "res3", "res4", "res5"]
 
@@ -36,23 +36,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     add = parser.add_argument
     add("norms", nargs="*", metavar="NORM", help="as in MODEL.RESNETS.NORM (default: BN FrozenBN)")
     add("--depth", type=int, default=50, help="of the ResNet (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="rounds that are counted (default: %(default)s)")
-    add("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="(default: 480 640)")
-    add("--device", default="cpu", help="auto, cpu, cuda (default: %(default)s)")
-    add("--threads", type=int, help="(default: torch's own choice)")
+    add_options(parser, devices="auto, cpu, cuda")
     return run_command(run, parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure with each norm, and print a table."""
-    if args.rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
-    if any(side < 32 or side % 32 for side in args.size):
-        raise ValueError(f"--size must be multiples of 32, got {args.size[0]} {args.size[1]}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    device = resolve_device(args.device)
-    image = torch.rand(1, 3, *args.size, device=device).to(memory_format=torch.channels_last)
+    image = image_asked_for(args)
     rows = [_row(norm, args.depth, image, args.rounds) for norm in args.norms or ("BN", "FrozenBN")]
     headers = ["norm", "kept (MB)", "kept with checkpoints (MB)", "time with checkpoints", "same gradients"]
     print(tabulate(rows, headers=headers, floatfmt=("", ".0f", ".0f", ".2f", ""), tablefmt="github"))
@@ -66,7 +56,7 @@ def _row(norm: str, depth: int, image: Tensor, rounds: int) -> list[object]:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for network, seconds in zip((plain, saving), times, strict=True):
-            seconds.append(_seconds(network, image))
+            seconds.append(seconds_of(functools.partial(_step, network), image))
     gradients = zip(plain.parameters(), saving.parameters(), strict=True)
     is_same = all(a.grad is None or torch.equal(a.grad, b.grad) for a, b in gradients)  # type: ignore[arg-type]
     return [norm, *kept, statistics.median(times[1]) / statistics.median(times[0]), "yes" if is_same else "no"]
@@ -93,10 +83,6 @@ def _kept_bytes(network: Backbone, image: Tensor) -> int:
     return sum(event.self_cpu_memory_usage for event in events.key_averages())
 
 
-def _seconds(network: Backbone, image: Tensor) -> float:
+def _step(network: Backbone, image: Tensor) -> None:
     network.zero_grad()
-    start = time.perf_counter()
     sum(level.square().mean() for level in network(image).values()).backward()  # type: ignore[union-attr]
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
-    return time.perf_counter() - start

@@ -4,7 +4,8 @@ import pytest
 
 from detkit.cli.benchmark_backbones import main
 
-QUICK = ["--rounds", "1", "--size", "32", "64"]
+# Three rounds: the median of one alone is 0 beside a reference that another process has held up.
+QUICK = ["--rounds", "3", "--size", "32", "64"]
 
 
 def test_table_has_parameters_and_relative_times(capsys):
@@ -23,7 +24,6 @@ def test_table_has_parameters_and_relative_times(capsys):
     ("words", "message"),
     [
         pytest.param(["--rounds", "0"], "--rounds must be at least 1, got 0", id="rounds"),
-        pytest.param(["--size", "100", "64"], "--size must be multiples of 32, got 100 64", id="size"),
         pytest.param(["resnet50"], "a backbone is written resnet:DEPTH, .*, got resnet50", id="no library"),
         pytest.param(["torchvision:resnet51"], "no classification model 'resnet51'. Did you mean", id="name"),
     ],

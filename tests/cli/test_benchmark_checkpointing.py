@@ -28,7 +28,6 @@ def test_table_has_less_memory_with_checkpoints_and_the_same_gradients(capsys):
     ("words", "message"),
     [
         pytest.param(["--rounds", "0"], "--rounds must be at least 1, got 0", id="rounds"),
-        pytest.param(["--size", "100", "64"], "--size must be multiples of 32, got 100 64", id="size"),
         pytest.param(["--depth", "20"], "MODEL.RESNETS.DEPTH must be one of", id="depth"),
         pytest.param(["BatchNorm"], "NORM must be one of .*'BatchNorm'", id="norm"),
     ],
