@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 DEFAULT_TIMEOUT = 600.0
+# Signals tell of a worker that a signal or an error ended; one that ended itself as if all were well is seen only when
+# somebody looks, which torch does after its timeout.
+_LOOK_PERIOD = 2.0
 # How torch begins what it says of workers that are gone, and of those that it waited for too long.
 _GONE = re.compile(r"DataLoader worker \(pid")
 _LATE = re.compile(r"DataLoader timed out after")
@@ -31,29 +35,51 @@ class WorkerError(RuntimeError):
 
 
 class WatchedLoader(DataLoader):
-    """A `DataLoader` whose workers are waited for no longer than its `timeout`, and whose errors say what to do."""
+    """A `DataLoader` whose workers are waited for in bounded time, and whose errors say what to do.
+
+    Attributes:
+        limit: Seconds to wait for an item; 0 waits for ever.
+    """
+
+    def __init__(self, *args: Any, timeout: float = 0, **kwargs: Any) -> None:
+        """Take the arguments of `DataLoader`; its own `timeout` becomes the time between two looks at the workers."""
+        super().__init__(*args, timeout=min(timeout, _LOOK_PERIOD), **kwargs)
+        self.limit = timeout
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         items = super().__iter__()
-        try:
-            yield from items
-        except RuntimeError as error:
-            if _GONE.match(str(error)):
-                told = _told_by(error)
-                cause = next((text for sign, text in _CAUSES.items() if sign in told), _OTHER_CAUSE)
-                raise WorkerError(f"{told}. Likely cause: {cause}.") from error
-            if _LATE.match(str(error)):
-                raise WorkerError(
-                    f"no data came for {self.timeout:g} seconds (DATALOADER.TIMEOUT){_late_worker(items)}. Likely "
-                    "cause: a file system that hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS 0 "
-                    "shows where; raise the limit if an image may take as long."
-                ) from error
-            raise
+        start = time.monotonic()
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if _GONE.match(str(error)):
+                    raise WorkerError(_gone(error)) from error
+                if not _LATE.match(str(error)):
+                    raise
+                if time.monotonic() - start >= self.limit:
+                    raise WorkerError(
+                        f"no data came for {self.limit:g} seconds (DATALOADER.TIMEOUT){_late_worker(items)}. Likely "
+                        "cause: a file system that hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS 0 "
+                        "shows where; raise the limit if an image may take as long."
+                    ) from error
+                continue  # a look that found nothing wrong leaves torch's iterator as it was
+            yield item
+            start = time.monotonic()
 
 
 def timeout_for(num_workers: int, timeout: float) -> float:
     """Give the `timeout` of a DataLoader: without worker processes there is nobody to wait for."""
     return timeout if num_workers > 0 else 0
+
+
+def _gone(error: RuntimeError) -> str:
+    """Give what torch says of a worker that is gone, and the likely cause."""
+    told = _told_by(error)
+    cause = next((text for sign, text in _CAUSES.items() if sign in told), _OTHER_CAUSE)
+    return f"{told}. Likely cause: {cause}."
 
 
 def _told_by(error: BaseException) -> str:

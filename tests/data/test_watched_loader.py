@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -47,6 +48,21 @@ def die_of(number):
 def test_worker_that_dies_is_named_with_the_likely_cause(deed, message):
     with pytest.raises(WorkerError, match=message):
         list(WatchedLoader(Fails(deed), batch_size=None, num_workers=1, timeout=20))
+
+
+@pytest.mark.parametrize("deed", [lambda: os._exit(0), sys.exit], ids=["_exit", "sys.exit"])
+def test_worker_that_ends_itself_without_an_error_is_noticed_soon(deed, monkeypatch):
+    monkeypatch.setattr("detkit.data.watched_loader._LOOK_PERIOD", 0.2)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"\(pid.* \d+\) exited unexpectedly\. Likely cause: .*code of your own"):
+        list(WatchedLoader(Fails(deed), batch_size=None, num_workers=2, timeout=600))
+    assert time.monotonic() - start < 20
+
+
+def test_worker_may_take_longer_than_the_time_between_two_looks(monkeypatch):
+    monkeypatch.setattr("detkit.data.watched_loader._LOOK_PERIOD", 0.2)
+    items = list(WatchedLoader(Fails(lambda: time.sleep(1)), batch_size=None, num_workers=1, timeout=20))
+    assert items == [0, 1, 2, 3]
 
 
 def test_worker_that_hangs_is_named_in_bounded_time():
