@@ -5,6 +5,7 @@ Legend: B samples in a batch of one process.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,13 +62,18 @@ class TrainingStream(IterableDataset):
         """The loader of the samples."""
         return self._batches.dataset
 
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Why images were left out, and how often each."""
+        return self._batches.skipped
+
     def __iter__(self) -> Iterator[Any]:
         self._rewind()
         for batch in self._batches:
             yield batch if self._collate_fn is None else self._collate_fn(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position, and the seeds, which may have been drawn.
+        """Give the position, what was skipped on the way, and the seeds, which may have been drawn.
 
         `taken` is the number of draws, `waiting` those of them that are in no batch yet.
         """
@@ -77,7 +83,7 @@ class TrainingStream(IterableDataset):
         sampler = self._draws.sampler
         seeds = sampler.state_dict() if isinstance(sampler, HasState) else {}
         position = {"taken": taken, "waiting": waiting, "world_size": comm.get_world_size()}
-        return {**position, "seed": self._records.seed, "sampler": seeds}
+        return {**position, "skipped": dict(self.skipped), "seed": self._records.seed, "sampler": seeds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on at a position that `state_dict` gave, from the next iterator on.
@@ -89,6 +95,7 @@ class TrainingStream(IterableDataset):
         if world_size != comm.get_world_size():
             raise ValueError(f"the position is one of {world_size} processes, this run has {comm.get_world_size()}")
         self._draws.move_to(state_dict["taken"], state_dict["waiting"])
+        self._batches.skipped = Counter(state_dict.get("skipped", {}))
         self._take_seeds(state_dict)
 
     def move_to_share(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -99,6 +106,8 @@ class TrainingStream(IterableDataset):
         """
         given = sum(state["taken"] - len(state["waiting"]) for state in states)
         self._draws.move_to(given // comm.get_world_size())
+        if comm.is_main_process():  # one must know of them all; which one does not matter
+            self._batches.skipped = sum((Counter(state.get("skipped", {})) for state in states), Counter[str]())
         self._take_seeds(states[0])
 
     def _draw_of(self, number: int) -> int:

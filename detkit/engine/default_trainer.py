@@ -144,6 +144,7 @@ class DefaultTrainer(TrainerBase):
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
             # So late that it writes what the hooks before it have measured.
             hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD) if is_main else None,
+            hooks.SkippedImages(self.data_loader) if cfg.DATALOADER.ON_BAD_IMAGE == "skip" else None,
             # Last, so that an iteration is whole when the run stops.
             hooks.StopOnSignal(self.checkpointer),
         ]

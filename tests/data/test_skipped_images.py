@@ -68,3 +68,31 @@ def test_position_of_a_run_counts_skipped_images(records):
 def test_nothing_but_bad_images_end_the_run(records):
     with pytest.raises(BadImageError, match=r"1000 images in a row could not be read, the last one because .*2\.jpg"):
         ids(loader(records[2:3], skip_bad_images=True), 1)
+
+
+def test_counts_survive_a_resume(records, caplog):
+    whole = loader(records, skip_bad_images=True)
+    ids(whole, 12)
+    first = loader(records, skip_bad_images=True)
+    ids(first, 5)
+    state = first.state_dict()
+    assert 0 < sum(state["skipped"].values()) < sum(whole.skipped.values())
+    second = loader(records, skip_bad_images=True)
+    second.load_state_dict(state)
+    caplog.clear()
+    ids(second, 7)
+    assert second.skipped == whole.skipped
+    assert len([r for r in caplog.records if "skipped" in r.message]) == 4 - len(state["skipped"])  # each file once
+
+
+def test_counts_of_more_processes_come_together(records):
+    states = []
+    for length in (5, 8):
+        stream = loader(records, skip_bad_images=True)
+        ids(stream, length)
+        states.append(stream.state_dict())
+    alone = loader(records, skip_bad_images=True)
+    alone.move_to_share(states)
+    assert alone.skipped == {
+        reason: sum(state["skipped"].get(reason, 0) for state in states) for reason in states[1]["skipped"]
+    }

@@ -97,7 +97,7 @@ def test_position_counts_before_collation():
 
 
 def test_position_of_other_processes_is_refused_and_can_be_shared_out(monkeypatch):
-    state = {"taken": 20, "waiting": [18], "world_size": 2, "seed": 7, "sampler": {"seed": 7}}
+    state = {"taken": 20, "waiting": [18], "world_size": 2, "seed": 7, "sampler": {"seed": 7}, "skipped": {}}
     with pytest.raises(ValueError, match="position is one of 2 processes, this run has 1"):
         make().load_state_dict(state)
     stream = make()

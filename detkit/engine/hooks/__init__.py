@@ -8,6 +8,7 @@ from detkit.engine.hooks.evaluation import EvalHook
 from detkit.engine.hooks.lr import LRScheduler
 from detkit.engine.hooks.precise_bn import PreciseBN
 from detkit.engine.hooks.profiling import TorchProfiler
+from detkit.engine.hooks.skipped_images import SkippedImages
 from detkit.engine.hooks.stopping import StopOnSignal
 from detkit.engine.hooks.timing import IterationTimer
 from detkit.engine.hooks.visualization import VisualizationHook
@@ -24,6 +25,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "SkippedImages",
     "StopOnSignal",
     "TorchProfiler",
     "VisualizationHook",
