@@ -1,6 +1,6 @@
 """Damaged copies of whole files, and what must come of reading them: the file's content, or an error meant for users.
 
-Which errors those are is part of the readers' docstrings; `READERS` has them by kind of file.
+Which errors those are is part of the readers' docstrings; `KINDS` has them by kind of file.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from PIL import Image
 
 from detkit.checkpoint import CheckpointError, load_checkpoint_file
 from detkit.cli.errors import is_written_for_users
-from detkit.config import get_cfg
+from detkit.config import CfgNode, get_cfg
 from detkit.config.cfg_node import ConfigKeyError
 from detkit.data import DatasetCatalog, get_detection_dataset_dicts
 from detkit.data.datasets import load_coco_json, load_voc_folders
+from detkit.structures import ImageRecord
 from detkit.utils.image import read_image
 from detkit.utils.image_file import BadImageError
 
@@ -47,7 +48,7 @@ class Kind:
 
     suffix: str
     seeds: Callable[[], list[bytes]]
-    read: Callable[[Path], Any]
+    read: Callable[[Path], Sized]
     errors: tuple[type[Exception], ...]
     words: tuple[bytes, ...]
 
@@ -290,25 +291,27 @@ def _image_seeds() -> list[bytes]:
     return seeds
 
 
-def _read_yaml(path: Path) -> None:
-    get_cfg().merge_from_file(str(path))
+def _read_yaml(path: Path) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    return cfg
 
 
-def _read_coco(path: Path) -> None:
-    _through_the_report(lambda: load_coco_json(str(path), "images"))
+def _read_coco(path: Path) -> list[ImageRecord]:
+    return _through_the_report(lambda: load_coco_json(str(path), "images"))
 
 
-def _read_voc(path: Path) -> None:
+def _read_voc(path: Path) -> list[ImageRecord]:
     path.with_suffix(".jpg").touch()
     (path.parent / "split.txt").write_text(path.stem)
     folder, split = str(path.parent), str(path.parent / "split.txt")
-    _through_the_report(lambda: load_voc_folders(folder, folder, ("cat", "dog"), split_file=split))
+    return _through_the_report(lambda: load_voc_folders(folder, folder, ("cat", "dog"), split_file=split))
 
 
-def _through_the_report(load: Callable[[], Any]) -> None:
+def _through_the_report(load: Callable[[], list[ImageRecord]]) -> list[ImageRecord]:
     DatasetCatalog.register("fuzz", load)
     try:
-        get_detection_dataset_dicts("fuzz", filter_empty=False, num_classes=2)
+        return get_detection_dataset_dicts("fuzz", filter_empty=False, num_classes=2)
     finally:
         DatasetCatalog.remove("fuzz")
 
@@ -326,15 +329,19 @@ _CHECKPOINT_WORDS = (
 )
 
 
-def _load_checkpoint(path: Path) -> None:
-    load_checkpoint_file(str(path))
-
-
 KINDS = {
-    "pth": Kind(".pth", _torch_seeds, _load_checkpoint, (CheckpointError,), _CHECKPOINT_WORDS),
-    "pkl": Kind(".pkl", _pickle_seeds, _load_checkpoint, (CheckpointError,), _CHECKPOINT_WORDS),
+    "pth": Kind(
+        ".pth", _torch_seeds, lambda path: load_checkpoint_file(str(path)), (CheckpointError,), _CHECKPOINT_WORDS
+    ),
+    "pkl": Kind(
+        ".pkl", _pickle_seeds, lambda path: load_checkpoint_file(str(path)), (CheckpointError,), _CHECKPOINT_WORDS
+    ),
     "safetensors": Kind(
-        ".safetensors", _safetensors_seeds, _load_checkpoint, (CheckpointError,), (*_NUMBERS, b'"', b"{", b"[", b"null")
+        ".safetensors",
+        _safetensors_seeds,
+        lambda path: load_checkpoint_file(str(path)),
+        (CheckpointError,),
+        (*_NUMBERS, b'"', b"{", b"[", b"null"),
     ),
     "yaml": Kind(
         ".yaml",

@@ -1,5 +1,6 @@
 import datetime
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def _of_one_process(batches: list[torch.Tensor], momentum: float | None):
     return maps, [batch.grad for batch in batches], norm
 
 
-def _worker(rank: int, port: int, momentum: float | None) -> None:
+def _worker(rank: int, port: int, momentum: float | None, folder: Path) -> None:
     init = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init, datetime.timedelta(seconds=60), world_size=2, rank=rank)
     outputs, grads, plain = _of_one_process(_batches(), momentum)
@@ -52,18 +53,19 @@ def _worker(rank: int, port: int, momentum: float | None) -> None:
     torch.testing.assert_close(x.grad, grads[rank], atol=1e-3, rtol=1e-4)
     total = comm.all_gather(norm.weight.grad)
     torch.testing.assert_close(sum(total), plain.weight.grad, atol=1e-3, rtol=1e-4)
-    for name, buffer in norm.named_buffers():
-        torch.testing.assert_close(buffer, plain.get_buffer(name))
+    torch.testing.assert_close(dict(norm.named_buffers()), dict(plain.named_buffers()))
     dist.destroy_process_group()
+    (folder / f"agreed_{rank}").touch()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_two_processes_on_cpus_normalise_by_the_statistics_of_both(momentum):
+def test_two_processes_on_cpus_normalise_by_the_statistics_of_both(momentum, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, (port, momentum), nprocs=2)
+    mp.spawn(_worker, (port, momentum, tmp_path), nprocs=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"agreed_0", "agreed_1"}
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -77,8 +79,7 @@ def test_processes_with_nothing_to_add_leave_plain_batch_norm(monkeypatch, momen
     y.pow(3).sum().backward()
     torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(x.grad, grad, atol=1e-3, rtol=1e-4)
-    for name, buffer in norm.named_buffers():
-        torch.testing.assert_close(buffer, plain.get_buffer(name))
+    torch.testing.assert_close(dict(norm.named_buffers()), dict(plain.named_buffers()))
 
 
 @pytest.mark.parametrize("training", [True, False])
