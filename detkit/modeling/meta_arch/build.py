@@ -24,6 +24,14 @@ where there is an attribute `num_classes` too, labels are held against it."""
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Values of MODEL.MEMORY_FORMAT."""
 
+# What detkit's own models have no branch for: nobody would see that it is missing before the evaluation. Of other
+# architectures, such as a user's own, nothing is known to check.
+_WITHOUT_EFFECT = {
+    "ProposalNetwork": ("MASK_ON", "KEYPOINT_ON"),
+    "RetinaNet": ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"),
+    "SemanticSegmentor": ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"),
+}
+
 
 def build_model(cfg: CfgNode) -> nn.Module:
     """Give the model that MODEL.META_ARCHITECTURE selects, with random weights.
@@ -34,6 +42,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     Raises:
         ValueError: A setting is out of range; the message names the key.
     """
+    _check_branches(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.SOLVER.FREEZE:
         _freeze(model, cfg.SOLVER.FREEZE)
@@ -43,6 +52,16 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Give the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
     return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+
+
+def _check_branches(cfg: CfgNode) -> None:
+    name = cfg.MODEL.META_ARCHITECTURE
+    for key in _WITHOUT_EFFECT.get(name, ()):
+        if cfg.MODEL[key]:
+            raise ValueError(
+                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it to False, or "
+                "choose GeneralizedRCNN"
+            )
 
 
 def _freeze(model: nn.Module, patterns: list[str]) -> None:

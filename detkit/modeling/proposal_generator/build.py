@@ -24,10 +24,18 @@ def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) ->
 
     Returns:
         The module, or None for `PrecomputedProposals`: the model then takes `proposals` from its input.
+
+    Raises:
+        ValueError: Proposals are to be loaded, which an RPN would not look at.
     """
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if name == "PrecomputedProposals":
         return None
+    if name == "RPN" and cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            "MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is RPN, which finds its own: set that to "
+            "PrecomputedProposals"
+        )
     return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
 
 

@@ -215,7 +215,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _check_settings(cfg: CfgNode) -> None:
-    cascade, first = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]
+    cascade, heads = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
+    first = heads.IOU_THRESHOLDS[0]
     if len(cascade.IOUS) == 0 or len(cascade.BBOX_REG_WEIGHTS) != len(cascade.IOUS):
         raise ValueError(
             "MODEL.ROI_BOX_CASCADE_HEAD.IOUS and BBOX_REG_WEIGHTS need a value per stage each, got "
@@ -225,6 +226,16 @@ def _check_settings(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and MODEL.ROI_BOX_CASCADE_HEAD.IOUS[0] are both the overlap of "
             f"the first stage and must be the same, got {first} and {cascade.IOUS[0]}"
+        )
+    if len(heads.IOU_THRESHOLDS) != 1 or list(heads.IOU_LABELS) != [0, 1]:
+        raise ValueError(
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], since a stage of a cascade "
+            f"ignores no proposal; got {list(heads.IOU_THRESHOLDS)} and {list(heads.IOU_LABELS)}"
+        )
+    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the later branches of CascadeROIHeads are trained on "
+            "the proposals of the first stage: set it to False, or use StandardROIHeads"
         )
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         raise ValueError(

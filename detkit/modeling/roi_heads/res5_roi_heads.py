@@ -62,13 +62,10 @@ class Res5ROIHeads(ROIHeads):
         """Map config keys to arguments.
 
         Raises:
-            ValueError: There is not exactly one feature, or a branch is switched on that these heads do not have.
+            ValueError: There is not exactly one feature, or something is asked for that these heads do not have.
         """
         shape = _only_feature(cfg, input_shape)
-        if cfg.MODEL.KEYPOINT_ON:
-            raise ValueError(
-                f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch: use StandardROIHeads"
-            )
+        _check_settings(cfg, cls.__name__)
         head = cfg.MODEL.ROI_BOX_HEAD
         blocks = cls._build_res5_block(cfg, shape)
         channels = blocks[-1].out_channels
@@ -137,3 +134,19 @@ def _only_feature(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
     if len(shapes) != 1:
         raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES must be one feature for Res5ROIHeads, got {list(names)}")
     return shapes[0]
+
+
+def _check_settings(cfg: CfgNode, name: str) -> None:
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads")
+    if head.TRAIN_ON_PRED_BOXES:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what is pooled from "
+            "the proposals: set it to False, or use StandardROIHeads"
+        )
+    if head.NAME:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.NAME is {head.NAME!r}, but in the place of a box head {name} has the stage res5: "
+            "set it to '', or use StandardROIHeads"
+        )

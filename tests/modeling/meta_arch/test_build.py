@@ -49,6 +49,28 @@ def test_unknown_model_offers_a_near_miss():
         build_model(config(META_ARCHITECTURE="GeneralisedRCNN"))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("ProposalNetwork", "MASK_ON"),
+        ("ProposalNetwork", "KEYPOINT_ON"),
+        ("RetinaNet", "MASK_ON"),
+        ("RetinaNet", "KEYPOINT_ON"),
+        ("RetinaNet", "LOAD_PROPOSALS"),
+        ("SemanticSegmentor", "MASK_ON"),
+        ("SemanticSegmentor", "KEYPOINT_ON"),
+        ("SemanticSegmentor", "LOAD_PROPOSALS"),
+    ],
+)
+def test_branch_that_the_model_lacks_is_an_error(architecture, key):
+    with pytest.raises(ValueError, match=f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} has no use"):
+        build_model(config(META_ARCHITECTURE=architecture, **{key: True}))
+
+
+def test_branches_of_models_of_ones_own_are_not_checked():
+    assert build_model(config(MASK_ON=True, KEYPOINT_ON=True, LOAD_PROPOSALS=True)).conv.in_channels == 4
+
+
 def test_parts_that_solver_freeze_names_do_not_train():
     cfg = config()
     cfg.SOLVER.FREEZE = [r"conv\.w"]

@@ -47,7 +47,9 @@ def test_losses_are_those_of_the_models_it_is_made_of():
     batch = inputs(2, 1)
     model = make(*WITHOUT_MASKS, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.5)
     rcnn = make(*WITHOUT_MASKS, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
-    semantic = make("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.5)
+    semantic = make(
+        "MODEL.MASK_ON", False, "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.5
+    )
     wanted = {}
     for other in (rcnn, semantic):
         other.load_state_dict(model.state_dict(), strict=False)

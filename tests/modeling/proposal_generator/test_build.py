@@ -23,6 +23,15 @@ def test_precomputed_proposals_need_no_generator():
     assert build_proposal_generator(cfg, SHAPES) is None
 
 
+def test_proposals_that_an_rpn_would_not_look_at_are_an_error():
+    cfg = get_cfg()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    with pytest.raises(ValueError, match="LOAD_PROPOSALS is True, but .*NAME is RPN.*set that to PrecomputedProposals"):
+        build_proposal_generator(cfg, SHAPES)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    assert build_proposal_generator(cfg, SHAPES) is None
+
+
 def test_unknown_generator_offers_a_near_miss():
     cfg = get_cfg()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "rpn"

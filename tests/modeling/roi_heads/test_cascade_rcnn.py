@@ -172,6 +172,15 @@ def test_number_of_stages_follows_the_config():
             ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.4]], r"must be the same, got 0\.4 and 0\.5", id="first-stage"
         ),
         pytest.param(
+            ["MODEL.ROI_HEADS.IOU_LABELS", [0, -1, 1], "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5, 0.6]],
+            r"one overlap and \[0, 1\], .*; got \[0\.5, 0\.6\] and \[0, -1, 1\]",
+            id="ignored",
+        ),
+        pytest.param(["MODEL.ROI_HEADS.IOU_LABELS", [1, 0]], r"got \[0\.5\] and \[1, 0\]", id="labels"),
+        pytest.param(
+            ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True], "TRAIN_ON_PRED_BOXES is True", id="predicted-boxes"
+        ),
+        pytest.param(
             ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG is False", id="box-per-class"
         ),
     ],

@@ -147,9 +147,17 @@ def test_given_boxes_need_their_fields():
         make().eval().forward_with_given_boxes({}, [Instances(SIZE, pred_boxes=Boxes([]))])
 
 
-def test_keypoints_are_refused():
-    with pytest.raises(ValueError, match="MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"):
-        make("MODEL.KEYPOINT_ON", True)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("MODEL.KEYPOINT_ON", True), "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"),
+        (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES is True, but .* Res5ROIHeads share"),
+        (("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"), "NAME is 'FastRCNNConvFCHead', but .* the stage res5"),
+    ],
+)
+def test_setting_that_these_heads_cannot_follow_is_an_error(override, message):
+    with pytest.raises(ValueError, match=message):
+        make(*override)
 
 
 def test_several_features_are_an_error():
