@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-_TIMEOUT = 120.0
+_TIMEOUT = 60.0
 
 
 def fork(function, *args, output=None):

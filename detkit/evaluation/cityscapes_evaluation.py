@@ -6,9 +6,10 @@ where a file is missing, and writes into the current folder.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS
 from detkit.evaluation.cityscapes_instance_ap import OVERLAPS, ClassRegions, average_precisions, compare_image
 from detkit.evaluation.cityscapes_semantic_iou import PixelCounts, count_pixels, semantic_metrics
 from detkit.evaluation.coco_results import metrics_table, per_class_table
-from detkit.evaluation.detections import ImageCollector
+from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.image import read_label_map
@@ -39,12 +40,44 @@ _NUM_LABELS = 34
 class _ImageRegions:
     image_id: str
     regions: list[ClassRegions]
+    """(K,)"""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give everything but the image's id, as ``ImageCollector`` gathers it."""
+        names = [field.name for field in dataclasses.fields(ClassRegions)]
+        arrays = {name: np.concatenate([getattr(r, name).reshape(-1) for r in self.regions]) for name in names}
+        return {"sizes": np.array([r.shared.shape for r in self.regions]), **arrays}
+
+    @classmethod
+    def from_arrays(cls, image_id: str, arrays: Mapping[str, np.ndarray]) -> _ImageRegions:
+        """Give what ``to_arrays`` told."""
+        num_predicted, num_true = arrays["sizes"].T
+        ends = {"shared": num_predicted * num_true, "true_areas": num_true, "is_group": num_true}
+        parts = {
+            name: np.split(array, np.cumsum(ends.get(name, num_predicted))[:-1])
+            for name, array in arrays.items()
+            if name != "sizes"
+        }
+        regions = [
+            ClassRegions(**{n: p[k].reshape(size) if n == "shared" else p[k] for n, p in parts.items()})
+            for k, size in enumerate(arrays["sizes"].tolist())
+        ]
+        return cls(image_id, regions)
 
 
 @dataclass(frozen=True)
 class _ImagePixels:
     image_id: str
     counts: PixelCounts
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give everything but the image's id, as ``ImageCollector`` gathers it."""
+        return vars(self.counts)
+
+    @classmethod
+    def from_arrays(cls, image_id: str, arrays: Mapping[str, np.ndarray]) -> _ImagePixels:
+        """Give what ``to_arrays`` told."""
+        return cls(image_id, PixelCounts(**arrays))
 
 
 class _CityscapesFiles:
@@ -98,7 +131,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         self._class_names = list(MetadataCatalog.get(dataset_name).get("thing_classes") or ())
         self._labels = _label_ids(self._class_names, dataset_name, "thing_classes")
         self._void = sorted(set(range(_NUM_LABELS)) - set(_LABEL_IDS.values()))
-        self._collector: ImageCollector[_ImageRegions] = ImageCollector(dataset_name, self._files.frames)
+        self._collector = ImageCollector(_ImageRegions, dataset_name, self._files.frames)
 
     def reset(self) -> None:
         """Forget everything that was processed."""
@@ -196,7 +229,7 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
         self._files = _CityscapesFiles(dataset_name)
         self._class_names = list(MetadataCatalog.get(dataset_name).get("stuff_classes") or ())
         self._labels = _label_ids(self._class_names, dataset_name, "stuff_classes")
-        self._collector: ImageCollector[_ImagePixels] = ImageCollector(dataset_name, self._files.frames)
+        self._collector = ImageCollector(_ImagePixels, dataset_name, self._files.frames)
 
     def reset(self) -> None:
         """Forget everything that was processed."""

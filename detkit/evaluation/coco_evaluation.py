@@ -20,8 +20,8 @@ from detkit.evaluation.coco_results import (
     per_class_table,
 )
 from detkit.evaluation.coco_scoring import score_detections
+from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import (
-    DetectionCollector,
     ImageDetections,
     detections_from_instances,
     detections_from_proposals,
@@ -97,8 +97,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._ground_truth = load_coco_ground_truth(dataset_name, records)
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
-        self._detections = DetectionCollector(dataset_name, self._ground_truth.image_ids)
-        self._proposals = DetectionCollector(dataset_name, self._ground_truth.image_ids)
+        self._detections = ImageCollector(ImageDetections, dataset_name, self._ground_truth.image_ids)
+        self._proposals = ImageCollector(ImageDetections, dataset_name, self._ground_truth.image_ids)
 
     def reset(self) -> None:
         """Forget everything that was processed."""

@@ -1,12 +1,13 @@
 """Panoptic quality on any data set with panoptic ground truth.
 
-Legend: C categories, H and W height and width of an image.
+Legend: C categories, P predicted segments of an image, H and W height and width of an image.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from PIL import Image
 from tabulate import tabulate
 
 from detkit.data.catalog import MetadataCatalog
-from detkit.evaluation.detections import ImageCollector, image_id_of
+from detkit.evaluation.collector import ImageCollector
+from detkit.evaluation.detections import image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_panoptic_ground_truth
 from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
@@ -33,11 +35,33 @@ PNG_FOLDER = "panoptic_predictions"
 
 
 @dataclass(frozen=True)
-class _ImageCounts:
+class _ImageSegments:
     image_id: int | str
     counts: PanopticCounts
-    annotation: dict[str, Any]
-    """The predicted segments as an entry of COCO's panoptic json."""
+    file_name: str
+    """Of the predicted segments' png."""
+    segments: np.ndarray
+    """(P, 2) id and category of the predicted segments."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give everything but the image's id, as ``ImageCollector`` gathers it: counts of categories there are."""
+        counts = np.stack(list(vars(self.counts).values()), axis=1)
+        categories = np.flatnonzero(counts.any(axis=1))
+        return {
+            "num_categories": np.array([len(counts)]),
+            "categories": categories,
+            "counts": counts[categories],
+            "file_name": np.frombuffer(os.fsencode(self.file_name), dtype=np.uint8),
+            "segments": self.segments,
+        }
+
+    @classmethod
+    def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> _ImageSegments:
+        """Give what ``to_arrays`` told."""
+        counts = np.zeros((int(arrays["num_categories"][0]), 4))
+        counts[arrays["categories"]] = arrays["counts"]
+        file_name = os.fsdecode(arrays["file_name"].tobytes())
+        return cls(image_id, PanopticCounts(*counts.T), file_name, arrays["segments"])
 
 
 class COCOPanopticEvaluator(DatasetEvaluator):
@@ -69,7 +93,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
         self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
-        self._collector: ImageCollector[_ImageCounts] = ImageCollector(dataset_name, self._truth)
+        self._collector = ImageCollector(_ImageSegments, dataset_name, self._truth)
 
     def reset(self) -> None:
         """Forget everything that was processed."""
@@ -92,10 +116,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             predicted_ids = ids.cpu().numpy()
             predicted = self._segments(image_id, segments_info)
             counts = self._count(image_id, predicted_ids, predicted)
-            annotation = self._annotation(image_id, model_input, predicted)
-            self._collector.add(_ImageCounts(image_id, counts, annotation))
+            file_name = f"{Path(model_input.get('file_name', str(image_id))).stem}.png"
+            segments = np.array([(s.id, s.category) for s in predicted], dtype=np.int64).reshape(-1, 2)
+            self._collector.add(_ImageSegments(image_id, counts, file_name, segments))
             if self._output_dir is not None:
-                self._write_png(annotation["file_name"], predicted_ids)
+                self._write_png(file_name, predicted_ids)
 
     def _segments(self, image_id: int | str, segments_info: Sequence[Mapping[str, Any]]) -> list[Segment]:
         where = f"the prediction for image {image_id!r}"
@@ -117,11 +142,6 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         except ValueError as error:
             raise ValueError(f"the prediction for image {image_id!r} is inconsistent: {error}") from error
 
-    def _annotation(self, image_id: int | str, model_input: ModelInput, predicted: Sequence[Segment]) -> dict[str, Any]:
-        segments = [{"id": s.id, "category_id": self._categories.dataset_ids[s.category]} for s in predicted]
-        stem = Path(model_input.get("file_name", str(image_id))).stem
-        return {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments}
-
     def _write_png(self, file_name: str, ids: np.ndarray) -> None:
         assert self._output_dir is not None
         folder = self._output_dir / PNG_FOLDER
@@ -141,7 +161,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         if images is None:
             return results
         if self._output_dir is not None:
-            self._write_json([image.annotation for image in images])
+            self._write_json(images)
         total = sum((image.counts for image in images), PanopticCounts.zeros(len(self._categories)))
         total += self._missed({image.image_id for image in images})
         self._explain(images)
@@ -158,7 +178,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                     counts.missed[segment.category] += not segment.is_crowd
         return counts
 
-    def _explain(self, images: Sequence[_ImageCounts]) -> None:
+    def _explain(self, images: Sequence[_ImageSegments]) -> None:
         if len(images) < len(self._truth):
             logger.warning(
                 "only %d of the %d images of %s were predicted: the segments in the others count as missed",
@@ -166,13 +186,19 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 len(self._truth),
                 self._dataset_name,
             )
-        elif images and not any(image.annotation["segments_info"] for image in images):
+        elif images and not any(len(image.segments) for image in images):
             logger.warning(
                 "PQ is 0 on %s: no segment was predicted in any of %d images", self._dataset_name, len(images)
             )
 
-    def _write_json(self, annotations: list[dict[str, Any]]) -> None:
+    def _annotation(self, image: _ImageSegments) -> dict[str, Any]:
+        """Give the predicted segments as an entry of COCO's panoptic json."""
+        segments = [{"id": id_, "category_id": self._categories.dataset_ids[k]} for id_, k in image.segments.tolist()]
+        return {"image_id": image.image_id, "file_name": image.file_name, "segments_info": segments}
+
+    def _write_json(self, images: Sequence[_ImageSegments]) -> None:
         assert self._output_dir is not None
+        annotations = [self._annotation(image) for image in images]
         is_thing = self._categories.is_thing.tolist()
         categories = [
             {"id": dataset_id, "isthing": int(thing)}

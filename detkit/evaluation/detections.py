@@ -1,4 +1,4 @@
-"""What a model detected in each image: checked as it comes in, held compactly, gathered at the end.
+"""What a model detected in each image: checked as it comes in, and held compactly.
 
 Legend: R detections in one image, J keypoints of one object; N and M boxes of two sets.
 """
@@ -6,9 +6,9 @@ Legend: R detections in one image, J keypoints of one object; N and M boxes of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 
 from detkit.structures import Instances, ModelInput
-from detkit.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -41,90 +40,20 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give everything but the image's id, as ``ImageCollector`` gathers it."""
+        arrays = {"boxes": self.boxes, "scores": self.scores, "classes": self.classes}
+        if self.masks is not None:
+            arrays |= masks_to_arrays(self.masks)
+        if self.keypoints is not None:
+            arrays["keypoints"] = self.keypoints
+        return arrays
 
-class OfImage(Protocol):
-    """Anything that belongs to one image."""
-
-    @property
-    def image_id(self) -> int | str:
-        """The image's id in the data set's records."""
-        ...
-
-
-ItemT = TypeVar("ItemT", bound=OfImage)
-
-
-class ImageCollector(Generic[ItemT]):
-    """Holds what was found in a data set, image by image; no image may come twice, or from elsewhere."""
-
-    def __init__(self, dataset_name: str, image_ids: Collection[int | str]) -> None:
-        """Start with nothing.
-
-        Args:
-            dataset_name: For error messages.
-            image_ids: The images that the data set has.
-        """
-        self._dataset_name = dataset_name
-        self._image_ids = image_ids
-        self._items: dict[int | str, ItemT] = {}
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._items.clear()
-
-    def add(self, item: ItemT) -> None:
-        """Take in what was found in one image.
-
-        Raises:
-            ValueError: If the image is not in the data set, or has come before.
-        """
-        self.check(item.image_id)
-        self._items[item.image_id] = item
-
-    def check(self, image_id: int | str) -> None:
-        """Refuse an image that is not in the data set, or has come before.
-
-        Raises:
-            ValueError: If it is one of these.
-        """
-        if image_id not in self._image_ids:
-            raise ValueError(
-                f"image {image_id!r} was predicted, but is not in data set {self._dataset_name!r}: "
-                "the test loader has to load the data set that the evaluator was made for"
-            )
-        if image_id in self._items:
-            raise ValueError(
-                f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the test loader "
-                "gives an image more than once (a sampler that pads or repeats), or the evaluator was not reset"
-            )
-
-    def gather(self, distributed: bool) -> list[ItemT] | None:
-        """Give what all processes have, or this one only; None in all processes but the main one.
-
-        Arrays travel, not objects: half a million detections are 15 MB. So they go over the network like all else,
-        which works without a file system that all machines share.
-
-        Raises:
-            ValueError: If two processes predicted the same image.
-        """
-        own = list(self._items.values())
-        if not distributed or comm.get_world_size() == 1:
-            return own
-        everything = comm.gather(own)
-        if not comm.is_main_process():
-            return None
-        merged: ImageCollector[ItemT] = ImageCollector(self._dataset_name, self._image_ids)
-        for part in everything:
-            for item in part:
-                merged.add(item)
-        return list(merged._items.values())
-
-
-class DetectionCollector(ImageCollector[ImageDetections]):
-    """Holds the detections of a data set."""
+    @classmethod
+    def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> ImageDetections:
+        """Give what ``to_arrays`` told."""
+        masks = masks_from_arrays(arrays) if "mask_sizes" in arrays else None
+        return cls(image_id, arrays["boxes"], arrays["scores"], arrays["classes"], masks, arrays.get("keypoints"))
 
 
 def image_id_of(model_input: ModelInput) -> int | str:
@@ -254,6 +183,25 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     # The encoder reads columns of one mask after the other: turned where the masks are, they are copied only once.
     columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
     return mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # pyright: ignore[reportReturnType]
+
+
+def masks_to_arrays(masks: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Give (R,) masks in COCO's run-length encoding as (R, 2) sizes, (R,) numbers of bytes, and the bytes of all."""
+    return {
+        "mask_sizes": np.array([mask["size"] for mask in masks], dtype=np.int32).reshape(-1, 2),
+        "mask_lengths": np.array([len(mask["counts"]) for mask in masks], dtype=np.int64),
+        "mask_bytes": np.frombuffer(b"".join(mask["counts"] for mask in masks), dtype=np.uint8),
+    }
+
+
+def masks_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Give the masks that ``masks_to_arrays`` told."""
+    counts, ends = arrays["mask_bytes"].tobytes(), np.cumsum(arrays["mask_lengths"])
+    sizes, lengths = arrays["mask_sizes"].tolist(), arrays["mask_lengths"].tolist()
+    return [
+        {"size": size, "counts": counts[end - length : end]}
+        for size, length, end in zip(sizes, lengths, ends.tolist(), strict=True)
+    ]
 
 
 def _encode_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:

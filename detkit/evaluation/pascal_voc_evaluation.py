@@ -26,8 +26,8 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco_export import class_names_of, coco_image_ids
 from detkit.evaluation.coco_protocol import IOU_THRESHOLDS
 from detkit.evaluation.coco_results import metrics_table, per_class_table
+from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import (
-    DetectionCollector,
     ImageDetections,
     detections_from_instances,
     exact_iou,
@@ -81,7 +81,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         num_classes = len(self._class_names)
         self._truth = {record["image_id"]: _image_truth(dataset_name, record, num_classes) for record in records}
         self._split = metadata.get("split") or dataset_name
-        self._collector = DetectionCollector(dataset_name, self._truth)
+        self._collector = ImageCollector(ImageDetections, dataset_name, self._truth)
 
     def reset(self) -> None:
         """Forget everything that was processed."""
@@ -110,10 +110,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             (likewise a mean) and AP50-<class>, in [0, 100]. nan where there is no ground truth; 0 where there is some
             and no prediction, with a warning that says why. An empty dict in all processes but the main one.
         """
-        gathered = self._collector.gather(self._distributed)
-        if gathered is None:
+        detections = self._collector.gather(self._distributed)
+        if detections is None:
             return {}
-        detections = self._in_order_of_records(gathered)
         if self._output_dir is not None:
             write_devkit_files(self._output_dir, self._split, self._class_names, detections)
         num_objects = sum(int((~truth.ignored).sum()) for truth in self._truth.values())
@@ -126,11 +125,6 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             table = per_class_table(metrics, f"{name}-")
             logger.info("Pascal VOC %s %s per class on %s:\n%s", kind, name, self._dataset_name, table)
         return OrderedDict(bbox=metrics)
-
-    def _in_order_of_records(self, detections: list[ImageDetections]) -> list[ImageDetections]:
-        """Sort by image, so that equal scores are ranked the same with any number of processes."""
-        rank = {image_id: number for number, image_id in enumerate(self._truth)}
-        return sorted(detections, key=lambda detections_i: rank[detections_i.image_id])
 
     def _score(self, detections: list[ImageDetections]) -> np.ndarray:
         """(K, T) AP in [0, 1]; nan for a class without objects."""

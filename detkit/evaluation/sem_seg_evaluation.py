@@ -2,7 +2,7 @@
 
 Source: Long et al. 2014, "Fully convolutional networks for semantic segmentation", arXiv 1411.4038, section 5.
 
-Legend: K classes, H and W height and width of an image.
+Legend: K classes, S of them predicted in an image, H and W height and width of an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.coco_results import metrics_table
-from detkit.evaluation.detections import ImageCollector, encode_masks
+from detkit.evaluation.collector import ImageCollector
+from detkit.evaluation.detections import encode_masks, masks_from_arrays, masks_to_arrays
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
@@ -32,14 +33,26 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "sem_seg_predictions.json"
 _DEFAULT_IGNORE_LABEL = 255
+_NO_CLASSES = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class _ImagePrediction:
     image_id: int | str
     """The image's file name: data sets of this kind need no other id."""
-    segments: list[dict[str, Any]]
-    """For the result file; empty where none is written."""
+    classes: np.ndarray
+    """(S,) predicted classes for the result file; empty where none is written."""
+    masks: list[dict[str, Any]]
+    """(S,) their pixels, in COCO's run-length encoding."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Give everything but the image's id, as ``ImageCollector`` gathers it."""
+        return {"classes": self.classes, **masks_to_arrays(self.masks)} if self.masks else {}
+
+    @classmethod
+    def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> _ImagePrediction:
+        """Give what ``to_arrays`` told."""
+        return cls(image_id, arrays["classes"], masks_from_arrays(arrays)) if arrays else cls(image_id, _NO_CLASSES, [])
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -82,7 +95,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._ignore_label = metadata.get("ignore_label", _DEFAULT_IGNORE_LABEL)
         to_contiguous: Mapping[int, int] = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
-        self._collector: ImageCollector[_ImagePrediction] = ImageCollector(dataset_name, self._truth_files)
+        self._collector = ImageCollector(_ImagePrediction, dataset_name, self._truth_files)
         self.reset()
 
     def reset(self) -> None:
@@ -104,9 +117,10 @@ class SemSegEvaluator(DatasetEvaluator):
             file_name = model_input["file_name"]
             self._collector.check(file_name)
             predicted = self._predicted_classes(file_name, output)
-            segments = [] if self._output_dir is None else self._segments(file_name, predicted)
             self._confusion += self._count_pixels(file_name, predicted)
-            self._collector.add(_ImagePrediction(file_name, segments))
+            classes = _NO_CLASSES if self._output_dir is None else torch.unique(predicted).numpy()
+            masks = encode_masks(predicted == torch.from_numpy(classes)[:, None, None])
+            self._collector.add(_ImagePrediction(file_name, classes, masks))
 
     def _predicted_classes(self, file_name: str, output: ModelOutput) -> Tensor:
         if "sem_seg" not in output:
@@ -140,18 +154,6 @@ class SemSegEvaluator(DatasetEvaluator):
         pairs = predicted.numpy().reshape(-1) * (num_classes + 1) + truth.reshape(-1)
         return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
 
-    def _segments(self, file_name: str, predicted: Tensor) -> list[dict[str, Any]]:
-        classes = torch.unique(predicted)
-        masks = encode_masks(predicted == classes[:, None, None])
-        return [
-            {
-                "file_name": file_name,
-                "category_id": self._dataset_ids.get(class_id, class_id),
-                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
-            }
-            for class_id, rle in zip(classes.tolist(), masks, strict=True)
-        ]
-
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score what was processed.
 
@@ -168,7 +170,7 @@ class SemSegEvaluator(DatasetEvaluator):
             return results
         self._report_missing(len(predictions))
         if self._output_dir is not None:
-            self._write([segment for prediction in predictions for segment in prediction.segments])
+            self._write(predictions)
         metrics = sem_seg_metrics(confusion, self._class_names)
         overall = {name: value for name, value in metrics.items() if "-" not in name}
         logger.info("semantic segmentation on %s:\n%s", self._dataset_name, metrics_table(overall))
@@ -186,8 +188,17 @@ class SemSegEvaluator(DatasetEvaluator):
                 "" if num_predicted else ", so nan",
             )
 
-    def _write(self, segments: list[dict[str, Any]]) -> None:
+    def _write(self, predictions: Sequence[_ImagePrediction]) -> None:
         assert self._output_dir is not None
+        segments = [
+            {
+                "file_name": prediction.image_id,
+                "category_id": self._dataset_ids.get(class_id, class_id),
+                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+            }
+            for prediction in predictions
+            for class_id, rle in zip(prediction.classes.tolist(), prediction.masks, strict=True)
+        ]
         self._output_dir.mkdir(parents=True, exist_ok=True)
         (self._output_dir / RESULTS_FILE).write_text(json.dumps(segments), encoding="utf-8")
         logger.info("wrote %d segments to %s", len(segments), self._output_dir / RESULTS_FILE)

@@ -5,8 +5,10 @@ The CPU group is gloo, so that Python objects never travel through the GPU.
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -132,6 +134,54 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
         if average and get_rank() == 0:
             stacked /= world_size
         return dict(zip(names, stacked, strict=True))
+
+
+def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Give rank 0 the arrays of all processes, those of a name behind each other in order of rank; the others None.
+
+    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds nothing twice.
+
+    Args:
+        arrays: By name, along the first axis; a process may lack some names.
+
+    Raises:
+        ValueError: In all processes, if arrays of a name differ in type, or in more than the first axis.
+    """
+    if get_world_size() == 1:
+        return dict(arrays)
+    layouts = all_gather({name: (array.dtype.str, array.shape) for name, array in arrays.items()})
+    gathered: dict[str, np.ndarray] = {}
+    for name in sorted({name for layout in layouts for name in layout}):
+        of_name = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
+        if len({(dtype, shape[1:]) for dtype, shape in of_name.values()}) > 1:
+            raise ValueError(f"arrays {name!r} differ between processes: by rank {of_name} (type, shape)")
+        whole = _concatenate_in_main(arrays.get(name), of_name)
+        if whole is not None:
+            gathered[name] = whole
+    return gathered if is_main_process() else None
+
+
+def _concatenate_in_main(own: np.ndarray | None, layouts: Mapping[int, tuple[str, tuple]]) -> np.ndarray | None:
+    if not is_main_process():
+        if own is not None and own.size:
+            dist.send(_bytes_of(np.ascontiguousarray(own)), dst=0, group=_cpu_group())
+        return None
+    dtype, (_, *rest) = next(iter(layouts.values()))
+    whole = np.empty((sum(shape[0] for _, shape in layouts.values()), *rest), dtype)
+    start = 0
+    for rank, (_, shape) in layouts.items():
+        part = whole[start : start + shape[0]]
+        start += shape[0]
+        if rank == 0:
+            part[:] = own
+        elif part.size:
+            dist.recv(_bytes_of(part), src=rank, group=_cpu_group())
+    return whole
+
+
+def _bytes_of(array: np.ndarray) -> Tensor:
+    """The memory of an array, which is contiguous and not empty."""
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def sum_to_main(tensor: Tensor) -> Tensor:

@@ -3,20 +3,15 @@ import pytest
 import torch
 
 from detkit.evaluation.detections import (
-    DetectionCollector,
     ImageDetections,
     detections_from_instances,
     detections_from_proposals,
+    encode_masks,
     exact_iou,
     image_id_of,
 )
 from detkit.structures import Boxes, Instances
-from detkit.utils import comm
 from tests.helpers import iou_of_two_boxes, random_boxes
-
-
-def empty(image_id):
-    return ImageDetections(image_id, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
 def test_overlap_is_that_of_the_slow_reference():
@@ -68,43 +63,13 @@ def test_input_without_image_id_is_an_error():
         image_id_of({"height": 3})
 
 
-@pytest.fixture
-def second_process(monkeypatch):
-    """Pretends that a second process has the given detections."""
-
-    def pretend(others, rank=0):
-        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-        monkeypatch.setattr(comm, "get_rank", lambda: rank)
-        monkeypatch.setattr(comm, "gather", lambda own: [own, others] if rank == 0 else [])
-
-    return pretend
-
-
-def test_main_process_gets_the_detections_of_all(second_process):
-    collector = DetectionCollector("data", [1, 2])
-    collector.add(empty(2))
-    second_process([empty(1)])
-    assert [d.image_id for d in collector.gather(distributed=True)] == [2, 1]
-    assert [d.image_id for d in collector.gather(distributed=False)] == [2]
-
-
-def test_other_processes_get_nothing(second_process):
-    collector = DetectionCollector("data", [1, 2])
-    second_process([], rank=1)
-    assert collector.gather(distributed=True) is None
-
-
-def test_image_predicted_by_two_processes_is_an_error(second_process):
-    collector = DetectionCollector("data", [1, 2])
-    collector.add(empty(2))
-    second_process([empty(2)])
-    with pytest.raises(ValueError, match="image 2 of data set 'data' was predicted twice"):
-        collector.gather(distributed=True)
-
-
-def test_collector_counts_and_forgets():
-    collector = DetectionCollector("data", [1])
-    collector.add(empty(1))
-    assert len(collector) == 1
-    collector.reset()
-    assert len(collector) == 0
+def test_detections_told_in_arrays_are_the_same():
+    masks = encode_masks(torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.5)
+    boxes, scores, classes = np.zeros((2, 4), np.float32), np.array([0.5, 0.25]), np.array([1, 0])
+    whole = ImageDetections(3, boxes, scores, classes, masks, np.ones((2, 4, 3)))
+    told = ImageDetections.from_arrays(3, whole.to_arrays())
+    assert told.masks == masks
+    for name in ("boxes", "scores", "classes", "keypoints"):
+        np.testing.assert_array_equal(getattr(told, name), getattr(whole, name), strict=True)
+    only_boxes = ImageDetections(3, boxes, scores, classes)
+    assert ImageDetections.from_arrays(3, only_boxes.to_arrays()).masks is None

@@ -1,10 +1,11 @@
 """Single-process behaviour, and the real thing with two processes."""
 
+import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from detkit.utils import comm
+from tests.processes import together
 
 
 def test_one_process_talks_to_itself():
@@ -14,6 +15,7 @@ def test_one_process_talks_to_itself():
     assert comm.gather({"a": 1}) == [{"a": 1}]
     assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
     assert comm.sum_to_main(torch.tensor([1, 2])).tolist() == [1, 2]
+    assert comm.concatenate_in_main({"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
     assert 0 <= comm.shared_random_seed() < 2**31
     comm.synchronize()
 
@@ -23,32 +25,38 @@ def test_local_rank_out_of_range_is_refused():
         comm.set_local(2, 2)
 
 
-def _two_processes(rank, init_file, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+def _each_function():
+    rank = comm.get_rank()
     torch.manual_seed(rank)
     values = {"a": torch.tensor(float(rank)), "b": torch.tensor(10.0 * rank)}
     values = dict(reversed(values.items())) if rank else values
-    results[rank] = {
+    arrays = (
+        {"rows": np.full((2 * rank, 3), rank), "main": np.eye(2) > 0} if rank == 0 else {"rows": np.ones((2, 3), int)}
+    )
+    results = {
         "all": comm.all_gather(rank),
         "gathered": comm.gather(rank, dst=1),
         "total": comm.sum_to_main(torch.tensor([1, rank])).tolist(),
+        "largest": comm.largest(rank),
         "seed": comm.shared_random_seed(),
         "mean": {k: v.item() for k, v in comm.reduce_dict(values).items()},
         "sum": {k: v.item() for k, v in comm.reduce_dict(values, average=False).items()},
+        "arrays": comm.concatenate_in_main(arrays),
     }
-    comm.synchronize()
-    torch.distributed.destroy_process_group()
+    with pytest.raises(ValueError, match=r"arrays 'x' differ between processes: by rank \{0: \('<f4', \(1,\)\), 1: "):
+        comm.concatenate_in_main({"x": np.zeros(1, "f4" if rank == 0 else "f8")})
+    return results
 
 
-@pytest.mark.slow
 def test_two_processes(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_two_processes, (str(tmp_path / "init"), results), nprocs=2)
-        first, second = results[0], results[1]
+    first, second = together(_each_function, folder=tmp_path)
     assert first["all"] == second["all"] == [0, 1]
     assert (first["gathered"], second["gathered"]) == ([], [0, 1])
     assert (first["total"], second["total"]) == ([2, 1], [1, 1])
+    assert first["largest"] == second["largest"] == 1
     assert first["seed"] == second["seed"]
     assert first["mean"] == {"a": 0.5, "b": 5.0}
     assert first["sum"] == {"a": 1.0, "b": 10.0}
+    assert second["arrays"] is None
+    np.testing.assert_array_equal(first["arrays"]["rows"], np.ones((2, 3), int), strict=True)
+    np.testing.assert_array_equal(first["arrays"]["main"], np.eye(2) > 0, strict=True)
