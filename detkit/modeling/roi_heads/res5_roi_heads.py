@@ -137,16 +137,10 @@ def _only_feature(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
 
 
 def _check_settings(cfg: CfgNode, name: str) -> None:
-    head = cfg.MODEL.ROI_BOX_HEAD
     if cfg.MODEL.KEYPOINT_ON:
         raise ValueError(f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads")
-    if head.TRAIN_ON_PRED_BOXES:
+    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
         raise ValueError(
             f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what is pooled from "
             "the proposals: set it to False, or use StandardROIHeads"
-        )
-    if head.NAME:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.NAME is {head.NAME!r}, but in the place of a box head {name} has the stage res5: "
-            "set it to '', or use StandardROIHeads"
         )

@@ -152,7 +152,6 @@ def test_given_boxes_need_their_fields():
     [
         (("MODEL.KEYPOINT_ON", True), "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"),
         (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES is True, but .* Res5ROIHeads share"),
-        (("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"), "NAME is 'FastRCNNConvFCHead', but .* the stage res5"),
     ],
 )
 def test_setting_that_these_heads_cannot_follow_is_an_error(override, message):
