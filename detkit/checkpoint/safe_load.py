@@ -50,7 +50,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         UnsafeCheckpointError: The file asks for code; the message says which.
         CheckpointError: The file is empty, truncated or no checkpoint.
     """
-    local = _local_file(path)
+    local = local_checkpoint_file(path)
     try:
         loaded = _read(local, path)
     except (CheckpointError, ImportError):
@@ -68,7 +68,13 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     return _with_model_key(loaded, path)
 
 
-def _local_file(path: str) -> Path:
+def local_checkpoint_file(path: str) -> Path:
+    """Give the file on this machine that a path or address stands for, after a download where it takes one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be fetched.
+    """
     try:
         local = Path(PathManager.get_local_path(path))
     except OSError as error:

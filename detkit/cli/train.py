@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from detkit.checkpoint import DetectionCheckpointer
+from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.cli.pictures import write_pictures
 from detkit.config import CfgNode, get_cfg
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         logger.info("restart %d by torchrun: going on from the last checkpoint", restarts)
     elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not args.resume and not args.eval_only:
         _forget_last_checkpoint(cfg.OUTPUT_DIR)
+    _require_weights(cfg, args.resume)
     if args.eval_only:
         model = DefaultTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -98,6 +100,12 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results
+
+
+def _require_weights(cfg: CfgNode, resume: bool) -> None:
+    """Look for MODEL.WEIGHTS now, not when data and model are ready. A run that goes on does not need them."""
+    if cfg.MODEL.WEIGHTS and not (resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()):
+        local_checkpoint_file(cfg.MODEL.WEIGHTS)
 
 
 def _forget_last_checkpoint(output_dir: str) -> None:

@@ -19,6 +19,8 @@ from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
 logger = logging.getLogger(__name__)
 
 ROI_HEADS_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+# Where metadata say that a data set comes from.
+_SOURCES = ("json_file", "panoptic_json", "dirname", "image_root")
 _CHECKED_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
@@ -87,7 +89,9 @@ def get_detection_dataset_dicts(
 def _load(name: str) -> list[ImageRecord]:
     records = DatasetCatalog.get(name)
     if not records:
-        raise ValueError(f"data set {name!r} has no images")
+        metadata = MetadataCatalog.get(name)
+        source = next((metadata.get(key) for key in _SOURCES if metadata.get(key)), None)
+        raise ValueError(f"data set {name!r} has no images" + (f": {source} lists none" if source else ""))
     return records
 
 

@@ -35,7 +35,7 @@ from detkit.engine.model_report import format_module_table, module_rows, warn_ab
 from detkit.engine.process_scaling import scaled_to_processes
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
-from detkit.engine.validation_loss import validation_losses_of
+from detkit.engine.validation_loss import build_validation_loader, validation_losses_of
 from detkit.engine.writers import build_writers
 from detkit.evaluation import (
     DatasetEvaluator,
@@ -81,6 +81,7 @@ class DefaultTrainer(TrainerBase):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         follow_backbone_pixels(cfg)
         data_loader = self.build_train_loader(cfg)
+        self._check_test_data(cfg)
         cfg = in_iterations(cfg, data_loader)
         cfg = with_class_counts(cfg)
         model = self.build_model(cfg)
@@ -290,6 +291,17 @@ class DefaultTrainer(TrainerBase):
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for."""
         return scaled_to_processes(cfg, num_workers)
+
+    @classmethod
+    def _check_test_data(cls, cfg: CfgNode) -> None:
+        """Make loaders and evaluators once, for the errors: what is wrong must not wait until the model is trained."""
+        if cls.test.__func__ is not DefaultTrainer.test.__func__:  # who tests in another way may need neither
+            return
+        for name in cfg.DATASETS.TEST:
+            cls.build_test_loader(cfg, name)
+            cls.build_evaluator(cfg, name)
+            if cfg.TEST.COMPUTE_LOSS:
+                build_validation_loader(cfg, name)
 
     def _test_and_keep_results(self) -> Any:
         this = weakref.proxy(self)

@@ -246,6 +246,13 @@ def test_empty_data_set_is_refused():
         get_detection_dataset_dicts("a")
 
 
+def test_empty_data_set_is_refused_with_its_file():
+    register("a", [])
+    MetadataCatalog.get("a").set(json_file="labels/train.json", image_root="photos")
+    with pytest.raises(ValueError, match=r"data set 'a' has no images: labels/train\.json lists none"):
+        get_detection_dataset_dicts("a")
+
+
 def test_nothing_left_lists_the_reasons():
     register("a", [record(0), record(1, annotation(iscrowd=1)), record(2, annotation((0, 0, 0, 0)))])
     with pytest.raises(ValueError) as caught:

@@ -1,5 +1,6 @@
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +299,80 @@ def test_model_with_a_federated_loss_gets_the_class_counts(tiny_cfg, is_on, give
     tiny_cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS = given
     ShowsCounts(tiny_cfg)
     assert ShowsCounts.seen == expected
+
+
+class NoModel(DefaultTrainer):
+    @classmethod
+    def build_model(cls, cfg):
+        raise AssertionError("the test data come first")
+
+
+def with_lost_annotations(cfg):
+    cfg.DATASETS.REGISTER[1]["annotations"] += "x"
+
+
+def with_other_keypoints(cfg):
+    path = Path(cfg.DATASETS.REGISTER[1]["annotations"])
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["keypoints"], annotation["num_keypoints"] = [10, 10, 2] * 3, 3
+    (path.parent / "val.json").write_text(json.dumps(content))
+    cfg.DATASETS.REGISTER[1]["annotations"] = str(path.parent / "val.json")
+    cfg.MODEL.KEYPOINT_ON, cfg.INPUT.RANDOM_FLIP = True, "none"
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 0
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1, 0.1]
+
+
+def with_lost_proposals(cfg):
+    path = Path(cfg.OUTPUT_DIR).parent / "proposals.pkl"
+    boxes = [np.array([[0.0, 0.0, 9.0, 9.0]])] * 6
+    content = {"ids": list(range(6)), "boxes": boxes, "objectness_logits": [np.zeros(1)] * 6}
+    path.write_bytes(pickle.dumps(content))
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (str(path),), ("lost.pkl",)
+
+
+def with_too_few_proposal_files(cfg):
+    with_lost_proposals(cfg)
+    cfg.DATASETS.PROPOSAL_FILES_TEST = ()
+
+
+def with_unknown_evaluator(cfg):
+    MetadataCatalog.get("tiny_val").evaluator_type = "coco_panoptik"
+    DatasetCatalog.register("tiny_val", lambda: [{"file_name": "a.png", "image_id": 0, "height": 9, "width": 9}])
+    cfg.DATASETS.REGISTER = cfg.DATASETS.REGISTER[:1]
+
+
+def with_an_image_without_ground_truth(cfg):
+    records = [{"file_name": f"{k}.png", "image_id": k, "height": 9, "width": 9, "annotations": []} for k in range(2)]
+    del records[1]["annotations"]
+    DatasetCatalog.register("tiny_val", lambda: records)
+    MetadataCatalog.get("tiny_val").thing_classes = ["red", "green"]
+    cfg.DATASETS.REGISTER, cfg.TEST.COMPUTE_LOSS = cfg.DATASETS.REGISTER[:1], True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (with_lost_annotations, "all.jsonx"),
+        (with_other_keypoints, "3 keypoints, but there are 2 spreads.* set TEST.KEYPOINT_OKS_SIGMAS"),
+        (with_lost_proposals, "lost.pkl .*does not exist"),
+        (with_too_few_proposal_files, "DATASETS.PROPOSAL_FILES_TEST .*none for 'tiny_val'"),
+        (with_unknown_evaluator, "'tiny_val' asks for an evaluator of type 'coco_panoptik'"),
+        (with_an_image_without_ground_truth, "ground truth.* 1.png"),
+    ],
+)
+def test_faults_of_the_test_data_are_found_before_training(tiny_cfg, spoil, message):
+    spoil(tiny_cfg)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        NoModel(tiny_cfg)
+
+
+def test_who_tests_in_another_way_needs_no_evaluator(tiny_cfg):
+    class Own(DefaultTrainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            return {"bbox": {"AP": 1.0}}
+
+    with_lost_annotations(tiny_cfg)
+    assert Own(tiny_cfg).train() == {"bbox": {"AP": 1.0}}
