@@ -1,8 +1,8 @@
 """Training written out: what `DefaultTrainer` does, as one loop without trainer and hooks.
 
 For those who want to see every step, or to change one that no hook reaches. It leaves out what a config may ask for
-beyond that: mixed precision, accumulation of gradients, precise batch norm, pictures. Settings, data, model, schedule,
-checkpoints and results are the same as with `tools/train_net.py`.
+beyond that, such as mixed precision or accumulation of gradients, and refuses a config that asks for it. Otherwise
+settings, data, model, schedule, checkpoints and results are the same as with `tools/train_net.py`.
 
     python tools/plain_train_net.py --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
 """
@@ -29,6 +29,7 @@ from detkit.engine import (
     warn_about_random_fixed_norms,
 )
 from detkit.engine.epochs import in_iterations
+from detkit.engine.setup import refuse_settings
 from detkit.engine.writers import build_writers
 from detkit.evaluation import build_evaluator, inference_on_dataset
 from detkit.model_zoo import find_config
@@ -40,6 +41,23 @@ from detkit.utils.events import EventStorage
 logger = logging.getLogger("detkit.plain_train_net")
 
 WRITE_PERIOD = 20
+# What only `DefaultTrainer` does, with the value that does not ask for it.
+LEFT_OUT = {
+    "BEST_METRIC": "",
+    "CHECKPOINT_KEEP": 0,
+    "EARLY_STOP.PATIENCE": 0,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL_EMA.ENABLED": False,
+    "SOLVER.ACCUM_STEPS": 1,
+    "SOLVER.AMP.ENABLED": False,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.SKIP_NONFINITE_STEPS": 0,
+    "TEST.AUG.ENABLED": False,
+    "TEST.COMPUTE_LOSS": False,
+    "TEST.EXPECTED_RESULTS": [],
+    "TEST.PRECISE_BN.ENABLED": False,
+    "VIS_PERIOD": 0,
+}
 
 
 def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -104,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
     cfg.freeze()
+    refuse_settings(cfg, LEFT_OUT, "tools/plain_train_net.py")
     default_setup(cfg, args)
 
     model = build_model(cfg)

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,27 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         path.write_text(cfg.dump(), encoding="utf-8")
         logger.info("all settings are in %s", path)
     _set_numerics(cfg, getattr(args, "eval_only", False))
+
+
+def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None:
+    """Check that a config asks for nothing that a training script of one's own does not do.
+
+    Args:
+        cfg: The settings.
+        idle: By key, the value that asks for nothing.
+        program: The script, for the message.
+
+    Raises:
+        ValueError: A setting has another value.
+    """
+    asked_for = [
+        f"{key}={cfg.get_by_full_key(key)!r}" for key, value in idle.items() if cfg.get_by_full_key(key) != value
+    ]
+    if asked_for:
+        raise ValueError(
+            f"{program} does not do what these settings ask for: {', '.join(asked_for)}. Take them back, or train with "
+            "tools/train_net.py"
+        )
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:

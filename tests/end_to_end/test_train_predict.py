@@ -150,6 +150,21 @@ def test_loop_written_out_resumes(workplace: Path, monkeypatch: pytest.MonkeyPat
     assert "training from iteration 1 to 2" in (workplace / "out" / "log.txt").read_text()
 
 
+def test_loop_written_out_refuses_what_it_does_not_do(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(TOOLS / "plain_train_net.py"))
+    asking = {key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in script["LEFT_OUT"].items()}
+    asking.update({key: "True" for key, idle in script["LEFT_OUT"].items() if isinstance(idle, bool)})
+    asking["TEST.EXPECTED_RESULTS"] = "[['bbox', 'AP', 1, 1]]"
+    settings = [str(word) for pair in asking.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["plain_train_net.py", "--config-file", "tiny.yaml", *settings])
+    assert script["main"]() == 2
+    message = capsys.readouterr().err
+    assert all(f"{key}=" in message for key in asking), message
+    assert not (workplace / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("script", "command"), [("train_net", "train"), ("demo", "predict"), ("benchmark", "benchmark")]
 )

@@ -10,6 +10,7 @@ import torch
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog
 from detkit.engine import default_argument_parser, default_setup, default_writers
+from detkit.engine.setup import refuse_settings
 from detkit.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 
 ARGS = argparse.Namespace(eval_only=False)
@@ -137,3 +138,14 @@ def test_default_writers(tmp_path):
             writer.close()
     assert (tmp_path / "new" / "metrics.json").read_text() == '{"iteration": 0, "loss": 1.0}\n'
     assert list((tmp_path / "new").glob("events*"))
+
+
+def test_settings_that_a_script_does_not_follow_are_refused():
+    cfg = get_cfg()
+    idle = {"SOLVER.ACCUM_STEPS": 1, "TEST.EXPECTED_RESULTS": [], "MODEL_EMA.ENABLED": False}
+    refuse_settings(cfg, idle, "mine.py")
+    cfg.SOLVER.ACCUM_STEPS, cfg.MODEL_EMA.ENABLED = 2, True
+    with pytest.raises(
+        ValueError, match=r"mine\.py does not do .* ask for: SOLVER\.ACCUM_STEPS=2, MODEL_EMA\.ENABLED=True\. Take"
+    ):
+        refuse_settings(cfg, idle, "mine.py")
