@@ -603,6 +603,15 @@ _key(
     ),
     minimum=1,
 )
+_key(
+    "SOLVER.SKIP_NONFINITE_STEPS",
+    0,
+    (
+        "detkit: how many iterations of a run with losses or gradients that are not finite are left out, each with a "
+        "warning; the next one stops the run. Those that the loss scaling of fp16 leaves out do not count."
+    ),
+    minimum=0,
+)
 _key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
 _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.", minimum=0)
 _key(

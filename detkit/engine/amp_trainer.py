@@ -25,6 +25,8 @@ class AMPTrainer(SimpleTrainer):
         grad_scaler: torch.amp.GradScaler | None = None,
         precision: torch.dtype | None = None,
         accum_steps: int = 1,
+        max_skipped_steps: int = 0,
+        dump_dir: str | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -36,11 +38,13 @@ class AMPTrainer(SimpleTrainer):
             grad_scaler: Scales the loss; None takes torch's, which is idle but for float16.
             precision: Type of convolutions and matrix products; None takes float16 on CUDA and bfloat16 elsewhere.
             accum_steps: As in `SimpleTrainer`.
+            max_skipped_steps: As in `SimpleTrainer`.
+            dump_dir: As in `SimpleTrainer`.
 
         Raises:
             ValueError: float16 where there is no CUDA: gradients in it need what only GPUs do fast and in full.
         """
-        super().__init__(model, data_loader, optimizer, gather_metric_period, accum_steps)
+        super().__init__(model, data_loader, optimizer, gather_metric_period, accum_steps, max_skipped_steps, dump_dir)
         self.device_type = next(model.parameters()).device.type
         self.precision = precision or (torch.float16 if self.device_type == "cuda" else torch.bfloat16)
         if self.precision == torch.float16 and self.device_type != "cuda":
@@ -58,6 +62,13 @@ class AMPTrainer(SimpleTrainer):
 
     def backward(self, loss: Tensor) -> None:
         self.grad_scaler.scale(loss).backward()
+
+    def gradients_may_overflow(self) -> bool:
+        """Whether the loss is scaled up: the scaler leaves out such steps, and scales less.
+
+        At a scale of 1 or below it is not the scale that overflows, and the scaler would leave out steps for ever.
+        """
+        return self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
 
     def step_optimizer(self) -> None:
         # Clipping hangs on the optimizer's step, behind the unscaling: see detkit.solver.gradient_clipping.

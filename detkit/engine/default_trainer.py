@@ -162,7 +162,7 @@ class DefaultTrainer(TrainerBase):
             The results of the last evaluation, in the main process; None where there was none.
 
         Raises:
-            FloatingPointError: A loss is not finite.
+            FloatingPointError: A loss or a gradient is not finite.
             RuntimeError: The results miss TEST.EXPECTED_RESULTS.
         """
         cfg = self.cfg
@@ -176,6 +176,7 @@ class DefaultTrainer(TrainerBase):
         self._trainer.iter = self.iter
         self._trainer.max_iter = self.max_iter
         self._trainer.run_step()
+        self.was_skipped = self._trainer.was_skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state of the run: iteration, hooks (with the schedule), optimizer."""
@@ -382,10 +383,15 @@ def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], opti
     )
     # Metrics of several processes are gathered as often as they are written, in one message.
     gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
+    settings: dict[str, Any] = {
+        "accum_steps": passes,
+        "max_skipped_steps": cfg.SOLVER.SKIP_NONFINITE_STEPS,
+        "dump_dir": cfg.OUTPUT_DIR,
+    }
     if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer, gather_period, accum_steps=passes)
+        return SimpleTrainer(model, data_loader, optimizer, gather_period, **settings)
     precision = _PRECISIONS[cfg.SOLVER.AMP.DTYPE]
-    return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, accum_steps=passes)
+    return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, **settings)
 
 
 def _build_ema(cfg: CfgNode, model: nn.Module) -> ModelEMA | None:

@@ -1,11 +1,11 @@
 """`SimpleTrainer`: the step of supervised learning."""
 
 import logging
-import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,26 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from detkit.data import HasState, TrainingStream
+from detkit.engine.nonfinite import BrokenStep, HeldBuffers, Pass, Verdict, explain, in_short, judge
 from detkit.engine.train_loop import TrainerBase
 from detkit.utils import comm
+from detkit.utils.env import random_state
 from detkit.utils.events import get_event_storage
 
 logger = logging.getLogger(__name__)
+
+# Steps whose losses show whether a run diverges.
+_RECENT = 20
 
 
 class SimpleTrainer(TrainerBase):
     """Trains one model with one optimizer: a batch, its losses, their gradients, a step.
 
-    The losses are read on the host before the optimizer steps, so that a loss that is not finite stops the run with the
-    weights as they were.
+    Losses and gradients are looked at before the optimizer steps, so that one that is not finite stops the run, or is
+    skipped, with the weights as they were. A step that is skipped leaves buffers and optimizer as they were, too.
+
+    Attributes:
+        num_skipped: Steps skipped so far, runs that this one resumes included.
     """
 
     def __init__(
@@ -34,6 +42,8 @@ class SimpleTrainer(TrainerBase):
         optimizer: Optimizer,
         gather_metric_period: int = 1,
         accum_steps: int = 1,
+        max_skipped_steps: int = 0,
+        dump_dir: str | None = None,
     ) -> None:
         """Keep the parts and set the model to training mode.
 
@@ -44,21 +54,32 @@ class SimpleTrainer(TrainerBase):
             gather_metric_period: Iterations between two gatherings of the metrics of all processes. Each iteration's
                 values are filed under its own number; until gathered, they are not in the storage.
             accum_steps: Batches per iteration. Their gradients are averaged, as those of as many processes would be.
+            max_skipped_steps: How many steps with losses or gradients that are not finite are left out before one stops
+                the run.
+            dump_dir: Folder for the file that explains the stop; None writes none.
 
         Raises:
-            ValueError: The period, or the number of batches, is below 1.
+            ValueError: The period, or the number of batches, is below 1, or the number of steps below 0.
         """
         super().__init__()
         if accum_steps < 1:
             raise ValueError(f"SOLVER.ACCUM_STEPS must be at least 1, got {accum_steps}")
         if gather_metric_period < 1:
             raise ValueError(f"gather_metric_period must be at least 1, got {gather_metric_period}")
+        if max_skipped_steps < 0:
+            raise ValueError(f"SOLVER.SKIP_NONFINITE_STEPS must be at least 0, got {max_skipped_steps}")
         model.train()
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
         self.gather_metric_period = gather_metric_period
         self.accum_steps = accum_steps
+        self.max_skipped_steps = max_skipped_steps
+        self.num_skipped = 0
+        self._dump_dir = dump_dir
+        self._buffers_before = HeldBuffers(_bare(model))
+        self._recent_losses: deque[float] = deque(maxlen=_RECENT)
+        self._num_steps = 0
         self._batches: Iterator[Any] | None = None
         self._ungathered: list[tuple[int, dict[str, float]]] = []
         self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
@@ -67,40 +88,94 @@ class SimpleTrainer(TrainerBase):
         """Train one iteration.
 
         Raises:
-            FloatingPointError: A loss is infinite or not a number.
+            FloatingPointError: A loss or a gradient is infinite or not a number, once no more steps may be skipped.
             RuntimeError: The model is in eval mode, or the data loader has ended.
         """
         if not self.model.training:
             raise RuntimeError(
                 f"{type(self.model).__name__} is in eval mode; some hook did not set it back to training"
             )
+        self._buffers_before.hold()
         self.optimizer.zero_grad()
-        parts = [self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)]
+        passes = [self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)]
         self.after_backward()
-        # The copy was queued before the backward pass: waiting for it here, with all of the backward pass queued behind
-        # it, leaves the device busy. `.item()` at this place would wait for the backward pass, too.
-        values = [part.losses.values() for part in parts]
-        for of_batch, part in zip(values, parts, strict=True):
-            _require_finite(of_batch, self.iter, part.batch)
-        self._write_metrics(_mean_by_name(values), sum(part.data_time for part in parts))
+        verdict = judge([p.losses for p in passes], list(_gradients(self.optimizer)))
+        self.was_skipped = self._is_broken(verdict)
+        if self.was_skipped:
+            self._skip_or_stop(passes, verdict)
+            return
+        losses = _mean_by_name(verdict.losses)
+        self._write_metrics(losses, sum(p.data_time for p in passes))
         self.step_optimizer()
+        self._num_steps += 1
+        self._recent_losses.append(sum(losses.values()))
 
-    def _add_gradients(self, *, is_last: bool) -> "_Part":
+    def _add_gradients(self, *, is_last: bool) -> Pass:
         """Take a batch, and add its share to the gradients; processes exchange them with the last one only."""
         batch, data_time = self._next_batch()
+        random = random_state()
         model = self.model
+        error = ""
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
-            losses = self.compute_losses(batch)
-            total = sum_losses(losses) / self.accum_steps
-            copied = _HostCopy(losses)
-            self.backward(total)
+            try:
+                losses = self.compute_losses(batch)
+            except FloatingPointError as raised:  # a model that looks at its numbers itself, as the RPN does
+                error = str(raised)
+                with _giving_nan(_bare(model)):
+                    losses = self.compute_losses(batch)
+            self.backward(sum_losses(losses) / self.accum_steps)
         self._require_whole_graph()
-        return _Part(batch, copied, data_time)
+        return Pass(batch, {name: loss.detach() for name, loss in losses.items()}, data_time, random, error)
+
+    def _is_broken(self, verdict: Verdict) -> bool:
+        """Whether the optimizer must not step; the same in all processes."""
+        return verdict.is_loss_broken or (verdict.is_gradient_broken and not self.gradients_may_overflow())
+
+    def _skip_or_stop(self, passes: Sequence[Pass], verdict: Verdict) -> None:
+        """Leave out a step, as if its batches had not come; or raise, where too many were left out."""
+        step = BrokenStep(
+            iteration=self.iter,
+            passes=passes,
+            verdict=verdict,
+            model=_bare(self.model),
+            optimizer=self.optimizer,
+            buffers=self._buffers_before,
+            compute_losses=self._compute_losses_alone,
+            recent_losses=list(self._recent_losses),
+            num_steps=self._num_steps,
+            num_skipped=self.num_skipped,
+        )
+        if self.num_skipped >= self.max_skipped_steps:
+            raise FloatingPointError(explain(step, self._dump_dir))
+        self._buffers_before.restore()
+        self.optimizer.zero_grad()
+        self.num_skipped += 1
+        get_event_storage().put_scalar("skipped_steps", self.num_skipped, smoothing_hint=False)
+        logger.warning(
+            "iteration %d is skipped, the %d. of SOLVER.SKIP_NONFINITE_STEPS=%d; not finite: %s",
+            self.iter,
+            self.num_skipped,
+            self.max_skipped_steps,
+            in_short(step),
+        )
+        self._gather_if_due()
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Give the model's losses of a batch by name."""
         losses = self.model(batch)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
+
+    def _compute_losses_alone(self, batch: Any) -> dict[str, Tensor]:
+        """As `compute_losses`, without the other processes."""
+        model, self.model = self.model, _bare(self.model)
+        try:
+            return self.compute_losses(batch)
+        finally:
+            self.model = model
+
+    def gradients_may_overflow(self) -> bool:
+        """Whether gradients that are not finite are to be expected, and dealt with by `step_optimizer`."""
+        return False
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients."""
@@ -117,13 +192,14 @@ class SimpleTrainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state of the run, and the optimizer's."""
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "skipped_steps": self.num_skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state_dict)
         _require_same_kind(self.optimizer, state_dict["optimizer"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.num_skipped = state_dict.get("skipped_steps", 0)  # absent from checkpoints of before it was counted
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Give what only this process knows: also its position in the data, and metrics not gathered yet."""
@@ -178,6 +254,9 @@ class SimpleTrainer(TrainerBase):
         """Put losses, averaged over the processes, their sum and the longest data time into the storage."""
         values = {prefix + name: float(value) for name, value in loss_dict.items()}
         self._ungathered.append((self.iter, {**values, "data_time": data_time}))
+        self._gather_if_due(prefix)
+
+    def _gather_if_due(self, prefix: str = "") -> None:
         if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
             self._gather_metrics(prefix)
 
@@ -240,33 +319,30 @@ def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
-class _Part(NamedTuple):
-    """One of the batches of an iteration."""
-
-    batch: Any
-    losses: "_HostCopy"
-    data_time: float
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without the wrapper that exchanges gradients."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-class _HostCopy:
-    """Scalars on their way from the device to the host; `values` waits for them."""
+@contextmanager
+def _giving_nan(model: nn.Module) -> Iterator[None]:
+    """Let a model give one loss, nan, of which all its parameters are part.
 
-    def __init__(self, scalars: Mapping[str, Tensor]) -> None:
-        self._names = list(scalars)
-        self._event: torch.cuda.Event | None = None
-        stacked = torch.stack([value.detach().float() for value in scalars.values()])
-        if stacked.is_cuda:
-            # Goes to pinned memory, beside the kernels that follow; the event marks its arrival.
-            self._values = stacked.to("cpu", non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._values = stacked
+    In the place of a forward pass that raised in this process: the others wait for its gradients.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = model.__dict__.get("forward")
+    model.forward = lambda *args, **kwargs: torch.stack([p.sum() for p in trained]).sum() * float("nan")
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
-    def values(self) -> dict[str, float]:
-        if self._event is not None:
-            self._event.synchronize()
-        return dict(zip(self._names, self._values.tolist(), strict=True))
+
+def _gradients(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
 
 def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
@@ -279,26 +355,6 @@ def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no {', '.join(lacking)}. "
             "Resume with the SOLVER.OPTIMIZER of the run so far, or start anew from its weights (MODEL.WEIGHTS)"
         )
-
-
-def _require_finite(values: Mapping[str, float], iteration: int, batch: Any) -> None:
-    if all(math.isfinite(value) for value in values.values()):
-        return
-    process = f" of process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-    losses = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-    files = _file_names(batch)
-    images = f" Images of the batch: {', '.join(files)}." if files else ""
-    raise FloatingPointError(
-        f"loss{process} is not finite at iteration {iteration}: {losses}. The weights are as they were "
-        "before this step. Usual causes: a learning rate (SOLVER.BASE_LR) too high for the batch, a warm-up "
-        f"(SOLVER.WARMUP_ITERS) too short, boxes without area.{images}"
-    )
-
-
-def _file_names(batch: Any) -> list[str]:
-    """The files of a batch of model inputs; none for batches of another kind."""
-    items = batch if isinstance(batch, list | tuple) else []
-    return [str(item["file_name"]) for item in items if isinstance(item, dict) and "file_name" in item]
 
 
 def _mean_by_name(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

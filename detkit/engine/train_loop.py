@@ -69,6 +69,7 @@ class TrainerBase:
         start_iter: The first iteration of this call of `train`.
         max_iter: The iteration at which training ends, not included.
         storage: What this run measures; active while it trains.
+        was_skipped: Whether the last step was left out, and has changed nothing. A `run_step` that leaves out says so.
     """
 
     def __init__(self) -> None:
@@ -77,6 +78,7 @@ class TrainerBase:
         self.start_iter = 0
         self.max_iter = 0
         self.storage = EventStorage(0)
+        self.was_skipped = False
         self._hooks_to_come: list[str] = []
         self._loaded: dict[str, Any] | None = None
 

@@ -191,3 +191,12 @@ def sum_to_main(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.reduce(total, dst=0, group=_cpu_group())
     return total if get_rank() == 0 else tensor
+
+
+def largest_of_each(values: Tensor) -> Tensor:
+    """Give every process, element by element, the largest of the tensors of all; where they are, nobody waits."""
+    if get_world_size() == 1:
+        return values
+    largest = values.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

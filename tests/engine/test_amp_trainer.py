@@ -67,6 +67,51 @@ def test_gradients_are_clipped_after_unscaling():
     assert model.weight.item() == -0.5
 
 
+def overflowing_trainer(init_scale, **kwargs):
+    """The gradients of the second of four steps are infinite."""
+
+    class Overflows(Toy):
+        def forward(self, batch):
+            y = self.fc(batch)
+            losses = super().forward(batch)
+            if bool((batch == 9).all()):
+                losses["other"] = (y * 0).abs().sqrt().mean()
+            return losses
+
+    model = Overflows()
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale) if init_scale else None
+    data = torch.randn(4, 4, 2)
+    data[1] = 9
+    return AMPTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), grad_scaler=scaler, **kwargs)
+
+
+def test_overflow_of_scaled_gradients_is_left_to_the_scaler():
+    trainer = overflowing_trainer(1024.0)
+    trainer.train(0, 4)
+    assert trainer.num_skipped == 0
+    assert "skipped_steps" not in trainer.storage.latest()
+    assert trainer.grad_scaler.get_scale() == 512.0
+    assert trainer.model.fc.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("init_scale", [pytest.param(None, id="bfloat16"), pytest.param(1.0, id="scaled-down-to-1")])
+def test_gradients_that_are_not_scaled_up_must_be_finite(init_scale):
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at iteration 1"):
+        overflowing_trainer(init_scale).train(0, 4)
+    trainer = overflowing_trainer(init_scale, max_skipped_steps=1)
+    trainer.train(0, 4)
+    assert trainer.num_skipped == 1
+
+
+def test_loss_that_is_not_finite_is_not_left_to_the_scaler():
+    model = Toy()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = AMPTrainer(model, [torch.full((4, 2), torch.inf)], optimizer, grad_scaler=scaler)
+    with pytest.raises(FloatingPointError, match="loss is not finite at iteration 0"):
+        trainer.train(0, 1)
+
+
 def small_cfg():
     cfg = get_cfg()
     cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")

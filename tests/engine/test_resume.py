@@ -54,9 +54,9 @@ class Noisy(DefaultTrainer):
         return results
 
 
-def run(cfg, *, resume=False, killed_at=None):
+def run(cfg, *, resume=False, killed_at=None, base=Noisy):
     seed_all_rng(max(cfg.SEED, 0))
-    trainer = type("Run", (Noisy,), {"killed_at": killed_at})(cfg)
+    trainer = type("Run", (base,), {"killed_at": killed_at})(cfg)
     trainer.resume_or_load(resume=resume)
     if killed_at is None:
         return trainer, trainer.train()
@@ -126,6 +126,38 @@ def test_run_without_a_seed_of_its_own_keeps_the_one_it_drew(resumed_cfg, tmp_pa
     run(resumed_cfg, killed_at=("after", 3))
     monkeypatch.setattr("detkit.utils.comm.shared_random_seed", lambda: 99)
     assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+class Faulty(Noisy):
+    """Has gradients that are not finite at iterations 1 and 4."""
+
+    def after_backward(self):
+        super().after_backward()
+        if self.iter in (1, 4):
+            self._trainer.model.conv.weight.grad.fill_(torch.nan)
+
+
+def test_skipped_steps_are_counted_through_a_resume(resumed_cfg, tmp_path):
+    resumed_cfg.SOLVER.SKIP_NONFINITE_STEPS = 2
+    resumed_cfg.MODEL_EMA.ENABLED = True
+    trainer = run(resumed_cfg, base=Faulty)[0]
+    assert trainer.storage.history("skipped_steps").values() == [(1.0, 1), (2.0, 4)]
+    assert trainer.ema.num_updates == 4
+    expected = outcome(resumed_cfg, trainer)
+    assert [row["iteration"] for row in expected[-1] if "skipped_steps" in row] == [1, 4]
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    run(resumed_cfg, killed_at=("after", 3), base=Faulty)
+    resumed = run(resumed_cfg, resume=True, base=Faulty)[0]
+    assert same(outcome(resumed_cfg, resumed), expected)
+    assert same(resumed.ema.state_dict(), trainer.ema.state_dict())
+
+
+def test_steps_skipped_before_a_resume_count(resumed_cfg):
+    resumed_cfg.SOLVER.SKIP_NONFINITE_STEPS = 1
+    run(resumed_cfg, killed_at=("end", 2), base=Faulty)
+    with pytest.raises(FloatingPointError, match=r"iteration 4, .* 1 steps were skipped before .*0000004\.json"):
+        run(resumed_cfg, resume=True, base=Faulty)
+    assert (Path(resumed_cfg.OUTPUT_DIR) / "nonfinite_iter_0000004.json").is_file()
 
 
 def test_batches_for_precise_statistics_go_on_too(resumed_cfg, tmp_path):

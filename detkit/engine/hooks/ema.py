@@ -5,7 +5,10 @@ from detkit.engine.train_loop import HookBase
 
 
 class EMAHook(HookBase):
-    """Takes the weights into their mean after each step. The mean is saved as a checkpoint's `ema`, not by the hook."""
+    """Takes the weights into their mean after each step but those that were skipped.
+
+    The mean is saved as a checkpoint's `ema`, not by the hook.
+    """
 
     def __init__(self, ema: ModelEMA) -> None:
         """Keep the mean."""
@@ -16,4 +19,5 @@ class EMAHook(HookBase):
             self._ema.restart()
 
     def after_step(self) -> None:
-        self._ema.update()
+        if not self.trainer.was_skipped:
+            self._ema.update()
