@@ -4,6 +4,7 @@ from detkit.config.cfg_node import EPOCHS, CfgNode, ConfigKeyError
 from detkit.config.configurable import configurable
 from detkit.config.defaults import explain, get_cfg, unread_settings
 from detkit.config.user_modules import import_user_modules
+from detkit.config.without_effect import settings_without_effect
 
 __all__ = [
     "EPOCHS",
@@ -13,5 +14,6 @@ __all__ = [
     "explain",
     "get_cfg",
     "import_user_modules",
+    "settings_without_effect",
     "unread_settings",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detkit.config import CfgNode, import_user_modules, unread_settings
+from detkit.config import CfgNode, import_user_modules, settings_without_effect, unread_settings
 from detkit.data import register_declared_datasets
 from detkit.modeling import follow_backbone_pixels
 from detkit.utils import comm
@@ -105,6 +105,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("command line: %s", args)
     for key, reason in unread_settings(cfg).items():
         logger.warning("%s is set, but this version does not read it: %s", key, reason)
+    for key, reason in settings_without_effect(cfg).items():
+        logger.warning("%s is set, but has no effect: %s", key, reason)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         path = Path(cfg.OUTPUT_DIR) / "config.yaml"
         path.write_text(cfg.dump(), encoding="utf-8")

@@ -88,6 +88,12 @@ class TestSetup:
             in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
         )
 
+    def test_setting_without_effect_is_named(self, tiny_cfg):
+        tiny_cfg.SOLVER.AMP.DTYPE = "bf16"
+        default_setup(tiny_cfg, ARGS)
+        log = (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
+        assert "SOLVER.AMP.DTYPE is set, but has no effect: SOLVER.AMP.ENABLED is False" in log
+
     @pytest.mark.parametrize(("eval_only", "want"), [(False, True), (True, False)])
     def test_cudnn_times_its_algorithms_in_training_only(self, tiny_cfg, monkeypatch, eval_only, want):
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
