@@ -450,8 +450,9 @@ _key(
     "INPUT.MAX_IMAGE_PIXELS",
     178_956_970,
     (
-        "detkit: images and label maps whose header claims more pixels are refused before they are decoded. As RGB, "
-        "178,956,970 pixels, Pillow's own limit, are half a gigabyte."
+        "detkit: images, label maps and panoptic pngs whose header claims more pixels are refused before they are "
+        "decoded. As RGB, 178,956,970 pixels, Pillow's own limit, are half a gigabyte. What prepares data without a "
+        "config (datasets/, the masks of Cityscapes' pngs) keeps to that number."
     ),
     minimum=1,
 )

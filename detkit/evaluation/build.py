@@ -111,16 +111,21 @@ def _coco_panoptic(request: _Request) -> DatasetEvaluator:
         evaluators.append(_sem_seg(request))
     if any("annotations" in record for record in request.records):
         evaluators.append(_coco(request))
-    name, records = request.dataset_name, request.records
-    return DatasetEvaluators([*evaluators, COCOPanopticEvaluator(name, request.output_dir, records=records)])
+    panoptic = COCOPanopticEvaluator(
+        request.dataset_name,
+        request.output_dir,
+        records=request.records,
+        max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS,
+    )
+    return DatasetEvaluators([*evaluators, panoptic])
 
 
 def _cityscapes_instance(request: _Request) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(request.dataset_name)
+    return CityscapesInstanceEvaluator(request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS)
 
 
 def _cityscapes_sem_seg(request: _Request) -> DatasetEvaluator:
-    return CityscapesSemSegEvaluator(request.dataset_name)
+    return CityscapesSemSegEvaluator(request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS)
 
 
 # Cityscapes' ground truth is its pngs.

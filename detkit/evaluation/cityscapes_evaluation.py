@@ -25,6 +25,7 @@ from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.image import read_label_map
+from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class _ImagePixels:
 class _CityscapesFiles:
     """The pngs of a data set's ground truth: `gt_dir/CITY/CITY_SEQUENCE_FRAME_gtFine_*.png`."""
 
-    def __init__(self, dataset_name: str) -> None:
+    def __init__(self, dataset_name: str, max_image_pixels: int) -> None:
+        self._max_image_pixels = max_image_pixels
         folder = MetadataCatalog.get(dataset_name).get("gt_dir")
         if folder is None:
             raise ValueError(
@@ -104,30 +106,33 @@ class _CityscapesFiles:
 
     def instance_ids(self, frame: str) -> np.ndarray:
         """Give (H, W) ids of instances."""
-        return read_label_map(str(self.frames[frame]))
+        return read_label_map(str(self.frames[frame]), max_pixels=self._max_image_pixels)
 
     def label_ids(self, frame: str) -> np.ndarray:
         """Give (H, W) ids of labels."""
         path = self.frames[frame]
-        return read_label_map(str(path.with_name(frame + _LABEL_FILES)))
+        return read_label_map(str(path.with_name(frame + _LABEL_FILES)), max_pixels=self._max_image_pixels)
 
 
 class CityscapesInstanceEvaluator(DatasetEvaluator):
     """Scores instance masks by Cityscapes' AP. A class without objects is nan, and the mean does not count it."""
 
-    def __init__(self, dataset_name: str, *, distributed: bool = True) -> None:
+    def __init__(
+        self, dataset_name: str, *, distributed: bool = True, max_image_pixels: int = MAX_IMAGE_PIXELS
+    ) -> None:
         """List the ground truth's files; each is read when its image comes.
 
         Args:
             dataset_name: A registered data set with ``gt_dir`` and ``thing_classes`` in its metadata.
             distributed: Whether to score the predictions of all processes together, in the main one.
+            max_image_pixels: As `max_pixels` in `read_label_map`, of the pngs.
 
         Raises:
             ValueError: If there is no ground truth, or a class is none of Cityscapes'.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
-        self._files = _CityscapesFiles(dataset_name)
+        self._files = _CityscapesFiles(dataset_name, max_image_pixels)
         self._class_names = list(MetadataCatalog.get(dataset_name).get("thing_classes") or ())
         self._labels = _label_ids(self._class_names, dataset_name, "thing_classes")
         self._void = sorted(set(range(_NUM_LABELS)) - set(_LABEL_IDS.values()))
@@ -214,19 +219,22 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
 class CityscapesSemSegEvaluator(DatasetEvaluator):
     """Scores ``sem_seg`` outputs by Cityscapes' IoU of classes and categories, also weighted by the size of objects."""
 
-    def __init__(self, dataset_name: str, *, distributed: bool = True) -> None:
+    def __init__(
+        self, dataset_name: str, *, distributed: bool = True, max_image_pixels: int = MAX_IMAGE_PIXELS
+    ) -> None:
         """List the ground truth's files; each is read when its image comes.
 
         Args:
             dataset_name: A registered data set with ``gt_dir`` and ``stuff_classes`` in its metadata.
             distributed: Whether to score the predictions of all processes together, in the main one.
+            max_image_pixels: As `max_pixels` in `read_label_map`, of the pngs.
 
         Raises:
             ValueError: If there is no ground truth, or a class is none of Cityscapes'.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
-        self._files = _CityscapesFiles(dataset_name)
+        self._files = _CityscapesFiles(dataset_name, max_image_pixels)
         self._class_names = list(MetadataCatalog.get(dataset_name).get("stuff_classes") or ())
         self._labels = _label_ids(self._class_names, dataset_name, "stuff_classes")
         self._collector = ImageCollector(_ImagePixels, dataset_name, self._files.frames)

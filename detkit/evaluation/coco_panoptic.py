@@ -26,6 +26,7 @@ from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_pan
 from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
+from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.segment_ids import id2rgb, rgb2id
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         *,
         distributed: bool = True,
         records: Sequence[ImageRecord] | None = None,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         """Load the list of true segments; the png of each image is read when the image comes.
 
@@ -83,6 +85,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 writes nothing.
             distributed: Whether to score the predictions of all processes together, in the main one.
             records: What the data set's loader gives, where it has been called already; None calls it.
+            max_image_pixels: As `max_pixels` in `read_image`, of the pngs.
 
         Raises:
             FileNotFoundError: If a png that its json names does not exist.
@@ -90,6 +93,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
+        self._max_image_pixels = max_image_pixels
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
         self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
@@ -131,7 +135,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
     def _count(self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]) -> PanopticCounts:
         truth = self._truth[image_id]
-        truth_ids = rgb2id(read_image(truth.file_name, "RGB"))
+        truth_ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
         if truth_ids.shape != predicted_ids.shape:
             raise ValueError(
                 f"the prediction for image {image_id!r} is {predicted_ids.shape}, its ground truth {truth.file_name} "

@@ -14,6 +14,7 @@ from detkit.structures import BoxMode, Instances
 from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import colormap
 from detkit.utils.image import read_image, read_label_map
+from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.segment_ids import rgb2id
 from detkit.visualization.canvas import Canvas, Color
 from detkit.visualization.labels import draw_labels
@@ -118,16 +119,21 @@ class Visualizer:
             assigned_colors=self._colors(classes, len(predictions) if fields else 0),
         )
 
-    def draw_dataset_dict(self, dic: ImageRecord) -> VisImage:
+    def draw_dataset_dict(self, dic: ImageRecord, max_image_pixels: int = MAX_IMAGE_PIXELS) -> VisImage:
         """Draw all that a data set's record says; its label map and its panoptic png are read from their files.
 
         Where there is a panoptic png with `segments_info`, it alone is drawn: it holds the others.
+
+        Args:
+            dic: The record.
+            max_image_pixels: As `max_pixels` in `read_image`, of these files.
         """
         if "pan_seg_file_name" in dic and "segments_info" in dic:
-            return self.draw_panoptic_seg(rgb2id(read_image(dic["pan_seg_file_name"], "RGB")), dic["segments_info"])
+            segments = read_image(dic["pan_seg_file_name"], "RGB", max_pixels=max_image_pixels)
+            return self.draw_panoptic_seg(rgb2id(segments), dic["segments_info"])
         annotations = dic.get("annotations") or []
         if "sem_seg_file_name" in dic:
-            labels = read_label_map(dic["sem_seg_file_name"]).astype(np.int64)
+            labels = read_label_map(dic["sem_seg_file_name"], max_pixels=max_image_pixels).astype(np.int64)
             if annotations and self._stuff.name(0) == "things":
                 labels[labels == 0] = self._ignore_label  # the instances say more
             self.draw_sem_seg(labels)

@@ -1,6 +1,9 @@
 import json
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +14,8 @@ from detkit.evaluation import (
     SemSegEvaluator,
     build_evaluator,
 )
+from detkit.structures import Instances
+from detkit.utils.image_file import BadImageError
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,28 @@ def test_config_chooses_the_tasks_whatever_is_predicted(keys, tasks, register, m
     cfg = get_cfg()
     cfg.merge_from_list([*keys, "OUTPUT_DIR", str(tmp_path)])
     assert list(score(build_evaluator(cfg, register([make_record(1)])), {1: []})) == tasks
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg"])
+def test_limit_of_pixels_reaches_the_readers_of_pngs(evaluator_type, register, tmp_path):
+    frame = tmp_path / "a" / "a_000000_000019"
+    frame.parent.mkdir()
+    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(tmp_path / "truth.png")
+    for kind in ("instance", "label"):
+        Image.fromarray(np.zeros((3, 4), np.uint8)).save(f"{frame}_gtFine_{kind}Ids.png")
+    record = {"file_name": "1.jpg", "image_id": 1, "segments_info": [], "pan_seg_file_name": f"{tmp_path}/truth.png"}
+    metadata = {f"{kind}_dataset_id_to_contiguous_id": {n: 0} for n, kind in enumerate(("thing", "stuff"))}
+    metadata |= {"thing_classes": ["car"], "stuff_classes": ["road"], "gt_dir": str(tmp_path)}
+    cfg = get_cfg()
+    cfg.INPUT.MAX_IMAGE_PIXELS, cfg.OUTPUT_DIR = 11, str(tmp_path / "out")
+    evaluator = build_evaluator(
+        cfg, register([record], metadata.pop("thing_classes"), evaluator_type=evaluator_type, **metadata)
+    )
+    evaluator.reset()
+    output = {"panoptic_seg": (torch.zeros(3, 4), []), "instances": Instances((3, 4)), "sem_seg": torch.zeros(1, 3, 4)}
+    output["instances"].pred_classes = output["instances"].scores = torch.zeros(0)
+    with pytest.raises(BadImageError, match="11 pixels that INPUT.MAX_IMAGE_PIXELS"):
+        evaluator.process([{"file_name": f"{frame.name}_leftImg8bit.png", "image_id": 1}], [output])
 
 
 def test_settings_of_the_metric_reach_the_evaluator(register, make_record, score, tmp_path):

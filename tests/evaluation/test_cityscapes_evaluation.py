@@ -11,6 +11,7 @@ from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS
 from detkit.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detkit.evaluation.cityscapes_semantic_iou import CATEGORIES
 from detkit.structures import Boxes, Instances
+from detkit.utils.image_file import BadImageError
 
 LABELS = [label.id for label in CITYSCAPES_LABELS]
 NAMES = [label.name for label in CITYSCAPES_LABELS]
@@ -100,6 +101,21 @@ def scripts(monkeypatch, tmp_path):
         for name, value in {"JSONOutput": False, "quiet": True, "predictionWalk": None}.items():
             monkeypatch.setattr(args, name, value)
     return SimpleNamespace(instance=instance, pixel=pixel)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "key", "names"),
+    [
+        (CityscapesInstanceEvaluator, "instances", {"class_names": THING_NAMES}),
+        (CityscapesSemSegEvaluator, "sem_seg", {"stuff_classes": NAMES}),
+    ],
+)
+def test_pngs_with_too_many_pixels_are_refused(evaluator, key, names, write_truth, register):
+    folder = write_truth(np.full(SIZE, 7))
+    output = make_instances([], [], np.zeros(0)) if key == "instances" else torch.zeros(len(NAMES), *SIZE)
+    scored = evaluator(register([], gt_dir=folder, **names), max_image_pixels=2399)
+    with pytest.raises(BadImageError, match=r"_gtFine_\w+Ids.png .* 2399 pixels that INPUT.MAX_IMAGE_PIXELS"):
+        run(scored, key, {0: output})
 
 
 # The scripts fail where all predictions of a class are ignored, as with seed 8.

@@ -9,6 +9,7 @@ from PIL import Image
 
 from detkit.evaluation import COCOPanopticEvaluator
 from detkit.structures import BoxMode
+from detkit.utils.image_file import BadImageError
 from detkit.utils.segment_ids import id2rgb, rgb2id
 
 METADATA = {
@@ -136,6 +137,12 @@ def test_output_without_segments_is_an_error(register, panoptic_records):
     evaluator = COCOPanopticEvaluator(register(panoptic_records, **METADATA))
     with pytest.raises(ValueError, match=r"need 'panoptic_seg' in the outputs, got the keys \['instances'\]"):
         evaluator.process([{"image_id": 1}], [{"instances": None}])
+
+
+def test_png_with_too_many_pixels_is_refused(register, panoptic_records):
+    evaluator = COCOPanopticEvaluator(register(panoptic_records, **METADATA), max_image_pixels=IDS.size - 1)
+    with pytest.raises(BadImageError, match=rf"truth_1.png .*{IDS.size - 1} pixels that INPUT.MAX_IMAGE_PIXELS"):
+        run(evaluator, {1: (IDS, SEGMENTS)})
 
 
 def test_missing_png_is_an_error(register, panoptic_records):

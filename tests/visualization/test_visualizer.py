@@ -7,6 +7,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.image_file import BadImageError
 from detkit.utils.segment_ids import id2rgb
 from detkit.visualization import ColorMode, Visualizer
 
@@ -303,6 +304,15 @@ def test_record_with_a_panoptic_png_shows_its_segments(tmp_path, monkeypatch: py
     record = _record() | {"pan_seg_file_name": str(tmp_path / "panoptic.png"), "segments_info": segments}
     Visualizer(_grey(), STUFF).draw_dataset_dict(record)
     assert sorted(texts) == ["cat 90%", "sky (crowd)"]
+
+
+@pytest.mark.parametrize("key", ["sem_seg_file_name", "pan_seg_file_name"])
+def test_maps_with_too_many_pixels_are_refused(tmp_path, key: str) -> None:
+    ids = _half(0, 1)
+    Image.fromarray(ids.astype(np.uint8) if key == "sem_seg_file_name" else id2rgb(ids)).save(tmp_path / "map.png")
+    record = _record() | {key: str(tmp_path / "map.png"), "segments_info": SEGMENTS}
+    with pytest.raises(BadImageError, match=r"map\.png .*INPUT.MAX_IMAGE_PIXELS"):
+        Visualizer(_grey()).draw_dataset_dict(record, max_image_pixels=ids.size - 1)
 
 
 # --- a model's output ---

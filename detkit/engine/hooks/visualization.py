@@ -110,11 +110,12 @@ def draw_truth_and_prediction(
         output: In pixels of that file.
         metadata: Names and colours of the classes.
         score_threshold: Instances below it are not drawn.
-        max_image_pixels: As `max_pixels` in `read_image`.
+        max_image_pixels: As `max_pixels` in `read_image`, of image and ground truth.
     """
     rgb = read_image(record["file_name"], "RGB", max_pixels=max_image_pixels)
     scale = readable_scale(rgb.shape[:2])
-    truth = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_dataset_dict(_comparable(record, output))
+    visualizer = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION)
+    truth = visualizer.draw_dataset_dict(_comparable(record, output), max_image_pixels)
     prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(output, score_threshold)
     return side_by_side(truth, prediction)
 

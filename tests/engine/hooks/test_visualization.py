@@ -7,6 +7,7 @@ from torch import nn
 from detkit.engine import TrainerBase, hooks
 from detkit.engine.hooks.visualization import draw_truth_and_prediction
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.image_file import BadImageError
 from detkit.utils.segment_ids import id2rgb
 
 
@@ -156,3 +157,11 @@ def test_panoptic_result_is_drawn_beside_the_panoptic_png(records, tmp_path):
         "panoptic_seg": (torch.tensor(ids), infos),
     }
     assert_both_sides_are_alike(draw_truth_and_prediction(records[0], output))
+
+
+def test_limit_of_pixels_holds_for_label_maps_too(tmp_path):
+    Image.new("RGB", (10, 10)).save(tmp_path / "image.png")
+    Image.new("L", (20, 20)).save(tmp_path / "labels.png")
+    record = {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    with pytest.raises(BadImageError, match=r"labels\.png .* 399 pixels that INPUT.MAX_IMAGE_PIXELS"):
+        draw_truth_and_prediction(record, {"sem_seg": torch.zeros(1, 10, 10)}, max_image_pixels=399)
