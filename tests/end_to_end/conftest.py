@@ -1,14 +1,13 @@
 """A place to work in: nine generated pictures, a config of a very small model, and that model trained for two steps."""
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from detkit.cli import train
 from detkit.data.datasets.shapes import generate_shapes
+from tests.loggers import restored_loggers
 
 TINY_CONFIG = """
 _BASE_: detkit://quick_start/faster_rcnn_R_18_FPN_shapes.yaml
@@ -40,7 +39,7 @@ def workplace(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DETKIT_DATASETS", str(datasets))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
-    with _restored_loggers():
+    with restored_loggers():
         yield tmp_path
 
 
@@ -49,20 +48,8 @@ def trained(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of `tiny.yaml` after two iterations. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    with pytest.MonkeyPatch.context() as patch, _restored_loggers():
+    with pytest.MonkeyPatch.context() as patch, restored_loggers():
         patch.setenv("DETKIT_DATASETS", str(datasets))
         patch.chdir(folder)
         assert train.main(["--config-file", "tiny.yaml"]) == 0
     return folder / "out"
-
-
-@contextmanager
-def _restored_loggers() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("detkit", "fvcore")]
-    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
-    yield
-    for logger, handlers, propagate, level in before:
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)

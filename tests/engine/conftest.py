@@ -1,7 +1,6 @@
 """A data set of six pictures, a model of one convolution, and a config that puts them together."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.modeling import META_ARCH_REGISTRY
 from detkit.structures import Boxes, Instances
+from tests.loggers import restored_loggers
 
 CLASSES = ["red", "green"]
 
@@ -91,14 +91,7 @@ def tiny_cfg(tmp_path):
         MetadataCatalog.remove(name)
 
 
-@pytest.fixture
-def restored_loggers():
-    """Loggers as they were, after a test that sets them up: `caplog` of later tests needs them to propagate."""
-    loggers = [logging.getLogger(name) for name in ("detkit", "fvcore")]
-    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
-    yield
-    for logger, handlers, propagate, level in before:
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+@pytest.fixture(name="restored_loggers")
+def _restored_loggers():
+    with restored_loggers():
+        yield

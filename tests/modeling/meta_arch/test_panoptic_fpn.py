@@ -5,7 +5,7 @@ import torch
 
 from detkit.modeling import build_model, combine_semantic_and_instance_outputs
 from detkit.structures import BitMasks, Boxes, Instances
-from tests.modeling.meta_arch import test_rcnn, test_semantic_seg
+from tests.modeling.meta_arch import test_rcnn, test_semantic_seg, two_levels
 
 SIZE = (48, 64)
 WITHOUT_MASKS = ("MODEL.MASK_ON", False, "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", False)
@@ -27,7 +27,7 @@ def make(*overrides):
 
 
 def inputs(*numbers_of_objects, **fields):
-    batch = test_rcnn.inputs(*numbers_of_objects, size=SIZE)
+    batch = two_levels.inputs(*numbers_of_objects, size=SIZE)
     for x, other in zip(batch, test_semantic_seg.inputs(*[SIZE] * len(batch)), strict=True):
         x["sem_seg"] = other["sem_seg"]
         x.update(fields)

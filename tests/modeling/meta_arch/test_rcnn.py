@@ -2,32 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 from detkit.config import get_cfg
-from detkit.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN, ProposalNetwork, build_model
+from detkit.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from detkit.structures import Boxes, Instances
-
-K = 3
-
-
-@BACKBONE_REGISTRY.register()
-class TwoConvolutions(Backbone):
-    """The smallest pyramid there is."""
-
-    size_divisibility = 16
-
-    def __init__(self, cfg, input_shape):
-        super().__init__()
-        self.p3 = nn.Conv2d(input_shape.channels, 8, 8, stride=8)
-        self.p4 = nn.Conv2d(8, 8, 2, stride=2)
-        self._out_features = ["p3", "p4"]
-        self._out_feature_channels = {"p3": 8, "p4": 8}
-        self._out_feature_strides = {"p3": 8, "p4": 16}
-
-    def forward(self, x):
-        p3 = self.p3(x)
-        return {"p3": p3, "p4": self.p4(p3)}
+from tests.modeling.meta_arch.two_levels import K, inputs
 
 
 def config(*overrides):
@@ -58,18 +37,6 @@ def config(*overrides):
 def make(*overrides):
     torch.manual_seed(0)
     return build_model(config(*overrides))
-
-
-def inputs(*numbers_of_objects, size=(60, 90), **fields):
-    generator = torch.Generator().manual_seed(1)
-    batch = []
-    for num in numbers_of_objects:
-        corner = torch.rand(num, 2, generator=generator) * 30
-        boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
-        instances = Instances(size, gt_boxes=boxes, gt_classes=torch.arange(num) % K)
-        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
-        batch.append({"image": image, "instances": instances, **fields})
-    return batch
 
 
 PROPOSAL_NETWORK = ("MODEL.META_ARCHITECTURE", "ProposalNetwork")

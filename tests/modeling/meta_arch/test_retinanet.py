@@ -6,32 +6,11 @@ from torch import nn
 
 from detkit.checkpoint.key_matching import match_weights
 from detkit.config import get_cfg
-from detkit.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detkit.structures import Boxes, Instances
+from detkit.modeling import build_model
+from detkit.structures import Boxes
 from detkit.utils.events import EventStorage
 from tests.helpers import slow_focal_loss, slow_match, slow_pairwise_iou
-
-K = 3
-SIZE = (60, 90)
-
-
-@BACKBONE_REGISTRY.register()
-class TwoStridedConvolutions(Backbone):
-    """The smallest pyramid there is."""
-
-    size_divisibility = 16
-
-    def __init__(self, cfg, input_shape):
-        super().__init__()
-        self.p3 = nn.Conv2d(input_shape.channels, 32, 8, stride=8)
-        self.p4 = nn.Conv2d(32, 32, 2, stride=2)
-        self._out_features = ["p3", "p4"]
-        self._out_feature_channels = {"p3": 32, "p4": 32}
-        self._out_feature_strides = {"p3": 8, "p4": 16}
-
-    def forward(self, x):
-        p3 = self.p3(x)
-        return {"p3": p3, "p4": self.p4(p3)}
+from tests.modeling.meta_arch.two_levels import SIZE, K, inputs
 
 
 def make(*overrides):
@@ -39,7 +18,7 @@ def make(*overrides):
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.META_ARCHITECTURE": "RetinaNet",
-        "MODEL.BACKBONE.NAME": "TwoStridedConvolutions",
+        "MODEL.BACKBONE.NAME": "TwoConvolutions",
         "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32]],
         "MODEL.RETINANET.IN_FEATURES": ["p3", "p4"],
         "MODEL.RETINANET.NUM_CLASSES": K,
@@ -50,18 +29,6 @@ def make(*overrides):
     cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
     torch.manual_seed(0)
     return build_model(cfg)
-
-
-def inputs(*numbers_of_objects, **fields):
-    generator = torch.Generator().manual_seed(1)
-    batch = []
-    for num in numbers_of_objects:
-        corner = torch.rand(num, 2, generator=generator) * 30
-        boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
-        instances = Instances(SIZE, gt_boxes=boxes, gt_classes=torch.arange(num) % K)
-        image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=generator)
-        batch.append({"image": image, "instances": instances, **fields})
-    return batch
 
 
 def slow_sums(model, batch):
