@@ -67,7 +67,7 @@ class DetectionCheckpointer:
             save_dir: Folder of the checkpoints; empty to only load.
             save_to_disk: Whether this process writes; None lets the main process write.
             metadata: What a file should say about its model, such as `thing_classes`; written into each checkpoint.
-            checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get in the file.
+            **checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get in the file.
         """
         self.model = _unwrapped(model)
         self.save_dir = save_dir
@@ -103,7 +103,7 @@ class DetectionCheckpointer:
             tag_last: Note it as the one to resume from.
             checkpointables: Names of the objects to save; None takes all. An empty list, the weights alone, lets the
                 main process save without the others.
-            extra: Goes into the file as it is, such as `iteration`.
+            **extra: Goes into the file as it is, such as `iteration`.
 
         Raises:
             TypeError: A state or an extra holds what could not be loaded again safely.

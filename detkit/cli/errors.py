@@ -27,7 +27,7 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
 
     Args:
         function: Its result counts as the exit status when it is a number, and is not used otherwise.
-        args: Passed on.
+        *args: Passed on.
     """
     try:
         status = function(*args)

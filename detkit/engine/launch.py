@@ -101,7 +101,7 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 
     Args:
         model: On the device of this process.
-        kwargs: For DistributedDataParallel, such as `find_unused_parameters=True`.
+        **kwargs: For DistributedDataParallel, such as `find_unused_parameters=True`.
     """
     if comm.get_world_size() == 1:
         return model

@@ -217,6 +217,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
 
     Args:
         norm: One of ``NORM_NAMES``; a class or function that takes the number of channels; or None.
+        out_channels: C of the maps that it normalises.
 
     Returns:
         None for None and "".

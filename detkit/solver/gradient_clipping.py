@@ -22,6 +22,7 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
     scales all gradients by their common norm.
 
     Args:
+        cfg: Read for SOLVER.CLIP_GRADIENTS.
         optimizer: Changed in place.
 
     Returns:

@@ -139,6 +139,7 @@ class BitMasks:
 
         Raises:
             ValueError: If there are none, since the size is not known then.
+            TypeError: If one is something else.
         """
         if len(bitmasks_list) == 0:
             raise ValueError("need at least one BitMasks to join")

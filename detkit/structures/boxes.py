@@ -108,6 +108,7 @@ class Boxes:
         """Select boxes by an index (giving one box), a slice, a bool mask, or int64 indices.
 
         Raises:
+            IndexError: If there is no such box.
             ValueError: If the index does not give a set of boxes.
         """
         selected = self.tensor[item : item + 1 or None] if isinstance(item, int) else self.tensor[item]

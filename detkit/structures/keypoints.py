@@ -81,6 +81,7 @@ class Keypoints:
 
         Raises:
             ValueError: If there are none, since K is not known then.
+            TypeError: If one is something else.
         """
         if len(keypoints_list) == 0:
             raise ValueError("need at least one Keypoints to join")

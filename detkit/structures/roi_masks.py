@@ -49,6 +49,7 @@ class ROIMasks:
 
         Raises:
             ValueError: If there are none, since the grid is not known then.
+            TypeError: If one is something else.
         """
         if len(roi_masks_list) == 0:
             raise ValueError("need at least one ROIMasks to join")

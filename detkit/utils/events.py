@@ -77,7 +77,8 @@ class EventStorage:
             name: For example `loss_cls`; `a/b` groups under a in TensorBoard.
             value: A number, or a tensor of one element, which is read later, together with the others.
             smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or the last one (a
-            rate). cur_iter: Iteration to file it under, if not the present one.
+                rate).
+            cur_iter: Iteration to file it under, if not the present one.
 
         Raises:
             ValueError: A tensor has more than one element, or a name got another smoothing hint before.

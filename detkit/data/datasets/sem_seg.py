@@ -69,7 +69,7 @@ def register_sem_seg(name: str, metadata: dict[str, Any], image_root: str, gt_ro
         metadata: `stuff_classes`, and what else to note.
         image_root: As in `load_sem_seg`.
         gt_root: As there.
-        extensions: `gt_ext` and `image_ext`, as there.
+        **extensions: `gt_ext` and `image_ext`, as there.
     """
     DatasetCatalog.register(name, functools.partial(load_sem_seg, gt_root, image_root, **extensions))
     noted = {"evaluator_type": "sem_seg", "ignore_label": 255, **metadata}
