@@ -8,28 +8,20 @@ yacs reports neither file nor line, and takes a value of the right type for a go
 import copy
 import logging
 import re
-from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode as _YacsNode
 
-from detkit.config.yaml_loader import YamlFile, load_yaml
-from detkit.utils.file_io import packaged_configs
+from detkit.config.base_files import files_with_bases
+from detkit.config.setting_types import coerce, decode, require_plain
+from detkit.config.yaml_loader import YamlFile
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-BASE_KEY = "_BASE_"
-PACKAGED_PREFIX = "detkit://"
-# The paths inside these lists of mappings are relative to the file that says them.
-_PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split", "labels", "segments", "instances")}
 EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
-_SCALARS = (int, float, str, bool, type(None))
-# Bases that name a base twice, which names another twice, ... stand for 2^n files.
-_MAX_FILES = 100
 
 
 class ConfigKeyError(KeyError):
@@ -116,12 +108,12 @@ class CfgNode(_YacsNode):
         Raises:
             FileNotFoundError: The file or one of its bases is not there.
             ValueError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong type or out of
-            range. ConfigKeyError: An unknown key.
+                range.
+            ConfigKeyError: An unknown key.
         """
         if allow_unsafe:
             logger.warning("allow_unsafe=True has no effect: detkit reads YAML as data only")
-        for file in _with_bases(_resolve(cfg_filename, Path.cwd()), ()):
-            _anchor_paths(file)
+        for file in files_with_bases(cfg_filename):
             self._merge(file.tree, self, (), file)
 
     def merge_from_other_cfg(self, cfg_other: _YacsNode) -> None:
@@ -181,7 +173,7 @@ class CfgNode(_YacsNode):
             if isinstance(value, str) and EPOCHS.fullmatch(value):
                 return value
             present = spec.default  # it may be text at present
-        value = _coerce(_decode(value, present), present, full_key, where)
+        value = coerce(decode(value, present), present, full_key, where)
         problem = spec.problem(value) if spec is not None else ""
         if problem:
             raise ValueError(f"{where}{full_key} {problem}")
@@ -237,99 +229,6 @@ def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
     )
 
 
-def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
-    """A file after all of its bases, in the order in which they are merged."""
-    if path in below:
-        circle = " -> ".join(str(p) for p in (*below[below.index(path) :], path))
-        raise ValueError(f"{BASE_KEY} goes in a circle: {circle}")
-    if len(below) >= _MAX_FILES:
-        raise ValueError(f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}")
-    try:
-        file = load_yaml(path)
-    except FileNotFoundError as error:
-        said_in = f", named as {BASE_KEY} in {below[-1]}" if below else ""
-        raise FileNotFoundError(f"{error}{said_in}") from error
-    bases = file.tree.pop(BASE_KEY, [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}")
-    merged: list[YamlFile] = []
-    for base in bases:
-        merged += _with_bases(_resolve(base, path.parent), (*below, path))
-        if len(merged) >= _MAX_FILES:
-            raise ValueError(f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed")
-    return [*merged, file]
-
-
-def _resolve(name: str, folder: Path) -> Path:
-    if str(name).startswith(PACKAGED_PREFIX):
-        return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
-    try:
-        return (folder / Path(name).expanduser()).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a null byte
-        raise FileNotFoundError(f"no config file {name!r}: {error}") from error
-
-
-def _anchor_paths(file: YamlFile) -> None:
-    """Make absolute the paths that exist beside the file; the others are looked for under `$DETKIT_DATASETS` later."""
-    for full_key, fields in _PATH_FIELDS.items():
-        entries: Any = file.tree
-        for part in full_key.split("."):
-            entries = entries.get(part, []) if isinstance(entries, dict) else []
-        for entry in entries if isinstance(entries, list) else []:
-            for name in fields:
-                value = entry.get(name) if isinstance(entry, dict) else None
-                if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
-                    continue  # a split is a file, or a bare name that a folder may happen to share
-                beside = file.path.parent / Path(value).expanduser()
-                if _exists(beside):
-                    entry[name] = str(beside.resolve())
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long a name, say: whoever uses the path tells
-        return False
-
-
-def _decode(value: Any, present: Any) -> Any:
-    """Read text as a Python literal, unless the setting is itself text and the literal is something else."""
-    if not isinstance(value, str):
-        return value
-    try:
-        decoded = literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return value
-    return value if isinstance(present, str) and not isinstance(decoded, str | type(None)) else decoded
-
-
-def _coerce(value: Any, present: Any, full_key: str, where: str) -> Any:
-    """Give the value in the type of the present one, or explain what was expected."""
-    if isinstance(value, list | tuple) and isinstance(present, list | tuple):
-        _require_plain(value, full_key, where)
-        return _as_nested(value, present)
-    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is type(present) or (present is None and isinstance(value, _SCALARS)) or value is None:
-        return value
-    expected = {list: "a list", tuple: "a list", str: "text"}.get(type(present), f"a {type(present).__name__}")
-    hint = f" Write [{value!r}]." if isinstance(present, list | tuple) and isinstance(value, str | int | float) else ""
-    raise ValueError(
-        f"{where}{full_key} must be {expected}, such as {present!r}; got {value!r}, of type "
-        f"{type(value).__name__}.{hint}"
-    )
-
-
-def _as_nested(value: Any, present: Any) -> Any:
-    """Copy nested lists, as tuples where the present value has tuples: a dump turns them all into lists."""
-    if not isinstance(value, list | tuple):
-        return copy.deepcopy(value)
-    inner = present[0] if isinstance(present, list | tuple) and present else None
-    kind = type(present) if isinstance(present, list | tuple) else type(value)
-    return kind(_as_nested(item, inner) for item in value)
-
-
 def _new_value(value: Any, full_key: str, where: str) -> Any:
     """A value for a key that did not exist: below MODEL.CUSTOM, say."""
     if isinstance(value, dict):
@@ -337,20 +236,6 @@ def _new_value(value: Any, full_key: str, where: str) -> Any:
         for key, item in value.items():
             node[key] = _new_value(item, f"{full_key}.{key}", where)
         return node
-    value = _decode(value, None)
-    _require_plain(value, full_key, where)
+    value = decode(value, None)
+    require_plain(value, full_key, where)
     return copy.deepcopy(value)
-
-
-def _require_plain(value: Any, full_key: str, where: str) -> None:
-    """Raise unless a value is made of numbers, text, None, lists and mappings, all the way down."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            _require_plain(item, full_key, where)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _require_plain(item, full_key, where)
-    elif not isinstance(value, _SCALARS):
-        raise ValueError(
-            f"{where}{full_key} holds {value!r}, of type {type(value).__name__}; settings are plain values"
-        )
