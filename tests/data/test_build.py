@@ -11,7 +11,6 @@ from detkit.config import get_cfg
 from detkit.data import (
     DatasetMapper,
     MetadataCatalog,
-    build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
     build_train_sampler,
@@ -166,17 +165,6 @@ def test_stream_brings_its_own_order():
     assert [[s["index"] for s in batch] for batch in take(loader, 2)] == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="give no sampler"):
         build_detection_train_loader(Stream(), mapper=None, sampler=[1], total_batch_size=2)
-
-
-def test_last_short_batch():
-    for drop_last, expected in ((True, [2, 2]), (False, [2, 2, 1])):
-        batches = build_batch_data_loader(Numbers(), range(5), 2, drop_last=drop_last)
-        assert [len(batch) for batch in batches] == expected
-
-
-def test_data_set_without_sampler_is_refused():
-    with pytest.raises(ValueError, match="needs a sampler"):
-        build_batch_data_loader(Numbers(), None, 2)
 
 
 @pytest.mark.parametrize(
