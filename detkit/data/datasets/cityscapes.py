@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
-from detkit.data.datasets.coco import read_json
+from detkit.data.datasets.json_file import read_json
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
 from detkit.utils.image import read_image_size, read_label_map
 

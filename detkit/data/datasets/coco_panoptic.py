@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.coco import load_coco_json, read_json, section
+from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.data_folder import DataFolder
+from detkit.data.datasets.json_file import read_json, section
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord
 from detkit.utils.file_io import PathManager

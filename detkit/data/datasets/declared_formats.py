@@ -12,8 +12,9 @@ from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import left_right_pairs
-from detkit.data.datasets.coco import load_coco_json, read_json, section
+from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.coco_panoptic import IGNORE_LABEL, load_coco_panoptic_json, load_separated
+from detkit.data.datasets.json_file import read_json, section
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg

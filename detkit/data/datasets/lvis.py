@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.coco import garbage_collection_off, read_json, records_of_content, section
+from detkit.data.datasets.coco import records_of_content
+from detkit.data.datasets.json_file import garbage_collection_off, read_json, section
 from detkit.structures import ImageRecord
 from detkit.utils.file_io import PathManager
 

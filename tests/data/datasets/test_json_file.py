@@ -1,0 +1,88 @@
+import gc
+import json
+
+import pytest
+
+from detkit.data.datasets.json_file import by_id, garbage_collection_off, listed, read_json, section, shortened
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*none\.json does not exist"):
+        read_json(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"not json", b"[" * 100_000, b"1" * 5000])
+def test_invalid_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(str(tmp_path / "a.json"))
+
+
+def test_results_file_is_recognised(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"image_id": 1, "score": 0.5}]))
+    with pytest.raises(ValueError, match=r"it holds a list\. A list is COCO's format for results"):
+        read_json(str(tmp_path / "a.json"))
+
+
+def test_content_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"images": [{"id": 1}]}')
+    assert section(read_json(str(tmp_path / "a.json")), "images", "a.json") == [{"id": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param({"imags": []}, r"a\.json has no 'images', only \['imags'\]\. Did you mean 'imags'", id="absent"),
+        pytest.param({"images": {}}, r"'images' of annotation file a\.json must be a list of objects", id="no list"),
+        pytest.param(
+            {"images": [1]}, r"'images' of annotation file a\.json must be a list of objects", id="no objects"
+        ),
+    ],
+)
+def test_section_that_is_none_is_an_error(content, message):
+    with pytest.raises(ValueError, match=message):
+        section(content, "images", "a.json")
+
+
+@pytest.mark.parametrize("ids", [[3, 1], ["b", "a"], []], ids=["numbers", "text", "none"])
+def test_entries_come_by_their_id(ids):
+    assert by_id([{"id": i} for i in ids], "image", "a.json") == {i: {"id": i} for i in ids}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        pytest.param(
+            [{"id": 1}, {"name": "x"}], r"image number 1 \(from 0\) of a\.json has no id: \{'name'", id="none"
+        ),
+        pytest.param([{"id": 1}, {"id": "1"}], "image ids that are all integers, or all text: {'id': '1'}", id="mixed"),
+        pytest.param([{"id": True}], "image ids that are all integers, or all text", id="truth value"),
+        pytest.param([{"id": 1}, {"id": 1}], r"a\.json uses image ids more than once: 1$", id="twice"),
+    ],
+)
+def test_entries_without_an_id_of_their_own_are_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        by_id(entries, "image", "a.json")
+
+
+def test_long_lists_and_entries_are_cut():
+    assert listed([1, 2]) == "1, 2"
+    assert listed(range(12), limit=3) == "0, 1, 2, ... (12 in all)"
+    assert shortened({"id": 1}) == "{'id': 1}"
+    assert len(shortened({"id": "x" * 500})) == 200
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_collection_is_afterwards_as_before(was_on):
+    @garbage_collection_off()
+    def fail():
+        raise KeyError(gc.isenabled())
+
+    try:
+        if not was_on:
+            gc.disable()
+        with pytest.raises(KeyError, match="False"):
+            fail()
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable()
