@@ -1,6 +1,6 @@
 """Train for many steps, and watch whether the memory of the main process and of its workers stays flat. Linux only.
 
-    python tools/soak.py --steps 2000 --config-file configs/quick_start/faster_rcnn_R_18_FPN_shapes.yaml OUTPUT_DIR soak
+    python tools/soak.py --steps 2000 --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml OUTPUT_DIR soak
 
 Prints resident memory over the run, and ends with status 1 where the last quarter lies above the second one by more
 than `--tolerance`. The first quarter does not count: allocators and caches fill up.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from detkit.config import get_cfg
 from detkit.engine import DefaultTrainer, HookBase, default_setup
+from detkit.model_zoo import find_config
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -47,7 +48,7 @@ def growth(values: list[float]) -> float:
 def main() -> int:
     """Train, print, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config-file", default="detkit://quick_start/faster_rcnn_R_18_FPN_shapes.yaml")
+    parser.add_argument("--config-file", default="quick_start/faster_rcnn_R_18_FPN_shapes.yaml")
     parser.add_argument("--steps", type=int, default=2000, help="at least 40 (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, default=20, metavar="MIB", help="growth that passes")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
@@ -55,7 +56,7 @@ def main() -> int:
     if args.steps < 40:
         parser.error(f"--steps must be at least 40, got {args.steps}")
     cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(["SOLVER.MAX_ITER", args.steps, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", [], *args.opts])
     cfg.freeze()
     default_setup(cfg, args)
