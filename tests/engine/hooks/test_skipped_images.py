@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from detkit.engine import DefaultTrainer, TrainerBase, hooks
+from detkit.utils.image_file import BadImageError
 
 
 class Trainer(TrainerBase):
@@ -61,3 +62,11 @@ def test_trainer_counts_over_a_resume(tiny_cfg, tmp_path, caplog):
     assert len(summaries) == 2
     assert summaries[0] == summaries[1]
     assert f"{bad} is empty" in summaries[0]
+
+
+def test_evaluation_skips_nothing(tiny_cfg, tmp_path):
+    tiny_cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    (tmp_path / "data" / "images" / "0.png").write_bytes(b"")
+    with pytest.raises(BadImageError, match=r"0\.png is empty"):
+        DefaultTrainer(tiny_cfg).train()
+    assert (Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth").exists()
