@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from datetime import timedelta
 
@@ -24,9 +25,10 @@ def fork(function, *args, output=None):
         # The threads of OpenMP stay behind in the parent.
         torch.set_num_threads(1)
         if output is not None:
-            with open(output, "ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            # pytest has put files of its own into the place of these.
+            sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
+            os.dup2(sys.stdout.fileno(), 1)
+            os.dup2(sys.stdout.fileno(), 2)
         status = int(function(*args) or 0)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
