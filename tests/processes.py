@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -85,7 +86,7 @@ def together(function, *args, folder, world_size=2):
         sending.close()
         with contextlib.suppress(EOFError):
             if receiving.poll(_TIMEOUT):
-                results.append(receiving.recv())
+                results.append(pickle.loads(receiving.recv_bytes()))
         if len(results) <= rank:
             break
     else:
@@ -112,6 +113,6 @@ def _one_of(function, args, rank, world_size, meeting, pipe):
         world_size=world_size,
         timeout=timedelta(seconds=_TIMEOUT / 2),
     )
-    pipe.send(function(*args))
+    pipe.send_bytes(pickle.dumps(function(*args)))
     dist.barrier()
     dist.destroy_process_group()
