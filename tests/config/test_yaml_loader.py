@@ -101,6 +101,7 @@ def test_binary_file_is_refused(tmp_path):
         ("[x / 2 for x in (1, 2)]", [0.5, 1.0]),
         ("[[x * y for y in [1, 2]] for x in [3, 4]]", [[3, 6], [4, 8]]),
         ("2 ** -1", 0.5),
+        ("2 ** 64", 2**64),
     ],
 )
 def test_arithmetic(expression, value):
@@ -109,7 +110,7 @@ def test_arithmetic(expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    ["f(1)", "a", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
+    ["f(1)", "a", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "2 ** 65", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
      "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]"],
 )  # fmt: skip
 def test_everything_else_is_refused(expression):

@@ -68,7 +68,10 @@ class TestSetup:
         default_setup(tiny_cfg, ARGS)
         assert __import__("builtins").my_module_was_imported
 
-    def test_seed_repeats_the_random_numbers(self, tiny_cfg):
+    @pytest.mark.parametrize("seed", [0, 3])
+    def test_seed_repeats_the_random_numbers(self, tiny_cfg, seed):
+        tiny_cfg.SEED = seed
+
         def draw():
             default_setup(tiny_cfg, ARGS)
             return torch.rand(1).item(), np.random.rand()

@@ -8,6 +8,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
+    anchor_grid,
     build_anchor_generator,
     generate_cell_anchors,
 )
@@ -80,6 +81,12 @@ def test_number_of_cached_sizes_is_bounded():
     for width in range(1, 40):
         generator([feature(1, width), feature(1, 1)])
     assert len(generator._cache) <= 16
+
+
+def test_rows_and_columns_may_have_strides_of_their_own():
+    grid = anchor_grid(torch.tensor([[-1.0, -2, 1, 2]]), (2, 3), (10, 100), 0.5)
+    centres = (grid[:, :2] + grid[:, 2:]) / 2
+    assert centres.tolist() == [[50, 5], [150, 5], [250, 5], [50, 15], [150, 15], [250, 15]]
 
 
 def test_anchors_made_in_inference_mode_take_part_in_training():

@@ -8,7 +8,7 @@ from detkit.visualization import VisImage
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_saved_picture_is_read_back(suffix: str, tmp_path) -> None:
     image = np.full((12, 16, 3), (200, 30, 90), np.uint8)
-    path = tmp_path / "new folder" / f"picture{suffix}"
+    path = tmp_path / "new folder" / "and one in it" / f"picture{suffix}"
     VisImage(image).save(path)
     assert np.abs(np.asarray(Image.open(path)).astype(int) - image).max() <= 3
 

@@ -186,9 +186,13 @@ def test_coco_file_with_cocos_categories_loads(tmp_path, monkeypatch, write_imag
         "annotations": [{"id": 1, "image_id": 1, "category_id": 90, "bbox": [1, 1, 5, 5]}],
         "categories": [{"id": i, "name": name} for i, name in COCO_CATEGORIES.items()],
     }
+    square, line = [1, 1, 5, 1, 5, 5, 1, 5], [1, 1, 5, 5]
+    content["annotations"][0]["segmentation"] = [line, square]
     (tmp_path / "coco/annotations").mkdir()
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
-    assert DatasetCatalog.get("coco_2017_val")[0]["annotations"][0]["category_id"] == 79
+    (annotation,) = DatasetCatalog.get("coco_2017_val")[0]["annotations"]
+    assert annotation["category_id"] == 79
+    assert [list(polygon) for polygon in annotation["segmentation"]] == [square]  # of a public file, a line is left out
 
 
 def test_voc_tree_loads(tmp_path, monkeypatch, write_voc, make_voc_xml):

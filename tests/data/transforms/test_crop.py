@@ -16,6 +16,13 @@ def test_crop_cuts_the_window_and_moves_boxes():
     assert tfm.apply_box([[12, 6, 40, 10]]).tolist() == [[2, 1, 30, 5]]
 
 
+def test_window_may_be_a_single_pixel_but_not_less():
+    assert T.CropTransform(3, 2, 1, 1).apply_image(gradient()).tolist() == [[gradient()[2, 3]]]
+    for window in ((0, 0, 0, 1), (0, 0, 1, 0), (-1, 0, 1, 1), (0, -1, 1, 1)):
+        with pytest.raises(ValueError, match="a corner at 0 or more and sides of 1 or more"):
+            T.CropTransform(*window)
+
+
 def test_crop_and_padding_are_inverse():
     crop = T.CropTransform(10, 5, 20, 15, 60, 40)
     restored = crop.inverse().apply_image(crop.apply_image(gradient()))

@@ -29,6 +29,13 @@ def test_frozen_parts_do_not_change_in_training():
     assert changed == {"res3"}
 
 
+def test_stages_behind_the_last_feature_are_not_built():
+    names = [
+        {name.split(".")[0] for name in _tiny(out_features=[last]).state_dict()} for last in ("stem", "res2", "res3")
+    ]
+    assert names == [{"stem"}, {"stem", "res2"}, {"stem", "res2", "res3"}]
+
+
 def test_classifier_gives_logits():
     net = _tiny(num_classes=7)
     assert net(torch.randn(2, 3, 16, 16))["linear"].shape == (2, 7)
