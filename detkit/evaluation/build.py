@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
 from detkit.utils.image import read_label_map
 from detkit.utils.near_miss import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
@@ -43,6 +46,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are "
             f"{', '.join(map(repr, _BUILDERS))}.{did_you_mean(str(evaluator_type), _BUILDERS)}"
         )
+    if evaluator_type not in _BY_COCOS_METRIC:
+        for key in ("IOU_THRESHOLDS", "AREA_RANGES"):
+            if cfg.TEST[key]:
+                message = "TEST.%s is set, but has no effect on %r: %s has its own"
+                logger.warning(message, key, dataset_name, evaluator_type)
     # Read once for all: COCO's validation set takes seconds.
     records = [] if evaluator_type in _WITHOUT_RECORDS else DatasetCatalog.get(dataset_name)
     return _BUILDERS[evaluator_type](_Request(cfg, dataset_name, output_dir, records))
@@ -128,6 +136,7 @@ def _cityscapes_sem_seg(request: _Request) -> DatasetEvaluator:
     return CityscapesSemSegEvaluator(request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS)
 
 
+_BY_COCOS_METRIC = ("coco", "coco_panoptic_seg")
 # Cityscapes' ground truth is its pngs.
 _WITHOUT_RECORDS = ("cityscapes_instance", "cityscapes_sem_seg")
 _BUILDERS = {
