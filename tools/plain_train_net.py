@@ -29,6 +29,7 @@ from detkit.engine import (
     warn_about_random_fixed_norms,
 )
 from detkit.engine.epochs import in_iterations
+from detkit.engine.hooks import PeriodicWriter
 from detkit.engine.setup import refuse_settings
 from detkit.engine.writers import build_writers
 from detkit.evaluation import build_evaluator, inference_on_dataset
@@ -78,12 +79,18 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     cfg = in_iterations(cfg, data_loader)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler)
+    max_iter = cfg.SOLVER.MAX_ITER
+    writers = build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, max_iter, cfg) if comm.is_main_process() else []
+    checkpointer = DetectionCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        writers=PeriodicWriter(writers),  # for its state: how far they have written
+    )
     start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
     warn_about_random_fixed_norms(model, checkpointer.load_report)
-    max_iter = cfg.SOLVER.MAX_ITER
     periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
-    writers = build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
     batches = iter(data_loader)
     # After the checkpointer, which saves the bare model.
     model = create_ddp_model(model).train()

@@ -150,6 +150,16 @@ def test_loop_written_out_resumes(workplace: Path, monkeypatch: pytest.MonkeyPat
     assert "training from iteration 1 to 2" in (workplace / "out" / "log.txt").read_text()
 
 
+def test_loop_written_out_repeats_no_metrics(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = runpy.run_path(str(TOOLS / "plain_train_net.py"))["main"]
+    argv = ["plain_train_net.py", "--config-file", "tiny.yaml", "--resume", "DATASETS.TEST", "()"]
+    for max_iter in ("1", "2", "2"):
+        monkeypatch.setattr(sys, "argv", [*argv, "SOLVER.MAX_ITER", max_iter, "SOLVER.CHECKPOINT_PERIOD", "1"])
+        assert main() == 0
+        (workplace / "out" / "last_checkpoint").write_text("model_0000000.pth")  # killed behind it
+    assert [line["iteration"] for line in _metrics(workplace / "out")] == [0, 1]
+
+
 def test_loop_written_out_refuses_what_it_does_not_do(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
