@@ -152,7 +152,7 @@ class SimpleTrainer(TrainerBase):
         self.num_skipped += 1
         get_event_storage().put_scalar("skipped_steps", self.num_skipped, smoothing_hint=False)
         logger.warning(
-            "iteration %d is skipped, the %d. of SOLVER.SKIP_NONFINITE_STEPS=%d; not finite: %s",
+            "iteration %d is skipped (%d of SOLVER.SKIP_NONFINITE_STEPS=%d): not finite are %s",
             self.iter,
             self.num_skipped,
             self.max_skipped_steps,

@@ -108,6 +108,15 @@ def largest(number: int) -> int:
     return int(value)  # of a CPU tensor: no device is waited for
 
 
+def largest_of_each(values: Tensor) -> Tensor:
+    """Give every process, element by element, the largest of the tensors of all, on the device that they are on."""
+    if get_world_size() == 1:
+        return values
+    largest = values.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def shared_random_seed() -> int:
     """A random seed that is the same in every process, in [0, 2**31)."""
     seed = int(torch.randint(2**31, (1,)).item())
@@ -191,12 +200,3 @@ def sum_to_main(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.reduce(total, dst=0, group=_cpu_group())
     return total if get_rank() == 0 else tensor
-
-
-def largest_of_each(values: Tensor) -> Tensor:
-    """Give every process, element by element, the largest of the tensors of all; where they are, nobody waits."""
-    if get_world_size() == 1:
-        return values
-    largest = values.clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest

@@ -133,7 +133,7 @@ def test_skipped_step_changes_nothing_but_iteration_and_schedule(fault, caplog):
     assert trainer.storage.history("skipped_steps").values() == [(1.0, 2)]
     assert [i for _, i in trainer.storage.history("total_loss").values()] == [0, 1, 3, 4]
     what = {"gradient": "gradients", "raises": "scores contain nan"}.get(fault, "loss_a=")
-    assert f"iteration 2 is skipped, the 1. of SOLVER.SKIP_NONFINITE_STEPS=1; not finite: {what}" in caplog.text
+    assert f"iteration 2 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are {what}" in caplog.text
 
 
 def test_skipped_step_says_so_until_the_next():

@@ -9,7 +9,7 @@ from detkit.engine.nonfinite.evidence import Evidence, ImageEvidence
 # Losses of single batches differ by a factor of a few; a run that diverges gains a power of ten within some steps.
 _RISE = 10.0
 _LAST = 3
-# Weights of trained detectors stay below 100.
+# Far above what any initialisation gives, and normed layers keep.
 _LARGE_WEIGHT = 1e4
 # Cropped ground truth ends at the image's border. A box of this many times its size has wrong units, or worse.
 _LARGE_BOX = 10.0
@@ -47,7 +47,9 @@ def _broken_weights(evidence: Evidence) -> Cause | None:
         return Cause(
             f"the step before made weights infinite or nan ({names}): the learning rate is too high", _TOO_FAST
         )
-    return Cause(f"weights were infinite or nan before the first step ({names})", ("MODEL.WEIGHTS",))
+    return Cause(
+        f"weights were infinite or nan before the first step ({names}), as they were loaded", ("MODEL.WEIGHTS",)
+    )
 
 
 def _broken_image(evidence: Evidence) -> Cause | None:
@@ -115,7 +117,9 @@ def _large_weight(evidence: Evidence) -> Cause | None:
         return None
     if evidence.num_steps:
         return Cause(f"weights have grown to {value:.3g} ({name}): the learning rate is too high", _TOO_FAST)
-    return Cause(f"weights are as large as {value:.3g} before the first step ({name})", ("MODEL.WEIGHTS",))
+    return Cause(
+        f"weights were as large as {value:.3g} before the first step ({name}), as they were loaded", ("MODEL.WEIGHTS",)
+    )
 
 
 def _half_precision(evidence: Evidence) -> Cause | None:

@@ -23,12 +23,12 @@ def explain(step: BrokenStep, dump_dir: str | None) -> str:
 
     Args:
         step: What is known; it is replayed once.
-        dump_dir: Where the main process writes `nonfinite_iter_ITERATION.json`; None for no file.
+        dump_dir: Where the main process writes `nonfinite_iter_ITERATION.json`; None, or an empty name, for no file.
     """
     evidence = comm.all_gather(collect(step))
     cause = likeliest_cause(evidence)
     path = ""
-    if dump_dir is not None and comm.is_main_process():
+    if dump_dir and comm.is_main_process():
         path = _write(_content(step, evidence, cause), Path(dump_dir) / f"nonfinite_iter_{step.iteration:07d}.json")
     # The error of one process ends the others: not before the file is there.
     path = comm.all_gather(path)[0]
@@ -43,7 +43,9 @@ def in_short(step: BrokenStep) -> str:
 def _found_here(step: BrokenStep) -> str:
     for losses, pass_ in zip(step.verdict.losses, step.passes, strict=True):
         if not is_finite(losses):
-            return f"{_numbers(losses, pass_.error)}{_of_process(comm.get_rank())}{_of_images(file_names(pass_.batch))}"
+            where = f"in process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
+            files = file_names(pass_.batch)
+            return where + _numbers(losses, pass_.error) + (f" (images {', '.join(files)})" if files else "")
     return ""
 
 
@@ -57,13 +59,14 @@ def _message(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause, path:
         found = f"the gradient is not finite at iteration {step.iteration}, though the losses{process} are: {numbers}"
         passes = of_process.passes
     where = _where(of_process)
+    files = [image.file_name for of_pass in passes for image in of_pass.images if image.file_name]
     skipped = f"{step.num_skipped} steps were skipped before (SOLVER.SKIP_NONFINITE_STEPS)" if step.num_skipped else ""
     sentences = [
         found,
         f"Likeliest cause: {cause.text}",
         f"Settings to look at: {', '.join(cause.settings)}" if cause.settings else "",
         where if where not in cause.text else "",
-        _of_images([image.file_name for p in passes for image in p.images if image.file_name]).strip(),
+        f"Images of the batch: {', '.join(files)}" if files else "",
         "The weights are as they were before this step",
         skipped,
         f"All that is known: {path}" if path else "",
@@ -92,16 +95,13 @@ def _where(evidence: Evidence) -> str:
 
 
 def _numbers(losses: Mapping[str, float], error: str) -> str:
-    # The first sentence of what the model said; the others are its guesses at the cause.
-    return error.split(". ")[0] if error else ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
+    if error:  # its first sentence: the others are the model's guesses at the cause
+        return error.split(". ")[0].rstrip(".")
+    return ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
 
 
 def _of_process(rank: int) -> str:
     return f" of process {rank}" if comm.get_world_size() > 1 else ""
-
-
-def _of_images(files: Sequence[str]) -> str:
-    return f" Images of the batch: {', '.join(files)}" if files else ""
 
 
 def _content(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause) -> dict[str, Any]:

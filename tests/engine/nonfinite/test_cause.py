@@ -50,7 +50,10 @@ def test_weights_that_were_loaded_broken():
     model = Detector()
     nn.init.constant_(model.head.bias, math.nan)
     message = message_of_stop(model, [[item()]])
-    assert "weights were infinite or nan before the first step (head.bias). Settings to look at: MODEL.W" in message
+    assert (
+        "weights were infinite or nan before the first step (head.bias), as they were loaded. Settings to look at: MODEL.W"
+        in message
+    )
 
 
 def test_fixed_statistics_that_were_loaded_broken():
@@ -125,9 +128,8 @@ def test_large_weights_that_were_loaded():
     model = Detector()
     nn.init.constant_(model.backbone.weight, 1e30)
     message = message_of_stop(model, [[item()]])
-    assert (
-        "weights are as large as 1e+30 before the first step (backbone.weight). Settings to look at: MODEL.W" in message
-    )
+    assert "weights were as large as 1e+30 before the first step (backbone.weight), as they were loaded." in message
+    assert "Settings to look at: MODEL.WEIGHTS." in message
 
 
 class Half(nn.Linear):

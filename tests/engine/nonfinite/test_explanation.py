@@ -152,6 +152,21 @@ def test_file_that_cannot_be_written_does_not_hide_the_cause(tmp_path, caplog):
 def test_process_with_the_loss_is_named(monkeypatch):
     monkeypatch.setattr(explanation.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(explanation.comm, "all_gather", lambda value: [value])
-    monkeypatch.setattr(explanation.comm, "largest_of_each", lambda flags: flags)
+    for name in ("largest", "largest_of_each", "gather"):
+        monkeypatch.setattr(explanation.comm, name, lambda value: value)
     monkeypatch.setattr(explanation.comm, "get_rank", lambda: 1)
-    assert "loss of process 1 is not finite at iteration 0" in stop([[item("a.jpg", math.nan)]], None)
+    data = [[item("a.jpg", math.nan)]]
+    assert "loss of process 1 is not finite at iteration 0" in stop(data, None)
+
+
+def test_skipped_step_is_told_in_short(caplog):
+    model = Toy()
+    data = [[item("a.jpg"), item("b.jpg")], [item("c.jpg", math.nan), item("d.jpg")]]
+    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), 1, 2, max_skipped_steps=1)
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        trainer.train(0, 1)
+    (record,) = caplog.records
+    assert record.message.startswith(
+        "iteration 0 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are loss_a"
+    )
+    assert record.message.endswith("loss_b=nan (images c.jpg, d.jpg)")
