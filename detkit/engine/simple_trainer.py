@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from detkit.data import HasState, TrainingStream
-from detkit.engine.nonfinite import BrokenStep, HeldBuffers, Pass, Verdict, explain, in_short, judge
+from detkit.engine.nonfinite import BrokenStep, HeldBuffers, Pass, Verdict, explain, giving_nan, in_short, judge
+from detkit.engine.step_metrics import StepMetrics, mean_by_name
 from detkit.engine.train_loop import TrainerBase
 from detkit.utils import comm
 from detkit.utils.env import random_state
@@ -81,7 +82,7 @@ class SimpleTrainer(TrainerBase):
         self._recent_losses: deque[float] = deque(maxlen=_RECENT)
         self._num_steps = 0
         self._batches: Iterator[Any] | None = None
-        self._ungathered: list[tuple[int, dict[str, float]]] = []
+        self._metrics = StepMetrics()
         self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
 
     def run_step(self) -> None:
@@ -104,7 +105,7 @@ class SimpleTrainer(TrainerBase):
         if self.was_skipped:
             self._skip_or_stop(passes, verdict)
             return
-        losses = _mean_by_name(verdict.losses)
+        losses = mean_by_name(verdict.losses)
         self._write_metrics(losses, sum(p.data_time for p in passes))
         self.step_optimizer()
         self._num_steps += 1
@@ -121,7 +122,7 @@ class SimpleTrainer(TrainerBase):
                 losses = self.compute_losses(batch)
             except FloatingPointError as raised:  # a model that looks at its numbers itself, as the RPN does
                 error = str(raised)
-                with _giving_nan(_bare(model)):
+                with giving_nan(_bare(model)):
                     losses = self.compute_losses(batch)
             self.backward(sum_losses(losses) / self.accum_steps)
         self._require_whole_graph()
@@ -203,7 +204,7 @@ class SimpleTrainer(TrainerBase):
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Give what only this process knows: also its position in the data, and metrics not gathered yet."""
-        state = {**super().rank_state_dict(), "ungathered": [list(item) for item in self._ungathered]}
+        state = {**super().rank_state_dict(), "ungathered": self._metrics.state()}
         if isinstance(self.data_loader, HasState):
             state["data"] = self.data_loader.state_dict()
         if not comm.is_main_process():
@@ -213,7 +214,7 @@ class SimpleTrainer(TrainerBase):
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `rank_state_dict` gave in the process of this number."""
         super().load_rank_state_dict(state_dict)
-        self._ungathered = [(iteration, values) for iteration, values in state_dict["ungathered"]]
+        self._metrics.load_state(state_dict["ungathered"])
         self.model.load_state_dict(state_dict.get("buffers", {}), strict=False)
         if "data" in state_dict and isinstance(self.data_loader, HasState):
             self.data_loader.load_state_dict(state_dict["data"])
@@ -252,27 +253,12 @@ class SimpleTrainer(TrainerBase):
 
     def _write_metrics(self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = "") -> None:
         """Put losses, averaged over the processes, their sum and the longest data time into the storage."""
-        values = {prefix + name: float(value) for name, value in loss_dict.items()}
-        self._ungathered.append((self.iter, {**values, "data_time": data_time}))
+        self._metrics.put(self.iter, {prefix + name: float(value) for name, value in loss_dict.items()}, data_time)
         self._gather_if_due(prefix)
 
     def _gather_if_due(self, prefix: str = "") -> None:
         if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
-            self._gather_metrics(prefix)
-
-    def _gather_metrics(self, prefix: str) -> None:
-        per_rank = comm.gather(self._ungathered)
-        self._ungathered = []
-        storage = get_event_storage()
-        for of_iteration in zip(*per_rank, strict=True):  # empty in all processes but the main one
-            iteration = of_iteration[0][0]
-            values = [dict(values) for _, values in of_iteration]
-            storage.put_scalar("data_time", max(v.pop("data_time") for v in values), cur_iter=iteration)
-            losses = _mean_by_name(values)
-            storage.put_scalar(f"{prefix}total_loss", sum(losses.values()), cur_iter=iteration)
-            if len(losses) > 1:
-                for name, value in losses.items():
-                    storage.put_scalar(name, value, cur_iter=iteration)
+            self._metrics.gather(get_event_storage(), prefix)
 
     def _require_whole_graph(self) -> None:
         """Name the parameters without gradient, once, before DistributedDataParallel hangs or fails without names."""
@@ -324,23 +310,6 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-@contextmanager
-def _giving_nan(model: nn.Module) -> Iterator[None]:
-    """Let a model give one loss, nan, of which all its parameters are part.
-
-    In the place of a forward pass that raised in this process: the others wait for its gradients.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = model.__dict__.get("forward")
-    model.forward = lambda *args, **kwargs: torch.stack([p.sum() for p in trained]).sum() * float("nan")
-    try:
-        yield
-    finally:
-        del model.forward
-        if own is not None:
-            model.forward = own
-
-
 def _gradients(optimizer: Optimizer) -> Iterator[Tensor]:
     return (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
@@ -355,13 +324,6 @@ def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no {', '.join(lacking)}. "
             "Resume with the SOLVER.OPTIMIZER of the run so far, or start anew from its weights (MODEL.WEIGHTS)"
         )
-
-
-def _mean_by_name(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each value over the processes that have it."""
-    names = dict.fromkeys(name for v in values for name in v)
-    having = {name: [v[name] for v in values if name in v] for name in names}
-    return {name: sum(found) / len(found) for name, found in having.items()}
 
 
 def _described(value: Any) -> str:

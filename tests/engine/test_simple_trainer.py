@@ -8,8 +8,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit.engine import AMPTrainer, SimpleTrainer, hooks
 from detkit.engine.simple_trainer import sum_losses
-from detkit.utils import comm
-from detkit.utils.events import EventStorage
 
 
 class Toy(nn.Module):
@@ -253,22 +251,6 @@ def test_resumed_run_equals_the_undisturbed_one(trainer_class):
     losses = [t.storage.history("total_loss").values() for t in (whole, second)]
     assert losses[0] == losses[1]
     assert whole.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
-
-
-def test_metrics_of_all_processes_are_averaged_and_filed_under_their_own_iteration(monkeypatch):
-    trainer = toy_trainer(gather_metric_period=2)
-    other = [(0, {"loss_a": 3.0, "loss_b": 0.0, "data_time": 9.0}), (1, {"loss_a": 5.0, "data_time": 9.0})]
-    monkeypatch.setattr(comm, "gather", lambda mine: [mine, other])
-    with EventStorage(0) as storage:
-        trainer.iter = 0
-        trainer._write_metrics({"loss_a": torch.tensor(1.0), "loss_b": 2.0}, 0.1)
-        assert storage.latest() == {}
-        trainer.iter = 1
-        trainer._write_metrics({"loss_a": 1.0, "loss_b": 4.0}, 0.1)
-    assert storage.history("loss_a").values() == [(2.0, 0), (3.0, 1)]
-    assert storage.history("loss_b").values() == [(1.0, 0), (4.0, 1)]
-    assert storage.history("total_loss").values() == [(3.0, 0), (7.0, 1)]
-    assert storage.latest()["data_time"] == (9.0, 1)
 
 
 def test_last_iteration_is_gathered_whatever_the_period():
