@@ -209,6 +209,26 @@ def test_step_that_does_not_repeat_itself():
     assert "Settings to look at: DETERMINISTIC True." in message
 
 
+def test_model_that_stops_by_itself():
+    class Stops(Detector):
+        def loss(self, difference):
+            raise FloatingPointError("boxes contain nan. Or so.")
+
+    message = message_of_stop(Stops(), [[item()]])
+    assert "boxes contain nan. Likeliest cause: the outputs of all modules are finite up to where the model" in message
+
+
+def test_step_that_cannot_be_replayed():
+    class Once(Detector):
+        def loss(self, difference):
+            if hasattr(self, "is_later"):
+                raise RuntimeError("out of memory")
+            self.is_later = True
+            return difference.mean() * math.nan
+
+    assert "could not be replayed (RuntimeError: out of memory)." in message_of_stop(Once(), [[item()]])
+
+
 def make_evidence(
     process=0, *, losses=(1.0,), num_steps=3, first_output=None, first_gradient=None, image=None, **kwargs
 ):
