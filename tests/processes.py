@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import traceback
@@ -14,17 +15,24 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 _TIMEOUT = 60.0
+_LIFETIME = 300
 
 
 def fork(function, *args, output=None):
-    """Run a function in a process of its own, and give its id; what the function returns is its exit status."""
+    """Run a function in a process of its own, and give its id; what the function returns is its exit status.
+
+    It lives for five minutes at most, and sees no GPU: CUDA cannot be used in a fork of a process that has used it.
+    """
     child = os.fork()
     if child:
         return child
     status = 1
     try:
+        signal.alarm(_LIFETIME)  # which ends it
         # The threads of OpenMP stay behind in the parent.
         torch.set_num_threads(1)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for processes that begin anew
+        torch.cuda.is_available, torch.cuda.device_count = bool, int  # nothing, and none
         if output is not None:
             # pytest has put files of its own into the place of these.
             sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115

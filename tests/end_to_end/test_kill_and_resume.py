@@ -66,6 +66,7 @@ def torchrun(folder: Path, output: str, *, plan=(), settings=()) -> None:
     argv += ["--config-file", "run.yaml", "OUTPUT_DIR", output, *map(str, settings)]
     paths = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
     variables = {"VICTIM_PLAN": json.dumps(plan), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    variables["CUDA_VISIBLE_DEVICES"] = ""
     variables |= of_rank_one(folder, output)
     done = subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
