@@ -19,6 +19,10 @@ def test_best_suggestion(name, best):
     assert near_misses(name, KNOWN)[0] == best
 
 
+def test_names_with_and_without_a_parent_go_together():
+    assert near_misses("SOLVER.VERSIN", ["MODEL.WEIGHTS", "VERSION"])[0] == "VERSION"
+
+
 def test_nothing_close_gives_nothing():
     assert near_misses("zzz", KNOWN) == []
     assert did_you_mean("zzz", KNOWN) == ""

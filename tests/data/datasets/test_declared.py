@@ -181,6 +181,7 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
     assert metadata.evaluator_type == "coco_panoptic_seg"
     if is_separated:
         assert (metadata.thing_classes, metadata.stuff_classes) == (["cat", "dog"], ["things", "sky"])
+        assert len(metadata.stuff_colors) == 2
         assert record["annotations"]
     else:
         assert metadata.stuff_classes == ["cat", "dog", "sky"]

@@ -7,29 +7,15 @@ import pytest
 import torch
 
 from detkit.data.samplers import (
-    Draw,
     InferenceSampler,
-    NumberedSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detkit.utils import comm
 
 
 def take(sampler, count):
     return list(itertools.islice(iter(sampler), count))
-
-
-@pytest.fixture
-def as_rank(monkeypatch):
-    """Pretend to be one of several processes."""
-
-    def pretend(rank, world_size):
-        monkeypatch.setattr(comm, "get_rank", lambda: rank)
-        monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
-
-    return pretend
 
 
 def records(classes_per_image):
@@ -147,37 +133,3 @@ def test_parts_are_contiguous_even_and_complete(as_rank, size, world_size):
     assert list(itertools.chain.from_iterable(parts)) == list(range(size))
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1
-
-
-# --- numbers ---
-
-
-def test_draws_are_numbered_over_all_processes(as_rank):
-    numbers = []
-    for rank in range(2):
-        as_rank(rank, 2)
-        draws = take(NumberedSampler(TrainingSampler(5, seed=0)), 6)
-        numbers += [draw.number for draw in draws]
-    assert sorted(numbers) == list(range(12))
-
-
-def test_start_goes_on_where_another_run_stopped():
-    whole = take(NumberedSampler(TrainingSampler(5, seed=0)), 12)
-    assert take(NumberedSampler(TrainingSampler(5, seed=0), start=7), 5) == whole[7:]
-    assert whole[0] == Draw(index=whole[0].index, number=0)
-
-
-def test_draws_that_wait_come_first():
-    whole = take(NumberedSampler(TrainingSampler(5, seed=0)), 12)
-    assert take(NumberedSampler(TrainingSampler(5, seed=0), 7, [2, 5]), 5) == [whole[2], whole[5], *whole[7:10]]
-
-
-@pytest.mark.parametrize("waiting", [[7], [-1], [3, 3], [4, 2]])
-def test_draws_that_cannot_wait_are_refused(waiting):
-    with pytest.raises(ValueError, match=r"must be different ones in \[0, 7\), in order"):
-        NumberedSampler([], 7, waiting)
-
-
-def test_negative_start_is_refused():
-    with pytest.raises(ValueError, match="cannot be negative, got -1"):
-        NumberedSampler([], start=-1)

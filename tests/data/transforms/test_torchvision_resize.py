@@ -46,6 +46,11 @@ def test_length_zero_leaves_the_image_alone():
     assert transform.apply_image(image) is image
 
 
+def test_a_very_thin_image_keeps_its_short_side():
+    assert T.TorchvisionResizeShortestEdge.get_output_shape(1, 1000, 4, 100) == (1, 100)
+    assert T.TorchvisionResizeShortestEdge.get_output_shape(1000, 1, 4, 100) == (100, 1)
+
+
 def test_image_of_another_size_is_an_error():
     with pytest.raises(ValueError, match="made for images of 20x30"):
         T.TorchvisionResizeTransform(20, 30, 40, 60).apply_image(np.ones((21, 30, 3), dtype=np.uint8))
