@@ -31,5 +31,7 @@ def test_counts_of_the_metadata_win(datasets):
     known = [{"id": 7, "image_count": 30}, {"id": 3, "image_count": 10}]
     MetadataCatalog.get("counted_b").set(class_image_count=known)
     assert count_images_per_class(["counted_b"], 2) == [10, 30]
-    with pytest.raises(ValueError, match="class_image_count of data set 'counted_b' has 2 classes, .* is 3"):
-        count_images_per_class(["counted_b"], 3)
+    for num_classes in (1, 3):
+        message = f"class_image_count of data set 'counted_b' has 2 classes, .* is {num_classes}"
+        with pytest.raises(ValueError, match=message):
+            count_images_per_class(["counted_b"], num_classes)

@@ -67,3 +67,9 @@ def test_epoch_of_a_random_subset_is_the_subset(tiny_cfg):
     tiny_cfg.DATASETS.TEST, tiny_cfg.SOLVER.MAX_EPOCH = (), 2.0
     tiny_cfg.DATALOADER.SAMPLER_TRAIN, tiny_cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.5
     assert DefaultTrainer(tiny_cfg).max_iter == 3
+
+
+def test_subset_has_one_image_at_least(tiny_cfg):
+    tiny_cfg.DATASETS.TEST, tiny_cfg.SOLVER.MAX_EPOCH = (), 4.0
+    tiny_cfg.DATALOADER.SAMPLER_TRAIN, tiny_cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.01
+    assert DefaultTrainer(tiny_cfg).max_iter == 2

@@ -34,6 +34,19 @@ def test_settings_follow_the_number_of_processes(reference_cfg):
     assert reference_cfg.SOLVER.IMS_PER_BATCH == 16
 
 
+def test_learning_rate_at_the_end_follows_too(reference_cfg):
+    reference_cfg.SOLVER.BASE_LR_END = 0.001
+    assert scaled(reference_cfg, 8, 16).SOLVER.BASE_LR_END == 0.002
+
+
+def test_no_length_shrinks_to_nothing_and_no_evaluation_stays_none(reference_cfg):
+    reference_cfg.SOLVER.MAX_ITER = reference_cfg.SOLVER.CHECKPOINT_PERIOD = reference_cfg.TEST.EVAL_PERIOD = 1
+    cfg = scaled(reference_cfg, 1, 8)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (1, 1, 1)
+    reference_cfg.TEST.EVAL_PERIOD = 0
+    assert scaled(reference_cfg, 1, 8).TEST.EVAL_PERIOD == 0
+
+
 @pytest.mark.parametrize(("reference", "processes"), [(0, 4), (4, 4)])
 def test_settings_stay_where_nothing_is_to_be_scaled(reference_cfg, reference, processes):
     assert scaled(reference_cfg, reference, processes) is reference_cfg
