@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
 
@@ -134,6 +135,8 @@ def _as_one_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] |
 def inference_context(model: nn.Module | Any) -> Iterator[None]:
     """Put a model into eval mode, and at the end every module of it back into the mode that it was in.
 
+    Until then, layers keep what they compute from their weights (`detkit.layers.PreparedWeights`).
+
     ``model.train()`` would not do: it also switches on the batch norm and dropout of parts that are held in eval mode.
     Gradients are left to the caller, who should prefer ``torch.no_grad`` to ``torch.inference_mode``: what a model
     keeps from one call to the next, such as anchors, must still be usable in training.
@@ -145,7 +148,8 @@ def inference_context(model: nn.Module | Any) -> Iterator[None]:
     try:
         if isinstance(model, nn.Module):
             model.eval()
-        yield
+        with PreparedWeights().in_use():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

@@ -15,6 +15,7 @@ from detkit.layers.losses import (
 )
 from detkit.layers.nms import batched_nms
 from detkit.layers.norm import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
+from detkit.layers.prepared_weights import PreparedWeights
 from detkit.layers.roi_align import ROIAlign
 from detkit.layers.shape_spec import ShapeSpec
 from detkit.layers.suppression import NMS_METHODS, NMSMethod, suppress
@@ -35,6 +36,7 @@ __all__ = [
     "LayerNorm2d",
     "ModulatedDeformConv",
     "NMSMethod",
+    "PreparedWeights",
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",

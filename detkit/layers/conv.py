@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detkit.layers.norm import fixed_norm, fold_norm
-from detkit.layers.winograd import winograd_applies, winograd_conv2d
+from detkit.layers.folding import fold, folded, folding_sources
+from detkit.layers.norm import FixedNorm, fixed_norm
+from detkit.layers.prepared_weights import prepared
+from detkit.layers.winograd import transform_weight, winograd_applies, winograd_conv2d
 
 
 class Conv2d(nn.Conv2d):
@@ -19,8 +21,8 @@ class Conv2d(nn.Conv2d):
 
     A norm that is a fixed map per channel at the moment (FrozenBN; BN in eval mode) is folded into the convolution's
     weight and bias: the same numbers and gradients up to rounding, with one pass over the feature map less. Folded in
-    every forward pass, so that there is no second state of the weights that could be out of date; the weights are much
-    smaller than the feature maps. The norm module itself is not called then, nor are hooks on it.
+    every forward pass, so that there is no second state of the weights that could be out of date, except where
+    ``detkit.layers.prepared_weights`` are in use. The norm module itself is not called then, nor are hooks on it.
 
     In eval mode without gradients on a CPU, large 3 x 3 convolutions go by ``detkit.layers.winograd``: again the same
     numbers up to rounding.
@@ -48,15 +50,18 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
         fixed = fixed_norm(self.norm)
-        if fixed is not None:
-            x = self._convolved(input, *fold_norm(self.weight, self.bias, fixed))
-        else:
-            x = self._convolved(input, self.weight, self.bias)
-            if self.norm is not None:
-                x = self.norm(x)
+        x = self._convolved(input, fixed)
+        if fixed is None and self.norm is not None:
+            x = self.norm(x)
         return x if self.activation is None else self.activation(x)
 
-    def _convolved(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if winograd_applies(input, weight, bias, self):
-            return winograd_conv2d(input, weight, bias)
-        return self._conv_forward(input, weight, bias)
+    def _convolved(self, input: Tensor, norm: FixedNorm | None) -> Tensor:
+        sources = folding_sources(self.weight, self.bias, norm)
+        if winograd_applies(input, sources, self):
+            points, bias = prepared(self, "winograd", sources, lambda: self._transformed(norm))
+            return winograd_conv2d(input, points, bias)
+        return self._conv_forward(input, *folded(self, self.weight, self.bias, norm))
+
+    def _transformed(self, norm: FixedNorm | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = fold(self.weight, self.bias, norm)
+        return transform_weight(weight), bias

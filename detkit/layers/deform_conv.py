@@ -17,7 +17,9 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
 from detkit.layers.deform_sampling import deform_conv2d_on_cpu
-from detkit.layers.norm import fixed_norm, fold_norm
+from detkit.layers.folding import folded
+from detkit.layers.norm import fixed_norm
+from detkit.layers.tensor_ops import is_traced
 
 
 class DeformConv(nn.Module):
@@ -97,7 +99,7 @@ class DeformConv(nn.Module):
             _check_channels("mask", mask, num_places)
             mask = mask.to(self.weight.dtype)
         fixed = fixed_norm(self.norm)
-        weight, bias = (self.weight, self.bias) if fixed is None else fold_norm(self.weight, self.bias, fixed)
+        weight, bias = folded(self, self.weight, self.bias, fixed)
         dtype = weight.dtype
         # A float32 weight leaves nothing to autocast: what comes in half precision is brought to the weight's type.
         convolve = deform_conv2d_on_cpu if _is_for_cpu(x) else deform_conv2d
@@ -163,9 +165,8 @@ class ModulatedDeformConv(DeformConv):
 
 
 def _is_for_cpu(x: Tensor) -> bool:
-    # A traced or compiled graph has torchvision's one operator, which exporters know.
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return x.device.type == "cpu" and x.numel() > 0 and not is_traced
+    # A graph has torchvision's one operator, which exporters know.
+    return x.device.type == "cpu" and x.numel() > 0 and not is_traced()
 
 
 def _check_divides(name: str, groups: int, **channels: int) -> None:

@@ -179,12 +179,6 @@ def scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def fold_norm(weight: Tensor, bias: Tensor | None, norm: FixedNorm) -> tuple[Tensor, Tensor]:
-    """Give the weight (C, ...) and the bias (C,) of a convolution that also does what the norm after it would."""
-    scale, shift = scale_and_shift(norm)
-    return weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + bias * scale
-
-
 def _sync_batchnorm(num_channels: int) -> nn.Module:
     if comm.get_world_size() > 1:
         on_gpus = dist.get_backend() == dist.Backend.NCCL

@@ -22,3 +22,8 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
     """Give the indices of the non-zero elements: one (R,) int64 tensor per dimension of ``x``; for a scalar, one."""
     return x.nonzero(as_tuple=True) if x.dim() > 0 else x.unsqueeze(0).nonzero(as_tuple=True)
+
+
+def is_traced() -> bool:
+    """Tell whether torch records a graph of what runs, which should hold plain operators and no numbers of today."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]

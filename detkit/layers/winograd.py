@@ -1,119 +1,122 @@
-"""3 x 3 convolutions in a quarter of the multiplications, for inference on CPUs.
+"""3 x 3 convolutions in a fifth of the multiplications, for inference on CPUs.
 
-Legend: N images, C channels in, K channels out, H and W height and width; a tile is 4 x 4 output pixels, which
-depend on 6 x 6 input pixels; S tile rows in a strip, T tiles in a row.
+Legend: N images, C channels in, K channels out, H and W height and width; a tile is 6 x 6 output pixels, which
+depend on 8 x 8 input pixels; S tile rows in a strip, T tiles in a row.
 
 Why: a Faster R-CNN R-50-FPN takes 163 G multiply-adds for an image of 800 x 1088, and a direct convolution already runs
 near what the CPU can multiply (52 G per second and core where this was measured), so only fewer multiplications help.
-F(4 x 4, 3 x 3) takes 36 for a tile where the direct way takes 144. Its transforms are small matrix products whose cost
-grows with C + K, that of the multiplications with C * K: hence wide layers only, and maps large enough to pay for the
-transform of the weights, which is done in every call so that no second state of them could be out of date.
+F(6 x 6, 3 x 3) takes 64 for a tile where the direct way takes 324. Its transforms are small matrix products whose cost
+grows with C + K, that of the multiplications with C * K: hence wide layers only. The transform of the weights is worth
+its time for large maps, and for smaller ones where it is kept from one image to the next
+(`detkit.layers.prepared_weights`).
 
-Milliseconds of CPU time on one core (EPYC with AVX-512, torch 2.15, float32, channels-last, best of several runs):
+Milliseconds on two cores (EPYC with AVX-512, torch 2.15, float32, channels-last, inputs and weights not in the cache,
+medians on a quiet machine), with the weights transformed in every call, and kept:
 
-    C = K   map         tiles   direct   here
-    256     200 x 272    3400      568    273
-    256      50 x 68      221       35     20
-    128     100 x 136     850       35     23
-    128      50 x 68      221      9.1    6.0
-    512      50 x 68      221      144     68
-    512      40 x 40      100       67     37
-    512      25 x 34       63       36     33   does not apply: 20 ms go into the weights; on a Xeon slower than direct
-    256      25 x 34       63      9.3    7.8   does not apply: the limit is one for all widths
+    C = K   map         tiles   direct   here   weights kept
+    256     200 x 272    1564      285    140    132
+    256     100 x 136     391       70     38     33
+    256      50 x 68      108       18     14      9.3
+    256      25 x 34       30      4.9    8.1      3.4
+    128     100 x 136     391       18     13     12
+    128      50 x 68      108      4.8    4.3      3.4
+    512      50 x 68      108       72     58     29
+    512      25 x 34       30       19     40     11
 
-The model: from 3.69 to 2.82 s, in 16 convolutions. Results differ from the direct ones by about 1e-5 of the largest.
+Results differ from the direct ones by about 1e-5 of the largest, twice as much as with tiles of 4 x 4, which took 10 to
+20 % longer. Kept weights take 64 / 9 of the memory of the layer's own.
 
 More threads than free cores undo it: a strip has several parallel regions, and threads of OpenMP spin at the end of
 each. Two threads on one free core of a Xeon took 380 ms for 256 channels on 100 x 136, against 105 direct, and 67 with
-``OMP_WAIT_POLICY=passive``; one thread took 50, against 95 direct.
+``OMP_WAIT_POLICY=passive``; one thread took 50, against 95 direct. (Measured with tiles of 4 x 4.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit.layers.prepared_weights import are_weights_kept
+from detkit.layers.tensor_ops import is_traced
 
-def _once(rows: list[list[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32, device="cpu")
+_TILE, _PATCH = 6, 8
+# Where the polynomials behind the transforms are evaluated; the last point is infinity. Of those that floats hold
+# exactly, the nearest to 1 in size: the others' powers cost digits.
+_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+# The point (1, 1), whose powers are all 1: what is added here reaches each of the 36 output pixels once.
+_POINT_OF_ONES = 9
 
 
-def _twice(rows: list[list[float]]) -> Tensor:
-    """Give the matrix that applies ``rows`` down and across a flattened square patch."""
-    return torch.kron(_once(rows), _once(rows))
+def _at_points(num_coefficients: int) -> np.ndarray:
+    """Give the (8, n) matrix from the n coefficients of a polynomial to its values at the points."""
+    finite = np.vander(_POINTS, num_coefficients, increasing=True)
+    return np.vstack([finite, np.eye(num_coefficients)[-1]])
 
 
-# Polynomials at the points 0, 1, -1, 2, -2 and infinity, in this order.
-_INPUT_TRANSFORM = _once(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-)
-_WEIGHT_TRANSFORM = _twice(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-_OUTPUT_TRANSFORM = _twice(
-    [
-        [1, 1, 1, 1, 1, 0],
-        [0, 1, -1, 2, -2, 0],
-        [0, 1, 1, 4, 4, 0],
-        [0, 1, -1, 8, -8, 1],
-    ]
-)
-# The point (1, 1), whose powers are all 1: what is added here reaches each of the 16 output pixels once.
-_POINT_OF_ONES = 7
+def _lagrange_basis() -> np.ndarray:
+    """Give the (8, 8) coefficients of the polynomials that are 0 at all points but one, and have 1 for factor."""
+    points = np.array(_POINTS)
+    rows = [np.append(np.poly(np.delete(points, i))[::-1], 0) for i in range(len(points))]
+    return np.array([*rows, np.poly(points)[::-1]])
+
+
+def _as_tensor(matrix: np.ndarray) -> Tensor:
+    return torch.tensor(matrix, dtype=torch.float32, device="cpu")
+
+
+def _weight_matrix() -> Tensor:
+    """Give the (64, 9) matrix that applies the transform of weights down and across a flattened kernel."""
+    points = np.array(_POINTS)
+    divisors = [np.prod(point - np.delete(points, i)) for i, point in enumerate(points)]
+    once = _at_points(3) / np.array([*divisors, 1])[:, None]
+    return _as_tensor(np.kron(once, once))
+
+
+_INPUT_TRANSFORM = _as_tensor(_lagrange_basis())
+_WEIGHT_TRANSFORM = _weight_matrix()
+_OUTPUT_TRANSFORM = _as_tensor(_at_points(_TILE).T)
 
 # Measured: see the table above.
 _MIN_CHANNELS = 128
 _MIN_TILES = 100
-# About 20 MB of each intermediate at 256 channels. On a quiet machine 128 takes 3 % longer on the largest maps; where
-# other processes are busy, and every parallel region waits for them, 35 %.
-_TILES_PER_STRIP = 512
+_MIN_TILES_WITH_KEPT_WEIGHTS = 30
+# About 17 MB of each intermediate at 256 channels.
+_TILES_PER_STRIP = 256
 
 
-def winograd_applies(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: nn.Conv2d) -> bool:
+def winograd_applies(input: Tensor, weights: Sequence[Tensor], layer: nn.Conv2d) -> bool:
     """Tell whether `winograd_conv2d` gives what a layer would, and sooner.
 
     Args:
         input: (N, C, H, W)
-        weight: (K, C, 3, 3), as it will be used: with a folded norm.
-        bias: (K,), likewise.
-        geometry: The layer; only its kernel size, stride, padding, dilation, groups and modes are read.
+        weights: The layer's, and those of a norm that is folded in.
+        layer: Its kernel size, stride, padding, dilation, groups and modes are read.
     """
+    min_tiles = _MIN_TILES_WITH_KEPT_WEIGHTS if are_weights_kept() else _MIN_TILES
     return (
-        _is_plain_3x3(geometry)
-        and not (geometry.training or torch.compiler.is_compiling())
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and all(_is_cpu_float32(tensor) for tensor in (input, weight, bias) if tensor is not None)
+        _is_plain_3x3(layer)
+        and not (layer.training or is_traced())
+        and all(_is_cpu_float32(tensor) for tensor in (input, *weights))
         and not torch.is_autocast_enabled("cpu")
         and input.dim() == 4
-        and input.shape[1] == weight.shape[1]
+        and input.shape[1] == layer.in_channels
         and input.is_contiguous(memory_format=torch.channels_last)
-        and min(weight.shape[:2]) >= _MIN_CHANNELS
-        and _num_tiles(input.shape[2]) * _num_tiles(input.shape[3]) >= _MIN_TILES
+        and min(layer.in_channels, layer.out_channels) >= _MIN_CHANNELS
+        and _num_tiles(input.shape[2]) * _num_tiles(input.shape[3]) >= min_tiles
     )
 
 
-def _is_plain_3x3(geometry: nn.Conv2d) -> bool:
+def _is_plain_3x3(layer: nn.Conv2d) -> bool:
     return (
-        geometry.kernel_size == (3, 3)
-        and geometry.stride == (1, 1)
-        and geometry.padding == (1, 1)
-        and geometry.dilation == (1, 1)
-        and geometry.groups == 1
-        and geometry.padding_mode == "zeros"
+        layer.kernel_size == (3, 3)
+        and layer.stride == (1, 1)
+        and layer.padding == (1, 1)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
     )
 
 
@@ -123,83 +126,90 @@ def _is_cpu_float32(tensor: Tensor) -> bool:
 
 
 def _num_tiles(side: int) -> int:
-    return -(-side // 4)
+    return -(-side // _TILE)
 
 
-def winograd_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def transform_weight(weight: Tensor) -> Tensor:
+    """Give the (64, C, K) float32 points, across first, of a weight (K, C, 3, 3)."""
+    K, C = weight.shape[:2]
+    # C stays last: channels-last weights are then moved in rows, not number by number.
+    points = _WEIGHT_TRANSFORM @ weight.permute(3, 2, 0, 1).reshape(9, K * C)
+    return points.view(_PATCH**2, K, C).transpose(1, 2).contiguous()
+
+
+def winograd_conv2d(input: Tensor, weight_points: Tensor, bias: Tensor | None = None) -> Tensor:
     """Give ``F.conv2d(input, weight, bias, padding=1)`` up to rounding.
 
-    Source: Lavin and Gray 2015, arXiv 1509.09308, F(4 x 4, 3 x 3) of section 4.3.
+    Source: Lavin and Gray 2015, arXiv 1509.09308, section 4; the points: Barabasz et al. 2018, arXiv 1803.10986.
 
     Args:
         input: (N, C, H, W) float32 on the CPU, channels-last. N, H and W may be 0.
-        weight: (K, C, 3, 3)
+        weight_points: (64, C, K), from `transform_weight`.
         bias: (K,)
 
     Returns:
         (N, K, H, W), channels-last. An infinite or NaN input pixel spoils the whole tiles that depend on it.
     """
     N, _, H, W = input.shape
-    shape = (N, weight.shape[0], H, W)
+    shape = (N, weight_points.shape[2], H, W)
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
     if output.numel() == 0:
         return output
-    weight_points = _transform_weight(weight)
     for input_i, output_i in zip(input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True):
         _convolve_image(input_i, weight_points, bias, output_i)
     return output
 
 
-def _transform_weight(weight: Tensor) -> Tensor:
-    """Give (36, C, K) for (K, C, 3, 3): across first, as `_transform_strip` leaves the points."""
-    K, C = weight.shape[:2]
-    # C stays last: channels-last weights are then moved in rows, not number by number.
-    points = _WEIGHT_TRANSFORM @ weight.permute(3, 2, 0, 1).reshape(9, K * C)
-    return points.view(36, K, C).transpose(1, 2)
-
-
 def _convolve_image(image: Tensor, weight_points: Tensor, bias: Tensor | None, output: Tensor) -> None:
     """Fill ``output`` (H, W, K) from ``image`` (H, W, C)."""
-    H, W, _ = image.shape
+    H, W, C = image.shape
     num_rows, T = _num_tiles(H), _num_tiles(W)
-    padded = _pad(image, 4 * num_rows + 2, 4 * T + 2)
-    # A strip stays in the cache from one transform to the next; the whole map would take 9 / 4 of its size in each.
-    S = max(1, _TILES_PER_STRIP // T)
+    # A strip stays in the cache from one transform to the next; the whole map would take 16 / 9 of its size in each.
+    S = min(max(1, _TILES_PER_STRIP // T), num_rows)
+    padded = image.new_zeros((_TILE * S + 2, _TILE * T + 2, C))
     for first in range(0, num_rows, S):
         S_i = min(S, num_rows - first)
-        products = torch.bmm(_transform_strip(padded, first, S_i, T), weight_points)
+        _fill_strip(padded, image, _TILE * first - 1)
+        products = torch.bmm(_transform_strip(padded, S_i, T), weight_points)
         if bias is not None:
             products[_POINT_OF_ONES] += bias
-        pixels = _OUTPUT_TRANSFORM @ products.view(36, -1)
-        _place_tiles(pixels.view(4, 4, S_i, T, -1), output[4 * first : 4 * (first + S_i)])
+        tiles = _transform_products(products).view(_TILE, _TILE, S_i, T, -1)
+        _place_tiles(tiles, output[_TILE * first : _TILE * (first + S_i)])
 
 
-def _pad(image: Tensor, height: int, width: int) -> Tensor:
-    """Give ``image`` (H, W, C) with a zero to the left and above, and zeros to the right and below."""
-    H, W, C = image.shape
-    padded = image.new_empty((height, width, C))
-    padded[1 : H + 1, 1 : W + 1] = image
-    # The border alone: zeros everywhere would be a second pass over the map.
-    for border in (padded[0], padded[H + 1 :], padded[:, 0], padded[:, W + 1 :]):
-        border.zero_()
-    return padded
+def _fill_strip(padded: Tensor, image: Tensor, top: int) -> None:
+    """Write the rows of ``image`` (H, W, C) from ``top`` on into ``padded``, one to the right; zeros where it has none.
+
+    The border of ``padded`` is zero; ``top`` is -1 in the first strip of an image.
+    """
+    H, W, _ = image.shape
+    first, last = max(top, 0), min(top + len(padded), H)
+    padded[first - top : last - top, 1 : W + 1] = image[first:last]
+    padded[last - top :].zero_()
 
 
-def _transform_strip(padded: Tensor, first: int, S: int, T: int) -> Tensor:
-    """Give the points (36, S * T, C), across first, of the S tile rows that begin with tile row ``first``."""
+def _transform_strip(padded: Tensor, S: int, T: int) -> Tensor:
+    """Give the points (64, S * T, C), across first, of the S tile rows that a padded strip begins with."""
     y_step, C, _ = padded.stride()
     # Down before across: so the columns that two tiles share are transformed once, where they lie.
-    rows = padded.as_strided((S, 6, y_step), (4 * y_step, y_step, 1), first * 4 * y_step)
-    down = torch.bmm(_INPUT_TRANSFORM.expand(S, 6, 6), rows)
-    patches = down.as_strided((6, 6, S, T, C), (C, y_step, 6 * y_step, 4 * C, 1))
-    return (_INPUT_TRANSFORM @ patches.reshape(6, -1)).view(36, S * T, C)
+    rows = padded.as_strided((S, _PATCH, y_step), (_TILE * y_step, y_step, 1))
+    down = torch.bmm(_INPUT_TRANSFORM.expand(S, _PATCH, _PATCH), rows)
+    patches = down.as_strided((_PATCH, _PATCH, S, T, C), (C, y_step, _PATCH * y_step, _TILE * C, 1))
+    return (_INPUT_TRANSFORM @ patches.reshape(_PATCH, -1)).view(_PATCH**2, S * T, C)
+
+
+def _transform_products(products: Tensor) -> Tensor:
+    """Give the pixels (6, 6, S * T * K), across first, of the tiles whose points (64, S * T, K) are given."""
+    across = _OUTPUT_TRANSFORM @ products.view(_PATCH, -1)
+    return torch.bmm(_OUTPUT_TRANSFORM.expand(_TILE, _TILE, _PATCH), across.view(_TILE, _PATCH, -1))
 
 
 def _place_tiles(tiles: Tensor, strip: Tensor) -> None:
-    """Write ``tiles`` (4, 4, S, T, K), across first, into ``strip`` (up to 4 S, up to 4 T, K), less what is outside."""
+    """Write ``tiles`` (6, 6, S, T, K), across first, into ``strip`` (up to 6 S, up to 6 T, K), less what is outside."""
     height, width, K = strip.shape
     S, T = tiles.shape[2:4]
-    if (height, width) == (4 * S, 4 * T):
-        strip.view(S, 4, T, 4, K).copy_(tiles.permute(2, 1, 3, 0, 4))
+    by_pixel = tiles.permute(2, 1, 3, 0, 4)
+    if (height, width) == (_TILE * S, _TILE * T):
+        strip.view(S, _TILE, T, _TILE, K).copy_(by_pixel)
     else:
-        strip.copy_(tiles.permute(2, 1, 3, 0, 4).reshape(4 * S, 4 * T, K)[:height, :width])
+        strip.copy_(by_pixel.reshape(_TILE * S, _TILE * T, K)[:height, :width])

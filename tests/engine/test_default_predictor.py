@@ -4,6 +4,7 @@ import torch
 
 from detkit.checkpoint import CheckpointError
 from detkit.engine import DefaultPredictor, DefaultTrainer
+from detkit.layers.prepared_weights import prepared
 from detkit.modeling import build_model
 
 
@@ -43,6 +44,20 @@ def test_image_is_resized_as_in_testing(trained_cfg, image):
     assert seen[0]["image"].shape == (3, 30, 40)
     assert seen[0]["image"].dtype == torch.uint8
     assert (seen[0]["height"], seen[0]["width"]) == (60, 80)
+
+
+def test_weights_are_prepared_once_for_all_images(trained_cfg, image):
+    predictor = DefaultPredictor(trained_cfg)
+    layer, computed = torch.nn.Identity(), []
+
+    def model(batch):
+        prepared(layer, "number", [], lambda: computed.append(1))
+        return batch
+
+    predictor.model = model
+    for _ in range(3):
+        predictor(image)
+    assert len(computed) == 1
 
 
 @pytest.mark.parametrize(("input_format", "channel"), [("BGR", 0), ("RGB", 2)])

@@ -6,6 +6,7 @@ from torch import nn
 
 from detkit.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detkit.evaluation import evaluator as evaluator_module
+from detkit.layers.prepared_weights import are_weights_kept
 
 
 class Recorder(DatasetEvaluator):
@@ -114,6 +115,13 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), inference_context(model):
         raise RuntimeError("stop")
     assert model.training
+
+
+def test_weights_are_kept_while_a_model_is_evaluated():
+    seen = []
+    inference_on_dataset(lambda inputs: seen.append(are_weights_kept()) or inputs, [[1], [2]], None)
+    assert seen == [True, True]
+    assert not are_weights_kept()
 
 
 def test_evaluator_interface_is_abstract():

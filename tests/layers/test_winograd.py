@@ -4,9 +4,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from detkit.layers import Conv2d, get_norm
-from detkit.layers.winograd import winograd_applies, winograd_conv2d
+from detkit.layers.prepared_weights import PreparedWeights
+from detkit.layers.winograd import transform_weight, winograd_applies
+from detkit.layers.winograd import winograd_conv2d as convolve_points
 
 CHANNELS_LAST = torch.channels_last
+
+
+def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return convolve_points(x, transform_weight(weight), bias)
 
 
 def _map(*shape: int) -> torch.Tensor:
@@ -26,20 +32,20 @@ def _assert_equals_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 @pytest.mark.parametrize(
     ("N", "C", "K", "H", "W"),
     [
-        pytest.param(1, 8, 8, 8, 12, id="whole tiles"),
-        pytest.param(1, 8, 8, 9, 13, id="one pixel over"),
-        pytest.param(1, 8, 8, 7, 11, id="one pixel short"),
-        pytest.param(1, 8, 8, 6, 8, id="height between"),
-        pytest.param(1, 8, 8, 8, 6, id="width between"),
+        pytest.param(1, 8, 8, 12, 18, id="whole tiles"),
+        pytest.param(1, 8, 8, 13, 19, id="one pixel over"),
+        pytest.param(1, 8, 8, 11, 17, id="one pixel short"),
+        pytest.param(1, 8, 8, 9, 12, id="height between"),
+        pytest.param(1, 8, 8, 12, 9, id="width between"),
         pytest.param(1, 8, 8, 1, 1, id="one pixel"),
         pytest.param(1, 8, 8, 1, 9, id="one row"),
         pytest.param(1, 8, 8, 10, 1, id="one column"),
-        pytest.param(1, 8, 8, 30, 130, id="several strips"),
-        pytest.param(1, 2, 3, 5, 530, id="row longer than a strip"),
+        pytest.param(1, 8, 8, 50, 250, id="several strips"),
+        pytest.param(1, 2, 3, 14, 1560, id="row longer than a strip"),
         pytest.param(3, 8, 16, 7, 10, id="three images"),
         pytest.param(2, 1, 5, 6, 7, id="one channel in"),
         pytest.param(2, 5, 1, 6, 7, id="one channel out"),
-        pytest.param(2, 128, 144, 41, 43, id="a size that applies"),
+        pytest.param(2, 128, 144, 61, 63, id="a size that applies"),
     ],
 )
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
@@ -65,7 +71,7 @@ def test_inputs_are_not_changed():
     assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 10)], ids=["whole tiles", "odd"])
+@pytest.mark.parametrize("size", [(12, 12), (13, 10)], ids=["whole tiles", "odd"])
 def test_result_is_channels_last(size):
     assert winograd_conv2d(_map(2, 8, *size), _weight(6, 8, 3, 3)).is_contiguous(memory_format=CHANNELS_LAST)
 
@@ -85,17 +91,17 @@ def _conv(in_channels: int = 128, out_channels: int = 128, **changes) -> Conv2d:
 
 
 def _applies(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    return winograd_applies(x, conv.weight, conv.bias, conv)
+    return winograd_applies(x, list(conv.parameters()), conv)
 
 
 @pytest.mark.parametrize("changes", [{}, {"bias": False}, {"out_channels": 256}], ids=["bias", "no bias", "wider"])
 def test_applies_to_inference_of_a_large_map(changes):
     with torch.no_grad():
-        assert _applies(_conv(**changes), _map(1, 128, 40, 40))
+        assert _applies(_conv(**changes), _map(1, 128, 60, 60))
 
 
 def test_applies_where_gradients_are_on_and_nothing_needs_one():
-    assert _applies(_conv().requires_grad_(False), _map(1, 128, 40, 40))
+    assert _applies(_conv().requires_grad_(False), _map(1, 128, 60, 60))
 
 
 @pytest.mark.parametrize(
@@ -119,21 +125,21 @@ def test_applies_where_gradients_are_on_and_nothing_needs_one():
 def test_does_not_apply_to_other_layers(changes):
     conv = _conv(**changes)
     with torch.no_grad():
-        assert not _applies(conv, _map(1, conv.in_channels, 40, 40))
+        assert not _applies(conv, _map(1, conv.in_channels, 60, 60))
 
 
 @pytest.mark.parametrize(
     "x",
     [
-        pytest.param(_map(1, 128, 40, 40).contiguous(), id="contiguous"),
-        pytest.param(_map(1, 128, 40, 80)[..., ::2], id="with gaps"),
-        pytest.param(_map(1, 128, 36, 40), id="small"),
-        pytest.param(_map(1, 128, 1, 160), id="one row"),
-        pytest.param(_map(1, 128, 40, 40).bfloat16(), id="bfloat16"),
-        pytest.param(_map(1, 128, 40, 40).double(), id="float64"),
-        pytest.param(_map(1, 128, 40, 40).to("meta"), id="another device"),
-        pytest.param(torch.zeros(128, 40, 40), id="no batch dimension"),
-        pytest.param(_map(1, 129, 40, 40), id="wrong channels"),
+        pytest.param(_map(1, 128, 60, 60).contiguous(), id="contiguous"),
+        pytest.param(_map(1, 128, 60, 120)[..., ::2], id="with gaps"),
+        pytest.param(_map(1, 128, 54, 60), id="small"),
+        pytest.param(_map(1, 128, 1, 594), id="one row"),
+        pytest.param(_map(1, 128, 60, 60).bfloat16(), id="bfloat16"),
+        pytest.param(_map(1, 128, 60, 60).double(), id="float64"),
+        pytest.param(_map(1, 128, 60, 60).to("meta"), id="another device"),
+        pytest.param(torch.zeros(128, 60, 60), id="no batch dimension"),
+        pytest.param(_map(1, 129, 60, 60), id="wrong channels"),
     ],
 )
 def test_does_not_apply_to_other_inputs(x):
@@ -143,17 +149,26 @@ def test_does_not_apply_to_other_inputs(x):
 
 def test_does_not_apply_under_autocast():
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not _applies(_conv(), _map(1, 128, 40, 40))
+        assert not _applies(_conv(), _map(1, 128, 60, 60))
 
 
 def test_does_not_apply_in_training_mode():
     with torch.no_grad():
-        assert not _applies(_conv().train(), _map(1, 128, 40, 40))
+        assert not _applies(_conv().train(), _map(1, 128, 60, 60))
+
+
+def test_applies_to_smaller_maps_where_weights_are_kept():
+    conv, small, smaller = _conv(), _map(1, 128, 30, 36), _map(1, 128, 30, 30)
+    with torch.no_grad(), PreparedWeights().in_use():
+        assert _applies(conv, small)
+        assert not _applies(conv, smaller)
+    with torch.no_grad():
+        assert not _applies(conv, small)
 
 
 @pytest.mark.parametrize("name", ["input", "weight", "bias"])
 def test_does_not_apply_where_a_gradient_is_needed(name):
-    conv, x = _conv().requires_grad_(False), _map(1, 128, 40, 40)
+    conv, x = _conv().requires_grad_(False), _map(1, 128, 60, 60)
     tensors = {"input": x, "weight": conv.weight, "bias": conv.bias}
     tensors[name].requires_grad_()
     assert not _applies(conv, x)
@@ -162,14 +177,14 @@ def test_does_not_apply_where_a_gradient_is_needed(name):
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_exported_graph_holds_the_plain_convolution(strict):
     with torch.no_grad():
-        program = torch.export.export(_conv(), (_map(1, 128, 40, 40),), strict=strict)
+        program = torch.export.export(_conv(), (_map(1, 128, 60, 60),), strict=strict)
     assert any("conv2d" in str(node.target) for node in program.graph.nodes)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 def test_traced_graph_holds_the_plain_convolution():
     with torch.no_grad():
-        graph = torch.jit.trace(_conv(), _map(1, 128, 40, 40), check_trace=False).inlined_graph
+        graph = torch.jit.trace(_conv(), _map(1, 128, 60, 60), check_trace=False).inlined_graph
     assert "aten::_convolution" in str(graph)
 
 
@@ -179,7 +194,7 @@ def winograd_calls(monkeypatch):
 
     def record(*args):
         calls.append(args)
-        return winograd_conv2d(*args)
+        return convolve_points(*args)
 
     monkeypatch.setattr("detkit.layers.conv.winograd_conv2d", record)
     return calls
@@ -187,7 +202,7 @@ def winograd_calls(monkeypatch):
 
 @pytest.mark.parametrize("norm", ["", "FrozenBN", "BN", "GN"])
 def test_layer_in_inference_uses_it_and_equals_torch(norm, winograd_calls):
-    conv, x = _conv(norm=get_norm(norm, 128), activation=F.relu_), _map(2, 128, 41, 42)
+    conv, x = _conv(norm=get_norm(norm, 128), activation=F.relu_), _map(2, 128, 61, 62)
     with torch.no_grad():
         if norm in ("FrozenBN", "BN"):
             conv.norm.running_var.uniform_(0.5, 2)
@@ -200,7 +215,7 @@ def test_layer_in_inference_uses_it_and_equals_torch(norm, winograd_calls):
 
 
 def test_layer_that_needs_gradients_gives_those_of_torch(winograd_calls):
-    conv, x = _conv(), _map(1, 128, 40, 40).requires_grad_()
+    conv, x = _conv(), _map(1, 128, 60, 60).requires_grad_()
     inputs = [x, conv.weight, conv.bias]
     got = torch.autograd.grad(conv(x).square().sum(), inputs)
     want = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum(), inputs)
