@@ -42,6 +42,13 @@ def test_hand_worked_recall(register, make_record):
     assert math.isnan(metrics["ARs@100"])
 
 
+@pytest.mark.parametrize(("side", "areas"), [(32, {"s", "m"}), (96, {"m", "l"}), (50, {"m"})])
+def test_size_on_the_border_lies_in_both_ranges(side, areas, register, make_record):
+    truth = load_coco_ground_truth(register([make_record(1, ([0, 0, side, side], 0))]))
+    metrics = proposal_recall_metrics(truth, [], limits=(1,))
+    assert {area for area in "sml" if metrics[f"AR{area}@1"] == 0} == areas
+
+
 def test_best_scored_proposals_count_up_to_the_limit(register, make_record):
     truth = load_coco_ground_truth(register([make_record(1, (LARGE, 0))]))
     found = [proposals(1, [LARGE, SMALL, MEDIUM], scores=[0.1, 0.9, 0.5])]
