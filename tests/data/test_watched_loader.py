@@ -55,7 +55,7 @@ def test_worker_that_ends_itself_without_an_error_is_noticed_soon(deed, monkeypa
     monkeypatch.setattr("detkit.data.watched_loader._LOOK_PERIOD", 0.2)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"\(pid.* \d+\) exited unexpectedly\. Likely cause: .*code of your own"):
-        list(WatchedLoader(Fails(deed), batch_size=None, num_workers=2, timeout=600))
+        list(WatchedLoader(Fails(deed), batch_size=None, num_workers=2, timeout=30))
     assert time.monotonic() - start < 20
 
 
