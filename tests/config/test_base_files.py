@@ -1,12 +1,5 @@
 import pytest
 
-from detkit.config import get_cfg
-
-
-@pytest.fixture
-def cfg():
-    return get_cfg()
-
 
 def write(folder, name, text):
     path = folder / name

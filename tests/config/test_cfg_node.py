@@ -7,11 +7,6 @@ import yaml
 from detkit.config import CfgNode, ConfigKeyError, get_cfg
 
 
-@pytest.fixture
-def cfg():
-    return get_cfg()
-
-
 def write(folder, name, text):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)

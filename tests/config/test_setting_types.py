@@ -1,12 +1,6 @@
 import pytest
 
-from detkit.config import get_cfg
 from detkit.config.setting_types import coerce
-
-
-@pytest.fixture
-def cfg():
-    return get_cfg()
 
 
 def test_list_reads_python_literals(cfg):
