@@ -7,8 +7,10 @@ import pickle
 import signal
 import socket
 import sys
+import time
 import traceback
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -50,6 +52,24 @@ def fork(function, *args, output=None):
 def end_of(child):
     """Wait for a process, and give its exit status: negative after a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group, without those that are dead and only wait to be noticed; on Linux."""
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.append(path.read_text())
+    fields = {state: state.rsplit(")", 1)[1].split() for state in states}  # state, parent, group, ...
+    return [state for state, (kind, _, its_group, *_) in fields.items() if int(its_group) == group and kind != "Z"]
+
+
+def group_is_gone(group: int) -> bool:
+    """Whether all processes of a group end within ten seconds."""
+    end = time.monotonic() + 10
+    while living(group) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not living(group)
 
 
 def free_port():

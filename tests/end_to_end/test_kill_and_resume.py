@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from detkit.cli import train
-from tests.end_to_end.victim import outcome, prepare, same, start
-from tests.processes import end_of, free_port, torchrun_agent
+from tests.end_to_end.victim import outcome, prepare, same, start, wait_until_asleep
+from tests.processes import end_of, free_port, group_is_gone, torchrun_agent
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +90,20 @@ def check_kills_of_one_rank(folder: Path, run, plan, *settings) -> None:
 
 def test_one_kill_of_one_rank_under_torchrun(place_to_run: Path) -> None:
     check_kills_of_one_rank(place_to_run, forked_torchrun, [["step", 4]])
+
+
+def test_torchrun_that_is_told_to_stop_saves_first(place_to_run: Path) -> None:
+    def run(argv):
+        os.setsid()
+        torchrun_agent(train.main, argv, port=free_port(), max_restarts=1)
+
+    agent = start(place_to_run, "stopped", settings=["SOLVER.MAX_ITER", 1000], run=run, VICTIM_SLEEP="0.3")
+    wait_until_asleep(place_to_run)
+    os.kill(agent, signal.SIGTERM)
+    assert end_of(agent) == 1  # torchrun's own
+    assert group_is_gone(agent)
+    assert "which is saved; --resume goes on" in (place_to_run / "stopped" / "log.txt").read_text()
+    assert (place_to_run / "stopped" / "last_checkpoint").exists()
 
 
 @pytest.mark.slow

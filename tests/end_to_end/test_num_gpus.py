@@ -1,6 +1,5 @@
 """`--num-gpus 2` without GPUs: kills, signals and errors of a run whose processes are started, not torchrun's."""
 
-import contextlib
 import functools
 import os
 import signal
@@ -12,8 +11,8 @@ import pytest
 from torch.multiprocessing.spawn import start_processes
 
 from detkit.cli import train
-from tests.end_to_end.victim import outcome, prepare, same, start
-from tests.processes import end_of
+from tests.end_to_end.victim import outcome, prepare, same, start, wait_until_asleep
+from tests.processes import end_of, group_is_gone, living
 
 TWO = ["--num-gpus", "2"]
 
@@ -33,33 +32,6 @@ def train_spawned(argv):
 @pytest.fixture
 def place_to_run(workplace: Path) -> Path:
     return prepare(workplace)
-
-
-def wait_until_asleep(folder: Path) -> None:
-    """Wait until both processes are in the middle of a step."""
-    end = time.monotonic() + 60
-    for path in [folder / "asleep_0", folder / "asleep_1"]:
-        while not path.exists():
-            assert time.monotonic() < end, "no step has come"
-            time.sleep(0.02)
-        path.unlink()
-
-
-def living(group: int) -> list[str]:
-    """The processes of a group, without those that are dead and only wait to be noticed; on Linux."""
-    states = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            states.append(path.read_text())
-    fields = {state: state.rsplit(")", 1)[1].split() for state in states}  # state, parent, group, ...
-    return [state for state, (kind, _, its_group, *_) in fields.items() if int(its_group) == group and kind != "Z"]
-
-
-def group_is_gone(group: int) -> bool:
-    end = time.monotonic() + 10
-    while living(group) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not living(group)
 
 
 RUNS = [pytest.param(train_forked, id="forked"), pytest.param(train_spawned, id="spawned", marks=pytest.mark.slow)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -134,6 +135,16 @@ def start(folder: Path, output: str, *, plan=(), settings=(), resume=False, run=
         return run([*argv, *map(str, settings)])
 
     return fork(main, output=folder / f"{output}.txt")
+
+
+def wait_until_asleep(folder: Path) -> None:
+    """Wait until both processes are in the middle of a step."""
+    end = time.monotonic() + 60
+    for path in [folder / "asleep_0", folder / "asleep_1"]:
+        while not path.exists():
+            assert time.monotonic() < end, "no step has come"
+            time.sleep(0.02)
+        path.unlink()
 
 
 def outcome(folder: Path, output: str):
