@@ -267,6 +267,18 @@ def test_test_loader_with_explicit_arguments():
     assert list(loader) == [4, 2]
 
 
+def test_data_set_without_the_proposals_asked_for_is_an_error(cfg):
+    cfg.merge_from_list(["MODEL.LOAD_PROPOSALS", True, "DATASETS.TEST", ["other", "mine"]])
+    cfg.DATASETS.PROPOSAL_FILES_TEST = ("of_other.pkl",)
+    with pytest.raises(
+        ValueError, match=r"PROPOSAL_FILES_TEST for each of DATASETS\.TEST, .* there is none for 'mine'"
+    ):
+        build_detection_test_loader(cfg, "mine")
+    cfg.DATASETS.PROPOSAL_FILES_TEST = ("of_other.pkl", "of_mine.pkl")
+    with pytest.raises(FileNotFoundError, match=r"of_mine\.pkl"):
+        build_detection_test_loader(cfg, "mine")
+
+
 def test_processes_share_the_test_images(monkeypatch):
     seen = []
     for rank in range(2):
