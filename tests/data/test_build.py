@@ -162,7 +162,10 @@ def test_explicit_arguments_and_collation():
 
 def test_stream_brings_its_own_order():
     loader = build_detection_train_loader(Stream(), mapper=lambda s: {**s, "seen": True}, total_batch_size=2)
-    assert [[s["index"] for s in batch] for batch in take(loader, 2)] == [[0, 1], [2, 3]]
+    assert [[(s["index"], s["seen"]) for s in batch] for batch in take(loader, 2)] == [
+        [(0, True), (1, True)],
+        [(2, True), (3, True)],
+    ]
     with pytest.raises(ValueError, match="give no sampler"):
         build_detection_train_loader(Stream(), mapper=None, sampler=[1], total_batch_size=2)
 
