@@ -25,7 +25,7 @@ class OfImage(Protocol):
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Give everything but the image's id, by name: arrays of at least one dimension. All but the first is alike
-        in all images that have an array of the name; none has to have it."""
+        in all images that have an array of the name with something in it; none has to have it."""
         ...
 
     @classmethod
@@ -127,7 +127,8 @@ def _to_columns(images: np.ndarray, items: Sequence[Mapping[str, np.ndarray]]) -
     columns: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(name for item in items for name in item):
         arrays = [(number, item[name]) for number, item in zip(images.tolist(), items, strict=True) if name in item]
-        columns[name] = np.concatenate([array for _, array in arrays])
+        filled = [array for _, array in arrays if len(array)]
+        columns[name] = np.concatenate(filled) if filled else arrays[0][1]
         columns[_ROWS_OF + name] = np.array([(number, len(array)) for number, array in arrays], dtype=np.int64)
     return columns
 

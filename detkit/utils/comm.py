@@ -154,14 +154,16 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         arrays: By name, along the first axis; a process may lack some names.
 
     Raises:
-        ValueError: In all processes, if arrays of a name differ in type, or in more than the first axis.
+        ValueError: In all processes, if arrays of a name that are not empty differ in type, or in more than the first
+            axis.
     """
     if get_world_size() == 1:
         return dict(arrays)
     layouts = all_gather({name: (array.dtype.str, array.shape) for name, array in arrays.items()})
     gathered: dict[str, np.ndarray] = {}
     for name in sorted({name for layout in layouts for name in layout}):
-        of_name = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
+        given = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
+        of_name = {rank: layout for rank, layout in given.items() if layout[1][0]} or dict([next(iter(given.items()))])
         if len({(dtype, shape[1:]) for dtype, shape in of_name.values()}) > 1:
             raise ValueError(f"arrays {name!r} differ between processes: by rank {of_name} (type, shape)")
         whole = _concatenate_in_main(arrays.get(name), of_name)

@@ -33,15 +33,26 @@ SHARES = {
         [],
     ],
     "nothing": [[], [], []],
+    "only empty arrays": [[], [found("b", boxes=np.zeros((0, 4)))], [found("a", boxes=np.zeros((0, 4)))]],
     "images without anything": [[found("b")], [found("a")], []],
     "a name in the last process only": [[], [found("b")], [found("a", is_right=[True, False])]],
 }
 
 
+SPECIAL = {
+    "twice": [[found("a")], [found("c")], [found("c")]],
+    "shapes": [
+        [found("a", points=np.zeros((0, 7)))],
+        [found("b", points=[[1, 1]]), found("c", points=np.zeros((0, 2)))],
+        [found("d", points=[])],
+    ],
+}
+
+
 def gather_all():
-    """What this process gets of each share, and of an image predicted twice."""
+    """What this process gets of each share."""
     gathered = {}
-    for name, share in {**SHARES, "twice": [[found("a")], [found("c")], [found("c")]]}.items():
+    for name, share in {**SHARES, **SPECIAL}.items():
         collector = ImageCollector(Found, "data", ["a", "b", "c", "d"])
         for item in share[comm.get_rank()]:
             collector.add(item)
@@ -68,6 +79,12 @@ def test_main_process_gets_what_all_have_in_order_of_the_data_set(of_three_proce
         assert item.arrays.keys() == other.arrays.keys()
         for key, array in item.arrays.items():
             np.testing.assert_array_equal(array, other.arrays[key], strict=True)
+
+
+def test_arrays_without_rows_may_have_any_shape(of_three_processes):
+    by_image = {item.image_id: item.arrays["points"] for item in of_three_processes[0]["shapes"]}
+    assert by_image["b"].tolist() == [[1, 1]]
+    assert [by_image[image_id].shape for image_id in "acd"] == [(0, 2)] * 3
 
 
 def test_image_predicted_by_two_processes_is_an_error_in_all(of_three_processes):
