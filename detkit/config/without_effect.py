@@ -6,8 +6,8 @@ from detkit.config.cfg_node import CfgNode
 from detkit.config.defaults import get_cfg
 
 # Keys -> the key that decides whether they are looked at, and its values under which they are; none means any but
-# empty or False. Keys below a name that says so itself (MODEL.RETINANET, SOLVER.GAMMA in a base file) are not here:
-# configs share bases that set them for others.
+# empty or False. Left out is what base files set for some of the configs that share them (SOLVER.STEPS, which a cosine
+# does not look at; MODEL.ROI_MASK_HEAD): it would be named in runs where nobody has a mistake to find.
 _LOOKED_AT_WITH: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {
     ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"): ("SOLVER.OPTIMIZER", ("SGD",)),
     ("SOLVER.ADAMW.BETAS", "SOLVER.ADAMW.EPS"): ("SOLVER.OPTIMIZER", ("AdamW",)),

@@ -13,6 +13,11 @@ def test_saved_picture_is_read_back(suffix: str, tmp_path) -> None:
     assert np.abs(np.asarray(Image.open(path)).astype(int) - image).max() <= 3
 
 
+def test_picture_has_the_size_of_its_array() -> None:
+    picture = VisImage(np.zeros((12, 16, 3), np.uint8))
+    assert (picture.height, picture.width) == (12, 16)
+
+
 def test_unknown_format_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"suffix '.xyz'"):
         VisImage(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "picture.xyz")
