@@ -1,6 +1,7 @@
 """`PreciseBN`: statistics of batch norm layers from many batches under fixed weights."""
 
 import itertools
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 from detkit.data import HasState
 from detkit.engine.train_loop import HookBase
 from detkit.utils.events import EventStorage
+
+logger = logging.getLogger(__name__)
 
 
 class PreciseBN(HookBase):
@@ -57,6 +60,7 @@ class PreciseBN(HookBase):
         from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
         if not get_bn_modules(self._model):
+            logger.warning("TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains")
             return
         if self._batches is None:
             self._batches = iter(self._data_loader)

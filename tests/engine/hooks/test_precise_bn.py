@@ -50,8 +50,9 @@ def test_runs_every_period_and_after_the_last_iteration(period, want):
     assert seen == want
 
 
-def test_model_without_trained_batch_norm_is_left_alone():
+def test_model_without_trained_batch_norm_is_left_alone_and_that_is_said(caplog):
     model = Logs().eval()
     before = model.norm.running_mean.clone()
     hooks.PreciseBN(0, model, [], 3).update_stats()
     assert torch.equal(model.norm.running_mean, before)
+    assert "TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains" in caplog.text
