@@ -24,8 +24,8 @@ class DefaultPredictor:
     """Runs a trained model on single images: resized as in testing, converted to the channel order the model wants.
 
     What convolutions compute from their weights is kept from image to image. Weights may be loaded or changed between
-    two of them as by an optimizer, but not through `tensor.data`, which torch does not notice (`PreparedWeights`). For
-    R50-FPN this takes 430 MB on a CPU, and the size of the model on other devices.
+    two of them, but not through `tensor.data` or by a fused optimizer, which torch does not notice (`PreparedWeights`).
+    For R50-FPN this takes 430 MB on a CPU, and the size of the model on other devices.
 
     Example:
         >>> predictor = DefaultPredictor(cfg)

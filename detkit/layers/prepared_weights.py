@@ -26,8 +26,8 @@ class PreparedWeights:
     """A store of what layers have computed from their weights.
 
     A value is computed anew when a tensor that it comes from is another one, or was changed in place: torch counts
-    changes for autograd. What is written through `tensor.data` or NumPy is not counted, and must not happen from one
-    use to the next; outside of any use there is no such rule.
+    changes for autograd. What is written through `tensor.data`, through NumPy or by a fused optimizer is not counted,
+    and must not happen from one use of the store to the next.
 
     Example:
         >>> weights = PreparedWeights()
@@ -58,7 +58,7 @@ class PreparedWeights:
         # Tensors made in inference mode could not take part in a later pass with gradients.
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
-        values[name] = _Prepared(value, list(sources), states)
+        values[name] = _Prepared(value, list(sources), states, [tensor.untyped_storage() for tensor in sources])
         return value
 
     def __reduce__(self) -> tuple[type[PreparedWeights], tuple[()]]:
@@ -70,6 +70,8 @@ class _Prepared(NamedTuple):
     value: Any
     sources: list[Tensor]
     states: list[tuple[int, int]]
+    # Held so that no later memory of the same tensors, after `tensor.data = ...`, can get the same address.
+    storages: list[torch.UntypedStorage]
 
     def is_of(self, sources: Sequence[Tensor], states: list[tuple[int, int]]) -> bool:
         same = len(sources) == len(self.sources) and all(map(_is, sources, self.sources))

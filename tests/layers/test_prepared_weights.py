@@ -113,6 +113,15 @@ def test_changed_weights_are_noticed(double, change):
         assert double.count == 2
 
 
+def test_new_weights_at_the_address_of_the_old_ones_are_noticed():
+    double = _Counter(torch.ones(4096))
+    with PreparedWeights().in_use():
+        double()
+        for _ in range(2):  # the second time, the first memory is free unless it is held
+            double.weight.data = double.weight.data + 2
+        assert double()[0] == 10
+
+
 def test_other_threads_are_not_concerned(double):
     seen = []
     with PreparedWeights().in_use():
