@@ -232,7 +232,7 @@ def _check_settings(cfg: CfgNode) -> None:
             "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], since a stage of a cascade "
             f"ignores no proposal; got {list(heads.IOU_THRESHOLDS)} and {list(heads.IOU_LABELS)}"
         )
-    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
+    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and (cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON):
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the later branches of CascadeROIHeads are trained on "
             "the proposals of the first stage: set it to False, or use StandardROIHeads"

@@ -139,7 +139,7 @@ def _only_feature(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
 def _check_settings(cfg: CfgNode, name: str) -> None:
     if cfg.MODEL.KEYPOINT_ON:
         raise ValueError(f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads")
-    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
+    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and cfg.MODEL.MASK_ON:
         raise ValueError(
             f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what is pooled from "
             "the proposals: set it to False, or use StandardROIHeads"

@@ -178,7 +178,9 @@ def test_number_of_stages_follows_the_config():
         ),
         pytest.param(["MODEL.ROI_HEADS.IOU_LABELS", [1, 0]], r"got \[0\.5\] and \[1, 0\]", id="labels"),
         pytest.param(
-            ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True], "TRAIN_ON_PRED_BOXES is True", id="predicted-boxes"
+            ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.MASK_ON", True],
+            "TRAIN_ON_PRED_BOXES is True",
+            id="predicted-boxes",
         ),
         pytest.param(
             ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG is False", id="box-per-class"
@@ -188,6 +190,10 @@ def test_number_of_stages_follows_the_config():
 def test_bad_settings_name_their_keys(overrides, message):
     with pytest.raises(ValueError, match=message):
         make(*overrides)
+
+
+def test_predicted_boxes_without_later_branches_concern_nobody():
+    assert isinstance(make("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), CascadeROIHeads)
 
 
 def test_stages_that_do_not_agree_are_an_error():

@@ -151,12 +151,19 @@ def test_given_boxes_need_their_fields():
     ("override", "message"),
     [
         (("MODEL.KEYPOINT_ON", True), "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"),
-        (("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True), "TRAIN_ON_PRED_BOXES is True, but .* Res5ROIHeads share"),
+        (
+            ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.MASK_ON", True),
+            "TRAIN_ON_PRED_BOXES is True, but .* Res5ROIHeads share",
+        ),
     ],
 )
 def test_setting_that_these_heads_cannot_follow_is_an_error(override, message):
     with pytest.raises(ValueError, match=message):
         make(*override)
+
+
+def test_predicted_boxes_without_masks_concern_nobody():
+    assert not make("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True).mask_on
 
 
 def test_several_features_are_an_error():
