@@ -13,7 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from detkit.data import HasState, TrainingStream
-from detkit.engine.nonfinite import BrokenStep, HeldBuffers, Pass, Verdict, explain, giving_nan, in_short, judge
+from detkit.engine.nonfinite import (
+    BrokenStep,
+    HeldBuffers,
+    Pass,
+    Verdict,
+    explain,
+    giving_nan,
+    has_stand_in,
+    in_short,
+    judge,
+)
 from detkit.engine.step_metrics import StepMetrics, mean_by_name
 from detkit.engine.train_loop import TrainerBase
 from detkit.utils import comm
@@ -89,7 +99,8 @@ class SimpleTrainer(TrainerBase):
         """Train one iteration.
 
         Raises:
-            FloatingPointError: A loss or a gradient is infinite or not a number, once no more steps may be skipped.
+            FloatingPointError: A loss or a gradient is infinite or not a number, once no more steps may be skipped; at
+                once where the model says so itself, and has layers such as SyncBN in which other processes wait.
             RuntimeError: The model is in eval mode, or the data loader has ended.
         """
         if not self.model.training:
@@ -121,6 +132,8 @@ class SimpleTrainer(TrainerBase):
             try:
                 losses = self.compute_losses(batch)
             except FloatingPointError as raised:  # a model that looks at its numbers itself, as the RPN does
+                if not has_stand_in(_bare(model)):
+                    raise
                 error = str(raised)
                 with giving_nan(_bare(model)):
                     losses = self.compute_losses(batch)

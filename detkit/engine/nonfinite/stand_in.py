@@ -6,6 +6,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from detkit.layers.sync_batch_norm import SyncBatchNorm2d
+from detkit.utils import comm
+
+
+def has_stand_in(model: nn.Module) -> bool:
+    """Whether `giving_nan` can take the model's place: not if it has layers in which the others wait for this process.
+
+    What they exchange, SyncBN in each pass forward and backward, a model that has stopped half-way no longer gives.
+    """
+    synchronised = (nn.SyncBatchNorm, SyncBatchNorm2d)
+    return comm.get_world_size() == 1 or not any(isinstance(m, synchronised) and m.training for m in model.modules())
+
 
 @contextmanager
 def giving_nan(model: nn.Module) -> Iterator[None]:

@@ -4,13 +4,16 @@ import json
 import math
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from detkit.engine import SimpleTrainer, create_ddp_model, launch
+from detkit.layers import get_norm
 from detkit.utils import comm
 
 FAULTS = ["loss", "constant", "gradient", "raises"]
@@ -71,6 +74,26 @@ def train(folder, count):
         torch.save(result, Path(folder) / f"{fault}_{rank}.pt")
 
 
+class SyncNet(nn.Module):
+    """Has a layer behind the error of process 1 in which process 0 waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = get_norm("SyncBN", 2)
+
+    def forward(self, batch):
+        if batch == 1:
+            raise FloatingPointError("scores contain nan")
+        return {"loss": self.norm(torch.randn(2, 2, 3, 3)).pow(2).mean()}
+
+
+def train_synchronised():
+    """Main function of a started process."""
+    model = create_ddp_model(SyncNet())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    SimpleTrainer(model, [0, comm.get_rank()], optimizer, max_skipped_steps=9).train(0, 2)
+
+
 @pytest.fixture
 def run_two(tmp_path, monkeypatch):
     # Started processes import this file by its name; pytest's importlib mode has not put its folder on their path.
@@ -119,3 +142,11 @@ def test_both_stop_with_the_same_message_and_one_file(run_two, tmp_path):
         assert [first["process"], second["process"]] == [0, 1]
         assert first["replay"] == {"first_output": None, "first_gradient": None, "error": ""}, fault
         assert second["replay"] != first["replay"], fault
+
+
+@pytest.mark.slow
+def test_error_between_layers_that_communicate_is_not_waited_for(run_two):
+    import test_several_processes
+
+    with pytest.raises(ProcessRaisedException, match="FloatingPointError: scores contain nan"):
+        launch(test_several_processes.train_synchronised, 2, timeout=timedelta(seconds=20))

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.engine.nonfinite import giving_nan
+from detkit.engine.nonfinite import giving_nan, has_stand_in
+from detkit.layers.sync_batch_norm import SyncBatchNorm2d
+from detkit.utils import comm
 
 
 @pytest.fixture
@@ -31,3 +33,20 @@ def test_forward_that_a_user_has_put_there_comes_back(model):
     with giving_nan(model):
         assert model(0).isnan()
     assert model(0) == 1
+
+
+@pytest.mark.parametrize("norm", [SyncBatchNorm2d, nn.SyncBatchNorm])
+@pytest.mark.parametrize(
+    ("num_processes", "training", "expected"),
+    [
+        pytest.param(2, True, False, id="others-wait"),
+        pytest.param(2, False, True, id="fixed-statistics"),
+        pytest.param(1, True, True, id="no-others"),
+    ],
+)
+def test_layers_that_wait_for_other_processes_have_no_stand_in(
+    model, norm, num_processes, training, expected, monkeypatch
+):
+    monkeypatch.setattr(comm, "get_world_size", lambda: num_processes)
+    assert has_stand_in(model)
+    assert has_stand_in(nn.Sequential(model, norm(2)).train(training)) is expected
