@@ -13,17 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from detkit.data import HasState, TrainingStream
-from detkit.engine.nonfinite import (
-    BrokenStep,
-    HeldBuffers,
-    Pass,
-    Verdict,
-    explain,
-    giving_nan,
-    has_stand_in,
-    in_short,
-    judge,
-)
+from detkit.engine.held_buffers import HeldBuffers
+from detkit.engine.nonfinite import BrokenStep, Pass, Verdict, explain, giving_nan, has_stand_in, in_short, judge
 from detkit.engine.step_metrics import StepMetrics, mean_by_name
 from detkit.engine.train_loop import TrainerBase
 from detkit.utils import comm

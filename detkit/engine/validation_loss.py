@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detkit.config import CfgNode
 from detkit.data import DatasetMapper, build_augmentation, build_detection_test_loader, get_test_records
+from detkit.engine.held_buffers import HeldBuffers
 from detkit.engine.simple_trainer import sum_losses
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
@@ -74,7 +75,8 @@ def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, floa
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Within: parts that give losses train, all others are in eval mode. Behind it: all as before."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(m, name, _copy(value)) for m in model.modules() for name, value in m._buffers.items()]
+    buffers = HeldBuffers(model)
+    buffers.hold()
     random = random_state()
     model.train()
     for module in _to_be_tested(model):
@@ -85,8 +87,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for module, name, value in buffers:
-            _put_back(module, name, value)
+        buffers.restore()
         set_random_state(random)
 
 
@@ -96,18 +97,6 @@ def _to_be_tested(model: nn.Module) -> Iterator[nn.Module]:
     if isinstance(backbone, nn.Module):
         yield from backbone.modules()
     yield from (module for module in model.modules() if next(module.children(), None) is None)
-
-
-def _copy(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.clone()
-
-
-def _put_back(module: nn.Module, name: str, value: Tensor | None) -> None:
-    present = module._buffers[name]
-    if value is None or present is None:  # a buffer may come into being with the first batch
-        module._buffers[name] = value
-    else:
-        present.copy_(value)
 
 
 def validation_losses_of(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from detkit.engine.nonfinite.held_buffers import HeldBuffers
+from detkit.engine.held_buffers import HeldBuffers
 from detkit.engine.nonfinite.verdict import Verdict
 
 
