@@ -1,6 +1,9 @@
 """`LRScheduler`: logs the learning rate and moves the schedule on."""
 
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -36,13 +39,27 @@ class LRScheduler(HookBase):
     def after_step(self) -> None:
         lr = self._optimizer.param_groups[self._group]["lr"]  # pyright: ignore[reportOptionalMemberAccess]
         self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
-        self.scheduler.step()
+        # Only there, since to filter warnings makes Python show again all that it has shown.
+        is_first = self.trainer.iter == self.trainer.start_iter
+        with _without_warning_of_order() if is_first else nullcontext():
+            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scheduler.load_state_dict(state_dict)
+
+
+@contextmanager
+def _without_warning_of_order() -> Iterator[None]:
+    """Silence torch, which takes a first step that was left out for a schedule that comes before the optimizer.
+
+    A trainer leaves out a step with numbers that are not finite, a loss scaler one whose gradients overflow.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
+        yield
 
 
 def _common_group(optimizer: Optimizer) -> int:

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -57,3 +59,13 @@ def test_state_is_that_of_the_scheduler():
     first.train(0, 4)
     second.load_state_dict(first.state_dict())
     assert second.scheduler.last_epoch == 4
+
+
+def test_first_steps_that_are_left_out_are_no_reason_to_warn():
+    trainer = Trainer((1.0, 1))
+    trainer.run_step = lambda: None
+    trainer.register_hooks([hooks.LRScheduler()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train(0, 3)
+    assert trainer.storage.history("lr").values() == [(1.0, 0), (0.5, 1), (pytest.approx(1 / 3), 2)]
