@@ -24,7 +24,7 @@ class StepMetrics:
         same iterations, with a step kept for the same ones.
 
         Args:
-            storage: Gets each loss, and their sum as `total_loss`, if there is more than one.
+            storage: Gets the sum of the losses as `total_loss`, and where there is more than one, each of them.
             prefix: Put before the name of the sum; the losses have it already.
         """
         per_rank = comm.gather(self._ungathered)

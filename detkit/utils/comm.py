@@ -148,7 +148,8 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
 def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """Give rank 0 the arrays of all processes, those of a name behind each other in order of rank; the others None.
 
-    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds nothing twice.
+    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds nothing twice that
+    the others send.
 
     Args:
         arrays: By name, along the first axis; a process may lack some names.

@@ -57,8 +57,8 @@ class Replay:
 def replay(step: BrokenStep) -> Replay:
     """Run a step's passes again from the same random numbers; the backward pass only if all losses were finite.
 
-    Modes, buffers, gradients and random numbers are afterwards as they were before. All processes must call it, since
-    layers may communicate; gradients are not exchanged.
+    Modes, gradients and random numbers are afterwards as they were before, buffers as they were before the step. All
+    processes must call it, since layers may communicate; gradients are not exchanged.
     """
     watch = _Watch()
     error = ""
@@ -83,7 +83,7 @@ def _differentiate(losses: Mapping[str, Tensor], model: nn.Module, num_passes: i
 
 @contextmanager
 def _undisturbed(step: BrokenStep) -> Iterator[None]:
-    """Run the block from the buffers that the step began with, and leave no trace of it."""
+    """Run the block from the buffers that the step began with; these are left behind, and no other trace of it."""
     before = random_state()
     step.buffers.restore()
     try:
