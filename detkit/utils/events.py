@@ -38,6 +38,8 @@ _storages: list["EventStorage"] = []
 _KEPT_VALUES = 20
 # Pictures that wait to be written. A run without TensorBoard, where nobody takes them, must not collect them for days.
 _KEPT_IMAGES = 32
+# Scalars that wait to be brought to the host. Only writers ask for them, and processes but the main one have none.
+_MAX_PENDING = 10_000
 
 
 def get_event_storage() -> "EventStorage":
@@ -75,7 +77,7 @@ class EventStorage:
 
         Args:
             name: For example `loss_cls`; `a/b` groups under a in TensorBoard.
-            value: A number, or a tensor of one element, which is read later, together with the others.
+            value: A number, or a tensor of one element, which is read later, together with others.
             smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or the last one (a
                 rate).
             cur_iter: Iteration to file it under, if not the present one.
@@ -92,6 +94,8 @@ class EventStorage:
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before")
         self._pending.append((name, value, self.iter if cur_iter is None else cur_iter))
+        if len(self._pending) == _MAX_PENDING:
+            self._fetch()
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **values: float | Tensor

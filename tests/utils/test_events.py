@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import time
@@ -245,3 +246,15 @@ def test_pictures_that_nobody_writes_do_not_pile_up():
         for storage.iter in range(1000):
             storage.put_image("p", None)
         assert [iteration for _, _, iteration in storage.images()] == list(range(968, 1000))
+
+
+def test_tensors_that_nobody_asks_for_do_not_pile_up():
+    def num_tensors():
+        return sum(type(item) is torch.Tensor for item in gc.get_objects())
+
+    gc.collect()
+    storage, before = EventStorage(0), num_tensors()
+    for storage.iter in range(15_000):
+        storage.put_scalar("loss", torch.ones(()))
+    assert num_tensors() - before <= 10_000
+    assert len(storage.history("loss").values()) == 15_000
