@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import inspect
+import itertools
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ _SYNC_BUFFERS = (
     else "broadcast_buffers"
 )
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Counts the runs that this process has joined: one that a script launches behind another is no restart of it.
+_joined = itertools.count()
 
 
 def launch(
@@ -176,7 +179,7 @@ def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], ti
         timeout=timeout,
     )
     # torchrun counts them on the machine whose process failed; what meets in its store counts those it has seen.
-    comm.set_num_restarts(comm.largest(max(restarts, comm.get_num_restarts())))
+    comm.set_num_restarts(comm.largest(max(restarts - next(_joined), comm.get_num_restarts())))
     return _run_and_leave(main_func, args)
 
 

@@ -61,6 +61,7 @@ def worker(record):
     if start and os.environ["RANK"] == "0":
         time.sleep(0.5)  # so that the other comes first, and would find what the last process 0 has left
     launch(fail_at_first, 1, args=(record, start))
+    launch(is_no_restart_of_the_first, 1, args=(record, start))
 
 
 def fail_at_first(record, start):
@@ -71,6 +72,10 @@ def fail_at_first(record, start):
         record.write_bytes(b"x")
         os.kill(os.getpid(), signal.SIGKILL)
     comm.synchronize()
+
+
+def is_no_restart_of_the_first(record, start):
+    assert comm.get_num_restarts() == start
     if comm.is_main_process():
         record.with_name("done").touch()
 
