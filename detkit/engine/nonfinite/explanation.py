@@ -45,7 +45,8 @@ def _found_here(step: BrokenStep) -> str:
         if not is_finite(losses):
             where = f"in process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
             files = file_names(pass_.batch)
-            return where + _numbers(losses, pass_.error) + (f" (images {', '.join(files)})" if files else "")
+            broken = {name: value for name, value in losses.items() if not math.isfinite(value)}
+            return where + _numbers(broken, pass_.error) + (f" (images {', '.join(files)})" if files else "")
     return ""
 
 
