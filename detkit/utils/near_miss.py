@@ -20,18 +20,24 @@ def near_misses(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     exact = [k for k in known if k.lower() == lowered or k.lower().endswith("." + lowered)]
     close = difflib.get_close_matches(name, known, n=limit, cutoff=0.6)
     same_leaf = _same_leaf_matches(name, known)
-    return list(dict.fromkeys(exact + close + same_leaf))[:limit]
+    # A last part that only one name has says more than parents that many share.
+    right_leaf = [k for k in known if _leaf(k) == _leaf(name)]
+    only = right_leaf if len(right_leaf) == 1 else []
+    return list(dict.fromkeys(exact + only + close + same_leaf))[:limit]
 
 
 def _same_leaf_matches(name: str, known: list[str]) -> list[str]:
     """Dotted names whose last part is close to the last part of `name`: the key is right, its parent is not."""
     if "." not in name:
         return []
-    leaf = name.rsplit(".", 1)[1]
     by_leaf: dict[str, list[str]] = {}
     for k in known:
-        by_leaf.setdefault(k.rsplit(".", 1)[-1], []).append(k)
-    return [k for close in difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.8) for k in by_leaf[close]]
+        by_leaf.setdefault(_leaf(k), []).append(k)
+    return [k for close in difflib.get_close_matches(_leaf(name), by_leaf, n=2, cutoff=0.8) for k in by_leaf[close]]
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -23,6 +23,16 @@ def test_names_with_and_without_a_parent_go_together():
     assert near_misses("SOLVER.VERSIN", ["MODEL.WEIGHTS", "VERSION"])[0] == "VERSION"
 
 
+def test_a_last_part_that_one_name_has_comes_before_the_parent():
+    known = ["SOLVER.WARMUP_ITERS", "SOLVER.STEPS", "SOLVER.MAX_ITER", "WRITERS"]
+    assert near_misses("SOLVER.WRITERS", known)[0] == "WRITERS"
+
+
+def test_a_last_part_that_several_have_does_not_say_more():
+    known = ["A.NORM", "B.NORM", "MODEL.FPN.NORMS"]
+    assert near_misses("MODEL.FPN.NORM", known)[0] == "MODEL.FPN.NORMS"
+
+
 def test_nothing_close_gives_nothing():
     assert near_misses("zzz", KNOWN) == []
     assert did_you_mean("zzz", KNOWN) == ""
