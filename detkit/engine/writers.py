@@ -103,7 +103,9 @@ def build_writers(
     if len(set(names)) < len(names):
         raise ValueError(f"WRITERS names a writer twice: {list(names)}")
     for name in _OPTIONAL_PACKAGES.intersection(names):
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        # A folder of the name, as wandb itself makes them, can be imported, too: as a package of nothing.
+        if spec is None or spec.origin is None:
             raise ImportError(
                 f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or pip install {name}'
             )

@@ -2,6 +2,7 @@ import logging
 import re
 import sys
 from collections import namedtuple
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -63,7 +64,7 @@ def fake(monkeypatch):
     module.MlflowClient = FakeClient(module.runs)
     module.entities, module.exceptions = ModuleType("mlflow.entities"), ModuleType("mlflow.exceptions")
     module.entities.Metric, module.entities.Param, module.exceptions.MlflowException = Metric, Param, FakeError
-    module.__spec__ = object()  # there is a package, as far as find_spec can see
+    module.__spec__ = ModuleSpec("mlflow", None, origin="here")  # there is a package, as far as find_spec can see
     for part in (module, module.entities, module.exceptions):
         monkeypatch.setitem(sys.modules, part.__name__, part)
     monkeypatch.delenv("MLFLOW_RUN_NAME", raising=False)

@@ -2,6 +2,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -43,7 +44,7 @@ def fake(request, monkeypatch):
         return module.run
 
     module.init = init
-    module.__spec__ = object()  # there is a package, as far as find_spec can see
+    module.__spec__ = ModuleSpec("wandb", None, origin="here")  # there is a package, as far as find_spec can see
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)

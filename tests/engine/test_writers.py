@@ -1,4 +1,6 @@
 import csv
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,14 @@ def test_bad_names_are_errors(tmp_path, names, message):
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_package_that_is_missing_is_an_error_with_the_command(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("detkit.engine.writers.find_spec", lambda package: None)
-    with pytest.raises(ImportError, match=rf'WRITERS names {name}, .*: pip install "detkit\[{name}\]"'):
-        build_writers([name], str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    for _ in range(2):
+        with pytest.raises(ImportError, match=rf'WRITERS names {name}, .*: pip install "detkit\[{name}\]"'):
+            build_writers([name], str(tmp_path))
+        # What the package leaves in the folder where it was used.
+        (tmp_path / name).mkdir(exist_ok=True)
+        importlib.invalidate_caches()
 
 
 def test_key_selects_the_files_of_a_run_and_a_resume_repeats_no_row(tiny_cfg):
