@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,6 +41,8 @@ _KEPT_VALUES = 20
 _KEPT_IMAGES = 32
 # Scalars that wait to be brought to the host. Only writers ask for them, and processes but the main one have none.
 _MAX_PENDING = 10_000
+# Values that a scalar is known by: all of a run of days could take gigabytes.
+_MAX_VALUES = 10_000
 
 
 def get_event_storage() -> "EventStorage":
@@ -63,7 +66,7 @@ class EventStorage:
 
     def __init__(self, start_iter: int = 0) -> None:
         self.iter = start_iter
-        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._history: dict[str, HistoryBuffer] = defaultdict(partial(HistoryBuffer, _MAX_VALUES))
         self._smoothed: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
         self._pending: list[tuple[str, float | Tensor, int]] = []
@@ -122,7 +125,7 @@ class EventStorage:
         self._images.clear()
 
     def history(self, name: str) -> HistoryBuffer:
-        """All values of a scalar.
+        """The last 10,000 values of a scalar; its `global_avg` is that of all.
 
         Raises:
             KeyError: Nothing was put under that name.
@@ -133,7 +136,7 @@ class EventStorage:
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """All values of all scalars, by name."""
+        """What `history` gives of all scalars, by name."""
         self._fetch()
         return dict(self._history)
 

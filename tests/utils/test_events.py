@@ -22,6 +22,16 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_long_run_keeps_the_last_values_and_the_mean_of_all():
+    with EventStorage() as storage:
+        for iteration in range(10_050):
+            storage.put_scalar("loss", float(iteration < 100), cur_iter=iteration)
+        history = storage.history("loss")
+        assert len(history.values()) == 10_000
+        assert history.values()[0] == (1.0, 50)
+        assert history.global_avg() == pytest.approx(100 / 10_050)
+
+
 def test_no_storage_outside_a_block():
     assert not has_event_storage()
     with pytest.raises(RuntimeError, match="needs an active EventStorage"):
@@ -255,6 +265,6 @@ def test_tensors_that_nobody_asks_for_do_not_pile_up():
     gc.collect()
     storage, before = EventStorage(0), num_tensors()
     for storage.iter in range(15_000):
-        storage.put_scalar("loss", torch.ones(()))
+        storage.put_scalar(f"loss_{storage.iter % 2}", torch.ones(()))
     assert num_tensors() - before <= 10_000
-    assert len(storage.history("loss").values()) == 15_000
+    assert [len(history.values()) for history in storage.histories().values()] == [7_500, 7_500]
