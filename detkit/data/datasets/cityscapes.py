@@ -192,7 +192,7 @@ def window_rle(window: np.ndarray, corner: tuple[int, int], image_size: tuple[in
     """
     (x, y), (height, width) = corner, image_size
     # Column by column, as the format goes, each with an empty cell behind it, so that every run ends in its column.
-    cells = np.pad(window.T, [(0, 0), (0, 1)]).ravel()
+    cells = np.column_stack([window.T, np.zeros(window.shape[1], dtype=bool)]).ravel()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], cells]).astype(np.int8)))
     column, row = edges // (window.shape[0] + 1), edges % (window.shape[0] + 1)
     places = (x + column) * height + y + row
