@@ -2,17 +2,23 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
 
 import yaml
 
 from detkit.config import CfgNode
 from detkit.engine.mlflow_writer import MlflowWriter
 from detkit.engine.wandb_writer import WandbWriter
-from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from detkit.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    LineWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 
@@ -21,20 +27,14 @@ _OPTIONAL_PACKAGES = frozenset({"wandb", "mlflow"})
 _HEADER = ["iteration", "name", "value"]
 
 
-class CSVWriter(EventWriter):
+class CSVWriter(LineWriter):
     """Appends a row `iteration,name,value` per new scalar: they come at times of their own, columns would not hold."""
 
-    def __init__(self, csv_file: str, window_size: int = 20) -> None:
-        """Remember where to write; the file is opened at the first write, for appending.
+    header = ",".join(_HEADER) + "\n"
 
-        Args:
-            csv_file: Path; its folder is made if absent.
-            window_size: Values in the median of scalars with a smoothing hint.
-        """
-        self._path = Path(csv_file)
-        self._file: TextIO | None = None
-        self._window_size = window_size
-        self._last_write = -1
+    def __init__(self, csv_file: str, window_size: int = 20) -> None:
+        """Remember where to write, as `LineWriter` does."""
+        super().__init__(csv_file, window_size)
 
     def write(self) -> None:
         scalars = get_event_storage().latest_with_smoothing_hint(self._window_size)
@@ -43,33 +43,11 @@ class CSVWriter(EventWriter):
         self._open().flush()
         self._last_write = max([self._last_write, *(i for i, _, _ in new)])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_write": self._last_write}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on behind the rows of the checkpoint: those that a killed run wrote after it are dropped."""
-        self._last_write = state_dict["last_write"]
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[1:] if _iteration_of(line) <= self._last_write]
-        if kept != lines[1:]:
-            # Not in place: a second kill must not cost the rows of a run of days.
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            temporary.write_text("".join([",".join(_HEADER) + "\n", *kept]), encoding="utf-8")
-            temporary.replace(self._path)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _open(self) -> TextIO:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", newline="")
-            if self._path.stat().st_size == 0:
-                self._file.write(",".join(_HEADER) + "\n")
-        return self._file
+    @staticmethod
+    def iteration_of(line: str) -> float:
+        cells = next(csv.reader([line]), [])
+        is_whole = line.endswith("\n") and len(cells) == len(_HEADER) and cells[0].isdigit()
+        return int(cells[0]) if is_whole else math.inf
 
 
 def build_writers(
@@ -111,10 +89,3 @@ def build_writers(
             )
     PathManager.mkdirs(output_dir)
     return [known[name]() for name in names]
-
-
-def _iteration_of(line: str) -> float:
-    """The iteration of a row; infinity for one that a kill has torn, which is a last one."""
-    cells = next(csv.reader([line]), [])
-    is_whole = line.endswith("\n") and len(cells) == len(_HEADER) and cells[0].isdigit()
-    return int(cells[0]) if is_whole else math.inf

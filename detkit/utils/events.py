@@ -243,20 +243,67 @@ class EventWriter(ABC):
         """Go on behind what was written then: what was written later, by a run that was killed, is taken back."""
 
 
-class JSONWriter(EventWriter):
-    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
+class LineWriter(EventWriter):
+    """Appends lines to a text file, each of one iteration; those behind the checkpoint of a resumed run are dropped.
 
-    def __init__(self, json_file: str, window_size: int = 20) -> None:
+    Attributes:
+        header: First line of the file; empty for none.
+    """
+
+    header = ""
+
+    def __init__(self, path: str, window_size: int = 20) -> None:
         """Remember where to write; the file is opened at the first write, for appending.
 
         Args:
-            json_file: Path; its folder is made if absent.
+            path: Of the file; its folder is made if absent.
             window_size: Values in the median of scalars with a smoothing hint.
         """
-        self._path = Path(json_file)
+        self._path = Path(path)
         self._file: TextIO | None = None
         self._window_size = window_size
         self._last_write = -1
+
+    @staticmethod
+    @abstractmethod
+    def iteration_of(line: str) -> float:
+        """Give the iteration of a line; infinity for one that a kill has torn, which is a last one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_write": self._last_write}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._last_write = state_dict["last_write"]
+        if not self._path.exists():
+            return
+        head = [self.header] if self.header else []
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[len(head) :]
+        kept = [line for line in lines if self.iteration_of(line) <= self._last_write]
+        if kept != lines:
+            # Not in place: a second kill must not cost the lines of a run of days.
+            temporary = self._path.with_name(f".{self._path.name}.tmp")
+            temporary.write_text("".join([*head, *kept]), encoding="utf-8")
+            temporary.replace(self._path)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> TextIO:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+            if self._path.stat().st_size == 0:
+                self._file.write(self.header)
+        return self._file
+
+
+class JSONWriter(LineWriter):
+    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
+
+    def __init__(self, json_file: str, window_size: int = 20) -> None:
+        """Remember where to write, as `LineWriter` does."""
+        super().__init__(json_file, window_size)
 
     def write(self) -> None:
         for iteration, scalars in get_event_storage().new_by_iteration(self._last_write, self._window_size).items():
@@ -266,38 +313,12 @@ class JSONWriter(EventWriter):
             self._last_write = iteration
         self._open().flush()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_write": self._last_write}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._last_write = state_dict["last_write"]
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _iteration_of(line) <= self._last_write]
-        if kept != lines:
-            # Not in place: a second kill must not cost the lines of a run of days.
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(self._path)
-
-    def _open(self) -> TextIO:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8")
-        return self._file
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _iteration_of(line: str) -> float:
-    """The iteration of a line of `metrics.json`; infinity for one that a kill has torn, which is a last one."""
-    try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    @staticmethod
+    def iteration_of(line: str) -> float:
+        try:
+            return json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError):
+            return math.inf
 
 
 class TensorboardXWriter(EventWriter):
