@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from detkit.cli import train
-from tests.end_to_end.victim import outcome, prepare, same, start, wait_until_asleep
+from tests.end_to_end.victim import outcome, prepare, start, wait_until_asleep
 from tests.processes import end_of, free_port, group_is_gone, torchrun_agent
+from tests.same import same
 
 ROOT = Path(__file__).parents[2]
 

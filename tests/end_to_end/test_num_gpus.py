@@ -11,8 +11,9 @@ import pytest
 from torch.multiprocessing.spawn import start_processes
 
 from detkit.cli import train
-from tests.end_to_end.victim import outcome, prepare, same, start, wait_until_asleep
+from tests.end_to_end.victim import outcome, prepare, start, wait_until_asleep
 from tests.processes import end_of, group_is_gone, living
+from tests.same import same
 
 TWO = ["--num-gpus", "2"]
 

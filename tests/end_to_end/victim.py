@@ -5,8 +5,6 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 from detkit.checkpoint import load_checkpoint_file
 from detkit.cli import train
 from tests.processes import fork
@@ -154,13 +152,3 @@ def outcome(folder: Path, output: str):
     timed = ("time", "data_time", "eta_seconds")
     rows = [{key: value for key, value in line.items() if key not in timed} for line in lines]
     return final["model"], final["trainer"]["_trainer"]["optimizer"], final["trainer"]["hooks"], rows
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b

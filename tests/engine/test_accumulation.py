@@ -4,23 +4,13 @@ import logging
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import get_cfg
 from detkit.engine import DefaultTrainer, SimpleTrainer
 from detkit.modeling import build_model
 from detkit.structures import Boxes, Instances
-
-
-class Toy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc = nn.Linear(2, 1)
-
-    def forward(self, batch):
-        return {"loss": self.fc(batch).pow(2).mean()}
+from tests.engine.toy import Toy
 
 
 def trained(model, data, steps, **kwargs):

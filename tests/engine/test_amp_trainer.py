@@ -7,21 +7,10 @@ from detkit.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detkit.modeling import build_model
 from detkit.solver import maybe_add_gradient_clipping
 from detkit.structures import Boxes, Instances
+from tests.engine.toy import Toy
 
 STEPS = 20
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-class Toy(nn.Module):
-    """Gives a loss of a batch of numbers."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc = nn.Linear(2, 1)
-
-    def forward(self, batch):
-        return {"loss": self.fc(batch).pow(2).mean()}
 
 
 def toy_trainer(trainer_class, model=None, steps=30):

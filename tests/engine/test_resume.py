@@ -12,6 +12,7 @@ import torch
 from detkit.checkpoint import load_checkpoint_file
 from detkit.engine import DefaultTrainer, hooks
 from detkit.utils.env import seed_all_rng
+from tests.same import same
 
 
 class Killed(BaseException):
@@ -78,16 +79,6 @@ def outcome(cfg, trainer):
     optimizer = final["trainer"]["_trainer"]["optimizer"]["state"]
     ranks = [final["trainer"]["ranks"], final["trainer"]["_trainer"]["ranks"]]
     return final["model"], optimizer, ranks, losses, rows(cfg)
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b or a != a != b != b
 
 
 @pytest.fixture
