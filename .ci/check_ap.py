@@ -1,4 +1,6 @@
-"""Check what the main job left behind: `check_ap.py LOG MIN_AP`. The log's last line is the output folder."""
+"""Check what the main job left behind: `check_ap.py LOG MIN_AP`. The log's last line is the output
+folder.
+"""
 
 import json
 import math
@@ -7,7 +9,9 @@ from pathlib import Path
 
 log, min_ap = Path(sys.argv[1]), float(sys.argv[2])
 output = Path(log.read_text(encoding="utf-8").strip().splitlines()[-1].strip())
-scores = [json.loads(line) for line in (output / "metrics.json").read_text(encoding="utf-8").splitlines()]
+scores = [
+    json.loads(line) for line in (output / "metrics.json").read_text(encoding="utf-8").splitlines()
+]
 ap = [line["bbox/AP"] for line in scores if "bbox/AP" in line][-1]
 pictures = sorted(output.rglob("*.jpg")) + sorted(output.rglob("*.png"))
 print(f"box AP {ap:.1f} (at least {min_ap:g} wanted), {len(pictures)} pictures in {output}")

@@ -11,7 +11,9 @@ from detkit.utils.file_io import dataset_root
 
 def main() -> None:
     """Convert all label maps below a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--gt",
         default=str(dataset_root() / "cityscapes" / "gtFine"),

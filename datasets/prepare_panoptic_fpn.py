@@ -12,9 +12,15 @@ from detkit.utils.file_io import dataset_root
 
 def main() -> None:
     """Convert the splits that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", default=str(dataset_root() / "coco"), help="folder of COCO (default: %(default)s)")
-    parser.add_argument("--splits", nargs="+", default=["val2017", "train2017"], help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--coco", default=str(dataset_root() / "coco"), help="folder of COCO (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", default=["val2017", "train2017"], help="(default: %(default)s)"
+    )
     args = parser.parse_args()
     to_contiguous = coco_panoptic_separated_metadata()["stuff_dataset_id_to_contiguous_id"]
     for split in args.splits:

@@ -12,20 +12,34 @@ from detkit.utils.file_io import dataset_root
 
 def main() -> None:
     """Generate the set that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", default=str(dataset_root() / "shapes"), help="folder to write (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num-train", type=int, default=800, help="pictures to train on (default: %(default)s)")
-    parser.add_argument("--num-val", type=int, default=100, help="pictures to evaluate on (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        default=str(dataset_root() / "shapes"),
+        help="folder to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-train", type=int, default=800, help="pictures to train on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-val", type=int, default=100, help="pictures to evaluate on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)"
+    )
     args = parser.parse_args()
     start = time.perf_counter()
     try:
-        folder = generate_shapes(args.output, num_train=args.num_train, num_val=args.num_val, seed=args.seed)
+        folder = generate_shapes(
+            args.output, num_train=args.num_train, num_val=args.num_val, seed=args.seed
+        )
     except ValueError as error:
         parser.error(str(error))
-    print(f"{folder}: {args.num_train} + {args.num_val} pictures, {time.perf_counter() - start:.1f} s")
+    print(
+        f"{folder}: {args.num_train} + {args.num_val} pictures, {time.perf_counter() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

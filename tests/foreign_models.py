@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def random_torchvision_model(name: str, **kwargs) -> nn.Module:
-    """Give a torchvision model in eval mode, all of it random: statistics of norms, too, which are trivial in a new one."""
+    """Return a torchvision model in eval mode, all of it random: statistics of norms, too, which are trivial in a new one."""
     with torch.device("meta"):  # its own initialisation would take longer than the test
         model = torchvision.models.get_model(name, weights=None, **kwargs)
     return randomised(model.to_empty(device="cpu")).eval()
@@ -98,7 +98,7 @@ _BLOB_ENDINGS = {
 
 
 def as_detectron_blobs(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a Detectron2 model's weights as Detectron saves them: names of blobs, the background first and with a box."""
+    """Return a Detectron2 model's weights as Detectron saves them: names of blobs, the background first and with a box."""
     blobs = {}
     for name, value in state.items():
         stem = _short(name)
@@ -116,16 +116,24 @@ def as_detectron_blobs(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_mmdet(state: dict[str, Tensor], first_level: int = 2) -> dict[str, Tensor]:
-    """Give a Detectron2 model's weights under the names of MMDetection."""
+    """Return a Detectron2 model's weights under the names of MMDetection."""
     result = {}
     for name, value in state.items():
         new = _short(name)
         for pattern, theirs in _TO_MMDET:
             new = re.sub(rf"^{pattern}", theirs, new)
-        new = re.sub(r"^fpn_lateral(\d)\.", lambda m: f"neck.lateral_convs.{int(m[1]) - first_level}.conv.", new)
-        new = re.sub(r"^fpn_output(\d)\.", lambda m: f"neck.fpn_convs.{int(m[1]) - first_level}.conv.", new)
         new = re.sub(
-            r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_head.mask_head.convs.{int(m[1]) - 1}.conv.", new
+            r"^fpn_lateral(\d)\.",
+            lambda m: f"neck.lateral_convs.{int(m[1]) - first_level}.conv.",
+            new,
+        )
+        new = re.sub(
+            r"^fpn_output(\d)\.", lambda m: f"neck.fpn_convs.{int(m[1]) - first_level}.conv.", new
+        )
+        new = re.sub(
+            r"^roi_heads\.mask_head\.mask_fcn(\d)\.",
+            lambda m: f"roi_head.mask_head.convs.{int(m[1]) - 1}.conv.",
+            new,
         )
         result[new] = value
     return result

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def iou_of_two_boxes(a, b) -> float:
-    """Give the intersection over union of two boxes (x1, y1, x2, y2)."""
+    """Return the intersection over union of two boxes (x1, y1, x2, y2)."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     shared = width * height
@@ -18,23 +18,27 @@ def iou_of_two_boxes(a, b) -> float:
 
 
 def slow_pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Give (N, M) IoU of (N, 4) and (M, 4) XYXY boxes."""
+    """Return (N, M) IoU of (N, 4) and (M, 4) XYXY boxes."""
     rows = [[iou_of_two_boxes(a, b) for b in boxes2.tolist()] for a in boxes1.tolist()]
     return torch.tensor(rows, dtype=torch.float32).reshape(len(boxes1), len(boxes2))
 
 
 def slow_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Give the indices of the boxes that no better box of their own class overlaps, best first."""
+    """Return the indices of the boxes that no better box of their own class overlaps, best first."""
     kept: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
         rivals = [j for j in kept if idxs[j] == idxs[i]]
-        if all(iou_of_two_boxes(boxes[i].tolist(), boxes[j].tolist()) <= iou_threshold for j in rivals):
+        if all(
+            iou_of_two_boxes(boxes[i].tolist(), boxes[j].tolist()) <= iou_threshold for j in rivals
+        ):
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def slow_soft_nms(boxes, scores, groups, iou_threshold: float, method: str, sigma: float, min_score: float):
-    """Give (index, score) of the boxes that stay: the best goes out and lowers those of its group, until none is left."""
+def slow_soft_nms(
+    boxes, scores, groups, iou_threshold: float, method: str, sigma: float, min_score: float
+):
+    """Return (index, score) of the boxes that stay: the best goes out and lowers those of its group, until none is left."""
     left = dict(enumerate(scores.tolist()))
     kept = []
     while left:
@@ -43,7 +47,11 @@ def slow_soft_nms(boxes, scores, groups, iou_threshold: float, method: str, sigm
         if score > min_score:
             kept.append((best, score))
         for i in left:
-            iou = iou_of_two_boxes(boxes[i].tolist(), boxes[best].tolist()) if groups[i] == groups[best] else 0.0
+            iou = (
+                iou_of_two_boxes(boxes[i].tolist(), boxes[best].tolist())
+                if groups[i] == groups[best]
+                else 0.0
+            )
             if method == "gaussian":
                 left[i] *= math.exp(-(iou**2) / sigma)
             elif iou >= iou_threshold:
@@ -52,7 +60,7 @@ def slow_soft_nms(boxes, scores, groups, iou_threshold: float, method: str, sigm
 
 
 def slow_bilinear_sample(image: np.ndarray, y: float, x: float) -> np.ndarray:
-    """Give the (C,) value of a (C, H, W) image at a point, pixel (r, c) being the value at exactly y = r, x = c.
+    """Return the (C,) value of a (C, H, W) image at a point, pixel (r, c) being the value at exactly y = r, x = c.
 
     A point more than one pixel outside counts as 0; nearer, as the nearest pixel of the border.
     """
@@ -69,9 +77,14 @@ def slow_bilinear_sample(image: np.ndarray, y: float, x: float) -> np.ndarray:
 
 
 def slow_roi_align(
-    features: Tensor, rois: Tensor, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool
+    features: Tensor,
+    rois: Tensor,
+    output_size: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
-    """Give (R, C, P, P): the mean of samples in each cell of a P x P grid over each (image, x1, y1, x2, y2)."""
+    """Return (R, C, P, P): the mean of samples in each cell of a P x P grid over each (image, x1, y1, x2, y2)."""
     maps = features.double().numpy()
     out = np.zeros((len(rois), maps.shape[1], output_size, output_size))
     for r, (image, *box) in enumerate(rois.tolist()):
@@ -98,7 +111,7 @@ def slow_roi_align(
 
 
 def slow_deform_conv(x, offset, mask, weight, stride: int, padding: int, dilation: int) -> Tensor:
-    """Give (N, C_out, H_out, W_out) of a modulated deformable 3 x 3 convolution, one sample after the other.
+    """Return (N, C_out, H_out, W_out) of a modulated deformable 3 x 3 convolution, one sample after the other.
 
     Args:
         x: (N, C_in, H, W); what lies outside is 0, so that samples fade out over the pixel around it.
@@ -117,28 +130,34 @@ def slow_deform_conv(x, offset, mask, weight, stride: int, padding: int, dilatio
             y = row * stride - padding + place // 3 * dilation + dy
             x_ = column * stride - padding + place % 3 * dilation + dx
             value = _bilinear_with_zeros(x[n, first + c], y, x_)
-            out[n, o, row, column] += weight[o, c, place // 3, place % 3].item() * value * mask[n, index, row, column]
+            out[n, o, row, column] += (
+                weight[o, c, place // 3, place % 3].item() * value * mask[n, index, row, column]
+            )
     return out
 
 
 def _bilinear_with_zeros(image: Tensor, y: float, x: float) -> float:
-    """Give the value of an (H, W) image at a point, pixels outside being 0."""
+    """Return the value of an (H, W) image at a point, pixels outside being 0."""
     value = 0.0
-    for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+    for row, column in itertools.product(
+        (math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)
+    ):
         if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
             value += (1 - abs(y - row)) * (1 - abs(x - column)) * image[row, column].item()
     return value
 
 
 def random_boxes(count: int, size: float = 100.0, seed: int = 0) -> Tensor:
-    """Give (count, 4) XYXY boxes within a square of that size, many of which overlap."""
+    """Return (count, 4) XYXY boxes within a square of that size, many of which overlap."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator) * size
     return torch.cat([corners.min(dim=1).values, corners.max(dim=1).values], dim=1)
 
 
-def slow_anchors(sizes, aspect_ratios, stride: int, offset: float, grid_size: tuple[int, int]) -> Tensor:
-    """Give the (H * W * A, 4) anchors of one level, ordered by row, column, size, ratio (height / width)."""
+def slow_anchors(
+    sizes, aspect_ratios, stride: int, offset: float, grid_size: tuple[int, int]
+) -> Tensor:
+    """Return the (H * W * A, 4) anchors of one level, ordered by row, column, size, ratio (height / width)."""
     anchors = []
     for row in range(grid_size[0]):
         for column in range(grid_size[1]):
@@ -150,15 +169,18 @@ def slow_anchors(sizes, aspect_ratios, stride: int, offset: float, grid_size: tu
     return torch.tensor(anchors, dtype=torch.float32).reshape(-1, 4)
 
 
-def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> tuple[Tensor, list[int]]:
-    """Give each of R columns of a (M, R) matrix its largest value, and the label of the interval it falls in.
+def slow_match(
+    quality: Tensor, thresholds, labels, allow_low_quality: bool
+) -> tuple[Tensor, list[int]]:
+    """Return each of R columns of a (M, R) matrix its largest value, and the label of the interval it falls in.
 
     With low-quality matches, a column that holds the largest value of a row, if that is not 0, has label 1.
     """
     rows = quality.tolist()
     best = [max(row[r] for row in rows) for r in range(quality.shape[1])]
     result = [
-        labels[sum(value >= threshold for threshold in quality.new_tensor(thresholds).tolist())] for value in best
+        labels[sum(value >= threshold for threshold in quality.new_tensor(thresholds).tolist())]
+        for value in best
     ]
     if allow_low_quality:
         for row in rows:
@@ -169,7 +191,7 @@ def slow_match(quality: Tensor, thresholds, labels, allow_low_quality: bool) -> 
 
 
 def slow_focal_loss(logit: float, is_true: bool, alpha: float, gamma: float) -> float:
-    """Give the focal loss of one logit; a negative alpha weighs nothing."""
+    """Return the focal loss of one logit; a negative alpha weighs nothing."""
     p = 1 / (1 + math.exp(-logit))
     p_true = p if is_true else 1 - p
     weight = 1.0 if alpha < 0 else alpha if is_true else 1 - alpha
@@ -177,7 +199,7 @@ def slow_focal_loss(logit: float, is_true: bool, alpha: float, gamma: float) -> 
 
 
 def slow_voc_average_precision(objects, detections, threshold: float, use_07_metric: bool) -> float:
-    """Give Pascal VOC's average precision of one class, in [0, 1].
+    """Return Pascal VOC's average precision of one class, in [0, 1].
 
     Args:
         objects: One (image, box, is_difficult) per object; at least one is not difficult.
@@ -213,7 +235,10 @@ def slow_voc_average_precision(objects, detections, threshold: float, use_07_met
 
 def slow_covered_overlaps(overlaps: list[list[float]]) -> list[float]:
     """Pair rows with columns, always the free pair with the largest value next; one value per column, 0 without a row."""
-    free_rows, free_columns = set(range(len(overlaps))), set(range(len(overlaps[0]) if overlaps else 0))
+    free_rows, free_columns = (
+        set(range(len(overlaps))),
+        set(range(len(overlaps[0]) if overlaps else 0)),
+    )
     values = [0.0] * len(free_columns)
     for index in range(min(len(free_rows), len(free_columns))):
         value, row, column = max((overlaps[r][c], r, c) for r in free_rows for c in free_columns)
@@ -224,7 +249,7 @@ def slow_covered_overlaps(overlaps: list[list[float]]) -> list[float]:
 
 
 def slow_paste_mask(mask: Tensor, box, height: int, width: int) -> np.ndarray:
-    """Give (height, width) values of an (h, w) mask stretched over a box, bilinear between cell centers, 0 outside."""
+    """Return (height, width) values of an (h, w) mask stretched over a box, bilinear between cell centers, 0 outside."""
     rows, columns = mask.shape
     x1, y1, x2, y2 = box
     padded = np.pad(mask.double().numpy(), 1)
@@ -239,7 +264,7 @@ def slow_paste_mask(mask: Tensor, box, height: int, width: int) -> np.ndarray:
 
 
 def slow_keypoint_cell(point, box, size: int) -> tuple[int, bool]:
-    """Give the cell of a (x, y, visibility) point on a size x size grid over a box, and whether it counts."""
+    """Return the cell of a (x, y, visibility) point on a size x size grid over a box, and whether it counts."""
     x, y, visibility = point
     x1, y1, x2, y2 = box
     column = size - 1 if x == x2 else math.floor((x - x1) * size / (x2 - x1))
@@ -249,7 +274,7 @@ def slow_keypoint_cell(point, box, size: int) -> tuple[int, bool]:
 
 
 def cubic_weight(distance: float, a: float = -0.75) -> float:
-    """Give the weight of a sample at this distance in bicubic interpolation, of the kind that OpenCV and torch use."""
+    """Return the weight of a sample at this distance in bicubic interpolation, of the kind that OpenCV and torch use."""
     d = abs(distance)
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -257,7 +282,7 @@ def cubic_weight(distance: float, a: float = -0.75) -> float:
 
 
 def slow_bicubic_resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Give an (h, w) array at another size; beyond its border it goes on as at the border."""
+    """Return an (h, w) array at another size; beyond its border it goes on as at the border."""
 
     def weights(size: int, new_size: int) -> np.ndarray:
         matrix = np.zeros((new_size, size))
@@ -270,17 +295,25 @@ def slow_bicubic_resize(values: np.ndarray, height: int, width: int) -> np.ndarr
     return weights(values.shape[0], height) @ values @ weights(values.shape[1], width).T
 
 
-def slow_panoptic_merge(masks, scores, classes, semantic, overlap_threshold, stuff_area_thresh, score_thresh):
-    """Give the segment id of each pixel, and a dict per segment, of nested lists of masks and a map of classes."""
+def slow_panoptic_merge(
+    masks, scores, classes, semantic, overlap_threshold, stuff_area_thresh, score_thresh
+):
+    """Return the segment id of each pixel, and a dict per segment, of nested lists of masks and a map of classes."""
     pixels = list(itertools.product(range(len(semantic)), range(len(semantic[0]))))
     segments = [[0] * len(row) for row in semantic]
     infos = []
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
         own = [(r, c) for r, c in pixels if masks[i][r][c]]
         free = [(r, c) for r, c in own if segments[r][c] == 0]
-        if scores[i] < score_thresh or not own or (len(own) - len(free)) / len(own) > overlap_threshold:
+        if (
+            scores[i] < score_thresh
+            or not own
+            or (len(own) - len(free)) / len(own) > overlap_threshold
+        ):
             continue
-        infos.append({"id": len(infos) + 1, "isthing": True, "score": scores[i], "category_id": classes[i]})
+        infos.append(
+            {"id": len(infos) + 1, "isthing": True, "score": scores[i], "category_id": classes[i]}
+        )
         infos[-1]["instance_id"] = i
         for r, c in free:
             segments[r][c] = len(infos)
@@ -288,7 +321,9 @@ def slow_panoptic_merge(masks, scores, classes, semantic, overlap_threshold, stu
         free = [(r, c) for r, c in pixels if segments[r][c] == 0 and semantic[r][c] == label]
         if not free or len(free) < stuff_area_thresh:
             continue
-        infos.append({"id": len(infos) + 1, "isthing": False, "category_id": label, "area": len(free)})
+        infos.append(
+            {"id": len(infos) + 1, "isthing": False, "category_id": label, "area": len(free)}
+        )
         for r, c in free:
             segments[r][c] = len(infos)
     return segments, infos

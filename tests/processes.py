@@ -37,7 +37,7 @@ def fork(function, *args, output=None):
         torch.cuda.is_available, torch.cuda.device_count = bool, int  # nothing, and none
         if output is not None:
             # pytest has put files of its own into the place of these.
-            sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
+            sys.stdout = sys.stderr = open(output, "a", buffering=1)
             os.dup2(sys.stdout.fileno(), 1)
             os.dup2(sys.stdout.fileno(), 2)
         status = int(function(*args) or 0)
@@ -60,8 +60,14 @@ def living(group: int) -> list[str]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             states.append(path.read_text())
-    fields = {state: state.rsplit(")", 1)[1].split() for state in states}  # state, parent, group, ...
-    return [state for state, (kind, _, its_group, *_) in fields.items() if int(its_group) == group and kind != "Z"]
+    fields = {
+        state: state.rsplit(")", 1)[1].split() for state in states
+    }  # state, parent, group, ...
+    return [
+        state
+        for state, (kind, _, its_group, *_) in fields.items()
+        if int(its_group) == group and kind != "Z"
+    ]
 
 
 def group_is_gone(group: int) -> bool:
@@ -106,7 +112,16 @@ def together(function, *args, folder, world_size=2):
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(world_size)]
     meeting = folder / f"meeting_{len(list(folder.glob('meeting_*')))}"
     children = [
-        fork(_one_of, function, args, rank, world_size, meeting, pipes[rank][1], output=f"{meeting}_{rank}.txt")
+        fork(
+            _one_of,
+            function,
+            args,
+            rank,
+            world_size,
+            meeting,
+            pipes[rank][1],
+            output=f"{meeting}_{rank}.txt",
+        )
         for rank in range(world_size)
     ]
     results = []
@@ -124,7 +139,9 @@ def together(function, *args, folder, world_size=2):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, 9)
         end_of(child)
-    said = [f"process {rank}:\n{_read(f'{meeting}_{rank}.txt')[-5000:]}" for rank in range(world_size)]
+    said = [
+        f"process {rank}:\n{_read(f'{meeting}_{rank}.txt')[-5000:]}" for rank in range(world_size)
+    ]
     raise AssertionError("\n".join(said))
 
 

@@ -78,12 +78,19 @@ def test_imports_go_down_the_floors_only(module):
     for target in GRAPH[module]:
         package = target.split(".")[1]
         if package != parts[1]:
-            assert FLOORS[package] < FLOORS[parts[1]], f"{module} imports {target}: not a lower floor"
+            assert FLOORS[package] < FLOORS[parts[1]], (
+                f"{module} imports {target}: not a lower floor"
+            )
 
 
 def test_utils_are_leaves():
     # Leaves that the other leaves share.
-    allowed = {"detkit.utils.near_miss", "detkit.utils.file_io", "detkit.utils.download", "detkit.utils.image_file"}
+    allowed = {
+        "detkit.utils.near_miss",
+        "detkit.utils.file_io",
+        "detkit.utils.download",
+        "detkit.utils.image_file",
+    }
     for module, targets in GRAPH.items():
         if module.startswith("detkit.utils."):
             assert targets <= allowed, f"{module} imports {targets - allowed}"
@@ -107,14 +114,23 @@ def test_imports_have_no_circles():
 
 def test_checker_sees_an_import_inside_a_function(tmp_path):
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    from detkit.engine.launch import launch\n    import detkit.cli.train\n")
+    file.write_text(
+        "def f():\n    from detkit.engine.launch import launch\n    import detkit.cli.train\n"
+    )
     assert imported_modules(file) == {"detkit.engine.launch.launch", "detkit.cli.train"}
 
 
-@pytest.mark.parametrize("module", [m for m in sorted(MODULES) if MODULES[m].name == "__init__.py" and m != "detkit"])
+@pytest.mark.parametrize(
+    "module", [m for m in sorted(MODULES) if MODULES[m].name == "__init__.py" and m != "detkit"]
+)
 def test_packages_list_their_names_literally(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    imported = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    imported = {
+        alias.asname or alias.name
+        for n in tree.body
+        if isinstance(n, ast.ImportFrom)
+        for alias in n.names
+    }
     exported = [n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]  # type: ignore[attr-defined]
     assert "*" not in imported, f"{module} has a star import"
     if imported:

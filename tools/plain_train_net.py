@@ -1,8 +1,9 @@
 """Training written out: what `DefaultTrainer` does, as one loop without trainer and hooks.
 
-For those who want to see every step, or to change one that no hook reaches. It leaves out what a config may ask for
-beyond that, such as mixed precision or accumulation of gradients, and refuses a config that asks for it. Otherwise
-settings, data, model, schedule, checkpoints and results are the same as with `tools/train_net.py`.
+For those who want to see every step, or to change one that no hook reaches. It leaves out what a
+config may ask for beyond that, such as mixed precision or accumulation of gradients, and refuses a
+config that asks for it. Otherwise settings, data, model, schedule, checkpoints and results are the
+same as with `tools/train_net.py`.
 
     python tools/plain_train_net.py --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
 """
@@ -62,7 +63,7 @@ LEFT_OUT = {
 
 
 def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Give the results on every data set of DATASETS.TEST, by its name."""
+    """Return the results on every data set of DATASETS.TEST, by its name."""
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name)
@@ -80,7 +81,9 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     max_iter = cfg.SOLVER.MAX_ITER
-    writers = build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, max_iter, cfg) if comm.is_main_process() else []
+    writers = (
+        build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, max_iter, cfg) if comm.is_main_process() else []
+    )
     checkpointer = DetectionCheckpointer(
         model,
         cfg.OUTPUT_DIR,
@@ -90,7 +93,9 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     )
     start = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
     warn_about_random_fixed_norms(model, checkpointer.load_report)
-    periodic_checkpointer = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter)
+    periodic_checkpointer = PeriodicCheckpointer(
+        checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter
+    )
     batches = iter(data_loader)
     # After the checkpointer, which saves the bare model.
     model = create_ddp_model(model).train()
@@ -112,7 +117,11 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
             for name, mean in comm.reduce_dict({"total_loss": total, **losses}).items():
                 storage.put_scalar(name, mean)
             is_last = iteration + 1 == max_iter
-            if cfg.TEST.EVAL_PERIOD > 0 and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0 and not is_last:
+            if (
+                cfg.TEST.EVAL_PERIOD > 0
+                and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0
+                and not is_last
+            ):
                 do_test(cfg, model)
                 comm.synchronize()  # the other processes wait for the main one, which alone computes the results
             if (iteration + 1) % WRITE_PERIOD == 0 or is_last:

@@ -1,9 +1,11 @@
 """Train for many steps, and watch whether the memory of the main process and of its workers stays flat. Linux only.
 
-    python tools/soak.py --steps 2000 --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml OUTPUT_DIR soak
+    python tools/soak.py --steps 2000 --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
+    OUTPUT_DIR soak
 
-Prints resident memory over the run, and ends with status 1 where the last quarter lies above the second one by more
-than `--tolerance`. The first quarter does not count: allocators and caches fill up.
+Prints resident memory over the run, and ends with status 1 where the last quarter lies above the
+second one by more than `--tolerance`. The first quarter does not count: allocators and caches fill
+up.
 """
 
 import argparse
@@ -19,7 +21,9 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryWatch(HookBase):
-    """Notes resident memory, in MiB, of this process and of its children together, every `period` steps."""
+    """Notes resident memory, in MiB, of this process and of its children together, every `period`
+    steps.
+    """
 
     def __init__(self, period: int) -> None:
         self.period = period
@@ -28,10 +32,15 @@ class MemoryWatch(HookBase):
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period == 0:
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+            children = (
+                Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+            )
             self.main.append(_resident_mib("self"))
             self.workers.append(sum(_resident_mib(pid) for pid in children))
-            print(f"step {self.trainer.iter + 1}: main {self.main[-1]:.0f} MiB, workers {self.workers[-1]:.0f} MiB")
+            print(
+                f"step {self.trainer.iter + 1}: main {self.main[-1]:.0f} MiB, workers"
+                f" {self.workers[-1]:.0f} MiB"
+            )
 
 
 def _resident_mib(pid: str) -> float:
@@ -39,7 +48,7 @@ def _resident_mib(pid: str) -> float:
 
 
 def growth(values: list[float]) -> float:
-    """Give by how much the mean of the last quarter exceeds that of the second one."""
+    """Return by how much the mean of the last quarter exceeds that of the second one."""
     quarter = len(values) // 4
     second, last = values[quarter : 2 * quarter], values[-quarter:]
     return sum(last) / quarter - sum(second) / quarter
@@ -49,15 +58,21 @@ def main() -> int:
     """Train, print, judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config-file", default="quick_start/faster_rcnn_R_18_FPN_shapes.yaml")
-    parser.add_argument("--steps", type=int, default=2000, help="at least 40 (default: %(default)s)")
-    parser.add_argument("--tolerance", type=float, default=20, metavar="MIB", help="growth that passes")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="at least 40 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=20, metavar="MIB", help="growth that passes"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
     if args.steps < 40:
         parser.error(f"--steps must be at least 40, got {args.steps}")
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
-    cfg.merge_from_list(["SOLVER.MAX_ITER", args.steps, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", [], *args.opts])
+    cfg.merge_from_list(
+        ["SOLVER.MAX_ITER", args.steps, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", [], *args.opts]
+    )
     cfg.freeze()
     default_setup(cfg, args)
     trainer = DefaultTrainer(cfg)

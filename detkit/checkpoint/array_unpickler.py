@@ -1,9 +1,10 @@
 """A reader of pickles that hold arrays, numbers, text and containers, and of nothing else.
 
-Detectron2's model zoo distributes weights as pickles of NumPy arrays, and a pickle is a program: it names functions and
-says with which arguments to call them. Here every name outside a short table is refused, and the names in the table do
-not lead to NumPy either but to stand-ins that only remember their arguments. NumPy's own `dtype.__setstate__` and
-`ndarray.__setstate__` trust their input; the stand-ins check it, and make the tensors at the end.
+Detectron2's model zoo distributes weights as pickles of NumPy arrays, and a pickle is a program: it
+names functions and says with which arguments to call them. Here every name outside a short table is
+refused, and the names in the table do not lead to NumPy either but to stand-ins that only remember
+their arguments. NumPy's own `dtype.__setstate__` and `ndarray.__setstate__` trust their input; the
+stand-ins check it, and make the tensors at the end.
 """
 
 import math
@@ -32,7 +33,8 @@ class UnsafePickleError(pickle.UnpicklingError):
 def load_array_pickle(file: IO[bytes]) -> Any:
     """Read a pickle whose arrays become CPU tensors, whose NumPy scalars become numbers, and which runs nothing.
 
-    Text of Python 2 pickles is read as latin1, which keeps the bytes of their arrays. The file must allow `seek`.
+    Text of Python 2 pickles is read as latin1, which keeps the bytes of their arrays. The file must
+    allow `seek`.
 
     Raises:
         UnsafePickleError: The pickle asks for anything but arrays and containers.
@@ -52,7 +54,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """A function a pickle may call. An instance rather than the function itself: pickles can set attributes."""
+    """A function a pickle may call. An instance rather than the function itself: pickles can set
+    attributes.
+    """
 
     __slots__ = ("_name", "function")
 
@@ -112,13 +116,18 @@ def _as_tensor(data: Any, dtype: Any, shape: Any, order: str) -> Tensor:
         data = data.encode("latin1")
     if not isinstance(data, bytes | bytearray | memoryview) or not isinstance(dtype, _Dtype):
         raise TypeError(
-            f"an array must have bytes and a number type, got {type(data).__name__}, {type(dtype).__name__}"
+            f"an array must have bytes and a number type, got {type(data).__name__},"
+            f" {type(dtype).__name__}"
         )
-    if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
+    if not isinstance(shape, tuple) or not all(
+        isinstance(side, int) and side >= 0 for side in shape
+    ):
         raise ValueError(f"an array's shape must be a tuple of sizes, got {shape!r}")
     number = dtype.resolve()
     if len(data) != math.prod(shape) * number.itemsize:
-        raise ValueError(f"an array of shape {shape} and type {number} cannot have {len(data)} bytes")
+        raise ValueError(
+            f"an array of shape {shape} and type {number} cannot have {len(data)} bytes"
+        )
     array = np.frombuffer(data, dtype=number).reshape(shape, order="F" if order == "F" else "C")
     return torch.from_numpy(array.astype(number.newbyteorder("="), order="C", copy=True))
 
@@ -187,7 +196,8 @@ class _Plain:
     """Turns what was read into plain containers, numbers and tensors."""
 
     def __init__(self) -> None:
-        # By identity: objects that several places share are converted once. The values keep the keys' objects alive.
+        # By identity: objects that several places share are converted once. The values keep the
+        # keys' objects alive.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def convert(self, obj: Any) -> Any:

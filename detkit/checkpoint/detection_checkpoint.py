@@ -32,7 +32,7 @@ class Checkpointable(Protocol):
     """What can be saved beside the model: an optimizer, a scheduler, a trainer."""
 
     def state_dict(self) -> Any:
-        """Give the state."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
@@ -43,8 +43,9 @@ class Checkpointable(Protocol):
 class DetectionCheckpointer:
     """Saves and loads a model and everything that must survive a resume.
 
-    A file holds the weights under `model`, each checkpointable under its own name, `metadata` such as class names, and
-    what the caller of `save` adds (`iteration`). Nothing in a file is ever run: see `safe_load`.
+    A file holds the weights under `model`, each checkpointable under its own name, `metadata` such
+    as class names, and what the caller of `save` adds (`iteration`). Nothing in a file is ever run:
+    see `safe_load`.
 
     Example:
         >>> checkpointer = DetectionCheckpointer(model, "output", optimizer=optimizer)
@@ -66,8 +67,10 @@ class DetectionCheckpointer:
             model: Saved without the wrappers of DistributedDataParallel and torch.compile.
             save_dir: Folder of the checkpoints; empty to only load.
             save_to_disk: Whether this process writes; None lets the main process write.
-            metadata: What a file should say about its model, such as `thing_classes`; written into each checkpoint.
-            **checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get in the file.
+            metadata: What a file should say about its model, such as `thing_classes`; written into
+                each checkpoint.
+            **checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get
+                in the file.
         """
         self.model = _unwrapped(model)
         self.save_dir = save_dir
@@ -92,17 +95,23 @@ class DetectionCheckpointer:
         self.checkpointables[key] = checkpointable
 
     def save(
-        self, name: str, *, tag_last: bool = True, checkpointables: Iterable[str] | None = None, **extra: Any
+        self,
+        name: str,
+        *,
+        tag_last: bool = True,
+        checkpointables: Iterable[str] | None = None,
+        **extra: Any,
     ) -> None:
         """Write `save_dir/name.pth`.
 
-        In a distributed run every process must call it: all collect their states, the main process writes.
+        In a distributed run every process must call it: all collect their states, the main process
+        writes.
 
         Args:
             name: Name of the file, without `.pth`.
             tag_last: Note it as the one to resume from.
-            checkpointables: Names of the objects to save; None takes all. An empty list, the weights alone, lets the
-                main process save without the others.
+            checkpointables: Names of the objects to save; None takes all. An empty list, the
+                weights alone, lets the main process save without the others.
             **extra: Goes into the file as it is, such as `iteration`.
 
         Raises:
@@ -133,17 +142,22 @@ class DetectionCheckpointer:
         """Load the weights, and the states of the checkpointables.
 
         Args:
-            path: File or address; empty loads nothing but the published weights that parts of the model name.
-            checkpointables: Names of the objects to load; None takes all, an empty list the weights alone.
-            strict: Accept only a file that fills every learned tensor of the model, as evaluation needs it.
-            averaged: Take the running mean of the weights, which a run with MODEL_EMA.ENABLED saves.
+            path: File or address; empty loads nothing but the published weights that parts of the
+                model name.
+            checkpointables: Names of the objects to load; None takes all, an empty list the weights
+                alone.
+            strict: Accept only a file that fills every learned tensor of the model, as evaluation
+                needs it.
+            averaged: Take the running mean of the weights, which a run with MODEL_EMA.ENABLED
+                saves.
 
         Returns:
-            What else the file holds (`iteration`, `metadata`, ...); empty when there is no path. `load_report` says
-            what matched.
+            What else the file holds (`iteration`, `metadata`, ...); empty when there is no path.
+            `load_report` says what matched.
 
         Raises:
-            CheckpointError: The file is broken or unsafe, has nothing for this model, or not all and `strict` is set.
+            CheckpointError: The file is broken or unsafe, has nothing for this model, or not all
+                and `strict` is set.
             FileNotFoundError: There is no such file.
             ValueError: `strict` is set and the path is empty.
         """
@@ -160,7 +174,9 @@ class DetectionCheckpointer:
         if averaged:
             checkpoint["model"] = _averaged_weights(checkpoint, path)
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
-        class_names = self._load_model(checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix)
+        class_names = self._load_model(
+            checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix
+        )
         if class_names is not None:
             checkpoint.setdefault("metadata", {"thing_classes": class_names})
         for key in self.checkpointables if checkpointables is None else checkpointables:
@@ -184,11 +200,13 @@ class DetectionCheckpointer:
         Returns:
             As `load`.
 
-        A last checkpoint that is damaged is logged, and the newest one before it that is whole takes its place.
+        A last checkpoint that is damaged is logged, and the newest one before it that is whole
+        takes its place.
 
         Raises:
             CheckpointError: All checkpoints of the run are damaged.
-            RuntimeError: Some processes of a distributed run see a last checkpoint and others do not.
+            RuntimeError: Some processes of a distributed run see a last checkpoint and others do
+                not.
         """
         if resume and self._all_have_checkpoint():
             return self.load(self._file_to_resume_from(), strict=True, averaged=averaged)
@@ -199,14 +217,14 @@ class DetectionCheckpointer:
         return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, _LAST_CHECKPOINT))
 
     def get_checkpoint_file(self) -> str:
-        """Give the path of the last checkpoint, or an empty string when there is none."""
+        """Return the path of the last checkpoint, or an empty string when there is none."""
         if not self.has_checkpoint():
             return ""
         with PathManager.open(_join(self.save_dir, _LAST_CHECKPOINT), "r") as file:
             return _join(self.save_dir, str(file.read()).strip())
 
     def get_all_checkpoint_files(self) -> list[str]:
-        """Give the paths of all checkpoints in `save_dir`, sorted by name."""
+        """Return the paths of all checkpoints in `save_dir`, sorted by name."""
         if not self.save_dir or not PathManager.isdir(self.save_dir):
             return []
         names = sorted(name for name in PathManager.ls(self.save_dir) if name.endswith(".pth"))
@@ -225,7 +243,12 @@ class DetectionCheckpointer:
             if self.save_to_disk and "://" not in self.save_dir:
                 remove_half_written(self.save_dir, PathManager.ls(self.save_dir))
             try:
-                found = (newest_whole_checkpoint(self.get_checkpoint_file(), self.get_all_checkpoint_files()), "")
+                found = (
+                    newest_whole_checkpoint(
+                        self.get_checkpoint_file(), self.get_all_checkpoint_files()
+                    ),
+                    "",
+                )
             except CheckpointError as error:
                 found = ("", str(error))
         path, problem = comm.all_gather(found)[0]
@@ -242,26 +265,36 @@ class DetectionCheckpointer:
         """Load the weights, and give the names of their classes where the layout tells them."""
         model_state = self.model.state_dict()
         weights = _without_wrappers(weights, model_state)
-        translation = translate_for(weights, model_state, published_file_name(path), by_suffix=by_suffix)
+        translation = translate_for(
+            weights, model_state, published_file_name(path), by_suffix=by_suffix
+        )
         if translation is not None:
             weights = translation.weights
         check_depth(weights, model_state, path)
         chosen, report = match_weights(weights, model_state)
         if translation is not None:
-            report = dataclasses.replace(report, layout=translation.layout, renamed=translation.renamed)
+            report = dataclasses.replace(
+                report, layout=translation.layout, renamed=translation.renamed
+            )
         self.load_report = report
         if not report.matched:
             raise CheckpointError(_nothing_matches(path, weights, model_state, report))
         if strict and not report.is_complete:
             raise CheckpointError(
-                f"{path} does not fill the model: {report.summary()}. Every learned tensor is needed: check that "
-                "the config is that of the checkpoint, or allow a partial load on purpose (--allow-partial)."
+                f"{path} does not fill the model: {report.summary()}. Every learned tensor is"
+                " needed: check that the config is that of the checkpoint, or allow a partial load"
+                " on purpose (--allow-partial)."
             )
         state = OrderedDict(chosen)
         # Versions of the modules, by which torch converts what older ones saved.
         state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
         self.model.load_state_dict(state, strict=False)
-        logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s: %s", path, report.summary())
+        logger.log(
+            logging.INFO if report.is_complete else logging.WARNING,
+            "%s: %s",
+            path,
+            report.summary(),
+        )
         if translation is not None:
             self._log_translation(translation, path)
         load_initial_weights(self.model, loaded=state)
@@ -287,15 +320,17 @@ class DetectionCheckpointer:
 def _averaged_weights(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     if "ema" not in checkpoint:
         raise CheckpointError(
-            f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for: they are saved in a run "
-            "with MODEL_EMA.ENABLED"
+            f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for: they are"
+            " saved in a run with MODEL_EMA.ENABLED"
         )
     logger.info("%s: taking the averaged weights", path)
     return OrderedDict(checkpoint["ema"]["weights"])
 
 
 def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights without what DistributedDataParallel or torch.compile put in front of all their names."""
+    """The weights without what DistributedDataParallel or torch.compile put in front of all their
+    names.
+    """
     renamed = strip_wrapper_prefixes(weights, model_state)
     result = OrderedDict((renamed[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", None)
@@ -304,13 +339,18 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     return result
 
 
-def _nothing_matches(path: str, weights: Mapping[str, Any], model_state: Mapping[str, Any], report: LoadReport) -> str:
+def _nothing_matches(
+    path: str, weights: Mapping[str, Any], model_state: Mapping[str, Any], report: LoadReport
+) -> str:
     if report.mismatched:
-        return f"{path} holds weights of another model: no tensor has the model's shape. {report.summary()}"
+        return (
+            f"{path} holds weights of another model: no tensor has the model's shape."
+            f" {report.summary()}"
+        )
     layout = f" It has the layout of {report.layout}." if report.layout else ""
     return (
-        f"{path} holds weights of another model: none of its {len(weights)} names is in the model.{layout} "
-        f"In the file: {_some(weights)}. In the model: {_some(model_state)}."
+        f"{path} holds weights of another model: none of its {len(weights)} names is in the"
+        f" model.{layout} In the file: {_some(weights)}. In the model: {_some(model_state)}."
     )
 
 

@@ -1,8 +1,8 @@
 """Weights that others saved, under the names of Detectron2 and in the places of a model.
 
-A layout is recognised from its names alone. A ResNet's tensors, which come without prefix, find their place in a model
-by the end of their names: `stem.conv1.weight` is `backbone.bottom_up.stem.conv1.weight` below a pyramid, and the same
-file serves a bare backbone.
+A layout is recognised from its names alone. A ResNet's tensors, which come without prefix, find
+their place in a model by the end of their names: `stem.conv1.weight` is
+`backbone.bottom_up.stem.conv1.weight` below a pyramid, and the same file serves a bare backbone.
 """
 
 import re
@@ -16,7 +16,8 @@ from detkit.checkpoint.foreign_layout import Translation
 from detkit.checkpoint.foreign_mmdet import MMDET
 from detkit.checkpoint.foreign_torchvision import DETECTOR, RESNET, keep_coco_classes
 
-# Detectors before what they contain: their head's names are partly Detectron2's, with the background elsewhere.
+# Detectors before what they contain: their head's names are partly Detectron2's, with the
+# background elsewhere.
 _LAYOUTS = (DETECTOR, MMDET, CAFFE2, RESNET)
 _BARE = re.compile(r"(stem|res[2-5]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
@@ -39,12 +40,18 @@ def translate(weights: Mapping[str, Tensor], file_name: str = "") -> Translation
             return Translation("a ResNet alone", dict(weights), {})
         return None
     translation = layout.translate(weights, file_name)
-    translation.unrecognised = [n for n in translation.weights if n in weights and n not in translation.renamed]
+    translation.unrecognised = [
+        n for n in translation.weights if n in weights and n not in translation.renamed
+    ]
     return translation
 
 
 def translate_for(
-    weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor], file_name: str = "", *, by_suffix: bool = False
+    weights: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor],
+    file_name: str = "",
+    *,
+    by_suffix: bool = False,
 ) -> Translation | None:
     """As `translate`, with the names of one model.
 
@@ -52,8 +59,8 @@ def translate_for(
         weights: Name -> tensor. Not changed.
         model_state: Name -> tensor of the model.
         file_name: As in `translate`.
-        by_suffix: Look for the ends of names in a layout that is not recognised, too: what Detectron2 calls
-            `matching_heuristics`.
+        by_suffix: Look for the ends of names in a layout that is not recognised, too: what
+            Detectron2 calls `matching_heuristics`.
 
     Returns:
         None where the names are to be taken as they are.
@@ -61,17 +68,26 @@ def translate_for(
     translation = translate(weights, file_name)
     as_they_are = places_by_suffix(weights, model_state)
     if translation is None:
-        return Translation("parts of a model", *_placed(weights, {}, as_they_are)) if by_suffix else None
+        return (
+            Translation("parts of a model", *_placed(weights, {}, as_they_are))
+            if by_suffix
+            else None
+        )
     num_classes = _num_classes(translation.weights, model_state)
     if num_classes is not None:
         keep_coco_classes(translation, num_classes)
     places = places_by_suffix(translation.weights, model_state)
     if len(as_they_are) > len(places):
-        # A model that is built of the same parts, such as torchvision's ResNet, maybe under another prefix.
+        # A model that is built of the same parts, such as torchvision's ResNet, maybe under another
+        # prefix.
         if all(name == place for name, place in as_they_are.items()):
             return None
-        return Translation(translation.layout, *_placed(weights, {}, as_they_are), pixels=translation.pixels)
-    translation.weights, translation.renamed = _placed(translation.weights, translation.renamed, places)
+        return Translation(
+            translation.layout, *_placed(weights, {}, as_they_are), pixels=translation.pixels
+        )
+    translation.weights, translation.renamed = _placed(
+        translation.weights, translation.renamed, places
+    )
     return translation
 
 
@@ -86,12 +102,14 @@ def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Tr
     has_pyramid = any(_PYRAMID.match(name) for name in translation.weights)
     has_heads = any(name.startswith("roi_heads.") for name in translation.weights)
     full_names = {name: _full_name(name, has_pyramid, has_heads) for name in translation.weights}
-    translation.weights, translation.renamed = _placed(translation.weights, translation.renamed, full_names)
+    translation.weights, translation.renamed = _placed(
+        translation.weights, translation.renamed, full_names
+    )
     return translation
 
 
 def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Give name -> the model's name that is it, or ends with it; only for names that have such a place.
+    """Return name -> the model's name that is it, or ends with it; only for names that have such a place.
 
     Where several parts of the model fit, the part wins that takes the most of all the names.
     """
@@ -105,7 +123,14 @@ def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[s
                 prefixes[suffix].append(model_name.removesuffix(suffix))
     popularity = Counter(prefix for found in prefixes.values() for prefix in found)
     return {
-        name: ("" if "" in prefixes[name] else max(prefixes[name], key=lambda prefix: popularity[prefix])) + name
+        name: (
+            (
+                ""
+                if "" in prefixes[name]
+                else max(prefixes[name], key=lambda prefix: popularity[prefix])
+            )
+            + name
+        )
         for name in names
         if name in prefixes
     }
@@ -114,7 +139,9 @@ def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[s
 def _placed(
     weights: Mapping[str, Tensor], renamed: Mapping[str, str], places: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Give the weights under the names of their places, and name in the file -> that name, where they differ."""
+    """Return the weights under the names of their places, and name in the file -> that name, where
+    they differ.
+    """
     name_in_file = {new: old for old, new in renamed.items()}
     placed = {places.get(name, name): value for name, value in weights.items()}
     names = {name_in_file.get(name, name): places.get(name, name) for name in weights}
@@ -132,7 +159,9 @@ def _full_name(name: str, has_pyramid: bool, has_heads: bool) -> str:
 
 
 def _num_classes(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> int | None:
-    """Give the number of classes of a model that has the kind of classifier that the weights have."""
+    """Return the number of classes of a model that has the kind of classifier that the weights
+    have.
+    """
     rcnn, retinanet = _CLASSIFIERS
     if rcnn in weights and rcnn in model_state:
         return len(model_state[rcnn]) - 1

@@ -1,8 +1,9 @@
 """The layout of Caffe2: MSRA's ImageNet weights (`R-50.pkl`) and the model zoo of Detectron.
 
-Names are those of blobs: `res2_0_branch2a_w`, `fpn_inner_res4_5_sum_lateral_w`. Detectron counts the background as
-class 0, and has boxes and masks for it. Its anchors and boxes end on the last pixel instead of after it, so its
-detectors, run as Detectron2's, lose up to a pixel of precision until they are trained on.
+Names are those of blobs: `res2_0_branch2a_w`, `fpn_inner_res4_5_sum_lateral_w`. Detectron counts
+the background as class 0, and has boxes and masks for it. Its anchors and boxes end on the last
+pixel instead of after it, so its detectors, run as Detectron2's, lose up to a pixel of precision
+until they are trained on.
 """
 
 import re
@@ -94,7 +95,8 @@ def _translate(weights: Mapping[str, Tensor], file_name: str) -> Translation:
     _drop_background(translated)
     _add_statistics(translated, kept)
     is_grouped = _is_grouped(translated)
-    # MSRA's own networks have the stride in the first convolution, as the paper does; the ResNeXts in the 3x3.
+    # MSRA's own networks have the stride in the first convolution, as the paper does; the ResNeXts
+    # in the 3x3.
     return Translation("Caffe2", translated, renamed, BGR_OF_CAFFE2, stride_in_1x1=not is_grouped)
 
 
@@ -109,7 +111,9 @@ def _drop_background(weights: dict[str, Tensor]) -> None:
 
 
 def _add_statistics(translated: dict[str, Tensor], in_file: Collection[str]) -> None:
-    """Give batch norms that were folded into a factor and a summand the statistics under which they mean just that."""
+    """Return batch norms that were folded into a factor and a summand the statistics under which
+    they mean just that.
+    """
     if not any(re.search(r"_bn_(s|gamma)$", name) for name in in_file):
         return
     for name in [n for n in translated if n.endswith(".norm.weight")]:

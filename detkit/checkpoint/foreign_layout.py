@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Rule = tuple[str, str]
-"""A regular expression that a whole name must match, and what Detectron2 calls it: a template for `Match.expand`."""
+"""A regular expression that a whole name must match, and what Detectron2 calls it: a template for
+`Match.expand`.
+"""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images were prepared for the network that the weights come from, in the units of detkit's config."""
+    """How images were prepared for the network that the weights come from, in the units of detkit's
+    config.
+    """
 
     format: str
     mean: tuple[float, float, float]
@@ -23,7 +27,7 @@ class Pixels:
     """None where it is not known."""
 
     def settings(self) -> str:
-        """Give the config keys and their values."""
+        """Return the config keys and their values."""
         std = "" if self.std is None else f", MODEL.PIXEL_STD {list(self.std)}"
         return f"INPUT.FORMAT {self.format}, MODEL.PIXEL_MEAN {list(self.mean)}{std}"
 
@@ -64,14 +68,16 @@ class Layout:
     """Of the weights, and the name of their file."""
 
 
-def rename(weights: Mapping[str, Tensor], name_of: Callable[[str, Tensor], str | None]) -> dict[str, str]:
-    """Give name in the file -> Detectron2's name, of the tensors that have one."""
+def rename(
+    weights: Mapping[str, Tensor], name_of: Callable[[str, Tensor], str | None]
+) -> dict[str, str]:
+    """Return name in the file -> Detectron2's name, of the tensors that have one."""
     named = ((name, name_of(name, value)) for name, value in weights.items())
     return {name: new for name, new in named if new is not None}
 
 
 def apply_rules(name: str, rules: Sequence[Rule]) -> str | None:
-    """Give the name by the first rule that matches, or None."""
+    """Return the name by the first rule that matches, or None."""
     for pattern, template in rules:
         match = re.fullmatch(pattern, name)
         if match is not None:

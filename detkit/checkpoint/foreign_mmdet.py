@@ -1,9 +1,9 @@
 """The layout of MMDetection: its ResNets, its pyramid, and the heads of its two-stage detectors since version 2.
 
-Those heads mean what Detectron2's mean: the background comes last, anchors are centred on the corner of a cell
-(`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and targets divided by 0.1 and 0.2 are targets times the weights 10 and 5. Its
-one-stage heads differ in more than names (RetinaNet's P7 lacks a ReLU, and its anchors vary ratios slowest): they keep
-their names, and so are left over.
+Those heads mean what Detectron2's mean: the background comes last, anchors are centred on the
+corner of a cell (`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and targets divided by 0.1 and 0.2 are
+targets times the weights 10 and 5. Its one-stage heads differ in more than names (RetinaNet's P7
+lacks a ReLU, and its anchors vary ratios slowest): they keep their names, and so are left over.
 """
 
 import re
@@ -30,7 +30,8 @@ _DEEP_STEM = r"stem\.([0134678])\.(\w+)"
 
 def _is_mmdet(names: Collection[str]) -> bool:
     return any(
-        name.startswith(("backbone.layer1.0.conv1.", "neck.lateral_convs.", "neck.fpn_convs.")) for name in names
+        name.startswith(("backbone.layer1.0.conv1.", "neck.lateral_convs.", "neck.fpn_convs."))
+        for name in names
     )
 
 
@@ -41,12 +42,18 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
     if neck is not None:
         kind, index, part, tensor = neck.groups()
         return _conv_module(
-            f"fpn_{'lateral' if kind == 'lateral' else 'output'}{first_level + int(index)}", part, tensor
+            f"fpn_{'lateral' if kind == 'lateral' else 'output'}{first_level + int(index)}",
+            part,
+            tensor,
         )
-    head = re.fullmatch(rf"roi_head\.(bbox|mask)_head\.(\d\.)?(?:shared_)?convs\.(\d)\.{_CONV_MODULE}", name)
+    head = re.fullmatch(
+        rf"roi_head\.(bbox|mask)_head\.(\d\.)?(?:shared_)?convs\.(\d)\.{_CONV_MODULE}", name
+    )
     if head is not None:
         kind, stage, index, part, tensor = head.groups()
-        where = f"box_head.{stage or ''}conv" if kind == "bbox" else f"mask_head.{stage or ''}mask_fcn"
+        where = (
+            f"box_head.{stage or ''}conv" if kind == "bbox" else f"mask_head.{stage or ''}mask_fcn"
+        )
         return _conv_module(f"roi_heads.{where}{int(index) + 1}", part, tensor)
     fully_connected = re.fullmatch(r"roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\.(\w+)", name)
     if fully_connected is not None:
@@ -60,7 +67,9 @@ def _conv_module(where: str, part: str, tensor: str) -> str:
 
 
 def _resnet_name(name: str, value: Tensor) -> str | None:
-    """As `resnet_name`, with what MMDetection adds: offsets of deformable convolutions, a stem of three 3x3."""
+    """As `resnet_name`, with what MMDetection adds: offsets of deformable convolutions, a stem of
+    three 3x3.
+    """
     offset = re.fullmatch(r"layer(\d)\.(\d+)\.conv2(?:\.conv)?_offset\.(weight|bias)", name)
     if offset is not None:
         return f"res{int(offset[1]) + 1}.{offset[2]}.conv2_offset.{offset[3]}"
@@ -79,9 +88,10 @@ def _translate(weights: Mapping[str, Tensor], file_name: str) -> Translation:
         {renamed.get(name, name): value for name, value in weights.items()},
         renamed,
         remarks=[
-            "the names do not tell how images were prepared and where bottlenecks have their stride: "
-            "img_norm_cfg (or data_preprocessor) and style of its config say which INPUT.FORMAT, MODEL.PIXEL_MEAN, "
-            "MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1 to set ('pytorch': False, 'caffe': True)"
+            "the names do not tell how images were prepared and where bottlenecks have their"
+            " stride: img_norm_cfg (or data_preprocessor) and style of its config say which"
+            " INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1 to"
+            " set ('pytorch': False, 'caffe': True)"
         ],
     )
 

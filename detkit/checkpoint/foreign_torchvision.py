@@ -1,7 +1,8 @@
 """torchvision's layouts: its ResNets for classification, and its detectors on a ResNet with a pyramid.
 
-What differs besides names: torchvision counts the background as class 0, Detectron2 as the last; torchvision has boxes
-and masks for it, which nobody reads. The fully connected layers agree: both flatten channels first.
+What differs besides names: torchvision counts the background as class 0, Detectron2 as the last;
+torchvision has boxes and masks for it, which nobody reads. The fully connected layers agree: both
+flatten channels first.
 
 Legend: K classes without background, A anchors per cell, C categories with background.
 """
@@ -41,11 +42,15 @@ _HEAD_RULES: tuple[Rule, ...] = (
     (r"roi_heads\.mask_head\.(mask_fcn\d)\.(\w+)", r"roi_heads.mask_head.\1.\2"),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
-    (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)", r"roi_heads.keypoint_head.score_lowres.\1"),
+    (
+        r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)",
+        r"roi_heads.keypoint_head.score_lowres.\1",
+    ),
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.cls_score.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.bbox_pred.\1"),
 )
-# Trained with batch norms whose eps torchvision sets to 0 after loading them (overwrite_eps in its model builders).
+# Trained with batch norms whose eps torchvision sets to 0 after loading them (overwrite_eps in its
+# model builders).
 _FILES_WITHOUT_EPS = (
     "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
@@ -61,9 +66,10 @@ _FROZEN_BN_EPS = 1e-5
 
 
 def resnet_name(name: str, value: Tensor) -> str | None:
-    """Give Detectron2's name, without prefix, of a tensor of torchvision's ResNet; None if it is none of one.
+    """Return Detectron2's name, without prefix, of a tensor of torchvision's ResNet; None if it is none of one.
 
-    The deep stem and the average pool before a shortcut's convolution, which MMDetection and timm have beside, too.
+    The deep stem and the average pool before a shortcut's convolution, which MMDetection and timm
+    have beside, too.
     """
     block = re.fullmatch(_BLOCK + r"(conv|bn)(\d)\." + _NORM_TENSOR, name)
     if block is not None:
@@ -103,14 +109,20 @@ def _translate_resnet(weights: Mapping[str, Tensor], file_name: str) -> Translat
 
 
 def _is_detector(names: Collection[str]) -> bool:
-    return "backbone.body.conv1.weight" in names and any(name.startswith("backbone.fpn.") for name in names)
+    return "backbone.body.conv1.weight" in names and any(
+        name.startswith("backbone.fpn.") for name in names
+    )
 
 
 def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Translation:
     build = _Build(
-        first_pyramid_level(weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"),
+        first_pyramid_level(
+            weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"
+        ),
         is_deep_rpn=any(name.startswith("rpn.head.conv.1.") for name in weights),
-        has_retinanet_norms=any(name.startswith("head.classification_head.conv.0.1.") for name in weights),
+        has_retinanet_norms=any(
+            name.startswith("head.classification_head.conv.0.1.") for name in weights
+        ),
     )
     renamed = rename(weights, lambda name, value: _detector_name(name, value, build))
     result = Translation(
@@ -130,7 +142,7 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
 
 
 def _published_class_names(file_name: str) -> list[str] | None:
-    """Give the names of the foreground classes of one of torchvision's own files, by its name."""
+    """Return the names of the foreground classes of one of torchvision's own files, by its name."""
     for model in torchvision.models.list_models(module=torchvision.models.detection):
         for weights in torchvision.models.get_model_weights(model):
             if weights.url.endswith(f"/{file_name}"):
@@ -138,12 +150,17 @@ def _published_class_names(file_name: str) -> list[str] | None:
     return None
 
 
-def first_pyramid_level(weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str) -> int:
-    """Give the number of the stage (2 for res2) that the first lateral convolution takes, by its channels.
+def first_pyramid_level(
+    weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str
+) -> int:
+    """Return the number of the stage (2 for res2) that the first lateral convolution takes, by its channels.
 
-    RetinaNet's pyramids begin at res3, and number their parts from 0 all the same. Without a ResNet in the file: 2.
+    RetinaNet's pyramids begin at res3, and number their parts from 0 all the same. Without a ResNet
+    in the file: 2.
     """
-    lateral = next((value for name, value in weights.items() if re.fullmatch(first_lateral, name)), None)
+    lateral = next(
+        (value for name, value in weights.items() if re.fullmatch(first_lateral, name)), None
+    )
     for stage in (1, 2, 3, 4) if lateral is not None else ():
         convs = (f"{resnet_prefix}layer{stage}.0.conv{last}.weight" for last in (3, 2))
         out = next((weights[conv].shape[0] for conv in convs if conv in weights), None)
@@ -163,7 +180,7 @@ def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
 
 
 def _numbered_name(name: str, build: _Build) -> str | None:
-    """Give the names of parts that torchvision numbers from 0 and Detectron2 otherwise."""
+    """Return the names of parts that torchvision numbers from 0 and Detectron2 otherwise."""
     pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
     if pyramid is not None:
         kind, index, part, tensor = pyramid.groups()
@@ -173,7 +190,9 @@ def _numbered_name(name: str, build: _Build) -> str | None:
     if convs is not None:
         kind, index, part, tensor = convs.groups()
         conv = "conv" if kind == "box" else "mask_fcn"
-        return f"roi_heads.{kind}_head.{conv}{int(index) + 1}{'.norm' if part == '1' else ''}.{tensor}"
+        return (
+            f"roi_heads.{kind}_head.{conv}{int(index) + 1}{'.norm' if part == '1' else ''}.{tensor}"
+        )
     keypoint = re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", name)
     if keypoint is not None:
         return f"roi_heads.keypoint_head.conv_fcn{int(keypoint[1]) // 2 + 1}.{keypoint[2]}"
@@ -184,11 +203,15 @@ def _numbered_name(name: str, build: _Build) -> str | None:
 
 
 def _retinanet_name(name: str, build: _Build) -> str | None:
-    subnet = re.fullmatch(r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name)
+    subnet = re.fullmatch(
+        r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name
+    )
     if subnet is None:
         return None
     kind, index, part, tensor = subnet.groups()
-    if part is None:  # published files number convolutions and ReLUs alike, as Detectron2 does; later ones count blocks
+    if (
+        part is None
+    ):  # published files number convolutions and ReLUs alike, as Detectron2 does; later ones count blocks
         number = int(index)
     else:
         number = (3 if build.has_retinanet_norms else 2) * int(index) + int(part)
@@ -196,10 +219,14 @@ def _retinanet_name(name: str, build: _Build) -> str | None:
 
 
 def _add_biases_before_norms(weights: dict[str, Tensor]) -> None:
-    """Give the convolutions of RetinaNet's subnets the biases that Detectron2's have with a norm, too: zeros."""
+    """Return the convolutions of RetinaNet's subnets the biases that Detectron2's have with a norm,
+    too: zeros.
+    """
     for name in [n for n in weights if re.fullmatch(r"head\.(cls|bbox)_subnet\.\d+\.weight", n)]:
         if weights[name].dim() == 4:
-            weights[name.removesuffix("weight") + "bias"] = weights[name].new_zeros(len(weights[name]))
+            weights[name.removesuffix("weight") + "bias"] = weights[name].new_zeros(
+                len(weights[name])
+            )
 
 
 def _drop_background(weights: dict[str, Tensor]) -> None:
@@ -222,11 +249,15 @@ def _anchors_per_cell(weights: Mapping[str, Tensor]) -> int:
 
 
 def fold_frozen_eps(translation: Translation, eps: float) -> None:
-    """Change the variances of a ResNet so that norms with detkit's eps of 1e-5 compute what they did with another."""
+    """Change the variances of a ResNet so that norms with detkit's eps of 1e-5 compute what they
+    did with another.
+    """
     for name, value in translation.weights.items():
         if re.match(r"(stem|res\d)\.", name) and name.endswith(".running_var"):
             translation.weights[name] = value + (eps - _FROZEN_BN_EPS)
-    translation.remarks.append(f"variances of the ResNet moved by {eps - _FROZEN_BN_EPS:g}: its norms had eps {eps:g}")
+    translation.remarks.append(
+        f"variances of the ResNet moved by {eps - _FROZEN_BN_EPS:g}: its norms had eps {eps:g}"
+    )
 
 
 def keep_coco_classes(translation: Translation, num_classes: int) -> None:
@@ -244,7 +275,9 @@ def keep_coco_classes(translation: Translation, num_classes: int) -> None:
     num_anchors = _anchors_per_cell(weights)
     reduce: dict[str, Callable[[Tensor], Tensor]] = {
         "roi_heads.box_predictor.cls_score.": lambda rows: rows[with_background],
-        "roi_heads.box_predictor.bbox_pred.": lambda rows: rows.unflatten(0, (-1, 4))[kept].flatten(0, 1),
+        "roi_heads.box_predictor.bbox_pred.": (
+            lambda rows: rows.unflatten(0, (-1, 4))[kept].flatten(0, 1)
+        ),
         "roi_heads.mask_head.predictor.": lambda rows: rows[kept],
         "head.cls_score.": lambda rows: rows.unflatten(0, (num_anchors, -1))[:, kept].flatten(0, 1),
     }
@@ -254,7 +287,9 @@ def keep_coco_classes(translation: Translation, num_classes: int) -> None:
                 weights[name] = rows_of(value)
     if translation.class_names is not None:
         translation.class_names = [translation.class_names[i] for i in kept.tolist()]
-    translation.remarks.append("of COCO's 90 category ids the 80 that objects have were kept, in their order")
+    translation.remarks.append(
+        "of COCO's 90 category ids the 80 that objects have were kept, in their order"
+    )
 
 
 def _num_classes_in(weights: Mapping[str, Tensor]) -> int | None:

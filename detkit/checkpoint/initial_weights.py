@@ -1,4 +1,6 @@
-"""Parts of a model that name published weights of their own to start from, as a backbone of torchvision does."""
+"""Parts of a model that name published weights of their own to start from, as a backbone of
+torchvision does.
+"""
 
 import logging
 from collections.abc import Collection
@@ -21,8 +23,8 @@ class HasInitialWeights(Protocol):
 def load_initial_weights(model: nn.Module, loaded: Collection[str] = ()) -> list[str]:
     """Let each part take its published weights, unless a checkpoint has brought weights for it.
 
-    That happens when weights are loaded, not when a model is built, so that to resume, evaluate or predict from a
-    checkpoint fetches nothing.
+    That happens when weights are loaded, not when a model is built, so that to resume, evaluate or
+    predict from a checkpoint fetches nothing.
 
     Args:
         model: Its parts are changed.
@@ -34,7 +36,9 @@ def load_initial_weights(model: nn.Module, loaded: Collection[str] = ()) -> list
     parts = []
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""  # a backbone may be the whole model
-        if not isinstance(module, HasInitialWeights) or any(tensor.startswith(prefix) for tensor in loaded):
+        if not isinstance(module, HasInitialWeights) or any(
+            tensor.startswith(prefix) for tensor in loaded
+        ):
             continue
         source = module.load_initial_weights()
         if source:

@@ -14,15 +14,19 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NOT_LEARNED = re.compile(r"(^|\.)num_batches_tracked$")
 # Constants that Detectron2 kept in its files and that follow from the config.
 _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
-# What a model has only after its first training step (RetinaNet): a file may hold it for a model that does not show it
-# yet, and weights without it leave nothing unset.
+# What a model has only after its first training step (RetinaNet): a file may hold it for a model
+# that does not show it yet, and weights without it leave nothing unset.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
-_CAFFE2_NAME = re.compile(r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$")
+_CAFFE2_NAME = re.compile(
+    r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$"
+)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of a model. Names are those of the model, where it has them."""
+    """What became of the tensors of a checkpoint and of a model. Names are those of the model,
+    where it has them.
+    """
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
@@ -30,7 +34,9 @@ class LoadReport:
     unexpected: tuple[str, ...]
     """Tensors of the checkpoint that the model does not have."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Name -> shapes in the checkpoint and in the model, where they differ. These tensors are not loaded."""
+    """Name -> shapes in the checkpoint and in the model, where they differ. These tensors are not
+    loaded.
+    """
     layout: str = ""
     """Whose names the checkpoint had, if they were translated."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -42,25 +48,36 @@ class LoadReport:
         return not self.missing and not self.mismatched
 
     def summary(self) -> str:
-        """Give the report in a few words: `loaded 293/295 tensors; re-initialised: roi_heads.box_predictor.*`."""
+        """Return the report in a few words: `loaded 293/295 tensors; re-initialised:
+        roi_heads.box_predictor.*`.
+        """
         unloaded = [*self.missing, *self.mismatched]
         total = len(self.matched) + len(unloaded)
         parts = [f"loaded {len(self.matched)}/{total} tensors"]
         if self.layout:
             parts.append(f"recognised {self.layout}, {len(self.renamed)} names translated")
         if unloaded:
-            parts.append("re-initialised: " + ", ".join(group_names(unloaded, [*self.matched, *unloaded])))
+            parts.append(
+                "re-initialised: " + ", ".join(group_names(unloaded, [*self.matched, *unloaded]))
+            )
         if self.mismatched:
-            shown = [f"{name} {a} in the file, {b} in the model" for name, (a, b) in self.mismatched.items()]
+            shown = [
+                f"{name} {a} in the file, {b} in the model"
+                for name, (a, b) in self.mismatched.items()
+            ]
             more = f", and {len(shown) - 4} more" if len(shown) > 4 else ""
             parts.append("other shapes: " + "; ".join(shown[:4]) + more)
         if self.unexpected:
-            groups = group_names(self.unexpected, [*self.matched, *self.mismatched, *self.unexpected])
+            groups = group_names(
+                self.unexpected, [*self.matched, *self.mismatched, *self.unexpected]
+            )
             parts.append("left over in the file: " + ", ".join(groups))
         return "; ".join(parts)
 
 
-def match_weights(weights: Mapping[str, Any], model_state: Mapping[str, Any]) -> tuple[dict[str, Any], LoadReport]:
+def match_weights(
+    weights: Mapping[str, Any], model_state: Mapping[str, Any]
+) -> tuple[dict[str, Any], LoadReport]:
     """Choose what to load: the tensors whose name and shape the model has.
 
     Args:
@@ -83,7 +100,9 @@ def match_weights(weights: Mapping[str, Any], model_state: Mapping[str, Any]) ->
         matched=tuple(chosen),
         missing=tuple(n for n in model_state if n not in weights and not _is_optional(n)),
         unexpected=tuple(
-            n for n in weights if n not in model_state and not _is_optional(n) and not _CONSTANTS.search(n)
+            n
+            for n in weights
+            if n not in model_state and not _is_optional(n) and not _CONSTANTS.search(n)
         ),
         mismatched=mismatched,
     )
@@ -95,13 +114,15 @@ def _is_optional(name: str) -> bool:
 
 
 def strip_wrapper_prefixes(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Give name in the checkpoint -> name without what wrappers put in front of all of them.
+    """Return name in the checkpoint -> name without what wrappers put in front of all of them.
 
     A prefix that all names of the model share as well belongs to the model and stays.
     """
     names, model_names = list(names), list(model_names)
     stripped = {name: name for name in names}
-    while prefix := next((p for p in _WRAPPER_PREFIXES if _all_start_with(stripped.values(), p)), ""):
+    while prefix := next(
+        (p for p in _WRAPPER_PREFIXES if _all_start_with(stripped.values(), p)), ""
+    ):
         if _all_start_with(model_names, prefix):
             break
         stripped = {name: short[len(prefix) :] for name, short in stripped.items()}
@@ -131,7 +152,9 @@ def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
 
 
 def looks_like_caffe2(names: Iterable[str]) -> bool:
-    """Whether most names follow Caffe2 (`res2_0_branch2a_w`), as in the files of MSRA and Detectron."""
+    """Whether most names follow Caffe2 (`res2_0_branch2a_w`), as in the files of MSRA and
+    Detectron.
+    """
     names = list(names)
     return sum(bool(_CAFFE2_NAME.match(name)) for name in names) > len(names) / 2
 

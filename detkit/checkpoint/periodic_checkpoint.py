@@ -9,7 +9,9 @@ from detkit.utils.file_io import PathManager
 
 
 class PeriodicCheckpointer:
-    """Saves every `period` iterations as `<prefix>_<iteration>.pth`, and at the end as `<prefix>_final.pth`."""
+    """Saves every `period` iterations as `<prefix>_<iteration>.pth`, and at the end as
+    `<prefix>_final.pth`.
+    """
 
     def __init__(
         self,
@@ -25,7 +27,8 @@ class PeriodicCheckpointer:
             checkpointer: Writes the files.
             period: Iterations between checkpoints, at least 1.
             max_iter: Iterations of the run; None saves no final checkpoint.
-            max_to_keep: Periodic checkpoints that stay on disk, the newest; None keeps all. The final one comes on top.
+            max_to_keep: Periodic checkpoints that stay on disk, the newest; None keeps all. The
+                final one comes on top.
             file_prefix: Start of the file names.
 
         Raises:
@@ -34,7 +37,9 @@ class PeriodicCheckpointer:
         if period < 1:
             raise ValueError(f"SOLVER.CHECKPOINT_PERIOD must be at least 1, got {period}")
         if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(f"max_to_keep (CHECKPOINT_KEEP) must be at least 1 or None, got {max_to_keep}")
+            raise ValueError(
+                f"max_to_keep (CHECKPOINT_KEEP) must be at least 1 or None, got {max_to_keep}"
+            )
         self.checkpointer = checkpointer
         self.period = period
         self.max_iter = max_iter
@@ -57,8 +62,8 @@ class PeriodicCheckpointer:
     def _delete_older_than(self, iteration: int) -> None:
         """Delete all but the newest `max_to_keep` files up to this iteration.
 
-        The folder itself is the list, so that a resumed run counts the files from before. Files of later iterations
-        belong to another run: they are left alone.
+        The folder itself is the list, so that a resumed run counts the files from before. Files of
+        later iterations belong to another run: they are left alone.
         """
         if self.max_to_keep is None or not self.checkpointer.save_to_disk:
             return

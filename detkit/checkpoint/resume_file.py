@@ -17,7 +17,7 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
-    """Give the last checkpoint or, where that is damaged, the newest before it that is not; damages are logged.
+    """Return the last checkpoint or, where that is damaged, the newest before it that is not; damages are logged.
 
     Args:
         last: The one that the run noted as its last.
@@ -38,23 +38,31 @@ def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
     if len(candidates) == 1:
         load_checkpoint_file(last)  # says it best where it is gone
         raise CheckpointError(f"{last} {damage_of(last)}, and there is no checkpoint before it")
-    raise CheckpointError(f"none of {len(candidates)} checkpoints is whole: {', '.join(candidates)}")
+    raise CheckpointError(
+        f"none of {len(candidates)} checkpoints is whole: {', '.join(candidates)}"
+    )
 
 
 def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:
-    """Give the numbered checkpoints below the number of `last`, or all where it has none, newest first."""
+    """Return the numbered checkpoints below the number of `last`, or all where it has none, newest
+    first.
+    """
     numbers = {path: int(match[2]) for path in paths if (match := _NUMBERED.fullmatch(_name(path)))}
     match = _NUMBERED.fullmatch(_name(last))
     limit = int(match[2]) if match else None
-    earlier = [path for path, number in numbers.items() if path != last and (limit is None or number < limit)]
+    earlier = [
+        path
+        for path, number in numbers.items()
+        if path != last and (limit is None or number < limit)
+    ]
     return sorted(earlier, key=numbers.__getitem__, reverse=True)
 
 
 def damage_of(path: str) -> str:
     """Say what is wrong with a file that detkit wrote as a checkpoint; empty when it is whole.
 
-    Its format keeps a checksum of each tensor, which torch itself does not look at: a file whose end was written and
-    whose middle was not would load, as weights of zeros.
+    Its format keeps a checksum of each tensor, which torch itself does not look at: a file whose
+    end was written and whose middle was not would load, as weights of zeros.
     """
     try:
         local = Path(PathManager.get_local_path(path))
@@ -74,7 +82,14 @@ def _damage_of_zip(local: Path) -> str:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                 return "is compressed, as no checkpoint is"
             damaged = file.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         return f"is damaged: {error}"
     return f"is damaged: the checksum of {damaged} is wrong" if damaged is not None else ""
 

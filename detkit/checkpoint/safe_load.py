@@ -1,7 +1,8 @@
 """Reading checkpoint files as data: whatever a file contains, none of it is run.
 
-Which reader gets a file depends on its first bytes, not on its name: torch's zip and legacy formats go to `torch.load`
-with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors` goes by name.
+Which reader gets a file depends on its first bytes, not on its name: torch's zip and legacy formats
+go to `torch.load` with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors`
+goes by name.
 """
 
 import json
@@ -22,7 +23,8 @@ _ZIP = b"PK\x03\x04"
 # torch.save before version 1.6: the pickle of a magic number comes first.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
-# Where the weights lie in the checkpoints of detkit and Detectron2, of Lightning and MMDetection, and of Detectron.
+# Where the weights lie in the checkpoints of detkit and Detectron2, of Lightning and MMDetection,
+# and of Detectron.
 _WEIGHT_KEYS = ("model", "state_dict", "blobs")
 
 
@@ -31,18 +33,21 @@ class CheckpointError(ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file asks for functions or classes that loading weights does not need; they were not called."""
+    """A file asks for functions or classes that loading weights does not need; they were not
+    called.
+    """
 
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
     """Read a checkpoint of any known format onto the CPU.
 
     Args:
-        path: Local path, or an address that `PathManager` knows (`https://`, `detectron2://`), fetched once and cached.
+        path: Local path, or an address that `PathManager` knows (`https://`, `detectron2://`),
+            fetched once and cached.
 
     Returns:
-        What the file holds, with the weights under `model`: a dict from name to tensor. A file that is nothing but
-        weights gives `{"model": weights}`.
+        What the file holds, with the weights under `model`: a dict from name to tensor. A file that
+        is nothing but weights gives `{"model": weights}`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -58,18 +63,21 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     except UnsafePickleError as error:
         raise _unsafe(path, error.asked_for) from error
     except pickle.UnpicklingError as error:
-        # torch's text advises to load the file unsafely: only the name that it refused is passed on.
+        # torch's text advises to load the file unsafely: only the name that it refused is passed
+        # on.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused is not None:
             raise _unsafe(path, refused[1]) from None
         raise CheckpointError(f"{path} is not a readable checkpoint: {_gist(error)}") from None
-    except Exception as error:  # broken files provoke anything, down to MemoryError and RecursionError
+    except (
+        Exception
+    ) as error:  # broken files provoke anything, down to MemoryError and RecursionError
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_gist(error)}") from error
     return _with_model_key(loaded, path)
 
 
 def local_checkpoint_file(path: str) -> Path:
-    """Give the file on this machine that a path or address stands for, after a download where it takes one.
+    """Return the file on this machine that a path or address stands for, after a download where it takes one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -78,10 +86,16 @@ def local_checkpoint_file(path: str) -> Path:
     try:
         local = Path(PathManager.get_local_path(path))
     except OSError as error:
-        advice = "" if is_offline() else " Without network, download the file elsewhere and give its path."
+        advice = (
+            ""
+            if is_offline()
+            else " Without network, download the file elsewhere and give its path."
+        )
         raise OSError(f"could not fetch {path}: {error}.{advice}") from error
     if not local.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else ""))
+        raise FileNotFoundError(
+            f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else "")
+        )
     return local
 
 
@@ -106,22 +120,28 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
     try:
         from safetensors import safe_open  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+        raise ImportError(
+            f"reading {path} needs the package safetensors: pip install safetensors"
+        ) from error
     with safe_open(local, framework="pt") as file:
-        weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
         metadata = (file.metadata() or {}).get("detkit")
     # The format keeps text beside the tensors: what detkit wrote there is JSON.
     if metadata is None:
         return weights
     if not isinstance(parsed := json.loads(metadata), dict):
-        raise CheckpointError(f"{path} must hold a JSON object under its metadata 'detkit', holds {parsed!r:.80}")
+        raise CheckpointError(
+            f"{path} must hold a JSON object under its metadata 'detkit', holds {parsed!r:.80}"
+        )
     return {"model": weights, "metadata": parsed}
 
 
 def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
     """Put the weights under `model`, wherever the file has them."""
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict"
+        )
     for key in _WEIGHT_KEYS:
         if isinstance(loaded.get(key), dict):
             rest = {name: value for name, value in loaded.items() if name != key}
@@ -129,7 +149,8 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
     if not any(isinstance(value, Tensor) for value in loaded.values()):
         keys = ", ".join(repr(key) for key in list(loaded)[:8])
         raise CheckpointError(
-            f"{path} is not a checkpoint: it has neither weights nor a 'model' among its keys: {keys}"
+            f"{path} is not a checkpoint: it has neither weights nor a 'model' among its keys:"
+            f" {keys}"
         )
     return {"model": _checked_weights(loaded, path)}
 
@@ -139,8 +160,12 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no weights: its dict of them is empty")
     for name, value in weights.items():
         # Modules may keep anything under `_extra_state` (torch.nn.Module.get_extra_state).
-        if not isinstance(name, str) or not (isinstance(value, Tensor) or name.endswith("_extra_state")):
-            raise CheckpointError(f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor")
+        if not isinstance(name, str) or not (
+            isinstance(value, Tensor) or name.endswith("_extra_state")
+        ):
+            raise CheckpointError(
+                f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor"
+            )
         problem = tensor_problem(value) if isinstance(value, Tensor) else ""
         if problem:
             raise CheckpointError(f"{path} is not a checkpoint: {name!r} is {problem}")
@@ -149,8 +174,9 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
 
 def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f"{path} asks for {asked_for}, which no weights need. Nothing of it was run. If you trust its source, "
-        "convert it elsewhere to bare weights: torch.save(model.state_dict(), 'weights.pth')."
+        f"{path} asks for {asked_for}, which no weights need. Nothing of it was run. If you trust"
+        " its source, convert it elsewhere to bare weights: torch.save(model.state_dict(),"
+        " 'weights.pth')."
     )
 
 

@@ -21,12 +21,16 @@ def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
     """Write a checkpoint in torch's format; a crash at any moment leaves the old file or the new one.
 
     Args:
-        checkpoint: Tensors, numbers, text and containers of them; NumPy values become tensors and numbers.
-        path: Where to write; on a remote store that `PathManager` knows, the store decides what a crash leaves.
+        checkpoint: Tensors, numbers, text and containers of them; NumPy values become tensors and
+            numbers.
+        path: Where to write; on a remote store that `PathManager` knows, the store decides what a
+            crash leaves.
 
     Raises:
-        TypeError: A value is of a type that `load_checkpoint_file` would refuse. The message names its place.
-        OSError: The disk is full, or the system refuses otherwise; what was there before is as it was.
+        TypeError: A value is of a type that `load_checkpoint_file` would refuse. The message names
+            its place.
+        OSError: The disk is full, or the system refuses otherwise; what was there before is as it
+            was.
     """
     content = _loadable(checkpoint, "checkpoint")
     try:
@@ -36,12 +40,17 @@ def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
         cause = _system_error(error)
         if cause is None:
             raise
-        reason = f"the checkpoint could not be written: {cause.strerror or cause}; those written before are whole"
+        reason = (
+            f"the checkpoint could not be written: {cause.strerror or cause}; those written before"
+            " are whole"
+        )
         raise OSError(cause.errno, reason, path) from error
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's error behind one of torch, which ends its file in all cases and complains about the end then."""
+    """The system's error behind one of torch, which ends its file in all cases and complains about
+    the end then.
+    """
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
@@ -58,7 +67,8 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], file)
         return
     target = Path(path)
-    # The process id keeps two runs in one folder apart; the leading dot keeps half-written files out of `*.pth`.
+    # The process id keeps two runs in one folder apart; the leading dot keeps half-written files
+    # out of `*.pth`.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -103,7 +113,13 @@ def _loadable(value: Any, where: str) -> Any:
         return _loadable_mapping(value, where)
     if isinstance(value, list | tuple | set | frozenset):
         items = [_loadable(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else set(items) if isinstance(value, set | frozenset) else items
+        return (
+            tuple(items)
+            if isinstance(value, tuple)
+            else set(items)
+            if isinstance(value, set | frozenset)
+            else items
+        )
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return _loadable_scalar(value, where)
@@ -117,7 +133,9 @@ def _compact(value: Tensor) -> Tensor:
 
 
 def _loadable_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
-    content = {_loadable(key, where): _loadable(item, f"{where}[{key!r}]") for key, item in value.items()}
+    content = {
+        _loadable(key, where): _loadable(item, f"{where}[{key!r}]") for key, item in value.items()
+    }
     metadata = getattr(value, "_metadata", None)  # versions of the modules of a state_dict
     if metadata is None:
         return content
@@ -135,6 +153,6 @@ def _loadable_scalar(value: Any, where: str) -> Any:
         if isinstance(value, plain):
             return plain(value)  # subclasses would be pickled by name
     raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be loaded again safely. "
-        "A state must be made of tensors, numbers, text, lists and dicts."
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be loaded"
+        " again safely. A state must be made of tensors, numbers, text, lists and dicts."
     )

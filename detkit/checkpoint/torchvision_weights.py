@@ -1,7 +1,8 @@
 """`torchvision://NAME` and `torchvision://NAME/WEIGHTS`: what torchvision publishes, by the name of a model.
 
-`torchvision://resnet50` are the weights that torchvision calls DEFAULT, `torchvision://resnet50/IMAGENET1K_V1` those of
-that name. They lie where torchvision itself keeps them, so that neither downloads what the other has.
+`torchvision://resnet50` are the weights that torchvision calls DEFAULT,
+`torchvision://resnet50/IMAGENET1K_V1` those of that name. They lie where torchvision itself keeps
+them, so that neither downloads what the other has.
 """
 
 import re
@@ -22,7 +23,7 @@ _HASH = re.compile(r"-([a-f0-9]{8,})\.")
 
 
 def torchvision_weights(address: str) -> Any:
-    """Give torchvision's enum member of an address, with its `url`, `meta` and `transforms`.
+    """Return torchvision's enum member of an address, with its `url`, `meta` and `transforms`.
 
     Args:
         address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix may be left out.
@@ -33,7 +34,9 @@ def torchvision_weights(address: str) -> Any:
     name, _, weights_name = address.removeprefix(_PREFIX).strip("/").partition("/")
     known = torchvision.models.list_models()
     if name not in known:
-        raise ValueError(f"{address}: torchvision has no model {name!r}.{did_you_mean(name, known)}")
+        raise ValueError(
+            f"{address}: torchvision has no model {name!r}.{did_you_mean(name, known)}"
+        )
     published = torchvision.models.get_model_weights(name)
     if not weights_name:
         return published["DEFAULT"]
@@ -44,7 +47,7 @@ def torchvision_weights(address: str) -> Any:
 
 
 def torchvision_weights_file(address: str) -> Path:
-    """Give the local file of an address, fetched and checked if it is not there yet.
+    """Return the local file of an address, fetched and checked if it is not there yet.
 
     Raises:
         ValueError: As `torchvision_weights`.
@@ -57,7 +60,9 @@ def torchvision_weights_file(address: str) -> Path:
 
 
 def published_file_name(path: str) -> str:
-    """Give the name of the file behind a path or an address, which `torchvision://` addresses do not show."""
+    """Return the name of the file behind a path or an address, which `torchvision://` addresses do
+    not show.
+    """
     if path.startswith(_PREFIX):
         path = urlsplit(torchvision_weights(path).url).path
     return PurePosixPath(path).name

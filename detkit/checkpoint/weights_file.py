@@ -1,7 +1,7 @@
 """Writing weights alone, in the format that the ending of the file's name tells.
 
-`.pth` is detkit's and torch's format, `.pkl` Detectron2's pickle of NumPy arrays, `.safetensors` the one that cannot
-hold code at all. `load_checkpoint_file` reads each.
+`.pth` is detkit's and torch's format, `.pkl` Detectron2's pickle of NumPy arrays, `.safetensors`
+the one that cannot hold code at all. `load_checkpoint_file` reads each.
 """
 
 import json
@@ -18,7 +18,9 @@ from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 WEIGHT_FORMATS = (".pth", ".safetensors", ".pkl")
 
 
-def save_weights_file(weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, Any] | None = None) -> None:
+def save_weights_file(
+    weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Write weights; a crash at any moment leaves the old file or the new one.
 
     Args:
@@ -32,21 +34,29 @@ def save_weights_file(weights: Mapping[str, Tensor], path: str, metadata: Mappin
     """
     ending = check_weight_format(path)
     metadata = dict(metadata or {})
-    # Copies of their own: formats that write whole storages would write more than a view shows, and some refuse it.
-    plain = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    # Copies of their own: formats that write whole storages would write more than a view shows, and
+    # some refuse it.
+    plain = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
     if ending == ".pth":
         save_checkpoint_file({"model": plain, "metadata": metadata}, path)
         return
-    content = _as_pickle(plain, metadata) if ending == ".pkl" else _as_safetensors(plain, metadata, path)
+    content = (
+        _as_pickle(plain, metadata) if ending == ".pkl" else _as_safetensors(plain, metadata, path)
+    )
     with atomic_write(path) as file:
         file.write(content)
 
 
 def check_weight_format(path: str) -> str:
-    """Give the ending of a path, or raise the ValueError of `save_weights_file`."""
+    """Return the ending of a path, or raise the ValueError of `save_weights_file`."""
     ending = PurePosixPath(path).suffix
     if ending not in WEIGHT_FORMATS:
-        raise ValueError(f"{path} must end with one of {', '.join(WEIGHT_FORMATS)}, which tells the format")
+        raise ValueError(
+            f"{path} must end with one of {', '.join(WEIGHT_FORMATS)}, which tells the format"
+        )
     return ending
 
 
@@ -59,5 +69,7 @@ def _as_safetensors(weights: dict[str, Tensor], metadata: Mapping[str, Any], pat
     try:
         from safetensors.torch import save  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(f"writing {path} needs the package safetensors: pip install safetensors") from error
+        raise ImportError(
+            f"writing {path} needs the package safetensors: pip install safetensors"
+        ) from error
     return save(weights, metadata={"format": "pt", "detkit": json.dumps(metadata)})

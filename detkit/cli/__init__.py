@@ -1,4 +1,6 @@
-"""The commands: `detkit train`, `detkit predict`, `detkit benchmark`; one module each, with a `main`."""
+"""The commands: `detkit train`, `detkit predict`, `detkit benchmark`; one module each, with a
+`main`.
+"""
 
 from detkit.cli.command import main
 

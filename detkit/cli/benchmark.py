@@ -1,8 +1,8 @@
 """`detkit benchmark`: how fast detkit is beside what its users would use otherwise, measured on this machine.
 
-Both sides of a contest run in turn, round after round, so that a machine that gets slower slows both.
-What is compared, and what makes the comparison fair, stands with each contest in `benchmark_models`, `benchmark_data`
-and `benchmark_eval`.
+Both sides of a contest run in turn, round after round, so that a machine that gets slower slows
+both. What is compared, and what makes the comparison fair, stands with each contest in
+`benchmark_models`, `benchmark_data` and `benchmark_eval`.
 """
 
 import argparse
@@ -62,11 +62,23 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     )
     add = parser.add_argument
     add("contests", nargs="*", metavar="infer|train|data|eval", help="which (default: all)")
-    add("--quick", action="store_true", help="fewer rounds and smaller inputs: seconds, but less certain")
+    add(
+        "--quick",
+        action="store_true",
+        help="fewer rounds and smaller inputs: seconds, but less certain",
+    )
     add("--rounds", type=int, help="rounds that are counted (default: each contest's own number)")
-    add("--device", default="cpu", help="of infer and train: auto, cpu, cuda, mps (default: %(default)s)")
+    add(
+        "--device",
+        default="cpu",
+        help="of infer and train: auto, cpu, cuda, mps (default: %(default)s)",
+    )
     add("--threads", type=int, help="threads of infer and train (default: torch's own choice)")
-    add("--json", metavar="FILE", help="write every measured second, with versions and machine, to FILE")
+    add(
+        "--json",
+        metavar="FILE",
+        help="write every measured second, with versions and machine, to FILE",
+    )
     return run_command(run, parser.parse_args(argv))
 
 
@@ -74,7 +86,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure the contests asked for and print them as a table."""
     for name in args.contests:
         if name not in CONTESTS:
-            raise ValueError(f"no contest {name!r}.{did_you_mean(name, CONTESTS)} There are: {', '.join(CONTESTS)}")
+            raise ValueError(
+                f"no contest {name!r}.{did_you_mean(name, CONTESTS)} There are:"
+                f" {', '.join(CONTESTS)}"
+            )
     if args.rounds is not None and args.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
     device = resolve_device(args.device)
@@ -91,7 +106,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         path = Path(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**surroundings, "contests": [_as_dict(m) for m in measurements]}, indent=1))
+        path.write_text(
+            json.dumps({**surroundings, "contests": [_as_dict(m) for m in measurements]}, indent=1)
+        )
 
 
 def measure(contest: Contest, rounds: int) -> Measurement:
@@ -113,7 +130,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def describe_surroundings(device: torch.device) -> dict[str, Any]:
-    """Give what the numbers depend on, besides the code."""
+    """Return what the numbers depend on, besides the code."""
     return {
         "detkit": __version__,
         "torch": torch.__version__,
@@ -126,7 +143,9 @@ def describe_surroundings(device: torch.device) -> dict[str, Any]:
 
 
 def format_table(measurements: Iterable[Measurement]) -> str:
-    """Give a table: median, fastest and slowest round of both sides, their ratio, and the ratio that is aimed at."""
+    """Return a table: median, fastest and slowest round of both sides, their ratio, and the ratio
+    that is aimed at.
+    """
     rows = [
         [
             m.contest.name,
@@ -138,7 +157,11 @@ def format_table(measurements: Iterable[Measurement]) -> str:
         ]
         for m in measurements
     ]
-    return tabulate(rows, headers=["contest", "against", "detkit", "other", "faster", "target"], disable_numparse=True)
+    return tabulate(
+        rows,
+        headers=["contest", "against", "detkit", "other", "faster", "target"],
+        disable_numparse=True,
+    )
 
 
 def _spread(seconds: Sequence[float]) -> str:

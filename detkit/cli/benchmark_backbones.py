@@ -1,7 +1,8 @@
 """Print a table of backbones: parameters, and the time of a forward pass relative to detkit's own R-50.
 
-Both run in turn, round after round, on one image without gradients, from random weights; the ratio is that of the
-medians. What is timed is the backbone alone, with all maps of strides 4 to 32 given out, without a pyramid.
+Both run in turn, round after round, on one image without gradients, from random weights; the ratio
+is that of the medians. What is timed is the backbone alone, with all maps of strides 4 to 32 given
+out, without a pyramid.
 """
 
 import argparse
@@ -52,7 +53,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="resnet:DEPTH|torchvision:NAME|timm:NAME", help="which (default: those of README)")
+    add(
+        "names",
+        nargs="*",
+        metavar="resnet:DEPTH|torchvision:NAME|timm:NAME",
+        help="which (default: those of README)",
+    )
     add_options(parser, devices="auto, cpu, cuda, mps")
     return run_command(run, parser.parse_args(argv))
 
@@ -61,14 +67,21 @@ def run(args: argparse.Namespace) -> None:
     """Measure the backbones asked for, and print them with the reference first."""
     image = image_asked_for(args)
     names = args.names or _DEFAULT
-    unknown = [name for name in names if name.partition(":")[0] not in _KEYS or not name.partition(":")[2]]
+    unknown = [
+        name for name in names if name.partition(":")[0] not in _KEYS or not name.partition(":")[2]
+    ]
     if unknown:
-        raise ValueError(f"a backbone is written resnet:DEPTH, torchvision:NAME or timm:NAME, got {', '.join(unknown)}")
+        raise ValueError(
+            "a backbone is written resnet:DEPTH, torchvision:NAME or timm:NAME, got"
+            f" {', '.join(unknown)}"
+        )
     reference = _build(_REFERENCE, image.device)
     rows = [[_REFERENCE, _millions(reference), 1.0]]
     for name in names:
         backbone = _build(name, image.device)
-        rows.append([name, _millions(backbone), _relative_time(backbone, reference, image, args.rounds)])
+        rows.append(
+            [name, _millions(backbone), _relative_time(backbone, reference, image, args.rounds)]
+        )
     headers = ["backbone", "parameters (millions)", "time relative to R-50"]
     print(tabulate(rows, headers=headers, floatfmt=("", ".1f", ".2f"), tablefmt="github"))
 
@@ -89,7 +102,9 @@ def _millions(backbone: Backbone) -> float:
 
 
 @torch.no_grad()
-def _relative_time(backbone: Backbone, reference: Backbone, image: torch.Tensor, rounds: int) -> float:
+def _relative_time(
+    backbone: Backbone, reference: Backbone, image: torch.Tensor, rounds: int
+) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
         for module, seconds in zip((backbone, reference), times, strict=True):

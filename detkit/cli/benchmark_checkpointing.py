@@ -1,7 +1,8 @@
 """Measure what `MODEL.RESNETS.CHECKPOINT_PER_STAGE` saves, and what it costs, in training steps of R50-FPN.
 
-Memory is what a forward pass leaves allocated for the backward pass, its outputs included; time is that of both, the
-medians of rounds in which the two networks run in turn. They have the same weights, and their gradients are compared.
+Memory is what a forward pass leaves allocated for the backward pass, its outputs included; time is
+that of both, the medians of rounds in which the two networks run in turn. They have the same
+weights, and their gradients are compared.
 """
 
 import argparse
@@ -44,8 +45,16 @@ def run(args: argparse.Namespace) -> None:
     """Measure with each norm, and print a table."""
     image = image_asked_for(args)
     rows = [_row(norm, args.depth, image, args.rounds) for norm in args.norms or ("BN", "FrozenBN")]
-    headers = ["norm", "kept (MB)", "kept with checkpoints (MB)", "time with checkpoints", "same gradients"]
-    print(tabulate(rows, headers=headers, floatfmt=("", ".0f", ".0f", ".2f", ""), tablefmt="github"))
+    headers = [
+        "norm",
+        "kept (MB)",
+        "kept with checkpoints (MB)",
+        "time with checkpoints",
+        "same gradients",
+    ]
+    print(
+        tabulate(rows, headers=headers, floatfmt=("", ".0f", ".0f", ".2f", ""), tablefmt="github")
+    )
 
 
 def _row(norm: str, depth: int, image: Tensor, rounds: int) -> list[object]:
@@ -59,12 +68,19 @@ def _row(norm: str, depth: int, image: Tensor, rounds: int) -> list[object]:
             seconds.append(seconds_of(functools.partial(_step, network), image))
     gradients = zip(plain.parameters(), saving.parameters(), strict=True)
     is_same = all(a.grad is None or torch.equal(a.grad, b.grad) for a, b in gradients)  # type: ignore[arg-type]
-    return [norm, *kept, statistics.median(times[1]) / statistics.median(times[0]), "yes" if is_same else "no"]
+    return [
+        norm,
+        *kept,
+        statistics.median(times[1]) / statistics.median(times[0]),
+        "yes" if is_same else "no",
+    ]
 
 
 def _build(norm: str, depth: int, *, is_checkpointed: bool, image: Tensor) -> Backbone:
     cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0])
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0]
+    )
     cfg.merge_from_list(["MODEL.FPN.IN_FEATURES", _STAGES, "MODEL.RESNETS.OUT_FEATURES", _STAGES])
     cfg.merge_from_list(["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm])
     cfg.merge_from_list(["MODEL.RESNETS.CHECKPOINT_PER_STAGE", [is_checkpointed] * len(_STAGES)])
@@ -72,7 +88,7 @@ def _build(norm: str, depth: int, *, is_checkpointed: bool, image: Tensor) -> Ba
 
 
 def _kept_bytes(network: Backbone, image: Tensor) -> int:
-    """Give the bytes that a forward pass allocates and does not free again."""
+    """Return the bytes that a forward pass allocates and does not free again."""
     if image.is_cuda:
         before = torch.cuda.memory_allocated(image.device)
         outputs = network(image)

@@ -1,7 +1,8 @@
 """Loading training images, against a mapper in Detectron2's manner: Pillow decodes, turns, converts and resizes.
 
-What makes it fair: one 640x480 JPEG with ten objects, in the system's cache, resized to 800x1067 and flipped every
-other time, to a (3, H, W) uint8 tensor in BGR with boxes and classes. One thread, as in a worker of a data loader.
+What makes it fair: one 640x480 JPEG with ten objects, in the system's cache, resized to 800x1067
+and flipped every other time, to a (3, H, W) uint8 tensor in BGR with boxes and classes. One thread,
+as in a worker of a data loader.
 """
 
 import tempfile
@@ -27,7 +28,10 @@ def data_contest(device: torch.device, quick: bool) -> Contest:
     record = _write_record(Path(folder.name))
     resize = T.ResizeShortestEdge([_SMALL_SIDE], _LARGE_SIDE, "choice")
     mapper = DatasetMapper(
-        is_train=True, augmentations=[resize, T.RandomFlip()], image_format="BGR", memory_format=torch.channels_last
+        is_train=True,
+        augmentations=[resize, T.RandomFlip()],
+        image_format="BGR",
+        memory_format=torch.channels_last,
     )
     pil_mapper = PilMapper()
     return Contest(
@@ -45,13 +49,19 @@ def data_contest(device: torch.device, quick: bool) -> Contest:
 def _require_same_shape(ours: ModelInput, theirs: ModelInput) -> None:
     if ours["image"].shape != theirs["image"].shape or ours["image"].dtype != theirs["image"].dtype:
         shapes = [(tuple(side["image"].shape), side["image"].dtype) for side in (ours, theirs)]
-        raise ValueError(f"the two sides load different things: detkit {shapes[0]}, the PIL mapper {shapes[1]}")
+        raise ValueError(
+            f"the two sides load different things: detkit {shapes[0]}, the PIL mapper {shapes[1]}"
+        )
 
 
 def _load(
-    mapper: Callable[[ImageRecord], ModelInput], record: ImageRecord, folder: tempfile.TemporaryDirectory[str]
+    mapper: Callable[[ImageRecord], ModelInput],
+    record: ImageRecord,
+    folder: tempfile.TemporaryDirectory[str],
 ) -> ModelInput:
-    """Run a mapper with one thread, and give its last output; `folder` is passed so that it lives as long as needed."""
+    """Run a mapper with one thread, and give its last output; `folder` is passed so that it lives
+    as long as needed.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -69,7 +79,13 @@ def _write_record(folder: Path) -> ImageRecord:
         for box, category in zip(boxes.tolist(), classes.tolist(), strict=True)
     ]
     height, width = IMAGE_SIZE
-    return {"file_name": str(path), "image_id": 0, "height": height, "width": width, "annotations": annotations}
+    return {
+        "file_name": str(path),
+        "image_id": 0,
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
 
 
 class PilMapper:
@@ -79,12 +95,14 @@ class PilMapper:
         self._rng = np.random.default_rng(0)
 
     def __call__(self, record: ImageRecord) -> ModelInput:
-        """Give the model input of one record, resized and perhaps flipped."""
+        """Return the model input of one record, resized and perhaps flipped."""
         with Image.open(record["file_name"]) as file:
             image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))[:, :, ::-1]
         old_height, old_width = image.shape[:2]
         height, width = _resized(old_height, old_width)
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        image = np.asarray(
+            Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        )
         is_flipped = self._rng.random() < 0.5
         if is_flipped:
             image = image[:, ::-1]
@@ -93,7 +111,9 @@ class PilMapper:
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(np.array(boxes, dtype=np.float32).reshape(-1, 4))
         instances.gt_boxes.clip((height, width))
-        instances.gt_classes = torch.tensor([a["category_id"] for a in record.get("annotations", [])])
+        instances.gt_classes = torch.tensor(
+            [a["category_id"] for a in record.get("annotations", [])]
+        )
         tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": tensor, "instances": instances[instances.gt_boxes.nonempty(1e-5)]}
 
@@ -103,7 +123,9 @@ def _resized(height: int, width: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def _moved_box(annotation: AnnotationRecord, stretch: tuple[float, float], width: int, is_flipped: bool) -> list[float]:
+def _moved_box(
+    annotation: AnnotationRecord, stretch: tuple[float, float], width: int, is_flipped: bool
+) -> list[float]:
     x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     x1, x2, y1, y2 = x1 * stretch[0], x2 * stretch[0], y1 * stretch[1], y2 * stretch[1]
     return [width - x2, y1, width - x1, y2] if is_flipped else [x1, y1, x2, y2]

@@ -1,8 +1,8 @@
 """Scoring boxes by COCO's AP, against pycocotools.
 
-What makes it fair: ground truth and detections are in memory, detkit's as its evaluator holds them, pycocotools' as the
-list of dicts that it reads; both sides then build their indices, match, accumulate and sum up. They give the same AP,
-which is checked before anything is timed.
+What makes it fair: ground truth and detections are in memory, detkit's as its evaluator holds them,
+pycocotools' as the list of dicts that it reads; both sides then build their indices, match,
+accumulate and sum up. They give the same AP, which is checked before anything is timed.
 """
 
 import contextlib
@@ -34,7 +34,9 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
     results = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
 
     def ours() -> float:
-        return coco_metrics(score_detections(truth, detections, CocoProtocol()), truth.class_names)["AP"]
+        return coco_metrics(score_detections(truth, detections, CocoProtocol()), truth.class_names)[
+            "AP"
+        ]
 
     def theirs() -> float:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -47,7 +49,10 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
 
     return Contest(
         name="eval",
-        task=f"AP of {len(results)} detections on {num_images} images with {len(truth.coco['annotations'])} objects",
+        task=(
+            f"AP of {len(results)} detections on {num_images} images with"
+            f" {len(truth.coco['annotations'])} objects"
+        ),
         opponent="pycocotools",
         ours=ours,
         theirs=theirs,
@@ -59,14 +64,19 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
 
 def _require_same_ap(ours: float, theirs: float) -> None:
     if abs(ours - theirs) > 1e-6:
-        raise ValueError(f"the two sides do not score alike: detkit gives AP {ours}, pycocotools {theirs}")
+        raise ValueError(
+            f"the two sides do not score alike: detkit gives AP {ours}, pycocotools {theirs}"
+        )
 
 
-def synthetic_detections(num_images: int, seed: int = 0) -> tuple[CocoGroundTruth, list[ImageDetections]]:
+def synthetic_detections(
+    num_images: int, seed: int = 0
+) -> tuple[CocoGroundTruth, list[ImageDetections]]:
     """Make up ground truth and detections in the proportions of COCO val2017: 7 objects and 38 detections per image.
 
-    Most objects are found, displaced by up to a third of their size, some twice or as another class; the other
-    detections lie anywhere. Classes are as uneven as in COCO, where one in three objects is a person.
+    Most objects are found, displaced by up to a third of their size, some twice or as another
+    class; the other detections lie anywhere. Classes are as uneven as in COCO, where one in three
+    objects is a person.
 
     Args:
         num_images: Images of 480x640.
@@ -82,7 +92,10 @@ def synthetic_detections(num_images: int, seed: int = 0) -> tuple[CocoGroundTrut
         classes = rng.choice(_NUM_CLASSES, len(boxes), p=share)
         annotations += _annotations(image_id, boxes, classes, first_id=len(annotations) + 1)
         detections.append(_detect(rng, image_id, boxes, classes, share))
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": _HEIGHT, "width": _WIDTH} for i in range(1, num_images + 1)]
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": _HEIGHT, "width": _WIDTH}
+        for i in range(1, num_images + 1)
+    ]
     names = [f"class {i}" for i in range(_NUM_CLASSES)]
     category_ids = list(range(1, _NUM_CLASSES + 1))
     categories = [{"id": i, "name": name} for i, name in zip(category_ids, names, strict=True)]
@@ -98,7 +111,9 @@ def _random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([corners, corners + sides], axis=1)
 
 
-def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray, first_id: int) -> list[dict]:
+def _annotations(
+    image_id: int, boxes: np.ndarray, classes: np.ndarray, first_id: int
+) -> list[dict]:
     sides = boxes[:, 2:] - boxes[:, :2]
     xywh = np.concatenate([boxes[:, :2], sides], axis=1)
     return [
@@ -110,21 +125,31 @@ def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray, first_id
             "area": box[2] * box[3],
             "iscrowd": int(number % 100 == 0),
         }
-        for number, (box, category) in enumerate(zip(xywh.tolist(), classes.tolist(), strict=True), start=first_id)
+        for number, (box, category) in enumerate(
+            zip(xywh.tolist(), classes.tolist(), strict=True), start=first_id
+        )
     ]
 
 
 def _detect(
-    rng: np.random.Generator, image_id: int, boxes: np.ndarray, classes: np.ndarray, share: np.ndarray
+    rng: np.random.Generator,
+    image_id: int,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    share: np.ndarray,
 ) -> ImageDetections:
     found = np.repeat(np.arange(len(boxes)), rng.integers(0, 4, len(boxes)))
     sides = np.tile(boxes[found, 2:] - boxes[found, :2], 2)
     hits = boxes[found] + rng.normal(0, 0.1, (len(found), 4)) * sides
-    hit_classes = np.where(rng.random(len(found)) < 0.9, classes[found], rng.choice(_NUM_CLASSES, len(found)))
+    hit_classes = np.where(
+        rng.random(len(found)) < 0.9, classes[found], rng.choice(_NUM_CLASSES, len(found))
+    )
     misses = _random_boxes(rng, int(rng.poisson(27.5)))
     scores = np.concatenate([rng.beta(4, 2, len(hits)), rng.beta(1, 6, len(misses))])
     all_classes = np.concatenate([hit_classes, rng.choice(_NUM_CLASSES, len(misses), p=share)])
-    return ImageDetections(image_id, np.concatenate([hits, misses]), scores, all_classes.astype(np.int64))
+    return ImageDetections(
+        image_id, np.concatenate([hits, misses]), scores, all_classes.astype(np.int64)
+    )
 
 
 def _quietly_indexed(truth: CocoGroundTruth) -> COCO:

@@ -19,13 +19,20 @@ def add_options(parser: argparse.ArgumentParser, *, devices: str) -> None:
     """
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="rounds that are counted (default: %(default)s)")
-    add("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="(default: 480 640)")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(480, 640),
+        metavar=("HEIGHT", "WIDTH"),
+        help="(default: 480 640)",
+    )
     add("--device", default="cpu", help=f"{devices} (default: %(default)s)")
     add("--threads", type=int, help="(default: torch's own choice)")
 
 
 def image_asked_for(args: argparse.Namespace) -> Tensor:
-    """Give a random image (1, 3, height, width) on the device, and have torch use as many threads as asked for.
+    """Return a random image (1, 3, height, width) on the device, and have torch use as many threads as asked for.
 
     Raises:
         ValueError: An option is out of range.
@@ -41,7 +48,7 @@ def image_asked_for(args: argparse.Namespace) -> Tensor:
 
 
 def seconds_of(run: Callable[[Tensor], object], image: Tensor) -> float:
-    """Give the time of a run over the image, until the device is done."""
+    """Return the time of a run over the image, until the device is done."""
     start = time.perf_counter()
     run(image)
     if image.is_cuda:

@@ -1,17 +1,19 @@
 """Inference and training of Faster R-CNN with R50-FPN, against torchvision's `fasterrcnn_resnet50_fpn`.
 
-What makes it fair: each side in a process of its own, in turn; one 480x640 image, resized by each side to 800x1067 as
-a part of the round (torchvision rounds down to 1066; both pad to 800x1088); 80 classes; the same numbers of proposals
-before and after non-maximum suppression, and of sampled anchors and proposals; random weights, damped
-(`_damp_residuals`) so that the features have the size of trained ones: else random residual blocks make them explode,
-anchors collapse, and one side has little left to do. With random weights no class of 81 reaches the score threshold of
-0.05, so neither side has detections to suppress in the end, and both send 1000 proposals through the box head;
-`_count_proposals` sees to it. In training both freeze stem and res2 and keep batch norm frozen, which is detkit's
-default and what torchvision does with pretrained weights.
+What makes it fair: each side in a process of its own, in turn; one 480x640 image, resized by each
+side to 800x1067 as a part of the round (torchvision rounds down to 1066; both pad to 800x1088); 80
+classes; the same numbers of proposals before and after non-maximum suppression, and of sampled
+anchors and proposals; random weights, damped (`_damp_residuals`) so that the features have the size
+of trained ones: else random residual blocks make them explode, anchors collapse, and one side has
+little left to do. With random weights no class of 81 reaches the score threshold of 0.05, so
+neither side has detections to suppress in the end, and both send 1000 proposals through the box
+head; `_count_proposals` sees to it. In training both freeze stem and res2 and keep batch norm
+frozen, which is detkit's default and what torchvision does with pretrained weights.
 
-In inference torchvision's model without weights normalises with `BatchNorm2d` in eval mode, which is a little faster
-than the `FrozenBatchNorm2d` that it has with pretrained weights: the contest is the harder one for detkit. A part of
-detkit's lead on CPUs is the allocator's setting (`reuse_freed_memory`) that it makes in its processes.
+In inference torchvision's model without weights normalises with `BatchNorm2d` in eval mode, which
+is a little faster than the `FrozenBatchNorm2d` that it has with pretrained weights: the contest is
+the harder one for detkit. A part of detkit's lead on CPUs is the allocator's setting
+(`reuse_freed_memory`) that it makes in its processes.
 """
 
 from collections.abc import Callable
@@ -55,7 +57,9 @@ def infer_contest(device: torch.device, quick: bool) -> Contest:
 
 
 def _detkit_inference(device: torch.device) -> Callable[[], int]:
-    """Give a function that runs inference, and gives the number of regions that the box head looked at."""
+    """Return a function that runs inference, and gives the number of regions that the box head
+    looked at.
+    """
     image = example_image()
     predictor = DefaultPredictor(_config(device), allow_partial=True)
     _damp_residuals(predictor.model)
@@ -69,10 +73,14 @@ def _detkit_inference(device: torch.device) -> Callable[[], int]:
 
 
 def _torchvision_inference(device: torch.device) -> Callable[[], int]:
-    """Give the same for torchvision."""
+    """Return the same for torchvision."""
     image = example_image()
     model = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=_NUM_CLASSES + 1, min_size=_SMALL_SIDE, max_size=_LARGE_SIDE
+        weights=None,
+        weights_backbone=None,
+        num_classes=_NUM_CLASSES + 1,
+        min_size=_SMALL_SIDE,
+        max_size=_LARGE_SIDE,
     )
     model = model.to(device).eval()
     _damp_residuals(model)
@@ -88,11 +96,15 @@ def _torchvision_inference(device: torch.device) -> Callable[[], int]:
 
 def _require_same_proposals(ours: int, theirs: int) -> None:
     if ours != theirs:
-        raise RuntimeError(f"not the same task: {ours} proposals in detkit, {theirs} in torchvision")
+        raise RuntimeError(
+            f"not the same task: {ours} proposals in detkit, {theirs} in torchvision"
+        )
 
 
 def _damp_residuals(model: nn.Module) -> None:
-    """Scale the last norm of every bottleneck, which has a weight of 1 in both models, to that of a trained one."""
+    """Scale the last norm of every bottleneck, which has a weight of 1 in both models, to that of a
+    trained one.
+    """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith(("conv3.norm.weight", "bn3.weight")):
@@ -100,9 +112,13 @@ def _damp_residuals(model: nn.Module) -> None:
 
 
 def _count_proposals(model: nn.Module) -> list[int]:
-    """Give a list to which every call of the box head, of the same name in both models, adds the regions it got."""
+    """Return a list to which every call of the box head, of the same name in both models, adds the
+    regions it got.
+    """
     counts: list[int] = []
-    model.get_submodule("roi_heads.box_head").register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    model.get_submodule("roi_heads.box_head").register_forward_pre_hook(
+        lambda _, inputs: counts.append(len(inputs[0]))
+    )
     return counts
 
 
@@ -121,7 +137,9 @@ def train_contest(device: torch.device, quick: bool) -> Contest:
 
 def _config(device: torch.device) -> CfgNode:
     cfg = get_config(_CONFIG)
-    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device), "SOLVER.BASE_LR", _LEARNING_RATE])
+    cfg.merge_from_list(
+        ["MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device), "SOLVER.BASE_LR", _LEARNING_RATE]
+    )
     cfg.freeze()
     return cfg
 

@@ -1,7 +1,7 @@
 """One side of a contest in a process of its own.
 
-Two programs in one process share what belongs to it: the memory allocator with its settings, caches, threads. In a
-process each, both meet what their users meet.
+Two programs in one process share what belongs to it: the memory allocator with its settings,
+caches, threads. In a process each, both meet what their users meet.
 """
 
 import multiprocessing
@@ -16,8 +16,9 @@ import torch
 class OwnProcess:
     """Called like the function that `build(*args)` gives, which lives in another process.
 
-    Arguments and results travel by pickle, and so does `build` by its name: it must be a function of a module. What it
-    gives should be small, since its way back is within the time that is measured. The process ends with this object.
+    Arguments and results travel by pickle, and so does `build` by its name: it must be a function
+    of a module. What it gives should be small, since its way back is within the time that is
+    measured. The process ends with this object.
     """
 
     def __init__(self, build: Callable[..., Callable[[], Any]], *args: Any) -> None:
@@ -43,13 +44,20 @@ class OwnProcess:
         try:
             result, error = self._pipe.recv()
         except EOFError:
-            raise RuntimeError("a process of the benchmark died: killed for its memory, perhaps") from None
+            raise RuntimeError(
+                "a process of the benchmark died: killed for its memory, perhaps"
+            ) from None
         if error:
             raise RuntimeError(f"a process of the benchmark failed:\n{error}")
         return result
 
 
-def _serve(pipe: Connection, build: Callable[..., Callable[[], Any]], args: tuple[Any, ...], num_threads: int) -> None:
+def _serve(
+    pipe: Connection,
+    build: Callable[..., Callable[[], Any]],
+    args: tuple[Any, ...],
+    num_threads: int,
+) -> None:
     torch.set_num_threads(num_threads)
     try:
         run = build(*args)

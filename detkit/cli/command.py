@@ -10,7 +10,10 @@ from detkit import __version__
 COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
-    "convert-weights": "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their format",
+    "convert-weights": (
+        "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their"
+        " format"
+    ),
     "benchmark": "measure detkit's speed against torchvision, a PIL data loader and pycocotools",
 }
 

@@ -1,4 +1,6 @@
-"""`detkit convert-weights`: weights of others under detkit's names, in the format that the output's name tells."""
+"""`detkit convert-weights`: weights of others under detkit's names, in the format that the output's
+name tells.
+"""
 
 import argparse
 import dataclasses
@@ -45,17 +47,28 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog: Name of the command in its help.
     """
     parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", metavar="IN", help="file or address: whatever MODEL.WEIGHTS takes")
-    parser.add_argument("output", metavar="OUT", help=".pth, .safetensors, or .pkl (Detectron2's pickle of arrays)")
-    parser.add_argument("--config-file", default="", help="compare with this model, and write only what it takes")
+    parser.add_argument(
+        "output", metavar="OUT", help=".pth, .safetensors, or .pkl (Detectron2's pickle of arrays)"
+    )
+    parser.add_argument(
+        "--config-file", default="", help="compare with this model, and write only what it takes"
+    )
     parser.add_argument(
         "--frozen-bn-eps",
         type=float,
-        help="eps of the frozen batch norms that the weights were trained with, where it is not 1e-5",
+        help=(
+            "eps of the frozen batch norms that the weights were trained with, where it is not 1e-5"
+        ),
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the config file")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="settings over the config file"
+    )
     args = parser.parse_intermixed_args(argv)  # settings may come after options
     return run_command(convert, args)
 
@@ -85,7 +98,10 @@ def convert(args: argparse.Namespace) -> int:
     print(_table(report, translation))
     for remark in translation.remarks:
         print(remark)
-    print(f"{translation.layout or 'the names are left as they are'}; {report.summary()}; written to {args.output}")
+    print(
+        f"{translation.layout or 'the names are left as they are'}; {report.summary()}; written to"
+        f" {args.output}"
+    )
     return 0 if report.is_complete else _DOES_NOT_FILL
 
 
@@ -93,7 +109,9 @@ def _model_state(args: argparse.Namespace) -> dict[str, Tensor]:
     """Names and shapes of the model that the config describes; empty without one."""
     if not args.config_file:
         if args.opts:
-            raise ValueError(f"settings need a --config-file that they change: {' '.join(args.opts)}")
+            raise ValueError(
+                f"settings need a --config-file that they change: {' '.join(args.opts)}"
+            )
         return {}
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
@@ -102,7 +120,9 @@ def _model_state(args: argparse.Namespace) -> dict[str, Tensor]:
         return build_model(cfg).state_dict()
 
 
-def _without_wrappers(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_wrappers(
+    weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     names = strip_wrapper_prefixes(weights, model_state)
     return {names[name]: value for name, value in weights.items()}
 
@@ -113,14 +133,22 @@ def _table(report: LoadReport, translation: Translation) -> str:
     unexpected = {*report.unexpected, *translation.unrecognised}
     rows = []
     for name in report.matched:
-        status = "unexpected" if name in unexpected else "renamed" if name in name_in_file else "matched"
+        status = (
+            "unexpected" if name in unexpected else "renamed" if name in name_in_file else "matched"
+        )
         rows.append((status, name_in_file.get(name, name), name, _shape(translation.weights[name])))
     for name in report.unexpected:
-        rows.append(("unexpected", name_in_file.get(name, name), "", _shape(translation.weights[name])))
+        rows.append(
+            ("unexpected", name_in_file.get(name, name), "", _shape(translation.weights[name]))
+        )
     for name, (in_file, in_model) in report.mismatched.items():
-        rows.append(("other shape", name_in_file.get(name, name), name, f"{in_file}, not {in_model}"))
+        rows.append(
+            ("other shape", name_in_file.get(name, name), name, f"{in_file}, not {in_model}")
+        )
     rows += [("missing", "", name, "") for name in report.missing]
-    return tabulate(rows, headers=["", "name in the file", "name in detkit", "shape"], tablefmt="plain")
+    return tabulate(
+        rows, headers=["", "name in the file", "name in detkit", "shape"], tablefmt="plain"
+    )
 
 
 def _shape(value: Tensor) -> str:

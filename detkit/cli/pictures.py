@@ -21,8 +21,8 @@ def write_pictures(
         model: Runs in eval mode, and comes back in the modes it was in.
         folder: Where the pictures go, as `DATASET_IMAGE.jpg`; older ones of that name are replaced.
         limit: At most so many pictures per data set.
-        min_score: Predictions below it are not drawn: of a picture that shows every box down to a score of 0.05, nobody
-            sees what the model is sure of.
+        min_score: Predictions below it are not drawn: of a picture that shows every box down to a
+            score of 0.05, nobody sees what the model is sure of.
     """
     mapper = DatasetMapper(cfg, is_train=False)
     written = []

@@ -3,12 +3,13 @@
 `predictions.json` is a list with one entry per image that could be read::
 
     {"file": "photos/a.jpg", "picture": "a.jpg", "height": 480, "width": 640,
-     "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width, height]}]}
+     "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width,
+     height]}]}
 
-Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class names. Instances of a
-model that finds them also have `segmentation`, COCO's run-length encoding, and `keypoints`, [x, y, score, ...]. Where
-a model tells a class or a segment for every pixel, `sem_seg` and `panoptic` name png files of them, and `segments` says
-what the ids in the latter are.
+Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class
+names. Instances of a model that finds them also have `segmentation`, COCO's run-length encoding,
+and `keypoints`, [x, y, score, ...]. Where a model tells a class or a segment for every pixel,
+`sem_seg` and `panoptic` name png files of them, and `segments` says what the ids in the latter are.
 """
 
 import argparse
@@ -54,10 +55,24 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--config-file", required=True, metavar="FILE", help="YAML file, or the name of a config that comes with detkit"
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="YAML file, or the name of a config that comes with detkit",
     )
-    add("--input", required=True, nargs="+", metavar="PATH", help="image files, folders of images, or patterns (*, **)")
-    add("--output", required=True, metavar="DIR", help="folder for the pictures and predictions.json; made if absent")
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders of images, or patterns (*, **)",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for the pictures and predictions.json; made if absent",
+    )
     add(
         "--confidence-threshold",
         type=float,
@@ -65,8 +80,17 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="SCORE",
         help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
     )
-    add("--allow-partial", action="store_true", help="accept weights that do not fill every tensor of the model")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, such as MODEL.WEIGHTS model.pth; last")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="accept weights that do not fill every tensor of the model",
+    )
+    add(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="settings, such as MODEL.WEIGHTS model.pth; last",
+    )
     return parser
 
 
@@ -100,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
     (folder / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if unreadable:
         raise ValueError(
-            f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}. "
-            f"The others are in {folder}."
+            f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}."
+            f" The others are in {folder}."
         )
     print(folder.resolve())
     return 0
@@ -118,11 +142,14 @@ def _summary(entry: dict[str, Any]) -> str:
 
 def _setup(args: argparse.Namespace) -> CfgNode:
     if not 0 <= args.confidence_threshold <= 1:
-        raise ValueError(f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}")
+        raise ValueError(
+            f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}"
+        )
     setup_logger()
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
-    # Before the user's settings, so that these win; already here, so that less goes through non-maximum suppression.
+    # Before the user's settings, so that these win; already here, so that less goes through
+    # non-maximum suppression.
     threshold = args.confidence_threshold
     for key in (
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
@@ -136,10 +163,10 @@ def _setup(args: argparse.Namespace) -> CfgNode:
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Give the files that paths, folders and patterns stand for, in order, each once.
+    """Return the files that paths, folders and patterns stand for, in order, each once.
 
-    A file that is named is given whether it is an image or not, so that the reader can say what is wrong with it. Of a
-    folder or pattern, the files with an image's suffix are given.
+    A file that is named is given whether it is an image or not, so that the reader can say what is
+    wrong with it. Of a folder or pattern, the files with an image's suffix are given.
 
     Raises:
         FileNotFoundError: A path is not there, or a folder or pattern holds no image.
@@ -151,9 +178,15 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
             found[path] = None
             continue
         candidates = path.iterdir() if path.is_dir() else _glob(path)
-        images = sorted(p for p in candidates if p.is_file() and p.suffix.lower() in Image.registered_extensions())
+        images = sorted(
+            p
+            for p in candidates
+            if p.is_file() and p.suffix.lower() in Image.registered_extensions()
+        )
         if not images:
-            raise FileNotFoundError(f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}")
+            raise FileNotFoundError(
+                f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}"
+            )
         found.update(dict.fromkeys(images))
     return list(found)
 
@@ -181,11 +214,16 @@ def _picture_names(inputs: Sequence[Path]) -> list[str]:
 def _checked(output: ModelOutput) -> ModelOutput:
     if "instances" not in output and "sem_seg" not in output:
         raise ValueError(
-            f"need a model that finds instances or classifies pixels; the one of this config gives {', '.join(output)}"
+            "need a model that finds instances or classifies pixels; the one of this config gives"
+            f" {', '.join(output)}"
         )
     return output
 
 
-def _draw(image: np.ndarray, image_format: str, metadata: Any, output: ModelOutput, path: Path) -> None:
+def _draw(
+    image: np.ndarray, image_format: str, metadata: Any, output: ModelOutput, path: Path
+) -> None:
     rgb = convert_image_to_rgb(image, image_format)
-    Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION).draw_output(output).save(path)
+    Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION).draw_output(
+        output
+    ).save(path)

@@ -12,12 +12,16 @@ from detkit.utils.segment_ids import id2rgb
 
 
 def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:
-    """Give `instances` and `segments`, of which the model says anything, as plain lists and numbers."""
+    """Return `instances` and `segments`, of which the model says anything, as plain lists and
+    numbers.
+    """
     described: dict[str, Any] = {}
     if "instances" in output:
         described["instances"] = _describe_instances(output["instances"].to("cpu"), metadata)
     if "panoptic_seg" in output:
-        described["segments"] = [_describe_segment(info, metadata) for info in output["panoptic_seg"][1]]
+        described["segments"] = [
+            _describe_segment(info, metadata) for info in output["panoptic_seg"][1]
+        ]
     return described
 
 
@@ -26,8 +30,8 @@ def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
 
     Args:
         output: For one image.
-        folder: Gets `sem_seg/NAME.png`, grey, a class per pixel, and `panoptic/NAME.png`, a segment's id per pixel as
-            COCO's colours: red + 256 green + 65536 blue.
+        folder: Gets `sem_seg/NAME.png`, grey, a class per pixel, and `panoptic/NAME.png`, a
+            segment's id per pixel as COCO's colours: red + 256 green + 65536 blue.
         name: Unlike that of any other image.
     """
     maps: dict[str, np.ndarray] = {}
@@ -44,7 +48,9 @@ def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
 
 
 def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, Any]]:
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    boxes = BoxMode.convert(
+        instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+    ).tolist()
     found: list[dict[str, Any]] = [
         {
             "category": _name(metadata, "thing_classes", category),
@@ -52,13 +58,17 @@ def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, A
             "score": round(score, 4),
             "bbox": [round(v, 2) for v in box],
         }
-        for category, score, box in zip(instances.pred_classes.tolist(), instances.scores.tolist(), boxes, strict=True)
+        for category, score, box in zip(
+            instances.pred_classes.tolist(), instances.scores.tolist(), boxes, strict=True
+        )
     ]
     if instances.has("pred_masks"):
         for entry, mask in zip(found, instances.pred_masks.numpy(), strict=True):
             entry["segmentation"] = bitmask_to_rle(mask)
     if instances.has("pred_keypoints"):
-        for entry, keypoints in zip(found, instances.pred_keypoints.flatten(1).tolist(), strict=True):
+        for entry, keypoints in zip(
+            found, instances.pred_keypoints.flatten(1).tolist(), strict=True
+        ):
             entry["keypoints"] = [round(v, 3) for v in keypoints]
     return found
 

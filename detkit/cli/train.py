@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     parser.prog = prog or parser.prog
     args = parser.parse_args(argv)
     if not args.config_file:
-        parser.error("--config-file is needed: a YAML file, or the name of a config that comes with detkit")
+        parser.error(
+            "--config-file is needed: a YAML file, or the name of a config that comes with detkit"
+        )
     return run_command(_launch, args)
 
 
@@ -56,7 +58,9 @@ def _launch(args: argparse.Namespace) -> None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config with the settings of the command line over it, freeze it, and prepare the run."""
+    """Read the config with the settings of the command line over it, freeze it, and prepare the
+    run.
+    """
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
@@ -66,13 +70,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and given."""
+    """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and
+    given.
+    """
     restarts = comm.get_num_restarts()
     args.resume = args.resume or restarts > 0
     cfg = setup(args)
     if restarts > 0:
         logger.info("restart %d by torchrun: going on from the last checkpoint", restarts)
-    elif int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not args.resume and not args.eval_only:
+    elif (
+        int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+        and not args.resume
+        and not args.eval_only
+    ):
         _forget_last_checkpoint(cfg.OUTPUT_DIR)
     _require_weights(cfg, args.resume)
     if args.eval_only:
@@ -89,11 +99,17 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train() or {}
-        model = trainer.checkpointer.model  # without DistributedDataParallel, which is not for one process alone
+        model = (
+            trainer.checkpointer.model
+        )  # without DistributedDataParallel, which is not for one process alone
     if comm.is_main_process():
         pictures = write_pictures(cfg, model, Path(cfg.OUTPUT_DIR) / "pictures")
         if pictures:
-            logger.info("predictions beside ground truth: %d pictures in %s", len(pictures), pictures[0].parent)
+            logger.info(
+                "predictions beside ground truth: %d pictures in %s",
+                len(pictures),
+                pictures[0].parent,
+            )
         if results:
             print(format_results(results))
         print(Path(cfg.OUTPUT_DIR).resolve(), flush=True)
@@ -103,7 +119,9 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _require_weights(cfg: CfgNode, resume: bool) -> None:
-    """Look for MODEL.WEIGHTS now, not when data and model are ready. A run that goes on does not need them."""
+    """Look for MODEL.WEIGHTS now, not when data and model are ready. A run that goes on does not
+    need them.
+    """
     if cfg.MODEL.WEIGHTS and not (resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()):
         local_checkpoint_file(cfg.MODEL.WEIGHTS)
 
@@ -115,12 +133,14 @@ def _forget_last_checkpoint(output_dir: str) -> None:
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """Give the metrics of each task as a text table; those per class are in the log, where evaluators write them.
+    """Return the metrics of each task as a text table; those per class are in the log, where evaluators write them.
 
     Args:
         results: Task -> metric -> value; or one such mapping per data set.
     """
-    is_per_dataset = all(isinstance(value, Mapping) for task in results.values() for value in task.values())
+    is_per_dataset = all(
+        isinstance(value, Mapping) for task in results.values() for value in task.values()
+    )
     if is_per_dataset:
         return "\n\n".join(f"{name}\n{format_results(of_one)}" for name, of_one in results.items())
     return "\n\n".join(_format_task(task, metrics) for task, metrics in results.items())
@@ -129,4 +149,6 @@ def format_results(results: Mapping[str, Any]) -> str:
 def _format_task(task: str, metrics: Mapping[str, float]) -> str:
     # The name of a metric of one class ends with it: AP-person.
     overall = {name: value for name, value in metrics.items() if "-" not in name}
-    return tabulate([[task, *overall.values()]], headers=["", *overall], floatfmt=".1f", tablefmt="github")
+    return tabulate(
+        [[task, *overall.values()]], headers=["", *overall], floatfmt=".1f", tablefmt="github"
+    )

@@ -9,13 +9,23 @@ from detkit.utils.file_io import packaged_configs
 BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
 # The paths inside these lists of mappings are relative to the file that says them.
-_PATH_FIELDS = {"DATASETS.REGISTER": ("images", "annotations", "root", "split", "labels", "segments", "instances")}
+_PATH_FIELDS = {
+    "DATASETS.REGISTER": (
+        "images",
+        "annotations",
+        "root",
+        "split",
+        "labels",
+        "segments",
+        "instances",
+    )
+}
 # Bases that name a base twice, which names another twice, ... stand for 2^n files.
 _MAX_FILES = 100
 
 
 def files_with_bases(cfg_filename: str) -> list[YamlFile]:
-    """Give a file behind all of its bases, in the order in which they are merged, with paths in them made absolute.
+    """Return a file behind all of its bases, in the order in which they are merged, with paths in them made absolute.
 
     Args:
         cfg_filename: A path, `detkit://NAME` or `~/...`; see `CfgNode.merge_from_file`.
@@ -36,7 +46,9 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
         circle = " -> ".join(str(p) for p in (*below[below.index(path) :], path))
         raise ValueError(f"{BASE_KEY} goes in a circle: {circle}")
     if len(below) >= _MAX_FILES:
-        raise ValueError(f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}")
+        raise ValueError(
+            f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}"
+        )
     try:
         file = load_yaml(path)
     except FileNotFoundError as error:
@@ -45,12 +57,16 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
     bases = file.tree.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}")
+        raise ValueError(
+            f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}"
+        )
     merged: list[YamlFile] = []
     for base in bases:
         merged += _with_bases(_resolve(base, path.parent), (*below, path))
         if len(merged) >= _MAX_FILES:
-            raise ValueError(f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed")
+            raise ValueError(
+                f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed"
+            )
     return [*merged, file]
 
 
@@ -59,12 +75,18 @@ def _resolve(name: str, folder: Path) -> Path:
         return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
     try:
         return (folder / Path(name).expanduser()).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a null byte
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # links in a circle, no such user, a null byte
         raise FileNotFoundError(f"no config file {name!r}: {error}") from error
 
 
 def _anchor_paths(file: YamlFile) -> None:
-    """Make absolute the paths that exist beside the file; the others are looked for under `$DETKIT_DATASETS` later."""
+    """Make absolute the paths that exist beside the file; the others are looked for under
+    `$DETKIT_DATASETS` later.
+    """
     for full_key, fields in _PATH_FIELDS.items():
         entries: Any = file.tree
         for part in full_key.split("."):

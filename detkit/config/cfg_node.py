@@ -1,14 +1,16 @@
 """The tree of settings: attribute access, `_BASE_` files, and errors that say where a setting came from and what was
 meant.
 
-`CfgNode` is yacs's tree (a dict of dicts with attribute access, `freeze`, `clone`, `dump`) with its merging replaced:
-yacs reports neither file nor line, and takes a value of the right type for a good one.
+`CfgNode` is yacs's tree (a dict of dicts with attribute access, `freeze`, `clone`, `dump`) with its
+merging replaced: yacs reports neither file nor line, and takes a value of the right type for a good
+one.
 """
 
 import copy
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +50,9 @@ class KeySpec:
         """What is wrong with a value of the right type, or an empty string."""
         if self.choices is not None and value not in self.choices:
             hint = (
-                did_you_mean(value, [c for c in self.choices if isinstance(c, str)]) if isinstance(value, str) else ""
+                did_you_mean(value, [c for c in self.choices if isinstance(c, str)])
+                if isinstance(value, str)
+                else ""
             )
             return f"must be one of {', '.join(map(repr, self.choices))}, got {value!r}.{hint}"
         if self.minimum is not None:
@@ -76,7 +80,10 @@ class CfgNode(_YacsNode):
     """
 
     def __init__(
-        self, init_dict: dict[str, Any] | None = None, key_list: Any = None, new_allowed: bool = False
+        self,
+        init_dict: dict[str, Any] | None = None,
+        key_list: Any = None,
+        new_allowed: bool = False,
     ) -> None:
         super().__init__(init_dict, key_list, new_allowed)
         self.__dict__["_table"] = KeyTable()
@@ -101,14 +108,16 @@ class CfgNode(_YacsNode):
         """Take over the settings of a YAML file and of the files that it names in `_BASE_`.
 
         Args:
-            cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X that comes with detkit. `_BASE_`
-                takes the same forms, or a path relative to the file that says it, or a list of such.
-            allow_unsafe: Only there so that calls written for Detectron2 work. Nothing unsafe is ever loaded.
+            cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X that comes with
+                detkit. `_BASE_` takes the same forms, or a path relative to the file that says it,
+                or a list of such.
+            allow_unsafe: Only there so that calls written for Detectron2 work. Nothing unsafe is
+                ever loaded.
 
         Raises:
             FileNotFoundError: The file or one of its bases is not there.
-            ValueError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong type or out of
-                range.
+            ValueError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong
+                type or out of range.
             ConfigKeyError: An unknown key.
         """
         if allow_unsafe:
@@ -128,14 +137,17 @@ class CfgNode(_YacsNode):
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Take over settings given as `[KEY, VALUE, KEY, VALUE, ...]`, as on a command line.
 
-        A value given as text is read as a Python literal where it is one: `"(600, 800)"`, `"True"`, `"1e-3"`.
+        A value given as text is read as a Python literal where it is one: `"(600, 800)"`, `"True"`,
+        `"1e-3"`.
 
         Raises:
             ConfigKeyError: An unknown key.
             ValueError: An odd number of words, or a value of the wrong type or out of range.
         """
         if len(cfg_list) % 2:
-            raise ValueError(f"settings come in pairs KEY VALUE, got {len(cfg_list)} words: {list(cfg_list)}")
+            raise ValueError(
+                f"settings come in pairs KEY VALUE, got {len(cfg_list)} words: {list(cfg_list)}"
+            )
         for full_key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
             # One nested mapping per pair runs through the same checks as a file.
             tree: Any = value
@@ -143,11 +155,14 @@ class CfgNode(_YacsNode):
                 tree = {part: tree}
             self._merge(tree, self, (), None)
 
-    def _merge(self, tree: dict[str, Any], root: "CfgNode", path: tuple[str, ...], file: YamlFile | None) -> None:
+    def _merge(
+        self, tree: dict[str, Any], root: "CfgNode", path: tuple[str, ...], file: YamlFile | None
+    ) -> None:
         """Merge a plain tree into this node, which lies at `path` below `root`."""
         if self.is_frozen():
             raise AttributeError(
-                "this config is frozen; merge into `cfg.clone()` after `defrost()`, or before `freeze()`"
+                "this config is frozen; merge into `cfg.clone()` after `defrost()`, or before"
+                " `freeze()`"
             )
         for key, value in tree.items():
             full_key = ".".join((*path, key))
@@ -161,7 +176,9 @@ class CfgNode(_YacsNode):
             elif isinstance(self[key], CfgNode):
                 if not isinstance(value, dict):
                     members = ", ".join(list(self[key])[:4]) or "empty"
-                    raise ValueError(f"{where}{full_key} is a group of keys ({members}...), got {value!r}")
+                    raise ValueError(
+                        f"{where}{full_key} is a group of keys ({members}...), got {value!r}"
+                    )
                 self[key]._merge(value, root, (*path, key), file)
             else:
                 setattr(self, key, root._checked(full_key, value, self[key], where))
@@ -179,8 +196,23 @@ class CfgNode(_YacsNode):
             raise ValueError(f"{where}{full_key} {problem}")
         return value
 
+    @contextmanager
+    def edited(self) -> Iterator["CfgNode"]:
+        """Yield an unfrozen copy to change; on exit it is frozen if this tree is.
+
+        Example:
+            >>> cfg = get_cfg()
+            >>> with cfg.edited() as longer:
+            ...     longer.SOLVER.MAX_ITER *= 2
+        """
+        copied = self.clone()
+        copied.defrost()
+        yield copied
+        if self.is_frozen():
+            copied.freeze()
+
     def keys_of_leaves(self, prefix: str = "") -> Iterator[str]:
-        """Give the full key of every setting below this node."""
+        """Return the full key of every setting below this node."""
         for key, value in self.items():
             if isinstance(value, CfgNode):
                 yield from value.keys_of_leaves(f"{prefix}{key}.")
@@ -199,7 +231,7 @@ class CfgNode(_YacsNode):
         return name in node.__dict__["_set_here"]
 
     def get_by_full_key(self, full_key: str) -> Any:
-        """Give the setting at a dotted key such as `MODEL.RPN.NMS_THRESH`.
+        """Return the setting at a dotted key such as `MODEL.RPN.NMS_THRESH`.
 
         Raises:
             ConfigKeyError: An unknown key.
@@ -213,7 +245,9 @@ class CfgNode(_YacsNode):
 
 
 def _full_chain(full_key: str, value: Any) -> str:
-    """Go down to the setting itself where a group holds one only: `RPN.NMS_THRESH` says more than `RPN`."""
+    """Go down to the setting itself where a group holds one only: `RPN.NMS_THRESH` says more than
+    `RPN`.
+    """
     while isinstance(value, dict) and len(value) == 1:
         key, value = next(iter(value.items()))
         full_key = f"{full_key}.{key}"

@@ -8,27 +8,41 @@ _SCALARS = (int, float, str, bool, type(None))
 
 
 def decode(value: Any, present: Any) -> Any:
-    """Read text as a Python literal, unless the setting is itself text and the literal is something else."""
+    """Read text as a Python literal, unless the setting is itself text and the literal is something
+    else.
+    """
     if not isinstance(value, str):
         return value
     try:
         decoded = literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return value
-    return value if isinstance(present, str) and not isinstance(decoded, str | type(None)) else decoded
+    return (
+        value if isinstance(present, str) and not isinstance(decoded, str | type(None)) else decoded
+    )
 
 
 def coerce(value: Any, present: Any, full_key: str, where: str) -> Any:
-    """Give the value in the type of the present one, or explain what was expected."""
+    """Return the value in the type of the present one, or explain what was expected."""
     if isinstance(value, list | tuple) and isinstance(present, list | tuple):
         require_plain(value, full_key, where)
         return _as_nested(value, present)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is type(present) or (present is None and isinstance(value, _SCALARS)) or value is None:
+    if (
+        type(value) is type(present)
+        or (present is None and isinstance(value, _SCALARS))
+        or value is None
+    ):
         return value
-    expected = {list: "a list", tuple: "a list", str: "text"}.get(type(present), f"a {type(present).__name__}")
-    hint = f" Write [{value!r}]." if isinstance(present, list | tuple) and isinstance(value, str | int | float) else ""
+    expected = {list: "a list", tuple: "a list", str: "text"}.get(
+        type(present), f"a {type(present).__name__}"
+    )
+    hint = (
+        f" Write [{value!r}]."
+        if isinstance(present, list | tuple) and isinstance(value, str | int | float)
+        else ""
+    )
     raise ValueError(
         f"{where}{full_key} must be {expected}, such as {present!r}; got {value!r}, of type "
         f"{type(value).__name__}.{hint}"
@@ -36,7 +50,9 @@ def coerce(value: Any, present: Any, full_key: str, where: str) -> Any:
 
 
 def _as_nested(value: Any, present: Any) -> Any:
-    """Copy nested lists, as tuples where the present value has tuples: a dump turns them all into lists."""
+    """Copy nested lists, as tuples where the present value has tuples: a dump turns them all into
+    lists.
+    """
     if not isinstance(value, list | tuple):
         return copy.deepcopy(value)
     inner = present[0] if isinstance(present, list | tuple) and present else None
@@ -54,5 +70,6 @@ def require_plain(value: Any, full_key: str, where: str) -> None:
             require_plain(item, full_key, where)
     elif not isinstance(value, _SCALARS):
         raise ValueError(
-            f"{where}{full_key} holds {value!r}, of type {type(value).__name__}; settings are plain values"
+            f"{where}{full_key} holds {value!r}, of type {type(value).__name__}; settings are plain"
+            " values"
         )

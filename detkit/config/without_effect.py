@@ -5,16 +5,21 @@ from typing import Any
 from detkit.config.cfg_node import CfgNode
 from detkit.config.defaults import get_cfg
 
-# Keys -> the key that decides whether they are looked at, and its values under which they are; none means any but
-# empty or False. Left out is what base files set for some of the configs that share them (SOLVER.STEPS, which a cosine
-# does not look at; MODEL.ROI_MASK_HEAD): it would be named in runs where nobody has a mistake to find.
+# Keys -> the key that decides whether they are looked at, and its values under which they are; none
+# means any but empty or False. Left out is what base files set for some of the configs that share
+# them (SOLVER.STEPS, which a cosine does not look at; MODEL.ROI_MASK_HEAD): it would be named in
+# runs where nobody has a mistake to find.
 _LOOKED_AT_WITH: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {
     ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"): ("SOLVER.OPTIMIZER", ("SGD",)),
     ("SOLVER.ADAMW.BETAS", "SOLVER.ADAMW.EPS"): ("SOLVER.OPTIMIZER", ("AdamW",)),
     ("SOLVER.BASE_LR_END",): ("SOLVER.LR_SCHEDULER_NAME", ("WarmupCosineLR",)),
     ("SOLVER.NUM_DECAYS",): ("SOLVER.LR_SCHEDULER_NAME", ("WarmupStepWithFixedGammaLR",)),
     ("SOLVER.AMP.DTYPE",): ("SOLVER.AMP.ENABLED", ()),
-    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE"): (
+    (
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+    ): (
         "SOLVER.CLIP_GRADIENTS.ENABLED",
         (),
     ),
@@ -22,9 +27,15 @@ _LOOKED_AT_WITH: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {
         "DATALOADER.SAMPLER_TRAIN",
         ("RepeatFactorTrainingSampler",),
     ),
-    ("DATALOADER.RANDOM_SUBSET_RATIO",): ("DATALOADER.SAMPLER_TRAIN", ("RandomSubsetTrainingSampler",)),
+    ("DATALOADER.RANDOM_SUBSET_RATIO",): (
+        "DATALOADER.SAMPLER_TRAIN",
+        ("RandomSubsetTrainingSampler",),
+    ),
     ("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"): ("MODEL.LOAD_PROPOSALS", ()),
-    ("INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"): ("INPUT.CROP.ENABLED", ()),
+    ("INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"): (
+        "INPUT.CROP.ENABLED",
+        (),
+    ),
     (
         "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES",
         "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
@@ -41,7 +52,7 @@ _LOOKED_AT_WITH: dict[tuple[str, ...], tuple[str, tuple[Any, ...]]] = {
 
 
 def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
-    """Give the keys that a config sets to no effect, each with the setting that takes it away."""
+    """Return the keys that a config sets to no effect, each with the setting that takes it away."""
     defaults, found = get_cfg(), {}
     for keys, (decider, values) in _LOOKED_AT_WITH.items():
         decision = cfg.get_by_full_key(decider)

@@ -1,7 +1,8 @@
 """YAML as data: nothing in a file can run code, and every key remembers its line.
 
 Detectron2's RetinaNet file computes its anchor sizes with a Python expression under the tag
-`!!python/object/apply:eval`. That one tag is understood, through `evaluate_arithmetic`; every other tag is refused.
+`!!python/object/apply:eval`. That one tag is understood, through `evaluate_arithmetic`; every other
+tag is refused.
 """
 
 import ast
@@ -15,11 +16,14 @@ import yaml
 
 _EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 _PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 }
-# Aliases let a short file stand for a huge tree ("billion laughs"). No config comes near this many values.
+# Aliases let a short file stand for a huge tree ("billion laughs"). No config comes near this many
+# values.
 _MAX_NODES = 100_000
-# libyaml's composer recurses in C, where a deep file would end the process; ours recurses in Python.
+# libyaml's composer recurses in C, where a deep file would end the process; ours recurses in
+# Python.
 _MAX_DEPTH = 64
 _MAX_BYTES = 2**22
 _MAX_STEPS = 10_000
@@ -49,8 +53,8 @@ def load_yaml(path: Path) -> YamlFile:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not YAML, too large or too deeply nested, has a tag that is refused, a key twice, or a key
-            that is no string.
+        ValueError: It is not YAML, too large or too deeply nested, has a tag that is refused, a key
+            twice, or a key that is no string.
     """
     try:
         text = _read_text(path)
@@ -91,7 +95,11 @@ def _require_modest(text: str, path: Path) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _MAX_DEPTH or count > 2 * _MAX_NODES:
-            too = f"nested more than {_MAX_DEPTH} deep" if depth > _MAX_DEPTH else f"more than {_MAX_NODES} values"
+            too = (
+                f"nested more than {_MAX_DEPTH} deep"
+                if depth > _MAX_DEPTH
+                else f"more than {_MAX_NODES} values"
+            )
             raise ValueError(f"{path}:{event.start_mark.line + 1}: {too}: this is no config")
 
 
@@ -110,11 +118,14 @@ class _Builder:
             line = key_node.start_mark.line + 1
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise ValueError(f"{self._file.path}:{line}: a config key must be a string, got {key!r}")
+                raise ValueError(
+                    f"{self._file.path}:{line}: a config key must be a string, got {key!r}"
+                )
             full_key = prefix + key
             if key in result:
                 raise ValueError(
-                    f"{self._file.path}:{line}: {full_key} is set twice, first in line {self._file.lines[full_key]}"
+                    f"{self._file.path}:{line}: {full_key} is set twice, first in line"
+                    f" {self._file.lines[full_key]}"
                 )
             self._file.lines.setdefault(full_key, line)
             result[key] = self.value(value_node, full_key)
@@ -124,19 +135,33 @@ class _Builder:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
         self._count += 1
         if self._count > _MAX_NODES:
-            raise ValueError(f"{where}: more than {_MAX_NODES} values once aliases are followed: this is no config")
+            raise ValueError(
+                f"{where}: more than {_MAX_NODES} values once aliases are followed: this is no"
+                " config"
+            )
         if node.tag == _EVAL_TAG:
             return _evaluate_tag(node, where)
         if node.tag not in _PLAIN_TAGS:
             raise ValueError(
-                f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: YAML is data, and runs nothing"
+                f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: YAML is data, and"
+                " runs nothing"
             )
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._scalars.construct_object(node)
-            except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-                # PyYAML takes apart what a tag such as !!bool or !!timestamp stands before, without a look at it.
-                raise ValueError(f"{where}: {full_key} has an unreadable value {node.value!r}: {error}") from error
+            except (
+                yaml.YAMLError,
+                ValueError,
+                LookupError,
+                AttributeError,
+                TypeError,
+                ArithmeticError,
+            ) as error:
+                # PyYAML takes apart what a tag such as !!bool or !!timestamp stands before, without
+                # a look at it.
+                raise ValueError(
+                    f"{where}: {full_key} has an unreadable value {node.value!r}: {error}"
+                ) from error
         if id(node) in self._open:
             raise ValueError(f"{where}: {full_key} contains itself through an alias")
         self._open.add(id(node))
@@ -183,7 +208,8 @@ def evaluate_arithmetic(expression: str) -> Any:
         [[32, 45.254833995939045], [64, 90.50966799187809]]
 
     Raises:
-        ValueError: The expression holds anything else (a call, an attribute, a string), or grows too large.
+        ValueError: The expression holds anything else (a call, an attribute, a string), or grows
+            too large.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval")
@@ -216,25 +242,37 @@ class _Arithmetic:
                 return [self.visit(item, names) for item in items]
             case ast.Tuple(elts=items):
                 return tuple(self.visit(item, names) for item in items)
-            case ast.ListComp(elt=item, generators=[ast.comprehension(target=ast.Name(id=name), iter=values, ifs=[])]):
-                return [self.visit(item, {**names, name: value}) for value in self._sequence(values, names)]
+            case ast.ListComp(
+                elt=item,
+                generators=[ast.comprehension(target=ast.Name(id=name), iter=values, ifs=[])],
+            ):
+                return [
+                    self.visit(item, {**names, name: value})
+                    for value in self._sequence(values, names)
+                ]
         raise ValueError(
-            f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic over numbers is understood"
+            f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic over"
+            " numbers is understood"
         )
 
     def _sequence(self, node: ast.expr, names: dict[str, Any]) -> list[Any] | tuple[Any, ...]:
         values = self.visit(node, names)
         if not isinstance(values, list | tuple):
-            raise ValueError(f"{ast.unparse(node)!r} in {self._expression!r} is no list to loop over")
+            raise ValueError(
+                f"{ast.unparse(node)!r} in {self._expression!r} is no list to loop over"
+            )
         return values
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
         if not all(isinstance(x, int | float) and abs(x) <= _MAX_NUMBER for x in operands):
             raise ValueError(
-                f"{self._expression!r}: {type(op).__name__} needs numbers up to {_MAX_NUMBER:g}, got {operands}"
+                f"{self._expression!r}: {type(op).__name__} needs numbers up to {_MAX_NUMBER:g},"
+                f" got {operands}"
             )
         if isinstance(op, ast.Pow) and abs(operands[1]) > 64:
-            raise ValueError(f"{self._expression!r}: an exponent beyond 64 is refused, got {operands[1]}")
+            raise ValueError(
+                f"{self._expression!r}: an exponent beyond 64 is refused, got {operands[1]}"
+            )
         try:
             result = _OPERATORS[type(op)](*operands)
         except ArithmeticError as error:

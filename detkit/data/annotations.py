@@ -25,7 +25,7 @@ Part = TypeVar("Part")
 
 
 def boxes_of(annotations: Sequence[AnnotationRecord]) -> np.ndarray:
-    """Give the boxes of M annotations, (M, 4) float64 XYXY in absolute pixels."""
+    """Return the boxes of M annotations, (M, 4) float64 XYXY in absolute pixels."""
     if not annotations:
         return np.zeros((0, 4))
     modes = {annotation["bbox_mode"] for annotation in annotations}
@@ -33,14 +33,16 @@ def boxes_of(annotations: Sequence[AnnotationRecord]) -> np.ndarray:
         return np.concatenate([boxes_of([annotation]) for annotation in annotations])
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
     mode = modes.pop()
-    if mode == BoxMode.XYWH_ABS:  # COCO's; ten times as quick as the general conversion, which goes through tensors
+    if (
+        mode == BoxMode.XYWH_ABS
+    ):  # COCO's; ten times as quick as the general conversion, which goes through tensors
         boxes[:, 2:] += boxes[:, :2]
         return boxes
     return BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS)
 
 
 def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Give (M, 4) XYXY boxes limited to an image of `(height, width)`."""
+    """Return (M, 4) XYXY boxes limited to an image of `(height, width)`."""
     height, width = image_size
     return np.minimum(boxes.clip(min=0), (width, height, width, height))
 
@@ -52,7 +54,7 @@ def transform_instance_annotations(
     *,
     keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
 ) -> AnnotationRecord:
-    """Give one annotation after the image was transformed, its box XYXY and limited to the image.
+    """Return one annotation after the image was transformed, its box XYXY and limited to the image.
 
     Args:
         annotation: It is not changed.
@@ -61,7 +63,8 @@ def transform_instance_annotations(
         keypoint_hflip_indices: As in `transform_keypoints`.
 
     Returns:
-        A copy. Its polygons are not limited to the image, other masks are a bitmap of it; its keypoints are flat.
+        A copy. Its polygons are not limited to the image, other masks are a bitmap of it; its
+        keypoints are flat.
 
     Raises:
         ValueError: Mask or keypoints cannot be used.
@@ -74,14 +77,18 @@ def transform_instance_annotations(
         moved["segmentation"] = transform_segmentation(annotation["segmentation"], transforms)
     if "keypoints" in annotation:
         keypoints = keypoints_of([annotation], len(annotation.get("keypoints", ())) // 3)
-        moved["keypoints"] = transform_keypoints(keypoints, transforms, image_size, keypoint_hflip_indices).ravel()
+        moved["keypoints"] = transform_keypoints(
+            keypoints, transforms, image_size, keypoint_hflip_indices
+        ).ravel()
     return cast(AnnotationRecord, moved)
 
 
 def annotations_to_instances(
-    annotations: Sequence[AnnotationRecord], image_size: tuple[int, int], mask_format: str = "polygon"
+    annotations: Sequence[AnnotationRecord],
+    image_size: tuple[int, int],
+    mask_format: str = "polygon",
 ) -> Instances:
-    """Give the ground truth of one image: `gt_boxes` and `gt_classes` (int64), `gt_masks` where all annotations have
+    """Return the ground truth of one image: `gt_boxes` and `gt_classes` (int64), `gt_masks` where all annotations have
     masks, and `gt_keypoints` where some have keypoints; all of length M.
 
     Args:
@@ -94,8 +101,12 @@ def annotations_to_instances(
     """
     instances = instances_of(annotations, boxes_of(annotations), image_size)
     if annotations and all("segmentation" in annotation for annotation in annotations):
-        instances.gt_masks = masks_of(transformed_masks(annotations, T.NoOpTransform()), image_size, mask_format)
-    num_keypoints = max((len(annotation.get("keypoints", ())) // 3 for annotation in annotations), default=0)
+        instances.gt_masks = masks_of(
+            transformed_masks(annotations, T.NoOpTransform()), image_size, mask_format
+        )
+    num_keypoints = max(
+        (len(annotation.get("keypoints", ())) // 3 for annotation in annotations), default=0
+    )
     if num_keypoints:
         instances.gt_keypoints = as_keypoints(keypoints_of(annotations, num_keypoints))
     return instances
@@ -107,7 +118,7 @@ def transformed_masks(
     file_name: str = "the image",
     original_size: tuple[int, int] | None = None,
 ) -> list[list[np.ndarray] | np.ndarray]:
-    """Give the masks of one image's annotations after it was transformed, each as `transform_segmentation` does.
+    """Return the masks of one image's annotations after it was transformed, each as `transform_segmentation` does.
 
     Args:
         annotations: They are not changed.
@@ -119,7 +130,11 @@ def transformed_masks(
         ValueError: An annotation has no mask, or one that cannot be used.
     """
     return [
-        _named(lambda a: transform_segmentation(_mask_of(a), transforms, original_size), annotation, file_name)
+        _named(
+            lambda a: transform_segmentation(_mask_of(a), transforms, original_size),
+            annotation,
+            file_name,
+        )
         for annotation in annotations
     ]
 
@@ -130,17 +145,25 @@ def _mask_of(annotation: AnnotationRecord) -> Any:
     return annotation["segmentation"]
 
 
-def _named(part_of: Callable[[AnnotationRecord], Part], annotation: AnnotationRecord, file_name: str) -> Part:
-    """Give what a function makes of an annotation; its errors name the annotation and the file."""
+def _named(
+    part_of: Callable[[AnnotationRecord], Part], annotation: AnnotationRecord, file_name: str
+) -> Part:
+    """Return what a function makes of an annotation; its errors name the annotation and the file."""
     try:
         return part_of(annotation)
     except ValueError as error:
-        which = f"annotation {annotation['id']}" if "id" in annotation else f"the object at {annotation['bbox']}"
+        which = (
+            f"annotation {annotation['id']}"
+            if "id" in annotation
+            else f"the object at {annotation['bbox']}"
+        )
         raise ValueError(f"{which} of {file_name}: {error}") from error
 
 
-def instances_of(annotations: Sequence[AnnotationRecord], boxes: np.ndarray, image_size: tuple[int, int]) -> Instances:
-    """Give the ground truth of one image whose boxes, (M, 4) XYXY, were transformed already."""
+def instances_of(
+    annotations: Sequence[AnnotationRecord], boxes: np.ndarray, image_size: tuple[int, int]
+) -> Instances:
+    """Return the ground truth of one image whose boxes, (M, 4) XYXY, were transformed already."""
     instances = Instances(image_size)
     instances.gt_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)))
     classes = [annotation["category_id"] for annotation in annotations]
@@ -159,7 +182,11 @@ def filter_empty_instances(
 ) -> tuple[Instances, Tensor]: ...
 @overload
 def filter_empty_instances(
-    instances: Instances, by_box: bool = ..., by_mask: bool = ..., box_threshold: float = ..., return_mask: bool = ...
+    instances: Instances,
+    by_box: bool = ...,
+    by_mask: bool = ...,
+    box_threshold: float = ...,
+    return_mask: bool = ...,
 ) -> Instances: ...
 def filter_empty_instances(
     instances: Instances,
@@ -168,7 +195,7 @@ def filter_empty_instances(
     box_threshold: float = MIN_BOX_SIDE,
     return_mask: bool = False,
 ) -> Any:
-    """Give the ground truth without objects that have nothing left, such as those a crop cut away.
+    """Return the ground truth without objects that have nothing left, such as those a crop cut away.
 
     Args:
         instances: M objects; they are not changed.
@@ -182,7 +209,9 @@ def filter_empty_instances(
     is_full = [instances.gt_boxes.nonempty(threshold=box_threshold)] if by_box else []
     if by_mask and instances.has("gt_masks"):
         is_full.append(instances.gt_masks.nonempty())
-    keep = torch.stack(is_full).all(dim=0) if is_full else torch.ones(len(instances), dtype=torch.bool)
+    keep = (
+        torch.stack(is_full).all(dim=0) if is_full else torch.ones(len(instances), dtype=torch.bool)
+    )
     kept = instances if bool(keep.all()) else instances[keep]
     return (kept, keep) if return_mask else kept
 
@@ -205,10 +234,10 @@ def _size_mismatch(record: ImageRecord, expected: tuple[int, int], found: tuple[
     hint = ""
     if expected == found[::-1]:
         hint = (
-            " The sides are exchanged: width and height were mixed up, or the image was annotated without regard to "
-            "its EXIF orientation."
+            " The sides are exchanged: width and height were mixed up, or the image was annotated"
+            " without regard to its EXIF orientation."
         )
     return (
-        f"image {record['file_name']} is {found[1]}x{found[0]} (width x height), but its record says "
-        f"{expected[1]}x{expected[0]}.{hint}"
+        f"image {record['file_name']} is {found[1]}x{found[0]} (width x height), but its record"
+        f" says {expected[1]}x{expected[0]}.{hint}"
     )

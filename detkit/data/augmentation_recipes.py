@@ -13,7 +13,7 @@ _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Give resize and flip as `INPUT` describes them for training, or the resize alone for testing.
+    """Build resize and flip as `INPUT` describes them for training, or the resize alone for testing.
 
     The random crop is not among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
     """
@@ -21,7 +21,9 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         return [build_test_resize(cfg)]
     resize = _RESIZES[cfg.INPUT.RESIZE]
     augmentations: list[T.Augmentation] = [
-        resize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+        resize(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
@@ -30,12 +32,12 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 
 def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:
-    """Give the resize that `INPUT` describes for testing."""
+    """Build the resize that `INPUT` describes for testing."""
     return _RESIZES[cfg.INPUT.RESIZE](cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
 
 
 def build_crop(cfg: CfgNode) -> T.Augmentation:
-    """Give the random crop that `INPUT.CROP` describes."""
+    """Build the random crop that `INPUT.CROP` describes."""
     crop = cfg.INPUT.CROP
     if crop.SINGLE_CATEGORY_MAX_AREA < 1:
         return T.RandomCrop_CategoryAreaConstraint(

@@ -15,7 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from detkit.data.samplers import NumberedSampler
 from detkit.data.training_stream import TrainingStream
 from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader, timeout_for
-from detkit.data.wrappers import AspectRatioGroupedDataset, BatchedDataset, MapIterableDataset, SeededDataset
+from detkit.data.wrappers import (
+    AspectRatioGroupedDataset,
+    BatchedDataset,
+    MapIterableDataset,
+    SeededDataset,
+)
 from detkit.utils import comm
 from detkit.utils.env import seed_all_rng
 from detkit.utils.signals import leave_signals_to_parent
@@ -35,7 +40,7 @@ def build_batch_data_loader(
     seed: int = 0,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> Iterable[Any]:
-    """Give the batches of a data set whose items are samples already.
+    """Build the batches of a data set whose items are samples already.
 
     Args:
         dataset: A data set of torch's; with indices, it needs a sampler.
@@ -49,7 +54,8 @@ def build_batch_data_loader(
         timeout: As in `build_detection_train_loader`.
 
     Raises:
-        ValueError: The batch cannot be shared out over the processes, or data set and sampler do not go together.
+        ValueError: The batch cannot be shared out over the processes, or data set and sampler do
+            not go together.
     """
     if isinstance(dataset, IterableDataset) != (sampler is None):
         raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
@@ -67,7 +73,7 @@ def build_batch_data_loader(
 
 
 def batch_size_per_process(total_batch_size: int) -> int:
-    """Give B.
+    """Return B.
 
     Raises:
         ValueError: The processes of the run cannot all get the same number, at least one.
@@ -75,19 +81,25 @@ def batch_size_per_process(total_batch_size: int) -> int:
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH (total_batch_size) must be a positive multiple of the number of processes: got "
-            f"{total_batch_size} images for {world_size} processes"
+            "SOLVER.IMS_PER_BATCH (total_batch_size) must be a positive multiple of the number of"
+            f" processes: got {total_batch_size} images for {world_size} processes"
         )
     return total_batch_size // world_size
 
 
 def _sample_loader(
-    dataset: Any, draws: NumberedSampler | None, num_workers: int, batch_size: int, seed: int, timeout: float
+    dataset: Any,
+    draws: NumberedSampler | None,
+    num_workers: int,
+    batch_size: int,
+    seed: int,
+    timeout: float,
 ) -> DataLoader:
-    """Give samples one by one.
+    """Return samples one by one.
 
-    Not whole batches, as workers could make: the batches waiting in shared memory would be `2 * num_workers`, hundreds
-    of megabytes where a container has 64, and the first one would come after one worker has made all of it.
+    Not whole batches, as workers could make: the batches waiting in shared memory would be `2 *
+    num_workers`, hundreds of megabytes where a container has 64, and the first one would come after
+    one worker has made all of it.
     """
     return WatchedLoader(
         dataset,
@@ -97,7 +109,8 @@ def _sample_loader(
         collate_fn=_identity,  # the default would turn arrays and numbers into tensors
         worker_init_fn=_SeedWorker(seed + comm.get_rank() * max(1, num_workers)),
         generator=own_generator(),
-        # A batch is taken at once: the next one and a little more wait, however many workers share the work.
+        # A batch is taken at once: the next one and a little more wait, however many workers share
+        # the work.
         prefetch_factor=math.ceil(batch_size / num_workers) + 1 if num_workers else None,
         timeout=timeout_for(num_workers, timeout),
     )
@@ -108,7 +121,9 @@ def _identity(sample: Item) -> Item:
 
 
 def own_generator() -> torch.Generator:
-    """A generator for the numbers that a DataLoader draws, which would otherwise change those of the training."""
+    """A generator for the numbers that a DataLoader draws, which would otherwise change those of
+    the training.
+    """
     return torch.Generator().manual_seed(0)
 
 
@@ -118,7 +133,9 @@ def leave_signals(worker_id: int) -> None:
 
 
 class _SeedWorker:
-    """Prepares a worker process; seeds it for data sets without indices, which have no draw to seed samples by."""
+    """Prepares a worker process; seeds it for data sets without indices, which have no draw to seed
+    samples by.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,9 +1,10 @@
 """Loaders for training and testing, from a config or from explicit arguments.
 
-Training: a sampler's endless stream of indices -> draws with a number -> samples, made by worker processes one at a
-time and handed over in order -> batches, put together in the training process. A sample depends on the run's seed and
-the number of its draw alone (`wrappers.SeededDataset`), so batches are the same with any number of workers, and a
-resume has to restore one number and the samples that wait for their group (`training_stream.TrainingStream`).
+Training: a sampler's endless stream of indices -> draws with a number -> samples, made by worker
+processes one at a time and handed over in order -> batches, put together in the training process. A
+sample depends on the run's seed and the number of its draw alone (`wrappers.SeededDataset`), so
+batches are the same with any number of workers, and a resume has to restore one number and the
+samples that wait for their group (`training_stream.TrainingStream`).
 
 Legend: B images in a batch of one process.
 """
@@ -39,7 +40,8 @@ from detkit.utils import comm
 
 Item = TypeVar("Item")
 
-# Which key holds the number of classes. Of other meta architectures, such as a user's own, nothing is known to check.
+# Which key holds the number of classes. Of other meta architectures, such as a user's own, nothing
+# is known to check.
 _NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": ROI_HEADS_KEY,
     "PanopticFPN": ROI_HEADS_KEY,
@@ -49,7 +51,7 @@ _WITH_SEMANTIC_HEAD = ("PanopticFPN", "SemanticSegmentor")
 
 
 def trivial_batch_collator(batch: list[Item]) -> list[Item]:
-    """Give the list of samples as it is: a model takes a list."""
+    """Return the list of samples as it is: a model takes a list."""
     return batch
 
 
@@ -89,19 +91,29 @@ def _train_loader_from_config(
 
 def _require_named(names: Sequence[str], key: str) -> None:
     if not names:
-        raise ValueError(f"{key} is empty: set it to the names of registered data sets, such as ('coco_2017_train',)")
+        raise ValueError(
+            f"{key} is empty: set it to the names of registered data sets, such as"
+            " ('coco_2017_train',)"
+        )
 
 
 def _expected_classes(cfg: CfgNode) -> dict[str, Any]:
-    """Give the arguments with which `get_detection_dataset_dicts` checks the model's number of classes."""
+    """Return the arguments with which `get_detection_dataset_dicts` checks the model's number of
+    classes.
+    """
     key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    things = {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+    things = (
+        {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+    )
     has_stuff = cfg.MODEL.META_ARCHITECTURE in _WITH_SEMANTIC_HEAD
-    return {**things, "num_stuff_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_stuff else None}
+    return {
+        **things,
+        "num_stuff_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_stuff else None,
+    }
 
 
 def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
-    """Give the sampler that `DATALOADER.SAMPLER_TRAIN` names.
+    """Build the sampler that `DATALOADER.SAMPLER_TRAIN` names.
 
     Args:
         cfg: Config.
@@ -119,14 +131,17 @@ def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
         return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
     if name == "RepeatFactorTrainingSampler":
         if not isinstance(dataset, list):
-            raise ValueError(f"{name} counts the classes of a list of records, got a {type(dataset).__name__}")
+            raise ValueError(
+                f"{name} counts the classes of a list of records, got a {type(dataset).__name__}"
+            )
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
     raise ValueError(
-        "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler or RepeatFactorTrainingSampler, "
-        f"got {name!r}; a sampler of your own goes to build_detection_train_loader(sampler=...)"
+        "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler or"
+        f" RepeatFactorTrainingSampler, got {name!r}; a sampler of your own goes to"
+        " build_detection_train_loader(sampler=...)"
     )
 
 
@@ -144,39 +159,50 @@ def build_detection_train_loader(
     timeout: float = DEFAULT_TIMEOUT,
     skip_bad_images: bool = False,
 ) -> Iterable[Any]:
-    """Give an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
+    """Build an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
 
-    Called with a config, `build_detection_train_loader(cfg, mapper=None, *, dataset=None, sampler=None)`, it reads the
-    arguments below from there; each may be given beside it.
+    Called with a config, `build_detection_train_loader(cfg, mapper=None, *, dataset=None,
+    sampler=None)`, it reads the arguments below from there; each may be given beside it.
 
     Args:
         dataset: Records, or a data set of torch's, with or without indices.
         mapper: Turns an item into a sample; None takes the items as they are.
-        sampler: Gives this process its indices, endlessly. None shuffles. An `IterableDataset` brings its own order and
-            its own share for each process.
+        sampler: Gives this process its indices, endlessly. None shuffles. An `IterableDataset`
+            brings its own order and its own share for each process.
         total_batch_size: Over all processes.
         aspect_ratio_grouping: Batch wide images with wide ones; samples need `width` and `height`.
-        num_workers: Processes that load, for each training process; 0 loads in the training process.
+        num_workers: Processes that load, for each training process; 0 loads in the training
+            process.
         collate_fn: Turns a list of B samples into a batch; None gives the list.
         seed: Of order and augmentation, the same in every process; None draws one.
-        timeout: Seconds after which a worker process that gives nothing ends the run; 0 waits for ever.
-        skip_bad_images: Leave out images that are missing or cannot be read, each with a warning; they end the run
-            otherwise, and also where a thousand come in a row.
+        timeout: Seconds after which a worker process that gives nothing ends the run; 0 waits for
+            ever.
+        skip_bad_images: Leave out images that are missing or cannot be read, each with a warning;
+            they end the run otherwise, and also where a thousand come in a row.
 
     Raises:
-        ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes with a sampler.
+        ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes
+            with a sampler.
     """
     seed = comm.shared_random_seed() if seed is None else seed
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("an IterableDataset brings its own order: give no sampler with it")
         mapped: Any = (
-            dataset if mapper is None else MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+            dataset
+            if mapper is None
+            else MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
         )
     else:
-        indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        indexed: Any = (
+            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        )
         sampler = TrainingSampler(len(indexed), seed=seed) if sampler is None else sampler
-        mapped = indexed if mapper is None else MapDataset(indexed, mapper, skip_bad_images=skip_bad_images)
+        mapped = (
+            indexed
+            if mapper is None
+            else MapDataset(indexed, mapper, skip_bad_images=skip_bad_images)
+        )
     return build_batch_data_loader(
         mapped,
         sampler,
@@ -190,7 +216,9 @@ def build_detection_train_loader(
 
 
 def _test_loader_from_config(
-    cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Callable[[ImageRecord], Any] | None = None
+    cfg: CfgNode,
+    dataset_name: str | Sequence[str],
+    mapper: Callable[[ImageRecord], Any] | None = None,
 ) -> dict[str, Any]:
     register_declared_datasets(cfg.DATASETS.REGISTER)
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
@@ -206,7 +234,7 @@ def _test_loader_from_config(
 
 
 def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
-    """Give the records of a data set of DATASETS.TEST, with their proposals where MODEL.LOAD_PROPOSALS is on.
+    """Return the records of a data set of DATASETS.TEST, with their proposals where MODEL.LOAD_PROPOSALS is on.
 
     Raises:
         ValueError: There is no proposal file for the data set.
@@ -218,7 +246,7 @@ def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
 
 
 def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:
-    """Give the proposal file of each data set.
+    """Return the proposal file of each data set.
 
     Raises:
         ValueError: `DATASETS.PROPOSAL_FILES_TEST` has none for it.
@@ -227,8 +255,8 @@ def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:
     missing = [name for name in names if name not in files]
     if missing:
         raise ValueError(
-            f"MODEL.LOAD_PROPOSALS needs a file in DATASETS.PROPOSAL_FILES_TEST for each of DATASETS.TEST, in their "
-            f"order; there is none for {', '.join(map(repr, missing))}"
+            "MODEL.LOAD_PROPOSALS needs a file in DATASETS.PROPOSAL_FILES_TEST for each of"
+            f" DATASETS.TEST, in their order; there is none for {', '.join(map(repr, missing))}"
         )
     return [files[name] for name in names]
 
@@ -244,10 +272,10 @@ def build_detection_test_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> DataLoader:
-    """Give every image once, in order.
+    """Build every image once, in order.
 
-    Called with a config, `build_detection_test_loader(cfg, dataset_name, mapper=None)`, it reads the arguments below
-    from there; each may be given beside it.
+    Called with a config, `build_detection_test_loader(cfg, dataset_name, mapper=None)`, it reads
+    the arguments below from there; each may be given beside it.
 
     Args:
         dataset: Records, or a data set of torch's, with or without indices.

@@ -12,10 +12,10 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 
 
 def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> list[int]:
-    """Give, for each of K classes, the number of images with an object of it, over all data sets.
+    """Return, for each of K classes, the number of images with an object of it, over all data sets.
 
-    A data set whose metadata has `class_image_count`, a list of `{"id", "image_count"}` with a class in the order of
-    the ids each, as LVIS has it, is not read for that.
+    A data set whose metadata has `class_image_count`, a list of `{"id", "image_count"}` with a
+    class in the order of the ids each, as LVIS has it, is not read for that.
 
     Args:
         dataset_names: Registered names.
@@ -29,11 +29,13 @@ def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> li
         known = MetadataCatalog.get(name).get("class_image_count")
         if known is None:
             for record in DatasetCatalog.get(name):
-                totals.update({annotation["category_id"] for annotation in record.get("annotations", [])})
+                totals.update(
+                    {annotation["category_id"] for annotation in record.get("annotations", [])}
+                )
         elif len(known) != num_classes:
             raise ValueError(
-                f"class_image_count of data set {name!r} has {len(known)} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
-                f"{num_classes}"
+                f"class_image_count of data set {name!r} has {len(known)} classes,"
+                f" MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}"
             )
         else:
             ordered = sorted(known, key=lambda entry: entry["id"])

@@ -41,7 +41,7 @@ class DataReport:
             self.dropped_boxes.setdefault(reason, []).extend(where)
 
     def table(self) -> str:
-        """Give the counts, with a line for each reason that left something out."""
+        """Return the counts, with a line for each reason that left something out."""
         dropped_boxes = {reason: len(where) for reason, where in self.dropped_boxes.items()}
         used_objects = self.num_annotations - self.num_crowd - sum(dropped_boxes.values())
         rows: list[tuple[str, int]] = [
@@ -64,7 +64,10 @@ def log_report(report: DataReport) -> None:
     if report.sticking_out:
         suspicion = ""
         if len(report.sticking_out) > _SUSPICIOUS_SHARE * report.num_annotations:
-            suspicion = " So many may mean that corners (x1, y1, x2, y2) were stored as (x, y, width, height)."
+            suspicion = (
+                " So many may mean that corners (x1, y1, x2, y2) were stored as (x, y, width,"
+                " height)."
+            )
         logger.warning(
             "%d boxes stick out of their image by more than %g pixel and will be clipped: %s.%s",
             len(report.sticking_out),
@@ -74,9 +77,9 @@ def log_report(report: DataReport) -> None:
         )
     if report.dropped_images:
         logger.warning(
-            "%d of %d images are left out (see the table). Images of background teach what is no object: "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them, in keypoint models with "
-            "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0.",
+            "%d of %d images are left out (see the table). Images of background teach what is no"
+            " object: DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them, in keypoint models with"
+            " MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0.",
             report.dropped_images.total(),
             report.num_images,
         )
@@ -99,8 +102,16 @@ def print_instances_class_histogram(
     )
     names = dict(enumerate(class_names)) if class_names else {}
     rows = {name: counts.get(class_id, 0) for class_id, name in names.items()}
-    rows.update({f"class {class_id}": count for class_id, count in sorted(counts.items()) if class_id not in names})
-    logger.info("objects per class, over %d images:\n%s", len(dataset_dicts), _histogram_table(rows))
+    rows.update(
+        {
+            f"class {class_id}": count
+            for class_id, count in sorted(counts.items())
+            if class_id not in names
+        }
+    )
+    logger.info(
+        "objects per class, over %d images:\n%s", len(dataset_dicts), _histogram_table(rows)
+    )
     absent = [name for name, count in rows.items() if count == 0]
     if absent:
         logger.warning(
@@ -119,10 +130,14 @@ def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = itertools.zip_longest(*columns, fillvalue=(None, None))
     headers = ["class", "objects"] * len(columns)
-    return tabulate([list(itertools.chain.from_iterable(line)) for line in lines], headers=headers, tablefmt="pipe")
+    return tabulate(
+        [list(itertools.chain.from_iterable(line)) for line in lines],
+        headers=headers,
+        tablefmt="pipe",
+    )
 
 
 def listed(values: Sequence[str], limit: int = 10) -> str:
-    """Give the first few, and how many there are."""
+    """Return the first few, and how many there are."""
     more = f", ... ({len(values)} in all)" if len(values) > limit else ""
     return ", ".join(values[:limit]) + more

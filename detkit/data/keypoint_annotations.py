@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def keypoints_of(
     annotations: Sequence[AnnotationRecord], num_keypoints: int, file_name: str = "the image"
 ) -> np.ndarray:
-    """Give the keypoints of M annotations, (M, K, 3) float64; those of an object that has none are not labelled.
+    """Return the keypoints of M annotations, (M, K, 3) float64; those of an object that has none are not labelled.
 
     Args:
         annotations: Objects of one image.
@@ -37,10 +37,15 @@ def keypoints_of(
         if len(values) == 0:
             continue
         if len(values) != 3 * num_keypoints:
-            which = f"annotation {annotation['id']}" if "id" in annotation else f"the object at {annotation['bbox']}"
+            which = (
+                f"annotation {annotation['id']}"
+                if "id" in annotation
+                else f"the object at {annotation['bbox']}"
+            )
             raise ValueError(
-                f"{which} of {file_name} has {len(values)} keypoint numbers, but {num_keypoints} keypoints "
-                f"(MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS) need {3 * num_keypoints}: x, y and visibility of each"
+                f"{which} of {file_name} has {len(values)} keypoint numbers, but {num_keypoints}"
+                f" keypoints (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS) need {3 * num_keypoints}: x, y"
+                " and visibility of each"
             )
         points[:] = values.reshape(-1, 3)
     return keypoints
@@ -52,10 +57,10 @@ def transform_keypoints(
     image_size: tuple[int, int],
     keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give keypoints, (M, K, 3), after the image was transformed.
+    """Return keypoints, (M, K, 3), after the image was transformed.
 
-    Those outside of the new image are no longer labelled, and what is not labelled lies at (0, 0), as in COCO. In a
-    mirrored image, a left hand has become a right one.
+    Those outside of the new image are no longer labelled, and what is not labelled lies at (0, 0),
+    as in COCO. In a mirrored image, a left hand has become a right one.
 
     Args:
         keypoints: (M, K, 3) x, y, visibility; they are not changed.
@@ -68,7 +73,9 @@ def transform_keypoints(
         ValueError: The image was mirrored, and there are no indices.
     """
     height, width = image_size
-    points = transforms.apply_coords(keypoints[..., :2].reshape(-1, 2)).reshape(keypoints[..., :2].shape)
+    points = transforms.apply_coords(keypoints[..., :2].reshape(-1, 2)).reshape(
+        keypoints[..., :2].shape
+    )
     is_inside = ((points >= 0) & (points <= (width, height))).all(axis=-1, keepdims=True)
     visibility = keypoints[..., 2:] * is_inside
     moved = np.concatenate([points, visibility], axis=-1) * (visibility > 0)
@@ -76,8 +83,8 @@ def transform_keypoints(
         return moved
     if keypoint_hflip_indices is None:
         raise ValueError(
-            "the image was mirrored, and it is not known which keypoints that exchanges: give keypoint_hflip_indices, "
-            "or set INPUT.RANDOM_FLIP none"
+            "the image was mirrored, and it is not known which keypoints that exchanges: give"
+            " keypoint_hflip_indices, or set INPUT.RANDOM_FLIP none"
         )
     return moved[..., np.asarray(keypoint_hflip_indices), :]
 
@@ -86,7 +93,10 @@ def _is_mirrored(transforms: T.Transform) -> bool:
     """Whether left and right are exchanged: an odd number of horizontal flips. A vertical one leaves them, as in
     Detectron2.
     """
-    return sum(isinstance(transform, T.HFlipTransform) for transform in _flattened(transforms)) % 2 == 1
+    return (
+        sum(isinstance(transform, T.HFlipTransform) for transform in _flattened(transforms)) % 2
+        == 1
+    )
 
 
 def _flattened(transforms: T.Transform) -> Iterable[T.Transform]:
@@ -96,33 +106,37 @@ def _flattened(transforms: T.Transform) -> Iterable[T.Transform]:
 
 
 def as_keypoints(keypoints: np.ndarray) -> Keypoints:
-    """Give (M, K, 3) keypoints as a model takes them."""
+    """Return (M, K, 3) keypoints as a model takes them."""
     return Keypoints(torch.from_numpy(keypoints.astype(np.float32)))
 
 
 def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndarray:
-    """Give which keypoint each one is in a mirrored image, (K,) int64, from `keypoint_flip_map` of the metadata.
+    """Return which keypoint each one is in a mirrored image, (K,) int64, from `keypoint_flip_map` of the metadata.
 
     Args:
         dataset_names: Data sets that are used together; their keypoints must be the same.
 
     Raises:
-        ValueError: A data set has no keypoint names or pairs, they differ, or a pair names an unknown keypoint.
+        ValueError: A data set has no keypoint names or pairs, they differ, or a pair names an
+            unknown keypoint.
     """
     dataset_names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if not dataset_names:
-        raise ValueError("no data set is named, whose metadata could say what a mirror does to keypoints")
+        raise ValueError(
+            "no data set is named, whose metadata could say what a mirror does to keypoints"
+        )
     names = _same_metadata(dataset_names, "keypoint_names")
     pairs = [tuple(pair) for pair in _same_metadata(dataset_names, "keypoint_flip_map")]
     stray = sorted({name for pair in pairs for name in pair} - set(names))
     if stray:
         raise ValueError(
-            f"keypoint_flip_map of data set {dataset_names[0]!r} names {', '.join(stray)}, which is not among its "
-            f"keypoints: {', '.join(names)}"
+            f"keypoint_flip_map of data set {dataset_names[0]!r} names {', '.join(stray)}, which is"
+            f" not among its keypoints: {', '.join(names)}"
         )
     if not pairs and len(names) > 1:
         logger.warning(
-            "no keypoints of data set %r change places in a mirror (keypoint_flip_map is empty): is that so? %s",
+            "no keypoints of data set %r change places in a mirror (keypoint_flip_map is empty): is"
+            " that so? %s",
             dataset_names[0],
             ", ".join(names),
         )
@@ -135,8 +149,8 @@ def _same_metadata(dataset_names: Sequence[str], key: str) -> list:
     for name, value in values.items():
         if value is None:
             raise ValueError(
-                f"data set {name!r} has no {key}: name `keypoints` in the category of its json file, under its entry "
-                f"in DATASETS.REGISTER, or in MetadataCatalog.get({name!r})"
+                f"data set {name!r} has no {key}: name `keypoints` in the category of its json"
+                f" file, under its entry in DATASETS.REGISTER, or in MetadataCatalog.get({name!r})"
             )
         if list(value) != list(values[dataset_names[0]]):
             raise ValueError(

@@ -1,7 +1,8 @@
 """Proposals that another model made beforehand: Fast R-CNN trains and tests on them without a proposal network.
 
-A file holds, for N images, `ids` (or Detectron's `indexes`), `boxes` (a list of (P, 4) arrays), `objectness_logits` (or
-`scores`, a list of (P,) arrays) and `bbox_mode` (XYXY in absolute pixels where it is absent).
+A file holds, for N images, `ids` (or Detectron's `indexes`), `boxes` (a list of (P, 4) arrays),
+`objectness_logits` (or `scores`, a list of (P,) arrays) and `bbox_mode` (XYXY in absolute pixels
+where it is absent).
 
 Legend: P proposals of one image.
 """
@@ -25,8 +26,10 @@ _OLD_NAMES = {"indexes": "ids", "scores": "objectness_logits"}
 _REQUIRED = ("ids", "boxes", "objectness_logits")
 
 
-def load_proposals_into_dataset(records: Sequence[ImageRecord], proposal_file: str) -> list[ImageRecord]:
-    """Give the records with `proposal_boxes`, `proposal_objectness_logits` and `proposal_bbox_mode` of a file.
+def load_proposals_into_dataset(
+    records: Sequence[ImageRecord], proposal_file: str
+) -> list[ImageRecord]:
+    """Return the records with `proposal_boxes`, `proposal_objectness_logits` and `proposal_bbox_mode` of a file.
 
     Args:
         records: They are not changed.
@@ -41,13 +44,14 @@ def load_proposals_into_dataset(records: Sequence[ImageRecord], proposal_file: s
     missing = [record for record in records if str(record["image_id"]) not in places]
     if missing:
         raise ValueError(
-            f"proposal file {proposal_file} has no proposals for {len(missing)} of {len(records)} images, first for "
-            f"image id {missing[0]['image_id']!r} ({missing[0]['file_name']}); it has {len(places)} images. Was it "
-            "made for another data set?"
+            f"proposal file {proposal_file} has no proposals for {len(missing)} of {len(records)}"
+            f" images, first for image id {missing[0]['image_id']!r} ({missing[0]['file_name']});"
+            f" it has {len(places)} images. Was it made for another data set?"
         )
     mode = BoxMode(int(content.get("bbox_mode", BoxMode.XYXY_ABS)))
     return [
-        _with_proposals(record, content, places[str(record["image_id"])], mode, proposal_file) for record in records
+        _with_proposals(record, content, places[str(record["image_id"])], mode, proposal_file)
+        for record in records
     ]
 
 
@@ -56,24 +60,42 @@ def _read(proposal_file: str) -> dict[str, Any]:
         with PathManager.open(proposal_file, "rb") as file:
             content = load_array_pickle(cast(Any, file))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"proposal file {proposal_file} (DATASETS.PROPOSAL_FILES_*) does not exist") from error
+        raise FileNotFoundError(
+            f"proposal file {proposal_file} (DATASETS.PROPOSAL_FILES_*) does not exist"
+        ) from error
     except UnsafePickleError as error:
         raise ValueError(
-            f"proposal file {proposal_file} asks for {error.asked_for}; it may hold arrays, numbers and lists only"
+            f"proposal file {proposal_file} asks for {error.asked_for}; it may hold arrays, numbers"
+            " and lists only"
         ) from error
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise ValueError(f"proposal file {proposal_file} is no pickle of arrays: {error}") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise ValueError(
+            f"proposal file {proposal_file} is no pickle of arrays: {error}"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"proposal file {proposal_file} must hold a dict, holds a {type(content).__name__}")
+        raise ValueError(
+            f"proposal file {proposal_file} must hold a dict, holds a {type(content).__name__}"
+        )
     content = {_OLD_NAMES.get(str(key), str(key)): value for key, value in content.items()}
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise ValueError(
-            f"proposal file {proposal_file} lacks {', '.join(missing)}; it has {', '.join(map(str, content))}"
+            f"proposal file {proposal_file} lacks {', '.join(missing)}; it has"
+            f" {', '.join(map(str, content))}"
         )
     lengths = {key: len(content[key]) for key in _REQUIRED}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"proposal file {proposal_file} needs an entry per image of each, has {lengths}")
+        raise ValueError(
+            f"proposal file {proposal_file} needs an entry per image of each, has {lengths}"
+        )
     return content
 
 
@@ -85,8 +107,8 @@ def _with_proposals(
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
         raise ValueError(
-            f"proposal file {proposal_file} needs (P, 4) boxes and (P,) scores for image id {record['image_id']!r}, "
-            f"has {boxes.shape} and {logits.shape}"
+            f"proposal file {proposal_file} needs (P, 4) boxes and (P,) scores for image id"
+            f" {record['image_id']!r}, has {boxes.shape} and {logits.shape}"
         )
     order = logits.argsort()[::-1]
     record = record.copy()
@@ -96,9 +118,13 @@ def _with_proposals(
 
 
 def transformed_proposals(
-    record: ImageRecord, image_size: tuple[int, int], transforms: T.Transform, topk: int, min_box_size: float = 0.0
+    record: ImageRecord,
+    image_size: tuple[int, int],
+    transforms: T.Transform,
+    topk: int,
+    min_box_size: float = 0.0,
 ) -> Instances:
-    """Give the proposals of one image after it was transformed: limited to the image, the first of what is left.
+    """Return the proposals of one image after it was transformed: limited to the image, the first of what is left.
 
     Args:
         record: With the keys that `load_proposals_into_dataset` gives it.
@@ -115,13 +141,16 @@ def transformed_proposals(
     """
     if "proposal_boxes" not in record:
         raise ValueError(
-            f"MODEL.LOAD_PROPOSALS is on, but the record of {record['file_name']} has no proposal_boxes: name a file "
-            "for its data set in DATASETS.PROPOSAL_FILES_TRAIN or _TEST"
+            f"MODEL.LOAD_PROPOSALS is on, but the record of {record['file_name']} has no"
+            " proposal_boxes: name a file for its data set in DATASETS.PROPOSAL_FILES_TRAIN or"
+            " _TEST"
         )
     mode = record.get("proposal_bbox_mode", BoxMode.XYXY_ABS)
     boxes = transforms.apply_box(BoxMode.convert(record["proposal_boxes"], mode, BoxMode.XYXY_ABS))
     proposal_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)))
-    logits = torch.from_numpy(np.asarray(record.get("proposal_objectness_logits"), dtype=np.float32))
+    logits = torch.from_numpy(
+        np.asarray(record.get("proposal_objectness_logits"), dtype=np.float32)
+    )
     proposal_boxes.clip(image_size)
     keep = proposal_boxes.nonempty(threshold=min_box_size)
     proposals = Instances(image_size)

@@ -21,7 +21,7 @@ class HasState(Protocol):
     """What can be saved and taken over."""
 
     def state_dict(self) -> Any:
-        """Give the state."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
@@ -32,9 +32,10 @@ class HasState(Protocol):
 class TrainingStream(IterableDataset):
     """Batches of samples that come draw by draw, with the position of this process among its draws as state.
 
-    The state is that after the batch last given, however many more samples worker processes have made by then: how
-    many draws were taken, and which of them wait for others of their aspect ratio. A stream that takes it over makes
-    the waiting samples again, which turn out the same, and goes on behind them; nothing else is loaded twice.
+    The state is that after the batch last given, however many more samples worker processes have
+    made by then: how many draws were taken, and which of them wait for others of their aspect
+    ratio. A stream that takes it over makes the waiting samples again, which turn out the same, and
+    goes on behind them; nothing else is loaded twice.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class TrainingStream(IterableDataset):
             yield batch if self._collate_fn is None else self._collate_fn(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position, what was skipped on the way, and the seeds, which may have been drawn.
+        """Return the position, what was skipped on the way, and the seeds, which may have been drawn.
 
         `taken` is the number of draws, `waiting` those of them that are in no batch yet.
         """
@@ -83,7 +84,12 @@ class TrainingStream(IterableDataset):
         sampler = self._draws.sampler
         seeds = sampler.state_dict() if isinstance(sampler, HasState) else {}
         position = {"taken": taken, "waiting": waiting, "world_size": comm.get_world_size()}
-        return {**position, "skipped": dict(self.skipped), "seed": self._records.seed, "sampler": seeds}
+        return {
+            **position,
+            "skipped": dict(self.skipped),
+            "seed": self._records.seed,
+            "sampler": seeds,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on at a position that `state_dict` gave, from the next iterator on.
@@ -93,7 +99,10 @@ class TrainingStream(IterableDataset):
         """
         world_size = state_dict["world_size"]
         if world_size != comm.get_world_size():
-            raise ValueError(f"the position is one of {world_size} processes, this run has {comm.get_world_size()}")
+            raise ValueError(
+                f"the position is one of {world_size} processes, this run has"
+                f" {comm.get_world_size()}"
+            )
         self._draws.move_to(state_dict["taken"], state_dict["waiting"])
         self._batches.skipped = Counter(state_dict.get("skipped", {}))
         self._take_seeds(state_dict)
@@ -101,19 +110,25 @@ class TrainingStream(IterableDataset):
     def move_to_share(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on about where the processes of a run stopped, which were more or fewer than this run has.
 
-        The processes take turns in one stream of draws, and had come to different places in it: some images around
-        those places are seen twice, or not in this epoch.
+        The processes take turns in one stream of draws, and had come to different places in it:
+        some images around those places are seen twice, or not in this epoch.
         """
         given = sum(state["taken"] - len(state["waiting"]) for state in states)
         self._draws.move_to(given // comm.get_world_size())
         if comm.is_main_process():  # one must know of them all; which one does not matter
-            self._batches.skipped = sum((Counter(state.get("skipped", {})) for state in states), Counter[str]())
+            self._batches.skipped = sum(
+                (Counter(state.get("skipped", {})) for state in states), Counter[str]()
+            )
         self._take_seeds(states[0])
 
     def _draw_of(self, number: int) -> int:
         """The draw behind the sample that came as this one, from 0."""
         came_first = self._draws.waiting
-        return came_first[number] if number < len(came_first) else self._draws.start + number - len(came_first)
+        return (
+            came_first[number]
+            if number < len(came_first)
+            else self._draws.start + number - len(came_first)
+        )
 
     def _take_seeds(self, state: Mapping[str, Any]) -> None:
         self._records.seed = state["seed"]

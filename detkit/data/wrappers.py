@@ -26,7 +26,8 @@ from detkit.utils.image_file import BadImageError
 logger = logging.getLogger(__name__)
 
 
-# So many bad images in a row mean a wrong folder or a lost disk, and a run that would skip for ever.
+# So many bad images in a row mean a wrong folder or a lost disk, and a run that would skip for
+# ever.
 _MAX_SKIPPED_IN_A_ROW = 1000
 
 
@@ -44,9 +45,10 @@ class SkippedImage:
 class DatasetFromList(Dataset):
     """A list as a data set that any number of worker processes can read without each holding a copy.
 
-    The items are pickled once, into one tensor. A list of dicts would be copied into each worker bit by bit, since
-    counting references writes to the memory that the processes share; a tensor's memory is never written to. Where
-    workers are spawned, not forked, torch moves it to shared memory when the first one starts.
+    The items are pickled once, into one tensor. A list of dicts would be copied into each worker
+    bit by bit, since counting references writes to the memory that the processes share; a tensor's
+    memory is never written to. Where workers are spawned, not forked, torch moves it to shared
+    memory when the first one starts.
     """
 
     def __init__(self, lst: Sequence[Any], copy: bool = True, serialize: bool = True) -> None:
@@ -54,7 +56,8 @@ class DatasetFromList(Dataset):
 
         Args:
             lst: Items that can be pickled.
-            copy: Give copies, which the receiver may change. Only without `serialize`, which always gives copies.
+            copy: Give copies, which the receiver may change. Only without `serialize`, which always
+                gives copies.
             serialize: Pickle the items.
         """
         self._copy = copy
@@ -74,10 +77,13 @@ class _PickledItems:
 
     def __init__(self, items: Sequence[Any]) -> None:
         pickled = [
-            np.frombuffer(pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL), dtype=np.uint8) for item in items
+            np.frombuffer(pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL), dtype=np.uint8)
+            for item in items
         ]
         self._ends = torch.from_numpy(np.cumsum([len(p) for p in pickled], dtype=np.int64))
-        self._bytes = torch.from_numpy(np.concatenate(pickled) if pickled else np.zeros(0, dtype=np.uint8))
+        self._bytes = torch.from_numpy(
+            np.concatenate(pickled) if pickled else np.zeros(0, dtype=np.uint8)
+        )
         logger.debug("%d items take %.1f MiB", len(pickled), len(self._bytes) / 2**20)
 
     def __len__(self) -> int:
@@ -88,20 +94,30 @@ class _PickledItems:
             raise IndexError(f"item {index} of {len(self)}")
         index %= len(self)
         start = int(self._ends[index - 1]) if index else 0
-        return pickle.loads(self._bytes[start : int(self._ends[index])].numpy().data)  # bytes of our own making
+        return pickle.loads(
+            self._bytes[start : int(self._ends[index])].numpy().data
+        )  # bytes of our own making
 
 
 class MapDataset(Dataset):
     """A data set whose items go through a function, such as a `DatasetMapper`.
 
-    A sample that fails stops the run, with its file named, unless bad images are to be skipped. (Detectron2 puts
-    another image in the place of one whose mapper gives None; which data were trained on is then no longer known.)
+    A sample that fails stops the run, with its file named, unless bad images are to be skipped.
+    (Detectron2 puts another image in the place of one whose mapper gives None; which data were
+    trained on is then no longer known.)
     """
 
-    def __init__(self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False) -> None:
-        """Take both; `skip_bad_images` gives a `SkippedImage` for an image that is missing or cannot be read."""
+    def __init__(
+        self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
+    ) -> None:
+        """Take both; `skip_bad_images` gives a `SkippedImage` for an image that is missing or
+        cannot be read.
+        """
         if isinstance(dataset, IterableDataset):
-            raise TypeError("MapDataset takes a data set with indices; use MapIterableDataset for an IterableDataset")
+            raise TypeError(
+                "MapDataset takes a data set with indices; use MapIterableDataset for an"
+                " IterableDataset"
+            )
         self.dataset = dataset
         self.map_func = map_func
         self.skip_bad_images = skip_bad_images
@@ -117,7 +133,11 @@ class MapIterableDataset(IterableDataset):
     """As `MapDataset`, for data sets without indices."""
 
     def __init__(
-        self, dataset: Iterable[Any], map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
+        self,
+        dataset: Iterable[Any],
+        map_func: Callable[[Any], Any],
+        *,
+        skip_bad_images: bool = False,
     ) -> None:
         self.dataset = dataset
         self.map_func = map_func
@@ -129,7 +149,7 @@ class MapIterableDataset(IterableDataset):
 
 
 def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool = False) -> Any:
-    """Give `map_func(item)`, or a `SkippedImage` where that is asked for and the image cannot be read.
+    """Return `map_func(item)`, or a `SkippedImage` where that is asked for and the image cannot be read.
 
     Raises:
         BadImageError, FileNotFoundError: As the function does: these name the file.
@@ -142,12 +162,15 @@ def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool
             return SkippedImage(str(error))
         raise
     except Exception as error:
-        # Of one text, so that it survives the way out of a worker process, which builds it anew from its message.
-        raise SampleError(f"{_name(map_func)} failed on {_sample(item)}: {type(error).__name__}: {error}") from error
+        # Of one text, so that it survives the way out of a worker process, which builds it anew
+        # from its message.
+        raise SampleError(
+            f"{_name(map_func)} failed on {_sample(item)}: {type(error).__name__}: {error}"
+        ) from error
     if mapped is None:
         raise SampleError(
-            f"{_name(map_func)} gave None for {_sample(item)}; it must give a sample. Leave images out before "
-            "training: register a data set without them."
+            f"{_name(map_func)} gave None for {_sample(item)}; it must give a sample. Leave images"
+            " out before training: register a data set without them."
         )
     return mapped
 
@@ -166,10 +189,10 @@ def _sample(item: Any) -> str:
 class SeededDataset(Dataset):
     """Gives each draw of a run its own random numbers.
 
-    All generators that augmentations use (Python's, NumPy's, torch's on the CPU) are seeded from the run's seed and
-    the draw's number while the sample is made, and put back afterwards. So a sample is the same whichever worker makes
-    it, however many there are, and after a resume; and making it in the training process does not disturb the
-    training's own draws.
+    All generators that augmentations use (Python's, NumPy's, torch's on the CPU) are seeded from
+    the run's seed and the draw's number while the sample is made, and put back afterwards. So a
+    sample is the same whichever worker makes it, however many there are, and after a resume; and
+    making it in the training process does not disturb the training's own draws.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -185,7 +208,9 @@ class SeededDataset(Dataset):
 
 
 def _mix(seed: int, number: int) -> int:
-    """Give 64 bits in which seed and number are well mixed. Source: Steele et al. 2014, SplitMix64."""
+    """Return 64 bits in which seed and number are well mixed. Source: Steele et al. 2014,
+    SplitMix64.
+    """
     mask = 2**64 - 1
     bits = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & mask
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -198,7 +223,9 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed % 2**63)  # not torch.manual_seed, which goes to the GPU as well
+    torch.default_generator.manual_seed(
+        seed % 2**63
+    )  # not torch.manual_seed, which goes to the GPU as well
     try:
         yield
     finally:
@@ -208,7 +235,9 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
 
 
 class ToIterableDataset(IterableDataset):
-    """A data set with indices and a sampler, as one without indices; the worker processes share the stream out."""
+    """A data set with indices and a sampler, as one without indices; the worker processes share the
+    stream out.
+    """
 
     def __init__(self, dataset: Any, sampler: Iterable[Any], shard_sampler: bool = True) -> None:
         """Take both.
@@ -216,7 +245,8 @@ class ToIterableDataset(IterableDataset):
         Args:
             dataset: Anything that can be indexed by what the sampler gives.
             sampler: The indices.
-            shard_sampler: Each worker takes its part of the sampler; False where the sampler sees to that.
+            shard_sampler: Each worker takes its part of the sampler; False where the sampler sees
+                to that.
         """
         if isinstance(dataset, IterableDataset):
             raise TypeError("the data set is an IterableDataset already")
@@ -273,13 +303,16 @@ class _GroupedBatches(IterableDataset):
         self.skipped[reason] += 1
         if self.skipped[reason] == 1:
             logger.warning(
-                "image skipped (DATALOADER.ON_BAD_IMAGE): %s. So far %d images were skipped, %d times in all",
+                "image skipped (DATALOADER.ON_BAD_IMAGE): %s. So far %d images were skipped, %d"
+                " times in all",
                 reason,
                 len(self.skipped),
                 self.skipped.total(),
             )
         if in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-            raise BadImageError(f"{in_a_row} images in a row could not be read, the last one because {reason}")
+            raise BadImageError(
+                f"{in_a_row} images in a row could not be read, the last one because {reason}"
+            )
 
 
 class BatchedDataset(_GroupedBatches):
@@ -303,8 +336,8 @@ class BatchedDataset(_GroupedBatches):
 class AspectRatioGroupedDataset(_GroupedBatches):
     """Samples in lists of B, wide images with wide ones and the others with the others, so that less is padded.
 
-    The order is that in which the lists get full, which is nearly that of the samples. What has not filled a list at
-    the end is left out.
+    The order is that in which the lists get full, which is nearly that of the samples. What has not
+    filled a list at the end is left out.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:

@@ -6,7 +6,11 @@ from detkit.engine.default_predictor import DefaultPredictor
 from detkit.engine.default_trainer import DefaultTrainer
 from detkit.engine.launch import DEFAULT_TIMEOUT, create_ddp_model, launch
 from detkit.engine.model_ema import ModelEMA
-from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
+from detkit.engine.model_report import (
+    format_module_table,
+    module_rows,
+    warn_about_random_fixed_norms,
+)
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase

@@ -25,4 +25,7 @@ def class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
         return {}
     metadata = MetadataCatalog.get(dataset_names[0])
     found = {key: metadata.get(key) for key in _KEYS}
-    return {"dataset": dataset_names[0], **{key: value for key, value in found.items() if value is not None}}
+    return {
+        "dataset": dataset_names[0],
+        **{key: value for key, value in found.items() if value is not None},
+    }

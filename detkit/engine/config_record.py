@@ -11,25 +11,29 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigRecord:
-    """Puts the settings into each checkpoint, and says what has changed when one is taken up with others."""
+    """Puts the settings into each checkpoint, and says what has changed when one is taken up with
+    others.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         """Take the settings; they are not kept."""
         self._text = cfg.dump()
 
     def state_dict(self) -> str:
-        """Give the settings as YAML."""
+        """Return the settings as YAML."""
         return self._text
 
     def load_state_dict(self, state_dict: str) -> None:
         """Compare with those of a checkpoint; the present ones hold."""
         changes = changed_settings(state_dict, self._text)
         if changes:
-            logger.warning("settings changed since the checkpoint was written:\n%s", "\n".join(changes))
+            logger.warning(
+                "settings changed since the checkpoint was written:\n%s", "\n".join(changes)
+            )
 
 
 def changed_settings(before: str, now: str) -> list[str]:
-    """Give a line `KEY: before -> now` for each setting that differs between two texts of YAML."""
+    """Return a line `KEY: before -> now` for each setting that differs between two texts of YAML."""
     old, new = flat_settings(yaml.safe_load(before)), flat_settings(yaml.safe_load(now))
     return [
         f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
@@ -43,7 +47,7 @@ def _shown(settings: dict[str, Any], key: str) -> str:
 
 
 def flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Give the settings of a tree by full key: `{"A": {"B": 1}}` is `{"A.B": 1}`."""
+    """Return the settings of a tree by full key: `{"A": {"B": 1}}` is `{"A.B": 1}`."""
     if not isinstance(tree, dict) or (prefix and not tree):
         return {prefix.rstrip("."): tree}
     parts = (flat_settings(below, f"{prefix}{name}.") for name, below in tree.items())

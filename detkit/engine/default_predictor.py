@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 class DefaultPredictor:
     """Runs a trained model on single images: resized as in testing, converted to the channel order the model wants.
 
-    What convolutions compute from their weights is kept from image to image. Weights may be loaded or changed between
-    two of them, but not through `tensor.data` or by a fused optimizer, which torch does not notice (`PreparedWeights`).
-    For R50-FPN this takes 430 MB on a CPU, and the size of the model on other devices.
+    What convolutions compute from their weights is kept from image to image. Weights may be loaded
+    or changed between two of them, but not through `tensor.data` or by a fused optimizer, which
+    torch does not notice (`PreparedWeights`). For R50-FPN this takes 430 MB on a CPU, and the size
+    of the model on other devices.
 
     Example:
         >>> predictor = DefaultPredictor(cfg)
@@ -33,7 +34,8 @@ class DefaultPredictor:
 
     Attributes:
         model: In eval mode; with TEST.AUG.ENABLED the one that augments.
-        metadata: Class names as `thing_classes`: those in the checkpoint, else those of DATASETS.TEST.
+        metadata: Class names as `thing_classes`: those in the checkpoint, else those of
+            DATASETS.TEST.
         input_format: Channel order of the model, INPUT.FORMAT.
     """
 
@@ -42,7 +44,8 @@ class DefaultPredictor:
 
         Args:
             cfg: Not kept, and not changed.
-            allow_partial: Accept weights that leave a part of the model, or all of it, at random values.
+            allow_partial: Accept weights that leave a part of the model, or all of it, at random
+                values.
 
         Raises:
             CheckpointError: The weights do not fill the model.
@@ -70,14 +73,14 @@ class DefaultPredictor:
         self._prepared_weights = PreparedWeights()
 
     def __call__(self, original_image: np.ndarray) -> ModelOutput:
-        """Give what the model finds in an image.
+        """Return what the model finds in an image.
 
         Args:
             original_image: (H, W, C) uint8, BGR where the model takes three channels. Not changed.
 
         Returns:
-            The model's output, in pixels of the given image: `instances` with `pred_boxes`, `scores`, `pred_classes`,
-            and what else the model says (`ModelOutput`).
+            The model's output, in pixels of the given image: `instances` with `pred_boxes`,
+            `scores`, `pred_classes`, and what else the model says (`ModelOutput`).
 
         Raises:
             TypeError: Not an array of uint8.
@@ -87,27 +90,44 @@ class DefaultPredictor:
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         height, width = image.shape[:2]
         image = self.aug.get_transform(image).apply_image(image)
-        model_input: ModelInput = {"image": image_to_tensor(image), "height": height, "width": width}
-        # Not inference_mode: what a model caches between images, such as anchors, must stay usable in training.
+        model_input: ModelInput = {
+            "image": image_to_tensor(image),
+            "height": height,
+            "width": width,
+        }
+        # Not inference_mode: what a model caches between images, such as anchors, must stay usable
+        # in training.
         with torch.no_grad(), self._prepared_weights.in_use():
             return self.model([model_input])[0]
 
     def _check(self, image: Any) -> None:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            found = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-            raise TypeError(f"an image must be an (H, W, C) uint8 array, as read_image gives it; got {found}")
+            found = (
+                f"an array of {image.dtype}"
+                if isinstance(image, np.ndarray)
+                else f"a {type(image).__name__}"
+            )
+            raise TypeError(
+                f"an image must be an (H, W, C) uint8 array, as read_image gives it; got {found}"
+            )
         if image.ndim != 3 or image.shape[2] != self._num_channels or 0 in image.shape:
-            raise ValueError(f"an image must have shape (H, W, {self._num_channels}), got {image.shape}")
+            raise ValueError(
+                f"an image must have shape (H, W, {self._num_channels}), got {image.shape}"
+            )
 
 
 def _metadata(saved: dict[str, Any], cfg: CfgNode) -> Metadata:
     """Class names of a checkpoint, else of the test set.
 
-    The checkpoint comes first: it says what the model was trained on, and the test set may be another one.
+    The checkpoint comes first: it says what the model was trained on, and the test set may be
+    another one.
     """
     if saved.get("thing_classes") or saved.get("stuff_classes"):
         return Metadata(cfg.MODEL.WEIGHTS).set(**saved)
     if cfg.DATASETS.TEST:
         return MetadataCatalog.get(cfg.DATASETS.TEST[0])
-    logger.warning("neither %s nor DATASETS.TEST names the classes: they are shown by number", cfg.MODEL.WEIGHTS)
+    logger.warning(
+        "neither %s nor DATASETS.TEST names the classes: they are shown by number",
+        cfg.MODEL.WEIGHTS,
+    )
     return Metadata("no data set")

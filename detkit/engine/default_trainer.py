@@ -1,4 +1,6 @@
-"""`DefaultTrainer`: a training run as its config describes it, each part from a classmethod that can be overridden."""
+"""`DefaultTrainer`: a training run as its config describes it, each part from a classmethod that
+can be overridden.
+"""
 
 import functools
 import logging
@@ -31,7 +33,11 @@ from detkit.engine.derived_config import in_folder, with_class_counts, without_a
 from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA, with_averaged_results
-from detkit.engine.model_report import format_module_table, module_rows, warn_about_random_fixed_norms
+from detkit.engine.model_report import (
+    format_module_table,
+    module_rows,
+    warn_about_random_fixed_norms,
+)
 from detkit.engine.process_scaling import scaled_to_processes
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
@@ -74,9 +80,13 @@ class DefaultTrainer(TrainerBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build everything. The data come first: what is wrong with them shows before anything else takes time."""
+        """Build everything. The data come first: what is wrong with them shows before anything else
+        takes time.
+        """
         super().__init__()
-        if not logging.getLogger("detkit").hasHandlers():  # default_setup was not called: in a notebook, say
+        if not logging.getLogger(
+            "detkit"
+        ).hasHandlers():  # default_setup was not called: in a notebook, say
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         follow_backbone_pixels(cfg)
@@ -103,11 +113,15 @@ class DefaultTrainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
-        self._trainer.register_hooks([hooks.CallbackHook(after_backward=lambda _: this.after_backward())])
+        self._trainer.register_hooks(
+            [hooks.CallbackHook(after_backward=lambda _: this.after_backward())]
+        )
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else load MODEL.WEIGHTS."""
+        """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else
+        load MODEL.WEIGHTS.
+        """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
         if not resume:
@@ -116,8 +130,9 @@ class DefaultTrainer(TrainerBase):
             self.start_iter = self.iter + 1
             if self.start_iter >= self.max_iter:
                 logger.warning(
-                    "the run in %s is finished: its last checkpoint is of iteration %d of %d. Nothing is left to train "
-                    "(set SOLVER.MAX_ITER higher to go on); it is evaluated again",
+                    "the run in %s is finished: its last checkpoint is of iteration %d of %d."
+                    " Nothing is left to train (set SOLVER.MAX_ITER higher to go on); it is"
+                    " evaluated again",
                     self.cfg.OUTPUT_DIR,
                     self.start_iter,
                     self.max_iter,
@@ -127,31 +142,44 @@ class DefaultTrainer(TrainerBase):
                 hook.load_state_dict(hook.state_dict())
 
     def build_hooks(self) -> Sequence[HookBase | None]:
-        """Give the hooks in the order in which they run: timing, schedule, saving, evaluation, pictures, writing."""
+        """Build the hooks in the order in which they run: timing, schedule, saving, evaluation,
+        pictures, writing.
+        """
         cfg, is_main = self.cfg, comm.is_main_process()
         return [
             hooks.IterationTimer(),
             hooks.EMAHook(self.ema) if self.ema is not None else None,
             hooks.LRScheduler(),
             self._precise_bn(),
-            # Before evaluation, so that nothing is lost when that fails; in every process, see the hook.
+            # Before evaluation, so that nothing is lost when that fails; in every process, see the
+            # hook.
             hooks.PeriodicCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.CHECKPOINT_KEEP or None
+                self.checkpointer,
+                cfg.SOLVER.CHECKPOINT_PERIOD,
+                max_to_keep=cfg.CHECKPOINT_KEEP or None,
             ),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results()) if cfg.DATASETS.TEST else None,
+            (
+                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results())
+                if cfg.DATASETS.TEST
+                else None
+            ),
             self._validation_loss(),
             *self._best_weights(),
             self._visualization() if is_main else None,
             hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
             # So late that it writes what the hooks before it have measured.
             hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD) if is_main else None,
-            hooks.SkippedImages(self.data_loader) if cfg.DATALOADER.ON_BAD_IMAGE == "skip" else None,
+            (
+                hooks.SkippedImages(self.data_loader)
+                if cfg.DATALOADER.ON_BAD_IMAGE == "skip"
+                else None
+            ),
             # Last, so that an iteration is whole when the run stops.
             hooks.StopOnSignal(self.checkpointer),
         ]
 
     def build_writers(self) -> list[EventWriter]:
-        """Give the writers of metrics that WRITERS names."""
+        """Build the writers of metrics that WRITERS names."""
         cfg = self.cfg
         return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter, cfg)
 
@@ -179,7 +207,7 @@ class DefaultTrainer(TrainerBase):
         self.was_skipped = self._trainer.was_skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of the run: iteration, hooks (with the schedule), optimizer."""
+        """Return the state of the run: iteration, hooks (with the schedule), optimizer."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,34 +232,34 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Give the model, on its device."""
+        """Build the model, on its device."""
         model = build_model(cfg)
         logger.info("model:\n%s", model)
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """Give the optimizer."""
+        """Build the optimizer."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-        """Give the learning rate's schedule, which steps once per iteration."""
+        """Build the learning rate's schedule, which steps once per iteration."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Give an endless loader of training batches."""
+        """Build an endless loader of training batches."""
         return build_detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Give a loader that goes through a data set once."""
+        """Build a loader that goes through a data set once."""
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Give the evaluator of a data set; it writes its files below `OUTPUT_DIR/inference`."""
+        """Build the evaluator of a data set; it writes its files below `OUTPUT_DIR/inference`."""
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
@@ -249,25 +277,30 @@ class DefaultTrainer(TrainerBase):
             evaluators: One per data set, in their order; None builds them.
 
         Returns:
-            Task -> metric -> value for one data set; the same by name of the data set for several. Those with
-            augmentation are tasks of their own, `bbox_TTA`, ...; their files are in `OUTPUT_DIR/TTA`. Empty in
-            processes other than the main one.
+            Task -> metric -> value for one data set; the same by name of the data set for several.
+            Those with augmentation are tasks of their own, `bbox_TTA`, ...; their files are in
+            `OUTPUT_DIR/TTA`. Empty in processes other than the main one.
 
         Raises:
             ValueError: There are more or fewer evaluators than data sets, or no data sets.
         """
         if not cfg.DATASETS.TEST:
-            raise ValueError("DATASETS.TEST is empty: set it to the names of the data sets to evaluate on")
+            raise ValueError(
+                "DATASETS.TEST is empty: set it to the names of the data sets to evaluate on"
+            )
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
             raise ValueError(
-                f"need one evaluator per data set of DATASETS.TEST: got {len(evaluators)} for {len(cfg.DATASETS.TEST)}"
+                f"need one evaluator per data set of DATASETS.TEST: got {len(evaluators)} for"
+                f" {len(cfg.DATASETS.TEST)}"
             )
         results = cls._test_per_dataset(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED:
             augmented = with_test_time_augmentation(cfg, model)
-            for name, result in cls._test_per_dataset(in_folder(cfg, "TTA"), augmented, evaluators).items():
+            for name, result in cls._test_per_dataset(
+                in_folder(cfg, "TTA"), augmented, evaluators
+            ).items():
                 results[name] = {**results[name], **result}
         return results if len(results) > 1 else next(iter(results.values()))
 
@@ -275,14 +308,16 @@ class DefaultTrainer(TrainerBase):
     def _test_per_dataset(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None
     ) -> dict[str, Any]:
-        """Give task -> metric -> value by name of the data set."""
+        """Return task -> metric -> value by name of the data set."""
         results: OrderedDict[str, Any] = OrderedDict()
         for i, name in enumerate(cfg.DATASETS.TEST):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
             result = inference_on_dataset(model, loader, evaluator)
-            results[name] = named_as_augmented(result) if isinstance(model, GeneralizedRCNNWithTTA) else result
+            results[name] = (
+                named_as_augmented(result) if isinstance(model, GeneralizedRCNNWithTTA) else result
+            )
             if comm.is_main_process():
                 logger.info("results on %s:", name)
                 print_csv_format(results[name])
@@ -290,13 +325,19 @@ class DefaultTrainer(TrainerBase):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for."""
+        """Return the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which
+        it was chosen for.
+        """
         return scaled_to_processes(cfg, num_workers)
 
     @classmethod
     def _check_test_data(cls, cfg: CfgNode) -> None:
-        """Make loaders and evaluators once, for the errors: what is wrong must not wait until the model is trained."""
-        if cls.test.__func__ is not DefaultTrainer.test.__func__:  # who tests in another way may need neither
+        """Make loaders and evaluators once, for the errors: what is wrong must not wait until the
+        model is trained.
+        """
+        if (
+            cls.test.__func__ is not DefaultTrainer.test.__func__
+        ):  # who tests in another way may need neither
             return
         for name in cfg.DATASETS.TEST:
             cls.build_test_loader(cfg, name)
@@ -314,7 +355,9 @@ class DefaultTrainer(TrainerBase):
             if this.ema is not None:
                 with this.ema.applied():
                     averaged = this.test(in_folder(cfg, "EMA"), this.model)
-                results = with_averaged_results(results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1)
+                results = with_averaged_results(
+                    results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1
+                )
             this._last_eval_results = results
             return results
 
@@ -325,7 +368,8 @@ class DefaultTrainer(TrainerBase):
         if not cfg.TEST.COMPUTE_LOSS or not cfg.DATASETS.TEST:
             return None
         return hooks.EvalHook(
-            cfg.TEST.EVAL_PERIOD, functools.partial(validation_losses_of, cfg, self.checkpointer.model)
+            cfg.TEST.EVAL_PERIOD,
+            functools.partial(validation_losses_of, cfg, self.checkpointer.model),
         )
 
     def _best_weights(self) -> list[HookBase]:
@@ -334,15 +378,24 @@ class DefaultTrainer(TrainerBase):
         patience = cfg.EARLY_STOP.PATIENCE
         if not cfg.BEST_METRIC:
             if patience:
-                raise ValueError("EARLY_STOP.PATIENCE needs BEST_METRIC: the score that has to rise, such as bbox/AP")
+                raise ValueError(
+                    "EARLY_STOP.PATIENCE needs BEST_METRIC: the score that has to rise, such as"
+                    " bbox/AP"
+                )
             return []
         if not cfg.DATASETS.TEST:
-            raise ValueError(f"BEST_METRIC {cfg.BEST_METRIC} needs data sets to evaluate on: DATASETS.TEST is empty")
+            raise ValueError(
+                f"BEST_METRIC {cfg.BEST_METRIC} needs data sets to evaluate on: DATASETS.TEST is"
+                " empty"
+            )
         period, mode = cfg.TEST.EVAL_PERIOD, cfg.BEST_METRIC_MODE
         best = hooks.BestCheckpointer(period, self.checkpointer, cfg.BEST_METRIC, mode)
         if not patience:
             return [best]
-        return [best, hooks.EarlyStop(patience, period, cfg.BEST_METRIC, self.checkpointer, mode=mode)]
+        return [
+            best,
+            hooks.EarlyStop(patience, period, cfg.BEST_METRIC, self.checkpointer, mode=mode),
+        ]
 
     def _precise_bn(self) -> HookBase | None:
         cfg = self.cfg
@@ -371,11 +424,14 @@ class DefaultTrainer(TrainerBase):
         )
 
 
-def _build_loop(cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: Optimizer) -> SimpleTrainer:
-    """Give the trainer of the steps, in the precision asked for."""
+def _build_loop(
+    cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: Optimizer
+) -> SimpleTrainer:
+    """Build the trainer of the steps, in the precision asked for."""
     per_pass, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS
     logger.info(
-        "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over %d processes)",
+        "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over %d"
+        " processes)",
         per_pass * passes,
         passes,
         per_pass,

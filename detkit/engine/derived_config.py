@@ -1,4 +1,6 @@
-"""The configs that a run derives from its own: completed from its data, and for evaluations beside the main one."""
+"""The configs that a run derives from its own: completed from its data, and for evaluations beside
+the main one.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,9 @@ from detkit.data import count_images_per_class
 
 
 def with_class_counts(cfg: CfgNode) -> CfgNode:
-    """Give the config with the class frequencies that a federated loss samples by: a model does not see data."""
+    """Return the config with the class frequencies that a federated loss samples by: a model does
+    not see data.
+    """
     head = cfg.MODEL.ROI_BOX_HEAD
     if not head.USE_FED_LOSS or head.FED_LOSS_CLASS_COUNTS:
         return cfg
@@ -19,7 +23,7 @@ def with_class_counts(cfg: CfgNode) -> CfgNode:
 
 
 def without_augmentation(cfg: CfgNode) -> CfgNode:
-    """Give the config for the evaluations on the way, which are not to take many times as long."""
+    """Return the config for the evaluations on the way, which are not to take many times as long."""
     if not cfg.TEST.AUG.ENABLED:
         return cfg
     cfg = cfg.clone()
@@ -29,7 +33,7 @@ def without_augmentation(cfg: CfgNode) -> CfgNode:
 
 
 def in_folder(cfg: CfgNode, folder: str) -> CfgNode:
-    """Give the config of a run that writes to a folder within OUTPUT_DIR."""
+    """Return the config of a run that writes to a folder within OUTPUT_DIR."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / folder)

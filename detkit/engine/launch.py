@@ -1,4 +1,6 @@
-"""Starting the processes of a run: on one machine or several, or those that torchrun has started already."""
+"""Starting the processes of a run: on one machine or several, or those that torchrun has started
+already.
+"""
 
 import contextlib
 import datetime
@@ -33,7 +35,8 @@ _SYNC_BUFFERS = (
     else "broadcast_buffers"
 )
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Counts the runs that this process has joined: one that a script launches behind another is no restart of it.
+# Counts the runs that this process has joined: one that a script launches behind another is no
+# restart of it.
 _joined = itertools.count()
 
 
@@ -48,16 +51,18 @@ def launch(
 ) -> Any:
     """Call `main_func(*args)` in every process of the run.
 
-    Under torchrun (or anything that sets its variables), this process is one of the run: it joins, and the numbers
-    given here are not used. Otherwise processes are started, unless one is enough. Without CUDA they talk over gloo.
+    Under torchrun (or anything that sets its variables), this process is one of the run: it joins,
+    and the numbers given here are not used. Otherwise processes are started, unless one is enough.
+    Without CUDA they talk over gloo.
 
     Args:
         main_func: A function of a module, so that new processes find it.
-        num_gpus_per_machine: Processes per machine, one per GPU; on machines without GPU they share the CPU.
+        num_gpus_per_machine: Processes per machine, one per GPU; on machines without GPU they share
+            the CPU.
         num_machines: Machines; `launch` is to be called on each.
         machine_rank: Number of this machine, from 0.
-        dist_url: Where process 0 listens, such as `tcp://192.168.1.1:29500`; `auto` or None picks a free port, which
-            works on one machine only.
+        dist_url: Where process 0 listens, such as `tcp://192.168.1.1:29500`; `auto` or None picks a
+            free port, which works on one machine only.
         args: Arguments of the function.
         timeout: How long a process waits for the others.
 
@@ -81,7 +86,8 @@ def launch(
 def _wait_for(processes: Any) -> None:
     """Wait until all processes have ended, and pass on to them that this one is asked to stop.
 
-    As SIGTERM, whichever it was: they may have got the Ctrl-C too, and take a second one for an order to end at once.
+    As SIGTERM, whichever it was: they may have got the Ctrl-C too, and take a second one for an
+    order to end at once.
     """
 
     def pass_on(number: int) -> None:
@@ -110,7 +116,8 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
     device = next(model.parameters()).device
     kwargs.setdefault("device_ids", [device.index] if device.type == "cuda" else None)
-    # Batch norm keeps the statistics of each process's own images, as in Detectron2: SyncBN is there to share them.
+    # Batch norm keeps the statistics of each process's own images, as in Detectron2: SyncBN is
+    # there to share them.
     if "broadcast_buffers" not in kwargs:
         kwargs.setdefault(_SYNC_BUFFERS, False)
     return DistributedDataParallel(model, **kwargs)
@@ -119,14 +126,17 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 def _check_numbers(num_per_machine: int, num_machines: int, machine_rank: int) -> None:
     if num_per_machine < 1 or num_machines < 1:
         raise ValueError(
-            f"--num-gpus and --num-machines must be at least 1, got {num_per_machine} and {num_machines}; for the CPU "
-            "set MODEL.DEVICE cpu"
+            f"--num-gpus and --num-machines must be at least 1, got {num_per_machine} and"
+            f" {num_machines}; for the CPU set MODEL.DEVICE cpu"
         )
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"--machine-rank must lie in [0, {num_machines}), got {machine_rank}")
     available = torch.cuda.device_count()
     if 0 < available < num_per_machine:
-        raise ValueError(f"--num-gpus is {num_per_machine}, but torch sees {available} CUDA devices on this machine")
+        raise ValueError(
+            f"--num-gpus is {num_per_machine}, but torch sees {available} CUDA devices on this"
+            " machine"
+        )
 
 
 def _resolve_url(dist_url: str | None, num_machines: int) -> str:
@@ -134,8 +144,8 @@ def _resolve_url(dist_url: str | None, num_machines: int) -> str:
         return dist_url
     if num_machines > 1:
         raise ValueError(
-            "--dist-url auto picks a port on this machine only; with several machines give the address of machine 0, "
-            "such as tcp://192.168.1.1:29500, on all of them"
+            "--dist-url auto picks a port on this machine only; with several machines give the"
+            " address of machine 0, such as tcp://192.168.1.1:29500, on all of them"
         )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -165,7 +175,9 @@ def _spawned(
     _run_and_leave(main_func, args)
 
 
-def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], timeout: datetime.timedelta) -> Any:
+def _run_under_torchrun(
+    main_func: Callable[..., Any], args: tuple[Any, ...], timeout: datetime.timedelta
+) -> Any:
     if dist.is_initialized():  # a script of the user's own has joined already
         return main_func(*args)
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -178,21 +190,30 @@ def _run_under_torchrun(main_func: Callable[..., Any], args: tuple[Any, ...], ti
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
         timeout=timeout,
     )
-    # torchrun counts them on the machine whose process failed; what meets in its store counts those it has seen.
+    # torchrun counts them on the machine whose process failed; what meets in its store counts those
+    # it has seen.
     comm.set_num_restarts(comm.largest(max(restarts - next(_joined), comm.get_num_restarts())))
     return _run_and_leave(main_func, args)
 
 
 def _run_and_leave(main_func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    # `record` leaves the traceback where torchrun finds it, to show whose error it was that ended the others.
+    # `record` leaves the traceback where torchrun finds it, to show whose error it was that ended
+    # the others.
     result = record(main_func)(*args)
-    # Not after an error: the others would fail at the closed connection at once, and theirs would be the error shown.
+    # Not after an error: the others would fail at the closed connection at once, and theirs would
+    # be the error shown.
     dist.destroy_process_group()
     return result
 
 
 def _join_run(
-    url: str, *, rank: int, world_size: int, local_rank: int, local_size: int, timeout: datetime.timedelta
+    url: str,
+    *,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    local_size: int,
+    timeout: datetime.timedelta,
 ) -> int:
     """Make this process a part of the run, with its own GPU where there are GPUs.
 
@@ -207,10 +228,16 @@ def _join_run(
         store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
         store, restarts = fresh_part(store, rank=rank, world_size=world_size, timeout=timeout)
         dist.init_process_group(
-            "nccl" if has_cuda else "gloo", store=store, world_size=world_size, rank=rank, timeout=timeout
+            "nccl" if has_cuda else "gloo",
+            store=store,
+            world_size=world_size,
+            rank=rank,
+            timeout=timeout,
         )
     except Exception as error:
-        raise RuntimeError(f"process {rank} of {world_size} could not join the run at {url}: {error}") from error
+        raise RuntimeError(
+            f"process {rank} of {world_size} could not join the run at {url}: {error}"
+        ) from error
     comm.set_local(local_rank, local_size)
     comm.synchronize()
     return restarts

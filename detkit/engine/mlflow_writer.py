@@ -22,15 +22,17 @@ _FOREIGN_CHARACTER = re.compile(r"[^\w/. -]")
 class MlflowWriter(EventWriter):
     """Logs scalars, and once the settings as parameters, to a run of MLflow, which a resumed run goes on with.
 
-    MLflow keeps both of two values of one step. So what its run has already, logged by a killed run behind its
-    checkpoint, is left out when it comes again. A server that fails during training costs rows, with a warning, not the
-    training.
+    MLflow keeps both of two values of one step. So what its run has already, logged by a killed run
+    behind its checkpoint, is left out when it comes again. A server that fails during training
+    costs rows, with a warning, not the training.
 
-    Where the run goes is said by MLflow's own variables, such as MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and
-    MLFLOW_RUN_NAME.
+    Where the run goes is said by MLflow's own variables, such as MLFLOW_TRACKING_URI,
+    MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_NAME.
     """
 
-    def __init__(self, output_dir: str, settings: Mapping[str, Any] | None = None, window_size: int = 20) -> None:
+    def __init__(
+        self, output_dir: str, settings: Mapping[str, Any] | None = None, window_size: int = 20
+    ) -> None:
         """Remember what to write; the run begins with `open`.
 
         Args:
@@ -72,14 +74,24 @@ class MlflowWriter(EventWriter):
         from mlflow.exceptions import MlflowException
 
         now = int(1000 * time.time())
-        named = [(_name(name), value, step) for step, scalars in new.items() for name, value in scalars.items()]
-        metrics = [Metric(name, value, now, step) for name, value, step in named if step > self._logged.get(name, -1)]
+        named = [
+            (_name(name), value, step)
+            for step, scalars in new.items()
+            for name, value in scalars.items()
+        ]
+        metrics = [
+            Metric(name, value, now, step)
+            for name, value, step in named
+            if step > self._logged.get(name, -1)
+        ]
         self._last_write = max(new)
         try:
             for start in range(0, len(metrics), _BATCH):
                 client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH])
         except MlflowException as error:
-            logger.warning("MLflow did not take the metrics up to iteration %d: %s", self._last_write, error)
+            logger.warning(
+                "MLflow did not take the metrics up to iteration %d: %s", self._last_write, error
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"run_id": self._run_id, "last_write": self._last_write}
@@ -107,5 +119,5 @@ class MlflowWriter(EventWriter):
 
 
 def _name(scalar: str) -> str:
-    """Give a scalar's name in the characters that MLflow takes; class names may hold any."""
+    """Return a scalar's name in the characters that MLflow takes; class names may hold any."""
     return _FOREIGN_CHARACTER.sub(lambda match: f"_{ord(match[0]):x}_", scalar)

@@ -13,20 +13,22 @@ _FIRST_DECAY = 10
 class ModelEMA:
     """The exponential moving average of the tensors of a model, its norms' statistics included; a checkpoint's `ema`.
 
-    Whole numbers, such as counts of batches, are taken as they are. It is kept on the device of the model, and is the
-    same in every process, as the weights are.
+    Whole numbers, such as counts of batches, are taken as they are. It is kept on the device of the
+    model, and is the same in every process, as the weights are.
 
-    Source: Polyak and Juditsky 1992; in the exponential form Tarvainen and Valpola 2017, arXiv 1703.01780, section 2.
+    Source: Polyak and Juditsky 1992; in the exponential form Tarvainen and Valpola 2017, arXiv
+        1703.01780, section 2.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool = True) -> None:
         """Start from the present weights.
 
         Args:
-            model: Without the wrapper of DistributedDataParallel. It is followed, never changed but within `applied`.
+            model: Without the wrapper of DistributedDataParallel. It is followed, never changed but
+                within `applied`.
             decay: Share of the mean that an update keeps, in [0, 1).
-            warmup: Keep less at first, (1 + n) / (10 + n) at the n-th update, so that the weights that training starts
-                from are soon forgotten.
+            warmup: Keep less at first, (1 + n) / (10 + n) at the n-th update, so that the weights
+                that training starts from are soon forgotten.
 
         Raises:
             ValueError: The decay is out of range.
@@ -42,7 +44,9 @@ class ModelEMA:
     def restart(self) -> None:
         """Forget the mean, and start again from the present weights."""
         self.num_updates = 0
-        self.weights: dict[str, Tensor] = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self.weights: dict[str, Tensor] = {
+            name: value.clone() for name, value in self._model.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:
@@ -65,7 +69,9 @@ class ModelEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the mean as its weights within the block, and its own ones behind it, bit for bit."""
+        """Let the model have the mean as its weights within the block, and its own ones behind it,
+        bit for bit.
+        """
         own = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._write(self.weights)
         try:
@@ -74,7 +80,7 @@ class ModelEMA:
             self._write(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the mean by the names of the model's tensors, and the number of updates."""
+        """Return the mean by the names of the model's tensors, and the number of updates."""
         return {"weights": dict(self.weights), "num_updates": self.num_updates}
 
     @torch.no_grad()
@@ -83,7 +89,10 @@ class ModelEMA:
         present = self._model.state_dict()
         missing = sorted(present.keys() - state_dict["weights"].keys())
         if missing:
-            raise ValueError(f"the checkpoint's averaged weights lack {len(missing)} tensors: {', '.join(missing[:3])}")
+            raise ValueError(
+                f"the checkpoint's averaged weights lack {len(missing)} tensors:"
+                f" {', '.join(missing[:3])}"
+            )
         self.weights = {
             # Onto a tensor of the model's own layout in memory.
             name: torch.empty_like(present[name]).copy_(value) if name in present else value.clone()
@@ -101,7 +110,12 @@ class ModelEMA:
 def with_averaged_results(
     results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool
 ) -> dict[str, Any]:
-    """Give the results with those of the averaged weights beside them, as tasks of their own: `bbox_EMA`, ..."""
+    """Return the results with those of the averaged weights beside them, as tasks of their own:
+    `bbox_EMA`, ...
+    """
     if is_per_dataset:
-        return {name: with_averaged_results(results[name], averaged[name], is_per_dataset=False) for name in results}
+        return {
+            name: with_averaged_results(results[name], averaged[name], is_per_dataset=False)
+            for name in results
+        }
     return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}

@@ -1,4 +1,6 @@
-"""What a run says about its model before it starts: a table of its modules, a warning about norms fixed at random."""
+"""What a run says about its model before it starts: a table of its modules, a warning about norms
+fixed at random.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,10 @@ class ModuleRow:
 
 
 def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[ModuleRow]:
-    """Give a row for each module, down to `depth` names: `backbone.bottom_up.res2`.
+    """Return a row for each module, down to `depth` names: `backbone.bottom_up.res2`.
 
-    A row is about a module with everything below it; together they cover the model, each parameter in one row.
+    A row is about a module with everything below it; together they cover the model, each parameter
+    in one row.
 
     Args:
         model: In the mode it will train in.
@@ -47,7 +50,10 @@ def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[
     """
     base_lr = optimizer.defaults["lr"]
     settings = {
-        id(parameter): (group.get("initial_lr", group["lr"]) / base_lr, group.get("weight_decay", 0.0))
+        id(parameter): (
+            group.get("initial_lr", group["lr"]) / base_lr,
+            group.get("weight_decay", 0.0),
+        )
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
@@ -71,17 +77,25 @@ def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[
 
 
 def format_module_table(rows: list[ModuleRow]) -> str:
-    """Give the rows as a text table with their sum."""
+    """Return the rows as a text table with their sum."""
     cells = [
         [row.name, f"{row.num_parameters:,}", f"{row.num_trained:,}", ", ".join(row.norms)]
-        + [", ".join(f"{value:g}" for value in values) or "-" for values in (row.lr_factors, row.weight_decays)]
+        + [
+            ", ".join(f"{value:g}" for value in values) or "-"
+            for values in (row.lr_factors, row.weight_decays)
+        ]
         for row in rows
     ]
-    parameters, trained = sum(row.num_parameters for row in rows), sum(row.num_trained for row in rows)
+    parameters, trained = (
+        sum(row.num_parameters for row in rows),
+        sum(row.num_trained for row in rows),
+    )
     cells.append(["all", f"{parameters:,}", f"{trained:,}", "", "", ""])
     headers = ["module", "parameters", "train", "norms", "lr x", "weight decay"]
     align = ("left", "right", "right", "left", "right", "right")
-    return tabulate(cells, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True)
+    return tabulate(
+        cells, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True
+    )
 
 
 def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -> None:
@@ -93,14 +107,23 @@ def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -
     """
     loaded = () if report is None else set(report.matched)
     # Parts that name published weights of their own say so themselves when they take none.
-    own = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, HasInitialWeights))
-    fixed = [name for name, m in model.named_modules() if isinstance(m, FrozenBatchNorm2d) and not name.startswith(own)]
+    own = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, HasInitialWeights)
+    )
+    fixed = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, FrozenBatchNorm2d) and not name.startswith(own)
+    ]
     random = [name for name in fixed if f"{name}.weight" not in loaded]
     if random:
         logger.warning(
-            "%d of %d FrozenBN layers (%s, ...) are fixed as they were built, since no weights were loaded for them: "
-            "they normalise nothing. Give weights (MODEL.WEIGHTS), or norms that learn: MODEL.RESNETS.NORM BN or GN "
-            "with MODEL.BACKBONE.FREEZE_AT 0 (and nothing of the kind in SOLVER.FREEZE).",
+            "%d of %d FrozenBN layers (%s, ...) are fixed as they were built, since no weights were"
+            " loaded for them: they normalise nothing. Give weights (MODEL.WEIGHTS), or norms that"
+            " learn: MODEL.RESNETS.NORM BN or GN with MODEL.BACKBONE.FREEZE_AT 0 (and nothing of"
+            " the kind in SOLVER.FREEZE).",
             len(random),
             len(fixed),
             random[0],
@@ -108,9 +131,13 @@ def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -
 
 
 def _parts(module: nn.Module, name: str, depth: int) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Give name, module and whether everything below it is meant, or only what it has besides its children."""
+    """Return name, module and whether everything below it is meant, or only what it has besides its
+    children.
+    """
     children = list(module.named_children())
-    is_layer = depth == 1 and next(module.parameters(recurse=False), None) is not None  # perhaps with a norm
+    is_layer = (
+        depth == 1 and next(module.parameters(recurse=False), None) is not None
+    )  # perhaps with a norm
     if name and (depth == 0 or is_layer or not children):
         yield name, module, True
         return
@@ -125,12 +152,15 @@ def _norms(modules: Iterable[nn.Module]) -> tuple[str, ...]:
 
 
 def _norm_kind(module: nn.Module) -> str:
-    """Give a norm's name and, for those that have two, its mode; nothing for other modules."""
+    """Return a norm's name and, for those that have two, its mode; nothing for other modules."""
     if isinstance(module, FrozenBatchNorm2d):
         return "FrozenBN"
     if isinstance(module, _BatchNorm):
         mode = "train" if module.training and not stays_in_eval_mode(module) else "eval"
-        return f"{'SyncBN' if isinstance(module, (nn.SyncBatchNorm, SyncBatchNorm2d)) else 'BN'} {mode}"
+        return (
+            f"{'SyncBN' if isinstance(module, (nn.SyncBatchNorm, SyncBatchNorm2d)) else 'BN'}"
+            f" {mode}"
+        )
     if isinstance(module, nn.GroupNorm):
         return "GN"
     if isinstance(module, nn.LayerNorm):

@@ -8,9 +8,10 @@ logger = logging.getLogger(__name__)
 
 
 def scaled_to_processes(cfg: CfgNode, num_processes: int) -> CfgNode:
-    """Give the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for.
+    """Return the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which it was chosen for.
 
-    Batch and learning rates grow with the number, iterations and periods shrink. 0 leaves everything as it is.
+    Batch and learning rates grow with the number, iterations and periods shrink. 0 leaves
+    everything as it is.
 
     Source: the linear scaling rule of Goyal et al. 2017, arXiv 1706.02677, section 2.1.
 
@@ -56,5 +57,7 @@ def scaled_to_processes(cfg: CfgNode, num_processes: int) -> CfgNode:
 
 
 def _shrunk(length: int | str, scale: float) -> int | str:
-    """Give a number of iterations divided by the scale; epochs (`2ep`) are as many for any number of processes."""
+    """Return a number of iterations divided by the scale; epochs (`2ep`) are as many for any number
+    of processes.
+    """
     return length if isinstance(length, str) else round(length / scale)

@@ -36,7 +36,7 @@ examples:
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Give the parser of a train script's command line.
+    """Return the parser of a train script's command line.
 
     Args:
         epilog: Text below the help; None shows examples.
@@ -47,13 +47,30 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="YAML file of settings")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, where there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in OUTPUT_DIR, where there is one",
+    )
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    add("--allow-partial", action="store_true", help="evaluate weights that do not fill every tensor of the model")
-    add("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default: 1)")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="evaluate weights that do not fill every tensor of the model",
+    )
+    add(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes on this machine, one per GPU (default: 1)",
+    )
     add("--num-machines", type=int, default=1, help="machines (default: 1)")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    add("--dist-url", default="auto", help="where process 0 listens (default: a free port of this machine)")
+    add(
+        "--dist-url",
+        default="auto",
+        help="where process 0 listens (default: a free port of this machine)",
+    )
     add(
         "opts",
         nargs=argparse.REMAINDER,
@@ -78,7 +95,10 @@ class _Settings(argparse.Action):
         words = [str(word) for word in values or []]
         misplaced = [word for word in words if word.startswith("--")]
         if misplaced:
-            parser.error(f"{misplaced[0]} must come before the settings KEY VALUE, which end the command line")
+            parser.error(
+                f"{misplaced[0]} must come before the settings KEY VALUE, which end the command"
+                " line"
+            )
         setattr(namespace, self.dest, words)
 
 
@@ -88,8 +108,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`.
 
     Args:
-        cfg: The settings. Pixel statistics and channel order follow the backbone, where it has its own and the config
-            does not set them: see ``follow_backbone_pixels``. Nothing else is changed.
+        cfg: The settings. Pixel statistics and channel order follow the backbone, where it has its
+            own and the config does not set them: see `follow_backbone_pixels`. Nothing else is
+            changed.
         args: The parsed command line; logged, and read for `eval_only`.
     """
     rank = comm.get_rank()
@@ -126,17 +147,19 @@ def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None
         ValueError: A setting has another value.
     """
     asked_for = [
-        f"{key}={cfg.get_by_full_key(key)!r}" for key, value in idle.items() if cfg.get_by_full_key(key) != value
+        f"{key}={cfg.get_by_full_key(key)!r}"
+        for key, value in idle.items()
+        if cfg.get_by_full_key(key) != value
     ]
     if asked_for:
         raise ValueError(
-            f"{program} does not do what these settings ask for: {', '.join(asked_for)}. Take them back, or train with "
-            "tools/train_net.py"
+            f"{program} does not do what these settings ask for: {', '.join(asked_for)}. Take them"
+            " back, or train with tools/train_net.py"
         )
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """Give the writers of a run: the console, `metrics.json`, and TensorBoard.
+    """Return the writers of a run: the console, `metrics.json`, and TensorBoard.
 
     Args:
         output_dir: Folder of the files; made if absent.
@@ -158,15 +181,20 @@ def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     # cuDNN times its algorithms anew for each image size, which evaluation has hundreds of.
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not is_eval_only and not cfg.DETERMINISTIC
+    torch.backends.cudnn.benchmark = (
+        cfg.CUDNN_BENCHMARK and not is_eval_only and not cfg.DETERMINISTIC
+    )
     if cfg.DETERMINISTIC:
         _choose_deterministic_operations(has_seed=cfg.SEED >= 0)
 
 
 def _choose_deterministic_operations(*, has_seed: bool) -> None:
     if not has_seed:
-        logger.warning("DETERMINISTIC is set, but SEED is negative: random numbers are others in each run")
-    # cuBLAS reads it when it is first used; this is the size that its documentation names for equal results.
+        logger.warning(
+            "DETERMINISTIC is set, but SEED is negative: random numbers are others in each run"
+        )
+    # cuBLAS reads it when it is first used; this is the size that its documentation names for equal
+    # results.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
     # Operations without such an implementation warn with their name, and run.

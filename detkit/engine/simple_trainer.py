@@ -14,7 +14,16 @@ from torch.optim import Optimizer
 
 from detkit.data import HasState, TrainingStream
 from detkit.engine.held_buffers import HeldBuffers
-from detkit.engine.nonfinite import BrokenStep, Pass, Verdict, explain, giving_nan, has_stand_in, in_short, judge
+from detkit.engine.nonfinite import (
+    BrokenStep,
+    Pass,
+    Verdict,
+    explain,
+    giving_nan,
+    has_stand_in,
+    in_short,
+    judge,
+)
 from detkit.engine.step_metrics import StepMetrics, mean_by_name
 from detkit.engine.train_loop import TrainerBase
 from detkit.utils import comm
@@ -30,8 +39,9 @@ _RECENT = 20
 class SimpleTrainer(TrainerBase):
     """Trains one model with one optimizer: a batch, its losses, their gradients, a step.
 
-    Losses and gradients are looked at before the optimizer steps, so that one that is not finite stops the run, or is
-    skipped, with the weights as they were. A step that is skipped leaves buffers and optimizer as they were, too.
+    Losses and gradients are looked at before the optimizer steps, so that one that is not finite
+    stops the run, or is skipped, with the weights as they were. A step that is skipped leaves
+    buffers and optimizer as they were, too.
 
     Attributes:
         num_skipped: Steps skipped so far, runs that this one resumes included.
@@ -53,15 +63,18 @@ class SimpleTrainer(TrainerBase):
             model: Takes a batch, gives a loss or a dict of losses, which are added.
             data_loader: Endless.
             optimizer: Steps once per iteration.
-            gather_metric_period: Iterations between two gatherings of the metrics of all processes. Each iteration's
-                values are filed under its own number; until gathered, they are not in the storage.
-            accum_steps: Batches per iteration. Their gradients are averaged, as those of as many processes would be.
-            max_skipped_steps: How many steps with losses or gradients that are not finite are left out before one stops
-                the run.
+            gather_metric_period: Iterations between two gatherings of the metrics of all processes.
+                Each iteration's values are filed under its own number; until gathered, they are not
+                in the storage.
+            accum_steps: Batches per iteration. Their gradients are averaged, as those of as many
+                processes would be.
+            max_skipped_steps: How many steps with losses or gradients that are not finite are left
+                out before one stops the run.
             dump_dir: Folder for the file that explains the stop; None writes none.
 
         Raises:
-            ValueError: The period, or the number of batches, is below 1, or the number of steps below 0.
+            ValueError: The period, or the number of batches, is below 1, or the number of steps
+                below 0.
         """
         super().__init__()
         if accum_steps < 1:
@@ -69,7 +82,9 @@ class SimpleTrainer(TrainerBase):
         if gather_metric_period < 1:
             raise ValueError(f"gather_metric_period must be at least 1, got {gather_metric_period}")
         if max_skipped_steps < 0:
-            raise ValueError(f"SOLVER.SKIP_NONFINITE_STEPS must be at least 0, got {max_skipped_steps}")
+            raise ValueError(
+                f"SOLVER.SKIP_NONFINITE_STEPS must be at least 0, got {max_skipped_steps}"
+            )
         model.train()
         self.model = model
         self.data_loader = data_loader
@@ -84,23 +99,29 @@ class SimpleTrainer(TrainerBase):
         self._num_steps = 0
         self._batches: Iterator[Any] | None = None
         self._metrics = StepMetrics()
-        self._is_graph_checked = not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
+        self._is_graph_checked = (
+            not isinstance(model, DistributedDataParallel) or model.find_unused_parameters
+        )
 
     def run_step(self) -> None:
         """Train one iteration.
 
         Raises:
-            FloatingPointError: A loss or a gradient is infinite or not a number, once no more steps may be skipped; at
-                once where the model says so itself, and has layers such as SyncBN in which other processes wait.
+            FloatingPointError: A loss or a gradient is infinite or not a number, once no more steps
+                may be skipped; at once where the model says so itself, and has layers such as
+                SyncBN in which other processes wait.
             RuntimeError: The model is in eval mode, or the data loader has ended.
         """
         if not self.model.training:
             raise RuntimeError(
-                f"{type(self.model).__name__} is in eval mode; some hook did not set it back to training"
+                f"{type(self.model).__name__} is in eval mode; some hook did not set it back to"
+                " training"
             )
         self._buffers_before.hold()
         self.optimizer.zero_grad()
-        passes = [self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)]
+        passes = [
+            self._add_gradients(is_last=k + 1 == self.accum_steps) for k in range(self.accum_steps)
+        ]
         self.after_backward()
         verdict = judge([p.losses for p in passes], list(_gradients(self.optimizer)))
         self.was_skipped = self._is_broken(verdict)
@@ -114,15 +135,23 @@ class SimpleTrainer(TrainerBase):
         self._recent_losses.append(sum(losses.values()))
 
     def _add_gradients(self, *, is_last: bool) -> Pass:
-        """Take a batch, and add its share to the gradients; processes exchange them with the last one only."""
+        """Take a batch, and add its share to the gradients; processes exchange them with the last
+        one only.
+        """
         batch, data_time = self._next_batch()
         random = random_state()
         model = self.model
         error = ""
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
+        with (
+            model.no_sync()
+            if isinstance(model, DistributedDataParallel) and not is_last
+            else nullcontext()
+        ):
             try:
                 losses = self.compute_losses(batch)
-            except FloatingPointError as raised:  # a model that looks at its numbers itself, as the RPN does
+            except (
+                FloatingPointError
+            ) as raised:  # a model that looks at its numbers itself, as the RPN does
                 if not has_stand_in(_bare(model)):
                     raise
                 error = str(raised)
@@ -130,11 +159,15 @@ class SimpleTrainer(TrainerBase):
                     losses = self.compute_losses(batch)
             self.backward(sum_losses(losses) / self.accum_steps)
         self._require_whole_graph()
-        return Pass(batch, {name: loss.detach() for name, loss in losses.items()}, data_time, random, error)
+        return Pass(
+            batch, {name: loss.detach() for name, loss in losses.items()}, data_time, random, error
+        )
 
     def _is_broken(self, verdict: Verdict) -> bool:
         """Whether the optimizer must not step; the same in all processes."""
-        return verdict.is_loss_broken or (verdict.is_gradient_broken and not self.gradients_may_overflow())
+        return verdict.is_loss_broken or (
+            verdict.is_gradient_broken and not self.gradients_may_overflow()
+        )
 
     def _skip_or_stop(self, passes: Sequence[Pass], verdict: Verdict) -> None:
         """Leave out a step, as if its batches had not come; or raise, where too many were left out."""
@@ -166,7 +199,7 @@ class SimpleTrainer(TrainerBase):
         self._gather_if_due()
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """Give the model's losses of a batch by name."""
+        """Return the model's losses of a batch by name."""
         losses = self.model(batch)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
@@ -179,7 +212,9 @@ class SimpleTrainer(TrainerBase):
             self.model = model
 
     def gradients_may_overflow(self) -> bool:
-        """Whether gradients that are not finite are to be expected, and dealt with by `step_optimizer`."""
+        """Whether gradients that are not finite are to be expected, and dealt with by
+        `step_optimizer`.
+        """
         return False
 
     def backward(self, loss: Tensor) -> None:
@@ -196,18 +231,26 @@ class SimpleTrainer(TrainerBase):
         self._batches = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of the run, and the optimizer's."""
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "skipped_steps": self.num_skipped}
+        """Return the state of the run, and the optimizer's."""
+        return {
+            **super().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "skipped_steps": self.num_skipped,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state_dict)
         _require_same_kind(self.optimizer, state_dict["optimizer"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.num_skipped = state_dict.get("skipped_steps", 0)  # absent from checkpoints of before it was counted
+        self.num_skipped = state_dict.get(
+            "skipped_steps", 0
+        )  # absent from checkpoints of before it was counted
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """Give what only this process knows: also its position in the data, and metrics not gathered yet."""
+        """Return what only this process knows: also its position in the data, and metrics not
+        gathered yet.
+        """
         state = {**super().rank_state_dict(), "ungathered": self._metrics.state()}
         if isinstance(self.data_loader, HasState):
             state["data"] = self.data_loader.state_dict()
@@ -227,7 +270,9 @@ class SimpleTrainer(TrainerBase):
             _warn_of_data_without_position()
 
     def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what can be from a run with another number of processes: about the position in the data."""
+        """Take over what can be from a run with another number of processes: about the position in
+        the data.
+        """
         super().share_out_rank_states(states)
         positions = [state["data"] for state in states if "data" in state]
         if positions and isinstance(self.data_loader, TrainingStream):
@@ -238,7 +283,9 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def _data_loader_iter(self) -> Iterator[Any]:
-        """The running iterator over the data, made when first needed: workers start with training, not before."""
+        """The running iterator over the data, made when first needed: workers start with training,
+        not before.
+        """
         if self._batches is None:
             self._batches = iter(self.data_loader)
         return self._batches
@@ -250,14 +297,20 @@ class SimpleTrainer(TrainerBase):
             batch = next(self._data_loader_iter)
         except StopIteration:
             raise RuntimeError(
-                f"the training data ended at iteration {self.iter}; a training loader must be endless, as with "
-                "TrainingSampler"
+                f"the training data ended at iteration {self.iter}; a training loader must be"
+                " endless, as with TrainingSampler"
             ) from None
         return batch, time.perf_counter() - start
 
-    def _write_metrics(self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = "") -> None:
-        """Put losses, averaged over the processes, their sum and the longest data time into the storage."""
-        self._metrics.put(self.iter, {prefix + name: float(value) for name, value in loss_dict.items()}, data_time)
+    def _write_metrics(
+        self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = ""
+    ) -> None:
+        """Put losses, averaged over the processes, their sum and the longest data time into the
+        storage.
+        """
+        self._metrics.put(
+            self.iter, {prefix + name: float(value) for name, value in loss_dict.items()}, data_time
+        )
         self._gather_if_due(prefix)
 
     def _gather_if_due(self, prefix: str = "") -> None:
@@ -265,7 +318,9 @@ class SimpleTrainer(TrainerBase):
             self._metrics.gather(get_event_storage(), prefix)
 
     def _require_whole_graph(self) -> None:
-        """Name the parameters without gradient, once, before DistributedDataParallel hangs or fails without names."""
+        """Name the parameters without gradient, once, before DistributedDataParallel hangs or fails
+        without names.
+        """
         if self._is_graph_checked:
             return
         self._is_graph_checked = True
@@ -274,29 +329,35 @@ class SimpleTrainer(TrainerBase):
         if idle:
             names = ", ".join(idle[:8]) + (", ..." if len(idle) > 8 else "")
             raise RuntimeError(
-                f"{len(idle)} parameters took no part in the losses: {names}. With several processes each trained "
-                "parameter must: freeze these (requires_grad=False, MODEL.BACKBONE.FREEZE_AT), leave their outputs out "
-                "(MODEL.RESNETS.OUT_FEATURES), or wrap the model with "
-                "create_ddp_model(model, find_unused_parameters=True)."
+                f"{len(idle)} parameters took no part in the losses: {names}. With several"
+                " processes each trained parameter must: freeze these (requires_grad=False,"
+                " MODEL.BACKBONE.FREEZE_AT), leave their outputs out (MODEL.RESNETS.OUT_FEATURES),"
+                " or wrap the model with create_ddp_model(model, find_unused_parameters=True)."
             )
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """What a model saves beside its parameters, such as statistics: DistributedDataParallel does not make it alike."""
+    """What a model saves beside its parameters, such as statistics: DistributedDataParallel does
+    not make it alike.
+    """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = model.state_dict().items()
-    return {name: value.cpu() for name, value in state if isinstance(value, Tensor) and name not in parameters}
+    return {
+        name: value.cpu()
+        for name, value in state
+        if isinstance(value, Tensor) and name not in parameters
+    }
 
 
 def _warn_of_data_without_position() -> None:
     logger.warning(
-        "the position in the training data is not known: they are seen from the start again. Loaders of "
-        "build_detection_train_loader have one, unless over an IterableDataset"
+        "the position in the training data is not known: they are seen from the start again."
+        " Loaders of build_detection_train_loader have one, unless over an IterableDataset"
     )
 
 
 def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
-    """Give the sum of the losses.
+    """Return the sum of the losses.
 
     Raises:
         ValueError: There is none, or one is not a scalar.
@@ -315,20 +376,27 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _gradients(optimizer: Optimizer) -> Iterator[Tensor]:
-    return (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    return (
+        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    )
 
 
 def _require_same_kind(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Raise where a saved state is that of another optimizer: torch would take it, and fail at the next step."""
+    """Raise where a saved state is that of another optimizer: torch would take it, and fail at the
+    next step.
+    """
     # Not all settings: newer versions of torch have more of them, and fill them in.
     telling = {"momentum", "betas"} & set(optimizer.defaults)
     lacking = sorted(telling - set(saved["param_groups"][0])) if saved["param_groups"] else []
     if lacking:
         raise ValueError(
-            f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no {', '.join(lacking)}. "
-            "Resume with the SOLVER.OPTIMIZER of the run so far, or start anew from its weights (MODEL.WEIGHTS)"
+            f"the checkpoint's optimizer is not {type(optimizer).__name__}: its state has no"
+            f" {', '.join(lacking)}. Resume with the SOLVER.OPTIMIZER of the run so far, or start"
+            " anew from its weights (MODEL.WEIGHTS)"
         )
 
 
 def _described(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    )

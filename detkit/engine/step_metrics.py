@@ -20,11 +20,12 @@ class StepMetrics:
     def gather(self, storage: EventStorage, prefix: str = "") -> None:
         """Put what was kept into the main process's storage, each iteration's numbers under its own number.
 
-        Losses are averaged over the processes, of data times the longest counts. All processes must call it, at the
-        same iterations, with a step kept for the same ones.
+        Losses are averaged over the processes, of data times the longest counts. All processes must
+        call it, at the same iterations, with a step kept for the same ones.
 
         Args:
-            storage: Gets the sum of the losses as `total_loss`, and where there is more than one, each of them.
+            storage: Gets the sum of the losses as `total_loss`, and where there is more than one,
+                each of them.
             prefix: Put before the name of the sum; the losses have it already.
         """
         per_rank = comm.gather(self._ungathered)
@@ -32,7 +33,9 @@ class StepMetrics:
         for of_iteration in zip(*per_rank, strict=True):  # empty in all processes but the main one
             iteration = of_iteration[0][0]
             values = [dict(values) for _, values in of_iteration]
-            storage.put_scalar("data_time", max(v.pop("data_time") for v in values), cur_iter=iteration)
+            storage.put_scalar(
+                "data_time", max(v.pop("data_time") for v in values), cur_iter=iteration
+            )
             losses = mean_by_name(values)
             storage.put_scalar(f"{prefix}total_loss", sum(losses.values()), cur_iter=iteration)
             if len(losses) > 1:
@@ -40,7 +43,7 @@ class StepMetrics:
                     storage.put_scalar(name, value, cur_iter=iteration)
 
     def state(self) -> list[Any]:
-        """Give what was not gathered yet."""
+        """Return what was not gathered yet."""
         return [list(item) for item in self._ungathered]
 
     def load_state(self, state: Sequence[Any]) -> None:

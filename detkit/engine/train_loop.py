@@ -25,8 +25,9 @@ class HookBase:
         trainer.iter += 1  # so that trainer.iter == trainer.max_iter says: training was finished
         hook.after_train()  # also when a step raised
 
-    A hook whose state must survive a resume has `state_dict` and `load_state_dict`. A checkpoint that a hook writes
-    after a step is taken up where it was written: a resumed run first calls `after_step` of the hooks behind that one.
+    A hook whose state must survive a resume has `state_dict` and `load_state_dict`. A checkpoint
+    that a hook writes after a step is taken up where it was written: a resumed run first calls
+    `after_step` of the hooks behind that one.
     """
 
     trainer: "TrainerBase"
@@ -47,14 +48,14 @@ class HookBase:
         """Run after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what must survive a resume."""
+        """Return what must survive a resume."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """Give what must survive a resume and differs between the processes of a run."""
+        """Return what must survive a resume and differs between the processes of a run."""
         return {}
 
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -69,7 +70,8 @@ class TrainerBase:
         start_iter: The first iteration of this call of `train`.
         max_iter: The iteration at which training ends, not included.
         storage: What this run measures; active while it trains.
-        was_skipped: Whether the last step was left out, and has changed nothing. A `run_step` that leaves out says so.
+        was_skipped: Whether the last step was left out, and has changed nothing. A `run_step` that
+            leaves out says so.
     """
 
     def __init__(self) -> None:
@@ -93,7 +95,8 @@ class TrainerBase:
                 continue
             if not isinstance(hook, HookBase):
                 raise TypeError(f"a hook must derive from HookBase, got {type(hook).__name__}")
-            # Weak, so that trainer and hooks are freed (and with them GPU memory) without waiting for a collection.
+            # Weak, so that trainer and hooks are freed (and with them GPU memory) without waiting
+            # for a collection.
             hook.trainer = weakref.proxy(self)
             self._hooks.append(hook)
 
@@ -130,13 +133,16 @@ class TrainerBase:
             hook.before_train()
 
     def after_train(self) -> None:
-        """Call the hooks after the last step: all of them, even if one raises, so that files get closed."""
+        """Call the hooks after the last step: all of them, even if one raises, so that files get
+        closed.
+        """
         self.storage.iter = self.iter
         call_all(hook.after_train for hook in self._hooks)
 
     def before_step(self) -> None:
         """Call the hooks before a step."""
-        # Evaluation and other hooks may step the storage as they like: each iteration starts from the trainer's count.
+        # Evaluation and other hooks may step the storage as they like: each iteration starts from
+        # the trainer's count.
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.before_step()
@@ -151,14 +157,16 @@ class TrainerBase:
         self._call_after_step(list(self._hooks_by_key()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of the run. All processes must call it: each contributes what is its own.
+        """Return the state of the run. All processes must call it: each contributes what is its own.
 
-        It holds the iteration, the states of the hooks, which hooks are yet to be called after this iteration's step,
-        the last values measured, and by process what `rank_state_dict` gives.
+        It holds the iteration, the states of the hooks, which hooks are yet to be called after this
+        iteration's step, the last values measured, and by process what `rank_state_dict` gives.
         """
         return {
             "iteration": self.iter,
-            "hooks": _without_empty((key, hook.state_dict()) for key, hook in self._hooks_by_key().items()),
+            "hooks": _without_empty(
+                (key, hook.state_dict()) for key, hook in self._hooks_by_key().items()
+            ),
             "hooks_to_come": list(self._hooks_to_come),
             "storage": self.storage.state_dict(),
             "ranks": comm.gather(self.rank_state_dict()),
@@ -167,7 +175,8 @@ class TrainerBase:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; states of hooks that are not registered are named in a warning.
 
-        Random numbers and measured values are set when training begins, so that nothing in between changes them.
+        Random numbers and measured values are set when training begins, so that nothing in between
+        changes them.
         """
         self.iter = state_dict["iteration"]
         hooks = self._hooks_by_key()
@@ -175,7 +184,9 @@ class TrainerBase:
             if key in hooks:
                 hooks[key].load_state_dict(state)
             elif comm.is_main_process():  # the others have fewer
-                logger.warning("the checkpoint has a state of hook %s, which this run does not use", key)
+                logger.warning(
+                    "the checkpoint has a state of hook %s, which this run does not use", key
+                )
         self._loaded = state_dict
         ranks = state_dict.get("ranks", [])
         if len(ranks) == comm.get_world_size():
@@ -184,8 +195,10 @@ class TrainerBase:
             self.share_out_rank_states(ranks)
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """Give what only this process knows: its random numbers, and such states of hooks."""
-        hooks = _without_empty((key, hook.rank_state_dict()) for key, hook in self._hooks_by_key().items())
+        """Return what only this process knows: its random numbers, and such states of hooks."""
+        hooks = _without_empty(
+            (key, hook.rank_state_dict()) for key, hook in self._hooks_by_key().items()
+        )
         return {"random": random_state(), "hooks": hooks}
 
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -198,13 +211,16 @@ class TrainerBase:
     def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take over what can be from a run with another number of processes."""
         logger.warning(
-            "the checkpoint has the states of %d processes, this run has %d: it cannot go on exactly as it was",
+            "the checkpoint has the states of %d processes, this run has %d: it cannot go on"
+            " exactly as it was",
             len(states),
             comm.get_world_size(),
         )
 
     def _take_up(self) -> None:
-        """Go on where the checkpoint that was loaded was written: often within the hooks after a step."""
+        """Go on where the checkpoint that was loaded was written: often within the hooks after a
+        step.
+        """
         loaded, self._loaded = self._loaded, None
         if loaded is None or loaded["iteration"] + 1 != self.start_iter:
             return
@@ -239,7 +255,9 @@ def _without_empty(states: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, An
 
 
 def call_all(functions: Iterable[Callable[[], Any]]) -> None:
-    """Call each function, even if one before it raised; then raise the first error again. All errors are logged."""
+    """Call each function, even if one before it raised; then raise the first error again. All
+    errors are logged.
+    """
     first: Exception | None = None
     for function in functions:
         try:

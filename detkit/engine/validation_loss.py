@@ -12,19 +12,25 @@ import torch
 from torch import nn
 
 from detkit.config import CfgNode
-from detkit.data import DatasetMapper, build_augmentation, build_detection_test_loader, get_test_records
+from detkit.data import (
+    DatasetMapper,
+    build_augmentation,
+    build_detection_test_loader,
+    get_test_records,
+)
 from detkit.engine.held_buffers import HeldBuffers
 from detkit.engine.simple_trainer import sum_losses
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
 from detkit.utils.events import EventStorage
 
-# What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can be compared.
+# What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can
+# be compared.
 _SEED = 0
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-    """Give the images of a test set once, resized as in testing, with their ground truth.
+    """Build the images of a test set once, resized as in testing, with their ground truth.
 
     Raises:
         ValueError: A record of the data set has no ground truth.
@@ -36,16 +42,20 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
                 f"TEST.COMPUTE_LOSS needs ground truth: data set {dataset_name!r} has none for "
                 f"{record.get('file_name')}"
             )
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False), recompute_boxes=False)
-    return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    mapper = DatasetMapper(
+        cfg, is_train=True, augmentations=build_augmentation(cfg, False), recompute_boxes=False
+    )
+    return build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 @torch.no_grad()
 def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-    """Give the mean of each loss over N images, and of their sum as `total_loss`, in all processes.
+    """Return the mean of each loss over N images, and of their sum as `total_loss`, in all processes.
 
-    Norms use their running statistics and nothing is dropped out, as in testing. Modes, buffers and random number
-    generators are afterwards as they were.
+    Norms use their running statistics and nothing is dropped out, as in testing. Modes, buffers and
+    random number generators are afterwards as they were.
 
     Args:
         model: Without the wrapper of DistributedDataParallel, which would wait for a gradient.
@@ -92,7 +102,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _to_be_tested(model: nn.Module) -> Iterator[nn.Module]:
-    """The backbone, and every layer: only modules made of others choose between losses and predictions."""
+    """The backbone, and every layer: only modules made of others choose between losses and
+    predictions.
+    """
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, nn.Module):
         yield from backbone.modules()
@@ -100,6 +112,11 @@ def _to_be_tested(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def validation_losses_of(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Give the losses on DATASETS.TEST as a task `val`; by name of the data set where there are several."""
-    by_name = {name: validation_losses(model, build_validation_loader(cfg, name)) for name in cfg.DATASETS.TEST}
+    """Return the losses on DATASETS.TEST as a task `val`; by name of the data set where there are
+    several.
+    """
+    by_name = {
+        name: validation_losses(model, build_validation_loader(cfg, name))
+        for name in cfg.DATASETS.TEST
+    }
     return {"val": by_name if len(by_name) > 1 else next(iter(by_name.values()))}

@@ -13,14 +13,18 @@ from detkit.utils.events import EventWriter, get_event_storage
 class WandbWriter(EventWriter):
     """Logs scalars, and once the settings, to a run of Weights & Biases, which a resumed run goes on with.
 
-    wandb cannot take back what it has: steps that a killed run logged behind its checkpoint are left out when they come
-    again. Its server tells which these are; a run that is offline notes them in `OUTPUT_DIR/wandb`. After `kill -9` the
-    files of an offline run lack the rows of the last seconds, which wandb 0.31 holds back (some 15 s).
+    wandb cannot take back what it has: steps that a killed run logged behind its checkpoint are
+    left out when they come again. Its server tells which these are; a run that is offline notes
+    them in `OUTPUT_DIR/wandb`. After `kill -9` the files of an offline run lack the rows of the
+    last seconds, which wandb 0.31 holds back (some 15 s).
 
-    Where the run goes is said by wandb's own variables, such as WANDB_PROJECT, WANDB_MODE and WANDB_NAME.
+    Where the run goes is said by wandb's own variables, such as WANDB_PROJECT, WANDB_MODE and
+    WANDB_NAME.
     """
 
-    def __init__(self, output_dir: str, settings: Mapping[str, Any] | None = None, window_size: int = 20) -> None:
+    def __init__(
+        self, output_dir: str, settings: Mapping[str, Any] | None = None, window_size: int = 20
+    ) -> None:
         """Remember what to write; the run begins with `open`.
 
         Args:
@@ -64,11 +68,14 @@ class WandbWriter(EventWriter):
             return
         self._last_write = max(new)
         if run.offline:
-            # Before the steps themselves: after a kill in between, they lack, which is better than having them twice.
+            # Before the steps themselves: after a kill in between, they lack, which is better than
+            # having them twice.
             with atomic_write(str(self._note)) as file:
                 file.write(str(self._last_write).encode())
         for iteration, scalars in new.items():
-            run.log(scalars, step=iteration, commit=True)  # else wandb keeps the last row back for more of its step
+            run.log(
+                scalars, step=iteration, commit=True
+            )  # else wandb keeps the last row back for more of its step
 
     def state_dict(self) -> dict[str, Any]:
         return {"run_id": self._run_id, "last_write": self._last_write}

@@ -28,7 +28,9 @@ _HEADER = ["iteration", "name", "value"]
 
 
 class CSVWriter(LineWriter):
-    """Appends a row `iteration,name,value` per new scalar: they come at times of their own, columns would not hold."""
+    """Appends a row `iteration,name,value` per new scalar: they come at times of their own, columns
+    would not hold.
+    """
 
     header = ",".join(_HEADER) + "\n"
 
@@ -38,7 +40,9 @@ class CSVWriter(LineWriter):
 
     def write(self) -> None:
         scalars = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        new = sorted((i, name, value) for name, (value, i) in scalars.items() if i > self._last_write)
+        new = sorted(
+            (i, name, value) for name, (value, i) in scalars.items() if i > self._last_write
+        )
         csv.writer(self._open(), lineterminator="\n").writerows(new)
         self._open().flush()
         self._last_write = max([self._last_write, *(i for i, _, _ in new)])
@@ -51,9 +55,12 @@ class CSVWriter(LineWriter):
 
 
 def build_writers(
-    names: Sequence[str], output_dir: str, max_iter: int | None = None, settings: CfgNode | None = None
+    names: Sequence[str],
+    output_dir: str,
+    max_iter: int | None = None,
+    settings: CfgNode | None = None,
 ) -> list[EventWriter]:
-    """Give the writers that the names select, in their order.
+    """Build the writers that the names select, in their order.
 
     Args:
         names: Of console, json (`metrics.json`), csv (`metrics.csv`), tensorboard, wandb, mlflow.
@@ -77,15 +84,20 @@ def build_writers(
     }
     for name in names:
         if name not in known:
-            raise ValueError(f"WRITERS must be of {', '.join(known)}; got {name!r}.{did_you_mean(str(name), known)}")
+            raise ValueError(
+                f"WRITERS must be of {', '.join(known)}; got"
+                f" {name!r}.{did_you_mean(str(name), known)}"
+            )
     if len(set(names)) < len(names):
         raise ValueError(f"WRITERS names a writer twice: {list(names)}")
     for name in _OPTIONAL_PACKAGES.intersection(names):
         spec = find_spec(name)
-        # A folder of the name, as wandb itself makes them, can be imported, too: as a package of nothing.
+        # A folder of the name, as wandb itself makes them, can be imported, too: as a package of
+        # nothing.
         if spec is None or spec.origin is None:
             raise ImportError(
-                f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or pip install {name}'
+                f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or'
+                f" pip install {name}"
             )
     PathManager.mkdirs(output_dir)
     return [known[name]() for name in names]

@@ -1,7 +1,10 @@
 """Scoring what a model predicts on a data set."""
 
 from detkit.evaluation.build import build_evaluator
-from detkit.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detkit.evaluation.cityscapes_evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+)
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.coco_results import instances_to_coco_json

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
-from detkit.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detkit.evaluation.cityscapes_evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+)
 from detkit.evaluation.coco_evaluation import COCOEvaluator
 from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
@@ -23,28 +26,31 @@ from detkit.utils.near_miss import did_you_mean
 logger = logging.getLogger(__name__)
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
-    """Give the evaluator that a data set's metadata asks for by ``evaluator_type``; without one, "coco".
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluator:
+    """Build the evaluator that a data set's metadata asks for by `evaluator_type`; without one, "coco".
 
-    "coco" and "pascal_voc" work on a data set of any format: to score one by another metric, set its
-    ``evaluator_type`` in ``MetadataCatalog``, or construct the evaluator yourself.
+    "coco" and "pascal_voc" work on a data set of any format: to score one by another metric, set
+    its `evaluator_type` in `MetadataCatalog`, or construct the evaluator yourself.
 
     Args:
-        cfg: For ``TEST``, ``OUTPUT_DIR``, ``DATASETS``, and whether the model predicts masks and keypoints.
+        cfg: For `TEST`, `OUTPUT_DIR`, `DATASETS`, and whether the model predicts masks and
+            keypoints.
         dataset_name: A registered data set.
-        output_dir: Where the evaluator writes detections. None takes ``OUTPUT_DIR/inference``, and a folder of the data
-            set's name in it where ``DATASETS.TEST`` names several.
+        output_dir: Where the evaluator writes detections. None takes `OUTPUT_DIR/inference`, and a
+            folder of the data set's name in it where `DATASETS.TEST` names several.
 
     Raises:
-        ValueError: If there is no evaluator of that type, or the data set cannot be scored.
+        ValueError: There is no evaluator of that type, or the data set cannot be scored.
     """
     register_declared_datasets(cfg.DATASETS.REGISTER)
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     output_dir = _default_output_dir(cfg, dataset_name) if output_dir is None else output_dir
     if evaluator_type not in _BUILDERS:
         raise ValueError(
-            f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are "
-            f"{', '.join(map(repr, _BUILDERS))}.{did_you_mean(str(evaluator_type), _BUILDERS)}"
+            f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are"
+            f" {', '.join(map(repr, _BUILDERS))}.{did_you_mean(str(evaluator_type), _BUILDERS)}"
         )
     if evaluator_type not in _BY_COCOS_METRIC:
         for key in ("IOU_THRESHOLDS", "AREA_RANGES"):
@@ -100,20 +106,26 @@ def _lvis(request: _Request) -> DatasetEvaluator:
 
 
 def _pascal_voc(request: _Request) -> DatasetEvaluator:
-    return PascalVOCDetectionEvaluator(request.dataset_name, output_dir=request.output_dir, records=request.records)
+    return PascalVOCDetectionEvaluator(
+        request.dataset_name, output_dir=request.output_dir, records=request.records
+    )
 
 
 def _sem_seg(request: _Request) -> DatasetEvaluator:
     return SemSegEvaluator(
         request.dataset_name,
         output_dir=request.output_dir,
-        sem_seg_loading_fn=functools.partial(read_label_map, max_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS),
+        sem_seg_loading_fn=functools.partial(
+            read_label_map, max_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS
+        ),
         records=request.records,
     )
 
 
 def _coco_panoptic(request: _Request) -> DatasetEvaluator:
-    """Score segments, and pixels and instances where the data set has them: things and stuff joined have neither."""
+    """Score segments, and pixels and instances where the data set has them: things and stuff joined
+    have neither.
+    """
     evaluators: list[DatasetEvaluator] = []
     if any("sem_seg_file_name" in record for record in request.records):
         evaluators.append(_sem_seg(request))
@@ -129,11 +141,15 @@ def _coco_panoptic(request: _Request) -> DatasetEvaluator:
 
 
 def _cityscapes_instance(request: _Request) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS)
+    return CityscapesInstanceEvaluator(
+        request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS
+    )
 
 
 def _cityscapes_sem_seg(request: _Request) -> DatasetEvaluator:
-    return CityscapesSemSegEvaluator(request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS)
+    return CityscapesSemSegEvaluator(
+        request.dataset_name, max_image_pixels=request.cfg.INPUT.MAX_IMAGE_PIXELS
+    )
 
 
 _BY_COCOS_METRIC = ("coco", "coco_panoptic_seg")

@@ -1,10 +1,11 @@
 """Cityscapes' average precision of instance masks.
 
-Source: Cordts et al. 2016, "The Cityscapes dataset", arXiv 1604.01685, section 4.2, and the rules of its evaluation
-scripts (`evalInstanceLevelSemanticLabeling.py`), which `tests/evaluation` compares the numbers with. Where they differ
-from COCO's: a prediction belongs to the one object that it overlaps by more than the threshold, and of several the best
-scored is right; regions of several objects, void, and objects below 100 pixels need not be found, and excuse the
-predictions that lie in them; the curve is integrated as it is, by trapezoids of half steps.
+Source: Cordts et al. 2016, "The Cityscapes dataset", arXiv 1604.01685, section 4.2, and the rules
+of its evaluation scripts (`evalInstanceLevelSemanticLabeling.py`), which `tests/evaluation`
+compares the numbers with. Where they differ from COCO's: a prediction belongs to the one object
+that it overlaps by more than the threshold, and of several the best scored is right; regions of
+several objects, void, and objects below 100 pixels need not be found, and excuse the predictions
+that lie in them; the curve is integrated as it is, by trapezoids of half steps.
 
 Legend: R predictions and M regions of one class in one image, T overlap thresholds.
 """
@@ -53,11 +54,11 @@ def compare_image(
     evaluated: Sequence[int],
     void: Sequence[int],
 ) -> list[ClassRegions]:
-    """Give what predictions and ground truth of one image share, per evaluated label.
+    """Return what predictions and ground truth of one image share, per evaluated label.
 
     Args:
-        instance_ids: (H, W) as in `*_gtFine_instanceIds.png`: 1000 times the label and the object's number; below 1000
-            the label itself, for void, stuff and groups of objects.
+        instance_ids: (H, W) as in `*_gtFine_instanceIds.png`: 1000 times the label and the object's
+            number; below 1000 the label itself, for void, stuff and groups of objects.
         masks: (N, H, W) bool predictions.
         label_ids: (N,) their labels.
         scores: (N,)
@@ -67,7 +68,8 @@ def compare_image(
     ids, inverse, areas = np.unique(instance_ids, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     shared = np.array(
-        [np.bincount(inverse[mask.reshape(-1)], minlength=len(ids)) for mask in masks], dtype=np.int64
+        [np.bincount(inverse[mask.reshape(-1)], minlength=len(ids)) for mask in masks],
+        dtype=np.int64,
     ).reshape(-1, len(ids))
     label_of = np.where(ids < _FIRST_INSTANCE_ID, ids, ids // _FIRST_INSTANCE_ID)
     predicted_areas, in_void = shared.sum(axis=1), shared[:, np.isin(ids, void)].sum(axis=1)
@@ -88,7 +90,7 @@ def compare_image(
 
 
 def average_precisions(images: Sequence[ClassRegions]) -> np.ndarray:
-    """Give (T,) AP in [0, 1] of one class over all images; nan without objects to find."""
+    """Return (T,) AP in [0, 1] of one class over all images; nan without objects to find."""
     if not any(image.counts.any() for image in images):
         return np.full(len(OVERLAPS), np.nan)
     return np.array([_average_precision(images, overlap) for overlap in OVERLAPS])
@@ -114,7 +116,9 @@ def _average_precision(images: Sequence[ClassRegions], overlap: float) -> float:
 
 
 def _outcome(image: ClassRegions, overlap: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Give scores and whether they are right, of the predictions that count, and the number of objects missed."""
+    """Return scores and whether they are right, of the predictions that count, and the number of
+    objects missed.
+    """
     union = image.areas[:, None] + image.true_areas - image.shared
     # Above a half at most one region per prediction.
     on_region = image.shared / union > overlap
@@ -125,7 +129,9 @@ def _outcome(image: ClassRegions, overlap: float) -> tuple[np.ndarray, np.ndarra
         if candidates.size:
             is_right[candidates[image.scores[candidates].argmax()]] = True
     # A group below the smallest size counts twice here, as it does in the scripts.
-    excused = image.shared @ (image.is_group.astype(np.int64) + (image.true_areas < _SMALLEST_OBJECT))
+    excused = image.shared @ (
+        image.is_group.astype(np.int64) + (image.true_areas < _SMALLEST_OBJECT)
+    )
     ignored = (image.in_void + excused) / image.areas > overlap
     is_scored = np.where(on_region.any(axis=1), on_region[:, counts].any(axis=1), ~ignored)
     num_missed = int((counts & ~on_region.any(axis=0)).sum())

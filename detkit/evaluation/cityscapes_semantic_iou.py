@@ -1,8 +1,9 @@
 """Cityscapes' intersection over union of classes and categories, also weighted by the size of objects.
 
-Source: Cordts et al. 2016, "The Cityscapes dataset", arXiv 1604.01685, section 3.2, and the rules of its evaluation
-scripts (`evalPixelLevelSemanticLabeling.py`), which `tests/evaluation` compares the numbers with. iIoU counts each
-pixel of an object by the average size of its class over the size of the object, so that small objects count as much.
+Source: Cordts et al. 2016, "The Cityscapes dataset", arXiv 1604.01685, section 3.2, and the rules
+of its evaluation scripts (`evalPixelLevelSemanticLabeling.py`), which `tests/evaluation` compares
+the numbers with. iIoU counts each pixel of an object by the average size of its class over the size
+of the object, so that small objects count as much.
 
 Legend: K evaluated classes, G categories of these.
 """
@@ -54,8 +55,11 @@ class PixelCounts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> PixelCounts:
-        """Give the counts of no image."""
-        return cls(np.zeros((num_classes, num_classes), np.int64), *(np.zeros(num_classes) for _ in range(3)))
+        """Return the counts of no image."""
+        return cls(
+            np.zeros((num_classes, num_classes), np.int64),
+            *(np.zeros(num_classes) for _ in range(3)),
+        )
 
     def __add__(self, other: PixelCounts) -> PixelCounts:
         return PixelCounts(
@@ -74,7 +78,7 @@ def count_pixels(
     Args:
         truth: (H, W) label ids, as in `*_gtFine_labelIds.png`.
         instance_ids: (H, W) as in `*_gtFine_instanceIds.png`.
-        predicted: (H, W) index of the predicted class in ``labels``.
+        predicted: (H, W) index of the predicted class in `labels`.
         labels: (K,) label ids of the evaluated classes; pixels of all others are void.
     """
     num_classes = len(labels)
@@ -84,12 +88,16 @@ def count_pixels(
     true = index_of[truth.reshape(-1)]
     counted = true < num_classes
     pairs = true[counted] * num_classes + predicted.reshape(-1)[counted]
-    counts.confusion += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts.confusion += np.bincount(pairs, minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
 
     category_of = np.array([_category_of(label) for label in labels])
     ids, inverse = np.unique(instance_ids, return_inverse=True)
     # (objects, K) pixels of each object by predicted class.
-    shares = np.bincount(inverse.reshape(-1) * num_classes + predicted.reshape(-1), minlength=len(ids) * num_classes)
+    shares = np.bincount(
+        inverse.reshape(-1) * num_classes + predicted.reshape(-1), minlength=len(ids) * num_classes
+    )
     for instance_id, row in zip(ids.tolist(), shares.reshape(len(ids), num_classes), strict=True):
         label = instance_id // _FIRST_INSTANCE_ID
         if instance_id <= _FIRST_INSTANCE_ID or label not in _AVERAGE_SIZES or label not in labels:
@@ -106,8 +114,10 @@ def _category_of(label: int) -> str:
     return next((name for name, labels in CATEGORIES.items() if label in labels), str(label))
 
 
-def semantic_metrics(counts: PixelCounts, labels: Sequence[int], class_names: Sequence[str]) -> dict[str, float]:
-    """Give IoU and iIoU of classes, IoU_sup and iIoU_sup of categories, and IoU-<class>, in [0, 100].
+def semantic_metrics(
+    counts: PixelCounts, labels: Sequence[int], class_names: Sequence[str]
+) -> dict[str, float]:
+    """Return IoU and iIoU of classes, IoU_sup and iIoU_sup of categories, and IoU-<class>, in [0, 100].
 
     A class or category without pixels, true or predicted, counts in no mean.
 
@@ -124,7 +134,9 @@ def semantic_metrics(counts: PixelCounts, labels: Sequence[int], class_names: Se
     members = {name: np.isin(labels, of) for name, of in CATEGORIES.items()}
     category_iou = [_category_iou(confusion, of) for of in members.values()]
     category_instance_iou = [
-        _ratio(counts.found_category[of].sum(), counts.total[of].sum() + confusion[~of][:, of].sum())
+        _ratio(
+            counts.found_category[of].sum(), counts.total[of].sum() + confusion[~of][:, of].sum()
+        )
         for name, of in members.items()
         if name in _CATEGORIES_OF_THINGS
     ]
@@ -136,7 +148,9 @@ def semantic_metrics(counts: PixelCounts, labels: Sequence[int], class_names: Se
 
 def _category_iou(confusion: np.ndarray, of_category: np.ndarray) -> float:
     right = confusion[of_category][:, of_category].sum()
-    return float(_ratio(right, confusion[of_category].sum() + confusion[~of_category][:, of_category].sum()))
+    return float(
+        _ratio(right, confusion[of_category].sum() + confusion[~of_category][:, of_category].sum())
+    )
 
 
 def _ratio(part: np.ndarray | float, whole: np.ndarray | float) -> np.ndarray:

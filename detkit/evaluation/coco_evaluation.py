@@ -42,8 +42,8 @@ NOUNS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 class COCOEvaluator(DatasetEvaluator):
     """Scores boxes, masks and keypoints by COCO's AP, and the proposals of a proposal network by their recall.
 
-    Works on every registered data set, whatever its format. A class without ground truth scores nan and does not count
-    in the mean.
+    Works on every registered data set, whatever its format. A class without ground truth scores nan
+    and does not count in the mean.
     """
 
     results_file = "coco_instances_results.json"
@@ -67,21 +67,29 @@ class COCOEvaluator(DatasetEvaluator):
 
         Args:
             dataset_name: A registered data set.
-            tasks: What to score, of "bbox", "segm" and "keypoints". None scores what the model gives.
-            distributed: Whether to score the predictions of all processes together, in the main one; else each process
-                scores its own.
-            output_dir: Gets `coco_instances_results.json`, in COCO's result format with the ids of the data set, or of
-                `convert_to_coco_json` where the data set has other ids than numbers. None writes nothing.
-            max_dets_per_image: The best so many detections per image and class are scored; None takes COCO's 100.
-            kpt_oks_sigmas: Spread of each keypoint, relative to the size of the object; empty takes COCO's 17.
-            keypoint_max_dets_per_image: As ``max_dets_per_image``, for keypoints; None takes COCO's 20.
-            iou_thresholds: Overlaps that AP is averaged over; each is then given by itself as well. Empty takes COCO's.
-            area_ranges: [name, smallest, largest] each, in square pixels. Empty takes COCO's small, medium and large.
-            records: What the data set's loader gives, where it has been called already; None calls it.
+            tasks: What to score, of "bbox", "segm" and "keypoints". None scores what the model
+                gives.
+            distributed: Whether to score the predictions of all processes together, in the main
+                one; else each process scores its own.
+            output_dir: Gets `coco_instances_results.json`, in COCO's result format with the ids of
+                the data set, or of `convert_to_coco_json` where the data set has other ids than
+                numbers. None writes nothing.
+            max_dets_per_image: The best so many detections per image and class are scored; None
+                takes COCO's 100.
+            kpt_oks_sigmas: Spread of each keypoint, relative to the size of the object; empty takes
+                COCO's 17.
+            keypoint_max_dets_per_image: As `max_dets_per_image`, for keypoints; None takes COCO's
+                20.
+            iou_thresholds: Overlaps that AP is averaged over; each is then given by itself as well.
+                Empty takes COCO's.
+            area_ranges: [name, smallest, largest] each, in square pixels. Empty takes COCO's small,
+                medium and large.
+            records: What the data set's loader gives, where it has been called already; None calls
+                it.
 
         Raises:
-            ValueError: If a task is unknown, a number out of range, the data set cannot be scored, or its objects have
-                another number of keypoints than there are spreads.
+            ValueError: A task is unknown, a number out of range, the data set cannot be scored, or
+                its objects have another number of keypoints than there are spreads.
         """
         self._check_tasks(tasks)
         self._tasks = None if tasks is None else [task for task in TASKS if task in tasks]
@@ -97,8 +105,12 @@ class COCOEvaluator(DatasetEvaluator):
         self._ground_truth = load_coco_ground_truth(dataset_name, records)
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
-        self._detections = ImageCollector(ImageDetections, dataset_name, self._ground_truth.image_ids)
-        self._proposals = ImageCollector(ImageDetections, dataset_name, self._ground_truth.image_ids)
+        self._detections = ImageCollector(
+            ImageDetections, dataset_name, self._ground_truth.image_ids
+        )
+        self._proposals = ImageCollector(
+            ImageDetections, dataset_name, self._ground_truth.image_ids
+        )
 
     def reset(self) -> None:
         """Forget everything that was processed."""
@@ -106,12 +118,13 @@ class COCOEvaluator(DatasetEvaluator):
         self._proposals.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch: outputs with ``instances``, ``proposals``, or both. Masks are encoded at once.
+        """Take in one batch: outputs with `instances`, `proposals`, or both. Masks are encoded at once.
 
         Raises:
-            ValueError: If an image is not in the data set or came before, or a prediction has a class that the data set
-                does not have, a number that is not finite, no masks or keypoints where they are to be scored, masks of
-                another size than the image, or another number of keypoints than there are spreads.
+            ValueError: An image is not in the data set or came before, or a prediction has a class
+                that the data set does not have, a number that is not finite, no masks or keypoints
+                where they are to be scored, masks of another size than the image, or another number
+                of keypoints than there are spreads.
         """
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
@@ -124,14 +137,17 @@ class COCOEvaluator(DatasetEvaluator):
         truth = self._ground_truth
         tasks = self.scored_tasks if self._tasks is None else self._tasks
         fields = [_FIELDS[task] for task in tasks if task in _FIELDS]
-        detections = detections_from_instances(image_id, instances, truth.dataset_name, truth.class_names, fields)
+        detections = detections_from_instances(
+            image_id, instances, truth.dataset_name, truth.class_names, fields
+        )
         if len(detections) == 0:
             return detections
         for task in self._tasks or ():
             if task in _FIELDS and not instances.has(_FIELDS[task]):
                 raise ValueError(
-                    f"task {task!r} needs {_FIELDS[task]!r} in the instances of image {image_id!r}, which have only "
-                    f"{sorted(instances.get_fields())}: was the model built with {_SWITCHES[task]}?"
+                    f"task {task!r} needs {_FIELDS[task]!r} in the instances of image {image_id!r},"
+                    f" which have only {sorted(instances.get_fields())}: was the model built with"
+                    f" {_SWITCHES[task]}?"
                 )
         if detections.masks:
             truth.check_mask_size(image_id, detections.masks[0]["size"])
@@ -145,10 +161,11 @@ class COCOEvaluator(DatasetEvaluator):
         """Score what was processed.
 
         Returns:
-            ``bbox`` and, where they are scored, ``segm`` and ``keypoints`` with AP, AP50, AP75, APs (not of keypoints),
-            APm, APl and AP-<class>; and ``box_proposals`` with AR@100, ARs@100, ..., ARl@1000, in [0, 100]. nan where
-            there is no ground truth; 0 where there is some and no prediction, with a warning that says why. An empty
-            dict in all processes but the main one.
+            `bbox` and, where they are scored, `segm` and `keypoints` with AP, AP50, AP75, APs (not
+            of keypoints), APm, APl and AP-<class>; and `box_proposals` with AR@100, ARs@100, ...,
+            ARl@1000, in [0, 100]. nan where there is no ground truth; 0 where there is some and no
+            prediction, with a warning that says why. An empty dict in all processes but the main
+            one.
         """
         detections = self._detections.gather(self._distributed)
         proposals = self._proposals.gather(self._distributed)
@@ -163,10 +180,16 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _evaluate_proposals(self, proposals: list[ImageDetections]) -> dict[str, float]:
         metrics = proposal_recall_metrics(self._ground_truth, proposals)
-        logger.info("recall of proposals on %s:\n%s", self._ground_truth.dataset_name, metrics_table(metrics))
+        logger.info(
+            "recall of proposals on %s:\n%s",
+            self._ground_truth.dataset_name,
+            metrics_table(metrics),
+        )
         return metrics
 
-    def _evaluate_detections(self, detections: list[ImageDetections]) -> dict[str, dict[str, float]]:
+    def _evaluate_detections(
+        self, detections: list[ImageDetections]
+    ) -> dict[str, dict[str, float]]:
         truth = self._ground_truth
         if self._output_dir is not None:
             write_results(self._output_dir / self.results_file, truth, detections)
@@ -184,16 +207,27 @@ class COCOEvaluator(DatasetEvaluator):
         overall = {name: value for name, value in metrics.items() if "-" not in name}
         what, name = NOUNS[task], truth.dataset_name
         logger.info("COCO average precision of %s on %s:\n%s", what, name, metrics_table(overall))
-        logger.info("COCO average recall of %s on %s:\n%s", what, name, metrics_table(coco_recalls(scores)))
-        logger.info("COCO average precision of %s per class on %s:\n%s", what, name, per_class_table(metrics))
+        logger.info(
+            "COCO average recall of %s on %s:\n%s", what, name, metrics_table(coco_recalls(scores))
+        )
+        logger.info(
+            "COCO average precision of %s per class on %s:\n%s",
+            what,
+            name,
+            per_class_table(metrics),
+        )
         return metrics
 
     def _check_tasks(self, tasks: Sequence[str] | None) -> None:
         if isinstance(tasks, str):
-            raise ValueError(f'tasks must be a list of names, such as ["{tasks}"], got the string {tasks!r}')
+            raise ValueError(
+                f'tasks must be a list of names, such as ["{tasks}"], got the string {tasks!r}'
+            )
         for task in tasks or ():
             if task not in self.scored_tasks:
-                raise ValueError(f"tasks must be among {', '.join(self.scored_tasks)}, got {task!r}")
+                raise ValueError(
+                    f"tasks must be among {', '.join(self.scored_tasks)}, got {task!r}"
+                )
 
     def _check_keypoints_of_objects(self) -> None:
         for annotation in self._ground_truth.coco["annotations"]:
@@ -206,12 +240,15 @@ class COCOEvaluator(DatasetEvaluator):
         needed = len(self._protocol.oks_sigmas)
         if count != needed:
             raise ValueError(
-                f"{who} {count} keypoints, but there are {needed} spreads to score them by: set "
-                f"TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas) to one per keypoint; it is empty for COCO's 17"
+                f"{who} {count} keypoints, but there are {needed} spreads to score them by: set"
+                " TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas) to one per keypoint; it is empty for"
+                " COCO's 17"
             )
 
 
-def write_results(path: Path, truth: CocoGroundTruth, detections: Sequence[ImageDetections]) -> None:
+def write_results(
+    path: Path, truth: CocoGroundTruth, detections: Sequence[ImageDetections]
+) -> None:
     """Write detections as a COCO result file, with masks and keypoints where they have them."""
     results = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,22 +265,28 @@ def _tasks_of(detections: Sequence[ImageDetections]) -> list[str]:
 
 def _warn_of_crowded_images(truth: CocoGroundTruth, protocol: CocoProtocol, task: str) -> None:
     max_dets = protocol.max_dets_of(task)
-    counts = np.array([sum(_counts(o, task) for o in objects) for objects in truth.objects_per_image().values()])
+    counts = np.array(
+        [sum(_counts(o, task) for o in objects) for objects in truth.objects_per_image().values()]
+    )
     if counts.size and counts.max() > max_dets:
         of_keypoints = task == "keypoints" and protocol.keypoint_max_dets == max_dets
         logger.warning(
-            "%d of %d images of %s have more than %d objects (up to %d), but no more detections per image are "
-            "scored, so not all can be found: raise %s",
+            "%d of %d images of %s have more than %d objects (up to %d), but no more detections per"
+            " image are scored, so not all can be found: raise %s",
             (counts > max_dets).sum(),
             counts.size,
             truth.dataset_name,
             max_dets,
             counts.max(),
-            "TEST.KEYPOINT_DETECTIONS_PER_IMAGE (keypoint_max_dets_per_image)"
-            if of_keypoints
-            else "TEST.DETECTIONS_PER_IMAGE (max_dets_per_image)",
+            (
+                "TEST.KEYPOINT_DETECTIONS_PER_IMAGE (keypoint_max_dets_per_image)"
+                if of_keypoints
+                else "TEST.DETECTIONS_PER_IMAGE (max_dets_per_image)"
+            ),
         )
 
 
 def _counts(annotation: dict, task: str) -> bool:
-    return not annotation["iscrowd"] and (task != "keypoints" or annotation.get("num_keypoints", 0) > 0)
+    return not annotation["iscrowd"] and (
+        task != "keypoints" or annotation.get("num_keypoints", 0) > 0
+    )

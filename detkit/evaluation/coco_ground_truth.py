@@ -15,7 +15,12 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog
-from detkit.data.datasets.coco_export import category_ids_of, class_names_of, coco_image_ids, records_to_coco_dict
+from detkit.data.datasets.coco_export import (
+    category_ids_of,
+    class_names_of,
+    coco_image_ids,
+    records_to_coco_dict,
+)
 from detkit.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -27,7 +32,7 @@ class CocoGroundTruth:
 
     dataset_name: str
     coco: dict[str, Any]
-    """As ``records_to_coco_dict`` gives it, always with ``annotations``. Not to be changed."""
+    """As `records_to_coco_dict` gives it, always with `annotations`. Not to be changed."""
     class_names: list[str]
     """(K,)"""
     category_ids: list[int]
@@ -46,7 +51,11 @@ class CocoGroundTruth:
     def image_sizes(self) -> dict[int, tuple[int, int]]:
         """(height, width) by image id in the json, of the images whose size is known."""
         images = self.coco["images"]
-        return {image["id"]: (image["height"], image["width"]) for image in images if {"height", "width"} <= set(image)}
+        return {
+            image["id"]: (image["height"], image["width"])
+            for image in images
+            if {"height", "width"} <= set(image)
+        }
 
     @cached_property
     def _masks(self) -> dict[int, dict[str, Any]]:
@@ -55,8 +64,8 @@ class CocoGroundTruth:
         missing = len(self.coco["annotations"]) - len(masks)
         if missing:
             logger.warning(
-                "%d of %d objects of %s have no mask: in the score of masks they do not count, and neither do "
-                "detections that lie mostly in their boxes",
+                "%d of %d objects of %s have no mask: in the score of masks they do not count, and"
+                " neither do detections that lie mostly in their boxes",
                 missing,
                 len(self.coco["annotations"]),
                 self.dataset_name,
@@ -64,16 +73,20 @@ class CocoGroundTruth:
         return masks
 
     def mask_entry(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the mask of an annotation, compressed, as ``segmentation``; for one without, its box as a crowd region.
+        """Return the mask of an annotation, compressed, as `segmentation`; for one without, its box as a crowd region.
 
         Raises:
-            ValueError: If the mask cannot be read, its size is not the image's, or the image's size is not known.
+            ValueError: The mask cannot be read, its size is not the image's, or the image's size is
+                not known.
         """
         if _has_mask(annotation):
             return {"segmentation": self._masks[annotation["id"]]}
         x, y, width, height = annotation["bbox"]
         corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-        return {"segmentation": self._encode({**annotation, "segmentation": [corners]}), "iscrowd": 1}
+        return {
+            "segmentation": self._encode({**annotation, "segmentation": [corners]}),
+            "iscrowd": 1,
+        }
 
     def check_mask_size(self, image_id: int | str, size: Sequence[int]) -> None:
         """Refuse masks of another size than the image: their overlap would be none, without a word.
@@ -83,14 +96,14 @@ class CocoGroundTruth:
             size: (height, width) of the masks.
 
         Raises:
-            ValueError: If the size is not that of the image.
+            ValueError: The size is not that of the image.
         """
         expected = self.image_sizes.get(self.image_ids[image_id], tuple(size))
         if tuple(size) != expected:
             raise ValueError(
-                f"the masks that the model gives for image {image_id!r} are {size[0]}x{size[1]}, but the image is "
-                f"{expected[0]}x{expected[1]} (height x width) in data set {self.dataset_name!r}: are 'height' and "
-                "'width' in the inputs of the model?"
+                f"the masks that the model gives for image {image_id!r} are {size[0]}x{size[1]},"
+                f" but the image is {expected[0]}x{expected[1]} (height x width) in data set"
+                f" {self.dataset_name!r}: are 'height' and 'width' in the inputs of the model?"
             )
 
     def _encode(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,35 +111,44 @@ class CocoGroundTruth:
         where = f"object {annotation['id']} in image {image_id} of data set {self.dataset_name!r}"
         size = self.image_sizes.get(image_id)
         if size is None:
-            raise ValueError(f"the mask of {where} needs height and width of the image, which its record does not have")
+            raise ValueError(
+                f"the mask of {where} needs height and width of the image, which its record does"
+                " not have"
+            )
         try:
             rle = _compressed(segmentation, size)
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"the mask of {where} cannot be read: {error}") from error
         if tuple(rle["size"]) != size:
-            raise ValueError(f"the mask of {where} has the size {tuple(rle['size'])}, the image {size}")
+            raise ValueError(
+                f"the mask of {where} has the size {tuple(rle['size'])}, the image {size}"
+            )
         return rle
 
     def objects_per_image(self) -> dict[int, list[dict[str, Any]]]:
-        """Give the annotations of each image, by its id in the json."""
-        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.coco["images"]}
+        """Return the annotations of each image, by its id in the json."""
+        objects: dict[int, list[dict[str, Any]]] = {
+            image["id"]: [] for image in self.coco["images"]
+        }
         for annotation in self.coco["annotations"]:
             objects[annotation["image_id"]].append(annotation)
         return objects
 
 
-def load_coco_ground_truth(dataset_name: str, records: Sequence[ImageRecord] | None = None) -> CocoGroundTruth:
+def load_coco_ground_truth(
+    dataset_name: str, records: Sequence[ImageRecord] | None = None
+) -> CocoGroundTruth:
     """Load the ground truth of a registered data set.
 
-    It comes from the data set's records, not from ``metadata.json_file``: there is one way for all formats, and what is
-    scored is what the loader shows.
+    It comes from the data set's records, not from `metadata.json_file`: there is one way for all
+    formats, and what is scored is what the loader shows.
 
     Args:
         dataset_name: Its name.
         records: What its loader gives, where it has been called already; None calls it.
 
     Raises:
-        ValueError: As ``records_to_coco_dict``.
+        ValueError: As `records_to_coco_dict`.
     """
     records = DatasetCatalog.get(dataset_name) if records is None else records
     coco = records_to_coco_dict(dataset_name, records)
@@ -142,8 +164,10 @@ def load_coco_ground_truth(dataset_name: str, records: Sequence[ImageRecord] | N
 
 
 def boxes_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """Give the (M, 4) float64 XYXY boxes of annotations."""
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    """Return the (M, 4) float64 XYXY boxes of annotations."""
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(
+        -1, 4
+    )
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
@@ -152,10 +176,15 @@ def _has_mask(annotation: Mapping[str, Any]) -> bool:
 
 
 def _compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Give polygons or runs as compressed runs, by the code that COCO's tools use, so that no pixel differs."""
+    """Return polygons or runs as compressed runs, by the code that COCO's tools use, so that no
+    pixel differs.
+    """
     if not isinstance(segmentation, Mapping):
         return mask_util.merge(mask_util.frPyObjects(segmentation, *size))  # pyright: ignore
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, *segmentation["size"])  # pyright: ignore
     counts = segmentation["counts"]
-    return {"size": segmentation["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    return {
+        "size": segmentation["size"],
+        "counts": counts.encode("ascii") if isinstance(counts, str) else counts,
+    }

@@ -23,7 +23,12 @@ from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_panoptic_ground_truth
-from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
+from detkit.evaluation.panoptic_quality import (
+    PanopticCounts,
+    Segment,
+    count_segments,
+    panoptic_metrics,
+)
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
@@ -45,7 +50,9 @@ class _ImageSegments:
     """(P, 2) id and category of the predicted segments."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Give everything but the image's id, as ``ImageCollector`` gathers it: counts of categories there are."""
+        """Return everything but the image's id, as `ImageCollector` gathers it: counts of
+        categories there are.
+        """
         counts = np.stack(list(vars(self.counts).values()), axis=1)
         categories = np.flatnonzero(counts.any(axis=1))
         return {
@@ -58,7 +65,7 @@ class _ImageSegments:
 
     @classmethod
     def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> _ImageSegments:
-        """Give what ``to_arrays`` told."""
+        """Return what `to_arrays` told."""
         counts = np.zeros((int(arrays["num_categories"][0]), 4))
         counts[arrays["categories"]] = arrays["counts"]
         file_name = os.fsdecode(arrays["file_name"].tobytes())
@@ -66,7 +73,9 @@ class _ImageSegments:
 
 
 class COCOPanopticEvaluator(DatasetEvaluator):
-    """Scores ``panoptic_seg`` outputs by panoptic quality. Segments are matched as they come, so no map is held."""
+    """Scores `panoptic_seg` outputs by panoptic quality. Segments are matched as they come, so no
+    map is held.
+    """
 
     def __init__(
         self,
@@ -80,16 +89,18 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Load the list of true segments; the png of each image is read when the image comes.
 
         Args:
-            dataset_name: A registered data set: see ``load_panoptic_ground_truth``.
-            output_dir: Gets `predictions.json` in COCO's panoptic format, and its pngs in `panoptic_predictions`. None
-                writes nothing.
-            distributed: Whether to score the predictions of all processes together, in the main one.
-            records: What the data set's loader gives, where it has been called already; None calls it.
+            dataset_name: A registered data set: see `load_panoptic_ground_truth`.
+            output_dir: Gets `predictions.json` in COCO's panoptic format, and its pngs in
+                `panoptic_predictions`. None writes nothing.
+            distributed: Whether to score the predictions of all processes together, in the main
+                one.
+            records: What the data set's loader gives, where it has been called already; None calls
+                it.
             max_image_pixels: As `max_pixels` in `read_image`, of the pngs.
 
         Raises:
-            FileNotFoundError: If a png that its json names does not exist.
-            ValueError: If the data set has no panoptic ground truth.
+            FileNotFoundError: A png that its json names does not exist.
+            ValueError: The data set has no panoptic ground truth.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
@@ -104,47 +115,62 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._collector.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch of outputs with ``panoptic_seg``: (H, W) segment ids and a dict per segment.
+        """Take in one batch of outputs with `panoptic_seg`: (H, W) segment ids and a dict per segment.
 
         Raises:
-            ValueError: If an image is not in the data set or came before, an output has no ``panoptic_seg`` or one of
-                another size than the ground truth, or pixels and segments of a prediction contradict each other.
-            FileNotFoundError: If a png of the ground truth is missing.
+            ValueError: An image is not in the data set or came before, an output has no
+                `panoptic_seg` or one of another size than the ground truth, or pixels and segments
+                of a prediction contradict each other.
+            FileNotFoundError: A png of the ground truth is missing.
         """
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
             self._collector.check(image_id)
             if "panoptic_seg" not in output:
-                raise ValueError(f"panoptic scores need 'panoptic_seg' in the outputs, got the keys {sorted(output)}")
+                raise ValueError(
+                    "panoptic scores need 'panoptic_seg' in the outputs, got the keys"
+                    f" {sorted(output)}"
+                )
             ids, segments_info = output["panoptic_seg"]
             predicted_ids = ids.cpu().numpy()
             predicted = self._segments(image_id, segments_info)
             counts = self._count(image_id, predicted_ids, predicted)
             file_name = f"{Path(model_input.get('file_name', str(image_id))).stem}.png"
-            segments = np.array([(s.id, s.category) for s in predicted], dtype=np.int64).reshape(-1, 2)
+            segments = np.array([(s.id, s.category) for s in predicted], dtype=np.int64).reshape(
+                -1, 2
+            )
             self._collector.add(_ImageSegments(image_id, counts, file_name, segments))
             if self._output_dir is not None:
                 self._write_png(file_name, predicted_ids)
 
-    def _segments(self, image_id: int | str, segments_info: Sequence[Mapping[str, Any]]) -> list[Segment]:
+    def _segments(
+        self, image_id: int | str, segments_info: Sequence[Mapping[str, Any]]
+    ) -> list[Segment]:
         where = f"the prediction for image {image_id!r}"
         return [
             Segment(int(s["id"]), self._categories.number_of(s["isthing"], s["category_id"], where))
             for s in segments_info
         ]
 
-    def _count(self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]) -> PanopticCounts:
+    def _count(
+        self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]
+    ) -> PanopticCounts:
         truth = self._truth[image_id]
         truth_ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
         if truth_ids.shape != predicted_ids.shape:
             raise ValueError(
-                f"the prediction for image {image_id!r} is {predicted_ids.shape}, its ground truth {truth.file_name} "
-                f"{truth_ids.shape} (height, width): are 'height' and 'width' in the inputs of the model?"
+                f"the prediction for image {image_id!r} is {predicted_ids.shape}, its ground truth"
+                f" {truth.file_name} {truth_ids.shape} (height, width): are 'height' and 'width' in"
+                " the inputs of the model?"
             )
         try:
-            return count_segments(truth_ids, truth.segments, predicted_ids, predicted, len(self._categories))
+            return count_segments(
+                truth_ids, truth.segments, predicted_ids, predicted, len(self._categories)
+            )
         except ValueError as error:
-            raise ValueError(f"the prediction for image {image_id!r} is inconsistent: {error}") from error
+            raise ValueError(
+                f"the prediction for image {image_id!r} is inconsistent: {error}"
+            ) from error
 
     def _write_png(self, file_name: str, ids: np.ndarray) -> None:
         assert self._output_dir is not None
@@ -156,9 +182,9 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Score what was processed.
 
         Returns:
-            ``panoptic_seg`` with PQ, SQ, RQ over all categories, and with _th and _st over things and stuff, in
-            [0, 100]; segments in images that were not predicted count as missed. An empty dict in all processes but
-            the main one.
+            `panoptic_seg` with PQ, SQ, RQ over all categories, and with _th and _st over things and
+            stuff, in [0, 100]; segments in images that were not predicted count as missed. An empty
+            dict in all processes but the main one.
         """
         images = self._collector.gather(self._distributed)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
@@ -185,19 +211,25 @@ class COCOPanopticEvaluator(DatasetEvaluator):
     def _explain(self, images: Sequence[_ImageSegments]) -> None:
         if len(images) < len(self._truth):
             logger.warning(
-                "only %d of the %d images of %s were predicted: the segments in the others count as missed",
+                "only %d of the %d images of %s were predicted: the segments in the others count as"
+                " missed",
                 len(images),
                 len(self._truth),
                 self._dataset_name,
             )
         elif images and not any(len(image.segments) for image in images):
             logger.warning(
-                "PQ is 0 on %s: no segment was predicted in any of %d images", self._dataset_name, len(images)
+                "PQ is 0 on %s: no segment was predicted in any of %d images",
+                self._dataset_name,
+                len(images),
             )
 
     def _annotation(self, image: _ImageSegments) -> dict[str, Any]:
-        """Give the predicted segments as an entry of COCO's panoptic json."""
-        segments = [{"id": id_, "category_id": self._categories.dataset_ids[k]} for id_, k in image.segments.tolist()]
+        """Return the predicted segments as an entry of COCO's panoptic json."""
+        segments = [
+            {"id": id_, "category_id": self._categories.dataset_ids[k]}
+            for id_, k in image.segments.tolist()
+        ]
         return {"image_id": image.image_id, "file_name": image.file_name, "segments_info": segments}
 
     def _write_json(self, images: Sequence[_ImageSegments]) -> None:
@@ -210,14 +242,18 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         ]
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / RESULTS_FILE
-        path.write_text(json.dumps({"annotations": annotations, "categories": categories}), encoding="utf-8")
+        path.write_text(
+            json.dumps({"annotations": annotations, "categories": categories}), encoding="utf-8"
+        )
         logger.info("wrote the segments of %d images to %s", len(annotations), path)
 
 
 def panoptic_table(metrics: Mapping[str, float]) -> str:
-    """Give the metrics of all categories, of things and of stuff as the rows of a table."""
+    """Return the metrics of all categories, of things and of stuff as the rows of a table."""
     rows = [
         [name, *(metrics[key + suffix] for key in ("PQ", "SQ", "RQ"))]
         for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
     ]
-    return tabulate(rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f", numalign="left")
+    return tabulate(
+        rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f", numalign="left"
+    )

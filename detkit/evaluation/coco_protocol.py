@@ -26,14 +26,17 @@ AREA_RANGES: dict[str, tuple[float, float]] = {
 Source: COCO, https://cocodataset.org/#detection-eval.
 """
 AREA_SUFFIXES = {"all": "", "small": "s", "medium": "m", "large": "l"}
-# As COCO writes them: np.arange would give 0.6500000000000001 and the like, and exact ties would turn out otherwise.
+# As COCO writes them: np.arange would give 0.6500000000000001 and the like, and exact ties would
+# turn out otherwise.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
 _SIGMAS_PER_MILLE = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)
 # Divided as COCO's tools divide them, so that equal similarities stay equal.
 COCO_OKS_SIGMAS = tuple(value / 100 / 10 for value in _SIGMAS_PER_MILLE)
-"""Spread of COCO's 17 keypoints of a person, nose to ankles. Source: https://cocodataset.org/#keypoints-eval."""
+"""Spread of COCO's 17 keypoints of a person, nose to ankles. Source:
+https://cocodataset.org/#keypoints-eval.
+"""
 
 _COCO_NAMED_THRESHOLDS = (0.5, 0.75)
 _COCO_MAX_DETS = 100
@@ -48,7 +51,9 @@ class CocoProtocol:
     """(T,) overlaps (of keypoints: similarities) that are enough; AP is the mean over them."""
     named_thresholds: tuple[float, ...] = _COCO_NAMED_THRESHOLDS
     """Those among them whose AP is given by itself, such as AP50."""
-    area_ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(AREA_RANGES))
+    area_ranges: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: dict(AREA_RANGES)
+    )
     """Name -> smallest and largest area, both included; the first is "all"."""
     max_dets: int = _COCO_MAX_DETS
     """The best so many detections per image and class are scored."""
@@ -58,16 +63,20 @@ class CocoProtocol:
     """(J,) spread of each keypoint, relative to the size of the object."""
 
     def max_dets_of(self, task: str) -> int:
-        """Give the detections per image and class that are scored for a task."""
+        """Return the detections per image and class that are scored for a task."""
         return min(self.max_dets, self.keypoint_max_dets) if task == "keypoints" else self.max_dets
 
     def limits(self, task: str) -> list[int]:
-        """Give the detections per image and class that recall is reported at, the highest last (L,)."""
+        """Return the detections per image and class that recall is reported at, the highest last
+        (L,).
+        """
         most = self.max_dets_of(task)
         return [most] if task == "keypoints" else detection_limits(most)
 
     def area_ranges_of(self, task: str) -> dict[str, tuple[float, float]]:
-        """Give the ranges of area that a task is scored for. COCO labels no keypoints on small objects."""
+        """Return the ranges of area that a task is scored for. COCO labels no keypoints on small
+        objects.
+        """
         ranges = dict(self.area_ranges)
         if task == "keypoints" and ranges == AREA_RANGES:
             del ranges["small"]
@@ -75,9 +84,10 @@ class CocoProtocol:
 
 
 def detection_limits(max_dets_per_image: int) -> list[int]:
-    """Give the detections per image and class that recall is reported at: 1, 10 and the most that are scored at all.
+    """Return the detections per image and class that recall is reported at: 1, 10 and the most that are scored at all.
 
-    COCO's tools sort such a list and take the last: [1, 10, 5] would score ten detections where five are asked for.
+    COCO's tools sort such a list and take the last: [1, 10, 5] would score ten detections where
+    five are asked for.
     """
     return [*(limit for limit in (1, 10) if limit < max_dets_per_image), max_dets_per_image]
 
@@ -90,17 +100,19 @@ def coco_protocol(
     keypoint_max_dets_per_image: int | None = None,
     kpt_oks_sigmas: Sequence[float] = (),
 ) -> CocoProtocol:
-    """Give COCO's rules with changes.
+    """Return COCO's rules with changes.
 
     Args:
-        iou_thresholds: Overlaps in (0, 1], rising; the AP at each is then given by itself. Empty takes COCO's.
-        area_ranges: [name, smallest, largest] each, in square pixels; "all" comes on top. Empty takes COCO's.
+        iou_thresholds: Overlaps in (0, 1], rising; the AP at each is then given by itself. Empty
+            takes COCO's.
+        area_ranges: [name, smallest, largest] each, in square pixels; "all" comes on top. Empty
+            takes COCO's.
         max_dets_per_image: None takes COCO's 100.
         keypoint_max_dets_per_image: None takes COCO's 20.
         kpt_oks_sigmas: Empty takes COCO's.
 
     Raises:
-        ValueError: If a value is out of its range; the message names its key.
+        ValueError: A value is out of its range; the message names its key.
     """
     thresholds = _checked_thresholds(iou_thresholds)
     return CocoProtocol(
@@ -116,7 +128,7 @@ def coco_protocol(
 
 
 def area_suffix(name: str) -> str:
-    """Give what a range of area adds to the name of a metric: s for small, _tiny for tiny."""
+    """Return what a range of area adds to the name of a metric: s for small, _tiny for tiny."""
     return AREA_SUFFIXES.get(name, f"_{name}")
 
 
@@ -129,7 +141,10 @@ def _at_least_one(name: str, value: int | None, default: int) -> int:
 def _checked_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(threshold) for threshold in thresholds)
     if any(not 0 < value <= 1 for value in values) or any(a >= b for a, b in pairwise(values)):
-        raise ValueError(f"TEST.IOU_THRESHOLDS (iou_thresholds) must rise and lie in (0, 1], got {list(thresholds)}")
+        raise ValueError(
+            "TEST.IOU_THRESHOLDS (iou_thresholds) must rise and lie in (0, 1], got"
+            f" {list(thresholds)}"
+        )
     return values
 
 
@@ -138,15 +153,17 @@ def _checked_ranges(ranges: Sequence[Sequence[str | float]]) -> dict[str, tuple[
     for entry in ranges:
         name, low, high = _range_entry(entry)
         if name in checked or name == "all":
-            raise ValueError(f"TEST.AREA_RANGES (area_ranges) has the name {name!r} twice; 'all' is always there")
+            raise ValueError(
+                f"TEST.AREA_RANGES (area_ranges) has the name {name!r} twice; 'all' is always there"
+            )
         checked[name] = (low, high)
     return {"all": AREA_RANGES["all"], **checked} if checked else {}
 
 
 def _range_entry(entry: Sequence[str | float]) -> tuple[str, float, float]:
     problem = (
-        "TEST.AREA_RANGES (area_ranges) takes [name, smallest, largest] with a name of letters, digits and underscores "
-        f"and 0 <= smallest < largest in square pixels, got {entry!r}"
+        "TEST.AREA_RANGES (area_ranges) takes [name, smallest, largest] with a name of letters,"
+        f" digits and underscores and 0 <= smallest < largest in square pixels, got {entry!r}"
     )
     if isinstance(entry, str) or len(entry) != 3:
         raise ValueError(problem)
@@ -161,5 +178,7 @@ def _range_entry(entry: Sequence[str | float]) -> tuple[str, float, float]:
 def _checked_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
     values = tuple(float(sigma) for sigma in sigmas)
     if any(not 0 < value < float("inf") for value in values):
-        raise ValueError(f"TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas) must be above 0, got {list(sigmas)}")
+        raise ValueError(
+            f"TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas) must be above 0, got {list(sigmas)}"
+        )
     return values

@@ -1,7 +1,7 @@
 """COCO's result dicts, and COCO's scores as numbers and tables.
 
-Legend: R detections in one image, T overlap thresholds, P recall points, K classes, A area ranges, L detection limits,
-J keypoints of one object.
+Legend: R detections in one image, T overlap thresholds, P recall points, K classes, A area ranges,
+L detection limits, J keypoints of one object.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from detkit.structures import Instances
 
 
 def instances_to_coco_json(instances: Instances, image_id: int | str) -> list[dict[str, Any]]:
-    """Give the detections in one image as COCO result dicts, with contiguous class ids as category ids.
+    """Return the detections in one image as COCO result dicts, with contiguous class ids as category ids.
 
     Args:
-        instances: With ``pred_boxes``, ``scores``, ``pred_classes``; ``pred_masks`` (R, H, W) and ``pred_keypoints``
-            (R, J, 3) come along where they are there.
-        image_id: What to write as ``image_id``.
+        instances: With `pred_boxes`, `scores`, `pred_classes`; `pred_masks` (R, H, W) and
+            `pred_keypoints` (R, J, 3) come along where they are there.
+        image_id: What to write as `image_id`.
     """
     detections = take_instances(image_id, instances, ("pred_masks", "pred_keypoints"))
     category_ids = range(int(detections.classes.max(initial=-1)) + 1)
-    return [{**result, "image_id": image_id} for result in coco_result_dicts([detections], {image_id: 0}, category_ids)]
+    return [
+        {**result, "image_id": image_id}
+        for result in coco_result_dicts([detections], {image_id: 0}, category_ids)
+    ]
 
 
 def coco_result_dicts(
-    detections: Iterable[ImageDetections], image_ids: Mapping[int | str, int], category_ids: Sequence[int]
+    detections: Iterable[ImageDetections],
+    image_ids: Mapping[int | str, int],
+    category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Give detections in the format of COCO's result files, in full precision.
+    """Return detections in the format of COCO's result files, in full precision.
 
     Args:
         detections: Those of each image.
@@ -46,7 +51,9 @@ def coco_result_dicts(
         columns: dict[str, list[Any]] = {"bbox": boxes_xywh(detections_i).tolist()}
         columns["score"] = detections_i.scores.tolist()
         if detections_i.masks is not None:
-            columns["segmentation"] = [{**rle, "counts": rle["counts"].decode("ascii")} for rle in detections_i.masks]
+            columns["segmentation"] = [
+                {**rle, "counts": rle["counts"].decode("ascii")} for rle in detections_i.masks
+            ]
         if detections_i.keypoints is not None:
             columns["keypoints"] = keypoints_flat(detections_i.keypoints).tolist()
         image_id = image_ids[detections_i.image_id]
@@ -57,16 +64,17 @@ def coco_result_dicts(
 
 
 def keypoints_flat(keypoints: np.ndarray) -> np.ndarray:
-    """Give (R, J, 3) keypoints as COCO writes them, (R, 3 J) float64.
+    """Return (R, J, 3) keypoints as COCO writes them, (R, 3 J) float64.
 
-    COCO numbers pixels, where a model's coordinates are continuous: its pixel 0 is the one whose middle is 0.5.
+    COCO numbers pixels, where a model's coordinates are continuous: its pixel 0 is the one whose
+    middle is 0.5.
     """
     flat = keypoints.astype(np.float64) - np.array([0.5, 0.5, 0.0])
     return flat.reshape(len(flat), 3 * keypoints.shape[1])
 
 
 def boxes_xywh(detections: ImageDetections) -> np.ndarray:
-    """Give the (R, 4) float64 XYWH boxes of detections."""
+    """Return the (R, 4) float64 XYWH boxes of detections."""
     boxes = detections.boxes.astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
@@ -94,11 +102,11 @@ class CocoScores:
         *,
         class_ids: Sequence[int] | None = None,
     ) -> float:
-        """Give AP in [0, 1] at the highest limit; nan without ground truth.
+        """Return AP in [0, 1] at the highest limit; nan without ground truth.
 
         Args:
-            iou_threshold: One of ``iou_thresholds``; None averages over them.
-            area: One of ``areas``.
+            iou_threshold: One of `iou_thresholds`; None averages over them.
+            area: One of `areas`.
             class_id: None averages over the classes that have ground truth.
             class_ids: Average over these classes only.
         """
@@ -107,16 +115,20 @@ class CocoScores:
             values = values[:, :, list(class_ids)]
         return _mean_of_valid(values if class_id is None else values[:, :, class_id])
 
-    def average_recall(self, limit: int | None = None, area: str = "all", iou_threshold: float | None = None) -> float:
-        """Give AR in [0, 1]; nan without ground truth.
+    def average_recall(
+        self, limit: int | None = None, area: str = "all", iou_threshold: float | None = None
+    ) -> float:
+        """Return AR in [0, 1]; nan without ground truth.
 
         Args:
-            limit: One of ``limits``; None takes the highest.
-            area: One of ``areas``.
-            iou_threshold: One of ``iou_thresholds``; None averages over them.
+            limit: One of `limits`; None takes the highest.
+            area: One of `areas`.
+            iou_threshold: One of `iou_thresholds`; None averages over them.
         """
         index = -1 if limit is None else self.limits.index(limit)
-        return _mean_of_valid(self.recall[self._thresholds(iou_threshold), :, self.areas.index(area), index])
+        return _mean_of_valid(
+            self.recall[self._thresholds(iou_threshold), :, self.areas.index(area), index]
+        )
 
     def _thresholds(self, iou_threshold: float | None) -> slice:
         if iou_threshold is None:
@@ -126,9 +138,11 @@ class CocoScores:
 
 
 def coco_metrics(
-    scores: CocoScores, class_names: Sequence[str], named_thresholds: Sequence[float] = CocoProtocol.named_thresholds
+    scores: CocoScores,
+    class_names: Sequence[str],
+    named_thresholds: Sequence[float] = CocoProtocol.named_thresholds,
 ) -> dict[str, float]:
-    """Give AP, AP50, AP75, APs, APm, APl and AP-<class> in [0, 100]; nan where there is no ground truth.
+    """Return AP, AP50, AP75, APs, APm, APl and AP-<class> in [0, 100]; nan where there is no ground truth.
 
     Args:
         scores: Of one task.
@@ -136,34 +150,61 @@ def coco_metrics(
         named_thresholds: Those of its thresholds whose AP is given by itself.
     """
     metrics = {"AP": scores.average_precision()}
-    metrics |= {f"AP{100 * t:g}": scores.average_precision(iou_threshold=t) for t in named_thresholds}
-    metrics |= {f"AP{area_suffix(area)}": scores.average_precision(area=area) for area in scores.areas[1:]}
-    metrics |= {f"AP-{name}": scores.average_precision(class_id=index) for index, name in enumerate(class_names)}
+    metrics |= {
+        f"AP{100 * t:g}": scores.average_precision(iou_threshold=t) for t in named_thresholds
+    }
+    metrics |= {
+        f"AP{area_suffix(area)}": scores.average_precision(area=area) for area in scores.areas[1:]
+    }
+    metrics |= {
+        f"AP-{name}": scores.average_precision(class_id=index)
+        for index, name in enumerate(class_names)
+    }
     return {name: 100 * value for name, value in metrics.items()}
 
 
 def coco_recalls(scores: CocoScores) -> dict[str, float]:
-    """Give AR@<limit> for each limit, and ARs, ARm, ARl at the highest, in [0, 100]; nan without ground truth."""
+    """Return AR@<limit> for each limit, and ARs, ARm, ARl at the highest, in [0, 100]; nan without
+    ground truth.
+    """
     metrics = {f"AR@{limit}": scores.average_recall(limit) for limit in scores.limits}
-    metrics |= {f"AR{area_suffix(area)}": scores.average_recall(area=area) for area in scores.areas[1:]}
+    metrics |= {
+        f"AR{area_suffix(area)}": scores.average_recall(area=area) for area in scores.areas[1:]
+    }
     return {name: 100 * value for name, value in metrics.items()}
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """Give metrics as a table of one row."""
-    return tabulate([list(metrics.values())], headers=list(metrics), tablefmt="pipe", floatfmt=".3f", numalign="left")
+    """Return metrics as a table of one row."""
+    return tabulate(
+        [list(metrics.values())],
+        headers=list(metrics),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        numalign="left",
+    )
 
 
 def per_class_table(metrics: Mapping[str, float], prefix: str = "AP-", num_columns: int = 3) -> str:
-    """Give the metrics whose name starts with ``prefix`` as a table, several classes side by side."""
+    """Return the metrics whose name starts with `prefix` as a table, several classes side by side."""
     cells = [
-        cell for name, value in metrics.items() if name.startswith(prefix) for cell in (name[len(prefix) :], value)
+        cell
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+        for cell in (name[len(prefix) :], value)
     ]
     width = min(2 * num_columns, len(cells))
     rows = [cells[start : start + width] for start in range(0, len(cells), max(width, 1))]
     headers = ["class", prefix.rstrip("-")] * (width // 2)
     of_names = list(range(0, width, 2))  # a class may be called 7
-    return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".3f", numalign="left", disable_numparse=of_names)
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt="pipe",
+        floatfmt=".3f",
+        numalign="left",
+        disable_numparse=of_names,
+    )
 
 
 def _mean_of_valid(values: np.ndarray) -> float:

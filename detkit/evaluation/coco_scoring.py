@@ -1,28 +1,32 @@
 """COCO's average precision and recall of boxes, masks and keypoints.
 
-The numbers come from faster-coco-eval, a C++ form of pycocotools that gives the same ones: `tests/evaluation`
-compares all of them on random data with crowds, ties, empty images and more than a hundred detections. Found there,
-and kept by `_coco_index` and `score_detections` (version 1.8):
+The numbers come from faster-coco-eval, a C++ form of pycocotools that gives the same ones:
+`tests/evaluation` compares all of them on random data with crowds, ties, empty images and more than
+a hundred detections. Found there, and kept by `_coco_index` and `score_detections` (version 1.8):
 
-- Image and category ids become double precision numbers in C++: above 2**53 they collide, and strings fail. Here
-  images and classes are numbered from 1.
-- An annotation without `area` counts as area 0, so as small, where pycocotools fails; a NaN box gives other numbers
-  than pycocotools. The exporter always writes an area, and detections that are not finite are refused.
-- It takes `COCO(dict)` without copying the annotations and writes `ignore` into them, and `loadRes` writes a polygon of
-  eight numbers into every detection. It gets dicts of its own, and no `loadRes`.
+- Image and category ids become double precision numbers in C++: above 2**53 they collide, and
+  strings fail. Here images and classes are numbered from 1.
+- An annotation without `area` counts as area 0, so as small, where pycocotools fails; a NaN box
+  gives other numbers than pycocotools. The exporter always writes an area, and detections that are
+  not finite are refused.
+- It takes `COCO(dict)` without copying the annotations and writes `ignore` into them, and `loadRes`
+  writes a polygon of eight numbers into every detection. It gets dicts of its own, and no
+  `loadRes`.
 - Annotation id 0 means "not matched", as in pycocotools.
-- `summarize` logs a table of its own, and its list of numbers changes with the limits. It is not used: `CocoScores`
-  reads the arrays, in which the entries stay where they are.
-- Equal scores keep their order within an image, then the order of the image ids: so images are numbered in rising
-  order of their ids in the data set, as pycocotools sorts them.
-- Masks of different sizes have overlap -1 without a word, in pycocotools as well. All masks come compressed, by
-  pycocotools' own code, and of the size of the image.
-- A detection's area decides whether it counts where it matches nothing: that of its mask for masks, as Detectron2
-  arranges it, and of its box for boxes and keypoints.
-- An object without labelled keypoints is ignored: it costs nothing to miss, and detections near it are not wrong.
+- `summarize` logs a table of its own, and its list of numbers changes with the limits. It is not
+  used: `CocoScores` reads the arrays, in which the entries stay where they are.
+- Equal scores keep their order within an image, then the order of the image ids: so images are
+  numbered in rising order of their ids in the data set, as pycocotools sorts them.
+- Masks of different sizes have overlap -1 without a word, in pycocotools as well. All masks come
+  compressed, by pycocotools' own code, and of the size of the image.
+- A detection's area decides whether it counts where it matches nothing: that of its mask for masks,
+  as Detectron2 arranges it, and of its box for boxes and keypoints.
+- An object without labelled keypoints is ignored: it costs nothing to miss, and detections near it
+  are not wrong.
 - An unmatched detection with `lvis_mark` is ignored, which is what LVIS's metric needs.
 
-Legend: T overlap thresholds, P recall points, A area ranges, L detection limits, J keypoints of one object.
+Legend: T overlap thresholds, P recall points, A area ranges, L detection limits, J keypoints of one
+    object.
 """
 
 from __future__ import annotations
@@ -49,12 +53,16 @@ ClassEntries = list[dict[str, Any]]
 
 
 def score_detections(
-    truth: CocoGroundTruth, detections: Sequence[ImageDetections], protocol: CocoProtocol, task: str = "bbox"
+    truth: CocoGroundTruth,
+    detections: Sequence[ImageDetections],
+    protocol: CocoProtocol,
+    task: str = "bbox",
 ) -> CocoScores:
-    """Give COCO's precision and recall.
+    """Return COCO's precision and recall.
 
-    Classes do not meet in this metric, so they are scored one by one, on the images that have to do with them. Time and
-    memory then follow the number of detections, where scoring all at once keeps a list for every pair of image and
+    Classes do not meet in this metric, so they are scored one by one, on the images that have to do
+    with them. Time and memory then follow the number of detections, where scoring all at once keeps
+    a list for every pair of image and
     class: 24 million for LVIS.
 
     Args:
@@ -64,7 +72,7 @@ def score_detections(
         task: "bbox", "segm" or "keypoints": what is compared.
 
     Raises:
-        ValueError: If the ground truth does not fit the task.
+        ValueError: The ground truth does not fit the task.
     """
     numbers = image_numbers(truth)
     images = [numbers[truth.image_ids[detections_i.image_id]] for detections_i in detections]
@@ -77,7 +85,7 @@ def score_detections(
 def score_classes(
     classes: Iterator[tuple[ClassEntries, ClassEntries]], protocol: CocoProtocol, task: str
 ) -> CocoScores:
-    """Give precision and recall of objects and detections that are already sorted by class."""
+    """Return precision and recall of objects and detections that are already sorted by class."""
     scores = [_score_class(objects_k, found_k, protocol, task) for objects_k, found_k in classes]
     return CocoScores(
         np.stack([precision for precision, _ in scores], axis=2),
@@ -90,13 +98,15 @@ def score_classes(
 
 def image_numbers(truth: CocoGroundTruth) -> dict[int, int]:
     """Number the images from 1 in the order of the data set's own ids; see the head of this file."""
-    return {coco_id: number for number, coco_id in enumerate(sorted(truth.image_ids.values()), start=1)}
+    return {
+        coco_id: number for number, coco_id in enumerate(sorted(truth.image_ids.values()), start=1)
+    }
 
 
 def objects_per_class(
     truth: CocoGroundTruth, numbers: Mapping[int, int], task: str, num_keypoints: int
 ) -> list[ClassEntries]:
-    """Give the objects of each class, with what the task compares."""
+    """Return the objects of each class, with what the task compares."""
     per_class: dict[int, ClassEntries] = {category_id: [] for category_id in truth.category_ids}
     for annotation in truth.coco["annotations"]:
         entry = {key: annotation[key] for key in ("bbox", "area", "iscrowd")}
@@ -117,7 +127,9 @@ def _keypoint_entry(annotation: Mapping[str, Any], num_keypoints: int) -> dict[s
 def detections_per_class(
     detections: Sequence[ImageDetections], image_numbers: Sequence[int], num_classes: int, task: str
 ) -> Iterator[ClassEntries]:
-    """Give the detections of one class after the other: as dicts they take ten times the memory of the arrays."""
+    """Return the detections of one class after the other: as dicts they take ten times the memory
+    of the arrays.
+    """
     classes = np.concatenate([np.zeros(0, dtype=np.int64), *(d.classes for d in detections)])
     boxes = np.concatenate([np.zeros((0, 4)), *(boxes_xywh(d) for d in detections)])
     scores = np.concatenate([np.zeros(0), *(d.scores for d in detections)])
@@ -137,7 +149,8 @@ def detections_per_class(
 
 def _mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     """Areas of run-length masks, (R,) float64."""
-    # pycocotools 2.0.11 puts the number of masks of one call into a byte: NumPy 2 refuses more than 255.
+    # pycocotools 2.0.11 puts the number of masks of one call into a byte: NumPy 2 refuses more than
+    # 255.
     blocks = [masks[start : start + 255] for start in range(0, len(masks), 255)]
     areas = [mask_util.area(block) for block in blocks]  # pyright: ignore[reportArgumentType]
     return np.concatenate([np.zeros(0), *areas])
@@ -155,11 +168,16 @@ class _Shapes:
             self._areas = _mask_areas(self._masks)
         if task == "keypoints":
             self._keypoints = np.concatenate(
-                [keypoints_flat(d.keypoints) for d in detections if d.keypoints is not None and len(d)] or [np.zeros(0)]
+                [
+                    keypoints_flat(d.keypoints)
+                    for d in detections
+                    if d.keypoints is not None and len(d)
+                ]
+                or [np.zeros(0)]
             )
 
     def complete(self, entries: ClassEntries, indices: np.ndarray) -> None:
-        """Add area and shape to the entries of one class, which are the detections at ``indices``."""
+        """Add area and shape to the entries of one class, which are the detections at `indices`."""
         for entry, area in zip(entries, self._areas[indices].tolist(), strict=True):
             entry["area"] = area
         if self._masks is not None:
@@ -173,7 +191,7 @@ class _Shapes:
 def _score_class(
     objects: ClassEntries, detections: ClassEntries, protocol: CocoProtocol, task: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give precision (T, P, A, L) and recall (T, A, L) of one class."""
+    """Return precision (T, P, A, L) and recall (T, A, L) of one class."""
     area_ranges, limits = protocol.area_ranges_of(task), protocol.limits(task)
     if not objects:
         shape = (len(protocol.iou_thresholds), len(RECALL_POINTS), len(area_ranges), len(limits))
@@ -199,7 +217,9 @@ def _score_class(
 
 
 def _coco_index(annotations: ClassEntries, numbers: Sequence[int]) -> COCO:
-    """Index annotations of one class. They get ids, counted from 1, and are changed when they are scored."""
+    """Index annotations of one class. They get ids, counted from 1, and are changed when they are
+    scored.
+    """
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
         annotation["category_id"] = 1
@@ -217,8 +237,8 @@ def _coco_index(annotations: ClassEntries, numbers: Sequence[int]) -> COCO:
 def garbage_collection_paused() -> Iterator[None]:
     """Keep Python from looking for cycles while hundreds of thousands of small dicts are made, none of which has any.
 
-    Each look goes over everything that the process holds. With 190 thousand detections to score, and as many result
-    dicts held elsewhere, that was a third of the time: 3.6 instead of 2.4 s.
+    Each look goes over everything that the process holds. With 190 thousand detections to score,
+    and as many result dicts held elsewhere, that was a third of the time: 3.6 instead of 2.4 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()

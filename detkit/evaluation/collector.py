@@ -24,13 +24,13 @@ class OfImage(Protocol):
         ...
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Give everything but the image's id, by name: arrays of at least one dimension. All but the first is alike
+        """Return everything but the image's id, by name: arrays of at least one dimension. All but the first is alike
         in all images that have an array of the name with something in it; none has to have it."""
         ...
 
     @classmethod
     def from_arrays(cls, image_id: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Give what was told in the arrays."""
+        """Return what was told in the arrays."""
         ...
 
 
@@ -38,9 +38,13 @@ ItemT = TypeVar("ItemT", bound=OfImage)
 
 
 class ImageCollector(Generic[ItemT]):
-    """Holds what was found in a data set, image by image; no image may come twice, or from elsewhere."""
+    """Holds what was found in a data set, image by image; no image may come twice, or from
+    elsewhere.
+    """
 
-    def __init__(self, item_type: type[ItemT], dataset_name: str, image_ids: Collection[int | str]) -> None:
+    def __init__(
+        self, item_type: type[ItemT], dataset_name: str, image_ids: Collection[int | str]
+    ) -> None:
         """Start with nothing.
 
         Args:
@@ -64,7 +68,7 @@ class ImageCollector(Generic[ItemT]):
         """Take in what was found in one image.
 
         Raises:
-            ValueError: If the image is not in the data set, or has come before.
+            ValueError: The image is not in the data set, or has come before.
         """
         self.check(item.image_id)
         self._items[item.image_id] = item
@@ -73,7 +77,7 @@ class ImageCollector(Generic[ItemT]):
         """Refuse an image that is not in the data set, or has come before.
 
         Raises:
-            ValueError: If it is one of these.
+            ValueError: It is one of these.
         """
         if image_id not in self._image_ids:
             raise ValueError(
@@ -84,7 +88,7 @@ class ImageCollector(Generic[ItemT]):
             raise self._predicted_twice(image_id)
 
     def gather(self, distributed: bool) -> list[ItemT] | None:
-        """Give what all processes have, or this one only, in the order of the data set.
+        """Return what all processes have, or this one only, in the order of the data set.
 
         The order makes sums and the ranking of equal scores the same with any number of processes.
 
@@ -99,14 +103,18 @@ class ImageCollector(Generic[ItemT]):
             return sorted(self._items.values(), key=lambda item: numbers[item.image_id])
         own = np.array([numbers[image_id] for image_id in self._items], dtype=np.int64)
         images = self._images_of_all(own)
-        columns = comm.concatenate_in_main(_to_columns(own, [item.to_arrays() for item in self._items.values()]))
+        columns = comm.concatenate_in_main(
+            _to_columns(own, [item.to_arrays() for item in self._items.values()])
+        )
         if columns is None:
             return None
         image_ids, arrays = list(self._image_ids), _from_columns(columns)
-        return [self._item_type.from_arrays(image_ids[i], arrays.get(i, {})) for i in images.tolist()]
+        return [
+            self._item_type.from_arrays(image_ids[i], arrays.get(i, {})) for i in images.tolist()
+        ]
 
     def _images_of_all(self, own: np.ndarray) -> np.ndarray:
-        """Give the numbers of the images that any process has, sorted."""
+        """Return the numbers of the images that any process has, sorted."""
         images, times = np.unique(np.concatenate(comm.all_gather(own)), return_counts=True)
         for number in images[times > 1].tolist():
             raise self._predicted_twice(list(self._image_ids)[number])
@@ -114,27 +122,38 @@ class ImageCollector(Generic[ItemT]):
 
     def _predicted_twice(self, image_id: int | str) -> ValueError:
         return ValueError(
-            f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the test loader "
-            "gives an image more than once (a sampler that pads or repeats), or the evaluator was not reset"
+            f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the"
+            " test loader gives an image more than once (a sampler that pads or repeats), or the"
+            " evaluator was not reset"
         )
 
 
 _ROWS_OF = "rows of "
 
 
-def _to_columns(images: np.ndarray, items: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Lay the arrays of a name behind each other; beside them (L, 2) number of the image and rows of each."""
+def _to_columns(
+    images: np.ndarray, items: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Lay the arrays of a name behind each other; beside them (L, 2) number of the image and rows
+    of each.
+    """
     columns: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(name for item in items for name in item):
-        arrays = [(number, item[name]) for number, item in zip(images.tolist(), items, strict=True) if name in item]
+        arrays = [
+            (number, item[name])
+            for number, item in zip(images.tolist(), items, strict=True)
+            if name in item
+        ]
         filled = [array for _, array in arrays if len(array)]
         columns[name] = np.concatenate(filled) if filled else arrays[0][1]
-        columns[_ROWS_OF + name] = np.array([(number, len(array)) for number, array in arrays], dtype=np.int64)
+        columns[_ROWS_OF + name] = np.array(
+            [(number, len(array)) for number, array in arrays], dtype=np.int64
+        )
     return columns
 
 
 def _from_columns(columns: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
-    """Give the arrays by number of the image and by name."""
+    """Return the arrays by number of the image and by name."""
     arrays: dict[int, dict[str, np.ndarray]] = {}
     for rows_of_name, rows in columns.items():
         if rows_of_name.startswith(_ROWS_OF):

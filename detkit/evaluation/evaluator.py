@@ -25,7 +25,9 @@ _LOG_INTERVAL_SECONDS = 5.0
 
 
 class DatasetEvaluator:
-    """Scores the outputs of a model on one data set: ``reset``, then ``process`` per batch, then ``evaluate``."""
+    """Scores the outputs of a model on one data set: `reset`, then `process` per batch, then
+    `evaluate`.
+    """
 
     def reset(self) -> None:
         """Forget everything that was processed."""
@@ -44,8 +46,8 @@ class DatasetEvaluator:
         """Score all that was processed, over all processes of the run: each of them calls this.
 
         Returns:
-            Task -> metric -> number in the main process, e.g. ``{"bbox": {"AP50": 80.0}}``; empty or None in the
-            others.
+            Task -> metric -> number in the main process, e.g. `{"bbox": {"AP50": 80.0}}`; empty or
+            None in the others.
         """
         raise NotImplementedError
 
@@ -62,23 +64,23 @@ class DatasetEvaluators(DatasetEvaluator):
             evaluator.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Give one batch to every evaluator."""
+        """Return one batch to every evaluator."""
         for evaluator in self._evaluators:
             evaluator.process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Any]:
-        """Give the results of all evaluators in one dict.
+        """Return the results of all evaluators in one dict.
 
         Raises:
-            ValueError: If two evaluators score the same task.
+            ValueError: Two evaluators score the same task.
         """
         results: OrderedDict[str, Any] = OrderedDict()
         for evaluator in self._evaluators:
             for task, metrics in (evaluator.evaluate() or {}).items():
                 if task in results:
                     raise ValueError(
-                        f"two evaluators give results for task {task!r}, the second is {type(evaluator).__name__}: "
-                        "run them one after the other"
+                        f"two evaluators give results for task {task!r}, the second is"
+                        f" {type(evaluator).__name__}: run them one after the other"
                     )
                 results[task] = metrics
         return results
@@ -91,11 +93,12 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run a model over a data set, and score it.
 
-    In a run of several processes each of them calls this, with its own share of the data in its loader.
+    In a run of several processes each of them calls this, with its own share of the data in its
+    loader.
 
     Args:
-        model: Called with a batch of inputs, gives one output per input. A module runs in eval mode and comes back in
-            the modes its parts were in; anything else that can be called will do.
+        model: Called with a batch of inputs, gives one output per input. A module runs in eval mode
+            and comes back in the modes its parts were in; anything else that can be called will do.
         data_loader: The batches; with a length, the remaining time is logged.
         evaluator: One, several, or None to run the model only (to measure its speed).
 
@@ -104,28 +107,34 @@ def inference_on_dataset(
     """
     evaluator = _as_one_evaluator(evaluator)
     num_batches = len(data_loader) if hasattr(data_loader, "__len__") else None  # pyright: ignore[reportArgumentType]
-    logger.info("start inference on %s batches", "an unknown number of" if num_batches is None else num_batches)
+    logger.info(
+        "start inference on %s batches",
+        "an unknown number of" if num_batches is None else num_batches,
+    )
     evaluator.reset()
     progress = _Progress(num_batches)
     with inference_context(model), torch.no_grad():
         for inputs in data_loader:
             progress.data_ready()
             outputs = model(inputs)
-            # Kernels run behind the Python code: without this wait their time would count as the evaluator's, which
-            # has to wait for them anyway when it copies the boxes.
+            # Kernels run behind the Python code: without this wait their time would count as the
+            # evaluator's, which has to wait for them anyway when it copies the boxes.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             progress.outputs_ready()
             evaluator.process(inputs, outputs)
             progress.batch_done()
     progress.log_total()
-    # The evaluator of the main process needs what the others have, so nobody leaves before all are done.
+    # The evaluator of the main process needs what the others have, so nobody leaves before all are
+    # done.
     comm.synchronize()
     results = evaluator.evaluate()
     return {} if results is None else results
 
 
-def _as_one_evaluator(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
+def _as_one_evaluator(
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+) -> DatasetEvaluator:
     if evaluator is None:
         return DatasetEvaluators([])
     return evaluator if isinstance(evaluator, DatasetEvaluator) else DatasetEvaluators(evaluator)
@@ -137,14 +146,19 @@ def inference_context(model: nn.Module | Any) -> Iterator[None]:
 
     Until then, layers keep what they compute from their weights (`detkit.layers.PreparedWeights`).
 
-    ``model.train()`` would not do: it also switches on the batch norm and dropout of parts that are held in eval mode.
-    Gradients are left to the caller, who should prefer ``torch.no_grad`` to ``torch.inference_mode``: what a model
-    keeps from one call to the next, such as anchors, must still be usable in training.
+    `model.train()` would not do: it also switches on the batch norm and dropout of parts that are
+    held in eval mode. Gradients are left to the caller, who should prefer `torch.no_grad` to
+    `torch.inference_mode`: what a model keeps from one call to the next, such as anchors, must
+    still be usable in training.
 
     Args:
         model: A module, or anything else that can be called, for which this does nothing.
     """
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    modes = (
+        {module: module.training for module in model.modules()}
+        if isinstance(model, nn.Module)
+        else {}
+    )
     try:
         if isinstance(model, nn.Module):
             model.eval()
@@ -156,7 +170,9 @@ def inference_context(model: nn.Module | Any) -> Iterator[None]:
 
 
 class _Progress:
-    """Measures data, compute and evaluation time of each batch, and logs them with the time that remains."""
+    """Measures data, compute and evaluation time of each batch, and logs them with the time that
+    remains.
+    """
 
     def __init__(self, num_batches: int | None) -> None:
         self._num_batches = num_batches
@@ -212,7 +228,9 @@ class _Progress:
 
     def _rates(self) -> str:
         count = max(self._measured, 1)
-        stages = ", ".join(f"{stage} {seconds / count:.4f}" for stage, seconds in self._seconds.items())
+        stages = ", ".join(
+            f"{stage} {seconds / count:.4f}" for stage, seconds in self._seconds.items()
+        )
         return f"{stages}, total {sum(self._seconds.values()) / count:.4f} s/batch"
 
 

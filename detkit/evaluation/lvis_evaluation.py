@@ -1,12 +1,13 @@
 """LVIS's average precision: COCO's, on data of which each image is annotated for some of the classes only.
 
-Source: Gupta et al. 2019, "LVIS: a dataset for large vocabulary instance segmentation", arXiv 1908.03195, section 3.3.
-Where its rules differ from COCO's: the 300 best detections of an image count, over all classes; a detection counts only
-in images that have an object of its class or are known to have none; where not all objects of a class are annotated, a
-detection that finds none of them is not wrong. No object is a crowd.
+Source: Gupta et al. 2019, "LVIS: a dataset for large vocabulary instance segmentation", arXiv
+1908.03195, section 3.3. Where its rules differ from COCO's: the 300 best detections of an image
+count, over all classes; a detection counts only in images that have an object of its class or are
+known to have none; where not all objects of a class are annotated, a detection that finds none of
+them is not wrong. No object is a crowd.
 
-The `lvis` package is not used: it asks NumPy for `np.float`, which is gone since 1.24. `tests/evaluation` compares the
-numbers with it, given that name back.
+The `lvis` package is not used: it asks NumPy for `np.float`, which is gone since 1.24.
+`tests/evaluation` compares the numbers with it, given that name back.
 
 Legend: K classes.
 """
@@ -61,21 +62,25 @@ class LVISEvaluator(COCOEvaluator):
         """Load the ground truth.
 
         Args:
-            dataset_name: A registered data set, whose records may have ``neg_category_ids`` and
-                ``not_exhaustive_category_ids`` (ids of the data set's own file). How frequent a class is comes from
-                ``frequency`` in the metadata's ``json_file``, else from its ``class_image_count``, [{id, image_count},
+            dataset_name: A registered data set, whose records may have `neg_category_ids` and
+                `not_exhaustive_category_ids` (ids of the data set's own file). How frequent a class
+                is comes from `frequency` in the metadata's `json_file`, else from its
+                `class_image_count`, [{id, image_count},
                 ...].
             tasks: What to score, of "bbox" and "segm". None scores what the model gives.
-            distributed: As for ``COCOEvaluator``.
+            distributed: As for `COCOEvaluator`.
             output_dir: Gets `lvis_instances_results.json`. None writes nothing.
-            max_dets_per_image: The best so many detections per image are scored; None takes LVIS's 300.
-            records: As for ``COCOEvaluator``.
+            max_dets_per_image: The best so many detections per image are scored; None takes LVIS's
+                300.
+            records: As for `COCOEvaluator`.
 
         Raises:
-            ValueError: As ``COCOEvaluator``.
+            ValueError: As `COCOEvaluator`.
         """
         limit = _DEFAULT_MAX_DETS if max_dets_per_image is None else max_dets_per_image
-        super().__init__(dataset_name, tasks, distributed, output_dir, max_dets_per_image=limit, records=records)
+        super().__init__(
+            dataset_name, tasks, distributed, output_dir, max_dets_per_image=limit, records=records
+        )
         truth = self._ground_truth
         self._negative = _images_by_category("neg_category_ids", truth)
         self._not_exhaustive = _images_by_category("not_exhaustive_category_ids", truth)
@@ -83,11 +88,19 @@ class LVISEvaluator(COCOEvaluator):
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
         truth = self._ground_truth
-        scores = self._score(task, [best_detections(d, self._protocol.max_dets) for d in detections])
-        metrics = {name: value for name, value in coco_metrics(scores, truth.class_names).items() if "-" not in name}
+        scores = self._score(
+            task, [best_detections(d, self._protocol.max_dets) for d in detections]
+        )
+        metrics = {
+            name: value
+            for name, value in coco_metrics(scores, truth.class_names).items()
+            if "-" not in name
+        }
         for letter, class_ids in self._classes_by_frequency.items():
             metrics[f"AP{letter}"] = 100 * scores.average_precision(class_ids=class_ids)
-        logger.info("LVIS AP of %s on %s:\n%s", NOUNS[task], truth.dataset_name, metrics_table(metrics))
+        logger.info(
+            "LVIS AP of %s on %s:\n%s", NOUNS[task], truth.dataset_name, metrics_table(metrics)
+        )
         return metrics
 
     def _score(self, task: str, detections: Sequence[ImageDetections]) -> CocoScores:
@@ -101,16 +114,26 @@ class LVISEvaluator(COCOEvaluator):
     def _federated(
         self, objects: Sequence[ClassEntries], found: Iterator[ClassEntries]
     ) -> Iterator[tuple[ClassEntries, ClassEntries]]:
-        """Leave out detections in images that are not annotated for the class, and mark those that cannot be wrong."""
-        for category_id, objects_k, found_k in zip(self._ground_truth.category_ids, objects, found, strict=True):
-            known = {entry["image_id"] for entry in objects_k} | self._negative.get(category_id, set())
+        """Leave out detections in images that are not annotated for the class, and mark those that
+        cannot be wrong.
+        """
+        for category_id, objects_k, found_k in zip(
+            self._ground_truth.category_ids, objects, found, strict=True
+        ):
+            known = {entry["image_id"] for entry in objects_k} | self._negative.get(
+                category_id, set()
+            )
             unsure = self._not_exhaustive.get(category_id, set())
-            kept = [{**e, "lvis_mark": e["image_id"] in unsure} for e in found_k if e["image_id"] in known]
+            kept = [
+                {**e, "lvis_mark": e["image_id"] in unsure}
+                for e in found_k
+                if e["image_id"] in known
+            ]
             yield [{**entry, "iscrowd": 0} for entry in objects_k], kept
 
 
 def best_detections(detections: ImageDetections, limit: int) -> ImageDetections:
-    """Give the best so many detections of an image, over all classes; of equal scores the first."""
+    """Return the best so many detections of an image, over all classes; of equal scores the first."""
     if len(detections) <= limit:
         return detections
     best = np.argsort(-detections.scores, kind="stable")[:limit]
@@ -134,25 +157,32 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
     unknown = sorted(set(images) - set(truth.category_ids))
     if unknown:
         raise ValueError(
-            f"{key} in the records of data set {truth.dataset_name!r} has the categories {unknown[:10]}, which it "
-            "lacks: they are ids of its own file, not contiguous ones"
+            f"{key} in the records of data set {truth.dataset_name!r} has the categories"
+            f" {unknown[:10]}, which it lacks: they are ids of its own file, not contiguous ones"
         )
     return images
 
 
 def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
-    """Give the contiguous ids of the rare, common and frequent classes, under r, c and f."""
+    """Return the contiguous ids of the rare, common and frequent classes, under r, c and f."""
     metadata = MetadataCatalog.get(truth.dataset_name)
     json_file = metadata.get("json_file")
     categories = [] if json_file is None else lvis_categories(json_file)
-    frequency = {category["id"]: category["frequency"] for category in categories if "frequency" in category}
+    frequency = {
+        category["id"]: category["frequency"] for category in categories if "frequency" in category
+    }
     if not frequency:
         counts = metadata.get("class_image_count") or ()
         frequency = {entry["id"]: _frequency(entry["image_count"]) for entry in counts}
-    missing = [name for name, id_ in zip(truth.class_names, truth.category_ids, strict=True) if id_ not in frequency]
+    missing = [
+        name
+        for name, id_ in zip(truth.class_names, truth.category_ids, strict=True)
+        if id_ not in frequency
+    ]
     if missing:
         logger.warning(
-            "how frequent %d of %d classes of %s are is not known (%s, ...): they count in no score of %s classes",
+            "how frequent %d of %d classes of %s are is not known (%s, ...): they count in no score"
+            " of %s classes",
             len(missing),
             len(truth.class_names),
             truth.dataset_name,

@@ -1,15 +1,18 @@
 """Pascal VOC's average precision, on any registered data set.
 
-Source: the VOC development kit, `VOCevaldet.m` (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/). Where its rules
-differ from COCO's: a detection belongs to the object that it overlaps most, even if another detection has that object
-already (it is then wrong, and does not fall back on the next object); an overlap equal to the threshold is enough;
-detections of a `difficult` object count neither way.
+Source: the VOC development kit, `VOCevaldet.m` (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/).
+Where its rules differ from COCO's: a detection belongs to the object that it overlaps most, even if
+another detection has that object already (it is then wrong, and does not fall back on the next
+object); an overlap equal to the threshold is enough; detections of a `difficult` object count
+neither way.
 
-Deviations: boxes and scores are in full precision, where Detectron2 rounds them for the kit's files. The kit counts
-pixels, `xmax - xmin + 1`; the reader has turned such boxes into continuous coordinates (`xmin - 1`), in which the same
-overlap comes out without the 1. Crowd regions of COCO data sets are treated as difficult.
+Deviations: boxes and scores are in full precision, where Detectron2 rounds them for the kit's
+files. The kit counts pixels, `xmax - xmin + 1`; the reader has turned such boxes into continuous
+coordinates (`xmin - 1`), in which the same overlap comes out without the 1. Crowd regions of COCO
+data sets are treated as difficult.
 
-Legend: R detections of one class in all images, M objects in one image, K classes, T overlap thresholds.
+Legend: R detections of one class in all images, M objects in one image, K classes, T overlap
+    thresholds.
 """
 
 from __future__ import annotations
@@ -39,13 +42,15 @@ from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput
 
 logger = logging.getLogger(__name__)
 
-# As the kit and all its ports count them: the fourth is 0.30000000000000004, so a recall of exactly 3/10 does not
-# reach it.
+# As the kit and all its ports count them: the fourth is 0.30000000000000004, so a recall of exactly
+# 3/10 does not reach it.
 _RECALL_POINTS_2007 = np.arange(11) * 0.1
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
-    """Scores boxes by Pascal VOC's AP. A class without ground truth scores nan and does not count in the mean."""
+    """Scores boxes by Pascal VOC's AP. A class without ground truth scores nan and does not count
+    in the mean.
+    """
 
     def __init__(
         self,
@@ -59,27 +64,37 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """Load the ground truth.
 
         Args:
-            dataset_name: A registered data set of any format, with an image id and annotations in each record.
-            use_07_metric: Average the precision at 11 points of recall, as in VOC 2007, instead of the area under the
-                curve, as since 2010. None decides by the ``year`` in the data set's metadata.
+            dataset_name: A registered data set of any format, with an image id and annotations in
+                each record.
+            use_07_metric: Average the precision at 11 points of recall, as in VOC 2007, instead of
+                the area under the curve, as since 2010. None decides by the `year` in the data
+                set's metadata.
             output_dir: Gets the detections as the development kit wants them,
                 `voc_results/comp4_det_<split>_<class>.txt`. None writes nothing.
-            distributed: Whether to score the predictions of all processes together, in the main one.
-            records: What the data set's loader gives, where it has been called already; None calls it.
+            distributed: Whether to score the predictions of all processes together, in the main
+                one.
+            records: What the data set's loader gives, where it has been called already; None calls
+                it.
 
         Raises:
-            ValueError: If the data set has no class names, a class id outside of them, or an image id twice.
+            ValueError: The data set has no class names, a class id outside of them, or an image id
+                twice.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir) / "voc_results"
-        self._use_07_metric = metadata.get("year") == 2007 if use_07_metric is None else use_07_metric
+        self._use_07_metric = (
+            metadata.get("year") == 2007 if use_07_metric is None else use_07_metric
+        )
         records = DatasetCatalog.get(dataset_name) if records is None else records
         coco_image_ids(dataset_name, records)  # raises for an id that two images share
         self._class_names = class_names_of(dataset_name)
         num_classes = len(self._class_names)
-        self._truth = {record["image_id"]: _image_truth(dataset_name, record, num_classes) for record in records}
+        self._truth = {
+            record["image_id"]: _image_truth(dataset_name, record, num_classes)
+            for record in records
+        }
         self._split = metadata.get("split") or dataset_name
         self._collector = ImageCollector(ImageDetections, dataset_name, self._truth)
 
@@ -88,27 +103,34 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._collector.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch of outputs with ``instances``.
+        """Take in one batch of outputs with `instances`.
 
         Raises:
-            ValueError: If an image is not in the data set or came before, an output has no ``instances``, or a
-                prediction has a class that the data set does not have, or a number that is not finite.
+            ValueError: An image is not in the data set or came before, an output has no
+                `instances`, or a prediction has a class that the data set does not have, or a
+                number that is not finite.
         """
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
             if "instances" not in output:
-                raise ValueError(f"VOC's AP needs 'instances' in the model's outputs, got the keys {sorted(output)}")
+                raise ValueError(
+                    "VOC's AP needs 'instances' in the model's outputs, got the keys"
+                    f" {sorted(output)}"
+                )
             self._collector.add(
-                detections_from_instances(image_id, output["instances"], self._dataset_name, self._class_names)
+                detections_from_instances(
+                    image_id, output["instances"], self._dataset_name, self._class_names
+                )
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score what was processed.
 
         Returns:
-            ``bbox`` with AP (the mean over the thresholds 0.50, 0.55, ..., 0.95), AP50, AP75, and per class AP-<class>
-            (likewise a mean) and AP50-<class>, in [0, 100]. nan where there is no ground truth; 0 where there is some
-            and no prediction, with a warning that says why. An empty dict in all processes but the main one.
+            `bbox` with AP (the mean over the thresholds 0.50, 0.55, ..., 0.95), AP50, AP75, and per
+            class AP-<class> (likewise a mean) and AP50-<class>, in [0, 100]. nan where there is no
+            ground truth; 0 where there is some and no prediction, with a warning that says why. An
+            empty dict in all processes but the main one.
         """
         detections = self._collector.gather(self._distributed)
         if detections is None:
@@ -120,32 +142,53 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         metrics = self._metrics(self._score(detections))
         kind = "11-point" if self._use_07_metric else "all-point"
         overall = {name: value for name, value in metrics.items() if "-" not in name}
-        logger.info("Pascal VOC %s average precision on %s:\n%s", kind, self._dataset_name, metrics_table(overall))
+        logger.info(
+            "Pascal VOC %s average precision on %s:\n%s",
+            kind,
+            self._dataset_name,
+            metrics_table(overall),
+        )
         for name in ("AP", "AP50"):
             table = per_class_table(metrics, f"{name}-")
-            logger.info("Pascal VOC %s %s per class on %s:\n%s", kind, name, self._dataset_name, table)
+            logger.info(
+                "Pascal VOC %s %s per class on %s:\n%s", kind, name, self._dataset_name, table
+            )
         return OrderedDict(bbox=metrics)
 
     def _score(self, detections: list[ImageDetections]) -> np.ndarray:
         """(K, T) AP in [0, 1]; nan for a class without objects."""
         ranked = _ranked(_match(detections, self._truth))
-        counted = np.concatenate([np.zeros(0, int), *(truth.classes[~truth.ignored] for truth in self._truth.values())])
+        counted = np.concatenate(
+            [np.zeros(0, int), *(truth.classes[~truth.ignored] for truth in self._truth.values())]
+        )
         num_objects = np.bincount(counted, minlength=len(self._class_names))
         scores = np.full((len(self._class_names), len(IOU_THRESHOLDS)), np.nan)
         for class_id in np.flatnonzero(num_objects):
             of_class = ranked[ranked["class_id"] == class_id]
             for column, threshold in enumerate(IOU_THRESHOLDS):
                 curve = _precision_recall(of_class, num_objects[class_id], threshold)
-                scores[class_id, column] = voc_average_precision(*curve, use_07_metric=self._use_07_metric)
+                scores[class_id, column] = voc_average_precision(
+                    *curve, use_07_metric=self._use_07_metric
+                )
         return scores
 
     def _metrics(self, scores: np.ndarray) -> dict[str, float]:
         # The mean over the classes first: nan rows drop out whole.
         mean = _nan_mean(scores[~np.isnan(scores).any(axis=1)], axis=0)
         threshold_75 = int(np.abs(IOU_THRESHOLDS - 0.75).argmin())
-        metrics = {"AP": float(mean.mean()), "AP50": float(mean[0]), "AP75": float(mean[threshold_75])}
-        metrics |= {f"AP-{name}": float(row.mean()) for name, row in zip(self._class_names, scores, strict=True)}
-        metrics |= {f"AP50-{name}": float(row[0]) for name, row in zip(self._class_names, scores, strict=True)}
+        metrics = {
+            "AP": float(mean.mean()),
+            "AP50": float(mean[0]),
+            "AP75": float(mean[threshold_75]),
+        }
+        metrics |= {
+            f"AP-{name}": float(row.mean())
+            for name, row in zip(self._class_names, scores, strict=True)
+        }
+        metrics |= {
+            f"AP50-{name}": float(row[0])
+            for name, row in zip(self._class_names, scores, strict=True)
+        }
         return {name: 100 * value for name, value in metrics.items()}
 
 
@@ -159,18 +202,24 @@ class _ImageTruth:
     """(M,) bool: difficult or crowd."""
 
 
-_MATCH = np.dtype([("class_id", int), ("score", float), ("overlap", float), ("object_id", int), ("ignored", bool)])
-"""A detection with the object of its class that it overlaps most: -1 and overlap 0 where the image has none."""
+_MATCH = np.dtype(
+    [("class_id", int), ("score", float), ("overlap", float), ("object_id", int), ("ignored", bool)]
+)
+"""A detection with the object of its class that it overlaps most: -1 and overlap 0 where the image
+has none.
+"""
 
 
-def voc_average_precision(recall: np.ndarray, precision: np.ndarray, *, use_07_metric: bool) -> float:
-    """Give the average precision of one class, in [0, 1].
+def voc_average_precision(
+    recall: np.ndarray, precision: np.ndarray, *, use_07_metric: bool
+) -> float:
+    """Return the average precision of one class, in [0, 1].
 
     Args:
         recall: (R,) after each detection, in falling order of score: not falling.
         precision: (R,) likewise.
-        use_07_metric: Average the best precision at recall >= 0, 0.1, ..., 1, instead of the area under the curve whose
-            precision has been made not to rise.
+        use_07_metric: Average the best precision at recall >= 0, 0.1, ..., 1, instead of the area
+            under the curve whose precision has been made not to rise.
     """
     if len(recall) == 0:
         return 0.0
@@ -212,16 +261,22 @@ def _image_truth(dataset_name: str, record: ImageRecord, num_classes: int) -> _I
     outside = classes[(classes < 0) | (classes >= num_classes)]
     if outside.size:
         raise ValueError(
-            f"data set {dataset_name!r} has {num_classes} class names, but an object of class id {outside[0]} in image "
-            f"{record['image_id']!r} ({record['file_name']})"
+            f"data set {dataset_name!r} has {num_classes} class names, but an object of class id"
+            f" {outside[0]} in image {record['image_id']!r} ({record['file_name']})"
         )
-    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
     ignored = [bool(a.get("difficult") or a.get("iscrowd")) for a in annotations]
-    return _ImageTruth(np.array(boxes, dtype=np.float64).reshape(-1, 4), classes, np.array(ignored, dtype=bool))
+    return _ImageTruth(
+        np.array(boxes, dtype=np.float64).reshape(-1, 4), classes, np.array(ignored, dtype=bool)
+    )
 
 
-def _match(detections: Sequence[ImageDetections], truth: Mapping[int | str, _ImageTruth]) -> np.ndarray:
-    """Give the (all detections,) matches, in the order of the detections."""
+def _match(
+    detections: Sequence[ImageDetections], truth: Mapping[int | str, _ImageTruth]
+) -> np.ndarray:
+    """Return the (all detections,) matches, in the order of the detections."""
     parts = [np.zeros(0, dtype=_MATCH)]
     num_objects = 0
     for detections_i in detections:
@@ -235,10 +290,16 @@ def _match(detections: Sequence[ImageDetections], truth: Mapping[int | str, _Ima
 
 def _match_image(detections: ImageDetections, truth: _ImageTruth) -> np.ndarray:
     matches = np.zeros(len(detections), dtype=_MATCH)
-    matches["class_id"], matches["score"], matches["object_id"] = detections.classes, detections.scores, -1
+    matches["class_id"], matches["score"], matches["object_id"] = (
+        detections.classes,
+        detections.scores,
+        -1,
+    )
     if len(detections) == 0 or len(truth.classes) == 0:
         return matches
-    overlaps = exact_iou(detections.boxes, truth.boxes) * (detections.classes[:, None] == truth.classes)
+    overlaps = exact_iou(detections.boxes, truth.boxes) * (
+        detections.classes[:, None] == truth.classes
+    )
     # Of equal overlaps the first, like the kit.
     best = overlaps.argmax(axis=1)
     matches["overlap"] = overlaps.max(axis=1)
@@ -251,8 +312,10 @@ def _ranked(matches: np.ndarray) -> np.ndarray:
     return matches[np.argsort(-matches["score"], kind="stable")]
 
 
-def _precision_recall(matches: np.ndarray, num_objects: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give recall and precision (R,) after each detection of one class.
+def _precision_recall(
+    matches: np.ndarray, num_objects: int, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return recall and precision (R,) after each detection of one class.
 
     Args:
         matches: In falling order of score.

@@ -19,17 +19,19 @@ _LIMITS = (100, 1000)
 def proposal_recall_metrics(
     truth: CocoGroundTruth, proposals: Iterable[ImageDetections], limits: tuple[int, ...] = _LIMITS
 ) -> dict[str, float]:
-    """Give AR@<limit>, ARs@<limit>, ARm@<limit> and ARl@<limit> in [0, 100].
+    """Return AR@<limit>, ARs@<limit>, ARm@<limit> and ARl@<limit> in [0, 100].
 
-    Crowd regions do not count. Each object counts in the ranges of area that hold its own area, whatever the size of
-    the proposal that covers it.
+    Crowd regions do not count. Each object counts in the ranges of area that hold its own area,
+    whatever the size of the proposal that covers it.
 
-    Source: Hosang et al. 2015, "What makes for effective detection proposals?", arXiv:1502.05082, section 4.
+    Source: Hosang et al. 2015, "What makes for effective detection proposals?", arXiv:1502.05082,
+        section 4.
     Deviation: COCO's thresholds.
 
     Args:
         truth: The ground truth.
-        proposals: At most one entry per image, in any order of score. An image without one has no proposals.
+        proposals: At most one entry per image, in any order of score. An image without one has no
+            proposals.
         limits: Proposals per image that count, best score first.
 
     Returns:
@@ -37,7 +39,9 @@ def proposal_recall_metrics(
     """
     proposals_of = {truth.image_ids[proposals_i.image_id]: proposals_i for proposals_i in proposals}
     # Per limit and range of area: the overlaps of the objects that lie in it.
-    overlaps: dict[tuple[int, str], list[np.ndarray]] = {(limit, area): [] for limit in limits for area in AREA_RANGES}
+    overlaps: dict[tuple[int, str], list[np.ndarray]] = {
+        (limit, area): [] for limit in limits for area in AREA_RANGES
+    }
     for image_id, objects_i in truth.objects_per_image().items():
         objects = [annotation for annotation in objects_i if not annotation["iscrowd"]]
         object_areas = np.array([annotation["area"] for annotation in objects])
@@ -47,7 +51,9 @@ def proposal_recall_metrics(
             in_range = (object_areas >= low) & (object_areas <= high)
             overlaps[limit, area].append(covered_overlaps(iou[:limit, in_range]))
     return {
-        f"AR{AREA_SUFFIXES[area]}@{limit}": 100 * _average_recall(np.concatenate([*parts, np.zeros(0)]))
+        f"AR{AREA_SUFFIXES[area]}@{limit}": (
+            100 * _average_recall(np.concatenate([*parts, np.zeros(0)]))
+        )
         for (limit, area), parts in overlaps.items()
     }
 
@@ -55,8 +61,8 @@ def proposal_recall_metrics(
 def covered_overlaps(iou: np.ndarray) -> np.ndarray:
     """Assign proposals to objects one to one, best overlap first, and give the overlap of each pair.
 
-    The object that any free proposal covers best goes first and takes that proposal, then the next: so no proposal
-    covers two objects.
+    The object that any free proposal covers best goes first and takes that proposal, then the next:
+    so no proposal covers two objects.
 
     Args:
         iou: (N, M) overlap of proposals with objects.
@@ -76,8 +82,8 @@ def covered_overlaps(iou: np.ndarray) -> np.ndarray:
         covered[index] = best[obj]
         iou[proposal] = 0
         best[obj], best_proposal[obj] = -1, -1
-        # Only objects that wanted the proposal just taken look for another: with hundreds of objects, looking at all
-        # pairs again each time would take seconds per image.
+        # Only objects that wanted the proposal just taken look for another: with hundreds of
+        # objects, looking at all pairs again each time would take seconds per image.
         bereft = np.flatnonzero(best_proposal == proposal)
         best_proposal[bereft] = iou[:, bereft].argmax(axis=0)
         best[bereft] = iou[:, bereft].max(axis=0)
@@ -92,7 +98,9 @@ def _iou_by_falling_score(proposals: ImageDetections | None, objects: np.ndarray
 
 
 def _average_recall(overlaps: np.ndarray) -> float:
-    """Average over the thresholds the share of objects (G,) that are covered at least that far; nan without objects."""
+    """Average over the thresholds the share of objects (G,) that are covered at least that far; nan
+    without objects.
+    """
     if overlaps.size == 0:
         return float("nan")
     return float((overlaps[:, None] >= IOU_THRESHOLDS).mean())

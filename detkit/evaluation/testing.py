@@ -1,4 +1,6 @@
-"""Results of evaluations: printed for copying, flattened for writers, compared with what was expected."""
+"""Results of evaluations: printed for copying, flattened for writers, compared with what was
+expected.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def print_csv_format(results: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Give nested results as one dict: ``{"bbox": {"AP": 40.0}}`` as ``{"bbox/AP": 40.0}``."""
+    """Return nested results as one dict: `{"bbox": {"AP": 40.0}}` as `{"bbox/AP": 40.0}`."""
     flat: dict[str, Any] = {}
     for name, value in results.items():
         if isinstance(value, Mapping):
@@ -40,37 +42,45 @@ def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
-    """Compare results with ``TEST.EXPECTED_RESULTS``.
+    """Compare results with `TEST.EXPECTED_RESULTS`.
 
     Args:
-        cfg: The expected results are ``[[task, metric, value, tolerance], ...]``; an empty list is met by everything.
+        cfg: The expected results are `[[task, metric, value, tolerance], ...]`; an empty list is
+            met by everything.
         results: Task -> metric -> number, of one data set, in the main process.
 
     Returns:
         True.
 
     Raises:
-        ValueError: If an expected result is malformed, or no such task or metric was evaluated.
-        RuntimeError: If a number differs by more than its tolerance, or is nan; the message lists all that do.
+        ValueError: An expected result is malformed, or no such task or metric was evaluated.
+        RuntimeError: A number differs by more than its tolerance, or is nan; the message lists all
+            that do.
     """
-    missed = [problem for expected in cfg.TEST.EXPECTED_RESULTS if (problem := _missed(expected, results))]
+    missed = [
+        problem for expected in cfg.TEST.EXPECTED_RESULTS if (problem := _missed(expected, results))
+    ]
     if missed:
         raise RuntimeError("results are not those in TEST.EXPECTED_RESULTS: " + "; ".join(missed))
     if cfg.TEST.EXPECTED_RESULTS:
-        logger.info("results are those in TEST.EXPECTED_RESULTS: %s", list(cfg.TEST.EXPECTED_RESULTS))
+        logger.info(
+            "results are those in TEST.EXPECTED_RESULTS: %s", list(cfg.TEST.EXPECTED_RESULTS)
+        )
     return True
 
 
 def _missed(expected: Any, results: Mapping[str, Mapping[str, float]]) -> str:
     if not isinstance(expected, list | tuple) or len(expected) != 4:
-        raise ValueError(f"TEST.EXPECTED_RESULTS takes [task, metric, value, tolerance], got {expected!r}")
+        raise ValueError(
+            f"TEST.EXPECTED_RESULTS takes [task, metric, value, tolerance], got {expected!r}"
+        )
     task, metric, value, tolerance = expected
     known = flatten_results_dict(results)
     name = f"{task}/{metric}"
     if name not in known:
         raise ValueError(
-            f"TEST.EXPECTED_RESULTS asks for {name}, which was not evaluated.{did_you_mean(name, known)} There are: "
-            f"{', '.join(known) or 'none'}"
+            f"TEST.EXPECTED_RESULTS asks for {name}, which was not"
+            f" evaluated.{did_you_mean(name, known)} There are: {', '.join(known) or 'none'}"
         )
     # Turned round, nan would pass.
     met = abs(known[name] - value) <= tolerance

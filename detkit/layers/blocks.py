@@ -12,7 +12,9 @@ Block = TypeVar("Block", bound="CNNBlockBase")
 
 
 class CNNBlockBase(nn.Module):
-    """A block that takes (N, ``in_channels``, H, W) to (N, ``out_channels``, H / ``stride``, W / ``stride``)."""
+    """A block that takes (N, `in_channels`, H, W) to (N, `out_channels`, H / `stride`, W /
+    `stride`).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -21,7 +23,9 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self: Block) -> Block:
-        """Stop training the block: no parameter takes a gradient, and batch norms become FrozenBatchNorm2d."""
+        """Stop training the block: no parameter takes a gradient, and batch norms become
+        FrozenBatchNorm2d.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)

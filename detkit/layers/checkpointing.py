@@ -1,7 +1,7 @@
 """Activation checkpointing: less memory in training, for a second forward pass.
 
-Paper: Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin: Training Deep Nets with Sublinear Memory Cost, 2016,
-arXiv 1604.06174.
+Paper: Tianqi Chen, Bing Xu, Chiyuan Zhang, Carlos Guestrin: Training Deep Nets with Sublinear
+Memory Cost, 2016, arXiv 1604.06174.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 class CheckpointedSequential(nn.Sequential):
     """Modules in sequence, each of which keeps its input only and computes the rest again in the backward pass.
 
-    Outputs and gradients are those of `nn.Sequential`, and so are its names in a `state_dict`. Batch norms update
-    their running statistics once per step, not in the second pass.
+    Outputs and gradients are those of `nn.Sequential`, and so are its names in a `state_dict`.
+    Batch norms update their running statistics once per step, not in the second pass.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Give the output of the last module."""
+        """Return the output of the last module."""
         if not torch.is_grad_enabled():
             return super().forward(input)
         for module in self:
@@ -43,7 +43,11 @@ def _copied_statistics(module: nn.Module) -> Iterator[None]:
 
     Copies rather than none at all: autograd must save as many tensors as in the first pass.
     """
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    norms = [
+        m
+        for m in module.modules()
+        if isinstance(m, _NormBase) and m.training and m.track_running_stats
+    ]
     buffers = [dict(norm._buffers) for norm in norms]
     for norm, originals in zip(norms, buffers, strict=True):
         norm._buffers.update({name: b.clone() for name, b in originals.items() if b is not None})

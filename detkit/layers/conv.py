@@ -17,15 +17,16 @@ from detkit.layers.winograd import transform_weight, winograd_applies, winograd_
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` followed by an optional norm and an optional activation.
+    """`torch.nn.Conv2d` followed by an optional norm and an optional activation.
 
-    A norm that is a fixed map per channel at the moment (FrozenBN; BN in eval mode) is folded into the convolution's
-    weight and bias: the same numbers and gradients up to rounding, with one pass over the feature map less. Folded in
-    every forward pass, so that there is no second state of the weights that could be out of date, except where
-    ``detkit.layers.prepared_weights`` are in use. The norm module itself is not called then, nor are hooks on it.
+    A norm that is a fixed map per channel at the moment (FrozenBN; BN in eval mode) is folded into
+    the convolution's weight and bias: the same numbers and gradients up to rounding, with one pass
+    over the feature map less. Folded in every forward pass, so that there is no second state of the
+    weights that could be out of date, except where `detkit.layers.prepared_weights` are in use. The
+    norm module itself is not called then, nor are hooks on it.
 
-    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by ``detkit.layers.winograd``: again the same
-    numbers up to rounding.
+    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by
+    `detkit.layers.winograd`: again the same numbers up to rounding.
     """
 
     def __init__(
@@ -38,17 +39,18 @@ class Conv2d(nn.Conv2d):
         """Build the layer.
 
         Args:
-            *args: As in ``torch.nn.Conv2d``.
+            *args: As in `torch.nn.Conv2d`.
             norm: Applied to the output of the convolution.
-            activation: Applied last. It may work in place: nothing before it needs its own output again.
-            **kwargs: As in ``torch.nn.Conv2d``.
+            activation: Applied last. It may work in place: nothing before it needs its own output
+                again.
+            **kwargs: As in `torch.nn.Conv2d`.
         """
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
+        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
         fixed = fixed_norm(self.norm)
         x = self._convolved(input, fixed)
         if fixed is None and self.norm is not None:

@@ -1,10 +1,11 @@
 """Deformable convolutions: each sample of the kernel is taken beside its place in the grid, by an offset that is given.
 
-Papers: Jifeng Dai, Haozhi Qi, Yuwen Xiong, Yi Li, Guodong Zhang, Han Hu, Yichen Wei: Deformable Convolutional Networks,
-2017, arXiv 1703.06211; with modulation (v2): Xizhou Zhu, Han Hu, Stephen Lin, Jifeng Dai: Deformable ConvNets v2: More
-Deformable, Better Results, 2018, arXiv 1811.11168.
+Papers: Jifeng Dai, Haozhi Qi, Yuwen Xiong, Yi Li, Guodong Zhang, Han Hu, Yichen Wei: Deformable
+Convolutional Networks, 2017, arXiv 1703.06211; with modulation (v2): Xizhou Zhu, Han Hu, Stephen
+Lin, Jifeng Dai: Deformable ConvNets v2: More Deformable, Better Results, 2018, arXiv 1811.11168.
 
-Legend: N images, C channels, H and W height and width, G groups of offsets, P = kernel height * kernel width.
+Legend: N images, C channels, H and W height and width, G groups of offsets, P = kernel height *
+    kernel width.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from detkit.layers.tensor_ops import is_traced
 class DeformConv(nn.Module):
     """Deformable convolution (v1), followed by an optional norm and an optional activation.
 
-    The arithmetic is torchvision's, on CPUs by `detkit.layers.deform_sampling`, and in float32 under autocast: half
-    precision has too few digits for offsets in pixels, and torchvision has no bfloat16. A norm that is a fixed map per
-    channel is folded into the weight, as in `Conv2d`.
+    The arithmetic is torchvision's, on CPUs by `detkit.layers.deform_sampling`, and in float32
+    under autocast: half precision has too few digits for offsets in pixels, and torchvision has no
+    bfloat16. A norm that is a fixed map per channel is folded into the weight, as in `Conv2d`.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class DeformConv(nn.Module):
             padding: As in `torch.nn.Conv2d`; samples outside the image are zero.
             dilation: As in `torch.nn.Conv2d`.
             groups: Groups of the convolution.
-            deformable_groups: G: each of the G equal parts of the input's channels has offsets of its own.
+            deformable_groups: G: each of the G equal parts of the input's channels has offsets of
+                its own.
             bias: Whether the convolution has a bias.
             norm: Applied to the output of the convolution.
             activation: Applied last. It may work in place.
@@ -75,17 +77,19 @@ class DeformConv(nn.Module):
         self.deformable_groups = deformable_groups
         self.norm = norm
         self.activation = activation
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
+        )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
+        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
 
         Args:
             x: (N, C_in, H, W)
-            offset: (N, 2 * G * P, H_out, W_out) in pixels of the input: for each group, for each place of the kernel
-                row by row, (dy, dx).
+            offset: (N, 2 * G * P, H_out, W_out) in pixels of the input: for each group, for each
+                place of the kernel row by row, (dy, dx).
 
         Raises:
             ValueError: The offset has another number of channels.
@@ -101,9 +105,19 @@ class DeformConv(nn.Module):
         fixed = fixed_norm(self.norm)
         weight, bias = folded(self, self.weight, self.bias, fixed)
         dtype = weight.dtype
-        # A float32 weight leaves nothing to autocast: what comes in half precision is brought to the weight's type.
+        # A float32 weight leaves nothing to autocast: what comes in half precision is brought to
+        # the weight's type.
         convolve = deform_conv2d_on_cpu if _is_for_cpu(x) else deform_conv2d
-        y = convolve(x.to(dtype), offset.to(dtype), weight, bias, self.stride, self.padding, self.dilation, mask)
+        y = convolve(
+            x.to(dtype),
+            offset.to(dtype),
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+        )
         y = y.to(x.dtype)
         if fixed is None and self.norm is not None:
             y = self.norm(y)
@@ -112,9 +126,10 @@ class DeformConv(nn.Module):
     def extra_repr(self) -> str:
         """Show what `torch.nn.Conv2d` shows, and the groups of offsets."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"deformable_groups={self.deformable_groups}, bias={self.bias is not None}"
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size},"
+            f" stride={self.stride}, padding={self.padding}, dilation={self.dilation},"
+            f" groups={self.groups}, deformable_groups={self.deformable_groups},"
+            f" bias={self.bias is not None}"
         )
 
 
@@ -135,7 +150,9 @@ class ModulatedDeformConv(DeformConv):
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Build the layer; the arguments are those of `DeformConv`, the bias is on by default as in Detectron2."""
+        """Build the layer; the arguments are those of `DeformConv`, the bias is on by default as in
+        Detectron2.
+        """
         super().__init__(
             in_channels,
             out_channels,
@@ -151,7 +168,7 @@ class ModulatedDeformConv(DeformConv):
         )
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Give (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
+        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
 
         Args:
             x: (N, C_in, H, W)

@@ -1,18 +1,20 @@
 """Deformable convolution on CPUs: samples as weighted sums of rows, and one matrix product.
 
-Torchvision's operator goes through the samples number by number. Here a pixel is a row of its channels, a sample the
-sum of four rows with bilinear weights, which ``embedding_bag`` computes, forward and backward. Milliseconds of CPU time
-on one core (Xeon with AVX-512, torch 2.15, float32, channels-last, with modulation):
+Torchvision's operator goes through the samples number by number. Here a pixel is a row of its
+channels, a sample the sum of four rows with bilinear weights, which `embedding_bag` computes,
+forward and backward. Milliseconds of CPU time on one core (Xeon with AVX-512, torch 2.15, float32,
+channels-last, with modulation):
 
     C = K   map         torchvision   backward   here   backward
     128     100 x 136           294       1757     90        195
     256      50 x 68            139        882     51        110
     512      25 x 34            105        508     47         98
 
-It keeps the samples for the backward pass, as torchvision does not: 9 times the input for a 3 x 3 kernel.
+It keeps the samples for the backward pass, as torchvision does not: 9 times the input for a 3 x 3
+kernel.
 
-Legend: N images, C channels in, K channels out, H and W height and width, G groups of offsets, P places of the kernel,
-R = N * H_out * W_out.
+Legend: N images, C channels in, K channels out, H and W height and width, G groups of offsets, P
+places of the kernel, R = N * H_out * W_out.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def deform_conv2d_on_cpu(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """Give ``torchvision.ops.deform_conv2d`` of the same arguments up to rounding, with the same gradients at kinks.
+    """Return `torchvision.ops.deform_conv2d` of the same arguments up to rounding, with the same gradients at kinks.
 
     Args:
         x: (N, C, H, W), not empty.
@@ -54,7 +56,9 @@ def deform_conv2d_on_cpu(
     rows, columns = _grid(stride, padding, dilation, weight.shape[2:], (height, width), x.device)
     indices, weights = _bilinear(by_group[0] + rows, by_group[1] + columns, x.shape[2:])
     if mask is not None:
-        weights = weights * mask.reshape(N, -1, places, height, width).permute(0, 3, 4, 1, 2)[..., None]
+        weights = (
+            weights * mask.reshape(N, -1, places, height, width).permute(0, 3, 4, 1, 2)[..., None]
+        )
     samples = _gather(x, indices, weights)
     with torch.autocast("cpu", enabled=False):
         y = _product(samples, weight)
@@ -70,10 +74,14 @@ def _grid(
     output_size: tuple[int, int],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Give row and column of each place of the kernel at each output: (H_out, 1, 1, P) and (W_out, 1, P)."""
+    """Return row and column of each place of the kernel at each output: (H_out, 1, 1, P) and
+    (W_out, 1, P).
+    """
     row, column = (
         (torch.arange(size, device=device) * s)[:, None] + torch.arange(k, device=device) * d - p
-        for size, s, k, d, p in zip(output_size, stride, kernel_size, dilation, padding, strict=True)
+        for size, s, k, d, p in zip(
+            output_size, stride, kernel_size, dilation, padding, strict=True
+        )
     )
     places_by_row = row[:, :, None].expand(-1, -1, kernel_size[1]).flatten(1)
     places_by_column = column[:, None, :].expand(-1, kernel_size[0], -1).flatten(1)
@@ -81,7 +89,7 @@ def _grid(
 
 
 def _bilinear(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Give the four pixels around each point as indices into a flattened map, and their weights; 0 outside the map.
+    """Return the four pixels around each point as indices into a flattened map, and their weights; 0 outside the map.
 
     Args:
         y: Rows of the points, of any shape.
@@ -98,12 +106,14 @@ def _bilinear(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     columns = torch.stack([left, left + 1, left, left + 1], dim=-1)
     height, width = size
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    weights = torch.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=-1)
+    weights = torch.stack(
+        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=-1
+    )
     return rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1), weights * inside
 
 
 def _gather(x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-    """Give the samples (R, P, C) at (N, H_out, W_out, G, P, 4) pixels."""
+    """Return the samples (R, P, C) at (N, H_out, W_out, G, P, 4) pixels."""
     N, C, H, W = x.shape
     G, P = indices.shape[3:5]
     first = torch.arange(N, device=x.device).view(N, 1, 1, 1, 1, 1) * (H * W)
@@ -111,17 +121,27 @@ def _gather(x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1).reshape(N * H * W * G, C // G)
     indices = (indices + first) * G + groups
     samples = F.embedding_bag(
-        indices.view(-1, 4), pixels, mode="sum", per_sample_weights=weights.reshape(-1, 4).to(x.dtype)
+        indices.view(-1, 4),
+        pixels,
+        mode="sum",
+        per_sample_weights=weights.reshape(-1, 4).to(x.dtype),
     )
     return samples.view(-1, G, P, C // G).transpose(1, 2).reshape(-1, P, C)
 
 
 def _product(samples: Tensor, weight: Tensor) -> Tensor:
-    """Give (R, K) for samples (R, P, C)."""
+    """Return (R, K) for samples (R, P, C)."""
     R, P, C = samples.shape
     K, channels = weight.shape[:2]
     groups = C // channels
-    by_group = samples.view(R, P, groups, channels).permute(2, 0, 1, 3).reshape(groups, R, P * channels)
-    # From (K, C / groups, height, width): the place of the kernel comes before the channel, as in the samples.
-    matrices = weight.reshape(groups, K // groups, channels, P).permute(0, 3, 2, 1).reshape(groups, P * channels, -1)
+    by_group = (
+        samples.view(R, P, groups, channels).permute(2, 0, 1, 3).reshape(groups, R, P * channels)
+    )
+    # From (K, C / groups, height, width): the place of the kernel comes before the channel, as in
+    # the samples.
+    matrices = (
+        weight.reshape(groups, K // groups, channels, P)
+        .permute(0, 3, 2, 1)
+        .reshape(groups, P * channels, -1)
+    )
     return (by_group @ matrices).transpose(0, 1).reshape(R, K)

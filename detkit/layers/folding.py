@@ -11,8 +11,12 @@ from detkit.layers.norm import FixedNorm, scale_and_shift
 from detkit.layers.prepared_weights import prepared
 
 
-def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm | None) -> tuple[Tensor, Tensor | None]:
-    """Give the weight (K, C, ...) and the bias (K,) of a convolution that also does what the norm after it would."""
+def fold(
+    weight: Tensor, bias: Tensor | None, norm: FixedNorm | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weight (K, C, ...) and the bias (K,) of a convolution that also does what the norm
+    after it would.
+    """
     if norm is None:
         return weight, bias
     scale, shift = scale_and_shift(norm)
@@ -22,13 +26,17 @@ def fold(weight: Tensor, bias: Tensor | None, norm: FixedNorm | None) -> tuple[T
 def folded(
     layer: nn.Module, weight: Tensor, bias: Tensor | None, norm: FixedNorm | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Give what `fold` gives for the weight and bias of a layer, computed once where prepared weights are in use."""
+    """Return what `fold` gives for the weight and bias of a layer, computed once where prepared
+    weights are in use.
+    """
     if norm is None:
         return weight, bias
-    return prepared(layer, "folded", folding_sources(weight, bias, norm), lambda: fold(weight, bias, norm))
+    return prepared(
+        layer, "folded", folding_sources(weight, bias, norm), lambda: fold(weight, bias, norm)
+    )
 
 
 def folding_sources(weight: Tensor, bias: Tensor | None, norm: FixedNorm | None) -> list[Tensor]:
-    """Give the tensors that `fold` reads."""
+    """Return the tensors that `fold` reads."""
     of_norm = [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     return [tensor for tensor in (weight, bias, *of_norm) if tensor is not None]

@@ -14,8 +14,9 @@ from detkit.layers.norm import get_norm
 class CycleBatchNormList(nn.ModuleList):
     """L batch norms, one per level, with statistics of their own and one weight and bias for all.
 
-    The name and the names of its tensors are Detectron2's, where the layer counts its calls to know the level. Here the
-    caller says which it is, so that a call too few or too many cannot shift the levels.
+    The name and the names of its tensors are Detectron2's, where the layer counts its calls to know
+    the level. Here the caller says which it is, so that a call too few or too many cannot shift the
+    levels.
     """
 
     weight: nn.Parameter

@@ -1,7 +1,8 @@
 """Loss functions of detection, all well defined for nothing to compare.
 
-``reduction`` is "none", "mean" or "sum" throughout. The mean over nothing is 0, and stays in the graph: distributed
-training waits for a gradient of every parameter, also in a process whose images have no objects.
+`reduction` is "none", "mean" or "sum" throughout. The mean over nothing is 0, and stays in the
+graph: distributed training waits for a gradient of every parameter, also in a process whose images
+have no objects.
 
 Legend: N pairs of boxes, R rows, K classes.
 """
@@ -17,7 +18,7 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 
 
 def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = "none") -> Tensor:
-    """Give ``0.5 x^2 / beta`` for ``|x| < beta``, else ``|x| - 0.5 beta``, of ``x = input - target``.
+    """Return `0.5 x^2 / beta` for `|x| < beta`, else `|x| - 0.5 beta`, of `x = input - target`.
 
     Source: Girshick 2015, arXiv 1504.08083, equation 3, with a free switch point.
 
@@ -28,7 +29,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = 
 
 
 def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """Give 1 - GIoU of (N, 4) XYXY boxes with their partners, in [0, 2].
+    """Return 1 - GIoU of (N, 4) XYXY boxes with their partners, in [0, 2].
 
     Source: Rezatofighi et al. 2019, arXiv 1902.09630.
     """
@@ -36,7 +37,7 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
 
 def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """Give 1 - DIoU of (N, 4) XYXY boxes with their partners: IoU less the squared distance of the centers.
+    """Return 1 - DIoU of (N, 4) XYXY boxes with their partners: IoU less the squared distance of the centers.
 
     Source: Zheng et al. 2020, arXiv 1911.08287.
     """
@@ -44,15 +45,17 @@ def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
 
 def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """Give 1 - CIoU of (N, 4) XYXY boxes with their partners: DIoU less a term for the aspect ratio.
+    """Return 1 - CIoU of (N, 4) XYXY boxes with their partners: DIoU less a term for the aspect ratio.
 
     Source: Zheng et al. 2020, arXiv 1911.08287.
     """
     return complete_box_iou_loss(boxes1, boxes2, reduction, eps)
 
 
-def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
-    """Give ``torch.nn.functional.cross_entropy``, with a mean over no rows of 0 instead of nan.
+def cross_entropy(
+    input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any
+) -> Tensor:
+    """Return `torch.nn.functional.cross_entropy`, with a mean over no rows of 0 instead of nan.
 
     Args:
         input: (R, K) logits.
@@ -65,9 +68,13 @@ def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **k
 
 
 def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = -1.0, gamma: float = 2.0, reduction: str = "none"
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = -1.0,
+    gamma: float = 2.0,
+    reduction: str = "none",
 ) -> Tensor:
-    """Give the binary cross entropy times ``(1 - p_t)^gamma``, of ``p_t`` the probability given to what is true.
+    """Return the binary cross entropy times `(1 - p_t)^gamma`, of `p_t` the probability given to what is true.
 
     Source: Lin et al. 2017, arXiv 1708.02002, equation 5.
 
@@ -77,7 +84,8 @@ def sigmoid_focal_loss(
         alpha: Weight of yes, in [0, 1]; that of no is 1 - alpha. Negative weighs neither.
         gamma: How much less counts what is right already. 0 is cross entropy.
     """
-    # p_t is the sigmoid of the logit with the sign of the truth, so no probability is kept for the backward pass.
+    # p_t is the sigmoid of the logit with the sign of the truth, so no probability is kept for the
+    # backward pass.
     signed = torch.where(targets.bool(), inputs, -inputs)
     loss = -F.logsigmoid(signed)
     if gamma != 0:

@@ -21,9 +21,9 @@ from detkit.utils.near_miss import did_you_mean
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with everything fixed: a multiplication and an addition per channel.
 
-    Its four numbers per channel are buffers, so that no optimizer touches them. As built it changes nothing:
-    ``running_var`` is ``1 - eps``, so that weights which come without statistics (those of MSRA, where they are folded
-    into weight and bias) mean exactly what they say.
+    Its four numbers per channel are buffers, so that no optimizer touches them. As built it changes
+    nothing: `running_var` is `1 - eps`, so that weights which come without statistics (those of
+    MSRA, where they are folded into weight and bias) mean exactly what they say.
     """
 
     num_batches_tracked: Tensor | None
@@ -40,7 +40,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features) - eps)
-        # Absent, unless this layer was made from a BatchNorm that had it: the state_dict keeps its names.
+        # Absent, unless this layer was made from a BatchNorm that had it: the state_dict keeps its
+        # names.
         self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,24 +51,25 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def extra_repr(self) -> str:
-        """Show what ``nn.BatchNorm2d`` shows."""
+        """Show what `nn.BatchNorm2d` shows."""
         return f"num_features={self.num_features}, eps={self.eps}"
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
         """Freeze every BatchNorm2d and SyncBatchNorm in a module.
 
-        Those of a class derived from them, which may compute more (an activation, say), stay: in eval mode, and without
-        gradients.
+        Those of a class derived from them, which may compute more (an activation, say), stay: in
+        eval mode, and without gradients.
 
         Args:
-            module: Its children are replaced in place; a module that is a plain batch norm itself is not changed.
+            module: Its children are replaced in place; a module that is a plain batch norm itself
+                is not changed.
 
         Returns:
             The module, or its frozen counterpart when it is a plain batch norm itself.
 
         Raises:
-            ValueError: If a plain batch norm keeps no running statistics.
+            ValueError: A plain batch norm keeps no running statistics.
         """
         if type(module) in _BATCH_NORMS:
             return cls._from_batchnorm(module)  # type: ignore[arg-type]
@@ -95,7 +97,9 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that stays in eval mode: weight and bias may learn, the running statistics are fixed."""
+    """Batch normalisation that stays in eval mode: weight and bias may learn, the running
+    statistics are fixed.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -117,15 +121,17 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-# Those that compute batch norm and nothing else, which other subclasses may: timm's have an activation.
+# Those that compute batch norm and nothing else, which other subclasses may: timm's have an
+# activation.
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, EvalBatchNorm2d)
 
 
 def freeze_norm(norm: nn.Module) -> nn.Module:
-    """Give what takes the place of a norm so that no step changes it: weight, bias and statistics stay, for ever.
+    """Return what takes the place of a norm so that no step changes it: weight, bias and statistics stay, for ever.
 
     Args:
-        norm: A plain batch norm gives a FrozenBatchNorm2d. Any other is kept, in eval mode and without gradients.
+        norm: A plain batch norm gives a FrozenBatchNorm2d. Any other is kept, in eval mode and
+            without gradients.
     """
     if type(norm) in _BATCH_NORMS and norm.affine and norm.running_var is not None:
         return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
@@ -138,7 +144,9 @@ def _fix(norm: nn.Module) -> nn.Module:
 
 
 def keep_in_eval_mode(norm: nn.Module) -> None:
-    """Make a norm of any class work in eval mode, whatever ``train()`` says to the model that it is a part of."""
+    """Make a norm of any class work in eval mode, whatever `train()` says to the model that it is a
+    part of.
+    """
     if not stays_in_eval_mode(norm):
         norm.register_forward_pre_hook(_to_eval_mode)
 
@@ -148,7 +156,8 @@ def stays_in_eval_mode(norm: nn.Module) -> bool:
     return isinstance(norm, EvalBatchNorm2d) or _to_eval_mode in norm._forward_pre_hooks.values()
 
 
-# A hook: a method of the instance would be lost in a copy, and a class of its own is not known to pickle.
+# A hook: a method of the instance would be lost in a copy, and a class of its own is not known to
+# pickle.
 def _to_eval_mode(module: nn.Module, _: object) -> None:
     module.eval()
 
@@ -157,10 +166,10 @@ FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
-    """Give the norm back if it is, at the moment, a fixed affine map per channel; else None.
+    """Return the norm back if it is, at the moment, a fixed affine map per channel; else None.
 
-    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types only: another
-    subclass may compute something else.
+    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types
+    only: another subclass may compute something else.
     """
     if type(norm) is FrozenBatchNorm2d:
         return norm
@@ -172,7 +181,7 @@ def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
 
 
 def scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
-    """Give the (C,) factor and the (C,) summand that a norm with fixed statistics applies."""
+    """Return the (C,) factor and the (C,) summand that a norm with fixed statistics applies."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -183,14 +192,19 @@ def _sync_batchnorm(num_channels: int) -> nn.Module:
     if comm.get_world_size() > 1:
         on_gpus = dist.get_backend() == dist.Backend.NCCL
         return nn.SyncBatchNorm(num_channels) if on_gpus else SyncBatchNorm2d(num_channels)
-    log_first_n(logging.INFO, "SyncBN in a single process: built as BN, which computes the same", key="SyncBN as BN")
+    log_first_n(
+        logging.INFO,
+        "SyncBN in a single process: built as BN, which computes the same",
+        key="SyncBN as BN",
+    )
     return nn.BatchNorm2d(num_channels)
 
 
 def _group_norm(num_channels: int) -> nn.Module:
     if num_channels % 32 != 0:
         raise ValueError(
-            f"norm 'GN' has 32 groups: the number of channels must be a multiple of 32, got {num_channels}"
+            "norm 'GN' has 32 groups: the number of channels must be a multiple of 32, got"
+            f" {num_channels}"
         )
     return nn.GroupNorm(32, num_channels)
 
@@ -203,21 +217,21 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "LN": LayerNorm2d,
 }
 NORM_NAMES: tuple[str, ...] = ("", *_NORMS)
-"""What ``get_norm`` knows by name; "" is none."""
+"""What `get_norm` knows by name; "" is none."""
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
-    """Build a norm over ``out_channels`` channels.
+    """Build a norm over `out_channels` channels.
 
     Args:
-        norm: One of ``NORM_NAMES``; a class or function that takes the number of channels; or None.
+        norm: One of `NORM_NAMES`; a class or function that takes the number of channels; or None.
         out_channels: C of the maps that it normalises.
 
     Returns:
         None for None and "".
 
     Raises:
-        ValueError: If the name is not known, or the norm cannot have that many channels.
+        ValueError: The name is not known, or the norm cannot have that many channels.
     """
     if norm is None or norm == "":
         return None
@@ -225,6 +239,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
         return norm(out_channels)
     if norm not in _NORMS:
         raise ValueError(
-            f"unknown norm {norm!r}.{did_you_mean(norm, _NORMS)} Known: {', '.join(_NORMS)}, or '' for none"
+            f"unknown norm {norm!r}.{did_you_mean(norm, _NORMS)} Known: {', '.join(_NORMS)}, or ''"
+            " for none"
         )
     return _NORMS[norm](out_channels)

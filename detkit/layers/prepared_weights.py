@@ -1,7 +1,8 @@
 """What layers compute from their weights, kept for as long as a model is only used.
 
-A convolution folds its norm into its weight, and `detkit.layers.winograd` transforms the weight, in every forward pass:
-the weights may have changed. Where they do not, in an evaluation or a predictor, once is enough.
+A convolution folds its norm into its weight, and `detkit.layers.winograd` transforms the weight, in
+every forward pass: the weights may have changed. Where they do not, in an evaluation or a
+predictor, once is enough.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _IN_USE: ContextVar[PreparedWeights | None] = ContextVar("prepared weights in us
 class PreparedWeights:
     """A store of what layers have computed from their weights.
 
-    A value is computed anew when a tensor that it comes from is another one, or was changed in place: torch counts
-    changes for autograd. What is written through `tensor.data`, through NumPy or by a fused optimizer is not counted,
-    and must not happen from one use of the store to the next.
+    A value is computed anew when a tensor that it comes from is another one, or was changed in
+    place: torch counts changes for autograd. What is written through `tensor.data`, through NumPy
+    or by a fused optimizer is not counted, and must not happen from one use of the store to the
+    next.
 
     Example:
         >>> weights = PreparedWeights()
@@ -48,8 +50,12 @@ class PreparedWeights:
         finally:
             _IN_USE.reset(token)
 
-    def get(self, layer: nn.Module, name: str, sources: Sequence[Tensor], compute: Callable[[], T]) -> T:
-        """Give the value of that name of a layer; computed, without gradients, when it is not here or out of date."""
+    def get(
+        self, layer: nn.Module, name: str, sources: Sequence[Tensor], compute: Callable[[], T]
+    ) -> T:
+        """Return the value of that name of a layer; computed, without gradients, when it is not
+        here or out of date.
+        """
         states = [(tensor._version, tensor.data_ptr()) for tensor in sources]
         values = self._of_layer.setdefault(layer, {})
         found = values.get(name)
@@ -58,7 +64,9 @@ class PreparedWeights:
         # Tensors made in inference mode could not take part in a later pass with gradients.
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
-        values[name] = _Prepared(value, list(sources), states, [tensor.untyped_storage() for tensor in sources])
+        values[name] = _Prepared(
+            value, list(sources), states, [tensor.untyped_storage() for tensor in sources]
+        )
         return value
 
     def __reduce__(self) -> tuple[type[PreparedWeights], tuple[()]]:
@@ -70,7 +78,8 @@ class _Prepared(NamedTuple):
     value: Any
     sources: list[Tensor]
     states: list[tuple[int, int]]
-    # Held so that no later memory of the same tensors, after `tensor.data = ...`, can get the same address.
+    # Held so that no later memory of the same tensors, after `tensor.data = ...`, can get the same
+    # address.
     storages: list[torch.UntypedStorage]
 
     def is_of(self, sources: Sequence[Tensor], states: list[tuple[int, int]]) -> bool:
@@ -82,8 +91,10 @@ def _is(a: Tensor, b: Tensor) -> bool:
     return a is b
 
 
-def prepared(layer: nn.Module, name: str, sources: Sequence[Tensor | None], compute: Callable[[], T]) -> T:
-    """Give what `compute` gives, from the `PreparedWeights` in use if there are any.
+def prepared(
+    layer: nn.Module, name: str, sources: Sequence[Tensor | None], compute: Callable[[], T]
+) -> T:
+    """Return what `compute` gives, from the `PreparedWeights` in use if there are any.
 
     Args:
         layer: Whose value it is.
@@ -106,4 +117,6 @@ def are_weights_kept() -> bool:
 
 def _can_be_watched(tensor: Tensor) -> bool:
     needs_gradient = tensor.requires_grad and torch.is_grad_enabled()
-    return not (needs_gradient or tensor.is_inference())  # torch counts no changes of inference tensors
+    return not (
+        needs_gradient or tensor.is_inference()
+    )  # torch counts no changes of inference tensors

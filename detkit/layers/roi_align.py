@@ -1,6 +1,7 @@
 """Regions of a feature map, resampled to one size.
 
-Legend: N images, C channels, H and W height and width of the feature map, R regions over the batch, P output size.
+Legend: N images, C channels, H and W height and width of the feature map, R regions over the batch,
+    P output size.
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ from detkit.layers.roi_align_rows import roi_align_rows
 class ROIAlign(nn.Module):
     """Mean of bilinear samples in each cell of a P x P grid over each region.
 
-    Source: He et al. 2017, arXiv 1703.06870, section 3. ``aligned=True`` is the corrected form of Detectron2: pixel
-    centers lie at half coordinates, so that a box over a feature map samples exactly the pixels it covers. False is the
-    original form, half a pixel off, which also makes every region at least one pixel wide.
+    Source: He et al. 2017, arXiv 1703.06870, section 3. `aligned=True` is the corrected form of
+    Detectron2: pixel centers lie at half coordinates, so that a box over a feature map samples
+    exactly the pixels it covers. False is the original form, half a pixel off, which also makes
+    every region at least one pixel wide.
     """
 
     def __init__(
-        self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = True
+        self,
+        output_size: int | tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = True,
     ) -> None:
         """Build the layer.
 
         Args:
-            output_size: P, or ``(height, width)``.
+            output_size: P, or `(height, width)`.
             spatial_scale: Feature map pixels per image pixel: 1 / stride.
-            sampling_ratio: Samples per cell and side; 0 takes one per feature map pixel that the cell spans.
+            sampling_ratio: Samples per cell and side; 0 takes one per feature map pixel that the
+                cell spans.
             aligned: See the class.
         """
         super().__init__()
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else output_size
+        self.output_size = (
+            (output_size, output_size) if isinstance(output_size, int) else output_size
+        )
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
@@ -42,21 +51,28 @@ class ROIAlign(nn.Module):
 
         Args:
             input: (N, C, H, W)
-            rois: (R, 5) as ``(index of the image, x1, y1, x2, y2)``, in image pixels.
+            rois: (R, 5) as `(index of the image, x1, y1, x2, y2)`, in image pixels.
 
         Returns:
-            (R, C, P, P) in the dtype of the input; on a CPU, channels-last features give a channels-last result.
+            (R, C, P, P) in the dtype of the input; on a CPU, channels-last features give a
+            channels-last result.
 
         Raises:
-            ValueError: If ``rois`` is not (R, 5).
+            ValueError: If `rois` is not (R, 5).
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(f"need regions (R, 5), image index and XYXY: got {tuple(rois.shape)}")
-        # Never in half precision: bfloat16 would move a region at coordinate 1000 by up to two pixels.
+        # Never in half precision: bfloat16 would move a region at coordinate 1000 by up to two
+        # pixels.
         features = input if input.dtype in (torch.float32, torch.float64) else input.float()
         pool = roi_align_rows if _has_rows(features) else roi_align
         pooled = pool(
-            features, rois.to(features.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+            features,
+            rois.to(features.dtype),
+            self.output_size,
+            self.spatial_scale,
+            self.sampling_ratio,
+            self.aligned,
         )
         return pooled.to(input.dtype)
 
@@ -69,7 +85,9 @@ class ROIAlign(nn.Module):
 
 
 def _has_rows(features: Tensor) -> bool:
-    """Tell whether the fast way on a CPU applies. Its shapes depend on the values, which no exported graph can hold."""
+    """Tell whether the fast way on a CPU applies. Its shapes depend on the values, which no
+    exported graph can hold.
+    """
     return (
         features.device.type == "cpu"
         and features.is_contiguous(memory_format=torch.channels_last)

@@ -1,17 +1,20 @@
 """ROIAlign on a CPU, many times faster than torchvision's where the channels of a pixel lie together in memory.
 
-An output cell is a weighted sum of pixels, and the weights are the same for all channels. Over a channels-last feature
-map that is a weighted sum of rows of a table, for which torch has a parallel, vectorised kernel with a backward pass:
-``embedding_bag``. torchvision's kernel works channel by channel on one core, and wants the channels apart.
+An output cell is a weighted sum of pixels, and the weights are the same for all channels. Over a
+channels-last feature map that is a weighted sum of rows of a table, for which torch has a parallel,
+vectorised kernel with a backward pass: `embedding_bag`. torchvision's kernel works channel by
+channel on one core, and wants the channels apart.
 
-The weights are separable: what a cell takes from a pixel is a factor for the pixel's row times one for its column. So
-the samples of a cell are first summed up per row and per column ("taps"), and only then multiplied out.
+The weights are separable: what a cell takes from a pixel is a factor for the pixel's row times one
+for its column. So the samples of a cell are first summed up per row and per column ("taps"), and
+only then multiplied out.
 
-Measured on two shared cores, 1,000 regions to 7x7 over (256, 200, 272), one sample per pixel: torchvision 0.7 s, this
-0.08 s. With the backward pass, 500 regions, in CPU time: 1.85 s and 0.16 s.
+Measured on two shared cores, 1,000 regions to 7x7 over (256, 200, 272), one sample per pixel:
+torchvision 0.7 s, this 0.08 s. With the backward pass, 500 regions, in CPU time: 1.85 s and 0.16 s.
 
-Legend: N images, C channels, H and W height and width of the feature map, R regions over the batch, P output size along
-an axis, S samples per cell along an axis, K taps over all regions along an axis, B output cells over all regions.
+Legend: N images, C channels, H and W height and width of the feature map, R regions over the batch,
+P output size along an axis, S samples per cell along an axis, K taps over all regions along an
+axis, B output cells over all regions.
 """
 
 from __future__ import annotations
@@ -45,11 +48,11 @@ def roi_align_rows(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Give what ``torchvision.ops.roi_align`` gives, in channels-last memory format.
+    """Return what `torchvision.ops.roi_align` gives, in channels-last memory format.
 
     Args:
         features: (N, C, H, W) in channels-last memory format, on the CPU.
-        rois: (R, 5) as ``(index of the image, x1, y1, x2, y2)``. Takes no gradient.
+        rois: (R, 5) as `(index of the image, x1, y1, x2, y2)`. Takes no gradient.
         output_size: P along y and along x.
         spatial_scale: As in torchvision.
         sampling_ratio: As in torchvision.
@@ -66,7 +69,10 @@ def roi_align_rows(
     if len(rois) > 1 and int(pixels.sum()) > _MAX_PIXELS:
         halves = rois.tensor_split(2)
         return torch.cat(
-            [roi_align_rows(features, half, output_size, spatial_scale, sampling_ratio, aligned) for half in halves]
+            [
+                roi_align_rows(features, half, output_size, spatial_scale, sampling_ratio, aligned)
+                for half in halves
+            ]
         )
     row, column, weight = _multiply_out(y, x, pixels.flatten())
     image = rois[:, 0].long().repeat_interleave(pixels.sum(dim=(1, 2)))
@@ -90,8 +96,8 @@ def _axis_taps(first: Tensor, size: Tensor, cells: int, limit: int, sampling_rat
         limit: H or W.
         sampling_ratio: S; 0 for one per pixel.
     """
-    # The order of these operations is torchvision's: another one would round otherwise, and a sample that crosses the
-    # border of the feature map counts or does not.
+    # The order of these operations is torchvision's: another one would round otherwise, and a
+    # sample that crosses the border of the feature map counts or does not.
     cell_size = size / cells
     samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else cell_size.ceil()
     divisor = samples.clamp(min=1)[:, None]
@@ -117,7 +123,7 @@ def _axis_taps(first: Tensor, size: Tensor, cells: int, limit: int, sampling_rat
 
 
 def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give row, column and weight of each pixel that an output cell takes something from, ordered by cell.
+    """Return row, column and weight of each pixel that an output cell takes something from, ordered by cell.
 
     Args:
         y: Taps along y.
@@ -139,5 +145,5 @@ def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, 
 
 
 def _starts(counts: Tensor) -> Tensor:
-    """Give where each run begins, when runs of these lengths lie one after the other."""
+    """Return where each run begins, when runs of these lengths lie one after the other."""
     return counts.cumsum(0) - counts

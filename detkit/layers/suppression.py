@@ -38,7 +38,10 @@ class NMSMethod:
     def __post_init__(self) -> None:
         if self.method not in NMS_METHODS:
             hint = did_you_mean(self.method, NMS_METHODS)
-            raise ValueError(f"TEST.NMS.METHOD must be one of {', '.join(NMS_METHODS)}, got {self.method!r}.{hint}")
+            raise ValueError(
+                f"TEST.NMS.METHOD must be one of {', '.join(NMS_METHODS)}, got"
+                f" {self.method!r}.{hint}"
+            )
         if not self.sigma > 0:
             raise ValueError(f"TEST.NMS.SIGMA must be positive, got {self.sigma}")
 
@@ -59,13 +62,15 @@ def suppress(
         boxes: (N, 4) XYXY.
         scores: (N,), positive and above `min_score`.
         classes: (N,) int64.
-        iou_threshold: IoU above which (linear: from which on) a better box suppresses. A gaussian has no threshold.
+        iou_threshold: IoU above which (linear: from which on) a better box suppresses. A gaussian
+            has no threshold.
         nms: The method.
         min_score: Lowered scores must stay above it.
         topk: At most this many stay; negative keeps all.
 
     Returns:
-        int64 indices of the boxes that stay, best first, and their scores, lowered where the method is soft.
+        int64 indices of the boxes that stay, best first, and their scores, lowered where the method
+        is soft.
     """
     groups = torch.zeros_like(classes) if nms.class_agnostic else classes
     if nms.method == "hard" or len(boxes) == 0:
@@ -76,15 +81,23 @@ def suppress(
 
 
 def _soft_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, nms: NMSMethod, min_score: float, topk: int
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou_threshold: float,
+    nms: NMSMethod,
+    min_score: float,
+    topk: int,
 ) -> tuple[Tensor, Tensor]:
-    # All groups at once: in every round each picks the best box it has left, and lowers the others. Rounds are as many
-    # as the largest group has boxes; nothing is fetched from the device in between.
+    # All groups at once: in every round each picks the best box it has left, and lowers the others.
+    # Rounds are as many as the largest group has boxes; nothing is fetched from the device in
+    # between.
     index = _table_of_groups(groups)  # (G, M), -1 where a group has no more boxes
     is_box = index >= 0
     boxes_of = boxes.float()[index.clamp(min=0)]
     left = torch.where(is_box, scores.float()[index.clamp(min=0)], -1.0)
-    # The picks of a group fall in score: no more of them than are wanted in all can be among the best.
+    # The picks of a group fall in score: no more of them than are wanted in all can be among the
+    # best.
     rounds = index.shape[1] if topk < 0 else min(index.shape[1], topk)
     picked, picked_scores = [], []
     for _ in range(rounds):
@@ -93,7 +106,9 @@ def _soft_nms(
         picked_scores.append(best_score)
         iou = _iou_with_one(boxes_of, boxes_of.gather(1, best[:, None, None].expand(-1, 1, 4)))
         # What is picked already, or no box at all, stays below 0.
-        left = torch.where(left > 0, left * _decay(iou, iou_threshold, nms), -1.0).scatter(1, best[:, None], -1.0)
+        left = torch.where(left > 0, left * _decay(iou, iou_threshold, nms), -1.0).scatter(
+            1, best[:, None], -1.0
+        )
     if not picked:
         return groups.new_zeros(0), scores[:0]
     kept, kept_scores = torch.cat(picked), torch.cat(picked_scores)
@@ -105,7 +120,7 @@ def _soft_nms(
 
 
 def _table_of_groups(groups: Tensor) -> Tensor:
-    """Give (G, M): the indices of each group's members in a row, filled up with -1."""
+    """Return (G, M): the indices of each group's members in a row, filled up with -1."""
     _, row, counts = groups.unique(return_inverse=True, return_counts=True)
     order = row.argsort(stable=True)
     starts = counts.cumsum(0) - counts
@@ -116,8 +131,11 @@ def _table_of_groups(groups: Tensor) -> Tensor:
 
 
 def _iou_with_one(boxes: Tensor, one: Tensor) -> Tensor:
-    """Give (G, M) IoU of the boxes (G, M, 4) of each group with one box (G, 1, 4)."""
-    top_left, bottom_right = torch.maximum(boxes[..., :2], one[..., :2]), torch.minimum(boxes[..., 2:], one[..., 2:])
+    """Return (G, M) IoU of the boxes (G, M, 4) of each group with one box (G, 1, 4)."""
+    top_left, bottom_right = (
+        torch.maximum(boxes[..., :2], one[..., :2]),
+        torch.minimum(boxes[..., 2:], one[..., 2:]),
+    )
     shared = (bottom_right - top_left).clamp(min=0).prod(dim=2)
     union = _area(boxes) + _area(one) - shared
     return torch.where(union > 0, shared / union, 0.0)

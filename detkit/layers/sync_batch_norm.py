@@ -19,7 +19,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` for CPUs, where torch has none. On GPUs, torch's is the faster."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); in training, by mean and variance over the pixels of all processes."""
+        """Normalise (N, C, H, W); in training, by mean and variance over the pixels of all
+        processes.
+        """
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
         count = _sum_over_processes(input.new_full((1,), input.numel() / input.shape[1]))
@@ -43,7 +45,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over the processes. Each gets it, so the gradient is the sum of the processes' gradients."""
+    """The sum of a tensor over the processes. Each gets it, so the gradient is the sum of the
+    processes' gradients.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

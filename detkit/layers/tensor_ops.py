@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors as ``torch.cat`` does, but give a single one back as it is, without a copy.
+    """Join tensors as `torch.cat` does, but give a single one back as it is, without a copy.
 
     Raises:
-        TypeError: If ``tensors`` is not a list or tuple.
+        TypeError: If `tensors` is not a list or tuple.
     """
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(f"cat takes a list or tuple of tensors: got {type(tensors).__name__}")
@@ -20,10 +20,14 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
-    """Give the indices of the non-zero elements: one (R,) int64 tensor per dimension of ``x``; for a scalar, one."""
+    """Return the indices of the non-zero elements: one (R,) int64 tensor per dimension of `x`; for
+    a scalar, one.
+    """
     return x.nonzero(as_tuple=True) if x.dim() > 0 else x.unsqueeze(0).nonzero(as_tuple=True)
 
 
 def is_traced() -> bool:
-    """Tell whether torch records a graph of what runs, which should hold plain operators and no numbers of today."""
+    """Tell whether torch records a graph of what runs, which should hold plain operators and no
+    numbers of today.
+    """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]

@@ -1,7 +1,7 @@
 """The two initialisations that Caffe2's detection models start from, under the names of fvcore.
 
-Not taken from ``fvcore.nn``: importing that package compiles a loss with ``torch.jit.script``, which today's torch
-answers with a deprecation warning on every start, and which a later one may lack.
+Not taken from `fvcore.nn`: importing that package compiles a loss with `torch.jit.script`, which
+today's torch answers with a deprecation warning on every start, and which a later one may lack.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _Weighted = nn.Linear | nn.modules.conv._ConvNd | DeformConv
 
 
 def c2_xavier_fill(module: _Weighted) -> None:
-    """Fill the weight from U(-a, a) with ``a = sqrt(3 / fan_in)``, and the bias with 0.
+    """Fill the weight from U(-a, a) with `a = sqrt(3 / fan_in)`, and the bias with 0.
 
-    Source: Caffe2's XavierFill, which differs from Glorot and Bengio 2010 in leaving out ``fan_out``.
+    Source: Caffe2's XavierFill, which differs from Glorot and Bengio 2010 in leaving out `fan_out`.
     """
     nn.init.kaiming_uniform_(module.weight, a=1)
     _zero_bias(module)

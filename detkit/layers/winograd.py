@@ -1,17 +1,18 @@
 """3 x 3 convolutions in a fifth of the multiplications, for inference on CPUs.
 
-Legend: N images, C channels in, K channels out, H and W height and width; a tile is 6 x 6 output pixels, which
-depend on 8 x 8 input pixels; S tile rows in a strip, T tiles in a row.
+Legend: N images, C channels in, K channels out, H and W height and width; a tile is 6 x 6 output
+pixels, which depend on 8 x 8 input pixels; S tile rows in a strip, T tiles in a row.
 
-Why: a Faster R-CNN R-50-FPN takes 163 G multiply-adds for an image of 800 x 1088, and a direct convolution already runs
-near what the CPU can multiply (52 G per second and core where this was measured), so only fewer multiplications help.
-F(6 x 6, 3 x 3) takes 64 for a tile where the direct way takes 324. Its transforms are small matrix products whose cost
-grows with C + K, that of the multiplications with C * K: hence wide layers only. The transform of the weights is worth
-its time for large maps, and for smaller ones where it is kept from one image to the next
+Why: a Faster R-CNN R-50-FPN takes 163 G multiply-adds for an image of 800 x 1088, and a direct
+convolution already runs near what the CPU can multiply (52 G per second and core where this was
+measured), so only fewer multiplications help. F(6 x 6, 3 x 3) takes 64 for a tile where the direct
+way takes 324. Its transforms are small matrix products whose cost grows with C + K, that of the
+multiplications with C * K: hence wide layers only. The transform of the weights is worth its time
+for large maps, and for smaller ones where it is kept from one image to the next
 (`detkit.layers.prepared_weights`).
 
-Milliseconds on two cores (EPYC with AVX-512, torch 2.15, float32, channels-last, inputs and weights not in the cache,
-medians on a quiet machine), with the weights transformed in every call, and kept:
+Milliseconds on two cores (EPYC with AVX-512, torch 2.15, float32, channels-last, inputs and weights
+not in the cache, medians on a quiet machine), with the weights transformed in every call, and kept:
 
     C = K   map         tiles   direct   here   weights kept
     256     200 x 272    1564      285    140    132
@@ -23,12 +24,13 @@ medians on a quiet machine), with the weights transformed in every call, and kep
     512      50 x 68      108       72     58     29
     512      25 x 34       30       19     40     11
 
-Results differ from the direct ones by about 1e-5 of the largest, twice as much as with tiles of 4 x 4, which took 10 to
-20 % longer. Kept weights take 64 / 9 of the memory of the layer's own.
+Results differ from the direct ones by about 1e-5 of the largest, twice as much as with tiles of 4 x
+4, which took 10 to 20 % longer. Kept weights take 64 / 9 of the memory of the layer's own.
 
-More threads than free cores undo it: a strip has several parallel regions, and threads of OpenMP spin at the end of
-each. Two threads on one free core of a Xeon took 380 ms for 256 channels on 100 x 136, against 105 direct, and 67 with
-``OMP_WAIT_POLICY=passive``; one thread took 50, against 95 direct. (Measured with tiles of 4 x 4.)
+More threads than free cores undo it: a strip has several parallel regions, and threads of OpenMP
+spin at the end of each. Two threads on one free core of a Xeon took 380 ms for 256 channels on 100
+x 136, against 105 direct, and 67 with `OMP_WAIT_POLICY=passive`; one thread took 50, against 95
+direct. (Measured with tiles of 4 x 4.)
 """
 
 from __future__ import annotations
@@ -43,21 +45,24 @@ from detkit.layers.prepared_weights import are_weights_kept
 from detkit.layers.tensor_ops import is_traced
 
 _TILE, _PATCH = 6, 8
-# Where the polynomials behind the transforms are evaluated; the last point is infinity. Of those that floats hold
-# exactly, the nearest to 1 in size: the others' powers cost digits.
+# Where the polynomials behind the transforms are evaluated; the last point is infinity. Of those
+# that floats hold exactly, the nearest to 1 in size: the others' powers cost digits.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-# The point (1, 1), whose powers are all 1: what is added here reaches each of the 36 output pixels once.
+# The point (1, 1), whose powers are all 1: what is added here reaches each of the 36 output pixels
+# once.
 _POINT_OF_ONES = 9
 
 
 def _at_points(num_coefficients: int) -> np.ndarray:
-    """Give the (8, n) matrix from the n coefficients of a polynomial to its values at the points."""
+    """Return the (8, n) matrix from the n coefficients of a polynomial to its values at the points."""
     finite = np.vander(_POINTS, num_coefficients, increasing=True)
     return np.vstack([finite, np.eye(num_coefficients)[-1]])
 
 
 def _lagrange_basis() -> np.ndarray:
-    """Give the (8, 8) coefficients of the polynomials that are 0 at all points but one, and have 1 for factor."""
+    """Return the (8, 8) coefficients of the polynomials that are 0 at all points but one, and have
+    1 for factor.
+    """
     points = np.array(_POINTS)
     rows = [np.append(np.poly(np.delete(points, i))[::-1], 0) for i in range(len(points))]
     return np.array([*rows, np.poly(points)[::-1]])
@@ -68,7 +73,9 @@ def _as_tensor(matrix: np.ndarray) -> Tensor:
 
 
 def _weight_matrix() -> Tensor:
-    """Give the (64, 9) matrix that applies the transform of weights down and across a flattened kernel."""
+    """Return the (64, 9) matrix that applies the transform of weights down and across a flattened
+    kernel.
+    """
     points = np.array(_POINTS)
     divisors = [np.prod(point - np.delete(points, i)) for i, point in enumerate(points)]
     once = _at_points(3) / np.array([*divisors, 1])[:, None]
@@ -130,7 +137,7 @@ def _num_tiles(side: int) -> int:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """Give the (64, C, K) float32 points, across first, of a weight (K, C, 3, 3)."""
+    """Return the (64, C, K) float32 points, across first, of a weight (K, C, 3, 3)."""
     K, C = weight.shape[:2]
     # C stays last: channels-last weights are then moved in rows, not number by number.
     points = _WEIGHT_TRANSFORM @ weight.permute(3, 2, 0, 1).reshape(9, K * C)
@@ -138,9 +145,10 @@ def transform_weight(weight: Tensor) -> Tensor:
 
 
 def winograd_conv2d(input: Tensor, weight_points: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give ``F.conv2d(input, weight, bias, padding=1)`` up to rounding.
+    """Return `F.conv2d(input, weight, bias, padding=1)` up to rounding.
 
-    Source: Lavin and Gray 2015, arXiv 1509.09308, section 4; the points: Barabasz et al. 2018, arXiv 1803.10986.
+    Source: Lavin and Gray 2015, arXiv 1509.09308, section 4; the points: Barabasz et al. 2018,
+        arXiv 1803.10986.
 
     Args:
         input: (N, C, H, W) float32 on the CPU, channels-last. N, H and W may be 0.
@@ -148,23 +156,31 @@ def winograd_conv2d(input: Tensor, weight_points: Tensor, bias: Tensor | None = 
         bias: (K,)
 
     Returns:
-        (N, K, H, W), channels-last. An infinite or NaN input pixel spoils the whole tiles that depend on it.
+        (N, K, H, W), channels-last. An infinite or NaN input pixel spoils the whole tiles that
+        depend on it.
     """
     N, _, H, W = input.shape
     shape = (N, weight_points.shape[2], H, W)
-    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    output = torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+    )
     if output.numel() == 0:
         return output
-    for input_i, output_i in zip(input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True):
+    for input_i, output_i in zip(
+        input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True
+    ):
         _convolve_image(input_i, weight_points, bias, output_i)
     return output
 
 
-def _convolve_image(image: Tensor, weight_points: Tensor, bias: Tensor | None, output: Tensor) -> None:
-    """Fill ``output`` (H, W, K) from ``image`` (H, W, C)."""
+def _convolve_image(
+    image: Tensor, weight_points: Tensor, bias: Tensor | None, output: Tensor
+) -> None:
+    """Fill `output` (H, W, K) from `image` (H, W, C)."""
     H, W, C = image.shape
     num_rows, T = _num_tiles(H), _num_tiles(W)
-    # A strip stays in the cache from one transform to the next; the whole map would take 16 / 9 of its size in each.
+    # A strip stays in the cache from one transform to the next; the whole map would take 16 / 9 of
+    # its size in each.
     S = min(max(1, _TILES_PER_STRIP // T), num_rows)
     padded = image.new_zeros((_TILE * S + 2, _TILE * T + 2, C))
     for first in range(0, num_rows, S):
@@ -178,9 +194,9 @@ def _convolve_image(image: Tensor, weight_points: Tensor, bias: Tensor | None, o
 
 
 def _fill_strip(padded: Tensor, image: Tensor, top: int) -> None:
-    """Write the rows of ``image`` (H, W, C) from ``top`` on into ``padded``, one to the right; zeros where it has none.
+    """Write the rows of `image` (H, W, C) from `top` on into `padded`, one to the right; zeros where it has none.
 
-    The border of ``padded`` is zero; ``top`` is -1 in the first strip of an image.
+    The border of `padded` is zero; `top` is -1 in the first strip of an image.
     """
     H, W, _ = image.shape
     first, last = max(top, 0), min(top + len(padded), H)
@@ -189,7 +205,9 @@ def _fill_strip(padded: Tensor, image: Tensor, top: int) -> None:
 
 
 def _transform_strip(padded: Tensor, S: int, T: int) -> Tensor:
-    """Give the points (64, S * T, C), across first, of the S tile rows that a padded strip begins with."""
+    """Return the points (64, S * T, C), across first, of the S tile rows that a padded strip begins
+    with.
+    """
     y_step, C, _ = padded.stride()
     # Down before across: so the columns that two tiles share are transformed once, where they lie.
     rows = padded.as_strided((S, _PATCH, y_step), (_TILE * y_step, y_step, 1))
@@ -199,13 +217,17 @@ def _transform_strip(padded: Tensor, S: int, T: int) -> Tensor:
 
 
 def _transform_products(products: Tensor) -> Tensor:
-    """Give the pixels (6, 6, S * T * K), across first, of the tiles whose points (64, S * T, K) are given."""
+    """Return the pixels (6, 6, S * T * K), across first, of the tiles whose points (64, S * T, K)
+    are given.
+    """
     across = _OUTPUT_TRANSFORM @ products.view(_PATCH, -1)
     return torch.bmm(_OUTPUT_TRANSFORM.expand(_TILE, _TILE, _PATCH), across.view(_TILE, _PATCH, -1))
 
 
 def _place_tiles(tiles: Tensor, strip: Tensor) -> None:
-    """Write ``tiles`` (6, 6, S, T, K), across first, into ``strip`` (up to 6 S, up to 6 T, K), less what is outside."""
+    """Write `tiles` (6, 6, S, T, K), across first, into `strip` (up to 6 S, up to 6 T, K), less
+    what is outside.
+    """
     height, width, K = strip.shape
     S, T = tiles.shape[2:4]
     by_pixel = tiles.permute(2, 1, 3, 0, 4)

@@ -24,15 +24,19 @@ class RecordedModel(TypedDict):
 def compare_with_recorded(cfg: CfgNode, recorded: RecordedModel) -> list[str]:
     """Build the model of a config, and say in which ways it differs from the recorded one; nothing where it does not.
 
-    It is built on torch's meta device, without memory and random numbers: names, shapes and trainable sets are all
-    that is compared, and 92 models take seconds.
+    It is built on torch's meta device, without memory and random numbers: names, shapes and
+    trainable sets are all that is compared, and 92 models take seconds.
     """
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     wanted = {name: list(shape) for name, shape in recorded["keys"].items()}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    reshaped = [f"{n}: {shapes[n]}, not {wanted[n]}" for n in shapes if n in wanted and shapes[n] != wanted[n]]
+    reshaped = [
+        f"{n}: {shapes[n]}, not {wanted[n]}"
+        for n in shapes
+        if n in wanted and shapes[n] != wanted[n]
+    ]
     return [
         *_difference("missing", wanted.keys() - shapes.keys()),
         *_difference("not recorded", shapes.keys() - wanted.keys()),

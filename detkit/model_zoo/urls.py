@@ -1,6 +1,7 @@
 """Where Detectron2's published weights lie: config without `.yaml` -> what follows it in the address.
 
-Source: Detectron2's model zoo. A number names the training run; the last letters are the start of the file's hash.
+Source: Detectron2's model zoo. A number names the training run; the last letters are the start of
+    the file's hash.
 """
 
 PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -41,7 +42,9 @@ PUBLISHED_WEIGHTS = {
     "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x": "139514519/model_final_cafdb1.pkl",
     "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": "144219072/model_final_571f7c.pkl",
     "LVISv0.5-InstanceSegmentation/mask_rcnn_R_101_FPN_1x": "144219035/model_final_824ab5.pkl",
-    "LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x": "144219108/model_final_5e3439.pkl",
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x": (
+        "144219108/model_final_5e3439.pkl"
+    ),
     "Cityscapes/mask_rcnn_R_50_FPN": "142423278/model_final_af9cf5.pkl",
     "PascalVOC-Detection/faster_rcnn_R_50_C4": "142202221/model_final_b1acc2.pkl",
     "Misc/cascade_mask_rcnn_R_50_FPN_1x": "138602847/model_final_e9d89b.pkl",

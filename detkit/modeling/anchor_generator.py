@@ -1,6 +1,7 @@
 """Anchors: the boxes that a head starts from, laid out on the grid of every feature level.
 
-Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.1; one size per pyramid level: Lin et al. 2016, arXiv 1612.03144.
+Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.1; one size per pyramid level: Lin et al.
+    2016, arXiv 1612.03144.
 
 Legend: L feature levels, A anchors per cell, H x W cells of a level.
 """
@@ -21,17 +22,18 @@ from detkit.utils.registry import Registry
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 """Subclasses of `AnchorGenerator`, called as `(cfg, input_shape: list[ShapeSpec])`."""
 
-# Kept so that repeated sizes cost nothing. Multi-scale training brings many sizes, so there is a limit: at 800 x 1333
-# one entry of a p2-p6 pyramid takes 4.3 MB.
+# Kept so that repeated sizes cost nothing. Multi-scale training brings many sizes, so there is a
+# limit: at 800 x 1333 one entry of a p2-p6 pyramid takes 4.3 MB.
 _MAX_CACHED_SIZES = 16
 
 
 def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> "AnchorGenerator":
-    """Give the anchor generator that MODEL.ANCHOR_GENERATOR.NAME selects.
+    """Return the anchor generator that MODEL.ANCHOR_GENERATOR.NAME selects.
 
     Args:
         cfg: The config.
-        input_shape: Shape of each of the L features that anchors are wanted for; their strides are used.
+        input_shape: Shape of each of the L features that anchors are wanted for; their strides are
+            used.
     """
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
 
@@ -53,7 +55,7 @@ class AnchorGenerator(nn.Module):
         return self.num_anchors
 
     def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
-        """Give the anchors of every level, in the order in which the head predicts for them: by row, column, anchor.
+        """Return the anchors of every level, in the order in which the head predicts for them: by row, column, anchor.
 
         Args:
             features: L maps (N, C, H, W); only their sizes matter.
@@ -68,8 +70,8 @@ class AnchorGenerator(nn.Module):
 class DefaultAnchorGenerator(AnchorGenerator):
     """The same A anchors, sizes times aspect ratios, around every cell of a level.
 
-    Sizes vary slowest: the anchors of a cell are (size 0, ratio 0), (size 0, ratio 1), ... A size is the square root of
-    the area in pixels; a ratio is height / width.
+    Sizes vary slowest: the anchors of a cell are (size 0, ratio 0), (size 0, ratio 1), ... A size
+    is the square root of the area in pixels; a ratio is height / width.
     """
 
     @configurable
@@ -87,10 +89,12 @@ class DefaultAnchorGenerator(AnchorGenerator):
             sizes: One list per level; a single list, or plain numbers, serve all levels.
             aspect_ratios: Likewise.
             strides: Stride of each of the L levels, in pixels.
-            offset: Centre of the first anchor in units of the stride, in [0, 1). 0 is the corner of the cell.
+            offset: Centre of the first anchor in units of the stride, in [0, 1). 0 is the corner of
+                the cell.
 
         Raises:
-            ValueError: The lists do not fit the number of levels, a number is not positive, or the offset is outside.
+            ValueError: The lists do not fit the number of levels, a number is not positive, or the
+                offset is outside.
         """
         super().__init__()
         if not 0.0 <= offset < 1.0:
@@ -100,8 +104,11 @@ class DefaultAnchorGenerator(AnchorGenerator):
         sizes = _per_level(sizes, len(self.strides), "SIZES")
         aspect_ratios = _per_level(aspect_ratios, len(self.strides), "ASPECT_RATIOS")
         for i, (sizes_i, ratios_i) in enumerate(zip(sizes, aspect_ratios, strict=True)):
-            # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not hold them.
-            self.register_buffer(f"cell_anchors_{i}", self.generate_cell_anchors(sizes_i, ratios_i), persistent=False)
+            # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not
+            # hold them.
+            self.register_buffer(
+                f"cell_anchors_{i}", self.generate_cell_anchors(sizes_i, ratios_i), persistent=False
+            )
         self._cache: OrderedDict[Any, list[Tensor]] = OrderedDict()
 
     @classmethod
@@ -114,8 +121,10 @@ class DefaultAnchorGenerator(AnchorGenerator):
             "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
         }
 
-    def generate_cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-        """Give the anchors of one cell; see the function of this name."""
+    def generate_cell_anchors(
+        self, sizes: Sequence[float], aspect_ratios: Sequence[float]
+    ) -> Tensor:
+        """Return the anchors of one cell; see the function of this name."""
         return generate_cell_anchors(sizes, aspect_ratios)
 
     @property
@@ -134,12 +143,14 @@ class DefaultAnchorGenerator(AnchorGenerator):
         return [len(anchors) for anchors in self.cell_anchors]
 
     def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
-        """Give the anchors of every level; see `AnchorGenerator`.
+        """Return the anchors of every level; see `AnchorGenerator`.
 
         The coordinates are shared between calls: they are not to be changed in place.
         """
         if len(features) != self.num_features:
-            raise ValueError(f"anchors are laid out for {self.num_features} feature levels, got {len(features)}")
+            raise ValueError(
+                f"anchors are laid out for {self.num_features} feature levels, got {len(features)}"
+            )
         grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
         return [Boxes(anchors) for anchors in self._cached_grids(grid_sizes)]
 
@@ -157,12 +168,14 @@ class DefaultAnchorGenerator(AnchorGenerator):
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         return [
             anchor_grid(cell_anchors, size, (stride, stride), self.offset)
-            for cell_anchors, size, stride in zip(self.cell_anchors, grid_sizes, self.strides, strict=True)
+            for cell_anchors, size, stride in zip(
+                self.cell_anchors, grid_sizes, self.strides, strict=True
+            )
         ]
 
 
 def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Give the anchors of one cell, centred at (0, 0).
+    """Return the anchors of one cell, centred at (0, 0).
 
     Args:
         sizes: Square roots of the areas, in pixels.
@@ -180,8 +193,10 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
     return torch.tensor(anchors, dtype=torch.float32)
 
 
-def anchor_grid(cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float) -> Tensor:
-    """Give (H * W * A, 4): the anchors of a cell, moved to every cell.
+def anchor_grid(
+    cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float
+) -> Tensor:
+    """Return (H * W * A, 4): the anchors of a cell, moved to every cell.
 
     Args:
         cell_anchors: (A, 4)
@@ -208,8 +223,8 @@ def _per_level(values: Sequence[Any], num_levels: int, leaf: str) -> list[list[f
         per_level = per_level * num_levels
     if len(per_level) != num_levels:
         raise ValueError(
-            f"{key} needs one list for all, or one for each of the {num_levels} feature levels; got {len(per_level)} "
-            f"lists: {values}"
+            f"{key} needs one list for all, or one for each of the {num_levels} feature levels; got"
+            f" {len(per_level)} lists: {values}"
         )
     if not all(level and all(v > 0 for v in level) for level in per_level):
         raise ValueError(f"{key} needs positive numbers on every level, got {values}")

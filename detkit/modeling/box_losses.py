@@ -16,14 +16,17 @@ BOX_LOSS_TYPES = ("smooth_l1", *_IOU_LOSSES)
 
 
 def check_box_loss_type(loss_type: str) -> str:
-    """Give the loss type back if there is one of that name: heads call this when they are built, not in the first step.
+    """Return the loss type back if there is one of that name: heads call this when they are built, not in the first step.
 
     Raises:
         ValueError: There is none.
     """
     if loss_type not in BOX_LOSS_TYPES:
         hint = did_you_mean(loss_type, BOX_LOSS_TYPES)
-        raise ValueError(f"BBOX_REG_LOSS_TYPE must be one of {', '.join(BOX_LOSS_TYPES)}, got {loss_type!r}.{hint}")
+        raise ValueError(
+            f"BBOX_REG_LOSS_TYPE must be one of {', '.join(BOX_LOSS_TYPES)}, got"
+            f" {loss_type!r}.{hint}"
+        )
     return loss_type
 
 
@@ -43,12 +46,13 @@ def box_regression_loss(
         src_boxes: (P, 4) anchors or proposals that the deltas start from.
         gt_boxes: (P, 4) boxes they should lead to.
         transform: What the deltas mean.
-        loss_type: `smooth_l1` compares deltas; `giou`, `diou` and `ciou` compare the boxes they lead to.
+        loss_type: `smooth_l1` compares deltas; `giou`, `diou` and `ciou` compare the boxes they
+            lead to.
         smooth_l1_beta: Where smooth L1 turns from square to line; 0 is L1.
 
     Returns:
-        Scalar, not divided by anything. With P = 0 a zero that is part of the graph, so that every parameter still gets
-        a gradient (of zero) and distributed training does not wait for it.
+        Scalar, not divided by anything. With P = 0 a zero that is part of the graph, so that every
+        parameter still gets a gradient (of zero) and distributed training does not wait for it.
     """
     pred_deltas = pred_deltas.float()
     if loss_type == "smooth_l1":

@@ -6,8 +6,10 @@ from detkit.layers import ShapeSpec
 from detkit.utils.near_miss import did_you_mean
 
 
-def select_features(input_shape: Mapping[str, ShapeSpec], names: Sequence[str], key: str) -> list[ShapeSpec]:
-    """Give the shapes of the named features, in the order of the names.
+def select_features(
+    input_shape: Mapping[str, ShapeSpec], names: Sequence[str], key: str
+) -> list[ShapeSpec]:
+    """Return the shapes of the named features, in the order of the names.
 
     Args:
         input_shape: What the backbone gives, by name.
@@ -22,5 +24,7 @@ def select_features(input_shape: Mapping[str, ShapeSpec], names: Sequence[str], 
     for name in names:
         if name not in input_shape:
             hint = did_you_mean(name, input_shape)
-            raise ValueError(f"{key} asks for {name!r}, but the backbone gives {', '.join(input_shape)}.{hint}")
+            raise ValueError(
+                f"{key} asks for {name!r}, but the backbone gives {', '.join(input_shape)}.{hint}"
+            )
     return [input_shape[name] for name in names]

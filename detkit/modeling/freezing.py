@@ -15,12 +15,14 @@ from detkit.utils.near_miss import did_you_mean
 def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Stop training each tensor that a pattern is found in the name of, and give these names.
 
-    Parameters take no gradient. A batch norm whose statistics match is fixed: it normalises by them in training too,
-    whatever mode the model is set to. One that matches as a whole becomes a FrozenBatchNorm2d with the same names.
+    Parameters take no gradient. A batch norm whose statistics match is fixed: it normalises by them
+    in training too, whatever mode the model is set to. One that matches as a whole becomes a
+    FrozenBatchNorm2d with the same names.
 
     Args:
         model: Changed in place.
-        patterns: Regular expressions, searched for in the names of the model's ``state_dict``; ``^`` and ``$`` anchor.
+        patterns: Regular expressions, searched for in the names of the model's `state_dict`; `^`
+            and `$` anchor.
 
     Raises:
         ValueError: A pattern is not a regular expression, or is found in no name.
@@ -43,13 +45,20 @@ def _matching(pattern: str, names: Iterable[str], model: nn.Module) -> set[str]:
     if not found:
         plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
         known = [*(name for name, _ in model.named_modules() if name), *names]
-        raise ValueError(f"{pattern!r} is found in the name of no tensor of the model.{did_you_mean(plain, known)}")
+        raise ValueError(
+            f"{pattern!r} is found in the name of no tensor of the"
+            f" model.{did_you_mean(plain, known)}"
+        )
     return found
 
 
 def _freeze_norms(model: nn.Module, frozen: Collection[str]) -> None:
     # A norm that two modules share has two names, and is replaced under both.
-    named = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, _NormBase)]
+    named = [
+        (name, m)
+        for name, m in model.named_modules(remove_duplicate=False)
+        if isinstance(m, _NormBase)
+    ]
     fixed: dict[nn.Module, nn.Module] = {
         norm: norm for name, norm in named if _any_of(norm.named_buffers(), name, frozen)
     }
@@ -64,6 +73,8 @@ def _freeze_norms(model: nn.Module, frozen: Collection[str]) -> None:
             setattr(model.get_submodule(parent), leaf, fixed[norm])
 
 
-def _any_of(tensors: Iterable[tuple[str, Tensor]], module_name: str, names: Collection[str]) -> bool:
+def _any_of(
+    tensors: Iterable[tuple[str, Tensor]], module_name: str, names: Collection[str]
+) -> bool:
     prefix = f"{module_name}." if module_name else ""
     return any(f"{prefix}{name}" in names for name, _ in tensors)

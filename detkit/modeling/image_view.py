@@ -23,19 +23,25 @@ class View:
     is_mirrored: bool
 
     def image(self, image: Tensor) -> Tensor:
-        """Give a (C, H, W) image as this view shows it, in its dtype."""
+        """Return a (C, H, W) image as this view shows it, in its dtype."""
         if image.shape[1:] != self.size:
-            resized = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)[0]
+            resized = F.interpolate(
+                image[None].float(), self.size, mode="bilinear", antialias=True
+            )[0]
             # Bytes again, as a resized image from the data loader has them.
-            image = resized if image.is_floating_point() else resized.round().clamp(0, 255).to(image.dtype)
+            image = (
+                resized
+                if image.is_floating_point()
+                else resized.round().clamp(0, 255).to(image.dtype)
+            )
         return image.flip(2) if self.is_mirrored else image
 
     def boxes_into(self, boxes: Tensor, from_size: tuple[int, int]) -> Tensor:
-        """Give (M, 4) boxes of an image of another size in the coordinates of this view."""
+        """Return (M, 4) boxes of an image of another size in the coordinates of this view."""
         return self._mirrored(_scaled(boxes, from_size, self.size))
 
     def boxes_out(self, boxes: Tensor, to_size: tuple[int, int]) -> Tensor:
-        """Give (M, 4) boxes of this view in the coordinates of an image of another size."""
+        """Return (M, 4) boxes of this view in the coordinates of an image of another size."""
         return _scaled(self._mirrored(boxes), self.size, to_size)
 
     def _mirrored(self, boxes: Tensor) -> Tensor:
@@ -83,17 +89,23 @@ class DatasetMapperTTA:
         }
 
     def __call__(self, model_input: ModelInput) -> list[tuple[ModelInput, View]]:
-        """Give the views of an input, each with what it shows: `image`, and `proposals` where there are any."""
+        """Return the views of an input, each with what it shows: `image`, and `proposals` where
+        there are any.
+        """
         height, width = model_input["image"].shape[1:]
         views = []
         for min_size in self.min_sizes:
             size = _resized((height, width), min_size, self.max_size)
-            views += [View(size, is_mirrored) for is_mirrored in ([False, True] if self.flip else [False])]
+            views += [
+                View(size, is_mirrored) for is_mirrored in ([False, True] if self.flip else [False])
+            ]
         return [(_seen(model_input, view), view) for view in views]
 
 
 def _resized(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Give the (height, width) of an image resized to a shortest side, rounded as Detectron2 does."""
+    """Return the (height, width) of an image resized to a shortest side, rounded as Detectron2
+    does.
+    """
     height, width = size
     scale = min_size / min(height, width)
     new = (min_size, scale * width) if height < width else (scale * height, min_size)

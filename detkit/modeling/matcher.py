@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detkit.structures import Boxes, pairwise_iou
 
-# Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A crowded image has
-# thousands of objects and 250,000 anchors, so 5 GB per matrix.
+# Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
+# crowded image has thousands of objects and 250,000 anchors, so 5 GB per matrix.
 _MAX_PAIRS = 1 << 23
 
 
@@ -23,26 +23,35 @@ class Matcher:
     """
 
     def __init__(
-        self, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality_matches: bool = False
+        self,
+        thresholds: Sequence[float],
+        labels: Sequence[int],
+        allow_low_quality_matches: bool = False,
     ) -> None:
         """Set what counts as a match.
 
         Args:
-            thresholds: Rising and positive. They cut the qualities into intervals, closed below and open above.
-            labels: One per interval, so one more than thresholds: 1 a match, 0 background, -1 to be ignored.
-            allow_low_quality_matches: Also label 1 the predicted boxes that fit a ground-truth box best among all, so
-                that every ground-truth box has one.
+            thresholds: Rising and positive. They cut the qualities into intervals, closed below and
+                open above.
+            labels: One per interval, so one more than thresholds: 1 a match, 0 background, -1 to be
+                ignored.
+            allow_low_quality_matches: Also label 1 the predicted boxes that fit a ground-truth box
+                best among all, so that every ground-truth box has one.
 
         Raises:
-            ValueError: Thresholds do not rise, labels are others than these three, or their numbers do not fit.
+            ValueError: Thresholds do not rise, labels are others than these three, or their numbers
+                do not fit.
         """
         if not all(low < high for low, high in pairwise([0.0, *thresholds])):
             raise ValueError(f"IOU_THRESHOLDS must be positive and rise, got {list(thresholds)}")
         if not set(labels) <= {-1, 0, 1}:
-            raise ValueError(f"IOU_LABELS must be -1 (ignored), 0 (background) or 1 (match), got {list(labels)}")
+            raise ValueError(
+                f"IOU_LABELS must be -1 (ignored), 0 (background) or 1 (match), got {list(labels)}"
+            )
         if len(labels) != len(thresholds) + 1:
             raise ValueError(
-                f"IOU_LABELS needs one label more than IOU_THRESHOLDS: got {list(labels)} for {list(thresholds)}"
+                f"IOU_LABELS needs one label more than IOU_THRESHOLDS: got {list(labels)} for"
+                f" {list(thresholds)}"
             )
         self.thresholds = list(thresholds)
         self.labels = list(labels)
@@ -52,7 +61,8 @@ class Matcher:
         """Match the columns of a matrix to its rows.
 
         Args:
-            match_quality_matrix: (M, R), not negative: IoU of M ground-truth boxes with R predicted ones.
+            match_quality_matrix: (M, R), not negative: IoU of M ground-truth boxes with R predicted
+                ones.
 
         Returns:
             matches: (R,) int64 best ground-truth box, in [0, M). 0 everywhere when M is 0.
@@ -60,7 +70,9 @@ class Matcher:
         """
         return self._match([match_quality_matrix])
 
-    def match_boxes(self, gt_boxes: Boxes, boxes: Boxes, *, max_pairs: int = _MAX_PAIRS) -> tuple[Tensor, Tensor]:
+    def match_boxes(
+        self, gt_boxes: Boxes, boxes: Boxes, *, max_pairs: int = _MAX_PAIRS
+    ) -> tuple[Tensor, Tensor]:
         """Match boxes by IoU: the same as `matcher(pairwise_iou(gt_boxes, boxes))`, in bounded memory.
 
         Args:
@@ -72,7 +84,10 @@ class Matcher:
             As in `__call__`.
         """
         num_rows = max(1, max_pairs // max(1, len(boxes)))
-        chunks = (gt_boxes[first : first + num_rows] for first in range(0, max(1, len(gt_boxes)), num_rows))
+        chunks = (
+            gt_boxes[first : first + num_rows]
+            for first in range(0, max(1, len(gt_boxes)), num_rows)
+        )
         return self._match(pairwise_iou(chunk, boxes) for chunk in chunks)
 
     def _match(self, rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -109,8 +124,9 @@ class Matcher:
 def _is_best_of_a_row(quality: Tensor) -> Tensor:
     """Tell (R,) which columns hold the largest value of a row, ties included.
 
-    The box that a column is matched to stays the best one of the column, which may be another row: what changes is the
-    label only. A row that nothing overlaps has no best; Detectron2 takes its zeros as a tie of all columns.
+    The box that a column is matched to stays the best one of the column, which may be another row:
+    what changes is the label only. A row that nothing overlaps has no best; Detectron2 takes its
+    zeros as a tie of all columns.
     """
     best = quality.max(dim=1, keepdim=True).values
     return ((quality == best) & (best > 0)).any(dim=0)

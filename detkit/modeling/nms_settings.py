@@ -5,6 +5,6 @@ from detkit.layers import NMSMethod
 
 
 def nms_method(cfg: CfgNode) -> NMSMethod:
-    """Give the method that TEST.NMS describes, for every head that gives detections."""
+    """Return the method that TEST.NMS describes, for every head that gives detections."""
     nms = cfg.TEST.NMS
     return NMSMethod(method=nms.METHOD, sigma=nms.SIGMA, class_agnostic=nms.CLASS_AGNOSTIC)

@@ -1,6 +1,7 @@
 """From the coordinates of the network's input to those of the picture that the user sees.
 
-Legend: M objects in one image, K classes or keypoints, S cells of a mask along a side, H x W pixels.
+Legend: M objects in one image, K classes or keypoints, S cells of a mask along a side, H x W
+    pixels.
 """
 
 import torch.nn.functional as F
@@ -15,15 +16,16 @@ def detector_postprocess(
     """Rescale what was found in a resized image to another size of the same image.
 
     Args:
-        results: Instances in the coordinates of their `image_size`, with `pred_boxes` or `proposal_boxes`; maybe with
-            `pred_masks`, (M, 1, S, S) probabilities or `ROIMasks`, and `pred_keypoints` (M, K, 3). Not changed.
+        results: Instances in the coordinates of their `image_size`, with `pred_boxes` or
+            `proposal_boxes`; maybe with `pred_masks`, (M, 1, S, S) probabilities or `ROIMasks`, and
+            `pred_keypoints` (M, K, 3). Not changed.
         output_height: Wanted height, in pixels.
         output_width: Wanted width, in pixels.
         mask_threshold: Probability from which on a pixel belongs to the object.
 
     Returns:
-        Instances of the wanted size. Boxes are clipped to it, and those that are empty then are gone. Masks are painted
-        into the image: (M, output_height, output_width) bool.
+        Instances of the wanted size. Boxes are clipped to it, and those that are empty then are
+        gone. Masks are painted into the image: (M, output_height, output_width) bool.
     """
     height, width = results.image_size
     scale_x, scale_y = output_width / width, output_height / height
@@ -37,7 +39,9 @@ def detector_postprocess(
     if rescaled.has("pred_masks"):
         masks = rescaled.pred_masks
         roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
-        bitmasks = roi_masks.to_bitmasks(rescaled.get(name), output_height, output_width, mask_threshold)
+        bitmasks = roi_masks.to_bitmasks(
+            rescaled.get(name), output_height, output_width, mask_threshold
+        )
         rescaled.pred_masks = bitmasks.tensor
     if rescaled.has("pred_keypoints"):
         keypoints = rescaled.pred_keypoints.clone()
@@ -47,11 +51,14 @@ def detector_postprocess(
     return rescaled
 
 
-def sem_seg_postprocess(result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int) -> Tensor:
+def sem_seg_postprocess(
+    result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
+) -> Tensor:
     """Resize scores of a padded image to another size of the same image.
 
     Args:
-        result: (K, H, W) logits or probabilities, with the padding of the batch at the right and the bottom.
+        result: (K, H, W) logits or probabilities, with the padding of the batch at the right and
+            the bottom.
         img_size: `(height, width)` of the image within.
         output_height: Wanted height, in pixels.
         output_width: Wanted width, in pixels.
@@ -60,4 +67,6 @@ def sem_seg_postprocess(result: Tensor, img_size: tuple[int, int], output_height
         (K, output_height, output_width), bilinearly.
     """
     image = result[None, :, : img_size[0], : img_size[1]]
-    return F.interpolate(image, size=(output_height, output_width), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(
+        image, size=(output_height, output_width), mode="bilinear", align_corners=False
+    )[0]

@@ -15,9 +15,11 @@ def subsample_labels(
     """Draw boxes at random, foreground first.
 
     Args:
-        labels: (R,) class of each box; `bg_label` is background, -1 is never drawn, all else foreground.
+        labels: (R,) class of each box; `bg_label` is background, -1 is never drawn, all else
+            foreground.
         num_samples: How many to draw in all. Fewer come when there are not enough.
-        positive_fraction: Largest share of foreground, in [0, 1]. What it lacks is made up with background.
+        positive_fraction: Largest share of foreground, in [0, 1]. What it lacks is made up with
+            background.
         bg_label: The label of background.
 
     Returns:
@@ -27,7 +29,9 @@ def subsample_labels(
     return nonzero_tuple(positive)[0], nonzero_tuple(negative)[0]
 
 
-def subsample_masks(labels: Tensor, num_samples: int, positive_fraction: float, bg_label: int) -> tuple[Tensor, Tensor]:
+def subsample_masks(
+    labels: Tensor, num_samples: int, positive_fraction: float, bg_label: int
+) -> tuple[Tensor, Tensor]:
     """Draw as `subsample_labels` does, for several images at once and without waiting for the device.
 
     Args:
@@ -47,9 +51,12 @@ def subsample_masks(labels: Tensor, num_samples: int, positive_fraction: float, 
 
 
 def _random_subset(candidates: Tensor, max_num: int, num: Tensor | None = None) -> Tensor:
-    """Pick up to `max_num` true entries of every row at random; up to `num` (..., 1) of them where that is given."""
+    """Pick up to `max_num` true entries of every row at random; up to `num` (..., 1) of them where
+    that is given.
+    """
     keys = torch.rand(candidates.shape, device=candidates.device).masked_fill_(~candidates, -1.0)
-    # The largest keys of a row are a uniform sample of its candidates. How many there are stays on the device.
+    # The largest keys of a row are a uniform sample of its candidates. How many there are stays on
+    # the device.
     top, where = keys.topk(min(max_num, candidates.shape[-1]), dim=-1)
     picked = top >= 0
     if num is not None:

@@ -4,7 +4,11 @@ import logging
 from collections.abc import Callable
 from itertools import pairwise
 
-from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -28,7 +32,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     if name not in _OPTIMIZERS:
         known = ", ".join(_OPTIMIZERS)
         raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of {known}; got {name!r}.{did_you_mean(str(name), _OPTIMIZERS)}"
+            f"SOLVER.OPTIMIZER must be one of {known}; got"
+            f" {name!r}.{did_you_mean(str(name), _OPTIMIZERS)}"
         )
     _require_positive(cfg.SOLVER.BASE_LR, "SOLVER.BASE_LR")
     optimizer = _OPTIMIZERS[name](cfg, _param_groups(cfg, model))
@@ -47,14 +52,17 @@ def _param_groups(cfg: CfgNode, model: nn.Module) -> list[ParamGroup]:
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        # That of biases is among them: given by itself, it would replace the other factors, not multiply them.
+        # That of biases is among them: given by itself, it would replace the other factors, not
+        # multiply them.
         lr_factor_func=factors,
     )
 
 
 def _sgd(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM > 0:
-        raise ValueError(f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {cfg.SOLVER.MOMENTUM}")
+        raise ValueError(
+            f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {cfg.SOLVER.MOMENTUM}"
+        )
     return SGD(
         params,
         lr=cfg.SOLVER.BASE_LR,
@@ -70,11 +78,18 @@ def _adamw(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
         raise ValueError(f"SOLVER.ADAMW.BETAS must be two numbers in [0, 1), got {betas}")
     _require_positive(cfg.SOLVER.ADAMW.EPS, "SOLVER.ADAMW.EPS")
     return AdamW(
-        params, lr=cfg.SOLVER.BASE_LR, betas=betas, eps=cfg.SOLVER.ADAMW.EPS, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        params,
+        lr=cfg.SOLVER.BASE_LR,
+        betas=betas,
+        eps=cfg.SOLVER.ADAMW.EPS,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
 
 
-_OPTIMIZERS: dict[str, Callable[[CfgNode, list[ParamGroup]], Optimizer]] = {"SGD": _sgd, "AdamW": _adamw}
+_OPTIMIZERS: dict[str, Callable[[CfgNode, list[ParamGroup]], Optimizer]] = {
+    "SGD": _sgd,
+    "AdamW": _adamw,
+}
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
@@ -135,7 +150,11 @@ def _steps_within(steps: list[int], max_iter: int) -> list[int]:
         raise ValueError(f"SOLVER.STEPS must be positive and rise, got {steps}")
     unreached = [step for step in steps if step >= max_iter]
     if unreached:
-        logger.warning("SOLVER.STEPS %s are not reached: training ends at SOLVER.MAX_ITER=%d", unreached, max_iter)
+        logger.warning(
+            "SOLVER.STEPS %s are not reached: training ends at SOLVER.MAX_ITER=%d",
+            unreached,
+            max_iter,
+        )
     return [step for step in steps if step < max_iter]
 
 

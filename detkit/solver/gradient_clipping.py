@@ -18,8 +18,8 @@ CLIP_TYPES = ("value", "norm", "full_model")
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer:
     """Let the optimizer clip gradients before each of its steps, where SOLVER.CLIP_GRADIENTS.ENABLED asks for it.
 
-    `value` clips each element, `norm` scales each parameter's gradient by itself (as Detectron2 does), `full_model`
-    scales all gradients by their common norm.
+    `value` clips each element, `norm` scales each parameter's gradient by itself (as Detectron2
+    does), `full_model` scales all gradients by their common norm.
 
     Args:
         cfg: Read for SOLVER.CLIP_GRADIENTS.
@@ -42,7 +42,7 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
 
 
 def make_clipper(clip_type: str, clip_value: float, norm_type: float) -> Clipper:
-    """Give the function that clips the gradients of a list of parameters in place.
+    """Return the function that clips the gradients of a list of parameters in place.
 
     Raises:
         ValueError: Unknown type, or a value that is not positive.
@@ -50,7 +50,8 @@ def make_clipper(clip_type: str, clip_value: float, norm_type: float) -> Clipper
     if clip_type not in CLIP_TYPES:
         hint = did_you_mean(str(clip_type), CLIP_TYPES)
         raise ValueError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of {', '.join(CLIP_TYPES)}; got {clip_type!r}.{hint}"
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of {', '.join(CLIP_TYPES)}; got"
+            f" {clip_type!r}.{hint}"
         )
     if not clip_value > 0:
         raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE must be above 0, got {clip_value!r}")
@@ -64,8 +65,8 @@ def make_clipper(clip_type: str, clip_value: float, norm_type: float) -> Clipper
 def add_gradient_clipping(optimizer: Optimizer, clipper: Clipper) -> None:
     """Call `clipper` on all parameters of the optimizer before each of its steps.
 
-    A step hook comes after the unscaling of a GradScaler, which is where clipping belongs, and leaves class and state
-    of the optimizer as they are.
+    A step hook comes after the unscaling of a GradScaler, which is where clipping belongs, and
+    leaves class and state of the optimizer as they are.
     """
 
     def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Learning rate schedules: a warm-up in front of a course over the run, both as factors on the base learning rates.
 
-A `ParamScheduler` of fvcore maps progress (iteration / MAX_ITER, in [0, 1]) to a factor; `LRMultiplier` applies it to
-the learning rates of an optimizer.
+A `ParamScheduler` of fvcore maps progress (iteration / MAX_ITER, in [0, 1]) to a factor;
+`LRMultiplier` applies it to the learning rates of an optimizer.
 """
 
 import logging
@@ -40,10 +40,11 @@ class WarmupParamScheduler(CompositeParamScheduler):
             scheduler: The course of the factor over the whole run.
             warmup_factor: Factor at the first iteration, relative to that of `scheduler`.
             warmup_length: Share of the run that warms up, in [0, 1].
-            warmup_method: `linear` rises to the value of `scheduler` at the end of the warm-up; `constant` stays at the
-                first.
-            rescale_interval: Let `scheduler` start at the end of the warm-up instead of running from the beginning,
-                hidden by it: what comes at half of the course then comes at half of the time that is left.
+            warmup_method: `linear` rises to the value of `scheduler` at the end of the warm-up;
+                `constant` stays at the first.
+            rescale_interval: Let `scheduler` start at the end of the warm-up instead of running
+                from the beginning, hidden by it: what comes at half of the course then comes at
+                half of the time that is left.
 
         Raises:
             ValueError: Unknown method, or a length outside [0, 1].
@@ -57,7 +58,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(first)
         else:
-            raise ValueError(f"SOLVER.WARMUP_METHOD must be linear or constant, got {warmup_method!r}")
+            raise ValueError(
+                f"SOLVER.WARMUP_METHOD must be linear or constant, got {warmup_method!r}"
+            )
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1.0 - warmup_length],
@@ -68,7 +71,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
 class StepWithFixedGamma(ParamScheduler):
     """Falls by `gamma` `num_decays` times, at equal distances.
 
-    fvcore's class of a similar name raises IndexError at progress 1, where this one gives the last value.
+    fvcore's class of a similar name raises IndexError at progress 1, where this one gives the last
+    value.
     """
 
     def __init__(self, num_decays: int, gamma: float) -> None:
@@ -81,9 +85,13 @@ class StepWithFixedGamma(ParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """Sets each learning rate of an optimizer to its first value times a factor that depends on progress only."""
+    """Sets each learning rate of an optimizer to its first value times a factor that depends on
+    progress only.
+    """
 
-    def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
+    ) -> None:
         """Attach to an optimizer and set the learning rates of the first iteration.
 
         Args:
@@ -102,28 +110,31 @@ class LRMultiplier(LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Give the learning rate of each parameter group for the coming iteration."""
+        """Return the learning rate of each parameter group for the coming iteration."""
         # After the last iteration torch asks for one more, which nobody trains with: hold the last.
         iteration = min(self.last_epoch, self._max_iter - 1)
         factor = self._multiplier(iteration / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give position and base learning rates; the course itself follows from the config."""
+        """Return position and base learning rates; the course itself follows from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved position. The saved base learning rates win over those of the config, which is logged."""
+        """Take over a saved position. The saved base learning rates win over those of the config,
+        which is logged.
+        """
         saved = state_dict["base_lrs"]
         if len(saved) != len(self.base_lrs):
             raise ValueError(
-                f"the saved schedule has {len(saved)} parameter groups, this one {len(self.base_lrs)}: "
-                "SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, LR_MULT, LAYER_DECAY or the frozen layers differ from "
-                "the run that is resumed"
+                f"the saved schedule has {len(saved)} parameter groups, this one"
+                f" {len(self.base_lrs)}: SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, LR_MULT, LAYER_DECAY"
+                " or the frozen layers differ from the run that is resumed"
             )
         if saved != self.base_lrs:
             logger.warning(
-                "resuming with the checkpoint's base learning rates %s; those of this config, %s, have no effect",
+                "resuming with the checkpoint's base learning rates %s; those of this config, %s,"
+                " have no effect",
                 sorted(set(saved)),
                 sorted(set(self.base_lrs)),
             )

@@ -9,8 +9,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 ParamGroup = dict[str, Any]
 
-# Subclasses count too, so that a norm layer of the user's own derived from one of these is recognised.
-NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm)
+# Subclasses count too, so that a norm layer of the user's own derived from one of these is
+# recognised.
+NORM_TYPES = (
+    _BatchNorm,
+    _InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
 
 
 def get_default_optimizer_params(
@@ -23,30 +31,37 @@ def get_default_optimizer_params(
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[ParamGroup]:
-    """Give the parameters that train, as groups of equal settings, for any `torch.optim` optimizer.
+    """Return the parameters that train, as groups of equal settings, for any `torch.optim` optimizer.
 
     A setting that is None is left out of the groups, so that the optimizer's own default holds.
 
     Args:
-        model: Parameters without `requires_grad` are left out; one that two modules share is taken once.
+        model: Parameters without `requires_grad` are left out; one that two modules share is taken
+            once.
         base_lr: Learning rate of every parameter.
         weight_decay: Weight decay of every parameter.
         weight_decay_norm: Weight decay of all parameters of norm layers, if it differs.
-        bias_lr_factor: Factor on the learning rate of parameters called `bias`, also those of norm layers.
-        weight_decay_bias: Weight decay of parameters called `bias`, if it differs; wins over `weight_decay_norm`.
-        lr_factor_func: Gives the factor on the learning rate of a parameter from its full name (layer-wise decay).
-        overrides: Settings by a parameter's own name (`"pos_embed": {"weight_decay": 0.0}`); they win over
-            everything else.
+        bias_lr_factor: Factor on the learning rate of parameters called `bias`, also those of norm
+            layers.
+        weight_decay_bias: Weight decay of parameters called `bias`, if it differs; wins over
+            `weight_decay_norm`.
+        lr_factor_func: Gives the factor on the learning rate of a parameter from its full name
+            (layer-wise decay).
+        overrides: Settings by a parameter's own name (`"pos_embed": {"weight_decay": 0.0}`); they
+            win over everything else.
 
     Raises:
-        ValueError: A factor on the learning rate is given without `base_lr`, `bias` is in `overrides` besides
-            `bias_lr_factor` or `weight_decay_bias`, or nothing in the model trains.
+        ValueError: A factor on the learning rate is given without `base_lr`, `bias` is in
+            `overrides` besides `bias_lr_factor` or `weight_decay_bias`, or nothing in the model
+            trains.
     """
     if base_lr is None and (bias_lr_factor != 1.0 or lr_factor_func is not None):
         raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr: give base_lr as well")
     by_name = _with_bias_settings(overrides or {}, base_lr, bias_lr_factor, weight_decay_bias)
     common = _without_none({"lr": base_lr, "weight_decay": weight_decay})
-    for_norm = common if weight_decay_norm is None else {**common, "weight_decay": weight_decay_norm}
+    for_norm = (
+        common if weight_decay_norm is None else {**common, "weight_decay": weight_decay_norm}
+    )
 
     groups: list[ParamGroup] = []
     seen: set[int] = set()
@@ -62,8 +77,8 @@ def get_default_optimizer_params(
             groups.append({"params": [parameter], **settings})
     if not groups:
         raise ValueError(
-            "no parameter of the model trains: every one has requires_grad=False (see MODEL.BACKBONE.FREEZE_AT, "
-            "SOLVER.FREEZE)"
+            "no parameter of the model trains: every one has requires_grad=False (see"
+            " MODEL.BACKBONE.FREEZE_AT, SOLVER.FREEZE)"
         )
     return reduce_param_groups(groups)
 
@@ -71,7 +86,8 @@ def get_default_optimizer_params(
 def reduce_param_groups(groups: Iterable[ParamGroup]) -> list[ParamGroup]:
     """Merge groups of equal settings, in the order in which the settings first appear.
 
-    Optimizers update the tensors of a group in one launch: few groups are what makes a step quick on a GPU.
+    Optimizers update the tensors of a group in one launch: few groups are what makes a step quick
+    on a GPU.
     """
     merged: dict[tuple[tuple[str, Any], ...], ParamGroup] = {}
     for group in groups:
@@ -94,8 +110,8 @@ def _with_bias_settings(
         return dict(overrides)
     if "bias" in overrides:
         raise ValueError(
-            "overrides has 'bias', which bias_lr_factor and weight_decay_bias set too: give one or the other, "
-            f"got overrides['bias']={dict(overrides['bias'])} and {for_bias}"
+            "overrides has 'bias', which bias_lr_factor and weight_decay_bias set too: give one or"
+            f" the other, got overrides['bias']={dict(overrides['bias'])} and {for_bias}"
         )
     return {**overrides, "bias": for_bias}
 

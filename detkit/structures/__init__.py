@@ -1,4 +1,6 @@
-"""Boxes, masks, keypoints, instances and image batches: the geometry that models, data and evaluation share."""
+"""Boxes, masks, keypoints, instances and image batches: the geometry that models, data and
+evaluation share.
+"""
 
 from detkit.structures.bit_masks import BitMasks
 from detkit.structures.box_mode import BoxMode
@@ -23,7 +25,13 @@ from detkit.structures.mask_formats import (
 )
 from detkit.structures.mask_ops import paste_masks_in_image
 from detkit.structures.polygon_masks import PolygonMasks
-from detkit.structures.records import AnnotationRecord, ImageRecord, ModelInput, ModelOutput, RLERecord
+from detkit.structures.records import (
+    AnnotationRecord,
+    ImageRecord,
+    ModelInput,
+    ModelOutput,
+    RLERecord,
+)
 from detkit.structures.roi_masks import ROIMasks
 
 __all__ = [

@@ -19,11 +19,11 @@ from detkit.structures.polygon_masks import PolygonMasks
 
 
 class BitMasks:
-    """The masks of M objects: a thin hull around ``tensor``, (M, H, W) bool.
+    """The masks of M objects: a thin hull around `tensor`, (M, H, W) bool.
 
-    Masks selected by indices share the bitmaps they are selected from, until ``tensor`` is asked for: hundreds of
-    proposals that are each matched with one of a few objects take no memory, where a copy of an image's size for each
-    would take half a gigabyte.
+    Masks selected by indices share the bitmaps they are selected from, until `tensor` is asked for:
+    hundreds of proposals that are each matched with one of a few objects take no memory, where a
+    copy of an image's size for each would take half a gigabyte.
     """
 
     _bitmaps: Tensor
@@ -34,7 +34,7 @@ class BitMasks:
         """Hold (M, H, W) bitmaps. A bool tensor is kept, not copied; anything else is converted, not 0 being True.
 
         Raises:
-            ValueError: If it is not (M, H, W).
+            ValueError: It is not (M, H, W).
         """
         bitmaps = torch.as_tensor(tensor).to(torch.bool)
         if bitmaps.dim() != 3:
@@ -51,7 +51,7 @@ class BitMasks:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the image."""
+        """`(height, width)` of the image."""
         return self._bitmaps.shape[1], self._bitmaps.shape[2]
 
     @property
@@ -60,13 +60,15 @@ class BitMasks:
         return self._bitmaps.device
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
-        """Give the masks on another device. Not a copy when they are there already."""
+        """Return the masks on another device. Not a copy when they are there already."""
         moved = BitMasks(self._bitmaps.to(*args, **kwargs))
         moved._rows = None if self._rows is None else self._rows.to(moved.device)
         return moved
 
     @staticmethod
-    def from_polygon_masks(polygon_masks: PolygonMasks | Sequence[Sequence[Any]], height: int, width: int) -> BitMasks:
+    def from_polygon_masks(
+        polygon_masks: PolygonMasks | Sequence[Sequence[Any]], height: int, width: int
+    ) -> BitMasks:
         """Rasterise polygons over an image.
 
         Args:
@@ -83,19 +85,25 @@ class BitMasks:
 
     @staticmethod
     def from_roi_masks(
-        roi_masks: _MasksOfBoxes, boxes: Boxes | Tensor, height: int, width: int, threshold: float = 0.5
+        roi_masks: _MasksOfBoxes,
+        boxes: Boxes | Tensor,
+        height: int,
+        width: int,
+        threshold: float = 0.5,
     ) -> BitMasks:
         """Paint the masks of boxes into the image; see `paste_masks_in_image`."""
-        return BitMasks(paste_masks_in_image(roi_masks.tensor, boxes, (height, width), max(threshold, 0.0)))
+        return BitMasks(
+            paste_masks_in_image(roi_masks.tensor, boxes, (height, width), max(threshold, 0.0))
+        )
 
     def get_bounding_boxes(self) -> Boxes:
-        """Give the smallest box around each mask, whole pixels included; zeros for an empty mask."""
+        """Return the smallest box around each mask, whole pixels included; zeros for an empty mask."""
         sides = [_first_and_end(self.tensor.any(dim=axis)) for axis in (1, 2)]
         (x1, x2), (y1, y2) = sides
         return Boxes(torch.stack([x1, y1, x2, y2], dim=1))
 
     def area(self) -> Tensor:
-        """Give the (M,) int64 numbers of pixels."""
+        """Return the (M,) int64 numbers of pixels."""
         return self.tensor.flatten(1).sum(dim=1)
 
     def nonempty(self) -> Tensor:
@@ -113,22 +121,29 @@ class BitMasks:
             mask_size: Cells of the grid along each side.
 
         Returns:
-            (M, mask_size, mask_size) bool, on the device of the masks: cells of which at least half is covered, by
-            ROIAlign with a sample per pixel.
+            (M, mask_size, mask_size) bool, on the device of the masks: cells of which at least half
+            is covered, by ROIAlign with a sample per pixel.
 
         Raises:
-            ValueError: If there is not one box per mask.
+            ValueError: There is not one box per mask.
         """
         if boxes.dim() != 2 or boxes.shape != (len(self), 4):
-            raise ValueError(f"need a box (x1, y1, x2, y2) per mask: got {tuple(boxes.shape)} for {len(self)} masks")
+            raise ValueError(
+                f"need a box (x1, y1, x2, y2) per mask: got {tuple(boxes.shape)} for {len(self)}"
+                " masks"
+            )
         boxes = boxes.detach().to(self.device, torch.float32)
         bitmaps, rows = self._fewest_bitmaps()
         regions = torch.cat([rows.to(torch.float32)[:, None], boxes], dim=1)
-        covered = roi_align(bitmaps[:, None].float(), regions, mask_size, sampling_ratio=0, aligned=True)
+        covered = roi_align(
+            bitmaps[:, None].float(), regions, mask_size, sampling_ratio=0, aligned=True
+        )
         return covered.squeeze(1) >= 0.5
 
     def _fewest_bitmaps(self) -> tuple[Tensor, Tensor]:
-        """Give bitmaps, and the (M,) index of each mask among them: those shared, or those of the masks themselves."""
+        """Return bitmaps, and the (M,) index of each mask among them: those shared, or those of the
+        masks themselves.
+        """
         if self._rows is not None and len(self._bitmaps) <= len(self._rows):
             return self._bitmaps, self._rows
         return self.tensor, torch.arange(len(self), device=self.device)
@@ -138,21 +153,23 @@ class BitMasks:
         """Join several sets of one image size into one with its own memory.
 
         Raises:
-            ValueError: If there are none, since the size is not known then.
-            TypeError: If one is something else.
+            ValueError: There are none, since the size is not known then.
+            TypeError: One is something else.
         """
         if len(bitmasks_list) == 0:
             raise ValueError("need at least one BitMasks to join")
         for index, masks in enumerate(bitmasks_list):
             if not isinstance(masks, BitMasks):
-                raise TypeError(f"BitMasks.cat takes BitMasks: item {index} is {type(masks).__name__}")
+                raise TypeError(
+                    f"BitMasks.cat takes BitMasks: item {index} is {type(masks).__name__}"
+                )
         return cls(torch.cat([masks.tensor for masks in bitmasks_list]))
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> BitMasks:
         """Select masks by an index (giving one mask), a slice, a bool mask, or int64 indices.
 
         Raises:
-            ValueError: If the index has more dimensions than one.
+            ValueError: The index has more dimensions than one.
         """
         if isinstance(item, int):
             return BitMasks(self.tensor[item].unsqueeze(0))
@@ -162,7 +179,9 @@ class BitMasks:
         if index.numel() == 0:
             index = index.long()  # an empty list becomes float
         if index.dim() != 1:
-            raise ValueError(f"{len(self)} masks are indexed by a row of indices: got shape {tuple(index.shape)}")
+            raise ValueError(
+                f"{len(self)} masks are indexed by a row of indices: got shape {tuple(index.shape)}"
+            )
         rows = torch.arange(len(self), device=self.device) if self._rows is None else self._rows
         selected = BitMasks(self._bitmaps)
         selected._rows = rows[index]
@@ -186,7 +205,9 @@ class _MasksOfBoxes(Protocol):
 
 
 def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Give (M,) float32 index of the first True of each row, and one past the last; zeros for a row without."""
+    """Return (M,) float32 index of the first True of each row, and one past the last; zeros for a
+    row without.
+    """
     length = occupied.shape[1]
     if occupied.numel() == 0:
         zeros = torch.zeros(len(occupied), device=occupied.device)

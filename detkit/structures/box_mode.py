@@ -20,8 +20,8 @@ BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 class BoxMode(IntEnum):
     """What the numbers of a box mean. The integers are stored in data set files: they never change.
 
-    ``ABS`` is absolute pixels, ``REL`` a share of the image's width and height in [0, 1].
-    ``XYWHA_ABS`` is ``(center x, center y, width, height, angle)``, the angle in degrees, counter-clockwise.
+    `ABS` is absolute pixels, `REL` a share of the image's width and height in [0, 1]. `XYWHA_ABS`
+    is `(center x, center y, width, height, angle)`, the angle in degrees, counter-clockwise.
     """
 
     XYXY_ABS = 0
@@ -32,21 +32,22 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: BoxLike, from_mode: BoxMode | int, to_mode: BoxMode | int) -> BoxLike:
-        """Give the same box, or array of boxes, spelled in another mode.
+        """Return the same box, or array of boxes, spelled in another mode.
 
         Args:
-            box: One box as a list or tuple of D numbers, or an array or tensor (..., D). It is not changed.
-            from_mode: The mode that ``box`` is in.
-            to_mode: The mode to give. ``XYWHA_ABS`` to ``XYXY_ABS`` gives the smallest upright box around the
-                rotated one.
+            box: One box as a list or tuple of D numbers, or an array or tensor (..., D). It is not
+                changed.
+            from_mode: The mode that `box` is in.
+            to_mode: The mode to give. `XYWHA_ABS` to `XYXY_ABS` gives the smallest upright box
+                around the rotated one.
 
         Returns:
-            The same kind of container. Whole numbers stay whole unless the angle form needs halves. The input
-            itself when the modes are equal.
+            The same kind of container. Whole numbers stay whole unless the angle form needs halves.
+            The input itself when the modes are equal.
 
         Raises:
-            ValueError: If a box has the wrong number of coordinates, or the pair of modes has no conversion:
-                relative modes need the image size, which is not known here.
+            ValueError: A box has the wrong number of coordinates, or the pair of modes has no
+                conversion: relative modes need the image size, which is not known here.
         """
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:
@@ -54,11 +55,15 @@ class BoxMode(IntEnum):
         converter = _CONVERTERS.get((from_mode, to_mode))
         if converter is None:
             known = ", ".join(f"{a.name} to {b.name}" for a, b in _CONVERTERS)
-            raise ValueError(f"no conversion from {from_mode.name} to {to_mode.name}; there are: {known}")
+            raise ValueError(
+                f"no conversion from {from_mode.name} to {to_mode.name}; there are: {known}"
+            )
         boxes = _as_tensor(box)
         size = 5 if from_mode == BoxMode.XYWHA_ABS else 4
         if boxes.dim() == 0 or boxes.shape[-1] != size:
-            raise ValueError(f"a box in mode {from_mode.name} has {size} numbers: got shape {tuple(boxes.shape)}")
+            raise ValueError(
+                f"a box in mode {from_mode.name} has {size} numbers: got shape {tuple(boxes.shape)}"
+            )
         return _in_the_container_of(box, converter(boxes))
 
 
@@ -93,7 +98,8 @@ def _xywha_from_xywh(boxes: Tensor) -> Tensor:
 
 def _xyxy_from_xywha(boxes: Tensor) -> Tensor:
     dtype = boxes.dtype if boxes.is_floating_point() else torch.float64
-    # In float64: the sine of 180 degrees in float32 is 1e-7, which times a long side shows in the result.
+    # In float64: the sine of 180 degrees in float32 is 1e-7, which times a long side shows in the
+    # result.
     center, size, angle = boxes.double().split([2, 2, 1], dim=-1)
     cos, sin = torch.deg2rad(angle).cos().abs(), torch.deg2rad(angle).sin().abs()
     half = (size * cos + size.flip(-1) * sin) / 2

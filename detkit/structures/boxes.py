@@ -1,7 +1,8 @@
 """Axis-aligned boxes, and what can be measured between two sets of them.
 
-Boxes are XYXY in absolute pixels, ``x1 <= x2`` and ``y1 <= y2`` for a box that is not degenerate. Coordinates are
-continuous: the width is ``x2 - x1``, and the pixel in column c spans [c, c + 1).
+Boxes are XYXY in absolute pixels, `x1 <= x2` and `y1 <= y2` for a box that is not degenerate.
+Coordinates are
+continuous: the width is `x2 - x1`, and the pixel in column c spans [c, c + 1).
 
 Legend: N boxes, M boxes of a second set, P points.
 """
@@ -16,10 +17,10 @@ from torch import Tensor
 
 
 class Boxes:
-    """A set of N boxes: a thin hull around ``tensor``, (N, 4) float32.
+    """A set of N boxes: a thin hull around `tensor`, (N, 4) float32.
 
-    Indexing, ``len`` and iteration work as for a list of boxes. Boxes are always float32, also under autocast and in
-    half-precision models: at coordinate 1000, float16 has steps of half a pixel.
+    Indexing, `len` and iteration work as for a list of boxes. Boxes are always float32, also under
+    autocast and in half-precision models: at coordinate 1000, float16 has steps of half a pixel.
     """
 
     tensor: Tensor
@@ -28,25 +29,28 @@ class Boxes:
         """Hold (N, 4) coordinates. A float32 tensor is kept, not copied; anything else is converted.
 
         Raises:
-            ValueError: If the coordinates are not (N, 4). An empty tensor or list of any shape gives no boxes.
+            ValueError: The coordinates are not (N, 4). An empty tensor or list of any shape gives
+                no boxes.
         """
         coordinates = torch.as_tensor(tensor).to(torch.float32)
         if coordinates.numel() == 0:
             coordinates = coordinates.reshape(-1, 4)
         if coordinates.dim() != 2 or coordinates.shape[1] != 4:
-            raise ValueError(f"boxes need coordinates of shape (N, 4): got {tuple(coordinates.shape)}")
+            raise ValueError(
+                f"boxes need coordinates of shape (N, 4): got {tuple(coordinates.shape)}"
+            )
         self.tensor = coordinates
 
     def clone(self) -> Boxes:
-        """Give a copy with its own memory."""
+        """Return a copy with its own memory."""
         return Boxes(self.tensor.clone())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Boxes:
-        """Give the boxes on another device. Not a copy when they are there already."""
+        """Return the boxes on another device. Not a copy when they are there already."""
         return Boxes(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> Tensor:
-        """Give the (N,) areas in square pixels."""
+        """Return the (N,) areas in square pixels."""
         x1, y1, x2, y2 = self.tensor.unbind(dim=1)
         return (x2 - x1) * (y2 - y1)
 
@@ -54,7 +58,7 @@ class Boxes:
         """Limit x to [0, width] and y to [0, height]; the boxes of this object change, the tensor given to it does not.
 
         Args:
-            box_size: ``(height, width)`` of the image.
+            box_size: `(height, width)` of the image.
         """
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
@@ -62,7 +66,7 @@ class Boxes:
         self.tensor = torch.stack([x, y], dim=2).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """Tell (N,) bool which boxes are wider and higher than ``threshold`` pixels."""
+        """Tell (N,) bool which boxes are wider and higher than `threshold` pixels."""
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
 
@@ -70,7 +74,7 @@ class Boxes:
         """Tell (N,) bool which boxes lie within the image, give or take a border.
 
         Args:
-            box_size: ``(height, width)`` of the image.
+            box_size: `(height, width)` of the image.
             boundary_threshold: Pixels by which a box may stick out.
         """
         height, width = box_size
@@ -83,7 +87,7 @@ class Boxes:
         )
 
     def get_centers(self) -> Tensor:
-        """Give the (N, 2) centers ``(x, y)``."""
+        """Return the (N, 2) centers `(x, y)`."""
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
@@ -97,7 +101,9 @@ class Boxes:
         for index, boxes in enumerate(boxes_list):
             if not isinstance(boxes, Boxes):
                 raise TypeError(f"Boxes.cat takes Boxes: item {index} is {type(boxes).__name__}")
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list]) if boxes_list else torch.empty(0, 4))
+        return cls(
+            torch.cat([boxes.tensor for boxes in boxes_list]) if boxes_list else torch.empty(0, 4)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -108,14 +114,19 @@ class Boxes:
         """Select boxes by an index (giving one box), a slice, a bool mask, or int64 indices.
 
         Raises:
-            IndexError: If there is no such box.
-            ValueError: If the index does not give a set of boxes.
+            IndexError: There is no such box.
+            ValueError: The index does not give a set of boxes.
         """
-        selected = self.tensor[item : item + 1 or None] if isinstance(item, int) else self.tensor[item]
+        selected = (
+            self.tensor[item : item + 1 or None] if isinstance(item, int) else self.tensor[item]
+        )
         if isinstance(item, int) and len(selected) != 1:
             raise IndexError(f"box {item} of {len(self)}")
         if selected.dim() != 2:
-            raise ValueError(f"indexing {len(self)} boxes with {item} gives shape {tuple(selected.shape)}, not boxes")
+            raise ValueError(
+                f"indexing {len(self)} boxes with {item} gives shape {tuple(selected.shape)}, not"
+                " boxes"
+            )
         return Boxes(selected)
 
     def __len__(self) -> int:
@@ -130,9 +141,9 @@ class Boxes:
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Give the (N, M) areas that N boxes share with M boxes."""
-    # One coordinate at a time: four (N, M) temporaries of which at most two live, where the usual (N, M, 2) form
-    # keeps three times as much, and strides over it.
+    """Return the (N, M) areas that N boxes share with M boxes."""
+    # One coordinate at a time: four (N, M) temporaries of which at most two live, where the usual
+    # (N, M, 2) form keeps three times as much, and strides over it.
     x1, y1, x2, y2 = (column[:, None] for column in boxes1.tensor.unbind(dim=1))
     x1_, y1_, x2_, y2_ = boxes2.tensor.unbind(dim=1)
     width = torch.minimum(x2, x2_).sub_(torch.maximum(x1, x1_)).clamp_(min=0)
@@ -141,22 +152,24 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Give the (N, M) intersection over union of N boxes with M boxes, in [0, 1]; 0 with a degenerate box."""
+    """Return the (N, M) intersection over union of N boxes with M boxes, in [0, 1]; 0 with a
+    degenerate box.
+    """
     intersection = pairwise_intersection(boxes1, boxes2)
     union = (boxes1.area()[:, None] + boxes2.area()).sub_(intersection)
     return intersection.div_(_positive(union))
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Give the (N, M) share of the area of each of M ``boxes2`` that N ``boxes1`` cover, in [0, 1]."""
+    """Return the (N, M) share of the area of each of M `boxes2` that N `boxes1` cover, in [0, 1]."""
     return pairwise_intersection(boxes1, boxes2).div_(_positive(boxes2.area()))
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Give (P, M, 4): how far each point lies inside the left, top, right and bottom side of each box.
+    """Return (P, M, 4): how far each point lies inside the left, top, right and bottom side of each box.
 
     Args:
-        points: (P, 2) as ``(x, y)``.
+        points: (P, 2) as `(x, y)`.
         boxes: M boxes. A value is negative where the point lies beyond that side.
     """
     points = points[:, None, :]
@@ -164,10 +177,10 @@ def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
 
 
 def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Give the (N,) intersection over union of box i with box i.
+    """Return the (N,) intersection over union of box i with box i.
 
     Raises:
-        ValueError: If the two sets differ in size.
+        ValueError: The two sets differ in size.
     """
     if len(boxes1) != len(boxes2):
         raise ValueError(f"need as many boxes as partners: got {len(boxes1)} and {len(boxes2)}")
@@ -178,5 +191,6 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def _positive(area: Tensor) -> Tensor:
-    # An area that is not positive has no intersection with anything, so any positive divisor gives the 0 wanted.
+    # An area that is not positive has no intersection with anything, so any positive divisor gives
+    # the 0 wanted.
     return area.clamp(min=torch.finfo(area.dtype).tiny)

@@ -16,17 +16,19 @@ class ImageList:
 
     Attributes:
         tensor: (N, C, H, W), or (N, H, W) for images without a channel dimension.
-        image_sizes: N times ``(height, width)``.
+        image_sizes: N times `(height, width)`.
     """
 
     def __init__(self, tensor: Tensor, image_sizes: Sequence[tuple[int, int]]) -> None:
         """Hold a padded batch.
 
         Raises:
-            ValueError: If there is not one size per image.
+            ValueError: There is not one size per image.
         """
         if tensor.shape[0] != len(image_sizes):
-            raise ValueError(f"need one size per image: got {len(image_sizes)} sizes, {tensor.shape[0]} images")
+            raise ValueError(
+                f"need one size per image: got {len(image_sizes)} sizes, {tensor.shape[0]} images"
+            )
         self.tensor = tensor
         self.image_sizes = list(image_sizes)
 
@@ -34,7 +36,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Give one image without its padding, as a view: (C, height, width) or (height, width)."""
+        """Return one image without its padding, as a view: (C, height, width) or (height, width)."""
         height, width = self.image_sizes[index]
         return self.tensor[index, ..., :height, :width]
 
@@ -44,7 +46,7 @@ class ImageList:
         return self.tensor.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageList:
-        """Give the batch on another device."""
+        """Return the batch on another device."""
         return ImageList(self.tensor.to(device=device, non_blocking=non_blocking), self.image_sizes)
 
     @staticmethod
@@ -59,16 +61,19 @@ class ImageList:
         """Pad images at the right and the bottom to one size, and batch them.
 
         Args:
-            tensors: N images (C, height, width) or (height, width), of one dtype, device and number of channels.
+            tensors: N images (C, height, width) or (height, width), of one dtype, device and number
+                of channels.
             size_divisibility: H and W become multiples of this. 0 and 1 ask for nothing.
             pad_value: What the padding is filled with.
-            padding_constraints: What a backbone asks for, instead: ``size_divisibility`` replaces the argument of that
-                name, ``square_size`` above 0 makes H and W this large before the rounding.
-            memory_format: How the batch lies in memory. Written so at once: a conversion afterwards is one more copy.
+            padding_constraints: What a backbone asks for, instead: `size_divisibility` replaces the
+                argument of that name, `square_size` above 0 makes H and W this large before the
+                rounding.
+            memory_format: How the batch lies in memory. Written so at once: a conversion afterwards
+                is one more copy.
 
         Raises:
-            ValueError: If there are no images, they differ in more than height and width, or one is larger than
-                ``square_size``.
+            ValueError: There are no images, they differ in more than height and width, or one is
+                larger than `square_size`.
         """
         _check_images(tensors)
         image_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
@@ -80,7 +85,9 @@ class ImageList:
             device=first.device,
             memory_format=memory_format,
         )
-        for index, (image, (height_i, width_i)) in enumerate(zip(tensors, image_sizes, strict=True)):
+        for index, (image, (height_i, width_i)) in enumerate(
+            zip(tensors, image_sizes, strict=True)
+        ):
             batch[index, ..., :height_i, :width_i] = image
             # Only the padding is filled, so that no pixel is written twice.
             batch[index, ..., height_i:, :] = pad_value
@@ -95,10 +102,14 @@ def _check_images(tensors: Sequence[Tensor]) -> None:
         if not isinstance(image, Tensor):
             raise TypeError(f"images are tensors: image {index} is {type(image).__name__}")
         if image.dim() not in (2, 3):
-            raise ValueError(f"images are (C, H, W) or (H, W): image {index} has shape {tuple(image.shape)}")
+            raise ValueError(
+                f"images are (C, H, W) or (H, W): image {index} has shape {tuple(image.shape)}"
+            )
         if image.shape[:-2] != tensors[0].shape[:-2]:
             shapes = f"{tuple(tensors[0].shape)} and image {index} {tuple(image.shape)}"
-            raise ValueError(f"images of a batch differ in height and width only: image 0 has shape {shapes}")
+            raise ValueError(
+                f"images of a batch differ in height and width only: image 0 has shape {shapes}"
+            )
 
 
 def _padded_size(
@@ -108,7 +119,9 @@ def _padded_size(
     square_size = constraints.get("square_size", 0)
     if square_size > 0:
         if max(height, width) > square_size:
-            raise ValueError(f"images are padded to a square of {square_size}: got one of {height} x {width}")
+            raise ValueError(
+                f"images are padded to a square of {square_size}: got one of {height} x {width}"
+            )
         height = width = square_size
     stride = max(1, constraints.get("size_divisibility", size_divisibility))
     return -(-height // stride) * stride, -(-width // stride) * stride

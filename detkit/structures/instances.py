@@ -18,8 +18,8 @@ from detkit.utils.near_miss import did_you_mean
 class Instances:
     """A table of M objects: named fields, each of length M (boxes, classes, scores, ...), and the image's size.
 
-    A field is set and read as an attribute. What can be a field: anything with ``len`` and indexing; tensors, lists
-    and classes with a static ``cat`` can also be joined.
+    A field is set and read as an attribute. What can be a field: anything with `len` and indexing;
+    tensors, lists and classes with a static `cat` can also be joined.
 
     Example:
         >>> instances = Instances((480, 640))
@@ -35,7 +35,7 @@ class Instances:
         """Start a table.
 
         Args:
-            image_size: ``(height, width)`` in pixels.
+            image_size: `(height, width)` in pixels.
             **kwargs: Fields to set.
         """
         self._image_size = image_size
@@ -45,7 +45,7 @@ class Instances:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the image in pixels."""
+        """`(height, width)` of the image in pixels."""
         return self._image_size
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -55,20 +55,26 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Called only for what is no real attribute. `_fields` is missing while an object is unpickled or copied.
+        # Called only for what is no real attribute. `_fields` is missing while an object is
+        # unpickled or copied.
         if name == "_fields" or name not in self._fields:
             known = list(self.__dict__.get("_fields", ()))
-            raise AttributeError(f"Instances have no field {name!r}, only {known}.{did_you_mean(name, known)}")
+            raise AttributeError(
+                f"Instances have no field {name!r}, only {known}.{did_you_mean(name, known)}"
+            )
         return self._fields[name]
 
     def set(self, name: str, value: Any) -> None:
         """Set a field, or replace it.
 
         Raises:
-            ValueError: If its length is not that of the fields already there.
+            ValueError: Its length is not that of the fields already there.
         """
         if len(self._fields) > 0 and len(value) != len(self):
-            raise ValueError(f"field {name!r} needs one value per instance: got {len(value)} for {len(self)} instances")
+            raise ValueError(
+                f"field {name!r} needs one value per instance: got {len(value)} for {len(self)}"
+                " instances"
+            )
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
@@ -76,10 +82,10 @@ class Instances:
         return name in self._fields
 
     def get(self, name: str) -> Any:
-        """Give a field.
+        """Return a field.
 
         Raises:
-            AttributeError: If there is none of this name.
+            AttributeError: There is none of this name.
         """
         return self.__getattr__(name)
 
@@ -87,17 +93,17 @@ class Instances:
         """Drop a field.
 
         Raises:
-            AttributeError: If there is none of this name.
+            AttributeError: There is none of this name.
         """
         self.get(name)
         del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """Give the fields by name: the dict itself. Changing it changes the instances, unchecked."""
+        """Return the fields by name: the dict itself. Changing it changes the instances, unchecked."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """Give the same table with ``.to(*args, **kwargs)`` applied to each field that has it."""
+        """Return the same table with `.to(*args, **kwargs)` applied to each field that has it."""
         result = Instances(self._image_size)
         for name, value in self._fields.items():
             result.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
@@ -111,7 +117,9 @@ class Instances:
             item = slice(item, None, len(self))
         result = Instances(self._image_size)
         for name, value in self._fields.items():
-            result.set(name, _select_from_list(value, item) if isinstance(value, list) else value[item])
+            result.set(
+                name, _select_from_list(value, item) if isinstance(value, list) else value[item]
+            )
         return result
 
     def __len__(self) -> int:
@@ -120,7 +128,9 @@ class Instances:
         return len(next(iter(self._fields.values())))
 
     def __iter__(self) -> NoReturn:
-        raise NotImplementedError("Instances are not iterable: use instances[i], or zip over the fields you need")
+        raise NotImplementedError(
+            "Instances are not iterable: use instances[i], or zip over the fields you need"
+        )
 
     @staticmethod
     def cat(instance_lists: Sequence[Instances]) -> Instances:
@@ -130,8 +140,8 @@ class Instances:
             instance_lists: At least one; all with the same image size and fields.
 
         Raises:
-            ValueError: If there are none, or they differ in image size or in fields.
-            TypeError: If a field is of a kind that cannot be joined.
+            ValueError: There are none, or they differ in image size or in fields.
+            TypeError: A field is of a kind that cannot be joined.
         """
         if len(instance_lists) == 0:
             raise ValueError("need at least one Instances to join")
@@ -149,7 +159,10 @@ class Instances:
         height, width = self._image_size
         count = len(self) if self._fields else 0
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
-        return f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
+        return (
+            f"Instances(num_instances={count}, image_height={height}, image_width={width},"
+            f" fields=[{fields}])"
+        )
 
 
 def _select_from_list(values: list[Any], item: slice | Tensor | Sequence[int]) -> list[Any]:
@@ -166,7 +179,9 @@ def _check_joinable(first: Instances, other: Instances, index: int) -> None:
         raise TypeError(f"Instances.cat takes Instances: item {index} is {type(other).__name__}")
     if other.image_size != first.image_size:
         sizes = f"{first.image_size} and item {index} {other.image_size}"
-        raise ValueError(f"only instances of one image can be joined: item 0 has image size {sizes}")
+        raise ValueError(
+            f"only instances of one image can be joined: item 0 has image size {sizes}"
+        )
     if other.get_fields().keys() != first.get_fields().keys():
         fields = f"{sorted(first.get_fields())} and item {index} {sorted(other.get_fields())}"
         raise ValueError(f"instances to join need the same fields: item 0 has {fields}")

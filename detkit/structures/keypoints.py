@@ -1,6 +1,7 @@
 """Keypoints of objects, and the heatmaps that a keypoint head learns and predicts.
 
-Legend: M objects in one image, R regions over the batch, K keypoints of an object, S cells of a heatmap along a side.
+Legend: M objects in one image, R regions over the batch, K keypoints of an object, S cells of a
+    heatmap along a side.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _MAX_FLOATS = 2**26
 
 
 class Keypoints:
-    """The keypoints of M objects: a thin hull around ``tensor``, (M, K, 3) float32 as ``(x, y, visibility)``.
+    """The keypoints of M objects: a thin hull around `tensor`, (M, K, 3) float32 as `(x, y, visibility)`.
 
-    Visibility is 0 for a point that is not labelled, 1 for one that is hidden, 2 for one that is visible. Coordinates
-    are continuous pixels: the center of the pixel in column c is c + 0.5.
+    Visibility is 0 for a point that is not labelled, 1 for one that is hidden, 2 for one that is
+    visible. Coordinates are continuous pixels: the center of the pixel in column c is c + 0.5.
     """
 
     tensor: Tensor
@@ -28,11 +29,14 @@ class Keypoints:
         """Hold (M, K, 3) keypoints. A float32 tensor is kept, not copied; anything else is converted.
 
         Raises:
-            ValueError: If it is not (M, K, 3).
+            ValueError: It is not (M, K, 3).
         """
         points = torch.as_tensor(keypoints).to(torch.float32)
         if points.dim() != 3 or points.shape[2] != 3:
-            raise ValueError(f"keypoints are (M, K, 3), x, y and visibility of each: got shape {tuple(points.shape)}")
+            raise ValueError(
+                "keypoints are (M, K, 3), x, y and visibility of each: got shape"
+                f" {tuple(points.shape)}"
+            )
         self.tensor = points
 
     @property
@@ -41,35 +45,37 @@ class Keypoints:
         return self.tensor.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Keypoints:
-        """Give the keypoints on another device. Not a copy when they are there already."""
+        """Return the keypoints on another device. Not a copy when they are there already."""
         return Keypoints(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def to_heatmap(self, boxes: Tensor, heatmap_size: int) -> tuple[Tensor, Tensor]:
-        """Give the cell that each keypoint lies in, on a grid over its box: the target of a keypoint head.
+        """Return the cell that each keypoint lies in, on a grid over its box: the target of a keypoint head.
 
-        Source: He et al. 2017, arXiv 1703.06870, section 5: one hot cell per keypoint. A point exactly on the right or
-        lower side of the box belongs to the last cell.
+        Source: He et al. 2017, arXiv 1703.06870, section 5: one hot cell per keypoint. A point
+        exactly on the right or lower side of the box belongs to the last cell.
 
         Args:
             boxes: (M, 4) XYXY, one per object.
             heatmap_size: S
 
         Returns:
-            (M, K) int64 ``row * S + column``, and (M, K) int64 that is 1 where the keypoint is labelled and lies in the
-            box. Where it is not, the cell is 0 and means nothing.
+            (M, K) int64 `row * S + column`, and (M, K) int64 that is 1 where the keypoint is
+            labelled and lies in the box. Where it is not, the cell is 0 and means nothing.
 
         Raises:
-            ValueError: If there is not one box per object.
+            ValueError: There is not one box per object.
         """
         if boxes.dim() != 2 or boxes.shape != (len(self), 4):
             raise ValueError(
-                f"need a box (x1, y1, x2, y2) per object: got {tuple(boxes.shape)} for {len(self)} objects"
+                f"need a box (x1, y1, x2, y2) per object: got {tuple(boxes.shape)} for {len(self)}"
+                " objects"
             )
         boxes = boxes.to(self.tensor.dtype)[:, None, :]
         points, sides = self.tensor[..., :2], boxes[..., 2:] - boxes[..., :2]
         cells = (points - boxes[..., :2]) * (heatmap_size / sides)
         cells = cells.floor().masked_fill(points == boxes[..., 2:], heatmap_size - 1)
-        # Compared before they become integers, which what is far outside, or divided by a side of 0, may not fit in.
+        # Compared before they become integers, which what is far outside, or divided by a side of
+        # 0, may not fit in.
         is_inside = ((cells >= 0) & (cells < heatmap_size)).all(dim=2)
         is_valid = is_inside & (self.tensor[..., 2] > 0)
         column, row = torch.where(is_valid[..., None], cells, 0.0).long().unbind(dim=2)
@@ -80,19 +86,23 @@ class Keypoints:
         """Join several sets with the same K into one with its own memory.
 
         Raises:
-            ValueError: If there are none, since K is not known then.
-            TypeError: If one is something else.
+            ValueError: There are none, since K is not known then.
+            TypeError: One is something else.
         """
         if len(keypoints_list) == 0:
             raise ValueError("need at least one Keypoints to join")
         for index, keypoints in enumerate(keypoints_list):
             if not isinstance(keypoints, Keypoints):
-                raise TypeError(f"Keypoints.cat takes Keypoints: item {index} is {type(keypoints).__name__}")
+                raise TypeError(
+                    f"Keypoints.cat takes Keypoints: item {index} is {type(keypoints).__name__}"
+                )
         return cls(torch.cat([keypoints.tensor for keypoints in keypoints_list]))
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Keypoints:
         """Select objects by an index (giving one object), a slice, a bool mask, or int64 indices."""
-        return Keypoints(self.tensor[item].unsqueeze(0) if isinstance(item, int) else self.tensor[item])
+        return Keypoints(
+            self.tensor[item].unsqueeze(0) if isinstance(item, int) else self.tensor[item]
+        )
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
@@ -111,22 +121,26 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
 
     Args:
         maps: (R, K, S, S) logits.
-        rois: (R, 4) XYXY regions in pixels. One below a pixel in width or height counts as a pixel wide or high.
+        rois: (R, 4) XYXY regions in pixels. One below a pixel in width or height counts as a pixel
+            wide or high.
 
     Returns:
-        (R, K, 4) float32 as ``(x, y, logit, score)``. The score is the softmax of the enlarged map at its best pixel,
-        with the sum taken over the map as it came, so that scores of large and small regions can be compared.
+        (R, K, 4) float32 as `(x, y, logit, score)`. The score is the softmax of the enlarged map at
+        its best pixel, with the sum taken over the map as it came, so that scores of large and
+        small regions can be compared.
     """
     maps, rois = maps.float(), rois.float()
     sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
-    # A region is enlarged to whole pixels (bicubically, as OpenCV does), and positions are brought back to its size.
+    # A region is enlarged to whole pixels (bicubically, as OpenCV does), and positions are brought
+    # back to its size.
     whole_sizes = sizes.ceil()
     if len(maps) == 0:
         return maps.new_zeros(0, maps.shape[1], 4)
     best = []
     # Not under autocast: in half precision a maximum would be anywhere on a flat top.
     with torch.autocast(maps.device.type, enabled=False):
-        # One wait for the device: the sizes are shapes of what follows. One region at a time fills a CPU with work.
+        # One wait for the device: the sizes are shapes of what follows. One region at a time fills
+        # a CPU with work.
         max_pixels = 0 if maps.device.type == "cpu" else _MAX_FLOATS // maps.shape[1]
         for start, end, width, height in _groups(whole_sizes.long().tolist(), max_pixels):
             best.append(_best_pixels(maps[start:end], whole_sizes[start:end], width, height))
@@ -137,12 +151,12 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
 
 
 def _groups(sizes: Sequence[Sequence[int]], max_pixels: int) -> Iterator[tuple[int, int, int, int]]:
-    """Give runs of regions to be enlarged together, ``(start, end, width, height)`` with the largest size in each.
+    """Return runs of regions to be enlarged together, `(start, end, width, height)` with the largest size in each.
 
     Args:
-        sizes: ``(width, height)`` of each of R > 0 regions.
-        max_pixels: Pixels that a run may have in all, all regions being enlarged to its largest size. One may have
-            more by itself.
+        sizes: `(width, height)` of each of R > 0 regions.
+        max_pixels: Pixels that a run may have in all, all regions being enlarged to its largest
+            size. One may have more by itself.
     """
     start, width, height = 0, 0, 0
     for i, (width_i, height_i) in enumerate(sizes):
@@ -155,13 +169,14 @@ def _groups(sizes: Sequence[Sequence[int]], max_pixels: int) -> Iterator[tuple[i
 
 
 def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Give column and row, (R, K, 2) float32, and logit, (R, K), of the best pixel of enlarged maps.
+    """Return column and row, (R, K, 2) float32, and logit, (R, K), of the best pixel of enlarged maps.
 
-    Enlarging is separable, so that it is two products of matrices, in 0.6 of the time of ``F.interpolate`` on a CPU.
+    Enlarging is separable, so that it is two products of matrices, in 0.6 of the time of
+    `F.interpolate` on a CPU.
 
     Args:
         maps: (R, K, S, S)
-        sizes: (R, 2) whole ``(width, height)`` to enlarge each to.
+        sizes: (R, 2) whole `(width, height)` to enlarge each to.
         width: The largest of them.
         height: The largest of them.
     """
@@ -177,12 +192,14 @@ def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[
 
 
 def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
-    """Give (R, pixels, cells) how much each pixel along an axis takes from each cell.
+    """Return (R, pixels, cells) how much each pixel along an axis takes from each cell.
 
-    Source: Keys 1981, with a = -0.75 as in OpenCV and torch. What lies beyond the border is what lies there.
+    Source: Keys 1981, with a = -0.75 as in OpenCV and torch. What lies beyond the border is what
+        lies there.
 
     Args:
-        sizes: (R,) pixels that each region has along the axis. Weights of further ones mean nothing.
+        sizes: (R,) pixels that each region has along the axis. Weights of further ones mean
+            nothing.
         num_pixels: Pixels to give weights for.
         num_cells: S
     """

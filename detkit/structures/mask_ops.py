@@ -20,30 +20,39 @@ def paste_masks_in_image(
 ) -> Tensor:
     """Paint each mask into its box, bilinearly: the mask's cells tile the box, and outside there is 0.
 
-    Bilinear interpolation over a box is a weight per row times a weight per column, so that painting is two products
-    of small matrices: the same numbers as ``grid_sample``, without its grid.
+    Bilinear interpolation over a box is a weight per row times a weight per column, so that
+    painting is two products of small matrices: the same numbers as `grid_sample`, without its grid.
 
     Args:
         masks: (M, h, w) probabilities in [0, 1].
-        boxes: M boxes in pixels of the image, or their (M, 4) coordinates. A degenerate box is painted as nothing.
-        image_shape: ``(height, width)`` of the image.
-        threshold: A pixel belongs to the mask where the probability is at least this. Negative asks for the
-            probabilities themselves.
+        boxes: M boxes in pixels of the image, or their (M, 4) coordinates. A degenerate box is
+            painted as nothing.
+        image_shape: `(height, width)` of the image.
+        threshold: A pixel belongs to the mask where the probability is at least this. Negative asks
+            for the probabilities themselves.
 
     Returns:
         (M, H, W) bool; with a negative threshold uint8, the probability times 255.
 
     Raises:
-        ValueError: If there is not one mask (h, w) per box.
+        ValueError: There is not one mask (h, w) per box.
     """
     coordinates = boxes.tensor if isinstance(boxes, Boxes) else boxes
     if masks.dim() != 3 or len(masks) != len(coordinates):
-        raise ValueError(f"need a mask (h, w) per box: got masks {tuple(masks.shape)} and {len(coordinates)} boxes")
+        raise ValueError(
+            f"need a mask (h, w) per box: got masks {tuple(masks.shape)} and {len(coordinates)}"
+            " boxes"
+        )
     height, width = image_shape
     painted = torch.zeros(
-        len(masks), height, width, dtype=torch.bool if threshold >= 0 else torch.uint8, device=masks.device
+        len(masks),
+        height,
+        width,
+        dtype=torch.bool if threshold >= 0 else torch.uint8,
+        device=masks.device,
     )
-    # In full precision under autocast too: a step of bfloat16 at 0.5 is 0.004, which moves outlines.
+    # In full precision under autocast too: a step of bfloat16 at 0.5 is 0.004, which moves
+    # outlines.
     with torch.autocast(masks.device.type, enabled=False):
         masks, coordinates = masks.float(), coordinates.float()
         if masks.device.type == "cpu":
@@ -56,7 +65,8 @@ def paste_masks_in_image(
 def _paste_within_boxes(painted: Tensor, masks: Tensor, boxes: Tensor, threshold: float) -> None:
     """Fill (M, H, W) mask by mask, looking only at pixels that the mask can reach: what a CPU is fastest at.
 
-    Measured on one core, 100 boxes of about 150 pixels on 800 x 1067: 14 ms, with ``grid_sample`` 26 ms.
+    Measured on one core, 100 boxes of about 150 pixels on 800 x 1067: 14 ms, with `grid_sample` 26
+    ms.
     """
     _, height, width = painted.shape
     grid = torch.tensor([masks.shape[2], masks.shape[1]])
@@ -75,7 +85,9 @@ def _paste_within_boxes(painted: Tensor, masks: Tensor, boxes: Tensor, threshold
 
 
 def _paste_in_chunks(painted: Tensor, masks: Tensor, boxes: Tensor, threshold: float) -> None:
-    """Fill (M, H, W) as many masks at a time as memory allows, over the whole image: without waiting for the device."""
+    """Fill (M, H, W) as many masks at a time as memory allows, over the whole image: without
+    waiting for the device.
+    """
     _, height, width = painted.shape
     # Filled on the device: a tensor of host numbers would be copied there, and waited for.
     grid = torch.full_like(boxes[:, :2], masks.shape[2])
@@ -91,7 +103,7 @@ def _paste_in_chunks(painted: Tensor, masks: Tensor, boxes: Tensor, threshold: f
 
 
 def _low_and_scale(boxes: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Give where boxes begin, and cells per pixel, both (M, 2) as ``(x, y)``, for a grid of so many cells.
+    """Return where boxes begin, and cells per pixel, both (M, 2) as `(x, y)`, for a grid of so many cells.
 
     A degenerate box begins at infinity, where no pixel is.
     """
@@ -100,18 +112,21 @@ def _low_and_scale(boxes: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     return low, grid / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
-def _interpolation(pixels: Tensor, low: Tensor | float, scale: Tensor | float, num_cells: int) -> Tensor:
-    """Give (..., P, cells) how much each of P pixels along an axis takes from each cell.
+def _interpolation(
+    pixels: Tensor, low: Tensor | float, scale: Tensor | float, num_cells: int
+) -> Tensor:
+    """Return (..., P, cells) how much each of P pixels along an axis takes from each cell.
 
     Args:
         pixels: (P,) centers of pixels along the axis.
         low: (..., 1) where the box begins, or a number.
-        scale: Cells per pixel, as for ``low``.
+        scale: Cells per pixel, as for `low`.
         num_cells: Cells of the mask along the axis.
     """
     position = (pixels - low) * scale - 0.5
     cell = torch.arange(num_cells, device=position.device)
-    # A hat around each cell's center: neighbours share what lies between them, and beyond the outer ones it falls to 0.
+    # A hat around each cell's center: neighbours share what lies between them, and beyond the outer
+    # ones it falls to 0.
     return (1 - (position[..., None] - cell).abs_()).clamp_(min=0)
 
 

@@ -20,8 +20,8 @@ from detkit.structures.mask_formats import as_polygon, decode_runs, polygon_area
 class PolygonMasks:
     """The masks of M objects, each a list of polygons that cover it together; on the CPU always.
 
-    ``polygons[i][j]`` is polygon j of object i: (2 P,) float64 ``[x0, y0, x1, y1, ...]`` in pixels. An object may have
-    none.
+    `polygons[i][j]` is polygon j of object i: (2 P,) float64 `[x0, y0, x1, y1, ...]` in pixels. An
+    object may have none.
     """
 
     polygons: list[list[np.ndarray]]
@@ -30,15 +30,19 @@ class PolygonMasks:
         """Hold polygons; float64 arrays are kept, not copied.
 
         Raises:
-            TypeError: If it is no list with a list of polygons per object.
-            ValueError: If a polygon has fewer than 3 points, an x without a y, or a coordinate that is not finite.
+            TypeError: It is no list with a list of polygons per object.
+            ValueError: A polygon has fewer than 3 points, an x without a y, or a coordinate that is
+                not finite.
         """
         if not isinstance(polygons, (list, tuple)):
-            raise TypeError(f"PolygonMasks takes a list with a list of polygons per object: got {_name(polygons)}")
+            raise TypeError(
+                "PolygonMasks takes a list with a list of polygons per object: got"
+                f" {_name(polygons)}"
+            )
         self.polygons = [_checked(polygons_i, i) for i, polygons_i in enumerate(polygons)]
 
     def to(self, *args: object, **kwargs: object) -> PolygonMasks:
-        """Give the masks themselves: polygons stay on the CPU."""
+        """Return the masks themselves: polygons stay on the CPU."""
         return self
 
     @property
@@ -47,12 +51,14 @@ class PolygonMasks:
         return torch.device("cpu")
 
     def get_bounding_boxes(self) -> Boxes:
-        """Give the smallest box around each object, on the CPU; zeros for one without a polygon."""
+        """Return the smallest box around each object, on the CPU; zeros for one without a polygon."""
         boxes = torch.zeros(len(self), 4)
         for i, polygons_i in enumerate(self.polygons):
             if polygons_i:
                 points = np.concatenate(polygons_i).reshape(-1, 2)
-                boxes[i] = torch.from_numpy(np.concatenate([points.min(axis=0), points.max(axis=0)]))
+                boxes[i] = torch.from_numpy(
+                    np.concatenate([points.min(axis=0), points.max(axis=0)])
+                )
         return Boxes(boxes)
 
     def nonempty(self) -> Tensor:
@@ -60,8 +66,12 @@ class PolygonMasks:
         return torch.tensor([len(polygons_i) > 0 for polygons_i in self.polygons], dtype=torch.bool)
 
     def area(self) -> Tensor:
-        """Give the (M,) float64 areas in square pixels: the sum over an object's polygons, overlaps counted twice."""
-        areas = [sum(polygon_area(p[0::2], p[1::2]) for p in polygons_i) for polygons_i in self.polygons]
+        """Return the (M,) float64 areas in square pixels: the sum over an object's polygons,
+        overlaps counted twice.
+        """
+        areas = [
+            sum(polygon_area(p[0::2], p[1::2]) for p in polygons_i) for polygons_i in self.polygons
+        ]
         return torch.tensor(areas, dtype=torch.float64)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
@@ -75,10 +85,13 @@ class PolygonMasks:
             (M, mask_size, mask_size) bool, on the device of the boxes.
 
         Raises:
-            ValueError: If there is not one box per object.
+            ValueError: There is not one box per object.
         """
         if boxes.dim() != 2 or boxes.shape != (len(self), 4):
-            raise ValueError(f"need a box (x1, y1, x2, y2) per mask: got {tuple(boxes.shape)} for {len(self)} masks")
+            raise ValueError(
+                f"need a box (x1, y1, x2, y2) per mask: got {tuple(boxes.shape)} for {len(self)}"
+                " masks"
+            )
         # Waits for the device: rasterising is done on the CPU.
         corners = boxes.detach().cpu().float()
         # A box that has shrunk to nothing is enlarged without end otherwise.
@@ -98,8 +111,12 @@ class PolygonMasks:
         """Join several sets into one. No sets give no masks."""
         for index, masks in enumerate(polymasks_list):
             if not isinstance(masks, PolygonMasks):
-                raise TypeError(f"PolygonMasks.cat takes PolygonMasks: item {index} is {_name(masks)}")
-        return _unchecked(list(itertools.chain.from_iterable(masks.polygons for masks in polymasks_list)))
+                raise TypeError(
+                    f"PolygonMasks.cat takes PolygonMasks: item {index} is {_name(masks)}"
+                )
+        return _unchecked(
+            list(itertools.chain.from_iterable(masks.polygons for masks in polymasks_list))
+        )
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> PolygonMasks:
         """Select objects by an index (giving one object), a slice, a bool mask, or int64 indices."""
@@ -110,7 +127,9 @@ class PolygonMasks:
         indices = torch.as_tensor(item)
         if indices.dtype == torch.bool:
             if indices.shape != (len(self),):
-                raise IndexError(f"a bool mask for {len(self)} polygon masks has shape {tuple(indices.shape)}")
+                raise IndexError(
+                    f"a bool mask for {len(self)} polygon masks has shape {tuple(indices.shape)}"
+                )
             indices = indices.nonzero().squeeze(1)
         return _unchecked([self.polygons[i] for i in indices.tolist()])
 
@@ -134,18 +153,24 @@ def _unchecked(polygons: list[list[np.ndarray]]) -> PolygonMasks:
 
 def _checked(polygons: Sequence[ArrayLike | Tensor], index: int) -> list[np.ndarray]:
     if not isinstance(polygons, (list, tuple)):
-        raise TypeError(f"PolygonMasks takes a list of polygons per object: object {index} is {_name(polygons)}")
+        raise TypeError(
+            f"PolygonMasks takes a list of polygons per object: object {index} is {_name(polygons)}"
+        )
     checked = []
     for j, polygon in enumerate(polygons):
         try:
-            checked.append(as_polygon(polygon.cpu().numpy() if isinstance(polygon, Tensor) else polygon))
+            checked.append(
+                as_polygon(polygon.cpu().numpy() if isinstance(polygon, Tensor) else polygon)
+            )
         except ValueError as error:
             raise ValueError(f"polygon {j} of object {index}: {error}") from error
     return checked
 
 
 def _rasterise(polygons: list[np.ndarray], counts: list[int], size: int) -> Tensor:
-    """Give (M, size, size) bool masks of objects with so many polygons each, one object after the other."""
+    """Return (M, size, size) bool masks of objects with so many polygons each, one object after the
+    other.
+    """
     masks = torch.zeros(len(counts), size, size, dtype=torch.bool)
     if not polygons:
         return masks

@@ -1,8 +1,8 @@
 """The dicts that travel between packages, with their keys and the types of their values.
 
-A record describes one image of a data set on disk. A model input is one image made ready for a model, a model output
-what a model says about one image. A class whose name starts with an underscore only holds the required keys of the
-class that follows it.
+A record describes one image of a data set on disk. A model input is one image made ready for a
+model, a model output what a model says about one image. A class whose name starts with an
+underscore only holds the required keys of the class that follows it.
 
 Legend: C channels, H and W height and width, K classes.
 """
@@ -22,7 +22,7 @@ class RLERecord(TypedDict):
     """A mask in COCO's run-length encoding."""
 
     size: list[int]
-    """``[height, width]``."""
+    """`[height, width]`."""
     counts: str | bytes | list[int]
     """Compressed (str or bytes), or the run lengths themselves."""
 
@@ -39,16 +39,20 @@ class AnnotationRecord(_AnnotationKeys, total=False):
     id: int
     """The annotation's number in its file: error messages name it."""
     iscrowd: int
-    """1 for a region of many objects that are not told apart: not trained on, and ignored by COCO evaluation."""
+    """1 for a region of many objects that are not told apart: not trained on, and ignored by COCO
+    evaluation.
+    """
     difficult: int
     """1 for an object that Pascal VOC evaluation ignores."""
     segmentation: list[list[float]] | RLERecord | np.ndarray
-    """Polygons, each ``[x0, y0, x1, y1, ...]`` in pixels; a mask in run-length encoding; or a mask, (H, W) bool."""
+    """Polygons, each `[x0, y0, x1, y1, ...]` in pixels; a mask in run-length encoding; or a mask,
+    (H, W) bool.
+    """
     keypoints: list[float]
-    """``[x, y, visibility, ...]``; visibility 0 not labelled, 1 labelled and hidden, 2 visible.
+    """`[x, y, visibility, ...]`; visibility 0 not labelled, 1 labelled and hidden, 2 visible.
 
-    x and y are continuous: the middle of the first pixel is (0.5, 0.5). COCO's files number pixels instead; reader and
-    export convert.
+    x and y are continuous: the middle of the first pixel is (0.5, 0.5). COCO's files number pixels
+    instead; reader and export convert.
     """
     area: float
     """Area in square pixels as the data set gives it: COCO's small, medium and large go by it."""
@@ -60,7 +64,7 @@ class _SegmentKeys(TypedDict):
 
 
 class SegmentRecord(_SegmentKeys, total=False):
-    """One segment of a panoptic png, whose pixels hold ``id``."""
+    """One segment of a panoptic png, whose pixels hold `id`."""
 
     isthing: bool
     iscrowd: int
@@ -74,19 +78,21 @@ class _ImageKeys(TypedDict):
 
 
 class ImageRecord(_ImageKeys, total=False):
-    """One image of a data set. ``category_id`` of its annotations is contiguous, in [0, K)."""
+    """One image of a data set. `category_id` of its annotations is contiguous, in [0, K)."""
 
     height: int
     width: int
     annotations: list[AnnotationRecord]
-    """Absent where nothing is annotated (test images); empty where it is known that there is no object."""
+    """Absent where nothing is annotated (test images); empty where it is known that there is no
+    object.
+    """
     sem_seg_file_name: str
-    """A png whose pixels hold the class, and ``ignore_label`` where none is known."""
+    """A png whose pixels hold the class, and `ignore_label` where none is known."""
     pan_seg_file_name: str
     """A png whose pixels hold the segment: red + 256 green + 65536 blue."""
     segments_info: list[SegmentRecord]
     proposal_boxes: np.ndarray
-    """(P, 4) precomputed proposals, in falling order of ``proposal_objectness_logits`` (P,)."""
+    """(P, 4) precomputed proposals, in falling order of `proposal_objectness_logits` (P,)."""
     proposal_objectness_logits: np.ndarray
     proposal_bbox_mode: BoxMode
     not_exhaustive_category_ids: list[int]
@@ -104,25 +110,26 @@ class ModelInput(_ModelInputKeys, total=False):
     """One image for a model."""
 
     instances: Instances
-    """Ground truth: ``gt_boxes``, ``gt_classes``, ... in the coordinates of ``image``."""
+    """Ground truth: `gt_boxes`, `gt_classes`, ... in the coordinates of `image`."""
     height: int
-    """Height of the wanted output, in pixels: that of the file. Absent: that of ``image``."""
+    """Height of the wanted output, in pixels: that of the file. Absent: that of `image`."""
     width: int
     image_id: int | str
     file_name: str
     proposals: Instances
-    """Precomputed proposals: ``proposal_boxes``, ``objectness_logits``, in the coordinates of ``image``."""
+    """Precomputed proposals: `proposal_boxes`, `objectness_logits`, in the coordinates of `image`.
+    """
     sem_seg: Tensor
     """(H, W) int64 class per pixel."""
 
 
 class ModelOutput(TypedDict, total=False):
-    """What a model says about one image, in the coordinates of ``ModelInput``'s ``height`` and ``width``."""
+    """What a model says about one image, in the coordinates of `ModelInput`'s `height` and `width`."""
 
     instances: Instances
-    """``pred_boxes``, ``scores``, ``pred_classes``, ... in falling order of score."""
+    """`pred_boxes`, `scores`, `pred_classes`, ... in falling order of score."""
     proposals: Instances
-    """``proposal_boxes``, ``objectness_logits``: the output of a proposal network."""
+    """`proposal_boxes`, `objectness_logits`: the output of a proposal network."""
     sem_seg: Tensor
     """(K, H, W) scores per class and pixel."""
     panoptic_seg: tuple[Tensor, list[dict[str, Any]]]

@@ -16,7 +16,7 @@ from detkit.structures.boxes import Boxes
 
 
 class ROIMasks:
-    """The masks of M objects: a thin hull around ``tensor``, (M, h, w) probabilities in [0, 1]."""
+    """The masks of M objects: a thin hull around `tensor`, (M, h, w) probabilities in [0, 1]."""
 
     tensor: Tensor
 
@@ -24,7 +24,7 @@ class ROIMasks:
         """Hold (M, h, w) probabilities.
 
         Raises:
-            ValueError: If it is not (M, h, w).
+            ValueError: It is not (M, h, w).
         """
         if tensor.dim() != 3:
             raise ValueError(f"masks of regions are (M, h, w): got shape {tuple(tensor.shape)}")
@@ -36,10 +36,12 @@ class ROIMasks:
         return self.tensor.device
 
     def to(self, *args: Any, **kwargs: Any) -> ROIMasks:
-        """Give the masks on another device, or of another type, as ``Tensor.to`` does."""
+        """Return the masks on another device, or of another type, as `Tensor.to` does."""
         return ROIMasks(self.tensor.to(*args, **kwargs))
 
-    def to_bitmasks(self, boxes: Boxes | Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+    def to_bitmasks(
+        self, boxes: Boxes | Tensor, height: int, width: int, threshold: float = 0.5
+    ) -> BitMasks:
         """Paint each mask into its box in an image of this size; see `paste_masks_in_image`."""
         return BitMasks.from_roi_masks(self, boxes, height, width, threshold)
 
@@ -48,19 +50,23 @@ class ROIMasks:
         """Join several sets of one grid into one with its own memory.
 
         Raises:
-            ValueError: If there are none, since the grid is not known then.
-            TypeError: If one is something else.
+            ValueError: There are none, since the grid is not known then.
+            TypeError: One is something else.
         """
         if len(roi_masks_list) == 0:
             raise ValueError("need at least one ROIMasks to join")
         for index, masks in enumerate(roi_masks_list):
             if not isinstance(masks, ROIMasks):
-                raise TypeError(f"ROIMasks.cat takes ROIMasks: item {index} is {type(masks).__name__}")
+                raise TypeError(
+                    f"ROIMasks.cat takes ROIMasks: item {index} is {type(masks).__name__}"
+                )
         return cls(torch.cat([masks.tensor for masks in roi_masks_list]))
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> ROIMasks:
         """Select masks by an index (giving one mask), a slice, a bool mask, or int64 indices."""
-        return ROIMasks(self.tensor[item].unsqueeze(0) if isinstance(item, int) else self.tensor[item])
+        return ROIMasks(
+            self.tensor[item].unsqueeze(0) if isinstance(item, int) else self.tensor[item]
+        )
 
     def __len__(self) -> int:
         return self.tensor.shape[0]

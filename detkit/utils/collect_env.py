@@ -8,12 +8,24 @@ import sys
 import torch
 from tabulate import tabulate
 
-_PACKAGES = ("detkit", "torch", "torchvision", "numpy", "pillow", "fvcore", "iopath", "pycocotools", "faster-coco-eval")
+_PACKAGES = (
+    "detkit",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "fvcore",
+    "iopath",
+    "pycocotools",
+    "faster-coco-eval",
+)
 _VARIABLES = ("DETKIT_DATASETS", "DETKIT_OFFLINE", "FVCORE_CACHE", "CUDA_VISIBLE_DEVICES")
 
 
 def collect_env_info() -> str:
-    """Give a table of platform, packages, devices and the environment variables that change a run."""
+    """Return a table of platform, packages, devices and the environment variables that change a
+    run.
+    """
     rows = [("platform", platform.platform()), ("python", sys.version.split()[0])]
     rows += [(name, _version(name)) for name in _PACKAGES]
     rows += [("CPU threads", str(torch.get_num_threads())), ("CUDA", _cuda())]

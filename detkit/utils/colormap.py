@@ -1,7 +1,7 @@
 """Colours that can be told apart, for classes and instances in pictures.
 
-The palette is not a list of numbers but made here: each next colour is the one farthest from all before it, measured in
-a space where equal distances look equally different.
+The palette is not a list of numbers but made here: each next colour is the one farthest from all
+before it, measured in a space where equal distances look equally different.
 """
 
 import functools
@@ -13,8 +13,8 @@ __all__ = ["class_colors", "colormap", "random_color", "random_colors"]
 
 _NUM_COLORS = 80
 
-# Linear sRGB to cone responses, and their cube roots to OKLab. Source: Ottosson 2020, "A perceptual color space for
-# image processing".
+# Linear sRGB to cone responses, and their cube roots to OKLab. Source: Ottosson 2020, "A perceptual
+# color space for image processing".
 _RGB_TO_LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -35,7 +35,7 @@ _MIN_CHROMA = 0.07
 
 
 def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
-    """Give the palette, (80, 3): any first colours of it are as different as so many can be.
+    """Return the palette, (80, 3): any first colours of it are as different as so many can be.
 
     Args:
         rgb: Red first; otherwise blue first, as OpenCV and Detectron2 have it.
@@ -46,9 +46,10 @@ def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]
 
 
 def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
-    """Give a colour for each class, RGB in 0 to 255: the first colours of the palette, which goes on as far as needed.
+    """Return a colour for each class, RGB in 0 to 255: the first colours of the palette, which goes on as far as needed.
 
-    Beyond some thousand classes no more colours can be told apart, and they come again from the first one on.
+    Beyond some thousand classes no more colours can be told apart, and they come again from the
+    first one on.
     """
     palette = np.round(_palette(max(num_classes, _NUM_COLORS)) * 255).astype(int).tolist()
     chosen = (palette[index % len(palette)] for index in range(num_classes))
@@ -56,12 +57,14 @@ def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
-    """Give one colour of the palette at random (NumPy's global generator), (3,)."""
+    """Return one colour of the palette at random (NumPy's global generator), (3,)."""
     return colormap(rgb, maximum)[np.random.randint(_NUM_COLORS)]
 
 
-def random_colors(count: int, rgb: bool = False, maximum: float = 255) -> list[npt.NDArray[np.float32]]:
-    """Give `count` different colours of the palette at random, each (3,).
+def random_colors(
+    count: int, rgb: bool = False, maximum: float = 255
+) -> list[npt.NDArray[np.float32]]:
+    """Return `count` different colours of the palette at random, each (3,).
 
     Raises:
         ValueError: More are asked for than the palette has.

@@ -34,7 +34,9 @@ def get_rank() -> int:
 
 
 def set_local(rank: int, size: int) -> None:
-    """Record rank and number of processes on this machine; called once by the launcher, before anything asks."""
+    """Record rank and number of processes on this machine; called once by the launcher, before
+    anything asks.
+    """
     if not 0 <= rank < size:
         raise ValueError(f"local rank must lie in [0, {size}), got {rank}")
     _LOCAL.update(rank=rank, size=size)
@@ -82,7 +84,9 @@ def _cpu_group() -> Any:
 
 
 def all_gather(obj: T) -> list[T]:
-    """Give every process the objects of all, in order of rank. Objects travel pickled: keep them small."""
+    """Return every process the objects of all, in order of rank. Objects travel pickled: keep them
+    small.
+    """
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()
@@ -91,7 +95,9 @@ def all_gather(obj: T) -> list[T]:
 
 
 def gather(obj: T, dst: int = 0) -> list[T]:
-    """Give rank `dst` the objects of all processes, in order of rank; the others get an empty list."""
+    """Return rank `dst` the objects of all processes, in order of rank; the others get an empty
+    list.
+    """
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
@@ -100,7 +106,7 @@ def gather(obj: T, dst: int = 0) -> list[T]:
 
 
 def largest(number: int) -> int:
-    """Give every process the largest of a whole number of each; cheap enough for every iteration."""
+    """Return every process the largest of a whole number of each; cheap enough for every iteration."""
     if get_world_size() == 1:
         return number
     value = torch.tensor(number, dtype=torch.int64)
@@ -109,7 +115,9 @@ def largest(number: int) -> int:
 
 
 def largest_of_each(values: Tensor) -> Tensor:
-    """Give every process, element by element, the largest of the tensors of all, on the device that they are on."""
+    """Return every process, element by element, the largest of the tensors of all, on the device
+    that they are on.
+    """
     if get_world_size() == 1:
         return values
     largest = values.clone()
@@ -146,17 +154,17 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
 
 
 def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """Give rank 0 the arrays of all processes, those of a name behind each other in order of rank; the others None.
+    """Return rank 0 the arrays of all processes, those of a name behind each other in order of rank; the others None.
 
-    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds nothing twice that
-    the others send.
+    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds
+    nothing twice that the others send.
 
     Args:
         arrays: By name, along the first axis; a process may lack some names.
 
     Raises:
-        ValueError: In all processes, if arrays of a name that are not empty differ in type, or in more than the first
-            axis.
+        ValueError: In all processes, if arrays of a name that are not empty differ in type, or in
+            more than the first axis.
     """
     if get_world_size() == 1:
         return dict(arrays)
@@ -164,16 +172,22 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     gathered: dict[str, np.ndarray] = {}
     for name in sorted({name for layout in layouts for name in layout}):
         given = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
-        of_name = {rank: layout for rank, layout in given.items() if layout[1][0]} or dict([next(iter(given.items()))])
+        of_name = {rank: layout for rank, layout in given.items() if layout[1][0]} or dict(
+            [next(iter(given.items()))]
+        )
         if len({(dtype, shape[1:]) for dtype, shape in of_name.values()}) > 1:
-            raise ValueError(f"arrays {name!r} differ between processes: by rank {of_name} (type, shape)")
+            raise ValueError(
+                f"arrays {name!r} differ between processes: by rank {of_name} (type, shape)"
+            )
         whole = _concatenate_in_main(arrays.get(name), of_name)
         if whole is not None:
             gathered[name] = whole
     return gathered if is_main_process() else None
 
 
-def _concatenate_in_main(own: np.ndarray | None, layouts: Mapping[int, tuple[str, tuple]]) -> np.ndarray | None:
+def _concatenate_in_main(
+    own: np.ndarray | None, layouts: Mapping[int, tuple[str, tuple]]
+) -> np.ndarray | None:
     if not is_main_process():
         if own is not None and own.size:
             dist.send(_bytes_of(np.ascontiguousarray(own)), dst=0, group=_cpu_group())
@@ -197,7 +211,9 @@ def _bytes_of(array: np.ndarray) -> Tensor:
 
 
 def sum_to_main(tensor: Tensor) -> Tensor:
-    """Give rank 0 the sum of the CPU tensors of all processes, which have the same shape; the others get their own."""
+    """Return rank 0 the sum of the CPU tensors of all processes, which have the same shape; the
+    others get their own.
+    """
     if get_world_size() == 1:
         return tensor
     total = tensor.clone()

@@ -17,7 +17,12 @@ logger = logging.getLogger(__name__)
 # Parameters of glibc's mallopt, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 # A user who has chosen an allocator, or tuned it, has the last word.
-_ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_ALLOCATOR_VARIABLES = (
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
 
 
 def torch_version() -> tuple[int, int]:
@@ -32,7 +37,8 @@ def seed_all_rng(seed: int | None = None) -> int:
     """Seed Python, NumPy and torch (every device) and give the seed used.
 
     Args:
-        seed: In [0, 2**32); None draws one from the operating system and logs it, so that the run can be repeated.
+        seed: In [0, 2**32); None draws one from the operating system and logs it, so that the run
+            can be repeated.
     """
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
@@ -46,11 +52,17 @@ def seed_all_rng(seed: int | None = None) -> int:
 
 
 def random_state() -> dict[str, Any]:
-    """Give the states of Python's, NumPy's and torch's generators, with that of the present CUDA device if in use."""
+    """Return the states of Python's, NumPy's and torch's generators, with that of the present CUDA
+    device if in use.
+    """
     version, python, gauss = random.getstate()
     _, numpy, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
-        "python": {"version": version, "state": torch.tensor(python, dtype=torch.int64), "gauss": gauss},
+        "python": {
+            "version": version,
+            "state": torch.tensor(python, dtype=torch.int64),
+            "gauss": gauss,
+        },
         "numpy": {
             "state": torch.from_numpy(np.asarray(numpy, dtype=np.int64)),
             "position": int(position),
@@ -86,14 +98,18 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
+        raise ValueError(
+            f"MODEL.DEVICE must be auto, cpu, cuda, cuda:N or mps, got {name!r}"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"MODEL.DEVICE is {name!r}, but torch {torch.__version__} sees no CUDA device. Set MODEL.DEVICE to"
-            " cpu or auto."
+            f"MODEL.DEVICE is {name!r}, but torch {torch.__version__} sees no CUDA device. Set"
+            " MODEL.DEVICE to cpu or auto."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"MODEL.DEVICE is {name!r}, but this machine has none. Set MODEL.DEVICE to cpu or auto.")
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but this machine has none. Set MODEL.DEVICE to cpu or auto."
+        )
     return device
 
 
@@ -106,18 +122,22 @@ def _best_device() -> str:
 def reuse_freed_memory() -> bool:
     """Let this process keep the memory it frees, for the next tensor, instead of handing it back to the system.
 
-    glibc maps every block above 32 MB anew and unmaps it when it is freed, so each large feature map on a CPU begins
-    with a page fault per 4 KB: 13 % of the time of a Faster R-CNN R50-FPN on one image of 800x1067 (209,000 faults,
-    none with this). The process stays as large as it once was. Concerns torch's CPU tensors only; GPUs have torch's own
-    pool.
+    glibc maps every block above 32 MB anew and unmaps it when it is freed, so each large feature
+    map on a CPU begins with a page fault per 4 KB: 13 % of the time of a Faster R-CNN R50-FPN on
+    one image of 800x1067 (209,000 faults, none with this). The process stays as large as it once
+    was. Concerns torch's CPU tensors only; GPUs have torch's own pool.
 
     Returns:
-        Whether it was done: not without glibc, and not where an environment variable chooses or tunes an allocator.
+        Whether it was done: not without glibc, and not where an environment variable chooses or
+        tunes an allocator.
     """
-    if platform.libc_ver()[0] != "glibc" or any(os.environ.get(name) for name in _ALLOCATOR_VARIABLES):
+    if platform.libc_ver()[0] != "glibc" or any(
+        os.environ.get(name) for name in _ALLOCATOR_VARIABLES
+    ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Older versions refuse so high a threshold; they get no maps at all, which costs more in fragmentation.
+    # Older versions refuse so high a threshold; they get no maps at all, which costs more in
+    # fragmentation.
     if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):
         mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never

@@ -1,7 +1,8 @@
 """What a run measures: a storage for scalars and pictures, and the writers that bring them to files and to the console.
 
-Scalars may be given as tensors on any device. They are fetched together when somebody reads them, with one copy for all
-of them, so that a training step never waits for the device just to log its losses.
+Scalars may be given as tensors on any device. They are fetched together when somebody reads them,
+with one copy for all of them, so that a training step never waits for the device just to log its
+losses.
 """
 
 import datetime
@@ -37,22 +38,27 @@ __all__ = [
 _storages: list["EventStorage"] = []
 # Values of each scalar that survive a resume: those that the writers' medians are over.
 _KEPT_VALUES = 20
-# Pictures that wait to be written. A run without TensorBoard, where nobody takes them, must not collect them for days.
+# Pictures that wait to be written. A run without TensorBoard, where nobody takes them, must not
+# collect them for days.
 _KEPT_IMAGES = 32
-# Scalars that wait to be brought to the host. Only writers ask for them, and processes but the main one have none.
+# Scalars that wait to be brought to the host. Only writers ask for them, and processes but the main
+# one have none.
 _MAX_PENDING = 10_000
 # Values that a scalar is known by: all of a run of days could take gigabytes.
 _MAX_VALUES = 10_000
 
 
 def get_event_storage() -> "EventStorage":
-    """Give the storage of the innermost `with EventStorage(...)` that is active.
+    """Return the storage of the innermost `with EventStorage(...)` that is active.
 
     Raises:
         RuntimeError: None is active.
     """
     if not _storages:
-        raise RuntimeError("get_event_storage() needs an active EventStorage: wrap the code in `with EventStorage(0):`")
+        raise RuntimeError(
+            "get_event_storage() needs an active EventStorage: wrap the code in `with"
+            " EventStorage(0):`"
+        )
     return _storages[-1]
 
 
@@ -74,28 +80,39 @@ class EventStorage:
         self._prefix = ""
 
     def put_scalar(
-        self, name: str, value: float | Tensor, *, smoothing_hint: bool = True, cur_iter: int | None = None
+        self,
+        name: str,
+        value: float | Tensor,
+        *,
+        smoothing_hint: bool = True,
+        cur_iter: int | None = None,
     ) -> None:
         """Add a scalar under a name, at the present iteration.
 
         Args:
             name: For example `loss_cls`; `a/b` groups under a in TensorBoard.
             value: A number, or a tensor of one element, which is read later, together with others.
-            smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or the last one (a
-                rate).
+            smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or
+                the last one (a rate).
             cur_iter: Iteration to file it under, if not the present one.
 
         Raises:
-            ValueError: A tensor has more than one element, or a name got another smoothing hint before.
+            ValueError: A tensor has more than one element, or a name got another smoothing hint
+                before.
         """
         name = self._prefix + name
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ValueError(f"scalar {name!r} must have one element, got shape {tuple(value.shape)}")
-            # The clone protects the value from in-place changes between now and the moment it is read.
+                raise ValueError(
+                    f"scalar {name!r} must have one element, got shape {tuple(value.shape)}"
+                )
+            # The clone protects the value from in-place changes between now and the moment it is
+            # read.
             value = value.detach().reshape(()).clone()
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
-            raise ValueError(f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before")
+            raise ValueError(
+                f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before"
+            )
         self._pending.append((name, value, self.iter if cur_iter is None else cur_iter))
         if len(self._pending) == _MAX_PENDING:
             self._fetch()
@@ -146,14 +163,21 @@ class EventStorage:
         return dict(self._latest)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """As `latest`, with the median of the last `window_size` values for scalars put with a smoothing hint."""
+        """As `latest`, with the median of the last `window_size` values for scalars put with a
+        smoothing hint.
+        """
         return {
-            name: (self._history[name].median(window_size) if self._smoothed[name] else value, iteration)
+            name: (
+                self._history[name].median(window_size) if self._smoothed[name] else value,
+                iteration,
+            )
             for name, (value, iteration) in self.latest().items()
         }
 
     def new_by_iteration(self, after: int, window_size: int = 20) -> dict[int, dict[str, float]]:
-        """Give what `latest_with_smoothing_hint` gives of iterations behind `after`, by iteration, in their order."""
+        """Return what `latest_with_smoothing_hint` gives of iterations behind `after`, by
+        iteration, in their order.
+        """
         by_iter: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in self.latest_with_smoothing_hint(window_size).items():
             if iteration > after:
@@ -161,7 +185,9 @@ class EventStorage:
         return dict(sorted(by_iter.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the scalars that the next lines of the writers will be made of; pictures are not among them."""
+        """Return the scalars that the next lines of the writers will be made of; pictures are not
+        among them.
+        """
         return {
             name: {
                 "values": [list(value) for value in history.values()[-_KEPT_VALUES:]],
@@ -205,7 +231,9 @@ class EventStorage:
         numbers = [0.0 if isinstance(value, Tensor) else float(value) for _, value, _ in pending]
         for device, where in by_device.items():
             dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-            fetched = torch.stack([torch.as_tensor(pending[i][1]).to(dtype) for i in where]).tolist()
+            fetched = torch.stack(
+                [torch.as_tensor(pending[i][1]).to(dtype) for i in where]
+            ).tolist()
             for i, number in zip(where, fetched, strict=True):
                 numbers[i] = number
         for (name, _, iteration), number in zip(pending, numbers, strict=True):
@@ -229,18 +257,22 @@ class EventWriter(ABC):
     def write(self) -> None:
         """Write what is new in the active storage."""
 
-    def open(self) -> None:  # noqa: B027  (most writers open a file when they need it)
-        """Get ready to write: called before the first step, behind `load_state_dict`, so that errors come early."""
+    def open(self) -> None:
+        """Get ready to write: called before the first step, behind `load_state_dict`, so that
+        errors come early.
+        """
 
-    def close(self) -> None:  # noqa: B027  (most writers hold nothing open)
+    def close(self) -> None:
         """Release what the writer holds."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give how far the writer has written, so that a resumed run writes nothing twice."""
+        """Return how far the writer has written, so that a resumed run writes nothing twice."""
         return {}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027  (most writers have no state)
-        """Go on behind what was written then: what was written later, by a run that was killed, is taken back."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on behind what was written then: what was written later, by a run that was killed, is
+        taken back.
+        """
 
 
 class LineWriter(EventWriter):
@@ -267,7 +299,9 @@ class LineWriter(EventWriter):
     @staticmethod
     @abstractmethod
     def iteration_of(line: str) -> float:
-        """Give the iteration of a line; infinity for one that a kill has torn, which is a last one."""
+        """Return the iteration of a line; infinity for one that a kill has torn, which is a last
+        one.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_write": self._last_write}
@@ -299,17 +333,25 @@ class LineWriter(EventWriter):
 
 
 class JSONWriter(LineWriter):
-    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null for nan and inf."""
+    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null
+    for nan and inf.
+    """
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         """Remember where to write, as `LineWriter` does."""
         super().__init__(json_file, window_size)
 
     def write(self) -> None:
-        for iteration, scalars in get_event_storage().new_by_iteration(self._last_write, self._window_size).items():
+        for iteration, scalars in (
+            get_event_storage().new_by_iteration(self._last_write, self._window_size).items()
+        ):
             # JSON has no nan, which the AP of a class without ground truth is.
-            values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-            self._open().write(json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n")
+            values = {
+                name: value if math.isfinite(value) else None for name, value in scalars.items()
+            }
+            self._open().write(
+                json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n"
+            )
             self._last_write = iteration
         self._open().flush()
 
@@ -340,7 +382,9 @@ class TensorboardXWriter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         newest = self._last_write
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(
+            self._window_size
+        ).items():
             if iteration > self._last_write:
                 self._open().add_scalar(name, value, iteration)
                 newest = max(newest, iteration)
@@ -371,7 +415,9 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs a line with iteration, remaining time, losses, step and data time, learning rate and memory."""
+    """Logs a line with iteration, remaining time, losses, step and data time, learning rate and
+    memory.
+    """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
         """Remember the length of the run.
@@ -391,11 +437,19 @@ class CommonMetricPrinter(EventWriter):
         if self._max_iter is not None and iteration >= self._max_iter:
             return  # hooks that run after training write too; the last line is already there
         shown = storage.latest_with_smoothing_hint(self._window_size)
-        losses = [f"{name}: {value:.4g}" for name, (value, _) in shown.items() if "loss" in name and "/" not in name]
-        parts = [f"iter: {iteration + 1}" + (f"/{self._max_iter}" if self._max_iter is not None else "")]
+        losses = [
+            f"{name}: {value:.4g}"
+            for name, (value, _) in shown.items()
+            if "loss" in name and "/" not in name
+        ]
+        parts = [
+            f"iter: {iteration + 1}" + (f"/{self._max_iter}" if self._max_iter is not None else "")
+        ]
         parts += [f"eta: {eta}" for eta in self._eta(storage)]
         parts += losses
-        parts += [f"{name}: {shown[name][0]:.4f}s" for name in ("time", "data_time") if name in shown]
+        parts += [
+            f"{name}: {shown[name][0]:.4f}s" for name in ("time", "data_time") if name in shown
+        ]
         parts += [f"lr: {shown['lr'][0]:.5g}"] if "lr" in shown else []
         parts.append(f"max_mem: {peak_memory_mb():.0f}M")
         self._logger.info("  ".join(parts))
@@ -427,7 +481,11 @@ class ProgressBar(EventWriter):
     def __init__(self, max_iter: int) -> None:
         """Make a bar of `max_iter` iterations."""
         self._bar = tqdm(
-            total=max_iter, file=sys.stdout, disable=not sys.stdout.isatty(), unit="it", dynamic_ncols=True
+            total=max_iter,
+            file=sys.stdout,
+            disable=not sys.stdout.isatty(),
+            unit="it",
+            dynamic_ncols=True,
         )
 
     def write(self) -> None:
@@ -440,7 +498,9 @@ class ProgressBar(EventWriter):
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the process so far, in MiB: of the CUDA device where there is one, else resident memory."""
+    """Peak memory of the process so far, in MiB: of the CUDA device where there is one, else
+    resident memory.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -448,4 +508,6 @@ def peak_memory_mb() -> float:
     except ImportError:  # Windows
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
+    return (
+        peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    )  # macOS counts bytes, Linux KiB

@@ -29,7 +29,9 @@ _CATALOG = {
 
 
 class DownloadHandler(PathHandler):
-    """Opens `https://` addresses, downloaded once: see `download.fetch`. Others of the web are refused."""
+    """Opens `https://` addresses, downloaded once: see `download.fetch`. Others of the web are
+    refused.
+    """
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["https://", "http://", "ftp://"]
@@ -58,7 +60,9 @@ class Detectron2Handler(DownloadHandler):
 
 
 class CatalogHandler(DownloadHandler):
-    """Opens `catalog://ImageNetPretrained/X`, as Detectron1 and some files of the zoo call their backbones' weights."""
+    """Opens `catalog://ImageNetPretrained/X`, as Detectron1 and some files of the zoo call their
+    backbones' weights.
+    """
 
     def _get_supported_prefixes(self) -> list[str]:
         return [_CATALOG_PREFIX]
@@ -66,7 +70,9 @@ class CatalogHandler(DownloadHandler):
     def _address(self, path: str) -> str:
         name = path.removeprefix(_CATALOG_PREFIX)
         if name not in _CATALOG:
-            raise FileNotFoundError(f"{path} is not in the catalog of weights.{did_you_mean(name, _CATALOG)}")
+            raise FileNotFoundError(
+                f"{path} is not in the catalog of weights.{did_you_mean(name, _CATALOG)}"
+            )
         return _DETECTRON1_URL + _CATALOG[name]
 
 
@@ -77,7 +83,9 @@ PathManager.register_handler(CatalogHandler())
 
 
 def dataset_root() -> Path:
-    """The folder under which built-in and relative data sets are looked for: `$DETKIT_DATASETS`, else `datasets`."""
+    """The folder under which built-in and relative data sets are looked for: `$DETKIT_DATASETS`,
+    else `datasets`.
+    """
     return Path(os.environ.get("DETKIT_DATASETS", "datasets")).expanduser()
 
 
@@ -91,4 +99,6 @@ def packaged_configs() -> Path:
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"detkit's configs are neither in {package} nor beside it; reinstall detkit")
+    raise FileNotFoundError(
+        f"detkit's configs are neither in {package} nor beside it; reinstall detkit"
+    )

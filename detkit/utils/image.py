@@ -13,19 +13,25 @@ import torch
 from PIL import Image
 
 from detkit.utils.file_io import PathManager
-from detkit.utils.image_file import MAX_IMAGE_PIXELS, BadImageError, jpeg_size, opened_image, require_pixels
+from detkit.utils.image_file import (
+    MAX_IMAGE_PIXELS,
+    BadImageError,
+    jpeg_size,
+    opened_image,
+    require_pixels,
+)
 from detkit.utils.near_miss import did_you_mean
 
 with contextlib.suppress(ImportError):
-    import torchvision.io  # noqa: F401 - registers torch.ops.image
+    import torchvision.io
 
 logger = logging.getLogger(__name__)
 
 # "BGR" is the order of the Caffe2 models; the others are PIL modes with 8 bits a channel.
 IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV")
 
-# torchvision's decoder as an operator: its Python function costs 0.04 ms more to warn, from 0.29 on, that the decoders
-# will go one day. Where they are gone this is None, and PIL decodes.
+# torchvision's decoder as an operator: its Python function costs 0.04 ms more to warn, from 0.29
+# on, that the decoders will go one day. Where they are gone this is None, and PIL decodes.
 _decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: grey stays grey, CMYK stays CMYK
 
@@ -38,11 +44,14 @@ class SizeMismatchError(BadImageError):
     """An image whose size is not the one that its record gives."""
 
 
-def read_image(file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Give an image file as an array, upright, whatever the EXIF orientation says about how it is stored.
+def read_image(
+    file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMAGE_PIXELS
+) -> np.ndarray:
+    """Return an image file as an array, upright, whatever the EXIF orientation says about how it is stored.
 
-    Palettes are looked up, transparency is dropped, CMYK is converted, and 16-bit grey keeps its upper 8 bits, so that
-    every file comes out the same way. Of an animation, the first frame is given.
+    Palettes are looked up, transparency is dropped, CMYK is converted, and 16-bit grey keeps its
+    upper 8 bits, so that every file comes out the same way. Of an animation, the first frame is
+    given.
 
     Args:
         file_name: Path or anything else that `PathManager` opens.
@@ -60,8 +69,8 @@ def read_image(file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMA
     """
     if format not in IMAGE_FORMATS:
         raise ValueError(
-            f"image format (INPUT.FORMAT) must be one of {', '.join(IMAGE_FORMATS)}, got {format!r}."
-            f"{did_you_mean(str(format), IMAGE_FORMATS)}"
+            f"image format (INPUT.FORMAT) must be one of {', '.join(IMAGE_FORMATS)}, got"
+            f" {format!r}.{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
     data = _read_bytes(file_name)
     size = jpeg_size(data) if data.startswith(_JPEG_MARK) else None
@@ -78,11 +87,12 @@ def read_image(file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMA
 
 
 def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Give a png of labels as an array (H, W) of integers, exactly as stored: of a palette, the numbers, not colours.
+    """Return a png of labels as an array (H, W) of integers, exactly as stored: of a palette, the numbers, not colours.
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadImageError: The file is empty, truncated, no image, has several channels, or claims more than `max_pixels`.
+        BadImageError: The file is empty, truncated, no image, has several channels, or claims more
+            than `max_pixels`.
     """
     data = _read_bytes(file_name)
     with opened_image(data, file_name, max_pixels) as image:
@@ -90,14 +100,14 @@ def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.
         labels = np.array(image)
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise BadImageError(
-            f"label map {file_name} must hold one integer per pixel; it is an image of mode {image.mode}, shape "
-            f"{labels.shape}"
+            f"label map {file_name} must hold one integer per pixel; it is an image of mode"
+            f" {image.mode}, shape {labels.shape}"
         )
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
 def read_image_size(file_name: str) -> tuple[int, int]:
-    """Give `(height, width)` of an image file, upright as `read_image` gives it, from the header alone.
+    """Return `(height, width)` of an image file, upright as `read_image` gives it, from the header alone.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -110,14 +120,18 @@ def read_image_size(file_name: str) -> tuple[int, int]:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """Give an (H, W, C) image that `read_image` read in `format` as (H, W, 3) uint8 RGB, to look at."""
+    """Return an (H, W, C) image that `read_image` read in `format` as (H, W, 3) uint8 RGB, to look
+    at.
+    """
     pixels = np.asarray(image)
     if format == "RGB":
         return pixels.astype(np.uint8, copy=False)
     if format == "BGR":
         return pixels[:, :, ::-1].astype(np.uint8, copy=False)
     pixels = np.ascontiguousarray(pixels[:, :, 0] if format == "L" else pixels, dtype=np.uint8)
-    return np.array(Image.frombytes(format, (pixels.shape[1], pixels.shape[0]), pixels.tobytes()).convert("RGB"))
+    return np.array(
+        Image.frombytes(format, (pixels.shape[1], pixels.shape[0]), pixels.tobytes()).convert("RGB")
+    )
 
 
 def _read_bytes(file_name: str) -> bytes:
@@ -133,9 +147,10 @@ def _read_bytes(file_name: str) -> bytes:
 def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     """Decode with libjpeg-turbo through torchvision, not yet upright, or give None where PIL has to do it.
 
-    Both drive the same library with the same settings and give the same pixels (a test holds them together);
-    torchvision takes 1.0 ms for 640x480 where PIL takes 1.6, since PIL copies the pixels twice. CMYK files stay with
-    PIL, which knows Adobe's inverted inks, and grey output too: there PIL weighs the colours after decoding.
+    Both drive the same library with the same settings and give the same pixels (a test holds them
+    together); torchvision takes 1.0 ms for 640x480 where PIL takes 1.6, since PIL copies the pixels
+    twice. CMYK files stay with PIL, which knows Adobe's inverted inks, and grey output too: there
+    PIL weighs the colours after decoding.
     """
     if _decode_jpeg_operator is None or format not in ("RGB", "BGR"):
         return None
@@ -155,7 +170,8 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
 def _jpeg_has_exif(data: bytes) -> bool:
     """Whether a JPEG file that could be decoded says more about itself in an EXIF block; PIL takes 0.1 ms to tell.
 
-    Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start of scan (0xDA).
+    Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start
+        of scan (0xDA).
     """
     position = 2
     while position + 10 <= len(data):
@@ -165,7 +181,9 @@ def _jpeg_has_exif(data: bytes) -> bool:
         if marker == 0xE1 and data.startswith(_EXIF_MARK, position + 4):
             return True
         # Any number of 0xFF bytes may stand before a marker.
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        position += (
+            1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        )
     return False
 
 
@@ -178,35 +196,50 @@ def _decode_with_pil(image: Image.Image, format: str) -> np.ndarray:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring the modes that `convert` would clip or complain about to one that it converts faithfully."""
+    """Bring the modes that `convert` would clip or complain about to one that it converts
+    faithfully.
+    """
     if image.mode.startswith("I"):
         return _grey_from_integers(image)
     if image.mode == "F":
-        raise ValueError("it holds floating point values, whose range is not known; convert it to 8 or 16 bits")
+        raise ValueError(
+            "it holds floating point values, whose range is not known; convert it to 8 or 16 bits"
+        )
     # Palettes with a transparent entry: straight to RGB, PIL warns that the entry is lost.
-    return image.convert("RGBA") if image.mode in ("P", "PA") and "transparency" in image.info else image
+    return (
+        image.convert("RGBA")
+        if image.mode in ("P", "PA") and "transparency" in image.info
+        else image
+    )
 
 
 def _grey_from_integers(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= 2**16:
-        raise ValueError(f"its values run from {low} to {high}; grey images of 8 and of 16 bits can be read")
-    # The upper byte, as PIL does for 16-bit colour. `convert` would turn everything above 255 white.
+        raise ValueError(
+            f"its values run from {low} to {high}; grey images of 8 and of 16 bits can be read"
+        )
+    # The upper byte, as PIL does for 16-bit colour. `convert` would turn everything above 255
+    # white.
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _orientation(image: Image.Image) -> int:
-    """Give the EXIF orientation, 1 (upright) to 8."""
+    """Return the EXIF orientation, 1 (upright) to 8."""
     try:
         value: Any = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # EXIF blocks break in many ways, and a broken one says nothing about the orientation
+    except (
+        Exception
+    ):  # EXIF blocks break in many ways, and a broken one says nothing about the orientation
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the orientation in which a camera stored (H, W, C) pixels. Source: CIPA DC-008 (Exif 2.3), tag 0x0112."""
+    """Undo the orientation in which a camera stored (H, W, C) pixels. Source: CIPA DC-008 (Exif
+    2.3), tag 0x0112.
+    """
     if orientation == 1:
         return pixels
     if orientation >= 5:  # rows and columns are exchanged; what remains are the mirrorings

@@ -15,11 +15,38 @@ from PIL import Image
 MAX_IMAGE_PIXELS = 178_956_970
 """Where Pillow draws the line, too: half a gigabyte as RGB."""
 
-# Of Pillow's formats, those that images come in. Others are left out as some of them start programs: EPS, Ghostscript.
-_FORMATS = ("JPEG", "PNG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI")
-# What PIL raises on files that are damaged or not images; which one depends on the format and on where the damage is.
+# Of Pillow's formats, those that images come in. Others are left out as some of them start
+# programs: EPS, Ghostscript.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "MPO",
+    "BMP",
+    "DIB",
+    "GIF",
+    "TIFF",
+    "WEBP",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+    "PCX",
+    "SGI",
+)
+# What PIL raises on files that are damaged or not images; which one depends on the format and on
+# where the damage is.
 PIL_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        struct.error,
+    ),
     *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, Image.DecompressionBombError),
 )
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -32,7 +59,9 @@ class BadImageError(ValueError):
 
 
 @contextlib.contextmanager
-def opened_image(data: bytes, file_name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+def opened_image(
+    data: bytes, file_name: str, max_pixels: int = MAX_IMAGE_PIXELS
+) -> Iterator[Image.Image]:
     """Open an image with PIL, which reads its header.
 
     Args:
@@ -41,8 +70,8 @@ def opened_image(data: bytes, file_name: str, max_pixels: int = MAX_IMAGE_PIXELS
         max_pixels: Most pixels that it may have.
 
     Raises:
-        BadImageError: It is empty, damaged, no image of a format that is read, or larger. Whatever PIL raises within
-            the context is told in this way, too.
+        BadImageError: It is empty, damaged, no image of a format that is read, or larger. Whatever
+            PIL raises within the context is told in this way, too.
     """
     try:
         with _open(data) as image:
@@ -58,15 +87,16 @@ def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> No
     """Raise a BadImageError where `(width, height)` is more than so many pixels."""
     if size[0] * size[1] > max_pixels:
         raise BadImageError(
-            f"image file {file_name} claims to be {size[0]}x{size[1]} (width x height), more than the "
-            f"{max_pixels} pixels that INPUT.MAX_IMAGE_PIXELS allows"
+            f"image file {file_name} claims to be {size[0]}x{size[1]} (width x height), more than"
+            f" the {max_pixels} pixels that INPUT.MAX_IMAGE_PIXELS allows"
         )
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Give `(width, height)` from the header of a JPEG file, None where its segments do not follow each other plainly.
+    """Return `(width, height)` from the header of a JPEG file, None where its segments do not follow each other plainly.
 
-    Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start of scan (0xDA).
+    Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start
+        of scan (0xDA).
     """
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
@@ -77,7 +107,9 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker == _JPEG_START_OF_SCAN:
             return None
         # Any number of 0xFF bytes may stand before a marker.
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        position += (
+            1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        )
     return None
 
 
@@ -88,7 +120,8 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit is a global: warned of beyond a half, refused beyond it, whatever a config says.
+    # Pillow's own limit is a global: warned of beyond a half, refused beyond it, whatever a config
+    # says.
     with _pillow:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -101,5 +134,10 @@ def _unreadable(file_name: str, data: bytes, error: Exception) -> BadImageError:
     if len(data) == 0:
         return BadImageError(f"image file {file_name} is empty (0 bytes)")
     if isinstance(error, Image.UnidentifiedImageError):
-        return BadImageError(f"{file_name} is not an image that can be read: its {len(data)} bytes start {data[:12]!r}")
-    return BadImageError(f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}")
+        return BadImageError(
+            f"{file_name} is not an image that can be read: its {len(data)} bytes start"
+            f" {data[:12]!r}"
+        )
+    return BadImageError(
+        f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}"
+    )

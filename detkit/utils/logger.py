@@ -20,7 +20,9 @@ _seen: Counter[tuple[Any, ...]] = Counter()
 
 
 class _ColorFormatter(logging.Formatter):
-    """Time and logger name in the colour of the level; warnings and errors also say their level in words."""
+    """Time and logger name in the colour of the level; warnings and errors also say their level in
+    words.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"[{self.formatTime(record, _DATE)} {record.name}]"
@@ -41,13 +43,18 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 def setup_logger(
-    output: str | None = None, distributed_rank: int = 0, *, color: bool = True, name: str = "detkit"
+    output: str | None = None,
+    distributed_rank: int = 0,
+    *,
+    color: bool = True,
+    name: str = "detkit",
 ) -> logging.Logger:
     """Set up the logger `name` and give it. Calling it again replaces the handlers, so that no line shows twice.
 
     Args:
-        output: A folder, which gets `log.txt`, or a file that ends in `.txt` or `.log`; None logs to the console only.
-            Ranks other than 0 add `.rankN` to the name, and log to the file only.
+        output: A folder, which gets `log.txt`, or a file that ends in `.txt` or `.log`; None logs
+            to the console only. Ranks other than 0 add `.rankN` to the name, and log to the file
+            only.
         distributed_rank: Rank of this process.
         color: Colour the console when it is a terminal.
         name: Root of the loggers to set up.
@@ -61,7 +68,9 @@ def setup_logger(
     plain = logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", datefmt=_DATE)
     if distributed_rank == 0:
         console = _ConsoleHandler(sys.stdout)
-        console.setFormatter(_ColorFormatter("%(message)s") if color and sys.stdout.isatty() else plain)
+        console.setFormatter(
+            _ColorFormatter("%(message)s") if color and sys.stdout.isatty() else plain
+        )
         logger.addHandler(console)
     if output is not None:
         file = logging.FileHandler(_log_file(Path(output), distributed_rank), encoding="utf-8")
@@ -78,7 +87,9 @@ def _log_file(output: Path, rank: int) -> Path:
     return path
 
 
-def log_first_n(level: int, message: str, n: int = 1, *, key: Any = None, name: str = "detkit") -> None:
+def log_first_n(
+    level: int, message: str, n: int = 1, *, key: Any = None, name: str = "detkit"
+) -> None:
     """Log a message the first n times only.
 
     Args:

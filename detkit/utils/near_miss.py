@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """Give the known names closest to a misspelt one, best first.
+    """Return the known names closest to a misspelt one, best first.
 
-    A name that differs in case only, or that ends like the given one (a config key given without its parents), counts
-    as close even where most letters differ.
+    A name that differs in case only, or that ends like the given one (a config key given without
+    its parents), counts as close even where most letters differ.
 
     Args:
         name: What the caller wrote.
@@ -27,13 +27,19 @@ def near_misses(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def _same_leaf_matches(name: str, known: list[str]) -> list[str]:
-    """Dotted names whose last part is close to the last part of `name`: the key is right, its parent is not."""
+    """Dotted names whose last part is close to the last part of `name`: the key is right, its
+    parent is not.
+    """
     if "." not in name:
         return []
     by_leaf: dict[str, list[str]] = {}
     for k in known:
         by_leaf.setdefault(_leaf(k), []).append(k)
-    return [k for close in difflib.get_close_matches(_leaf(name), by_leaf, n=2, cutoff=0.8) for k in by_leaf[close]]
+    return [
+        k
+        for close in difflib.get_close_matches(_leaf(name), by_leaf, n=2, cutoff=0.8)
+        for k in by_leaf[close]
+    ]
 
 
 def _leaf(name: str) -> str:
@@ -41,7 +47,9 @@ def _leaf(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give the sentence ` Did you mean 'X' or 'Y'?` with a leading space, or an empty string when nothing is close."""
+    """Return the sentence ` Did you mean 'X' or 'Y'?` with a leading space, or an empty string when
+    nothing is close.
+    """
     close = near_misses(name, known)
     if not close:
         return ""

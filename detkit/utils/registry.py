@@ -36,8 +36,8 @@ class Registry:
         """Add an object under its `__name__`: `@REGISTRY.register()`, or `REGISTRY.register(obj)`.
 
         Raises:
-            KeyError: Another object already has that name. The same definition imported twice (a user's module that was
-                reloaded, say) replaces the first one.
+            KeyError: Another object already has that name. The same definition imported twice (a
+                user's module that was reloaded, say) replaces the first one.
         """
         if obj is None:
             return self._add
@@ -48,17 +48,18 @@ class Registry:
         known = self._objects.get(name)
         if known is not None and not _same_definition(known, obj):
             raise KeyError(
-                f"{self._name} registry already has {name!r}, from {_where(known)}; the second one comes from "
-                f"{_where(obj)}. Rename one of them."
+                f"{self._name} registry already has {name!r}, from {_where(known)}; the second one"
+                f" comes from {_where(obj)}. Rename one of them."
             )
         self._objects[name] = obj
         return obj
 
     def get(self, name: str) -> Any:
-        """Give the object registered under a name.
+        """Return the object registered under a name.
 
         Raises:
-            KeyError: Nothing has that name; the message lists the closest names, or all of them when few.
+            KeyError: Nothing has that name; the message lists the closest names, or all of them
+                when few.
         """
         if name in self._objects:
             return self._objects[name]

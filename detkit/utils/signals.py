@@ -9,18 +9,23 @@ from types import FrameType
 from typing import Any
 
 STOPPED = 75
-"""Exit status of a run that was asked to stop, has saved, and can go on with --resume (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status of a run that was asked to stop, has saved, and can go on with --resume (EX_TEMPFAIL
+of sysexits.h).
+"""
 
 # Slurm sends SIGUSR1 where it is asked to, some time before the end of a job; Windows has none.
-_ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+_ASKING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
 
 
 @contextlib.contextmanager
 def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
     """Call a function with the number of each signal that asks this process to stop, instead of ending it.
 
-    After the first Ctrl-C, the next one ends the process at once, also where Python has no say, as in a wait for
-    another process. Without effect outside the main thread, which alone receives signals.
+    After the first Ctrl-C, the next one ends the process at once, also where Python has no say, as
+    in a wait for another process. Without effect outside the main thread, which alone receives
+    signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,8 +47,8 @@ def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
 def leave_signals_to_parent() -> None:
     """Let a worker process live on when the processes of a run are all asked to stop.
 
-    The process that it works for still finishes a step, for which it may need data, and ends its workers itself. A
-    second SIGTERM ends it: that is how its parent ends one that hangs.
+    The process that it works for still finishes a step, for which it may need data, and ends its
+    workers itself. A second SIGTERM ends it: that is how its parent ends one that hangs.
     """
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
@@ -58,5 +63,5 @@ def leave_signals_to_parent() -> None:
 
 
 def name_of(number: int) -> str:
-    """Give the name of a signal."""
+    """Return the name of a signal."""
     return signal.Signals(number).name

@@ -1,9 +1,10 @@
 """A picture to draw into: boxes, lines, polygons, circles, masks and text, with smooth edges.
 
-Pillow draws without anti-aliasing. Everything slanted or round is therefore drawn as coverage, four times finer, within
-its own bounds only, and blended in from there.
+Pillow draws without anti-aliasing. Everything slanted or round is therefore drawn as coverage, four
+times finer, within its own bounds only, and blended in from there.
 
-Points are (x, y) in pixels of the picture; the pixel in column c spans [c, c + 1). Colours are RGB, 0 to 255.
+Points are (x, y) in pixels of the picture; the pixel in column c spans [c, c + 1). Colours are RGB,
+0 to 255.
 
 Shapes: (H, W) picture, (P, 2) points.
 """
@@ -23,8 +24,9 @@ Rectangle = tuple[int, int, int, int]
 # Coverage cells per pixel side.
 _FINE = 4
 
-# The font that comes with Pillow has the letters of English only. For other names the first of these that the system
-# has (Windows, macOS, Linux) is taken: those that hold Chinese, Japanese and Korean first.
+# The font that comes with Pillow has the letters of English only. For other names the first of
+# these that the system has (Windows, macOS, Linux) is taken: those that hold Chinese, Japanese and
+# Korean first.
 _WIDE_FONTS = (
     "msyh.ttc",
     "Arial Unicode.ttf",
@@ -50,7 +52,9 @@ class Canvas:
             ValueError: The picture has another shape or type, or `scale` is not positive.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"need a picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+            raise ValueError(
+                f"need a picture (H, W, 3) of uint8, got {image.shape} of {image.dtype}"
+            )
         if scale <= 0:
             raise ValueError(f"scale must be positive, got {scale}")
         self._image = Image.fromarray(image).copy()
@@ -72,18 +76,25 @@ class Canvas:
         return self._image.height
 
     def to_array(self) -> npt.NDArray[np.uint8]:
-        """Give the picture as it is now, (H, W, 3) uint8 RGB."""
+        """Return the picture as it is now, (H, W, 3) uint8 RGB."""
         return np.array(self._image)
 
-    # -- shapes ------------------------------------------------------------------------------------------------------
+    # -- shapes
+    # ------------------------------------------------------------------------------------------------------
 
     def draw_box(
-        self, box: Sequence[float], color: Color, *, alpha: float = 1.0, line_width: int | None = None
+        self,
+        box: Sequence[float],
+        color: Color,
+        *,
+        alpha: float = 1.0,
+        line_width: int | None = None,
     ) -> None:
         """Draw the border of a box.
 
         Args:
-            box: XYXY. The outer edge of the border lies on it, so that the border hides nothing around the object.
+            box: XYXY. The outer edge of the border lies on it, so that the border hides nothing
+                around the object.
             color: Of the border.
             alpha: Opacity, 0 to 1.
             line_width: In pixels.
@@ -100,7 +111,9 @@ class Canvas:
         ):
             self._fill_rectangle(bar, color, alpha)
 
-    def draw_line(self, points: Points, color: Color, *, alpha: float = 1.0, line_width: float | None = None) -> None:
+    def draw_line(
+        self, points: Points, color: Color, *, alpha: float = 1.0, line_width: float | None = None
+    ) -> None:
         """Draw straight lines from point to point (P, 2), with round ends and joints."""
         width = line_width or self.line_width
         self._draw_smooth(points, width, color, alpha, functools.partial(_stroke, width=width))
@@ -114,23 +127,38 @@ class Canvas:
         alpha: float = 0.5,
         line_width: float | None = None,
     ) -> None:
-        """Fill a polygon (P, 2) at opacity `alpha`, and draw its border opaque, in `edge_color` or `color`."""
+        """Fill a polygon (P, 2) at opacity `alpha`, and draw its border opaque, in `edge_color` or
+        `color`.
+        """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         if len(points) < 3:
             return  # no area: nothing to fill, and its box is drawn anyway
-        self._draw_smooth(points, 0, color, alpha, lambda draw, p: draw.polygon([tuple(q) for q in p], fill=255))
+        self._draw_smooth(
+            points, 0, color, alpha, lambda draw, p: draw.polygon([tuple(q) for q in p], fill=255)
+        )
         width = line_width or max(1, self.line_width / 2)
         closed = np.concatenate([points, points[:1]])
-        self._draw_smooth(closed, width, edge_color or color, 1.0, functools.partial(_stroke, width=width))
+        self._draw_smooth(
+            closed, width, edge_color or color, 1.0, functools.partial(_stroke, width=width)
+        )
 
-    def draw_circle(self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0) -> None:
+    def draw_circle(
+        self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0
+    ) -> None:
         """Fill a circle."""
         x, y = center
         corners = np.array([(x - radius, y - radius), (x + radius, y + radius)])
-        self._draw_smooth(corners, 0, color, alpha, lambda draw, p: _fill_ellipse(draw, [*p[0], *p[1]]))
+        self._draw_smooth(
+            corners, 0, color, alpha, lambda draw, p: _fill_ellipse(draw, [*p[0], *p[1]])
+        )
 
     def draw_mask(
-        self, mask: npt.NDArray[np.bool_], color: Color, *, alpha: float = 0.5, edge_color: Color | None = None
+        self,
+        mask: npt.NDArray[np.bool_],
+        color: Color,
+        *,
+        alpha: float = 0.5,
+        edge_color: Color | None = None,
     ) -> None:
         """Tint the pixels where `mask` is set; a mask of another size than the picture is stretched over it.
 
@@ -149,26 +177,37 @@ class Canvas:
         width = max(1, self.line_width // 2)
         # With a rim, so that the edge is seen to be one; where the picture ends, a mask has none.
         x1, y1 = max(bounds[0] - width, 0), max(bounds[1] - width, 0)
-        coverage = coverage.crop((x1, y1, min(bounds[2] + width, self.width), min(bounds[3] + width, self.height)))
+        coverage = coverage.crop(
+            (x1, y1, min(bounds[2] + width, self.width), min(bounds[3] + width, self.height))
+        )
         self._blend(coverage, (x1, y1), color, alpha)
         if edge_color is not None:
             inside = coverage.filter(ImageFilter.MinFilter(1 + 2 * width))
             self._blend(ImageChops.subtract(coverage, inside), (x1, y1), edge_color, 1.0)
 
-    def tint(self, colors: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], *, alpha: float = 0.5) -> None:
-        """Blend in a picture (H, W, 3) where (H, W) is set; of another size than this one, both are stretched."""
+    def tint(
+        self, colors: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], *, alpha: float = 0.5
+    ) -> None:
+        """Blend in a picture (H, W, 3) where (H, W) is set; of another size than this one, both are
+        stretched.
+        """
         overlay = Image.fromarray(colors).resize(self._image.size, Image.Resampling.NEAREST)
         level = np.uint8(round(255 * alpha))
         coverage = Image.fromarray(where.astype(np.uint8) * level)
-        self._image.paste(overlay, (0, 0), coverage.resize(self._image.size, Image.Resampling.NEAREST))
+        self._image.paste(
+            overlay, (0, 0), coverage.resize(self._image.size, Image.Resampling.NEAREST)
+        )
 
     def grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
         """Take the colour from every pixel, except where `keep` (any size, stretched) is set."""
         grey = self._image.convert("L").convert("RGB")
-        mask = Image.fromarray(keep.astype(np.uint8) * 255).resize(self._image.size, Image.Resampling.NEAREST)
+        mask = Image.fromarray(keep.astype(np.uint8) * 255).resize(
+            self._image.size, Image.Resampling.NEAREST
+        )
         self._image = Image.composite(self._image, grey, mask)
 
-    # -- text --------------------------------------------------------------------------------------------------------
+    # -- text
+    # --------------------------------------------------------------------------------------------------------
 
     def text_size(self, text: str, font_size: int | None = None) -> tuple[int, int]:
         """Width and height in pixels that a text takes with its background."""
@@ -192,8 +231,10 @@ class Canvas:
 
         Args:
             text: What to write.
-            position: Top left corner of the background; moved as far as needed to keep the text inside the picture.
-            color: Of the letters; black or white, whichever the background shows better, where none is given.
+            position: Top left corner of the background; moved as far as needed to keep the text
+                inside the picture.
+            color: Of the letters; black or white, whichever the background shows better, where none
+                is given.
             background: Of the rectangle behind them; none is drawn where it is None.
             font_size: In pixels.
             alpha: Opacity of the background.
@@ -210,7 +251,8 @@ class Canvas:
             (x + padding, y + padding // 2), text, font=_font(font_size, text.isascii()), fill=color
         )
 
-    # -- painting ----------------------------------------------------------------------------------------------------
+    # -- painting
+    # ----------------------------------------------------------------------------------------------------
 
     def _draw_smooth(
         self,
@@ -220,9 +262,14 @@ class Canvas:
         alpha: float,
         draw_coverage: Callable[[ImageDraw.ImageDraw, list[list[float]]], None],
     ) -> None:
-        """Blend in what `draw_coverage` draws of the points on a finer grid, within the picture only."""
+        """Blend in what `draw_coverage` draws of the points on a finer grid, within the picture
+        only.
+        """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        (x1, y1), (x2, y2) = np.floor(points.min(axis=0) - margin), np.ceil(points.max(axis=0) + margin)
+        (x1, y1), (x2, y2) = (
+            np.floor(points.min(axis=0) - margin),
+            np.ceil(points.max(axis=0) + margin),
+        )
         x1, y1 = max(int(x1), 0), max(int(y1), 0)
         x2, y2 = min(int(x2) + 1, self.width), min(int(y2) + 1, self.height)
         if x1 >= x2 or y1 >= y2:
@@ -239,21 +286,28 @@ class Canvas:
         if x1 < x2 and y1 < y2:
             self._blend(Image.new("L", (x2 - x1, y2 - y1), 255), (x1, y1), color, alpha)
 
-    def _blend(self, coverage: Image.Image, corner: tuple[int, int], color: Color, alpha: float) -> None:
+    def _blend(
+        self, coverage: Image.Image, corner: tuple[int, int], color: Color, alpha: float
+    ) -> None:
         if alpha < 1:
             coverage = coverage.point([round(level * alpha) for level in range(256)])
-        self._image.paste(color, (*corner, corner[0] + coverage.width, corner[1] + coverage.height), coverage)
+        self._image.paste(
+            color, (*corner, corner[0] + coverage.width, corner[1] + coverage.height), coverage
+        )
 
 
 def readable_on(background: Color) -> Color:
-    """Give black or white, whichever stands out more against a colour."""
+    """Return black or white, whichever stands out more against a colour."""
     red, green, blue = background
-    # Luma of Rec. 601; the bound lies above the middle because white letters on a strong colour look crisper.
+    # Luma of Rec. 601; the bound lies above the middle because white letters on a strong colour
+    # look crisper.
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
 def _stroke(draw: ImageDraw.ImageDraw, points: list[list[float]], width: float) -> None:
-    """Coverage of a line `width` pixels wide: a joint-free chain of segments with a disc at every point."""
+    """Coverage of a line `width` pixels wide: a joint-free chain of segments with a disc at every
+    point.
+    """
     radius = width * _FINE / 2
     draw.line([tuple(p) for p in points], fill=255, width=max(round(2 * radius), 1))
     for x, y in points:
@@ -279,6 +333,7 @@ def _font(size: int, is_ascii: bool) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError(
-            "this Pillow was built without FreeType; install the one from PyPI to write text into pictures"
+            "this Pillow was built without FreeType; install the one from PyPI to write text into"
+            " pictures"
         )
     return font

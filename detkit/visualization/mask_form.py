@@ -1,4 +1,6 @@
-"""The forms in which masks reach a picture, and what they come down to: polygons, or an (H, W) bitmap."""
+"""The forms in which masks reach a picture, and what they come down to: polygons, or an (H, W)
+bitmap.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,9 @@ from detkit.structures import polygons_to_bitmask, rle_to_bitmask
 
 
 def mask_list(masks: Any) -> list[Any]:
-    """Give the masks of a container one by one: of `PolygonMasks`, of `BitMasks`, of a tensor or array (M, H, W)."""
+    """Return the masks of a container one by one: of `PolygonMasks`, of `BitMasks`, of a tensor or
+    array (M, H, W).
+    """
     masks = getattr(masks, "polygons", getattr(masks, "tensor", masks))
     return list(masks.detach().cpu().numpy()) if hasattr(masks, "detach") else list(masks)
 
@@ -21,7 +25,7 @@ def is_polygons(mask: Any) -> bool:
 
 
 def binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Give any form of a mask as (H, W) bool: polygons, run-length encoding, or a bitmap of that size.
+    """Return any form of a mask as (H, W) bool: polygons, run-length encoding, or a bitmap of that size.
 
     Raises:
         ValueError: The mask has another size.
@@ -32,7 +36,9 @@ def binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
         return polygons_to_bitmask(_flat(mask), height, width)
     bitmap = np.asarray(mask).astype(bool)
     if bitmap.shape != (height, width):
-        raise ValueError(f"a mask has the size of its picture, {height} x {width}: got shape {bitmap.shape}")
+        raise ValueError(
+            f"a mask has the size of its picture, {height} x {width}: got shape {bitmap.shape}"
+        )
     return bitmap
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from detkit.visualization.canvas import Canvas, Color
 
-# Cells along the longer side of the grid on which a place for a name is looked for: finer than any name is long.
+# Cells along the longer side of the grid on which a place for a name is looked for: finer than any
+# name is long.
 _GRID = 64
 
 
@@ -36,7 +37,8 @@ def draw_segments(
 
     Args:
         canvas: Drawn into.
-        segment_map: (H, W) id per pixel; stretched over the canvas. Ids that `segments` lacks are left as they are.
+        segment_map: (H, W) id per pixel; stretched over the canvas. Ids that `segments` lacks are
+            left as they are.
         segments: With ids of their own.
         alpha: Opacity of the tint.
         min_area: A segment of fewer pixels of the map gets no name.
@@ -59,7 +61,11 @@ def draw_segments(
         if areas[index] >= max(min_area, 1):
             x, y = midst(index_map == index) * stretch
             width, height = canvas.text_size(segments[index].text)
-            canvas.draw_text(segments[index].text, (x - width / 2, y - height / 2), background=segments[index].color)
+            canvas.draw_text(
+                segments[index].text,
+                (x - width / 2, y - height / 2),
+                background=segments[index].color,
+            )
 
 
 def _edges(index_map: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -71,7 +77,7 @@ def _edges(index_map: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 
 def midst(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Give a point (x, y) deep inside a mask that is not empty: where a name hides no neighbour.
+    """Return a point (x, y) deep inside a mask that is not empty: where a name hides no neighbour.
 
     Found on a coarse grid, by peeling layers off until nothing is left.
     """
@@ -85,7 +91,13 @@ def midst(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     rest = np.pad(coarse, 1)
     while rest.any():
         last = rest
-        rest = rest & np.roll(rest, 1, 0) & np.roll(rest, -1, 0) & np.roll(rest, 1, 1) & np.roll(rest, -1, 1)
+        rest = (
+            rest
+            & np.roll(rest, 1, 0)
+            & np.roll(rest, -1, 0)
+            & np.roll(rest, 1, 1)
+            & np.roll(rest, -1, 1)
+        )
     # Of the cells that stay longest, the one in the middle.
     cells = np.argwhere(last[1:-1, 1:-1])
     y, x = cells[np.square(cells - cells.mean(axis=0)).sum(axis=1).argmin()]

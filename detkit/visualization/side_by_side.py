@@ -8,13 +8,16 @@ import numpy.typing as npt
 from detkit.visualization.canvas import Canvas
 from detkit.visualization.vis_image import VisImage
 
-# The longer side that `readable_scale` aims at: labels of several neighbours fit there, and on a screen.
+# The longer side that `readable_scale` aims at: labels of several neighbours fit there, and on a
+# screen.
 _READABLE_SIDE = 640
 _TITLE_COLOR = (32, 32, 32)
 
 
 def readable_scale(image_size: tuple[int, int]) -> float:
-    """Give the scale at which labels of a picture of `(height, width)` are readable: 1, or more for a small one."""
+    """Return the scale at which labels of a picture of `(height, width)` are readable: 1, or more
+    for a small one.
+    """
     return max(1.0, _READABLE_SIDE / max(image_size))
 
 
@@ -27,8 +30,13 @@ def side_by_side(
         ValueError: They differ in height.
     """
     if truth.height != prediction.height:
-        raise ValueError(f"pictures side by side need one height, got {truth.height} and {prediction.height}")
-    columns = [_with_title(picture, title) for picture, title in zip((truth, prediction), titles, strict=True)]
+        raise ValueError(
+            f"pictures side by side need one height, got {truth.height} and {prediction.height}"
+        )
+    columns = [
+        _with_title(picture, title)
+        for picture, title in zip((truth, prediction), titles, strict=True)
+    ]
     gap = np.full((columns[0].shape[0], max(4, truth.width // 100), 3), 255, np.uint8)
     return VisImage(np.concatenate([columns[0], gap, columns[1]], axis=1))
 

@@ -29,7 +29,7 @@ class VisImage:
         return self._image.shape[1]
 
     def get_image(self) -> npt.NDArray[np.uint8]:
-        """Give the picture, (H, W, 3) uint8 RGB."""
+        """Return the picture, (H, W, 3) uint8 RGB."""
         return self._image
 
     def save(self, filepath: str | os.PathLike[str]) -> None:
@@ -41,8 +41,10 @@ class VisImage:
         path = Path(filepath)
         if path.suffix.lower() not in Image.registered_extensions():
             raise ValueError(
-                f"cannot tell an image format from the suffix {path.suffix!r} of {path}; .jpg or .png will do"
+                f"cannot tell an image format from the suffix {path.suffix!r} of {path}; .jpg or"
+                " .png will do"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        # 4:4:4 where it is a JPEG: thin coloured lines would smear otherwise. Other formats ignore both settings.
+        # 4:4:4 where it is a JPEG: thin coloured lines would smear otherwise. Other formats ignore
+        # both settings.
         Image.fromarray(self._image).save(path, quality=92, subsampling=0)

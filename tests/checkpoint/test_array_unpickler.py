@@ -69,7 +69,9 @@ def test_containers_come_back_plain():
         "y": b"\xff",
         "f": 0.5,
     }
-    assert load(pickle.dumps(content, 2)) | {"s": 0} == {**content, "o": {"b": 1, "a": 2}} | {"s": 0}
+    assert load(pickle.dumps(content, 2)) | {"s": 0} == {**content, "o": {"b": 1, "a": 2}} | {
+        "s": 0
+    }
 
 
 def test_shared_arrays_stay_shared():
@@ -124,10 +126,16 @@ def test_everything_else_is_refused_and_does_not_run(make, asked_for, protocol, 
         pytest.param(b"\x80\x04cos\nsystem\n.", UnsafePickleError, id="bare-name"),
         pytest.param(b"\x80\x04cnumpy\nndarray\n.", UnsafePickleError, id="allowed-name-as-value"),
         pytest.param(b"\x80\x04cnumpy\nndarray\n(tR.", UnsafePickleError, id="ndarray-called"),
-        pytest.param(b"\x80\x04cnumpy\ndtype\n}X\x08\x00\x00\x00functionNsb.", UnsafePickleError, id="attribute-set"),
+        pytest.param(
+            b"\x80\x04cnumpy\ndtype\n}X\x08\x00\x00\x00functionNsb.",
+            UnsafePickleError,
+            id="attribute-set",
+        ),
         pytest.param(b"\x80\x04cnumpy\ndtype.__init__\n.", UnsafePickleError, id="dotted-name"),
         pytest.param(
-            b"\x80\x04c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-7\x86R.", UnsafePickleError, id="codec"
+            b"\x80\x04c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-7\x86R.",
+            UnsafePickleError,
+            id="codec",
         ),
         pytest.param(b"\x80\x02Pid\n.", pickle.UnpicklingError, id="persistent-id"),
         pytest.param(b"\x80\x04]\x94h\x00a.", RecursionError, id="list-in-itself"),

@@ -32,7 +32,10 @@ class Counter:
 
 
 def same_weights(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def saved(tmp_path, model=None, name="m", **extra):
@@ -42,7 +45,9 @@ def saved(tmp_path, model=None, name="m", **extra):
 
 def test_saved_model_and_states_come_back(tmp_path):
     model, other, counter = Net(), Net(), Counter()
-    writer = DetectionCheckpointer(model, str(tmp_path), metadata={"thing_classes": ["a", "b"]}, counter=Counter(7))
+    writer = DetectionCheckpointer(
+        model, str(tmp_path), metadata={"thing_classes": ["a", "b"]}, counter=Counter(7)
+    )
     writer.save("model_0", iteration=4)
     rest = DetectionCheckpointer(other, counter=counter).load(str(tmp_path / "model_0.pth"))
     assert same_weights(model, other)
@@ -83,7 +88,9 @@ def test_weights_saved_with_a_wrapper_load(tmp_path):
 def test_zoo_pickle_fills_the_model(tmp_path):
     model, other = Net(), Net()
     weights = {n: t.numpy() for n, t in model.state_dict().items() if "num_batches" not in n}
-    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2"}, 2))
+    (tmp_path / "w.pkl").write_bytes(
+        pickle.dumps({"model": weights, "__author__": "Detectron2"}, 2)
+    )
     checkpointer = DetectionCheckpointer(other)
     assert checkpointer.load(str(tmp_path / "w.pkl"), strict=True) == {"__author__": "Detectron2"}
     assert same_weights(model, other)
@@ -106,7 +113,8 @@ def test_strict_load_refuses_a_partial_match_and_changes_nothing(tmp_path):
     path, other = saved(tmp_path, Net(num_classes=80)), Net(num_classes=2)
     before = [t.clone() for t in other.state_dict().values()]
     with pytest.raises(
-        CheckpointError, match=r"m\.pth does not fill the model: loaded 9/11.*head\.cls\.\*.*--allow-partial"
+        CheckpointError,
+        match=r"m\.pth does not fill the model: loaded 9/11.*head\.cls\.\*.*--allow-partial",
     ):
         DetectionCheckpointer(other).load(path, strict=True)
     assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
@@ -123,7 +131,8 @@ def test_strict_load_accepts_what_is_left_over(tmp_path):
 def test_weights_of_another_model_are_an_error(tmp_path):
     path = saved(tmp_path, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(
-        CheckpointError, match=r"another model: none of its 2 names.*In the file: 0\.weight.*backbone\.0\.weight"
+        CheckpointError,
+        match=r"another model: none of its 2 names.*In the file: 0\.weight.*backbone\.0\.weight",
     ):
         DetectionCheckpointer(Net()).load(path)
 
@@ -135,9 +144,13 @@ def test_same_names_with_other_shapes_everywhere_are_an_error(tmp_path):
 
 
 def test_foreign_weights_of_another_model_are_an_error_that_names_their_layout(tmp_path):
-    weights = {name: np.ones(1, np.float32) for name in ("conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w")}
+    weights = {
+        name: np.ones(1, np.float32) for name in ("conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w")
+    }
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(weights))
-    with pytest.raises(CheckpointError, match=r"R-50\.pkl holds weights of another model.*the layout of Caffe2"):
+    with pytest.raises(
+        CheckpointError, match=r"R-50\.pkl holds weights of another model.*the layout of Caffe2"
+    ):
         DetectionCheckpointer(Net()).load(str(tmp_path / "R-50.pkl"))
 
 

@@ -17,7 +17,9 @@ MODELS = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes(
 def numbered(model):
     """Weights with the names of a model of Detectron2's zoo and as many rows, each with a number of its own."""
     rows = {name: shape[0] for name, shape in MODELS[model]["keys"].items()}
-    return {name: torch.arange(count).float() + 1000 * i for i, (name, count) in enumerate(rows.items())}
+    return {
+        name: torch.arange(count).float() + 1000 * i for i, (name, count) in enumerate(rows.items())
+    }
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,8 @@ def test_folded_norms_get_statistics_that_change_nothing():
     weights = translate(blobs).weights
     norm = nn.BatchNorm2d(2).eval()
     norm.load_state_dict(
-        {name.removeprefix("stem.conv1.norm."): v for name, v in weights.items() if "norm" in name}, strict=False
+        {name.removeprefix("stem.conv1.norm."): v for name, v in weights.items() if "norm" in name},
+        strict=False,
     )
     x = torch.rand(1, 2, 4, 4)
     torch.testing.assert_close(norm(x), x * torch.tensor([2.0, 3.0]).view(1, 2, 1, 1) + 1)
@@ -102,7 +105,9 @@ def test_group_norms_get_no_statistics():
 
 
 def test_state_of_the_optimizer_is_left_out_and_the_unknown_keeps_its_name():
-    weights = translate({"conv1_w": torch.ones(1), "conv1_w_momentum": torch.ones(1), "other_w": torch.ones(1)}).weights
+    weights = translate(
+        {"conv1_w": torch.ones(1), "conv1_w_momentum": torch.ones(1), "other_w": torch.ones(1)}
+    ).weights
     assert set(weights) == {"stem.conv1.weight", "other_w"}
 
 
@@ -117,4 +122,7 @@ def test_channel_order_is_compared_with_the_models():
     translation = translate({"conv1_w": torch.ones(1)})
     assert differing_settings(translation, Model([103.53, 116.28, 123.675])) == []
     (told,) = differing_settings(translation, Model([123.675, 116.28, 103.53]))
-    assert "set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]; the model has PIXEL_MEAN [123.675" in told
+    assert (
+        "set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]; the model has PIXEL_MEAN [123.675"
+        in told
+    )

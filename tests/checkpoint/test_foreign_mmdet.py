@@ -22,8 +22,14 @@ MODELS = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes(
     ],
 )
 def test_backbone_pyramid_and_two_stage_heads_come_back(model, first_level):
-    keys = {n: s for n, s in MODELS[model]["keys"].items() if not n.startswith(("head.", "backbone.top_block."))}
-    weights = {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(keys.items())}
+    keys = {
+        n: s
+        for n, s in MODELS[model]["keys"].items()
+        if not n.startswith(("head.", "backbone.top_block."))
+    }
+    weights = {
+        name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(keys.items())
+    }
     translation = translate_for(as_mmdet(weights, first_level), weights)
     assert translation.layout == "MMDetection"
     assert set(translation.weights) == set(weights)
@@ -68,10 +74,17 @@ def test_pyramid_without_a_backbone_begins_at_res2():
 def test_its_files_load_with_what_they_say_about_themselves(tmp_path):
     model = torch.nn.ModuleDict({"fpn_lateral2": torch.nn.Conv2d(2, 3, 1)})
     weights = {
-        f"neck.lateral_convs.0.conv.{name}": value for name, value in torch.nn.Conv2d(2, 3, 1).state_dict().items()
+        f"neck.lateral_convs.0.conv.{name}": value
+        for name, value in torch.nn.Conv2d(2, 3, 1).state_dict().items()
     }
     path = tmp_path / "epoch_12.pth"
-    torch.save({"meta": {"mmdet_version": "2.28.0", "CLASSES": ("cat",), "epoch": 12}, "state_dict": weights}, path)
+    torch.save(
+        {
+            "meta": {"mmdet_version": "2.28.0", "CLASSES": ("cat",), "epoch": 12},
+            "state_dict": weights,
+        },
+        path,
+    )
     DetectionCheckpointer(model).load(str(path), strict=True)
     assert torch.equal(model["fpn_lateral2"].weight, weights["neck.lateral_convs.0.conv.weight"])
 

@@ -87,10 +87,15 @@ def test_other_preparation_of_images_is_told(tmp_path, caplog):
             self.register_buffer("pixel_std", torch.tensor(std), persistent=False)
 
     path = saved(random_torchvision_model("resnet18"), tmp_path)
-    DetectionCheckpointer(Model([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])).load(path, strict=True)
+    DetectionCheckpointer(Model([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])).load(
+        path, strict=True
+    )
     assert "PIXEL" not in caplog.text
     DetectionCheckpointer(Model([103.53, 116.28, 123.675], [1.0, 1.0, 1.0])).load(path, strict=True)
-    assert "set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], MODEL.PIXEL_STD [58.395" in caplog.text
+    assert (
+        "set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], MODEL.PIXEL_STD [58.395"
+        in caplog.text
+    )
 
 
 def test_wrong_stride_placement_is_told(tmp_path, caplog):
@@ -98,20 +103,28 @@ def test_wrong_stride_placement_is_told(tmp_path, caplog):
     DetectionCheckpointer(detkit_resnet(50)).load(path)
     assert "STRIDE_IN_1X1" not in caplog.text
     DetectionCheckpointer(detkit_resnet(50, STRIDE_IN_1X1=True)).load(path)
-    assert re.search(r"stride in the 3x3 convolution.*set MODEL\.RESNETS\.STRIDE_IN_1X1 False", caplog.text)
+    assert re.search(
+        r"stride in the 3x3 convolution.*set MODEL\.RESNETS\.STRIDE_IN_1X1 False", caplog.text
+    )
 
 
 @pytest.mark.parametrize(("file", "model"), [("resnet18", 34), ("resnet34", 18), ("resnet34", 50)])
 def test_weights_of_another_depth_are_an_error(file, model, tmp_path):
     path = saved(random_torchvision_model(file), tmp_path)
-    with pytest.raises(CheckpointError, match=r"weights\.pth holds weights of a ResNet of another depth: res2 has \d"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"weights\.pth holds weights of a ResNet of another depth: res2 has \d",
+    ):
         DetectionCheckpointer(detkit_resnet(model)).load(path)
 
 
 def test_weights_of_another_depth_are_an_error_below_a_pyramid_too(tmp_path):
     path = saved(random_torchvision_model("resnet34"), tmp_path)
     model = torch.nn.ModuleDict({"bottom_up": detkit_resnet(18)})
-    with pytest.raises(CheckpointError, match="another depth: bottom_up.res2 has 3 blocks of 2 .* in the file, 2 of 2"):
+    with pytest.raises(
+        CheckpointError,
+        match="another depth: bottom_up.res2 has 3 blocks of 2 .* in the file, 2 of 2",
+    ):
         DetectionCheckpointer(model).load(path)
 
 
@@ -175,20 +188,36 @@ def test_names_of_published_detectors():
     ],
 )
 def test_later_names(theirs, ours):
-    weights = {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    weights = {
+        "backbone.body.conv1.weight": torch.ones(1),
+        "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1),
+    }
     assert ours in translate({**weights, theirs: torch.ones(1)}).weights
 
 
 def test_two_convolutions_of_an_rpn_are_numbered():
     weights = {f"rpn.head.conv.{i}.0.weight": torch.ones(1) for i in range(2)}
-    weights |= {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    weights |= {
+        "backbone.body.conv1.weight": torch.ones(1),
+        "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1),
+    }
     names = set(translate(weights).weights)
-    assert {"proposal_generator.rpn_head.conv.conv0.weight", "proposal_generator.rpn_head.conv.conv1.weight"} <= names
+    assert {
+        "proposal_generator.rpn_head.conv.conv0.weight",
+        "proposal_generator.rpn_head.conv.conv1.weight",
+    } <= names
 
 
 def test_norms_of_a_retinanet_are_counted_among_its_layers():
-    weights = {f"head.classification_head.conv.{i}.{part}.weight": torch.ones(1) for i in range(2) for part in range(2)}
-    weights |= {"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1)}
+    weights = {
+        f"head.classification_head.conv.{i}.{part}.weight": torch.ones(1)
+        for i in range(2)
+        for part in range(2)
+    }
+    weights |= {
+        "backbone.body.conv1.weight": torch.ones(1),
+        "backbone.fpn.layer_blocks.0.0.bias": torch.ones(1),
+    }
     names = set(translate(weights).weights)
     assert {f"head.cls_subnet.{i}.weight" for i in (0, 1, 3, 4)} <= names
 
@@ -223,8 +252,13 @@ def test_category_ids_of_coco_become_its_80_classes(model):
         ]
     else:
         assert translation.weights["roi_heads.box_predictor.cls_score.bias"].tolist() == [*ids, 0]
-        assert translation.weights["roi_heads.box_predictor.bbox_pred.weight"][::4, 0].tolist() == [4 * i for i in ids]
-        assert translation.weights["roi_heads.mask_head.predictor.weight"].flatten(1)[:, 0].tolist() == ids
+        assert translation.weights["roi_heads.box_predictor.bbox_pred.weight"][::4, 0].tolist() == [
+            4 * i for i in ids
+        ]
+        assert (
+            translation.weights["roi_heads.mask_head.predictor.weight"].flatten(1)[:, 0].tolist()
+            == ids
+        )
 
 
 def test_published_files_have_no_eps_and_names_of_classes():
@@ -234,7 +268,9 @@ def test_published_files_have_no_eps_and_names_of_classes():
     assert translation.class_names[:2] == ["person", "bicycle"]
     assert len(translation.class_names) == 90
     assert translate(detector_weights(91), "mine.pth").class_names is None
-    assert translate(detector_weights(91), "mine.pth").weights["stem.conv1.norm.running_var"][0] == 0.5
+    assert (
+        translate(detector_weights(91), "mine.pth").weights["stem.conv1.norm.running_var"][0] == 0.5
+    )
 
 
 def test_files_without_eps_are_those_for_which_torchvision_sets_it_to_zero():
@@ -248,8 +284,16 @@ def test_files_without_eps_are_those_for_which_torchvision_sets_it_to_zero():
 
 def test_class_names_of_a_file_reach_the_predictor(tmp_path):
     path = tmp_path / "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
-    torch.save({"backbone.body.conv1.weight": torch.ones(1), "backbone.fpn.layer_blocks.0.bias": torch.ones(1)}, path)
+    torch.save(
+        {
+            "backbone.body.conv1.weight": torch.ones(1),
+            "backbone.fpn.layer_blocks.0.bias": torch.ones(1),
+        },
+        path,
+    )
     model = torch.nn.Module()
     model.fpn_output2 = torch.nn.Module()
     model.fpn_output2.bias = torch.nn.Parameter(torch.zeros(1))
-    assert DetectionCheckpointer(model).load(str(path)) == {"metadata": {"thing_classes": ["person"]}}
+    assert DetectionCheckpointer(model).load(str(path)) == {
+        "metadata": {"thing_classes": ["person"]}
+    }

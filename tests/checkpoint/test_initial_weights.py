@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.checkpoint import CheckpointError, DetectionCheckpointer, HasInitialWeights, save_checkpoint_file
+from detkit.checkpoint import (
+    CheckpointError,
+    DetectionCheckpointer,
+    HasInitialWeights,
+    save_checkpoint_file,
+)
 
 
 class Part(nn.Module):
@@ -38,7 +43,9 @@ def test_part_is_recognised():
     assert not isinstance(nn.Linear(1, 1), HasInitialWeights)
 
 
-@pytest.mark.parametrize(("source", "said"), [("the ones", "except backbone"), ("", "the model starts from random")])
+@pytest.mark.parametrize(
+    ("source", "said"), [("the ones", "except backbone"), ("", "the model starts from random")]
+)
 def test_run_without_checkpoint_starts_from_them(source, said, caplog):
     model = _model(source)
     with caplog.at_level(logging.INFO, logger="detkit"):

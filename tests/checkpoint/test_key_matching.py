@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from detkit.checkpoint.key_matching import group_names, looks_like_caffe2, match_weights, strip_wrapper_prefixes
+from detkit.checkpoint.key_matching import (
+    group_names,
+    looks_like_caffe2,
+    match_weights,
+    strip_wrapper_prefixes,
+)
 
 
 def tensors(**shapes):
@@ -51,7 +56,11 @@ def test_many_shapes_are_shortened():
 
 def test_batch_counter_and_old_constants_count_neither_way():
     model = tensors(norm__num_batches_tracked=(), norm__weight=(1,))
-    file = tensors(norm__weight=(1,), pixel_mean=(3,), proposal_generator__anchor_generator__cell_anchors__0=(3, 4))
+    file = tensors(
+        norm__weight=(1,),
+        pixel_mean=(3,),
+        proposal_generator__anchor_generator__cell_anchors__0=(3, 4),
+    )
     _, report = match_weights(file, model)
     assert report.is_complete
     assert report.summary() == "loaded 1/1 tensors"
@@ -73,7 +82,9 @@ def test_state_that_grows_in_training_counts_neither_way_and_is_loaded():
         pytest.param(["module._orig_mod.a"], ["a"], ["a"], id="two-wrappers"),
         pytest.param(["module.a", "b"], ["a", "b"], ["module.a", "b"], id="not-all"),
         pytest.param(["module.a"], ["module.a"], ["module.a"], id="the-models-own-name"),
-        pytest.param(["module.module.a"], ["module.a"], ["module.module.a"], id="own-name-wrapped-is-left"),
+        pytest.param(
+            ["module.module.a"], ["module.a"], ["module.module.a"], id="own-name-wrapped-is-left"
+        ),
         pytest.param([], ["a"], [], id="nothing"),
     ],
 )
@@ -87,8 +98,15 @@ def test_wrapper_prefixes_are_stripped(file, model, want):
         pytest.param([], ["a.w"], [], id="none"),
         pytest.param(["a.w"], ["a.w", "b.w"], ["a.*"], id="one-module"),
         pytest.param(["a.w"], ["a.w", "a.b"], ["a.w"], id="part-of-a-module"),
-        pytest.param(["a.b.w", "a.b.v", "a.c.w"], ["a.b.w", "a.b.v", "a.c.w", "x"], ["a.*"], id="outermost-module"),
-        pytest.param(["a.b.w", "a.b.v"], ["a.b.w", "a.b.v", "a.c.w", "x"], ["a.b.*"], id="inner-module"),
+        pytest.param(
+            ["a.b.w", "a.b.v", "a.c.w"],
+            ["a.b.w", "a.b.v", "a.c.w", "x"],
+            ["a.*"],
+            id="outermost-module",
+        ),
+        pytest.param(
+            ["a.b.w", "a.b.v"], ["a.b.w", "a.b.v", "a.c.w", "x"], ["a.b.*"], id="inner-module"
+        ),
         pytest.param(["a", "b"], ["a", "b"], ["*"], id="all"),
     ],
 )
@@ -97,6 +115,10 @@ def test_names_are_grouped(names, universe, want):
 
 
 def test_caffe2_names_are_recognised():
-    assert looks_like_caffe2(["conv1_w", "res2_0_branch2a_w", "res2_0_branch2a_bn_s", "fc1000_b", "epoch"])
-    assert not looks_like_caffe2(["backbone.res2.0.conv1.weight", "conv1.weight", "layer1.0.bn1.running_var"])
+    assert looks_like_caffe2(
+        ["conv1_w", "res2_0_branch2a_w", "res2_0_branch2a_bn_s", "fc1000_b", "epoch"]
+    )
+    assert not looks_like_caffe2(
+        ["backbone.res2.0.conv1.weight", "conv1.weight", "layer1.0.bn1.running_var"]
+    )
     assert not looks_like_caffe2([])

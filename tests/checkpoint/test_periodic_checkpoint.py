@@ -37,12 +37,18 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_resumed_run_counts_the_files_from_before(tmp_path):
     run(tmp_path, range(3), period=1, max_to_keep=2)
-    assert run(tmp_path, range(3, 5), period=1, max_to_keep=2) == ["model_0000003.pth", "model_0000004.pth"]
+    assert run(tmp_path, range(3, 5), period=1, max_to_keep=2) == [
+        "model_0000003.pth",
+        "model_0000004.pth",
+    ]
 
 
 def test_files_of_a_longer_run_before_are_left_alone(tmp_path):
     run(tmp_path, range(8, 9), period=1)
-    assert run(tmp_path, range(2), period=1, max_to_keep=1) == ["model_0000001.pth", "model_0000008.pth"]
+    assert run(tmp_path, range(2), period=1, max_to_keep=1) == [
+        "model_0000001.pth",
+        "model_0000008.pth",
+    ]
 
 
 def test_other_prefixes_are_left_alone(tmp_path):
@@ -58,8 +64,14 @@ def test_last_checkpoint_is_the_final_one(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        pytest.param({"period": 0}, r"SOLVER\.CHECKPOINT_PERIOD must be at least 1, got 0", id="period"),
-        pytest.param({"period": 1, "max_to_keep": 0}, r"max_to_keep \(CHECKPOINT_KEEP\) must be at least 1", id="keep"),
+        pytest.param(
+            {"period": 0}, r"SOLVER\.CHECKPOINT_PERIOD must be at least 1, got 0", id="period"
+        ),
+        pytest.param(
+            {"period": 1, "max_to_keep": 0},
+            r"max_to_keep \(CHECKPOINT_KEEP\) must be at least 1",
+            id="keep",
+        ),
     ],
 )
 def test_bad_settings_are_errors(tmp_path, kwargs, message):

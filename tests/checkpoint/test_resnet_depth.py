@@ -31,13 +31,19 @@ def test_more_or_fewer_blocks_are_told(swap):
     sides = names("backbone."), names("backbone.", blocks=(3, 4, 23, 3))
     told = depth_difference(*(sides[::-1] if swap else sides))
     file, model = (23, 6) if swap else (6, 23)
-    assert told == f"backbone.res4 has {file} blocks of 3 convolutions in the file, {model} of 3 in the model"
+    assert (
+        told
+        == f"backbone.res4 has {file} blocks of 3 convolutions in the file, {model} of 3 in the model"
+    )
 
 
 def test_blocks_that_found_no_place_in_the_model_are_counted():
     model = names("backbone.bottom_up.")
     deeper = names(blocks=(3, 4, 23, 3))
-    placed = [f"backbone.bottom_up.{name}" if f"backbone.bottom_up.{name}" in model else name for name in deeper]
+    placed = [
+        f"backbone.bottom_up.{name}" if f"backbone.bottom_up.{name}" in model else name
+        for name in deeper
+    ]
     assert depth_difference(placed, model).startswith(
         "backbone.bottom_up.res4 has 23 blocks of 3 convolutions in the f"
     )
@@ -47,8 +53,13 @@ def test_resnets_of_torchvision_and_timm_are_compared_too():
     file = ["layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer1.2.conv1.weight", "fc.weight"]
     placed = [f"backbone.body.{name}" for name in file[:2]]
     told = depth_difference([*placed, *file[2:]], placed)
-    assert told == "backbone.body.layer1 has 3 blocks of 1 convolutions in the file, 2 of 1 in the model"
+    assert (
+        told
+        == "backbone.body.layer1 has 3 blocks of 1 convolutions in the file, 2 of 1 in the model"
+    )
 
 
 def test_other_blocks_are_told():
-    assert "3 blocks of 2 convolutions in the file, 3 of 3 in the model" in depth_difference(names(convs=2), names())
+    assert "3 blocks of 2 convolutions in the file, 3 of 3 in the model" in depth_difference(
+        names(convs=2), names()
+    )

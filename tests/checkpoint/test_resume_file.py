@@ -21,7 +21,9 @@ def save_three(folder):
 
 
 def resume(folder):
-    return DetectionCheckpointer(nn.Linear(1000, 1), str(folder)).resume_or_load("", resume=True)["iteration"]
+    return DetectionCheckpointer(nn.Linear(1000, 1), str(folder)).resume_or_load("", resume=True)[
+        "iteration"
+    ]
 
 
 def truncate(path):
@@ -82,7 +84,9 @@ def test_run_without_a_whole_checkpoint_does_not_start_anew(tmp_path):
     save_three(tmp_path)
     for iteration in (1, 3, 5):
         empty(tmp_path / f"model_{iteration:07d}.pth")
-    with pytest.raises(CheckpointError, match="none of 3 checkpoints is whole: .*model_0000005.pth"):
+    with pytest.raises(
+        CheckpointError, match="none of 3 checkpoints is whole: .*model_0000005.pth"
+    ):
         resume(tmp_path)
 
 
@@ -95,14 +99,25 @@ def test_only_one_and_that_is_damaged(tmp_path):
 
 
 def test_checkpoints_of_a_longer_run_and_the_best_one_are_not_before():
-    names = ["a/model_0000001.pth", "a/model_0000009.pth", "a/model_0000003.pth", "a/model_best.pth", "a/x.pth"]
-    assert checkpoints_before("a/model_0000005.pth", names) == ["a/model_0000003.pth", "a/model_0000001.pth"]
+    names = [
+        "a/model_0000001.pth",
+        "a/model_0000009.pth",
+        "a/model_0000003.pth",
+        "a/model_best.pth",
+        "a/x.pth",
+    ]
+    assert checkpoints_before("a/model_0000005.pth", names) == [
+        "a/model_0000003.pth",
+        "a/model_0000001.pth",
+    ]
     assert checkpoints_before("a/model_final.pth", names) == [names[1], names[2], names[0]]
     assert checkpoints_before("a/model_0000001.pth", names) == []
 
 
 def test_legacy_format_is_checked_by_reading_it(tmp_path):
-    torch.save({"model": {"w": torch.ones(3)}}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": {"w": torch.ones(3)}}, tmp_path / "a.pth", _use_new_zipfile_serialization=False
+    )
     assert damage_of(str(tmp_path / "a.pth")) == ""
 
 

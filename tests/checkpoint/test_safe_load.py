@@ -46,7 +46,9 @@ def test_torch_files_load(tmp_path, zipped, key):
 @pytest.mark.parametrize("name", ["model_final.pkl", "renamed.pth"])
 def test_zoo_pickles_load_whatever_their_name(tmp_path, protocol, name):
     path = tmp_path / name
-    path.write_bytes(pickle.dumps({"model": as_arrays(WEIGHTS), "__author__": "Detectron2"}, protocol))
+    path.write_bytes(
+        pickle.dumps({"model": as_arrays(WEIGHTS), "__author__": "Detectron2"}, protocol)
+    )
     got = load_checkpoint_file(str(path))
     assert_weights(got)
     assert got["__author__"] == "Detectron2"
@@ -91,7 +93,9 @@ def test_missing_safetensors_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
-    with pytest.raises(ImportError, match=r"w\.safetensors needs the package safetensors: pip install safetensors"):
+    with pytest.raises(
+        ImportError, match=r"w\.safetensors needs the package safetensors: pip install safetensors"
+    ):
         load_checkpoint_file(str(path))
 
 
@@ -113,7 +117,9 @@ def test_code_is_refused_named_and_not_run(tmp_path, kind, make, asked_for):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(UnsafeCheckpointError, match=rf"hostile\.pth asks for .*{asked_for}") as error:
+    with pytest.raises(
+        UnsafeCheckpointError, match=rf"hostile\.pth asks for .*{asked_for}"
+    ) as error:
         load_checkpoint_file(str(path))
     assert "Nothing of it was run" in str(error.value)
     assert "weights_only" not in str(error.value)
@@ -132,15 +138,31 @@ def torch_bytes(tmp_path):
         pytest.param(b"<html>404</html>", "not a checkpoint: .* web page", id="web-page"),
         pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull", id="git-lfs"),
         pytest.param(b"\x89PNG\r\n\x1a\n", "not a checkpoint: it starts with", id="picture"),
-        pytest.param(b"PK\x03\x04 and then nothing", "truncated or not a checkpoint", id="zip-header-only"),
-        pytest.param(b"\x80\x04garbage", "not a readable checkpoint|truncated or not", id="pickle-garbage"),
-        pytest.param(b"\x80\x04]\x94h\x00a.", "truncated or not a checkpoint: RecursionError", id="endless-list"),
+        pytest.param(
+            b"PK\x03\x04 and then nothing", "truncated or not a checkpoint", id="zip-header-only"
+        ),
+        pytest.param(
+            b"\x80\x04garbage", "not a readable checkpoint|truncated or not", id="pickle-garbage"
+        ),
+        pytest.param(
+            b"\x80\x04]\x94h\x00a.",
+            "truncated or not a checkpoint: RecursionError",
+            id="endless-list",
+        ),
         pytest.param(pickle.dumps([1, 2]), "it holds a list, not a dict", id="list"),
         pytest.param(pickle.dumps({}), "neither weights nor a 'model'", id="empty-dict"),
-        pytest.param(pickle.dumps({"epoch": 3, "lr": 0.1}), "neither weights .*: 'epoch', 'lr'", id="no-weights"),
+        pytest.param(
+            pickle.dumps({"epoch": 3, "lr": 0.1}),
+            "neither weights .*: 'epoch', 'lr'",
+            id="no-weights",
+        ),
         pytest.param(pickle.dumps({"model": {}}), "holds no weights", id="empty-weights"),
-        pytest.param(pickle.dumps({"model": {"a": "b"}}), "'a' is a str, not a tensor", id="text-weights"),
-        pytest.param(pickle.dumps({"model": {3: np.ones(1)}}), "3 is a Tensor", id="number-for-a-name"),
+        pytest.param(
+            pickle.dumps({"model": {"a": "b"}}), "'a' is a str, not a tensor", id="text-weights"
+        ),
+        pytest.param(
+            pickle.dumps({"model": {3: np.ones(1)}}), "3 is a Tensor", id="number-for-a-name"
+        ),
     ],
 )
 def test_files_that_are_no_checkpoint_are_named(tmp_path, content, message):
@@ -189,7 +211,9 @@ def test_address_that_cannot_be_fetched_is_named(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("detkit.checkpoint.safe_load.PathManager.get_local_path", fail)
-    with pytest.raises(OSError, match=r"could not fetch https://x\.org/w\.pkl: no route to host.*give its path"):
+    with pytest.raises(
+        OSError, match=r"could not fetch https://x\.org/w\.pkl: no route to host.*give its path"
+    ):
         load_checkpoint_file("https://x.org/w.pkl")
 
 
@@ -198,7 +222,8 @@ def test_zoo_addresses_go_through_the_path_manager(monkeypatch, tmp_path):
     torch.save(WEIGHTS, path)
     asked = []
     monkeypatch.setattr(
-        "detkit.checkpoint.safe_load.PathManager.get_local_path", lambda p: asked.append(p) or str(path)
+        "detkit.checkpoint.safe_load.PathManager.get_local_path",
+        lambda p: asked.append(p) or str(path),
     )
     assert_weights(load_checkpoint_file("detectron2://a/w.pth"))
     assert asked == ["detectron2://a/w.pth"]

@@ -66,7 +66,9 @@ def test_part_of_a_large_tensor_is_saved_without_the_rest(tmp_path):
 
 
 def test_value_that_could_not_be_loaded_is_refused_with_its_place(tmp_path):
-    with pytest.raises(TypeError, match=r"checkpoint\['trainer'\]\['hooks'\]\[1\] is a builtins\.object"):
+    with pytest.raises(
+        TypeError, match=r"checkpoint\['trainer'\]\['hooks'\]\[1\] is a builtins\.object"
+    ):
         round_trip(tmp_path, trainer={"hooks": [1, object()]})
     assert os.listdir(tmp_path) == []
 
@@ -94,7 +96,9 @@ def test_full_disk_leaves_the_old_file_and_is_told_as_such(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written: File too large; those written before") as error:
+        with pytest.raises(
+            OSError, match=r"could not be written: File too large; those written before"
+        ) as error:
             save_checkpoint_file({"model": {"w": torch.zeros(100_000)}}, str(path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -45,7 +45,10 @@ def test_addresses_name_torchvisions_weights(address, weights):
     ("address", "message"),
     [
         ("torchvision://resnet51", r"torchvision has no model 'resnet51'.*resnet"),
-        ("torchvision://resnet50/V3", "resnet50 has the weights IMAGENET1K_V1, IMAGENET1K_V2, not 'V3'"),
+        (
+            "torchvision://resnet50/V3",
+            "resnet50 has the weights IMAGENET1K_V1, IMAGENET1K_V2, not 'V3'",
+        ),
         ("torchvision://", "torchvision has no model ''"),
         ("torchvision://mnasnet0_5/x/y", r"mnasnet0_5 has the weights .* not 'x/y'"),
     ],
@@ -60,7 +63,8 @@ def test_offline_names_file_and_place_and_opens_no_socket(hub, monkeypatch):
     url = torchvision.models.ResNet18_Weights.DEFAULT.url
     name = url.rpartition("/")[2]
     with pytest.raises(
-        OSError, match=re.escape(f"download {url} on a machine with network, and place it as {hub / name}")
+        OSError,
+        match=re.escape(f"download {url} on a machine with network, and place it as {hub / name}"),
     ):
         load_checkpoint_file("torchvision://resnet18")
 
@@ -71,7 +75,10 @@ def test_placed_file_is_taken(hub, monkeypatch):
     name = torchvision.models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
     torch.save({"conv1.weight": torch.ones(2)}, hub / name)
     assert torchvision_weights_file("torchvision://resnet18") == hub / name
-    assert load_checkpoint_file("torchvision://resnet18")["model"]["conv1.weight"].tolist() == [1, 1]
+    assert load_checkpoint_file("torchvision://resnet18")["model"]["conv1.weight"].tolist() == [
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,9 @@ def test_names_of_files(path, name):
 def test_hash_in_the_name_is_checked(hub, monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        torchvision_weights, "fetch", lambda url, place, sha256: asked.update(url=url, sha256=sha256) or place
+        torchvision_weights,
+        "fetch",
+        lambda url, place, sha256: asked.update(url=url, sha256=sha256) or place,
     )
     torchvision_weights_file("torchvision://resnet18")
     assert re.search(rf"-{asked['sha256']}\.pth$", asked["url"])

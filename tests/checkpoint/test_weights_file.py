@@ -7,7 +7,9 @@ from detkit.checkpoint import load_checkpoint_file, save_weights_file
 
 WHOLE = torch.arange(24.0).reshape(4, 6)
 WEIGHTS = {
-    "conv.weight": torch.arange(16.0).reshape(1, 4, 2, 2).contiguous(memory_format=torch.channels_last),
+    "conv.weight": torch.arange(16.0)
+    .reshape(1, 4, 2, 2)
+    .contiguous(memory_format=torch.channels_last),
     "rows.weight": WHOLE[1:3],
     "columns.weight": WHOLE[:, :2],
     "count": torch.tensor(7),
@@ -29,7 +31,9 @@ def test_weights_and_metadata_come_back(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["w.pt", "w", "w.pth.zip"])
 def test_other_endings_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"{name} must end with one of \.pth, \.safetensors, \.pkl"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must end with one of \.pth, \.safetensors, \.pkl"
+    ):
         save_weights_file(WEIGHTS, str(tmp_path / name))
 
 

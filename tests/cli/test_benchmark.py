@@ -16,7 +16,14 @@ CPU = torch.device("cpu")
 
 def _contest(ours, theirs, **kwargs) -> Contest:
     return Contest(
-        name="race", task="to wait", opponent="a snail", ours=ours, theirs=theirs, target=2.0, rounds=3, **kwargs
+        name="race",
+        task="to wait",
+        opponent="a snail",
+        ours=ours,
+        theirs=theirs,
+        target=2.0,
+        rounds=3,
+        **kwargs,
     )
 
 
@@ -63,7 +70,9 @@ def test_command_prints_the_table_and_writes_every_second(tmp_path, monkeypatch,
     ("argv", "message"),
     [
         pytest.param(["infre"], "no contest 'infre'. Did you mean 'infer'?", id="unknown contest"),
-        pytest.param(["data", "--rounds", "0"], "--rounds must be at least 1, got 0", id="no rounds"),
+        pytest.param(
+            ["data", "--rounds", "0"], "--rounds must be at least 1, got 0", id="no rounds"
+        ),
         pytest.param(["data", "--device", "gpu"], "'gpu'", id="unknown device"),
     ],
 )
@@ -81,15 +90,22 @@ def test_mappers_load_the_same_image_and_objects() -> None:
     assert len(ours["instances"]) == len(theirs["instances"]) == 10
     # Each side flips when its own random numbers say so.
     mirrored = theirs["image"].flip(2)
-    difference = min((ours["image"].float() - side.float()).abs().mean() for side in (theirs["image"], mirrored))
+    difference = min(
+        (ours["image"].float() - side.float()).abs().mean() for side in (theirs["image"], mirrored)
+    )
     assert difference < 1
     boxes = theirs["instances"].gt_boxes.tensor
-    candidates = [boxes, torch.stack([1067 - boxes[:, 2], boxes[:, 1], 1067 - boxes[:, 0], boxes[:, 3]], dim=1)]
+    candidates = [
+        boxes,
+        torch.stack([1067 - boxes[:, 2], boxes[:, 1], 1067 - boxes[:, 0], boxes[:, 3]], dim=1),
+    ]
     assert min((ours["instances"].gt_boxes.tensor - c).abs().max() for c in candidates) < 0.01
 
 
 def test_evaluators_score_the_same_detections_alike(monkeypatch) -> None:
-    monkeypatch.setattr("detkit.cli.benchmark_eval.synthetic_detections", lambda n: synthetic_detections(20))
+    monkeypatch.setattr(
+        "detkit.cli.benchmark_eval.synthetic_detections", lambda n: synthetic_detections(20)
+    )
     contest = eval_contest(CPU, quick=True)
     ours, theirs = contest.ours(), contest.theirs()
     assert ours == pytest.approx(theirs, abs=1e-6)

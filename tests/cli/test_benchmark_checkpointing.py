@@ -9,7 +9,9 @@ from detkit.cli.benchmark_checkpointing import _kept_bytes, main
 
 def test_bytes_that_are_kept_are_those_of_the_outputs_and_of_what_the_backward_pass_needs():
     # Each ReLU keeps its output, which the next convolution keeps as its input; what it was made of is freed.
-    net = nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()) for _ in range(3)))
+    net = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU()) for _ in range(3))
+    )
     image = torch.rand(1, 8, 32, 32)
     assert _kept_bytes(net, image) == 3 * 4 * image.numel()
     with torch.no_grad():
@@ -18,7 +20,9 @@ def test_bytes_that_are_kept_are_those_of_the_outputs_and_of_what_the_backward_p
 
 def test_table_has_less_memory_with_checkpoints_and_the_same_gradients(capsys):
     assert main(["--depth", "18", "--rounds", "1", "--size", "128", "128", "BN"]) == 0
-    (row,) = re.findall(r"^\| BN +\| +(\d+) +\| +(\d+) +\| +([\d.]+) +\| yes", capsys.readouterr().out, re.MULTILINE)
+    (row,) = re.findall(
+        r"^\| BN +\| +(\d+) +\| +(\d+) +\| +([\d.]+) +\| yes", capsys.readouterr().out, re.MULTILINE
+    )
     plain, saving, time = map(float, row)
     assert 0 < saving < plain
     assert time > 0

@@ -32,8 +32,12 @@ def test_image_and_threads_are_those_asked_for():
     ("words", "message"),
     [
         pytest.param(["--rounds", "0"], "--rounds must be at least 1, got 0", id="rounds"),
-        pytest.param(["--size", "100", "64"], "--size must be multiples of 32, got 100 64", id="size"),
-        pytest.param(["--size", "64", "0"], "--size must be multiples of 32, got 64 0", id="nothing"),
+        pytest.param(
+            ["--size", "100", "64"], "--size must be multiples of 32, got 100 64", id="size"
+        ),
+        pytest.param(
+            ["--size", "64", "0"], "--size must be multiples of 32, got 64 0", id="nothing"
+        ),
         pytest.param(["--device", "abacus"], "abacus", id="device"),
     ],
 )

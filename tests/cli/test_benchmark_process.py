@@ -8,7 +8,7 @@ from detkit.cli.benchmark_process import OwnProcess
 
 
 def counter(start: int) -> Callable[[], tuple[int, int, int]]:
-    """Give a function that counts its calls, and says in which process and with how many threads."""
+    """Return a function that counts its calls, and says in which process and with how many threads."""
     calls = [start]
 
     def count() -> tuple[int, int, int]:

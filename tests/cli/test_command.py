@@ -45,5 +45,7 @@ def test_help_does_not_load_torch() -> None:
 
 
 def test_package_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "detkit", "--version"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "detkit", "--version"], check=True, capture_output=True, text=True
+    )
     assert done.stdout.startswith("detkit ")

@@ -31,7 +31,12 @@ def test_backbone_becomes_a_file_with_short_names(resnet18, tmp_path, ending, ca
     assert torch.equal(ours["stem.conv1.norm.running_var"], theirs["bn1.running_var"])
     assert torch.equal(ours["res3.0.shortcut.weight"], theirs["layer2.0.downsample.0.weight"])
     table = lines(capsys)
-    assert ["renamed", "layer2.0.downsample.0.weight", "res3.0.shortcut.weight", "128x64x1x1"] in table
+    assert [
+        "renamed",
+        "layer2.0.downsample.0.weight",
+        "res3.0.shortcut.weight",
+        "128x64x1x1",
+    ] in table
     assert not [row for row in table if row and row[0] in ("missing", "unexpected")]
 
 
@@ -43,12 +48,16 @@ def test_comparison_with_a_model_names_what_is_missing_and_unexpected(resnet18, 
     assert ["renamed", "conv1.weight", "backbone.bottom_up.stem.conv1.weight", "64x3x7x7"] in table
     assert ["unexpected", "fc.weight", "5x512"] in table
     assert ["missing", "roi_heads.box_predictor.cls_score.weight"] in table
-    assert set(load_checkpoint_file(str(out))["model"]) == {row[-2] for row in table if len(row) == 4}
+    assert set(load_checkpoint_file(str(out))["model"]) == {
+        row[-2] for row in table if len(row) == 4
+    }
 
 
 def test_other_shapes_are_told(tmp_path, capsys):
     path = tmp_path / "w.pkl"
-    path.write_bytes(pickle.dumps({"conv1_w": torch.ones(1, 3, 7, 7).numpy(), "fc6_b": torch.ones(2).numpy()}))
+    path.write_bytes(
+        pickle.dumps({"conv1_w": torch.ones(1, 3, 7, 7).numpy(), "fc6_b": torch.ones(2).numpy()})
+    )
     assert main([str(path), str(tmp_path / "out.pth"), "--config-file", SMALL_CONFIG]) == 1
     table = lines(capsys)
     assert [row[:3] for row in table if row[:1] == ["other"]] == [
@@ -73,7 +82,10 @@ def test_class_names_travel_along(tmp_path):
 
 
 def test_detectron_model_gets_full_names(tmp_path):
-    ours = {"backbone.fpn_lateral2.weight": torch.ones(2), "backbone.bottom_up.stem.conv1.weight": torch.ones(2)}
+    ours = {
+        "backbone.fpn_lateral2.weight": torch.ones(2),
+        "backbone.bottom_up.stem.conv1.weight": torch.ones(2),
+    }
     path, out = tmp_path / "w.pth", tmp_path / "out.pth"
     torch.save(as_detectron_blobs(ours), path)
     assert main([str(path), str(out)]) == 0
@@ -93,7 +105,10 @@ def test_variances_take_another_eps_in(resnet18, tmp_path):
         (["{resnet18}", "out.onnx"], "out.onnx must end with one of .pth, .safetensors, .pkl"),
         (["none.pth", "out.pth"], "no checkpoint at none.pth"),
         (["{resnet18}", "out.pth", "MODEL.MASK_ON", "True"], "settings need a --config-file"),
-        (["{resnet18}", "out.pth", "--config-file", SMALL_CONFIG, "MODEL.RESNETS.DEPTH", "34"], "another depth: "),
+        (
+            ["{resnet18}", "out.pth", "--config-file", SMALL_CONFIG, "MODEL.RESNETS.DEPTH", "34"],
+            "another depth: ",
+        ),
     ],
 )
 def test_mistakes_are_told(arguments, message, resnet18, capsys, tmp_path, monkeypatch):

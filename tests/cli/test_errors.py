@@ -19,7 +19,7 @@ def _error_of_the_users_module() -> None:
 
 
 def _missing_file() -> None:
-    open("/nowhere/at_all.txt")  # noqa: SIM115
+    open("/nowhere/at_all.txt")
 
 
 def _from_worker(kind: type[Exception], name: str, text: str) -> Exception:
@@ -37,21 +37,35 @@ def _raise(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        pytest.param(_unknown_name, "error: 'ResNet' is not registered as BACKBONE.", id="raised by detkit"),
-        pytest.param(_missing_file, "error: /nowhere/at_all.txt: No such file or directory", id="raised by the system"),
         pytest.param(
-            lambda: _raise(_from_worker(BadImageError, "detkit.utils.image.BadImageError", "a.jpg is empty")),
+            _unknown_name, "error: 'ResNet' is not registered as BACKBONE.", id="raised by detkit"
+        ),
+        pytest.param(
+            _missing_file,
+            "error: /nowhere/at_all.txt: No such file or directory",
+            id="raised by the system",
+        ),
+        pytest.param(
+            lambda: _raise(
+                _from_worker(BadImageError, "detkit.utils.image.BadImageError", "a.jpg is empty")
+            ),
             "error: a.jpg is empty",
             id="raised by detkit in a worker",
         ),
         pytest.param(
-            lambda: _raise(_from_worker(FileNotFoundError, "FileNotFoundError", "image file b.jpg does not exist")),
+            lambda: _raise(
+                _from_worker(
+                    FileNotFoundError, "FileNotFoundError", "image file b.jpg does not exist"
+                )
+            ),
             "error: image file b.jpg does not exist",
             id="missing file in a worker",
         ),
     ],
 )
-def test_mistake_of_the_user_is_one_message(function, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistake_of_the_user_is_one_message(
+    function, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command(function) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(message)
@@ -64,7 +78,9 @@ def test_mistake_of_the_user_is_one_message(function, message: str, capsys: pyte
         pytest.param(_bug_in_detkit, TypeError, id="an operation failed in detkit"),
         pytest.param(_error_of_the_users_module, ValueError, id="raised elsewhere"),
         pytest.param(
-            lambda: _raise(_from_worker(ZeroDivisionError, "ZeroDivisionError", "division by zero")),
+            lambda: _raise(
+                _from_worker(ZeroDivisionError, "ZeroDivisionError", "division by zero")
+            ),
             ZeroDivisionError,
             id="an operation failed in a worker",
         ),
@@ -81,7 +97,9 @@ def test_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         run_command(_unknown_name)
 
 
-def test_interrupt_ends_with_its_own_status_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_ends_with_its_own_status_and_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -91,7 +109,11 @@ def test_interrupt_ends_with_its_own_status_and_says_how_to_go_on(capsys: pytest
 
 @pytest.mark.parametrize(
     ("result", "status"),
-    [pytest.param(None, 0, id="nothing"), pytest.param({"AP": 1.0}, 0, id="results"), pytest.param(3, 3, id="number")],
+    [
+        pytest.param(None, 0, id="nothing"),
+        pytest.param({"AP": 1.0}, 0, id="results"),
+        pytest.param(3, 3, id="number"),
+    ],
 )
 def test_success_gives_the_status_of_the_function(result: object, status: int) -> None:
     assert run_command(lambda: result) == status

@@ -25,7 +25,12 @@ class OneBox(nn.Module):
         self.modes.append(self.training)
         size = (batch[0]["height"], batch[0]["width"])
         boxes = Boxes(torch.tensor([[5.0, 5, 90, 90]]))
-        found = Instances(size, pred_boxes=boxes, scores=torch.tensor([self.score]), pred_classes=torch.tensor([0]))
+        found = Instances(
+            size,
+            pred_boxes=boxes,
+            scores=torch.tensor([self.score]),
+            pred_classes=torch.tensor([0]),
+        )
         return [{"instances": found}]
 
 
@@ -40,7 +45,10 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_pictures_are_spread_over_the_data_set_up_to_the_limit(cfg, tmp_path: Path) -> None:
     written = write_pictures(cfg, OneBox(0.9), tmp_path / "pictures", limit=2)
-    assert [path.name for path in written] == ["shapes_val_val_000000.jpg", "shapes_val_val_000002.jpg"]
+    assert [path.name for path in written] == [
+        "shapes_val_val_000000.jpg",
+        "shapes_val_val_000002.jpg",
+    ]
     assert all(path.is_file() for path in written)
 
 
@@ -79,7 +87,12 @@ def test_pictures_of_a_model_on_given_proposals(cfg, tmp_path: Path) -> None:
     }
     (tmp_path / "proposals.pkl").write_bytes(pickle.dumps(proposals))
     cfg.merge_from_list(
-        ["MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TEST", [str(tmp_path / "proposals.pkl")]]
+        [
+            "MODEL.LOAD_PROPOSALS",
+            True,
+            "DATASETS.PROPOSAL_FILES_TEST",
+            [str(tmp_path / "proposals.pkl")],
+        ]
     )
     assert len(write_pictures(cfg, OneBox(0.9), tmp_path / "pictures", limit=2)) == 2
     cfg.DATASETS.PROPOSAL_FILES_TEST = ()

@@ -37,7 +37,9 @@ def test_folder_gives_its_images_in_order(photos: Path) -> None:
         pytest.param("d??p/*", ["deep/c.jpg"], id="pattern of a folder"),
     ],
 )
-def test_pattern_gives_what_fits(pattern: str, names: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_gives_what_fits(
+    pattern: str, names: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _names(find_images([str(photos / pattern)]), photos) == names
     monkeypatch.chdir(photos)
     assert [path.as_posix() for path in find_images([pattern])] == names
@@ -131,6 +133,7 @@ def test_classes_of_pixels_are_drawn_and_written(predict, tmp_path: Path) -> Non
 
 def test_model_that_only_proposes_is_refused(predict, capsys) -> None:
     assert predict(Proposer()) == 2
-    assert "need a model that finds instances or classifies pixels; the one of this config gives proposals" in (
-        capsys.readouterr().err
+    assert (
+        "need a model that finds instances or classifies pixels; the one of this config gives proposals"
+        in (capsys.readouterr().err)
     )

@@ -42,7 +42,9 @@ def test_masks_come_back_from_their_run_lengths() -> None:
 
 def test_keypoints_are_a_flat_list() -> None:
     keypoints = torch.tensor([[[1.0, 2, 0.5], [3, 4, 0.25]], [[5, 6, 1], [7, 8, 0]]])
-    found = describe_output({"instances": instances(pred_keypoints=keypoints)}, METADATA)["instances"]
+    found = describe_output({"instances": instances(pred_keypoints=keypoints)}, METADATA)[
+        "instances"
+    ]
     assert [entry["keypoints"] for entry in found] == [[1, 2, 0.5, 3, 4, 0.25], [5, 6, 1, 7, 8, 0]]
 
 
@@ -60,7 +62,14 @@ SEGMENTS = [
 def test_segments_are_named_as_things_or_stuff() -> None:
     described = describe_output({"panoptic_seg": (torch.zeros(4, 6).int(), SEGMENTS)}, METADATA)
     assert described["segments"] == [
-        {"category": "dog", "id": 1, "isthing": True, "score": 0.9123, "category_id": 1, "instance_id": 0},
+        {
+            "category": "dog",
+            "id": 1,
+            "isthing": True,
+            "score": 0.9123,
+            "category_id": 1,
+            "instance_id": 0,
+        },
         {"category": "sky", "id": 300, "isthing": False, "category_id": 1, "area": 12},
     ]
 

@@ -11,7 +11,9 @@ def write(folder, name, text):
 def test_base_is_relative_to_the_file_and_is_overridden_by_it(cfg, tmp_path):
     write(tmp_path, "base.yaml", "SOLVER:\n  BASE_LR: 1.0\n  GAMMA: 0.2\n")
     write(tmp_path, "deep/mid.yaml", "_BASE_: ../base.yaml\nSOLVER:\n  BASE_LR: 2.0\n")
-    cfg.merge_from_file(write(tmp_path, "deep/er/top.yaml", "_BASE_: ../mid.yaml\nSOLVER:\n  MOMENTUM: 0.5\n"))
+    cfg.merge_from_file(
+        write(tmp_path, "deep/er/top.yaml", "_BASE_: ../mid.yaml\nSOLVER:\n  MOMENTUM: 0.5\n")
+    )
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA, cfg.SOLVER.MOMENTUM) == (2.0, 0.2, 0.5)
 
 
@@ -30,7 +32,9 @@ def test_base_may_lie_in_the_home_folder(cfg, tmp_path, monkeypatch):
 
 
 def test_base_may_be_a_packaged_config(cfg, tmp_path):
-    cfg.merge_from_file(write(tmp_path, "my.yaml", "_BASE_: detkit://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml\n"))
+    cfg.merge_from_file(
+        write(tmp_path, "my.yaml", "_BASE_: detkit://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml\n")
+    )
     assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
 
 
@@ -44,7 +48,9 @@ def test_several_bases_are_merged_in_order(cfg, tmp_path):
 def test_circle_of_bases_is_named(cfg, tmp_path):
     write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
     path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
-    with pytest.raises(ValueError, match=r"_BASE_ goes in a circle: .*b\.yaml -> .*a\.yaml -> .*b\.yaml"):
+    with pytest.raises(
+        ValueError, match=r"_BASE_ goes in a circle: .*b\.yaml -> .*a\.yaml -> .*b\.yaml"
+    ):
         cfg.merge_from_file(path)
 
 
@@ -52,14 +58,18 @@ def test_bases_that_multiply_are_refused(cfg, tmp_path):
     write(tmp_path, "0.yaml", "SEED: 1\n")
     for i in range(1, 40):
         path = write(tmp_path, f"{i}.yaml", f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\n")
-    with pytest.raises(ValueError, match=r"\.yaml stands for more than 100 files once _BASE_ is followed"):
+    with pytest.raises(
+        ValueError, match=r"\.yaml stands for more than 100 files once _BASE_ is followed"
+    ):
         cfg.merge_from_file(path)
 
 
 def test_endless_bases_are_refused(cfg, tmp_path):
     for i in range(101):
         path = write(tmp_path, f"{i}.yaml", f"_BASE_: {i - 1}.yaml\n")
-    with pytest.raises(ValueError, match=r"100\.yaml has more than 100 files below each other as _BASE_"):
+    with pytest.raises(
+        ValueError, match=r"100\.yaml has more than 100 files below each other as _BASE_"
+    ):
         cfg.merge_from_file(path)
 
 
@@ -82,4 +92,6 @@ def test_paths_of_declared_data_sets_are_relative_to_their_file(cfg, tmp_path):
     entry = cfg.DATASETS.REGISTER[0]
     assert entry["split"] == "train"  # a name, not the folder of that name
     assert entry["images"] == str(tmp_path / "pics")
-    assert entry["annotations"] == "elsewhere.json"  # not beside the file: left for $DETKIT_DATASETS
+    assert (
+        entry["annotations"] == "elsewhere.json"
+    )  # not beside the file: left for $DETKIT_DATASETS

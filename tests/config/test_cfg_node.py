@@ -50,20 +50,29 @@ def test_odd_list_is_refused(cfg):
 
 def test_unknown_key_on_the_command_line_has_near_misses(cfg):
     with pytest.raises(
-        ConfigKeyError, match=r"unknown config key MODEL\.BACKBON\.NAME\. Did you mean 'MODEL\.BACKBONE\.NAME'"
+        ConfigKeyError,
+        match=r"unknown config key MODEL\.BACKBON\.NAME\. Did you mean 'MODEL\.BACKBONE\.NAME'",
     ):
         cfg.merge_from_list(["MODEL.BACKBON.NAME", "x"])
 
 
 def test_reading_a_misspelt_key_has_near_misses(cfg):
-    with pytest.raises(AttributeError, match="no config key 'WIEGHTS' here. Did you mean 'WEIGHTS'"):
+    with pytest.raises(
+        AttributeError, match="no config key 'WIEGHTS' here. Did you mean 'WEIGHTS'"
+    ):
         _ = cfg.MODEL.WIEGHTS
 
 
 def test_keys_of_the_user_are_free_below_custom(cfg, tmp_path):
-    cfg.merge_from_file(write(tmp_path, "a.yaml", "MODEL:\n  CUSTOM:\n    WIDTH: 3\n    DEEP:\n      NAME: x\n"))
+    cfg.merge_from_file(
+        write(tmp_path, "a.yaml", "MODEL:\n  CUSTOM:\n    WIDTH: 3\n    DEEP:\n      NAME: x\n")
+    )
     cfg.merge_from_list(["MODEL.CUSTOM.DEEP.ALPHA", "0.5"])
-    assert (cfg.MODEL.CUSTOM.WIDTH, cfg.MODEL.CUSTOM.DEEP.NAME, cfg.MODEL.CUSTOM.DEEP.ALPHA) == (3, "x", 0.5)
+    assert (cfg.MODEL.CUSTOM.WIDTH, cfg.MODEL.CUSTOM.DEEP.NAME, cfg.MODEL.CUSTOM.DEEP.ALPHA) == (
+        3,
+        "x",
+        0.5,
+    )
 
 
 def test_dump_and_merge_give_the_same_tree(cfg, tmp_path):
@@ -80,7 +89,14 @@ def test_set_keys_are_told_from_defaults(cfg, tmp_path):
     cfg.merge_from_file(str(file))
     cfg.merge_from_list(["SEED", "-1"])
     cfg.MODEL.MASK_ON = False
-    keys = ["MODEL.PIXEL_STD", "MODEL.CUSTOM.WIDTH", "SEED", "MODEL.MASK_ON", "MODEL.PIXEL_MEAN", "INPUT.FORMAT"]
+    keys = [
+        "MODEL.PIXEL_STD",
+        "MODEL.CUSTOM.WIDTH",
+        "SEED",
+        "MODEL.MASK_ON",
+        "MODEL.PIXEL_MEAN",
+        "INPUT.FORMAT",
+    ]
     for tree in (cfg, copy.deepcopy(cfg), pickle.loads(pickle.dumps(cfg))):
         assert [tree.is_set(key) for key in keys] == [True, True, True, True, False, False]
     with pytest.raises(ConfigKeyError, match="Did you mean 'MODEL.PIXEL_STD'"):

@@ -54,7 +54,9 @@ def test_missing_from_config_is_reported():
         @configurable
         def __init__(self) -> None: ...
 
-    with pytest.raises(TypeError, match="Bare is @configurable and needs a classmethod from_config"):
+    with pytest.raises(
+        TypeError, match="Bare is @configurable and needs a classmethod from_config"
+    ):
         Bare()
 
 

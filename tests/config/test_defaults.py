@@ -31,18 +31,33 @@ def test_default_is_detectron2s(key, value):
 
 
 def test_readme_lists_detkits_own_keys():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("- detkit's own keys:")[2].partition("\n\n")[0]
+    text = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("- detkit's own keys:")[2]
+        .partition("\n\n")[0]
+    )
     listed = {name.partition(":")[0] for name in re.findall(r"`([A-Z0-9_.]+(?:: \w+)?)`", text)}
     detectron2 = {key for key, _ in leaves(DETECTRON2)} - set(DELIBERATELY_DIFFERENT)
     own = set(_TABLE) - detectron2
-    assert {key for key in own if not any(f"{key}.".startswith(f"{name}.") for name in listed)} == set()
+    assert {
+        key for key in own if not any(f"{key}.".startswith(f"{name}.") for name in listed)
+    } == set()
     # Groups are listed by their name where all of their keys are detkit's own.
-    assert {key for key in detectron2 if any(f"{key}.".startswith(f"{name}.") for name in listed)} == set()
-    assert {name for name in listed if not any(f"{key}.".startswith(f"{name}.") for key in own)} == set()
+    assert {
+        key for key in detectron2 if any(f"{key}.".startswith(f"{name}.") for name in listed)
+    } == set()
+    assert {
+        name for name in listed if not any(f"{key}.".startswith(f"{name}.") for key in own)
+    } == set()
 
 
 def test_defaults_are_legal_values():
-    assert {key: spec.problem(spec.default) for key, spec in _TABLE.items() if spec.problem(spec.default)} == {}
+    assert {
+        key: spec.problem(spec.default)
+        for key, spec in _TABLE.items()
+        if spec.problem(spec.default)
+    } == {}
 
 
 def test_two_trees_share_nothing():
@@ -115,7 +130,9 @@ def keys_read(path):
                 aliases[name] = chain
         for node in ast.walk(function):
             chain = _chain(node, aliases)
-            key = ".".join(part for part in (chain or "").split(".") if part.isupper() or part == "")
+            key = ".".join(
+                part for part in (chain or "").split(".") if part.isupper() or part == ""
+            )
             if key:
                 found.setdefault(key, f"{path.relative_to(ROOT)}:{node.lineno}")
     return found
@@ -141,7 +158,11 @@ def read():
 
 
 def test_keys_that_the_code_reads_are_declared(read):
-    unknown = {key: where for key, where in read.items() if _look_up(key) is ... and not key.startswith("MODEL.CUSTOM")}
+    unknown = {
+        key: where
+        for key, where in read.items()
+        if _look_up(key) is ... and not key.startswith("MODEL.CUSTOM")
+    }
     assert unknown == {}
 
 

@@ -5,9 +5,23 @@ from detkit.config.setting_types import coerce
 
 def test_list_reads_python_literals(cfg):
     cfg.merge_from_list(
-        ["SOLVER.STEPS", "(1, 2)", "MODEL.MASK_ON", "True", "SOLVER.BASE_LR", "1e-3", "OUTPUT_DIR", "out"]
+        [
+            "SOLVER.STEPS",
+            "(1, 2)",
+            "MODEL.MASK_ON",
+            "True",
+            "SOLVER.BASE_LR",
+            "1e-3",
+            "OUTPUT_DIR",
+            "out",
+        ]
     )
-    assert (cfg.SOLVER.STEPS, cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == ((1, 2), True, 1e-3, "out")
+    assert (cfg.SOLVER.STEPS, cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR) == (
+        (1, 2),
+        True,
+        1e-3,
+        "out",
+    )
 
 
 def test_whole_number_serves_as_float(cfg):
@@ -44,12 +58,27 @@ def test_value_comes_in_the_type_of_the_setting(value, present, expected):
 @pytest.mark.parametrize(
     ("value", "present", "message"),
     [
-        pytest.param(True, 1, "f:1: K must be a int, such as 1; got True, of type bool", id="truth value for a number"),
+        pytest.param(
+            True,
+            1,
+            "f:1: K must be a int, such as 1; got True, of type bool",
+            id="truth value for a number",
+        ),
         pytest.param(1, True, "K must be a bool", id="number for a truth value"),
         pytest.param(True, 1.0, "K must be a float", id="truth value for a float"),
         pytest.param(1, "text", "K must be text", id="number for text"),
-        pytest.param(3, (1, 2), r"K must be a list, such as \(1, 2\); got 3, .* Write \[3\]", id="number for a list"),
-        pytest.param([print], [1], "K holds <built-in function print>, .* settings are plain values", id="function"),
+        pytest.param(
+            3,
+            (1, 2),
+            r"K must be a list, such as \(1, 2\); got 3, .* Write \[3\]",
+            id="number for a list",
+        ),
+        pytest.param(
+            [print],
+            [1],
+            "K holds <built-in function print>, .* settings are plain values",
+            id="function",
+        ),
     ],
 )
 def test_value_of_another_type_is_an_error(value, present, message):

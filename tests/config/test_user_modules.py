@@ -16,7 +16,9 @@ def test_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
 def test_missing_module_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(ModuleNotFoundError, match=f"IMPORTS names 'not_there.x', which is not found.*{tmp_path}"):
+    with pytest.raises(
+        ModuleNotFoundError, match=f"IMPORTS names 'not_there.x', which is not found.*{tmp_path}"
+    ):
         import_user_modules(["not_there.x"])
 
 

@@ -24,9 +24,13 @@ def test_defaults_are_no_settings():
         ),
         pytest.param(["TEST.COMPUTE_LOSS", True, "DATASETS.TEST", ["a"]], {}, id="something there"),
         pytest.param(
-            ["INPUT.CROP.SIZE", [0.5, 0.5]], {"INPUT.CROP.SIZE": "INPUT.CROP.ENABLED is False"}, id="switched off"
+            ["INPUT.CROP.SIZE", [0.5, 0.5]],
+            {"INPUT.CROP.SIZE": "INPUT.CROP.ENABLED is False"},
+            id="switched off",
         ),
-        pytest.param(["INPUT.CROP.SIZE", [0.5, 0.5], "INPUT.CROP.ENABLED", True], {}, id="switched on"),
+        pytest.param(
+            ["INPUT.CROP.SIZE", [0.5, 0.5], "INPUT.CROP.ENABLED", True], {}, id="switched on"
+        ),
     ],
 )
 def test_what_is_set_to_no_effect_is_named(settings, expected):

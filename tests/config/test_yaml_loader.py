@@ -66,11 +66,21 @@ def test_tag_that_would_run_code_is_refused_and_runs_nothing(tmp_path, value):
         pytest.param("A: &a [*a]\n", r"contains itself|not valid YAML", id="self-alias"),
         pytest.param("[" * 100_000, r"a\.yaml:1: nested more than 64 deep", id="deep"),
         pytest.param("A: [" * 100_000, r"a\.yaml:1: nested more than 64 deep", id="deep-mappings"),
-        pytest.param("".join(f"{' ' * i}a:\n" for i in range(70)), r"a\.yaml:65: nested more than 64", id="deep-block"),
+        pytest.param(
+            "".join(f"{' ' * i}a:\n" for i in range(70)),
+            r"a\.yaml:65: nested more than 64",
+            id="deep-block",
+        ),
         pytest.param("A: [" + "1," * 200_001 + "]", r"more than 100000 values", id="many"),
         pytest.param("A: " + "x" * 2**22, r"is larger than 4 MiB", id="large"),
-        pytest.param("A: !!bool maybe\n", r"a\.yaml:1: A has an unreadable value 'maybe'", id="no-truth-value"),
-        pytest.param("A: !!timestamp now\n", r"a\.yaml:1: A has an unreadable value 'now'", id="no-date"),
+        pytest.param(
+            "A: !!bool maybe\n",
+            r"a\.yaml:1: A has an unreadable value 'maybe'",
+            id="no-truth-value",
+        ),
+        pytest.param(
+            "A: !!timestamp now\n", r"a\.yaml:1: A has an unreadable value 'now'", id="no-date"
+        ),
         pytest.param("A: !!int ''\n", r"a\.yaml:1: A has an unreadable value ''", id="no-number"),
     ],
 )

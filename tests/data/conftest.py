@@ -41,24 +41,40 @@ def write_coco(tmp_path, write_image):
     """Write COCO json with `num_images` pictures of 32x24 and one object each; keyword arguments replace sections."""
 
     def write(num_images=3, name="train.json", **sections):
-        images = [{"id": i, "file_name": f"{i}.jpg", "height": 24, "width": 32} for i in range(num_images)]
+        images = [
+            {"id": i, "file_name": f"{i}.jpg", "height": 24, "width": 32} for i in range(num_images)
+        ]
         for image in images:
             write_image(f"images/{image['file_name']}", seed=image["id"])
         annotations = [
-            {"id": 100 + i, "image_id": i, "category_id": CATEGORIES[i % 2]["id"], "bbox": [1 + i, 2, 10, 8]}
+            {
+                "id": 100 + i,
+                "image_id": i,
+                "category_id": CATEGORIES[i % 2]["id"],
+                "bbox": [1 + i, 2, 10, 8],
+            }
             for i in range(num_images)
         ]
-        content = {"images": images, "annotations": annotations, "categories": CATEGORIES, **sections}
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": CATEGORIES,
+            **sections,
+        }
         path = tmp_path / name
-        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        path.write_text(
+            json.dumps({key: value for key, value in content.items() if value is not None})
+        )
         return str(path), str(tmp_path / "images")
 
     return write
 
 
 def voc_xml(objects=(), size=(24, 32)):
-    """Give the text of a VOC annotation: objects are (name, (xmin, ymin, xmax, ymax)), size is (height, width)."""
-    parts = [] if size is None else [f"<size><width>{size[1]}</width><height>{size[0]}</height></size>"]
+    """Return the text of a VOC annotation: objects are (name, (xmin, ymin, xmax, ymax)), size is (height, width)."""
+    parts = (
+        [] if size is None else [f"<size><width>{size[1]}</width><height>{size[0]}</height></size>"]
+    )
     for name, (xmin, ymin, xmax, ymax) in objects:
         box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
         parts.append(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>")
@@ -85,5 +101,5 @@ def write_voc(tmp_path, write_image):
 
 @pytest.fixture
 def make_voc_xml():
-    """Give `voc_xml`, which a test module cannot import from here."""
+    """Return `voc_xml`, which a test module cannot import from here."""
     return voc_xml

@@ -49,13 +49,17 @@ def test_box_is_transformed_and_clipped():
     transformed = transform_instance_annotations(annotation(), T.HFlipTransform(8), (9, 8))
     assert transformed["bbox"] == [0, 2, 7, 9]
     assert transformed["bbox_mode"] == BoxMode.XYXY_ABS
-    assert transform_instance_annotations(annotation(), [T.HFlipTransform(8)], (9, 8)) == transformed
+    assert (
+        transform_instance_annotations(annotation(), [T.HFlipTransform(8)], (9, 8)) == transformed
+    )
 
 
 def test_mask_and_keypoints_move_with_the_image():
     record = annotation(segmentation=[[0, 0, 4, 0, 4, 4]], keypoints=[1, 2, 2, 3, 4, 1], area=7.0)
     before = copy.deepcopy(record)
-    moved = transform_instance_annotations(record, T.HFlipTransform(32), (24, 32), keypoint_hflip_indices=[1, 0])
+    moved = transform_instance_annotations(
+        record, T.HFlipTransform(32), (24, 32), keypoint_hflip_indices=[1, 0]
+    )
     assert [polygon.tolist() for polygon in moved["segmentation"]] == [[32, 0, 28, 0, 28, 4]]
     assert moved["keypoints"].tolist() == [29, 4, 1, 31, 2, 2]
     assert moved["area"] == 7.0
@@ -73,7 +77,9 @@ def test_run_lengths_become_the_bitmap_of_the_transformed_image():
 def test_transformed_annotations_become_masks_and_keypoints():
     record = annotation(segmentation=[[0, 0, 4, 0, 4, 4]], keypoints=[1, 2, 2, 3, 4, 1])
     flip = T.HFlipTransform(32)
-    moved = [transform_instance_annotations(record, flip, (24, 32), keypoint_hflip_indices=[1, 0])] * 2
+    moved = [
+        transform_instance_annotations(record, flip, (24, 32), keypoint_hflip_indices=[1, 0])
+    ] * 2
     instances = annotations_to_instances(moved, (24, 32))
     assert isinstance(instances.gt_masks, PolygonMasks)
     assert instances.gt_keypoints.tensor.shape == (2, 2, 3)
@@ -83,9 +89,15 @@ def test_transformed_annotations_become_masks_and_keypoints():
 
 
 def test_bad_mask_is_named():
-    with pytest.raises(ValueError, match=r"annotation 5 of a.jpg: a polygon needs at least 3 points: got 2"):
-        transformed_masks([annotation(id=5, segmentation=[[1, 1, 4, 4]])], T.NoOpTransform(), "a.jpg")
-    with pytest.raises(ValueError, match=r"the object at \[1, 2, 10, 8\] of a.jpg: it has no segmentation"):
+    with pytest.raises(
+        ValueError, match=r"annotation 5 of a.jpg: a polygon needs at least 3 points: got 2"
+    ):
+        transformed_masks(
+            [annotation(id=5, segmentation=[[1, 1, 4, 4]])], T.NoOpTransform(), "a.jpg"
+        )
+    with pytest.raises(
+        ValueError, match=r"the object at \[1, 2, 10, 8\] of a.jpg: it has no segmentation"
+    ):
         transformed_masks([annotation()], T.NoOpTransform(), "a.jpg")
 
 
@@ -128,7 +140,8 @@ def test_size_is_taken_from_the_image_where_the_record_has_none():
 def test_other_size_names_file_expected_and_found():
     record = {"file_name": "a.jpg", "image_id": 1, "height": 30, "width": 32}
     with pytest.raises(
-        SizeMismatchError, match=r"image a\.jpg is 32x24 \(width x height\), but its record says 32x30\.$"
+        SizeMismatchError,
+        match=r"image a\.jpg is 32x24 \(width x height\), but its record says 32x30\.$",
     ):
         check_image_size(record, np.zeros((24, 32, 3)))
     assert issubclass(SizeMismatchError, BadImageError)

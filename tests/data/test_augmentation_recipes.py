@@ -15,12 +15,18 @@ def configured(*settings):
 
 def test_training_resizes_and_flips():
     resize, flip = build_augmentation(configured("INPUT.MIN_SIZE_TRAIN", (640, 800)), is_train=True)
-    assert (resize.short_edge_length, resize.max_size, resize.sample_style) == ((640, 800), 1333, "choice")
+    assert (resize.short_edge_length, resize.max_size, resize.sample_style) == (
+        (640, 800),
+        1333,
+        "choice",
+    )
     assert (flip.horizontal, flip.vertical, flip.prob) == (True, False, 0.5)
 
 
 def test_testing_only_resizes():
-    (resize,) = build_augmentation(configured("INPUT.MIN_SIZE_TEST", 600, "INPUT.MAX_SIZE_TEST", 900), is_train=False)
+    (resize,) = build_augmentation(
+        configured("INPUT.MIN_SIZE_TEST", 600, "INPUT.MAX_SIZE_TEST", 900), is_train=False
+    )
     assert (resize.short_edge_length, resize.max_size) == ((600,), 900)
 
 

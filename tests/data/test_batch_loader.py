@@ -45,7 +45,11 @@ def test_stream_with_a_sampler_is_refused():
 
 def test_batches_come_in_the_order_of_the_sampler():
     assert indices(build_batch_data_loader(Numbers(), [3, 0, 5, 1], 2)) == [[3, 0], [5, 1]]
-    assert indices(build_batch_data_loader(Stream(), None, 2, drop_last=False)) == [[0, 1], [2, 3], [4]]
+    assert indices(build_batch_data_loader(Stream(), None, 2, drop_last=False)) == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
 
 
 def test_grouped_batches_are_wide_or_tall():

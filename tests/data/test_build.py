@@ -16,7 +16,11 @@ from detkit.data import (
     build_train_sampler,
 )
 from detkit.data.datasets import register_coco_instances
-from detkit.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detkit.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
 from detkit.data.wrappers import SampleError
 from detkit.utils import comm
 from detkit.utils.image import BadImageError
@@ -102,7 +106,12 @@ def test_another_seed_gives_other_batches(cfg):
 
 def test_augmentations_differ_from_epoch_to_epoch(cfg):
     cfg.INPUT.MIN_SIZE_TRAIN = (24,)
-    samples = [s for batch in take(build_detection_train_loader(cfg), 30) for s in batch if s["image_id"] == 0]
+    samples = [
+        s
+        for batch in take(build_detection_train_loader(cfg), 30)
+        for s in batch
+        if s["image_id"] == 0
+    ]
     assert len({s["image"].numpy().tobytes() for s in samples}) == 2  # flipped, and not
 
 
@@ -140,11 +149,17 @@ def test_batch_that_cannot_be_shared_out_is_refused(cfg, monkeypatch):
 
 
 def test_own_mapper_sampler_and_data_set(cfg):
-    loader = build_detection_train_loader(cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0])
+    loader = build_detection_train_loader(
+        cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0]
+    )
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    loader = build_detection_train_loader(cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0])
+    loader = build_detection_train_loader(
+        cfg, mapper=lambda record: record["image_id"] * 10, sampler=[3, 1, 2, 0]
+    )
     assert list(loader) == [[30, 10], [20, 0]]
-    loader = build_detection_train_loader(cfg, dataset=Numbers(), mapper=lambda sample: sample["index"])
+    loader = build_detection_train_loader(
+        cfg, dataset=Numbers(), mapper=lambda sample: sample["index"]
+    )
     assert {i for batch in take(loader, 3) for i in batch} == set(range(6))
 
 
@@ -155,13 +170,20 @@ def test_grouping_by_aspect():
 
 def test_explicit_arguments_and_collation():
     loader = build_detection_train_loader(
-        Numbers(), mapper=lambda s: s["index"], total_batch_size=3, aspect_ratio_grouping=False, collate_fn=sum, seed=0
+        Numbers(),
+        mapper=lambda s: s["index"],
+        total_batch_size=3,
+        aspect_ratio_grouping=False,
+        collate_fn=sum,
+        seed=0,
     )
     assert sum(take(loader, 2)) == 15
 
 
 def test_stream_brings_its_own_order():
-    loader = build_detection_train_loader(Stream(), mapper=lambda s: {**s, "seen": True}, total_batch_size=2)
+    loader = build_detection_train_loader(
+        Stream(), mapper=lambda s: {**s, "seen": True}, total_batch_size=2
+    )
     assert [[(s["index"], s["seen"]) for s in batch] for batch in take(loader, 2)] == [
         [(0, True), (1, True)],
         [(2, True), (3, True)],
@@ -187,7 +209,9 @@ def test_sampler_by_name(cfg, name, kind):
 
 def test_unknown_sampler_lists_the_known_ones(cfg):
     cfg.DATALOADER.SAMPLER_TRAIN = "Training"
-    with pytest.raises(ValueError, match=r"DATALOADER.SAMPLER_TRAIN must be TrainingSampler, .*got 'Training'"):
+    with pytest.raises(
+        ValueError, match=r"DATALOADER.SAMPLER_TRAIN must be TrainingSampler, .*got 'Training'"
+    ):
         build_train_sampler(cfg, [], seed=0)
 
 
@@ -217,7 +241,10 @@ def test_no_data_set_is_explained(cfg):
 def test_classes_are_checked_against_the_key_of_the_model(cfg, architecture, key):
     cfg.MODEL.META_ARCHITECTURE = architecture
     cfg.merge_from_list([key, 7])
-    for build in (build_detection_train_loader, lambda cfg: build_detection_test_loader(cfg, "mine")):
+    for build in (
+        build_detection_train_loader,
+        lambda cfg: build_detection_test_loader(cfg, "mine"),
+    ):
         with pytest.raises(ValueError, match=f"'mine' .*has 2 classes.*{key} is 7; set {key} to 2"):
             build(cfg)
 
@@ -240,7 +267,9 @@ def test_failing_mapper_is_named_with_its_file(cfg):
     def fail(record):
         raise RuntimeError("cannot augment")
 
-    with pytest.raises(SampleError, match=r"fail failed on .*\.jpg \(image_id \d\): RuntimeError: cannot augment"):
+    with pytest.raises(
+        SampleError, match=r"fail failed on .*\.jpg \(image_id \d\): RuntimeError: cannot augment"
+    ):
         take(build_detection_train_loader(cfg, mapper=fail), 1)
 
 
@@ -264,9 +293,13 @@ def test_test_loader_keeps_images_without_objects(write_coco):
 
 
 def test_test_loader_with_explicit_arguments():
-    loader = build_detection_test_loader([{"a": i} for i in range(5)], mapper=lambda r: r["a"], batch_size=2)
+    loader = build_detection_test_loader(
+        [{"a": i} for i in range(5)], mapper=lambda r: r["a"], batch_size=2
+    )
     assert list(loader) == [[0, 1], [2, 3], [4]]
-    loader = build_detection_test_loader(Numbers(), mapper=None, sampler=[4, 2], collate_fn=lambda b: b[0]["index"])
+    loader = build_detection_test_loader(
+        Numbers(), mapper=None, sampler=[4, 2], collate_fn=lambda b: b[0]["index"]
+    )
     assert list(loader) == [4, 2]
 
 
@@ -274,7 +307,8 @@ def test_data_set_without_the_proposals_asked_for_is_an_error(cfg):
     cfg.merge_from_list(["MODEL.LOAD_PROPOSALS", True, "DATASETS.TEST", ["other", "mine"]])
     cfg.DATASETS.PROPOSAL_FILES_TEST = ("of_other.pkl",)
     with pytest.raises(
-        ValueError, match=r"PROPOSAL_FILES_TEST for each of DATASETS\.TEST, .* there is none for 'mine'"
+        ValueError,
+        match=r"PROPOSAL_FILES_TEST for each of DATASETS\.TEST, .* there is none for 'mine'",
     ):
         build_detection_test_loader(cfg, "mine")
     cfg.DATASETS.PROPOSAL_FILES_TEST = ("of_other.pkl", "of_mine.pkl")
@@ -287,7 +321,9 @@ def test_processes_share_the_test_images(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-        seen += [i for batch in build_detection_test_loader(list(range(5)), mapper=None) for i in batch]
+        seen += [
+            i for batch in build_detection_test_loader(list(range(5)), mapper=None) for i in batch
+        ]
     assert seen == list(range(5))
 
 
@@ -295,16 +331,33 @@ def test_declared_data_set_is_registered_by_the_builders(write_coco, tmp_path, m
     write_coco(2)
     monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
     cfg = get_cfg()
-    cfg.merge_from_list(["DATASETS.TRAIN", ("declared",), "MODEL.ROI_HEADS.NUM_CLASSES", 2, "SOLVER.IMS_PER_BATCH", 1])
+    cfg.merge_from_list(
+        [
+            "DATASETS.TRAIN",
+            ("declared",),
+            "MODEL.ROI_HEADS.NUM_CLASSES",
+            2,
+            "SOLVER.IMS_PER_BATCH",
+            1,
+        ]
+    )
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATASETS.REGISTER = [{"name": "declared", "format": "coco", "images": "images", "annotations": "train.json"}]
-    assert len(take(build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True)), 2)) == 2
+    cfg.DATASETS.REGISTER = [
+        {"name": "declared", "format": "coco", "images": "images", "annotations": "train.json"}
+    ]
+    assert (
+        len(take(build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True)), 2))
+        == 2
+    )
     assert MetadataCatalog.get("declared").thing_classes == ["cat", "dog"]
 
 
 def test_what_workers_get_can_be_pickled(cfg):
     # Where processes are spawned (Windows, macOS), everything travels to the workers.
-    for loader in (build_detection_train_loader(cfg).dataset, build_detection_test_loader(cfg, "mine")):
+    for loader in (
+        build_detection_train_loader(cfg).dataset,
+        build_detection_test_loader(cfg, "mine"),
+    ):
         dataset = pickle.loads(pickle.dumps(loader.dataset))
         pickle.dumps((loader.worker_init_fn, loader.collate_fn))
         assert len(dataset) == 6

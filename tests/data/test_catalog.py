@@ -27,14 +27,18 @@ def test_registered_records_come_back():
     [
         pytest.param(lambda n: functools.partial(load, n), id="partial"),
         pytest.param(loader_in_a_closure, id="closure"),
-        pytest.param(lambda n: functools.partial(functools.partial(load, n)), id="partial-of-partial"),
+        pytest.param(
+            lambda n: functools.partial(functools.partial(load, n)), id="partial-of-partial"
+        ),
     ],
 )
 def test_same_data_set_again_is_nothing_new_and_another_is_refused(make):
     DatasetCatalog.register("mine", make(2))
     DatasetCatalog.register("mine", make(2))
     assert len(DatasetCatalog.get("mine")) == 2
-    with pytest.raises(ValueError, match=r"'mine' is already registered with other contents.*DatasetCatalog.remove"):
+    with pytest.raises(
+        ValueError, match=r"'mine' is already registered with other contents.*DatasetCatalog.remove"
+    ):
         DatasetCatalog.register("mine", make(3))
 
 
@@ -66,7 +70,11 @@ def test_metadata_is_kept_by_name():
     MetadataCatalog.get("mine").set(thing_classes=["a"], year=2012)
     assert MetadataCatalog.get("mine").thing_classes == ["a"]
     assert MetadataCatalog.get("mine").get("split", "none") == "none"
-    assert MetadataCatalog.get("mine").as_dict() == {"name": "mine", "thing_classes": ["a"], "year": 2012}
+    assert MetadataCatalog.get("mine").as_dict() == {
+        "name": "mine",
+        "thing_classes": ["a"],
+        "year": 2012,
+    }
 
 
 def test_metadata_may_be_set_again_to_the_same_only():
@@ -74,7 +82,9 @@ def test_metadata_may_be_set_again_to_the_same_only():
     metadata.thing_classes = ["a", "b"]
     metadata.thing_classes = ("a", "b")
     assert metadata.thing_classes == ["a", "b"]
-    with pytest.raises(ValueError, match=r"'thing_classes' of data set 'mine' is already \['a', 'b'\]"):
+    with pytest.raises(
+        ValueError, match=r"'thing_classes' of data set 'mine' is already \['a', 'b'\]"
+    ):
         metadata.thing_classes = ["b", "a"]
     MetadataCatalog.remove("mine")
     MetadataCatalog.get("mine").thing_classes = ["b", "a"]
@@ -82,14 +92,18 @@ def test_metadata_may_be_set_again_to_the_same_only():
 
 def test_unknown_metadata_lists_what_there_is():
     MetadataCatalog.get("mine").set(thing_classes=["a"])
-    with pytest.raises(AttributeError, match=r"'mine' has no metadata 'thing_clases'. Did you mean 'thing_classes'"):
+    with pytest.raises(
+        AttributeError, match=r"'mine' has no metadata 'thing_clases'. Did you mean 'thing_classes'"
+    ):
         _ = MetadataCatalog.get("mine").thing_clases
     assert not hasattr(MetadataCatalog.get("mine"), "json_file")
 
 
 def test_lazy_metadata_is_computed_at_each_look(monkeypatch):
     monkeypatch.setenv("WHERE", "a")
-    metadata = MetadataCatalog.get("mine").set_lazy(json_file=lambda: __import__("os").environ["WHERE"])
+    metadata = MetadataCatalog.get("mine").set_lazy(
+        json_file=lambda: __import__("os").environ["WHERE"]
+    )
     assert metadata.json_file == "a"
     monkeypatch.setenv("WHERE", "b")
     assert metadata.json_file == metadata.as_dict()["json_file"] == "b"

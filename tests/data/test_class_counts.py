@@ -9,7 +9,10 @@ from detkit.data import DatasetCatalog, MetadataCatalog, count_images_per_class
 def datasets():
     """Two data sets; the images of the first hold the classes 0 0 2, 2, none and none annotated."""
     objects = [[0, 0, 2], [2], []]
-    records = [{"file_name": "x", "annotations": [{"category_id": k} for k in classes]} for classes in objects]
+    records = [
+        {"file_name": "x", "annotations": [{"category_id": k} for k in classes]}
+        for classes in objects
+    ]
     DatasetCatalog.register("counted_a", lambda: [*records, {"file_name": "y"}])
     DatasetCatalog.register("counted_b", lambda: records[:1])
     yield

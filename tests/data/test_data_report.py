@@ -2,7 +2,10 @@ from detkit.data.data_report import DataReport
 
 
 def rows(report):
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.table().splitlines()]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in report.table().splitlines()
+    ]
     return {name: int(number) for name, number in cells[2:]}
 
 
@@ -25,4 +28,9 @@ def test_what_is_used_and_what_is_left_out_add_up():
 
 
 def test_of_nothing_nothing_is_left_out():
-    assert rows(DataReport(["a"])) == {"images": 0, "images used": 0, "annotations": 0, "objects": 0}
+    assert rows(DataReport(["a"])) == {
+        "images": 0,
+        "images used": 0,
+        "annotations": 0,
+        "objects": 0,
+    }

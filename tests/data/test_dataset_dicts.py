@@ -18,11 +18,23 @@ from detkit.structures import BoxMode
 
 
 def annotation(box=(1, 2, 10, 8), category_id=0, **more):
-    return {"bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id, "iscrowd": 0, **more}
+    return {
+        "bbox": list(box),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": category_id,
+        "iscrowd": 0,
+        **more,
+    }
 
 
 def record(index, *annotations):
-    return {"file_name": f"{index}.jpg", "image_id": index, "height": 24, "width": 32, "annotations": list(annotations)}
+    return {
+        "file_name": f"{index}.jpg",
+        "image_id": index,
+        "height": 24,
+        "width": 32,
+        "annotations": list(annotations),
+    }
 
 
 def register(name, records, classes=("cat", "dog")):
@@ -116,7 +128,10 @@ def test_image_whose_boxes_are_all_unusable_is_left_out():
 
 
 def test_box_over_the_edge_is_kept_and_reported(caplog):
-    register("a", [*GOOD, record(3, annotation((20, 2, 12.5, 8), id=1), annotation((20, 2, 20, 8), id=2))])
+    register(
+        "a",
+        [*GOOD, record(3, annotation((20, 2, 12.5, 8), id=1), annotation((20, 2, 20, 8), id=2))],
+    )
     assert len(get_detection_dataset_dicts("a")[-1]["annotations"]) == 2
     assert (
         "1 boxes stick out of their image by more than 1 pixel and will be clipped: annotation 2 of 3.jpg"
@@ -148,7 +163,9 @@ def test_objects_per_class_are_listed(caplog):
 
 
 def test_class_without_objects_is_warned_of(caplog):
-    register("a", [record(0, annotation(), annotation(category_id=1, iscrowd=1))], ("cat", "dog", "cow"))
+    register(
+        "a", [record(0, annotation(), annotation(category_id=1, iscrowd=1))], ("cat", "dog", "cow")
+    )
     get_detection_dataset_dicts("a")
     assert "2 of 3 classes have no object: dog, cow. Classes with objects: cat." in caplog.text
 
@@ -193,12 +210,26 @@ def test_classes_that_fit():
             ],
             id="model-too-large",
         ),
-        pytest.param([0, 7], None, 2, ["7 (1 objects, first in 1.jpg)", "NUM_CLASSES to at least 8"], id="no-names"),
         pytest.param(
-            [1, 2], ("cat", "dog"), 2, ["range 0 to 1: 2", "correct the ids, which must count from 0"], id="from-1"
+            [0, 7],
+            None,
+            2,
+            ["7 (1 objects, first in 1.jpg)", "NUM_CLASSES to at least 8"],
+            id="no-names",
         ),
-        pytest.param([-1], ("cat", "dog"), 2, ["range 0 to 1: -1", "correct the ids"], id="negative"),
-        pytest.param(["cat"], ("cat", "dog"), 2, ["range 0 to 1: 'cat'", "correct the ids"], id="text"),
+        pytest.param(
+            [1, 2],
+            ("cat", "dog"),
+            2,
+            ["range 0 to 1: 2", "correct the ids, which must count from 0"],
+            id="from-1",
+        ),
+        pytest.param(
+            [-1], ("cat", "dog"), 2, ["range 0 to 1: -1", "correct the ids"], id="negative"
+        ),
+        pytest.param(
+            ["cat"], ("cat", "dog"), 2, ["range 0 to 1: 'cat'", "correct the ids"], id="text"
+        ),
         pytest.param([True], ("cat", "dog"), 2, ["range 0 to 1: True"], id="truth-value"),
     ],
 )
@@ -221,7 +252,8 @@ def test_data_sets_of_different_classes_are_refused():
     register("a", GOOD)
     register("b", GOOD, ("dog", "cat"))
     with pytest.raises(
-        ValueError, match=r"same classes in the same order: 'a' has \['cat', 'dog'\], 'b' has \['dog', 'cat'\]"
+        ValueError,
+        match=r"same classes in the same order: 'a' has \['cat', 'dog'\], 'b' has \['dog', 'cat'\]",
     ):
         get_detection_dataset_dicts(["a", "b"])
 
@@ -231,7 +263,9 @@ def test_data_sets_of_different_classes_are_refused():
 
 def test_unknown_data_set_is_explained():
     register("cells_train", GOOD)
-    with pytest.raises(KeyError, match="'cells_trian' is not registered. Did you mean 'cells_train'"):
+    with pytest.raises(
+        KeyError, match="'cells_trian' is not registered. Did you mean 'cells_train'"
+    ):
         get_detection_dataset_dicts("cells_trian")
 
 
@@ -249,12 +283,16 @@ def test_empty_data_set_is_refused():
 def test_empty_data_set_is_refused_with_its_file():
     register("a", [])
     MetadataCatalog.get("a").set(json_file="labels/train.json", image_root="photos")
-    with pytest.raises(ValueError, match=r"data set 'a' has no images: labels/train\.json lists none"):
+    with pytest.raises(
+        ValueError, match=r"data set 'a' has no images: labels/train\.json lists none"
+    ):
         get_detection_dataset_dicts("a")
 
 
 def test_nothing_left_lists_the_reasons():
-    register("a", [record(0), record(1, annotation(iscrowd=1)), record(2, annotation((0, 0, 0, 0)))])
+    register(
+        "a", [record(0), record(1, annotation(iscrowd=1)), record(2, annotation((0, 0, 0, 0)))]
+    )
     with pytest.raises(ValueError) as caught:
         get_detection_dataset_dicts("a")
     message = str(caught.value)
@@ -262,22 +300,34 @@ def test_nothing_left_lists_the_reasons():
     assert "2 images: no annotation with a usable box" in message
     assert "1 images: regions of crowds only" in message
     assert "1 boxes: box has no area" in message
-    assert "FILTER_EMPTY_ANNOTATIONS False keeps images without objects, in keypoint models with MODEL." in message
+    assert (
+        "FILTER_EMPTY_ANNOTATIONS False keeps images without objects, in keypoint models with MODEL."
+        in message
+    )
 
 
 def test_data_set_without_proposal_file_is_refused():
     register("a", GOOD)
     register("b", GOOD)
-    with pytest.raises(ValueError, match=r"PROPOSAL_FILES_\*\) per data set: got 1 files for 2 data sets \(a, b\)"):
+    with pytest.raises(
+        ValueError, match=r"PROPOSAL_FILES_\*\) per data set: got 1 files for 2 data sets \(a, b\)"
+    ):
         get_detection_dataset_dicts(["a", "b"], proposal_files=["p.pkl"])
 
 
 def test_objects_without_a_mask_are_listed_where_masks_are_needed():
     polygon = [[0, 0, 4, 0, 4, 4]]
-    register("a", [record(0, annotation(segmentation=polygon), annotation(iscrowd=1)), record(1, annotation(id=77))])
+    register(
+        "a",
+        [
+            record(0, annotation(segmentation=polygon), annotation(iscrowd=1)),
+            record(1, annotation(id=77)),
+        ],
+    )
     assert len(get_detection_dataset_dicts("a")) == 2
     with pytest.raises(
-        ValueError, match=r"MODEL.MASK_ON .* 1 objects of data set 'a' have none: annotation 77 of 1.jpg"
+        ValueError,
+        match=r"MODEL.MASK_ON .* 1 objects of data set 'a' have none: annotation 77 of 1.jpg",
     ):
         get_detection_dataset_dicts("a", needs_masks=True)
 
@@ -292,6 +342,7 @@ def test_stuff_classes_must_fit_the_model():
     MetadataCatalog.get("a").set(stuff_classes=["things", "sky"])
     assert get_detection_dataset_dicts("a", num_stuff_classes=2)
     with pytest.raises(
-        ValueError, match=r"'a' .* 2 stuff classes \(things, sky\), the model 54; set MODEL.SEM_SEG_HEAD"
+        ValueError,
+        match=r"'a' .* 2 stuff classes \(things, sky\), the model 54; set MODEL.SEM_SEG_HEAD",
     ):
         get_detection_dataset_dicts("a", num_stuff_classes=54)

@@ -83,20 +83,26 @@ def test_testing_sample_has_no_ground_truth(record):
 
 def test_image_is_resized_from_the_file(record):
     sample = DatasetMapper(configured("INPUT.FORMAT", "RGB"), is_train=False)(record)
-    expected = np.asarray(Image.open(record["file_name"]).resize((64, 48), Image.Resampling.BILINEAR))
+    expected = np.asarray(
+        Image.open(record["file_name"]).resize((64, 48), Image.Resampling.BILINEAR)
+    )
     assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(("format", "channels"), [("BGR", 3), ("RGB", 3), ("L", 1)])
 def test_channels_follow_the_format(record, format, channels):
     sample = DatasetMapper(is_train=False, augmentations=[], image_format=format)(record)
-    assert np.array_equal(sample["image"].numpy(), read_image(record["file_name"], format).transpose(2, 0, 1))
+    assert np.array_equal(
+        sample["image"].numpy(), read_image(record["file_name"], format).transpose(2, 0, 1)
+    )
     assert len(sample["image"]) == channels
 
 
 def test_flipped_sample_is_the_mirror_image(record):
     plain = DatasetMapper(is_train=True, augmentations=[T.Resize((30, 40))])(record)
-    flipped = DatasetMapper(is_train=True, augmentations=[T.Resize((30, 40)), T.RandomFlip(1.0)])(record)
+    flipped = DatasetMapper(is_train=True, augmentations=[T.Resize((30, 40)), T.RandomFlip(1.0)])(
+        record
+    )
     assert torch.equal(flipped["image"], plain["image"].flip(-1))
     boxes = plain["instances"].gt_boxes.tensor
     mirrored = torch.stack([40 - boxes[:, 2], boxes[:, 1], 40 - boxes[:, 0], boxes[:, 3]], dim=1)
@@ -111,10 +117,22 @@ def test_boxes_lie_on_what_they_mark(tmp_path, seed):
     pixels = np.zeros((100, 120, 3), dtype=np.uint8)
     pixels[y1 : y1 + height, x1 : x1 + width] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    box = {"bbox": [int(x1), int(y1), int(width), int(height)], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    record = {"file_name": str(tmp_path / "a.png"), "image_id": 0, "height": 100, "width": 120, "annotations": [box]}
+    box = {
+        "bbox": [int(x1), int(y1), int(width), int(height)],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+    }
+    record = {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 0,
+        "height": 100,
+        "width": 120,
+        "annotations": [box],
+    }
     np.random.seed(seed)
-    cfg = configured("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.7, 0.7], "INPUT.MIN_SIZE_TRAIN", (150,))
+    cfg = configured(
+        "INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.7, 0.7], "INPUT.MIN_SIZE_TRAIN", (150,)
+    )
     sample = DatasetMapper(cfg, is_train=True)(record)
     rows, columns = np.nonzero(sample["image"][0].numpy() >= 128)
     drawn = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
@@ -123,9 +141,14 @@ def test_boxes_lie_on_what_they_mark(tmp_path, seed):
 
 def test_ground_truth_is_that_of_one_annotation_at_a_time(record):
     mapper = DatasetMapper(
-        is_train=True, augmentations=[T.CropTransform(8, 4, 20, 16), T.Resize((33, 47)), T.RandomFlip(1.0)]
+        is_train=True,
+        augmentations=[T.CropTransform(8, 4, 20, 16), T.Resize((33, 47)), T.RandomFlip(1.0)],
     )
-    transforms = [T.CropTransform(8, 4, 20, 16), T.ResizeTransform(16, 20, 33, 47), T.HFlipTransform(47)]
+    transforms = [
+        T.CropTransform(8, 4, 20, 16),
+        T.ResizeTransform(16, 20, 33, 47),
+        T.HFlipTransform(47),
+    ]
     objects = [a for a in record["annotations"] if not a.get("iscrowd")]
     slow = annotations_to_instances(
         [transform_instance_annotations(a, transforms, (33, 47)) for a in objects], (33, 47)
@@ -141,7 +164,9 @@ def test_object_that_a_crop_cuts_away_is_dropped(record):
 
 
 def test_crop_keeps_an_object(record):
-    cfg = configured("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [6, 6])
+    cfg = configured(
+        "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [6, 6]
+    )
     mapper = DatasetMapper(cfg, is_train=True)
     np.random.seed(0)
     assert all(len(mapper(record)["instances"]) >= 1 for _ in range(30))
@@ -149,7 +174,9 @@ def test_crop_keeps_an_object(record):
 
 
 def test_background_has_empty_ground_truth(record):
-    sample = DatasetMapper(configured("INPUT.CROP.ENABLED", True), is_train=True)({**record, "annotations": []})
+    sample = DatasetMapper(configured("INPUT.CROP.ENABLED", True), is_train=True)(
+        {**record, "annotations": []}
+    )
     assert len(sample["instances"]) == 0
     assert sample["instances"].gt_boxes.tensor.shape == (0, 4)
 
@@ -167,7 +194,9 @@ def test_own_augmentations_replace_those_of_the_config(record):
 def test_interleaved_sample_is_equal(record):
     cfg = configured("INPUT.RANDOM_FLIP", "none")
     plain = DatasetMapper(cfg, is_train=True)(record)["image"]
-    interleaved = DatasetMapper(cfg, is_train=True, memory_format=torch.channels_last)(record)["image"]
+    interleaved = DatasetMapper(cfg, is_train=True, memory_format=torch.channels_last)(record)[
+        "image"
+    ]
     assert interleaved.stride() == (1, 64 * 3, 3)
     assert torch.equal(interleaved, plain)
 
@@ -184,10 +213,23 @@ def test_float_augmentation_gives_a_float_image(record):
     assert sample["image"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["planes", "interleaved"])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["planes", "interleaved"]
+)
 @pytest.mark.parametrize(
     "layout",
-    ["plain", "bgr", "flipped", "bgr-flipped", "upside-down", "bgr-upside-down", "planar", "crop", "read-only", "grey"],
+    [
+        "plain",
+        "bgr",
+        "flipped",
+        "bgr-flipped",
+        "upside-down",
+        "bgr-upside-down",
+        "planar",
+        "crop",
+        "read-only",
+        "grey",
+    ],
 )
 def test_tensor_of_any_layout_is_equal_and_in_the_memory_format(layout, memory_format):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -220,7 +262,9 @@ def test_tensor_of_any_layout_is_equal_and_in_the_memory_format(layout, memory_f
 def test_unreadable_image_is_named(record, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(BadImageError, match=r"broken\.jpg is not an image"):
-        DatasetMapper(configured(), is_train=True)({**record, "file_name": str(tmp_path / "broken.jpg")})
+        DatasetMapper(configured(), is_train=True)(
+            {**record, "file_name": str(tmp_path / "broken.jpg")}
+        )
 
 
 def test_wrong_size_is_named(record):
@@ -235,7 +279,7 @@ TRIANGLE = [[4.0, 2, 14, 2, 14, 10]]
 
 @pytest.fixture
 def rich(write_image, tmp_path):
-    """Give a record with polygons and run lengths side by side, keypoints, and a label map."""
+    """Return a record with polygons and run lengths side by side, keypoints, and a label map."""
     mask = np.zeros((24, 32), dtype=bool)
     mask[10:20, 18:30] = True
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "labels.png")
@@ -247,15 +291,29 @@ def rich(write_image, tmp_path):
         "width": 32,
         "sem_seg_file_name": str(tmp_path / "labels.png"),
         "annotations": [
-            {**box, "id": 1, "bbox": [4, 2, 10, 8], "segmentation": TRIANGLE, "keypoints": [5, 3, 2, 12, 9, 1]},
+            {
+                **box,
+                "id": 1,
+                "bbox": [4, 2, 10, 8],
+                "segmentation": TRIANGLE,
+                "keypoints": [5, 3, 2, 12, 9, 1],
+            },
             {**box, "id": 2, "bbox": [18, 10, 12, 10], "segmentation": bitmask_to_rle(mask)},
-            {**box, "id": 3, "bbox": [0, 0, 32, 24], "iscrowd": 1, "segmentation": {"size": [1, 1], "counts": "?"}},
+            {
+                **box,
+                "id": 3,
+                "bbox": [0, 0, 32, 24],
+                "iscrowd": 1,
+                "segmentation": {"size": [1, 1], "counts": "?"},
+            },
         ],
     }
 
 
 def test_mixed_masks_become_bitmaps_of_what_the_boxes_mark(rich):
-    mapper = DatasetMapper(is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)], use_instance_mask=True)
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)], use_instance_mask=True
+    )
     instances = mapper(rich)["instances"]
     assert isinstance(instances.gt_masks, BitMasks)
     assert instances.gt_masks.tensor.shape == (2, 48, 64)
@@ -273,9 +331,15 @@ def test_polygons_alone_stay_polygons(rich):
 
 
 def test_boxes_are_measured_anew_after_a_crop(rich):
-    crop = T.CropTransform(0, 0, 20, 6)  # the triangle's lower corner is cut off: its left side moves
-    plain = DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)["instances"]
-    mapper = DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True, recompute_boxes=True)
+    crop = T.CropTransform(
+        0, 0, 20, 6
+    )  # the triangle's lower corner is cut off: its left side moves
+    plain = DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)[
+        "instances"
+    ]
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[crop], use_instance_mask=True, recompute_boxes=True
+    )
     rich["annotations"][0]["segmentation"] = [[4.0, 2, 14, 10, 4, 10]]
     instances = mapper(rich)["instances"]
     assert plain.gt_boxes.tensor.tolist() == [[4, 2, 14, 6]]
@@ -286,12 +350,22 @@ def test_boxes_are_measured_anew_after_a_crop(rich):
 def test_objects_whose_mask_is_cut_away_go_although_their_box_is_not(rich):
     crop = T.CropTransform(4, 6, 3, 3)  # a corner of the box that the triangle leaves free
     assert len(DatasetMapper(is_train=True, augmentations=[crop])(rich)["instances"]) == 1
-    assert len(DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)["instances"]) == 0
+    assert (
+        len(
+            DatasetMapper(is_train=True, augmentations=[crop], use_instance_mask=True)(rich)[
+                "instances"
+            ]
+        )
+        == 0
+    )
 
 
 def test_keypoints_are_of_all_objects(rich):
     mapper = DatasetMapper(
-        is_train=True, augmentations=[T.RandomFlip(1.0)], use_keypoint=True, keypoint_hflip_indices=[1, 0]
+        is_train=True,
+        augmentations=[T.RandomFlip(1.0)],
+        use_keypoint=True,
+        keypoint_hflip_indices=[1, 0],
     )
     keypoints = mapper(rich)["instances"].gt_keypoints.tensor
     assert keypoints.tolist() == [[[20, 9, 1], [27, 3, 2]], [[0, 0, 0], [0, 0, 0]]]
@@ -314,7 +388,9 @@ def test_background_alone_has_masks_and_keypoints_of_nothing(rich, mask_format):
 
 
 def test_label_map_moves_with_the_image(rich):
-    sample = DatasetMapper(is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)])(rich)
+    sample = DatasetMapper(is_train=True, augmentations=[T.Resize((48, 64)), T.RandomFlip(1.0)])(
+        rich
+    )
     assert sample["sem_seg"].dtype == torch.int64
     expected = torch.zeros(48, 64, dtype=torch.int64)
     expected[20:40, 4:28] = 1
@@ -333,7 +409,9 @@ def test_label_map_of_another_size_is_refused(rich, tmp_path):
 def test_proposals_come_with_the_image(rich, is_train):
     boxes, logits = np.array([[2, 2, 8, 8], [0, 0, 4, 4]]), np.array([2.0, 1.0])
     record = {**rich, "proposal_boxes": boxes, "proposal_objectness_logits": logits}
-    mapper = DatasetMapper(is_train=is_train, augmentations=[T.Resize((48, 64))], precomputed_proposal_topk=1)
+    mapper = DatasetMapper(
+        is_train=is_train, augmentations=[T.Resize((48, 64))], precomputed_proposal_topk=1
+    )
     sample = mapper(record)
     assert sample["proposals"].proposal_boxes.tensor.tolist() == [[4, 4, 16, 16]]
     assert "proposal_boxes" not in sample
@@ -341,7 +419,9 @@ def test_proposals_come_with_the_image(rich, is_train):
 
 def test_mask_of_the_wrong_size_names_annotation_and_file(rich):
     rich["annotations"][1]["segmentation"] = {"size": [10, 20], "counts": [200]}
-    with pytest.raises(ValueError, match=r"annotation 2 of .*a.jpg: .* got 10 x 20 .* image of 24 x 32"):
+    with pytest.raises(
+        ValueError, match=r"annotation 2 of .*a.jpg: .* got 10 x 20 .* image of 24 x 32"
+    ):
         DatasetMapper(is_train=True, augmentations=[], use_instance_mask=True)(rich)
 
 
@@ -350,12 +430,16 @@ def test_settings_of_a_mask_and_keypoint_model():
         keypoint_names=["left_eye", "right_eye"], keypoint_flip_map=[("left_eye", "right_eye")]
     )
     settings = ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True, "INPUT.CROP.ENABLED", True]
-    cfg = configured(*settings, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2, "DATASETS.TRAIN", ("faces",))
+    cfg = configured(
+        *settings, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2, "DATASETS.TRAIN", ("faces",)
+    )
     mapper = DatasetMapper(cfg, is_train=True)
     assert mapper.recompute_boxes
     assert list(mapper.keypoint_hflip_indices) == [1, 0]
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 17
-    with pytest.raises(ValueError, match=r"NUM_KEYPOINTS is 17, but data set 'faces' has 2 keypoints; set it to 2"):
+    with pytest.raises(
+        ValueError, match=r"NUM_KEYPOINTS is 17, but data set 'faces' has 2 keypoints; set it to 2"
+    ):
         DatasetMapper(cfg, is_train=True)
     assert DatasetMapper(cfg, is_train=False).keypoint_hflip_indices is None
 

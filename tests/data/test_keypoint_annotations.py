@@ -51,12 +51,16 @@ def test_objects_without_keypoints_have_none_labelled():
 
 
 def test_wrong_number_names_annotation_and_file():
-    with pytest.raises(ValueError, match=r"annotation 9 of a.jpg has 6 keypoint numbers, but 3 keypoints .* need 9"):
+    with pytest.raises(
+        ValueError, match=r"annotation 9 of a.jpg has 6 keypoint numbers, but 3 keypoints .* need 9"
+    ):
         keypoints_of([{"id": 9, "keypoints": [1, 2, 2, 3, 4, 2]}], 3, "a.jpg")
 
 
 def test_mirror_without_pairs_is_refused():
-    with pytest.raises(ValueError, match="give keypoint_hflip_indices, or set INPUT.RANDOM_FLIP none"):
+    with pytest.raises(
+        ValueError, match="give keypoint_hflip_indices, or set INPUT.RANDOM_FLIP none"
+    ):
         transform_keypoints(POINTS, T.HFlipTransform(32), (24, 32))
 
 
@@ -75,5 +79,9 @@ def test_metadata_must_name_keypoints_alike():
 
 
 def test_names_without_any_pair_are_worth_a_warning(caplog):
-    assert create_keypoint_hflip_indices(noted("a", ["nose", "ear_a", "ear_b"], [])).tolist() == [0, 1, 2]
+    assert create_keypoint_hflip_indices(noted("a", ["nose", "ear_a", "ear_b"], [])).tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert "keypoint_flip_map is empty" in caplog.text

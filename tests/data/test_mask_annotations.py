@@ -20,7 +20,11 @@ def uncompressed(bitmap):
     return {"size": list(bitmap.shape), "counts": np.diff([0, *changes, flat.size]).tolist()}
 
 
-FORMS = {"bitmap": BITMAP, "compressed": bitmask_to_rle(BITMAP), "uncompressed": uncompressed(BITMAP)}
+FORMS = {
+    "bitmap": BITMAP,
+    "compressed": bitmask_to_rle(BITMAP),
+    "uncompressed": uncompressed(BITMAP),
+}
 
 
 def test_forms_are_of_one_mask():
@@ -35,14 +39,19 @@ def test_forms_are_of_one_mask():
         pytest.param(T.CropTransform(5, 4, 20, 16), id="crop"),
         pytest.param(T.ResizeTransform(24, 32, 48, 64), id="resize"),
         pytest.param(T.PadTransform(3, 2, 1, 5), id="pad"),
-        pytest.param(T.TransformList([T.CropTransform(2, 0, 28, 24), T.ResizeTransform(24, 28, 96, 112)]), id="list"),
+        pytest.param(
+            T.TransformList([T.CropTransform(2, 0, 28, 24), T.ResizeTransform(24, 28, 96, 112)]),
+            id="list",
+        ),
     ],
 )
 def test_every_form_gives_the_same_pixels(transform):
     moved = {name: transform_segmentation(mask, transform, SIZE) for name, mask in FORMS.items()}
     assert all(np.array_equal(mask, moved["bitmap"]) for mask in moved.values())
     drawn = polygons_to_bitmask(transform_segmentation(POLYGONS, transform), *moved["bitmap"].shape)
-    assert np.mean(drawn != moved["bitmap"]) < 0.01  # the slanted side is drawn finer after a resize
+    assert (
+        np.mean(drawn != moved["bitmap"]) < 0.01
+    )  # the slanted side is drawn finer after a resize
 
 
 def test_nothing_left_of_a_mask_is_no_polygon():
@@ -72,7 +81,9 @@ def test_drawn_masks_of_no_objects_know_the_image():
     ("mask", "message"),
     [
         pytest.param([[1, 1, 4, 4]], "at least 3 points: got 2", id="two points"),
-        pytest.param({"size": [10, 20], "counts": [200]}, "got 10 x 20 .* image of 24 x 32", id="run lengths"),
+        pytest.param(
+            {"size": [10, 20], "counts": [200]}, "got 10 x 20 .* image of 24 x 32", id="run lengths"
+        ),
         pytest.param(np.zeros((3, 4)), r"got \(3, 4\) for an image of \(24, 32\)", id="bitmap"),
         pytest.param("mask", "a list of polygons, run lengths .* got str", id="text"),
         pytest.param(np.zeros(4), r"got ndarray \(4,\)", id="dimensions"),
@@ -84,5 +95,7 @@ def test_masks_that_do_not_fit_are_refused(mask, message):
 
 
 def test_unknown_format_is_refused():
-    with pytest.raises(ValueError, match="INPUT.MASK_FORMAT must be one of polygon, bitmask, got 'rle'"):
+    with pytest.raises(
+        ValueError, match="INPUT.MASK_FORMAT must be one of polygon, bitmask, got 'rle'"
+    ):
         masks_of([], SIZE, "rle")

@@ -13,7 +13,12 @@ from detkit.structures import BoxMode
 RECORDS = [{"file_name": f"{i}.jpg", "image_id": i, "height": 24, "width": 32} for i in (3, 5)]
 BOXES = [np.array([[0, 0, 4, 4], [2, 2, 40, 20]], np.float32), np.zeros((0, 4), np.float32)]
 LOGITS = [np.array([0.5, 2.0], np.float32), np.zeros(0, np.float32)]
-CONTENT = {"ids": [3, 5], "boxes": BOXES, "objectness_logits": LOGITS, "bbox_mode": BoxMode.XYXY_ABS.value}
+CONTENT = {
+    "ids": [3, 5],
+    "boxes": BOXES,
+    "objectness_logits": LOGITS,
+    "bbox_mode": BoxMode.XYXY_ABS.value,
+}
 
 
 @pytest.fixture
@@ -63,7 +68,8 @@ def test_empty_proposals_go_before_the_best_are_taken(write):
 
 def test_image_without_proposals_is_named(write):
     with pytest.raises(
-        ValueError, match=r"proposals.pkl has no proposals for 1 of 2 images, first for image id 5 \(5.jpg"
+        ValueError,
+        match=r"proposals.pkl has no proposals for 1 of 2 images, first for image id 5 \(5.jpg",
     ):
         load_proposals_into_dataset(RECORDS, write({**CONTENT, "ids": [3, 4]}))
 
@@ -71,11 +77,21 @@ def test_image_without_proposals_is_named(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(without("boxes"), "lacks boxes; it has ids, objectness_logits, bbox_mode", id="key"),
+        pytest.param(
+            without("boxes"), "lacks boxes; it has ids, objectness_logits, bbox_mode", id="key"
+        ),
         pytest.param([1], "must hold a dict, holds a list", id="list"),
-        pytest.param({**CONTENT, "ids": [3]}, "an entry per image of each, has .*'ids': 1", id="lengths"),
-        pytest.param({**CONTENT, "boxes": [BOXES[1], BOXES[1]]}, r"image id 3, has \(0, 4\) and \(2,\)", id="shapes"),
-        pytest.param({**CONTENT, "x": print}, "asks for builtins.print; it may hold arrays", id="function"),
+        pytest.param(
+            {**CONTENT, "ids": [3]}, "an entry per image of each, has .*'ids': 1", id="lengths"
+        ),
+        pytest.param(
+            {**CONTENT, "boxes": [BOXES[1], BOXES[1]]},
+            r"image id 3, has \(0, 4\) and \(2,\)",
+            id="shapes",
+        ),
+        pytest.param(
+            {**CONTENT, "x": print}, "asks for builtins.print; it may hold arrays", id="function"
+        ),
     ],
 )
 def test_files_that_are_none_of_proposals_are_refused(write, content, message):
@@ -87,10 +103,14 @@ def test_broken_and_absent_files_are_named(tmp_path):
     (tmp_path / "broken.pkl").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"broken.pkl is no pickle of arrays"):
         load_proposals_into_dataset(RECORDS, str(tmp_path / "broken.pkl"))
-    with pytest.raises(FileNotFoundError, match=r"absent.pkl \(DATASETS.PROPOSAL_FILES_\*\) does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"absent.pkl \(DATASETS.PROPOSAL_FILES_\*\) does not exist"
+    ):
         load_proposals_into_dataset(RECORDS, str(tmp_path / "absent.pkl"))
 
 
 def test_record_without_proposals_says_which_key_to_set():
-    with pytest.raises(ValueError, match=r"LOAD_PROPOSALS .*3.jpg has no proposal_boxes.*PROPOSAL_FILES_TRAIN"):
+    with pytest.raises(
+        ValueError, match=r"LOAD_PROPOSALS .*3.jpg has no proposal_boxes.*PROPOSAL_FILES_TRAIN"
+    ):
         transformed_proposals(RECORDS[0], (24, 32), T.NoOpTransform(), 5)

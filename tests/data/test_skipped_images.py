@@ -18,7 +18,15 @@ def records(tmp_path):
     for number in range(6):
         path = tmp_path / f"{number}.jpg"
         Image.fromarray(np.full((16, 24, 3), number, dtype=np.uint8)).save(path)
-        records.append({"file_name": str(path), "image_id": number, "height": 16, "width": 24, "annotations": []})
+        records.append(
+            {
+                "file_name": str(path),
+                "image_id": number,
+                "height": 16,
+                "width": 24,
+                "annotations": [],
+            }
+        )
     (tmp_path / "2.jpg").unlink()
     (tmp_path / "3.jpg").write_bytes(b"")
     (tmp_path / "4.jpg").write_bytes((tmp_path / "4.jpg").read_bytes()[:300])
@@ -44,7 +52,12 @@ def test_bad_images_are_skipped_counted_and_named(records, num_workers, caplog):
     assert sorted(itertools.chain.from_iterable(batches)) == [0] * 10 + [1] * 10
     messages = [r.message for r in caplog.records if "skipped" in r.message]
     assert len(messages) == 4  # each file once
-    for name, reason in (("2", "does not exist"), ("3", "is empty"), ("4", "damaged or truncated"), ("5", "16")):
+    for name, reason in (
+        ("2", "does not exist"),
+        ("3", "is empty"),
+        ("4", "damaged or truncated"),
+        ("5", "16"),
+    ):
         assert any(f"{name}.jpg" in message and reason in message for message in messages)
     assert "So far 4 images were skipped" in messages[-1]
 
@@ -66,7 +79,10 @@ def test_position_of_a_run_counts_skipped_images(records):
 
 
 def test_nothing_but_bad_images_end_the_run(records):
-    with pytest.raises(BadImageError, match=r"1000 images in a row could not be read, the last one because .*2\.jpg"):
+    with pytest.raises(
+        BadImageError,
+        match=r"1000 images in a row could not be read, the last one because .*2\.jpg",
+    ):
         ids(loader(records[2:3], skip_bad_images=True), 1)
 
 
@@ -82,7 +98,9 @@ def test_counts_survive_a_resume(records, caplog):
     caplog.clear()
     ids(second, 7)
     assert second.skipped == whole.skipped
-    assert len([r for r in caplog.records if "skipped" in r.message]) == 4 - len(state["skipped"])  # each file once
+    assert len([r for r in caplog.records if "skipped" in r.message]) == 4 - len(
+        state["skipped"]
+    )  # each file once
 
 
 def test_counts_of_more_processes_come_together(records):
@@ -94,5 +112,6 @@ def test_counts_of_more_processes_come_together(records):
     alone = loader(records, skip_bad_images=True)
     alone.move_to_share(states)
     assert alone.skipped == {
-        reason: sum(state["skipped"].get(reason, 0) for state in states) for reason in states[1]["skipped"]
+        reason: sum(state["skipped"].get(reason, 0) for state in states)
+        for reason in states[1]["skipped"]
     }

@@ -7,7 +7,11 @@ import pytest
 from torch.utils.data import Dataset
 
 from detkit.data import build_batch_data_loader
-from detkit.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detkit.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
 from detkit.utils import comm
 
 
@@ -18,7 +22,12 @@ class Pictures(Dataset):
         return 10
 
     def __getitem__(self, index):
-        return {"index": index, "width": 1 + index % 3, "height": 2, "augmentation": random.random()}
+        return {
+            "index": index,
+            "width": 1 + index % 3,
+            "height": 2,
+            "augmentation": random.random(),
+        }
 
 
 def make(*, workers=0, grouping=True, batch_size=3, collate_fn=None, sampler=None, seed=7):
@@ -76,9 +85,14 @@ def test_position_does_not_know_of_workers(before, after):
     [
         pytest.param(lambda seed: TrainingSampler(10, seed=seed), id="all"),
         pytest.param(
-            lambda seed: RandomSubsetTrainingSampler(10, 0.5, seed_shuffle=seed, seed_subset=seed + 1), id="subset"
+            lambda seed: RandomSubsetTrainingSampler(
+                10, 0.5, seed_shuffle=seed, seed_subset=seed + 1
+            ),
+            id="subset",
         ),
-        pytest.param(lambda seed: RepeatFactorTrainingSampler([1.5] * 10, seed=seed), id="repeated"),
+        pytest.param(
+            lambda seed: RepeatFactorTrainingSampler([1.5] * 10, seed=seed), id="repeated"
+        ),
     ],
 )
 def test_drawn_seeds_are_taken_over(sampler_of):
@@ -97,7 +111,14 @@ def test_position_counts_before_collation():
 
 
 def test_position_of_other_processes_is_refused_and_can_be_shared_out(monkeypatch):
-    state = {"taken": 20, "waiting": [18], "world_size": 2, "seed": 7, "sampler": {"seed": 7}, "skipped": {}}
+    state = {
+        "taken": 20,
+        "waiting": [18],
+        "world_size": 2,
+        "seed": 7,
+        "sampler": {"seed": 7},
+        "skipped": {},
+    }
     with pytest.raises(ValueError, match="position is one of 2 processes, this run has 1"):
         make().load_state_dict(state)
     stream = make()

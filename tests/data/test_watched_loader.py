@@ -37,12 +37,20 @@ def die_of(number):
     ("deed", "message"),
     [
         pytest.param(
-            die_of(signal.SIGKILL), r"worker \(pid.* \d+\).*Killed.* Likely cause: .*memory.*NUM_WORKERS", id="killed"
+            die_of(signal.SIGKILL),
+            r"worker \(pid.* \d+\).*Killed.* Likely cause: .*memory.*NUM_WORKERS",
+            id="killed",
         ),
         pytest.param(
-            die_of(signal.SIGBUS), r"\(pid.* \d+\).*Likely cause: shared memory is full: .*/dev/shm", id="bus"
+            die_of(signal.SIGBUS),
+            r"\(pid.* \d+\).*Likely cause: shared memory is full: .*/dev/shm",
+            id="bus",
         ),
-        pytest.param(lambda: os._exit(3), r"\(pid.* \d+\).* Likely cause: it ran out of memory, or code", id="exit"),
+        pytest.param(
+            lambda: os._exit(3),
+            r"\(pid.* \d+\).* Likely cause: it ran out of memory, or code",
+            id="exit",
+        ),
     ],
 )
 def test_worker_that_dies_is_named_with_the_likely_cause(deed, message):
@@ -54,20 +62,27 @@ def test_worker_that_dies_is_named_with_the_likely_cause(deed, message):
 def test_worker_that_ends_itself_without_an_error_is_noticed_soon(deed, monkeypatch):
     monkeypatch.setattr("detkit.data.watched_loader._LOOK_PERIOD", 0.2)
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"\(pid.* \d+\) exited unexpectedly\. Likely cause: .*code of your own"):
+    with pytest.raises(
+        WorkerError, match=r"\(pid.* \d+\) exited unexpectedly\. Likely cause: .*code of your own"
+    ):
         list(WatchedLoader(Fails(deed), batch_size=None, num_workers=2, timeout=30))
     assert time.monotonic() - start < 20
 
 
 def test_worker_may_take_longer_than_the_time_between_two_looks(monkeypatch):
     monkeypatch.setattr("detkit.data.watched_loader._LOOK_PERIOD", 0.2)
-    items = list(WatchedLoader(Fails(lambda: time.sleep(1)), batch_size=None, num_workers=1, timeout=20))
+    items = list(
+        WatchedLoader(Fails(lambda: time.sleep(1)), batch_size=None, num_workers=1, timeout=20)
+    )
     assert items == [0, 1, 2, 3]
 
 
 def test_worker_that_hangs_is_named_in_bounded_time():
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"no data came for 0\.3 seconds .* from worker 0 \(pid \d+\)\. Likely cause"):
+    with pytest.raises(
+        WorkerError,
+        match=r"no data came for 0\.3 seconds .* from worker 0 \(pid \d+\)\. Likely cause",
+    ):
         list(WatchedLoader(Fails(hang), batch_size=None, num_workers=1, timeout=0.3))
     assert time.monotonic() - start < 20
 
@@ -88,7 +103,13 @@ def test_training_loader_waits_as_long_as_it_is_told():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_items_come_as_they_are(num_workers):
-    assert list(WatchedLoader(range(5), batch_size=None, num_workers=num_workers)) == [0, 1, 2, 3, 4]
+    assert list(WatchedLoader(range(5), batch_size=None, num_workers=num_workers)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_other_errors_pass():

@@ -21,7 +21,10 @@ from detkit.data.wrappers import (
 )
 from detkit.utils.image import BadImageError
 
-RECORDS = [{"file_name": f"{i}.jpg", "image_id": i, "annotations": [{"bbox": [i, 0, 1, 1]}]} for i in range(5)]
+RECORDS = [
+    {"file_name": f"{i}.jpg", "image_id": i, "annotations": [{"bbox": [i, 0, 1, 1]}]}
+    for i in range(5)
+]
 
 
 class Stream(IterableDataset):
@@ -77,7 +80,9 @@ def test_failure_names_the_file():
     def broken_mapper(record):
         raise KeyError("bbox")
 
-    with pytest.raises(SampleError, match=r"broken_mapper failed on 3\.jpg \(image_id 3\): KeyError: 'bbox'"):
+    with pytest.raises(
+        SampleError, match=r"broken_mapper failed on 3\.jpg \(image_id 3\): KeyError: 'bbox'"
+    ):
         MapDataset(RECORDS, broken_mapper)[3]
 
 
@@ -110,8 +115,12 @@ def fail_on_the_last(record):
 
 
 def test_failure_in_a_worker_process_names_the_file():
-    loader = DataLoader(MapDataset(DatasetFromList(RECORDS), fail_on_the_last), num_workers=1, batch_size=None)
-    with pytest.raises(SampleError, match=r"fail_on_the_last failed on 4\.jpg \(image_id 4\): RuntimeError: cannot"):
+    loader = DataLoader(
+        MapDataset(DatasetFromList(RECORDS), fail_on_the_last), num_workers=1, batch_size=None
+    )
+    with pytest.raises(
+        SampleError, match=r"fail_on_the_last failed on 4\.jpg \(image_id 4\): RuntimeError: cannot"
+    ):
         list(loader)
 
 
@@ -137,7 +146,9 @@ def test_sample_depends_on_seed_and_number_alone():
     np.random.seed(99)
     torch.manual_seed(99)
     assert dataset[Draw(0, 7)] == first
-    values = {dataset[Draw(0, number)][1:] for number in range(50)} | {SeededDataset(Noise(), 4)[Draw(0, 7)][1:]}
+    values = {dataset[Draw(0, number)][1:] for number in range(50)} | {
+        SeededDataset(Noise(), 4)[Draw(0, 7)][1:]
+    }
     assert len(values) == 51
 
 
@@ -188,7 +199,9 @@ def test_stream_of_a_stream_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("drop_last", "expected"), [(True, [[0, 1], [2, 3]]), (False, [[0, 1], [2, 3], [4]])], ids=["drop", "keep"]
+    ("drop_last", "expected"),
+    [(True, [[0, 1], [2, 3]]), (False, [[0, 1], [2, 3], [4]])],
+    ids=["drop", "keep"],
 )
 def test_batches_are_consecutive(drop_last, expected):
     assert list(BatchedDataset(Stream(), 2, drop_last)) == expected
@@ -196,14 +209,19 @@ def test_batches_are_consecutive(drop_last, expected):
 
 def test_batches_are_of_one_aspect():
     rng = np.random.default_rng(0)
-    samples = [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))]
+    samples = [
+        {"id": i, "width": int(w), "height": int(h)}
+        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
+    ]
     batches = list(AspectRatioGroupedDataset(samples, 4))
     assert all(len({s["width"] > s["height"] for s in batch}) == 1 for batch in batches)
     assert {len(batch) for batch in batches} == {4}
     seen = [s["id"] for batch in batches for s in batch]
     assert len(seen) == len(set(seen)) >= 60 - 2 * 3
     for is_wide in (True, False):
-        order = [s["id"] for batch in batches for s in batch if (s["width"] > s["height"]) == is_wide]
+        order = [
+            s["id"] for batch in batches for s in batch if (s["width"] > s["height"]) == is_wide
+        ]
         assert order == sorted(order)
 
 
@@ -216,7 +234,10 @@ def test_batch_given_out_is_not_changed_later():
 @pytest.mark.parametrize("make", [BatchedDataset, AspectRatioGroupedDataset])
 def test_samples_taken_and_waiting_make_up_the_batches_so_far(make):
     rng = np.random.default_rng(1)
-    samples = [{"id": i, "width": int(w), "height": int(h)} for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))]
+    samples = [
+        {"id": i, "width": int(w), "height": int(h)}
+        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
+    ]
     batches = make(samples, 4)
     given = []
     for batch in batches:

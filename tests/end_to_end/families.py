@@ -28,7 +28,10 @@ KEYPOINT = {
     "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [64, 64],
     "DATASETS.TRAIN": ["shapes_train_keypoints"],
 }
-CASCADE = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
+CASCADE = {
+    "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+}
 C4 = {
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
     "MODEL.RESNETS.OUT_FEATURES": ["res4"],
@@ -62,7 +65,7 @@ FAMILIES = {
 
 
 def family_config(family):
-    """Give the config of a family's small model."""
+    """Return the config of a family's small model."""
     start, changes = FAMILIES[family]
     cfg = get_cfg()
     cfg.merge_from_file(find_config(f"quick_start/{start}_R_18_FPN_shapes.yaml"))

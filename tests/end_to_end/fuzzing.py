@@ -34,7 +34,15 @@ from detkit.utils.image import read_image
 from detkit.utils.image_file import BadImageError
 
 SECONDS_PER_CASE = 5.0
-_RUNS_CODE = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", "os.remove")
+_RUNS_CODE = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "os.remove",
+)
 _watched: list[str] | None = None
 
 
@@ -78,12 +86,16 @@ def _outcome(kind: Kind, path: Path, where: str) -> str:
             kind.read(path)
     except kind.errors as error:
         if not is_written_for_users(error):
-            raise AssertionError(f"{where}: {type(error).__name__} is not detkit's own: {error}") from error
+            raise AssertionError(
+                f"{where}: {type(error).__name__} is not detkit's own: {error}"
+            ) from error
         return type(error).__name__
     except OutOfTime:
         raise AssertionError(f"{where}: took more than {SECONDS_PER_CASE} s") from None
     except Exception as error:
-        raise AssertionError(f"{where}: {type(error).__name__} is not documented: {error}") from error
+        raise AssertionError(
+            f"{where}: {type(error).__name__} is not documented: {error}"
+        ) from error
     return "read"
 
 
@@ -101,12 +113,16 @@ _CHANGES: tuple[Callable[[bytes, tuple[bytes, ...], random.Random], bytes] | Non
 
 
 def damaged(data: bytes, words: tuple[bytes, ...], draw: random.Random) -> bytes:
-    """Give a copy with up to four changes: bits, bytes, cuts, doublings, moved slices and harmful words."""
+    """Return a copy with up to four changes: bits, bytes, cuts, doublings, moved slices and harmful words."""
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
         at = draw.randrange(len(data) + 1)
         to = min(len(data), at + draw.choice((1, 2, 4, 8, 64)))
         change = draw.choice(_CHANGES)
-        data = data[:at] + change(data[at:to], words, draw) + data[to:] if change is not None else data[:at]
+        data = (
+            data[:at] + change(data[at:to], words, draw) + data[to:]
+            if change is not None
+            else data[:at]
+        )
     return data
 
 
@@ -126,7 +142,7 @@ def _time_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watch() -> Iterator[list[str]]:
-    """Give the list of what Python reports as run while the context is open; the hook itself stays for good."""
+    """Return the list of what Python reports as run while the context is open; the hook itself stays for good."""
     global _watched
     if not getattr(sys, "_detkit_fuzz_hook", False):
         sys.addaudithook(_note)
@@ -152,13 +168,19 @@ class _Calls:
 
 
 def _weights() -> dict[str, torch.Tensor]:
-    return {"a.weight": torch.arange(24.0).reshape(4, 6), "a.bias": torch.ones(4, dtype=torch.float16)}
+    return {
+        "a.weight": torch.arange(24.0).reshape(4, 6),
+        "a.bias": torch.ones(4, dtype=torch.float16),
+    }
 
 
 def _torch_seeds() -> list[bytes]:
     seeds = []
     for is_zip in (True, False):
-        for content in (_weights(), {"model": _weights(), "iteration": 7, "optimizer": {"lr": [0.1]}}):
+        for content in (
+            _weights(),
+            {"model": _weights(), "iteration": 7, "optimizer": {"lr": [0.1]}},
+        ):
             file = io.BytesIO()
             torch.save(content, file, _use_new_zipfile_serialization=is_zip)
             seeds.append(file.getvalue())
@@ -168,14 +190,23 @@ def _torch_seeds() -> list[bytes]:
 def _pickle_seeds() -> list[bytes]:
     arrays = {name: value.numpy() for name, value in _weights().items()}
     hostile = pickle.dumps({"model": arrays, "more": _Calls()})
-    whole = {"model": arrays, "__author__": "fuzz", "ids": {1, 2}, "scale": np.float32(2), "matching_heuristics": True}
+    whole = {
+        "model": arrays,
+        "__author__": "fuzz",
+        "ids": {1, 2},
+        "scale": np.float32(2),
+        "matching_heuristics": True,
+    }
     return [*(pickle.dumps(whole, protocol) for protocol in (2, 4, 5)), hostile]
 
 
 def _safetensors_seeds() -> list[bytes]:
     save = pytest.importorskip("safetensors.torch").save
 
-    return [save(_weights()), save(_weights(), {"format": "pt", "detkit": '{"thing_classes": ["a", "b"]}'})]
+    return [
+        save(_weights()),
+        save(_weights(), {"format": "pt", "detkit": '{"thing_classes": ["a", "b"]}'}),
+    ]
 
 
 _YAML = b"""\
@@ -205,7 +236,14 @@ _COCO = {
     ],
     "annotations": [
         {
-            **{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1.5, 2, 10, 20.25], "iscrowd": 0, "area": 200},
+            **{
+                "id": 1,
+                "image_id": 1,
+                "category_id": 3,
+                "bbox": [1.5, 2, 10, 20.25],
+                "iscrowd": 0,
+                "area": 200,
+            },
             **{"segmentation": [[1, 2, 11, 2, 11, 22]], "keypoints": [3, 4, 2, 5, 6, 1]},
         },
         {"id": 2, "image_id": 1, "category_id": 5, "bbox": [0, 0, 60, 40], "iscrowd": 1},
@@ -251,7 +289,9 @@ def _coco_seeds() -> list[bytes]:
     for _ in range(500):
         tree = copy.deepcopy(_COCO)
         places = [
-            (node, key) for node in _containers(tree) for key in (node if isinstance(node, dict) else range(len(node)))
+            (node, key)
+            for node in _containers(tree)
+            for key in (node if isinstance(node, dict) else range(len(node)))
         ]
         node, key = draw.choice(places)
         if draw.random() < 0.2 and isinstance(node, dict):
@@ -263,7 +303,9 @@ def _coco_seeds() -> list[bytes]:
 
 
 def _containers(tree: Any) -> list[Any]:
-    values = list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    values = (
+        list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    )
     found = [tree] if isinstance(tree, dict | list) else []
     return found + [container for value in values for container in _containers(value)]
 
@@ -274,7 +316,10 @@ def _image_seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     pictures: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        *((rgb, format, {}) for format in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA")),
+        *(
+            (rgb, format, {})
+            for format in ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA")
+        ),
         (rgb, "JPEG", {"exif": exif}),
         (rgb, "JPEG", {"progressive": True}),
         (rgb.convert("CMYK"), "JPEG", {}),
@@ -305,7 +350,9 @@ def _read_voc(path: Path) -> list[ImageRecord]:
     path.with_suffix(".jpg").touch()
     (path.parent / "split.txt").write_text(path.stem)
     folder, split = str(path.parent), str(path.parent / "split.txt")
-    return _through_the_report(lambda: load_voc_folders(folder, folder, ("cat", "dog"), split_file=split))
+    return _through_the_report(
+        lambda: load_voc_folders(folder, folder, ("cat", "dog"), split_file=split)
+    )
 
 
 def _through_the_report(load: Callable[[], list[ImageRecord]]) -> list[ImageRecord]:
@@ -331,10 +378,18 @@ _CHECKPOINT_WORDS = (
 
 KINDS = {
     "pth": Kind(
-        ".pth", _torch_seeds, lambda path: load_checkpoint_file(str(path)), (CheckpointError,), _CHECKPOINT_WORDS
+        ".pth",
+        _torch_seeds,
+        lambda path: load_checkpoint_file(str(path)),
+        (CheckpointError,),
+        _CHECKPOINT_WORDS,
     ),
     "pkl": Kind(
-        ".pkl", _pickle_seeds, lambda path: load_checkpoint_file(str(path)), (CheckpointError,), _CHECKPOINT_WORDS
+        ".pkl",
+        _pickle_seeds,
+        lambda path: load_checkpoint_file(str(path)),
+        (CheckpointError,),
+        _CHECKPOINT_WORDS,
     ),
     "safetensors": Kind(
         ".safetensors",
@@ -349,8 +404,23 @@ KINDS = {
         _read_yaml,
         (ValueError, ConfigKeyError, FileNotFoundError),
         (
-            *(*_NUMBERS, b"!!python/object/apply:os.system ['exit 1']", b"!!binary x", b"!!set {a}", b"*weights"),
-            *(b"<<: *weights", b"_BASE_: ../../etc/passwd\n", b"[" * 200, b"? ", b"!!bool ", b"&a [*a]", b"\n", b"\0"),
+            *(
+                *_NUMBERS,
+                b"!!python/object/apply:os.system ['exit 1']",
+                b"!!binary x",
+                b"!!set {a}",
+                b"*weights",
+            ),
+            *(
+                b"<<: *weights",
+                b"_BASE_: ../../etc/passwd\n",
+                b"[" * 200,
+                b"? ",
+                b"!!bool ",
+                b"&a [*a]",
+                b"\n",
+                b"\0",
+            ),
         ),
     ),
     "coco": Kind(
@@ -358,14 +428,34 @@ KINDS = {
         _coco_seeds,
         _read_coco,
         (ValueError,),
-        (*_NUMBERS, b"null", b"[]", b"{}", b'"../../etc/passwd"', b"[" * 2000, b'"', b"true", b'"a\\u0000"', b"[[]]"),
+        (
+            *_NUMBERS,
+            b"null",
+            b"[]",
+            b"{}",
+            b'"../../etc/passwd"',
+            b"[" * 2000,
+            b'"',
+            b"true",
+            b'"a\\u0000"',
+            b"[[]]",
+        ),
     ),
     "voc": Kind(
         ".xml",
         lambda: [_VOC],
         _read_voc,
         (ValueError, FileNotFoundError),
-        (*_NUMBERS, b'<!DOCTYPE a [<!ENTITY b "c">]>', b"&b;", b"<", b"</object>", b"<object>", b"<a>" * 2000, b"\xff"),
+        (
+            *_NUMBERS,
+            b'<!DOCTYPE a [<!ENTITY b "c">]>',
+            b"&b;",
+            b"<",
+            b"</object>",
+            b"<object>",
+            b"<a>" * 2000,
+            b"\xff",
+        ),
     ),
     "image": Kind(
         ".img",

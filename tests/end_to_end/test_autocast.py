@@ -22,7 +22,11 @@ def test_losses_in_bfloat16_are_those_in_float32_but_for_rounding(family, workpl
             losses.append(model(batch))
     torch.testing.assert_close(losses[1], losses[0], rtol=0.25, atol=0.05)  # proposals may differ
     sum(losses[1].values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.requires_grad
+    )
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model.eval()([{"image": x["image"]} for x in batch])
     for output in outputs:

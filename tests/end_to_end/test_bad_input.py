@@ -22,8 +22,14 @@ def _error(capsys: Captured) -> str:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        pytest.param(["SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", "'SOLVER.BASE_LR'"], id="misspelt key"),
-        pytest.param(["SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER must be a int", "'many'"], id="wrong type"),
+        pytest.param(
+            ["SOLVER.BASE_LRR", "1"], ["SOLVER.BASE_LRR", "'SOLVER.BASE_LR'"], id="misspelt key"
+        ),
+        pytest.param(
+            ["SOLVER.MAX_ITER", "many"],
+            ["SOLVER.MAX_ITER must be a int", "'many'"],
+            id="wrong type",
+        ),
         pytest.param(["SOLVER.MAX_ITER"], ["pairs KEY VALUE"], id="key without value"),
         pytest.param(
             ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbon"],
@@ -31,23 +37,33 @@ def _error(capsys: Captured) -> str:
             id="unknown registered name",
         ),
         pytest.param(
-            ["DATASETS.TRAIN", "('shapes_trian',)"], ["'shapes_trian'", "'shapes_train'"], id="unknown data set"
+            ["DATASETS.TRAIN", "('shapes_trian',)"],
+            ["'shapes_trian'", "'shapes_train'"],
+            id="unknown data set",
         ),
         pytest.param(
-            ["MODEL.ROI_HEADS.NUM_CLASSES", "3"], ["shapes_train", "MODEL.ROI_HEADS.NUM_CLASSES"], id="classes"
+            ["MODEL.ROI_HEADS.NUM_CLASSES", "3"],
+            ["shapes_train", "MODEL.ROI_HEADS.NUM_CLASSES"],
+            id="classes",
         ),
         pytest.param(["MODEL.WEIGHTS", "none.pth"], ["none.pth"], id="missing weights"),
-        pytest.param(["IMPORTS", "['not_there']"], ["IMPORTS names 'not_there'"], id="missing module"),
+        pytest.param(
+            ["IMPORTS", "['not_there']"], ["IMPORTS names 'not_there'"], id="missing module"
+        ),
         pytest.param(["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE", "'gpu'"], id="unknown device"),
     ],
 )
-def test_wrong_setting_is_explained(settings: list[str], parts: list[str], workplace: Path, capsys: Captured) -> None:
+def test_wrong_setting_is_explained(
+    settings: list[str], parts: list[str], workplace: Path, capsys: Captured
+) -> None:
     assert train.main(["--config-file", "tiny.yaml", *settings]) == 2
     message = _error(capsys)
     assert all(part in message for part in parts), message
 
 
-def test_missing_config_file_is_named_with_the_packaged_one_that_was_meant(workplace: Path, capsys: Captured) -> None:
+def test_missing_config_file_is_named_with_the_packaged_one_that_was_meant(
+    workplace: Path, capsys: Captured
+) -> None:
     assert train.main(["--config-file", "faster_rcnn_R_18_FPN_shape.yaml"]) == 2
     message = _error(capsys)
     assert "faster_rcnn_R_18_FPN_shape.yaml" in message
@@ -91,32 +107,59 @@ def test_weights_that_fill_a_part_of_the_model_are_refused(
     command: str, trained: Path, workplace: Path, capsys: Captured, datasets: Path
 ) -> None:
     weights = torch.load(trained / "model_final.pth", weights_only=True)["model"]
-    torch.save({"model": {k: v for k, v in weights.items() if "box_predictor" not in k}}, workplace / "part.pth")
+    torch.save(
+        {"model": {k: v for k, v in weights.items() if "box_predictor" not in k}},
+        workplace / "part.pth",
+    )
     image = str(datasets / "shapes" / "JPEGImages" / "val_000000.jpg")
-    options = ["--eval-only"] if command == "evaluation" else ["--input", image, "--output", "found"]
+    options = (
+        ["--eval-only"] if command == "evaluation" else ["--input", image, "--output", "found"]
+    )
     main = train.main if command == "evaluation" else predict.main
     assert main(["--config-file", "tiny.yaml", *options, "MODEL.WEIGHTS", "part.pth"]) == 2
     message = _error(capsys)
     assert "box_predictor" in message
     assert "--allow-partial" in message
-    assert main(["--config-file", "tiny.yaml", "--allow-partial", *options, "MODEL.WEIGHTS", "part.pth"]) == 0
+    assert (
+        main(
+            ["--config-file", "tiny.yaml", "--allow-partial", *options, "MODEL.WEIGHTS", "part.pth"]
+        )
+        == 0
+    )
 
 
-def test_evaluation_that_misses_the_expected_results_fails(trained: Path, workplace: Path, capsys: Captured) -> None:
-    argv = ["--config-file", "tiny.yaml", "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth")]
+def test_evaluation_that_misses_the_expected_results_fails(
+    trained: Path, workplace: Path, capsys: Captured
+) -> None:
+    argv = [
+        "--config-file",
+        "tiny.yaml",
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        str(trained / "model_final.pth"),
+    ]
     assert train.main([*argv, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]"]) == 2
     assert "expected 99.0 +- 0.5" in _error(capsys)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_unreadable_image_is_named(workers: str, workplace: Path, datasets: Path, capsys: Captured) -> None:
+def test_unreadable_image_is_named(
+    workers: str, workplace: Path, datasets: Path, capsys: Captured
+) -> None:
     _declare_copy(workplace, datasets, name=f"end_to_end_truncated_{workers}")
     (workplace / "images" / "train_000000.jpg").write_bytes(b"\xff\xd8\xff")
-    assert train.main(["--config-file", "own.yaml", "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "5"]) == 2
+    assert (
+        train.main(
+            ["--config-file", "own.yaml", "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "5"]
+        )
+        == 2
+    )
     assert "train_000000.jpg" in _error(capsys)
 
 
-def test_data_set_without_images_is_named(workplace: Path, datasets: Path, capsys: Captured) -> None:
+def test_data_set_without_images_is_named(
+    workplace: Path, datasets: Path, capsys: Captured
+) -> None:
     _declare_copy(workplace, datasets, name="end_to_end_empty", images=[], annotations=[])
     assert train.main(["--config-file", "own.yaml"]) == 2
     assert "end_to_end_empty" in _error(capsys)
@@ -139,9 +182,15 @@ def _declare_copy(workplace: Path, datasets: Path, name: str, **replaced: list) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param(["--input", "nothing.jpg"], "--input nothing.jpg: no such file", id="missing image"),
-        pytest.param(["--input", "photos"], "--input photos: no image in this folder", id="empty folder"),
-        pytest.param(["--input", "*.png"], r"--input *.png: no such file", id="pattern without files"),
+        pytest.param(
+            ["--input", "nothing.jpg"], "--input nothing.jpg: no such file", id="missing image"
+        ),
+        pytest.param(
+            ["--input", "photos"], "--input photos: no image in this folder", id="empty folder"
+        ),
+        pytest.param(
+            ["--input", "*.png"], r"--input *.png: no such file", id="pattern without files"
+        ),
         pytest.param(
             ["--input", "tiny.yaml", "--confidence-threshold", "50"],
             "--confidence-threshold must lie between 0 and 1, got 50.0",
@@ -158,5 +207,8 @@ def test_wrong_input_of_a_prediction_is_explained(
 
 
 def test_prediction_without_weights_is_refused(workplace: Path, capsys: Captured) -> None:
-    assert predict.main(["--config-file", "tiny.yaml", "--input", "tiny.yaml", "--output", "found"]) == 2
+    assert (
+        predict.main(["--config-file", "tiny.yaml", "--input", "tiny.yaml", "--output", "found"])
+        == 2
+    )
     assert "MODEL.WEIGHTS" in _error(capsys)

@@ -16,7 +16,7 @@ from tests.processes import together
 
 
 def gradients_with_an_empty_batch(folder: Path) -> dict[str, Tensor | str]:
-    """Give the norm of all gradients of each family, where this process has no object in its images if it is the last."""
+    """Return the norm of all gradients of each family, where this process has no object in its images if it is the last."""
     results: dict[str, Tensor | str] = {}
     for family in FAMILIES:
         cfg = family_config(family)
@@ -29,9 +29,13 @@ def gradients_with_an_empty_batch(folder: Path) -> dict[str, Tensor | str]:
             for item in batch:
                 item["instances"] = item["instances"][:0] if "instances" in item else None
                 if "sem_seg" in item:
-                    item["sem_seg"] = torch.full_like(item["sem_seg"], cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+                    item["sem_seg"] = torch.full_like(
+                        item["sem_seg"], cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+                    )
         torch.stack(list(model(batch).values())).sum().backward()
-        missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        missing = [
+            name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
+        ]
         norms = [p.grad.double().norm() for p in model.parameters() if p.grad is not None]
         results[family] = f"no gradient of {missing}" if missing else torch.stack(norms)
     return results

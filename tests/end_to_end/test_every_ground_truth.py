@@ -55,7 +55,9 @@ def test_model_trains_on_generated_images_and_on_empty_ones(family, root, monkey
     model = build_model(cfg).train()
     assert model(next(iter(build_detection_train_loader(cfg))))[loss] > 0
     mapper = DatasetMapper(cfg, is_train=True)
-    losses = model([mapper({**record, "annotations": []}) for record in DatasetCatalog.get(name)[:2]])
+    losses = model(
+        [mapper({**record, "annotations": []}) for record in DatasetCatalog.get(name)[:2]]
+    )
     assert all(math.isfinite(value) for value in (loss.detach() for loss in losses.values()))
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -69,7 +71,12 @@ def test_mixed_masks_train_without_a_flag(root, monkeypatch):
     cfg.merge_from_list([*TINY, "DATASETS.TRAIN", (name,)])
     mapper, records = DatasetMapper(cfg, is_train=True), DatasetCatalog.get(name)[:2]
     first = records[0]["annotations"][0]
-    first["segmentation"] = polygons_to_rle(first["segmentation"], records[0]["height"], records[0]["width"])
+    first["segmentation"] = polygons_to_rle(
+        first["segmentation"], records[0]["height"], records[0]["width"]
+    )
     batch = [mapper(record) for record in records]
-    assert {type(sample["instances"].gt_masks).__name__ for sample in batch} == {"BitMasks", "PolygonMasks"}
+    assert {type(sample["instances"].gt_masks).__name__ for sample in batch} == {
+        "BitMasks",
+        "PolygonMasks",
+    }
     assert build_model(cfg).train()(batch)[loss] > 0

@@ -61,10 +61,17 @@ def test_config_of_the_readme_builds_what_it_says(workplace: Path) -> None:
     cfg.merge_from_file("swin.yaml")
     follow_backbone_pixels(cfg)
     assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("RGB", [123.675, 116.28, 103.53])
-    assert [shape.channels for shape in build_backbone(cfg).bottom_up.output_shape().values()] == [96, 192, 384, 768]
+    assert [shape.channels for shape in build_backbone(cfg).bottom_up.output_shape().values()] == [
+        96,
+        192,
+        384,
+        768,
+    ]
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_mobilenet_v3_large_FPN_shapes", "faster_rcnn_swin_t_FPN"])
+@pytest.mark.parametrize(
+    "name", ["faster_rcnn_mobilenet_v3_large_FPN_shapes", "faster_rcnn_swin_t_FPN"]
+)
 def test_packaged_example_has_the_pixels_of_its_model(name: str) -> None:
     cfg = get_config(f"Examples/{name}.yaml")
     follow_backbone_pixels(cfg)
@@ -80,20 +87,34 @@ def _settings(path: Path) -> tuple[list[float], list[float], str]:
 def test_pixels_of_the_model_go_through_training_resuming_evaluation_and_prediction(
     workplace: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DETKIT_OFFLINE", "1")  # the weights are named, and yet nothing may look for them
+    monkeypatch.setenv(
+        "DETKIT_OFFLINE", "1"
+    )  # the weights are named, and yet nothing may look for them
     config = _write(workplace, "torchvision", "mobilenet_v3_small")
     assert train.main(["--config-file", str(config)]) == 0
     dumped = workplace / "out" / "config.yaml"
     # The base sets PIXEL_STD, in the order of BGR images; the other two follow the model.
     want = ([123.675, 116.28, 103.53], [57.375, 57.12, 58.395], "RGB")
     assert _settings(dumped) == want
-    assert "MODEL.PIXEL_STD [57.375, 57.12, 58.395] is kept" in (workplace / "out" / "log.txt").read_text()
+    assert (
+        "MODEL.PIXEL_STD [57.375, 57.12, 58.395] is kept"
+        in (workplace / "out" / "log.txt").read_text()
+    )
 
     weights = str(workplace / "out" / "model_final.pth")
     named = ["MODEL.TORCHVISION.WEIGHTS", "DEFAULT"]
-    assert train.main(["--config-file", str(dumped), "--resume", "SOLVER.MAX_ITER", "3", *named]) == 0
+    assert (
+        train.main(["--config-file", str(dumped), "--resume", "SOLVER.MAX_ITER", "3", *named]) == 0
+    )
     assert _settings(dumped) == want
-    evaluation = ["--eval-only", "DATASETS.TEST", "('shapes_val',)", "MODEL.WEIGHTS", weights, *named]
+    evaluation = [
+        "--eval-only",
+        "DATASETS.TEST",
+        "('shapes_val',)",
+        "MODEL.WEIGHTS",
+        weights,
+        *named,
+    ]
     assert train.main(["--config-file", str(config), *evaluation]) == 0
 
     picture = read_image(str(next((datasets / "shapes").rglob("*.jpg"))))
@@ -101,7 +122,9 @@ def test_pixels_of_the_model_go_through_training_resuming_evaluation_and_predict
     for path in (config, dumped):
         cfg = get_cfg()
         cfg.merge_from_file(str(path))
-        cfg.merge_from_list(["MODEL.WEIGHTS", weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *named])
+        cfg.merge_from_list(
+            ["MODEL.WEIGHTS", weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *named]
+        )
         cfg.freeze()
         predictor = DefaultPredictor(cfg)
         assert predictor.input_format == "RGB"

@@ -23,7 +23,9 @@ def _plain_loop(argv: list[str]) -> int:
     return main()
 
 
-LOOPS = pytest.mark.parametrize("loop", [train.main, _plain_loop], ids=["trainer", "loop written out"])
+LOOPS = pytest.mark.parametrize(
+    "loop", [train.main, _plain_loop], ids=["trainer", "loop written out"]
+)
 
 
 @LOOPS
@@ -49,4 +51,9 @@ def test_frozen_norms_of_a_model_from_scratch_are_warned_about_once(
     settings = ["MODEL.RESNETS.NORM", "FrozenBN", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     assert loop(["--config-file", "tiny.yaml", *settings]) == 0
     log = (workplace / "out" / "log.txt").read_text()
-    assert log.count("FrozenBN layers (backbone.bottom_up.stem.conv1.norm, ...) are fixed as they were built") == 1
+    assert (
+        log.count(
+            "FrozenBN layers (backbone.bottom_up.stem.conv1.norm, ...) are fixed as they were built"
+        )
+        == 1
+    )

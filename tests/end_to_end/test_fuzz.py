@@ -32,7 +32,10 @@ def test_2000_damaged_files_are_read_or_refused(name, tmp_path, capsys):
 
 def test_damage_is_repeatable():
     kind = KINDS["yaml"]
-    first, second = ([damaged(kind.seeds()[0], kind.words, random.Random(i)) for i in range(50)] for _ in range(2))
+    first, second = (
+        [damaged(kind.seeds()[0], kind.words, random.Random(i)) for i in range(50)]
+        for _ in range(2)
+    )
     assert first == second
     assert len(set(first)) > 30
 

@@ -40,7 +40,9 @@ def test_twenty_kills(place_to_run: Path, workers: int) -> None:
     assert end_of(start(place_to_run, "whole", settings=settings)) == 0
     rng, kills = random.Random(workers), Counter()
     while sum(kills.values()) < 20:
-        place, most = rng.choice([("step", 4), ("writing", 3), ("tagging", 2), ("evaluation", 3), ("any time", 0)])
+        place, most = rng.choice(
+            [("step", 4), ("writing", 3), ("tagging", 2), ("evaluation", 3), ("any time", 0)]
+        )
         plan = [[place, rng.randint(1, most)]] if most else []
         child = start(place_to_run, "killed", plan=plan, settings=settings, resume=bool(kills))
         if not most:
@@ -63,20 +65,28 @@ def of_rank_one(folder: Path, output: str) -> dict[str, str]:
 def torchrun(folder: Path, output: str, *, plan=(), settings=()) -> None:
     """Train under torchrun, with as many restarts as kills."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    argv += [f"--max-restarts={len(plan)}", "--monitor-interval=0.1", str(ROOT / "tools" / "train_net.py")]
+    argv += [
+        f"--max-restarts={len(plan)}",
+        "--monitor-interval=0.1",
+        str(ROOT / "tools" / "train_net.py"),
+    ]
     argv += ["--config-file", "run.yaml", "OUTPUT_DIR", output, *map(str, settings)]
     paths = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
     variables = {"VICTIM_PLAN": json.dumps(plan), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     variables["CUDA_VISIBLE_DEVICES"] = ""
     variables |= of_rank_one(folder, output)
-    done = subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-5000:]
 
 
 def forked_torchrun(folder: Path, output: str, *, plan=(), settings=()) -> None:
     """The same with the agent called in a process of its own, which forks the others."""
     run = functools.partial(torchrun_agent, train.main, port=free_port(), max_restarts=len(plan))
-    status = end_of(start(folder, output, plan=plan, settings=settings, run=run, **of_rank_one(folder, output)))
+    status = end_of(
+        start(folder, output, plan=plan, settings=settings, run=run, **of_rank_one(folder, output))
+    )
     assert status == 0, (folder / f"{output}.txt").read_text()[-5000:]
 
 
@@ -98,7 +108,9 @@ def test_torchrun_that_is_told_to_stop_saves_first(place_to_run: Path) -> None:
         os.setsid()
         torchrun_agent(train.main, argv, port=free_port(), max_restarts=1)
 
-    agent = start(place_to_run, "stopped", settings=["SOLVER.MAX_ITER", 1000], run=run, VICTIM_SLEEP="0.3")
+    agent = start(
+        place_to_run, "stopped", settings=["SOLVER.MAX_ITER", 1000], run=run, VICTIM_SLEEP="0.3"
+    )
     wait_until_asleep(place_to_run)
     os.kill(agent, signal.SIGTERM)
     assert end_of(agent) == 1  # torchrun's own
@@ -111,5 +123,8 @@ def test_torchrun_that_is_told_to_stop_saves_first(place_to_run: Path) -> None:
 @pytest.mark.parametrize("run", [torchrun, forked_torchrun])
 def test_kills_of_one_rank_under_torchrun(place_to_run: Path, run) -> None:
     rng = random.Random(0)
-    plan = [[place, rng.randint(1, most)] for place, most in [("step", 4), ("evaluation", 2), ("step", 5), ("step", 3)]]
+    plan = [
+        [place, rng.randint(1, most)]
+        for place, most in [("step", 4), ("evaluation", 2), ("step", 5), ("step", 3)]
+    ]
     check_kills_of_one_rank(place_to_run, run, plan, "SOLVER.MAX_ITER", 20)

@@ -63,16 +63,25 @@ def test_absurd_learning_rate_stops_the_run_and_is_explained(workplace: Path, ca
     (process,) = content["processes"]
     (of_pass,) = process["passes"]
     assert len(of_pass["images"]) == 2
-    assert all(image["file_name"].endswith(".jpg") and image["boxes"] for image in of_pass["images"])
-    assert process["replay"]["first_output"]["module"].startswith(("backbone.", "proposal_generator.", "roi_heads."))
+    assert all(
+        image["file_name"].endswith(".jpg") and image["boxes"] for image in of_pass["images"]
+    )
+    assert process["replay"]["first_output"]["module"].startswith(
+        ("backbone.", "proposal_generator.", "roi_heads.")
+    )
     assert not list((workplace / "out").glob("*.pth"))
 
 
-def test_steps_are_skipped_as_often_as_allowed_and_counted_through_a_resume(faulty: Path, capsys) -> None:
+def test_steps_are_skipped_as_often_as_allowed_and_counted_through_a_resume(
+    faulty: Path, capsys
+) -> None:
     assert train.main(["--config-file", "faulty.yaml"]) == 0
     assert _skipped(faulty / "out") == [(1, 1)]
     log = (faulty / "out" / "log.txt").read_text()
-    assert "iteration 1 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are loss_cls=nan" in log
+    assert (
+        "iteration 1 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are loss_cls=nan"
+        in log
+    )
     assert " (images " in log
     final = load_checkpoint_file(str(faulty / "out" / "model_final.pth"))
     assert all(value.isfinite().all() for value in final["model"].values())

@@ -21,7 +21,9 @@ TWO = ["--num-gpus", "2"]
 def train_forked(argv):
     """Train in two processes that begin with everything imported."""
     os.setsid()  # a group of processes of its own, as a terminal gives to a command
-    sys.modules["detkit.engine.launch"].spawn = functools.partial(start_processes, start_method="fork")
+    sys.modules["detkit.engine.launch"].spawn = functools.partial(
+        start_processes, start_method="fork"
+    )
     return train.main([*TWO, *argv])
 
 
@@ -35,7 +37,10 @@ def place_to_run(workplace: Path) -> Path:
     return prepare(workplace)
 
 
-RUNS = [pytest.param(train_forked, id="forked"), pytest.param(train_spawned, id="spawned", marks=pytest.mark.slow)]
+RUNS = [
+    pytest.param(train_forked, id="forked"),
+    pytest.param(train_spawned, id="spawned", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -62,7 +67,9 @@ def test_killed_and_stopped_run_ends_as_the_undisturbed_one(place_to_run, run):
 
 
 def test_ctrl_c_stops_all_and_twice_at_once(place_to_run):
-    begin = functools.partial(start, place_to_run, run=train_forked, settings=["SOLVER.MAX_ITER", 1000])
+    begin = functools.partial(
+        start, place_to_run, run=train_forked, settings=["SOLVER.MAX_ITER", 1000]
+    )
     # To all processes, as a terminal does it.
     once = begin("once", VICTIM_SLEEP="0.5")
     wait_until_asleep(place_to_run)
@@ -91,4 +98,7 @@ def test_error_of_one_process_is_shown_and_ends_all(place_to_run):
     assert group_is_gone(failing)
     assert time.monotonic() - begun < 30
     said = (place_to_run / "failing.txt").read_text()
-    assert "process 1 fails on its own" in said.rsplit("Process 1 terminated with the following error", 1)[1]
+    assert (
+        "process 1 fails on its own"
+        in said.rsplit("Process 1 terminated with the following error", 1)[1]
+    )

@@ -17,7 +17,9 @@ NUM_STEPS = 80  # 3 to 9 s of one core
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datasets")
-    generate_shapes(folder / "shapes", num_train=4, num_val=1, seed=14)  # no object is smaller than 14 of 64 pixels
+    generate_shapes(
+        folder / "shapes", num_train=4, num_val=1, seed=14
+    )  # no object is smaller than 14 of 64 pixels
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETKIT_DATASETS", str(folder))
         yield folder
@@ -27,7 +29,10 @@ def datasets(tmp_path_factory):
 def test_four_pictures_are_learnt(family, datasets):
     cfg = family_config(family)
     torch.manual_seed(1)
-    batch = [DatasetMapper(cfg, is_train=True)(record) for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
+    batch = [
+        DatasetMapper(cfg, is_train=True)(record)
+        for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    ]
     model = build_model(cfg)
     learn(model, batch)
     with torch.no_grad():
@@ -56,7 +61,9 @@ def check_instances(batch, found):
     confident = [found_i[found_i.scores > 0.5] for found_i in found]
     for x, found_i in zip(batch, confident, strict=True):
         truth = x["instances"]
-        iou = pairwise_iou(truth.gt_boxes, found_i.pred_boxes) * (truth.gt_classes[:, None] == found_i.pred_classes)
+        iou = pairwise_iou(truth.gt_boxes, found_i.pred_boxes) * (
+            truth.gt_classes[:, None] == found_i.pred_classes
+        )
         assert iou.shape[1] > 0, "nothing found"
         assert (iou.max(dim=1).values > 0.6).all(), iou
         best = found_i[iou.argmax(dim=1)]
@@ -69,41 +76,51 @@ def check_instances(batch, found):
 
 
 def mask_iou(truth, masks):
-    """Give (M,) IoU of polygons with (M, H, W) masks."""
+    """Return (M,) IoU of polygons with (M, H, W) masks."""
     truth = BitMasks.from_polygon_masks(truth, *masks.shape[1:]).tensor
     return (truth & masks).sum(dim=(1, 2)) / (truth | masks).sum(dim=(1, 2))
 
 
 def keypoint_error(truth, found):
-    """Give the median distance of labelled keypoints from where they were found, in sides of their objects."""
+    """Return the median distance of labelled keypoints from where they were found, in sides of their objects."""
     points = truth.gt_keypoints.tensor
     distance = (points[..., :2] - found.pred_keypoints[..., :2]).norm(dim=2)
     return (distance / truth.gt_boxes.area().sqrt()[:, None])[points[..., 2] > 0].median()
 
 
 def mean_iou(batch, found):
-    """Give the mean over the classes that are there of the IoU over all pictures."""
-    truth, found = (torch.cat([maps.flatten() for maps in labels]) for labels in ([x["sem_seg"] for x in batch], found))
-    ious = [((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in truth.unique()]
+    """Return the mean over the classes that are there of the IoU over all pictures."""
+    truth, found = (
+        torch.cat([maps.flatten() for maps in labels])
+        for labels in ([x["sem_seg"] for x in batch], found)
+    )
+    ious = [
+        ((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum()
+        for k in truth.unique()
+    ]
     return torch.stack(ious).mean()
 
 
 def panoptic_quality(batch, found):
-    """Give the sum of the IoU of matched segments over the mean number of true and of found ones, for all classes."""
+    """Return the sum of the IoU of matched segments over the mean number of true and of found ones, for all classes."""
     iou_sum = num_segments = 0.0
     for x, (segments, infos) in zip(batch, found, strict=True):
         truth = true_segments(x)
         num_segments += (len(truth) + len(infos)) / 2
         for info in infos:
             mask, kind = segments == info["id"], (info["isthing"], info["category_id"])
-            ious = [((mask & m).sum() / (mask | m).sum()).item() for other, m in truth if other == kind]
+            ious = [
+                ((mask & m).sum() / (mask | m).sum()).item() for other, m in truth if other == kind
+            ]
             iou_sum += max((iou for iou in ious if iou > 0.5), default=0.0)
     return iou_sum / num_segments
 
 
 def true_segments(x):
-    """Give what kind each segment of a picture is, and its (H, W) mask."""
+    """Return what kind each segment of a picture is, and its (H, W) mask."""
     things, labels = x["instances"], x["sem_seg"]
     masks = BitMasks.from_polygon_masks(things.gt_masks, *labels.shape).tensor
     stuff = [((False, k), labels == k) for k in labels.unique().tolist() if k not in (0, 255)]
-    return [((True, k), mask) for k, mask in zip(things.gt_classes.tolist(), masks, strict=True)] + stuff
+    return [
+        ((True, k), mask) for k, mask in zip(things.gt_classes.tolist(), masks, strict=True)
+    ] + stuff

@@ -16,7 +16,9 @@ README = Path(__file__).parents[2] / "README.md"
 
 def _block(first_line: str) -> str:
     """The fenced block of the README that starts with the given comment."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     (found,) = [block for block in blocks if block.startswith(first_line)]
     return found
 
@@ -64,12 +66,19 @@ def test_backbone_of_the_readme_trains(with_example: Path, config: str, prefix: 
     assert any(name.startswith(prefix) for name in saved["model"])
 
 
-def test_wrong_channels_in_the_example_are_named(with_example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_channels_in_the_example_are_named(
+    with_example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = _block("# my_backbone.py")
     assert '"s16": 4 * width' in source
-    (with_example / "my_backbone.py").write_text(source.replace('"s16": 4 * width', '"s16": 5 * width'))
+    (with_example / "my_backbone.py").write_text(
+        source.replace('"s16": 4 * width', '"s16": 5 * width')
+    )
     assert train.main(["--config-file", "my_backbone.yaml", "MODEL.DEVICE", "cpu"]) == 2
-    assert "StridedConvs.output_shape declares 's16' with 80 channels, forward gives 64" in capsys.readouterr().err
+    assert (
+        "StridedConvs.output_shape declares 's16' with 80 channels, forward gives 64"
+        in capsys.readouterr().err
+    )
 
 
 def test_example_of_the_readme_is_short() -> None:

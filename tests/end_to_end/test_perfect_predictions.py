@@ -17,15 +17,22 @@ from detkit.utils.segment_ids import rgb2id
 
 def perfect_instances(record):
     size, annotations = (record["height"], record["width"]), record["annotations"]
-    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    masks = [mask_util.decode(mask_util.frPyObjects(a["segmentation"], *size)).any(axis=2) for a in annotations]
+    boxes = [
+        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+    ]
+    masks = [
+        mask_util.decode(mask_util.frPyObjects(a["segmentation"], *size)).any(axis=2)
+        for a in annotations
+    ]
     return Instances(
         size,
         pred_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)),
         scores=torch.ones(len(annotations)),
         pred_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
         pred_masks=torch.from_numpy(np.array(masks).reshape(-1, *size)),
-        pred_keypoints=torch.tensor([a["keypoints"] for a in annotations]).float().reshape(len(annotations), -1, 3),
+        pred_keypoints=torch.tensor([a["keypoints"] for a in annotations])
+        .float()
+        .reshape(len(annotations), -1, 3),
     )
 
 
@@ -36,7 +43,9 @@ def perfect_pixels(record, num_classes):
 
 def perfect_segments(name, record):
     """From the joined form of the same data set."""
-    joined = {r["image_id"]: r for r in DatasetCatalog.get(name.removesuffix("_separated"))}[record["image_id"]]
+    joined = {r["image_id"]: r for r in DatasetCatalog.get(name.removesuffix("_separated"))}[
+        record["image_id"]
+    ]
     ids = rgb2id(read_image(joined["pan_seg_file_name"], "RGB"))
     is_separated = name.endswith("_separated")
     num_things = len(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)
@@ -45,7 +54,9 @@ def perfect_segments(name, record):
         category = segment["category_id"]
         if is_separated and not segment["isthing"]:
             category += 1 - num_things
-        segments.append({"id": segment["id"], "isthing": segment["isthing"], "category_id": category})
+        segments.append(
+            {"id": segment["id"], "isthing": segment["isthing"], "category_id": category}
+        )
     return torch.from_numpy(ids), segments
 
 
@@ -55,7 +66,9 @@ def perfect_segments(name, record):
         pytest.param("", ["bbox", "segm", "keypoints"], id="instances"),
         pytest.param("_sem_seg", ["sem_seg"], id="pixels"),
         pytest.param("_panoptic", ["panoptic_seg"], id="joined"),
-        pytest.param("_panoptic_separated", ["sem_seg", "bbox", "segm", "panoptic_seg"], id="separated"),
+        pytest.param(
+            "_panoptic_separated", ["sem_seg", "bbox", "segm", "panoptic_seg"], id="separated"
+        ),
     ],
 )
 def test_ground_truth_of_the_shapes_scores_100(suffix, tasks, datasets, monkeypatch, tmp_path):
@@ -77,10 +90,18 @@ def test_ground_truth_of_the_shapes_scores_100(suffix, tasks, datasets, monkeypa
             output["sem_seg"] = perfect_pixels(record, len(MetadataCatalog.get(name).stuff_classes))
         if "panoptic_seg" in tasks:
             output["panoptic_seg"] = perfect_segments(name, record)
-        evaluator.process([{key: record[key] for key in ("image_id", "file_name") if key in record}], [output])
+        evaluator.process(
+            [{key: record[key] for key in ("image_id", "file_name") if key in record}], [output]
+        )
     results = evaluator.evaluate()
     assert list(results) == tasks
     for task, metrics in results.items():
         known = {metric: value for metric, value in metrics.items() if not math.isnan(value)}
         assert known == {metric: pytest.approx(100) for metric in known}, task
-        assert {"bbox": "AP", "segm": "AP", "keypoints": "AP", "sem_seg": "mIoU", "panoptic_seg": "PQ"}[task] in known
+        assert {
+            "bbox": "AP",
+            "segm": "AP",
+            "keypoints": "AP",
+            "sem_seg": "mIoU",
+            "panoptic_seg": "PQ",
+        }[task] in known

@@ -22,12 +22,23 @@ def run(workplace: Path, datasets: Path, capsys: pytest.CaptureFixture[str]):
     """Trains a quick-start config for two steps and predicts: printed table, and the entries of predictions.json."""
 
     def run(name: str) -> tuple[str, list[dict]]:
-        tiny = (workplace / "tiny.yaml").read_text().replace("faster_rcnn_R_18_FPN_shapes.yaml", name)
+        tiny = (
+            (workplace / "tiny.yaml").read_text().replace("faster_rcnn_R_18_FPN_shapes.yaml", name)
+        )
         (workplace / "tiny.yaml").write_text(tiny)
         assert train.main(["--config-file", "tiny.yaml", *SMALL]) == 0
         table = capsys.readouterr().out
         images = str(datasets / "shapes" / "JPEGImages" / "val_*.jpg")
-        argv = ["--config-file", "tiny.yaml", "--input", images, "--output", "found", "--confidence-threshold", "0.01"]
+        argv = [
+            "--config-file",
+            "tiny.yaml",
+            "--input",
+            images,
+            "--output",
+            "found",
+            "--confidence-threshold",
+            "0.01",
+        ]
         assert predict.main([*argv, "MODEL.WEIGHTS", "out/model_final.pth", *SMALL]) == 0
         return table, json.loads((workplace / "found" / "predictions.json").read_text())
 
@@ -55,6 +66,10 @@ def test_panoptic_model_trains_scores_and_predicts(run, workplace: Path) -> None
     for entry in entries:
         ids = rgb2id(np.asarray(Image.open(workplace / "found" / entry["panoptic"])))
         assert ids.shape == (entry["height"], entry["width"])
-        assert {segment["id"] for segment in entry["segments"]} >= set(np.unique(ids).tolist()) - {0}
+        assert {segment["id"] for segment in entry["segments"]} >= set(np.unique(ids).tolist()) - {
+            0
+        }
         assert {segment["category"] for segment in entry["segments"]} <= names
-        assert all(instance["segmentation"]["size"] == list(ids.shape) for instance in entry["instances"])
+        assert all(
+            instance["segmentation"]["size"] == list(ids.shape) for instance in entry["instances"]
+        )

@@ -36,7 +36,9 @@ def tuned(model, spreads):
     model = randomised(model).eval()
     for name, spread in spreads.items():
         module, seen = model.get_submodule(name), []
-        hook = module.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output.std().item()))
+        hook = module.register_forward_hook(
+            lambda _, __, output, seen=seen: seen.append(output.std().item())
+        )
         with torch.no_grad():
             model([as_torchvision(image())])
             module.weight.mul_(spread / max(seen))
@@ -49,7 +51,7 @@ def as_torchvision(pixels):
 
 
 def predictor(config, model, tmp_path, **settings):
-    """Give detkit's model of a config with torchvision's weights, loaded as a user would."""
+    """Return detkit's model of a config with torchvision's weights, loaded as a user would."""
     torch.save(model.state_dict(), tmp_path / "theirs.pth")
     cfg = get_cfg()
     cfg.merge_from_file(find_config(f"torchvision/{config}.yaml"))
@@ -84,7 +86,9 @@ def check_detections(config, theirs, tmp_path, **settings):
 
 
 def test_faster_rcnn_on_a_small_backbone(tmp_path):
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d
+    )
     theirs = tuned(torchvision.models.detection.FasterRCNN(backbone, NUM_CLASSES, **SMALL), RCNN)
     check_detections(
         "fasterrcnn_resnet50_fpn",
@@ -97,11 +101,21 @@ def test_faster_rcnn_on_a_small_backbone(tmp_path):
 def test_retinanet_on_a_small_backbone(tmp_path):
     extra = torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256)
     backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, returned_layers=[2, 3, 4], extra_blocks=extra
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        returned_layers=[2, 3, 4],
+        extra_blocks=extra,
     )
-    sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
-    anchors = torchvision.models.detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
-    theirs = torchvision.models.detection.RetinaNet(backbone, NUM_CLASSES, anchor_generator=anchors, **SMALL)
+    sizes = tuple(
+        (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
+    )
+    anchors = torchvision.models.detection.anchor_utils.AnchorGenerator(
+        sizes, ((0.5, 1.0, 2.0),) * 5
+    )
+    theirs = torchvision.models.detection.RetinaNet(
+        backbone, NUM_CLASSES, anchor_generator=anchors, **SMALL
+    )
     theirs = tuned(theirs, RETINANET)
     # No object is ever labelled as background, whose logits stay low in training.
     theirs.head.classification_head.cls_logits.bias.data.view(-1, NUM_CLASSES)[:, 0] = -100
@@ -129,8 +143,12 @@ def test_mask_rcnn_as_published(name, tmp_path):
     assert got.pred_masks.shape == wanted["masks"][:, 0].shape
     # Before they are pasted, which the two do differently: noise, as here, is nothing but borders.
     logits = []
-    theirs.roi_heads.mask_predictor.register_forward_hook(lambda _, __, output: logits.append(output[:, 1:]))
-    ours.model.roi_heads.mask_head.predictor.register_forward_hook(lambda _, __, output: logits.append(output[order]))
+    theirs.roi_heads.mask_predictor.register_forward_hook(
+        lambda _, __, output: logits.append(output[:, 1:])
+    )
+    ours.model.roi_heads.mask_head.predictor.register_forward_hook(
+        lambda _, __, output: logits.append(output[order])
+    )
     with torch.no_grad():
         theirs([as_torchvision(image())])
     ours(np.ascontiguousarray(image()[:, :, ::-1]))
@@ -139,8 +157,12 @@ def test_mask_rcnn_as_published(name, tmp_path):
 
 @pytest.mark.slow
 def test_keypoint_rcnn_as_published(tmp_path):
-    theirs = torchvision.models.get_model("keypointrcnn_resnet50_fpn", weights=None, weights_backbone=None, **SMALL)
-    _, order, got, wanted = check_detections("keypointrcnn_resnet50_fpn", tuned(theirs, RCNN), tmp_path)
+    theirs = torchvision.models.get_model(
+        "keypointrcnn_resnet50_fpn", weights=None, weights_backbone=None, **SMALL
+    )
+    _, order, got, wanted = check_detections(
+        "keypointrcnn_resnet50_fpn", tuned(theirs, RCNN), tmp_path
+    )
     distances = (got.pred_keypoints[order, :, :2] - wanted["keypoints"][:, :, :2]).norm(dim=2)
     # The peak of a heat map, of random numbers here: ties between far pixels may fall either way.
     assert (distances < 1).float().mean() > 0.98

@@ -43,12 +43,25 @@ def test_picture_shows_truth_and_prediction_side_by_side(trained: Path, datasets
 def test_evaluating_saved_weights_repeats_the_results_and_prints_the_folder_last(
     trained: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--config-file", "tiny.yaml", "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    argv = [
+        "--config-file",
+        "tiny.yaml",
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        str(trained / "model_final.pth"),
+    ]
     assert train.main(argv) == 0
     assert _detections(workplace / "out") == _detections(trained)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(workplace / "out")
-    assert [cell.strip() for cell in lines[-4].split("|")][2:-1] == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [cell.strip() for cell in lines[-4].split("|")][2:-1] == [
+        "AP",
+        "AP50",
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+    ]
     assert lines[-2].startswith("| bbox ")
 
 
@@ -64,11 +77,21 @@ def test_prediction_writes_pictures_and_one_json_file(
     trained: Path, workplace: Path, datasets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = datasets / "shapes" / "JPEGImages"
-    argv = ["--config-file", "tiny.yaml", "--input", str(pictures / "val_*.jpg"), "--output", "found"]
+    argv = [
+        "--config-file",
+        "tiny.yaml",
+        "--input",
+        str(pictures / "val_*.jpg"),
+        "--output",
+        "found",
+    ]
     argv += ["--confidence-threshold", "0.05", "MODEL.WEIGHTS", str(trained / "model_final.pth")]
     assert predict.main(argv) == 0
     names = [f"val_00000{i}.jpg" for i in range(3)]
-    assert sorted(path.name for path in (workplace / "found").iterdir()) == ["predictions.json", *names]
+    assert sorted(path.name for path in (workplace / "found").iterdir()) == [
+        "predictions.json",
+        *names,
+    ]
     entries = json.loads((workplace / "found" / "predictions.json").read_text())
     assert [entry["picture"] for entry in entries] == names
     for entry in entries:
@@ -96,7 +119,9 @@ def test_unreadable_input_is_named_and_the_others_are_written(
     assert (workplace / "found" / "val_000000.jpg").is_file()
 
 
-def test_voc_tree_trains_and_is_scored_by_voc_ap(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_tree_trains_and_is_scored_by_voc_ap(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = ["--config-file", "tiny.yaml", "SOLVER.MAX_ITER", "1"]
     argv += ["DATASETS.TRAIN", "('shapes_voc_train',)", "DATASETS.TEST", "('shapes_voc_val',)"]
     assert train.main(argv) == 0
@@ -130,13 +155,18 @@ def test_data_set_declared_in_yaml_trains(workplace: Path, datasets: Path) -> No
 
 
 def test_loop_written_out_trains_like_the_trainer(
-    trained: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["plain_train_net.py", "--config-file", "tiny.yaml"])
     main = runpy.run_path(str(TOOLS / "plain_train_net.py"))["main"]
     assert main() == 0
     losses, expected = _metrics(workplace / "out")[-1], _metrics(trained)
-    assert losses["loss_cls"] == pytest.approx(next(m for m in expected if "loss_cls" in m)["loss_cls"], rel=1e-4)
+    assert losses["loss_cls"] == pytest.approx(
+        next(m for m in expected if "loss_cls" in m)["loss_cls"], rel=1e-4
+    )
     assert (workplace / "out" / "model_final.pth").is_file()
     assert capsys.readouterr().out.splitlines()[-1].startswith("| bbox ")
 
@@ -144,17 +174,28 @@ def test_loop_written_out_trains_like_the_trainer(
 def test_loop_written_out_resumes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main = runpy.run_path(str(TOOLS / "plain_train_net.py"))["main"]
     for options, max_iter in (([], "1"), (["--resume"], "2")):
-        argv = ["plain_train_net.py", "--config-file", "tiny.yaml", *options, "SOLVER.MAX_ITER", max_iter]
+        argv = [
+            "plain_train_net.py",
+            "--config-file",
+            "tiny.yaml",
+            *options,
+            "SOLVER.MAX_ITER",
+            max_iter,
+        ]
         monkeypatch.setattr(sys, "argv", [*argv, "DATASETS.TEST", "()"])
         assert main() == 0
     assert "training from iteration 1 to 2" in (workplace / "out" / "log.txt").read_text()
 
 
-def test_loop_written_out_repeats_no_metrics(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_written_out_repeats_no_metrics(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main = runpy.run_path(str(TOOLS / "plain_train_net.py"))["main"]
     argv = ["plain_train_net.py", "--config-file", "tiny.yaml", "--resume", "DATASETS.TEST", "()"]
     for max_iter in ("1", "2", "2"):
-        monkeypatch.setattr(sys, "argv", [*argv, "SOLVER.MAX_ITER", max_iter, "SOLVER.CHECKPOINT_PERIOD", "1"])
+        monkeypatch.setattr(
+            sys, "argv", [*argv, "SOLVER.MAX_ITER", max_iter, "SOLVER.CHECKPOINT_PERIOD", "1"]
+        )
         assert main() == 0
         (workplace / "out" / "last_checkpoint").write_text("model_0000000.pth")  # killed behind it
     assert [line["iteration"] for line in _metrics(workplace / "out")] == [0, 1]
@@ -164,11 +205,17 @@ def test_loop_written_out_refuses_what_it_does_not_do(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = runpy.run_path(str(TOOLS / "plain_train_net.py"))
-    asking = {key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in script["LEFT_OUT"].items()}
-    asking.update({key: "True" for key, idle in script["LEFT_OUT"].items() if isinstance(idle, bool)})
+    asking = {
+        key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in script["LEFT_OUT"].items()
+    }
+    asking.update(
+        {key: "True" for key, idle in script["LEFT_OUT"].items() if isinstance(idle, bool)}
+    )
     asking["TEST.EXPECTED_RESULTS"] = "[['bbox', 'AP', 1, 1]]"
     settings = [str(word) for pair in asking.items() for word in pair]
-    monkeypatch.setattr(sys, "argv", ["plain_train_net.py", "--config-file", "tiny.yaml", *settings])
+    monkeypatch.setattr(
+        sys, "argv", ["plain_train_net.py", "--config-file", "tiny.yaml", *settings]
+    )
     assert script["main"]() == 2
     message = capsys.readouterr().err
     assert all(f"{key}=" in message for key in asking), message
@@ -183,8 +230,18 @@ def test_script_is_the_command(script: str, command: str) -> None:
     assert main.__module__ == f"detkit.cli.{command}"
 
 
-def test_script_prepares_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    argv = ["prepare_shapes.py", "--output", str(tmp_path / "shapes"), "--num-train", "2", "--num-val", "1"]
+def test_script_prepares_the_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    argv = [
+        "prepare_shapes.py",
+        "--output",
+        str(tmp_path / "shapes"),
+        "--num-train",
+        "2",
+        "--num-val",
+        "1",
+    ]
     main = runpy.run_path(str(TOOLS.parent / "datasets" / "prepare_shapes.py"))["main"]
     monkeypatch.setattr(sys, "argv", argv)
     main()

@@ -124,7 +124,9 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, output: str, *, plan=(), settings=(), resume=False, run=train.main, **variables) -> int:
+def start(
+    folder: Path, output: str, *, plan=(), settings=(), resume=False, run=train.main, **variables
+) -> int:
     """Begin to train in a process of its own, and give its id."""
     argv = ["--config-file", "run.yaml", *(["--resume"] if resume else []), "OUTPUT_DIR", output]
 
@@ -148,7 +150,14 @@ def wait_until_asleep(folder: Path) -> None:
 def outcome(folder: Path, output: str):
     """Weights, optimizer, schedule, and every line of the metrics without times."""
     final = load_checkpoint_file(str(folder / output / "model_final.pth"))
-    lines = [json.loads(line) for line in (folder / output / "metrics.json").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / output / "metrics.json").read_text().splitlines()
+    ]
     timed = ("time", "data_time", "eta_seconds")
     rows = [{key: value for key, value in line.items() if key not in timed} for line in lines]
-    return final["model"], final["trainer"]["_trainer"]["optimizer"], final["trainer"]["hooks"], rows
+    return (
+        final["model"],
+        final["trainer"]["_trainer"]["optimizer"],
+        final["trainer"]["hooks"],
+        rows,
+    )

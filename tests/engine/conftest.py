@@ -52,7 +52,14 @@ def write_dataset(folder, num_images=6):
         images.append({"id": i, "file_name": f"{i}.png", "height": 40, "width": 48})
         box = [2 + i, 3, 20, 25]
         annotations.append(
-            {"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": box, "area": 500, "iscrowd": 0}
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 1 + i % 2,
+                "bbox": box,
+                "area": 500,
+                "iscrowd": 0,
+            }
         )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}

@@ -14,7 +14,9 @@ from tests.engine.toy import Toy
 
 
 def trained(model, data, steps, **kwargs):
-    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), **kwargs)
+    trainer = SimpleTrainer(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), **kwargs
+    )
     trainer.train(0, steps)
     return trainer
 
@@ -24,7 +26,9 @@ def test_steps_and_losses_equal_those_of_the_whole_batch():
     whole = trained(Toy(), list(data), 3)
     parts = trained(Toy(), [row[None] for batch in data for row in batch], 3, accum_steps=4)
     torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict())
-    losses = [[value for value, _ in t.storage.history("total_loss").values()] for t in (parts, whole)]
+    losses = [
+        [value for value, _ in t.storage.history("total_loss").values()] for t in (parts, whole)
+    ]
     assert losses[0] == pytest.approx(losses[1])
 
 
@@ -34,7 +38,10 @@ def test_loss_that_is_not_finite_names_the_images_of_its_pass():
             return {"loss": super().forward(batch[0]["x"])["loss"] * batch[0]["factor"]}
 
     factors = {"a.jpg": 1.0, "b.jpg": float("nan"), "c.jpg": 1.0}
-    data = [[{"x": torch.ones(1, 2), "factor": factor, "file_name": name}] for name, factor in factors.items()]
+    data = [
+        [{"x": torch.ones(1, 2), "factor": factor, "file_name": name}]
+        for name, factor in factors.items()
+    ]
     with pytest.raises(FloatingPointError, match=r"iteration 0.*Images of the batch: b\.jpg\."):
         trained(Breaks(), data, 1, accum_steps=3)
 
@@ -45,7 +52,9 @@ def test_fewer_passes_than_one_are_an_error():
 
 
 def test_processes_exchange_gradients_once_per_iteration(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     exchanges = []
 
     def count(state, bucket):
@@ -71,7 +80,11 @@ def group_norm_cfg():
     cfg = get_cfg()
     cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, "GN", 64
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = (
+        18,
+        "GN",
+        64,
+    )
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.NMS_THRESH = 100000, 1.0
@@ -96,7 +109,9 @@ def labelled_images(count):
 def gradients(data, accum_steps):
     torch.manual_seed(0)
     model = build_model(group_norm_cfg())
-    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.0), accum_steps=accum_steps)
+    trainer = SimpleTrainer(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.0), accum_steps=accum_steps
+    )
     trainer.train(0, 1)
     return {name: p.grad for name, p in model.named_parameters()}, trainer.storage.latest()
 
@@ -118,7 +133,8 @@ def test_key_sets_the_passes_and_the_effective_batch_is_logged(tiny_cfg, caplog)
     with caplog.at_level(logging.INFO, logger="detkit"):
         trainer = DefaultTrainer(tiny_cfg)
     assert (
-        "effective batch: 6 images per iteration (3 passes of SOLVER.IMS_PER_BATCH=2 over 1 processes)" in caplog.text
+        "effective batch: 6 images per iteration (3 passes of SOLVER.IMS_PER_BATCH=2 over 1 processes)"
+        in caplog.text
     )
     seen = []
     trainer.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

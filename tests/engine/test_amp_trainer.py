@@ -10,7 +10,10 @@ from detkit.structures import Boxes, Instances
 from tests.engine.toy import Toy
 
 STEPS = 20
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def toy_trainer(trainer_class, model=None, steps=30):
@@ -31,7 +34,10 @@ def test_amp_trains_in_bfloat16_on_the_cpu_and_keeps_float32_weights():
     trainer.train(0, 30)
     assert types[0] == torch.bfloat16
     assert trainer.model.fc.weight.dtype == torch.float32
-    assert trainer.storage.latest()["total_loss"][0] < trainer.storage.history("total_loss").values()[0][0] / 2
+    assert (
+        trainer.storage.latest()["total_loss"][0]
+        < trainer.storage.history("total_loss").values()[0][0] / 2
+    )
 
 
 def test_amp_resumes_from_a_run_in_full_precision():
@@ -71,7 +77,9 @@ def overflowing_trainer(init_scale, **kwargs):
     scaler = torch.amp.GradScaler("cpu", init_scale=init_scale) if init_scale else None
     data = torch.randn(4, 4, 2)
     data[1] = 9
-    return AMPTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), grad_scaler=scaler, **kwargs)
+    return AMPTrainer(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.1), grad_scaler=scaler, **kwargs
+    )
 
 
 def test_overflow_of_scaled_gradients_is_left_to_the_scaler():
@@ -83,7 +91,9 @@ def test_overflow_of_scaled_gradients_is_left_to_the_scaler():
     assert trainer.model.fc.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("init_scale", [pytest.param(None, id="bfloat16"), pytest.param(1.0, id="scaled-down-to-1")])
+@pytest.mark.parametrize(
+    "init_scale", [pytest.param(None, id="bfloat16"), pytest.param(1.0, id="scaled-down-to-1")]
+)
 def test_gradients_that_are_not_scaled_up_must_be_finite(init_scale):
     with pytest.raises(FloatingPointError, match="the gradient is not finite at iteration 1"):
         overflowing_trainer(init_scale).train(0, 4)
@@ -105,7 +115,11 @@ def small_cfg():
     cfg = get_cfg()
     cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, "GN", 64
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = (
+        18,
+        "GN",
+        64,
+    )
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
     cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 400, 200
@@ -156,7 +170,9 @@ def test_losses_in_bfloat16_follow_those_in_float32(device):
     assert float((half / full - 1).abs().max()) < 0.1
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16)]
+)
 def test_key_selects_the_precision(tiny_cfg, dtype, precision):
     tiny_cfg.SOLVER.AMP.ENABLED, tiny_cfg.SOLVER.AMP.DTYPE = True, dtype
     assert DefaultTrainer(tiny_cfg)._trainer.precision == precision
@@ -164,5 +180,7 @@ def test_key_selects_the_precision(tiny_cfg, dtype, precision):
 
 def test_float16_without_cuda_is_an_error(tiny_cfg):
     tiny_cfg.SOLVER.AMP.ENABLED, tiny_cfg.SOLVER.AMP.DTYPE = True, "fp16"
-    with pytest.raises(ValueError, match=r"SOLVER\.AMP\.DTYPE fp16 needs MODEL\.DEVICE cuda, .* on cpu: use bf16"):
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.AMP\.DTYPE fp16 needs MODEL\.DEVICE cuda, .* on cpu: use bf16"
+    ):
         DefaultTrainer(tiny_cfg)

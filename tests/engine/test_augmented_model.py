@@ -10,7 +10,13 @@ from torch import nn
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.engine import DefaultPredictor, DefaultTrainer
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
-from detkit.modeling import META_ARCH_REGISTRY, Backbone, DenseDetector, GeneralizedRCNNWithTTA, build_model
+from detkit.modeling import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    DenseDetector,
+    GeneralizedRCNNWithTTA,
+    build_model,
+)
 from detkit.structures import Boxes, Instances
 
 
@@ -107,7 +113,9 @@ def test_keypoints_of_a_mirror_come_from_the_metadata(cfg):
     cfg.MODEL.KEYPOINT_ON = True
     DatasetCatalog.register("tiny_val", lambda: [])
     names = ["nose", "left_eye", "right_eye"]
-    MetadataCatalog.get("tiny_val").set(keypoint_names=names, keypoint_flip_map=[("left_eye", "right_eye")])
+    MetadataCatalog.get("tiny_val").set(
+        keypoint_names=names, keypoint_flip_map=[("left_eye", "right_eye")]
+    )
     assert with_test_time_augmentation(cfg, build_model(cfg)).keypoint_flip_indices == [0, 2, 1]
     cfg.TEST.AUG.FLIP = False
     assert with_test_time_augmentation(cfg, build_model(cfg)).keypoint_flip_indices is None

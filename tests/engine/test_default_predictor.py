@@ -90,7 +90,10 @@ def test_classes_of_the_checkpoint_win_over_those_of_the_test_set(trained_cfg):
 
 def test_bare_weights_take_the_names_of_the_test_set(trained_cfg, tmp_path):
     torch.save(build_model(trained_cfg).state_dict(), tmp_path / "w.pth")
-    trained_cfg.MODEL.WEIGHTS, trained_cfg.DATASETS.TEST = str(tmp_path / "w.pth"), ("coco_2017_val",)
+    trained_cfg.MODEL.WEIGHTS, trained_cfg.DATASETS.TEST = (
+        str(tmp_path / "w.pth"),
+        ("coco_2017_val",),
+    )
     assert DefaultPredictor(trained_cfg).metadata.thing_classes[0] == "person"
 
 
@@ -118,8 +121,15 @@ def test_partial_weights_are_refused_unless_allowed(trained_cfg, image):
     [
         pytest.param("a.jpg", TypeError, "as read_image gives it; got a str", id="path"),
         pytest.param(np.zeros((4, 4, 3)), TypeError, "got an array of float64", id="float"),
-        pytest.param(np.zeros((4, 4), np.uint8), ValueError, r"\(H, W, 3\), got \(4, 4\)", id="grey"),
-        pytest.param(np.zeros((3, 4, 4), np.uint8), ValueError, r"\(H, W, 3\), got \(3, 4, 4\)", id="channels-first"),
+        pytest.param(
+            np.zeros((4, 4), np.uint8), ValueError, r"\(H, W, 3\), got \(4, 4\)", id="grey"
+        ),
+        pytest.param(
+            np.zeros((3, 4, 4), np.uint8),
+            ValueError,
+            r"\(H, W, 3\), got \(3, 4, 4\)",
+            id="channels-first",
+        ),
         pytest.param(np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)", id="empty"),
     ],
 )

@@ -27,9 +27,13 @@ def test_run_trains_saves_evaluates_and_writes(tiny_cfg):
     trainer.resume_or_load(resume=False)
     results = trainer.train()
     assert 0 <= results["bbox"]["AP50"] <= 100
-    assert {"metrics.json", "last_checkpoint", "model_0000002.pth", "model_0000005.pth", "model_final.pth"} <= files(
-        tiny_cfg
-    )
+    assert {
+        "metrics.json",
+        "last_checkpoint",
+        "model_0000002.pth",
+        "model_0000005.pth",
+        "model_final.pth",
+    } <= files(tiny_cfg)
     last_step = next(line for line in metrics(tiny_cfg) if line["iteration"] == 5)
     assert {"total_loss", "loss_cls", "loss_box_reg", "lr", "data_time", "time"} <= set(last_step)
     assert metrics(tiny_cfg)[-1]["iteration"] == 6
@@ -86,7 +90,9 @@ def test_resumed_run_equals_the_undisturbed_one(tiny_cfg, amp):
     whole.train()
     final = load_checkpoint_file(f"{tiny_cfg.OUTPUT_DIR}/model_final.pth")
 
-    (Path(tiny_cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000002.pth")  # killed in iteration 3, 4 or 5
+    (Path(tiny_cfg.OUTPUT_DIR) / "last_checkpoint").write_text(
+        "model_0000002.pth"
+    )  # killed in iteration 3, 4 or 5
     resumed = type("Resumed", (FixedData,), {"first": 3})(tiny_cfg)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 3
@@ -131,7 +137,9 @@ def test_weights_of_another_model_stop_the_run(tiny_cfg, tmp_path):
 def test_data_that_do_not_fit_the_model_stop_before_it_is_built(tiny_cfg, monkeypatch):
     tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    monkeypatch.setattr(DefaultTrainer, "build_model", lambda cfg: pytest.fail("the model was built"))
+    monkeypatch.setattr(
+        DefaultTrainer, "build_model", lambda cfg: pytest.fail("the model was built")
+    )
     with pytest.raises(ValueError, match=r"tiny_train.*MODEL\.ROI_HEADS\.NUM_CLASSES"):
         DefaultTrainer(tiny_cfg)
 
@@ -189,7 +197,9 @@ def test_results_of_one_data_set_come_bare(tiny_cfg):
 
 
 def test_wrong_number_of_evaluators_is_an_error(tiny_cfg):
-    with pytest.raises(ValueError, match="one evaluator per data set of DATASETS.TEST: got 2 for 1"):
+    with pytest.raises(
+        ValueError, match="one evaluator per data set of DATASETS.TEST: got 2 for 1"
+    ):
         DefaultTrainer.test(tiny_cfg, DefaultTrainer.build_model(tiny_cfg), [Constant(1.0)] * 2)
 
 
@@ -329,7 +339,10 @@ def with_lost_proposals(cfg):
     content = {"ids": list(range(6)), "boxes": boxes, "objectness_logits": [np.zeros(1)] * 6}
     path.write_bytes(pickle.dumps(content))
     cfg.MODEL.LOAD_PROPOSALS = True
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (str(path),), ("lost.pkl",)
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (
+        (str(path),),
+        ("lost.pkl",),
+    )
 
 
 def with_too_few_proposal_files(cfg):
@@ -339,12 +352,17 @@ def with_too_few_proposal_files(cfg):
 
 def with_unknown_evaluator(cfg):
     MetadataCatalog.get("tiny_val").evaluator_type = "coco_panoptik"
-    DatasetCatalog.register("tiny_val", lambda: [{"file_name": "a.png", "image_id": 0, "height": 9, "width": 9}])
+    DatasetCatalog.register(
+        "tiny_val", lambda: [{"file_name": "a.png", "image_id": 0, "height": 9, "width": 9}]
+    )
     cfg.DATASETS.REGISTER = cfg.DATASETS.REGISTER[:1]
 
 
 def with_an_image_without_ground_truth(cfg):
-    records = [{"file_name": f"{k}.png", "image_id": k, "height": 9, "width": 9, "annotations": []} for k in range(2)]
+    records = [
+        {"file_name": f"{k}.png", "image_id": k, "height": 9, "width": 9, "annotations": []}
+        for k in range(2)
+    ]
     del records[1]["annotations"]
     DatasetCatalog.register("tiny_val", lambda: records)
     MetadataCatalog.get("tiny_val").thing_classes = ["red", "green"]
@@ -355,7 +373,10 @@ def with_an_image_without_ground_truth(cfg):
     ("spoil", "message"),
     [
         (with_lost_annotations, "all.jsonx"),
-        (with_other_keypoints, "3 keypoints, but there are 2 spreads.* set TEST.KEYPOINT_OKS_SIGMAS"),
+        (
+            with_other_keypoints,
+            "3 keypoints, but there are 2 spreads.* set TEST.KEYPOINT_OKS_SIGMAS",
+        ),
         (with_lost_proposals, "lost.pkl .*does not exist"),
         (with_too_few_proposal_files, "DATASETS.PROPOSAL_FILES_TEST .*none for 'tiny_val'"),
         (with_unknown_evaluator, "'tiny_val' asks for an evaluator of type 'coco_panoptik'"),

@@ -16,7 +16,14 @@ from detkit.utils import comm
 
 @pytest.fixture(autouse=True)
 def no_torchrun(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(comm, "_LOCAL", {})
 
@@ -35,14 +42,20 @@ def test_one_process_is_this_one():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        pytest.param({"num_gpus_per_machine": 0}, "--num-gpus and --num-machines must be at least 1", id="no-gpu"),
+        pytest.param(
+            {"num_gpus_per_machine": 0},
+            "--num-gpus and --num-machines must be at least 1",
+            id="no-gpu",
+        ),
         pytest.param(
             {"num_gpus_per_machine": 1, "num_machines": 2, "machine_rank": 2},
             r"--machine-rank must lie in \[0, 2\)",
             id="rank",
         ),
         pytest.param(
-            {"num_gpus_per_machine": 1, "num_machines": 2}, "give the address of machine 0", id="auto-for-two"
+            {"num_gpus_per_machine": 1, "num_machines": 2},
+            "give the address of machine 0",
+            id="auto-for-two",
         ),
     ],
 )
@@ -69,13 +82,25 @@ def test_given_address_is_kept():
 
 
 def set_torchrun(monkeypatch, **values):
-    base = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    base = {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     for name, value in {**base, **values}.items():
         monkeypatch.setenv(name, str(value))
 
 
 def where_am_i():
-    return dist.get_backend(), comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), comm.get_local_size()
+    return (
+        dist.get_backend(),
+        comm.get_rank(),
+        comm.get_world_size(),
+        comm.get_local_rank(),
+        comm.get_local_size(),
+    )
 
 
 def test_run_of_torchrun_is_joined_and_its_numbers_win(monkeypatch):
@@ -106,12 +131,17 @@ class Net(nn.Module):
 
 
 def data_of(rank, count=4):
-    return [torch.randn(3, 2, generator=torch.Generator().manual_seed(10 * i + rank)) for i in range(count)]
+    return [
+        torch.randn(3, 2, generator=torch.Generator().manual_seed(10 * i + rank))
+        for i in range(count)
+    ]
 
 
 def train(data):
     model = create_ddp_model(Net())
-    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), gather_metric_period=2)
+    trainer = SimpleTrainer(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.1), gather_metric_period=2
+    )
     trainer.train(0, len(data))
     weights = {name.removeprefix("module."): p.detach() for name, p in model.named_parameters()}
     return weights, trainer.storage.histories()
@@ -143,7 +173,9 @@ def test_two_processes_train_as_one_with_both_batches(tmp_path, monkeypatch):
     losses = results[0][1]
     for name in ("total_loss", "loss_a", "loss_b"):
         assert [i for _, i in losses[name]] == [0, 1, 2, 3]
-        assert [v for v, _ in losses[name]] == pytest.approx([v for v, _ in histories[name].values()], rel=1e-5)
+        assert [v for v, _ in losses[name]] == pytest.approx(
+            [v for v, _ in histories[name].values()], rel=1e-5
+        )
     assert results[1][1] == {}
 
 
@@ -159,5 +191,7 @@ def test_error_of_one_process_ends_the_run_and_is_shown(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     import test_launch
 
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="not finite at iteration 7"):
+    with pytest.raises(
+        torch.multiprocessing.ProcessRaisedException, match="not finite at iteration 7"
+    ):
         launch(test_launch.fail_in_process_one, 2)

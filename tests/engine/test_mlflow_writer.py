@@ -62,9 +62,18 @@ def fake(monkeypatch):
 
     module.start_run, module.end_run = start_run, module.ended.append
     module.MlflowClient = FakeClient(module.runs)
-    module.entities, module.exceptions = ModuleType("mlflow.entities"), ModuleType("mlflow.exceptions")
-    module.entities.Metric, module.entities.Param, module.exceptions.MlflowException = Metric, Param, FakeError
-    module.__spec__ = ModuleSpec("mlflow", None, origin="here")  # there is a package, as far as find_spec can see
+    module.entities, module.exceptions = (
+        ModuleType("mlflow.entities"),
+        ModuleType("mlflow.exceptions"),
+    )
+    module.entities.Metric, module.entities.Param, module.exceptions.MlflowException = (
+        Metric,
+        Param,
+        FakeError,
+    )
+    module.__spec__ = ModuleSpec(
+        "mlflow", None, origin="here"
+    )  # there is a package, as far as find_spec can see
     for part in (module, module.entities, module.exceptions):
         monkeypatch.setitem(sys.modules, part.__name__, part)
     monkeypatch.delenv("MLFLOW_RUN_NAME", raising=False)
@@ -83,7 +92,9 @@ def found(run):
 
 
 def test_scalars_and_settings_come_to_one_run(fake, tmp_path):
-    writer = MlflowWriter(str(tmp_path / "night"), {"SOLVER": {"BASE_LR": 0.1, "STEPS": [1, 2]}, "SEED": -1})
+    writer = MlflowWriter(
+        str(tmp_path / "night"), {"SOLVER": {"BASE_LR": 0.1, "STEPS": [1, 2]}, "SEED": -1}
+    )
     write(writer, [0, 2], ["loss", "bbox/AP"])
     writer.close()
     (run,) = fake.runs.values()
@@ -110,12 +121,16 @@ def test_class_names_of_any_characters_stay_apart(fake, tmp_path):
     assert len({key for _, key in found(fake.runs["run0"])}) == 3
 
 
-def test_resumed_run_is_the_same_one_and_leaves_out_what_was_logged_behind_the_checkpoint(fake, tmp_path):
+def test_resumed_run_is_the_same_one_and_leaves_out_what_was_logged_behind_the_checkpoint(
+    fake, tmp_path
+):
     first = MlflowWriter(str(tmp_path), {"A": 1})
     write(first, [0, 1])
     state = first.state_dict()
     write(first, [2, 3])
-    fake.runs["run0"].metrics.append(Metric("b", 0.0, 0, 2))  # killed between the two scalars of a step
+    fake.runs["run0"].metrics.append(
+        Metric("b", 0.0, 0, 2)
+    )  # killed between the two scalars of a step
     again = MlflowWriter(str(tmp_path), {"A": 2})
     again.load_state_dict(state)
     again.open()
@@ -194,4 +209,10 @@ def test_store_of_mlflow_itself_holds_each_step_once(tmp_path, monkeypatch, stor
     assert (run.info.status, run.data.params) == ("FINISHED", {"A.B": "[1, 2]"})
     assert len(run.data.metrics) == 2
     for name in run.data.metrics:
-        assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [0, 1, 2, 3, 4]
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]

@@ -40,7 +40,10 @@ def test_mean_follows_its_definition(warmup):
         ema.update()
         decay = min(0.5, (1 + n) / (10 + n)) if warmup else 0.5
         now = copied(model)
-        mean = {k: decay * mean[k] + (1 - decay) * now[k] if now[k].is_floating_point() else now[k] for k in now}
+        mean = {
+            k: decay * mean[k] + (1 - decay) * now[k] if now[k].is_floating_point() else now[k]
+            for k in now
+        }
     torch.testing.assert_close(ema.weights, mean)
     assert ema.weights["1.num_batches_tracked"] == 11
 
@@ -93,7 +96,9 @@ def test_buffer_that_appears_later_is_taken_over():
 
 def test_mean_of_another_model_is_an_error():
     with pytest.raises(ValueError, match=r"averaged weights lack 2 tensors: 0\.bias, 0\.weight"):
-        ModelEMA(nn.Sequential(nn.Linear(2, 2)), decay=0.9).load_state_dict({"weights": {}, "num_updates": 1})
+        ModelEMA(nn.Sequential(nn.Linear(2, 2)), decay=0.9).load_state_dict(
+            {"weights": {}, "num_updates": 1}
+        )
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
@@ -115,7 +120,9 @@ class FixedData(DefaultTrainer):
     def build_train_loader(cls, cfg):
         rng = np.random.default_rng(5)
         images = torch.from_numpy(rng.integers(0, 255, (20, 2, 3, 40, 40), dtype=np.uint8))
-        return [[{"image": image, "height": 40, "width": 40} for image in batch] for batch in images][cls.first :]
+        return [
+            [{"image": image, "height": 40, "width": 40} for image in batch] for batch in images
+        ][cls.first :]
 
 
 def test_run_resumes_its_mean_bit_for_bit(ema_cfg):
@@ -190,5 +197,7 @@ def test_checkpoint_without_a_mean_is_an_error_where_it_is_asked_for(tiny_cfg):
     DefaultTrainer(tiny_cfg).train()
     tiny_cfg.MODEL.WEIGHTS = f"{tiny_cfg.OUTPUT_DIR}/model_final.pth"
     tiny_cfg.MODEL_EMA.USE_FOR_PREDICTION = True
-    with pytest.raises(CheckpointError, match=r"model_final\.pth has no averaged weights, .*MODEL_EMA\.ENABLED"):
+    with pytest.raises(
+        CheckpointError, match=r"model_final\.pth has no averaged weights, .*MODEL_EMA\.ENABLED"
+    ):
         DefaultPredictor(tiny_cfg)

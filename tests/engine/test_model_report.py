@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.engine import DefaultTrainer, format_module_table, module_rows, warn_about_random_fixed_norms
+from detkit.engine import (
+    DefaultTrainer,
+    format_module_table,
+    module_rows,
+    warn_about_random_fixed_norms,
+)
 from detkit.layers import Conv2d, EvalBatchNorm2d, FrozenBatchNorm2d, get_norm
 from detkit.layers.norm import keep_in_eval_mode
 from detkit.solver import get_default_optimizer_params
@@ -14,13 +19,20 @@ from detkit.solver import get_default_optimizer_params
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        norms = [nn.BatchNorm2d(32), nn.BatchNorm2d(32).eval(), EvalBatchNorm2d(32), FrozenBatchNorm2d(32)]
+        norms = [
+            nn.BatchNorm2d(32),
+            nn.BatchNorm2d(32).eval(),
+            EvalBatchNorm2d(32),
+            FrozenBatchNorm2d(32),
+        ]
         self.body = nn.ModuleDict(
             {
                 "stem": Conv2d(3, 32, 1, bias=False, norm=FrozenBatchNorm2d(32)),
                 "norms": nn.Sequential(*norms),
                 "others": nn.Sequential(*(get_norm(name, 32) for name in ("GN", "LN", "GN"))),
-                "hooked": nn.Sequential(nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4)),
+                "hooked": nn.Sequential(
+                    nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.InstanceNorm2d(4)
+                ),
             }
         )
         keep_in_eval_mode(self.body["hooked"][0])
@@ -31,14 +43,18 @@ class Net(nn.Module):
 
 def _rows(depth=3, **settings):
     net = Net()
-    groups = get_default_optimizer_params(net, base_lr=0.1, weight_decay=1e-4, weight_decay_norm=0.0, **settings)
+    groups = get_default_optimizer_params(
+        net, base_lr=0.1, weight_decay=1e-4, weight_decay_norm=0.0, **settings
+    )
     return net, {row.name: row for row in module_rows(net, torch.optim.SGD(groups, lr=0.1), depth)}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 9])
 def test_each_parameter_is_in_one_row(depth):
     net, rows = _rows(depth)
-    assert sum(row.num_parameters for row in rows.values()) == sum(p.numel() for p in net.parameters())
+    assert sum(row.num_parameters for row in rows.values()) == sum(
+        p.numel() for p in net.parameters()
+    )
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert sum(row.num_trained for row in rows.values()) == trained
     assert all(row.num_trained == 0 for row in rows.values() if row.name.startswith("body.stem"))
@@ -46,7 +62,14 @@ def test_each_parameter_is_in_one_row(depth):
 
 def test_rows_go_down_to_the_depth_and_layers_stay_whole():
     assert list(_rows(1)[1]) == ["(model)", "body", "fc"]
-    assert list(_rows(2)[1]) == ["(model)", "body.stem", "body.norms", "body.others", "body.hooked", "fc"]
+    assert list(_rows(2)[1]) == [
+        "(model)",
+        "body.stem",
+        "body.norms",
+        "body.others",
+        "body.hooked",
+        "fc",
+    ]
     rows = _rows(3)[1]
     assert {"body.stem", "body.norms.0", "body.others.1"} <= rows.keys()
     assert rows["(model)"].num_parameters == 2
@@ -86,7 +109,16 @@ def test_shared_parameters_count_once():
 def test_table_shows_the_rows_and_their_sum():
     net, rows = _rows(2, bias_lr_factor=2.0)
     lines = format_module_table(list(rows.values())).splitlines()
-    assert lines[0].split() == ["module", "parameters", "train", "norms", "lr", "x", "weight", "decay"]
+    assert lines[0].split() == [
+        "module",
+        "parameters",
+        "train",
+        "norms",
+        "lr",
+        "x",
+        "weight",
+        "decay",
+    ]
     cells = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert cells["body.stem"] == ["96", "0", "1", "FrozenBN", "-", "-"]
     assert cells["fc"] == ["66", "66", "1,", "2", "0.0001"]
@@ -100,7 +132,9 @@ def _warnings(caplog):
 def test_fixed_norms_that_nothing_was_loaded_for_are_warned_about(caplog):
     warn_about_random_fixed_norms(Net(), None)
     (message,) = _warnings(caplog)
-    assert message.startswith("2 of 2 FrozenBN layers (body.stem.norm, ...) are fixed as they were built")
+    assert message.startswith(
+        "2 of 2 FrozenBN layers (body.stem.norm, ...) are fixed as they were built"
+    )
     assert "MODEL.RESNETS.NORM BN or GN with MODEL.BACKBONE.FREEZE_AT 0" in message
 
 
@@ -125,7 +159,9 @@ def test_trainer_logs_the_table_and_warns_when_it_starts_from_nothing(tiny_cfg, 
     with caplog.at_level(logging.INFO, logger="detkit"):
         trainer = FrozenInside(tiny_cfg)
         (table,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("modules:")]
-        assert {"conv", "norm", "head", "all"} <= {line.split()[0] for line in table.splitlines()[3:]}
+        assert {"conv", "norm", "head", "all"} <= {
+            line.split()[0] for line in table.splitlines()[3:]
+        }
         assert not any("FrozenBN layers" in message for message in _warnings(caplog))
         trainer.resume_or_load(resume=False)
     assert len([m for m in _warnings(caplog) if "FrozenBN layers (norm" in m]) == 1
@@ -136,5 +172,7 @@ def test_parts_that_bring_published_weights_speak_for_themselves(caplog):
         def load_initial_weights(self):
             return "somewhere"
 
-    warn_about_random_fixed_norms(nn.ModuleDict({"backbone": Published(FrozenBatchNorm2d(2))}), None)
+    warn_about_random_fixed_norms(
+        nn.ModuleDict({"backbone": Published(FrozenBatchNorm2d(2))}), None
+    )
     assert caplog.text == ""

@@ -28,7 +28,11 @@ def test_settings_follow_the_number_of_processes(reference_cfg):
     reference_cfg.defrost()
     cfg = scaled(reference_cfg, 8, 16)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (32, 0.2, 2500)
-    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD) == ((2000,), 500, 500)
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD) == (
+        (2000,),
+        500,
+        500,
+    )
     assert cfg.TEST.EVAL_PERIOD == 250
     assert scaled_to_processes(cfg, 16) is cfg
     assert reference_cfg.SOLVER.IMS_PER_BATCH == 16
@@ -40,7 +44,9 @@ def test_learning_rate_at_the_end_follows_too(reference_cfg):
 
 
 def test_no_length_shrinks_to_nothing_and_no_evaluation_stays_none(reference_cfg):
-    reference_cfg.SOLVER.MAX_ITER = reference_cfg.SOLVER.CHECKPOINT_PERIOD = reference_cfg.TEST.EVAL_PERIOD = 1
+    reference_cfg.SOLVER.MAX_ITER = reference_cfg.SOLVER.CHECKPOINT_PERIOD = (
+        reference_cfg.TEST.EVAL_PERIOD
+    ) = 1
     cfg = scaled(reference_cfg, 1, 8)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (1, 1, 1)
     reference_cfg.TEST.EVAL_PERIOD = 0
@@ -60,12 +66,15 @@ def test_scaled_config_stays_frozen(reference_cfg):
 
 def test_batch_that_the_reference_cannot_share_is_an_error(reference_cfg):
     with pytest.raises(
-        ValueError, match=r"SOLVER\.IMS_PER_BATCH=16 must be a multiple of SOLVER\.REFERENCE_WORLD_SIZE=3"
+        ValueError,
+        match=r"SOLVER\.IMS_PER_BATCH=16 must be a multiple of SOLVER\.REFERENCE_WORLD_SIZE=3",
     ):
         scaled(reference_cfg, 3, 4)
 
 
 def test_scaling_to_more_processes_leaves_epochs(tiny_cfg):
-    tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", "2ep", "SOLVER.STEPS", ["8ep", 8], "SOLVER.REFERENCE_WORLD_SIZE", 1])
+    tiny_cfg.merge_from_list(
+        ["TEST.EVAL_PERIOD", "2ep", "SOLVER.STEPS", ["8ep", 8], "SOLVER.REFERENCE_WORLD_SIZE", 1]
+    )
     cfg = scaled_to_processes(tiny_cfg, 2)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == ("2ep", ("8ep", 4))

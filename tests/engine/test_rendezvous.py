@@ -59,7 +59,9 @@ def test_processes_that_do_not_come_are_named():
 def worker(record):
     start = record.stat().st_size if record.exists() else 0
     if start and os.environ["RANK"] == "0":
-        time.sleep(0.5)  # so that the other comes first, and would find what the last process 0 has left
+        time.sleep(
+            0.5
+        )  # so that the other comes first, and would find what the last process 0 has left
     launch(fail_at_first, 1, args=(record, start))
     launch(is_no_restart_of_the_first, 1, args=(record, start))
 
@@ -92,5 +94,7 @@ def test_restart_by_torchrun_meets_at_the_first_attempt(tmp_path, num_machines):
         max_restarts=1,
     )
     agents = [fork(machine, output=tmp_path / "output.txt") for _ in range(num_machines)]
-    assert [end_of(process) for process in agents] == [0] * num_machines, (tmp_path / "output.txt").read_text()
+    assert [end_of(process) for process in agents] == [0] * num_machines, (
+        tmp_path / "output.txt"
+    ).read_text()
     assert (tmp_path / "done").exists()

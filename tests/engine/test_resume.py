@@ -146,7 +146,9 @@ def test_skipped_steps_are_counted_through_a_resume(resumed_cfg, tmp_path):
 def test_steps_skipped_before_a_resume_count(resumed_cfg):
     resumed_cfg.SOLVER.SKIP_NONFINITE_STEPS = 1
     run(resumed_cfg, killed_at=("end", 2), base=Faulty)
-    with pytest.raises(FloatingPointError, match=r"iteration 4, .* 1 steps were skipped before .*0000004\.json"):
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 4, .* 1 steps were skipped before .*0000004\.json"
+    ):
         run(resumed_cfg, resume=True, base=Faulty)
     assert (Path(resumed_cfg.OUTPUT_DIR) / "nonfinite_iter_0000004.json").is_file()
 
@@ -197,7 +199,9 @@ class Signalled(Noisy):
         pytest.param(signal.SIGTERM, 4, marks=pytest.mark.slow),
     ],
 )
-def test_signalled_run_finishes_its_step_saves_and_goes_on_exactly(resumed_cfg, tmp_path, number, workers):
+def test_signalled_run_finishes_its_step_saves_and_goes_on_exactly(
+    resumed_cfg, tmp_path, number, workers
+):
     resumed_cfg.DATALOADER.NUM_WORKERS = workers
     resumed_cfg.DATASETS.TEST = ()
     expected = outcome(resumed_cfg, run(resumed_cfg)[0])
@@ -229,7 +233,10 @@ def test_changed_settings_and_finished_runs_are_told(resumed_cfg, caplog):
     run(resumed_cfg)
     resumed_cfg.SOLVER.BASE_LR = 0.02
     run(resumed_cfg, resume=True)
-    assert "settings changed since the checkpoint was written:\nSOLVER.BASE_LR: 0.01 -> 0.02" in caplog.text
+    assert (
+        "settings changed since the checkpoint was written:\nSOLVER.BASE_LR: 0.01 -> 0.02"
+        in caplog.text
+    )
     assert "is finished: its last checkpoint is of iteration 6 of 6" in caplog.text
 
 
@@ -259,7 +266,9 @@ def test_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(resumed_cfg)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written: File too large.*model_0000003\.pth"):
+        with pytest.raises(
+            OSError, match=r"could not be written: File too large.*model_0000003\.pth"
+        ):
             run(resumed_cfg, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

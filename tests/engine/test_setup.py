@@ -22,13 +22,28 @@ def parse(*words):
 
 def test_defaults_of_the_command_line():
     args = parse()
-    assert (args.config_file, args.resume, args.eval_only, args.allow_partial) == ("", False, False, False)
+    assert (args.config_file, args.resume, args.eval_only, args.allow_partial) == (
+        "",
+        False,
+        False,
+        False,
+    )
     assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (1, 1, 0, "auto")
     assert args.opts == []
 
 
 def test_settings_end_the_command_line():
-    args = parse("--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.BASE_LR", "-0.1", "SEED", "-1")
+    args = parse(
+        "--config-file",
+        "a.yaml",
+        "--num-gpus",
+        "2",
+        "--resume",
+        "SOLVER.BASE_LR",
+        "-0.1",
+        "SEED",
+        "-1",
+    )
     assert (args.config_file, args.num_gpus, args.resume) == ("a.yaml", 2, True)
     assert args.opts == ["SOLVER.BASE_LR", "-0.1", "SEED", "-1"]
 
@@ -60,7 +75,9 @@ class TestSetup:
         assert len(DatasetCatalog.get("tiny_train")) == 6
 
     def test_imports_the_users_modules(self, tiny_cfg, tmp_path, monkeypatch):
-        (tmp_path / "my_module_for_setup.py").write_text("import builtins; builtins.my_module_was_imported = True")
+        (tmp_path / "my_module_for_setup.py").write_text(
+            "import builtins; builtins.my_module_was_imported = True"
+        )
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("sys.path", __import__("sys").path.copy())
         monkeypatch.setattr("builtins.my_module_was_imported", False, raising=False)
@@ -98,7 +115,9 @@ class TestSetup:
         assert "SOLVER.AMP.DTYPE is set, but has no effect: SOLVER.AMP.ENABLED is False" in log
 
     @pytest.mark.parametrize(("eval_only", "want"), [(False, True), (True, False)])
-    def test_cudnn_times_its_algorithms_in_training_only(self, tiny_cfg, monkeypatch, eval_only, want):
+    def test_cudnn_times_its_algorithms_in_training_only(
+        self, tiny_cfg, monkeypatch, eval_only, want
+    ):
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
         tiny_cfg.CUDNN_BENCHMARK = True
         default_setup(tiny_cfg, argparse.Namespace(eval_only=eval_only))
@@ -139,7 +158,11 @@ class TestSetup:
 
 def test_default_writers(tmp_path):
     writers = default_writers(str(tmp_path / "new"), 10)
-    assert [type(writer) for writer in writers] == [CommonMetricPrinter, JSONWriter, TensorboardXWriter]
+    assert [type(writer) for writer in writers] == [
+        CommonMetricPrinter,
+        JSONWriter,
+        TensorboardXWriter,
+    ]
     with EventStorage() as storage:
         storage.put_scalar("loss", 1.0)
         for writer in writers:
@@ -155,6 +178,7 @@ def test_settings_that_a_script_does_not_follow_are_refused():
     refuse_settings(cfg, idle, "mine.py")
     cfg.SOLVER.ACCUM_STEPS, cfg.MODEL_EMA.ENABLED = 2, True
     with pytest.raises(
-        ValueError, match=r"mine\.py does not do .* ask for: SOLVER\.ACCUM_STEPS=2, MODEL_EMA\.ENABLED=True\. Take"
+        ValueError,
+        match=r"mine\.py does not do .* ask for: SOLVER\.ACCUM_STEPS=2, MODEL_EMA\.ENABLED=True\. Take",
     ):
         refuse_settings(cfg, idle, "mine.py")

@@ -33,7 +33,9 @@ def batches(start=0):
 
 def toy_trainer(model=None, data=None, trainer_class=SimpleTrainer, lr=0.1, **kwargs):
     model = model or Toy()
-    return trainer_class(model, data or batches(), torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), **kwargs)
+    return trainer_class(
+        model, data or batches(), torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), **kwargs
+    )
 
 
 def test_losses_fall_and_each_is_in_the_storage():
@@ -67,13 +69,19 @@ def test_loss_that_is_not_finite_stops_before_the_weights_change(bad):
     seen = []
     data = ([{"x": x, "i": i, "file_name": f"{i}.jpg"}] for i, x in enumerate(batches()))
     trainer = toy_trainer(Breaks(), data)
-    weights = hooks.CallbackHook(before_step=lambda t: seen.append(t.model.fc.weight.detach().clone()))
+    weights = hooks.CallbackHook(
+        before_step=lambda t: seen.append(t.model.fc.weight.detach().clone())
+    )
     trainer.register_hooks([weights])
     with pytest.raises(
-        FloatingPointError, match=r"not finite at iteration 2: loss_a=\d.*, loss_b=(nan|inf).*2\.jpg"
+        FloatingPointError,
+        match=r"not finite at iteration 2: loss_a=\d.*, loss_b=(nan|inf).*2\.jpg",
     ) as e:
         trainer.train(0, 5)
-    assert "the outputs of all modules within are finite, a loss that the model (Breaks) makes of them" in str(e.value)
+    assert (
+        "the outputs of all modules within are finite, a loss that the model (Breaks) makes of them"
+        in str(e.value)
+    )
     assert torch.equal(trainer.model.fc.weight, seen[-1])
 
 
@@ -122,7 +130,9 @@ def test_skipped_step_changes_nothing_but_iteration_and_schedule(fault, caplog):
     expected.scheduler.step()  # as it is moved on behind the skipped step
     expected.train(3, 5)
 
-    torch.testing.assert_close(trainer.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        trainer.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0
+    )
     assert torch.equal(
         trainer.optimizer.state[trainer.model.fc.weight]["momentum_buffer"],
         expected.optimizer.state[expected.model.fc.weight]["momentum_buffer"],
@@ -131,7 +141,10 @@ def test_skipped_step_changes_nothing_but_iteration_and_schedule(fault, caplog):
     assert trainer.storage.history("skipped_steps").values() == [(1.0, 2)]
     assert [i for _, i in trainer.storage.history("total_loss").values()] == [0, 1, 3, 4]
     what = {"gradient": "gradients", "raises": "scores contain nan"}.get(fault, "loss_a=")
-    assert f"iteration 2 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are {what}" in caplog.text
+    assert (
+        f"iteration 2 is skipped (1 of SOLVER.SKIP_NONFINITE_STEPS=1): not finite are {what}"
+        in caplog.text
+    )
 
 
 def test_skipped_step_says_so_until_the_next():
@@ -144,7 +157,10 @@ def test_skipped_step_says_so_until_the_next():
 
 def test_one_step_more_than_may_be_skipped_stops(tmp_path):
     trainer = skipping_trainer(["", "loss", "gradient", "", "constant"], 2, dump_dir=str(tmp_path))
-    with pytest.raises(FloatingPointError, match=r"iteration 4.* 2 steps were skipped before \(SOLVER\.SKIP_NONFINITE"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"iteration 4.* 2 steps were skipped before \(SOLVER\.SKIP_NONFINITE",
+    ):
         trainer.train(0, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["nonfinite_iter_0000004.json"]
 
@@ -188,7 +204,9 @@ def test_weights_survive_a_gradient_that_is_not_finite():
 
 
 def test_negative_number_of_steps_to_skip_is_an_error():
-    with pytest.raises(ValueError, match=r"SOLVER\.SKIP_NONFINITE_STEPS must be at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.SKIP_NONFINITE_STEPS must be at least 0, got -1"
+    ):
         toy_trainer(max_skipped_steps=-1)
 
 
@@ -200,7 +218,9 @@ def test_model_in_eval_mode_is_an_error():
 
 
 def test_data_that_end_are_an_error():
-    with pytest.raises(RuntimeError, match="training data ended at iteration 1; a training loader must be endless"):
+    with pytest.raises(
+        RuntimeError, match="training data ended at iteration 1; a training loader must be endless"
+    ):
         toy_trainer(data=[torch.ones(1, 2)]).train(0, 3)
 
 
@@ -217,7 +237,9 @@ def test_data_loader_can_be_replaced():
     [
         pytest.param({}, "no losses", id="none"),
         pytest.param(
-            {"loss_a": torch.ones(2)}, r"loss 'loss_a' must be a scalar tensor, got shape \(2,\)", id="vector"
+            {"loss_a": torch.ones(2)},
+            r"loss 'loss_a' must be a scalar tensor, got shape \(2,\)",
+            id="vector",
         ),
         pytest.param({"loss_a": 1.0}, "must be a scalar tensor, got a float", id="number"),
     ],
@@ -266,7 +288,9 @@ def test_period_below_one_is_an_error():
 
 @pytest.fixture
 def single_process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -280,7 +304,8 @@ def test_parameters_outside_the_graph_are_named_with_several_processes():
 
     model = DistributedDataParallel(Idle())
     with pytest.raises(
-        RuntimeError, match=r"2 parameters took no part in the losses: mask_head\.weight, mask_head\.bias"
+        RuntimeError,
+        match=r"2 parameters took no part in the losses: mask_head\.weight, mask_head\.bias",
     ):
         toy_trainer(model).train(0, 3)
     toy_trainer(DistributedDataParallel(Idle(), find_unused_parameters=True)).train(0, 3)
@@ -290,5 +315,7 @@ def test_state_of_another_optimizer_is_refused():
     saved = toy_trainer().state_dict()
     model = Toy()
     other = SimpleTrainer(model, batches(), torch.optim.AdamW(model.parameters()))
-    with pytest.raises(ValueError, match=r"checkpoint's optimizer is not AdamW: .* betas.*SOLVER\.OPTIMIZER"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint's optimizer is not AdamW: .* betas.*SOLVER\.OPTIMIZER"
+    ):
         other.load_state_dict(saved)

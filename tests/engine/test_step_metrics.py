@@ -6,7 +6,10 @@ from detkit.utils.events import EventStorage
 
 
 def test_metrics_of_all_processes_are_averaged_and_filed_under_their_own_iteration(monkeypatch):
-    other = [(0, {"loss_a": 3.0, "loss_b": 0.0, "data_time": 9.0}), (1, {"loss_a": 5.0, "data_time": 9.0})]
+    other = [
+        (0, {"loss_a": 3.0, "loss_b": 0.0, "data_time": 9.0}),
+        (1, {"loss_a": 5.0, "data_time": 9.0}),
+    ]
     monkeypatch.setattr(comm, "gather", lambda mine: [mine, other])
     storage, metrics = EventStorage(0), StepMetrics()
     metrics.put(0, {"loss_a": 1.0, "loss_b": 2.0}, 0.1)
@@ -47,7 +50,11 @@ def test_what_was_not_gathered_goes_on():
 
 @pytest.mark.parametrize(
     ("values", "mean"),
-    [([], {}), ([{"a": 1.0}], {"a": 1.0}), ([{"a": 1.0, "b": 2.0}, {"a": 3.0}], {"a": 2.0, "b": 2.0})],
+    [
+        ([], {}),
+        ([{"a": 1.0}], {"a": 1.0}),
+        ([{"a": 1.0, "b": 2.0}, {"a": 3.0}], {"a": 2.0, "b": 2.0}),
+    ],
 )
 def test_mean_is_over_those_that_have_the_value(values, mean):
     assert mean_by_name(values) == mean

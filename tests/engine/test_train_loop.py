@@ -42,7 +42,12 @@ def test_hooks_are_called_around_each_step_and_iter_tells_that_training_finished
     trainer.register_hooks([Recorder(calls), None])
     trainer.train(3, 5)
     step = ["before_step", "after_backward", "after_step"]
-    assert calls == [("before_train", 3), *((e, 3) for e in step), *((e, 4) for e in step), ("after_train", 5)]
+    assert calls == [
+        ("before_train", 3),
+        *((e, 3) for e in step),
+        *((e, 4) for e in step),
+        ("after_train", 5),
+    ]
 
 
 def test_storage_follows_the_iteration():
@@ -55,7 +60,9 @@ def test_storage_follows_the_iteration():
 
 def test_failing_step_still_closes_all_hooks_and_counts_as_unfinished():
     calls, trainer = [], Counting()
-    trainer.register_hooks([Recorder(calls, "a.", ("after_step", "after_train")), Recorder(calls, "b.")])
+    trainer.register_hooks(
+        [Recorder(calls, "a.", ("after_step", "after_train")), Recorder(calls, "b.")]
+    )
     with pytest.raises(ValueError, match=r"a\.after_train failed") as error:
         trainer.train(0, 1)
     assert "a.after_step failed" in str(error.value.__context__)

@@ -20,18 +20,31 @@ def group_norm_cfg(tiny_cfg, tmp_path):
     them are means over images; norms look at one image only; images have one size, so that padding is alike.
     """
     cfg = tiny_cfg
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "GeneralizedRCNN", "build_resnet_fpn_backbone"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = (
+        "GeneralizedRCNN",
+        "build_resnet_fpn_backbone",
+    )
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, "GN", 32
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = (
+        18,
+        "GN",
+        32,
+    )
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 32
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.OUT_FEATURES = False, ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.OUT_FEATURES = (
+        False,
+        ["res2", "res3", "res4", "res5"],
+    )
     cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.NMS_THRESH = 100000, 1.0
     cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 12
-    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES = "StandardROIHeads", ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES = (
+        "StandardROIHeads",
+        ["p2", "p3", "p4", "p5"],
+    )
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1000, 1.0
     cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 32, 7
@@ -45,12 +58,14 @@ def group_norm_cfg(tiny_cfg, tmp_path):
 
 
 def train(cfg):
-    """Give losses by iteration, the weights, and where the run ended."""
+    """Return losses by iteration, the weights, and where the run ended."""
     seed_all_rng(cfg.SEED)
     trainer = DefaultTrainer(cfg)
     trainer.train()
     histories = trainer.storage.histories() if comm.is_main_process() else {}
-    losses = {name: [value for value, _ in h.values()] for name, h in histories.items() if "loss" in name}
+    losses = {
+        name: [value for value, _ in h.values()] for name, h in histories.items() if "loss" in name
+    }
     return losses, trainer.checkpointer.model.state_dict(), trainer.iter
 
 
@@ -84,7 +99,14 @@ def scaled_settings(cfg):
     trainer = DefaultTrainer(cfg)
     solver = trainer.cfg.SOLVER
     batch = len(next(iter(trainer.data_loader)))
-    return batch, solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS, trainer.max_iter
+    return (
+        batch,
+        solver.IMS_PER_BATCH,
+        solver.BASE_LR,
+        solver.MAX_ITER,
+        solver.STEPS,
+        trainer.max_iter,
+    )
 
 
 def test_settings_for_one_process_follow_to_two(tiny_cfg, tmp_path):

@@ -86,8 +86,14 @@ def test_key_puts_the_losses_beside_the_scores_and_changes_nothing_in_training(t
     for name, value in plain.model.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[name], value), name
     latest = trainer.storage.latest()
-    assert latest["val/total_loss"][0] == pytest.approx(latest["val/loss_cls"][0] + latest["val/loss_box_reg"][0])
-    assert [iteration for _, iteration in trainer.storage.history("val/loss_cls").values()] == [1, 3, 6]
+    assert latest["val/total_loss"][0] == pytest.approx(
+        latest["val/loss_cls"][0] + latest["val/loss_box_reg"][0]
+    )
+    assert [iteration for _, iteration in trainer.storage.history("val/loss_cls").values()] == [
+        1,
+        3,
+        6,
+    ]
     assert "val/total_loss" not in plain.storage.latest()
 
 
@@ -98,9 +104,14 @@ def test_several_data_sets_are_told_apart(tiny_cfg):
 
 
 def test_data_set_without_ground_truth_is_an_error(tiny_cfg):
-    DatasetCatalog.register("bare", lambda: [{"file_name": "a.png", "height": 4, "width": 4, "image_id": 0}])
+    DatasetCatalog.register(
+        "bare", lambda: [{"file_name": "a.png", "height": 4, "width": 4, "image_id": 0}]
+    )
     try:
-        with pytest.raises(ValueError, match=r"COMPUTE_LOSS needs ground truth: data set 'bare' has none for a\.png"):
+        with pytest.raises(
+            ValueError,
+            match=r"COMPUTE_LOSS needs ground truth: data set 'bare' has none for a\.png",
+        ):
             build_validation_loader(tiny_cfg, "bare")
     finally:
         DatasetCatalog.remove("bare")

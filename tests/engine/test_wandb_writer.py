@@ -44,7 +44,9 @@ def fake(request, monkeypatch):
         return module.run
 
     module.init = init
-    module.__spec__ = ModuleSpec("wandb", None, origin="here")  # there is a package, as far as find_spec can see
+    module.__spec__ = ModuleSpec(
+        "wandb", None, origin="here"
+    )  # there is a package, as far as find_spec can see
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
@@ -79,7 +81,9 @@ def test_variables_of_wandb_say_where_a_run_goes(fake, tmp_path, monkeypatch):
     assert (fake.run.settings["project"], fake.run.settings["name"]) == ("birds", "first")
 
 
-def test_resumed_run_is_the_same_one_and_leaves_out_what_was_logged_behind_the_checkpoint(fake, tmp_path):
+def test_resumed_run_is_the_same_one_and_leaves_out_what_was_logged_behind_the_checkpoint(
+    fake, tmp_path
+):
     first = WandbWriter(str(tmp_path))
     write(first, [0, 1])
     state = first.state_dict()
@@ -89,7 +93,9 @@ def test_resumed_run_is_the_same_one_and_leaves_out_what_was_logged_behind_the_c
     again.open()
     write(again, [2, 3, 4])
     assert fake.run.settings["resume"] == "allow"
-    assert {run_id: [step for step, _ in rows] for run_id, rows in fake.rows.items()} == {"run0": [0, 1, 2, 3, 4]}
+    assert {run_id: [step for step, _ in rows] for run_id, rows in fake.rows.items()} == {
+        "run0": [0, 1, 2, 3, 4]
+    }
 
 
 def test_run_without_checkpoint_begins_another_one(fake, tmp_path):
@@ -143,7 +149,9 @@ def test_offline_files_of_wandb_itself_hold_each_step_once(tmp_path):
     """
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     for words in (("0", "6"), ("3", "9")):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path), *words], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), *words], env=environment, check=True
+        )
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len({file.name for file in files}) == 1  # of one id
     assert [step for file in files for step in steps_in(file)] == list(range(9))

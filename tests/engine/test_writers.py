@@ -33,7 +33,12 @@ def test_each_new_scalar_is_a_row(tmp_path):
         storage.put_scalar("x,y", float("nan"))
         writer.write()
     writer.close()
-    expected = [["iteration", "name", "value"], ["0", "a", "2.0"], ["0", "b", "1.0"], ["1", "x,y", "nan"]]
+    expected = [
+        ["iteration", "name", "value"],
+        ["0", "a", "2.0"],
+        ["0", "b", "1.0"],
+        ["1", "x,y", "nan"],
+    ]
     assert rows(tmp_path / "new" / "m.csv") == expected
 
 
@@ -52,7 +57,12 @@ def test_resumed_writer_drops_what_came_after_its_checkpoint(tmp_path):
 
 def test_names_give_writers_in_their_order(tmp_path):
     writers = build_writers(["tensorboard", "csv", "json", "console"], str(tmp_path / "out"), 10)
-    assert [type(writer) for writer in writers] == [TensorboardXWriter, CSVWriter, JSONWriter, CommonMetricPrinter]
+    assert [type(writer) for writer in writers] == [
+        TensorboardXWriter,
+        CSVWriter,
+        JSONWriter,
+        CommonMetricPrinter,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,9 @@ def test_package_that_is_missing_is_an_error_with_the_command(tmp_path, monkeypa
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, name, raising=False)
     for _ in range(2):
-        with pytest.raises(ImportError, match=rf'WRITERS names {name}, .*: pip install "detkit\[{name}\]"'):
+        with pytest.raises(
+            ImportError, match=rf'WRITERS names {name}, .*: pip install "detkit\[{name}\]"'
+        ):
             build_writers([name], str(tmp_path))
         # What the package leaves in the folder where it was used.
         (tmp_path / name).mkdir(exist_ok=True)
@@ -94,4 +106,6 @@ def test_key_selects_the_files_of_a_run_and_a_resume_repeats_no_row(tiny_cfg):
     again.train()
     found = [tuple(row[:2]) for row in rows(folder / "metrics.csv")]
     assert len(found) == len(set(found))
-    assert set(found) == whole - {("5", "time")}  # the clock leaves out the first steps after a start
+    assert set(found) == whole - {
+        ("5", "time")
+    }  # the clock leaves out the first steps after a start

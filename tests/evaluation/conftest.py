@@ -35,11 +35,21 @@ def make_record():
 
     def make(image_id, *objects):
         annotations = [
-            {"bbox": list(map(float, box)), "bbox_mode": BoxMode.XYXY_ABS, "category_id": class_id, **dict(*extra)}
+            {
+                "bbox": list(map(float, box)),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": class_id,
+                **dict(*extra),
+            }
             for box, class_id, *extra in objects
         ]
         size = {"height": 100, "width": 100}
-        return {"file_name": f"{image_id}.jpg", "image_id": image_id, **size, "annotations": annotations}
+        return {
+            "file_name": f"{image_id}.jpg",
+            "image_id": image_id,
+            **size,
+            "annotations": annotations,
+        }
 
     return make
 
@@ -52,7 +62,9 @@ def make_instances():
         return Instances(
             (100, 100),
             pred_boxes=Boxes([box for box, _, _ in detections]),
-            pred_classes=torch.tensor([class_id for _, class_id, _ in detections], dtype=torch.int64),
+            pred_classes=torch.tensor(
+                [class_id for _, class_id, _ in detections], dtype=torch.int64
+            ),
             scores=torch.tensor([score for _, _, score in detections], dtype=torch.float32),
         )
 
@@ -66,7 +78,9 @@ def score(make_instances):
     def run(evaluator, detections_of):
         evaluator.reset()
         for image_id, detections in detections_of.items():
-            evaluator.process([{"image_id": image_id}], [{"instances": make_instances(*detections)}])
+            evaluator.process(
+                [{"image_id": image_id}], [{"instances": make_instances(*detections)}]
+            )
         return evaluator.evaluate()
 
     return run
@@ -79,7 +93,11 @@ def truth_as_detections():
     def convert(records):
         return {
             record["image_id"]: [
-                (BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS), a["category_id"], 1.0)
+                (
+                    BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS),
+                    a["category_id"],
+                    1.0,
+                )
                 for a in record["annotations"]
                 if not a.get("iscrowd")
             ]
@@ -101,10 +119,16 @@ def random_problem(make_record):
         rng = np.random.default_rng(seed)
         whole, tied = rng.random() < 0.5, rng.random() < 0.5
         num_classes = int(rng.choice([1, 3]))
-        max_objects, max_detections = rng.choice([0, 1, 5, 20], p=[0.1, 0.2, 0.3, 0.4]), rng.choice([2, 10, 60, 250])
+        max_objects, max_detections = (
+            rng.choice([0, 1, 5, 20], p=[0.1, 0.2, 0.3, 0.4]),
+            rng.choice([2, 10, 60, 250]),
+        )
         records, detections_of = [], {}
         for image_id in rng.permutation(int(rng.integers(1, 9))).tolist():
-            objects = [_random_object(rng, whole, num_classes) for _ in range(rng.integers(0, max_objects + 1))]
+            objects = [
+                _random_object(rng, whole, num_classes)
+                for _ in range(rng.integers(0, max_objects + 1))
+            ]
             records.append(make_record(image_id, *objects))
             if rng.random() < 0.9:
                 count = rng.integers(0, max_detections + 1)

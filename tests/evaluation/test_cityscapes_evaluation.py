@@ -48,7 +48,12 @@ def random_map(rng):
         top, left = rng.integers(0, SIZE[0]), rng.integers(0, SIZE[1])
         height, width = rng.integers(3, 25, 2)
         label = int(rng.choice([24, 24, 26, 26, 33, 29]))
-        choices = [int(rng.choice([0, 4, 8, 21, 23])), label, 1000 * label + number, 1000 * label + number]
+        choices = [
+            int(rng.choice([0, 4, 8, 21, 23])),
+            label,
+            1000 * label + number,
+            1000 * label + number,
+        ]
         ids[top : top + height, left : left + width] = rng.choice(choices)
     return ids
 
@@ -89,7 +94,9 @@ def run(evaluator, key, outputs):
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
     """The evaluation scripts, with what NumPy has dropped since; they write into the current folder."""
-    pytest.importorskip("cityscapesscripts", reason="needs cityscapesscripts: pip install cityscapesscripts")
+    pytest.importorskip(
+        "cityscapesscripts", reason="needs cityscapesscripts: pip install cityscapesscripts"
+    )
     from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as pixel
 
@@ -112,20 +119,30 @@ def scripts(monkeypatch, tmp_path):
 )
 def test_pngs_with_too_many_pixels_are_refused(evaluator, key, names, write_truth, register):
     folder = write_truth(np.full(SIZE, 7))
-    output = make_instances([], [], np.zeros(0)) if key == "instances" else torch.zeros(len(NAMES), *SIZE)
+    output = (
+        make_instances([], [], np.zeros(0))
+        if key == "instances"
+        else torch.zeros(len(NAMES), *SIZE)
+    )
     scored = evaluator(register([], gt_dir=folder, **names), max_image_pixels=2399)
-    with pytest.raises(BadImageError, match=r"_gtFine_\w+Ids.png .* 2399 pixels that INPUT.MAX_IMAGE_PIXELS"):
+    with pytest.raises(
+        BadImageError, match=r"_gtFine_\w+Ids.png .* 2399 pixels that INPUT.MAX_IMAGE_PIXELS"
+    ):
         run(scored, key, {0: output})
 
 
 # The scripts fail where all predictions of a class are ignored, as with seed 8.
 @pytest.mark.parametrize("seed", range(8))
-def test_instance_numbers_are_those_of_the_scripts(seed, scripts, write_truth, register, tmp_path, monkeypatch):
+def test_instance_numbers_are_those_of_the_scripts(
+    seed, scripts, write_truth, register, tmp_path, monkeypatch
+):
     rng = np.random.default_rng(seed)
     maps = [random_map(rng) for _ in range(4)]
     folder = write_truth(*maps)
     outputs = {number: random_instances(rng, ids) for number, ids in enumerate(maps)}
-    metrics = run(CityscapesInstanceEvaluator(register([], THING_NAMES, gt_dir=folder)), "instances", outputs)["segm"]
+    metrics = run(
+        CityscapesInstanceEvaluator(register([], THING_NAMES, gt_dir=folder)), "instances", outputs
+    )["segm"]
 
     (tmp_path / "predictions").mkdir()
     truth_files, prediction_files = [], []
@@ -136,7 +153,9 @@ def test_instance_numbers_are_those_of_the_scripts(seed, scripts, write_truth, r
                 tmp_path / f"predictions/{frame_of(number)}_{i}.png"
             )
             label = THINGS[instances.pred_classes[i]].id
-            lines.append(f"{frame_of(number)}_{i}.png {label} {float(instances.scores[i].float())}\n")
+            lines.append(
+                f"{frame_of(number)}_{i}.png {label} {float(instances.scores[i].float())}\n"
+            )
         prediction_files.append(str(tmp_path / f"predictions/{frame_of(number)}_pred.txt"))
         truth_files.append(f"{folder}/city{number % 2}/{frame_of(number)}_gtFine_instanceIds.png")
         (tmp_path / f"predictions/{frame_of(number)}_pred.txt").write_text("".join(lines))
@@ -145,7 +164,11 @@ def test_instance_numbers_are_those_of_the_scripts(seed, scripts, write_truth, r
     monkeypatch.setattr(args, "gtInstancesFile", str(tmp_path / "instances.json"))
     monkeypatch.setattr(args, "instLabels", [])
     averages = scripts.instance.evaluateImgLists(prediction_files, truth_files, args)["averages"]
-    expected = [averages["allAp"], averages["allAp50%"], *(averages["classes"][name]["ap"] for name in THING_NAMES)]
+    expected = [
+        averages["allAp"],
+        averages["allAp50%"],
+        *(averages["classes"][name]["ap"] for name in THING_NAMES),
+    ]
     np.testing.assert_allclose(list(metrics.values()), 100 * np.array(expected), atol=1e-9)
 
 
@@ -157,7 +180,9 @@ def test_pixel_numbers_are_those_of_the_scripts(seed, scripts, write_truth, regi
     outputs, truth_files, prediction_files = {}, [], []
     for number, ids in enumerate(maps):
         labels = np.where(ids < 1000, ids, ids // 1000)
-        labels = np.where(np.isin(labels, LABELS) & (rng.random(SIZE) < 0.8), labels, rng.choice(LABELS, SIZE))
+        labels = np.where(
+            np.isin(labels, LABELS) & (rng.random(SIZE) < 0.8), labels, rng.choice(LABELS, SIZE)
+        )
         outputs[number] = scores_of(labels)
         prediction_files.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(labels.astype(np.uint8)).save(prediction_files[-1])
@@ -172,8 +197,12 @@ def test_pixel_numbers_are_those_of_the_scripts(seed, scripts, write_truth, regi
         "averageScoreInstCategories",
     ]
     assert list(metrics)[:4] == ["IoU", "iIoU", "IoU_sup", "iIoU_sup"]
-    np.testing.assert_allclose(list(metrics.values())[:4], [100 * expected[key] for key in averages])
-    np.testing.assert_allclose([metrics[f"IoU-{n}"] for n in NAMES], [100 * expected["classScores"][n] for n in NAMES])
+    np.testing.assert_allclose(
+        list(metrics.values())[:4], [100 * expected[key] for key in averages]
+    )
+    np.testing.assert_allclose(
+        [metrics[f"IoU-{n}"] for n in NAMES], [100 * expected["classScores"][n] for n in NAMES]
+    )
 
 
 def scores_of(labels):
@@ -204,12 +233,20 @@ def test_ground_truth_as_predictions_scores_100(write_truth, register):
     metrics = run(CityscapesInstanceEvaluator(name), "instances", outputs)["segm"]
     assert list(metrics) == ["AP", "AP50", *(f"AP-{n}" for n in THING_NAMES)]
     known = ["AP", "AP50", "AP-car", "AP-person"]
-    assert all(value == pytest.approx(100) if key in known else math.isnan(value) for key, value in metrics.items())
+    assert all(
+        value == pytest.approx(100) if key in known else math.isnan(value)
+        for key, value in metrics.items()
+    )
 
-    outputs = {number: scores_of(np.where(ids < 1000, ids, ids // 1000)) for number, ids in enumerate(maps)}
+    outputs = {
+        number: scores_of(np.where(ids < 1000, ids, ids // 1000)) for number, ids in enumerate(maps)
+    }
     metrics = run(CityscapesSemSegEvaluator(name), "sem_seg", outputs)["sem_seg"]
     known = ["IoU", "iIoU", "IoU_sup", "iIoU_sup", "IoU-road", "IoU-car", "IoU-person"]
-    assert all(value == pytest.approx(100) if key in known else math.isnan(value) for key, value in metrics.items())
+    assert all(
+        value == pytest.approx(100) if key in known else math.isnan(value)
+        for key, value in metrics.items()
+    )
 
 
 def test_what_lies_in_groups_void_and_small_objects_is_not_wrong(write_truth, register):
@@ -226,7 +263,11 @@ def test_second_prediction_of_an_object_is_wrong(write_truth, register):
     name = register([], THING_NAMES, gt_dir=write_truth(ids))
     masks = [ids == 24001, ids == 24001, ids == 26001, ids == 26002]
     better, worse = (
-        run(CityscapesInstanceEvaluator(name), "instances", {0: make_instances(masks, [0, 0, 2, 2], scores)})["segm"]
+        run(
+            CityscapesInstanceEvaluator(name),
+            "instances",
+            {0: make_instances(masks, [0, 0, 2, 2], scores)},
+        )["segm"]
         for scores in ([0.9, 0.1, 0.5, 0.5], [0.9, 0.9, 0.5, 0.5])
     )
     # Precision 1 at recall 1 for the better score, then 1/2 at the same recall.
@@ -238,12 +279,19 @@ def test_images_that_were_not_predicted_are_missed(write_truth, register, caplog
     ids = simple_map()
     name = register([], THING_NAMES, gt_dir=write_truth(ids, ids), stuff_classes=NAMES)
     with caplog.at_level(logging.WARNING):
-        metrics = run(CityscapesInstanceEvaluator(name), "instances", {1: truth_as_instances(ids)})["segm"]
+        metrics = run(CityscapesInstanceEvaluator(name), "instances", {1: truth_as_instances(ids)})[
+            "segm"
+        ]
     # One point at precision 1 and recall 1/2, and the artificial one at recall 0.
     assert metrics["AP50"] == pytest.approx(50)
     assert "only 1 of the 2 images" in caplog.text
     with caplog.at_level(logging.WARNING):
-        assert run(CityscapesInstanceEvaluator(name), "instances", {1: make_instances([], [], [])})["segm"]["AP"] == 0
+        assert (
+            run(CityscapesInstanceEvaluator(name), "instances", {1: make_instances([], [], [])})[
+                "segm"
+            ]["AP"]
+            == 0
+        )
     assert "AP is 0" in caplog.text
     assert math.isnan(run(CityscapesSemSegEvaluator(name), "sem_seg", {})["sem_seg"]["IoU"])
 
@@ -266,7 +314,9 @@ def test_data_set_without_ground_truth_is_an_error(metadata, message, register):
 
 def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
     folder = write_truth(simple_map())
-    with pytest.raises(ValueError, match="'cart', which is no evaluated class of Cityscapes. Did you mean 'car'"):
+    with pytest.raises(
+        ValueError, match="'cart', which is no evaluated class of Cityscapes. Did you mean 'car'"
+    ):
         CityscapesInstanceEvaluator(register([], ["cart"], gt_dir=folder))
     with pytest.raises(ValueError, match="has no stuff_classes"):
         CityscapesSemSegEvaluator(register([], ["car"], gt_dir=folder))
@@ -276,8 +326,18 @@ def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
     ("inputs", "output", "message"),
     [
         pytest.param({"image_id": 1}, {}, "need 'file_name' in every input", id="no name"),
-        pytest.param({"file_name": "x_leftImg8bit.png"}, {}, "image 'x' was predicted, but is not", id="other image"),
-        pytest.param({"file_name": f"{frame_of(0)}.png"}, {}, "needs 'instances' in the outputs", id="no output"),
+        pytest.param(
+            {"file_name": "x_leftImg8bit.png"},
+            {},
+            "image 'x' was predicted, but is not",
+            id="other image",
+        ),
+        pytest.param(
+            {"file_name": f"{frame_of(0)}.png"},
+            {},
+            "needs 'instances' in the outputs",
+            id="no output",
+        ),
         pytest.param(
             {"file_name": f"{frame_of(0)}.png"},
             {"instances": make_instances([np.ones(SIZE)], [8], [1.0])},
@@ -286,7 +346,11 @@ def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
         ),
         pytest.param(
             {"file_name": f"{frame_of(0)}.png"},
-            {"instances": Instances((9, 9), scores=torch.ones(1), pred_classes=torch.zeros(1).long())},
+            {
+                "instances": Instances(
+                    (9, 9), scores=torch.ones(1), pred_classes=torch.zeros(1).long()
+                )
+            },
             "needs 'pred_masks' .* MODEL.MASK_ON",
             id="no masks",
         ),
@@ -294,7 +358,10 @@ def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
             {"file_name": f"{frame_of(0)}.png"},
             {
                 "instances": Instances(
-                    (9, 9), scores=torch.ones(1), pred_classes=torch.zeros(1).long(), pred_masks=torch.ones(1, 9, 9) > 0
+                    (9, 9),
+                    scores=torch.ones(1),
+                    pred_classes=torch.zeros(1).long(),
+                    pred_masks=torch.ones(1, 9, 9) > 0,
                 )
             },
             r"must have the size of the ground truth, \(40, 60\) .* got \(9, 9\)",
@@ -303,7 +370,9 @@ def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
     ],
 )
 def test_bad_predictions_of_instances_are_errors(inputs, output, message, write_truth, register):
-    evaluator = CityscapesInstanceEvaluator(register([], THING_NAMES, gt_dir=write_truth(simple_map())))
+    evaluator = CityscapesInstanceEvaluator(
+        register([], THING_NAMES, gt_dir=write_truth(simple_map()))
+    )
     with pytest.raises(ValueError, match=message):
         evaluator.process([inputs], [output])
 
@@ -312,10 +381,16 @@ def test_bad_predictions_of_instances_are_errors(inputs, output, message, write_
     ("output", "message"),
     [
         pytest.param({}, "needs 'sem_seg' in the outputs", id="no output"),
-        pytest.param({"sem_seg": torch.zeros(19, 9, 9)}, r"must be \(19, 40, 60\) .* got \(19, 9, 9\)", id="size"),
+        pytest.param(
+            {"sem_seg": torch.zeros(19, 9, 9)},
+            r"must be \(19, 40, 60\) .* got \(19, 9, 9\)",
+            id="size",
+        ),
     ],
 )
 def test_bad_predictions_of_pixels_are_errors(output, message, write_truth, register):
     name = register([], stuff_classes=NAMES, gt_dir=write_truth(simple_map()))
     with pytest.raises(ValueError, match=message):
-        CityscapesSemSegEvaluator(name).process([{"file_name": f"{frame_of(0)}_leftImg8bit.png"}], [output])
+        CityscapesSemSegEvaluator(name).process(
+            [{"file_name": f"{frame_of(0)}_leftImg8bit.png"}], [output]
+        )

@@ -39,7 +39,9 @@ def pycocotools_stats(truth_file, results, max_dets):
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     values = [precision[..., 0, 2], precision[0, ..., 0, 2], precision[5, ..., 0, 2]]
     values += [precision[..., area, 2] for area in (1, 2, 3)]
-    values += [recall[..., 0, limit] for limit in (0, 1, 2)] + [recall[..., area, 2] for area in (1, 2, 3)]
+    values += [recall[..., 0, limit] for limit in (0, 1, 2)] + [
+        recall[..., area, 2] for area in (1, 2, 3)
+    ]
     return [100 * v[v > -1].mean() if (v > -1).any() else math.nan for v in values]
 
 
@@ -51,20 +53,30 @@ def twelve_numbers(name, detections_of, make_instances, max_dets):
     ]
     scores = score_detections(truth, detections, coco_protocol(max_dets_per_image=max_dets))
     metrics = coco_metrics(scores, truth.class_names)
-    return [metrics[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")] + list(coco_recalls(scores).values())
+    return [metrics[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")] + list(
+        coco_recalls(scores).values()
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_all_numbers_are_those_of_pycocotools(seed, random_problem, register, score, make_instances, tmp_path):
+def test_all_numbers_are_those_of_pycocotools(
+    seed, random_problem, register, score, make_instances, tmp_path
+):
     records, detections_of = random_problem(seed)
-    name = register(records, ["a", "b", "c", "d"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 90: 2, 1: 3})
+    name = register(
+        records, ["a", "b", "c", "d"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 90: 2, 1: 3}
+    )
     max_dets = [100, 11, 100, 400][seed % 4]
-    results = score(COCOEvaluator(name, output_dir=str(tmp_path), max_dets_per_image=max_dets), detections_of)
+    results = score(
+        COCOEvaluator(name, output_dir=str(tmp_path), max_dets_per_image=max_dets), detections_of
+    )
     convert_to_coco_json(name, tmp_path / "truth.json")
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
     expected = pycocotools_stats(str(tmp_path / "truth.json"), written, max_dets)
     np.testing.assert_allclose(list(results["bbox"].values())[:6], expected[:6], atol=1e-9)
-    np.testing.assert_allclose(twelve_numbers(name, detections_of, make_instances, max_dets), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        twelve_numbers(name, detections_of, make_instances, max_dets), expected, atol=1e-9
+    )
 
 
 def test_hand_worked_numbers(register, make_record, score):
@@ -83,7 +95,9 @@ def test_hand_worked_numbers(register, make_record, score):
 
 @pytest.mark.parametrize("evaluator_class", [COCOEvaluator, PascalVOCDetectionEvaluator])
 @pytest.mark.parametrize("data_format", ["coco", "voc"])
-def test_ground_truth_as_predictions_scores_100(evaluator_class, data_format, tmp_path, score, truth_as_detections):
+def test_ground_truth_as_predictions_scores_100(
+    evaluator_class, data_format, tmp_path, score, truth_as_detections
+):
     name = f"truth_as_predictions_{data_format}"
     {"coco": write_and_register_coco, "voc": write_and_register_voc}[data_format](name, tmp_path)
     try:
@@ -99,13 +113,29 @@ def test_ground_truth_as_predictions_scores_100(evaluator_class, data_format, tm
 
 def write_and_register_coco(name, folder):
     """Without info, area and iscrowd in most places, and with ids that are not contiguous."""
-    boxes = [[3.3, 4.4, 20.1, 30.7], [50, 50, 120, 100], [0, 0, 5.5, 6.5], [200.25, 100.125, 10, 300]]
+    boxes = [
+        [3.3, 4.4, 20.1, 30.7],
+        [50, 50, 120, 100],
+        [0, 0, 5.5, 6.5],
+        [200.25, 100.125, 10, 300],
+    ]
     annotations = [
         {"id": n, "image_id": 10 * (n % 2), "category_id": 7 if n < 2 else 3, "bbox": box}
         for n, box in enumerate(boxes)
     ]
-    annotations.append({"id": 9, "image_id": 10, "category_id": 3, "bbox": [0, 0, 300, 300], "iscrowd": 1, "area": 9e4})
-    categories = [{"id": id_, "name": class_name} for id_, class_name in [(3, "cat"), (7, "dog"), (8, "cow")]]
+    annotations.append(
+        {
+            "id": 9,
+            "image_id": 10,
+            "category_id": 3,
+            "bbox": [0, 0, 300, 300],
+            "iscrowd": 1,
+            "area": 9e4,
+        }
+    )
+    categories = [
+        {"id": id_, "name": class_name} for id_, class_name in [(3, "cat"), (7, "dog"), (8, "cow")]
+    ]
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 400, "width": 400} for i in (10, 0, 20)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "truth.json").write_text(json.dumps(content))
@@ -116,7 +146,11 @@ def write_and_register_voc(name, folder):
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     objects = {
-        "000005": [("cat", 0, [1, 1, 40, 60]), ("dog", 0, [30, 30, 90, 99]), ("dog", 1, [5, 70, 20, 90])],
+        "000005": [
+            ("cat", 0, [1, 1, 40, 60]),
+            ("dog", 0, [30, 30, 90, 99]),
+            ("dog", 1, [5, 70, 20, 90]),
+        ],
         "2008_000008": [("cat", 0, [11, 12, 13, 14])],
         "empty": [],
     }
@@ -128,13 +162,17 @@ def write_and_register_voc(name, folder):
             for class_name, difficult, (x1, y1, x2, y2) in found
         ]
         size = "<size><width>100</width><height>100</height></size>"
-        (folder / "Annotations" / f"{image}.xml").write_text(f"<annotation>{size}{''.join(parts)}</annotation>")
+        (folder / "Annotations" / f"{image}.xml").write_text(
+            f"<annotation>{size}{''.join(parts)}</annotation>"
+        )
     (folder / "ImageSets/Main/val.txt").write_text("\n".join(objects))
     register_pascal_voc(name, str(folder), "val", 2012, ["cat", "dog", "cow"])
 
 
 @pytest.mark.parametrize("detections_of", [{}, {1: [], 2: []}], ids=["no image", "no detection"])
-def test_no_predictions_score_zero_and_the_reason_is_logged(detections_of, register, make_record, score, caplog):
+def test_no_predictions_score_zero_and_the_reason_is_logged(
+    detections_of, register, make_record, score, caplog
+):
     name = register([make_record(1, (BOX, 0)), make_record(2)])
     with caplog.at_level(logging.WARNING):
         metrics = score(COCOEvaluator(name), detections_of)["bbox"]
@@ -143,7 +181,9 @@ def test_no_predictions_score_zero_and_the_reason_is_logged(detections_of, regis
     assert "AP is 0" in caplog.text
 
 
-def test_without_ground_truth_ap_is_nan_and_the_reason_is_logged(register, make_record, score, caplog):
+def test_without_ground_truth_ap_is_nan_and_the_reason_is_logged(
+    register, make_record, score, caplog
+):
     name = register([make_record(1)])
     with caplog.at_level(logging.WARNING):
         metrics = score(COCOEvaluator(name), {1: [(BOX, 0, 0.5)]})["bbox"]
@@ -186,7 +226,9 @@ def test_all_summary_rows_are_valid_at_any_limit(max_dets, register, make_record
     assert not np.isnan(twelve_numbers(name, found, make_instances, max_dets)).any()
 
 
-def test_more_objects_in_an_image_than_detections_are_reported(register, make_record, score, caplog):
+def test_more_objects_in_an_image_than_detections_are_reported(
+    register, make_record, score, caplog
+):
     name = register([make_record(1, (BOX, 0), (BOX, 0), (BOX, 1)), make_record(2)])
     with caplog.at_level(logging.WARNING):
         score(COCOEvaluator(name, max_dets_per_image=2), {1: [(BOX, 0, 0.5)], 2: []})
@@ -201,11 +243,15 @@ def test_ids_beyond_double_precision_are_told_apart(register, make_record, score
     assert score(COCOEvaluator(name), found)["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_result_file_has_full_precision_and_the_ids_of_the_data_set(register, make_record, score, tmp_path):
+def test_result_file_has_full_precision_and_the_ids_of_the_data_set(
+    register, make_record, score, tmp_path
+):
     name = register([make_record(42, (BOX, 0))], thing_dataset_id_to_contiguous_id={9: 0, 4: 1})
     box = [0.1, 0.2, 10.3, 20.7]
     score(COCOEvaluator(name, output_dir=str(tmp_path / "new" / "folder")), {42: [(box, 1, 1 / 3)]})
-    (result,) = json.loads((tmp_path / "new" / "folder" / "coco_instances_results.json").read_text())
+    (result,) = json.loads(
+        (tmp_path / "new" / "folder" / "coco_instances_results.json").read_text()
+    )
     x1, y1, x2, y2 = (float(np.float32(value)) for value in box)
     assert result == {
         "image_id": 42,
@@ -231,7 +277,9 @@ def test_reset_forgets_predictions(register, make_record, score):
 
 def test_proposals_are_scored_by_recall(register, make_record):
     evaluator = COCOEvaluator(register([make_record(1, (BOX, 0))]))
-    proposals = Instances((100, 100), proposal_boxes=Boxes([BOX]), objectness_logits=torch.tensor([3.0]))
+    proposals = Instances(
+        (100, 100), proposal_boxes=Boxes([BOX]), objectness_logits=torch.tensor([3.0])
+    )
     evaluator.process([{"image_id": 1}], [{"proposals": proposals}])
     results = evaluator.evaluate()
     assert list(results) == ["box_proposals"]
@@ -246,7 +294,11 @@ def test_image_predicted_twice_is_an_error(register, make_record, score):
 
 
 def _no_detections():
-    return {"pred_boxes": Boxes([]), "scores": torch.zeros(0), "pred_classes": torch.zeros(0, dtype=torch.int64)}
+    return {
+        "pred_boxes": Boxes([]),
+        "scores": torch.zeros(0),
+        "pred_classes": torch.zeros(0, dtype=torch.int64),
+    }
 
 
 def test_image_of_another_data_set_is_an_error(register, make_record, score):
@@ -256,16 +308,25 @@ def test_image_of_another_data_set_is_an_error(register, make_record, score):
 
 
 @pytest.mark.parametrize("class_id", [2, -1])
-def test_predicted_class_that_the_data_set_does_not_have_is_an_error(class_id, register, make_record, score):
+def test_predicted_class_that_the_data_set_does_not_have_is_an_error(
+    class_id, register, make_record, score
+):
     evaluator = COCOEvaluator(register([make_record(1, (BOX, 0))]))
-    with pytest.raises(ValueError, match=rf"class ids \[{class_id}\] in image 1, .* has 2 classes.*NUM_CLASSES\) to 2"):
+    with pytest.raises(
+        ValueError,
+        match=rf"class ids \[{class_id}\] in image 1, .* has 2 classes.*NUM_CLASSES\) to 2",
+    ):
         score(evaluator, {1: [(BOX, class_id, 0.5)]})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"tasks": ["box"]}, "tasks must be among bbox, segm, keypoints, got 'box'", id="unknown task"),
+        pytest.param(
+            {"tasks": ["box"]},
+            "tasks must be among bbox, segm, keypoints, got 'box'",
+            id="unknown task",
+        ),
         pytest.param({"tasks": "bbox"}, "must be a list of names", id="string"),
         pytest.param({"max_dets_per_image": 0}, "must be at least 1, got 0", id="no detections"),
     ],

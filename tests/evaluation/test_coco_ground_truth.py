@@ -4,10 +4,17 @@ from detkit.evaluation.coco_ground_truth import boxes_xyxy, load_coco_ground_tru
 
 
 def test_ids_lead_from_the_records_to_the_json(register, make_record):
-    records = [make_record("b", ([1, 2, 4, 6], 0)), make_record("a", ([0, 0, 1, 1], 1), ([0, 0, 9, 9], 1))]
+    records = [
+        make_record("b", ([1, 2, 4, 6], 0)),
+        make_record("a", ([0, 0, 1, 1], 1), ([0, 0, 9, 9], 1)),
+    ]
     name = register(records, thing_dataset_id_to_contiguous_id={5: 1, 8: 0})
     truth = load_coco_ground_truth(name)
-    assert (truth.dataset_name, truth.class_names, truth.category_ids) == (name, ["cat", "dog"], [8, 5])
+    assert (truth.dataset_name, truth.class_names, truth.category_ids) == (
+        name,
+        ["cat", "dog"],
+        [8, 5],
+    )
     assert truth.image_ids == {"b": 1, "a": 2}
     objects = truth.objects_per_image()
     assert [o["category_id"] for o in objects[1]] == [8]

@@ -1,11 +1,24 @@
 import pytest
 
-from detkit.evaluation.coco_protocol import COCO_OKS_SIGMAS, CocoProtocol, area_suffix, coco_protocol, detection_limits
+from detkit.evaluation.coco_protocol import (
+    COCO_OKS_SIGMAS,
+    CocoProtocol,
+    area_suffix,
+    coco_protocol,
+    detection_limits,
+)
 
 
 @pytest.mark.parametrize(
     ("max_dets", "limits"),
-    [(1, [1]), (2, [1, 2]), (10, [1, 10]), (11, [1, 10, 11]), (100, [1, 10, 100]), (1000, [1, 10, 1000])],
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (10, [1, 10]),
+        (11, [1, 10, 11]),
+        (100, [1, 10, 100]),
+        (1000, [1, 10, 1000]),
+    ],
 )
 def test_last_limit_is_the_one_asked_for(max_dets, limits):
     assert detection_limits(max_dets) == limits
@@ -44,17 +57,47 @@ def test_each_threshold_of_ones_own_is_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"iou_thresholds": [0.0]}, r"TEST.IOU_THRESHOLDS .* in \(0, 1\], got \[0.0\]", id="threshold 0"),
-        pytest.param({"iou_thresholds": [0.5, 0.5]}, "TEST.IOU_THRESHOLDS .* must rise", id="thresholds repeat"),
-        pytest.param({"area_ranges": [["a", 5, 5]]}, r"TEST.AREA_RANGES .* got \['a', 5, 5\]", id="empty range"),
-        pytest.param({"area_ranges": [["a-b", 5, 6]]}, r"TEST.AREA_RANGES .* got \['a-b'", id="name with a dash"),
-        pytest.param({"area_ranges": [["a", 5]]}, r"TEST.AREA_RANGES .* got \['a', 5\]", id="two parts"),
+        pytest.param(
+            {"iou_thresholds": [0.0]},
+            r"TEST.IOU_THRESHOLDS .* in \(0, 1\], got \[0.0\]",
+            id="threshold 0",
+        ),
+        pytest.param(
+            {"iou_thresholds": [0.5, 0.5]},
+            "TEST.IOU_THRESHOLDS .* must rise",
+            id="thresholds repeat",
+        ),
+        pytest.param(
+            {"area_ranges": [["a", 5, 5]]},
+            r"TEST.AREA_RANGES .* got \['a', 5, 5\]",
+            id="empty range",
+        ),
+        pytest.param(
+            {"area_ranges": [["a-b", 5, 6]]},
+            r"TEST.AREA_RANGES .* got \['a-b'",
+            id="name with a dash",
+        ),
+        pytest.param(
+            {"area_ranges": [["a", 5]]}, r"TEST.AREA_RANGES .* got \['a', 5\]", id="two parts"
+        ),
         pytest.param({"area_ranges": ["abc"]}, "TEST.AREA_RANGES .* got 'abc'", id="string"),
         pytest.param({"area_ranges": [["a", "0", 6]]}, "TEST.AREA_RANGES .* got", id="no numbers"),
         pytest.param({"area_ranges": [["all", 0, 6]]}, "TEST.AREA_RANGES .* 'all' twice", id="all"),
-        pytest.param({"kpt_oks_sigmas": [0.1, 0.0]}, r"TEST.KEYPOINT_OKS_SIGMAS .* above 0, got", id="sigma 0"),
-        pytest.param({"max_dets_per_image": 0}, "max_dets_per_image must be at least 1, got 0", id="no detections"),
-        pytest.param({"keypoint_max_dets_per_image": 0}, "keypoint_max_dets_per_image must be", id="no keypoints"),
+        pytest.param(
+            {"kpt_oks_sigmas": [0.1, 0.0]},
+            r"TEST.KEYPOINT_OKS_SIGMAS .* above 0, got",
+            id="sigma 0",
+        ),
+        pytest.param(
+            {"max_dets_per_image": 0},
+            "max_dets_per_image must be at least 1, got 0",
+            id="no detections",
+        ),
+        pytest.param(
+            {"keypoint_max_dets_per_image": 0},
+            "keypoint_max_dets_per_image must be",
+            id="no keypoints",
+        ),
     ],
 )
 def test_bad_rules_are_errors_that_name_the_key(arguments, message):

@@ -74,7 +74,16 @@ def test_table_of_classes_has_every_class_and_keeps_names_that_look_like_numbers
     header, _, *rows = per_class_table(metrics).splitlines()
     cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")]
     assert header.count("class") == 3
-    assert [cell for cell in cells if cell] == ["cat", "50.000", "007", "50.000", "1e5", "50.000", "t-shirt", "50.000"]
+    assert [cell for cell in cells if cell] == [
+        "cat",
+        "50.000",
+        "007",
+        "50.000",
+        "1e5",
+        "50.000",
+        "t-shirt",
+        "50.000",
+    ]
 
 
 def test_table_of_no_classes_is_empty():

@@ -65,26 +65,48 @@ def random_problem(seed):
     records, outputs = [], {}
     for image_id in rng.permutation(4).tolist():
         objects = [random_object(rng, whole) for _ in range(rng.integers(0, 7))]
-        record = {"file_name": f"{image_id}.jpg", "image_id": image_id, "height": SIZE[0], "width": SIZE[1]}
+        record = {
+            "file_name": f"{image_id}.jpg",
+            "image_id": image_id,
+            "height": SIZE[0],
+            "width": SIZE[1],
+        }
         records.append({**record, "annotations": [annotation for annotation, _ in objects]})
         if rng.random() < 0.9:
-            outputs[image_id] = random_output(rng, objects, whole, tied, int(rng.integers(0, most + 1)))
+            outputs[image_id] = random_output(
+                rng, objects, whole, tied, int(rng.integers(0, most + 1))
+            )
     return records, outputs
 
 
 def random_object(rng, whole):
     mask = random_mask(rng, whole)
-    keypoints = np.concatenate([rng.uniform(0, 90, (NUM_KEYPOINTS, 2)), rng.integers(0, 3, (NUM_KEYPOINTS, 1))], axis=1)
+    keypoints = np.concatenate(
+        [rng.uniform(0, 90, (NUM_KEYPOINTS, 2)), rng.integers(0, 3, (NUM_KEYPOINTS, 1))], axis=1
+    )
     keypoints[:, 2] *= rng.random() < 0.8
-    annotation = {"bbox": box_of(mask), "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(rng.integers(2))}
-    annotation |= {"iscrowd": int(rng.random() < 0.2), "segmentation": segmentation_of(rng, mask, whole)}
+    annotation = {
+        "bbox": box_of(mask),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": int(rng.integers(2)),
+    }
+    annotation |= {
+        "iscrowd": int(rng.random() < 0.2),
+        "segmentation": segmentation_of(rng, mask, whole),
+    }
     if rng.random() < 0.5:
         annotation["area"] = float(rng.choice([mask.sum() * 1.1, 32.0**2, 96.0**2]))
-    return annotation | {"keypoints": (keypoints.round() if whole else keypoints).reshape(-1).tolist()}, mask
+    return annotation | {
+        "keypoints": (keypoints.round() if whole else keypoints).reshape(-1).tolist()
+    }, mask
 
 
 def random_output(rng, objects, whole, tied, count):
-    masks, keypoints, classes = np.zeros((count, *SIZE), dtype=bool), np.zeros((count, NUM_KEYPOINTS, 3)), []
+    masks, keypoints, classes = (
+        np.zeros((count, *SIZE), dtype=bool),
+        np.zeros((count, NUM_KEYPOINTS, 3)),
+        [],
+    )
     for i in range(count):
         masks[i] = random_mask(rng, whole)
         keypoints[i] = rng.uniform(0, 90, (NUM_KEYPOINTS, 3))
@@ -93,7 +115,9 @@ def random_output(rng, objects, whole, tied, count):
             annotation, mask = objects[rng.integers(len(objects))]
             shift = rng.integers(0, 4, 2)
             masks[i] = np.roll(mask, shift, axis=(0, 1))
-            keypoints[i] = np.array(annotation["keypoints"]).reshape(-1, 3) + rng.normal(0, rng.choice([0, 1, 5]))
+            keypoints[i] = np.array(annotation["keypoints"]).reshape(-1, 3) + rng.normal(
+                0, rng.choice([0, 1, 5])
+            )
             classes[-1] = annotation["category_id"]
     scores = rng.random(count)
     return Instances(
@@ -111,7 +135,9 @@ def pycocotools_precision_and_recall(truth_file, results, task, limits):
         coco = COCO(truth_file)
         results = copy.deepcopy(results)
         if task == "segm":  # otherwise it takes the area of the box
-            results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+            results = [
+                {key: value for key, value in result.items() if key != "bbox"} for result in results
+            ]
         found = coco.loadRes(results) if results else COCO()
         evaluation = COCOeval(coco, found, task)
         evaluation.params.maxDets = limits
@@ -147,7 +173,9 @@ def test_all_numbers_of_masks_and_keypoints_are_those_of_pycocotools(seed, regis
     for task in ("segm", "keypoints"):
         detections = evaluator._detections.gather(False)
         scores = score_detections(evaluator._ground_truth, detections, evaluator._protocol, task)
-        expected = pycocotools_precision_and_recall(str(tmp_path / "truth.json"), written, task, scores.limits)
+        expected = pycocotools_precision_and_recall(
+            str(tmp_path / "truth.json"), written, task, scores.limits
+        )
         # Categories are sorted by their ids there: 2, 5, 9.
         order = [1, 0, 2]
         np.testing.assert_allclose(scores.precision, expected[0][:, :, order], atol=1e-9)
@@ -169,7 +197,9 @@ def usable_truth(seed):
     """Records whose objects all have a mask that is not empty and a labelled keypoint: others overlap nothing."""
     records = random_problem(seed)[0]
     for record in records:
-        record["annotations"] = [a for a in record["annotations"] if mask_util.area(rle_of(a["segmentation"])) > 0]
+        record["annotations"] = [
+            a for a in record["annotations"] if mask_util.area(rle_of(a["segmentation"])) > 0
+        ]
         for annotation in record["annotations"]:
             annotation["keypoints"][2] = 1
     return records
@@ -202,7 +232,11 @@ def truth_as_output(annotations):
 def rle_of(segmentation):
     if isinstance(segmentation, list):
         return mask_util.merge(mask_util.frPyObjects(segmentation, *SIZE))
-    return mask_util.frPyObjects(segmentation, *SIZE) if isinstance(segmentation["counts"], list) else segmentation
+    return (
+        mask_util.frPyObjects(segmentation, *SIZE)
+        if isinstance(segmentation["counts"], list)
+        else segmentation
+    )
 
 
 def test_ground_truth_as_predictions_scores_100(register):
@@ -214,7 +248,10 @@ def test_ground_truth_as_predictions_scores_100(register):
     assert list(results) == ["bbox", "segm", "keypoints"]
     for task, metrics in results.items():
         for metric, value in metrics.items():
-            assert math.isnan(value) if metric == "AP-c" else value == pytest.approx(100), (task, metric)
+            assert math.isnan(value) if metric == "AP-c" else value == pytest.approx(100), (
+                task,
+                metric,
+            )
 
 
 def test_thresholds_and_areas_of_ones_own(register, make_record, make_instances):
@@ -222,7 +259,9 @@ def test_thresholds_and_areas_of_ones_own(register, make_record, make_instances)
     name = register([make_record(1, ([0, 0, 10, 10], 0), ([50, 50, 70, 70], 0))])
     found = {1: make_instances(([0, 0, 10, 4], 0, 0.9), ([50, 50, 70, 70], 0, 0.8))}
     areas = [["tiny", 0, 100], ["bigger", 101, 1e10]]
-    metrics = run(COCOEvaluator(name, iou_thresholds=[0.3, 0.625], area_ranges=areas), found)["bbox"]
+    metrics = run(COCOEvaluator(name, iou_thresholds=[0.3, 0.625], area_ranges=areas), found)[
+        "bbox"
+    ]
     assert list(metrics) == ["AP", "AP30", "AP62.5", "AP_tiny", "AP_bigger", "AP-cat", "AP-dog"]
     assert metrics["AP30"] == pytest.approx(100)
     # Rank 1 is wrong, rank 2 right: precision 1/2 up to recall 1/2.
@@ -236,7 +275,9 @@ def test_recall_has_a_row_for_every_area(register):
     evaluator = COCOEvaluator(register(records, CLASSES), kpt_oks_sigmas=SIGMAS)
     run(evaluator, outputs)
     detections = evaluator._detections.gather(False)
-    recalls = coco_recalls(score_detections(evaluator._ground_truth, detections, evaluator._protocol, "keypoints"))
+    recalls = coco_recalls(
+        score_detections(evaluator._ground_truth, detections, evaluator._protocol, "keypoints")
+    )
     assert list(recalls) == ["AR@20", "ARm", "ARl"]
 
 
@@ -254,7 +295,12 @@ def test_objects_without_masks_do_not_count_in_the_score_of_masks(register, capl
 
 def test_keypoints_beyond_twenty_objects_are_reported(register, caplog):
     records, outputs = random_problem(3)
-    annotation = next(a for r in records for a in r["annotations"] if sum(a["keypoints"][2::3]) and not a["iscrowd"])
+    annotation = next(
+        a
+        for r in records
+        for a in r["annotations"]
+        if sum(a["keypoints"][2::3]) and not a["iscrowd"]
+    )
     records[0]["annotations"] = [annotation] * 21
     evaluator = COCOEvaluator(register(records, CLASSES), kpt_oks_sigmas=SIGMAS)
     with caplog.at_level(logging.WARNING):
@@ -276,15 +322,25 @@ def test_masks_are_held_encoded(register):
 
 def one_detection(**fields):
     boxes = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0]]))
-    return Instances(SIZE, pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.zeros(1).long(), **fields)
+    return Instances(
+        SIZE, pred_boxes=boxes, scores=torch.ones(1), pred_classes=torch.zeros(1).long(), **fields
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "tasks", "message"),
     [
-        pytest.param({}, ["segm"], "task 'segm' needs 'pred_masks' in .* image 0, .* MODEL.MASK_ON", id="no masks"),
         pytest.param(
-            {}, ["keypoints"], "task 'keypoints' needs 'pred_keypoints'.*MODEL.KEYPOINT_ON", id="no keypoints"
+            {},
+            ["segm"],
+            "task 'segm' needs 'pred_masks' in .* image 0, .* MODEL.MASK_ON",
+            id="no masks",
+        ),
+        pytest.param(
+            {},
+            ["keypoints"],
+            "task 'keypoints' needs 'pred_keypoints'.*MODEL.KEYPOINT_ON",
+            id="no keypoints",
         ),
         pytest.param(
             {"pred_masks": torch.zeros(1, 1, 28, 28)},
@@ -298,7 +354,9 @@ def one_detection(**fields):
             "instances in image 0 have 4 keypoints, but there are 5 .* TEST.KEYPOINT_OKS_SIGMAS",
             id="other keypoints",
         ),
-        pytest.param({"pred_keypoints": torch.full((1, 5, 3), math.nan)}, None, "not finite", id="nan"),
+        pytest.param(
+            {"pred_keypoints": torch.full((1, 5, 3), math.nan)}, None, "not finite", id="nan"
+        ),
     ],
 )
 def test_bad_predictions_are_errors(fields, tasks, message, register):
@@ -308,7 +366,9 @@ def test_bad_predictions_are_errors(fields, tasks, message, register):
 
 
 def test_masks_of_another_size_than_the_image_are_an_error(register):
-    instances = Instances((50, 60), **one_detection().get_fields(), pred_masks=torch.zeros(1, 50, 60).bool())
+    instances = Instances(
+        (50, 60), **one_detection().get_fields(), pred_masks=torch.zeros(1, 50, 60).bool()
+    )
     evaluator = COCOEvaluator(register(random_problem(3)[0], CLASSES), kpt_oks_sigmas=SIGMAS)
     with pytest.raises(ValueError, match="for image 0 are 50x60, but the image is 90x120"):
         run(evaluator, {0: instances})
@@ -316,7 +376,8 @@ def test_masks_of_another_size_than_the_image_are_an_error(register):
 
 def test_objects_with_another_number_of_keypoints_are_an_error(register):
     with pytest.raises(
-        ValueError, match=r"object 1 in image \d .* has 5 keypoints, but there are 17 .*KEYPOINT_OKS_SIGMAS"
+        ValueError,
+        match=r"object 1 in image \d .* has 5 keypoints, but there are 17 .*KEYPOINT_OKS_SIGMAS",
     ):
         COCOEvaluator(register(random_problem(3)[0], CLASSES), ["keypoints"])
 
@@ -324,15 +385,26 @@ def test_objects_with_another_number_of_keypoints_are_an_error(register):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        pytest.param({"size": [9, 9], "counts": [81]}, r"has the size \(9, 9\), the image \(90, 120\)", id="size"),
+        pytest.param(
+            {"size": [9, 9], "counts": [81]},
+            r"has the size \(9, 9\), the image \(90, 120\)",
+            id="size",
+        ),
         pytest.param([["a"] * 6], "cannot be read", id="no numbers"),
     ],
 )
 def test_bad_masks_of_objects_are_errors(segmentation, message, register):
     records = random_problem(3)[0]
-    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "area": 9.0}
+    annotation = {
+        "bbox": [0, 0, 9, 9],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": 0,
+        "area": 9.0,
+    }
     records[0]["annotations"] = [{**annotation, "segmentation": segmentation}]
-    with pytest.raises(ValueError, match=f"the mask of object 1 in image {records[0]['image_id']} .*{message}"):
+    with pytest.raises(
+        ValueError, match=f"the mask of object 1 in image {records[0]['image_id']} .*{message}"
+    ):
         run(COCOEvaluator(register(records, CLASSES), ["segm"]), {})
 
 

@@ -28,12 +28,19 @@ def found(image_id, **arrays):
 # By process. Some have no image, some images lack an array or have no rows.
 SHARES = {
     "odd": [
-        [found("d", boxes=np.ones((2, 4), np.float32)), found("a", boxes=np.zeros((0, 4), np.float32))],
+        [
+            found("d", boxes=np.ones((2, 4), np.float32)),
+            found("a", boxes=np.zeros((0, 4), np.float32)),
+        ],
         [found("c", boxes=np.full((1, 4), 3, np.float32), masks=np.arange(5, dtype=np.uint8))],
         [],
     ],
     "nothing": [[], [], []],
-    "only empty arrays": [[], [found("b", boxes=np.zeros((0, 4)))], [found("a", boxes=np.zeros((0, 4)))]],
+    "only empty arrays": [
+        [],
+        [found("b", boxes=np.zeros((0, 4)))],
+        [found("a", boxes=np.zeros((0, 4)))],
+    ],
     "images without anything": [[found("b")], [found("a")], []],
     "a name in the last process only": [[], [found("b")], [found("a", is_right=[True, False])]],
 }
@@ -73,7 +80,9 @@ def of_three_processes(tmp_path_factory):
 def test_main_process_gets_what_all_have_in_order_of_the_data_set(of_three_processes, name):
     main, *others = of_three_processes
     assert [gathered[name] for gathered in others] == [None, None]
-    expected = sorted((item for share in SHARES[name] for item in share), key=lambda item: item.image_id)
+    expected = sorted(
+        (item for share in SHARES[name] for item in share), key=lambda item: item.image_id
+    )
     assert [item.image_id for item in main[name]] == [item.image_id for item in expected]
     for item, other in zip(main[name], expected, strict=True):
         assert item.arrays.keys() == other.arrays.keys()
@@ -103,7 +112,9 @@ def test_each_process_may_keep_its_own(monkeypatch):
 def test_image_that_comes_twice_or_from_elsewhere_is_an_error():
     collector = ImageCollector(Found, "data", [1])
     collector.add(found(1))
-    with pytest.raises(ValueError, match="image 1 of data set 'data' was predicted twice.*a sampler that pads"):
+    with pytest.raises(
+        ValueError, match="image 1 of data set 'data' was predicted twice.*a sampler that pads"
+    ):
         collector.add(found(1))
     with pytest.raises(ValueError, match="image 2 was predicted, but is not in data set 'data'"):
         collector.add(found(2))

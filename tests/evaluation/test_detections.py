@@ -34,13 +34,18 @@ def test_detections_keep_what_the_model_gave(make_instances):
 
 
 def test_half_precision_scores_are_taken():
-    fields = {"pred_boxes": Boxes([[0, 0, 1, 1]]), "scores": torch.tensor([0.5], dtype=torch.bfloat16)}
+    fields = {
+        "pred_boxes": Boxes([[0, 0, 1, 1]]),
+        "scores": torch.tensor([0.5], dtype=torch.bfloat16),
+    }
     instances = Instances((9, 9), **fields, pred_classes=torch.tensor([0]))
     assert detections_from_instances(1, instances, "data", ["cat"]).scores.tolist() == [0.5]
 
 
 def test_proposals_are_detections_of_one_class():
-    proposals = Instances((9, 9), proposal_boxes=Boxes([[0, 0, 1, 1]]), objectness_logits=torch.tensor([-2.0]))
+    proposals = Instances(
+        (9, 9), proposal_boxes=Boxes([[0, 0, 1, 1]]), objectness_logits=torch.tensor([-2.0])
+    )
     detections = detections_from_proposals(1, proposals)
     assert (detections.scores.tolist(), detections.classes.tolist()) == ([-2.0], [0])
 
@@ -59,7 +64,9 @@ def test_number_that_is_not_finite_is_an_error(detection, make_instances):
 
 
 def test_input_without_image_id_is_an_error():
-    with pytest.raises(ValueError, match=r"needs 'image_id' in every input of the model, got the keys \['height'\]"):
+    with pytest.raises(
+        ValueError, match=r"needs 'image_id' in every input of the model, got the keys \['height'\]"
+    ):
         image_id_of({"height": 3})
 
 

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
+from detkit.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
 from detkit.evaluation import evaluator as evaluator_module
 from detkit.layers.prepared_weights import are_weights_kept
 
@@ -58,7 +63,9 @@ def test_model_runs_in_eval_mode_without_gradients():
 def test_tensors_that_the_model_keeps_can_be_trained_on():
     kept = []
     weight = torch.ones(1, requires_grad=True)
-    inference_on_dataset(lambda batch: [kept.append(torch.ones(1)) or item for item in batch], [[1]], None)
+    inference_on_dataset(
+        lambda batch: [kept.append(torch.ones(1)) or item for item in batch], [[1]], None
+    )
     (kept[0] * weight).sum().backward()
     assert weight.grad == 1
 
@@ -72,7 +79,9 @@ def test_empty_loader_is_evaluated():
 
 
 def test_loader_without_length_will_do():
-    assert inference_on_dataset(Doubler(), ([i] for i in range(7)), Recorder()) == {"count": {"seen": 7}}
+    assert inference_on_dataset(Doubler(), ([i] for i in range(7)), Recorder()) == {
+        "count": {"seen": 7}
+    }
 
 
 def test_several_evaluators_give_one_dict():
@@ -81,7 +90,9 @@ def test_several_evaluators_give_one_dict():
 
 
 def test_two_evaluators_of_one_task_are_an_error():
-    with pytest.raises(ValueError, match="two evaluators give results for task 'a', the second is Recorder"):
+    with pytest.raises(
+        ValueError, match="two evaluators give results for task 'a', the second is Recorder"
+    ):
         inference_on_dataset(Doubler(), [], DatasetEvaluators([Recorder("a"), Recorder("a")]))
 
 
@@ -99,7 +110,9 @@ def test_progress_is_logged_with_the_time_that_remains(caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         inference_on_dataset(Doubler(), [[1]] * 8, None)
     (line,) = [m for m in caplog.messages if m.startswith("inference 7/8")]
-    assert all(word in line for word in ("dataloading", "inference", "eval", "total", "eta 0:00:00"))
+    assert all(
+        word in line for word in ("dataloading", "inference", "eval", "total", "eta 0:00:00")
+    )
     assert caplog.messages[-1].startswith("inference done: 8 batches in 0:00:00")
 
 

@@ -14,14 +14,20 @@ from detkit.structures import Boxes, BoxMode, Instances
 
 CLASSES = ["a", "b", "c", "d"]
 CATEGORY_IDS = {11: 0, 12: 1, 14: 2, 17: 3}
-COUNTS = [{"id": 11, "image_count": 10}, {"id": 12, "image_count": 11}, {"id": 14, "image_count": 100}]
+COUNTS = [
+    {"id": 11, "image_count": 10},
+    {"id": 12, "image_count": 11},
+    {"id": 14, "image_count": 100},
+]
 COUNTS = [*COUNTS, {"id": 17, "image_count": 101}]
 SIZE = (60, 80)
 FAR, BOX = [40, 40, 50, 50], [0, 0, 10, 10]
 
 
 def add(register, records):
-    return register(records, CLASSES, thing_dataset_id_to_contiguous_id=CATEGORY_IDS, class_image_count=COUNTS)
+    return register(
+        records, CLASSES, thing_dataset_id_to_contiguous_id=CATEGORY_IDS, class_image_count=COUNTS
+    )
 
 
 def rectangle(box):
@@ -34,7 +40,9 @@ def rectangle(box):
 def random_box(rng):
     corner = rng.integers(0, 40, 2)
     return (
-        np.concatenate([corner, corner + rng.integers(1, rng.choice([10, 40]), 2)]).clip(max=[80, 60, 80, 60]).tolist()
+        np.concatenate([corner, corner + rng.integers(1, rng.choice([10, 40]), 2)])
+        .clip(max=[80, 60, 80, 60])
+        .tolist()
     )
 
 
@@ -72,7 +80,8 @@ def random_problem(seed, max_dets):
         )
         count = int(rng.integers(0, 2 * max_dets))
         found = [
-            boxes[rng.integers(len(boxes))] if boxes and rng.random() < 0.6 else random_box(rng) for _ in range(count)
+            boxes[rng.integers(len(boxes))] if boxes and rng.random() < 0.6 else random_box(rng)
+            for _ in range(count)
         ]
         scores = rng.random(count)
         outputs[image_id] = Instances(
@@ -80,7 +89,9 @@ def random_problem(seed, max_dets):
             pred_boxes=Boxes(torch.tensor(found).float().reshape(-1, 4)),
             scores=torch.tensor(scores.round(1) if tied else scores),
             pred_classes=torch.tensor(rng.integers(0, 4, count)),
-            pred_masks=torch.from_numpy(np.array([rectangle(b) for b in found]).reshape(-1, *SIZE).astype(bool)),
+            pred_masks=torch.from_numpy(
+                np.array([rectangle(b) for b in found]).reshape(-1, *SIZE).astype(bool)
+            ),
         )
     return records, outputs
 
@@ -102,7 +113,12 @@ def lvis(monkeypatch):
 
 def lvis_json(records):
     annotations = [
-        {**a, "id": i, "image_id": r["image_id"], "category_id": list(CATEGORY_IDS)[a["category_id"]]}
+        {
+            **a,
+            "id": i,
+            "image_id": r["image_id"],
+            "category_id": list(CATEGORY_IDS)[a["category_id"]],
+        }
         for i, (r, a) in enumerate(((r, a) for r in records for a in r["annotations"]), start=1)
     ]
     for a in annotations:
@@ -120,7 +136,9 @@ def test_numbers_are_those_of_the_lvis_package(seed, lvis, register, tmp_path):
     max_dets = [300, 5][seed % 2]
     records, outputs = random_problem(seed, min(max_dets, 20))
     (tmp_path / "truth.json").write_text(json.dumps(lvis_json(records)))
-    evaluator = LVISEvaluator(add(register, records), output_dir=str(tmp_path), max_dets_per_image=max_dets)
+    evaluator = LVISEvaluator(
+        add(register, records), output_dir=str(tmp_path), max_dets_per_image=max_dets
+    )
     results = run(evaluator, outputs)
     written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
     assert list(results) == ["bbox", "segm"]
@@ -130,7 +148,11 @@ def test_numbers_are_those_of_the_lvis_package(seed, lvis, register, tmp_path):
         evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, found, max_dets=max_dets), task)
         evaluation.run()
         assert list(metrics) == [name for name in evaluation.get_results() if name.startswith("AP")]
-        expected = [100 * v if v > -1 else math.nan for n, v in evaluation.get_results().items() if n.startswith("AP")]
+        expected = [
+            100 * v if v > -1 else math.nan
+            for n, v in evaluation.get_results().items()
+            if n.startswith("AP")
+        ]
         np.testing.assert_allclose(list(metrics.values()), expected, atol=1e-9)
 
 
@@ -165,7 +187,11 @@ def test_ground_truth_as_predictions_scores_100(register):
         pytest.param({}, 100, id="not annotated for the class"),
         pytest.param({"neg_category_ids": [11]}, 50, id="known to have none"),
         pytest.param({"neg_category_ids": [12]}, 100, id="known to have none of another class"),
-        pytest.param({"neg_category_ids": [11], "not_exhaustive_category_ids": [11]}, 100, id="not all annotated"),
+        pytest.param(
+            {"neg_category_ids": [11], "not_exhaustive_category_ids": [11]},
+            100,
+            id="not all annotated",
+        ),
     ],
 )
 def test_federated_rules(other_image, expected, register, make_record, make_instances):
@@ -205,7 +231,9 @@ def test_unknown_frequencies_are_reported(register, make_record, caplog):
     assert "how frequent 2 of 2 classes" in caplog.text
 
 
-def test_no_predictions_score_zero_and_the_reason_is_logged(register, make_record, make_instances, caplog):
+def test_no_predictions_score_zero_and_the_reason_is_logged(
+    register, make_record, make_instances, caplog
+):
     name = add(register, [make_record(1, (BOX, 0))])
     with caplog.at_level(logging.WARNING):
         assert run(LVISEvaluator(name), {1: make_instances()})["bbox"]["AP"] == 0

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from detkit.evaluation.panoptic_quality import PanopticCounts, Segment, count_segments, panoptic_metrics
+from detkit.evaluation.panoptic_quality import (
+    PanopticCounts,
+    Segment,
+    count_segments,
+    panoptic_metrics,
+)
 
 NUM_CATEGORIES = 4
 IS_THING = np.array([True, True, False, False])
@@ -36,7 +41,9 @@ def slow_counts(truth_ids, truth, predicted_ids, predicted):
         for t in truth:
             if t.is_crowd and t.category == p.category:
                 ignored |= of_truth[t.id]
-        counts[p.category][2] += p.id not in right and len(of_predicted[p.id] & ignored) * 2 <= len(of_predicted[p.id])
+        counts[p.category][2] += p.id not in right and len(of_predicted[p.id] & ignored) * 2 <= len(
+            of_predicted[p.id]
+        )
     return np.array([counts[c] for c in range(NUM_CATEGORIES)]).T
 
 
@@ -58,12 +65,16 @@ def test_counts_are_those_of_the_slow_reference(seed):
     scale = int(rng.choice([1, 1000, 2**20]))
     blocks = rng.integers(0, 5, (6, 6))
     truth_ids = np.kron(blocks, np.ones((3, 3), dtype=int))
-    predicted_ids = np.where(rng.random(truth_ids.shape) < 0.25, rng.integers(0, 5, truth_ids.shape), truth_ids)
+    predicted_ids = np.where(
+        rng.random(truth_ids.shape) < 0.25, rng.integers(0, 5, truth_ids.shape), truth_ids
+    )
     truth = random_segments(rng, truth_ids, crowds=True)
     # Often of the true category, so that there are matches.
     category_of = {s.id: s.category for s in truth}
     predicted = [
-        Segment(s.id, category_of[s.id] if rng.random() < 0.7 and s.id in category_of else s.category)
+        Segment(
+            s.id, category_of[s.id] if rng.random() < 0.7 and s.id in category_of else s.category
+        )
         for s in random_segments(rng, predicted_ids, crowds=False)
     ]
     truth = [s for s in truth if rng.random() < 0.9]  # the pixels of the others are void
@@ -74,7 +85,9 @@ def test_counts_are_those_of_the_slow_reference(seed):
 
 
 def counts_of(truth_ids, truth, predicted_ids, predicted):
-    counts = count_segments(np.array(truth_ids), truth, np.array(predicted_ids), predicted, NUM_CATEGORIES)
+    counts = count_segments(
+        np.array(truth_ids), truth, np.array(predicted_ids), predicted, NUM_CATEGORIES
+    )
     return [counts.matched.sum(), counts.wrong.sum(), counts.missed.sum()]
 
 
@@ -124,14 +137,23 @@ def test_hand_worked_quality():
 
 
 def test_without_segments_quality_is_nan():
-    assert all(math.isnan(value) for value in panoptic_metrics(PanopticCounts.zeros(4), IS_THING).values())
+    assert all(
+        math.isnan(value) for value in panoptic_metrics(PanopticCounts.zeros(4), IS_THING).values()
+    )
 
 
 @pytest.mark.parametrize(
     ("ids", "segments", "message"),
     [
-        pytest.param([[1, 2]], [Segment(1, 0)], r"only pixels have \[2\], only segments have \[\]", id="not listed"),
-        pytest.param([[1, 0]], [Segment(1, 0), Segment(7, 0)], r"only segments have \[7\]", id="no pixels"),
+        pytest.param(
+            [[1, 2]],
+            [Segment(1, 0)],
+            r"only pixels have \[2\], only segments have \[\]",
+            id="not listed",
+        ),
+        pytest.param(
+            [[1, 0]], [Segment(1, 0), Segment(7, 0)], r"only segments have \[7\]", id="no pixels"
+        ),
         pytest.param([[1, 1]], [Segment(1, 0), Segment(1, 1)], "must be unique", id="twice"),
     ],
 )

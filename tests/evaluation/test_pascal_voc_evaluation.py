@@ -32,16 +32,22 @@ def slow_scores(records, detections_of, num_classes, threshold, use_07_metric):
         if all(is_ignored for _, _, is_ignored in objects):
             scores.append(math.nan)
         else:
-            scores.append(100 * slow_voc_average_precision(objects, found, threshold, use_07_metric))
+            scores.append(
+                100 * slow_voc_average_precision(objects, found, threshold, use_07_metric)
+            )
     return scores
 
 
 @pytest.mark.parametrize("use_07_metric", [False, True], ids=["area", "11 points"])
 @pytest.mark.parametrize("seed", range(15))
-def test_scores_are_those_of_the_slow_reference(seed, use_07_metric, random_problem, register, score):
+def test_scores_are_those_of_the_slow_reference(
+    seed, use_07_metric, random_problem, register, score
+):
     records, detections_of = random_problem(seed)
     name = register(records, ["a", "b", "c", "d"])
-    metrics = score(PascalVOCDetectionEvaluator(name, use_07_metric=use_07_metric), detections_of)["bbox"]
+    metrics = score(PascalVOCDetectionEvaluator(name, use_07_metric=use_07_metric), detections_of)[
+        "bbox"
+    ]
     at_50 = slow_scores(records, detections_of, 4, 0.5, use_07_metric)
     at_75 = slow_scores(records, detections_of, 4, 0.75, use_07_metric)
     np.testing.assert_allclose([metrics[f"AP50-{c}"] for c in "abcd"], at_50, atol=1e-9)
@@ -51,12 +57,16 @@ def test_scores_are_those_of_the_slow_reference(seed, use_07_metric, random_prob
         assert metrics["AP75"] == pytest.approx(np.mean([at_75[c] for c in valid]), abs=1e-9)
 
 
-def test_ap_averages_ten_thresholds_and_the_classes_with_ground_truth(random_problem, register, score):
+def test_ap_averages_ten_thresholds_and_the_classes_with_ground_truth(
+    random_problem, register, score
+):
     records, detections_of = random_problem(9)
     name = register(records, ["a", "b", "c", "d"])
     metrics = score(PascalVOCDetectionEvaluator(name), detections_of)["bbox"]
     thresholds = np.linspace(0.5, 0.95, 10)
-    per_class = np.mean([slow_scores(records, detections_of, 4, t, False) for t in thresholds], axis=0)
+    per_class = np.mean(
+        [slow_scores(records, detections_of, 4, t, False) for t in thresholds], axis=0
+    )
     np.testing.assert_allclose([metrics[f"AP-{c}"] for c in "abcd"], per_class, atol=1e-9)
     assert metrics["AP"] == pytest.approx(np.nanmean(per_class), abs=1e-9)
     assert metrics["AP"] > 0
@@ -82,15 +92,21 @@ def test_hand_worked_curve(use_07_metric, expected, register, make_record, score
 
 @pytest.mark.parametrize(("year", "expected"), [(2007, 100 * 6 / 11), (2012, 50.0), (None, 50.0)])
 def test_year_chooses_the_metric(year, expected, register, make_record, score):
-    name = register([make_record(1, (BOX, 0), (FAR, 0))], **({} if year is None else {"year": year}))
-    assert score(PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5)]})["bbox"]["AP50"] == pytest.approx(expected)
+    name = register(
+        [make_record(1, (BOX, 0), (FAR, 0))], **({} if year is None else {"year": year})
+    )
+    assert score(PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5)]})["bbox"][
+        "AP50"
+    ] == pytest.approx(expected)
 
 
 def test_second_detection_of_an_object_is_wrong(register, make_record, score):
     name = register([make_record(1, (BOX, 0), (FAR, 0))])
     found = {1: [(BOX, 0, 0.9), (BOX, 0, 0.8), (FAR, 0, 0.7)]}
     expected = 1 / 2 + 1 / 2 * 2 / 3
-    assert score(PascalVOCDetectionEvaluator(name), found)["bbox"]["AP50"] == pytest.approx(100 * expected)
+    assert score(PascalVOCDetectionEvaluator(name), found)["bbox"]["AP50"] == pytest.approx(
+        100 * expected
+    )
 
 
 def test_detection_does_not_fall_back_on_the_object_it_overlaps_less(register, make_record, score):
@@ -111,7 +127,9 @@ def test_overlap_equal_to_the_threshold_is_enough(register, make_record, score):
 def test_difficult_objects_count_neither_way(key, register, make_record, score):
     name = register([make_record(1, (BOX, 0), (FAR, 0, {key: 1}))])
     without = score(PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5)]})
-    with_it = score(PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5), (FAR, 0, 0.9), (FAR, 0, 0.8)]})
+    with_it = score(
+        PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5), (FAR, 0, 0.9), (FAR, 0, 0.8)]}
+    )
     assert without["bbox"]["AP"] == with_it["bbox"]["AP"] == pytest.approx(100)
 
 
@@ -130,7 +148,9 @@ def test_no_predictions_score_zero_and_the_reason_is_logged(register, make_recor
     assert "AP is 0" in caplog.text
 
 
-@pytest.mark.parametrize("records", [[], [{"file_name": "1.jpg", "image_id": 1}]], ids=["no images", "not annotated"])
+@pytest.mark.parametrize(
+    "records", [[], [{"file_name": "1.jpg", "image_id": 1}]], ids=["no images", "not annotated"]
+)
 def test_without_ground_truth_ap_is_nan(records, register, score, caplog):
     metrics = score(PascalVOCDetectionEvaluator(register(records)), {})["bbox"]
     assert all(math.isnan(value) for value in metrics.values())
@@ -148,7 +168,9 @@ def test_writes_files_for_the_development_kit(register, make_record, score, tmp_
     name = register([make_record("000005", (BOX, 0))], split="test")
     found = {"000005": [([0, 0, 10.5, 20], 1, 0.25)]}
     score(PascalVOCDetectionEvaluator(name, output_dir=str(tmp_path)), found)
-    assert (tmp_path / "voc_results/comp4_det_test_dog.txt").read_text() == "000005 0.25 1.0 1.0 10.5 20.0\n"
+    assert (
+        tmp_path / "voc_results/comp4_det_test_dog.txt"
+    ).read_text() == "000005 0.25 1.0 1.0 10.5 20.0\n"
     assert (tmp_path / "voc_results/comp4_det_test_cat.txt").read_text() == ""
 
 
@@ -165,7 +187,9 @@ def test_output_without_instances_is_an_error(register, make_record):
 
 def test_class_of_an_object_outside_the_names_is_an_error(register, make_record):
     name = register([make_record("x", (BOX, 2))])
-    with pytest.raises(ValueError, match=r"has 2 class names, but an object of class id 2 in image 'x' \(x.jpg\)"):
+    with pytest.raises(
+        ValueError, match=r"has 2 class names, but an object of class id 2 in image 'x' \(x.jpg\)"
+    ):
         PascalVOCDetectionEvaluator(name)
 
 

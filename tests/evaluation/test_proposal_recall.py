@@ -13,7 +13,9 @@ SMALL, MEDIUM, LARGE = [0, 0, 20, 20], [0, 0, 50, 50], [0, 0, 100, 100]
 
 def proposals(image_id, boxes, scores=None):
     scores = np.arange(len(boxes), 0, -1.0) if scores is None else np.array(scores)
-    return ImageDetections(image_id, np.array(boxes).reshape(-1, 4), scores, np.zeros(len(boxes), dtype=np.int64))
+    return ImageDetections(
+        image_id, np.array(boxes).reshape(-1, 4), scores, np.zeros(len(boxes), dtype=np.int64)
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (4, 9), (9, 4), (30, 30)])
@@ -26,15 +28,21 @@ def test_pairs_are_those_of_the_slow_reference(shape):
 
 
 def test_proposals_equal_to_the_objects_cover_them_all(register, make_record):
-    truth = load_coco_ground_truth(register([make_record(1, (SMALL, 0), (MEDIUM, 1), (LARGE, 0)), make_record(2)]))
+    truth = load_coco_ground_truth(
+        register([make_record(1, (SMALL, 0), (MEDIUM, 1), (LARGE, 0)), make_record(2)])
+    )
     metrics = proposal_recall_metrics(truth, [proposals(1, [LARGE, SMALL, MEDIUM])])
-    assert set(metrics) == {f"AR{area}@{limit}" for area in ("", "s", "m", "l") for limit in (100, 1000)}
+    assert set(metrics) == {
+        f"AR{area}@{limit}" for area in ("", "s", "m", "l") for limit in (100, 1000)
+    }
     assert all(value == pytest.approx(100) for value in metrics.values())
 
 
 def test_hand_worked_recall(register, make_record):
     # Covered at overlaps 0.8 (thresholds 0.50 to 0.80: seven of ten) and not at all.
-    truth = load_coco_ground_truth(register([make_record(1, (LARGE, 0)), make_record(2, (MEDIUM, 0))]))
+    truth = load_coco_ground_truth(
+        register([make_record(1, (LARGE, 0)), make_record(2, (MEDIUM, 0))])
+    )
     metrics = proposal_recall_metrics(truth, [proposals(1, [[0, 0, 80, 100]])])
     assert metrics["ARl@100"] == pytest.approx(70)
     assert metrics["ARm@100"] == 0
@@ -62,7 +70,9 @@ def test_one_proposal_does_not_cover_two_objects(register, make_record):
 
 
 def test_crowds_do_not_count(register, make_record):
-    truth = load_coco_ground_truth(register([make_record(1, (LARGE, 0), (SMALL, 0, {"iscrowd": 1}))]))
+    truth = load_coco_ground_truth(
+        register([make_record(1, (LARGE, 0), (SMALL, 0, {"iscrowd": 1}))])
+    )
     assert proposal_recall_metrics(truth, [proposals(1, [LARGE])])["AR@100"] == pytest.approx(100)
 
 

@@ -24,7 +24,9 @@ def make_truth(tmp_path):
         for number, labels in enumerate(maps):
             file_name = str(tmp_path / f"{number}.png")
             Image.fromarray(np.array(labels, dtype=np.uint8)).save(file_name)
-            records.append({"file_name": f"{number}.jpg", "image_id": number, "sem_seg_file_name": file_name})
+            records.append(
+                {"file_name": f"{number}.jpg", "image_id": number, "sem_seg_file_name": file_name}
+            )
         return records
 
     return make
@@ -56,9 +58,15 @@ def slow_metrics(truths, predictions):
             right = sum(t == p == k for t, p in pairs)
             iou[k] = right / sum(k in (t, p) for t, p in pairs)
             accuracy[k] = right / count[k]
-    values = {"mIoU": np.mean(list(iou.values())), "fwIoU": sum(iou[k] * count[k] for k in iou) / len(pairs)}
+    values = {
+        "mIoU": np.mean(list(iou.values())),
+        "fwIoU": sum(iou[k] * count[k] for k in iou) / len(pairs),
+    }
     values |= {f"IoU-{name}": iou.get(k, math.nan) for k, name in enumerate(CLASSES)}
-    values |= {"mACC": np.mean(list(accuracy.values())), "pACC": sum(t == p for t, p in pairs) / len(pairs)}
+    values |= {
+        "mACC": np.mean(list(accuracy.values())),
+        "pACC": sum(t == p for t, p in pairs) / len(pairs),
+    }
     values |= {f"ACC-{name}": accuracy.get(k, math.nan) for k, name in enumerate(CLASSES)}
     return {name: 100 * value for name, value in values.items()}
 
@@ -67,7 +75,9 @@ def slow_metrics(truths, predictions):
 def test_numbers_are_those_of_the_slow_reference(seed, register, make_truth):
     rng = np.random.default_rng(seed)
     truths = [rng.choice([0, 1, 2, IGNORE], (rng.integers(1, 9), 7)) for _ in range(3)]
-    predictions = [np.where(rng.random(t.shape) < 0.5, rng.integers(0, 4, t.shape), t % IGNORE) for t in truths]
+    predictions = [
+        np.where(rng.random(t.shape) < 0.5, rng.integers(0, 4, t.shape), t % IGNORE) for t in truths
+    ]
     name = register(make_truth(*truths), stuff_classes=CLASSES, ignore_label=IGNORE)
     metrics = run(SemSegEvaluator(name), dict(enumerate(predictions)))["sem_seg"]
     expected = slow_metrics(truths, predictions)
@@ -77,7 +87,9 @@ def test_numbers_are_those_of_the_slow_reference(seed, register, make_truth):
 
 def test_ground_truth_as_predictions_scores_100(register, make_truth):
     labels = [[0, 1], [2, 2]]
-    metrics = run(SemSegEvaluator(register(make_truth(labels), stuff_classes=CLASSES)), {0: labels})["sem_seg"]
+    metrics = run(
+        SemSegEvaluator(register(make_truth(labels), stuff_classes=CLASSES)), {0: labels}
+    )["sem_seg"]
     for metric, value in metrics.items():
         assert math.isnan(value) if metric.endswith("-unseen") else value == 100
 
@@ -91,7 +103,9 @@ def test_class_without_pixels_does_not_count_though_it_is_predicted(register, ma
 
 def test_without_any_pixel_everything_is_nan(register, make_truth, caplog):
     with caplog.at_level(logging.WARNING):
-        metrics = run(SemSegEvaluator(register(make_truth([[0]]), stuff_classes=CLASSES)), {})["sem_seg"]
+        metrics = run(SemSegEvaluator(register(make_truth([[0]]), stuff_classes=CLASSES)), {})[
+            "sem_seg"
+        ]
     assert all(math.isnan(value) for value in metrics.values())
     assert "only 0 of the 1 images" in caplog.text
 
@@ -101,9 +115,13 @@ def test_large_counts_do_not_overflow():
     assert sem_seg_metrics(confusion, ["a", "b"])["pACC"] == 100
 
 
-def test_file_of_predictions_has_a_mask_per_class_with_the_ids_of_the_data_set(register, make_truth, tmp_path):
+def test_file_of_predictions_has_a_mask_per_class_with_the_ids_of_the_data_set(
+    register, make_truth, tmp_path
+):
     ids = {100 + index: index for index in range(4)}
-    name = register(make_truth([[0, 0, 1]]), stuff_classes=CLASSES, stuff_dataset_id_to_contiguous_id=ids)
+    name = register(
+        make_truth([[0, 0, 1]]), stuff_classes=CLASSES, stuff_dataset_id_to_contiguous_id=ids
+    )
     run(SemSegEvaluator(name, output_dir=str(tmp_path / "out")), {0: [[2, 0, 2]]})
     written = json.loads((tmp_path / "out/sem_seg_predictions.json").read_text())
     assert [(w["file_name"], w["category_id"]) for w in written] == [("0.jpg", 100), ("0.jpg", 102)]
@@ -120,10 +138,16 @@ def test_reset_forgets_predictions(register, make_truth):
     ("inputs", "outputs", "message"),
     [
         pytest.param(
-            {"image_id": 0}, {}, r"need 'file_name' in every input, got the keys \['image_id'\]", id="no name"
+            {"image_id": 0},
+            {},
+            r"need 'file_name' in every input, got the keys \['image_id'\]",
+            id="no name",
         ),
         pytest.param(
-            {"file_name": "0.jpg"}, {}, r"need 'sem_seg' in the model's outputs, got the keys \[\]", id="no output"
+            {"file_name": "0.jpg"},
+            {},
+            r"need 'sem_seg' in the model's outputs, got the keys \[\]",
+            id="no output",
         ),
         pytest.param(
             {"file_name": "0.jpg"},
@@ -132,10 +156,16 @@ def test_reset_forgets_predictions(register, make_truth):
             id="classes",
         ),
         pytest.param(
-            {"file_name": "0.jpg"}, {"sem_seg": torch.zeros(4, 2, 2)}, r"0.jpg is \(2, 2\), its .* \(1, 2\)", id="size"
+            {"file_name": "0.jpg"},
+            {"sem_seg": torch.zeros(4, 2, 2)},
+            r"0.jpg is \(2, 2\), its .* \(1, 2\)",
+            id="size",
         ),
         pytest.param(
-            {"file_name": "9.jpg"}, {"sem_seg": torch.zeros(4, 2, 2)}, "'9.jpg' was predicted, but is not", id="image"
+            {"file_name": "9.jpg"},
+            {"sem_seg": torch.zeros(4, 2, 2)},
+            "'9.jpg' was predicted, but is not",
+            id="image",
         ),
     ],
 )
@@ -147,7 +177,9 @@ def test_bad_predictions_are_errors(inputs, outputs, message, register, make_tru
 
 def test_class_that_the_metadata_does_not_have_is_an_error(register, make_truth):
     evaluator = SemSegEvaluator(register(make_truth([[0, 7, 255]]), stuff_classes=CLASSES))
-    with pytest.raises(ValueError, match=r"0.png has the values \[7\], .* \(0 to 3\) nor its ignore_label 255"):
+    with pytest.raises(
+        ValueError, match=r"0.png has the values \[7\], .* \(0 to 3\) nor its ignore_label 255"
+    ):
         run(evaluator, {0: [[0, 0, 0]]})
 
 
@@ -155,7 +187,10 @@ def test_class_that_the_metadata_does_not_have_is_an_error(register, make_truth)
     ("records", "metadata", "message"),
     [
         pytest.param(
-            [{"file_name": "a.jpg"}], {"stuff_classes": CLASSES}, "no semantic ground truth for a.jpg", id="truth"
+            [{"file_name": "a.jpg"}],
+            {"stuff_classes": CLASSES},
+            "no semantic ground truth for a.jpg",
+            id="truth",
         ),
         pytest.param([], {}, "has no names of semantic classes: .*stuff_classes", id="names"),
         pytest.param(

@@ -31,7 +31,9 @@ CLASSES = ["cat", "dog", "bird"]
 
 def random_box(rng):
     corner = rng.integers(0, 30, 2)
-    return np.concatenate([corner, np.minimum(corner + rng.integers(5, 30, 2), SIZE[::-1])]).astype(float)
+    return np.concatenate([corner, np.minimum(corner + rng.integers(5, 30, 2), SIZE[::-1])]).astype(
+        float
+    )
 
 
 def filled(box):
@@ -61,14 +63,18 @@ def annotation(rng, box):
 def detections(rng, annotations):
     """A part of the objects, moved a little, and boxes of nothing; scores of which many are equal."""
     boxes = [np.array(a["bbox"]) + rng.integers(-2, 3) for a in annotations if rng.random() < 0.8]
-    boxes = [box.clip(0, 40) for box in [*boxes, *(random_box(rng) for _ in range(rng.integers(0, 3)))]]
+    boxes = [
+        box.clip(0, 40) for box in [*boxes, *(random_box(rng) for _ in range(rng.integers(0, 3)))]
+    ]
     count = len(boxes)
     return Instances(
         SIZE,
         pred_boxes=Boxes(torch.tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32)),
         scores=torch.from_numpy(rng.integers(1, 5, count) / 5),
         pred_classes=torch.from_numpy(rng.integers(0, 3, count)),
-        pred_masks=torch.from_numpy(np.array([filled(box) for box in boxes], dtype=bool).reshape(-1, *SIZE)),
+        pred_masks=torch.from_numpy(
+            np.array([filled(box) for box in boxes], dtype=bool).reshape(-1, *SIZE)
+        ),
         pred_keypoints=torch.from_numpy(rng.uniform(5, 35, (count, 3, 3))).float(),
     )
 
@@ -79,7 +85,12 @@ def objects_problem(register):
     records, outputs = [], []
     for image_id in rng.permutation(NUM_IMAGES).tolist():
         annotations = [annotation(rng, random_box(rng)) for _ in range(rng.integers(0, 5))]
-        record = {"file_name": f"{image_id}.jpg", "image_id": image_id, "height": SIZE[0], "width": SIZE[1]}
+        record = {
+            "file_name": f"{image_id}.jpg",
+            "image_id": image_id,
+            "height": SIZE[0],
+            "width": SIZE[1],
+        }
         records.append({**record, "annotations": annotations})
         outputs.append({"instances": detections(rng, annotations)})
     nothing = Instances(SIZE, pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
@@ -92,7 +103,9 @@ def objects_problem(register):
 def coco(register, folder):
     name, records, outputs = objects_problem(register)
     proposals = [
-        Instances(SIZE, proposal_boxes=o["instances"].pred_boxes, objectness_logits=o["instances"].scores)
+        Instances(
+            SIZE, proposal_boxes=o["instances"].pred_boxes, objectness_logits=o["instances"].scores
+        )
         for o in outputs
     ]
     outputs = [{**output, "proposals": p} for output, p in zip(outputs, proposals, strict=True)]
@@ -122,7 +135,9 @@ def moved(rng, labels):
 
 
 def scores_of(labels, num_classes):
-    return torch.nn.functional.one_hot(torch.from_numpy(labels), num_classes).permute(2, 0, 1).float()
+    return (
+        torch.nn.functional.one_hot(torch.from_numpy(labels), num_classes).permute(2, 0, 1).float()
+    )
 
 
 def semantic(register, folder):
@@ -132,9 +147,15 @@ def semantic(register, folder):
     for number, labels in enumerate(maps):
         file_name = f"{folder}_truth_{number}.png"
         Image.fromarray(labels.astype(np.uint8)).save(file_name)
-        records.append({"file_name": f"{number}.jpg", "image_id": number, "sem_seg_file_name": file_name})
+        records.append(
+            {"file_name": f"{number}.jpg", "image_id": number, "sem_seg_file_name": file_name}
+        )
     outputs = [{"sem_seg": scores_of(moved(rng, labels), 3)} for labels in maps]
-    return SemSegEvaluator(register(records, stuff_classes=CLASSES), output_dir=folder), records, outputs
+    return (
+        SemSegEvaluator(register(records, stuff_classes=CLASSES), output_dir=folder),
+        records,
+        outputs,
+    )
 
 
 def panoptic(register, folder):
@@ -154,7 +175,11 @@ def panoptic(register, folder):
         "stuff_classes": ["a", "b", "c"],
         "stuff_dataset_id_to_contiguous_id": {40: 0, 50: 1, 60: 2},
     }
-    return COCOPanopticEvaluator(register(records, CLASSES, **metadata), output_dir=folder), records, outputs
+    return (
+        COCOPanopticEvaluator(register(records, CLASSES, **metadata), output_dir=folder),
+        records,
+        outputs,
+    )
 
 
 def cityscapes_truth(folder, maps):
@@ -182,9 +207,13 @@ def cityscapes_instances(register, folder):
     for ids in maps:
         found = [i for i in np.unique(ids).tolist() if i >= 1000]
         masks = np.array([moved(rng, ids == i) for i in found], dtype=bool).reshape(-1, *SIZE)
-        classes = torch.tensor([[t.id for t in things].index(i // 1000) for i in found], dtype=torch.int64)
+        classes = torch.tensor(
+            [[t.id for t in things].index(i // 1000) for i in found], dtype=torch.int64
+        )
         scores = torch.from_numpy(rng.integers(1, 5, len(found)) / 5)
-        instances = Instances(SIZE, pred_classes=classes, scores=scores, pred_masks=torch.from_numpy(masks))
+        instances = Instances(
+            SIZE, pred_classes=classes, scores=scores, pred_masks=torch.from_numpy(masks)
+        )
         outputs.append({"instances": instances})
     records = cityscapes_truth(folder, maps)
     name = register(records, [thing.name for thing in things], gt_dir=str(folder / "gt"))
@@ -196,7 +225,11 @@ def cityscapes_pixels(register, folder):
     maps, num_classes = cityscapes_maps(rng), len(CITYSCAPES_LABELS)
     outputs = [{"sem_seg": scores_of(moved(rng, ids) % num_classes, num_classes)} for ids in maps]
     records = cityscapes_truth(folder, maps)
-    name = register(records, stuff_classes=[label.name for label in CITYSCAPES_LABELS], gt_dir=str(folder / "gt"))
+    name = register(
+        records,
+        stuff_classes=[label.name for label in CITYSCAPES_LABELS],
+        gt_dir=str(folder / "gt"),
+    )
     return CityscapesSemSegEvaluator(name), records, outputs
 
 
@@ -205,15 +238,21 @@ def evaluate(evaluator, records, outputs, *more):
     share = [*InferenceSampler(len(records)), *(more if comm.get_rank() == 1 else ())]
     by_name = {record["file_name"]: output for record, output in zip(records, outputs, strict=True)}
     loader = [[records[i]] for i in share]
-    return inference_on_dataset(lambda batch: [by_name[x["file_name"]] for x in batch], loader, evaluator)
+    return inference_on_dataset(
+        lambda batch: [by_name[x["file_name"]] for x in batch], loader, evaluator
+    )
 
 
 def written(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
-    "problem", [coco, lvis, voc, semantic, panoptic, cityscapes_instances, cityscapes_pixels], ids=lambda p: p.__name__
+    "problem",
+    [coco, lvis, voc, semantic, panoptic, cityscapes_instances, cityscapes_pixels],
+    ids=lambda p: p.__name__,
 )
 def test_result_and_files_are_exactly_those_of_one_process(problem, register, tmp_path):
     evaluator, records, outputs = problem(register, tmp_path / "out")

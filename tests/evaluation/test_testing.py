@@ -32,7 +32,11 @@ def test_copypaste_takes_a_task_that_is_a_number(caplog):
 
 
 def test_nested_results_become_flat():
-    assert flatten_results_dict({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {"a/b/c": 1, "a/d": 2, "e": 3}
+    assert flatten_results_dict({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {
+        "a/b/c": 1,
+        "a/d": 2,
+        "e": 3,
+    }
     assert flatten_results_dict({}) == {}
 
 
@@ -46,17 +50,25 @@ def test_expected_results_are_met(expected):
 
 
 def test_missed_results_are_all_named():
-    cfg = expecting(["bbox", "AP", 42.0, 1.0], ["bbox", "AP50", 60.25, 0.1], ["bbox", "APs", 1.0, 99.0])
-    with pytest.raises(RuntimeError, match=r"bbox/AP is 40.0000, expected 42.0 \+- 1.0; bbox/APs is nan") as error:
+    cfg = expecting(
+        ["bbox", "AP", 42.0, 1.0], ["bbox", "AP50", 60.25, 0.1], ["bbox", "APs", 1.0, 99.0]
+    )
+    with pytest.raises(
+        RuntimeError, match=r"bbox/AP is 40.0000, expected 42.0 \+- 1.0; bbox/APs is nan"
+    ) as error:
         verify_results(cfg, RESULTS)
     assert "AP50" not in str(error.value)
 
 
 def test_metric_that_was_not_evaluated_is_an_error_with_near_misses():
-    with pytest.raises(ValueError, match="asks for bbox/AP51, which was not evaluated. Did you mean 'bbox/AP50'"):
+    with pytest.raises(
+        ValueError, match="asks for bbox/AP51, which was not evaluated. Did you mean 'bbox/AP50'"
+    ):
         verify_results(expecting(["bbox", "AP51", 1.0, 1.0]), RESULTS)
 
 
 def test_malformed_expectation_is_an_error():
-    with pytest.raises(ValueError, match=r"takes \[task, metric, value, tolerance\], got \['bbox', 'AP', 1.0\]"):
+    with pytest.raises(
+        ValueError, match=r"takes \[task, metric, value, tolerance\], got \['bbox', 'AP', 1.0\]"
+    ):
         verify_results(expecting(["bbox", "AP", 1.0]), RESULTS)

@@ -10,7 +10,10 @@ from detkit.layers import CheckpointedSequential, Conv2d, get_norm
 
 def _blocks(norm: str) -> list[nn.Module]:
     torch.manual_seed(0)
-    convs = [Conv2d(32, 32, 3, padding=1, bias=False, norm=get_norm(norm, 32), activation=torch.relu_) for _ in "abcd"]
+    convs = [
+        Conv2d(32, 32, 3, padding=1, bias=False, norm=get_norm(norm, 32), activation=torch.relu_)
+        for _ in "abcd"
+    ]
     return [nn.Sequential(*convs[:2]), nn.Sequential(*convs[2:])]
 
 
@@ -88,4 +91,7 @@ def test_autocast_holds_in_the_second_pass():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = net(x)
         y.float().square().sum().backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), saving.parameters(), strict=True))
+    assert all(
+        torch.equal(a.grad, b.grad)
+        for a, b in zip(plain.parameters(), saving.parameters(), strict=True)
+    )

@@ -13,7 +13,9 @@ def _random_norm(name: str, channels: int) -> nn.Module:
     with torch.no_grad():
         for key, value in norm.state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.rand(value.shape, generator=generator) + (0.5 if "var" in key else -0.5))
+                value.copy_(
+                    torch.rand(value.shape, generator=generator) + (0.5 if "var" in key else -0.5)
+                )
     return norm
 
 
@@ -36,7 +38,17 @@ CASES = [
 @pytest.mark.parametrize(("norm", "training", "bias"), CASES)
 def test_layer_equals_convolution_then_norm_then_activation(norm, training, bias):
     torch.manual_seed(0)
-    conv = Conv2d(8, 32, 3, stride=2, padding=1, groups=2, bias=bias, norm=_random_norm(norm, 32), activation=F.relu)
+    conv = Conv2d(
+        8,
+        32,
+        3,
+        stride=2,
+        padding=1,
+        groups=2,
+        bias=bias,
+        norm=_random_norm(norm, 32),
+        activation=F.relu,
+    )
     conv.train(training)
     x = torch.randn(2, 8, 7, 9)
     torch.testing.assert_close(conv(x), _separately(conv, x), atol=1e-5, rtol=1e-5)
@@ -102,7 +114,9 @@ def test_empty_batch_passes_and_has_gradients(norm, training):
 
 
 def test_channels_last_input_gives_channels_last_output():
-    conv = Conv2d(8, 8, 3, padding=1, norm=_random_norm("FrozenBN", 8)).to(memory_format=torch.channels_last)
+    conv = Conv2d(8, 8, 3, padding=1, norm=_random_norm("FrozenBN", 8)).to(
+        memory_format=torch.channels_last
+    )
     x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
     assert conv(x).is_contiguous(memory_format=torch.channels_last)
 
@@ -116,4 +130,10 @@ def test_autocast_runs_the_folded_convolution_in_low_precision():
 
 def test_names_in_the_state_dict():
     conv = Conv2d(3, 4, 1, bias=False, norm=get_norm("FrozenBN", 4))
-    assert list(conv.state_dict()) == ["weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
+    assert list(conv.state_dict()) == [
+        "weight",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+    ]

@@ -14,9 +14,13 @@ GEOMETRIES = [
 ]
 
 
-def _inputs(layer: DeformConv, x: torch.Tensor, scale: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(
+    layer: DeformConv, x: torch.Tensor, scale: float = 1.5
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Offsets and factors for a layer of a 3x3 kernel, at random."""
-    size = F.conv2d(x[:, :1], x.new_zeros(1, 1, 3, 3), None, layer.stride, layer.padding, layer.dilation).shape[-2:]
+    size = F.conv2d(
+        x[:, :1], x.new_zeros(1, 1, 3, 3), None, layer.stride, layer.padding, layer.dilation
+    ).shape[-2:]
     places = 9 * layer.deformable_groups
     offset = torch.randn(len(x), 2 * places, *size, dtype=x.dtype) * scale
     return offset, torch.rand(len(x), places, *size, dtype=x.dtype)
@@ -27,25 +31,37 @@ def _layer(cls, groups, deformable_groups, stride, padding, dilation, **kwargs):
 
 
 @pytest.mark.parametrize("cls", [DeformConv, ModulatedDeformConv])
-@pytest.mark.parametrize(("groups", "deformable_groups", "stride", "padding", "dilation"), GEOMETRIES)
+@pytest.mark.parametrize(
+    ("groups", "deformable_groups", "stride", "padding", "dilation"), GEOMETRIES
+)
 def test_output_is_that_of_the_loops(cls, groups, deformable_groups, stride, padding, dilation):
     torch.manual_seed(0)
     layer = _layer(cls, groups, deformable_groups, stride, padding, dilation)
     x = torch.randn(2, 4, 5, 6)
     offset, mask = _inputs(layer, x)
     factors = (mask,) if cls is ModulatedDeformConv else ()
-    want = slow_deform_conv(x, offset, *(factors or (torch.ones_like(mask),)), layer.weight, stride, padding, dilation)
+    want = slow_deform_conv(
+        x, offset, *(factors or (torch.ones_like(mask),)), layer.weight, stride, padding, dilation
+    )
     torch.testing.assert_close(layer(x, offset, *factors), want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("groups", "deformable_groups", "stride", "padding", "dilation"), GEOMETRIES)
-def test_zero_offsets_give_the_plain_convolution(groups, deformable_groups, stride, padding, dilation):
+@pytest.mark.parametrize(
+    ("groups", "deformable_groups", "stride", "padding", "dilation"), GEOMETRIES
+)
+def test_zero_offsets_give_the_plain_convolution(
+    groups, deformable_groups, stride, padding, dilation
+):
     layer = _layer(ModulatedDeformConv, groups, deformable_groups, stride, padding, dilation)
     x = torch.randn(2, 4, 7, 8)
     offset, mask = _inputs(layer, x)
     want = F.conv2d(x, layer.weight, layer.bias, stride, padding, dilation, groups)
-    torch.testing.assert_close(layer(x, 0 * offset, torch.ones_like(mask)), want, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(layer(x, 0 * offset, 0.5 * torch.ones_like(mask)), want / 2, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        layer(x, 0 * offset, torch.ones_like(mask)), want, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        layer(x, 0 * offset, 0.5 * torch.ones_like(mask)), want / 2, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_whole_offsets_move_the_image():
@@ -55,14 +71,18 @@ def test_whole_offsets_move_the_image():
     offset[:, 0::2], offset[:, 1::2] = 2, -1  # two rows down, one column to the left
     moved = x.roll((-2, 1), dims=(2, 3))
     inner = (..., slice(3, -3), slice(3, -3))
-    torch.testing.assert_close(layer(x, offset)[inner], F.conv2d(moved, layer.weight, padding=1)[inner])
+    torch.testing.assert_close(
+        layer(x, offset)[inner], F.conv2d(moved, layer.weight, padding=1)[inner]
+    )
 
 
 @pytest.mark.parametrize("cls", [DeformConv, ModulatedDeformConv])
 @pytest.mark.parametrize("norm", ["", "FrozenBN", "LN"])
 def test_gradients_are_the_numerical_ones(cls, norm):
     torch.manual_seed(0)
-    layer = cls(4, 2, 3, padding=2, dilation=2, groups=2, deformable_groups=2, norm=get_norm(norm, 2)).double()
+    layer = cls(
+        4, 2, 3, padding=2, dilation=2, groups=2, deformable_groups=2, norm=get_norm(norm, 2)
+    ).double()
     x = torch.randn(1, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     # Not near whole numbers, where bilinear interpolation has a kink.
     offset, mask = _inputs(layer, x)
@@ -70,7 +90,9 @@ def test_gradients_are_the_numerical_ones(cls, norm):
     inputs = (x, offset, mask.requires_grad_()) if cls is ModulatedDeformConv else (x, offset)
     assert torch.autograd.gradcheck(layer, inputs)
     weight = layer.weight.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(layer, {"weight": w}, inputs), weight)
+    assert torch.autograd.gradcheck(
+        lambda w: torch.func.functional_call(layer, {"weight": w}, inputs), weight
+    )
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN", "LN"])
@@ -85,7 +107,9 @@ def test_norm_and_activation_follow_as_in_conv2d(norm, training):
     layer.load_state_dict(plain.state_dict())
     x = torch.randn(2, 8, 6, 6)
     offset = torch.zeros(2, 18, 6, 6)
-    torch.testing.assert_close(layer.train(training)(x, offset), plain.train(training)(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        layer.train(training)(x, offset), plain.train(training)(x), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_names_and_defaults_are_those_of_detectron2():
@@ -122,9 +146,19 @@ def test_half_precision_around_it_is_computed_in_float32(cls):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"groups": 3}, "groups must divide in_channels: got groups=3, in_channels=4", id="input"),
-        pytest.param({"groups": 4}, "groups must divide out_channels: got groups=4, out_channels=6", id="output"),
-        pytest.param({"deformable_groups": 3}, "deformable_groups must divide in_channels: got .*=3", id="offsets"),
+        pytest.param(
+            {"groups": 3}, "groups must divide in_channels: got groups=3, in_channels=4", id="input"
+        ),
+        pytest.param(
+            {"groups": 4},
+            "groups must divide out_channels: got groups=4, out_channels=6",
+            id="output",
+        ),
+        pytest.param(
+            {"deformable_groups": 3},
+            "deformable_groups must divide in_channels: got .*=3",
+            id="offsets",
+        ),
     ],
 )
 def test_groups_that_do_not_divide_are_an_error(arguments, message):
@@ -135,7 +169,9 @@ def test_groups_that_do_not_divide_are_an_error(arguments, message):
 def test_offsets_and_factors_of_another_kernel_are_an_error():
     layer = ModulatedDeformConv(4, 6, 3, padding=1)
     x, offset, mask = torch.zeros(1, 4, 5, 5), torch.zeros(1, 18, 5, 5), torch.zeros(1, 9, 5, 5)
-    with pytest.raises(ValueError, match=r"offset must be \(N, 18, H, W\): got shape \(1, 9, 5, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"offset must be \(N, 18, H, W\): got shape \(1, 9, 5, 5\)"
+    ):
         layer(x, mask, mask)
     with pytest.raises(ValueError, match=r"mask must be \(N, 9, H, W\): got shape \(1, 18, 5, 5\)"):
         layer(x, offset, offset)

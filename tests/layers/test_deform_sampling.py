@@ -5,7 +5,16 @@ from torchvision.ops import deform_conv2d
 from detkit.layers.deform_sampling import deform_conv2d_on_cpu
 
 
-def _case(groups=1, offset_groups=1, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), N=2, spread=1.5):
+def _case(
+    groups=1,
+    offset_groups=1,
+    kernel=(3, 3),
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    N=2,
+    spread=1.5,
+):
     generator = torch.Generator().manual_seed(0)
     C, K, H, W = 8, 12, 7, 9
     x = torch.randn(N, C, H, W, generator=generator)
@@ -15,7 +24,11 @@ def _case(groups=1, offset_groups=1, kernel=(3, 3), stride=(1, 1), padding=(1, 1
     places = offset_groups * kernel[0] * kernel[1]
     offset = torch.randn(N, 2 * places, *size, generator=generator) * spread
     mask = torch.rand(N, places, *size, generator=generator)
-    return [x, offset, weight, torch.randn(K, generator=generator), mask], (stride, padding, dilation)
+    return [x, offset, weight, torch.randn(K, generator=generator), mask], (
+        stride,
+        padding,
+        dilation,
+    )
 
 
 def _with_gradients(function, tensors, geometry):
@@ -57,7 +70,9 @@ def test_layout_in_memory_changes_nothing_but_that():
     (x, offset, weight, bias, mask), geometry = _case(groups=2)
     plain = deform_conv2d_on_cpu(x, offset, weight, bias, *geometry, mask)
     last = {"memory_format": torch.channels_last}
-    y = deform_conv2d_on_cpu(x.to(**last), offset.to(**last), weight.to(**last), bias, *geometry, mask.to(**last))
+    y = deform_conv2d_on_cpu(
+        x.to(**last), offset.to(**last), weight.to(**last), bias, *geometry, mask.to(**last)
+    )
     assert y.is_contiguous(**last)
     torch.testing.assert_close(y, plain)
 

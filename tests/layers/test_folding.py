@@ -31,7 +31,10 @@ def test_folded_convolution_does_what_the_norm_would(conv, kind, has_bias):
 
 
 def test_without_a_norm_weight_and_bias_are_the_layers_own(conv):
-    for weight, bias in (fold(conv.weight, conv.bias, None), folded(conv, conv.weight, conv.bias, None)):
+    for weight, bias in (
+        fold(conv.weight, conv.bias, None),
+        folded(conv, conv.weight, conv.bias, None),
+    ):
         assert weight is conv.weight
         assert bias is conv.bias
 

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from detkit.layers import ciou_loss, cross_entropy, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
+from detkit.layers import (
+    ciou_loss,
+    cross_entropy,
+    diou_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 from tests.helpers import iou_of_two_boxes, random_boxes, slow_focal_loss
 
 BOX_LOSSES = [giou_loss, diou_loss, ciou_loss]
@@ -19,7 +26,9 @@ def test_smooth_l1_by_hand(beta, expected):
     x = torch.tensor([0.0, -0.5, 1.0, -3.0])
     assert smooth_l1_loss(x, torch.zeros(4), beta).tolist() == pytest.approx(expected)
     assert smooth_l1_loss(x, torch.zeros(4), beta, "sum").item() == pytest.approx(sum(expected))
-    assert smooth_l1_loss(x, torch.zeros(4), beta, "mean").item() == pytest.approx(sum(expected) / 4)
+    assert smooth_l1_loss(x, torch.zeros(4), beta, "mean").item() == pytest.approx(
+        sum(expected) / 4
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-6, 0.5])
@@ -51,7 +60,10 @@ def test_giou_and_diou_by_hand():
 
 
 def test_giou_of_boxes_apart_falls_with_the_distance():
-    a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([[2.0, 0.0, 3.0, 1.0], [9.0, 0.0, 10.0, 1.0]])
+    a, b = (
+        torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2),
+        torch.tensor([[2.0, 0.0, 3.0, 1.0], [9.0, 0.0, 10.0, 1.0]]),
+    )
     assert giou_loss(a, b).tolist() == pytest.approx([1 + 1 / 3, 1 + 8 / 10])
 
 
@@ -63,7 +75,9 @@ def test_giou_of_boxes_apart_falls_with_the_distance():
         pytest.param(lambda x: giou_loss(x, x.detach(), "mean"), id="GIoU"),
         pytest.param(lambda x: diou_loss(x, x.detach(), "mean"), id="DIoU"),
         pytest.param(lambda x: ciou_loss(x, x.detach(), "mean"), id="CIoU"),
-        pytest.param(lambda x: cross_entropy(x, torch.zeros(0, dtype=torch.int64)), id="cross entropy"),
+        pytest.param(
+            lambda x: cross_entropy(x, torch.zeros(0, dtype=torch.int64)), id="cross entropy"
+        ),
     ],
 )
 def test_mean_over_nothing_is_zero_and_stays_in_the_graph(loss):
@@ -91,14 +105,22 @@ def test_focal_loss_is_its_formula(alpha, gamma):
         [slow_focal_loss(x, t == 1, alpha, gamma) for x, t in zip(*rows, strict=True)]
         for rows in zip(logits.tolist(), targets.tolist(), strict=True)
     ]
-    torch.testing.assert_close(sigmoid_focal_loss(logits, targets, alpha, gamma), torch.tensor(expected))
-    torch.testing.assert_close(sigmoid_focal_loss(logits, targets.bool(), alpha, gamma), torch.tensor(expected))
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets, alpha, gamma), torch.tensor(expected)
+    )
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets.bool(), alpha, gamma), torch.tensor(expected)
+    )
 
 
 def test_focal_loss_without_focus_is_cross_entropy():
     logits, targets = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="mean")
-    torch.testing.assert_close(sigmoid_focal_loss(logits, targets, gamma=0.0, reduction="mean"), expected)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets, reduction="mean"
+    )
+    torch.testing.assert_close(
+        sigmoid_focal_loss(logits, targets, gamma=0.0, reduction="mean"), expected
+    )
 
 
 def test_focal_loss_and_its_gradient_are_finite_for_extreme_logits():

@@ -7,7 +7,7 @@ from tests.helpers import random_boxes, slow_batched_nms
 
 
 def _scores(count: int) -> Tensor:
-    """Give scores without ties, whose order would be anybody's choice."""
+    """Return scores without ties, whose order would be anybody's choice."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(1)) / max(count, 1)
 
 
@@ -37,13 +37,20 @@ def test_many_classes_equal_each_class_alone(count):
 def test_negative_coordinates_do_not_bring_classes_together():
     # Shifted by (largest coordinate + 1) for its class, the second box would lie on the first.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [-11.0, -11.0, -1.0, -1.0]])
-    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5).tolist() == [0, 1]
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5).tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_high_class_numbers_do_not_round_coordinates():
     # Class 1,202 of LVIS lies at 1.6 million pixels, where float32 has steps of an eighth: the first two would be equal.
     boxes = torch.tensor(
-        [[100.0, 100.0, 110.0, 110.0], [100.04, 100.04, 110.04, 110.04], [1300.0, 1300.0, 1333.0, 1333.0]]
+        [
+            [100.0, 100.0, 110.0, 110.0],
+            [100.04, 100.04, 110.04, 110.04],
+            [1300.0, 1300.0, 1333.0, 1333.0],
+        ]
     )
     scores, idxs = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1202, 1202, 0])
     assert batched_nms(boxes, scores, idxs, 0.99).tolist() == [0, 1, 2]
@@ -58,7 +65,9 @@ def test_order_of_the_boxes_does_not_matter():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_full(dtype):
-    boxes = torch.tensor([[1000.0, 1000.0, 1016.0, 1016.0], [1000.0, 1000.0, 1016.0, 1016.0]], dtype=dtype)
+    boxes = torch.tensor(
+        [[1000.0, 1000.0, 1016.0, 1016.0], [1000.0, 1000.0, 1016.0, 1016.0]], dtype=dtype
+    )
     kept = batched_nms(boxes, torch.tensor([0.5, 0.9], dtype=dtype), torch.tensor([70, 71]), 0.5)
     assert kept.tolist() == [1, 0]
 

@@ -40,7 +40,9 @@ def test_frozen_norm_has_the_names_of_batchnorm_and_no_parameters():
 
 
 def test_frozen_norm_keeps_the_dtype_of_its_input():
-    assert FrozenBatchNorm2d(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert (
+        FrozenBatchNorm2d(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    )
 
 
 def test_frozen_norm_takes_an_empty_batch():
@@ -49,7 +51,9 @@ def test_frozen_norm_takes_an_empty_batch():
 
 @pytest.mark.parametrize("norm_class", [nn.BatchNorm2d, nn.SyncBatchNorm])
 def test_convert_freezes_every_batchnorm_inside_and_keeps_the_names(norm_class):
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(_trained_batchnorm(4, norm_class), nn.GroupNorm(2, 4)))
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Sequential(_trained_batchnorm(4, norm_class), nn.GroupNorm(2, 4))
+    )
     before = {name: value.clone() for name, value in module.state_dict().items()}
     converted = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
     assert converted is module
@@ -140,7 +144,9 @@ def test_group_norm_has_32_groups():
     assert norm.num_groups == 32
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", SyncBatchNorm2d)])
+@pytest.mark.parametrize(
+    ("backend", "expected"), [("nccl", nn.SyncBatchNorm), ("gloo", SyncBatchNorm2d)]
+)
 def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch, backend, expected):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
@@ -149,7 +155,9 @@ def test_sync_bn_is_synchronised_where_there_are_processes(monkeypatch, backend,
 
 def test_sync_bn_in_one_process_says_so_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(norm_module, "log_first_n", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(
+        norm_module, "log_first_n", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
     get_norm("SyncBN", 4)
     ((level, message), keywords) = calls[0]
     assert level == logging.INFO
@@ -162,7 +170,9 @@ def test_names_are_listed_for_those_who_check_a_config():
 
 
 def test_unknown_name_is_an_error_with_near_misses():
-    with pytest.raises(ValueError, match=r"unknown norm 'FrozenBn'. Did you mean 'FrozenBN'.*Known: FrozenBN, BN"):
+    with pytest.raises(
+        ValueError, match=r"unknown norm 'FrozenBn'. Did you mean 'FrozenBN'.*Known: FrozenBN, BN"
+    ):
         get_norm("FrozenBn", 4)
 
 

@@ -172,7 +172,9 @@ def test_values_go_with_their_layer(double):
     assert len(weights._of_layer) == 0
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"]
+)
 def test_a_copy_is_empty(double, duplicate):
     weights = PreparedWeights()
     with weights.in_use():

@@ -47,15 +47,21 @@ def test_gradients_reach_the_features(memory_format):
 @pytest.mark.parametrize(
     ("features", "expected"),
     [
-        pytest.param(torch.zeros(1, 4, 6, 6).to(memory_format=torch.channels_last), True, id="channels last"),
+        pytest.param(
+            torch.zeros(1, 4, 6, 6).to(memory_format=torch.channels_last), True, id="channels last"
+        ),
         pytest.param(torch.zeros(1, 4, 6, 6), False, id="contiguous"),
-        pytest.param(torch.zeros(1, 4, 6, 6).half().to(memory_format=torch.channels_last), True, id="float16"),
+        pytest.param(
+            torch.zeros(1, 4, 6, 6).half().to(memory_format=torch.channels_last), True, id="float16"
+        ),
     ],
 )
 def test_fast_way_is_taken_where_it_applies(features, expected, monkeypatch):
     calls = []
     rows = roi_align.roi_align_rows
-    monkeypatch.setattr(roi_align, "roi_align_rows", lambda *args: calls.append(args) or rows(*args))
+    monkeypatch.setattr(
+        roi_align, "roi_align_rows", lambda *args: calls.append(args) or rows(*args)
+    )
     out = ROIAlign(2, 1.0, 1)(features, torch.tensor([[0.0, 1.0, 1.0, 3.0, 3.0]]))
     assert out.shape == (1, 4, 2, 2)
     assert out.dtype == features.dtype

@@ -24,7 +24,9 @@ REGIONS = [
     pytest.param(torch.tensor([[0.0, 0.0, 96.0, 4.0], [0.0, 0.0, 4.0, 80.0]]), id="long ones"),
     pytest.param(torch.tensor([[8.0, 8.0, 8.0, 8.0], [8.0, 8.0, 40.0, 8.0]]), id="without area"),
     pytest.param(torch.tensor([[40.0, 40.0, 8.0, 8.0]]), id="turned inside out"),
-    pytest.param(torch.tensor([[500.0, 500.0, 600.0, 600.0], [-99.0, -99.0, -50.0, -50.0]]), id="outside"),
+    pytest.param(
+        torch.tensor([[500.0, 500.0, 600.0, 600.0], [-99.0, -99.0, -50.0, -50.0]]), id="outside"
+    ),
     pytest.param(torch.tensor([[-4.0, -4.0, 100.0, 84.0]]), id="up to the border"),
 ]
 

@@ -61,7 +61,9 @@ def test_copies_of_a_box_lose_what_the_method_takes(method):
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
     kept, kept_scores = suppress(boxes, scores, torch.zeros(4).long(), 0.5, NMSMethod(method))
     factor = 0.0 if method == "linear" else torch.tensor(-1 / 0.5).exp().item()
-    expected = {0: 0.9, 3: 0.6} if factor == 0 else {0: 0.9, 3: 0.6, 1: 0.8 * factor, 2: 0.7 * factor**2}
+    expected = (
+        {0: 0.9, 3: 0.6} if factor == 0 else {0: 0.9, 3: 0.6, 1: 0.8 * factor, 2: 0.7 * factor**2}
+    )
     assert dict(zip(kept.tolist(), kept_scores.tolist(), strict=True)) == pytest.approx(expected)
 
 
@@ -73,7 +75,9 @@ def test_empty_boxes_suppress_nothing():
 
 
 def test_unknown_method_names_the_near_one():
-    with pytest.raises(ValueError, match="TEST.NMS.METHOD must be one of hard, linear, gaussian, got 'gausian'"):
+    with pytest.raises(
+        ValueError, match="TEST.NMS.METHOD must be one of hard, linear, gaussian, got 'gausian'"
+    ):
         NMSMethod("gausian")
 
 

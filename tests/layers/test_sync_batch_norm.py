@@ -35,9 +35,14 @@ def _of_one_process(batches: list[torch.Tensor], momentum: float | None):
     batches = [batch.clone().requires_grad_() for batch in batches]
     norm = _norm(nn.BatchNorm2d, momentum)
     pixels = torch.cat([batch.movedim(1, 0).flatten(1) for batch in batches], dim=1)
-    outputs = norm(pixels[None, :, :, None])[0, :, :, 0].split([b.numel() // 3 for b in batches], dim=1)
+    outputs = norm(pixels[None, :, :, None])[0, :, :, 0].split(
+        [b.numel() // 3 for b in batches], dim=1
+    )
     sum(output.pow(3).sum() for output in outputs).backward()
-    maps = [output.view(3, len(b), *b.shape[2:]).movedim(0, 1) for output, b in zip(outputs, batches, strict=True)]
+    maps = [
+        output.view(3, len(b), *b.shape[2:]).movedim(0, 1)
+        for output, b in zip(outputs, batches, strict=True)
+    ]
     return maps, [batch.grad for batch in batches], norm
 
 
@@ -85,7 +90,10 @@ def test_processes_with_nothing_to_add_leave_plain_batch_norm(monkeypatch, momen
 @pytest.mark.parametrize("training", [True, False])
 def test_one_process_has_plain_batch_norm(training):
     x = _batches()[0]
-    ours, plain = _norm(SyncBatchNorm2d, 0.1).train(training), _norm(nn.BatchNorm2d, 0.1).train(training)
+    ours, plain = (
+        _norm(SyncBatchNorm2d, 0.1).train(training),
+        _norm(nn.BatchNorm2d, 0.1).train(training),
+    )
     assert torch.equal(ours(x), plain(x))
 
 

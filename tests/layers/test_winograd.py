@@ -11,12 +11,16 @@ from detkit.layers.winograd import winograd_conv2d as convolve_points
 CHANNELS_LAST = torch.channels_last
 
 
-def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def winograd_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     return convolve_points(x, transform_weight(weight), bias)
 
 
 def _map(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=CHANNELS_LAST)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(
+        memory_format=CHANNELS_LAST
+    )
 
 
 def _weight(*shape: int) -> torch.Tensor:
@@ -55,7 +59,9 @@ def test_equals_torch(N, C, K, H, W, has_bias):
 
 
 def test_equals_torch_with_channels_last_weights():
-    _assert_equals_torch(_map(1, 8, 9, 9), _weight(6, 8, 3, 3).to(memory_format=CHANNELS_LAST), None)
+    _assert_equals_torch(
+        _map(1, 8, 9, 9), _weight(6, 8, 3, 3).to(memory_format=CHANNELS_LAST), None
+    )
 
 
 def test_images_of_a_batch_do_not_mix():
@@ -73,7 +79,9 @@ def test_inputs_are_not_changed():
 
 @pytest.mark.parametrize("size", [(12, 12), (13, 10)], ids=["whole tiles", "odd"])
 def test_result_is_channels_last(size):
-    assert winograd_conv2d(_map(2, 8, *size), _weight(6, 8, 3, 3)).is_contiguous(memory_format=CHANNELS_LAST)
+    assert winograd_conv2d(_map(2, 8, *size), _weight(6, 8, 3, 3)).is_contiguous(
+        memory_format=CHANNELS_LAST
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,9 @@ def _applies(conv: nn.Conv2d, x: torch.Tensor) -> bool:
     return winograd_applies(x, list(conv.parameters()), conv)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"out_channels": 256}], ids=["bias", "no bias", "wider"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias": False}, {"out_channels": 256}], ids=["bias", "no bias", "wider"]
+)
 def test_applies_to_inference_of_a_large_map(changes):
     with torch.no_grad():
         assert _applies(_conv(**changes), _map(1, 128, 60, 60))
@@ -218,7 +228,9 @@ def test_layer_that_needs_gradients_gives_those_of_torch(winograd_calls):
     conv, x = _conv(), _map(1, 128, 60, 60).requires_grad_()
     inputs = [x, conv.weight, conv.bias]
     got = torch.autograd.grad(conv(x).square().sum(), inputs)
-    want = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum(), inputs)
+    want = torch.autograd.grad(
+        F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum(), inputs
+    )
     assert not winograd_calls
     # Threads may add in another order from one call to the next.
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)

@@ -52,7 +52,9 @@ def test_additional_tensor_is_named(cfg, recorded):
 
 def test_other_shape_is_given_with_the_wanted_one(cfg, recorded):
     recorded["keys"][WEIGHT] = [1, 2]
-    assert compare_with_recorded(cfg, recorded) == [f"of another shape: {WEIGHT}: [256, 256, 3, 3], not [1, 2]"]
+    assert compare_with_recorded(cfg, recorded) == [
+        f"of another shape: {WEIGHT}: [256, 256, 3, 3], not [1, 2]"
+    ]
 
 
 def test_trained_and_frozen_are_told_apart(cfg, recorded):
@@ -66,4 +68,6 @@ def test_trained_and_frozen_are_told_apart(cfg, recorded):
 
 def test_long_list_is_cut_and_counted(cfg, recorded):
     recorded["keys"].update({f"extra.{i}": [1] for i in range(9)})
-    assert compare_with_recorded(cfg, recorded) == ["missing: extra.0, extra.1, extra.2, extra.3, ... (9)"]
+    assert compare_with_recorded(cfg, recorded) == [
+        "missing: extra.0, extra.1, extra.2, extra.3, ... (9)"
+    ]

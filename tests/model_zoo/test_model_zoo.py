@@ -7,7 +7,14 @@ import torch
 
 from detkit.checkpoint import CheckpointError
 from detkit.config import get_cfg
-from detkit.model_zoo import find_config, get, get_checkpoint_url, get_config, get_config_file, list_configs
+from detkit.model_zoo import (
+    find_config,
+    get,
+    get_checkpoint_url,
+    get_config,
+    get_config_file,
+    list_configs,
+)
 from detkit.model_zoo.urls import PUBLISHED_WEIGHTS
 
 # Recorded from Detectron2 0.6: per file of its zoo, the settings that differ from the default.
@@ -17,7 +24,9 @@ DEFAULT = get_cfg()
 
 def changed_settings(cfg):
     values = {key: cfg.get_by_full_key(key) for key in cfg.keys_of_leaves()}
-    return {k: json.loads(json.dumps(v)) for k, v in values.items() if v != DEFAULT.get_by_full_key(k)}
+    return {
+        k: json.loads(json.dumps(v)) for k, v in values.items() if v != DEFAULT.get_by_full_key(k)
+    }
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -26,8 +35,14 @@ def test_config_resolves_to_detectron2s_settings(name):
 
 
 def test_detectron2s_whole_zoo_and_our_own_are_there():
-    ours = ["quick_start/faster_rcnn_R_18_FPN_shapes.yaml", "Examples/faster_rcnn_R_18_FPN_bccd.yaml"]
-    ours += ["Examples/faster_rcnn_mobilenet_v3_large_FPN_shapes.yaml", "Examples/faster_rcnn_swin_t_FPN.yaml"]
+    ours = [
+        "quick_start/faster_rcnn_R_18_FPN_shapes.yaml",
+        "Examples/faster_rcnn_R_18_FPN_bccd.yaml",
+    ]
+    ours += [
+        "Examples/faster_rcnn_mobilenet_v3_large_FPN_shapes.yaml",
+        "Examples/faster_rcnn_swin_t_FPN.yaml",
+    ]
     assert len(ZOO) == 92
     assert {*ZOO, *ours} <= set(list_configs())
 
@@ -35,17 +50,25 @@ def test_detectron2s_whole_zoo_and_our_own_are_there():
 @pytest.mark.parametrize("name", list_configs())
 def test_config_says_what_it_is_and_where_it_is_from_first(name):
     first, second, *_ = Path(get_config_file(name)).read_text().splitlines()
-    assert first.startswith(("# Reproduces: ", "# The common part of ")), f"{name} begins with {first!r}"
+    assert first.startswith(("# Reproduces: ", "# The common part of ")), (
+        f"{name} begins with {first!r}"
+    )
     assert second.startswith("# Source: "), f"{name}: {second!r}"
 
 
 @pytest.mark.parametrize("name", [name for name in list_configs() if "Base" not in name])
 def test_config_says_its_score_and_whether_it_was_measured(name):
-    head = "".join(line for line in Path(get_config_file(name)).read_text().splitlines() if line.startswith("# "))
+    head = "".join(
+        line
+        for line in Path(get_config_file(name)).read_text().splitlines()
+        if line.startswith("# ")
+    )
     assert re.search(r"[Ss]core( and cost)?: .*(measured|none expected)", head), head
 
 
-@pytest.mark.parametrize("name", ["rpn_R_50_FPN_1x", "rpn_R_50_FPN_1x.yaml", "COCO-Detection/rpn_R_50_FPN_1x"])
+@pytest.mark.parametrize(
+    "name", ["rpn_R_50_FPN_1x", "rpn_R_50_FPN_1x.yaml", "COCO-Detection/rpn_R_50_FPN_1x"]
+)
 def test_short_names_are_enough(name):
     assert get_config_file(name).endswith("COCO-Detection/rpn_R_50_FPN_1x.yaml")
 
@@ -63,7 +86,10 @@ def test_packaged_file_is_found_from_any_folder(tmp_path, monkeypatch, prefix):
 
 
 def test_unknown_name_has_near_misses():
-    with pytest.raises(FileNotFoundError, match=r"no config file faster_rcnn_R50_FPN_1x.*Did you mean .*R_50_FPN_1x"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no config file faster_rcnn_R50_FPN_1x.*Did you mean .*R_50_FPN_1x",
+    ):
         find_config("faster_rcnn_R50_FPN_1x.yaml")
 
 
@@ -81,26 +107,33 @@ def test_trained_config_differs_in_its_weights_only():
     assert trained == cfg
 
 
-@pytest.mark.parametrize("name", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml", "Base-RCNN-FPN.yaml"])
+@pytest.mark.parametrize(
+    "name", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml", "Base-RCNN-FPN.yaml"]
+)
 def test_config_without_published_weights_is_an_error(name):
     with pytest.raises(ValueError, match=rf"published no weights for {name.removesuffix('.yaml')}"):
         get_config(name, trained=True)
 
 
 def test_error_about_weights_names_a_config_that_has_some():
-    with pytest.raises(ValueError, match=r"Did you mean 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'"):
+    with pytest.raises(
+        ValueError, match=r"Did you mean 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x'"
+    ):
         get_checkpoint_url("mask_rcnn_R_50_FPN_1x_giou")
 
 
 @pytest.mark.parametrize("function", [get_checkpoint_url, get_config, get])
 def test_unknown_config_has_near_misses_everywhere(function):
-    with pytest.raises(FileNotFoundError, match=r"'faster_rcnn_R_50_FPN_5x'.*Did you mean .*R_50_FPN_[13]x"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'faster_rcnn_R_50_FPN_5x'.*Did you mean .*R_50_FPN_[13]x"
+    ):
         function("faster_rcnn_R_50_FPN_5x")
 
 
 def test_name_that_several_configs_have_is_an_error_that_lists_them():
     with pytest.raises(
-        FileNotFoundError, match=r"several .*COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml, LVIS"
+        FileNotFoundError,
+        match=r"several .*COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml, LVIS",
     ):
         get_config("mask_rcnn_R_50_FPN_1x")
 
@@ -124,7 +157,10 @@ def test_trained_model_has_the_published_weights(zoo_of_one):
     path.mkdir(parents=True)
     torch.save({"model": untrained.state_dict()}, path / "model_final_aaaaaa.pth")
     trained = get("tiny", trained=True, device="cpu")
-    assert all(torch.equal(trained.state_dict()[name], value) for name, value in untrained.state_dict().items())
+    assert all(
+        torch.equal(trained.state_dict()[name], value)
+        for name, value in untrained.state_dict().items()
+    )
     assert trained.training
     assert not torch.equal(
         get("tiny").state_dict()["proposal_generator.rpn_head.conv.weight"],

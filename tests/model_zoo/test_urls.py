@@ -9,9 +9,9 @@ from detkit.model_zoo.urls import PREFIX, PUBLISHED_WEIGHTS
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 # Detectron2's quick schedules name nine of these files in full: a second source for the same addresses.
 SETTINGS = json.loads((GOLDEN / "zoo_settings.json").read_text())
-NAMED_IN_CONFIGS = {s["MODEL.WEIGHTS"] for s in SETTINGS.values() if "model_final" in s.get("MODEL.WEIGHTS", "")} - {
-    "detectron2://semantic_R_50_FPN_1x/111802073/model_final_c18079783c55a94968edc28b7101c5f0.pkl"
-}
+NAMED_IN_CONFIGS = {
+    s["MODEL.WEIGHTS"] for s in SETTINGS.values() if "model_final" in s.get("MODEL.WEIGHTS", "")
+} - {"detectron2://semantic_R_50_FPN_1x/111802073/model_final_c18079783c55a94968edc28b7101c5f0.pkl"}
 
 
 def test_addresses_named_in_detectron2s_configs_are_the_same():
@@ -22,7 +22,9 @@ def test_addresses_named_in_detectron2s_configs_are_the_same():
 
 def test_every_entry_is_a_config_of_the_zoo_and_a_run_of_its_own():
     assert {f"{name}.yaml" for name in PUBLISHED_WEIGHTS} <= set(SETTINGS)
-    assert len({rest.split("/")[0] for rest in PUBLISHED_WEIGHTS.values()}) == len(PUBLISHED_WEIGHTS)
+    assert len({rest.split("/")[0] for rest in PUBLISHED_WEIGHTS.values()}) == len(
+        PUBLISHED_WEIGHTS
+    )
     assert PREFIX.endswith("/")
 
 

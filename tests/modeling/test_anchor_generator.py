@@ -20,7 +20,9 @@ def feature(height, width):
 
 
 def make(sizes=((32, 64),), aspect_ratios=((0.5, 1.0, 2.0),), strides=(4, 8), offset=0.0):
-    return DefaultAnchorGenerator(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+    return DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5], ids=["corner", "centre"])
@@ -106,10 +108,18 @@ def test_anchors_follow_the_device_of_the_module():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"sizes": [[32], [64], [128]]}, "ANCHOR_GENERATOR.SIZES .*each of the 2 .*got 3", id="levels"),
+        pytest.param(
+            {"sizes": [[32], [64], [128]]},
+            "ANCHOR_GENERATOR.SIZES .*each of the 2 .*got 3",
+            id="levels",
+        ),
         pytest.param({"sizes": []}, "ANCHOR_GENERATOR.SIZES .*got 0 lists", id="no-sizes"),
-        pytest.param({"aspect_ratios": [[]]}, "ASPECT_RATIOS needs positive numbers", id="no-ratios"),
-        pytest.param({"aspect_ratios": [[-1.0]]}, "ASPECT_RATIOS needs positive numbers", id="negative-ratio"),
+        pytest.param(
+            {"aspect_ratios": [[]]}, "ASPECT_RATIOS needs positive numbers", id="no-ratios"
+        ),
+        pytest.param(
+            {"aspect_ratios": [[-1.0]]}, "ASPECT_RATIOS needs positive numbers", id="negative-ratio"
+        ),
         pytest.param({"offset": 1.0}, r"OFFSET must lie in \[0, 1\), got 1.0", id="offset"),
     ],
 )

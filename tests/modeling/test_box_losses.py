@@ -12,19 +12,25 @@ TRUTH = torch.tensor([[2.0, 0, 12, 14], [25, 22, 55, 44]])
 
 
 def loss(deltas, source=SOURCE, truth=TRUTH, loss_type="smooth_l1", beta=0.0):
-    return box_regression_loss(deltas, source, truth, transform=TRANSFORM, loss_type=loss_type, smooth_l1_beta=beta)
+    return box_regression_loss(
+        deltas, source, truth, transform=TRANSFORM, loss_type=loss_type, smooth_l1_beta=beta
+    )
 
 
 @pytest.mark.parametrize("loss_type", BOX_LOSS_TYPES)
 def test_perfect_deltas_cost_nothing(loss_type):
     perfect = TRANSFORM.get_deltas(SOURCE, TRUTH)
-    torch.testing.assert_close(loss(perfect, loss_type=loss_type), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        loss(perfect, loss_type=loss_type), torch.tensor(0.0), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("loss_type", BOX_LOSS_TYPES)
 def test_loss_is_a_sum_over_boxes(loss_type):
     deltas = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-    parts = [loss(deltas[i : i + 1], SOURCE[i : i + 1], TRUTH[i : i + 1], loss_type) for i in range(2)]
+    parts = [
+        loss(deltas[i : i + 1], SOURCE[i : i + 1], TRUTH[i : i + 1], loss_type) for i in range(2)
+    ]
     torch.testing.assert_close(loss(deltas, loss_type=loss_type), sum(parts))
 
 
@@ -59,5 +65,7 @@ def test_half_precision_deltas_give_a_float32_loss():
 
 
 def test_unknown_type_names_the_legal_ones():
-    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE must be one of smooth_l1, giou.*Did you mean 'giou'"):
+    with pytest.raises(
+        ValueError, match="BBOX_REG_LOSS_TYPE must be one of smooth_l1, giou.*Did you mean 'giou'"
+    ):
         check_box_loss_type("gIoU")

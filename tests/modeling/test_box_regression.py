@@ -18,14 +18,19 @@ def random_boxes(num, seed):
 def test_apply_inverts_get(weights):
     transform = Box2BoxTransform(weights)
     source, target = random_boxes(20, 0), random_boxes(20, 1)
-    torch.testing.assert_close(transform.apply_deltas(transform.get_deltas(source, target), source), target)
+    torch.testing.assert_close(
+        transform.apply_deltas(transform.get_deltas(source, target), source), target
+    )
 
 
 def test_get_inverts_apply():
     transform = Box2BoxTransform((10, 10, 5, 5))
     source, deltas = random_boxes(20, 0), torch.randn(20, 4)
     torch.testing.assert_close(
-        transform.get_deltas(source, transform.apply_deltas(deltas, source)), deltas, rtol=1e-4, atol=1e-4
+        transform.get_deltas(source, transform.apply_deltas(deltas, source)),
+        deltas,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -49,7 +54,9 @@ def test_classes_are_decoded_as_one_by_one():
     together = transform.apply_deltas(deltas, source)
     for k in range(3):
         columns = slice(4 * k, 4 * k + 4)
-        torch.testing.assert_close(together[:, columns], transform.apply_deltas(deltas[:, columns], source))
+        torch.testing.assert_close(
+            together[:, columns], transform.apply_deltas(deltas[:, columns], source)
+        )
 
 
 def test_growth_is_clamped_and_shrinking_is_not():
@@ -63,8 +70,12 @@ def test_growth_is_clamped_and_shrinking_is_not():
 
 @pytest.mark.parametrize("columns", [4, 12], ids=["shared", "per-class"])
 def test_no_boxes_give_no_boxes(columns):
-    assert Box2BoxTransform((1, 1, 1, 1)).apply_deltas(torch.zeros(0, columns), torch.zeros(0, 4)).shape == (0, columns)
-    assert Box2BoxTransform((1, 1, 1, 1)).get_deltas(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    assert Box2BoxTransform((1, 1, 1, 1)).apply_deltas(
+        torch.zeros(0, columns), torch.zeros(0, 4)
+    ).shape == (0, columns)
+    assert Box2BoxTransform((1, 1, 1, 1)).get_deltas(
+        torch.zeros(0, 4), torch.zeros(0, 4)
+    ).shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -82,7 +93,9 @@ def test_bad_weights_are_an_error(weights):
         Box2BoxTransform(weights)
 
 
-@pytest.mark.parametrize(("deltas", "boxes"), [((2, 5), (2, 4)), ((2, 8), (3, 4))], ids=["columns", "rows"])
+@pytest.mark.parametrize(
+    ("deltas", "boxes"), [((2, 5), (2, 4)), ((2, 8), (3, 4))], ids=["columns", "rows"]
+)
 def test_shapes_that_do_not_fit_are_an_error(deltas, boxes):
     with pytest.raises(ValueError, match=r"need deltas \(N, 4 K\) and boxes \(N, 4\)"):
         Box2BoxTransform((1, 1, 1, 1)).apply_deltas(torch.zeros(deltas), torch.zeros(boxes))

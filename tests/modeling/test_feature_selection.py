@@ -13,7 +13,9 @@ def test_shapes_come_in_the_order_of_the_names():
 
 
 def test_unknown_feature_names_key_and_what_there_is():
-    with pytest.raises(ValueError, match="MODEL.RPN.IN_FEATURES asks for 'p1', but the backbone gives p2, p3"):
+    with pytest.raises(
+        ValueError, match="MODEL.RPN.IN_FEATURES asks for 'p1', but the backbone gives p2, p3"
+    ):
         select_features(SHAPES, ["p2", "p1"], "MODEL.RPN.IN_FEATURES")
 
 

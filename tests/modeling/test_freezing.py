@@ -17,7 +17,9 @@ class NormWithActivation(nn.BatchNorm2d):
 
 
 def _block(norm: str = "BN") -> nn.Sequential:
-    return nn.Sequential(Conv2d(4, 32, 3, norm=get_norm(norm, 32)), Conv2d(32, 4, 1, norm=get_norm("BN", 4)))
+    return nn.Sequential(
+        Conv2d(4, 32, 3, norm=get_norm(norm, 32)), Conv2d(32, 4, 1, norm=get_norm("BN", 4))
+    )
 
 
 class Net(nn.Module):
@@ -55,16 +57,28 @@ ALL = set(Net().state_dict())
     ("patterns", "frozen"),
     [
         pytest.param(["^body"], {n for n in ALL if n.startswith("body")}, id="a part"),
-        pytest.param(["^body\\.1", "head"], {n for n in ALL if n.startswith(("body.1", "head"))}, id="two parts"),
-        pytest.param(["neck"], {n for n in ALL if n.startswith("neck")}, id="a norm of another class"),
-        pytest.param([r"body.*norm\.weight$"], {"body.0.norm.weight", "body.1.norm.weight"}, id="weights of norms"),
+        pytest.param(
+            ["^body\\.1", "head"],
+            {n for n in ALL if n.startswith(("body.1", "head"))},
+            id="two parts",
+        ),
+        pytest.param(
+            ["neck"], {n for n in ALL if n.startswith("neck")}, id="a norm of another class"
+        ),
+        pytest.param(
+            [r"body.*norm\.weight$"],
+            {"body.0.norm.weight", "body.1.norm.weight"},
+            id="weights of norms",
+        ),
         pytest.param(
             ["running_mean"],
             {n for n in ALL if "running" in n or "num_batches" in n},
             id="statistics, which stay together",
         ),
         pytest.param([r"head\.bias"], {"head.bias"}, id="one parameter"),
-        pytest.param(["^(?!head)"], {n for n in ALL if not n.startswith("head")}, id="all but one part"),
+        pytest.param(
+            ["^(?!head)"], {n for n in ALL if not n.startswith("head")}, id="all but one part"
+        ),
     ],
 )
 def test_matching_tensors_stay_bit_identical_and_the_others_train(patterns, frozen):
@@ -101,11 +115,15 @@ def test_norm_that_two_modules_share_is_frozen_in_both():
     assert _changed_by_training(net) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
+)
 def test_copies_are_frozen_too(copied):
     net = Net()
     freeze_matching(net, ["running_", "neck"])
-    assert not any("running" in name or "neck" in name for name in _changed_by_training(copied(net)))
+    assert not any(
+        "running" in name or "neck" in name for name in _changed_by_training(copied(net))
+    )
 
 
 def test_batch_norm_without_weights_keeps_its_names():
@@ -124,7 +142,10 @@ def test_norm_that_is_the_model_itself_is_frozen():
 
 
 def test_pattern_that_matches_nothing_is_an_error_with_near_misses():
-    with pytest.raises(ValueError, match=r"'\^bdoy\\\\.0' is found in the name of no tensor .*Did you mean 'body.0'"):
+    with pytest.raises(
+        ValueError,
+        match=r"'\^bdoy\\\\.0' is found in the name of no tensor .*Did you mean 'body.0'",
+    ):
         freeze_matching(Net(), ["head", r"^bdoy\.0"])
 
 

@@ -37,7 +37,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["mask_fpn", pytest.param("faster_fpn", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["mask_fpn", pytest.param("faster_fpn", marks=pytest.mark.slow)]
+)
 def case(request):
     """Each part of Faster R-CNN is one of Mask R-CNN too: by itself it is only looked at among the slow tests."""
     return request.param
@@ -69,7 +71,12 @@ def inference_numbers(model):
     for name, feature in model.backbone(model.preprocess_image(inputs).tensor).items():
         values = feature.double().flatten()
         probe = values[torch.linspace(0, len(values) - 1, 48).long()]
-        numbers[f"feat/{name}"] = [*feature.shape, *probe.tolist(), values.mean().item(), values.std().item()]
+        numbers[f"feat/{name}"] = [
+            *feature.shape,
+            *probe.tolist(),
+            values.mean().item(),
+            values.std().item(),
+        ]
     for i, output in enumerate(model(inputs)):
         numbers[f"det{i}"] = output["instances"]
     return numbers
@@ -87,7 +94,9 @@ def training_numbers(cfg, model):
         sum(losses.values()).backward()
         if step == 0:
             trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            numbers.update({f"gradnorm/{name}": grad.double().norm().item() for name, grad in trained.items()})
+            numbers.update(
+                {f"gradnorm/{name}": grad.double().norm().item() for name, grad in trained.items()}
+            )
         numbers[f"lr{step}"] = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
@@ -96,7 +105,9 @@ def training_numbers(cfg, model):
 
 def values_for(name, shape):
     """Draw a parameter or buffer from the stream of its name, at a scale that keeps activations in range."""
-    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    noise = (
+        np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    )
     if len(shape) > 1:
         is_last = any(part in name for part in LAST_LAYERS)
         gain = 1.0 if is_last else np.sqrt(2.0)
@@ -104,7 +115,13 @@ def values_for(name, shape):
     if name.endswith("running_var"):
         return 1.0 + 0.1 * np.abs(noise)
     if name.endswith("weight"):
-        scale = 0.015 if "stem" in name else 0.3 if ".conv3.norm" in name or ".conv2.norm" in name else 1.0
+        scale = (
+            0.015
+            if "stem" in name
+            else 0.3
+            if ".conv3.norm" in name or ".conv2.norm" in name
+            else 1.0
+        )
         return (scale * (1 + 0.05 * noise)).astype(np.float32)
     return 0.05 * noise
 
@@ -122,13 +139,17 @@ def picture(seed):
         left, top = random.randint(0, width - 60), random.randint(0, height - 60)
         wide, high = random.randint(20, 60), random.randint(20, 60)
         image[:, top : top + high, left : left + wide] = random.uniform(0, 255, (3, 1, 1))
-    return torch.from_numpy(np.clip(image + random.normal(0, 6, image.shape), 0, 255).astype(np.uint8))
+    return torch.from_numpy(
+        np.clip(image + random.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    )
 
 
 def training_input(seed, num_classes):
     random, (height, width) = np.random.RandomState(seed + 7), SIZE
     corner = random.uniform(0, [width - 130, height - 130], (5, 2))
-    boxes = np.concatenate([corner, corner + random.uniform(25, 125, (5, 2))], axis=1).astype(np.float32)
+    boxes = np.concatenate([corner, corner + random.uniform(25, 125, (5, 2))], axis=1).astype(
+        np.float32
+    )
     classes = torch.from_numpy(random.randint(0, num_classes, 5))
     masks = PolygonMasks([[ellipse(box)] for box in boxes])
     instances = Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=classes, gt_masks=masks)
@@ -136,10 +157,13 @@ def training_input(seed, num_classes):
 
 
 def ellipse(box):
-    """Give the twelve-sided polygon within an ellipse that fills the box."""
+    """Return the twelve-sided polygon within an ellipse that fills the box."""
     x0, y0, x1, y1 = box
     angle = np.linspace(0, 2 * np.pi, 13)[:-1]
-    x, y = (x0 + x1) / 2 + (x1 - x0) / 2 * np.cos(angle), (y0 + y1) / 2 + (y1 - y0) / 2 * np.sin(angle)
+    x, y = (
+        (x0 + x1) / 2 + (x1 - x0) / 2 * np.cos(angle),
+        (y0 + y1) / 2 + (y1 - y0) / 2 * np.sin(angle),
+    )
     return np.stack([x, y], axis=1).reshape(-1).astype(np.float64)
 
 
@@ -166,7 +190,10 @@ def test_detections_are_those_of_detectron2(image, recorded, observed):
     is_same = (iou > 0.98) & same_score & same_class
     assert is_same.any(dim=1).float().mean() >= 0.97
     if f"det{image}/mask_area" in recorded:
-        areas, match = torch.from_numpy(recorded[f"det{image}/mask_area"]), is_same.float().argmax(dim=1)
+        areas, match = (
+            torch.from_numpy(recorded[f"det{image}/mask_area"]),
+            is_same.float().argmax(dim=1),
+        )
         found_areas = found.pred_masks.flatten(1).sum(dim=1)[match]
         is_close = (found_areas - areas).abs() <= 0.02 * areas + 2
         assert is_close[is_same.any(dim=1)].float().mean() >= 0.97

@@ -41,7 +41,9 @@ def test_view_shows_a_box_where_it_says():
         assert outside.max() < 20
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (500, 500), (100, 3000), (37, 1001)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(480, 640), (640, 480), (500, 500), (100, 3000), (37, 1001)]
+)
 @pytest.mark.parametrize(("min_size", "max_size"), [(400, 4000), (800, 1333), (601, 700)])
 def test_sizes_are_those_of_the_data_loader(height, width, min_size, max_size):
     mapper = DatasetMapperTTA(min_sizes=[min_size], max_size=max_size, flip=False)
@@ -72,6 +74,8 @@ def test_no_size_is_an_error():
 
 def test_settings_come_from_the_config():
     cfg = get_cfg()
-    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.MAX_SIZE", 60, "TEST.AUG.FLIP", False])
+    cfg.merge_from_list(
+        ["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.MAX_SIZE", 60, "TEST.AUG.FLIP", False]
+    )
     views = [view for _, view in DatasetMapperTTA(cfg)(picture())]
     assert views == [View((40, 60), False)] * 2

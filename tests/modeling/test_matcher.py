@@ -37,7 +37,9 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("low_quality", [False, True], ids=["plain", "low-quality"])
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=["no-objects", "no-boxes", "nothing"])
+@pytest.mark.parametrize(
+    "shape", [(0, 5), (3, 0), (0, 0)], ids=["no-objects", "no-boxes", "nothing"]
+)
 def test_nothing_to_match_is_all_background(shape, low_quality):
     matches, labels = Matcher([0.5], [0, 1], low_quality)(torch.zeros(shape))
     assert matches.tolist() == labels.tolist() == [0] * shape[1]
@@ -61,9 +63,13 @@ def test_matching_follows_a_permutation_of_the_boxes():
 @pytest.mark.parametrize(
     ("thresholds", "labels", "message"),
     [
-        pytest.param([0.7, 0.3], [0, -1, 1], "IOU_THRESHOLDS must be positive and rise", id="falling"),
+        pytest.param(
+            [0.7, 0.3], [0, -1, 1], "IOU_THRESHOLDS must be positive and rise", id="falling"
+        ),
         pytest.param([0.0], [0, 1], "IOU_THRESHOLDS must be positive and rise", id="zero"),
-        pytest.param([0.5], [0, -1, 1], "IOU_LABELS needs one label more than IOU_THRESHOLDS", id="count"),
+        pytest.param(
+            [0.5], [0, -1, 1], "IOU_LABELS needs one label more than IOU_THRESHOLDS", id="count"
+        ),
         pytest.param([0.5], [0, 2], "IOU_LABELS must be -1", id="label"),
     ],
 )
@@ -73,12 +79,18 @@ def test_bad_settings_name_the_key(thresholds, labels, message):
 
 
 def random_boxes(count, seed):
-    corners = torch.randint(0, 40, (count, 2, 2), generator=torch.Generator().manual_seed(seed)).float()
-    return Boxes(torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 1], dim=1))  # whole numbers: many ties
+    corners = torch.randint(
+        0, 40, (count, 2, 2), generator=torch.Generator().manual_seed(seed)
+    ).float()
+    return Boxes(
+        torch.cat([corners.amin(dim=1), corners.amax(dim=1) + 1], dim=1)
+    )  # whole numbers: many ties
 
 
 @pytest.mark.parametrize("low_quality", [False, True], ids=["plain", "low-quality"])
-@pytest.mark.parametrize("max_pairs", [1, 60, 61, 10_000], ids=["a row", "two rows", "two rows and a bit", "all"])
+@pytest.mark.parametrize(
+    "max_pairs", [1, 60, 61, 10_000], ids=["a row", "two rows", "two rows and a bit", "all"]
+)
 @pytest.mark.parametrize("num_gt", [0, 1, 7], ids=["nothing", "one", "many"])
 def test_boxes_matched_in_groups_are_matched_as_at_once(num_gt, max_pairs, low_quality):
     matcher = Matcher([0.2, 0.4], [0, -1, 1], low_quality)

@@ -4,12 +4,18 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from detkit.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detkit.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
 from detkit.structures import Boxes
 
 
 def boxes_of_side(*sides):
-    return Boxes(torch.tensor([[10.0, 20.0, 10.0 + side, 20.0 + side] for side in sides]).reshape(-1, 4))
+    return Boxes(
+        torch.tensor([[10.0, 20.0, 10.0 + side, 20.0 + side] for side in sides]).reshape(-1, 4)
+    )
 
 
 def make(scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32), **kwargs):
@@ -19,7 +25,10 @@ def make(scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32), **kwargs):
 
 def pyramid(num_images=2, channels=3, strides=(4, 8, 16, 32), side=512):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(num_images, channels, side // s, side // s, generator=generator) for s in strides]
+    return [
+        torch.randn(num_images, channels, side // s, side // s, generator=generator)
+        for s in strides
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,5 +107,8 @@ def test_scales_must_be_powers_without_a_gap(scales):
 
 
 def test_unknown_type_offers_a_near_miss():
-    with pytest.raises(ValueError, match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2.*Did you mean 'ROIAlignV2'"):
+    with pytest.raises(
+        ValueError,
+        match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2.*Did you mean 'ROIAlignV2'",
+    ):
         make(pooler_type="RoIAlignV2")

@@ -21,7 +21,9 @@ def test_boxes_are_scaled_per_axis(name):
 
 
 def test_boxes_are_clipped_and_the_empty_ones_go():
-    scaled = detector_postprocess(results([[-10.0, -10, 250, 90], [5, 5, 5, 9], [210, 0, 220, 9]]), 100, 200)
+    scaled = detector_postprocess(
+        results([[-10.0, -10, 250, 90], [5, 5, 5, 9], [210, 0, 220, 9]]), 100, 200
+    )
     torch.testing.assert_close(scaled.pred_boxes.tensor, torch.tensor([[0.0, 0, 200, 90]]))
     assert scaled.scores.tolist() == [0]
 
@@ -57,13 +59,17 @@ def test_masks_are_painted_at_the_new_size(kind):
     assert scaled.pred_masks.shape == (2, 50, 400)
     assert scaled.pred_masks.dtype == torch.bool
     boxes = torch.tensor([[20.0, 10, 60, 20], [0, 0, 160, 30]])
-    assert torch.equal(scaled.pred_masks, paste_masks_in_image(masks[[0, 2], 0], boxes, (50, 400), 0.4))
+    assert torch.equal(
+        scaled.pred_masks, paste_masks_in_image(masks[[0, 2], 0], boxes, (50, 400), 0.4)
+    )
     assert given.pred_masks is masks or kind == "ROIMasks"
 
 
 @pytest.mark.parametrize(("probability", "is_painted"), [(0.49, False), (0.51, True)])
 def test_pixel_belongs_to_the_object_from_a_probability_of_one_half(probability, is_painted):
-    masks = detector_postprocess(with_masks(torch.full((3, 1, 7, 7), probability)), 50, 400).pred_masks
+    masks = detector_postprocess(
+        with_masks(torch.full((3, 1, 7, 7), probability)), 50, 400
+    ).pred_masks
     assert (masks.flatten(1).any(dim=1) == is_painted).all()
 
 

@@ -41,7 +41,9 @@ def test_drawn_are_of_their_kind_and_none_twice():
 def test_everything_is_drawn_where_there_is_room():
     labels = labels_with(4, 6)
     positive, negative = subsample_labels(labels, 1000, 1.0, BACKGROUND)
-    assert sorted(positive.tolist() + negative.tolist()) == (labels != -1).nonzero().flatten().tolist()
+    assert (
+        sorted(positive.tolist() + negative.tolist()) == (labels != -1).nonzero().flatten().tolist()
+    )
 
 
 def test_every_candidate_is_equally_likely():

@@ -15,7 +15,10 @@ from detkit.model_zoo import compare_with_recorded, get_config
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RECORDED = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
 # The last config of each model: a base's own name says less.
-DISTINCT = {json.dumps([model["keys"], model["trainable"]], sort_keys=True): name for name, model in RECORDED.items()}
+DISTINCT = {
+    json.dumps([model["keys"], model["trainable"]], sort_keys=True): name
+    for name, model in RECORDED.items()
+}
 
 
 def test_record_covers_the_whole_zoo():

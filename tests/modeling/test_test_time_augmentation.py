@@ -41,20 +41,31 @@ class BrightPatch(nn.Module):
         self.calls = []
 
     def forward(self, images, features, proposals, targets=None):
-        found = [self._patch(features["image"][i], size) for i, size in enumerate(images.image_sizes)]
+        found = [
+            self._patch(features["image"][i], size) for i, size in enumerate(images.image_sizes)
+        ]
         return self.forward_with_given_boxes(features, found), {}
 
     def _patch(self, image, size):
         y, x = (image[0] > 100).nonzero().unbind(dim=1)
         box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
-        return Instances(size, pred_boxes=Boxes(box[None]), scores=torch.tensor([0.9]), pred_classes=torch.tensor([1]))
+        return Instances(
+            size,
+            pred_boxes=Boxes(box[None]),
+            scores=torch.tensor([0.9]),
+            pred_classes=torch.tensor([1]),
+        )
 
     def forward_with_given_boxes(self, features, instances):
         self.calls.append((self.mask_on, self.keypoint_on))
         for image, found in zip(features["image"], instances, strict=True):
-            halves = [self._halves(image, box) for box in found.pred_boxes.tensor.round().long().tolist()]
+            halves = [
+                self._halves(image, box) for box in found.pred_boxes.tensor.round().long().tolist()
+            ]
             if self.mask_on:
-                found.pred_masks = torch.stack([(half / 400)[None, None].expand(1, 2, 2) for half in halves])
+                found.pred_masks = torch.stack(
+                    [(half / 400)[None, None].expand(1, 2, 2) for half in halves]
+                )
             if self.keypoint_on:
                 # Keypoint 0 is on the left as seen, keypoint 1 on the right, like eyes: a mirror exchanges them.
                 maps = 10 * torch.eye(2)[:, None].expand(2, 2, 2)
@@ -87,7 +98,9 @@ class Nothing(nn.Module):
 
 def tta(inner, min_sizes=(40, 80), flip=True, **kwargs):
     mapper = DatasetMapperTTA(min_sizes=min_sizes, max_size=1000, flip=flip)
-    return GeneralizedRCNNWithTTA(model=inner, tta_mapper=mapper, keypoint_flip_indices=PAIRS, **kwargs).eval()
+    return GeneralizedRCNNWithTTA(
+        model=inner, tta_mapper=mapper, keypoint_flip_indices=PAIRS, **kwargs
+    ).eval()
 
 
 def picture(**fields):
@@ -114,7 +127,10 @@ def test_views_agree_on_the_box_the_mask_and_the_keypoints():
 
 
 def test_masks_of_all_views_are_averaged():
-    single = [tta(model(), sizes, flip)([picture()])[0]["instances"] for sizes, flip in (((40,), False), ((40,), True))]
+    single = [
+        tta(model(), sizes, flip)([picture()])[0]["instances"]
+        for sizes, flip in (((40,), False), ((40,), True))
+    ]
     assert torch.equal(single[0].pred_masks, single[1].pred_masks)
 
 
@@ -123,7 +139,9 @@ def test_output_has_the_size_that_is_asked_for():
     found = output["instances"]
     assert found.image_size == (80, 30)
     assert found.pred_masks.shape == (1, 80, 30)
-    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[2.0, 16.0, 10.0, 48.0]]), atol=1.0, rtol=0)
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, torch.tensor([[2.0, 16.0, 10.0, 48.0]]), atol=1.0, rtol=0
+    )
 
 
 def test_boxes_are_searched_without_the_other_branches():
@@ -144,7 +162,11 @@ class Given(DenseDetector):
 
     def __init__(self, results):
         super().__init__(
-            backbone=Identity(), head=nn.Identity(), head_in_features=["image"], pixel_mean=[0.0], pixel_std=[1.0]
+            backbone=Identity(),
+            head=nn.Identity(),
+            head_in_features=["image"],
+            pixel_mean=[0.0],
+            pixel_std=[1.0],
         )
         self.results = iter(results)
 
@@ -152,18 +174,25 @@ class Given(DenseDetector):
         return [next(self.results) for _ in images.image_sizes]
 
 
-@pytest.mark.parametrize("nms", [NMSMethod(), NMSMethod(class_agnostic=True)], ids=["per-class", "over-classes"])
+@pytest.mark.parametrize(
+    "nms", [NMSMethod(), NMSMethod(class_agnostic=True)], ids=["per-class", "over-classes"]
+)
 def test_merged_boxes_are_those_of_the_slow_reference(nms):
     boxes, scores, classes = random_boxes(60, 40.0), torch.rand(60), torch.arange(60) % K
     parts = [slice(0, 25), slice(25, 60)]
     views = [View((40, 60), False), View((40, 60), True)]
     results = [
         Instances(
-            (40, 60), pred_boxes=Boxes(v.boxes_into(boxes[p], (40, 60))), scores=scores[p], pred_classes=classes[p]
+            (40, 60),
+            pred_boxes=Boxes(v.boxes_into(boxes[p], (40, 60))),
+            scores=scores[p],
+            pred_classes=classes[p],
         )
         for p, v in zip(parts, views, strict=True)
     ]
-    found = tta(Given(results).eval(), [40], nms_thresh=0.3, nms=nms, topk_per_image=10)([picture()])[0]["instances"]
+    found = tta(Given(results).eval(), [40], nms_thresh=0.3, nms=nms, topk_per_image=10)(
+        [picture()]
+    )[0]["instances"]
     groups = torch.zeros_like(classes) if nms.class_agnostic else classes
     keep = slow_batched_nms(boxes, scores, groups, 0.3)[:10]
     torch.testing.assert_close(found.pred_boxes.tensor, boxes[keep], atol=1e-4, rtol=1e-5)
@@ -172,15 +201,21 @@ def test_merged_boxes_are_those_of_the_slow_reference(nms):
 
 
 def test_nothing_found_is_no_error():
-    nothing = Instances((40, 60), pred_boxes=Boxes([]), scores=torch.zeros(0), pred_classes=torch.zeros(0).long())
+    nothing = Instances(
+        (40, 60), pred_boxes=Boxes([]), scores=torch.zeros(0), pred_classes=torch.zeros(0).long()
+    )
     (output,) = tta(Given([nothing] * 2).eval(), [40])([picture()])
     assert len(output["instances"]) == 0
 
 
 def test_settings_come_from_the_config():
     cfg = get_cfg()
-    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.FLIP", False, "TEST.DETECTIONS_PER_IMAGE", 7])
-    cfg.merge_from_list(["MODEL.RETINANET.NMS_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6])
+    cfg.merge_from_list(
+        ["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.FLIP", False, "TEST.DETECTIONS_PER_IMAGE", 7]
+    )
+    cfg.merge_from_list(
+        ["MODEL.RETINANET.NMS_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.6]
+    )
     one_stage = GeneralizedRCNNWithTTA(cfg, Given([]).eval())
     assert one_stage.tta_mapper.min_sizes == [40, 50]
     assert (one_stage.nms_thresh, one_stage.topk_per_image) == (0.3, 7)
@@ -196,7 +231,9 @@ def test_mirrored_keypoints_need_their_pairs():
 @pytest.mark.parametrize("kind", [nn.Identity, PanopticFPN])
 def test_other_models_are_refused(kind):
     mapper = DatasetMapperTTA(min_sizes=[40], max_size=100, flip=True)
-    with pytest.raises(TypeError, match=f"takes a GeneralizedRCNN or a one-stage detector, got {kind.__name__}"):
+    with pytest.raises(
+        TypeError, match=f"takes a GeneralizedRCNN or a one-stage detector, got {kind.__name__}"
+    ):
         GeneralizedRCNNWithTTA(model=kind.__new__(kind), tta_mapper=mapper)
 
 

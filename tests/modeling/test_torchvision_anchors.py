@@ -14,8 +14,15 @@ RATIOS = [[0.5, 1.0, 2.0]]
     ("sizes", "strides", "image_size"),
     [
         pytest.param([[32], [64], [128], [256], [512]], [4, 8, 16, 32, 64], (64, 128), id="even"),
-        pytest.param([[32], [64], [128], [256], [512]], [4, 8, 16, 32, 64], (96, 160), id="p6-is-rounded-up"),
-        pytest.param([[32, 40, 50], [64, 80, 101], [128, 161, 203]], [8, 16, 32], (96, 64), id="several-sizes"),
+        pytest.param(
+            [[32], [64], [128], [256], [512]], [4, 8, 16, 32, 64], (96, 160), id="p6-is-rounded-up"
+        ),
+        pytest.param(
+            [[32, 40, 50], [64, 80, 101], [128, 161, 203]],
+            [8, 16, 32],
+            (96, 64),
+            id="several-sizes",
+        ),
         pytest.param([[33, 35]], [16], (32, 48), id="corners-halfway-between-pixels"),
     ],
 )
@@ -26,6 +33,8 @@ def test_anchors_are_torchvisions(sizes, strides, image_size):
     ours = build_anchor_generator(cfg, [ShapeSpec(stride=stride) for stride in strides])
     features = [torch.zeros(2, 1, -(-image_size[0] // s), -(-image_size[1] // s)) for s in strides]
     images = ImageList(torch.zeros(2, 3, *image_size), [image_size] * 2)
-    wanted = AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, RATIOS * len(sizes))))(images, features)
+    wanted = AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, RATIOS * len(sizes))))(
+        images, features
+    )
     assert torch.equal(torch.cat([boxes.tensor for boxes in ours(features)]), wanted[0])
     assert ours.num_anchors == [3 * len(sizes_i) for sizes_i in sizes]

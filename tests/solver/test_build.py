@@ -10,7 +10,13 @@ from detkit.solver import build_lr_scheduler, build_optimizer
 
 def make_cfg(**solver):
     cfg = get_cfg()
-    for name, value in {"BASE_LR": 1.0, "MAX_ITER": 10, "STEPS": (), "WARMUP_ITERS": 0, **solver}.items():
+    for name, value in {
+        "BASE_LR": 1.0,
+        "MAX_ITER": 10,
+        "STEPS": (),
+        "WARMUP_ITERS": 0,
+        **solver,
+    }.items():
         cfg.SOLVER[name] = value
     return cfg
 
@@ -34,7 +40,9 @@ def test_first_rates_agree_with_detectron2():
 
 
 def test_multi_step_falls_at_each_step():
-    assert rates(make_cfg(STEPS=(3, 7), GAMMA=0.1)) == pytest.approx([1] * 3 + [0.1] * 4 + [0.01] * 3)
+    assert rates(make_cfg(STEPS=(3, 7), GAMMA=0.1)) == pytest.approx(
+        [1] * 3 + [0.1] * 4 + [0.01] * 3
+    )
 
 
 def test_warmup_precedes_multi_step():
@@ -43,19 +51,31 @@ def test_warmup_precedes_multi_step():
 
 
 def test_cosine_goes_from_base_to_end():
-    got = rates(make_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", BASE_LR=2.0, BASE_LR_END=1.0, MAX_ITER=4))
+    got = rates(
+        make_cfg(LR_SCHEDULER_NAME="WarmupCosineLR", BASE_LR=2.0, BASE_LR_END=1.0, MAX_ITER=4)
+    )
     half = 0.5**0.5 / 2
     assert got == pytest.approx([2.0, 1.5 + half, 1.5, 1.5 - half])
 
 
 def test_step_with_fixed_gamma_falls_at_equal_distances():
-    got = rates(make_cfg(LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR", NUM_DECAYS=1, GAMMA=0.5, MAX_ITER=4))
+    got = rates(
+        make_cfg(
+            LR_SCHEDULER_NAME="WarmupStepWithFixedGammaLR", NUM_DECAYS=1, GAMMA=0.5, MAX_ITER=4
+        )
+    )
     assert got == pytest.approx([1, 1, 0.5, 0.5])
 
 
 def test_rescaled_interval_starts_after_the_warmup():
     got = rates(
-        make_cfg(STEPS=(5,), WARMUP_ITERS=2, WARMUP_METHOD="constant", WARMUP_FACTOR=0.5, RESCALE_INTERVAL=True)
+        make_cfg(
+            STEPS=(5,),
+            WARMUP_ITERS=2,
+            WARMUP_METHOD="constant",
+            WARMUP_FACTOR=0.5,
+            RESCALE_INTERVAL=True,
+        )
     )
     assert got == pytest.approx([0.5] * 2 + [1] * 4 + [0.1] * 4)
 
@@ -81,22 +101,50 @@ def test_one_iteration_run_has_a_schedule():
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
-        pytest.param({"LR_SCHEDULER_NAME": "WarmupCosine"}, "SOLVER.LR_SCHEDULER_NAME .* 'WarmupCosineLR'", id="name"),
+        pytest.param(
+            {"LR_SCHEDULER_NAME": "WarmupCosine"},
+            "SOLVER.LR_SCHEDULER_NAME .* 'WarmupCosineLR'",
+            id="name",
+        ),
         pytest.param({"MAX_ITER": 0}, "SOLVER.MAX_ITER must be at least 1", id="max-iter"),
-        pytest.param({"STEPS": (5, 3)}, r"SOLVER.STEPS must be positive and rise, got \[5, 3\]", id="steps-fall"),
+        pytest.param(
+            {"STEPS": (5, 3)},
+            r"SOLVER.STEPS must be positive and rise, got \[5, 3\]",
+            id="steps-fall",
+        ),
         pytest.param({"STEPS": (0, 3)}, "SOLVER.STEPS must be positive", id="step-zero"),
         pytest.param({"WARMUP_ITERS": -1}, "SOLVER.WARMUP_ITERS must be at least 0", id="warmup"),
-        pytest.param({"WARMUP_METHOD": "exp"}, "SOLVER.WARMUP_METHOD must be linear or constant", id="method"),
-        pytest.param({"BASE_LR": 0.0}, "SOLVER.BASE_LR must be above 0", id="base-lr"),
-        pytest.param({"OPTIMIZER": "Adamw"}, "SOLVER.OPTIMIZER must be one of SGD, AdamW; got 'Adamw'", id="optimizer"),
-        pytest.param({"LAYER_DECAY": 0.0}, r"SOLVER.LAYER_DECAY must lie in \(0, 1\]", id="layer-decay"),
-        pytest.param({"LR_MULT": [["x", 2.0]]}, r"SOLVER.LR_MULT\[0\]: 'x' is found in the name of no", id="lr-mult"),
-        pytest.param({"NESTEROV": True, "MOMENTUM": 0.0}, "SOLVER.NESTEROV needs SOLVER.MOMENTUM", id="nesterov"),
         pytest.param(
-            {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 2.0}, "SOLVER.BASE_LR_END must lie between", id="end"
+            {"WARMUP_METHOD": "exp"}, "SOLVER.WARMUP_METHOD must be linear or constant", id="method"
+        ),
+        pytest.param({"BASE_LR": 0.0}, "SOLVER.BASE_LR must be above 0", id="base-lr"),
+        pytest.param(
+            {"OPTIMIZER": "Adamw"},
+            "SOLVER.OPTIMIZER must be one of SGD, AdamW; got 'Adamw'",
+            id="optimizer",
         ),
         pytest.param(
-            {"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": 0}, "SOLVER.NUM_DECAYS must", id="decays"
+            {"LAYER_DECAY": 0.0}, r"SOLVER.LAYER_DECAY must lie in \(0, 1\]", id="layer-decay"
+        ),
+        pytest.param(
+            {"LR_MULT": [["x", 2.0]]},
+            r"SOLVER.LR_MULT\[0\]: 'x' is found in the name of no",
+            id="lr-mult",
+        ),
+        pytest.param(
+            {"NESTEROV": True, "MOMENTUM": 0.0},
+            "SOLVER.NESTEROV needs SOLVER.MOMENTUM",
+            id="nesterov",
+        ),
+        pytest.param(
+            {"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 2.0},
+            "SOLVER.BASE_LR_END must lie between",
+            id="end",
+        ),
+        pytest.param(
+            {"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": 0},
+            "SOLVER.NUM_DECAYS must",
+            id="decays",
         ),
     ],
 )
@@ -107,7 +155,12 @@ def test_bad_value_names_its_key(solver, message):
 
 def test_optimizer_takes_the_solver_settings():
     cfg = make_cfg(
-        MOMENTUM=0.8, NESTEROV=True, WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.1, WEIGHT_DECAY_BIAS=0.0, BIAS_LR_FACTOR=2.0
+        MOMENTUM=0.8,
+        NESTEROV=True,
+        WEIGHT_DECAY=0.3,
+        WEIGHT_DECAY_NORM=0.1,
+        WEIGHT_DECAY_BIAS=0.0,
+        BIAS_LR_FACTOR=2.0,
     )
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     optimizer = build_optimizer(cfg, model)
@@ -135,13 +188,17 @@ def test_clipping_is_installed_when_enabled():
 
 
 def test_adamw_takes_its_settings_and_the_groups_of_norms_and_biases():
-    cfg = make_cfg(OPTIMIZER="AdamW", WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.1, WEIGHT_DECAY_BIAS=0.0)
+    cfg = make_cfg(
+        OPTIMIZER="AdamW", WEIGHT_DECAY=0.3, WEIGHT_DECAY_NORM=0.1, WEIGHT_DECAY_BIAS=0.0
+    )
     cfg.SOLVER.ADAMW.BETAS, cfg.SOLVER.ADAMW.EPS = (0.8, 0.9), 1e-6
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     optimizer = build_optimizer(cfg, model)
     assert isinstance(optimizer, torch.optim.AdamW)
     found = {
-        id(p): (g["lr"], g["weight_decay"], g["betas"], g["eps"]) for g in optimizer.param_groups for p in g["params"]
+        id(p): (g["lr"], g["weight_decay"], g["betas"], g["eps"])
+        for g in optimizer.param_groups
+        for p in g["params"]
     }
     assert found[id(model[0].weight)] == (1.0, 0.3, (0.8, 0.9), 1e-6)
     assert found[id(model[1].weight)] == (1.0, 0.1, (0.8, 0.9), 1e-6)

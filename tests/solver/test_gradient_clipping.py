@@ -41,7 +41,10 @@ def test_disabled_leaves_gradients_alone():
 
 
 def test_unknown_type_names_the_key_and_near_misses():
-    with pytest.raises(ValueError, match=r"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of .* got 'values'.* 'value'"):
+    with pytest.raises(
+        ValueError,
+        match=r"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of .* got 'values'.* 'value'",
+    ):
         step_with("values", 1.0)
 
 

@@ -43,7 +43,11 @@ def test_patterns_are_searched_for_and_the_last_one_counts():
 
 def test_depth_counts_from_the_end_of_the_backbone():
     found = factors(layer_decay=0.5)
-    assert [found[f"{part}.weight"] for part in ("backbone.stem", "backbone.res2", "head")] == [0.25, 0.5, 1.0]
+    assert [found[f"{part}.weight"] for part in ("backbone.stem", "backbone.res2", "head")] == [
+        0.25,
+        0.5,
+        1.0,
+    ]
 
 
 def test_factors_multiply():
@@ -55,7 +59,8 @@ def test_factors_multiply():
 
 def test_pattern_that_is_found_nowhere_names_near_misses():
     with pytest.raises(
-        ValueError, match=r"LR_MULT\[1\]: '\^bakbone\\\\.res2' is found in .* Did you mean 'backbone.res2'"
+        ValueError,
+        match=r"LR_MULT\[1\]: '\^bakbone\\\\.res2' is found in .* Did you mean 'backbone.res2'",
     ):
         factors(lr_mult=[["head", 2], [r"^bakbone\.res2", 0.1]])
 
@@ -63,19 +68,29 @@ def test_pattern_that_is_found_nowhere_names_near_misses():
 def test_pattern_that_only_frozen_parameters_have_says_so():
     model = Detector()
     model.backbone.stem.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"no parameter that trains. 2 that are frozen .* backbone\.stem\.weight"):
+    with pytest.raises(
+        ValueError, match=r"no parameter that trains. 2 that are frozen .* backbone\.stem\.weight"
+    ):
         factors(model, lr_mult=[["stem", 2]])
 
 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        pytest.param(["head"], r"LR_MULT\[0\] must be a pair \[regular expression, factor\], got \['head'\]", id="one"),
+        pytest.param(
+            ["head"],
+            r"LR_MULT\[0\] must be a pair \[regular expression, factor\], got \['head'\]",
+            id="one",
+        ),
         pytest.param([2, "head"], "must be a pair", id="reversed"),
-        pytest.param(["head", 0], r"factor of 'head' must be above 0, got 0 \(SOLVER\.FREEZE", id="zero"),
+        pytest.param(
+            ["head", 0], r"factor of 'head' must be above 0, got 0 \(SOLVER\.FREEZE", id="zero"
+        ),
         pytest.param(["head", "x"], "must be above 0, got 'x'", id="text"),
         pytest.param(["head", float("nan")], "must be above 0, got nan", id="nan"),
-        pytest.param(["(head", 1.0], "'\\(head' is not a regular expression", id="not an expression"),
+        pytest.param(
+            ["(head", 1.0], "'\\(head' is not a regular expression", id="not an expression"
+        ),
     ],
 )
 def test_bad_pairs_are_errors(pair, message):
@@ -90,5 +105,8 @@ def test_decay_out_of_range_is_an_error(decay):
 
 
 def test_decay_without_stages_is_an_error():
-    with pytest.raises(ValueError, match=r"LAYER_DECAY is 0\.5, but no backbone .* parameter_stages.*SOLVER\.LR_MULT"):
+    with pytest.raises(
+        ValueError,
+        match=r"LAYER_DECAY is 0\.5, but no backbone .* parameter_stages.*SOLVER\.LR_MULT",
+    ):
         layer_decay_factors(nn.Linear(2, 2), 0.5)

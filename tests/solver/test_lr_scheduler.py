@@ -9,7 +9,9 @@ from detkit.solver import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
 
 
 def sgd(*rates):
-    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": r} for r in rates or (1.0,)], lr=1.0)
+    return torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.zeros(1))], "lr": r} for r in rates or (1.0,)], lr=1.0
+    )
 
 
 def course(optimizer, scheduler, num_iters):
@@ -50,13 +52,17 @@ def test_warmup_length_outside_the_run_is_an_error(length):
 
 
 def test_unknown_warmup_method_is_an_error():
-    with pytest.raises(ValueError, match=r"SOLVER.WARMUP_METHOD must be linear or constant, got 'cosine'"):
+    with pytest.raises(
+        ValueError, match=r"SOLVER.WARMUP_METHOD must be linear or constant, got 'cosine'"
+    ):
         WarmupParamScheduler(ConstantParamScheduler(1.0), 0.1, 0.1, warmup_method="cosine")
 
 
 def test_fixed_gamma_falls_at_equal_distances_and_has_a_value_at_the_end():
     schedule = StepWithFixedGamma(num_decays=3, gamma=0.1)
-    assert [schedule(w) for w in (0, 0.24, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.1, 0.01, 0.001, 0.001])
+    assert [schedule(w) for w in (0, 0.24, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [1, 1, 0.1, 0.01, 0.001, 0.001]
+    )
 
 
 def test_multiplier_scales_each_group_by_its_own_base():
@@ -85,7 +91,10 @@ def test_resumed_schedule_equals_the_undisturbed_one():
 
 
 def test_state_holds_position_and_bases_only():
-    assert LRMultiplier(sgd(), ConstantParamScheduler(1.0), 10).state_dict() == {"base_lrs": [1.0], "last_epoch": 0}
+    assert LRMultiplier(sgd(), ConstantParamScheduler(1.0), 10).state_dict() == {
+        "base_lrs": [1.0],
+        "last_epoch": 0,
+    }
 
 
 def test_other_base_rate_in_the_config_is_reported_on_resume(caplog):

@@ -16,19 +16,26 @@ class Net(nn.Module):
 def settings_of(model, groups):
     """Name -> settings of its group."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: {k: v for k, v in g.items() if k != "params"} for g in groups for p in g["params"]}
+    return {
+        names[id(p)]: {k: v for k, v in g.items() if k != "params"}
+        for g in groups
+        for p in g["params"]
+    }
 
 
 def test_every_parameter_is_in_exactly_one_group():
     model = Net()
     groups = get_default_optimizer_params(model, base_lr=0.1, weight_decay_norm=0.0)
-    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(
+        id(p) for p in model.parameters()
+    )
 
 
 def test_norm_weight_and_bias_take_weight_decay_norm():
     model = Net()
     found = settings_of(
-        model, get_default_optimizer_params(model, base_lr=0.1, weight_decay=1e-4, weight_decay_norm=0.0)
+        model,
+        get_default_optimizer_params(model, base_lr=0.1, weight_decay=1e-4, weight_decay_norm=0.0),
     )
     assert found["norm.weight"] == found["norm.bias"] == {"lr": 0.1, "weight_decay": 0.0}
     assert found["conv.weight"] == found["fc.bias"] == {"lr": 0.1, "weight_decay": 1e-4}
@@ -46,7 +53,9 @@ def test_bias_settings_win_over_norm_settings():
 
 def test_weight_decay_bias_none_leaves_the_optimizers_default():
     model = Net()
-    assert settings_of(model, get_default_optimizer_params(model, base_lr=0.1))["fc.bias"] == {"lr": 0.1}
+    assert settings_of(model, get_default_optimizer_params(model, base_lr=0.1))["fc.bias"] == {
+        "lr": 0.1
+    }
 
 
 def test_equal_settings_make_one_group():
@@ -106,7 +115,9 @@ def test_overrides_win_over_everything():
 
 def test_bias_set_twice_is_an_error():
     with pytest.raises(ValueError, match="one or the other"):
-        get_default_optimizer_params(Net(), base_lr=1.0, bias_lr_factor=2.0, overrides={"bias": {"lr": 3.0}})
+        get_default_optimizer_params(
+            Net(), base_lr=1.0, bias_lr_factor=2.0, overrides={"bias": {"lr": 3.0}}
+        )
 
 
 def test_factor_without_base_lr_is_an_error():
@@ -121,7 +132,10 @@ def test_nothing_to_train_is_an_error():
 
 def test_reduce_merges_equal_settings_and_keeps_the_order():
     groups = [{"params": [1], "lr": 0.1}, {"params": [2], "lr": 0.2}, {"params": [3, 4], "lr": 0.1}]
-    assert reduce_param_groups(groups) == [{"lr": 0.1, "params": [1, 3, 4]}, {"lr": 0.2, "params": [2]}]
+    assert reduce_param_groups(groups) == [
+        {"lr": 0.1, "params": [1, 3, 4]},
+        {"lr": 0.2, "params": [2]},
+    ]
 
 
 def test_reduce_of_nothing_is_nothing():

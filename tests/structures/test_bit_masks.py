@@ -11,7 +11,9 @@ def random_bits(count, height=12, width=9, seed=0):
 
 
 def slow_box(bitmap):
-    points = [(x, y) for y, row in enumerate(bitmap.tolist()) for x, pixel in enumerate(row) if pixel]
+    points = [
+        (x, y) for y, row in enumerate(bitmap.tolist()) for x, pixel in enumerate(row) if pixel
+    ]
     if not points:
         return [0, 0, 0, 0]
     x, y = zip(*points, strict=True)
@@ -54,7 +56,9 @@ def test_area_and_nonempty_count_pixels():
 def test_polygons_are_rasterised_one_by_one():
     polygons = [[[1, 1, 4, 1, 4, 3, 1, 3]], []]
     masks = BitMasks.from_polygon_masks(polygons, 5, 6)
-    assert torch.equal(masks.tensor, BitMasks.from_polygon_masks(PolygonMasks(polygons), 5, 6).tensor)
+    assert torch.equal(
+        masks.tensor, BitMasks.from_polygon_masks(PolygonMasks(polygons), 5, 6).tensor
+    )
     assert masks.get_bounding_boxes().tensor.tolist() == [[1, 1, 4, 3], [0, 0, 0, 0]]
     assert masks.area().tolist() == [6, 0]
 
@@ -81,18 +85,29 @@ def test_indexing_gives_bit_masks(item, expected):
 
 def test_selected_masks_share_their_bitmaps_and_give_the_same_crops():
     bits = random_bits(3)
-    boxes = torch.tensor([[1.2, 0.7, 8.0, 9.0], [-2.0, -1.0, 4.0, 14.0], [3.0, 3.0, 5.5, 4.5], [0.0, 0, 9, 12]])
+    boxes = torch.tensor(
+        [[1.2, 0.7, 8.0, 9.0], [-2.0, -1.0, 4.0, 14.0], [3.0, 3.0, 5.5, 4.5], [0.0, 0, 9, 12]]
+    )
     picked = torch.tensor([2, 0, 2, 2])
     selected = BitMasks(bits)[picked]
     assert len(selected) == 4
-    assert torch.equal(selected.crop_and_resize(boxes, 5), BitMasks(bits[picked]).crop_and_resize(boxes, 5))
-    assert selected.to("cpu")._bitmaps.data_ptr() == bits.data_ptr()  # nothing has been copied so far
+    assert torch.equal(
+        selected.crop_and_resize(boxes, 5), BitMasks(bits[picked]).crop_and_resize(boxes, 5)
+    )
+    assert (
+        selected.to("cpu")._bitmaps.data_ptr() == bits.data_ptr()
+    )  # nothing has been copied so far
     again = selected[torch.tensor([False, True, True, False])]
-    assert torch.equal(again.crop_and_resize(boxes[1:3], 5), BitMasks(bits[[0, 2]]).crop_and_resize(boxes[1:3], 5))
+    assert torch.equal(
+        again.crop_and_resize(boxes[1:3], 5), BitMasks(bits[[0, 2]]).crop_and_resize(boxes[1:3], 5)
+    )
     assert torch.equal(again.tensor, bits[[0, 2]])
     assert torch.equal(selected.tensor, bits[picked])
     assert torch.equal(selected[1:].tensor, bits[[0, 2, 2]])
-    assert BitMasks.cat([again, selected]).area().tolist() == bits[[0, 2, 2, 0, 2, 2]].sum(dim=(1, 2)).tolist()
+    assert (
+        BitMasks.cat([again, selected]).area().tolist()
+        == bits[[0, 2, 2, 0, 2, 2]].sum(dim=(1, 2)).tolist()
+    )
 
 
 def test_no_masks_selected_from_some_have_no_crops():
@@ -102,7 +117,9 @@ def test_no_masks_selected_from_some_have_no_crops():
 
 
 def test_index_into_pixels_is_an_error():
-    with pytest.raises(ValueError, match=r"4 masks are indexed by a row of indices: got shape \(4, 12\)"):
+    with pytest.raises(
+        ValueError, match=r"4 masks are indexed by a row of indices: got shape \(4, 12\)"
+    ):
         BitMasks(random_bits(4))[torch.zeros(4, 12, dtype=torch.bool)]
 
 
@@ -138,11 +155,17 @@ def test_crop_of_the_whole_image_is_the_mask():
 
 
 def test_crop_of_nothing_is_nothing():
-    assert BitMasks(torch.zeros(0, 5, 6)).crop_and_resize(torch.empty(0, 4), 28).shape == (0, 28, 28)
+    assert BitMasks(torch.zeros(0, 5, 6)).crop_and_resize(torch.empty(0, 4), 28).shape == (
+        0,
+        28,
+        28,
+    )
 
 
 def test_crop_without_a_box_each_is_an_error():
-    with pytest.raises(ValueError, match=r"need a box \(x1, y1, x2, y2\) per mask: got \(2, 4\) for 3 masks"):
+    with pytest.raises(
+        ValueError, match=r"need a box \(x1, y1, x2, y2\) per mask: got \(2, 4\) for 3 masks"
+    ):
         BitMasks(random_bits(3)).crop_and_resize(torch.zeros(2, 4), 4)
 
 
@@ -150,6 +173,9 @@ def test_polygons_and_bitmaps_give_nearly_the_same_crops():
     circle = np.stack([np.cos(a := np.linspace(0, 2 * np.pi, 40)), np.sin(a)], axis=1) * 30 + 50
     polygons = PolygonMasks([[circle.reshape(-1)]])
     box = Boxes([[18, 22, 83, 76]]).tensor
-    a, b = polygons.crop_and_resize(box, 28), BitMasks.from_polygon_masks(polygons, 100, 100).crop_and_resize(box, 28)
+    a, b = (
+        polygons.crop_and_resize(box, 28),
+        BitMasks.from_polygon_masks(polygons, 100, 100).crop_and_resize(box, 28),
+    )
     assert (a != b).float().mean() < 0.02
     assert 0.5 < a.float().mean() < 1

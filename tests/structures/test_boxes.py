@@ -54,7 +54,9 @@ def test_area_and_centers_by_hand():
 
 
 def test_clip_limits_to_height_and_width_and_leaves_the_input_alone():
-    coordinates = torch.tensor([[-5.0, -6.0, 70.0, 80.0], [10.0, 20.0, 30.0, 40.0], [90.0, 90.0, 99.0, 99.0]])
+    coordinates = torch.tensor(
+        [[-5.0, -6.0, 70.0, 80.0], [10.0, 20.0, 30.0, 40.0], [90.0, 90.0, 99.0, 99.0]]
+    )
     before = coordinates.clone()
     boxes = Boxes(coordinates)
     boxes.clip((50, 60))
@@ -148,7 +150,9 @@ def test_clone_and_to_give_equal_boxes():
     assert boxes.to("meta").device.type == "meta"
 
 
-SIZES = [pytest.param(n, m, id=f"{n} and {m}") for n, m in [(0, 0), (0, 3), (3, 0), (1, 1), (13, 7)]]
+SIZES = [
+    pytest.param(n, m, id=f"{n} and {m}") for n, m in [(0, 0), (0, 3), (3, 0), (1, 1), (13, 7)]
+]
 
 
 @pytest.mark.parametrize(("n", "m"), SIZES)
@@ -213,6 +217,8 @@ def test_matched_pairwise_iou_needs_partners():
 
 
 def test_point_box_distance_by_hand():
-    distance = pairwise_point_box_distance(torch.tensor([[3.0, 4.0], [11.0, 4.0]]), Boxes([[0, 0, 10, 20]]))
+    distance = pairwise_point_box_distance(
+        torch.tensor([[3.0, 4.0], [11.0, 4.0]]), Boxes([[0, 0, 10, 20]])
+    )
     assert distance.tolist() == [[[3, 4, 7, 16]], [[11, 4, -1, 16]]]
     assert pairwise_point_box_distance(torch.empty(0, 2), Boxes(random_boxes(3))).shape == (0, 3, 4)

@@ -10,7 +10,9 @@ def _images(*leading: int) -> list[torch.Tensor]:
     return [torch.rand(*leading, height, width) + 1 for height, width in SIZES]
 
 
-@pytest.mark.parametrize("leading", [(3,), (), (1,)], ids=["colour", "without channels", "one channel"])
+@pytest.mark.parametrize(
+    "leading", [(3,), (), (1,)], ids=["colour", "without channels", "one channel"]
+)
 @pytest.mark.parametrize("divisibility", [0, 1, 8])
 def test_images_come_back_and_the_rest_is_padding(leading, divisibility):
     images = _images(*leading)
@@ -47,7 +49,9 @@ def test_dtype_is_kept():
 
 
 def test_square_size_pads_to_a_square():
-    batch = ImageList.from_tensors(_images(3), 2, padding_constraints={"square_size": 13, "size_divisibility": 4})
+    batch = ImageList.from_tensors(
+        _images(3), 2, padding_constraints={"square_size": 13, "size_divisibility": 4}
+    )
     assert batch.tensor.shape[-2:] == (16, 16)
     unconstrained = ImageList.from_tensors(_images(3), 2, padding_constraints={"square_size": 0})
     assert unconstrained.tensor.shape[-2:] == (6, 10)
@@ -75,7 +79,10 @@ def test_no_images_are_an_error():
     ("images", "error", "message"),
     [
         pytest.param(
-            [torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)], ValueError, "and image 1 \\(1, 2, 2\\)", id="channels"
+            [torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)],
+            ValueError,
+            "and image 1 \\(1, 2, 2\\)",
+            id="channels",
         ),
         pytest.param([torch.zeros(2)], ValueError, r"image 0 has shape \(2,\)", id="no image"),
         pytest.param([torch.zeros(3, 2, 2), [1]], TypeError, "image 1 is list", id="no tensor"),

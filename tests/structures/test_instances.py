@@ -40,11 +40,15 @@ def test_only_field_may_be_replaced_by_one_of_the_same_length():
 
 
 def test_field_of_another_length_is_an_error():
-    with pytest.raises(ValueError, match="field 'gt_classes' needs one value per instance: got 2 for 3 instances"):
+    with pytest.raises(
+        ValueError, match="field 'gt_classes' needs one value per instance: got 2 for 3 instances"
+    ):
         _instances().gt_classes = torch.zeros(2)
 
 
-@pytest.mark.parametrize("use", [lambda i: i.score, lambda i: i.get("score"), lambda i: i.remove("score")])
+@pytest.mark.parametrize(
+    "use", [lambda i: i.score, lambda i: i.get("score"), lambda i: i.remove("score")]
+)
 def test_unknown_field_is_an_error_with_near_misses(use):
     with pytest.raises(AttributeError, match="no field 'score', only .*Did you mean 'scores'"):
         use(_instances())
@@ -112,12 +116,22 @@ def test_cat_of_one_is_itself():
     ("make", "error", "message"),
     [
         pytest.param(lambda i: [], ValueError, "at least one", id="none"),
-        pytest.param(lambda i: [i, Instances((1, 1))], ValueError, r"\(48, 64\) and item 1 \(1, 1\)", id="other size"),
         pytest.param(
-            lambda i: [i, Instances((48, 64))], ValueError, r"the same fields.* item 1 \[\]", id="other fields"
+            lambda i: [i, Instances((1, 1))],
+            ValueError,
+            r"\(48, 64\) and item 1 \(1, 1\)",
+            id="other size",
+        ),
+        pytest.param(
+            lambda i: [i, Instances((48, 64))],
+            ValueError,
+            r"the same fields.* item 1 \[\]",
+            id="other fields",
         ),
         pytest.param(lambda i: [i, "x"], TypeError, "item 1 is str", id="no instances"),
-        pytest.param(lambda i: [Instances((4, 4), a="ab")] * 2, TypeError, "field 'a' is str", id="no cat"),
+        pytest.param(
+            lambda i: [Instances((4, 4), a="ab")] * 2, TypeError, "field 'a' is str", id="no cat"
+        ),
     ],
 )
 def test_cat_of_what_does_not_go_together_is_an_error(make, error, message):
@@ -125,7 +139,9 @@ def test_cat_of_what_does_not_go_together_is_an_error(make, error, message):
         Instances.cat(make(_instances()))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda i: pickle.loads(pickle.dumps(i))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda i: pickle.loads(pickle.dumps(i))], ids=["copy", "pickle"]
+)
 def test_instances_can_be_sent_between_processes(duplicate):
     instances = _instances()
     other = duplicate(instances)

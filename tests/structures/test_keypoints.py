@@ -23,7 +23,9 @@ def test_keypoints_become_float32():
 
 @pytest.mark.parametrize("shape", [(0,), (4, 3), (2, 5, 2)])
 def test_other_shapes_are_an_error(shape):
-    with pytest.raises(ValueError, match=r"keypoints are \(M, K, 3\), x, y and visibility of each: got"):
+    with pytest.raises(
+        ValueError, match=r"keypoints are \(M, K, 3\), x, y and visibility of each: got"
+    ):
         Keypoints(torch.zeros(shape))
 
 
@@ -36,7 +38,10 @@ def test_indexing_iterating_and_joining():
     assert torch.equal(keypoints[torch.tensor([2, 2])].tensor, points[[2, 2]])
     assert torch.equal(torch.stack(list(keypoints)), points)
     instances = Instances((100, 100), gt_keypoints=keypoints)
-    assert torch.equal(Instances.cat([instances, instances.to("cpu")[:1]]).gt_keypoints.tensor, points[[0, 1, 2, 0]])
+    assert torch.equal(
+        Instances.cat([instances, instances.to("cpu")[:1]]).gt_keypoints.tensor,
+        points[[0, 1, 2, 0]],
+    )
     with pytest.raises(ValueError, match="at least one Keypoints"):
         Keypoints.cat([])
 
@@ -47,14 +52,19 @@ def test_heatmap_equals_the_slow_reference():
     points[0, :4, :2] = torch.tensor([[20.0, 30.0], [70.5, 80.25], [70.5, 40.0], [19.9, 40.0]])
     points[0, :4, 2] = 2
     cells, valid = Keypoints(points).to_heatmap(boxes, 56)
-    expected = [[slow_keypoint_cell(p, box, 56) for p in row] for row, box in zip(points.tolist(), boxes.tolist())]  # noqa: B905
+    expected = [
+        [slow_keypoint_cell(p, box, 56) for p in row]
+        for row, box in zip(points.tolist(), boxes.tolist())
+    ]
     assert cells.tolist() == [[cell for cell, _ in row] for row in expected]
     assert valid.tolist() == [[int(counts) for _, counts in row] for row in expected]
     assert 10 < valid.sum() < 190
 
 
 def test_corners_of_the_box_by_hand():
-    points = torch.tensor([[[0.0, 0, 2], [10, 10, 1], [10, 0, 2], [5, 10, 2], [10.1, 5, 2], [5, 5, 0], [5, 5, 1]]])
+    points = torch.tensor(
+        [[[0.0, 0, 2], [10, 10, 1], [10, 0, 2], [5, 10, 2], [10.1, 5, 2], [5, 5, 0], [5, 5, 1]]]
+    )
     cells, valid = Keypoints(points).to_heatmap(torch.tensor([[0.0, 0, 10, 10]]), 4)
     assert cells.tolist() == [[0, 15, 3, 14, 0, 0, 10]]
     assert valid.tolist() == [[1, 1, 1, 1, 0, 0, 1]]
@@ -73,7 +83,9 @@ def test_heatmap_of_nothing_is_nothing():
 
 
 def test_heatmap_without_a_box_each_is_an_error():
-    with pytest.raises(ValueError, match=r"need a box \(x1, y1, x2, y2\) per object: got \(2, 4\) for 3"):
+    with pytest.raises(
+        ValueError, match=r"need a box \(x1, y1, x2, y2\) per object: got \(2, 4\) for 3"
+    ):
         Keypoints(random_keypoints(3)).to_heatmap(torch.zeros(2, 4), 4)
 
 
@@ -87,7 +99,9 @@ ROIS = torch.tensor([[3.0, 4, 23.5, 17.2], [0.0, 0, 6, 6], [5.0, 5, 5.3, 5.4], [
 def test_keypoints_equal_the_slow_reference():
     maps = random_maps(len(ROIS))
     found = heatmaps_to_keypoints(maps, ROIS)
-    for map_i, roi, found_i in zip(maps.double().numpy(), ROIS.double().tolist(), found, strict=True):
+    for map_i, roi, found_i in zip(
+        maps.double().numpy(), ROIS.double().tolist(), found, strict=True
+    ):
         width, height = max(roi[2] - roi[0], 1), max(roi[3] - roi[1], 1)
         columns, rows = int(np.ceil(np.float32(width))), int(np.ceil(np.float32(height)))
         for values, point in zip(map_i, found_i.tolist(), strict=True):
@@ -101,7 +115,11 @@ def test_keypoints_equal_the_slow_reference():
 
 @pytest.mark.parametrize(
     ("limit", "count"),
-    [pytest.param(0, 4, id="one by one"), pytest.param(600, 3, id="some"), pytest.param(10**9, 1, id="all")],
+    [
+        pytest.param(0, 4, id="one by one"),
+        pytest.param(600, 3, id="some"),
+        pytest.param(10**9, 1, id="all"),
+    ],
 )
 def test_regions_enlarged_together_are_those_enlarged_alone(limit, count, monkeypatch):
     """What a GPU does is what a CPU does."""
@@ -118,7 +136,9 @@ def test_regions_enlarged_together_are_those_enlarged_alone(limit, count, monkey
 def test_enlarging_is_that_of_torch():
     maps = random_maps(1, size=56)
     found = heatmaps_to_keypoints(maps, torch.tensor([[0.0, 0, 133, 71]]))[0]
-    enlarged = torch.nn.functional.interpolate(maps, size=(71, 133), mode="bicubic", align_corners=False)[0]
+    enlarged = torch.nn.functional.interpolate(
+        maps, size=(71, 133), mode="bicubic", align_corners=False
+    )[0]
     logit, position = enlarged.flatten(1).max(dim=1)
     torch.testing.assert_close(found[:, 2], logit)
     assert found[:, :2].tolist() == [[p % 133 + 0.5, p // 133 + 0.5] for p in position.tolist()]

@@ -19,7 +19,12 @@ def test_square_has_four_corners():
     mask = np.zeros((6, 8), dtype=bool)
     mask[1:4, 2:7] = True
     (polygon,) = bitmask_to_polygons(mask)
-    assert {tuple(point) for point in polygon.reshape(-1, 2).tolist()} == {(2, 1), (7, 1), (7, 4), (2, 4)}
+    assert {tuple(point) for point in polygon.reshape(-1, 2).tolist()} == {
+        (2, 1),
+        (7, 1),
+        (7, 4),
+        (2, 4),
+    }
     assert len(polygon) == 8
 
 

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from detkit.structures import bitmask_to_rle, polygon_area, polygons_to_bitmask, polygons_to_rle, rle_to_bitmask
+from detkit.structures import (
+    bitmask_to_rle,
+    polygon_area,
+    polygons_to_bitmask,
+    polygons_to_rle,
+    rle_to_bitmask,
+)
 from detkit.structures.mask_formats import as_polygon, rle_counts
 
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]
@@ -39,7 +45,9 @@ def test_square_covers_its_pixels():
 def test_polygons_of_a_mask_are_joined():
     other = [0, 0, 1, 0, 1, 1, 0, 1]
     joined = polygons_to_bitmask([SQUARE, other], 6, 8)
-    assert np.array_equal(joined, polygons_to_bitmask([SQUARE], 6, 8) | polygons_to_bitmask([other], 6, 8))
+    assert np.array_equal(
+        joined, polygons_to_bitmask([SQUARE], 6, 8) | polygons_to_bitmask([other], 6, 8)
+    )
 
 
 def test_no_polygon_covers_nothing():
@@ -51,7 +59,9 @@ def test_no_polygon_covers_nothing():
 def test_polygon_to_rle_is_polygon_to_bitmap():
     rng = np.random.default_rng(0)
     polygons = [rng.uniform(0, 20, 10) for _ in range(3)]
-    assert np.array_equal(rle_to_bitmask(polygons_to_rle(polygons, 20, 25)), polygons_to_bitmask(polygons, 20, 25))
+    assert np.array_equal(
+        rle_to_bitmask(polygons_to_rle(polygons, 20, 25)), polygons_to_bitmask(polygons, 20, 25)
+    )
 
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.4, 1])
@@ -61,7 +71,9 @@ def test_bitmap_comes_back_from_every_form_of_rle(share, size):
     compressed = bitmask_to_rle(bitmap)
     assert isinstance(compressed["counts"], str)
     assert np.array_equal(rle_to_bitmask(compressed), bitmap)
-    assert np.array_equal(rle_to_bitmask({**compressed, "counts": compressed["counts"].encode()}), bitmap)
+    assert np.array_equal(
+        rle_to_bitmask({**compressed, "counts": compressed["counts"].encode()}), bitmap
+    )
     assert np.array_equal(rle_to_bitmask(uncompressed(bitmap), *size), bitmap)
     assert np.array_equal(coco_mask.decode(compressed), bitmap)
 
@@ -73,7 +85,10 @@ def test_counts_of_compressed_runs_are_those_counted_by_hand(seed):
 
 
 def test_what_is_not_zero_belongs_to_the_mask():
-    assert rle_to_bitmask(bitmask_to_rle(np.array([[0, 7], [-1, 0]]))).tolist() == [[False, True], [True, False]]
+    assert rle_to_bitmask(bitmask_to_rle(np.array([[0, 7], [-1, 0]]))).tolist() == [
+        [False, True],
+        [True, False],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +111,29 @@ def test_bad_polygon_is_an_error(polygon, message):
 @pytest.mark.parametrize(
     ("rle", "message"),
     [
-        pytest.param({"size": [4, 5], "counts": [3, 4]}, "must add up to 20: got 2 runs that add up to 7", id="short"),
-        pytest.param({"size": [4, 5], "counts": [3, 40]}, "must add up to 20: got 2 runs", id="long"),
+        pytest.param(
+            {"size": [4, 5], "counts": [3, 4]},
+            "must add up to 20: got 2 runs that add up to 7",
+            id="short",
+        ),
+        pytest.param(
+            {"size": [4, 5], "counts": [3, 40]}, "must add up to 20: got 2 runs", id="long"
+        ),
         pytest.param({"size": [4, 5], "counts": [30, -10]}, "some negative", id="negative"),
-        pytest.param({"size": [4, 5], "counts": "34"}, "must add up to 20", id="text of other runs"),
-        pytest.param({"size": [4, 5], "counts": "a b"}, "no text of COCO's form", id="text of something else"),
-        pytest.param({"size": [4, 5], "counts": "P" * 20 + "0"}, "no text of COCO's form", id="endless number"),
-        pytest.param({"size": [4, 5], "counts": "P"}, "no text of COCO's form", id="number without an end"),
+        pytest.param(
+            {"size": [4, 5], "counts": "34"}, "must add up to 20", id="text of other runs"
+        ),
+        pytest.param(
+            {"size": [4, 5], "counts": "a b"}, "no text of COCO's form", id="text of something else"
+        ),
+        pytest.param(
+            {"size": [4, 5], "counts": "P" * 20 + "0"},
+            "no text of COCO's form",
+            id="endless number",
+        ),
+        pytest.param(
+            {"size": [4, 5], "counts": "P"}, "no text of COCO's form", id="number without an end"
+        ),
         pytest.param({"size": [4, 5]}, "list of lengths or a text: got NoneType", id="no counts"),
         pytest.param({"counts": [20]}, r"has a size \[height, width\]: got None", id="no size"),
     ],

@@ -25,7 +25,10 @@ def test_pasted_probabilities_equal_the_slow_reference(size):
     masks = random_masks(len(BOXES), size=size)
     pasted = paste_masks_in_image(masks, BOXES, (25, 30), threshold=-1)
     assert pasted.dtype == torch.uint8
-    expected = [slow_paste_mask(mask, box, 25, 30) * 255 for mask, box in zip(masks, BOXES.tolist(), strict=True)]
+    expected = [
+        slow_paste_mask(mask, box, 25, 30) * 255
+        for mask, box in zip(masks, BOXES.tolist(), strict=True)
+    ]
     assert np.abs(pasted.numpy().astype(float) - np.floor(expected)).max() <= 1
     assert pasted[3].float().mean() > 100
 
@@ -76,5 +79,7 @@ def test_masks_in_half_precision_are_pasted_in_full():
 
 
 def test_masks_without_a_box_each_are_an_error():
-    with pytest.raises(ValueError, match=r"need a mask \(h, w\) per box: got masks \(2, 7, 7\) and 1 boxes"):
+    with pytest.raises(
+        ValueError, match=r"need a mask \(h, w\) per box: got masks \(2, 7, 7\) and 1 boxes"
+    ):
         paste_masks_in_image(random_masks(2), BOXES[:1], (5, 5))

@@ -16,14 +16,20 @@ def three():
 def test_areas_and_boxes_by_hand():
     masks = three()
     assert masks.area().tolist() == [16, 0, 13]
-    assert masks.get_bounding_boxes().tensor.tolist() == [[1, 2, 5, 6], [0, 0, 0, 0], [0, 0, 12, 13]]
+    assert masks.get_bounding_boxes().tensor.tolist() == [
+        [1, 2, 5, 6],
+        [0, 0, 0, 0],
+        [0, 0, 12, 13],
+    ]
     assert masks.nonempty().tolist() == [True, False, True]
     assert len(masks) == 3
     assert [len(polygons) for polygons in masks] == [1, 0, 2]
 
 
 def test_box_beside_the_origin_is_found():
-    assert PolygonMasks([[square(-9, -8, 2)]]).get_bounding_boxes().tensor.tolist() == [[-9, -8, -7, -6]]
+    assert PolygonMasks([[square(-9, -8, 2)]]).get_bounding_boxes().tensor.tolist() == [
+        [-9, -8, -7, -6]
+    ]
 
 
 def test_nothing_is_nothing():
@@ -83,11 +89,27 @@ def test_instances_with_polygons_are_joined_and_moved():
 @pytest.mark.parametrize(
     ("polygons", "kind", "message"),
     [
-        pytest.param([[[0, 0, 1, 1]]], ValueError, "polygon 0 of object 0: .* at least 3 points: got 2", id="2 points"),
-        pytest.param([[], [[0] * 7]], ValueError, "polygon 0 of object 1: .* y for every x: got 7", id="odd"),
-        pytest.param([[0, 0, 1, 1, 2, 2]], ValueError, "polygon 0 of object 0: .* flat list", id="a level missing"),
-        pytest.param([np.zeros(6)], TypeError, "list of polygons per object: object 0 is ndarray", id="array"),
-        pytest.param(np.zeros((1, 1, 6)), TypeError, "takes a list .* got ndarray", id="all in one array"),
+        pytest.param(
+            [[[0, 0, 1, 1]]],
+            ValueError,
+            "polygon 0 of object 0: .* at least 3 points: got 2",
+            id="2 points",
+        ),
+        pytest.param(
+            [[], [[0] * 7]], ValueError, "polygon 0 of object 1: .* y for every x: got 7", id="odd"
+        ),
+        pytest.param(
+            [[0, 0, 1, 1, 2, 2]],
+            ValueError,
+            "polygon 0 of object 0: .* flat list",
+            id="a level missing",
+        ),
+        pytest.param(
+            [np.zeros(6)], TypeError, "list of polygons per object: object 0 is ndarray", id="array"
+        ),
+        pytest.param(
+            np.zeros((1, 1, 6)), TypeError, "takes a list .* got ndarray", id="all in one array"
+        ),
     ],
 )
 def test_bad_polygons_are_an_error(polygons, kind, message):
@@ -117,5 +139,7 @@ def test_crop_to_a_box_without_extent_is_finite():
 
 
 def test_crop_without_a_box_each_is_an_error():
-    with pytest.raises(ValueError, match=r"need a box \(x1, y1, x2, y2\) per mask: got \(2, 4\) for 3 masks"):
+    with pytest.raises(
+        ValueError, match=r"need a box \(x1, y1, x2, y2\) per mask: got \(2, 4\) for 3 masks"
+    ):
         three().crop_and_resize(torch.zeros(2, 4), 4)

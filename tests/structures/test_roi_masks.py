@@ -14,7 +14,9 @@ def test_bitmasks_are_pasted_masks():
     bitmasks = ROIMasks(masks).to_bitmasks(boxes, 10, 12, 0.4)
     assert isinstance(bitmasks, BitMasks)
     assert torch.equal(bitmasks.tensor, pasted)
-    assert torch.equal(BitMasks.from_roi_masks(ROIMasks(masks), boxes.tensor, 10, 12, 0.4).tensor, pasted)
+    assert torch.equal(
+        BitMasks.from_roi_masks(ROIMasks(masks), boxes.tensor, 10, 12, 0.4).tensor, pasted
+    )
 
 
 def test_indexing_and_joining():
@@ -29,5 +31,7 @@ def test_indexing_and_joining():
 
 
 def test_other_shapes_are_an_error():
-    with pytest.raises(ValueError, match=r"masks of regions are \(M, h, w\): got shape \(2, 1, 6, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"masks of regions are \(M, h, w\): got shape \(2, 1, 6, 6\)"
+    ):
         ROIMasks(torch.zeros(2, 1, 6, 6))

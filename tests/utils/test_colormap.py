@@ -12,7 +12,11 @@ def test_colours_are_different_from_each_other() -> None:
 
 def test_first_colours_are_farther_apart_than_all() -> None:
     def closest(colors: np.ndarray) -> float:
-        return float((np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))).min())
+        return float(
+            (
+                np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(len(colors))
+            ).min()
+        )
 
     palette = colormap(rgb=True)
     assert closest(palette[:8]) > 2 * closest(palette)
@@ -51,7 +55,9 @@ def test_classes_have_different_colours_that_start_the_palette(count: int) -> No
     colors = class_colors(count)
     assert len(colors) == len(set(colors)) == count
     assert all(0 <= value <= 255 for color in colors for value in color)
-    assert colors[:80] == [tuple(color) for color in np.round(colormap(rgb=True))[:count].astype(int).tolist()]
+    assert colors[:80] == [
+        tuple(color) for color in np.round(colormap(rgb=True))[:count].astype(int).tolist()
+    ]
 
 
 def test_more_classes_than_colours_start_again() -> None:

@@ -33,7 +33,9 @@ def _each_function():
     values = {"a": torch.tensor(float(rank)), "b": torch.tensor(10.0 * rank)}
     values = dict(reversed(values.items())) if rank else values
     arrays = (
-        {"rows": np.full((2 * rank, 3), rank), "main": np.eye(2) > 0} if rank == 0 else {"rows": np.ones((2, 3), int)}
+        {"rows": np.full((2 * rank, 3), rank), "main": np.eye(2) > 0}
+        if rank == 0
+        else {"rows": np.ones((2, 3), int)}
     )
     results = {
         "all": comm.all_gather(rank),
@@ -46,7 +48,10 @@ def _each_function():
         "sum": {k: v.item() for k, v in comm.reduce_dict(values, average=False).items()},
         "arrays": comm.concatenate_in_main(arrays),
     }
-    with pytest.raises(ValueError, match=r"arrays 'x' differ between processes: by rank \{0: \('<f4', \(1,\)\), 1: "):
+    with pytest.raises(
+        ValueError,
+        match=r"arrays 'x' differ between processes: by rank \{0: \('<f4', \(1,\)\), 1: ",
+    ):
         comm.concatenate_in_main({"x": np.zeros(1, "f4" if rank == 0 else "f8")})
     return results
 

@@ -69,7 +69,11 @@ def no_sockets(monkeypatch, tmp_path):
 
 
 def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".lock")
+    return sorted(
+        str(p.relative_to(folder))
+        for p in Path(folder).rglob("*")
+        if p.is_file() and p.suffix != ".lock"
+    )
 
 
 def test_file_is_fetched_once(server, tmp_path):
@@ -82,14 +86,19 @@ def test_file_is_fetched_once(server, tmp_path):
 
 
 def test_place_may_be_given(server, tmp_path):
-    assert fetch(f"{server.url}/w.pth", tmp_path / "x" / "y.pth", schemes=HTTP) == tmp_path / "x" / "y.pth"
+    assert (
+        fetch(f"{server.url}/w.pth", tmp_path / "x" / "y.pth", schemes=HTTP)
+        == tmp_path / "x" / "y.pth"
+    )
     assert files(tmp_path) == ["x/y.pth"]
 
 
 def test_right_hash_passes_and_wrong_hash_leaves_nothing(server, tmp_path):
     right = hashlib.sha256(CONTENT).hexdigest()
     fetch(f"{server.url}/right.pth", sha256=right[:8], schemes=HTTP)
-    with pytest.raises(OSError, match=rf"wrong\.pth is not what it should be: its sha256 is {right}, expected 0000"):
+    with pytest.raises(
+        OSError, match=rf"wrong\.pth is not what it should be: its sha256 is {right}, expected 0000"
+    ):
         fetch(f"{server.url}/wrong.pth", sha256="0000", schemes=HTTP)
     assert files(tmp_path) == ["right.pth"]
 
@@ -107,7 +116,9 @@ def test_missing_file_is_an_error(server, tmp_path):
 
 
 def test_redirect_to_another_scheme_is_not_followed(server):
-    with pytest.raises(OSError, match=r"/away redirects to ftp://127\.0\.0\.1/weights\.pth: only http is followed"):
+    with pytest.raises(
+        OSError, match=r"/away redirects to ftp://127\.0\.0\.1/weights\.pth: only http is followed"
+    ):
         fetch(f"{server.url}/away", schemes=HTTP)
 
 
@@ -141,7 +152,9 @@ def test_two_processes_ask_at_once_and_one_downloads(server, tmp_path):
 def test_offline_opens_no_socket_and_names_the_place(no_sockets, monkeypatch, tmp_path):
     monkeypatch.setenv("DETKIT_OFFLINE", "1")
     place = re.escape(str(tmp_path / "models" / "w.pth"))
-    with pytest.raises(OSError, match=rf"DETKIT_OFFLINE is set: download https://x\.org/models/w\.pth .*{place}$"):
+    with pytest.raises(
+        OSError, match=rf"DETKIT_OFFLINE is set: download https://x\.org/models/w\.pth .*{place}$"
+    ):
         fetch("https://x.org/models/w.pth")
 
 
@@ -151,7 +164,9 @@ def test_offline_takes_what_is_there(no_sockets, monkeypatch, tmp_path):
     assert fetch("https://x.org/w.pth").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "offline"), [("1", True), ("yes", True), ("0", False), ("", False)]
+)
 def test_values_of_the_variable(monkeypatch, value, offline):
     monkeypatch.setenv("DETKIT_OFFLINE", value)
     assert is_offline() == offline

@@ -35,10 +35,18 @@ def test_seed_out_of_range_is_refused():
         seed_all_rng(-2)
 
 
-@pytest.mark.parametrize("num_normal", [0, 1])  # of normal numbers, two are drawn at once, and one is kept
+@pytest.mark.parametrize(
+    "num_normal", [0, 1]
+)  # of normal numbers, two are drawn at once, and one is kept
 def test_state_repeats_every_generator(num_normal):
     def draws():
-        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()
+        return (
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.randn(),
+            torch.randn(3).tolist(),
+        )
 
     for _ in range(num_normal):
         random.gauss(0, 1), np.random.randn()
@@ -64,7 +72,9 @@ def test_missing_cuda_says_what_to_set():
         resolve_device("cuda")
 
 
-@pytest.mark.parametrize(("text", "version"), [("2.6.0", (2, 6)), ("2.15.0a0+git1", (2, 15)), ("3.0.1+cu130", (3, 0))])
+@pytest.mark.parametrize(
+    ("text", "version"), [("2.6.0", (2, 6)), ("2.15.0a0+git1", (2, 15)), ("3.0.1+cu130", (3, 0))]
+)
 def test_version_is_read_from_any_build(monkeypatch, text, version):
     monkeypatch.setattr(torch, "__version__", text)
     assert torch_version() == version
@@ -83,9 +93,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def _faults_of_a_large_tensor(expected: bool, **environment: str) -> int:
     program = _COUNT_FAULTS.format(expected=expected)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))
+    }
     # In a process of its own: the setting is for good.
-    done = subprocess.run([sys.executable, "-c", program], env=kept | environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=kept | environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -66,9 +66,15 @@ def test_every_catalog_address_of_the_zoo_is_known(monkeypatch, tmp_path):
     for address in addresses:
         PathManager.get_local_path(address)
     assert len(asked) == len(addresses) == 3
-    assert all(re.fullmatch(r"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/\S+\.pkl", a) for a in asked)
+    assert all(
+        re.fullmatch(r"https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/\S+\.pkl", a)
+        for a in asked
+    )
 
 
 def test_unknown_catalog_address_has_near_misses():
-    with pytest.raises(FileNotFoundError, match=r"catalog://ImageNetPretrained/FAIR/R-50-NG .*Did you mean .*R-50-GN"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"catalog://ImageNetPretrained/FAIR/R-50-NG .*Did you mean .*R-50-GN",
+    ):
         PathManager.get_local_path("catalog://ImageNetPretrained/FAIR/R-50-NG")

@@ -60,7 +60,11 @@ def test_image_comes_out_upright(tmp_path, orientation, suffix):
 
 @pytest.mark.parametrize("value", [0, 9, 700])
 def test_orientation_outside_of_1_to_8_is_ignored(tmp_path, value):
-    assert read_image(write_oriented(tmp_path / "a.png", value, picture()), "RGB").shape == (24, 32, 3)
+    assert read_image(write_oriented(tmp_path / "a.png", value, picture()), "RGB").shape == (
+        24,
+        32,
+        3,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -69,7 +73,9 @@ def test_broken_exif_block_is_ignored(tmp_path):
     assert read_image(path).shape == (24, 32, 3)
 
 
-@pytest.mark.parametrize("options", [{"quality": 75}, {"quality": 95, "progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize(
+    "options", [{"quality": 75}, {"quality": 95, "progressive": True}, {"subsampling": 0}]
+)
 @pytest.mark.parametrize("size", [(24, 32), (37, 41), (1, 1)])
 def test_fast_jpeg_path_gives_the_pixels_of_pil(tmp_path, size, options):
     path = write(tmp_path / "a.jpg", picture(*size), **options)
@@ -98,7 +104,9 @@ def test_bgr_is_rgb_reversed(tmp_path):
 def test_conversion_to_rgb_undoes_the_format(tmp_path, format):
     path = write(tmp_path / "a.png", picture())
     rgb = convert_image_to_rgb(read_image(path, format), format)
-    expected = np.asarray(Image.open(path).convert(format if format != "BGR" else "RGB").convert("RGB"))
+    expected = np.asarray(
+        Image.open(path).convert(format if format != "BGR" else "RGB").convert("RGB")
+    )
     assert np.array_equal(rgb, expected)
 
 
@@ -117,14 +125,18 @@ def test_grey_file_becomes_three_equal_channels(tmp_path):
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB")[:, :, 1], (values >> 8).astype(np.uint8))
+    assert np.array_equal(
+        read_image(str(tmp_path / "a.png"), "RGB")[:, :, 1], (values >> 8).astype(np.uint8)
+    )
 
 
 def test_palette_is_looked_up(tmp_path):
     image = Image.new("P", (4, 3), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "a.png", transparency=0)
-    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB"), np.full((3, 4, 3), (10, 20, 30)))
+    assert np.array_equal(
+        read_image(str(tmp_path / "a.png"), "RGB"), np.full((3, 4, 3), (10, 20, 30))
+    )
 
 
 def test_transparency_is_dropped(tmp_path):
@@ -141,7 +153,9 @@ def test_cmyk_is_converted(tmp_path):
 def test_animation_gives_its_first_frame(tmp_path):
     frames = [Image.fromarray(picture(seed=s)).quantize(16) for s in (0, 1)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert np.array_equal(read_image(str(tmp_path / "a.gif"), "RGB"), np.asarray(frames[0].convert("RGB")))
+    assert np.array_equal(
+        read_image(str(tmp_path / "a.gif"), "RGB"), np.asarray(frames[0].convert("RGB"))
+    )
 
 
 # --- what cannot be read ---
@@ -167,7 +181,8 @@ def test_file_that_is_no_image_is_named(tmp_path):
     path.write_bytes(b"<html>not found</html>")
     for read in (read_image, read_image_size):
         with pytest.raises(
-            BadImageError, match=r"page\.jpg is not an image that can be read: its 22 bytes start b'<html>"
+            BadImageError,
+            match=r"page\.jpg is not an image that can be read: its 22 bytes start b'<html>",
         ):
             read(str(path))
 
@@ -211,7 +226,13 @@ def png_of_size(height, width):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + struct.pack(">I", len(data) - 4)
+        + data
+        + struct.pack(">I", zlib.crc32(data))
+    )
 
 
 def jpeg_of_size(height, width):
@@ -238,7 +259,8 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make,
     path.write_bytes(make(60000, 50000))
     for read in (read_image, read_label_map):
         with pytest.raises(
-            BadImageError, match=r"bomb\.img claims to be 50000x60000 .* 178956970 pixels .*INPUT\.MAX_IMAGE_PIXELS"
+            BadImageError,
+            match=r"bomb\.img claims to be 50000x60000 .* 178956970 pixels .*INPUT\.MAX_IMAGE_PIXELS",
         ):
             read(str(path))
     assert read_image_size(str(path)) == (60000, 50000)  # which decodes nothing
@@ -262,7 +284,12 @@ def test_limit_of_pillow_neither_applies_nor_changes(tmp_path, monkeypatch):
 def test_jpeg_whose_segments_lie_about_their_length_goes_to_pil(tmp_path):
     data = jpeg_of_size(24, 32)
     assert jpeg_size(data) == (32, 24)
-    for broken in (data[:2] + b"junk" + data[2:], data[:2] + b"\xff\xe0\xff\xff" + data[2:], data[:15], data[:3]):
+    for broken in (
+        data[:2] + b"junk" + data[2:],
+        data[:2] + b"\xff\xe0\xff\xff" + data[2:],
+        data[:15],
+        data[:3],
+    ):
         assert jpeg_size(broken) is None
 
 
@@ -270,7 +297,9 @@ def test_formats_that_start_programs_are_not_opened(tmp_path, monkeypatch):
     # Pillow hands an EPS file to Ghostscript.
     monkeypatch.setattr("subprocess.Popen", None)
     path = tmp_path / "a.jpg"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     with pytest.raises(BadImageError, match=r"a\.jpg is not an image that can be read"):
         read_image(str(path))
 
@@ -283,7 +312,9 @@ def test_label_map_is_read_as_stored(tmp_path, mode):
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     image = Image.fromarray(labels)
     if mode == "P":
-        image.putpalette([255 - i for i in range(256) for _ in range(3)])  # whose colours are not the labels
+        image.putpalette(
+            [255 - i for i in range(256) for _ in range(3)]
+        )  # whose colours are not the labels
     elif mode != "L":
         image = Image.fromarray(labels.astype(np.uint16))
     image.save(tmp_path / "a.png")

@@ -22,7 +22,9 @@ def test_registered_object_is_given(registry):
 
 
 def test_unknown_name_lists_near_misses(registry):
-    with pytest.raises(KeyError, match=r"'Resnet' is not registered as BACKBONE. Did you mean 'ResNet'\?.*IMPORTS"):
+    with pytest.raises(
+        KeyError, match=r"'Resnet' is not registered as BACKBONE. Did you mean 'ResNet'\?.*IMPORTS"
+    ):
         registry.get("Resnet")
 
 

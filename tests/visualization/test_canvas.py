@@ -188,7 +188,11 @@ def test_letters_stand_out_from_their_background(
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        pytest.param(np.zeros((4, 4), np.uint8), r"need a picture \(H, W, 3\) of uint8, got \(4, 4\)", id="grey"),
+        pytest.param(
+            np.zeros((4, 4), np.uint8),
+            r"need a picture \(H, W, 3\) of uint8, got \(4, 4\)",
+            id="grey",
+        ),
         pytest.param(np.zeros((4, 4, 3), np.float32), "of float32", id="floats"),
     ],
 )

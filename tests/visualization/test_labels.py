@@ -12,7 +12,8 @@ def _canvas() -> Canvas:
 def test_labels_of_neighbours_do_not_hide_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     places = []
     monkeypatch.setattr(
-        "detkit.visualization.canvas.Canvas.draw_text", lambda self, text, position, **kwargs: places.append(position)
+        "detkit.visualization.canvas.Canvas.draw_text",
+        lambda self, text, position, **kwargs: places.append(position),
     )
     boxes = [[50, 60, 150, 160], [52, 60, 152, 160], [50, 62, 150, 158]]
     draw_labels(_canvas(), [("cat", box, (9, 9, 9)) for box in boxes])
@@ -21,7 +22,9 @@ def test_labels_of_neighbours_do_not_hide_each_other(monkeypatch: pytest.MonkeyP
         assert all(abs(x - x2) >= width or abs(y - y2) >= height for x2, y2 in places[:i])
 
 
-@pytest.mark.parametrize("box", [[0, 0, 40, 40], [300, 0, 320, 240], [0, 0, 320, 240], [-50, -50, 400, 400]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 40, 40], [300, 0, 320, 240], [0, 0, 320, 240], [-50, -50, 400, 400]]
+)
 def test_label_lies_inside_the_picture(box: list[float]) -> None:
     canvas = _canvas()
     draw_labels(canvas, [("a label", box, (200, 0, 0))])

@@ -37,14 +37,19 @@ def test_a_line_lies_where_two_segments_meet() -> None:
 def test_segment_without_pixels_changes_nothing() -> None:
     absent = Segment(3, (1, 2, 3), "c")
     assert np.array_equal(
-        _drawn(_rectangles(), [absent, *SEGMENTS], min_area=0), _drawn(_rectangles(), SEGMENTS, min_area=0)
+        _drawn(_rectangles(), [absent, *SEGMENTS], min_area=0),
+        _drawn(_rectangles(), SEGMENTS, min_area=0),
     )
 
 
 @pytest.mark.parametrize(("min_area", "count"), [(375, 2), (376, 0)], ids=["at-limit", "below"])
-def test_small_segments_get_no_name(min_area: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_segments_get_no_name(
+    min_area: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = []
-    monkeypatch.setattr(Canvas, "draw_text", lambda self, text, position, **kwargs: texts.append(text))
+    monkeypatch.setattr(
+        Canvas, "draw_text", lambda self, text, position, **kwargs: texts.append(text)
+    )
     _drawn(_rectangles(), SEGMENTS, min_area=min_area)
     assert len(texts) == count
 

@@ -9,7 +9,8 @@ def _grey(height: int = 120, width: int = 160) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("size", "scale"), [pytest.param((120, 160), 4, id="small"), pytest.param((1080, 1920), 1, id="large")]
+    ("size", "scale"),
+    [pytest.param((120, 160), 4, id="small"), pytest.param((1080, 1920), 1, id="large")],
 )
 def test_readable_scale_enlarges_small_pictures_only(size: tuple[int, int], scale: float) -> None:
     assert readable_scale(size) == scale

@@ -43,7 +43,9 @@ def test_keypoint_that_is_not_seen_has_neither_dot_nor_line(score: float) -> Non
 
 def test_rule_about_an_unknown_name_is_left_out() -> None:
     rules = [("nose", "tail", (1, 2, 3))]
-    assert np.array_equal(_drawn(PERSON[:1], names=["nose"], connection_rules=rules), _drawn(PERSON[:1]))
+    assert np.array_equal(
+        _drawn(PERSON[:1], names=["nose"], connection_rules=rules), _drawn(PERSON[:1])
+    )
 
 
 def test_no_keypoints_change_nothing() -> None:

@@ -11,7 +11,9 @@ from detkit.utils.image_file import BadImageError
 from detkit.utils.segment_ids import id2rgb
 from detkit.visualization import ColorMode, Visualizer
 
-METADATA = SimpleNamespace(thing_classes=["cat", "dog"], thing_colors=[(250, 10, 20), (10, 240, 30)])
+METADATA = SimpleNamespace(
+    thing_classes=["cat", "dog"], thing_colors=[(250, 10, 20), (10, 240, 30)]
+)
 
 
 def _grey(height: int = 120, width: int = 160) -> np.ndarray:
@@ -30,7 +32,8 @@ def _written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects the texts that are drawn from now on."""
     texts: list[str] = []
     monkeypatch.setattr(
-        "detkit.visualization.canvas.Canvas.draw_text", lambda self, text, position, **kwargs: texts.append(text)
+        "detkit.visualization.canvas.Canvas.draw_text",
+        lambda self, text, position, **kwargs: texts.append(text),
     )
     return texts
 
@@ -48,9 +51,9 @@ def test_without_names_the_number_of_the_class_is_shown(monkeypatch: pytest.Monk
 
 
 def test_boxes_are_drawn_in_the_colours_of_their_classes() -> None:
-    picture = Visualizer(_grey(), METADATA, instance_mode=ColorMode.SEGMENTATION).draw_instance_predictions(
-        _predictions()
-    )
+    picture = Visualizer(
+        _grey(), METADATA, instance_mode=ColorMode.SEGMENTATION
+    ).draw_instance_predictions(_predictions())
     image = picture.get_image()
     assert image[70, 20].tolist() == [250, 10, 20]
     assert image[70, 149].tolist() == [10, 240, 30]
@@ -64,7 +67,8 @@ def test_instances_of_one_class_have_their_own_colours_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "predictions", [pytest.param(_predictions(0), id="none"), pytest.param(Instances((120, 160)), id="no fields")]
+    "predictions",
+    [pytest.param(_predictions(0), id="none"), pytest.param(Instances((120, 160)), id="no fields")],
 )
 def test_nothing_found_leaves_the_picture_as_it_is(predictions: Instances) -> None:
     picture = Visualizer(_grey(), METADATA).draw_instance_predictions(predictions)
@@ -72,7 +76,11 @@ def test_nothing_found_leaves_the_picture_as_it_is(predictions: Instances) -> No
 
 
 def test_boxes_follow_the_scale() -> None:
-    image = Visualizer(_grey(), METADATA, scale=2).overlay_instances(boxes=[[20, 30, 80, 100]]).get_image()
+    image = (
+        Visualizer(_grey(), METADATA, scale=2)
+        .overlay_instances(boxes=[[20, 30, 80, 100]])
+        .get_image()
+    )
     assert image.shape == (240, 320, 3)
     changed = (image != 90).any(axis=2)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
@@ -80,7 +88,9 @@ def test_boxes_follow_the_scale() -> None:
 
 
 def test_polygons_follow_the_scale() -> None:
-    picture = Visualizer(_grey(), scale=2).overlay_instances(masks=[SQUARE], assigned_colors=[(255, 0, 0)])
+    picture = Visualizer(_grey(), scale=2).overlay_instances(
+        masks=[SQUARE], assigned_colors=[(255, 0, 0)]
+    )
     rows, columns = np.nonzero((picture.get_image() != 90).any(axis=2))
     extent = np.array([columns.min(), rows.min(), columns.max(), rows.max()])
     assert np.abs(extent - [40, 60, 160, 200]).max() <= 2  # its border is drawn around it
@@ -92,7 +102,12 @@ def _record() -> dict:
         "image_id": 1,
         "annotations": [
             {"bbox": [20, 30, 60, 70], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0},
-            {"bbox": [90, 40, 150, 110], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "iscrowd": 1},
+            {
+                "bbox": [90, 40, 150, 110],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": 1,
+                "iscrowd": 1,
+            },
         ],
     }
 
@@ -106,10 +121,13 @@ def test_record_is_drawn_with_names_and_marks(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "annotations", [pytest.param({}, id="not annotated"), pytest.param({"annotations": []}, id="empty")]
+    "annotations",
+    [pytest.param({}, id="not annotated"), pytest.param({"annotations": []}, id="empty")],
 )
 def test_record_without_objects_leaves_the_picture_as_it_is(annotations: dict) -> None:
-    picture = Visualizer(_grey(), METADATA).draw_dataset_dict({"file_name": "x.jpg", "image_id": 1, **annotations})
+    picture = Visualizer(_grey(), METADATA).draw_dataset_dict(
+        {"file_name": "x.jpg", "image_id": 1, **annotations}
+    )
     assert np.array_equal(picture.get_image(), _grey())
 
 
@@ -124,7 +142,10 @@ RLE = coco_mask.encode(np.asfortranarray(_square_mask().astype(np.uint8)))
 MASKS = [
     pytest.param([SQUARE], id="polygons"),
     pytest.param([RLE], id="compressed run-length encoding"),
-    pytest.param([{"size": [120, 160], "counts": [2430, *[70, 50] * 59, 70, 9620]}], id="plain run-length encoding"),
+    pytest.param(
+        [{"size": [120, 160], "counts": [2430, *[70, 50] * 59, 70, 9620]}],
+        id="plain run-length encoding",
+    ),
     pytest.param([_square_mask()], id="array"),
     pytest.param(torch.as_tensor(_square_mask())[None], id="tensor"),
     pytest.param(SimpleNamespace(polygons=[[np.array(SQUARE[0])]]), id="PolygonMasks"),
@@ -134,7 +155,11 @@ MASKS = [
 
 @pytest.mark.parametrize("masks", MASKS)
 def test_every_form_of_a_mask_tints_the_same_pixels(masks) -> None:
-    image = Visualizer(_grey()).overlay_instances(masks=masks, assigned_colors=[(255, 0, 0)]).get_image()
+    image = (
+        Visualizer(_grey())
+        .overlay_instances(masks=masks, assigned_colors=[(255, 0, 0)])
+        .get_image()
+    )
     tinted = (image != 90).any(axis=2)
     assert (tinted != _square_mask()).mean() < 0.02
 
@@ -142,7 +167,9 @@ def test_every_form_of_a_mask_tints_the_same_pixels(masks) -> None:
 @pytest.mark.parametrize("masks", MASKS)
 def test_grey_mode_keeps_colour_within_masks_only(masks) -> None:
     red = np.full((120, 160, 3), (200, 0, 0), np.uint8)
-    picture = Visualizer(red, instance_mode=ColorMode.IMAGE_BW).overlay_instances(masks=masks, alpha=0)
+    picture = Visualizer(red, instance_mode=ColorMode.IMAGE_BW).overlay_instances(
+        masks=masks, alpha=0
+    )
     image = picture.get_image()
     assert image[65, 50].tolist() == [200, 0, 0]
     assert len(set(image[5, 5].tolist())) == 1
@@ -167,9 +194,12 @@ KEYPOINTS = SimpleNamespace(
 @pytest.mark.parametrize(
     "keypoints",
     [
-        pytest.param(torch.tensor([[[30.0, 60, 0.9], [90, 60, 0.9], [130, 20, 0.01]]]), id="tensor"),
         pytest.param(
-            SimpleNamespace(tensor=torch.tensor([[[30.0, 60, 2], [90, 60, 1], [130, 20, 0]]])), id="Keypoints"
+            torch.tensor([[[30.0, 60, 0.9], [90, 60, 0.9], [130, 20, 0.01]]]), id="tensor"
+        ),
+        pytest.param(
+            SimpleNamespace(tensor=torch.tensor([[[30.0, 60, 2], [90, 60, 1], [130, 20, 0]]])),
+            id="Keypoints",
         ),
         pytest.param([[30, 60, 2, 90, 60, 2, 0, 0, 0]], id="flat list"),
     ],
@@ -184,7 +214,9 @@ def test_keypoints_that_are_seen_are_drawn_and_connected(keypoints) -> None:
 
 def test_keypoints_follow_the_scale() -> None:
     keypoints = [[30, 60, 2, 90, 60, 2, 0, 0, 0]]
-    image = Visualizer(_grey(), KEYPOINTS, scale=2).overlay_instances(keypoints=keypoints).get_image()
+    image = (
+        Visualizer(_grey(), KEYPOINTS, scale=2).overlay_instances(keypoints=keypoints).get_image()
+    )
     assert image[120, 120].tolist() == [250, 10, 20]
 
 
@@ -259,7 +291,9 @@ SEGMENTS = [
 ]
 
 
-def test_segments_have_the_names_and_colours_of_things_or_stuff(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_have_the_names_and_colours_of_things_or_stuff(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     texts = _written(monkeypatch)
     visualizer = Visualizer(_grey(), STUFF, instance_mode=ColorMode.SEGMENTATION)
     image = visualizer.draw_panoptic_seg(torch.tensor(_half(1, 300)), SEGMENTS).get_image()
@@ -283,7 +317,9 @@ def test_no_segments_leave_the_picture_as_it_is() -> None:
 
 @pytest.mark.parametrize("draw", ["draw_sem_seg", "draw_panoptic_seg"])
 def test_map_of_another_size_is_refused(draw: str) -> None:
-    arguments = (np.zeros((5, 6), int),) if draw == "draw_sem_seg" else (np.zeros((5, 6), int), SEGMENTS)
+    arguments = (
+        (np.zeros((5, 6), int),) if draw == "draw_sem_seg" else (np.zeros((5, 6), int), SEGMENTS)
+    )
     with pytest.raises(ValueError, match=r"size of its picture, \(120, 160\): got \(5, 6\)"):
         getattr(Visualizer(_grey()), draw)(*arguments)
 
@@ -297,11 +333,16 @@ def test_record_with_a_label_map_shows_stuff_below_its_objects(tmp_path) -> None
     assert image[70, 20].tolist() != [90, 90, 90]
 
 
-def test_record_with_a_panoptic_png_shows_its_segments(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_with_a_panoptic_png_shows_its_segments(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = _written(monkeypatch)
     Image.fromarray(id2rgb(_half(1, 300))).save(tmp_path / "panoptic.png")
     segments = [SEGMENTS[0], {**SEGMENTS[1], "iscrowd": 1}]
-    record = _record() | {"pan_seg_file_name": str(tmp_path / "panoptic.png"), "segments_info": segments}
+    record = _record() | {
+        "pan_seg_file_name": str(tmp_path / "panoptic.png"),
+        "segments_info": segments,
+    }
     Visualizer(_grey(), STUFF).draw_dataset_dict(record)
     assert sorted(texts) == ["cat 90%", "sky (crowd)"]
 
@@ -309,7 +350,9 @@ def test_record_with_a_panoptic_png_shows_its_segments(tmp_path, monkeypatch: py
 @pytest.mark.parametrize("key", ["sem_seg_file_name", "pan_seg_file_name"])
 def test_maps_with_too_many_pixels_are_refused(tmp_path, key: str) -> None:
     ids = _half(0, 1)
-    Image.fromarray(ids.astype(np.uint8) if key == "sem_seg_file_name" else id2rgb(ids)).save(tmp_path / "map.png")
+    Image.fromarray(ids.astype(np.uint8) if key == "sem_seg_file_name" else id2rgb(ids)).save(
+        tmp_path / "map.png"
+    )
     record = _record() | {key: str(tmp_path / "map.png"), "segments_info": SEGMENTS}
     with pytest.raises(BadImageError, match=r"map\.png .*INPUT.MAX_IMAGE_PIXELS"):
         Visualizer(_grey()).draw_dataset_dict(record, max_image_pixels=ids.size - 1)
@@ -327,7 +370,9 @@ def test_output_of_instances_leaves_out_low_scores(monkeypatch: pytest.MonkeyPat
 def test_output_with_a_panoptic_result_shows_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = _written(monkeypatch)
     output = {"instances": _predictions(), "sem_seg": torch.zeros(2, 120, 160)}
-    Visualizer(_grey(), STUFF).draw_output({**output, "panoptic_seg": (torch.tensor(_half(1, 300)), SEGMENTS)})
+    Visualizer(_grey(), STUFF).draw_output(
+        {**output, "panoptic_seg": (torch.tensor(_half(1, 300)), SEGMENTS)}
+    )
     assert sorted(texts) == ["cat 90%", "sky"]
 
 

@@ -13,7 +13,11 @@ from detkit.data.datasets.coco_panoptic import (
 )
 from detkit.data.datasets.declared import register_declared_datasets
 from detkit.data.datasets.lvis import load_lvis_json, register_lvis_instances
-from detkit.data.datasets.pascal_voc import load_voc_folders, load_voc_instances, register_pascal_voc
+from detkit.data.datasets.pascal_voc import (
+    load_voc_folders,
+    load_voc_instances,
+    register_pascal_voc,
+)
 from detkit.data.datasets.sem_seg import load_sem_seg, register_sem_seg
 from detkit.data.datasets.shapes import generate_shapes, register_shapes
 

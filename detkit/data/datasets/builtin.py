@@ -1,8 +1,8 @@
 """The public data sets under their usual names.
 
-Importing this module registers them; nothing is read before it is used. Their folders are looked for below
-`$DETKIT_DATASETS`, or `datasets`, at the moment of use, so that setting the variable after the import still counts.
-`datasets/README.md` shows the folders expected.
+Importing this module registers them; nothing is read before it is used. Their folders are looked
+for below `$DETKIT_DATASETS`, or `datasets`, at the moment of use, so that setting the variable
+after the import still counts. `datasets/README.md` shows the folders expected.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ from detkit.data.datasets.shapes import register_shapes
 from detkit.structures import ImageRecord
 from detkit.utils.file_io import dataset_root
 
-# Name -> (folder of images, annotation file), both below the root. Splits and names as in Detectron2: minival and
-# valminusminival are the 5,000 and 35,000 images that papers before 2017 made of val2014.
+# Name -> (folder of images, annotation file), both below the root. Splits and names as in
+# Detectron2: minival and valminusminival are the 5,000 and 35,000 images that papers before 2017
+# made of val2014.
 _COCO_SPLITS = {
     "coco_2014_train": ("coco/train2014", "coco/annotations/instances_train2014.json"),
     "coco_2014_val": ("coco/val2014", "coco/annotations/instances_val2014.json"),
     "coco_2014_minival": ("coco/val2014", "coco/annotations/instances_minival2014.json"),
     "coco_2014_minival_100": ("coco/val2014", "coco/annotations/instances_minival2014_100.json"),
-    "coco_2014_valminusminival": ("coco/val2014", "coco/annotations/instances_valminusminival2014.json"),
+    "coco_2014_valminusminival": (
+        "coco/val2014",
+        "coco/annotations/instances_valminusminival2014.json",
+    ),
     "coco_2017_train": ("coco/train2017", "coco/annotations/instances_train2017.json"),
     "coco_2017_val": ("coco/val2017", "coco/annotations/instances_val2017.json"),
     "coco_2017_test": ("coco/test2017", "coco/annotations/image_info_test2017.json"),
@@ -46,7 +50,10 @@ _COCO_SPLITS = {
 }
 # Persons with keypoints: of the same images.
 _COCO_KEYPOINT_SPLITS = {
-    f"keypoints_coco_{year}_{split}": (f"coco/{folder}", f"coco/annotations/person_keypoints_{split}{year}{end}.json")
+    f"keypoints_coco_{year}_{split}": (
+        f"coco/{folder}",
+        f"coco/annotations/person_keypoints_{split}{year}{end}.json",
+    )
     for year, split, end, folder in (
         (2014, "train", "", "train2014"),
         (2014, "val", "", "val2014"),
@@ -56,8 +63,14 @@ _COCO_KEYPOINT_SPLITS = {
         (2017, "val", "", "val2017"),
     )
 } | {
-    "keypoints_coco_2014_minival_100": ("coco/val2014", "coco/annotations/person_keypoints_minival2014_100.json"),
-    "keypoints_coco_2017_val_100": ("coco/val2017", "coco/annotations/person_keypoints_val2017_100.json"),
+    "keypoints_coco_2014_minival_100": (
+        "coco/val2014",
+        "coco/annotations/person_keypoints_minival2014_100.json",
+    ),
+    "keypoints_coco_2017_val_100": (
+        "coco/val2017",
+        "coco/annotations/person_keypoints_val2017_100.json",
+    ),
 }
 # Split -> name below coco/ of the panoptic files, which hold the segments of COCO_SPLITS' images.
 _COCO_PANOPTIC_SPLITS = {
@@ -109,26 +122,35 @@ def _below_root(path: str) -> str:
 
 
 def _register(
-    name: str, load: Callable[..., list[ImageRecord]], paths: Mapping[str, str], metadata: Mapping[str, Any]
+    name: str,
+    load: Callable[..., list[ImageRecord]],
+    paths: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Register a loader, called with the name and with `paths` below the root, which are noted as metadata too."""
+    """Register a loader, called with the name and with `paths` below the root, which are noted as
+    metadata too.
+    """
     DatasetCatalog.register(name, functools.partial(_load, load, name, **paths))
     lazy = {key: functools.partial(_below_root, path) for key, path in paths.items()}
     MetadataCatalog.get(name).set(**metadata).set_lazy(**lazy)
 
 
 def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> list[ImageRecord]:
-    """Call a loader with paths below the root; where one is not there, the error shows where all are looked for."""
+    """Call a loader with paths below the root; where one is not there, the error shows where all
+    are looked for.
+    """
     try:
         return load(name, **{key: _below_root(path) for key, path in paths.items()})
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}. Data set {name!r} takes {', '.join(paths.values())} below {dataset_root()} (DETKIT_DATASETS "
-            "names another folder); datasets/README.md of detkit's repository shows the files, and where they come from"
+            f"{error}. Data set {name!r} takes {', '.join(paths.values())} below {dataset_root()}"
+            " (DETKIT_DATASETS names another folder); datasets/README.md of detkit's repository"
+            " shows the files, and where they come from"
         ) from error
 
 
-# Nobody can correct public files: what they have of polygons that are none is left out, with a count.
+# Nobody can correct public files: what they have of polygons that are none is left out, with a
+# count.
 
 
 def _load_coco(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
@@ -136,17 +158,30 @@ def _load_coco(name: str, *, json_file: str, image_root: str) -> list[ImageRecor
 
 
 def _register_coco(name: str, images: str, json_file: str, metadata: Mapping[str, Any]) -> None:
-    _register(name, _load_coco, {"json_file": json_file, "image_root": images}, {"evaluator_type": "coco", **metadata})
+    _register(
+        name,
+        _load_coco,
+        {"json_file": json_file, "image_root": images},
+        {"evaluator_type": "coco", **metadata},
+    )
 
 
 def _load_coco_panoptic(
     name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str
 ) -> list[ImageRecord]:
-    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, coco_panoptic_metadata())
+    return load_coco_panoptic_json(
+        panoptic_json, image_root, panoptic_root, coco_panoptic_metadata()
+    )
 
 
 def _load_coco_separated(
-    name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str, sem_seg_root: str
+    name: str,
+    *,
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    json_file: str,
+    sem_seg_root: str,
 ) -> list[ImageRecord]:
     return load_separated(json_file, image_root, sem_seg_root, name, drop_bad_polygons=True)
 
@@ -163,10 +198,16 @@ def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -
         "json_file": json_file,
     }
     stuff = {"sem_seg_root": f"coco/panoptic_stuff_{stem}"}
-    evaluated = {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORE_LABEL, "label_divisor": 1000}
+    evaluated = {
+        "evaluator_type": "coco_panoptic_seg",
+        "ignore_label": IGNORE_LABEL,
+        "label_divisor": 1000,
+    }
     separated = coco_panoptic_separated_metadata()
     _register(name, _load_coco_panoptic, panoptic, {**evaluated, **coco_panoptic_metadata()})
-    _register(f"{name}_separated", _load_coco_separated, {**panoptic, **stuff}, {**evaluated, **separated})
+    _register(
+        f"{name}_separated", _load_coco_separated, {**panoptic, **stuff}, {**evaluated, **separated}
+    )
     only = {"evaluator_type": "sem_seg", "ignore_label": IGNORE_LABEL, **separated}
     _register(f"{name}_stuffonly", _load_sem_seg, {"image_root": images, **stuff}, only)
 
@@ -181,7 +222,9 @@ def _register_lvis(name: str, json_file: str) -> None:
     paths = {"json_file": json_file, "image_root": "coco"}
     _register(name, _load_lvis, paths, {"evaluator_type": "lvis", **classes})
     if "_train" in name:  # how frequent a class is in training is what counts
-        MetadataCatalog.get(name).set_lazy(class_image_count=functools.partial(_image_count_below_root, json_file))
+        MetadataCatalog.get(name).set_lazy(
+            class_image_count=functools.partial(_image_count_below_root, json_file)
+        )
 
 
 def _image_count_below_root(json_file: str) -> list[dict[str, int]] | None:
@@ -198,15 +241,27 @@ def _load_cityscapes_semantic(name: str, *, image_dir: str, gt_dir: str) -> list
 
 def _register_cityscapes(split: str) -> None:
     paths = {"image_dir": f"cityscapes/leftImg8bit/{split}", "gt_dir": f"cityscapes/gtFine/{split}"}
-    for task, load in (("instance", _load_cityscapes_instances), ("sem", _load_cityscapes_semantic)):
+    for task, load in (
+        ("instance", _load_cityscapes_instances),
+        ("sem", _load_cityscapes_semantic),
+    ):
         evaluator = "cityscapes_instance" if task == "instance" else "cityscapes_sem_seg"
-        metadata = {"evaluator_type": evaluator, "ignore_label": IGNORE_LABEL, **cityscapes_metadata()}
+        metadata = {
+            "evaluator_type": evaluator,
+            "ignore_label": IGNORE_LABEL,
+            **cityscapes_metadata(),
+        }
         _register(f"cityscapes_fine_{task}_seg_{split}", load, paths, metadata)
 
 
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:
     note_voc_metadata(name, VOC_CLASSES)
-    _register(name, _load_voc, {"dirname": folder}, {"evaluator_type": "pascal_voc", "year": year, "split": split})
+    _register(
+        name,
+        _load_voc,
+        {"dirname": folder},
+        {"evaluator_type": "pascal_voc", "year": year, "split": split},
+    )
 
 
 def _load_voc(name: str, *, dirname: str) -> list[ImageRecord]:

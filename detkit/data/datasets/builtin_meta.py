@@ -8,7 +8,9 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Category:
-    """A category as a data set's own files number and name it, and the colour that they show it in, RGB, 0 to 255."""
+    """A category as a data set's own files number and name it, and the colour that they show it in,
+    RGB, 0 to 255.
+    """
 
     id: int
     name: str
@@ -18,7 +20,9 @@ class Category:
 def _categories(table: str) -> tuple[Category, ...]:
     """Read `id name r,g,b; ...`; names may have several words."""
     entries = (entry.split() for entry in table.split(";"))
-    return tuple(Category(int(number), " ".join(name), _color(color)) for number, *name, color in entries)
+    return tuple(
+        Category(int(number), " ".join(name), _color(color)) for number, *name, color in entries
+    )
 
 
 def _color(text: str) -> Color:
@@ -26,8 +30,8 @@ def _color(text: str) -> Color:
     return red, green, blue
 
 
-# Source: the `categories` of COCO's annotation files (Lin et al. 2014, arXiv 1405.0312), colours of its panoptic files.
-# The ids have gaps: 11 of the 91 categories that were planned never got boxes.
+# Source: the `categories` of COCO's annotation files (Lin et al. 2014, arXiv 1405.0312), colours of
+# its panoptic files. The ids have gaps: 11 of the 91 categories that were planned never got boxes.
 COCO_THINGS = _categories("""
 1 person 220,20,60; 2 bicycle 119,11,32; 3 car 0,0,142; 4 motorcycle 0,0,230; 5 airplane 106,0,228; 6 bus 0,60,100; 7
 train 0,80,100; 8 truck 0,0,70; 9 boat 0,0,192; 10 traffic light 250,170,30; 11 fire hydrant 100,170,30; 13 stop sign
@@ -47,8 +51,8 @@ mouse 130,114,135; 75 remote 110,129,133; 76 keyboard 166,74,118; 77 cell phone 
 191,162,208
 """)
 
-# Source: the `categories` of panoptic_val2017.json (Kirillov et al. 2018, arXiv 1801.00868; Caesar et al. 2018, arXiv
-# 1612.03716): the 91 classes of stuff, of which some were merged.
+# Source: the `categories` of panoptic_val2017.json (Kirillov et al. 2018, arXiv 1801.00868; Caesar
+# et al. 2018, arXiv 1612.03716): the 91 classes of stuff, of which some were merged.
 COCO_STUFF = _categories("""
 92 banner 255,255,128; 93 blanket 147,211,203; 95 bridge 150,100,100; 100 cardboard 168,171,172; 107 counter
 146,112,198; 109 curtain 210,170,100; 112 door-stuff 92,136,89; 118 floor-wood 218,88,184; 119 flower 241,129,0; 122
@@ -65,8 +69,8 @@ grass-merged 152,251,152; 194 dirt-merged 208,229,228; 195 paper-merged 206,186,
 250,141,255
 """)
 
-# Source: the labels that Cityscapes evaluates (Cordts et al. 2016, arXiv 1604.01685); the order is that of its train
-# ids. Things, from person on, have instances.
+# Source: the labels that Cityscapes evaluates (Cordts et al. 2016, arXiv 1604.01685); the order is
+# that of its train ids. Things, from person on, have instances.
 CITYSCAPES_LABELS = _categories("""
 7 road 128,64,128; 8 sidewalk 244,35,232; 11 building 70,70,70; 12 wall 102,102,156; 13 fence 190,153,153; 17 pole
 153,153,153; 19 traffic light 250,170,30; 20 traffic sign 220,220,0; 21 vegetation 107,142,35; 22 terrain 152,251,152;
@@ -84,7 +88,8 @@ COCO_PERSON_KEYPOINTS: tuple[str, ...] = (
     "right_ankle",
 )  # fmt: skip
 
-# Lines between keypoints, and their colours in Detectron2: shades of blue for the face, of orange for the legs.
+# Lines between keypoints, and their colours in Detectron2: shades of blue for the face, of orange
+# for the legs.
 COCO_PERSON_CONNECTIONS: tuple[tuple[str, str, Color], ...] = (
     ("left_ear", "left_eye", (102, 204, 255)),
     ("right_ear", "right_eye", (51, 153, 255)),
@@ -110,16 +115,18 @@ VOC_CLASSES: tuple[str, ...] = (
 
 
 def coco_metadata() -> dict[str, Any]:
-    """Give names, colours and ids of COCO's 80 classes of things."""
+    """Return names, colours and ids of COCO's 80 classes of things."""
     return {
         "thing_classes": [thing.name for thing in COCO_THINGS],
         "thing_colors": [thing.color for thing in COCO_THINGS],
-        "thing_dataset_id_to_contiguous_id": {thing.id: index for index, thing in enumerate(COCO_THINGS)},
+        "thing_dataset_id_to_contiguous_id": {
+            thing.id: index for index, thing in enumerate(COCO_THINGS)
+        },
     }
 
 
 def coco_person_metadata() -> dict[str, Any]:
-    """Give the one class, and the keypoints, of COCO's keypoint files."""
+    """Return the one class, and the keypoints, of COCO's keypoint files."""
     return {
         "thing_classes": ["person"],
         "thing_colors": [COCO_THINGS[0].color],
@@ -130,13 +137,13 @@ def coco_person_metadata() -> dict[str, Any]:
 
 
 def left_right_pairs(names: tuple[str, ...] | list[str]) -> list[tuple[str, str]]:
-    """Give the pairs of names that differ in `left` and `right` alone: what a mirror exchanges."""
+    """Return the pairs of names that differ in `left` and `right` alone: what a mirror exchanges."""
     swapped = ((name, name.replace("left", "right")) for name in names)
     return [(left, right) for left, right in swapped if right != left and right in names]
 
 
 def coco_panoptic_separated_metadata() -> dict[str, Any]:
-    """Give COCO's classes for models with one head for things and another for stuff.
+    """Return COCO's classes for models with one head for things and another for stuff.
 
     The stuff head sees all things as one class, its class 0.
     """
@@ -156,7 +163,7 @@ def _plain_name(name: str) -> str:
 
 
 def coco_panoptic_metadata() -> dict[str, Any]:
-    """Give COCO's classes for models that tell all 133, things and stuff, by one contiguous id."""
+    """Return COCO's classes for models that tell all 133, things and stuff, by one contiguous id."""
     names = [category.name for category in (*COCO_THINGS, *COCO_STUFF)]
     colors = [category.color for category in (*COCO_THINGS, *COCO_STUFF)]
     return {
@@ -164,7 +171,9 @@ def coco_panoptic_metadata() -> dict[str, Any]:
         "thing_colors": colors,
         "stuff_classes": names,
         "stuff_colors": colors,
-        "thing_dataset_id_to_contiguous_id": {thing.id: index for index, thing in enumerate(COCO_THINGS)},
+        "thing_dataset_id_to_contiguous_id": {
+            thing.id: index for index, thing in enumerate(COCO_THINGS)
+        },
         "stuff_dataset_id_to_contiguous_id": {
             stuff.id: index for index, stuff in enumerate(COCO_STUFF, start=len(COCO_THINGS))
         },
@@ -172,12 +181,14 @@ def coco_panoptic_metadata() -> dict[str, Any]:
 
 
 def cityscapes_metadata() -> dict[str, Any]:
-    """Give Cityscapes' 8 classes of things, and all 19 that semantic segmentation tells apart."""
+    """Return Cityscapes' 8 classes of things, and all 19 that semantic segmentation tells apart."""
     things = [label for label in CITYSCAPES_LABELS if label.id >= CITYSCAPES_FIRST_THING]
     return {
         "thing_classes": [label.name for label in things],
         "thing_colors": [label.color for label in things],
-        "thing_dataset_id_to_contiguous_id": {label.id: index for index, label in enumerate(things)},
+        "thing_dataset_id_to_contiguous_id": {
+            label.id: index for index, label in enumerate(things)
+        },
         "stuff_classes": [label.name for label in CITYSCAPES_LABELS],
         "stuff_colors": [label.color for label in CITYSCAPES_LABELS],
     }

@@ -30,18 +30,21 @@ _THING_NAMES = {name: index for index, name in enumerate(cityscapes_metadata()["
 _NOT_DRAWN = ("license plate", "license plategroup")
 
 
-def load_cityscapes_instances(image_dir: str, gt_dir: str, from_json: bool = True) -> list[ImageRecord]:
+def load_cityscapes_instances(
+    image_dir: str, gt_dir: str, from_json: bool = True
+) -> list[ImageRecord]:
     """Read the instances of the 8 classes of things.
 
     Args:
         image_dir: Folder with a folder per city, such as `leftImg8bit/train`.
         gt_dir: The same of annotations, such as `gtFine/train`.
-        from_json: Draw the polygons of `*_gtFine_polygons.json`, one over the other as they are listed, as Cityscapes'
-            own scripts do. Otherwise take `*_gtFine_instanceIds.png`, which these scripts drew. Both give the same.
+        from_json: Draw the polygons of `*_gtFine_polygons.json`, one over the other as they are
+            listed, as Cityscapes' own scripts do. Otherwise take `*_gtFine_instanceIds.png`, which
+            these scripts drew. Both give the same.
 
     Returns:
-        Records in the order of cities and files, with masks in run-length encoding. Groups that are not told apart are
-        crowds.
+        Records in the order of cities and files, with masks in run-length encoding. Groups that are
+        not told apart are crowds.
 
     Raises:
         FileNotFoundError: A folder or an annotation file is missing.
@@ -59,8 +62,8 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[ImageRecord]:
     """Pair images with `*_gtFine_labelTrainIds.png`, whose pixels are 0 to 18, or 255 for what is not evaluated.
 
     Raises:
-        FileNotFoundError: A folder or a label map is missing. The download has `labelIds` only: `write_train_ids`
-            converts them.
+        FileNotFoundError: A folder or a label map is missing. The download has `labelIds` only:
+            `write_train_ids` converts them.
     """
     records = []
     for image, labels in _pairs(image_dir, gt_dir, "_gtFine_labelTrainIds.png"):
@@ -78,7 +81,9 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[ImageRecord]:
 
 
 def write_train_ids(gt_dir: str) -> int:
-    """Write `*_gtFine_labelTrainIds.png` beside every `*_gtFine_labelIds.png` below a folder, and give their number."""
+    """Write `*_gtFine_labelTrainIds.png` beside every `*_gtFine_labelIds.png` below a folder, and
+    give their number.
+    """
     from_ids = np.full(256, 255, np.uint8)
     for train_id, label in enumerate(CITYSCAPES_LABELS):
         from_ids[label.id] = train_id
@@ -90,7 +95,7 @@ def write_train_ids(gt_dir: str) -> int:
 
 
 def _pairs(image_dir: str, gt_dir: str, ending: str) -> list[tuple[Path, Path]]:
-    """Give image and annotation file of every image below `image_dir`."""
+    """Return image and annotation file of every image below `image_dir`."""
     if not Path(image_dir).is_dir():
         raise FileNotFoundError(f"folder {image_dir} of Cityscapes does not exist")
     pairs = [
@@ -103,12 +108,14 @@ def _pairs(image_dir: str, gt_dir: str, ending: str) -> list[tuple[Path, Path]]:
     if missing:
         hint = " Write them with datasets/prepare_cityscapes.py." if "TrainIds" in ending else ""
         raise FileNotFoundError(
-            f"{len(missing)} of {len(pairs)} images in {image_dir} have no annotation, first {missing[0]}.{hint}"
+            f"{len(missing)} of {len(pairs)} images in {image_dir} have no annotation, first"
+            f" {missing[0]}.{hint}"
         )
     return pairs
 
 
-# One object: its class, whether it is a crowd, its window (x, y), its pixels there (h, w), and the image's size.
+# One object: its class, whether it is a crowd, its window (x, y), its pixels there (h, w), and the
+# image's size.
 _Mask = tuple[int, bool, tuple[int, int], np.ndarray, tuple[int, int]]
 
 
@@ -141,7 +148,9 @@ def _masks_of_png(file: Path) -> Iterator[_Mask]:
         label = instance_id // 1000 if instance_id >= 1000 else instance_id
         if label in _THINGS:
             own = values == instance_id
-            (y, bottom), (x, right) = ((int(v[own].min()), int(v[own].max()) + 1) for v in (rows, columns))
+            (y, bottom), (x, right) = (
+                (int(v[own].min()), int(v[own].max()) + 1) for v in (rows, columns)
+            )
             window = ids[y:bottom, x:right] == instance_id
             yield _THINGS[label], instance_id < 1000, (x, y), window, ids.shape
 
@@ -152,7 +161,8 @@ def _record(image: Path, masks: Iterator[_Mask]) -> ImageRecord:
     for class_index, is_crowd, corner, window, size in masks:
         if size != (height, width):
             raise ValueError(
-                f"the annotation of {image} is {size[1]}x{size[0]} (width x height), the image {width}x{height}"
+                f"the annotation of {image} is {size[1]}x{size[0]} (width x height), the image"
+                f" {width}x{height}"
             )
         if window.any():
             annotations.append(_annotation(class_index, is_crowd, corner, window, size))
@@ -166,7 +176,11 @@ def _record(image: Path, masks: Iterator[_Mask]) -> ImageRecord:
 
 
 def _annotation(
-    class_index: int, is_crowd: bool, corner: tuple[int, int], window: np.ndarray, size: tuple[int, int]
+    class_index: int,
+    is_crowd: bool,
+    corner: tuple[int, int],
+    window: np.ndarray,
+    size: tuple[int, int],
 ) -> AnnotationRecord:
     x, y = corner
     columns, rows = np.flatnonzero(window.any(axis=0)), np.flatnonzero(window.any(axis=1))
@@ -180,8 +194,10 @@ def _annotation(
     }
 
 
-def window_rle(window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]) -> RLERecord:
-    """Give the run lengths of a mask in an image, of which only a window, (h, w) bool, is not empty.
+def window_rle(
+    window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]
+) -> RLERecord:
+    """Return the run lengths of a mask in an image, of which only a window, (h, w) bool, is not empty.
 
     Encoding the window alone takes a hundredth of the time for an image of two megapixels.
 
@@ -191,7 +207,8 @@ def window_rle(window: np.ndarray, corner: tuple[int, int], image_size: tuple[in
         image_size: `(height, width)` of the image.
     """
     (x, y), (height, width) = corner, image_size
-    # Column by column, as the format goes, each with an empty cell behind it, so that every run ends in its column.
+    # Column by column, as the format goes, each with an empty cell behind it, so that every run
+    # ends in its column.
     cells = np.column_stack([window.T, np.zeros(window.shape[1], dtype=bool)]).ravel()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], cells]).astype(np.int8)))
     column, row = edges // (window.shape[0] + 1), edges % (window.shape[0] + 1)

@@ -1,7 +1,7 @@
 """Data sets in COCO's annotation format: one JSON file with images, categories and annotations.
 
-Format: https://cocodataset.org/#format-data. What a file lacks although nothing here needs it (`info`, `licenses`, an
-annotation's `area` or `iscrowd`) is not asked for.
+Format: https://cocodataset.org/#format-data. What a file lacks although nothing here needs it
+(`info`, `licenses`, an annotation's `area` or `iscrowd`) is not asked for.
 
 Legend: K classes.
 """
@@ -38,7 +38,12 @@ _ANNOTATION_KEYS = ("id", "iscrowd", "area", "segmentation", "keypoints")
 
 
 def register_coco_instances(
-    name: str, metadata: dict[str, Any], json_file: str, image_root: str, *, classes: Sequence[str] | None = None
+    name: str,
+    metadata: dict[str, Any],
+    json_file: str,
+    image_root: str,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Register a data set in COCO's format. Registering the same one again does nothing.
 
@@ -75,24 +80,28 @@ def load_coco_json(
 
     Args:
         json_file: Path of the file.
-        image_root: The folder that its file names are relative to. A name that leads out of it is refused; "/" allows
-            absolute paths.
-        dataset_name: Where given, class names and ids are noted in the `MetadataCatalog` under this name.
+        image_root: The folder that its file names are relative to. A name that leads out of it is
+            refused; "/" allows absolute paths.
+        dataset_name: Where given, class names and ids are noted in the `MetadataCatalog` under this
+            name.
         extra_annotation_keys: Further keys of annotations to keep.
-        classes: Names of the classes to use, in the order of their ids; annotations of other classes are left out, and
-            their number is logged. None takes all categories in the order of their ids in the file.
-        drop_bad_polygons: Leave polygons of fewer than three points out, with a count, instead of refusing them.
+        classes: Names of the classes to use, in the order of their ids; annotations of other
+            classes are left out, and their number is logged. None takes all categories in the order
+            of their ids in the file.
+        drop_bad_polygons: Leave polygons of fewer than three points out, with a count, instead of
+            refusing them.
 
     Returns:
-        The images in the order of their ids, each with all of its annotations in the order of the file, or without the
-        key where the file has no annotations at all (COCO's test sets). `category_id` is contiguous, in [0, K).
-        Keypoints lie half a pixel to the right and below of what the file says: it numbers pixels.
+        The images in the order of their ids, each with all of its annotations in the order of the
+        file, or without the key where the file has no annotations at all (COCO's test sets).
+        `category_id` is contiguous, in [0, K). Keypoints lie half a pixel to the right and below of
+        what the file says: it numbers pixels.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no JSON, lacks a part, contradicts itself, or does not have `classes`; or an annotation
-            has no usable box, a polygon of fewer than three points, a mask of another size than its image, or another
-            number of keypoints than its category.
+        ValueError: The file is no JSON, lacks a part, contradicts itself, or does not have
+            `classes`; or an annotation has no usable box, a polygon of fewer than three points, a
+            mask of another size than its image, or another number of keypoints than its category.
     """
     return records_of_content(
         read_json(json_file),
@@ -117,7 +126,7 @@ def records_of_content(
     drop_bad_polygons: bool = False,
     image_keys: Sequence[str] = (),
 ) -> list[ImageRecord]:
-    """Give the records of an annotation file that was read; see `load_coco_json`. `image_keys` are taken over as well.
+    """Return the records of an annotation file that was read; see `load_coco_json`. `image_keys` are taken over as well.
 
     Raises:
         ValueError: As there.
@@ -133,9 +142,16 @@ def records_of_content(
     per_image = _annotations_per_image(annotations or [], images, categories, json_file)
     keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
     folder = DataFolder(image_root, json_file)
-    reader = AnnotationReader(json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons)
+    reader = AnnotationReader(
+        json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons
+    )
     records = [
-        _image_record(images[image_id], folder, reader.records(images[image_id], per_image[image_id]), image_keys)
+        _image_record(
+            images[image_id],
+            folder,
+            reader.records(images[image_id], per_image[image_id]),
+            image_keys,
+        )
         for image_id in sorted(images)
     ]
     reader.log_dropped()
@@ -155,20 +171,25 @@ def _category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> di
     """Category id -> name, in the order of the ids."""
     for category in categories.values():
         if not isinstance(category.get("name"), str):
-            raise ValueError(f"category {category['id']} of {json_file} needs a name: {shortened(category)}")
+            raise ValueError(
+                f"category {category['id']} of {json_file} needs a name: {shortened(category)}"
+            )
     return {key: categories[key]["name"] for key in sorted(categories)}
 
 
-def _used_categories(categories: dict[Any, str], classes: Sequence[str] | None, json_file: str) -> list[Any]:
-    """Give the category ids to use, in the order of the contiguous ids."""
+def _used_categories(
+    categories: dict[Any, str], classes: Sequence[str] | None, json_file: str
+) -> list[Any]:
+    """Return the category ids to use, in the order of the contiguous ids."""
     if classes is None:
         return list(categories)
     ids = {name: key for key, name in categories.items()}
     unknown = [name for name in classes if name not in ids]
     if unknown:
         raise ValueError(
-            f"{json_file} has no category {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], ids)} Expected "
-            f"classes: {', '.join(classes)}. Found in the file: {', '.join(ids) or 'none'}."
+            f"{json_file} has no category"
+            f" {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], ids)} Expected classes:"
+            f" {', '.join(classes)}. Found in the file: {', '.join(ids) or 'none'}."
         )
     return [ids[name] for name in classes]
 
@@ -192,12 +213,17 @@ def _require_known(
     try:
         stray = [annotation for annotation in annotations if annotation.get(key) not in known]
     except TypeError:
-        stray = [annotation for annotation in annotations if not isinstance(annotation.get(key), int | str)]
+        stray = [
+            annotation
+            for annotation in annotations
+            if not isinstance(annotation.get(key), int | str)
+        ]
     if stray:
         values = list(dict.fromkeys(_hashable(annotation.get(key)) for annotation in stray))
         raise ValueError(
-            f"{len(stray)} annotations of {json_file} name {kind} that the file does not list: {key} "
-            f"{listed(values)} in annotations {listed([annotation['id'] for annotation in stray])}"
+            f"{len(stray)} annotations of {json_file} name {kind} that the file does not list:"
+            f" {key} {listed(values)} in annotations"
+            f" {listed([annotation['id'] for annotation in stray])}"
         )
 
 
@@ -206,11 +232,19 @@ def _hashable(value: Any) -> Any:
 
 
 def _image_record(
-    image: dict[str, Any], folder: DataFolder, annotations: list[AnnotationRecord], keys: Sequence[str]
+    image: dict[str, Any],
+    folder: DataFolder,
+    annotations: list[AnnotationRecord],
+    keys: Sequence[str],
 ) -> ImageRecord:
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        raise ValueError(f"image {image['id']} of {folder.named_in} has no file_name: {shortened(image)}")
-    record: dict[str, Any] = {"file_name": folder.path_of(image["file_name"]), "image_id": image["id"]}
+        raise ValueError(
+            f"image {image['id']} of {folder.named_in} has no file_name: {shortened(image)}"
+        )
+    record: dict[str, Any] = {
+        "file_name": folder.path_of(image["file_name"]),
+        "image_id": image["id"],
+    }
     for side in ("height", "width"):
         if side in image:
             record[side] = _require_side(image[side], side, image, folder.named_in)
@@ -220,8 +254,16 @@ def _image_record(
 
 
 def _require_side(value: Any, side: str, image: dict[str, Any], json_file: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**31 or value != int(value):
-        raise ValueError(f"image {image['id']} ({image['file_name']}) of {json_file} has {side} {value!r}, need pixels")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 1 <= value < 2**31
+        or value != int(value)
+    ):
+        raise ValueError(
+            f"image {image['id']} ({image['file_name']}) of {json_file} has {side} {value!r}, need"
+            " pixels"
+        )
     return int(value)
 
 
@@ -241,4 +283,6 @@ def _log_left_out(
     )
     if left_out:
         counts = ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
-        logger.warning("left out annotations of %s whose class is not among `classes`: %s", json_file, counts)
+        logger.warning(
+            "left out annotations of %s whose class is not among `classes`: %s", json_file, counts
+        )

@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str]) -> None:
     """Write a registered data set as a COCO json file, replacing what is there.
 
-    Nothing is cached under the file's name: a data set that has changed would be scored against its old boxes.
+    Nothing is cached under the file's name: a data set that has changed would be scored against its
+    old boxes.
 
     Args:
-        dataset_name: A name in ``DatasetCatalog``.
+        dataset_name: A name in `DatasetCatalog`.
         output_file: Where to; missing folders are made.
 
     Raises:
-        ValueError: As ``records_to_coco_dict``.
+        ValueError: As `records_to_coco_dict`.
     """
     output_path = Path(output_file)
     coco = convert_to_coco_dict(dataset_name)
@@ -38,22 +39,26 @@ def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str])
     partial_path = output_path.with_name(f"{output_path.name}.{os.getpid()}.partial")
     partial_path.write_text(json.dumps(coco), encoding="utf-8")
     partial_path.replace(output_path)
-    logger.info("wrote %d images of %s as COCO json to %s", len(coco["images"]), dataset_name, output_path)
+    logger.info(
+        "wrote %d images of %s as COCO json to %s", len(coco["images"]), dataset_name, output_path
+    )
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
-    """Give a registered data set as the content of a COCO json file: see ``records_to_coco_dict``."""
+    """Return a registered data set as the content of a COCO json file: see `records_to_coco_dict`."""
     return records_to_coco_dict(dataset_name, DatasetCatalog.get(dataset_name))
 
 
 def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """Give the records of a data set as the content of a COCO json file.
+    """Return the records of a data set as the content of a COCO json file.
 
-    Boxes are XYWH in full precision. Masks stay what they are, but bitmaps become run-length masks. Keypoints number
-    pixels again, as COCO's files do: half a pixel less than in the records. ``area`` is the record's own, else that of
-    its mask, else that of its box. Pascal VOC's ``difficult`` is carried along; COCO's metric does not know it. Image
-    ids are kept where all are integers, and category ids where the data set has its own; otherwise images count from 1
-    in order of the records (see ``coco_image_ids``) and categories are the contiguous class ids. Annotations count from
+    Boxes are XYWH in full precision. Masks stay what they are, but bitmaps become run-length masks.
+    Keypoints number pixels again, as COCO's files do: half a pixel less than in the records. `area`
+    is the record's own, else that of its mask, else that of its box. Pascal VOC's `difficult` is
+    carried along; COCO's metric does not know it. Image ids are kept where all are integers, and
+    category ids where the data set has its own; otherwise images count from 1 in order of the
+    records (see `coco_image_ids`) and categories are the contiguous class ids. Annotations count
+    from
     1: COCO tools take 0 for "matched to nothing".
 
     Args:
@@ -61,11 +66,12 @@ def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> d
         records: What the data set's loader gave. They are not changed, and polygons are not copied.
 
     Returns:
-        ``info``, ``images``, ``categories`` and ``annotations``; the last is absent where no image has any key for them
-        (a test set whose ground truth is kept back).
+        `info`, `images`, `categories` and `annotations`; the last is absent where no image has any
+        key for them (a test set whose ground truth is kept back).
 
     Raises:
-        ValueError: If there are no class names, a class id lies outside them, or an image id appears twice.
+        ValueError: There are no class names, a class id lies outside them, or an image id appears
+            twice.
     """
     class_names = class_names_of(dataset_name)
     category_ids = category_ids_of(dataset_name)
@@ -84,10 +90,10 @@ def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> d
 
 
 def class_names_of(dataset_name: str) -> list[str]:
-    """Give the class names of a data set in the order of the contiguous ids.
+    """Return the class names of a data set in the order of the contiguous ids.
 
     Raises:
-        ValueError: If its metadata has none. Those of a COCO file are there once it has been loaded.
+        ValueError: Its metadata has none. Those of a COCO file are there once it has been loaded.
     """
     names = MetadataCatalog.get(dataset_name).get("thing_classes")
     if not names:
@@ -99,7 +105,7 @@ def class_names_of(dataset_name: str) -> list[str]:
 
 
 def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
-    """Give the part of a category that names its keypoints; empty where the data set has none."""
+    """Return the part of a category that names its keypoints; empty where the data set has none."""
     metadata = MetadataCatalog.get(dataset_name)
     names = list(metadata.get("keypoint_names") or ())
     rules = metadata.get("keypoint_connection_rules") or ()
@@ -108,10 +114,10 @@ def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
 
 
 def category_ids_of(dataset_name: str) -> list[int]:
-    """Give the category id that the data set's own files use for each contiguous class id.
+    """Return the category id that the data set's own files use for each contiguous class id.
 
-    The contiguous ids themselves where the data set has no other ones. Where several ids share a class, the lowest
-    stands for it.
+    The contiguous ids themselves where the data set has no other ones. Where several ids share a
+    class, the lowest stands for it.
     """
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
     category_ids = list(range(len(class_names_of(dataset_name))))
@@ -121,21 +127,21 @@ def category_ids_of(dataset_name: str) -> list[int]:
 
 
 def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[int | str, int]:
-    """Give each image the integer that stands for it in COCO json: its id, or its number from 1 if an id is no integer.
+    """Return each image the integer that stands for it in COCO json: its id, or its number from 1 if an id is no integer.
 
-    The format asks for integers, and some tools convert: they would take VOC's "000005" for 5 and fail at
-    "2008_000008".
+    The format asks for integers, and some tools convert: they would take VOC's "000005" for 5 and
+    fail at "2008_000008".
 
     Raises:
-        ValueError: If an id appears twice.
+        ValueError: An id appears twice.
     """
     first_use: dict[int | str, ImageRecord] = {}
     for record in records:
         other = first_use.setdefault(record["image_id"], record)
         if other is not record:
             raise ValueError(
-                f"data set {dataset_name!r} uses image id {record['image_id']!r} twice: for {other['file_name']} and "
-                f"{record['file_name']}"
+                f"data set {dataset_name!r} uses image id {record['image_id']!r} twice: for"
+                f" {other['file_name']} and {record['file_name']}"
             )
     if all(isinstance(image_id, Integral) for image_id in first_use):
         return {image_id: int(image_id) for image_id in first_use}
@@ -143,10 +149,10 @@ def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[in
 
 
 def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) -> float:
-    """Give the area that COCO sorts an object into small, medium and large by.
+    """Return the area that COCO sorts an object into small, medium and large by.
 
     Args:
-        annotation: Its ``area`` counts if it has one, else its ``segmentation``.
+        annotation: Its `area` counts if it has one, else its `segmentation`.
         box_xywh: Its box, whose area counts if it has neither.
     """
     area, segmentation = annotation.get("area"), annotation.get("segmentation")
@@ -163,7 +169,10 @@ def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) ->
 
 def _polygon_area(polygon: Sequence[float]) -> float:
     xs, ys = polygon[0::2], polygon[1::2]
-    crossed = (x * y_next - x_next * y for x, y, x_next, y_next in zip(xs, ys, _next(xs), _next(ys), strict=True))
+    crossed = (
+        x * y_next - x_next * y
+        for x, y, x_next, y_next in zip(xs, ys, _next(xs), _next(ys), strict=True)
+    )
     return abs(sum(crossed)) / 2
 
 
@@ -175,7 +184,9 @@ def _rle_area(rle: Mapping[str, Any]) -> float:
     counts = rle["counts"]
     # Uncompressed runs alternate, starting with background.
     return float(
-        sum(counts[1::2]) if isinstance(counts, list) else mask_util.area({"size": rle["size"], "counts": counts})
+        sum(counts[1::2])
+        if isinstance(counts, list)
+        else mask_util.area({"size": rle["size"], "counts": counts})
     )
 
 
@@ -186,7 +197,10 @@ def _image_entry(record: ImageRecord, image_id: int) -> dict[str, Any]:
 
 
 def _annotation_entries(
-    dataset_name: str, records: Sequence[ImageRecord], image_ids: Mapping[int | str, int], category_ids: Sequence[int]
+    dataset_name: str,
+    records: Sequence[ImageRecord],
+    image_ids: Mapping[int | str, int],
+    category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for record in records:
@@ -194,8 +208,9 @@ def _annotation_entries(
             class_id = annotation["category_id"]
             if not 0 <= class_id < len(category_ids):
                 raise ValueError(
-                    f"data set {dataset_name!r} has {len(category_ids)} class names, but an object of class id "
-                    f"{class_id} in image {record['image_id']!r} ({record['file_name']})"
+                    f"data set {dataset_name!r} has {len(category_ids)} class names, but an object"
+                    f" of class id {class_id} in image {record['image_id']!r}"
+                    f" ({record['file_name']})"
                 )
             keys = {
                 "id": len(entries) + 1,
@@ -207,7 +222,12 @@ def _annotation_entries(
 
 
 def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
-    box = [float(x) for x in BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)]
+    box = [
+        float(x)
+        for x in BoxMode.convert(
+            list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS
+        )
+    ]
     content: dict[str, Any] = {
         "bbox": box,
         "area": annotation_area(annotation, box),
@@ -220,7 +240,9 @@ def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
         content["segmentation"] = _json_segmentation(segmentation)
     if "keypoints" in annotation:
         keypoints = annotation["keypoints"]
-        content["keypoints"] = [value if i % 3 == 2 else value - 0.5 for i, value in enumerate(keypoints)]
+        content["keypoints"] = [
+            value if i % 3 == 2 else value - 0.5 for i, value in enumerate(keypoints)
+        ]
         content["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
     return content
 
@@ -229,7 +251,12 @@ def _json_segmentation(segmentation: Any) -> Any:
     if isinstance(segmentation, np.ndarray):
         segmentation = mask_util.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8))
     if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], bytes):
-        return {"size": [int(side) for side in segmentation["size"]], "counts": segmentation["counts"].decode("ascii")}
+        return {
+            "size": [int(side) for side in segmentation["size"]],
+            "counts": segmentation["counts"].decode("ascii"),
+        }
     if isinstance(segmentation, Mapping):
         return segmentation
-    return [polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in segmentation]
+    return [
+        polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in segmentation
+    ]

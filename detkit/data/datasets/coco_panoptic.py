@@ -1,7 +1,7 @@
 """Panoptic data sets in COCO's format: a png per image whose pixels hold segments, and a json that says what they are.
 
-Two ways to use one: joined, with things and stuff in one list of segments; or separated, with instances from one json
-and stuff from label maps, as Panoptic FPN trains.
+Two ways to use one: joined, with things and stuff in one list of segments; or separated, with
+instances from one json and stuff from label maps, as Panoptic FPN trains.
 
 Format: https://cocodataset.org/#format-data, section 4.
 """
@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 IGNORE_LABEL = 255
 
 
-def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: Mapping[str, Any]) -> list[ImageRecord]:
+def load_coco_panoptic_json(
+    json_file: str, image_dir: str, gt_dir: str, meta: Mapping[str, Any]
+) -> list[ImageRecord]:
     """Read a panoptic json.
 
     Args:
@@ -45,7 +47,8 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
 
     Raises:
         FileNotFoundError: The json, or a png that it names, does not exist.
-        ValueError: The json lacks a part, names a file outside of the folders, or a segment has an unknown category.
+        ValueError: The json lacks a part, names a file outside of the folders, or a segment has an
+            unknown category.
     """
     annotations = section(read_json(json_file), "annotations", json_file)
     require_panoptic_files(annotations, gt_dir, json_file)
@@ -57,7 +60,8 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
             "image_id": annotation["image_id"],
             "pan_seg_file_name": segments.path_of(annotation["file_name"]),
             "segments_info": [
-                _segment(segment, things, stuff, annotation, json_file) for segment in annotation["segments_info"]
+                _segment(segment, things, stuff, annotation, json_file)
+                for segment in annotation["segments_info"]
             ],
         }
         for annotation in annotations
@@ -66,7 +70,9 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
     return cast(list[ImageRecord], records)
 
 
-def require_panoptic_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str) -> None:
+def require_panoptic_files(
+    annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str
+) -> None:
     """Look at the annotations of a panoptic json, and whether their png are there.
 
     Args:
@@ -79,23 +85,32 @@ def require_panoptic_files(annotations: Sequence[Mapping[str, Any]], gt_dir: str
         ValueError: An annotation lacks a part, or names a png outside of the folder.
     """
     for annotation in annotations:
-        lacking = [key for key in ("image_id", "file_name", "segments_info") if key not in annotation]
+        lacking = [
+            key for key in ("image_id", "file_name", "segments_info") if key not in annotation
+        ]
         if lacking:
-            raise ValueError(f"an annotation of {json_file} lacks {', '.join(lacking)}; it has {sorted(annotation)}")
+            raise ValueError(
+                f"an annotation of {json_file} lacks {', '.join(lacking)}; it has"
+                f" {sorted(annotation)}"
+            )
     folder = DataFolder(gt_dir, json_file)
     for annotation in annotations:
         folder.path_of(annotation["file_name"])
     # One look at the folder instead of a hundred thousand at files.
     present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
-    missing = [a for a in annotations if "/" not in a["file_name"] and a["file_name"] not in present]
+    missing = [
+        a for a in annotations if "/" not in a["file_name"] and a["file_name"] not in present
+    ]
     missing += [
-        a for a in annotations if "/" in a["file_name"] and not PathManager.isfile(f"{gt_dir}/{a['file_name']}")
+        a
+        for a in annotations
+        if "/" in a["file_name"] and not PathManager.isfile(f"{gt_dir}/{a['file_name']}")
     ]
     if missing:
         first = missing[0]
         raise FileNotFoundError(
-            f"{len(missing)} of {len(annotations)} panoptic png that {json_file} names do not exist, first "
-            f"{gt_dir}/{first['file_name']} of image id {first['image_id']!r}"
+            f"{len(missing)} of {len(annotations)} panoptic png that {json_file} names do not"
+            f" exist, first {gt_dir}/{first['file_name']} of image id {first['image_id']!r}"
         )
 
 
@@ -109,11 +124,15 @@ def _segment(
     category = segment["category_id"]
     if category not in things and category not in stuff:
         raise ValueError(
-            f"segment {segment['id']} of image id {annotation['image_id']!r} in {json_file} has category {category!r}, "
-            "which is neither a thing nor stuff of the data set"
+            f"segment {segment['id']} of image id {annotation['image_id']!r} in {json_file} has"
+            f" category {category!r}, which is neither a thing nor stuff of the data set"
         )
     is_thing = category in things
-    return {**segment, "category_id": things[category] if is_thing else stuff[category], "isthing": is_thing}
+    return {
+        **segment,
+        "category_id": things[category] if is_thing else stuff[category],
+        "isthing": is_thing,
+    }
 
 
 def register_coco_panoptic(
@@ -134,18 +153,29 @@ def register_coco_panoptic(
         panoptic_json: As `json_file` there.
         instances_json: The same things as boxes and masks, for evaluators; noted only.
     """
-    DatasetCatalog.register(name, functools.partial(_load_joined, panoptic_json, image_root, panoptic_root, name))
+    DatasetCatalog.register(
+        name, functools.partial(_load_joined, panoptic_json, image_root, panoptic_root, name)
+    )
     MetadataCatalog.get(name).set(
         panoptic_root=panoptic_root,
         image_root=image_root,
         panoptic_json=panoptic_json,
         json_file=instances_json,
-        **{"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORE_LABEL, "label_divisor": 1000, **metadata},
+        **{
+            "evaluator_type": "coco_panoptic_seg",
+            "ignore_label": IGNORE_LABEL,
+            "label_divisor": 1000,
+            **metadata,
+        },
     )
 
 
-def _load_joined(panoptic_json: str, image_root: str, panoptic_root: str, name: str) -> list[ImageRecord]:
-    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, MetadataCatalog.get(name).as_dict())
+def _load_joined(
+    panoptic_json: str, image_root: str, panoptic_root: str, name: str
+) -> list[ImageRecord]:
+    return load_coco_panoptic_json(
+        panoptic_json, image_root, panoptic_root, MetadataCatalog.get(name).as_dict()
+    )
 
 
 def register_coco_panoptic_separated(
@@ -171,7 +201,8 @@ def register_coco_panoptic_separated(
     """
     separated, stuff_only = f"{name}_separated", f"{name}_stuffonly"
     DatasetCatalog.register(
-        separated, functools.partial(load_separated, instances_json, image_root, sem_seg_root, separated)
+        separated,
+        functools.partial(load_separated, instances_json, image_root, sem_seg_root, separated),
     )
     common = {"sem_seg_root": sem_seg_root, "image_root": image_root, "ignore_label": IGNORE_LABEL}
     MetadataCatalog.get(separated).set(
@@ -186,17 +217,24 @@ def register_coco_panoptic_separated(
 
 
 def load_separated(
-    instances_json: str, image_root: str, sem_seg_root: str, name: str, *, drop_bad_polygons: bool = False
+    instances_json: str,
+    image_root: str,
+    sem_seg_root: str,
+    name: str,
+    *,
+    drop_bad_polygons: bool = False,
 ) -> list[ImageRecord]:
     """Read instances and pair them with label maps."""
-    instances = load_coco_json(instances_json, image_root, name, drop_bad_polygons=drop_bad_polygons)
+    instances = load_coco_json(
+        instances_json, image_root, name, drop_bad_polygons=drop_bad_polygons
+    )
     return merge_to_panoptic(instances, load_sem_seg(sem_seg_root, image_root))
 
 
 def merge_to_panoptic(
     detection_dicts: Sequence[ImageRecord], sem_seg_dicts: Sequence[ImageRecord]
 ) -> list[ImageRecord]:
-    """Give the records of detection with the label map of the same image. They are not changed.
+    """Return the records of detection with the label map of the same image. They are not changed.
 
     Raises:
         ValueError: An image that has a label map has no record of detection.
@@ -205,14 +243,16 @@ def merge_to_panoptic(
     stray = [record["file_name"] for record in sem_seg_dicts if record["file_name"] not in by_file]
     if stray:
         raise ValueError(
-            f"{len(stray)} of {len(sem_seg_dicts)} images with a label map are not among the {len(by_file)} images "
-            f"with instances, first {stray[0]}"
+            f"{len(stray)} of {len(sem_seg_dicts)} images with a label map are not among the"
+            f" {len(by_file)} images with instances, first {stray[0]}"
         )
-    return [cast(ImageRecord, {**record, **by_file[record["file_name"]]}) for record in sem_seg_dicts]
+    return [
+        cast(ImageRecord, {**record, **by_file[record["file_name"]]}) for record in sem_seg_dicts
+    ]
 
 
 def read_panoptic_png(file_name: str) -> np.ndarray:
-    """Give the segment ids of a panoptic png, (H, W) int32: red + 256 green + 65536 blue.
+    """Return the segment ids of a panoptic png, (H, W) int32: red + 256 green + 65536 blue.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -233,7 +273,10 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
 
 
 def separate_coco_semantic_from_panoptic(
-    panoptic_json: str, panoptic_root: str, sem_seg_root: str, stuff_dataset_id_to_contiguous_id: Mapping[int, int]
+    panoptic_json: str,
+    panoptic_root: str,
+    sem_seg_root: str,
+    stuff_dataset_id_to_contiguous_id: Mapping[int, int],
 ) -> None:
     """Write the label maps of stuff that separated training needs: things 0, stuff its class, the rest 255.
 
@@ -254,7 +297,9 @@ def separate_coco_semantic_from_panoptic(
         segment_ids = read_panoptic_png(f"{panoptic_root}/{annotation['file_name']}")
         labels = np.full(segment_ids.shape, IGNORE_LABEL, np.uint8)
         for segment in annotation["segments_info"]:
-            labels[segment_ids == segment["id"]] = stuff_dataset_id_to_contiguous_id.get(segment["category_id"], 0)
+            labels[segment_ids == segment["id"]] = stuff_dataset_id_to_contiguous_id.get(
+                segment["category_id"], 0
+            )
         target = Path(sem_seg_root, annotation["file_name"])
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(target)

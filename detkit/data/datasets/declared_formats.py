@@ -1,6 +1,7 @@
 """What each format of a declared data set loads, and what is noted about it. `declared` checks the entries first.
 
-Paths are looked for at the moment of use, so that `$DETKIT_DATASETS` may be set after the config was read.
+Paths are looked for at the moment of use, so that `$DETKIT_DATASETS` may be set after the config
+was read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Classes = tuple[str, ...] | None
 
 
 def register_declared(entry: Mapping[str, Any]) -> None:
-    """Register one entry of `DATASETS.REGISTER` that was checked; its `classes` are a tuple or None."""
+    """Register one entry of `DATASETS.REGISTER` that was checked; its `classes` are a tuple or
+    None.
+    """
     _REGISTER[entry["format"]](entry)
 
 
@@ -40,7 +43,9 @@ def _register_coco(entry: Mapping[str, Any]) -> None:
         entry["classes"],
         drop_bad_polygons=entry.get("drop_bad_polygons", False),
     )
-    _register(entry, loader, {"json_file": annotations, "image_root": images}, _keypoint_metadata(entry))
+    _register(
+        entry, loader, {"json_file": annotations, "image_root": images}, _keypoint_metadata(entry)
+    )
 
 
 def _register_voc(entry: Mapping[str, Any]) -> None:
@@ -53,8 +58,12 @@ def _register_voc(entry: Mapping[str, Any]) -> None:
 def _register_lvis(entry: Mapping[str, Any]) -> None:
     name, images, annotations = entry["name"], entry["images"], entry["annotations"]
     loader = functools.partial(_load_lvis, name, images, annotations)
-    _register(entry, loader, {"json_file": annotations, "image_root": images}, {"evaluator_type": "lvis"})
-    MetadataCatalog.get(name).set_lazy(class_image_count=functools.partial(_image_count, annotations))
+    _register(
+        entry, loader, {"json_file": annotations, "image_root": images}, {"evaluator_type": "lvis"}
+    )
+    MetadataCatalog.get(name).set_lazy(
+        class_image_count=functools.partial(_image_count, annotations)
+    )
 
 
 def _register_sem_seg(entry: Mapping[str, Any]) -> None:
@@ -66,7 +75,9 @@ def _register_sem_seg(entry: Mapping[str, Any]) -> None:
         "stuff_colors": class_colors(len(classes)),
         "ignore_label": entry.get("ignore_label", IGNORE_LABEL),
     }
-    _register(entry, loader, {"image_root": images, "sem_seg_root": labels}, metadata, has_things=False)
+    _register(
+        entry, loader, {"image_root": images, "sem_seg_root": labels}, metadata, has_things=False
+    )
 
 
 def _register_panoptic(entry: Mapping[str, Any]) -> None:
@@ -78,7 +89,11 @@ def _register_panoptic(entry: Mapping[str, Any]) -> None:
     if "instances" in entry:
         paths |= {"json_file": entry["instances"], "sem_seg_root": entry["labels"]}
     loader = functools.partial(_load_panoptic, entry["name"], **paths)
-    metadata = {"evaluator_type": "coco_panoptic_seg", "ignore_label": IGNORE_LABEL, "label_divisor": 1000}
+    metadata = {
+        "evaluator_type": "coco_panoptic_seg",
+        "ignore_label": IGNORE_LABEL,
+        "label_divisor": 1000,
+    }
     _register(entry, loader, paths, metadata)
 
 
@@ -98,19 +113,27 @@ def _register(
     metadata: Mapping[str, Any],
     has_things: bool = True,
 ) -> None:
-    """Register a loader, and note paths, metadata, the evaluator that was asked for, and classes of things."""
+    """Register a loader, and note paths, metadata, the evaluator that was asked for, and classes of
+    things.
+    """
     name, classes = entry["name"], entry.get("classes")
     DatasetCatalog.register(name, loader)
     known = MetadataCatalog.get(name)
     known.set_lazy(**{key: functools.partial(_located, path) for key, path in paths.items()})
-    known.set(**{**metadata, **({"evaluator_type": entry["evaluator"]} if "evaluator" in entry else {})})
+    known.set(
+        **{**metadata, **({"evaluator_type": entry["evaluator"]} if "evaluator" in entry else {})}
+    )
     if has_things and classes is not None:
         known.set(thing_classes=list(classes), thing_colors=class_colors(len(classes)))
 
 
 def _keypoint_metadata(entry: Mapping[str, Any]) -> dict[str, Any]:
     names = list(entry.get("keypoints", ()))
-    pairs = [tuple(pair) for pair in entry["flip_pairs"]] if "flip_pairs" in entry else left_right_pairs(names)
+    pairs = (
+        [tuple(pair) for pair in entry["flip_pairs"]]
+        if "flip_pairs" in entry
+        else left_right_pairs(names)
+    )
     return {"keypoint_names": names, "keypoint_flip_map": pairs} if names else {}
 
 
@@ -122,7 +145,11 @@ def _load_coco(
     name: str, images: str, annotations: str, classes: Classes, *, drop_bad_polygons: bool
 ) -> list[ImageRecord]:
     return load_coco_json(
-        _located(annotations), _located(images), name, classes=classes, drop_bad_polygons=drop_bad_polygons
+        _located(annotations),
+        _located(images),
+        name,
+        classes=classes,
+        drop_bad_polygons=drop_bad_polygons,
     )
 
 
@@ -135,16 +162,22 @@ def _image_count(annotations: str) -> list[dict[str, int]] | None:
 
 
 def _load_sem_seg(labels: str, images: str, image_ending: str) -> list[ImageRecord]:
-    return load_sem_seg(_located(labels), _located(images), image_ext=image_ending.removeprefix("."))
+    return load_sem_seg(
+        _located(labels), _located(images), image_ext=image_ending.removeprefix(".")
+    )
 
 
 def _load_panoptic(name: str, **paths: str) -> list[ImageRecord]:
     located = {key: _located(path) for key, path in paths.items()}
-    categories = section(read_json(located["panoptic_json"]), "categories", located["panoptic_json"])
+    categories = section(
+        read_json(located["panoptic_json"]), "categories", located["panoptic_json"]
+    )
     known = MetadataCatalog.get(name)
     if "json_file" in located:
         known.set(**separated_classes(categories))
-        return load_separated(located["json_file"], located["image_root"], located["sem_seg_root"], name)
+        return load_separated(
+            located["json_file"], located["image_root"], located["sem_seg_root"], name
+        )
     known.set(**joined_classes(categories))
     return load_coco_panoptic_json(
         located["panoptic_json"], located["image_root"], located["panoptic_root"], known.as_dict()
@@ -152,7 +185,9 @@ def _load_panoptic(name: str, **paths: str) -> list[ImageRecord]:
 
 
 def joined_classes(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Give the metadata of a panoptic json's `categories`: one contiguous id for things, then stuff."""
+    """Return the metadata of a panoptic json's `categories`: one contiguous id for things, then
+    stuff.
+    """
     ordered = [*_of_kind(categories, is_thing=True), *_of_kind(categories, is_thing=False)]
     names, colors = [category["name"] for category in ordered], class_colors(len(ordered))
     ids = {category["id"]: index for index, category in enumerate(ordered)}
@@ -161,30 +196,48 @@ def joined_classes(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "thing_colors": colors,
         "stuff_classes": names,
         "stuff_colors": colors,
-        "thing_dataset_id_to_contiguous_id": {c["id"]: ids[c["id"]] for c in _of_kind(categories, is_thing=True)},
-        "stuff_dataset_id_to_contiguous_id": {c["id"]: ids[c["id"]] for c in _of_kind(categories, is_thing=False)},
+        "thing_dataset_id_to_contiguous_id": {
+            c["id"]: ids[c["id"]] for c in _of_kind(categories, is_thing=True)
+        },
+        "stuff_dataset_id_to_contiguous_id": {
+            c["id"]: ids[c["id"]] for c in _of_kind(categories, is_thing=False)
+        },
     }
 
 
 def separated_classes(categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Give the metadata of stuff for label maps of which 0 is all things; the things are those of the instances."""
+    """Return the metadata of stuff for label maps of which 0 is all things; the things are those of
+    the instances.
+    """
     stuff = _of_kind(categories, is_thing=False)
     return {
         "stuff_classes": ["things", *(category["name"] for category in stuff)],
         "stuff_colors": class_colors(len(stuff) + 1),
-        "stuff_dataset_id_to_contiguous_id": {0: 0, **{c["id"]: index for index, c in enumerate(stuff, start=1)}},
+        "stuff_dataset_id_to_contiguous_id": {
+            0: 0,
+            **{c["id"]: index for index, c in enumerate(stuff, start=1)},
+        },
     }
 
 
 def _of_kind(categories: Sequence[Mapping[str, Any]], is_thing: bool) -> list[Mapping[str, Any]]:
-    return sorted((c for c in categories if bool(c.get("isthing", 1)) == is_thing), key=lambda c: c["id"])
+    return sorted(
+        (c for c in categories if bool(c.get("isthing", 1)) == is_thing), key=lambda c: c["id"]
+    )
 
 
 def _load_voc(
-    *, root: str | None, images: str | None, annotations: str | None, split: str | None, classes: tuple[str, ...]
+    *,
+    root: str | None,
+    images: str | None,
+    annotations: str | None,
+    split: str | None,
+    classes: tuple[str, ...],
 ) -> list[ImageRecord]:
     images = _located(images) if images else str(Path(_located(root or "")) / "JPEGImages")
-    annotations = _located(annotations) if annotations else str(Path(_located(root or "")) / "Annotations")
+    annotations = (
+        _located(annotations) if annotations else str(Path(_located(root or "")) / "Annotations")
+    )
     base = Path(_located(root)) if root else Path(annotations).parent
     return load_voc_folders(images, annotations, classes, split_file=_split_file(split, base))
 
@@ -192,7 +245,8 @@ def _load_voc(
 def _split_file(split: str | None, base: Path) -> str | None:
     if split is None:
         return None
-    # By its ending, not by what exists: a folder `train` beside the YAML file says nothing about the split `train`.
+    # By its ending, not by what exists: a folder `train` beside the YAML file says nothing about
+    # the split `train`.
     if split.endswith(".txt"):
         return _located(split)
     return str(base / "ImageSets" / "Main" / f"{Path(split).name}.txt")

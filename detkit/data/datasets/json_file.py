@@ -29,7 +29,7 @@ def garbage_collection_off() -> Iterator[None]:
 
 
 def read_json(json_file: str) -> dict[str, Any]:
-    """Give the content of an annotation file.
+    """Return the content of an annotation file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -37,22 +37,26 @@ def read_json(json_file: str) -> dict[str, Any]:
     """
     path = PathManager.get_local_path(json_file)
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path of iopath's, local by now
+        with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a bare ValueError
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # numbers of thousands of digits are a bare ValueError
         raise ValueError(f"annotation file {json_file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"annotation file {json_file} must hold an object with images, annotations and categories; it holds a "
-            f"{type(content).__name__}. A list is COCO's format for results, not for ground truth."
+            f"annotation file {json_file} must hold an object with images, annotations and"
+            f" categories; it holds a {type(content).__name__}. A list is COCO's format for"
+            " results, not for ground truth."
         )
     return content
 
 
 def section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str, Any]]:
-    """Give one of the lists of an annotation file.
+    """Return one of the lists of an annotation file.
 
     Raises:
         ValueError: The file does not have it, or it is no list of objects.
@@ -60,7 +64,8 @@ def section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str,
     entries = content.get(key)
     if entries is None:
         raise ValueError(
-            f"annotation file {json_file} has no {key!r}, only {sorted(content)}.{did_you_mean(key, content)}"
+            f"annotation file {json_file} has no {key!r}, only"
+            f" {sorted(content)}.{did_you_mean(key, content)}"
         )
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{key!r} of annotation file {json_file} must be a list of objects")
@@ -68,7 +73,7 @@ def section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str,
 
 
 def by_id(entries: list[dict[str, Any]], kind: str, json_file: str) -> dict[Any, dict[str, Any]]:
-    """Give entries by their id.
+    """Return entries by their id.
 
     Args:
         entries: Objects of one list.
@@ -90,23 +95,30 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
     """
     missing = next((number for number, entry in enumerate(entries) if "id" not in entry), None)
     if missing is not None:
-        raise ValueError(f"{kind} number {missing} (from 0) of {json_file} has no id: {shortened(entries[missing])}")
+        raise ValueError(
+            f"{kind} number {missing} (from 0) of {json_file} has no id:"
+            f" {shortened(entries[missing])}"
+        )
     kinds = set(map(type, (entry["id"] for entry in entries)))
     if len(kinds) > 1 or not kinds <= {int, str}:
         strange = next(entry for entry in entries if type(entry["id"]) is not int)
-        raise ValueError(f"{json_file} needs {kind} ids that are all integers, or all text: {shortened(strange)}")
-    repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+        raise ValueError(
+            f"{json_file} needs {kind} ids that are all integers, or all text: {shortened(strange)}"
+        )
+    repeated = [
+        key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1
+    ]
     if repeated:
         raise ValueError(f"{json_file} uses {kind} ids more than once: {listed(repeated)}")
 
 
 def listed(values: Sequence[Any], limit: int = 10) -> str:
-    """Give the first values as text, and how many there are."""
+    """Return the first values as text, and how many there are."""
     more = f", ... ({len(values)} in all)" if len(values) > limit else ""
     return ", ".join(map(str, values[:limit])) + more
 
 
 def shortened(entry: dict[str, Any]) -> str:
-    """Give an entry as text of at most 200 characters."""
+    """Return an entry as text of at most 200 characters."""
     text = repr(entry)
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,7 +1,8 @@
 """LVIS: COCO's images with 1,203 classes (v1; 1,230 in v0.5), annotated class by class.
 
-Which classes an image was searched for in vain, and of which it does not have all objects annotated, is part of the
-ground truth. Names of classes and numbers of their images come from the file.
+Which classes an image was searched for in vain, and of which it does not have all objects
+annotated, is part of the ground truth. Names of classes and numbers of their images come from the
+file.
 
 Source: Gupta et al. 2019, arXiv 1908.03195; format: https://www.lvisdataset.org/dataset.
 """
@@ -36,13 +37,14 @@ def load_lvis_json(
     Args:
         json_file: Path of the file.
         image_root: The folder that holds COCO's `train2017`, `val2017` and `test2017`.
-        dataset_name: Where given, class names and ids are noted in the `MetadataCatalog` under this name.
+        dataset_name: Where given, class names and ids are noted in the `MetadataCatalog` under this
+            name.
         extra_annotation_keys: Further keys of annotations to keep.
         drop_bad_polygons: As in `load_coco_json`.
 
     Returns:
-        Records as `load_coco_json` gives them, with `not_exhaustive_category_ids` and `neg_category_ids`, which are ids
-        of the file.
+        Records as `load_coco_json` gives them, with `not_exhaustive_category_ids` and
+        `neg_category_ids`, which are ids of the file.
 
     Raises:
         FileNotFoundError, ValueError: As there; or an image has neither `coco_url` nor `file_name`.
@@ -65,23 +67,30 @@ def load_lvis_json(
 
 
 def _file_name(image: dict[str, Any], json_file: str) -> str:
-    """Give the path below the folder of images: the last two parts of the address, `train2017/000000155379.jpg`."""
+    """Return the path below the folder of images: the last two parts of the address,
+    `train2017/000000155379.jpg`.
+    """
     url = image.get("coco_url")
     if isinstance(url, str) and url.count("/") >= 1:
         return "/".join(url.split("/")[-2:])
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
-        raise ValueError(f"image {image.get('id')} of {json_file} has neither coco_url nor file_name")
+        raise ValueError(
+            f"image {image.get('id')} of {json_file} has neither coco_url nor file_name"
+        )
     return name
 
 
-def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
+def register_lvis_instances(
+    name: str, metadata: dict[str, Any], json_file: str, image_root: str
+) -> None:
     """Register a data set in LVIS's format. Registering the same one again does nothing.
 
     Args:
         name: Its name, as in `DATASETS.TRAIN`.
-        metadata: What else to note about it in `MetadataCatalog`; may be empty. `class_image_count`, which the
-            federated loss wants, is read from the file when it is asked for.
+        metadata: What else to note about it in `MetadataCatalog`; may be empty.
+            `class_image_count`, which the federated loss wants, is read from the file when it is
+            asked for.
         json_file: The annotation file, read when the data set is first used.
         image_root: As in `load_lvis_json`.
     """
@@ -94,9 +103,10 @@ def register_lvis_instances(name: str, metadata: dict[str, Any], json_file: str,
 
 @functools.cache
 def lvis_categories(json_file: str) -> list[dict[str, Any]]:
-    """Give the categories of a file as they stand there; none where the file does not exist.
+    """Return the categories of a file as they stand there; none where the file does not exist.
 
-    Only the part with the categories is parsed: all of v1's training file takes ten seconds and several gigabytes.
+    Only the part with the categories is parsed: all of v1's training file takes ten seconds and
+    several gigabytes.
     """
     path = Path(PathManager.get_local_path(json_file))
     if not path.is_file():
@@ -108,15 +118,19 @@ def lvis_categories(json_file: str) -> list[dict[str, Any]]:
 
 
 def class_image_count(json_file: str) -> list[dict[str, int]] | None:
-    """Give `{id, image_count}` of each category of a file; None where the file does not exist or does not count."""
+    """Return `{id, image_count}` of each category of a file; None where the file does not exist or
+    does not count.
+    """
     categories = lvis_categories(json_file)
     if not categories or not all("image_count" in category for category in categories):
         return None
-    return [{"id": category["id"], "image_count": category["image_count"]} for category in categories]
+    return [
+        {"id": category["id"], "image_count": category["image_count"]} for category in categories
+    ]
 
 
 def _categories(text: str) -> list[dict[str, Any]]:
-    """Give the categories of a file whose text has them where they are expected.
+    """Return the categories of a file whose text has them where they are expected.
 
     Raises:
         ValueError: It has not.

@@ -1,4 +1,6 @@
-"""Data sets for semantic segmentation: a folder of images, and a folder of png whose pixels hold classes."""
+"""Data sets for semantic segmentation: a folder of images, and a folder of png whose pixels hold
+classes.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ def load_sem_seg(
         warn_of_unlabelled: Whether images without a label map are worth a warning.
 
     Returns:
-        A record per pair, in the order of the names; `image_id` is the name without its ending. Images and label maps
-        that have no partner are left out, with a warning.
+        A record per pair, in the order of the names; `image_id` is the name without its ending.
+        Images and label maps that have no partner are left out, with a warning.
 
     Raises:
         FileNotFoundError: A folder does not exist.
@@ -44,24 +46,35 @@ def load_sem_seg(
     both = sorted(labels & images)
     if not both:
         raise ValueError(
-            f"no image .{image_ext} in {image_root} ({len(images)} of them) has a label map .{gt_ext} of the same name "
-            f"in {gt_root} ({len(labels)} of them)"
+            f"no image .{image_ext} in {image_root} ({len(images)} of them) has a label map"
+            f" .{gt_ext} of the same name in {gt_root} ({len(labels)} of them)"
         )
     unlabelled = images - labels if warn_of_unlabelled else set()
-    for missing, root, kind in ((unlabelled, gt_root, "label map"), (labels - images, image_root, "image")):
+    for missing, root, kind in (
+        (unlabelled, gt_root, "label map"),
+        (labels - images, image_root, "image"),
+    ):
         if missing:
-            logger.warning("%d files left out: they have no %s in %s: %s", len(missing), kind, root, _listed(missing))
+            logger.warning(
+                "%d files left out: they have no %s in %s: %s",
+                len(missing),
+                kind,
+                root,
+                _listed(missing),
+            )
     return [
         {
-            "file_name": os.path.join(image_root, f"{stem}.{image_ext}"),  # noqa: PTH118 - may be an address
+            "file_name": os.path.join(image_root, f"{stem}.{image_ext}"),
             "image_id": stem,
-            "sem_seg_file_name": os.path.join(gt_root, f"{stem}.{gt_ext}"),  # noqa: PTH118
+            "sem_seg_file_name": os.path.join(gt_root, f"{stem}.{gt_ext}"),
         }
         for stem in both
     ]
 
 
-def register_sem_seg(name: str, metadata: dict[str, Any], image_root: str, gt_root: str, **extensions: str) -> None:
+def register_sem_seg(
+    name: str, metadata: dict[str, Any], image_root: str, gt_root: str, **extensions: str
+) -> None:
     """Register a data set of images and label maps.
 
     Args:
@@ -71,7 +84,9 @@ def register_sem_seg(name: str, metadata: dict[str, Any], image_root: str, gt_ro
         gt_root: As there.
         **extensions: `gt_ext` and `image_ext`, as there.
     """
-    DatasetCatalog.register(name, functools.partial(load_sem_seg, gt_root, image_root, **extensions))
+    DatasetCatalog.register(
+        name, functools.partial(load_sem_seg, gt_root, image_root, **extensions)
+    )
     noted = {"evaluator_type": "sem_seg", "ignore_label": 255, **metadata}
     MetadataCatalog.get(name).set(image_root=image_root, sem_seg_root=gt_root, **noted)
 
@@ -79,7 +94,7 @@ def register_sem_seg(name: str, metadata: dict[str, Any], image_root: str, gt_ro
 def _stems(root: str, extension: str) -> set[str]:
     """Names below a folder, without their ending."""
     local = PathManager.get_local_path(root)
-    if not os.path.isdir(local):  # noqa: PTH112 - a path of iopath's
+    if not os.path.isdir(local):
         raise FileNotFoundError(f"folder {root} does not exist")
     suffix = f".{extension}"
     found = set()

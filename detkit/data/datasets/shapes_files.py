@@ -1,4 +1,6 @@
-"""The files of the generated data set: what a scene looks like as COCO json, as VOC xml and as label maps."""
+"""The files of the generated data set: what a scene looks like as COCO json, as VOC xml and as
+label maps.
+"""
 
 import json
 import xml.etree.ElementTree as ET
@@ -9,7 +11,13 @@ import numpy as np
 from PIL import Image
 
 from detkit.data.datasets.shapes_panoptic import panoptic_categories, segments_of, write_label_maps
-from detkit.data.datasets.shapes_scene import SHAPES_CLASSES, SHAPES_KEYPOINTS, Scene, SceneObject, draw_scene
+from detkit.data.datasets.shapes_scene import (
+    SHAPES_CLASSES,
+    SHAPES_KEYPOINTS,
+    Scene,
+    SceneObject,
+    draw_scene,
+)
 
 STAMP_FILE = "shapes.json"
 SPLITS = ("train", "val")
@@ -22,7 +30,10 @@ def write_data_set(folder: Path, stamp: dict[str, int]) -> None:
     for number, split in enumerate(SPLITS):
         _write_split(folder, split, number, stamp)
     split_files = [folder / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS]
-    write_text(split_files[0].with_name("trainval.txt"), "".join(f.read_text(encoding="utf-8") for f in split_files))
+    write_text(
+        split_files[0].with_name("trainval.txt"),
+        "".join(f.read_text(encoding="utf-8") for f in split_files),
+    )
     write_text(folder / STAMP_FILE, json.dumps(stamp) + "\n")
 
 
@@ -35,30 +46,45 @@ def _write_split(folder: Path, split: str, number: int, stamp: dict[str, int]) -
     stems = [f"{split}_{index:06d}" for index in range(stamp[f"num_{split}"])]
     for index, stem in enumerate(stems):
         scene = draw_scene(np.random.default_rng([stamp["seed"], number, index]))
-        # 4:4:4, because halved colour resolution would smear edges between two hues of equal brightness.
-        Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{stem}.jpg", quality=92, subsampling=0)
+        # 4:4:4, because halved colour resolution would smear edges between two hues of equal
+        # brightness.
+        Image.fromarray(scene.image).save(
+            folder / "JPEGImages" / f"{stem}.jpg", quality=92, subsampling=0
+        )
         height, width = scene.image.shape[:2]
         images.append({"id": index, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations += [
-            _coco_annotation(obj, len(annotations) + k, index) for k, obj in enumerate(scene.objects, start=1)
+            _coco_annotation(obj, len(annotations) + k, index)
+            for k, obj in enumerate(scene.objects, start=1)
         ]
         _write_voc_xml(folder / "Annotations" / f"{stem}.xml", scene)
         write_label_maps(folder, split, stem, scene)
-        segments.append({"image_id": index, "file_name": f"{stem}.png", "segments_info": segments_of(scene)})
-    info = {"info": {"description": "detkit shapes, generated", **stamp}, "licenses": [], "images": images}
+        segments.append(
+            {"image_id": index, "file_name": f"{stem}.png", "segments_info": segments_of(scene)}
+        )
+    info = {
+        "info": {"description": "detkit shapes, generated", **stamp},
+        "licenses": [],
+        "images": images,
+    }
     coco = {**info, "annotations": annotations, "categories": _instance_categories()}
     panoptic = {**info, "annotations": segments, "categories": panoptic_categories()}
     write_text(folder / f"panoptic_{split}.json", json.dumps(panoptic))
     write_text(folder / f"instances_{split}.json", json.dumps(coco))
-    write_text(folder / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
+    write_text(
+        folder / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems)
+    )
 
 
 def _instance_categories() -> list[dict[str, Any]]:
-    """The shapes, with their keypoints; a skeleton counts these from 1, here from the centre to each other one."""
+    """The shapes, with their keypoints; a skeleton counts these from 1, here from the centre to
+    each other one.
+    """
     skeleton = [[1, end] for end in range(2, len(SHAPES_KEYPOINTS) + 1)]
     points = {"keypoints": list(SHAPES_KEYPOINTS), "skeleton": skeleton}
     return [
-        {"id": i, "name": name, "supercategory": "shape", **points} for i, name in enumerate(SHAPES_CLASSES, start=1)
+        {"id": i, "name": name, "supercategory": "shape", **points}
+        for i, name in enumerate(SHAPES_CLASSES, start=1)
     ]
 
 
@@ -110,7 +136,8 @@ def _voc_object(obj: SceneObject) -> ET.Element:
     ET.SubElement(element, "difficult").text = "0"
     box = ET.SubElement(element, "bndbox")
     x1, y1, x2, y2 = obj.box
-    # VOC counts pixels from 1 and includes the last one. Fractions are kept, so that both formats hold the same boxes.
+    # VOC counts pixels from 1 and includes the last one. Fractions are kept, so that both formats
+    # hold the same boxes.
     for tag, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
         ET.SubElement(box, tag).text = f"{value:g}"
     return element

@@ -1,7 +1,8 @@
 """From a region of a grid to the polygons around it, for the masks of the generated data set.
 
-COCO polygons know no holes. A hole is therefore joined to the outline around it by a cut of no width, walked once in
-and once out: under the even-odd rule and under the winding rule alike the cut vanishes.
+COCO polygons know no holes. A hole is therefore joined to the outline around it by a cut of no
+width, walked once in and once out: under the even-odd rule and under the winding rule alike the cut
+vanishes.
 
 Shapes: (H, W) grid of cells, (P, 2) corners of a loop in grid units, x before y.
 """
@@ -13,24 +14,31 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# The four ways along the lines of the grid, each a right turn (seen on screen, y down) from the one before.
+# The four ways along the lines of the grid, each a right turn (seen on screen, y down) from the one
+# before.
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
 
 
 def _next_way(way: int, ways: int) -> int:
-    """The way on from a grid point: the right turn first, so that the walk keeps to cells that share an edge."""
+    """The way on from a grid point: the right turn first, so that the walk keeps to cells that
+    share an edge.
+    """
     choices = ((way + 1) % 4, way, (way + 3) % 4)
     return next((choice for choice in choices if ways >> choice & 1), way)
 
 
-# _ON[way][ways]: where a walk that came along `way` leaves a point from which borders leave in the set `ways` (bits).
+# _ON[way][ways]: where a walk that came along `way` leaves a point from which borders leave in the
+# set `ways` (bits).
 _ON = tuple(tuple(_next_way(way, ways) for ways in range(16)) for way in range(4))
 
 
-def region_polygons(region: npt.NDArray[np.bool_], *, tolerance: float, min_area: float) -> list[FloatArray]:
-    """Give the outlines of a region, one polygon per connected part, holes cut in.
+def region_polygons(
+    region: npt.NDArray[np.bool_], *, tolerance: float, min_area: float
+) -> list[FloatArray]:
+    """Return the outlines of a region, one polygon per connected part, holes cut in.
 
-    The outermost corners of every loop are kept, so the polygons span exactly the box of the region.
+    The outermost corners of every loop are kept, so the polygons span exactly the box of the
+    region.
 
     Args:
         region: (H, W) cells inside; cells that touch only at a corner are not connected.
@@ -38,16 +46,20 @@ def region_polygons(region: npt.NDArray[np.bool_], *, tolerance: float, min_area
         min_area: Parts and holes of fewer cells are left out.
 
     Returns:
-        (P, 2) corners per part, largest part first; cell (0, 0) covers [0, 1] x [0, 1]. Empty for an empty region.
+        (P, 2) corners per part, largest part first; cell (0, 0) covers [0, 1] x [0, 1]. Empty for
+        an empty region.
     """
-    loops = sorted(((signed_area(loop), loop) for loop in trace_loops(region)), key=itemgetter(0), reverse=True)
+    loops = sorted(
+        ((signed_area(loop), loop) for loop in trace_loops(region)), key=itemgetter(0), reverse=True
+    )
     outlines = [loop for area, loop in loops if area >= min_area]
     holes: list[list[FloatArray]] = [[] for _ in outlines]
     for area, loop in loops:
         if area <= -min_area and outlines:
             holes[_innermost_outline(loop, outlines)].append(simplify_loop(loop, tolerance))
     return [
-        _cut_holes(simplify_loop(outline, tolerance), holes_i) for outline, holes_i in zip(outlines, holes, strict=True)
+        _cut_holes(simplify_loop(outline, tolerance), holes_i)
+        for outline, holes_i in zip(outlines, holes, strict=True)
     ]
 
 
@@ -84,7 +96,9 @@ def trace_loops(region: npt.NDArray[np.bool_]) -> list[FloatArray]:
 
 
 def _border_ways(region: npt.NDArray[np.bool_]) -> tuple[bytes, int]:
-    """Per grid point, row by row, the set of ways in which a border leaves it, as bits; and the points per row."""
+    """Per grid point, row by row, the set of ways in which a border leaves it, as bits; and the
+    points per row.
+    """
     height, width = region.shape
     inside = np.zeros((height + 2, width + 2), bool)
     inside[1:-1, 1:-1] = region
@@ -135,9 +149,9 @@ def simplify_loop(loop: FloatArray, tolerance: float) -> FloatArray:
 
 def _innermost_outline(hole: FloatArray, outlines: list[FloatArray]) -> int:
     """Index of the smallest outline around a hole; outlines come largest first."""
-    # The middle of a cell beside the hole: never on a line of the grid, so inside or outside is not in doubt. A hole is
-    # walked counter-clockwise, so at its northernmost, then westernmost corner the cell to the north-west is the
-    # region's.
+    # The middle of a cell beside the hole: never on a line of the grid, so inside or outside is not
+    # in doubt. A hole is walked counter-clockwise, so at its northernmost, then westernmost corner
+    # the cell to the north-west is the region's.
     corner = hole[np.lexsort((hole[:, 0], hole[:, 1]))[0]]
     middle = corner - 0.5
     around = [i for i, outline in enumerate(outlines) if _contains(outline, middle)]
@@ -155,6 +169,8 @@ def _cut_holes(outline: FloatArray, holes: list[FloatArray]) -> FloatArray:
     for hole in holes:
         distance = np.linalg.norm(outline[:, None] - hole[None], axis=2)
         i, j = np.unravel_index(distance.argmin(), distance.shape)
-        there_and_back = np.concatenate([np.roll(hole, -j, axis=0), hole[j : j + 1], outline[i : i + 1]])
+        there_and_back = np.concatenate(
+            [np.roll(hole, -j, axis=0), hole[j : j + 1], outline[i : i + 1]]
+        )
         outline = np.concatenate([outline[: i + 1], there_and_back, outline[i + 1 :]])
     return outline

@@ -17,7 +17,7 @@ _NAMES = (*SHAPES_CLASSES, *SHAPES_BACKGROUNDS)
 
 
 def panoptic_categories() -> list[dict[str, Any]]:
-    """Give COCO's `categories`: ids from 1, shapes first, then backgrounds."""
+    """Return COCO's `categories`: ids from 1, shapes first, then backgrounds."""
     return [
         {
             "id": i,
@@ -26,17 +26,25 @@ def panoptic_categories() -> list[dict[str, Any]]:
             "isthing": int(name in SHAPES_CLASSES),
             "color": list(color),
         }
-        for i, (name, color) in enumerate(zip(_NAMES, class_colors(len(_NAMES)), strict=True), start=1)
+        for i, (name, color) in enumerate(
+            zip(_NAMES, class_colors(len(_NAMES)), strict=True), start=1
+        )
     ]
 
 
 def sem_seg_metadata() -> dict[str, Any]:
-    """Give the classes of `sem_seg_*`: all nine."""
-    return {"stuff_classes": list(_NAMES), "stuff_colors": class_colors(len(_NAMES)), "ignore_label": 255}
+    """Return the classes of `sem_seg_*`: all nine."""
+    return {
+        "stuff_classes": list(_NAMES),
+        "stuff_colors": class_colors(len(_NAMES)),
+        "ignore_label": 255,
+    }
 
 
 def separated_metadata() -> dict[str, Any]:
-    """Give the classes for one head for things and another for stuff, to which all things are class 0."""
+    """Return the classes for one head for things and another for stuff, to which all things are
+    class 0.
+    """
     colors = class_colors(len(_NAMES))
     first_stuff = len(SHAPES_CLASSES)
     return {
@@ -55,7 +63,7 @@ def separated_metadata() -> dict[str, Any]:
 
 
 def joined_metadata() -> dict[str, Any]:
-    """Give the classes for models that tell all nine by one contiguous id."""
+    """Return the classes for models that tell all nine by one contiguous id."""
     colors, first_stuff = class_colors(len(_NAMES)), len(SHAPES_CLASSES)
     return {
         "thing_classes": list(_NAMES),
@@ -85,8 +93,13 @@ def write_label_maps(folder: Path, split: str, stem: str, scene: Scene) -> None:
 
 
 def segments_of(scene: Scene) -> list[dict[str, Any]]:
-    """Give COCO's `segments_info` of one scene: the background, then the objects from back to front."""
-    categories = [len(SHAPES_CLASSES) + scene.background + 1, *(obj.class_index + 1 for obj in scene.objects)]
+    """Return COCO's `segments_info` of one scene: the background, then the objects from back to
+    front.
+    """
+    categories = [
+        len(SHAPES_CLASSES) + scene.background + 1,
+        *(obj.class_index + 1 for obj in scene.objects),
+    ]
     masks = [scene.owners == owner for owner in range(len(categories))]
     return [
         {
@@ -102,7 +115,9 @@ def segments_of(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _segment_ids(scene: Scene) -> list[int]:
-    """Ids of the background and of the objects; far apart, so that a viewer shows them in different colours."""
+    """Ids of the background and of the objects; far apart, so that a viewer shows them in different
+    colours.
+    """
     return [37 * 256 * (owner + 1) + owner + 1 for owner in range(len(scene.objects) + 1)]
 
 

@@ -1,7 +1,8 @@
 """Scenes of overlapping shapes on textured backgrounds: laid out, drawn and outlined, from a random generator alone.
 
-A scene is painted back to front into a map that says, for every point of a grid four times finer than the image, which
-object is seen there. Picture, masks, boxes and areas all come from that one map, so they cannot disagree.
+A scene is painted back to front into a map that says, for every point of a grid four times finer
+than the image, which object is seen there. Picture, masks, boxes and areas all come from that one
+map, so they cannot disagree.
 
 Shapes: (H, W) image, (4H, 4W) fine grid, (P, 2) corners of an outline, x before y, in pixels.
 """
@@ -23,37 +24,43 @@ Layer = npt.NDArray[np.floating]
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "ring")
 # What a background is drawn with: the stuff of semantic and panoptic models.
 SHAPES_BACKGROUNDS = ("plain", "striped", "chequered", "grained")
-# The same points on every shape, so that one head learns them for all. They are what can be seen: of a circle, which
-# shows no tilt, the points at the very top and so on; of the others, corners and middles of sides, tilted with them.
+# The same points on every shape, so that one head learns them for all. They are what can be seen:
+# of a circle, which shows no tilt, the points at the very top and so on; of the others, corners and
+# middles of sides, tilted with them.
 SHAPES_KEYPOINTS = ("centre", "top", "bottom", "left", "right")
 
 # Landscape, portrait and square, so that aspect-ratio grouping has something to group.
 IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
 
-# Fine grid cells per pixel side: 16 levels of coverage at an edge, and boxes to a quarter of a pixel.
+# Fine grid cells per pixel side: 16 levels of coverage at an edge, and boxes to a quarter of a
+# pixel.
 _FINE = 4
-# An object of which less is left to see is not put into the scene at all: a sliver could be labelled neither way
-# fairly.
+# An object of which less is left to see is not put into the scene at all: a sliver could be
+# labelled neither way fairly.
 _MIN_VISIBLE_SHARE = 0.8
-# Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an object small below
-# an area of 32^2 and large above 96^2; the upper end is a share of the shorter image side.
+# Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an
+# object small below an area of 32^2 and large above 96^2; the upper end is a share of the shorter
+# image side.
 _SIZE_SHARES = (0.2, 0.5, 0.3)
 _SMALL_DIAMETER = (18.0, 30.0)
 _MEDIUM_DIAMETER = (34.0, 84.0)
 _LARGE_SHARE = (0.8, 1.05)
 
 
-# Shapes stand upright, more or less, as things in photographs do. Turned freely, squares, triangles and stars take a
-# network of this size several times as long to tell apart.
+# Shapes stand upright, more or less, as things in photographs do. Turned freely, squares, triangles
+# and stars take a network of this size several times as long to tell apart.
 _MAX_TILT = math.radians(15)
-# Each class has a typical colour, as cells, fruits and road signs have: hues lie this far from it, on a circle of 1.
+# Each class has a typical colour, as cells, fruits and road signs have: hues lie this far from it,
+# on a circle of 1.
 _HUE_RANGE = 0.06
 
 _ROUND = ("circle", "ring")
-# Radius of a star's inner corners; and x and y of its right arm, and y of the notch between its feet.
+# Radius of a star's inner corners; and x and y of its right arm, and y of the notch between its
+# feet.
 _STAR_NOTCH = 0.45
 _STAR_ARM = (math.cos(math.pi / 10), -math.sin(math.pi / 10), _STAR_NOTCH)
-# A point on an outline is looked for this many pixels further in, where no neighbour's edge blurs who is seen.
+# A point on an outline is looked for this many pixels further in, where no neighbour's edge blurs
+# who is seen.
 _PROBE_DEPTH = 1.5
 
 
@@ -64,12 +71,13 @@ class SceneObject:
     Attributes:
         class_index: Index into `SHAPES_CLASSES`.
         polygons: (P, 2) corners per visible part, largest first, in pixels; a hole is cut in.
-        box: Box around what is visible, XYXY in pixels, `0 <= x1 < x2 <= W`; multiples of a quarter.
+        box: Box around what is visible, XYXY in pixels, `0 <= x1 < x2 <= W`; multiples of a
+            quarter.
         area: Visible area in square pixels.
         visible_share: Visible share of the whole outline, in (0, 1].
         is_truncated: Whether the image border cuts it.
-        keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 where nothing lies over the point, 1
-            where another object hides it; all 0 outside of the image.
+        keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 where nothing lies
+            over the point, 1 where another object hides it; all 0 outside of the image.
     """
 
     class_index: int
@@ -89,7 +97,8 @@ class Scene:
         image: (H, W, 3) uint8 RGB.
         objects: From back to front.
         background: Index into `SHAPES_BACKGROUNDS`.
-        owners: (H, W) uint8: the object seen at the middle of each pixel, from 1 in order of `objects`; 0 for none.
+        owners: (H, W) uint8: the object seen at the middle of each pixel, from 1 in order of
+            `objects`; 0 for none.
     """
 
     image: npt.NDArray[np.uint8]
@@ -115,8 +124,13 @@ class _Placed:
     points: FloatArray
 
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The whole pixels (x1, y1, x2, y2) of the image outside of which nothing of the object lies."""
-        (x1, y1), (x2, y2) = np.floor(self.outline.min(axis=0)), np.ceil(self.outline.max(axis=0)) + 1
+        """The whole pixels (x1, y1, x2, y2) of the image outside of which nothing of the object
+        lies.
+        """
+        (x1, y1), (x2, y2) = (
+            np.floor(self.outline.min(axis=0)),
+            np.ceil(self.outline.max(axis=0)) + 1,
+        )
         return max(int(x1), 0), max(int(y1), 0), min(int(x2), width), min(int(y2), height)
 
 
@@ -129,20 +143,32 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(image, objects, background, seen[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE].copy())
 
 
-# ---------------------------------------------------------------------------------------------------------- layout
+# ----------------------------------------------------------------------------------------------------------
+# layout
 
 
-def _lay_out(rng: np.random.Generator, height: int, width: int) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
-    """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where, 0 for nobody."""
-    diameters = sorted((_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 6))), reverse=True)
+def _lay_out(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
+    """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where,
+    0 for nobody.
+    """
+    diameters = sorted(
+        (_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 6))), reverse=True
+    )
     placed: list[_Placed] = []
     seen = Image.new("L", (_FINE * width, _FINE * height))
     for diameter in diameters:
         candidate = _place(rng, diameter, height, width)
         drawn = seen.copy()
-        ImageDraw.Draw(drawn).polygon([(x, y) for x, y in (candidate.outline * _FINE).tolist()], fill=len(placed) + 1)
-        # One sample a pixel is enough to judge how much is hidden, and sixteen times quicker to count.
-        pixels = drawn.resize((width, height), Image.Resampling.NEAREST).histogram()[1 : len(placed) + 2]
+        ImageDraw.Draw(drawn).polygon(
+            [(x, y) for x, y in (candidate.outline * _FINE).tolist()], fill=len(placed) + 1
+        )
+        # One sample a pixel is enough to judge how much is hidden, and sixteen times quicker to
+        # count.
+        pixels = drawn.resize((width, height), Image.Resampling.NEAREST).histogram()[
+            1 : len(placed) + 2
+        ]
         shares = [p / obj.area for p, obj in zip(pixels, [*placed, candidate], strict=True)]
         if min(shares) >= _MIN_VISIBLE_SHARE:
             placed.append(candidate)
@@ -167,12 +193,16 @@ def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -
     points = _unit_keypoints(name) * diameter / 2 @ (np.eye(2) if name in _ROUND else turn)
     # One object in six may be cut by the border; the others lie inside wherever they fit.
     margin = diameter / 2 * (0.5 if rng.random() < 1 / 6 else 1.0)
-    centre = [rng.uniform(min(margin, side / 2), max(side - margin, side / 2)) for side in (width, height)]
+    centre = [
+        rng.uniform(min(margin, side / 2), max(side - margin, side / 2)) for side in (width, height)
+    ]
     return _Placed(class_index, corners + centre, abs(signed_area(corners)), points + centre)
 
 
 def _unit_outline(name: str) -> FloatArray:
-    """Corners of a shape, upright in the circle of radius 1 around the origin; a ring is cut open to be a polygon."""
+    """Corners of a shape, upright in the circle of radius 1 around the origin; a ring is cut open
+    to be a polygon.
+    """
     if name == "circle":
         return _on_circle(64)
     if name == "square":
@@ -196,14 +226,17 @@ def _unit_keypoints(name: str) -> FloatArray:
         side = math.sqrt(0.5)
         top, bottom, left, right = (0.0, -side), (0.0, side), (-side, 0.0), (side, 0.0)
     else:
-        # Of a triangle, two corners and the middle of the lower side; of a star, three tips and the notch at the foot.
+        # Of a triangle, two corners and the middle of the lower side; of a star, three tips and the
+        # notch at the foot.
         across, down, foot = (math.cos(math.pi / 6), 0.5, 0.5) if name == "triangle" else _STAR_ARM
         top, bottom, left, right = (0.0, -1.0), (0.0, foot), (-across, down), (across, down)
     return np.array([(0.0, 0.0), top, bottom, left, right])
 
 
 def _on_circle(count: int, first: float = -math.pi / 2) -> FloatArray:
-    """Corners of a regular polygon, (count, 2); the first lies at the top unless another angle is given."""
+    """Corners of a regular polygon, (count, 2); the first lies at the top unless another angle is
+    given.
+    """
     angle = first + 2 * np.pi * np.arange(count) / count
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
@@ -221,11 +254,13 @@ def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> Sc
     area = int(region.sum()) / _FINE**2
     is_truncated = bool((obj.outline < 0).any() or (obj.outline > (width, height)).any())
     keypoints = _seen_keypoints(obj.points, seen, index)
-    return SceneObject(obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated, keypoints)
+    return SceneObject(
+        obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated, keypoints
+    )
 
 
 def _seen_keypoints(points: FloatArray, seen: npt.NDArray[np.uint8], index: int) -> FloatArray:
-    """Give (5, 3) points with their visibility; what lies nearer has a larger number in the map."""
+    """Return (5, 3) points with their visibility; what lies nearer has a larger number in the map."""
     height, width = (side // _FINE for side in seen.shape)
     inwards = points[0] - points
     distance = np.linalg.norm(inwards, axis=1, keepdims=True)
@@ -237,7 +272,8 @@ def _seen_keypoints(points: FloatArray, seen: npt.NDArray[np.uint8], index: int)
     return np.column_stack([points * is_inside[:, None], visibility])
 
 
-# --------------------------------------------------------------------------------------------------------- painting
+# ---------------------------------------------------------------------------------------------------------
+# painting
 
 
 def _paint(
@@ -281,7 +317,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Laye
     elif kind == 2:
         period = rng.uniform(12, 32)
         angle = rng.uniform(0, math.pi)
-        squares = _wave(rng, height, width, period, angle) * _wave(rng, height, width, period, angle + math.pi / 2)
+        squares = _wave(rng, height, width, period, angle) * _wave(
+            rng, height, width, period, angle + math.pi / 2
+        )
         light += rng.uniform(6, 16) * np.sign(squares)
     elif kind == 3:
         light += rng.uniform(6, 14) * _clouds(rng, height, width, cells=28)
@@ -290,7 +328,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Laye
 
 
 def _fill(rng: np.random.Generator, hue: float, height: int, width: int) -> Layer:
-    """Paint for the window of one object: a strong colour, shaded along one direction, perhaps striped; (H, W, 3)."""
+    """Paint for the window of one object: a strong colour, shaded along one direction, perhaps
+    striped; (H, W, 3).
+    """
     saturation, value = rng.uniform(0.55, 1.0), rng.uniform(0.55, 1.0)
     colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
     shade = 1 + 0.16 * _wave(rng, height, width, period=2.5 * max(height, width))
@@ -305,10 +345,16 @@ def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> La
     return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _wave(rng: np.random.Generator, height: int, width: int, period: float, angle: float | None = None) -> Layer:
-    """A sine wave of `period` pixels across the image, in a random direction unless one is given; (H, W), -1 to 1."""
+def _wave(
+    rng: np.random.Generator, height: int, width: int, period: float, angle: float | None = None
+) -> Layer:
+    """A sine wave of `period` pixels across the image, in a random direction unless one is given;
+    (H, W), -1 to 1.
+    """
     angle = rng.uniform(0, 2 * math.pi) if angle is None else angle
     frequency = 2 * math.pi / period
     x = np.arange(width, dtype=np.float32) * (frequency * math.cos(angle))
-    y = np.arange(height, dtype=np.float32) * (frequency * math.sin(angle)) + rng.uniform(0, 2 * math.pi)
+    y = np.arange(height, dtype=np.float32) * (frequency * math.sin(angle)) + rng.uniform(
+        0, 2 * math.pi
+    )
     return np.sin(x + y[:, None])

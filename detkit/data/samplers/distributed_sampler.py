@@ -1,7 +1,8 @@
 """Samplers that share a data set out over the processes of a run.
 
-Training samplers draw one endless stream of indices from a seed, the same in every process, and each process takes
-every `world_size`-th of it. So the stream does not depend on the number of processes, and nothing has to be exchanged.
+Training samplers draw one endless stream of indices from a seed, the same in every process, and
+each process takes every `world_size`-th of it. So the stream does not depend on the number of
+processes, and nothing has to be exchanged.
 
 Legend: N images in the data set.
 """
@@ -35,11 +36,13 @@ class _EndlessSampler(Sampler[int]):
         self._world_size = comm.get_world_size()
 
     def state_dict(self) -> dict[str, int]:
-        """Give the seeds: all that the stream depends on beside the data set. They may have been drawn."""
+        """Return the seeds: all that the stream depends on beside the data set. They may have been
+        drawn.
+        """
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Give the stream of these seeds from the next iterator on."""
+        """Return the stream of these seeds from the next iterator on."""
         self._seed = state_dict["seed"]
 
     def __iter__(self) -> Iterator[int]:
@@ -56,7 +59,7 @@ class _EndlessSampler(Sampler[int]):
             yield from indices.tolist()
 
     def _epoch_indices(self, generator: torch.Generator) -> Tensor:
-        """Give the indices of one epoch in order, at least one, as int64."""
+        """Return the indices of one epoch in order, at least one, as int64."""
         raise NotImplementedError
 
 
@@ -83,10 +86,15 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         seed_shuffle: int | None = None,
         seed_subset: int | None = None,
     ) -> None:
-        """Take the number of images N, and the share of them to use, in (0, 1]; at least one image is used."""
+        """Take the number of images N, and the share of them to use, in (0, 1]; at least one image
+        is used.
+        """
         super().__init__(shuffle=shuffle, seed=seed_shuffle)
         if not 0 < subset_ratio <= 1:
-            raise ValueError(f"subset_ratio (DATALOADER.RANDOM_SUBSET_RATIO) must lie in (0, 1], got {subset_ratio}")
+            raise ValueError(
+                "subset_ratio (DATALOADER.RANDOM_SUBSET_RATIO) must lie in (0, 1], got"
+                f" {subset_ratio}"
+            )
         self._size = _require_size(size)
         self._subset_size = max(1, int(size * subset_ratio))
         self._draw_subset(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
@@ -112,13 +120,17 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
 class RepeatFactorTrainingSampler(_EndlessSampler):
     """Images of rare classes more than once per epoch.
 
-    Source: Gupta et al. 2019, arXiv 1908.03195, section 5.2 ("repeat factor sampling"). The fraction of a repeat
-    factor is rounded up or down at random in each epoch, so that an image appears as often as its factor says in the
-    mean.
+    Source: Gupta et al. 2019, arXiv 1908.03195, section 5.2 ("repeat factor sampling"). The
+    fraction of a repeat factor is rounded up or down at random in each epoch, so that an image
+    appears as often as its factor says in the mean.
     """
 
     def __init__(
-        self, repeat_factors: Tensor | Sequence[float], *, shuffle: bool = True, seed: int | None = None
+        self,
+        repeat_factors: Tensor | Sequence[float],
+        *,
+        shuffle: bool = True,
+        seed: int | None = None,
     ) -> None:
         """Take (N,) repeat factors, each at least 1."""
         super().__init__(shuffle=shuffle, seed=seed)
@@ -132,24 +144,28 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: Sequence[ImageRecord], repeat_thresh: float, sqrt: bool = True
     ) -> Tensor:
-        """Give (N,) repeat factors from how many images show each class.
+        """Return (N,) repeat factors from how many images show each class.
 
         Args:
             dataset_dicts: N records.
             repeat_thresh: Share of the images, in [0, 1]: a class that fewer show is repeated.
-            sqrt: Repeat a class that a share f shows `sqrt(repeat_thresh / f)` times, as published, not
-                `repeat_thresh / f` times.
+            sqrt: Repeat a class that a share f shows `sqrt(repeat_thresh / f)` times, as published,
+                not `repeat_thresh / f` times.
 
         Returns:
             (N,) float32: for each image the largest factor of its classes, at least 1.
         """
-        classes_per_image = [{a["category_id"] for a in record.get("annotations", [])} for record in dataset_dicts]
+        classes_per_image = [
+            {a["category_id"] for a in record.get("annotations", [])} for record in dataset_dicts
+        ]
         num_showing = Counter(itertools.chain.from_iterable(classes_per_image))
         factors = {}
         for class_id, count in num_showing.items():
             factor = repeat_thresh / (count / len(dataset_dicts))
             factors[class_id] = max(1.0, math.sqrt(factor) if sqrt else factor)
-        return torch.tensor([max((factors[c] for c in classes), default=1.0) for classes in classes_per_image])
+        return torch.tensor(
+            [max((factors[c] for c in classes), default=1.0) for classes in classes_per_image]
+        )
 
     def _epoch_indices(self, generator: torch.Generator) -> Tensor:
         round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
@@ -157,7 +173,9 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
 
 class InferenceSampler(Sampler[int]):
-    """Every image once, in order; each process takes one contiguous part, and the parts differ by at most one image."""
+    """Every image once, in order; each process takes one contiguous part, and the parts differ by
+    at most one image.
+    """
 
     def __init__(self, size: int) -> None:
         """Take the number of images N; 0 gives nothing."""

@@ -23,9 +23,9 @@ class Draw(NamedTuple):
 class NumberedSampler(Sampler[Draw]):
     """Numbers what another sampler draws.
 
-    This is where a run that goes on after a stop skips what it has drawn already: the image is a function of the
-    sampler's seed and the draw, its augmentation of the seed and the number, so `start` and `waiting` are all there is
-    to restore. Both count the draws of this process.
+    This is where a run that goes on after a stop skips what it has drawn already: the image is a
+    function of the sampler's seed and the draw, its augmentation of the seed and the number, so
+    `start` and `waiting` are all there is to restore. Both count the draws of this process.
 
     Attributes:
         start: Draws to skip.
@@ -48,7 +48,10 @@ class NumberedSampler(Sampler[Draw]):
         if start < 0:
             raise ValueError(f"the number of draws to skip cannot be negative, got {start}")
         if any(not 0 <= k < start for k in waiting) or any(a >= b for a, b in pairwise(waiting)):
-            raise ValueError(f"draws that wait must be different ones in [0, {start}), in order; got {list(waiting)}")
+            raise ValueError(
+                f"draws that wait must be different ones in [0, {start}), in order; got"
+                f" {list(waiting)}"
+            )
         self.start, self.waiting = start, tuple(waiting)
 
     def __iter__(self) -> Iterator[Draw]:

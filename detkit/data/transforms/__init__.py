@@ -29,7 +29,10 @@ from detkit.data.transforms.geometry import (
     ResizeTransform,
     VFlipTransform,
 )
-from detkit.data.transforms.torchvision_resize import TorchvisionResizeShortestEdge, TorchvisionResizeTransform
+from detkit.data.transforms.torchvision_resize import (
+    TorchvisionResizeShortestEdge,
+    TorchvisionResizeTransform,
+)
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
 
 __all__ = [

@@ -1,7 +1,8 @@
 """Augmentations: policies that look at an image, draw at random, and decide on a transform.
 
-All draws come from NumPy's global generator: the loader seeds it per training sample, so that a sample does not depend
-on the process that makes it, and augmentations written for Detectron2 are seeded along.
+All draws come from NumPy's global generator: the loader seeds it per training sample, so that a
+sample does not depend on the process that makes it, and augmentations written for Detectron2 are
+seeded along.
 
 Legend: H and W height and width, C channels, N boxes.
 """
@@ -22,11 +23,16 @@ from detkit.data.transforms.transform import NoOpTransform, Transform, Transform
 class AugInput:
     """What an augmentation may look at, and what its transform is applied to.
 
-    A subclass with further attributes serves augmentations that ask for these by the names of their arguments.
+    A subclass with further attributes serves augmentations that ask for these by the names of their
+    arguments.
     """
 
     def __init__(
-        self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        *,
+        boxes: np.ndarray | None = None,
+        sem_seg: np.ndarray | None = None,
     ) -> None:
         """Hold the parts of one sample.
 
@@ -36,7 +42,9 @@ class AugInput:
             sem_seg: (H, W) integer labels.
         """
         if image.ndim not in (2, 3):
-            raise ValueError(f"an image to augment has shape (H, W, C) or (H, W), got {image.shape}")
+            raise ValueError(
+                f"an image to augment has shape (H, W, C) or (H, W), got {image.shape}"
+            )
         self.image = image
         self.boxes = boxes
         self.sem_seg = sem_seg
@@ -49,7 +57,9 @@ class AugInput:
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
-    def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]) -> TransformList:
+    def apply_augmentations(
+        self, augmentations: Sequence[Augmentation | Transform]
+    ) -> TransformList:
         """Replace each part by the augmented one, and give the transforms that were drawn."""
         augmented = AugmentationList(augmentations)(self)
         assert isinstance(augmented, TransformList)
@@ -59,8 +69,8 @@ class AugInput:
 class Augmentation(ABC):
     """A policy that gives a transform for a sample.
 
-    `get_transform` names what it wants to see: its arguments are read from the attributes of the `AugInput` that have
-    the same names (`image`, `boxes`, `sem_seg`; what a sample lacks is None).
+    `get_transform` names what it wants to see: its arguments are read from the attributes of the
+    `AugInput` that have the same names (`image`, `boxes`, `sem_seg`; what a sample lacks is None).
 
     Example:
         >>> class Invert(Augmentation):
@@ -73,18 +83,24 @@ class Augmentation(ABC):
         """Decide on a transform; all random draws happen here."""
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Change the sample by a drawn transform, and give that transform for what is not part of the sample."""
-        tfm = self.get_transform(*(self._argument(aug_input, name) for name in _argument_names(type(self))))
+        """Change the sample by a drawn transform, and give that transform for what is not part of
+        the sample.
+        """
+        tfm = self.get_transform(
+            *(self._argument(aug_input, name) for name in _argument_names(type(self)))
+        )
         if not hasattr(tfm, "apply_image"):
-            raise TypeError(f"{type(self).__name__}.get_transform must give a Transform, gave {tfm!r}")
+            raise TypeError(
+                f"{type(self).__name__}.get_transform must give a Transform, gave {tfm!r}"
+            )
         aug_input.transform(tfm)
         return tfm
 
     def _argument(self, aug_input: AugInput, name: str) -> Any:
         if not hasattr(aug_input, name):
             raise AttributeError(
-                f"{type(self).__name__}.get_transform wants {name!r}, which {type(aug_input).__name__} lacks; it has "
-                f"{sorted(vars(aug_input))}"
+                f"{type(self).__name__}.get_transform wants {name!r}, which"
+                f" {type(aug_input).__name__} lacks; it has {sorted(vars(aug_input))}"
             )
         return getattr(aug_input, name)
 
@@ -96,7 +112,9 @@ class Augmentation(ABC):
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
         """Draw from [low, high), or from [0, low) when only one bound is given."""
-        return np.random.uniform(0, low, size) if high is None else np.random.uniform(low, high, size)
+        return (
+            np.random.uniform(0, low, size) if high is None else np.random.uniform(low, high, size)
+        )
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
@@ -105,7 +123,7 @@ class Augmentation(ABC):
 
 @functools.cache
 def _argument_names(kind: type[Augmentation]) -> list[str]:
-    """Give the names of what `get_transform` wants to see, without `self`."""
+    """Return the names of what `get_transform` wants to see, without `self`."""
     parameters = list(inspect.signature(kind.get_transform).parameters.values())[1:]
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
@@ -130,8 +148,12 @@ class AugmentationList(Augmentation):
         self.augs = [as_augmentation(aug) for aug in augs]
 
     def get_transform(self, *args: Any) -> Transform:
-        """Refuse: the later augmentations have to see the sample that the earlier ones leave, so call the list."""
-        raise NotImplementedError("an AugmentationList decides while it is applied: call it with an AugInput")
+        """Refuse: the later augmentations have to see the sample that the earlier ones leave, so
+        call the list.
+        """
+        raise NotImplementedError(
+            "an AugmentationList decides while it is applied: call it with an AugInput"
+        )
 
     def __call__(self, aug_input: AugInput) -> TransformList:
         """Change the sample by all augmentations in turn, and give their transforms."""
@@ -150,7 +172,9 @@ class RandomApply(Augmentation):
 
     def get_transform(self, *args: Any) -> Transform:
         """Refuse: what is applied sees the sample itself, so call this augmentation."""
-        raise NotImplementedError("RandomApply decides while it is applied: call it with an AugInput")
+        raise NotImplementedError(
+            "RandomApply decides while it is applied: call it with an AugInput"
+        )
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change the sample, or leave it."""
@@ -158,7 +182,7 @@ class RandomApply(Augmentation):
 
 
 def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
-    """Give an augmentation: the argument itself, or one that always decides on the given transform.
+    """Return an augmentation: the argument itself, or one that always decides on the given transform.
 
     Raises:
         TypeError: It is neither.
@@ -185,7 +209,7 @@ def apply_augmentations(
 
 
 def require_probability(prob: float) -> float:
-    """Give the argument back if it lies in [0, 1].
+    """Return the argument back if it lies in [0, 1].
 
     Raises:
         ValueError: It does not.

@@ -1,6 +1,7 @@
 """Changes of colour; geometry stays.
 
-The strengths and formulas are Detectron2's; each augmentation leaves an image as it is at strength 1.
+The strengths and formulas are Detectron2's; each augmentation leaves an image as it is at strength
+1.
 
 Legend: H and W height and width, C channels.
 """
@@ -14,10 +15,11 @@ from detkit.data.transforms.transform import AxisAlignedTransform, Transform
 
 # Weights of red, green and blue in grey. Source: ITU-R BT.601.
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-# Principal components of ImageNet's colours, on a scale of 0 to 1. Source: Krizhevsky et al. 2012, section 4.1, with
-# the numbers of fb.resnet.torch.
+# Principal components of ImageNet's colours, on a scale of 0 to 1. Source: Krizhevsky et al. 2012,
+# section 4.1, with the numbers of fb.resnet.torch.
 _COLOR_DIRECTIONS = np.array(
-    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], dtype=np.float64
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
+    dtype=np.float64,
 )
 _COLOR_VARIANCES = np.array([0.2175, 0.0188, 0.0045])
 
@@ -26,13 +28,15 @@ class BlendTransform(AxisAlignedTransform):
     """Mixes the image with another: `src_weight * src_image + dst_weight * image`."""
 
     def __init__(self, src_image: np.ndarray | float, src_weight: float, dst_weight: float) -> None:
-        """Take what to mix in (a number, or an array that broadcasts to (H, W, C)), and both weights."""
+        """Take what to mix in (a number, or an array that broadcasts to (H, W, C)), and both
+        weights.
+        """
         self.src_image = src_image
         self.src_weight = src_weight
         self.dst_weight = dst_weight
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give the mixture; of a uint8 image it is limited to [0, 255] and cut to whole levels."""
+        """Return the mixture; of a uint8 image it is limited to [0, 255] and cut to whole levels."""
         if img.dtype != np.uint8:
             return (self._mixed(img)).astype(img.dtype, copy=False)
         if np.ndim(self.src_image) == 0:
@@ -42,14 +46,16 @@ class BlendTransform(AxisAlignedTransform):
 
     def _mixed(self, levels: np.ndarray) -> np.ndarray:
         levels = levels.astype(np.float32, copy=False)
-        return np.float32(self.dst_weight) * levels + np.float32(self.src_weight) * np.float32(self.src_image)
+        return np.float32(self.dst_weight) * levels + np.float32(self.src_weight) * np.float32(
+            self.src_image
+        )
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the points themselves."""
+        """Return the points themselves."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Give the label map itself."""
+        """Return the label map itself."""
         return segmentation
 
 
@@ -59,7 +65,10 @@ class _RandomStrength(Augmentation):
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
         """Take the bounds; 1 leaves the image as it is."""
         if intensity_min > intensity_max:
-            raise ValueError(f"intensity_min must not exceed intensity_max, got {intensity_min} > {intensity_max}")
+            raise ValueError(
+                f"intensity_min must not exceed intensity_max, got {intensity_min} >"
+                f" {intensity_max}"
+            )
         self.intensity_min = intensity_min
         self.intensity_max = intensity_max
 
@@ -73,7 +82,9 @@ class RandomContrast(_RandomStrength):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a strength."""
         strength = self._draw()
-        return BlendTransform(src_image=float(image.mean()), src_weight=1 - strength, dst_weight=strength)
+        return BlendTransform(
+            src_image=float(image.mean()), src_weight=1 - strength, dst_weight=strength
+        )
 
 
 class RandomBrightness(_RandomStrength):
@@ -86,7 +97,9 @@ class RandomBrightness(_RandomStrength):
 
 
 class RandomSaturation(_RandomStrength):
-    """Draws the image towards grey (below 1), or away from it. The image is RGB; with BGR, grey is another mixture."""
+    """Draws the image towards grey (below 1), or away from it. The image is RGB; with BGR, grey is
+    another mixture.
+    """
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a strength."""
@@ -99,8 +112,8 @@ class RandomSaturation(_RandomStrength):
 class RandomLighting(Augmentation):
     """Shifts the colours of an RGB image along the principal directions of natural light.
 
-    Source: Krizhevsky et al. 2012, section 4.1. As in Detectron2, the shift is on a scale of 0 to 1 while the image
-    runs to 255, so that `scale` has to be large to be seen.
+    Source: Krizhevsky et al. 2012, section 4.1. As in Detectron2, the shift is on a scale of 0 to 1
+    while the image runs to 255, so that `scale` has to be large to be seen.
     """
 
     def __init__(self, scale: float) -> None:
@@ -117,4 +130,6 @@ class RandomLighting(Augmentation):
 
 def _require_three_channels(augmentation: Augmentation, image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"{type(augmentation).__name__} needs an RGB image (H, W, 3), got shape {image.shape}")
+        raise ValueError(
+            f"{type(augmentation).__name__} needs an RGB image (H, W, 3), got shape {image.shape}"
+        )

@@ -22,27 +22,34 @@ class CropTransform(AxisAlignedTransform):
     are cut at its border.
     """
 
-    def __init__(self, x0: int, y0: int, w: int, h: int, orig_w: int | None = None, orig_h: int | None = None) -> None:
+    def __init__(
+        self, x0: int, y0: int, w: int, h: int, orig_w: int | None = None, orig_h: int | None = None
+    ) -> None:
         """Take the window's corner and size, and the size of the image where an inverse is wanted."""
         if x0 < 0 or y0 < 0 or w < 1 or h < 1:
-            raise ValueError(f"a crop needs a corner at 0 or more and sides of 1 or more, got {x0=}, {y0=}, {w=}, {h=}")
+            raise ValueError(
+                f"a crop needs a corner at 0 or more and sides of 1 or more, got {x0=}, {y0=},"
+                f" {w=}, {h=}"
+            )
         self.x0, self.y0, self.w, self.h = x0, y0, w, h
         self.orig_w, self.orig_h = orig_w, orig_h
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give a view of the window; smaller where the window leaves the image."""
+        """Return a view of the window; smaller where the window leaves the image."""
         return img[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the points relative to the window's corner."""
+        """Return the points relative to the window's corner."""
         return coords - [self.x0, self.y0]
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Give the parts of the polygons within the window: none where nothing is left, several where one is cut."""
+        """Return the parts of the polygons within the window: none where nothing is left, several
+        where one is cut.
+        """
         return clip_polygons(super().apply_polygons(polygons), (self.h, self.w))
 
     def inverse(self) -> Transform:
-        """Give the padding to the old size.
+        """Return the padding to the old size.
 
         Raises:
             NotImplementedError: The old size was not given.
@@ -69,17 +76,19 @@ class PadTransform(AxisAlignedTransform):
     ) -> None:
         """Take the width of the border at the left, top, right and bottom, in pixels."""
         if min(x0, y0, x1, y1) < 0:
-            raise ValueError(f"a border cannot be negative, got left {x0}, top {y0}, right {x1}, bottom {y1}")
+            raise ValueError(
+                f"a border cannot be negative, got left {x0}, top {y0}, right {x1}, bottom {y1}"
+            )
         self.x0, self.y0, self.x1, self.y1 = x0, y0, x1, y1
         self.orig_w, self.orig_h = orig_w, orig_h
         self.pad_value, self.seg_pad_value = pad_value, seg_pad_value
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give the image with its border."""
+        """Return the image with its border."""
         return self._pad(img, self.pad_value)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Give the label map with its border."""
+        """Return the label map with its border."""
         return self._pad(segmentation, self.seg_pad_value)
 
     def _pad(self, array: np.ndarray, value: float) -> np.ndarray:
@@ -87,11 +96,11 @@ class PadTransform(AxisAlignedTransform):
         return np.pad(array, border, constant_values=value)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the shifted points."""
+        """Return the shifted points."""
         return np.add(coords, [self.x0, self.y0])
 
     def inverse(self) -> Transform:
-        """Give the crop that takes the border off.
+        """Return the crop that takes the border off.
 
         Raises:
             NotImplementedError: The size without border was not given.
@@ -109,13 +118,17 @@ class RandomCrop(Augmentation):
         """Take the size of the window.
 
         Args:
-            crop_type: How `crop_size` is meant. "relative": as shares (height, width) of the image's sides.
-                "relative_range": as the smallest such shares; each is drawn between it and 1. "absolute": in pixels
-                (height, width). "absolute_range": each side is drawn between the two, in pixels.
+            crop_type: How `crop_size` is meant. "relative": as shares (height, width) of the
+                image's sides. "relative_range": as the smallest such shares; each is drawn between
+                it and 1. "absolute": in pixels (height, width). "absolute_range": each side is
+                drawn between the two, in pixels.
             crop_size: Two numbers. A window is never larger than the image.
         """
         if crop_type not in CROP_TYPES:
-            raise ValueError(f"crop_type (INPUT.CROP.TYPE) must be one of {', '.join(CROP_TYPES)}, got {crop_type!r}")
+            raise ValueError(
+                f"crop_type (INPUT.CROP.TYPE) must be one of {', '.join(CROP_TYPES)}, got"
+                f" {crop_type!r}"
+            )
         self.crop_type = crop_type
         self.crop_size = _require_crop_size(crop_type, crop_size)
 
@@ -134,16 +147,21 @@ class RandomCrop(Augmentation):
         if self.crop_type == "absolute":
             return min(int(first), height), min(int(second), width)
         if self.crop_type == "absolute_range":
-            return _draw_side(int(first), int(second), height), _draw_side(int(first), int(second), width)
+            return _draw_side(int(first), int(second), height), _draw_side(
+                int(first), int(second), width
+            )
         if self.crop_type == "relative_range":
-            first, second = np.array([first, second]) + np.random.rand(2) * (1 - np.array([first, second]))
+            first, second = np.array([first, second]) + np.random.rand(2) * (
+                1 - np.array([first, second])
+            )
         return max(1, math.floor(height * first + 0.5)), max(1, math.floor(width * second + 0.5))
 
 
 class RandomCropAroundInstance(RandomCrop):
     """Cuts out a window that holds the center of one object, drawn at random; anywhere where there is no object.
 
-    A window drawn without a look at the objects often holds none, and such a sample teaches background only.
+    A window drawn without a look at the objects often holds none, and such a sample teaches
+    background only.
     """
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
@@ -184,8 +202,8 @@ class RandomCrop_CategoryAreaConstraint(RandomCrop):
         super().__init__(crop_type, crop_size)
         if not 0 < single_category_max_area <= 1:
             raise ValueError(
-                "single_category_max_area (INPUT.CROP.SINGLE_CATEGORY_MAX_AREA) must lie in (0, 1], got "
-                f"{single_category_max_area}"
+                "single_category_max_area (INPUT.CROP.SINGLE_CATEGORY_MAX_AREA) must lie in (0,"
+                f" 1], got {single_category_max_area}"
             )
         self.single_category_max_area = single_category_max_area
         self.ignored_category = ignored_category
@@ -197,7 +215,8 @@ class RandomCrop_CategoryAreaConstraint(RandomCrop):
             return window
         if sem_seg is None:
             raise ValueError(
-                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs a label map of every image (sem_seg_file_name)"
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs a label map of every image"
+                " (sem_seg_file_name)"
             )
         for _ in range(self._NUM_DRAWS - 1):
             if self._is_varied(window.apply_segmentation(sem_seg)):
@@ -229,9 +248,18 @@ def _require_crop_size(crop_type: str, crop_size: Sequence[float]) -> tuple[floa
         raise ValueError(f"crop_size (INPUT.CROP.SIZE) needs two numbers, got {list(crop_size)}")
     first, second = float(crop_size[0]), float(crop_size[1])
     if crop_type.startswith("relative") and not (0 < first <= 1 and 0 < second <= 1):
-        raise ValueError(f"a {crop_type} crop_size (INPUT.CROP.SIZE) needs shares in (0, 1], got {list(crop_size)}")
+        raise ValueError(
+            f"a {crop_type} crop_size (INPUT.CROP.SIZE) needs shares in (0, 1], got"
+            f" {list(crop_size)}"
+        )
     if crop_type.startswith("absolute") and min(first, second) < 1:
-        raise ValueError(f"an {crop_type} crop_size (INPUT.CROP.SIZE) needs pixels of 1 or more, got {list(crop_size)}")
+        raise ValueError(
+            f"an {crop_type} crop_size (INPUT.CROP.SIZE) needs pixels of 1 or more, got"
+            f" {list(crop_size)}"
+        )
     if crop_type == "absolute_range" and first > second:
-        raise ValueError(f"an absolute_range crop_size goes from the smaller to the larger, got {list(crop_size)}")
+        raise ValueError(
+            "an absolute_range crop_size goes from the smaller to the larger, got"
+            f" {list(crop_size)}"
+        )
     return first, second

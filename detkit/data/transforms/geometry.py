@@ -19,7 +19,11 @@ from detkit.data.transforms.transform import AxisAlignedTransform, NoOpTransform
 
 BILINEAR = int(Image.Resampling.BILINEAR)
 NEAREST = int(Image.Resampling.NEAREST)
-_TORCH_MODES = {BILINEAR: "bilinear", NEAREST: "nearest-exact", int(Image.Resampling.BICUBIC): "bicubic"}
+_TORCH_MODES = {
+    BILINEAR: "bilinear",
+    NEAREST: "nearest-exact",
+    int(Image.Resampling.BICUBIC): "bicubic",
+}
 
 
 class HFlipTransform(AxisAlignedTransform):
@@ -30,15 +34,15 @@ class HFlipTransform(AxisAlignedTransform):
         self.width = width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give a mirrored view: the copy is made once, by whoever needs plain memory."""
+        """Return a mirrored view: the copy is made once, by whoever needs plain memory."""
         return img[:, ::-1]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the mirrored points."""
+        """Return the mirrored points."""
         return np.stack([self.width - coords[:, 0], coords[:, 1]], axis=1)
 
     def inverse(self) -> Transform:
-        """Give this transform."""
+        """Return this transform."""
         return self
 
 
@@ -50,15 +54,15 @@ class VFlipTransform(AxisAlignedTransform):
         self.height = height
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give a mirrored view: the copy is made once, by whoever needs plain memory."""
+        """Return a mirrored view: the copy is made once, by whoever needs plain memory."""
         return img[::-1]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the mirrored points."""
+        """Return the mirrored points."""
         return np.stack([coords[:, 0], self.height - coords[:, 1]], axis=1)
 
     def inverse(self) -> Transform:
-        """Give this transform."""
+        """Return this transform."""
         return self
 
 
@@ -73,11 +77,14 @@ class ResizeTransform(AxisAlignedTransform):
             w: Their width.
             new_h: Height to give.
             new_w: Width to give.
-            interp: One of PIL's resampling filters NEAREST, BILINEAR, BICUBIC; None is BILINEAR. Label maps are always
-                resized by the nearest pixel.
+            interp: One of PIL's resampling filters NEAREST, BILINEAR, BICUBIC; None is BILINEAR.
+                Label maps are always resized by the nearest pixel.
         """
         if min(h, w, new_h, new_w) < 1:
-            raise ValueError(f"cannot resize {h}x{w} to {new_h}x{new_w} (height x width): sides must be at least 1")
+            raise ValueError(
+                f"cannot resize {h}x{w} to {new_h}x{new_w} (height x width): sides must be at"
+                " least 1"
+            )
         interp = BILINEAR if interp is None else int(interp)
         if interp not in _TORCH_MODES:
             raise ValueError(f"interp must be PIL's NEAREST, BILINEAR or BICUBIC, got {interp!r}")
@@ -85,7 +92,7 @@ class ResizeTransform(AxisAlignedTransform):
         self.interp = interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Give the resized image.
+        """Return the resized image.
 
         Raises:
             ValueError: The image does not have the size that was announced.
@@ -97,48 +104,52 @@ class ResizeTransform(AxisAlignedTransform):
         return resize_array(img, (self.new_h, self.new_w), mode)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Give the label map resized by the nearest pixel.
+        """Return the label map resized by the nearest pixel.
 
         Raises:
             ValueError: As `apply_image`.
         """
         self._require_size(segmentation)
-        # Picked by index: 0.3 ms from 480x640 to 800x1067, where torch's nearest takes 1.7. A mask each adds up.
+        # Picked by index: 0.3 ms from 480x640 to 800x1067, where torch's nearest takes 1.7. A mask
+        # each adds up.
         columns, rows = _nearest(self.w, self.new_w), _nearest(self.h, self.new_h)
         return np.take(np.take(segmentation, columns, axis=1), rows, axis=0)
 
     def _require_size(self, img: np.ndarray) -> None:
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"made for images of {self.h}x{self.w} (height x width), got one of shape {img.shape}")
+            raise ValueError(
+                f"made for images of {self.h}x{self.w} (height x width), got one of shape"
+                f" {img.shape}"
+            )
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the scaled points."""
+        """Return the scaled points."""
         return coords * [self.new_w / self.w, self.new_h / self.h]
 
     def inverse(self) -> Transform:
-        """Give the resize to the old size."""
+        """Return the resize to the old size."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Give, for each of `new` pixels along a side, the one of `old` that its middle lies in."""
+    """Return, for each of `new` pixels along a side, the one of `old` that its middle lies in."""
     return np.minimum((np.arange(new) + 0.5) * (old / new), old - 1).astype(np.int64)
 
 
 def resize_array(img: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Give an image scaled to `size`, antialiased, as torch does it.
+    """Return an image scaled to `size`, antialiased, as torch does it.
 
-    torch's kernel for uint8 in interleaved memory is what makes this fast: 1.3 ms from 480x640 to 800x1067, where
-    planar memory takes 3.1 ms and PIL 7 to 10 ms (one thread, medians). It differs from PIL by at most one level of
-    255.
+    torch's kernel for uint8 in interleaved memory is what makes this fast: 1.3 ms from 480x640 to
+    800x1067, where planar memory takes 3.1 ms and PIL 7 to 10 ms (one thread, medians). It differs
+    from PIL by at most one level of 255.
 
     Args:
         img: (H, W, C) or (H, W), uint8 or anything that torch converts to float.
         size: `(height, width)` to give.
         mode: "bilinear", "bicubic" or "nearest-exact".
     """
-    # torch knows no negative strides. A resize treats all channels alike, and left like right, so it may as well be
-    # done on the image before it was mirrored, and the view of it mirrored again.
+    # torch knows no negative strides. A resize treats all channels alike, and left like right, so
+    # it may as well be done on the image before it was mirrored, and the view of it mirrored again.
     order = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in img.strides)
     pixels = np.ascontiguousarray(img[order])
     resized = _resize_contiguous(pixels[:, :, None] if img.ndim == 2 else pixels, size, mode)
@@ -149,12 +160,17 @@ def _resize_contiguous(pixels: np.ndarray, size: tuple[int, int], mode: str) -> 
     if not pixels.flags.writeable:  # torch would warn; it does not write
         pixels = pixels.copy()
     # float64 holds every label and every integer below 2**53 exactly.
-    exact = pixels if pixels.dtype in (np.uint8, np.float32, np.float64) else pixels.astype(np.float64)
-    # The batch dimension comes first: only then does torch recognise the channels-last strides of a single image.
+    exact = (
+        pixels if pixels.dtype in (np.uint8, np.float32, np.float64) else pixels.astype(np.float64)
+    )
+    # The batch dimension comes first: only then does torch recognise the channels-last strides of a
+    # single image.
     batch = torch.from_numpy(exact)[None].permute(0, 3, 1, 2)
     antialias = mode != "nearest-exact"
     align_corners = False if antialias else None
-    resized = F.interpolate(batch, size=size, mode=mode, align_corners=align_corners, antialias=antialias)
+    resized = F.interpolate(
+        batch, size=size, mode=mode, align_corners=align_corners, antialias=antialias
+    )
     array = resized[0].permute(1, 2, 0).numpy()
     if array.dtype == pixels.dtype:
         return array
@@ -167,11 +183,13 @@ def _resize_contiguous(pixels: np.ndarray, size: tuple[int, int], mode: str) -> 
 class RandomFlip(Augmentation):
     """Mirrors with probability `prob`, either left and right or top and bottom."""
 
-    def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
+    def __init__(
+        self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False
+    ) -> None:
         if horizontal == vertical:
             raise ValueError(
-                f"RandomFlip is either horizontal or vertical, got horizontal={horizontal}, vertical={vertical}; use "
-                "two of them for both directions"
+                f"RandomFlip is either horizontal or vertical, got horizontal={horizontal},"
+                f" vertical={vertical}; use two of them for both directions"
             )
         self.prob = require_probability(prob)
         self.horizontal = horizontal
@@ -194,13 +212,15 @@ class Resize(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Give the resize of this image."""
+        """Return the resize of this image."""
         height, width = image.shape[:2]
         return ResizeTransform(height, width, *self.shape, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
-    """Scales so that the shorter side gets a wanted length, and the longer one at most `max_size`; keeps the aspect."""
+    """Scales so that the shorter side gets a wanted length, and the longer one at most `max_size`;
+    keeps the aspect.
+    """
 
     def __init__(
         self,
@@ -212,19 +232,26 @@ class ResizeShortestEdge(Augmentation):
         """Take the lengths to draw from.
 
         Args:
-            short_edge_length: Length in pixels; or several: with "choice" one of them, with "range" anything between
-                the two, ends included. 0 leaves the image as it is.
+            short_edge_length: Length in pixels; or several: with "choice" one of them, with "range"
+                anything between the two, ends included. 0 leaves the image as it is.
             max_size: Longest length of the longer side, in pixels.
             sample_style: "choice" or "range".
             interp: As in `ResizeTransform`.
         """
-        lengths = (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
+        lengths = (
+            (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
+        )
         if sample_style not in ("choice", "range"):
             raise ValueError(f"sample_style must be 'choice' or 'range', got {sample_style!r}")
         if sample_style == "range" and (len(lengths) not in (1, 2) or lengths[0] > lengths[-1]):
-            raise ValueError(f"sample_style 'range' draws between two lengths (shorter, longer), got {list(lengths)}")
+            raise ValueError(
+                "sample_style 'range' draws between two lengths (shorter, longer), got"
+                f" {list(lengths)}"
+            )
         if not lengths or min(lengths) < 0:
-            raise ValueError(f"short_edge_length needs lengths of 0 or more pixels, got {list(lengths)}")
+            raise ValueError(
+                f"short_edge_length needs lengths of 0 or more pixels, got {list(lengths)}"
+            )
         self.short_edge_length = lengths
         self.max_size = max_size
         self.sample_style = sample_style
@@ -245,11 +272,15 @@ class ResizeShortestEdge(Augmentation):
         return self.short_edge_length[np.random.randint(len(self.short_edge_length))]
 
     @staticmethod
-    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """Give the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
+    def get_output_shape(
+        oldh: int, oldw: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        """Return the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
         scale = short_edge_length / min(oldh, oldw)
         # The rounding of Detectron2, in its order of steps, so that sizes agree to the pixel.
-        newh, neww = (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
+        newh, neww = (
+            (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
+        )
         if max(newh, neww) > max_size:
             shrink = max_size / max(newh, neww)
             newh, neww = newh * shrink, neww * shrink

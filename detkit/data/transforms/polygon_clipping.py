@@ -14,24 +14,32 @@ _MIN_AREA = 1e-9
 
 
 def clip_polygons(polygons: Sequence[np.ndarray], image_size: tuple[int, int]) -> list[np.ndarray]:
-    """Give what of each polygon, (P, 2), lies in an image of `(height, width)`: nothing, itself, or parts of it."""
+    """Return what of each polygon, (P, 2), lies in an image of `(height, width)`: nothing, itself,
+    or parts of it.
+    """
     height, width = image_size
     clipped = []
     for polygon in polygons:
         parts = [polygon]
-        for axis, bound, is_upper in ((0, 0, False), (1, 0, False), (0, width, True), (1, height, True)):
+        for axis, bound, is_upper in (
+            (0, 0, False),
+            (1, 0, False),
+            (0, width, True),
+            (1, height, True),
+        ):
             parts = [piece for part in parts for piece in _cut(part, axis, bound, is_upper)]
         clipped += parts
     return clipped
 
 
 def _cut(polygon: np.ndarray, axis: int, bound: float, is_upper: bool) -> list[np.ndarray]:
-    """Give the parts of a polygon on one side of a line x = bound (axis 0) or y = bound (axis 1).
+    """Return the parts of a polygon on one side of a line x = bound (axis 0) or y = bound (axis 1).
 
-    The corners inside form chains, each from where the outline comes in to where it goes out. Along the line, the
-    polygon's inside lies between the first crossing and the second, between the third and the fourth, and so on: there
-    one chain is joined to the next. A polygon that crosses itself may pair two crossings of the same direction; its
-    chains are then joined in their order, which covers the same pixels.
+    The corners inside form chains, each from where the outline comes in to where it goes out. Along
+    the line, the polygon's inside lies between the first crossing and the second, between the third
+    and the fourth, and so on: there one chain is joined to the next. A polygon that crosses itself
+    may pair two crossings of the same direction; its chains are then joined in their order, which
+    covers the same pixels.
     """
     depth = bound - polygon[:, axis] if is_upper else polygon[:, axis] - bound
     is_inside = depth >= 0
@@ -47,7 +55,9 @@ def _cut(polygon: np.ndarray, axis: int, bound: float, is_upper: bool) -> list[n
 def _chains_inside(
     polygon: np.ndarray, depth: np.ndarray, is_inside: np.ndarray, axis: int, bound: float
 ) -> list[np.ndarray]:
-    """Give the runs of corners inside, each between the points at which the outline crosses the line."""
+    """Return the runs of corners inside, each between the points at which the outline crosses the
+    line.
+    """
     # Turned so that it starts outside: no run then goes over the end.
     start = int(np.flatnonzero(~is_inside)[0])
     polygon, depth, is_inside = (np.roll(a, -start, axis=0) for a in (polygon, depth, is_inside))
@@ -57,13 +67,15 @@ def _chains_inside(
     points = polygon[crosses] + share * (following[crosses] - polygon[crosses])
     points[:, axis] = bound
     return [
-        np.concatenate([points[k : k + 1], polygon[crosses[k] + 1 : crosses[k + 1] + 1], points[k + 1 : k + 2]])
+        np.concatenate(
+            [points[k : k + 1], polygon[crosses[k] + 1 : crosses[k + 1] + 1], points[k + 1 : k + 2]]
+        )
         for k in range(0, len(crosses), 2)
     ]
 
 
 def _loops(chains: Sequence[np.ndarray], along: int) -> list[list[int]]:
-    """Give which chains, one behind the other, make each part."""
+    """Return which chains, one behind the other, make each part."""
     if len(chains) == 1:
         return [[0]]
     # Crossings 2i and 2i + 1 are where chain i starts and ends.

@@ -1,7 +1,7 @@
 """Deterministic transforms: one decision, applied to an image and to whatever is annotated on it.
 
-An image is a NumPy array (H, W, C) or (H, W), in any memory layout: transforms may give views with negative strides,
-so that flips and channel orders cost nothing until the mapper makes its one copy.
+An image is a NumPy array (H, W, C) or (H, W), in any memory layout: transforms may give views with
+negative strides, so that flips and channel orders cost nothing until the mapper makes its one copy.
 
 Legend: H and W height and width, C channels, N boxes, P points.
 """
@@ -18,31 +18,36 @@ import numpy as np
 class Transform(ABC):
     """One deterministic change of an image.
 
-    A subclass says what happens to pixels and to points; boxes, polygons and label maps follow from these. Points are
-    `(x, y)` in continuous pixels: the pixel in column c spans [c, c + 1). Inputs are not changed.
+    A subclass says what happens to pixels and to points; boxes, polygons and label maps follow from
+    these. Points are `(x, y)` in continuous pixels: the pixel in column c spans [c, c + 1). Inputs
+    are not changed.
     """
 
     @abstractmethod
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give the transformed image, (H, W, C) or (H, W), with the dtype of the input."""
+        """Return the transformed image, (H, W, C) or (H, W), with the dtype of the input."""
 
     @abstractmethod
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the transformed points, (P, 2) float."""
+        """Return the transformed points, (P, 2) float."""
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Give the transformed label map, (H, W) integer: no label that was not there before."""
+        """Return the transformed label map, (H, W) integer: no label that was not there before."""
         return self.apply_image(segmentation)
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Give the smallest upright boxes around N transformed boxes, (N, 4) XYXY float, not clipped to the image."""
+        """Return the smallest upright boxes around N transformed boxes, (N, 4) XYXY float, not
+        clipped to the image.
+        """
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
         corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
         corners = self.apply_coords(corners).reshape(-1, 4, 2)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Give the transformed polygons, each (P, 2) float; fewer or more of them where some were cut."""
+        """Return the transformed polygons, each (P, 2) float; fewer or more of them where some were
+        cut.
+        """
         if len(polygons) == 0:
             return []
         # Together: most of the time goes into calling NumPy, not into its work.
@@ -57,7 +62,7 @@ class Transform(ABC):
                 setattr(self, name, value)
 
     def inverse(self) -> Transform:
-        """Give the transform that leads back, as far as geometry goes: lost pixels stay lost.
+        """Return the transform that leads back, as far as geometry goes: lost pixels stay lost.
 
         Raises:
             NotImplementedError: There is none.
@@ -65,19 +70,23 @@ class Transform(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no inverse")
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={_short(v)}" for k, v in vars(self).items() if not k.startswith("_"))
+        arguments = ", ".join(
+            f"{k}={_short(v)}" for k, v in vars(self).items() if not k.startswith("_")
+        )
         return f"{type(self).__name__}({arguments})"
 
 
 def _short(value: object) -> str:
-    return f"array{value.shape}" if isinstance(value, np.ndarray) and value.size > 8 else repr(value)
+    return (
+        f"array{value.shape}" if isinstance(value, np.ndarray) and value.size > 8 else repr(value)
+    )
 
 
 class AxisAlignedTransform(Transform):
     """A transform under which upright boxes stay upright, so that two corners say where a box goes."""
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Give N transformed boxes, (N, 4) XYXY float, not clipped to the image."""
+        """Return N transformed boxes, (N, 4) XYXY float, not clipped to the image."""
         corners = np.asarray(box, dtype=np.float64).reshape(-1, 2)
         first, second = self.apply_coords(corners).reshape(-1, 2, 2).swapaxes(0, 1)
         return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
@@ -87,19 +96,19 @@ class NoOpTransform(AxisAlignedTransform):
     """Leaves everything as it is."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give the image itself."""
+        """Return the image itself."""
         return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the points themselves."""
+        """Return the points themselves."""
         return coords
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Give the boxes themselves."""
+        """Return the boxes themselves."""
         return np.asarray(box, dtype=np.float64).reshape(-1, 4)
 
     def inverse(self) -> Transform:
-        """Give this transform."""
+        """Return this transform."""
         return self
 
 
@@ -114,38 +123,38 @@ class TransformList(Transform):
         self.transforms = list(transforms)
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Give the image after all transforms."""
+        """Return the image after all transforms."""
         for transform in self.transforms:
             img = transform.apply_image(img)
         return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Give the points after all transforms."""
+        """Return the points after all transforms."""
         for transform in self.transforms:
             coords = transform.apply_coords(coords)
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Give the label map after all transforms."""
+        """Return the label map after all transforms."""
         for transform in self.transforms:
             segmentation = transform.apply_segmentation(segmentation)
         return segmentation
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Give the boxes after all transforms, each made upright again."""
+        """Return the boxes after all transforms, each made upright again."""
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
         for transform in self.transforms:
             boxes = transform.apply_box(boxes)
         return boxes
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Give the polygons after all transforms."""
+        """Return the polygons after all transforms."""
         for transform in self.transforms:
             polygons = transform.apply_polygons(polygons)
         return list(polygons)
 
     def inverse(self) -> TransformList:
-        """Give the inverses in reverse order."""
+        """Return the inverses in reverse order."""
         return TransformList([transform.inverse() for transform in reversed(self.transforms)])
 
     def __add__(self, other: Transform) -> TransformList:

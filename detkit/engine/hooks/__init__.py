@@ -1,4 +1,6 @@
-"""What happens around the steps of training; one file per group. See `HookBase` for when a hook is called."""
+"""What happens around the steps of training; one file per group. See `HookBase` for when a hook is
+called.
+"""
 
 from detkit.engine.hooks.callback import CallbackHook
 from detkit.engine.hooks.checkpointing import BestCheckpointer, PeriodicCheckpointer

@@ -34,7 +34,8 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Saves `<file_prefix>.pth` whenever a score of the evaluation is the best so far; register it behind `EvalHook`.
 
-    The file does not become the one to resume from. To be registered in every process: they agree on the score.
+    The file does not become the one to resume from. To be registered in every process: they agree
+    on the score.
     """
 
     def __init__(
@@ -69,7 +70,11 @@ class BestCheckpointer(HookBase):
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
-        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+        if (
+            self._period > 0
+            and next_iter % self._period == 0
+            and next_iter != self.trainer.max_iter
+        ):
             self._check()
 
     def after_train(self) -> None:
@@ -89,7 +94,9 @@ class BestCheckpointer(HookBase):
             return
         metric, iteration = score
         if not math.isfinite(metric):
-            logger.warning("%s is %s at iteration %d: not compared", self._val_metric, metric, iteration)
+            logger.warning(
+                "%s is %s at iteration %d: not compared", self._val_metric, metric, iteration
+            )
         elif self.best_metric is None or self._is_better(metric, self.best_metric):
             self._save(metric, iteration)
         else:
@@ -102,16 +109,22 @@ class BestCheckpointer(HookBase):
             )
 
     def _save(self, metric: float, iteration: int) -> None:
-        logger.info("%s is the best so far: %.5f at iteration %d", self._val_metric, metric, iteration)
+        logger.info(
+            "%s is the best so far: %.5f at iteration %d", self._val_metric, metric, iteration
+        )
         self.best_metric, self.best_iter = metric, iteration
         last_trained = min(self.trainer.iter, self.trainer.max_iter - 1)
         # The weights, and their mean: no run goes on from this file.
         kept = [key for key in self._checkpointer.checkpointables if key == "ema"]
-        self._checkpointer.save(self._file_prefix, tag_last=False, checkpointables=kept, iteration=last_trained)
+        self._checkpointer.save(
+            self._file_prefix, tag_last=False, checkpointables=kept, iteration=last_trained
+        )
 
 
 def latest_score(storage: EventStorage, name: str) -> tuple[float, int] | None:
-    """Give a score that the main process has, and its iteration, in all processes; None and a warning without one."""
+    """Return a score that the main process has, and its iteration, in all processes; None and a
+    warning without one.
+    """
     latest = storage.latest()
     if comm.is_main_process() and name not in latest:
         known = [known for known in latest if "/" in known]

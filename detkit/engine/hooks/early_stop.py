@@ -19,7 +19,13 @@ class EarlyStop(HookBase):
     """
 
     def __init__(
-        self, patience: int, eval_period: int, metric: str, checkpointer: DetectionCheckpointer, *, mode: str = "max"
+        self,
+        patience: int,
+        eval_period: int,
+        metric: str,
+        checkpointer: DetectionCheckpointer,
+        *,
+        mode: str = "max",
     ) -> None:
         """Remember what to watch.
 
@@ -34,7 +40,9 @@ class EarlyStop(HookBase):
             ValueError: A number or the mode is out of range.
         """
         if patience < 1:
-            raise ValueError(f"EARLY_STOP.PATIENCE must be at least 1 to stop a run, got {patience}")
+            raise ValueError(
+                f"EARLY_STOP.PATIENCE must be at least 1 to stop a run, got {patience}"
+            )
         if eval_period < 1:
             raise ValueError("EARLY_STOP.PATIENCE counts evaluations: set TEST.EVAL_PERIOD above 0")
         if mode not in ("max", "min"):

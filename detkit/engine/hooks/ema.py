@@ -15,7 +15,9 @@ class EMAHook(HookBase):
         self._ema = ema
 
     def before_train(self) -> None:
-        if self._ema.num_updates == 0:  # not resumed: weights may have been loaded since the mean was made
+        if (
+            self._ema.num_updates == 0
+        ):  # not resumed: weights may have been loaded since the mean was made
             self._ema.restart()
 
     def after_step(self) -> None:

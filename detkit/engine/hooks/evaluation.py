@@ -21,7 +21,8 @@ class EvalHook(HookBase):
 
         Args:
             eval_period: Iterations between evaluations; 0 evaluates at the end only.
-            eval_function: Gives nested dicts of numbers, or nothing (in all processes but the main one).
+            eval_function: Gives nested dicts of numbers, or nothing (in all processes but the main
+                one).
             eval_after_train: Also evaluate once training is finished.
 
         Raises:
@@ -36,7 +37,11 @@ class EvalHook(HookBase):
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
         # The last iteration is left to after_train, so that it is not evaluated twice.
-        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+        if (
+            self._period > 0
+            and next_iter % self._period == 0
+            and next_iter != self.trainer.max_iter
+        ):
             self._evaluate()
 
     def after_train(self) -> None:
@@ -48,10 +53,14 @@ class EvalHook(HookBase):
         results = self._function()
         if results:
             if not isinstance(results, Mapping):
-                raise TypeError(f"the evaluation function must give a dict of results, got a {type(results).__name__}")
+                raise TypeError(
+                    "the evaluation function must give a dict of results, got a"
+                    f" {type(results).__name__}"
+                )
             for name, value in _numbers(results).items():
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
-        # Evaluation takes different time in different processes; the next gradients are exchanged with a time limit.
+        # Evaluation takes different time in different processes; the next gradients are exchanged
+        # with a time limit.
         comm.synchronize()
 
 
@@ -62,5 +71,7 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
         try:
             flat[name] = float(value)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"results of an evaluation must be numbers, got {name}={value!r}") from error
+            raise TypeError(
+                f"results of an evaluation must be numbers, got {name}={value!r}"
+            ) from error
     return flat

@@ -14,9 +14,13 @@ from detkit.engine.train_loop import HookBase
 
 
 class LRScheduler(HookBase):
-    """After each step, puts the learning rate it was taken with into the storage as `lr`, and steps the scheduler."""
+    """After each step, puts the learning rate it was taken with into the storage as `lr`, and steps
+    the scheduler.
+    """
 
-    def __init__(self, optimizer: Optimizer | None = None, scheduler: TorchScheduler | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer | None = None, scheduler: TorchScheduler | None = None
+    ) -> None:
         """Keep optimizer and scheduler.
 
         Args:
@@ -55,10 +59,13 @@ class LRScheduler(HookBase):
 def _without_warning_of_order() -> Iterator[None]:
     """Silence torch, which takes a first step that was left out for a schedule that comes before the optimizer.
 
-    A trainer leaves out a step with numbers that are not finite, a loss scaler one whose gradients overflow.
+    A trainer leaves out a step with numbers that are not finite, a loss scaler one whose gradients
+    overflow.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
+        warnings.filterwarnings(
+            "ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning
+        )
         yield
 
 

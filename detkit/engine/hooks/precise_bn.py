@@ -22,7 +22,9 @@ class PreciseBN(HookBase):
     Source: Wu and Johnson 2021, arXiv 2105.07576, section 3.
     """
 
-    def __init__(self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int) -> None:
+    def __init__(
+        self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
+    ) -> None:
         """Remember what to run through what.
 
         Args:
@@ -55,15 +57,20 @@ class PreciseBN(HookBase):
 
     def update_stats(self) -> None:
         """Recompute the statistics now."""
-        # Imported here because fvcore.nn compiles with torch.jit.script on import, which today's torch warns about:
-        # runs that use none of it should not show that.
+        # Imported here because fvcore.nn compiles with torch.jit.script on import, which today's
+        # torch warns about: runs that use none of it should not show that.
         from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
         if not get_bn_modules(self._model):
-            logger.warning("TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains")
+            logger.warning(
+                "TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains"
+            )
             return
         if self._batches is None:
             self._batches = iter(self._data_loader)
-        # Layers log into the active storage: a storage of its own keeps these forward passes out of the run's.
+        # Layers log into the active storage: a storage of its own keeps these forward passes out of
+        # the run's.
         with EventStorage():
-            update_bn_stats(self._model, itertools.islice(self._batches, self._num_iter), self._num_iter)
+            update_bn_stats(
+                self._model, itertools.islice(self._batches, self._num_iter), self._num_iter
+            )

@@ -34,7 +34,10 @@ class TorchProfiler(HookBase):
     def before_step(self) -> None:
         if not self._enable_predicate(self.trainer):
             return
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+        ]
         self._profiler = profile(activities=activities, record_shapes=True)
         self._profiler.__enter__()
 

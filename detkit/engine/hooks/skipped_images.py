@@ -19,7 +19,9 @@ class SkippedImages(HookBase):
     """
 
     def __init__(self, data_loader: Any) -> None:
-        """Remember the training data, whose `skipped` counts images by the reason why they cannot be read."""
+        """Remember the training data, whose `skipped` counts images by the reason why they cannot
+        be read.
+        """
         self._data_loader = data_loader
 
     def after_train(self) -> None:
@@ -33,9 +35,14 @@ class SkippedImages(HookBase):
         if not skipped:
             logger.info("no image was skipped (DATALOADER.ON_BAD_IMAGE)")
             return
-        lines = [f"{count} times: {reason}" for reason, count in sorted(skipped.items())[:_MAX_LISTED]]
+        lines = [
+            f"{count} times: {reason}" for reason, count in sorted(skipped.items())[:_MAX_LISTED]
+        ]
         if len(skipped) > _MAX_LISTED:
-            lines.append(f"... and {len(skipped) - _MAX_LISTED} others, which were named when they first came")
+            lines.append(
+                f"... and {len(skipped) - _MAX_LISTED} others, which were named when they first"
+                " came"
+            )
         logger.warning(
             "%d images were skipped in training, %d times in all (DATALOADER.ON_BAD_IMAGE):\n%s",
             len(skipped),

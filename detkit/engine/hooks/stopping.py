@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 class StopOnSignal(HookBase):
     """On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: finish the iteration with its hooks, save, exit with status `STOPPED`.
 
-    A second Ctrl-C ends the process at once. Once training is finished and saved, and only evaluation is left, the
-    first signal does. To be registered last, and in every process: they agree on the iteration after which they stop.
+    A second Ctrl-C ends the process at once. Once training is finished and saved, and only
+    evaluation is left, the first signal does. To be registered last, and in every process: they
+    agree on the iteration after which they stop.
     """
 
     def __init__(self, checkpointer: DetectionCheckpointer, file_prefix: str = "model") -> None:
@@ -55,4 +56,7 @@ class StopOnSignal(HookBase):
             raise SystemExit(STOPPED)
         self._received = number
         # Not through a logger or a stream, which the signal may have interrupted.
-        os.write(2, f"\n{name_of(number)}: stopping after this iteration; Ctrl-C twice stops at once\n".encode())
+        os.write(
+            2,
+            f"\n{name_of(number)}: stopping after this iteration; Ctrl-C twice stops at once\n".encode(),
+        )

@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 class IterationTimer(HookBase):
     """Puts the seconds of each iteration into the storage as `time`, and logs the speed of the whole run at its end.
 
-    `time` covers the step with its data, and not what hooks do after it. On a GPU it is right on average only, since a
-    step returns before the device has done all of its work.
+    `time` covers the step with its data, and not what hooks do after it. On a GPU it is right on
+    average only, since a step returns before the device has done all of its work.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:

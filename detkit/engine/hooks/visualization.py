@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class VisualizationHook(HookBase):
     """Draws the model's predictions on some fixed images, beside their ground truth, every so often and at the end.
 
-    Writes `<image number>_<iteration>.jpg` into a folder, and the same pictures to the storage for TensorBoard. To be
-    registered in the main process only.
+    Writes `<image number>_<iteration>.jpg` into a folder, and the same pictures to the storage for
+    TensorBoard. To be registered in the main process only.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class VisualizationHook(HookBase):
             mapper: Record to model input, as in testing.
             output_dir: Folder of the pictures; made if absent.
             metadata: For the names of the classes.
-            num_images: How many images, evenly spaced over the data set, and the same ones each time.
+            num_images: How many images, evenly spaced over the data set, and the same ones each
+                time.
             score_threshold: Predictions below this score are not drawn.
             max_image_pixels: As `max_pixels` in `read_image`.
         """
@@ -64,7 +65,11 @@ class VisualizationHook(HookBase):
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
-        if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+        if (
+            self._period > 0
+            and next_iter % self._period == 0
+            and next_iter != self.trainer.max_iter
+        ):
             self.draw()
 
     def after_train(self) -> None:
@@ -82,15 +87,21 @@ class VisualizationHook(HookBase):
                 picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
                 image = np.ascontiguousarray(picture.get_image().transpose(2, 0, 1))
                 self.trainer.storage.put_image(f"predictions/{index:02d}", image)
-        logger.info("%d pictures of predictions beside ground truth are in %s", len(self._records), self._output_dir)
+        logger.info(
+            "%d pictures of predictions beside ground truth are in %s",
+            len(self._records),
+            self._output_dir,
+        )
 
     def _picture(self, record: ImageRecord) -> VisImage:
         output = self._model([self._mapper(record)])[0]
-        return draw_truth_and_prediction(record, output, self._metadata, self._score_threshold, self._max_image_pixels)
+        return draw_truth_and_prediction(
+            record, output, self._metadata, self._score_threshold, self._max_image_pixels
+        )
 
 
-# What a model predicts -> the entries of a record that say the same. Truth of another kind than the prediction would
-# make the two sides of a picture hard to compare.
+# What a model predicts -> the entries of a record that say the same. Truth of another kind than the
+# prediction would make the two sides of a picture hard to compare.
 _TRUTH_OF_FIELD = {"pred_masks": "segmentation", "pred_keypoints": "keypoints"}
 _PANOPTIC_ENTRIES = ("pan_seg_file_name", "segments_info")
 
@@ -105,8 +116,8 @@ def draw_truth_and_prediction(
     """Draw what is known of an image on the left and what a model says of it on the right, each class in one colour.
 
     Args:
-        record: The image file is read again, upright and in its own size. Of its annotations, those are drawn that the
-            model predicts.
+        record: The image file is read again, upright and in its own size. Of its annotations, those
+            are drawn that the model predicts.
         output: In pixels of that file.
         metadata: Names and colours of the classes.
         score_threshold: Instances below it are not drawn.
@@ -116,7 +127,9 @@ def draw_truth_and_prediction(
     scale = readable_scale(rgb.shape[:2])
     visualizer = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION)
     truth = visualizer.draw_dataset_dict(_comparable(record, output), max_image_pixels)
-    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(output, score_threshold)
+    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(
+        output, score_threshold
+    )
     return side_by_side(truth, prediction)
 
 
@@ -128,7 +141,11 @@ def _comparable(record: ImageRecord, output: ModelOutput) -> ImageRecord:
     found = output.get("instances", output.get("proposals"))
     if found is None:
         left_out.add("annotations")
-    hidden = {name: None for field, name in _TRUTH_OF_FIELD.items() if found is None or not found.has(field)}
+    hidden = {
+        name: None
+        for field, name in _TRUTH_OF_FIELD.items()
+        if found is None or not found.has(field)
+    }
     kept: dict[str, Any] = {key: value for key, value in record.items() if key not in left_out}
     kept["annotations"] = [{**annotation, **hidden} for annotation in kept.get("annotations") or []]
     return cast(ImageRecord, kept)

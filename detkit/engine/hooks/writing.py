@@ -9,7 +9,9 @@ from detkit.utils.events import EventWriter
 
 
 class PeriodicWriter(HookBase):
-    """Calls the writers every `period` iterations, after the last one, and once more when everything is done."""
+    """Calls the writers every `period` iterations, after the last one, and once more when
+    everything is done.
+    """
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
         """Keep the writers.
@@ -24,7 +26,9 @@ class PeriodicWriter(HookBase):
         """
         for writer in writers:
             if not isinstance(writer, EventWriter):
-                raise TypeError(f"a writer must derive from EventWriter, got {type(writer).__name__}")
+                raise TypeError(
+                    f"a writer must derive from EventWriter, got {type(writer).__name__}"
+                )
         if period < 1:
             raise ValueError(f"a writer's period must be at least 1, got {period}")
         self._writers = writers
@@ -40,7 +44,9 @@ class PeriodicWriter(HookBase):
                 writer.load_state_dict(state_dict[key])
 
     def _by_key(self) -> dict[str, EventWriter]:
-        """By class and number within it: a run may be resumed with more writers, or in another order."""
+        """By class and number within it: a run may be resumed with more writers, or in another
+        order.
+        """
         counts: Counter[str] = Counter()
         by_key: dict[str, EventWriter] = {}
         for writer in self._writers:
@@ -60,5 +66,6 @@ class PeriodicWriter(HookBase):
                 writer.write()
 
     def after_train(self) -> None:
-        # Hooks that ran before may have put results; and a writer that fails must not keep the others open.
+        # Hooks that ran before may have put results; and a writer that fails must not keep the
+        # others open.
         call_all(call for writer in self._writers for call in (writer.write, writer.close))

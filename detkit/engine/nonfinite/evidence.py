@@ -1,4 +1,6 @@
-"""What one process knows about a step that is not finite: plain values, for a file and for the other processes."""
+"""What one process knows about a step that is not finite: plain values, for a file and for the
+other processes.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +58,9 @@ class Evidence:
 
 
 def collect(step: BrokenStep) -> Evidence:
-    """Look at the weights, the gradients and the batches of a step, and replay it. All processes must call it."""
+    """Look at the weights, the gradients and the batches of a step, and replay it. All processes
+    must call it.
+    """
     named = dict(step.model.named_parameters())
     gradients = [name for name, parameter in named.items() if _is_broken(parameter.grad)]
     replayed = replay(step)  # which also gives the buffers back as they were
@@ -77,12 +81,16 @@ def collect(step: BrokenStep) -> Evidence:
 
 
 def file_names(batch: Any) -> list[str]:
-    """Give the files of a batch of model inputs; none for batches of another kind."""
+    """Return the files of a batch of model inputs; none for batches of another kind."""
     return [str(item["file_name"]) for item in _model_inputs(batch) if "file_name" in item]
 
 
 def _model_inputs(batch: Any) -> list[Mapping[str, Any]]:
-    return [item for item in batch if isinstance(item, Mapping)] if isinstance(batch, list | tuple) else []
+    return (
+        [item for item in batch if isinstance(item, Mapping)]
+        if isinstance(batch, list | tuple)
+        else []
+    )
 
 
 def _image(item: Mapping[str, Any]) -> ImageEvidence:

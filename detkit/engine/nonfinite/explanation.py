@@ -1,4 +1,6 @@
-"""What is said about a step that is not finite: a message for the error, and a file with everything that is known."""
+"""What is said about a step that is not finite: a message for the error, and a file with everything
+that is known.
+"""
 
 import dataclasses
 import json
@@ -23,20 +25,24 @@ def explain(step: BrokenStep, dump_dir: str | None) -> str:
 
     Args:
         step: What is known; it is replayed once.
-        dump_dir: Where the main process writes `nonfinite_iter_ITERATION.json`; None, or an empty name, for no file.
+        dump_dir: Where the main process writes `nonfinite_iter_ITERATION.json`; None, or an empty
+            name, for no file.
     """
     evidence = comm.all_gather(collect(step))
     cause = likeliest_cause(evidence)
     path = ""
     if dump_dir and comm.is_main_process():
-        path = _write(_content(step, evidence, cause), Path(dump_dir) / f"nonfinite_iter_{step.iteration:07d}.json")
+        path = _write(
+            _content(step, evidence, cause),
+            Path(dump_dir) / f"nonfinite_iter_{step.iteration:07d}.json",
+        )
     # The error of one process ends the others: not before the file is there.
     path = comm.all_gather(path)[0]
     return _message(step, evidence, cause, path)
 
 
 def in_short(step: BrokenStep) -> str:
-    """Give what is not finite and the images, for a line in the log. All processes must call it."""
+    """Return what is not finite and the images, for a line in the log. All processes must call it."""
     return "; ".join(filter(None, comm.all_gather(_found_here(step)))) or "gradients"
 
 
@@ -46,7 +52,11 @@ def _found_here(step: BrokenStep) -> str:
             where = f"in process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
             files = file_names(pass_.batch)
             broken = {name: value for name, value in losses.items() if not math.isfinite(value)}
-            return where + _numbers(broken, pass_.error) + (f" (images {', '.join(files)})" if files else "")
+            return (
+                where
+                + _numbers(broken, pass_.error)
+                + (f" (images {', '.join(files)})" if files else "")
+            )
     return ""
 
 
@@ -55,13 +65,23 @@ def _message(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause, path:
     process = _of_process(of_process.process)
     numbers = _numbers(of_pass.losses, of_pass.error)
     if step.verdict.is_loss_broken:
-        found, passes = f"loss{process} is not finite at iteration {step.iteration}: {numbers}", [of_pass]
+        found, passes = (
+            f"loss{process} is not finite at iteration {step.iteration}: {numbers}",
+            [of_pass],
+        )
     else:
-        found = f"the gradient is not finite at iteration {step.iteration}, though the losses{process} are: {numbers}"
+        found = (
+            f"the gradient is not finite at iteration {step.iteration}, though the losses{process}"
+            f" are: {numbers}"
+        )
         passes = of_process.passes
     where = _where(of_process)
     files = [image.file_name for of_pass in passes for image in of_pass.images if image.file_name]
-    skipped = f"{step.num_skipped} steps were skipped before (SOLVER.SKIP_NONFINITE_STEPS)" if step.num_skipped else ""
+    skipped = (
+        f"{step.num_skipped} steps were skipped before (SOLVER.SKIP_NONFINITE_STEPS)"
+        if step.num_skipped
+        else ""
+    )
     sentences = [
         found,
         f"Likeliest cause: {cause.text}",
@@ -76,7 +96,9 @@ def _message(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause, path:
 
 
 def _most_telling(evidence: Sequence[Evidence]) -> tuple[Evidence, PassEvidence]:
-    """The process and the pass that the message is about: with the first loss, or gradient, that is not finite."""
+    """The process and the pass that the message is about: with the first loss, or gradient, that is
+    not finite.
+    """
     for of_process in evidence:
         for of_pass in of_process.passes:
             if not is_finite(of_pass.losses):
@@ -89,9 +111,15 @@ def _most_telling(evidence: Sequence[Evidence]) -> tuple[Evidence, PassEvidence]
 def _where(evidence: Evidence) -> str:
     output, gradient = evidence.replay.first_output, evidence.replay.first_gradient
     if output is not None and output.module:
-        return f"The first module whose output is not finite, in a replay: {output.module} ({output.kind})"
+        return (
+            f"The first module whose output is not finite, in a replay: {output.module}"
+            f" ({output.kind})"
+        )
     if gradient is not None:
-        return f"The first gradient that is not finite, in a replay: that of {gradient.of} {gradient.name}".rstrip()
+        return (
+            f"The first gradient that is not finite, in a replay: that of {gradient.of}"
+            f" {gradient.name}".rstrip()
+        )
     return ""
 
 
@@ -112,7 +140,8 @@ def _content(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause) -> di
         "likeliest_cause": cause.text,
         "settings_to_look_at": cause.settings,
         "parameter_groups": [
-            {"lr": float(group["lr"]), "num_parameters": len(group["params"])} for group in step.optimizer.param_groups
+            {"lr": float(group["lr"]), "num_parameters": len(group["params"])}
+            for group in step.optimizer.param_groups
         ],
         "steps_skipped_before": step.num_skipped,
         "processes": [dataclasses.asdict(of_process) for of_process in evidence],
@@ -120,7 +149,9 @@ def _content(step: BrokenStep, evidence: Sequence[Evidence], cause: Cause) -> di
 
 
 def _write(content: Mapping[str, Any], path: Path) -> str:
-    """Write a file and give its path; without one, the reason is in the log, and the run's own error goes on."""
+    """Write a file and give its path; without one, the reason is in the log, and the run's own
+    error goes on.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_plain(content), indent=1, allow_nan=False)

@@ -57,8 +57,9 @@ class Replay:
 def replay(step: BrokenStep) -> Replay:
     """Run a step's passes again from the same random numbers; the backward pass only if all losses were finite.
 
-    Modes, gradients and random numbers are afterwards as they were before, buffers as they were before the step. All
-    processes must call it, since layers may communicate; gradients are not exchanged.
+    Modes, gradients and random numbers are afterwards as they were before, buffers as they were
+    before the step. All processes must call it, since layers may communicate; gradients are not
+    exchanged.
     """
     watch = _Watch()
     error = ""
@@ -69,7 +70,9 @@ def replay(step: BrokenStep) -> Replay:
                 losses = step.compute_losses(pass_.batch)
                 if not step.verdict.is_loss_broken:
                     _differentiate(losses, step.model, len(step.passes))
-        except Exception as raised:  # whatever it is: the rest of what is known about the step must still be told
+        except (
+            Exception
+        ) as raised:  # whatever it is: the rest of what is known about the step must still be told
             error = f"{type(raised).__name__}: {raised}"
     return Replay(watch.first_output, watch.first_gradient, error)
 
@@ -83,7 +86,9 @@ def _differentiate(losses: Mapping[str, Tensor], model: nn.Module, num_passes: i
 
 @contextmanager
 def _undisturbed(step: BrokenStep) -> Iterator[None]:
-    """Run the block from the buffers that the step began with; these are left behind, and no other trace of it."""
+    """Run the block from the buffers that the step began with; these are left behind, and no other
+    trace of it.
+    """
     before = random_state()
     step.buffers.restore()
     try:
@@ -105,7 +110,9 @@ class _Watch:
     @contextmanager
     def over(self, model: nn.Module) -> Iterator[None]:
         handles = [
-            module.register_forward_hook(functools.partial(self._see_output, name), with_kwargs=True)
+            module.register_forward_hook(
+                functools.partial(self._see_output, name), with_kwargs=True
+            )
             for name, module in model.named_modules()
         ]
         handles += [
@@ -119,7 +126,9 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
-    def _see_output(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _see_output(
+        self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
         tensors = list(_floats_in(output))
         broken = next((tensor for tensor in tensors if not are_finite([tensor])), None)
         if broken is not None and self.first_output is None:
@@ -131,7 +140,8 @@ class _Watch:
                 ran_first=self._num_outputs == 0,
             )
         self._num_outputs += 1
-        # Hooks on tensors, not on modules: those wrap outputs in views, which in-place operations behind them refuse.
+        # Hooks on tensors, not on modules: those wrap outputs in views, which in-place operations
+        # behind them refuse.
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.register_hook(functools.partial(self._see_gradient, "output", name))

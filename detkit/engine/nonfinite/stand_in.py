@@ -13,10 +13,13 @@ from detkit.utils import comm
 def has_stand_in(model: nn.Module) -> bool:
     """Whether `giving_nan` can take the model's place: not if it has layers in which the others wait for this process.
 
-    What they exchange, SyncBN in each pass forward and backward, a model that has stopped half-way no longer gives.
+    What they exchange, SyncBN in each pass forward and backward, a model that has stopped half-way
+    no longer gives.
     """
     synchronised = (nn.SyncBatchNorm, SyncBatchNorm2d)
-    return comm.get_world_size() == 1 or not any(isinstance(m, synchronised) and m.training for m in model.modules())
+    return comm.get_world_size() == 1 or not any(
+        isinstance(m, synchronised) and m.training for m in model.modules()
+    )
 
 
 @contextmanager
@@ -27,7 +30,9 @@ def giving_nan(model: nn.Module) -> Iterator[None]:
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     own = model.__dict__.get("forward")
-    model.forward = lambda *args, **kwargs: torch.stack([p.sum() for p in trained]).sum() * float("nan")
+    model.forward = lambda *args, **kwargs: (
+        torch.stack([p.sum() for p in trained]).sum() * float("nan")
+    )
     try:
         yield
     finally:

@@ -25,7 +25,9 @@ class Pass(NamedTuple):
 
 
 class BrokenStep(NamedTuple):
-    """A step whose losses or gradients are not finite, in this process; its weights are as they were before."""
+    """A step whose losses or gradients are not finite, in this process; its weights are as they
+    were before.
+    """
 
     iteration: int
     passes: Sequence[Pass]

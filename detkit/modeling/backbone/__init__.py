@@ -11,7 +11,11 @@ from detkit.modeling.backbone.fpn import (
     build_retinanet_fpn,
     build_retinanet_resnet_fpn_backbone,
 )
-from detkit.modeling.backbone.pixel_settings import PixelSettings, follow_backbone_pixels, made_for_pixels
+from detkit.modeling.backbone.pixel_settings import (
+    PixelSettings,
+    follow_backbone_pixels,
+    made_for_pixels,
+)
 from detkit.modeling.backbone.resnet import ResNet, make_stage
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
@@ -20,7 +24,11 @@ from detkit.modeling.backbone.resnet_blocks import (
     DeepStem,
     DeformBottleneckBlock,
 )
-from detkit.modeling.backbone.resnet_config import build_resnet_backbone, make_configured_stage, stage_module
+from detkit.modeling.backbone.resnet_config import (
+    build_resnet_backbone,
+    make_configured_stage,
+    stage_module,
+)
 from detkit.modeling.backbone.timm_backbone import (
     TimmBackbone,
     build_retinanet_timm_fpn_backbone,

@@ -15,8 +15,8 @@ from detkit.layers import ShapeSpec
 class Backbone(nn.Module, ABC):
     """A network from images to named feature maps.
 
-    A subclass writes ``forward`` and either sets ``_out_features``, ``_out_feature_channels`` and
-    ``_out_feature_strides``, or overrides ``output_shape``.
+    A subclass writes `forward` and either sets `_out_features`, `_out_feature_channels` and
+    `_out_feature_strides`, or overrides `output_shape`.
     """
 
     _out_features: list[str]
@@ -25,7 +25,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Give the feature maps (N, C, H / stride, W / stride) of images (N, 3, H, W), by name."""
+        """Return the feature maps (N, C, H / stride, W / stride) of images (N, 3, H, W), by name."""
 
     @property
     def size_divisibility(self) -> int:
@@ -34,12 +34,14 @@ class Backbone(nn.Module, ABC):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What else the backbone asks of the padding: see ``ImageList.from_tensors``."""
+        """What else the backbone asks of the padding: see `ImageList.from_tensors`."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Give channels and stride of each feature map, by name."""
+        """Return channels and stride of each feature map, by name."""
         return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
             for name in self._out_features
         }

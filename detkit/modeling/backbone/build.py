@@ -9,20 +9,22 @@ from detkit.modeling.backbone.dry_run import OutputShapeError, check_output_shap
 from detkit.utils.registry import Registry
 
 BACKBONE_REGISTRY = Registry("BACKBONE")
-BACKBONE_REGISTRY.__doc__ = """Backbones by name: callables ``(cfg, input_shape: ShapeSpec) -> Backbone``."""
+BACKBONE_REGISTRY.__doc__ = (
+    """Backbones by name: callables `(cfg, input_shape: ShapeSpec) -> Backbone`."""
+)
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the backbone that ``MODEL.BACKBONE.NAME`` names.
+    """Build the backbone that `MODEL.BACKBONE.NAME` names.
 
     Args:
         cfg: The config.
-        input_shape: The input's channels; None takes one channel per value of ``MODEL.PIXEL_MEAN``.
+        input_shape: The input's channels; None takes one channel per value of `MODEL.PIXEL_MEAN`.
 
     Raises:
-        KeyError: If no backbone of that name is registered.
-        TypeError: If what was built is no Backbone.
-        ValueError: If one that is not detkit's own gives other features than its ``output_shape`` says.
+        KeyError: No backbone of that name is registered.
+        TypeError: What was built is no Backbone.
+        ValueError: One that is not detkit's own gives other features than its `output_shape` says.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
@@ -30,7 +32,9 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
     backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
     if not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
-        raise TypeError(f"MODEL.BACKBONE.NAME: {name!r} must give a detkit.modeling.Backbone, gave {kind}")
+        raise TypeError(
+            f"MODEL.BACKBONE.NAME: {name!r} must give a detkit.modeling.Backbone, gave {kind}"
+        )
     try:
         check_output_shape(backbone, input_shape.channels or len(cfg.MODEL.PIXEL_MEAN))
     except OutputShapeError as error:

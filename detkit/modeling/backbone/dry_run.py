@@ -21,21 +21,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# In units of the coarsest stride. Eight cells tell a stride from its double also where a convolution without padding
-# takes a cell or two away; unequal sides tell height from width.
+# In units of the coarsest stride. Eight cells tell a stride from its double also where a
+# convolution without padding takes a cell or two away; unequal sides tell height from width.
 _CELLS = (8, 12)
 
 
 class OutputShapeError(ValueError):
-    """A backbone gives other features than its ``output_shape`` says."""
+    """A backbone gives other features than its `output_shape` says."""
 
 
 def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Any:
-    """Give what a module gives for two images of (H, W), with no memory or arithmetic behind the numbers.
+    """Return what a module gives for two images of (H, W), with no memory or arithmetic behind the numbers.
 
-    The module runs as in evaluation, on the meta device, with stand-ins for its parameters and buffers: statistics,
-    modes and the state of random number generators stay as they are. A module that the meta device cannot run takes
-    images of zeros instead.
+    The module runs as in evaluation, on the meta device, with stand-ins for its parameters and
+    buffers: statistics, modes and the state of random number generators stay as they are. A module
+    that the meta device cannot run takes images of zeros instead.
     """
 
     def use(stand_ins: dict[str, Tensor], images: Tensor) -> Any:
@@ -45,8 +45,12 @@ def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 
     return _with_stand_ins(module, image_size, channels, use)
 
 
-def parameters_behind(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> list[set[str]]:
-    """Give, for each map that a module gives (in a list, or a dict's values), the parameters that it depends on."""
+def parameters_behind(
+    module: nn.Module, image_size: tuple[int, int], channels: int = 3
+) -> list[set[str]]:
+    """Return, for each map that a module gives (in a list, or a dict's values), the parameters that
+    it depends on.
+    """
 
     def use(stand_ins: dict[str, Tensor], images: Tensor) -> list[set[str]]:
         leaves = {name: stand_ins[name].requires_grad_() for name, _ in module.named_parameters()}
@@ -59,18 +63,27 @@ def parameters_behind(module: nn.Module, image_size: tuple[int, int], channels: 
 
 
 def _leaves_behind(value: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
-    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True
+    )
     return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
 
 
 def _with_stand_ins(
-    module: nn.Module, image_size: tuple[int, int], channels: int, use: Callable[[dict[str, Tensor], Tensor], T]
+    module: nn.Module,
+    image_size: tuple[int, int],
+    channels: int,
+    use: Callable[[dict[str, Tensor], Tensor], T],
 ) -> T:
-    """Give what ``use`` makes of copies of the module's tensors and of images: on the meta device, else its own."""
+    """Return what `use` makes of copies of the module's tensors and of images: on the meta device,
+    else its own.
+    """
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
 
     def on(device: torch.device | str) -> T:
-        stand_ins = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
+        stand_ins = {
+            name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()
+        }
         return use(stand_ins, torch.zeros(2, channels, *image_size, device=device))
 
     with _evaluating(module), torch.random.fork_rng(devices=[]):
@@ -79,27 +92,35 @@ def _with_stand_ins(
         except OutputShapeError:
             raise
         except Exception:
-            # Whatever it was: data-dependent control flow, tensors that are no buffers, kernels for one device only.
+            # Whatever it was: data-dependent control flow, tensors that are no buffers, kernels for
+            # one device only.
             return on(next((tensor.device for tensor in tensors.values()), torch.device("cpu")))
 
 
 def check_output_shape(backbone: Backbone, channels: int) -> None:
     """Compare what a backbone, and each backbone within it, gives with what it declares.
 
-    Nothing is checked where all of them are detkit's own, or where the forward pass fails for another reason: it may
-    need the device that the model is moved to later.
+    Nothing is checked where all of them are detkit's own, or where the forward pass fails for
+    another reason: it may need the device that the model is moved to later.
 
     Args:
         backbone: Not changed.
         channels: C of its images.
 
     Raises:
-        OutputShapeError: If a feature is missing, not declared, or of other channels or stride; the message names it.
+        OutputShapeError: A feature is missing, not declared, or of other channels or stride; the
+            message names it.
     """
     parts = [module for module in backbone.modules() if isinstance(module, Backbone)]
     if all(type(part).__module__.startswith("detkit.") for part in parts):
         return
-    unit = max([1, *(part.size_divisibility for part in parts), *(s for part in parts for s in _strides(part))])
+    unit = max(
+        [
+            1,
+            *(part.size_divisibility for part in parts),
+            *(s for part in parts for s in _strides(part)),
+        ]
+    )
     height, width = (cells * unit for cells in _CELLS)
     if side := backbone.padding_constraints.get("square_size", 0):
         height = width = side
@@ -111,7 +132,12 @@ def check_output_shape(backbone: Backbone, channels: int) -> None:
         raise
     except Exception as error:
         size = f"{height}x{width}"
-        logger.warning("output_shape of %s is not checked: it fails on %s: %s", type(backbone).__name__, size, error)
+        logger.warning(
+            "output_shape of %s is not checked: it fails on %s: %s",
+            type(backbone).__name__,
+            size,
+            error,
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -121,17 +147,22 @@ def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
     assert isinstance(part, Backbone)
     name, declared = type(part).__name__, part.output_shape()
     if not isinstance(outputs, Mapping):
-        raise OutputShapeError(f"{name}.forward must give features by name, a dict: got {type(outputs).__name__}")
+        raise OutputShapeError(
+            f"{name}.forward must give features by name, a dict: got {type(outputs).__name__}"
+        )
     for feature in declared:
         if feature not in outputs:
             hint = did_you_mean(feature, outputs)
             raise OutputShapeError(
-                f"{name}.output_shape declares {feature!r}, forward gives only {list(outputs)}.{hint}"
+                f"{name}.output_shape declares {feature!r}, forward gives only"
+                f" {list(outputs)}.{hint}"
             )
     for feature, value in outputs.items():
         if feature not in declared:
             hint = did_you_mean(feature, declared)
-            raise OutputShapeError(f"{name}.forward gives {feature!r}, output_shape declares {list(declared)}.{hint}")
+            raise OutputShapeError(
+                f"{name}.forward gives {feature!r}, output_shape declares {list(declared)}.{hint}"
+            )
         image_size = inputs[0].shape[-2:] if inputs and isinstance(inputs[0], Tensor) else None
         if problem := _difference(declared[feature], value, image_size):
             raise OutputShapeError(f"{name}.output_shape declares {feature!r} with {problem}")
@@ -140,18 +171,30 @@ def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
 def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | None) -> str:
     """Say in what a feature is not what was declared; empty where it is."""
     if declared.channels is not None and value.shape[1] != declared.channels:
-        return f"{declared.channels} channels, forward gives {value.shape[1]}: shape {tuple(value.shape)}"
+        return (
+            f"{declared.channels} channels, forward gives {value.shape[1]}: shape"
+            f" {tuple(value.shape)}"
+        )
     if not declared.stride or image_size is None:
         return ""
     if value.dim() != 4:
-        return f"stride {declared.stride}, forward gives no map (N, C, H, W): shape {tuple(value.shape)}"
+        return (
+            f"stride {declared.stride}, forward gives no map (N, C, H, W): shape"
+            f" {tuple(value.shape)}"
+        )
     cells = value.shape[-2:]
-    if all(abs(side - image_side / declared.stride) <= 1 for side, image_side in zip(cells, image_size, strict=True)):
+    if all(
+        abs(side - image_side / declared.stride) <= 1
+        for side, image_side in zip(cells, image_size, strict=True)
+    ):
         return ""
-    found = sorted({image_side / max(side, 1) for side, image_side in zip(cells, image_size, strict=True)})
+    found = sorted(
+        {image_side / max(side, 1) for side, image_side in zip(cells, image_size, strict=True)}
+    )
     return (
-        f"stride {declared.stride}, forward gives stride {' and '.join(f'{stride:g}' for stride in found)}: "
-        f"a map of {cells[0]}x{cells[1]} for an image of {image_size[0]}x{image_size[1]}"
+        f"stride {declared.stride}, forward gives stride"
+        f" {' and '.join(f'{stride:g}' for stride in found)}: a map of {cells[0]}x{cells[1]} for an"
+        f" image of {image_size[0]}x{image_size[1]}"
     )
 
 
@@ -166,6 +209,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        # Outer ones first, and through `train`, which a module may override: torchvision's switches its graph there.
+        # Outer ones first, and through `train`, which a module may override: torchvision's switches
+        # its graph there.
         for part, was_training in modes:
             part.train(was_training)

@@ -1,8 +1,8 @@
 """Feature pyramid networks.
 
-Papers: Tsung-Yi Lin, Piotr Dollar, Ross Girshick, Kaiming He, Bharath Hariharan, Serge Belongie: Feature Pyramid
-Networks for Object Detection, 2016, arXiv 1612.03144; for P6 and P7: Tsung-Yi Lin et al.: Focal Loss for Dense Object
-Detection, 2017, arXiv 1708.02002.
+Papers: Tsung-Yi Lin, Piotr Dollar, Ross Girshick, Kaiming He, Bharath Hariharan, Serge Belongie:
+Feature Pyramid Networks for Object Detection, 2016, arXiv 1612.03144; for P6 and P7: Tsung-Yi Lin
+et al.: Focal Loss for Dense Object Detection, 2017, arXiv 1708.02002.
 
 Legend: N images, C channels, H and W height and width.
 """
@@ -27,8 +27,9 @@ from detkit.utils.near_miss import did_you_mean
 class FPN(Backbone):
     """A pyramid of feature maps with equal channels, each joined with what the coarser ones know.
 
-    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged to its size, and goes through a
-    3x3 convolution. The levels are named by their stride: ``p2`` has stride 2^2, ``p5`` has 2^5.
+    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged to its size,
+    and goes through a 3x3 convolution. The levels are named by their stride: `p2` has stride 2^2,
+    `p5` has 2^5.
     """
 
     def __init__(
@@ -47,14 +48,16 @@ class FPN(Backbone):
             bottom_up: Gives the maps to merge.
             in_features: Their names, finest first. Stages between them may be left out.
             out_channels: C of every level.
-            norm: Norm after each convolution, as in ``get_norm``. The convolutions have a bias if there is none.
-            top_block: Further, coarser levels: a module with ``in_feature`` (the name of the map it takes, of the
-                bottom-up network or of the pyramid) and ``num_levels`` (how many maps its ``forward`` lists).
+            norm: Norm after each convolution, as in `get_norm`. The convolutions have a bias if
+                there is none.
+            top_block: Further, coarser levels: a module with `in_feature` (the name of the map it
+                takes, of the bottom-up network or of the pyramid) and `num_levels` (how many maps
+                its `forward` lists).
             fuse_type: "sum" or "avg" of a map and the one above it.
             square_pad: Side of the square that images are padded to; 0 for no square.
 
         Raises:
-            ValueError: If a feature is not known, strides do not grow, or ``fuse_type`` is neither.
+            ValueError: A feature is not known, strides do not grow, or `fuse_type` is neither.
         """
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -67,7 +70,9 @@ class FPN(Backbone):
         self.bottom_up = bottom_up
         for name, number in zip(in_features, self._numbers, strict=True):
             in_channels = shapes[name].channels
-            self.add_module(f"fpn_lateral{number}", _fpn_conv(in_channels or 0, out_channels, 1, norm))
+            self.add_module(
+                f"fpn_lateral{number}", _fpn_conv(in_channels or 0, out_channels, 1, norm)
+            )
             self.add_module(f"fpn_output{number}", _fpn_conv(out_channels, out_channels, 3, norm))
         self.top_block = top_block
         self.in_features = tuple(in_features)
@@ -96,15 +101,16 @@ class FPN(Backbone):
         return {"square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Give the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), by name, finest first.
+        """Return the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), by name, finest first.
 
         Raises:
-            ValueError: If H or W is not a multiple of ``size_divisibility``.
+            ValueError: H or W is not a multiple of `size_divisibility`.
         """
         if x.shape[-2] % self._size_divisibility or x.shape[-1] % self._size_divisibility:
             raise ValueError(
-                f"FPN needs images whose sides are multiples of {self._size_divisibility}: got {tuple(x.shape)}; "
-                "ImageList.from_tensors(images, backbone.size_divisibility) pads them"
+                f"FPN needs images whose sides are multiples of {self._size_divisibility}: got"
+                f" {tuple(x.shape)}; ImageList.from_tensors(images, backbone.size_divisibility)"
+                " pads them"
             )
         bottom_up = self.bottom_up(x)
         merged = self._merge_top_down(bottom_up)
@@ -119,14 +125,19 @@ class FPN(Backbone):
         return levels
 
     def _merge_top_down(self, bottom_up: dict[str, Tensor]) -> list[Tensor]:
-        """Give each bottom-up map after its lateral convolution, joined with those above it, finest first."""
+        """Return each bottom-up map after its lateral convolution, joined with those above it,
+        finest first.
+        """
         merged: list[Tensor] = []
         above = self._numbers[-1]
         for name, number in zip(reversed(self.in_features), reversed(self._numbers), strict=True):
             lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
             if merged:
-                # In place: the lateral convolution does not need its own output in the backward pass.
-                lateral += F.interpolate(merged[0], scale_factor=2.0 ** (above - number), mode="nearest")
+                # In place: the lateral convolution does not need its own output in the backward
+                # pass.
+                lateral += F.interpolate(
+                    merged[0], scale_factor=2.0 ** (above - number), mode="nearest"
+                )
                 if self._fuse_type == "avg":
                     lateral /= 2
             merged.insert(0, lateral)
@@ -135,7 +146,9 @@ class FPN(Backbone):
 
 
 class LastLevelMaxPool(nn.Module):
-    """One more level for the proposals of large objects: every second pixel of the coarsest level, P6 from P5."""
+    """One more level for the proposals of large objects: every second pixel of the coarsest level,
+    P6 from P5.
+    """
 
     num_levels = 1
 
@@ -144,7 +157,7 @@ class LastLevelMaxPool(nn.Module):
         self.in_feature = in_feature
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Give [(N, C, H / 2, W / 2)]."""
+        """Return [(N, C, H / 2, W / 2)]."""
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
@@ -162,29 +175,29 @@ class LastLevelP6P7(nn.Module):
         c2_xavier_fill(self.p7)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Give [(N, C, H / 2, W / 2), (N, C, H / 4, W / 4)]."""
+        """Return [(N, C, H / 2, W / 2), (N, C, H / 4, W / 4)]."""
         p6 = self.p6(x)
         return [p6, self.p7(F.relu(p6))]
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Put the pyramid of Faster R-CNN over any backbone: a level per ``MODEL.FPN.IN_FEATURES``, and one by max-pooling.
+    """Put the pyramid of Faster R-CNN over any backbone: a level per `MODEL.FPN.IN_FEATURES`, and one by max-pooling.
 
     Raises:
-        ValueError: If a setting of ``MODEL.FPN`` is out of range or not what the backbone gives.
+        ValueError: A setting of `MODEL.FPN` is out of range or not what the backbone gives.
     """
     coarsest = _coarsest_in_feature(cfg, bottom_up)
     return _build_fpn(cfg, bottom_up, LastLevelMaxPool(f"p{_level_number(coarsest.stride or 0)}"))
 
 
 def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Put the pyramid of RetinaNet over any backbone: a level per ``MODEL.FPN.IN_FEATURES``, and two by convolution.
+    """Put the pyramid of RetinaNet over any backbone: a level per `MODEL.FPN.IN_FEATURES`, and two by convolution.
 
-    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there; with ``MODEL.FPN.P6_FROM``
-    "P5" from the coarsest level, as torchvision has it.
+    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there; with
+    `MODEL.FPN.P6_FROM` "P5" from the coarsest level, as torchvision has it.
 
     Raises:
-        ValueError: If a setting of ``MODEL.FPN`` is out of range or not what the backbone gives.
+        ValueError: A setting of `MODEL.FPN` is out of range or not what the backbone gives.
     """
     fpn, coarsest = cfg.MODEL.FPN, _coarsest_in_feature(cfg, bottom_up)
     if fpn.P6_FROM == "P5":
@@ -196,20 +209,20 @@ def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with the pyramid of ``build_fpn``.
+    """Build a ResNet with the pyramid of `build_fpn`.
 
     Raises:
-        ValueError: If a setting is out of range; the message names the key.
+        ValueError: A setting is out of range; the message names the key.
     """
     return build_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with the pyramid of ``build_retinanet_fpn``.
+    """Build a ResNet with the pyramid of `build_retinanet_fpn`.
 
     Raises:
-        ValueError: If a setting is out of range; the message names the key.
+        ValueError: A setting is out of range; the message names the key.
     """
     return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
@@ -227,7 +240,10 @@ def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
     try:
         _check_in_features(cfg.MODEL.FPN.IN_FEATURES, shapes)
     except ValueError as error:
-        chosen = f"what {type(bottom_up).__name__} gives, chosen by MODEL.RESNETS.OUT_FEATURES or its like"
+        chosen = (
+            f"what {type(bottom_up).__name__} gives, chosen by MODEL.RESNETS.OUT_FEATURES or its"
+            " like"
+        )
         raise ValueError(f"MODEL.FPN.IN_FEATURES: {error} ({chosen})") from error
     return shapes[cfg.MODEL.FPN.IN_FEATURES[-1]]
 
@@ -235,7 +251,14 @@ def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
 def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
     norm_layer = get_norm(norm, out_channels)
     padding = kernel_size // 2
-    conv = Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=norm_layer is None, norm=norm_layer)
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=padding,
+        bias=norm_layer is None,
+        norm=norm_layer,
+    )
     c2_xavier_fill(conv)
     return conv
 
@@ -249,9 +272,16 @@ def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec])
         raise ValueError(f"a pyramid needs at least one input feature of {list(shapes)}: got none")
     for name in in_features:
         if name not in shapes:
-            raise ValueError(f"input features must be of {list(shapes)}: got {name!r}.{did_you_mean(name, shapes)}")
+            raise ValueError(
+                f"input features must be of {list(shapes)}: got"
+                f" {name!r}.{did_you_mean(name, shapes)}"
+            )
     strides = [shapes[name].stride or 0 for name in in_features]
     if any(stride < 1 or stride & (stride - 1) for stride in strides):
-        raise ValueError(f"the strides must be powers of two, as levels are named by them: {strides}")
+        raise ValueError(
+            f"the strides must be powers of two, as levels are named by them: {strides}"
+        )
     if any(coarse <= fine for fine, coarse in itertools.pairwise(strides)):
-        raise ValueError(f"the stride must grow from feature to feature: {list(in_features)} have {strides}")
+        raise ValueError(
+            f"the stride must grow from feature to feature: {list(in_features)} have {strides}"
+        )

@@ -1,4 +1,6 @@
-"""Pixel mean, standard deviation and channel order that follow the backbone, where the config does not set them."""
+"""Pixel mean, standard deviation and channel order that follow the backbone, where the config does
+not set them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What a network was trained on: mean and standard deviation per channel, on a scale of 0 to 255, and the order."""
+    """What a network was trained on: mean and standard deviation per channel, on a scale of 0 to
+    255, and the order.
+    """
 
     mean: list[float]
     std: list[float]
@@ -27,28 +31,32 @@ class PixelSettings:
 
     @classmethod
     def from_unit_range(cls, mean: Sequence[float], std: Sequence[float]) -> PixelSettings:
-        """Give the settings for statistics of RGB images on a scale of 0 to 1."""
+        """Return the settings for statistics of RGB images on a scale of 0 to 1."""
         # Three decimals: 0.485 * 255 is 123.675, and should read like that in a YAML file.
-        return cls([round(255 * value, 3) for value in mean], [round(255 * value, 3) for value in std])
+        return cls(
+            [round(255 * value, 3) for value in mean], [round(255 * value, 3) for value in std]
+        )
 
     def in_order(self, image_format: str) -> PixelSettings:
-        """Give the same settings for images of another channel order.
+        """Return the same settings for images of another channel order.
 
         Raises:
-            ValueError: If the formats differ in more than the order.
+            ValueError: The formats differ in more than the order.
         """
         if image_format == self.format:
             return self
         if {image_format, self.format} != {"RGB", "BGR"}:
             raise ValueError(
-                f"INPUT.FORMAT {image_format!r} is not what the backbone was made for, {self.format}: set "
-                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as well"
+                f"INPUT.FORMAT {image_format!r} is not what the backbone was made for,"
+                f" {self.format}: set MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as well"
             )
         return PixelSettings(self.mean[::-1], self.std[::-1], image_format)
 
 
 def made_for_pixels(settings: Callable[[CfgNode], PixelSettings]) -> Callable[[B], B]:
-    """Give a decorator for a builder of backbones that says which images its networks were made for."""
+    """Return a decorator for a builder of backbones that says which images its networks were made
+    for.
+    """
 
     def decorate(builder: B) -> B:
         builder.pixel_settings = settings  # type: ignore[attr-defined]
@@ -60,15 +68,16 @@ def made_for_pixels(settings: Callable[[CfgNode], PixelSettings]) -> Callable[[B
 def follow_backbone_pixels(cfg: CfgNode) -> None:
     """Set PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT as the backbone was trained, each unless the config sets it.
 
-    A builder of backbones has a say in this when it is decorated with ``made_for_pixels``, as those of torchvision
-    and timm are; with other backbones nothing changes, nor does it at a second call.
-    ``default_setup``, ``DefaultTrainer`` and ``DefaultPredictor`` call it before they build anything.
+    A builder of backbones has a say in this when it is decorated with `made_for_pixels`, as those
+    of torchvision and timm are; with other backbones nothing changes, nor does it at a second call.
+    `default_setup`, `DefaultTrainer` and `DefaultPredictor` call it before they build anything.
 
     Args:
-        cfg: Changed, also when it is frozen. Its dump holds the numbers, and so gives the same when it is read again.
+        cfg: Changed, also when it is frozen. Its dump holds the numbers, and so gives the same when
+            it is read again.
 
     Raises:
-        ValueError: If the config sets a format that the backbone's numbers cannot be brought to.
+        ValueError: The config sets a format that the backbone's numbers cannot be brought to.
     """
     left = keys_left_to_backbone(cfg)
     if not left:
@@ -93,18 +102,21 @@ def follow_backbone_pixels(cfg: CfgNode) -> None:
 
 
 def warn_of_unset_pixels(cfg: CfgNode) -> None:
-    """Say so when a backbone is built from a config that ``follow_backbone_pixels`` has not seen."""
+    """Say so when a backbone is built from a config that `follow_backbone_pixels` has not seen."""
     left = keys_left_to_backbone(cfg)
     if left:
         logger.warning(
-            "%s: detkit's defaults, not what %s expects; call detkit.modeling.follow_backbone_pixels(cfg) first",
+            "%s: detkit's defaults, not what %s expects; call"
+            " detkit.modeling.follow_backbone_pixels(cfg) first",
             ", ".join(left),
             cfg.MODEL.BACKBONE.NAME,
         )
 
 
 def keys_left_to_backbone(cfg: CfgNode) -> list[str]:
-    """Give those of the keys that neither the config sets nor ``follow_backbone_pixels`` has set yet."""
+    """Return those of the keys that neither the config sets nor `follow_backbone_pixels` has set
+    yet.
+    """
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONE_REGISTRY or not hasattr(BACKBONE_REGISTRY.get(name), "pixel_settings"):
         return []

@@ -1,8 +1,8 @@
 """ResNet and ResNeXt.
 
-Papers: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image Recognition, 2015,
-arXiv 1512.03385; Saining Xie, Ross Girshick, Piotr Dollar, Zhuowen Tu, Kaiming He: Aggregated Residual Transformations
-for Deep Neural Networks, 2016, arXiv 1611.05431.
+Papers: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image
+Recognition, 2015, arXiv 1512.03385; Saining Xie, Ross Girshick, Piotr Dollar, Zhuowen Tu, Kaiming
+He: Aggregated Residual Transformations for Deep Neural Networks, 2016, arXiv 1611.05431.
 
 Legend: N images, C channels, H and W height and width, K classes.
 """
@@ -29,20 +29,25 @@ BLOCKS_PER_STAGE = {
 
 
 def make_stage(
-    block_class: type[CNNBlockBase], num_blocks: int, *, in_channels: int, out_channels: int, **kwargs: Any
+    block_class: type[CNNBlockBase],
+    num_blocks: int,
+    *,
+    in_channels: int,
+    out_channels: int,
+    **kwargs: Any,
 ) -> list[CNNBlockBase]:
-    """Give the blocks of one stage, each taking what the one before it gives.
+    """Return the blocks of one stage, each taking what the one before it gives.
 
     Args:
-        block_class: Built with ``in_channels``, ``out_channels`` and the keyword arguments.
+        block_class: Built with `in_channels`, `out_channels` and the keyword arguments.
         num_blocks: How many.
         in_channels: Channels that the first block takes.
         out_channels: Channels that every block gives.
-        **kwargs: Arguments for every block. One whose name ends in ``_per_block`` is a list with a value for each:
-            ``stride_per_block=[2, 1, 1]`` gives the blocks ``stride`` 2, 1 and 1.
+        **kwargs: Arguments for every block. One whose name ends in `_per_block` is a list with a
+            value for each: `stride_per_block=[2, 1, 1]` gives the blocks `stride` 2, 1 and 1.
 
     Raises:
-        ValueError: If such a list has not one value per block.
+        ValueError: Such a list has not one value per block.
     """
     blocks = []
     for index in range(num_blocks):
@@ -50,7 +55,9 @@ def make_stage(
         for name, value in kwargs.items():
             if name.endswith("_per_block"):
                 if len(value) != num_blocks:
-                    raise ValueError(f"{name} needs one value for each of {num_blocks} blocks: got {value}")
+                    raise ValueError(
+                        f"{name} needs one value for each of {num_blocks} blocks: got {value}"
+                    )
                 arguments[name.removesuffix("_per_block")] = value[index]
             else:
                 arguments[name] = value
@@ -60,7 +67,9 @@ def make_stage(
 
 
 class ResNet(Backbone):
-    """A stem, and stages of residual blocks that are named ``res2``, ``res3``, ...; optionally a classifier."""
+    """A stem, and stages of residual blocks that are named `res2`, `res3`, ...; optionally a
+    classifier.
+    """
 
     make_stage = staticmethod(make_stage)
 
@@ -77,16 +86,19 @@ class ResNet(Backbone):
 
         Args:
             stem: From image to the input of the first stage.
-            stages: The blocks of each stage; usually from ``make_stage``. Stages after the last one that
-                ``out_features`` names are left out, so that no parameter goes without a gradient.
+            stages: The blocks of each stage; usually from `make_stage`. Stages after the last one
+                that `out_features` names are left out, so that no parameter goes without a
+                gradient.
             num_classes: K. None builds no classifier.
-            out_features: Which maps to give: "stem", "res2", ..., and "linear" with a classifier. None gives the last.
-            freeze_at: See ``freeze``.
-            checkpointed: Names of the stages that keep only the input of each block in training, and compute the rest
-                again in the backward pass: less memory, more time, the same gradients.
+            out_features: Which maps to give: "stem", "res2", ..., and "linear" with a classifier.
+                None gives the last.
+            freeze_at: See `freeze`.
+            checkpointed: Names of the stages that keep only the input of each block in training,
+                and compute the rest again in the backward pass: less memory, more time, the same
+                gradients.
 
         Raises:
-            ValueError: If a name in ``out_features`` is not known, or there is none.
+            ValueError: A name in `out_features` is not known, or there is none.
         """
         super().__init__()
         names = ["stem", *(f"res{number}" for number in range(2, 2 + len(stages)))]
@@ -95,7 +107,11 @@ class ResNet(Backbone):
         self._out_features = [names[-1]] if out_features is None else list(out_features)
         check_features("out_features", self._out_features, names)
         if checkpointed:
-            check_features("checkpointed", tuple(checkpointed), [name for name in names[1:] if name != "linear"])
+            check_features(
+                "checkpointed",
+                tuple(checkpointed),
+                [name for name in names[1:] if name != "linear"],
+            )
         last = max(names.index(name) for name in self._out_features)
 
         self.stem = stem
@@ -123,7 +139,9 @@ class ResNet(Backbone):
         return [self.get_submodule(name) for name in self.stage_names]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Give the maps of ``out_features`` for images (N, C, H, W), by name; "linear" is (N, K) logits."""
+        """Return the maps of `out_features` for images (N, C, H, W), by name; "linear" is (N, K)
+        logits.
+        """
         if x.dim() != 4:
             raise ValueError(f"ResNet takes images (N, C, H, W): got shape {tuple(x.shape)}")
         outputs = {}
@@ -136,28 +154,41 @@ class ResNet(Backbone):
         return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Give channels and stride of each feature map, by name; of "linear" the classes."""
+        """Return channels and stride of each feature map, by name; of "linear" the classes."""
         return {
-            name: ShapeSpec(channels=self.linear.out_features)
-            if name == "linear" and self.linear is not None
-            else ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            name: (
+                ShapeSpec(channels=self.linear.out_features)
+                if name == "linear" and self.linear is not None
+                else ShapeSpec(
+                    channels=self._out_feature_channels[name],
+                    stride=self._out_feature_strides[name],
+                )
+            )
             for name in self._out_features
         }
 
     def parameter_stages(self) -> dict[str, int]:
-        """Give the stage of each parameter by its name: 0 the stem, 1 res2, ...; a classifier counts as the last."""
+        """Return the stage of each parameter by its name: 0 the stem, 1 res2, ...; a classifier
+        counts as the last.
+        """
         parts = ["stem", *self.stage_names]
         last = len(parts) - 1
         depth = {name: index for index, name in enumerate(parts)}
-        return {name: depth.get(name.partition(".")[0], last) for name, _ in self.named_parameters()}
+        return {
+            name: depth.get(name.partition(".")[0], last) for name, _ in self.named_parameters()
+        }
 
     def freeze(self, freeze_at: int = 0) -> ResNet:
         """Stop training the first parts; their batch norms become FrozenBatchNorm2d. Common when fine-tuning.
 
         Args:
-            freeze_at: How many parts: 0 none, 1 the stem, 2 the stem and res2, ..., 5 everything up to res5.
+            freeze_at: How many parts: 0 none, 1 the stem, 2 the stem and res2, ..., 5 everything up
+                to res5.
         """
-        for part in [self.stem, *(block for stage in self.stages[: max(0, freeze_at - 1)] for block in stage)]:
+        for part in [
+            self.stem,
+            *(block for stage in self.stages[: max(0, freeze_at - 1)] for block in stage),
+        ]:
             if freeze_at >= 1:
                 part.freeze()  # type: ignore[operator]
         return self
@@ -166,15 +197,16 @@ class ResNet(Backbone):
     def make_default_stages(
         depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
     ) -> list[list[CNNBlockBase]]:
-        """Give the four stages of a ResNet as in the paper.
+        """Return the four stages of a ResNet as in the paper.
 
         Args:
             depth: 18, 34, 50, 101 or 152.
             block_class: None takes the paper's: basic blocks for 18 and 34, bottlenecks from 50 on.
-            **kwargs: Further arguments of ``make_stage``, e.g. ``norm``; not strides and channels, which follow.
+            **kwargs: Further arguments of `make_stage`, e.g. `norm`; not strides and channels,
+                which follow.
 
         Raises:
-            ValueError: If the depth is none of those.
+            ValueError: The depth is none of those.
         """
         check_depth("depth", depth)
         if block_class is None:
@@ -182,7 +214,9 @@ class ResNet(Backbone):
         out_channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
         stages = []
         in_channels = 64
-        for num_blocks, stride, channels in zip(BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True):
+        for num_blocks, stride, channels in zip(
+            BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True
+        ):
             if issubclass(block_class, BottleneckBlock):
                 kwargs["bottleneck_channels"] = channels // 4
             strides = [stride] + [1] * (num_blocks - 1)
@@ -201,15 +235,19 @@ class ResNet(Backbone):
 
 
 def check_depth(where: str, depth: int) -> None:
-    """Check that there is a ResNet of a depth; the error says ``where`` it was asked for."""
+    """Check that there is a ResNet of a depth; the error says `where` it was asked for."""
     if depth not in BLOCKS_PER_STAGE:
         raise ValueError(f"{where} must be one of {list(BLOCKS_PER_STAGE)}: got {depth}")
 
 
 def check_features(where: str, features: Sequence[str], known: Sequence[str]) -> None:
-    """Check that features are known, and that there is one; the error says ``where`` they were asked for."""
+    """Check that features are known, and that there is one; the error says `where` they were asked
+    for.
+    """
     if len(features) == 0:
         raise ValueError(f"{where} needs at least one of {list(known)}: got none")
     for name in features:
         if name not in known:
-            raise ValueError(f"{where} must be of {list(known)}: got {name!r}.{did_you_mean(name, known)}")
+            raise ValueError(
+                f"{where} must be of {list(known)}: got {name!r}.{did_you_mean(name, known)}"
+            )

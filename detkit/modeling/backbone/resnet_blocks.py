@@ -1,14 +1,14 @@
 """The stem and the residual blocks of ResNet.
 
-Paper: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image Recognition, 2015,
-arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv 1611.05431. The deep stem and the pooled
-shortcut are models C and D of Tong He, Zhi Zhang, Hang Zhang, Zhongyue Zhang, Junyuan Xie, Mu Li: Bag of Tricks for
-Image Classification with Convolutional Neural Networks, 2018, arXiv 1812.01187. Deformable convolutions: see
-`detkit.layers.deform_conv`.
+Paper: Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: Deep Residual Learning for Image
+Recognition, 2015, arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al. 2016, arXiv
+1611.05431. The deep stem and the pooled shortcut are models C and D of Tong He, Zhi Zhang, Hang
+Zhang, Zhongyue Zhang, Junyuan Xie, Mu Li: Bag of Tricks for Image Classification with Convolutional
+Neural Networks, 2018, arXiv 1812.01187. Deformable convolutions: see `detkit.layers.deform_conv`.
 
-Every convolution has no bias and is followed by a norm; without a norm (``norm=""``) nothing takes the place of the
-bias, as in Detectron2. ReLU and the residual sum work in place: neither a convolution nor a norm needs its own output
-in the backward pass.
+Every convolution has no bias and is followed by a norm; without a norm (`norm=""`) nothing takes
+the place of the bias, as in Detectron2. ReLU and the residual sum work in place: neither a
+convolution nor a norm needs its own output in the backward pass.
 
 Legend: N images, C channels, H and W height and width, S stride.
 """
@@ -20,7 +20,14 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.layers import CNNBlockBase, Conv2d, DeformConv, ModulatedDeformConv, c2_msra_fill, get_norm
+from detkit.layers import (
+    CNNBlockBase,
+    Conv2d,
+    DeformConv,
+    ModulatedDeformConv,
+    c2_msra_fill,
+    get_norm,
+)
 
 # What layers.get_norm takes.
 Norm = str | Callable[[int], nn.Module] | None
@@ -54,20 +61,27 @@ def _conv(
 class PooledConv2d(Conv2d):
     """A 1x1 convolution of the mean over each S x S pixels: no pixel is left out, as by a stride in the convolution.
 
-    At the border the mean is over what there is, so that the output has the size of a strided convolution's.
+    At the border the mean is over what there is, so that the output has the size of a strided
+    convolution's.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, pool_stride: int, norm: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, pool_stride: int, norm: nn.Module | None
+    ) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False, norm=norm)
         self.pool_stride = pool_stride
 
     def forward(self, input: Tensor) -> Tensor:
-        """Give (N, C_out, H / S, W / S), rounded up."""
+        """Return (N, C_out, H / S, W / S), rounded up."""
         size = self.pool_stride
-        return super().forward(F.avg_pool2d(input, size, size, ceil_mode=True, count_include_pad=False))
+        return super().forward(
+            F.avg_pool2d(input, size, size, ceil_mode=True, count_include_pad=False)
+        )
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm, avg_down: bool) -> Conv2d | None:
+def _shortcut(
+    in_channels: int, out_channels: int, stride: int, norm: Norm, avg_down: bool
+) -> Conv2d | None:
     if in_channels == out_channels and stride == 1:
         return None
     if not avg_down or stride == 1:
@@ -78,36 +92,42 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm, avg_
 
 
 class BasicStem(CNNBlockBase):
-    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2: images to (N, C, H / 4, W / 4)."""
+    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2: images to (N, C, H /
+    4, W / 4).
+    """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
         super().__init__(in_channels, out_channels, stride=4)
         self.conv1 = _conv(in_channels, out_channels, 7, stride=2, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (N, C, H / 4, W / 4)."""
+        """Return (N, C, H / 4, W / 4)."""
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
 class DeepStem(CNNBlockBase):
-    """Three 3x3 convolutions in place of the 7x7, the first with stride 2 and two with half the channels."""
+    """Three 3x3 convolutions in place of the 7x7, the first with stride 2 and two with half the
+    channels.
+    """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
         """Build the stem.
 
         Raises:
-            ValueError: ``out_channels`` is odd.
+            ValueError: `out_channels` is odd.
         """
         super().__init__(in_channels, out_channels, stride=4)
         if out_channels % 2 != 0:
-            raise ValueError(f"a deep stem needs an even number of out_channels: got {out_channels}")
+            raise ValueError(
+                f"a deep stem needs an even number of out_channels: got {out_channels}"
+            )
         half = out_channels // 2
         self.conv1 = _conv(in_channels, half, 3, stride=2, norm=norm)
         self.conv2 = _conv(half, half, 3, norm=norm)
         self.conv3 = _conv(half, out_channels, 3, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (N, C, H / 4, W / 4)."""
+        """Return (N, C, H / 4, W / 4)."""
         for conv in (self.conv1, self.conv2, self.conv3):
             x = F.relu_(conv(x))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
@@ -132,13 +152,15 @@ class BasicBlock(CNNBlockBase):
             in_channels: Channels of the input.
             out_channels: Channels of the output.
             stride: S
-            norm: As in ``get_norm``.
+            norm: As in `get_norm`.
             dilation: Dilation of both convolutions.
             avg_down: Put the stride of the shortcut in an average pooling before its convolution.
         """
         super().__init__(in_channels, out_channels, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
-        self.conv1 = _conv(in_channels, out_channels, 3, stride=stride, dilation=dilation, norm=norm)
+        self.conv1 = _conv(
+            in_channels, out_channels, 3, stride=stride, dilation=dilation, norm=norm
+        )
         self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation, norm=norm)
 
     @property
@@ -147,14 +169,16 @@ class BasicBlock(CNNBlockBase):
         return self.conv2.norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (N, C, H / S, W / S)."""
+        """Return (N, C, H / S, W / S)."""
         out = self.conv2(F.relu_(self.conv1(x)))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
 
 class BottleneckBlock(CNNBlockBase):
-    """1x1, 3x3 and 1x1 convolutions, the 3x3 over fewer channels: the block of ResNet-50, 101 and 152."""
+    """1x1, 3x3 and 1x1 convolutions, the 3x3 over fewer channels: the block of ResNet-50, 101 and
+    152.
+    """
 
     def __init__(
         self,
@@ -177,9 +201,9 @@ class BottleneckBlock(CNNBlockBase):
             bottleneck_channels: Channels of the 3x3 convolution.
             stride: S
             num_groups: Groups of the 3x3 convolution.
-            norm: As in ``get_norm``.
-            stride_in_1x1: Put the stride in the first 1x1 convolution, as the paper and MSRA's weights do, instead of
-                the 3x3, as torchvision's do.
+            norm: As in `get_norm`.
+            stride_in_1x1: Put the stride in the first 1x1 convolution, as the paper and MSRA's
+                weights do, instead of the 3x3, as torchvision's do.
             dilation: Dilation of the 3x3 convolution.
             avg_down: Put the stride of the shortcut in an average pooling before its convolution.
 
@@ -187,7 +211,9 @@ class BottleneckBlock(CNNBlockBase):
             ValueError: The groups do not divide the channels of the 3x3 convolution.
         """
         if bottleneck_channels % num_groups != 0:
-            raise ValueError(f"num_groups={num_groups} must divide bottleneck_channels={bottleneck_channels}")
+            raise ValueError(
+                f"num_groups={num_groups} must divide bottleneck_channels={bottleneck_channels}"
+            )
         super().__init__(in_channels, out_channels, stride)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
@@ -209,7 +235,7 @@ class BottleneckBlock(CNNBlockBase):
         return self.conv3.norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (N, C, H / S, W / S)."""
+        """Return (N, C, H / S, W / S)."""
         out = F.relu_(self.conv1(x))
         out = self.conv3(F.relu_(self._spatial(out)))
         out += x if self.shortcut is None else self.shortcut(x)
@@ -223,8 +249,8 @@ class BottleneckBlock(CNNBlockBase):
 class DeformBottleneckBlock(BottleneckBlock):
     """A bottleneck whose 3x3 convolution is deformable.
 
-    ``conv2_offset``, a convolution over the same map, gives the offsets. It starts from zero: at first a block samples
-    the regular grid.
+    `conv2_offset`, a convolution over the same map, gives the offsets. It starts from zero: at
+    first a block samples the regular grid.
     """
 
     def __init__(
@@ -242,7 +268,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
     ) -> None:
-        """Build the block; the arguments are those of ``BottleneckBlock``, and two more.
+        """Build the block; the arguments are those of `BottleneckBlock`, and two more.
 
         Args:
             in_channels: Channels of the input.
@@ -250,7 +276,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             bottleneck_channels: Channels of the 3x3 convolution.
             stride: S
             num_groups: Groups of the 3x3 convolution.
-            norm: As in ``get_norm``.
+            norm: As in `get_norm`.
             stride_in_1x1: Put the stride in the first 1x1 convolution.
             dilation: Dilation of the 3x3 convolution, and of the one that gives the offsets.
             avg_down: Put the stride of the shortcut in an average pooling before its convolution.

@@ -1,4 +1,4 @@
-"""From ``MODEL.RESNETS`` to a ResNet: its settings checked, its stages built."""
+"""From `MODEL.RESNETS` to a ResNet: its settings checked, its stages built."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from typing import Any
 from torch import nn
 
 from detkit.config import CfgNode
-from detkit.layers import NORM_NAMES, CheckpointedSequential, CNNBlockBase, EvalBatchNorm2d, ShapeSpec
+from detkit.layers import (
+    NORM_NAMES,
+    CheckpointedSequential,
+    CNNBlockBase,
+    EvalBatchNorm2d,
+    ShapeSpec,
+)
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet, check_depth, check_features, make_stage
+from detkit.modeling.backbone.resnet import (
+    BLOCKS_PER_STAGE,
+    ResNet,
+    check_depth,
+    check_features,
+    make_stage,
+)
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
     BasicStem,
@@ -25,13 +37,14 @@ STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the ResNet that ``MODEL.RESNETS`` describes, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
+    """Build the ResNet that `MODEL.RESNETS` describes, frozen up to `MODEL.BACKBONE.FREEZE_AT`.
 
-    Depths 18 and 34 have 64 channels in res2, where the deeper ones have 256: for them a ``RES2_OUT_CHANNELS`` left at
-    its default 256 means 64, and any other value means itself.
+    Depths 18 and 34 have 64 channels in res2, where the deeper ones have 256: for them a
+    `RES2_OUT_CHANNELS` left at its default 256 means 64, and any other value means itself.
 
     Raises:
-        ValueError: If a setting is out of range, or does not go with another one; the message names the key.
+        ValueError: A setting is out of range, or does not go with another one; the message names
+            the key.
     """
     resnets = cfg.MODEL.RESNETS
     check_resnet_settings(resnets)
@@ -43,7 +56,9 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
     stem_class = DeepStem if resnets.DEEP_STEM else BasicStem
     try:
-        stem = stem_class(input_shape.channels or 3, resnets.STEM_OUT_CHANNELS, resnet_norm(resnets))
+        stem = stem_class(
+            input_shape.channels or 3, resnets.STEM_OUT_CHANNELS, resnet_norm(resnets)
+        )
     except ValueError as error:
         raise ValueError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
     num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
@@ -52,15 +67,23 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     for index in range(num_stages):
         stages.append(make_configured_stage(resnets, index, in_channels))
         in_channels = stages[-1][-1].out_channels
-    checkpointed = [STAGE_NAMES[index] for index in range(num_stages) if resnets.CHECKPOINT_PER_STAGE[index]]
-    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=freeze_at, checkpointed=checkpointed)
+    checkpointed = [
+        STAGE_NAMES[index] for index in range(num_stages) if resnets.CHECKPOINT_PER_STAGE[index]
+    ]
+    return ResNet(
+        stem,
+        stages,
+        out_features=resnets.OUT_FEATURES,
+        freeze_at=freeze_at,
+        checkpointed=checkpointed,
+    )
 
 
 def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
-    """Give the blocks of one stage.
+    """Return the blocks of one stage.
 
     Args:
-        resnets: ``cfg.MODEL.RESNETS``; see ``check_resnet_settings``.
+        resnets: `cfg.MODEL.RESNETS`; see `check_resnet_settings`.
         index: 0 for res2 to 3 for res5.
         in_channels: Channels of its input.
 
@@ -68,7 +91,10 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
         ValueError: There is no such stage, or a norm cannot have its channels.
     """
     if index >= resnets.NUM_STAGES:
-        raise ValueError(f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no {STAGE_NAMES[index]}")
+        raise ValueError(
+            f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no"
+            f" {STAGE_NAMES[index]}"
+        )
     num_blocks = BLOCKS_PER_STAGE[resnets.DEPTH][index]
     stride, dilation = _stride_and_dilation(resnets, index)
     block_class, arguments = _block(resnets, index)
@@ -93,12 +119,18 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
 
 
 def stage_module(resnets: CfgNode, index: int, blocks: Sequence[nn.Module]) -> nn.Sequential:
-    """Give the blocks of a stage as a module, which saves memory if ``CHECKPOINT_PER_STAGE`` asks for it."""
-    return CheckpointedSequential(*blocks) if resnets.CHECKPOINT_PER_STAGE[index] else nn.Sequential(*blocks)
+    """Return the blocks of a stage as a module, which saves memory if `CHECKPOINT_PER_STAGE` asks
+    for it.
+    """
+    return (
+        CheckpointedSequential(*blocks)
+        if resnets.CHECKPOINT_PER_STAGE[index]
+        else nn.Sequential(*blocks)
+    )
 
 
 def resnet_norm(resnets: CfgNode) -> str | Callable[[int], nn.Module]:
-    """Give the norm that ``NORM`` and ``NORM_EVAL`` ask for, as ``get_norm`` takes it."""
+    """Return the norm that `NORM` and `NORM_EVAL` ask for, as `get_norm` takes it."""
     # Without statistics of the batch there is nothing to synchronise.
     return EvalBatchNorm2d if resnets.NORM_EVAL else resnets.NORM
 
@@ -110,7 +142,7 @@ def _stride_and_dilation(resnets: CfgNode, index: int) -> tuple[int, int]:
 
 
 def _block(resnets: CfgNode, index: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
-    """Give the class of a stage's blocks, and the arguments that not every class has."""
+    """Return the class of a stage's blocks, and the arguments that not every class has."""
     if resnets.DEPTH < 50:
         return BasicBlock, {}
     arguments = {
@@ -136,10 +168,11 @@ def _res2_out_channels(resnets: CfgNode) -> int:
 
 
 def check_resnet_settings(resnets: CfgNode) -> None:
-    """Check what ``cfg.MODEL.RESNETS`` says about stages and blocks.
+    """Check what `cfg.MODEL.RESNETS` says about stages and blocks.
 
     Raises:
-        ValueError: If a setting is out of range, or does not go with another one; the message names the key.
+        ValueError: A setting is out of range, or does not go with another one; the message names
+            the key.
     """
     check_depth("MODEL.RESNETS.DEPTH", resnets.DEPTH)
     if resnets.NUM_STAGES not in range(1, 5):
@@ -153,18 +186,25 @@ def check_resnet_settings(resnets: CfgNode) -> None:
 
 
 def _check_stage_lists(resnets: CfgNode) -> None:
-    numbers, flags = ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"), ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE")
+    numbers, flags = (
+        ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"),
+        ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE"),
+    )
     for key in (*numbers, *flags):
         values = list(resnets[key])
         if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
             raise ValueError(
-                f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of the first NUM_STAGES "
-                f"= {resnets.NUM_STAGES}): got {values}"
+                f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of"
+                f" the first NUM_STAGES = {resnets.NUM_STAGES}): got {values}"
             )
         if key in numbers and any(type(value) is not int or value < 1 for value in values):
-            raise ValueError(f"MODEL.RESNETS.{key} must be whole numbers of at least 1: got {values}")
+            raise ValueError(
+                f"MODEL.RESNETS.{key} must be whole numbers of at least 1: got {values}"
+            )
         if key in flags and any(type(value) is not bool for value in values):
-            raise ValueError(f"MODEL.RESNETS.{key} must be True or False in each stage: got {values}")
+            raise ValueError(
+                f"MODEL.RESNETS.{key} must be True or False in each stage: got {values}"
+            )
 
 
 def _check_res5_dilation(resnets: CfgNode) -> None:
@@ -173,11 +213,14 @@ def _check_res5_dilation(resnets: CfgNode) -> None:
     if resnets.RES5_DILATION == 1:
         return
     if resnets.NUM_STAGES < 4:
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION: 2 needs a res5: NUM_STAGES is {resnets.NUM_STAGES}")
+        raise ValueError(
+            f"MODEL.RESNETS.RES5_DILATION: 2 needs a res5: NUM_STAGES is {resnets.NUM_STAGES}"
+        )
     if resnets.STRIDE_PER_STAGE[3] > 2 or resnets.DILATION_PER_STAGE[3] > 2:
         raise ValueError(
-            "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 of res5, but STRIDE_PER_STAGE and "
-            f"DILATION_PER_STAGE say {resnets.STRIDE_PER_STAGE[3]} and {resnets.DILATION_PER_STAGE[3]}"
+            "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 of res5, but"
+            f" STRIDE_PER_STAGE and DILATION_PER_STAGE say {resnets.STRIDE_PER_STAGE[3]} and"
+            f" {resnets.DILATION_PER_STAGE[3]}"
         )
 
 
@@ -185,15 +228,18 @@ def _check_norm(resnets: CfgNode) -> None:
     norm = resnets.NORM
     if norm not in NORM_NAMES:
         hint = did_you_mean(norm, NORM_NAMES)
-        raise ValueError(f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {norm!r}.{hint}")
+        raise ValueError(
+            f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {norm!r}.{hint}"
+        )
     if resnets.NORM_EVAL and norm not in ("BN", "SyncBN"):
         raise ValueError(
-            f"MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN: got {norm!r}"
+            "MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN:"
+            f" got {norm!r}"
         )
     if resnets.ZERO_INIT_LAST_NORM and norm in ("", "FrozenBN"):
         raise ValueError(
-            "MODEL.RESNETS.ZERO_INIT_LAST_NORM needs a norm that learns (BN, SyncBN, GN, LN), or the blocks stay zero: "
-            f"NORM is {norm!r}"
+            "MODEL.RESNETS.ZERO_INIT_LAST_NORM needs a norm that learns (BN, SyncBN, GN, LN), or"
+            f" the blocks stay zero: NORM is {norm!r}"
         )
 
 
@@ -201,15 +247,15 @@ def _check_deformable(resnets: CfgNode) -> None:
     flags = list(resnets.DEFORM_ON_PER_STAGE)
     if any(flags) and resnets.DEPTH < 50:
         raise ValueError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for depth {resnets.DEPTH}: only bottlenecks (depth 50 "
-            f"and more) can be deformable, got {flags}"
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for depth {resnets.DEPTH}: only"
+            f" bottlenecks (depth 50 and more) can be deformable, got {flags}"
         )
     for index, is_on in enumerate(flags):
         channels = _bottleneck_channels(resnets, index)
         if is_on and channels % resnets.DEFORM_NUM_GROUPS != 0:
             raise ValueError(
-                f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the bottlenecks in "
-                f"{STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
+                f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the"
+                f" bottlenecks in {STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
             )
 
 

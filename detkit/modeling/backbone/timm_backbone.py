@@ -26,19 +26,28 @@ from detkit.modeling.backbone.foreign_backbone import (
     features_to_merge,
 )
 from detkit.modeling.backbone.fpn import FPN, build_fpn, build_retinanet_fpn
-from detkit.modeling.backbone.pixel_settings import PixelSettings, made_for_pixels, warn_of_unset_pixels
+from detkit.modeling.backbone.pixel_settings import (
+    PixelSettings,
+    made_for_pixels,
+    warn_of_unset_pixels,
+)
 from detkit.utils import comm
 from detkit.utils.download import is_offline
 from detkit.utils.near_miss import did_you_mean
 
-# Transformers are built for images of one size unless one of these is asked for; which, depends on the family.
-_SIZE_ARGUMENTS: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+# Transformers are built for images of one size unless one of these is asked for; which, depends on
+# the family.
+_SIZE_ARGUMENTS: tuple[dict[str, bool], ...] = (
+    {},
+    {"strict_img_size": False},
+    {"dynamic_img_size": True},
+)
 
 
 class TimmBackbone(ForeignBackbone):
-    """The features of a model of timm, whose maps are named ``s4``, ``s8``, ... by their strides.
+    """The features of a model of timm, whose maps are named `s4`, `s8`, ... by their strides.
 
-    The tensors have timm's names, those of ``features_only=True``, behind ``body.``.
+    The tensors have timm's names, those of `features_only=True`, behind `body.`.
     """
 
     def __init__(
@@ -54,16 +63,17 @@ class TimmBackbone(ForeignBackbone):
         """Build the model, with random weights.
 
         Args:
-            name: As in ``timm.create_model``, with or without the tag of its weights.
+            name: As in `timm.create_model`, with or without the tag of its weights.
             out_features: Which maps to give; stages that no map needs are left out.
-            pretrained: Whether ``load_initial_weights`` loads the published weights.
-            norm: See ``ForeignBackbone``.
-            freeze_at: See ``ForeignBackbone``.
+            pretrained: Whether `load_initial_weights` loads the published weights.
+            norm: See `ForeignBackbone`.
+            freeze_at: See `ForeignBackbone`.
             in_channels: C of the images.
 
         Raises:
-            ModuleNotFoundError: If timm is not installed; the message says how to.
-            ValueError: If a model or a feature of that name does not exist, or the model gives no maps.
+            ModuleNotFoundError: Timm is not installed; the message says how to.
+            ValueError: A model or a feature of that name does not exist, or the model gives no
+                maps.
         """
         timm = _timm()
         _check_name(timm, name)
@@ -92,7 +102,7 @@ class TimmBackbone(ForeignBackbone):
         self._arguments = arguments
 
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:
-        """Give the published weights, from the cache of timm's source or downloaded into it."""
+        """Return the published weights, from the cache of timm's source or downloaded into it."""
         if not self.pretrained:
             return "", {}
         timm = _timm()
@@ -102,18 +112,23 @@ class TimmBackbone(ForeignBackbone):
             overlay = {"pretrained_cfg_overlay": {"file": str(placed)}}
         elif is_offline():
             published = timm.get_pretrained_cfg(self.name)
-            source = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
-            raise OSError(
-                f"DETKIT_OFFLINE is set: download the .safetensors file of {source} on a machine with network, and "
-                f"place it as {placed}"
+            source = (
+                f"https://huggingface.co/{published.hf_hub_id}"
+                if published.hf_hub_id
+                else published.url
             )
-        # Loaded by timm into a model of its own, which knows about old names and other numbers of channels.
+            raise OSError(
+                f"DETKIT_OFFLINE is set: download the .safetensors file of {source} on a machine"
+                f" with network, and place it as {placed}"
+            )
+        # Loaded by timm into a model of its own, which knows about old names and other numbers of
+        # channels.
         loaded = timm.create_model(**self._arguments, pretrained=True, **overlay)
         return f"timm's {self.name}", loaded.state_dict()
 
 
 def placed_weights(name: str) -> Path:
-    """Give the place where weights of a model are looked for before anything is downloaded."""
+    """Return the place where weights of a model are looked for before anything is downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / "timm" / f"{name}.safetensors"
 
 
@@ -125,7 +140,8 @@ def _timm() -> ModuleType:
         import timm.models
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'build_timm_backbone needs timm, which is not installed: pip install "detkit[timm]", or pip install timm'
+            'build_timm_backbone needs timm, which is not installed: pip install "detkit[timm]", or'
+            " pip install timm"
         ) from error
     return timm
 
@@ -134,15 +150,25 @@ def _check_name(timm: ModuleType, name: str) -> None:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        raise ValueError(f"MODEL.TIMM.NAME: timm has no model {architecture!r}.{did_you_mean(architecture, known)}")
+        raise ValueError(
+            "MODEL.TIMM.NAME: timm has no model"
+            f" {architecture!r}.{did_you_mean(architecture, known)}"
+        )
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise ValueError(f"MODEL.TIMM.NAME: timm has {tagged}, got {name!r}.{did_you_mean(name, tagged)}")
+        raise ValueError(
+            f"MODEL.TIMM.NAME: timm has {tagged}, got {name!r}.{did_you_mean(name, tagged)}"
+        )
 
 
 def _cut_off_blocks(timm: ModuleType, body: nn.Module, after: str) -> None:
-    """Leave out the blocks after a module: timm's MobileNets and EfficientNets keep, and run, those no map needs."""
-    if isinstance(body, timm.models.efficientnet.EfficientNetFeatures | timm.models.mobilenetv3.MobileNetV3Features):
+    """Leave out the blocks after a module: timm's MobileNets and EfficientNets keep, and run, those
+    no map needs.
+    """
+    if isinstance(
+        body,
+        timm.models.efficientnet.EfficientNetFeatures | timm.models.mobilenetv3.MobileNetV3Features,
+    ):
         assert isinstance(body.blocks, nn.Sequential)
         group, *number = after.split(".")  # "blocks.3", or the stem: "bn1"
         del body.blocks[int(number[0]) + 1 if group == "blocks" else 0 :]
@@ -151,52 +177,63 @@ def _cut_off_blocks(timm: ModuleType, body: nn.Module, after: str) -> None:
 def _probe(
     timm: ModuleType, arguments: dict[str, Any], name: str, in_channels: int
 ) -> tuple[dict[str, bool], dict[int, FeatureMap]]:
-    """Give the further arguments with which a model takes images of any size, and its maps by their index.
+    """Return the further arguments with which a model takes images of any size, and its maps by their index.
 
     Where several maps share a stride, the last of them is given; finest first.
     """
     failures = []
     for size_arguments in _SIZE_ARGUMENTS:
         try:
-            outputs = dry_forward(timm.create_model(**arguments, **size_arguments), PROBE_SIZE, in_channels)
+            outputs = dry_forward(
+                timm.create_model(**arguments, **size_arguments), PROBE_SIZE, in_channels
+            )
         except Exception as error:
             failures.append(error)
             continue
         maps = {index: feature_map_of(value) for index, value in enumerate(outputs)}
-        last_of_stride = {feature.stride: index for index, feature in maps.items() if feature is not None}
+        last_of_stride = {
+            feature.stride: index for index, feature in maps.items() if feature is not None
+        }
         found = {last_of_stride[stride]: stride for stride in sorted(last_of_stride)}
         if not found:
             shapes = [tuple(value.shape) for value in outputs]
             raise ValueError(
-                f"MODEL.TIMM.NAME: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides, which a backbone "
-                f"needs: for an image of {PROBE_SIZE[0]}x{PROBE_SIZE[1]} it gives {shapes}"
+                f"MODEL.TIMM.NAME: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides,"
+                f" which a backbone needs: for an image of {PROBE_SIZE[0]}x{PROBE_SIZE[1]} it gives"
+                f" {shapes}"
             )
-        return size_arguments, {index: feature for index in found if (feature := maps[index]) is not None}
+        return size_arguments, {
+            index: feature for index in found if (feature := maps[index]) is not None
+        }
     height, width = PROBE_SIZE
     raise ValueError(
-        f"MODEL.TIMM.NAME: {name!r} does not give features of an image of {height}x{width} ({failures[0]}), and so "
-        "cannot be a backbone: it may be made for images of one size, or not give features"
+        f"MODEL.TIMM.NAME: {name!r} does not give features of an image of {height}x{width}"
+        f" ({failures[0]}), and so cannot be a backbone: it may be made for images of one size, or"
+        " not give features"
     ) from failures[0]
 
 
 def _pixel_settings(cfg: CfgNode) -> PixelSettings:
-    """Give what a model's published weights were trained on."""
+    """Return what a model's published weights were trained on."""
     timm = _timm()
     _check_name(timm, cfg.MODEL.TIMM.NAME)
     published = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
     if published is None:  # a model that nobody has published weights of
-        return PixelSettings.from_unit_range(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+        return PixelSettings.from_unit_range(
+            timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        )
     return PixelSettings.from_unit_range(published.mean, published.std)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the model that ``MODEL.TIMM`` names, frozen up to ``MODEL.BACKBONE.FREEZE_AT``.
+    """Build the model that `MODEL.TIMM` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`.
 
     Raises:
-        ModuleNotFoundError: If timm is not installed; the message says how to.
-        ValueError: If a setting is out of range, or the model gives no maps; the message names the key.
+        ModuleNotFoundError: Timm is not installed; the message says how to.
+        ValueError: A setting is out of range, or the model gives no maps; the message names the
+            key.
     """
     return _build(cfg, input_shape, cfg.MODEL.TIMM.OUT_FEATURES)
 
@@ -204,14 +241,18 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of ``build_fpn``, without maps that the pyramid does not merge."""
+    """Build the model with the pyramid of `build_fpn`, without maps that the pyramid does not
+    merge.
+    """
     return build_fpn(cfg, _build(cfg, input_shape, _merged(cfg)))
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of ``build_retinanet_fpn``, without maps that the pyramid does not merge."""
+    """Build the model with the pyramid of `build_retinanet_fpn`, without maps that the pyramid does
+    not merge.
+    """
     return build_retinanet_fpn(cfg, _build(cfg, input_shape, _merged(cfg)))
 
 

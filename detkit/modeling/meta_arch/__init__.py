@@ -1,7 +1,12 @@
 """Whole models: from the dicts of a data loader to losses or predictions."""
 
 from detkit.modeling.meta_arch.base import Detector
-from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_model, build_sem_seg_head
+from detkit.modeling.meta_arch.build import (
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    build_model,
+    build_sem_seg_head,
+)
 from detkit.modeling.meta_arch.dense_detector import DenseDetector
 from detkit.modeling.meta_arch.panoptic_fpn import PanopticFPN
 from detkit.modeling.meta_arch.panoptic_merge import combine_semantic_and_instance_outputs

@@ -39,20 +39,23 @@ class Detector(nn.Module):
             memory_format: Layout of the batch; that of the convolutions' weights is the fast one.
 
         Raises:
-            ValueError: Mean and standard deviation differ in length, or a deviation is not positive.
+            ValueError: Mean and standard deviation differ in length, or a deviation is not
+                positive.
         """
         super().__init__()
         if len(pixel_mean) != len(pixel_std):
             raise ValueError(
-                f"MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel each, got {len(pixel_mean)} and "
-                f"{len(pixel_std)}"
+                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel each, got"
+                f" {len(pixel_mean)} and {len(pixel_std)}"
             )
         if not all(std > 0 for std in pixel_std):
             raise ValueError(f"MODEL.PIXEL_STD must be positive, got {list(pixel_std)}")
         self.backbone = backbone
         self.memory_format = memory_format
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
@@ -71,27 +74,30 @@ class Detector(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[ModelInput]) -> Any:
-        """Give the losses by name in training, else the output for each image."""
+        """Return the losses by name in training, else the output for each image."""
         return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give scalar losses by name; their sum is minimised."""
+        """Return scalar losses by name; their sum is minimised."""
         raise NotImplementedError(f"{type(self).__name__} brings no losses")
 
     def inference(self, batched_inputs: list[ModelInput]) -> Any:
-        """Give what the model finds in each image."""
+        """Return what the model finds in each image."""
         raise NotImplementedError(f"{type(self).__name__} brings no inference")
 
     def preprocess_image(self, batched_inputs: list[ModelInput]) -> ImageList:
         """Normalise the images, pad them as the backbone asks, and batch them on the model's device.
 
         Args:
-            batched_inputs: N inputs with `image` (C, H, W), in the channel order of the mean. Not changed.
+            batched_inputs: N inputs with `image` (C, H, W), in the channel order of the mean. Not
+                changed.
 
         Raises:
             ValueError: An image is no (C, H, W) of the channels that the mean has.
         """
-        images = [self._normalise(x["image"], i, x.get("file_name")) for i, x in enumerate(batched_inputs)]
+        images = [
+            self._normalise(x["image"], i, x.get("file_name")) for i, x in enumerate(batched_inputs)
+        ]
         return ImageList.from_tensors(
             images,
             self.backbone.size_divisibility,
@@ -103,22 +109,24 @@ class Detector(nn.Module):
         channels = len(self.pixel_mean)
         if image.dim() != 3 or image.shape[0] != channels:
             raise ValueError(
-                f"images must be (C, H, W) with C = {channels}, the length of MODEL.PIXEL_MEAN; image {index} of the "
-                f"batch ({file_name or 'no file name'}) has shape {tuple(image.shape)}"
+                f"images must be (C, H, W) with C = {channels}, the length of MODEL.PIXEL_MEAN;"
+                f" image {index} of the batch ({file_name or 'no file name'}) has shape"
+                f" {tuple(image.shape)}"
             )
-        # Moved as bytes, a quarter of what floats would take. Only the subtraction makes a new tensor.
+        # Moved as bytes, a quarter of what floats would take. Only the subtraction makes a new
+        # tensor.
         image = image.to(self.device, non_blocking=True)
         if image.is_contiguous() or not image.permute(1, 2, 0).is_contiguous():
             return (image - self.pixel_mean).div_(self.pixel_std)
-        # Interleaved channels: as rows of W * C numbers, since a CPU is slow in loops over 3 (10 ms, against 2 for
-        # 800x1067).
+        # Interleaved channels: as rows of W * C numbers, since a CPU is slow in loops over 3 (10
+        # ms, against 2 for 800x1067).
         height, width = image.shape[1:]
         mean, std = (values.flatten().repeat(width) for values in (self.pixel_mean, self.pixel_std))
         rows = (image.permute(1, 2, 0).reshape(height, -1) - mean).div_(std)
         return rows.view(height, width, channels).permute(2, 0, 1)
 
     def take_field(self, batched_inputs: list[ModelInput], name: str) -> list[Instances]:
-        """Give `instances` or `proposals` of every input, on the model's device.
+        """Return `instances` or `proposals` of every input, on the model's device.
 
         Raises:
             ValueError: An input has none.
@@ -128,13 +136,16 @@ class Detector(nn.Module):
             if name not in x:
                 mode = "training" if self.training else "inference"
                 raise ValueError(
-                    f"{type(self).__name__} needs {name!r} in {mode}: image {i} of the batch has only {sorted(x)}"
+                    f"{type(self).__name__} needs {name!r} in {mode}: image {i} of the batch has"
+                    f" only {sorted(x)}"
                 )
             taken.append(x[name].to(self.device))
         return taken
 
 
-def rescale_outputs(results: Sequence[Instances], batched_inputs: Sequence[ModelInput], key: str) -> list[ModelOutput]:
+def rescale_outputs(
+    results: Sequence[Instances], batched_inputs: Sequence[ModelInput], key: str
+) -> list[ModelOutput]:
     """Bring results to the size that each input asks for: its `height` and `width`, else the size of its image.
 
     Args:

@@ -14,18 +14,20 @@ from detkit.utils.registry import Registry
 logger = logging.getLogger(__name__)
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
-"""Called as `(cfg)`. `forward(list[ModelInput])` gives losses by name in training, else `list[ModelOutput]`."""
+"""Called as `(cfg)`. `forward(list[ModelInput])` gives losses by name in training, else
+`list[ModelOutput]`.
+"""
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 """Called as `(cfg, input_shape)` with the backbone's shapes by name. `forward(features, targets)` gives (None, losses)
-in training, else ((N, K, H, W) scores, {}). An attribute `ignore_value` is the label of pixels that are not trained;
-where there is an attribute `num_classes` too, labels are held against it."""
+in training, else ((N, K, H, W) scores, {}). An attribute `ignore_value` is the label of pixels that
+are not trained; where there is an attribute `num_classes` too, labels are held against it."""
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Values of MODEL.MEMORY_FORMAT."""
 
-# What detkit's own models have no branch for: nobody would see that it is missing before the evaluation. Of other
-# architectures, such as a user's own, nothing is known to check.
+# What detkit's own models have no branch for: nobody would see that it is missing before the
+# evaluation. Of other architectures, such as a user's own, nothing is known to check.
 _WITHOUT_EFFECT = {
     "ProposalNetwork": ("MASK_ON", "KEYPOINT_ON"),
     "RetinaNet": ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"),
@@ -34,10 +36,10 @@ _WITHOUT_EFFECT = {
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Give the model that MODEL.META_ARCHITECTURE selects, with random weights.
+    """Build the model that MODEL.META_ARCHITECTURE selects, with random weights.
 
-    Its weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT; what SOLVER.FREEZE names does not
-    train. Loading MODEL.WEIGHTS is the checkpointer's.
+    Its weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT; what
+    SOLVER.FREEZE names does not train. Loading MODEL.WEIGHTS is the checkpointer's.
 
     Raises:
         ValueError: A setting is out of range; the message names the key.
@@ -46,11 +48,14 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.SOLVER.FREEZE:
         _freeze(model, cfg.SOLVER.FREEZE)
-    return model.to(device=resolve_device(cfg.MODEL.DEVICE), memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT])
+    return model.to(
+        device=resolve_device(cfg.MODEL.DEVICE),
+        memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
+    )
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Give the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
+    """Build the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
     return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
 
 
@@ -59,8 +64,8 @@ def _check_branches(cfg: CfgNode) -> None:
     for key in _WITHOUT_EFFECT.get(name, ()):
         if cfg.MODEL[key]:
             raise ValueError(
-                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it to False, or "
-                "choose GeneralizedRCNN"
+                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it"
+                " to False, or choose GeneralizedRCNN"
             )
 
 
@@ -70,4 +75,6 @@ def _freeze(model: nn.Module, patterns: list[str]) -> None:
         frozen = freeze_matching(model, patterns)
     except ValueError as error:
         raise ValueError(f"SOLVER.FREEZE: {error}") from error
-    logger.info("SOLVER.FREEZE: %d of %d tensors do not train", len(frozen), len(model.state_dict()))
+    logger.info(
+        "SOLVER.FREEZE: %d of %d tensors do not train", len(frozen), len(model.state_dict())
+    )

@@ -1,7 +1,7 @@
 """What one-stage detectors share: a head over every cell of a feature pyramid, and no look at single regions.
 
-Legend: N images, L levels, A anchors per cell, H x W cells of a level, R_l = H_l * W_l * A anchors of level l, K
-classes.
+Legend: N images, L levels, A anchors per cell, H x W cells of a level, R_l = H_l * W_l * A anchors
+of level l, K classes.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,18 @@ class DenseDetector(Detector):
         Args:
             backbone: Images to features by name.
             head: A list of L features to `HeadOutput`.
-            head_in_features: Names of the L features; None takes all that the backbone gives, finest first.
+            head_in_features: Names of the L features; None takes all that the backbone gives,
+                finest first.
             pixel_mean: See `Detector`.
             pixel_std: See `Detector`.
             memory_format: See `Detector`.
         """
-        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, memory_format=memory_format)
+        super().__init__(
+            backbone=backbone,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
         self.head = head
         if head_in_features is None:
             shapes = backbone.output_shape()
@@ -50,7 +56,7 @@ class DenseDetector(Detector):
         self.head_in_features = list(head_in_features)
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give the losses by name, for inputs with `instances`."""
+        """Return the losses by name, for inputs with `instances`."""
         targets = self.take_field(batched_inputs, "instances")
         images = self.preprocess_image(batched_inputs)
         features = self._head_features(images)
@@ -59,7 +65,7 @@ class DenseDetector(Detector):
     def inference(
         self, batched_inputs: list[ModelInput], do_postprocess: bool = True
     ) -> list[ModelOutput] | list[Instances]:
-        """Give the instances in every image.
+        """Return the instances in every image.
 
         Args:
             batched_inputs: N inputs.
@@ -75,13 +81,19 @@ class DenseDetector(Detector):
         return [features[name] for name in self.head_in_features]
 
     def forward_training(
-        self, images: ImageList, features: list[Tensor], predictions: HeadOutput, gt_instances: list[Instances]
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: HeadOutput,
+        gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Give the losses of what the head predicts, by name."""
+        """Return the losses of what the head predicts, by name."""
         raise NotImplementedError(f"{type(self).__name__} brings no forward_training")
 
-    def forward_inference(self, images: ImageList, features: list[Tensor], predictions: HeadOutput) -> list[Instances]:
-        """Give the detections of every image, in the coordinates of the network's input."""
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: HeadOutput
+    ) -> list[Instances]:
+        """Return the detections of every image, in the coordinates of the network's input."""
         raise NotImplementedError(f"{type(self).__name__} brings no forward_inference")
 
 
@@ -105,7 +117,7 @@ def decode_level(
     topk_candidates: int,
     image_size: tuple[int, int],
 ) -> Instances:
-    """Give the best-scored boxes of one level in one image.
+    """Return the best-scored boxes of one level in one image.
 
     Args:
         anchors: The R_l anchors.
@@ -117,8 +129,8 @@ def decode_level(
         image_size: (height, width) of the image.
 
     Returns:
-        `pred_boxes`, `scores` and `pred_classes`, best first. Not clipped to the image. One box may appear with several
-        classes. A box or a score that is not finite is left out.
+        `pred_boxes`, `scores` and `pred_classes`, best first. Not clipped to the image. One box may
+        appear with several classes. A box or a score that is not finite is left out.
     """
     # The threshold comes before top-k: it leaves thousands of some ten million.
     anchor_ids, classes = nonzero_tuple(scores > score_thresh)

@@ -55,7 +55,8 @@ class PanopticFPN(GeneralizedRCNN):
             memory_format: See `Detector`.
             instance_loss_weight: Factor on the losses of `roi_heads`.
             combine_on: Whether to merge instances and classes of pixels into `panoptic_seg`.
-            combine_overlap_thresh: See `combine_semantic_and_instance_outputs`, also for the next two.
+            combine_overlap_thresh: See `combine_semantic_and_instance_outputs`, also for the next
+                two.
             combine_stuff_area_thresh: In pixels of the output.
             combine_instances_score_thresh: In [0, 1].
         """
@@ -95,7 +96,7 @@ class PanopticFPN(GeneralizedRCNN):
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give the losses of all heads and of the proposal generator by name.
+        """Return the losses of all heads and of the proposal generator by name.
 
         Args:
             batched_inputs: N inputs with `instances` and `sem_seg`.
@@ -114,13 +115,15 @@ class PanopticFPN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """Give `instances`, `sem_seg` (K, height, width) scores and `panoptic_seg` of every image.
+        """Return `instances`, `sem_seg` (K, height, width) scores and `panoptic_seg` of every image.
 
         Args:
             batched_inputs: N inputs.
-            detected_instances: As in `GeneralizedRCNN`, and then the output is as there: instances alone.
-            do_postprocess: Whether to rescale to the size that each input asks for, and merge. Otherwise a list of
-                Instances and a tensor (N, K, H, W) of scores are given, in the coordinates of the padded inputs.
+            detected_instances: As in `GeneralizedRCNN`, and then the output is as there: instances
+                alone.
+            do_postprocess: Whether to rescale to the size that each input asks for, and merge.
+                Otherwise a list of Instances and a tensor (N, K, H, W) of scores are given, in the
+                coordinates of the padded inputs.
         """
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
@@ -131,7 +134,9 @@ class PanopticFPN(GeneralizedRCNN):
         if not do_postprocess:
             return found, scores
         sem_segs = rescale_sem_seg(scores, images, batched_inputs)
-        return [self._output(result, sem_seg) for result, sem_seg in zip(found, sem_segs, strict=True)]
+        return [
+            self._output(result, sem_seg) for result, sem_seg in zip(found, sem_segs, strict=True)
+        ]
 
     def _output(self, found: Instances, sem_seg: Tensor) -> ModelOutput:
         height, width = sem_seg.shape[-2:]

@@ -1,6 +1,7 @@
 """One segment per pixel, from instances and a map of classes.
 
-Source: Kirillov et al. 2018, arXiv 1801.00868, section 7, as Kirillov et al. 2019, arXiv 1901.02446, apply it.
+Source: Kirillov et al. 2018, arXiv 1801.00868, section 7, as Kirillov et al. 2019, arXiv
+    1901.02446, apply it.
 
 Legend: M instances, H x W pixels.
 """
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from detkit.structures import Instances
 
-# The semantic branch of Panoptic FPN calls every thing "class 0": which thing it is, the instances say.
+# The semantic branch of Panoptic FPN calls every thing "class 0": which thing it is, the instances
+# say.
 _THINGS = 0
 
 
@@ -28,15 +30,17 @@ def combine_semantic_and_instance_outputs(
     Args:
         instance_results: `pred_masks` (M, H, W), `scores` and `pred_classes`.
         semantic_results: (H, W) int64 class per pixel; 0 stands for all things.
-        overlap_threshold: Largest share of an instance that better ones may cover; it is dropped beyond, and else gets
-            the pixels that are left.
-        stuff_area_thresh: Stuff that is left with fewer pixels is dropped. So is any without a pixel.
+        overlap_threshold: Largest share of an instance that better ones may cover; it is dropped
+            beyond, and else gets the pixels that are left.
+        stuff_area_thresh: Stuff that is left with fewer pixels is dropped. So is any without a
+            pixel.
         instances_score_thresh: Instances below this score are dropped.
 
     Returns:
-        (H, W) int32, the `id` of the segment of each pixel, from 1, or 0 where there is none; and a dict per segment in
-        the order of ids: `id`, `isthing`, `category_id` (of things or of stuff), `score` and `instance_id` (index in
-        `instance_results`) of a thing, `area` in pixels of stuff.
+        (H, W) int32, the `id` of the segment of each pixel, from 1, or 0 where there is none; and a
+        dict per segment in the order of ids: `id`, `isthing`, `category_id` (of things or of
+        stuff), `score` and `instance_id` (index in `instance_results`) of a thing, `area` in pixels
+        of stuff.
 
     Raises:
         ValueError: Masks and map differ in size.
@@ -47,8 +51,12 @@ def combine_semantic_and_instance_outputs(
             f"instance masks and semantic map must have one size: got {tuple(masks.shape[1:])} and "
             f"{tuple(semantic_results.shape)}"
         )
-    segments, things = _lay_instances(instance_results, semantic_results, overlap_threshold, instances_score_thresh)
-    segments, stuff = _fill_with_stuff(segments, semantic_results, stuff_area_thresh, first_id=len(things) + 1)
+    segments, things = _lay_instances(
+        instance_results, semantic_results, overlap_threshold, instances_score_thresh
+    )
+    segments, stuff = _fill_with_stuff(
+        segments, semantic_results, stuff_area_thresh, first_id=len(things) + 1
+    )
     return segments, things + stuff
 
 
@@ -63,8 +71,8 @@ def _lay_instances(
     masks = instances.pred_masks.to(device=device, dtype=torch.bool)
     last_id = torch.zeros((), dtype=torch.int32, device=device)
     kept = torch.zeros(len(order), dtype=torch.bool, device=device)
-    # One after the other, because what an instance keeps depends on those above it. Nothing in the loop asks the device
-    # for a number: a GPU would be waited for at every instance.
+    # One after the other, because what an instance keeps depends on those above it. Nothing in the
+    # loop asks the device for a number: a GPU would be waited for at every instance.
     for rank, index in enumerate(order.unbind()):
         mask = masks[index]
         free = mask & (segments == 0)
@@ -75,7 +83,12 @@ def _lay_instances(
         kept[rank] = keep
     kept_indices = order[kept]
     classes = instances.pred_classes.to(device)
-    rows = zip(kept_indices.tolist(), scores[kept_indices].tolist(), classes[kept_indices].tolist(), strict=True)
+    rows = zip(
+        kept_indices.tolist(),
+        scores[kept_indices].tolist(),
+        classes[kept_indices].tolist(),
+        strict=True,
+    )
     return segments, [
         {"id": i, "isthing": True, "score": score, "category_id": category, "instance_id": index}
         for i, (index, score, category) in enumerate(rows, start=1)
@@ -89,7 +102,11 @@ def _fill_with_stuff(
     # What instances cover counts as a thing: no stuff may claim it.
     labels = torch.where(is_free, semantic, _THINGS)
     areas = torch.bincount(labels.flatten()).tolist()
-    chosen = [label for label, area in enumerate(areas) if label != _THINGS and area >= max(area_thresh, 1)]
+    chosen = [
+        label
+        for label, area in enumerate(areas)
+        if label != _THINGS and area >= max(area_thresh, 1)
+    ]
     id_of_label = torch.zeros(len(areas), dtype=torch.int32)
     id_of_label[chosen] = torch.arange(first_id, first_id + len(chosen), dtype=torch.int32)
     filled = torch.where(is_free, id_of_label.to(semantic.device)[labels], segments)

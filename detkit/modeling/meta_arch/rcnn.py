@@ -37,14 +37,19 @@ class GeneralizedRCNN(Detector):
 
         Args:
             backbone: Images to features by name.
-            proposal_generator: Features to proposals; see `PROPOSAL_GENERATOR_REGISTRY`. None takes `proposals` from
-                the input.
+            proposal_generator: Features to proposals; see `PROPOSAL_GENERATOR_REGISTRY`. None takes
+                `proposals` from the input.
             roi_heads: Features and proposals to instances; see `ROI_HEADS_REGISTRY`.
             pixel_mean: See `Detector`.
             pixel_std: See `Detector`.
             memory_format: See `Detector`.
         """
-        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, memory_format=memory_format)
+        super().__init__(
+            backbone=backbone,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 
@@ -60,19 +65,22 @@ class GeneralizedRCNN(Detector):
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give the losses of the proposal generator and of the heads by name.
+        """Return the losses of the proposal generator and of the heads by name.
 
         Args:
-            batched_inputs: N inputs with `instances`; with `proposals` too where there is no proposal generator.
+            batched_inputs: N inputs with `instances`; with `proposals` too where there is no
+                proposal generator.
         """
         images = self.preprocess_image(batched_inputs)
-        head_losses, proposal_losses = self.instance_losses(images, self.backbone(images.tensor), batched_inputs)
+        head_losses, proposal_losses = self.instance_losses(
+            images, self.backbone(images.tensor), batched_inputs
+        )
         return {**head_losses, **proposal_losses}
 
     def instance_losses(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Give the losses of the heads and those of the proposal generator, from features."""
+        """Return the losses of the heads and those of the proposal generator, from features."""
         targets = self.take_field(batched_inputs, "instances")
         if self.proposal_generator is None:
             proposals, proposal_losses = self.take_field(batched_inputs, "proposals"), {}
@@ -87,14 +95,16 @@ class GeneralizedRCNN(Detector):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list[ModelOutput] | list[Instances]:
-        """Give the instances in every image.
+        """Return the instances in every image.
 
         Args:
             batched_inputs: N inputs.
-            detected_instances: Instances with `pred_boxes` and `pred_classes`, in the coordinates of the inputs: boxes
-                are not searched, only what else the heads can say of them is added.
-            do_postprocess: Whether to rescale to the size that each input asks for, and give `ModelOutput`s. Otherwise
-                the Instances themselves, in the coordinates of the inputs.
+            detected_instances: Instances with `pred_boxes` and `pred_classes`, in the coordinates
+                of the inputs: boxes are not searched, only what else the heads can say of them is
+                added.
+            do_postprocess: Whether to rescale to the size that each input asks for, and give
+                `ModelOutput`s. Otherwise the Instances themselves, in the coordinates of the
+                inputs.
         """
         if self.training:
             raise RuntimeError("inference needs the model in eval mode: call model.eval()")
@@ -110,7 +120,7 @@ class GeneralizedRCNN(Detector):
     def find_instances(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> list[Instances]:
-        """Give the instances in every image from its features, in the coordinates of the inputs."""
+        """Return the instances in every image from its features, in the coordinates of the inputs."""
         if self.proposal_generator is None:
             proposals = self.take_field(batched_inputs, "proposals")
         else:
@@ -145,11 +155,16 @@ class ProposalNetwork(Detector):
         Raises:
             ValueError: There is no proposal generator.
         """
-        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, memory_format=memory_format)
+        super().__init__(
+            backbone=backbone,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
         if proposal_generator is None:
             raise ValueError(
-                "ProposalNetwork is nothing without a proposal generator: MODEL.PROPOSAL_GENERATOR.NAME must not be "
-                "PrecomputedProposals"
+                "ProposalNetwork is nothing without a proposal generator:"
+                " MODEL.PROPOSAL_GENERATOR.NAME must not be PrecomputedProposals"
             )
         self.proposal_generator = proposal_generator
 
@@ -159,19 +174,22 @@ class ProposalNetwork(Detector):
         arguments = super().from_config(cfg)
         return {
             **arguments,
-            "proposal_generator": build_proposal_generator(cfg, arguments["backbone"].output_shape()),
+            "proposal_generator": build_proposal_generator(
+                cfg, arguments["backbone"].output_shape()
+            ),
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give the losses of the proposal generator by name, for inputs with `instances`."""
+        """Return the losses of the proposal generator by name, for inputs with `instances`."""
         images = self.preprocess_image(batched_inputs)
         targets = self.take_field(batched_inputs, "instances")
-        # The proposals are of no use here, and finding them costs top-k and NMS: but what is not finite shows in them.
+        # The proposals are of no use here, and finding them costs top-k and NMS: but what is not
+        # finite shows in them.
         _, losses = self.proposal_generator(images, self.backbone(images.tensor), targets)
         return losses
 
     def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
-        """Give the proposals for every image, best first."""
+        """Return the proposals for every image, best first."""
         images = self.preprocess_image(batched_inputs)
         proposals, _ = self.proposal_generator(images, self.backbone(images.tensor), None)
         return rescale_outputs(proposals, batched_inputs, "proposals")

@@ -2,8 +2,8 @@
 
 Source: Lin et al. 2017, arXiv 1708.02002.
 
-Legend: N images, L levels, A anchors per cell, R_l anchors of level l, R anchors of all levels, K classes, M objects in
-one image.
+Legend: N images, L levels, A anchors per cell, R_l anchors of level l, R anchors of all levels, K
+classes, M objects in one image.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,19 @@ from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
-from detkit.modeling.meta_arch.dense_detector import DenseDetector, HeadOutput, decode_level, predictions_by_anchor
+from detkit.modeling.meta_arch.dense_detector import (
+    DenseDetector,
+    HeadOutput,
+    decode_level,
+    predictions_by_anchor,
+)
 from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
 from detkit.modeling.nms_settings import nms_method
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
-# The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron: the number itself
-# varies much in a batch of one or two images. Both numbers are Detectron2's.
+# The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron:
+# the number itself varies much in a batch of one or two images. Both numbers are Detectron2's.
 _INITIAL_NORMALIZER = 100.0
 _NORMALIZER_MOMENTUM = 0.9
 
@@ -57,7 +62,7 @@ class RetinaNet(DenseDetector):
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
-        test_nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
+        test_nms: NMSMethod = NMSMethod(),
         test_clip_before_nms: bool = False,
         max_detections_per_image: int = 100,
         pixel_mean: Sequence[float],
@@ -82,8 +87,8 @@ class RetinaNet(DenseDetector):
             test_topk_candidates: At most this many of a level enter NMS.
             test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
             test_nms: How boxes suppress each other.
-            test_clip_before_nms: Clip boxes to the image before they suppress each other; they are clipped at the end
-                in any case.
+            test_clip_before_nms: Clip boxes to the image before they suppress each other; they are
+                clipped at the end in any case.
             max_detections_per_image: At most this many.
             pixel_mean: See `Detector`.
             pixel_std: See `Detector`.
@@ -111,8 +116,8 @@ class RetinaNet(DenseDetector):
         self.test_nms = test_nms
         self.test_clip_before_nms = test_clip_before_nms
         self.max_detections_per_image = max_detections_per_image
-        # None, and so not in the state_dict, until the first training step: a fresh model has the names of Detectron2's
-        # checkpoints, and a resumed run goes on from its own average.
+        # None, and so not in the state_dict, until the first training step: a fresh model has the
+        # names of Detectron2's checkpoints, and a resumed run goes on from its own average.
         self.register_buffer("loss_normalizer", None)
 
     @classmethod
@@ -128,7 +133,9 @@ class RetinaNet(DenseDetector):
             "head_in_features": retinanet.IN_FEATURES,
             "anchor_generator": build_anchor_generator(cfg, shapes),
             "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
-            "anchor_matcher": Matcher(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, allow_low_quality_matches=True),
+            "anchor_matcher": Matcher(
+                retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, allow_low_quality_matches=True
+            ),
             "num_classes": retinanet.NUM_CLASSES,
             "focal_loss_alpha": retinanet.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": retinanet.FOCAL_LOSS_GAMMA,
@@ -143,11 +150,16 @@ class RetinaNet(DenseDetector):
         }
 
     def forward_training(
-        self, images: ImageList, features: list[Tensor], predictions: HeadOutput, gt_instances: list[Instances]
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: HeadOutput,
+        gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Give `loss_cls` and `loss_box_reg`.
+        """Return `loss_cls` and `loss_box_reg`.
 
-        Each is a sum over all anchors of the batch, divided by the moving average of the number of foreground ones.
+        Each is a sum over all anchors of the batch, divided by the moving average of the number of
+        foreground ones.
         """
         logits, deltas = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
@@ -166,10 +178,15 @@ class RetinaNet(DenseDetector):
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        return {"loss_cls": self._focal_loss(logits, labels) / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+        return {
+            "loss_cls": self._focal_loss(logits, labels) / normalizer,
+            "loss_box_reg": loss_box_reg / normalizer,
+        }
 
     @torch.no_grad()
-    def label_anchors(self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]) -> list[tuple[Tensor, Tensor]]:
+    def label_anchors(
+        self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Match anchors with the ground truth.
 
         Args:
@@ -177,8 +194,8 @@ class RetinaNet(DenseDetector):
             gt_instances: Ground truth of each image: `gt_boxes` and `gt_classes`.
 
         Returns:
-            Per image (R,) int64 labels: a class in [0, K), K background, -1 ignored; and the (R, 4) boxes matched with
-            the anchors, of meaning where the label is a class.
+            Per image (R,) int64 labels: a class in [0, K), K background, -1 ignored; and the (R, 4)
+            boxes matched with the anchors, of meaning where the label is a class.
         """
         all_anchors = Boxes.cat(list(anchors))
         return [self._label_anchors_of_image(all_anchors, gt_i) for gt_i in gt_instances]
@@ -199,33 +216,49 @@ class RetinaNet(DenseDetector):
         """
         classes = torch.arange(self.num_classes, device=labels.device)
         losses = []
-        # Level by level, and ignored anchors by a factor of 0: to join the levels and to pick anchors would copy the
-        # largest tensors of the model, and wait for the device.
-        for logits_l, labels_l in zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True):
+        # Level by level, and ignored anchors by a factor of 0: to join the levels and to pick
+        # anchors would copy the largest tensors of the model, and wait for the device.
+        for logits_l, labels_l in zip(
+            logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True
+        ):
             loss = sigmoid_focal_loss(
-                logits_l, labels_l[..., None] == classes, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+                logits_l,
+                labels_l[..., None] == classes,
+                alpha=self.focal_loss_alpha,
+                gamma=self.focal_loss_gamma,
             )
             losses.append(loss.masked_fill(labels_l[..., None] < 0, 0.0).sum())
         return torch.stack(losses).sum()
 
     @torch.no_grad()
     def _update_normalizer(self, num_positive: Tensor, num_images: int) -> Tensor:
-        """Move the average towards the number of foreground anchors of this batch, at least 1, and give it."""
+        """Move the average towards the number of foreground anchors of this batch, at least 1, and
+        give it.
+        """
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", num_positive / num_images)
         value = num_positive.clamp(min=1).float()
-        old = torch.full_like(value, _INITIAL_NORMALIZER) if self.loss_normalizer is None else self.loss_normalizer
+        old = (
+            torch.full_like(value, _INITIAL_NORMALIZER)
+            if self.loss_normalizer is None
+            else self.loss_normalizer
+        )
         self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
         return self.loss_normalizer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Weights with an average bring it along; those without, such as Detectron2's, start it afresh.
+        # Weights with an average bring it along; those without, such as Detectron2's, start it
+        # afresh.
         saved = state_dict.get(f"{prefix}loss_normalizer")
-        self.loss_normalizer = None if saved is None else torch.zeros_like(saved, device=self.device)
+        self.loss_normalizer = (
+            None if saved is None else torch.zeros_like(saved, device=self.device)
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward_inference(self, images: ImageList, features: list[Tensor], predictions: HeadOutput) -> list[Instances]:
-        """Give the detections of every image: `pred_boxes`, `scores`, `pred_classes`, best first."""
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: HeadOutput
+    ) -> list[Instances]:
+        """Return the detections of every image: `pred_boxes`, `scores`, `pred_classes`, best first."""
         logits, deltas = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
         return [
@@ -234,9 +267,13 @@ class RetinaNet(DenseDetector):
         ]
 
     def _detect(
-        self, anchors: Sequence[Boxes], scores: list[Tensor], deltas: list[Tensor], image_size: tuple[int, int]
+        self,
+        anchors: Sequence[Boxes],
+        scores: list[Tensor],
+        deltas: list[Tensor],
+        image_size: tuple[int, int],
     ) -> Instances:
-        """Give the detections of one image, from per level (R_l, K) scores and (R_l, 4) deltas."""
+        """Return the detections of one image, from per level (R_l, K) scores and (R_l, 4) deltas."""
         levels = [
             decode_level(
                 anchors_l,
@@ -266,7 +303,7 @@ class RetinaNet(DenseDetector):
         return found
 
     def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:
-        """Give per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
+        """Return per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
         logits, deltas = predictions
         return [predictions_by_anchor(x, self.num_classes) for x in logits], [
             predictions_by_anchor(x, 4) for x in deltas

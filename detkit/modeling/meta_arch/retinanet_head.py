@@ -20,8 +20,8 @@ from detkit.modeling.anchor_generator import build_anchor_generator
 class RetinaNetHead(nn.Module):
     """A subnet of 3x3 convolutions for the classes and one for the boxes; the levels share them, the tasks do not.
 
-    Batch norm keeps statistics per level, since what it sees there differs; its weights are shared. Any other norm is
-    shared whole.
+    Batch norm keeps statistics per level, since what it sees there differs; its weights are shared.
+    Any other norm is shared whole.
     """
 
     @configurable
@@ -43,16 +43,20 @@ class RetinaNetHead(nn.Module):
             num_anchors: A, the same on every level.
             conv_dims: Channels of each convolution of a subnet.
             norm: Name of the norm after each of them, as in `get_norm`.
-            prior_prob: Score of every class at the start, in (0, 1): nearly all answers are no, and a start from 0.5
-                would drown the few objects.
+            prior_prob: Score of every class at the start, in (0, 1): nearly all answers are no, and
+                a start from 0.5 would drown the few objects.
 
         Raises:
             ValueError: The levels differ in channels, or the probability is outside.
         """
         super().__init__()
         if not 0 < prior_prob < 1:
-            raise ValueError(f"MODEL.RETINANET.PRIOR_PROB must lie between 0 and 1, got {prior_prob}")
-        in_channels = _only([shape.channels for shape in input_shape], "channels", "MODEL.RETINANET.IN_FEATURES")
+            raise ValueError(
+                f"MODEL.RETINANET.PRIOR_PROB must lie between 0 and 1, got {prior_prob}"
+            )
+        in_channels = _only(
+            [shape.channels for shape in input_shape], "channels", "MODEL.RETINANET.IN_FEATURES"
+        )
         channels = [in_channels, *conv_dims]
         self.num_levels = len(input_shape)
         self.cls_subnet = _subnet(channels, norm, self.num_levels)
@@ -89,16 +93,22 @@ class RetinaNetHead(nn.Module):
             features: L maps (N, C, H, W).
 
         Returns:
-            Per level the class logits (N, A * K, H, W): those of anchor a are the channels K a to K a + K - 1.
-            Per level the deltas (N, A * 4, H, W), likewise.
+            Per level the class logits (N, A * K, H, W): those of anchor a are the channels K a to K
+            a + K - 1. Per level the deltas (N, A * 4, H, W), likewise.
 
         Raises:
             ValueError: There are not L features.
         """
         if len(features) != self.num_levels:
-            raise ValueError(f"the head is built for {self.num_levels} levels, got {len(features)} features")
-        logits = [self.cls_score(_apply(self.cls_subnet, x, level)) for level, x in enumerate(features)]
-        deltas = [self.bbox_pred(_apply(self.bbox_subnet, x, level)) for level, x in enumerate(features)]
+            raise ValueError(
+                f"the head is built for {self.num_levels} levels, got {len(features)} features"
+            )
+        logits = [
+            self.cls_score(_apply(self.cls_subnet, x, level)) for level, x in enumerate(features)
+        ]
+        deltas = [
+            self.bbox_pred(_apply(self.bbox_subnet, x, level)) for level, x in enumerate(features)
+        ]
         return logits, deltas
 
 
@@ -126,9 +136,10 @@ def _apply(subnet: nn.Sequential, x: Tensor, level: int) -> Tensor:
 
 
 def _only(values: Sequence[int | None], what: str, key: str) -> int:
-    """Give the number that all levels share."""
+    """Return the number that all levels share."""
     if len(set(values)) != 1 or values[0] is None:
         raise ValueError(
-            f"{key}: the RetinaNet head is shared by all levels, which need the same {what}; got {list(values)}"
+            f"{key}: the RetinaNet head is shared by all levels, which need the same {what}; got"
+            f" {list(values)}"
         )
     return values[0]

@@ -2,7 +2,8 @@
 
 Source: Kirillov et al. 2019, arXiv 1901.02446, section 3: the semantic branch of Panoptic FPN.
 
-Legend: N images, K classes, C channels, H x W pixels of a padded image, S the stride of the head's output.
+Legend: N images, K classes, C channels, H x W pixels of a padded image, S the stride of the head's
+    output.
 """
 
 import functools
@@ -30,7 +31,9 @@ from detkit.structures import ImageList, ModelInput, ModelOutput
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SemSegFPNHead(nn.Module):
-    """Brings the levels of a pyramid to one stride by convolutions and upsampling, adds them up, and classifies."""
+    """Brings the levels of a pyramid to one stride by convolutions and upsampling, adds them up,
+    and classifies.
+    """
 
     @configurable
     def __init__(
@@ -60,7 +63,9 @@ class SemSegFPNHead(nn.Module):
         """
         super().__init__()
         if not input_shape:
-            raise ValueError("SemSegFPNHead needs a feature: MODEL.SEM_SEG_HEAD.IN_FEATURES is empty")
+            raise ValueError(
+                "SemSegFPNHead needs a feature: MODEL.SEM_SEG_HEAD.IN_FEATURES is empty"
+            )
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.common_stride = common_stride
@@ -91,7 +96,7 @@ class SemSegFPNHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Give (None, losses) in training, else ((N, K, H, W) logits, {}).
+        """Return (None, losses) in training, else ((N, K, H, W) logits, {}).
 
         Args:
             features: By name.
@@ -105,37 +110,46 @@ class SemSegFPNHead(nn.Module):
         return None, self.losses(logits, targets)
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Give (N, K, H / S, W / S) logits."""
+        """Return (N, K, H / S, W / S) logits."""
         scaled = [self.get_submodule(name)(features[name]) for name in self.in_features]
         return self.predictor(functools.reduce(torch.add, scaled))
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Give the cross-entropy per labelled pixel; 0 where none is labelled.
+        """Return the cross-entropy per labelled pixel; 0 where none is labelled.
 
         Args:
             predictions: (N, K, H / S, W / S) logits.
             targets: (N, H, W) int64 labels.
         """
         total = F.cross_entropy(
-            self._upsampled(predictions.float()), targets, ignore_index=self.ignore_value, reduction="sum"
+            self._upsampled(predictions.float()),
+            targets,
+            ignore_index=self.ignore_value,
+            reduction="sum",
         )
         labelled = (targets != self.ignore_value).sum().clamp(min=1)
         return {"loss_sem_seg": total / labelled * self.loss_weight}
 
     def _upsampled(self, logits: Tensor) -> Tensor:
-        return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
+        return F.interpolate(
+            logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False
+        )
 
 
-def _scale_head(name: str, shape: ShapeSpec, conv_dims: int, common_stride: int, norm: str | None) -> nn.Sequential:
-    """A convolution for every halving of the stride, each followed by upsampling; one where there is none to halve."""
+def _scale_head(
+    name: str, shape: ShapeSpec, conv_dims: int, common_stride: int, norm: str | None
+) -> nn.Sequential:
+    """A convolution for every halving of the stride, each followed by upsampling; one where there
+    is none to halve.
+    """
     channels, stride = shape.channels, shape.stride
     if channels is None or stride is None:
         raise ValueError(f"SemSegFPNHead needs channels and stride of {name!r}, got {shape}")
     halvings = math.log2(stride / common_stride)
     if halvings < 0 or not halvings.is_integer():
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {name!r} of stride {stride}, which is not MODEL.SEM_SEG_HEAD."
-            f"COMMON_STRIDE = {common_stride} times 1, 2, 4, ..."
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {name!r} of stride {stride}, which is not"
+            f" MODEL.SEM_SEG_HEAD.COMMON_STRIDE = {common_stride} times 1, 2, 4, ..."
         )
     layers: list[nn.Module] = []
     for k in range(max(1, int(halvings))):
@@ -178,7 +192,12 @@ class SemanticSegmentor(Detector):
             pixel_std: See `Detector`.
             memory_format: See `Detector`.
         """
-        super().__init__(backbone=backbone, pixel_mean=pixel_mean, pixel_std=pixel_std, memory_format=memory_format)
+        super().__init__(
+            backbone=backbone,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            memory_format=memory_format,
+        )
         self.sem_seg_head = sem_seg_head
 
     @classmethod
@@ -191,21 +210,25 @@ class SemanticSegmentor(Detector):
         }
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
-        """Give the losses of the head by name, for inputs with `sem_seg`."""
+        """Return the losses of the head by name, for inputs with `sem_seg`."""
         images = self.preprocess_image(batched_inputs)
         targets = sem_seg_targets(batched_inputs, images, self.sem_seg_head)
         _, losses = self.sem_seg_head(self.backbone(images.tensor), targets)
         return losses
 
     def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
-        """Give `sem_seg` (K, height, width) scores per image, of the size that each input asks for."""
+        """Return `sem_seg` (K, height, width) scores per image, of the size that each input asks
+        for.
+        """
         images = self.preprocess_image(batched_inputs)
         scores, _ = self.sem_seg_head(self.backbone(images.tensor), None)
         return [{"sem_seg": result} for result in rescale_sem_seg(scores, images, batched_inputs)]
 
 
-def sem_seg_targets(batched_inputs: Sequence[ModelInput], images: ImageList, head: nn.Module) -> Tensor:
-    """Give the labels of a batch, (N, H, W) int64, padded like its images with the label that is not trained.
+def sem_seg_targets(
+    batched_inputs: Sequence[ModelInput], images: ImageList, head: nn.Module
+) -> Tensor:
+    """Return the labels of a batch, (N, H, W) int64, padded like its images with the label that is not trained.
 
     Args:
         batched_inputs: N inputs with `sem_seg` of the size of their image.
@@ -213,7 +236,8 @@ def sem_seg_targets(batched_inputs: Sequence[ModelInput], images: ImageList, hea
         head: See `SEM_SEG_HEADS_REGISTRY`.
 
     Raises:
-        ValueError: An input has no `sem_seg`, one of another size, or one with labels that the head does not know.
+        ValueError: An input has no `sem_seg`, one of another size, or one with labels that the head
+            does not know.
         TypeError: Labels are not integers.
     """
     ignore_value: int = head.ignore_value  # pyright: ignore[reportAssignmentType]
@@ -231,27 +255,36 @@ def _checked_labels(
 ) -> Tensor:
     where = f"image {index} of the batch ({x.get('file_name', 'no file name')})"
     if "sem_seg" not in x:
-        raise ValueError(f"semantic segmentation needs 'sem_seg' in training: {where} has only {sorted(x)}")
+        raise ValueError(
+            f"semantic segmentation needs 'sem_seg' in training: {where} has only {sorted(x)}"
+        )
     labels = x["sem_seg"]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"sem_seg holds integer labels: that of {where} is {labels.dtype}")
     if tuple(labels.shape) != size:
-        raise ValueError(f"sem_seg must have the size of its image, {size}: that of {where} has {tuple(labels.shape)}")
-    # Loaders give labels on the CPU, where this costs a millisecond. On a GPU a label out of range is a device-side
-    # assert that names nothing and ends the process.
+        raise ValueError(
+            f"sem_seg must have the size of its image, {size}: that of {where} has"
+            f" {tuple(labels.shape)}"
+        )
+    # Loaders give labels on the CPU, where this costs a millisecond. On a GPU a label out of range
+    # is a device-side assert that names nothing and ends the process.
     if num_classes is not None and labels.device.type == "cpu":
         unknown = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_value)
         if unknown.any():
             raise ValueError(
-                f"sem_seg of {where} has the labels {labels[unknown].unique().tolist()[:8]}; legal are 0 to "
-                f"{num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES = {num_classes}) and {ignore_value} "
-                "(MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
+                f"sem_seg of {where} has the labels {labels[unknown].unique().tolist()[:8]}; legal"
+                f" are 0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES = {num_classes}) and"
+                f" {ignore_value} (MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
             )
     return labels
 
 
-def rescale_sem_seg(scores: Tensor, images: ImageList, batched_inputs: Sequence[ModelInput]) -> list[Tensor]:
-    """Bring (N, K, H, W) scores to the size that each input asks for: its `height` and `width`, else its image's."""
+def rescale_sem_seg(
+    scores: Tensor, images: ImageList, batched_inputs: Sequence[ModelInput]
+) -> list[Tensor]:
+    """Bring (N, K, H, W) scores to the size that each input asks for: its `height` and `width`,
+    else its image's.
+    """
     return [
         sem_seg_postprocess(scores_i, size, x.get("height", size[0]), x.get("width", size[1]))
         for scores_i, size, x in zip(scores, images.image_sizes, batched_inputs, strict=True)

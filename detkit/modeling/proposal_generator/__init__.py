@@ -6,7 +6,10 @@ from detkit.modeling.proposal_generator.build import (
     build_proposal_generator,
     build_rpn_head,
 )
-from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals, find_top_rpn_proposals
+from detkit.modeling.proposal_generator.proposals import (
+    add_ground_truth_to_proposals,
+    find_top_rpn_proposals,
+)
 from detkit.modeling.proposal_generator.rpn import RPN
 from detkit.modeling.proposal_generator.rpn_head import StandardRPNHead
 

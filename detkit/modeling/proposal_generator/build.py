@@ -1,4 +1,6 @@
-"""Registries of proposal generators and RPN heads, and the functions that build what a config names."""
+"""Registries of proposal generators and RPN heads, and the functions that build what a config
+names.
+"""
 
 from torch import nn
 
@@ -16,14 +18,15 @@ and deltas (N, A * box_dim, H, W)."""
 
 
 def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
-    """Give the proposal generator that MODEL.PROPOSAL_GENERATOR.NAME selects.
+    """Build the proposal generator that MODEL.PROPOSAL_GENERATOR.NAME selects.
 
     Args:
         cfg: The config.
         input_shape: The backbone's features.
 
     Returns:
-        The module, or None for `PrecomputedProposals`: the model then takes `proposals` from its input.
+        The module, or None for `PrecomputedProposals`: the model then takes `proposals` from its
+        input.
 
     Raises:
         ValueError: Proposals are to be loaded, which an RPN would not look at.
@@ -33,12 +36,12 @@ def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) ->
         return None
     if name == "RPN" and cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
-            "MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is RPN, which finds its own: set that to "
-            "PrecomputedProposals"
+            "MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is RPN, which finds"
+            " its own: set that to PrecomputedProposals"
         )
     return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
 
 
 def build_rpn_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
-    """Give the head that MODEL.RPN.HEAD_NAME selects, for features of these shapes."""
+    """Build the head that MODEL.RPN.HEAD_NAME selects, for features of these shapes."""
     return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)

@@ -17,7 +17,7 @@ _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
 
 
 def top_indices_per_level(logits: Sequence[Tensor], topk: int) -> list[Tensor]:
-    """Give the best-scored boxes of every level.
+    """Return the best-scored boxes of every level.
 
     Args:
         logits: Per level (N, R_l).
@@ -42,8 +42,8 @@ def find_top_rpn_proposals(
 ) -> list[Instances]:
     """Clip candidates to the image, drop the small ones and those that a better one of their level covers.
 
-    Detectron2's function of this name also picks the best of each level before. Here that is done by
-    `top_indices_per_level`, so that only the picked ones need to be decoded.
+    Detectron2's function of this name also picks the best of each level before. Here that is done
+    by `top_indices_per_level`, so that only the picked ones need to be decoded.
 
     Args:
         boxes: (N, K, 4) float32.
@@ -65,12 +65,17 @@ def find_top_rpn_proposals(
     # A wait for the device, but one that NMS would take a moment later: it needs the same boxes.
     if training and not is_finite.all():
         raise FloatingPointError(
-            "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes: SOLVER.BASE_LR too "
-            "high for the batch, too few SOLVER.WARMUP_ITERS, or weights that do not belong to this model."
+            "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes:"
+            " SOLVER.BASE_LR too high for the batch, too few SOLVER.WARMUP_ITERS, or weights that"
+            " do not belong to this model."
         )
     return [
-        _top_proposals_of_image(boxes_i, logits_i, level_ids, finite_i, size_i, nms_thresh, post_nms_topk, min_box_size)
-        for boxes_i, logits_i, finite_i, size_i in zip(boxes, logits, is_finite, image_sizes, strict=True)
+        _top_proposals_of_image(
+            boxes_i, logits_i, level_ids, finite_i, size_i, nms_thresh, post_nms_topk, min_box_size
+        )
+        for boxes_i, logits_i, finite_i, size_i in zip(
+            boxes, logits, is_finite, image_sizes, strict=True
+        )
     ]
 
 
@@ -86,7 +91,8 @@ def _top_proposals_of_image(
 ) -> Instances:
     clipped = Boxes(boxes)
     clipped.clip(image_size)
-    # Indices, found once: a mask would be searched again, and waited for, at each of the three selections.
+    # Indices, found once: a mask would be searched again, and waited for, at each of the three
+    # selections.
     (valid,) = nonzero_tuple(is_finite & clipped.nonempty(threshold=min_box_size))
     boxes, logits = clipped.tensor[valid], logits[valid]
     keep = batched_nms(boxes, logits, level_ids[valid], nms_thresh)[:topk]
@@ -103,11 +109,17 @@ def add_ground_truth_to_proposals(
         proposals: N proposals: `proposal_boxes`, `objectness_logits`. Not changed.
 
     Raises:
-        ValueError: There is not one ground truth per image, or it lacks a field that the proposals have.
+        ValueError: There is not one ground truth per image, or it lacks a field that the proposals
+            have.
     """
     if len(gt) != len(proposals):
-        raise ValueError(f"need ground truth for every image: got {len(gt)} for {len(proposals)} images")
-    return [_add_ground_truth(gt_i, proposals_i) for gt_i, proposals_i in zip(gt, proposals, strict=True)]
+        raise ValueError(
+            f"need ground truth for every image: got {len(gt)} for {len(proposals)} images"
+        )
+    return [
+        _add_ground_truth(gt_i, proposals_i)
+        for gt_i, proposals_i in zip(gt, proposals, strict=True)
+    ]
 
 
 def _add_ground_truth(gt: Instances | Boxes, proposals: Instances) -> Instances:
@@ -119,9 +131,14 @@ def _add_ground_truth(gt: Instances | Boxes, proposals: Instances) -> Instances:
         if name == "proposal_boxes":
             as_proposals.proposal_boxes = gt_boxes
         elif name == "objectness_logits":
-            as_proposals.objectness_logits = gt_boxes.tensor.new_full((len(gt_boxes),), _GROUND_TRUTH_LOGIT)
+            as_proposals.objectness_logits = gt_boxes.tensor.new_full(
+                (len(gt_boxes),), _GROUND_TRUTH_LOGIT
+            )
         elif isinstance(gt, Instances) and gt.has(name):
             as_proposals.set(name, gt.get(name))
         else:
-            raise ValueError(f"proposals have a field {name!r} that the ground truth lacks: it cannot be appended")
+            raise ValueError(
+                f"proposals have a field {name!r} that the ground truth lacks: it cannot be"
+                " appended"
+            )
     return Instances.cat([proposals, as_proposals])

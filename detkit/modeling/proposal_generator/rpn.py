@@ -2,8 +2,8 @@
 
 Source: Ren et al. 2015, arXiv 1506.01497.
 
-Legend: N images, L levels, A anchors per cell, B numbers per box (4), R_l = H_l * W_l * A anchors of level l, R anchors
-of all levels, M objects in one image.
+Legend: N images, L levels, A anchors per cell, B numbers per box (4), R_l = H_l * W_l * A anchors
+of level l, R anchors of all levels, M objects in one image.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,10 @@ from detkit.modeling.box_regression import Box2BoxTransform
 from detkit.modeling.feature_selection import select_features
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY, build_rpn_head
-from detkit.modeling.proposal_generator.proposals import find_top_rpn_proposals, top_indices_per_level
+from detkit.modeling.proposal_generator.proposals import (
+    find_top_rpn_proposals,
+    top_indices_per_level,
+)
 from detkit.modeling.sampling import subsample_masks
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
@@ -54,7 +57,8 @@ class RPN(nn.Module):
         """Put the parts together.
 
         Args:
-            in_features: Names of the L features that are used, in the order of the anchor generator.
+            in_features: Names of the L features that are used, in the order of the anchor
+                generator.
             head: Features to logits and deltas; see `RPN_HEAD_REGISTRY`.
             anchor_generator: Features to anchors.
             anchor_matcher: Labels anchors by their IoU with the ground truth.
@@ -65,8 +69,8 @@ class RPN(nn.Module):
             post_nms_topk: Proposals per image after NMS, in (training, inference).
             nms_thresh: IoU above which the lower-scored of two proposals of a level goes.
             min_box_size: Proposals must be wider and higher than this, in pixels.
-            anchor_boundary_thresh: Anchors that leave the image by more pixels than this are not trained; negative
-                trains all.
+            anchor_boundary_thresh: Anchors that leave the image by more pixels than this are not
+                trained; negative trains all.
             loss_weight: Factor on both losses, or one per name.
             box_reg_loss_type: See `BOX_LOSS_TYPES`.
             smooth_l1_beta: See `box_regression_loss`.
@@ -99,7 +103,9 @@ class RPN(nn.Module):
             "in_features": rpn.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),
             "anchor_generator": build_anchor_generator(cfg, shapes),
-            "anchor_matcher": Matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True),
+            "anchor_matcher": Matcher(
+                rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
+            ),
             "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
             "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": rpn.POSITIVE_FRACTION,
@@ -117,7 +123,10 @@ class RPN(nn.Module):
         }
 
     def forward(
-        self, images: ImageList, features: dict[str, Tensor], gt_instances: Sequence[Instances] | None = None
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: Sequence[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Propose boxes; in training also give the losses.
 
@@ -127,8 +136,8 @@ class RPN(nn.Module):
             gt_instances: N ground truths with `gt_boxes`; needed in training.
 
         Returns:
-            Per image the proposals, best first: `proposal_boxes`, `objectness_logits`. Without gradient.
-            The losses `loss_rpn_cls` and `loss_rpn_loc` in training, else an empty dict.
+            Per image the proposals, best first: `proposal_boxes`, `objectness_logits`. Without
+            gradient. The losses `loss_rpn_cls` and `loss_rpn_loc` in training, else an empty dict.
         """
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(levels)
@@ -151,7 +160,8 @@ class RPN(nn.Module):
 
         Args:
             anchors: Anchors of each level.
-            gt_instances: Ground truth of each image; images without objects are background everywhere.
+            gt_instances: Ground truth of each image; images without objects are background
+                everywhere.
 
         Returns:
             Per image (R,) int8 labels: 1 foreground, 0 background, -1 not used.
@@ -160,19 +170,23 @@ class RPN(nn.Module):
         all_anchors = Boxes.cat(list(anchors))
         matched = [self._match_anchors(all_anchors, gt_i) for gt_i in gt_instances]
         labels = torch.stack([labels_i for labels_i, _ in matched])
-        positive, negative = subsample_masks(labels, self.batch_size_per_image, self.positive_fraction, bg_label=0)
+        positive, negative = subsample_masks(
+            labels, self.batch_size_per_image, self.positive_fraction, bg_label=0
+        )
         sampled = torch.where(positive, 1, torch.where(negative, 0, -1)).to(torch.int8)
         return list(sampled), [boxes_i for _, boxes_i in matched]
 
     def _match_anchors(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
-        """Give (R,) labels and (R, 4) matched boxes of one image."""
+        """Return (R,) labels and (R, 4) matched boxes of one image."""
         gt_boxes = gt.gt_boxes
         matches, labels = self.anchor_matcher.match_boxes(gt_boxes, anchors)
         if self.anchor_boundary_thresh >= 0:
             is_inside = anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)
             labels = labels.masked_fill(~is_inside, -1)
         # Without objects nothing is foreground, and any box will do.
-        matched_boxes = gt_boxes.tensor[matches] if len(gt_boxes) else torch.zeros_like(anchors.tensor)
+        matched_boxes = (
+            gt_boxes.tensor[matches] if len(gt_boxes) else torch.zeros_like(anchors.tensor)
+        )
         return labels, matched_boxes
 
     def losses(
@@ -193,17 +207,20 @@ class RPN(nn.Module):
             gt_boxes: Per image (R, B).
 
         Returns:
-            `loss_rpn_cls` and `loss_rpn_loc`, each a sum divided by N * batch_size_per_image: a box counts the same
-            however many were found to sample.
+            `loss_rpn_cls` and `loss_rpn_loc`, each a sum divided by N * batch_size_per_image: a box
+            counts the same however many were found to sample.
         """
         labels = torch.stack(list(gt_labels))
-        # Two waits for the device, to gather the few hundred sampled anchors of some 270,000 per image. The NMS of the
-        # proposals waits right after in any case; losses over all anchors would cost time and memory instead.
+        # Two waits for the device, to gather the few hundred sampled anchors of some 270,000 per
+        # image. The NMS of the proposals waits right after in any case; losses over all anchors
+        # would cost time and memory instead.
         sampled = nonzero_tuple(labels >= 0)
         positive = nonzero_tuple(labels == 1)
         self._log_sample(len(positive[0]), len(sampled[0]), len(labels))
         loss_cls = F.binary_cross_entropy_with_logits(
-            cat(list(pred_objectness_logits), dim=1)[sampled], labels[sampled].float(), reduction="sum"
+            cat(list(pred_objectness_logits), dim=1)[sampled],
+            labels[sampled].float(),
+            reduction="sum",
         )
         loss_loc = box_regression_loss(
             cat(list(pred_anchor_deltas), dim=1)[positive],
@@ -233,8 +250,8 @@ class RPN(nn.Module):
     ) -> list[Instances]:
         """Decode the best predictions of every level and reduce them to proposals.
 
-        No gradient flows through the boxes: the ROI heads take them as given (approximate joint training, section 3.2
-        of the paper).
+        No gradient flows through the boxes: the ROI heads take them as given (approximate joint
+        training, section 3.2 of the paper).
 
         Args:
             anchors: Anchors of each level.
@@ -243,9 +260,15 @@ class RPN(nn.Module):
             image_sizes: N times (height, width).
         """
         picked = top_indices_per_level(pred_objectness_logits, self.pre_nms_topk[self.training])
-        logits = cat([x.gather(1, idx) for x, idx in zip(pred_objectness_logits, picked, strict=True)], dim=1)
-        deltas = cat([_gather_rows(x, idx) for x, idx in zip(pred_anchor_deltas, picked, strict=True)], dim=1)
-        start = cat([anchors_l.tensor[idx] for anchors_l, idx in zip(anchors, picked, strict=True)], dim=1)
+        logits = cat(
+            [x.gather(1, idx) for x, idx in zip(pred_objectness_logits, picked, strict=True)], dim=1
+        )
+        deltas = cat(
+            [_gather_rows(x, idx) for x, idx in zip(pred_anchor_deltas, picked, strict=True)], dim=1
+        )
+        start = cat(
+            [anchors_l.tensor[idx] for anchors_l, idx in zip(anchors, picked, strict=True)], dim=1
+        )
         boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), start.flatten(0, 1))
         level_ids = cat([torch.full_like(idx[0], level) for level, idx in enumerate(picked)], dim=0)
         return find_top_rpn_proposals(
@@ -261,12 +284,16 @@ class RPN(nn.Module):
 
 
 def _logits_by_anchor(logits: Tensor) -> Tensor:
-    """Turn (N, A, H, W) into (N, H * W * A) float32, the order of the anchors. No copy if channels-last."""
+    """Turn (N, A, H, W) into (N, H * W * A) float32, the order of the anchors. No copy if
+    channels-last.
+    """
     return logits.permute(0, 2, 3, 1).flatten(1).float()
 
 
 def _deltas_by_anchor(deltas: Tensor, box_dim: int) -> Tensor:
-    """Turn (N, A * B, H, W) into (N, H * W * A, B) float32, the order of the anchors. No copy if channels-last."""
+    """Turn (N, A * B, H, W) into (N, H * W * A, B) float32, the order of the anchors. No copy if
+    channels-last.
+    """
     return deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, box_dim)).float()
 
 

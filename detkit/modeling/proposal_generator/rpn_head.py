@@ -24,7 +24,12 @@ class StandardRPNHead(nn.Module):
 
     @configurable
     def __init__(
-        self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: Sequence[int] = (-1,)
+        self,
+        *,
+        in_channels: int,
+        num_anchors: int,
+        box_dim: int = 4,
+        conv_dims: Sequence[int] = (-1,),
     ) -> None:
         """Build the head.
 
@@ -40,7 +45,8 @@ class StandardRPNHead(nn.Module):
         super().__init__()
         channels = _resolve_channels(in_channels, conv_dims)
         convs = [_conv3x3(c_in, c_out) for c_in, c_out in pairwise(channels)]
-        # Names of weights as in Detectron2: `conv` for a single one, `conv.conv0`, `conv.conv1`, ... for several.
+        # Names of weights as in Detectron2: `conv` for a single one, `conv.conv0`, `conv.conv1`,
+        # ... for several.
         self.conv: nn.Module = convs[0] if len(convs) == 1 else nn.Sequential()
         if isinstance(self.conv, nn.Sequential):
             for k, conv in enumerate(convs):
@@ -62,8 +68,12 @@ class StandardRPNHead(nn.Module):
         """
         anchor_generator = build_anchor_generator(cfg, input_shape)
         return {
-            "in_channels": _only([shape.channels for shape in input_shape], "channels", "MODEL.RPN.IN_FEATURES"),
-            "num_anchors": _only(anchor_generator.num_anchors, "anchors per cell", "MODEL.ANCHOR_GENERATOR"),
+            "in_channels": _only(
+                [shape.channels for shape in input_shape], "channels", "MODEL.RPN.IN_FEATURES"
+            ),
+            "num_anchors": _only(
+                anchor_generator.num_anchors, "anchors per cell", "MODEL.ANCHOR_GENERATOR"
+            ),
             "box_dim": anchor_generator.box_dim,
             "conv_dims": cfg.MODEL.RPN.CONV_DIMS,
         }
@@ -75,22 +85,26 @@ class StandardRPNHead(nn.Module):
             features: Maps (N, C, H, W).
 
         Returns:
-            Per level the objectness logits (N, A, H, W).
-            Per level the deltas (N, A * B, H, W): those of anchor a are the channels B a to B a + B - 1.
+            Per level the objectness logits (N, A, H, W). Per level the deltas (N, A * B, H, W):
+            those of anchor a are the channels B a to B a + B - 1.
         """
         hidden = [self.conv(x) for x in features]
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> Conv2d:
-    # In place: the convolution does not need its output for the gradient, and that of p2 is among the largest maps.
-    return Conv2d(in_channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU(inplace=True))
+    # In place: the convolution does not need its output for the gradient, and that of p2 is among
+    # the largest maps.
+    return Conv2d(
+        in_channels, out_channels, kernel_size=3, padding=1, activation=nn.ReLU(inplace=True)
+    )
 
 
 def _resolve_channels(in_channels: int, conv_dims: Sequence[int]) -> list[int]:
     if not conv_dims or not all(dim == -1 or dim > 0 for dim in conv_dims):
         raise ValueError(
-            f"MODEL.RPN.CONV_DIMS needs a number per convolution, positive or -1 (as the input), got {list(conv_dims)}"
+            "MODEL.RPN.CONV_DIMS needs a number per convolution, positive or -1 (as the input),"
+            f" got {list(conv_dims)}"
         )
     channels = [in_channels]
     for dim in conv_dims:
@@ -99,7 +113,10 @@ def _resolve_channels(in_channels: int, conv_dims: Sequence[int]) -> list[int]:
 
 
 def _only(values: Sequence[int | None], what: str, key: str) -> int:
-    """Give the number that all levels share."""
+    """Return the number that all levels share."""
     if len(set(values)) != 1 or values[0] is None:
-        raise ValueError(f"{key}: the RPN head is shared by all levels, which need the same {what}; got {list(values)}")
+        raise ValueError(
+            f"{key}: the RPN head is shared by all levels, which need the same {what}; got"
+            f" {list(values)}"
+        )
     return values[0]

@@ -17,13 +17,18 @@ from detkit.modeling.roi_heads.build import ROI_BOX_HEAD_REGISTRY
 class FastRCNNConvFCHead(nn.Sequential):
     """3x3 convolutions, then fully connected layers, each followed by a ReLU.
 
-    Source: two fully connected layers: Lin et al. 2016, arXiv 1612.03144, section 4.2; with convolutions: Wu and He
-    2018, arXiv 1803.08494, section 4.2.
+    Source: two fully connected layers: Lin et al. 2016, arXiv 1612.03144, section 4.2; with
+    convolutions: Wu and He 2018, arXiv 1803.08494, section 4.2.
     """
 
     @configurable
     def __init__(
-        self, *, input_shape: ShapeSpec, conv_dims: Sequence[int], fc_dims: Sequence[int], conv_norm: str = ""
+        self,
+        *,
+        input_shape: ShapeSpec,
+        conv_dims: Sequence[int],
+        fc_dims: Sequence[int],
+        conv_norm: str = "",
     ) -> None:
         """Stack the layers.
 
@@ -39,9 +44,13 @@ class FastRCNNConvFCHead(nn.Sequential):
         super().__init__()
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         if not conv_dims and not fc_dims:
-            raise ValueError("the box head needs a layer: MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0")
+            raise ValueError(
+                "the box head needs a layer: MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0"
+            )
         if channels is None or height is None or width is None:
-            raise ValueError(f"the box head needs channels, height and width of its input, got {input_shape}")
+            raise ValueError(
+                f"the box head needs channels, height and width of its input, got {input_shape}"
+            )
         # Order and names of the layers are those of Detectron2's checkpoints: conv1, ..., fc1, ...
         for k, dim in enumerate(conv_dims, start=1):
             conv = Conv2d(
@@ -83,9 +92,13 @@ class FastRCNNConvFCHead(nn.Sequential):
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """What `forward` gives per region: channels F, and height and width where no layer is fully connected."""
+        """What `forward` gives per region: channels F, and height and width where no layer is fully
+        connected.
+        """
         return self._output_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without fully connected layers."""
+        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without fully connected
+        layers.
+        """
         return super().forward(x)

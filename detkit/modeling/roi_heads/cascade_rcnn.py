@@ -60,10 +60,15 @@ class CascadeROIHeads(StandardROIHeads):
         """
         counts = (len(box_heads), len(box_predictors), len(proposal_matchers))
         if len(set(counts)) != 1 or counts[0] == 0:
-            raise ValueError(f"a cascade needs a box head, a predictor and a matcher per stage: got {counts}")
+            raise ValueError(
+                f"a cascade needs a box head, a predictor and a matcher per stage: got {counts}"
+            )
         for k, predictor in enumerate(box_predictors):
             if predictor.bbox_pred.out_features != 4:
-                raise ValueError(f"stage {k} of a cascade needs one box for all classes: cls_agnostic_bbox_reg=True")
+                raise ValueError(
+                    f"stage {k} of a cascade needs one box for all classes:"
+                    " cls_agnostic_bbox_reg=True"
+                )
         super().__init__(
             box_in_features=box_in_features,
             box_pooler=box_pooler,
@@ -84,7 +89,9 @@ class CascadeROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Build the parts of the box branch: one pooler, and a head, a predictor and a matcher per stage."""
+        """Build the parts of the box branch: one pooler, and a head, a predictor and a matcher per
+        stage.
+        """
         _check_settings(cfg)
         pooler, pooled_shape = cls._init_box_pooler(cfg, input_shape)
         cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
@@ -94,10 +101,14 @@ class CascadeROIHeads(StandardROIHeads):
             "box_pooler": pooler,
             "box_heads": heads,
             "box_predictors": [
-                FastRCNNOutputLayers(cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=weights))
+                FastRCNNOutputLayers(
+                    cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=weights)
+                )
                 for head, weights in zip(heads, cascade.BBOX_REG_WEIGHTS, strict=True)
             ],
-            "proposal_matchers": [Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou in cascade.IOUS],
+            "proposal_matchers": [
+                Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou in cascade.IOUS
+            ],
         }
 
     @property
@@ -105,18 +116,29 @@ class CascadeROIHeads(StandardROIHeads):
         return list(self.box_predictor)  # type: ignore[arg-type]
 
     def _box_losses(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        """Give `loss_cls_stage0`, `loss_box_reg_stage0`, ...: the losses of every stage."""
+        """Return `loss_cls_stage0`, `loss_box_reg_stage0`, ...: the losses of every stage."""
         losses: dict[str, Tensor] = {}
-        for k, (predictions, proposals_k) in enumerate(self._run_stages(features, proposals, targets)):
-            with get_event_storage().name_scope(f"stage{k}") if has_event_storage() else nullcontext():
+        for k, (predictions, proposals_k) in enumerate(
+            self._run_stages(features, proposals, targets)
+        ):
+            with (
+                get_event_storage().name_scope(f"stage{k}")
+                if has_event_storage()
+                else nullcontext()
+            ):
                 losses_k = self._predictors[k].losses(predictions, proposals_k)
             losses.update((f"{name}_stage{k}", loss) for name, loss in losses_k.items())
         return losses
 
-    def _detect_boxes(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
-        """Give the boxes of the last stage, scored by the mean over all stages."""
+    def _detect_boxes(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the boxes of the last stage, scored by the mean over all stages."""
         stages = self._run_stages(features, proposals)
         probs = [self._predictors[k].predict_probs(*stage) for k, stage in enumerate(stages)]
         scores = [torch.stack(probs_i).mean(dim=0) for probs_i in zip(*probs, strict=True)]
@@ -131,7 +153,7 @@ class CascadeROIHeads(StandardROIHeads):
         proposals: Sequence[Instances],
         targets: Sequence[Instances] | None = None,
     ) -> list[tuple[Predictions, Sequence[Instances]]]:
-        """Give what each stage predicts, and for which proposals.
+        """Return what each stage predicts, and for which proposals.
 
         Args:
             features: The backbone's features by name.
@@ -150,28 +172,33 @@ class CascadeROIHeads(StandardROIHeads):
             stages.append((self._run_stage(levels, proposals, k), proposals))
         return stages
 
-    def _run_stage(self, levels: Sequence[Tensor], proposals: Sequence[Instances], stage: int) -> Predictions:
+    def _run_stage(
+        self, levels: Sequence[Tensor], proposals: Sequence[Instances], stage: int
+    ) -> Predictions:
         pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
         if self.training:
-            # The paper's code averages the losses of the stages, but scales the gradients of the heads up again. To add
-            # the losses and scale down what reaches the features comes to the same.
+            # The paper's code averages the losses of the stages, but scales the gradients of the
+            # heads up again. To add the losses and scale down what reaches the features comes to
+            # the same.
             pooled = _ScaleGradient.apply(pooled, 1.0 / self.num_cascade_stages)
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
     def _create_proposals_from_boxes(
         self, boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[Instances]:
-        """Give what a stage predicts as proposals of the next: clipped to the image and without gradient.
+        """Return what a stage predicts as proposals of the next: clipped to the image and without gradient.
 
-        Boxes that are empty then are left out in training only: in inference the scores of all stages are averaged,
-        region by region.
+        Boxes that are empty then are left out in training only: in inference the scores of all
+        stages are averaged, region by region.
         """
         proposals = []
         for boxes_i, size_i in zip(boxes, image_sizes, strict=True):
             clipped = Boxes(boxes_i.detach())
             clipped.clip(size_i)
             proposals.append(
-                Instances(size_i, proposal_boxes=clipped[clipped.nonempty()] if self.training else clipped)
+                Instances(
+                    size_i, proposal_boxes=clipped[clipped.nonempty()] if self.training else clipped
+                )
             )
         return proposals
 
@@ -182,9 +209,13 @@ class CascadeROIHeads(StandardROIHeads):
         """Label all proposals by the overlap that this stage asks for. Nothing is sampled: there are few enough.
 
         Returns:
-            Proposals with `gt_classes`, K for background, and `gt_boxes`, of meaning for foreground only.
+            Proposals with `gt_classes`, K for background, and `gt_boxes`, of meaning for foreground
+            only.
         """
-        labelled = [self._label(p, t, self.proposal_matchers[stage]) for p, t in zip(proposals, targets, strict=True)]
+        labelled = [
+            self._label(p, t, self.proposal_matchers[stage])
+            for p, t in zip(proposals, targets, strict=True)
+        ]
         if has_event_storage():
             with get_event_storage().name_scope(f"stage{stage}"):
                 self._log_sample(labelled)
@@ -198,7 +229,9 @@ class CascadeROIHeads(StandardROIHeads):
         else:
             classes, gt_boxes = torch.full_like(matches, self.num_classes), proposals.proposal_boxes
         boxes = proposals.proposal_boxes
-        return Instances(proposals.image_size, proposal_boxes=boxes, gt_classes=classes, gt_boxes=gt_boxes)
+        return Instances(
+            proposals.image_size, proposal_boxes=boxes, gt_classes=classes, gt_boxes=gt_boxes
+        )
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -224,21 +257,23 @@ def _check_settings(cfg: CfgNode) -> None:
         )
     if first != cascade.IOUS[0]:
         raise ValueError(
-            "MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and MODEL.ROI_BOX_CASCADE_HEAD.IOUS[0] are both the overlap of "
-            f"the first stage and must be the same, got {first} and {cascade.IOUS[0]}"
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and MODEL.ROI_BOX_CASCADE_HEAD.IOUS[0] are both the"
+            f" overlap of the first stage and must be the same, got {first} and {cascade.IOUS[0]}"
         )
     if len(heads.IOU_THRESHOLDS) != 1 or list(heads.IOU_LABELS) != [0, 1]:
         raise ValueError(
-            "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], since a stage of a cascade "
-            f"ignores no proposal; got {list(heads.IOU_THRESHOLDS)} and {list(heads.IOU_LABELS)}"
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], since a"
+            f" stage of a cascade ignores no proposal; got {list(heads.IOU_THRESHOLDS)} and"
+            f" {list(heads.IOU_LABELS)}"
         )
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and (cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON):
         raise ValueError(
-            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the later branches of CascadeROIHeads are trained on "
-            "the proposals of the first stage: set it to False, or use StandardROIHeads"
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the later branches of"
+            " CascadeROIHeads are trained on the proposals of the first stage: set it to False, or"
+            " use StandardROIHeads"
         )
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         raise ValueError(
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the stages of CascadeROIHeads hand on one box per "
-            "region: set it to True"
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the stages of CascadeROIHeads"
+            " hand on one box per region: set it to True"
         )

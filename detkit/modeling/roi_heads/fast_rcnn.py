@@ -2,7 +2,8 @@
 
 Source: Girshick 2015, arXiv 1504.08083.
 
-Legend: N images, R regions over the batch, R_i regions of image i, K classes, F features per region.
+Legend: N images, R regions over the batch, R_i regions of image i, K classes, F features per
+    region.
 """
 
 import math
@@ -26,8 +27,8 @@ from detkit.utils.events import get_event_storage, has_event_storage
 Predictions: TypeAlias = tuple[Tensor, Tensor]
 """Class logits (R, K + 1), background last, and deltas (R, 4 K) or (R, 4)."""
 
-# With a sigmoid per class, nearly all answers are no: starting from a probability of 0.01 keeps the first losses small.
-# Source: Lin et al. 2017, arXiv 1708.02002, section 3.3.
+# With a sigmoid per class, nearly all answers are no: starting from a probability of 0.01 keeps the
+# first losses small. Source: Lin et al. 2017, arXiv 1708.02002, section 3.3.
 _SIGMOID_PRIOR = 0.01
 
 
@@ -46,7 +47,7 @@ class FastRCNNOutputLayers(nn.Module):
         test_score_thresh: float = 0.0,
         test_nms_thresh: float = 0.5,
         test_topk_per_image: int = 100,
-        test_nms: NMSMethod = NMSMethod(),  # noqa: B008  (immutable)
+        test_nms: NMSMethod = NMSMethod(),
         cls_agnostic_bbox_reg: bool = False,
         smooth_l1_beta: float = 0.0,
         box_reg_loss_type: str = "smooth_l1",
@@ -91,9 +92,12 @@ class FastRCNNOutputLayers(nn.Module):
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
-        # A buffer, as in Detectron2: a checkpoint brings the weights along, and no later run has to count again.
+        # A buffer, as in Detectron2: a checkpoint brings the weights along, and no later run has to
+        # count again.
         self.register_buffer("fed_loss_cls_weights", self._checked_weights(fed_loss_cls_weights))
-        in_features = (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
+        in_features = (
+            (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
+        )
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 if cls_agnostic_bbox_reg else 4 * num_classes)
         self._init_weights()
@@ -103,12 +107,14 @@ class FastRCNNOutputLayers(nn.Module):
             return None
         if not self.use_sigmoid_ce:
             raise ValueError(
-                "a federated loss needs a sigmoid per class: MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes with USE_SIGMOID_CE"
+                "a federated loss needs a sigmoid per class: MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes"
+                " with USE_SIGMOID_CE"
             )
         if len(weights) != self.num_classes or min(weights) < 0:
             raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of {self.num_classes} "
-                f"classes, got {len(weights)} numbers from {min(weights, default=0)} on"
+                "MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of"
+                f" {self.num_classes} classes, got {len(weights)} numbers from"
+                f" {min(weights, default=0)} on"
             )
         return torch.tensor(weights, dtype=torch.float32)
 
@@ -152,8 +158,8 @@ class FastRCNNOutputLayers(nn.Module):
 
         Args:
             predictions: What `forward` gives.
-            proposals: Per image the sampled proposals, with `proposal_boxes`, `gt_classes` in [0, K], and, in images
-                with objects, `gt_boxes`.
+            proposals: Per image the sampled proposals, with `proposal_boxes`, `gt_classes` in [0,
+                K], and, in images with objects, `gt_boxes`.
 
         Returns:
             `loss_cls` and `loss_box_reg`. Zeros that are part of the graph when there is no region.
@@ -161,7 +167,8 @@ class FastRCNNOutputLayers(nn.Module):
         # Float32 under autocast too: the sum over some thousand regions needs its digits.
         scores, deltas = predictions[0].float(), predictions[1]
         gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-        # One wait for the device: boxes are compared for the foreground only, and its size is a shape.
+        # One wait for the device: boxes are compared for the foreground only, and its size is a
+        # shape.
         (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
         if has_event_storage():
             _log_accuracy(scores.detach(), gt_classes, foreground)
@@ -177,16 +184,22 @@ class FastRCNNOutputLayers(nn.Module):
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self.fed_loss_cls_weights is not None:
-            loss = loss * sample_federated_classes(gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights)
+            loss = loss * sample_federated_classes(
+                gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights
+            )
         return loss.sum() / max(len(gt_classes), 1)
 
     def _box_reg_loss(
         self, deltas: Tensor, proposals: Sequence[Instances], gt_classes: Tensor, foreground: Tensor
     ) -> Tensor:
-        """Give the loss of the deltas that belong to the true class of each foreground region."""
+        """Return the loss of the deltas that belong to the true class of each foreground region."""
         proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
-        # An image without objects has no gt_boxes and no foreground: anything of the right shape fills the gap.
-        gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals], dim=0)
+        # An image without objects has no gt_boxes and no foreground: anything of the right shape
+        # fills the gap.
+        gt_boxes = cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
+            dim=0,
+        )
         if deltas.shape[1] == 4:
             deltas = deltas[foreground]
         else:
@@ -199,21 +212,32 @@ class FastRCNNOutputLayers(nn.Module):
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        # Divided by all regions, not by the foreground: so every foreground region counts the same in every batch. The
-        # mean over few would make those of an image with few objects count more.
+        # Divided by all regions, not by the foreground: so every foreground region counts the same
+        # in every batch. The mean over few would make those of an image with few objects count
+        # more.
         return loss / max(len(gt_classes), 1)
 
     def inference(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Give the detections of every image, and the proposal each came from; see `fast_rcnn_inference`."""
-        boxes, scores = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
+        """Return the detections of every image, and the proposal each came from; see
+        `fast_rcnn_inference`.
+        """
+        boxes, scores = (
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+        )
         return self.detect(boxes, scores, [p.image_size for p in proposals])
 
     def detect(
-        self, boxes: Sequence[Tensor], scores: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        boxes: Sequence[Tensor],
+        scores: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Read detections from boxes and scores with the thresholds of this layer; see `fast_rcnn_inference`."""
+        """Read detections from boxes and scores with the thresholds of this layer; see
+        `fast_rcnn_inference`.
+        """
         return fast_rcnn_inference(
             boxes,
             scores,
@@ -224,16 +248,20 @@ class FastRCNNOutputLayers(nn.Module):
             self.test_nms,
         )
 
-    def predict_boxes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
-        """Give, per image, (R_i, 4 K) boxes, or (R_i, 4) where classes share them. Float32."""
+    def predict_boxes(
+        self, predictions: Predictions, proposals: Sequence[Instances]
+    ) -> list[Tensor]:
+        """Return, per image, (R_i, 4 K) boxes, or (R_i, 4) where classes share them. Float32."""
         if not proposals:
             return []
         start = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         boxes = self.box2box_transform.apply_deltas(predictions[1], start)
         return list(boxes.split([len(p) for p in proposals]))
 
-    def predict_boxes_for_gt_classes(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
-        """Give, per image, the (R_i, 4) boxes predicted for the true class, which `proposals` hold as `gt_classes`.
+    def predict_boxes_for_gt_classes(
+        self, predictions: Predictions, proposals: Sequence[Instances]
+    ) -> list[Tensor]:
+        """Return, per image, the (R_i, 4) boxes predicted for the true class, which `proposals` hold as `gt_classes`.
 
         For background, which has no box, that of the last class.
         """
@@ -247,15 +275,19 @@ class FastRCNNOutputLayers(nn.Module):
             chosen.append(boxes_i.unflatten(1, (self.num_classes, 4))[rows_i, classes_i])
         return chosen
 
-    def predict_probs(self, predictions: Predictions, proposals: Sequence[Instances]) -> list[Tensor]:
-        """Give, per image, (R_i, K + 1) probabilities, background last. Float32."""
+    def predict_probs(
+        self, predictions: Predictions, proposals: Sequence[Instances]
+    ) -> list[Tensor]:
+        """Return, per image, (R_i, K + 1) probabilities, background last. Float32."""
         scores = predictions[0].float()
         probs = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
         return list(probs.split([len(p) for p in proposals]))
 
 
 def _log_accuracy(scores: Tensor, gt_classes: Tensor, foreground: Tensor) -> None:
-    """Put into the storage how well the regions are classified; the numbers stay on the device until they are read."""
+    """Put into the storage how well the regions are classified; the numbers stay on the device
+    until they are read.
+    """
     if len(gt_classes) == 0:
         return
     storage = get_event_storage()

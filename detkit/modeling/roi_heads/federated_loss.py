@@ -16,9 +16,10 @@ def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tens
 
     Args:
         gt_classes: (R,) in [0, K], K for background.
-        num_sampled: Classes in all. Background counts as one where it appears, as in Detectron2. More if more appear;
-            fewer if weights above 0 run out.
-        weights: (K,) chance of each class that does not appear, in any unit. One of 0 is never drawn.
+        num_sampled: Classes in all. Background counts as one where it appears, as in Detectron2.
+            More if more appear; fewer if weights above 0 run out.
+        weights: (K,) chance of each class that does not appear, in any unit. One of 0 is never
+            drawn.
 
     Returns:
         (K,) bool.
@@ -27,8 +28,11 @@ def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tens
     appears[gt_classes] = True
     num_missing = num_sampled - appears.sum()
     appears = appears[:-1]
-    # To draw without replacement is to take the largest of log weight plus Gumbel noise (Yellott 1977).
+    # To draw without replacement is to take the largest of log weight plus Gumbel noise (Yellott
+    # 1977).
     keys = weights.log() - torch.empty_like(weights).exponential_().log()
-    top, classes = keys.masked_fill(appears | ~(weights > 0), -torch.inf).topk(min(num_sampled, len(weights)))
+    top, classes = keys.masked_fill(appears | ~(weights > 0), -torch.inf).topk(
+        min(num_sampled, len(weights))
+    )
     is_drawn = (torch.arange(len(top), device=top.device) < num_missing) & (top > -torch.inf)
     return appears.scatter(0, classes, appears[classes] | is_drawn)

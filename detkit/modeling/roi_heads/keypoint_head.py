@@ -2,7 +2,8 @@
 
 Source: He et al. 2017, arXiv 1703.06870, section 5.
 
-Legend: N images, R regions over the batch, C channels, K keypoints, S cells of a heatmap along a side.
+Legend: N images, R regions over the batch, C channels, K keypoints, S cells of a heatmap along a
+    side.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ def keypoint_rcnn_loss(
 
     Args:
         pred_keypoint_logits: (R, K, S, S)
-        instances: Per image its proposals, R over the batch, with `proposal_boxes` and `gt_keypoints`. An image without
-            any needs no fields but the boxes.
-        normalizer: What the sum over keypoints is divided by. None divides by the number of those that count: that are
-            labelled, and lie in the proposal.
+        instances: Per image its proposals, R over the batch, with `proposal_boxes` and
+            `gt_keypoints`. An image without any needs no fields but the boxes.
+        normalizer: What the sum over keypoints is divided by. None divides by the number of those
+            that count: that are labelled, and lie in the proposal.
 
     Returns:
         A scalar; 0, and part of the graph, when no keypoint counts.
@@ -44,7 +45,8 @@ def keypoint_rcnn_loss(
     size = pred_keypoint_logits.shape[2]
     heatmaps = [x.gt_keypoints.to_heatmap(x.proposal_boxes.tensor, size) for x in with_objects]
     cells, is_valid = (cat(list(values)) for values in zip(*heatmaps, strict=True))
-    # Those that do not count are ignored rather than left out: to learn how many are left would wait for the device.
+    # Those that do not count are ignored rather than left out: to learn how many are left would
+    # wait for the device.
     target = cells.masked_fill(is_valid == 0, _IGNORED).flatten()
     # Float32 under autocast too: this is a softmax over some thousand cells.
     logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
@@ -56,8 +58,8 @@ def _check_keypoints(instances: Sequence[Instances], num_keypoints: int) -> None
     for x in instances:
         if not x.has("gt_keypoints"):
             raise ValueError(
-                f"keypoints are trained on gt_keypoints, but instances have only {sorted(x.get_fields())}: "
-                "MODEL.KEYPOINT_ON needs a data set with keypoints"
+                "keypoints are trained on gt_keypoints, but instances have only"
+                f" {sorted(x.get_fields())}: MODEL.KEYPOINT_ON needs a data set with keypoints"
             )
         if x.gt_keypoints.tensor.shape[1] != num_keypoints:
             raise ValueError(
@@ -66,20 +68,24 @@ def _check_keypoints(instances: Sequence[Instances], num_keypoints: int) -> None
             )
 
 
-def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
-    """Give the detections their keypoints: each image's instances get two fields.
+def keypoint_rcnn_inference(
+    pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]
+) -> None:
+    """Return the detections their keypoints: each image's instances get two fields.
 
     Args:
         pred_keypoint_logits: (R, K, S, S)
-        pred_instances: Per image its detections, R over the batch, with `pred_boxes`. `pred_keypoints` becomes (M, K,
-            3) float32 as `(x, y, score)`; see `heatmaps_to_keypoints`. `pred_keypoint_heatmaps` becomes the (M, K, S,
-            S) logits.
+        pred_instances: Per image its detections, R over the batch, with `pred_boxes`.
+            `pred_keypoints` becomes (M, K, 3) float32 as `(x, y, score)`; see
+            `heatmaps_to_keypoints`. `pred_keypoint_heatmaps` becomes the (M, K, S, S) logits.
     """
     logits = pred_keypoint_logits.detach()
     boxes = cat([x.pred_boxes.tensor for x in pred_instances])
     keypoints = heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     counts = [len(x) for x in pred_instances]
-    for x, keypoints_i, logits_i in zip(pred_instances, keypoints.split(counts), logits.split(counts), strict=True):
+    for x, keypoints_i, logits_i in zip(
+        pred_instances, keypoints.split(counts), logits.split(counts), strict=True
+    ):
         x.pred_keypoints = keypoints_i
         x.pred_keypoint_heatmaps = logits_i
 
@@ -99,8 +105,8 @@ class BaseKeypointRCNNHead(nn.Module):
         Args:
             num_keypoints: K
             loss_weight: Factor on the loss.
-            loss_normalizer: What the sum over the keypoints of an image is divided by: a number, or `"visible"` for
-                those that count; see `keypoint_rcnn_loss`.
+            loss_normalizer: What the sum over the keypoints of an image is divided by: a number, or
+                `"visible"` for those that count; see `keypoint_rcnn_loss`.
 
         Raises:
             ValueError: The normalizer is another word.
@@ -125,7 +131,7 @@ class BaseKeypointRCNNHead(nn.Module):
         }
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Give the losses by name in training, else the instances with `pred_keypoints`; see `keypoint_rcnn_loss`.
+        """Return the losses by name in training, else the instances with `pred_keypoints`; see `keypoint_rcnn_loss`.
 
         Args:
             x: (R, C, H, W) pooled features.
@@ -135,8 +141,14 @@ class BaseKeypointRCNNHead(nn.Module):
         if not self.training:
             keypoint_rcnn_inference(logits, instances)
             return instances
-        normalizer = None if self.loss_normalizer == "visible" else len(instances) * float(self.loss_normalizer)
-        return {"loss_keypoint": keypoint_rcnn_loss(logits, instances, normalizer) * self.loss_weight}
+        normalizer = (
+            None
+            if self.loss_normalizer == "visible"
+            else len(instances) * float(self.loss_normalizer)
+        )
+        return {
+            "loss_keypoint": keypoint_rcnn_loss(logits, instances, normalizer) * self.loss_weight
+        }
 
     def layers(self, x: Tensor) -> Tensor:
         """Turn (R, C, H, W) pooled features into (R, K, S, S) logits."""
@@ -145,10 +157,14 @@ class BaseKeypointRCNNHead(nn.Module):
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
 class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
-    """3x3 convolutions, an upsampling by 2 that predicts, and a bilinear one: S is four times the side of a region."""
+    """3x3 convolutions, an upsampling by 2 that predicts, and a bilinear one: S is four times the
+    side of a region.
+    """
 
     @configurable
-    def __init__(self, *, input_shape: ShapeSpec, num_keypoints: int, conv_dims: Sequence[int], **kwargs: Any) -> None:
+    def __init__(
+        self, *, input_shape: ShapeSpec, num_keypoints: int, conv_dims: Sequence[int], **kwargs: Any
+    ) -> None:
         """Stack the layers.
 
         Args:
@@ -163,13 +179,17 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
         super().__init__(num_keypoints=num_keypoints, **kwargs)
         channels = input_shape.channels
         if channels is None:
-            raise ValueError(f"the keypoint head needs the channels of its input, got {input_shape}")
+            raise ValueError(
+                f"the keypoint head needs the channels of its input, got {input_shape}"
+            )
         # Order and names of the layers are those of Detectron2's checkpoints.
         for k, dim in enumerate(conv_dims, start=1):
             self.add_module(f"conv_fcn{k}", Conv2d(channels, dim, kernel_size=3, padding=1))
             self.add_module(f"conv_fcn_relu{k}", nn.ReLU(inplace=True))
             channels = dim
-        self.score_lowres = nn.ConvTranspose2d(channels, num_keypoints, kernel_size=4, stride=2, padding=1)
+        self.score_lowres = nn.ConvTranspose2d(
+            channels, num_keypoints, kernel_size=4, stride=2, padding=1
+        )
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

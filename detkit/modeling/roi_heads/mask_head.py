@@ -2,8 +2,8 @@
 
 Source: He et al. 2017, arXiv 1703.06870.
 
-Legend: N images, R regions over the batch, C channels, K classes (1 where they share a mask), S cells of a mask along a
-side.
+Legend: N images, R regions over the batch, C channels, K classes (1 where they share a mask), S
+cells of a mask along a side.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
 
     Args:
         pred_mask_logits: (R, K, S, S)
-        instances: Per image its foreground proposals, R over the batch, with `proposal_boxes`, `gt_classes` and
-            `gt_masks`. An image without any needs no fields but the boxes.
+        instances: Per image its foreground proposals, R over the batch, with `proposal_boxes`,
+            `gt_classes` and `gt_masks`. An image without any needs no fields but the boxes.
 
     Returns:
         A scalar; 0, and part of the graph, when R is 0.
@@ -38,8 +38,8 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
     for x in with_objects:
         if not x.has("gt_masks"):
             raise ValueError(
-                f"masks are trained on gt_masks, but instances have only {sorted(x.get_fields())}: MODEL.MASK_ON needs "
-                "a data set with segmentations"
+                f"masks are trained on gt_masks, but instances have only {sorted(x.get_fields())}:"
+                " MODEL.MASK_ON needs a data set with segmentations"
             )
     if not with_objects:
         return pred_mask_logits.sum() * 0
@@ -54,20 +54,27 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
 
 
 def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
-    """Give the detections their masks: each image's instances get the field `pred_masks`.
+    """Return the detections their masks: each image's instances get the field `pred_masks`.
 
     Args:
         pred_mask_logits: (R, K, S, S)
-        pred_instances: Per image its detections, R over the batch, with `pred_classes`. `pred_masks` becomes (M, 1, S,
-            S) float32: the probability that a cell of the box belongs to the object.
+        pred_instances: Per image its detections, R over the batch, with `pred_classes`.
+            `pred_masks` becomes (M, 1, S, S) float32: the probability that a cell of the box
+            belongs to the object.
     """
-    masks = _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances]).float().sigmoid()
-    for instances_i, masks_i in zip(pred_instances, masks.split([len(x) for x in pred_instances]), strict=True):
+    masks = (
+        _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances])
+        .float()
+        .sigmoid()
+    )
+    for instances_i, masks_i in zip(
+        pred_instances, masks.split([len(x) for x in pred_instances]), strict=True
+    ):
         instances_i.pred_masks = masks_i
 
 
 def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
-    """Give (R, 1, S, S): of (R, K, S, S) the mask of each region's class."""
+    """Return (R, 1, S, S): of (R, K, S, S) the mask of each region's class."""
     if logits.shape[1] == 1:
         return logits
     region = torch.arange(len(logits), device=logits.device)
@@ -75,14 +82,20 @@ def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
 
 
 def _log_accuracy(logits: Tensor, target: Tensor) -> None:
-    """Put into the storage how well the masks fit; the numbers stay on the device until they are read."""
+    """Put into the storage how well the masks fit; the numbers stay on the device until they are
+    read.
+    """
     is_wrong = (logits > 0) != target
     num_positive = target.sum()
     num_negative = target.numel() - num_positive
     storage = get_event_storage()
     storage.put_scalar("mask_rcnn/accuracy", 1 - is_wrong.float().mean())
-    storage.put_scalar("mask_rcnn/false_positive", (is_wrong & ~target).sum() / num_negative.clamp(min=1))
-    storage.put_scalar("mask_rcnn/false_negative", (is_wrong & target).sum() / num_positive.clamp(min=1))
+    storage.put_scalar(
+        "mask_rcnn/false_positive", (is_wrong & ~target).sum() / num_negative.clamp(min=1)
+    )
+    storage.put_scalar(
+        "mask_rcnn/false_negative", (is_wrong & target).sum() / num_positive.clamp(min=1)
+    )
 
 
 class BaseMaskRCNNHead(nn.Module):
@@ -94,7 +107,7 @@ class BaseMaskRCNNHead(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Give the losses by name in training, else the instances with `pred_masks`; see `mask_rcnn_loss`.
+        """Return the losses by name in training, else the instances with `pred_masks`; see `mask_rcnn_loss`.
 
         Args:
             x: (R, C, H, W) pooled features.
@@ -113,7 +126,9 @@ class BaseMaskRCNNHead(nn.Module):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
-    """3x3 convolutions, an upsampling by 2, and a 1x1 convolution that predicts: S is twice the side of a region."""
+    """3x3 convolutions, an upsampling by 2, and a 1x1 convolution that predicts: S is twice the
+    side of a region.
+    """
 
     @configurable
     def __init__(
@@ -140,7 +155,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         super().__init__(loss_weight=loss_weight)
         channels = input_shape.channels
         if not conv_dims:
-            raise ValueError("the mask head needs the channels of its upsampling: conv_dims is empty")
+            raise ValueError(
+                "the mask head needs the channels of its upsampling: conv_dims is empty"
+            )
         if channels is None:
             raise ValueError(f"the mask head needs the channels of its input, got {input_shape}")
         # Order and names of the layers are those of Detectron2's checkpoints.

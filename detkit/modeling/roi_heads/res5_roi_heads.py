@@ -62,15 +62,19 @@ class Res5ROIHeads(ROIHeads):
         """Map config keys to arguments.
 
         Raises:
-            ValueError: There is not exactly one feature, or something is asked for that these heads do not have.
+            ValueError: There is not exactly one feature, or something is asked for that these heads
+                do not have.
         """
         shape = _only_feature(cfg, input_shape)
         _check_settings(cfg, cls.__name__)
         head = cfg.MODEL.ROI_BOX_HEAD
         blocks = cls._build_res5_block(cfg, shape)
         channels = blocks[-1].out_channels
-        # As in Detectron2 the size of the pooled regions, not of what res5 leaves of them: no mask head asks for it.
-        pooled_shape = ShapeSpec(channels=channels, height=head.POOLER_RESOLUTION, width=head.POOLER_RESOLUTION)
+        # As in Detectron2 the size of the pooled regions, not of what res5 leaves of them: no mask
+        # head asks for it.
+        pooled_shape = ShapeSpec(
+            channels=channels, height=head.POOLER_RESOLUTION, width=head.POOLER_RESOLUTION
+        )
         return {
             **super().from_config(cfg),
             "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
@@ -81,19 +85,24 @@ class Res5ROIHeads(ROIHeads):
                 pooler_type=head.POOLER_TYPE,
             ),
             "res5": stage_module(cfg.MODEL.RESNETS, 3, blocks),
-            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1)),
+            "box_predictor": FastRCNNOutputLayers(
+                cfg, ShapeSpec(channels=channels, height=1, width=1)
+            ),
             "mask_head": build_mask_head(cfg, pooled_shape) if cfg.MODEL.MASK_ON else None,
         }
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode, shape: ShapeSpec) -> list[CNNBlockBase]:
-        """Give the blocks over the pooled features. A subclass may build others."""
+        """Build the blocks over the pooled features. A subclass may build others."""
         return make_configured_stage(cfg.MODEL.RESNETS, 3, shape.channels or 0)
 
     def losses(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        """Give the losses of every branch; see `ROIHeads`."""
+        """Return the losses of every branch; see `ROIHeads`."""
         regions = self._region_features(features, [p.proposal_boxes for p in proposals])
         losses = self.box_predictor.losses(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
         if self.mask_on:
@@ -101,13 +110,19 @@ class Res5ROIHeads(ROIHeads):
             losses.update(self.mask_head(regions[torch.cat(is_foreground)], foreground))
         return losses
 
-    def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
-        """Give the detections of every image, with the fields of every branch."""
+    def predict(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the detections of every image, with the fields of every branch."""
         regions = self._region_features(features, [p.proposal_boxes for p in proposals])
-        instances, _ = self.box_predictor.inference(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
+        instances, _ = self.box_predictor.inference(
+            self.box_predictor(regions.mean(dim=(2, 3))), proposals
+        )
         return self.forward_with_given_boxes(features, instances)
 
-    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: Sequence[Instances]
+    ) -> list[Instances]:
         """Add `pred_masks`, if there is a mask branch, to detections with `pred_boxes` and `pred_classes`.
 
         Args:
@@ -121,10 +136,12 @@ class Res5ROIHeads(ROIHeads):
         self._check_given(instances)
         if not self.mask_on:
             return list(instances)
-        return self.mask_head(self._region_features(features, [x.pred_boxes for x in instances]), list(instances))
+        return self.mask_head(
+            self._region_features(features, [x.pred_boxes for x in instances]), list(instances)
+        )
 
     def _region_features(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
-        """Give (R, C, H, W): what all branches look at."""
+        """Return (R, C, H, W): what all branches look at."""
         return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
 
 
@@ -132,15 +149,19 @@ def _only_feature(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
     names = cfg.MODEL.ROI_HEADS.IN_FEATURES
     shapes = select_features(input_shape, names, "MODEL.ROI_HEADS.IN_FEATURES")
     if len(shapes) != 1:
-        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES must be one feature for Res5ROIHeads, got {list(names)}")
+        raise ValueError(
+            f"MODEL.ROI_HEADS.IN_FEATURES must be one feature for Res5ROIHeads, got {list(names)}"
+        )
     return shapes[0]
 
 
 def _check_settings(cfg: CfgNode, name: str) -> None:
     if cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads")
+        raise ValueError(
+            f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads"
+        )
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and cfg.MODEL.MASK_ON:
         raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what is pooled from "
-            "the proposals: set it to False, or use StandardROIHeads"
+            f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what"
+            " is pooled from the proposals: set it to False, or use StandardROIHeads"
         )

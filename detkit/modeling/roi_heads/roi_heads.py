@@ -1,6 +1,7 @@
 """What all ROI heads share: matching proposals with the ground truth and sampling them.
 
-Legend: N images, R proposals of one image, S sampled proposals of one image, M objects in one image, K classes.
+Legend: N images, R proposals of one image, S sampled proposals of one image, M objects in one
+    image, K classes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from detkit.utils.events import get_event_storage, has_event_storage
 
 
 class ROIHeads(nn.Module):
-    """Base of the heads that look at regions. A subclass brings `losses` and `predict`, or a `forward` of its own."""
+    """Base of the heads that look at regions. A subclass brings `losses` and `predict`, or a
+    `forward` of its own.
+    """
 
     @configurable
     def __init__(
@@ -54,7 +57,9 @@ class ROIHeads(nn.Module):
             "num_classes": heads.NUM_CLASSES,
             "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": heads.POSITIVE_FRACTION,
-            "proposal_matcher": Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False),
+            "proposal_matcher": Matcher(
+                heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False
+            ),
             "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
         }
 
@@ -69,8 +74,9 @@ class ROIHeads(nn.Module):
             targets: N ground truths with `gt_boxes` and `gt_classes`.
 
         Returns:
-            Per image S proposals with `gt_classes`, in [0, K], K for background. Images with objects also have every
-            `gt_*` field of the target; its values are of meaning for foreground only.
+            Per image S proposals with `gt_classes`, in [0, K], K for background. Images with
+            objects also have every `gt_*` field of the target; its values are of meaning for
+            foreground only.
         """
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
@@ -79,7 +85,9 @@ class ROIHeads(nn.Module):
         return sampled
 
     def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
-        matches, labels = self.proposal_matcher.match_boxes(targets.gt_boxes, proposals.proposal_boxes)
+        matches, labels = self.proposal_matcher.match_boxes(
+            targets.gt_boxes, proposals.proposal_boxes
+        )
         picked, gt_classes = self._sample_proposals(matches, labels, targets.gt_classes)
         sampled = proposals[picked]
         sampled.gt_classes = gt_classes
@@ -90,7 +98,9 @@ class ROIHeads(nn.Module):
                     sampled.set(name, value[picked_matches])
         return sampled
 
-    def _sample_proposals(self, matches: Tensor, labels: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_proposals(
+        self, matches: Tensor, labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Sample the proposals of one image by the class they are matched with.
 
         Args:
@@ -102,19 +112,27 @@ class ROIHeads(nn.Module):
             (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
         """
         if len(gt_classes) > 0:
-            classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes).masked_fill(labels == -1, -1)
+            classes = (
+                gt_classes[matches]
+                .masked_fill(labels == 0, self.num_classes)
+                .masked_fill(labels == -1, -1)
+            )
         else:
             classes = torch.full_like(matches, self.num_classes)
         # Waits for the device: how many are sampled decides the shapes of all that follows.
         picked = torch.cat(
-            subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
+            subsample_labels(
+                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+            )
         )
         return picked, classes[picked]
 
     def _log_sample(self, sampled: Sequence[Instances]) -> None:
         if not has_event_storage() or not sampled:
             return
-        num_background = torch.stack([(p.gt_classes == self.num_classes).sum() for p in sampled]).float().mean()
+        num_background = (
+            torch.stack([(p.gt_classes == self.num_classes).sum() for p in sampled]).float().mean()
+        )
         num_sampled = sum(len(p) for p in sampled) / len(sampled)
         storage = get_event_storage()
         storage.put_scalar("roi_head/num_fg_samples", num_sampled - num_background)
@@ -136,8 +154,8 @@ class ROIHeads(nn.Module):
             targets: N ground truths, in training.
 
         Returns:
-            In training the sampled proposals, else the detections (`pred_boxes`, `scores`, `pred_classes`), per image.
-            In training the losses by name, else an empty dict.
+            In training the sampled proposals, else the detections (`pred_boxes`, `scores`,
+            `pred_classes`), per image. In training the losses by name, else an empty dict.
 
         Raises:
             ValueError: There is no ground truth in training.
@@ -150,9 +168,12 @@ class ROIHeads(nn.Module):
         return sampled, self.losses(features, sampled, targets)
 
     def losses(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        """Give the losses by name.
+        """Return the losses by name.
 
         Args:
             features: The backbone's features by name.
@@ -161,11 +182,15 @@ class ROIHeads(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} brings no losses")
 
-    def predict(self, features: dict[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
-        """Give the detections of every image."""
+    def predict(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the detections of every image."""
         raise NotImplementedError(f"{type(self).__name__} brings no predict")
 
-    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> list[Instances]:
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: Sequence[Instances]
+    ) -> list[Instances]:
         """Add what the heads can say about boxes that are found already, such as masks.
 
         Args:

@@ -12,7 +12,9 @@ from detkit.structures import Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
-def select_foreground_proposals(proposals: Sequence[Instances], bg_label: int) -> tuple[list[Instances], list[Tensor]]:
+def select_foreground_proposals(
+    proposals: Sequence[Instances], bg_label: int
+) -> tuple[list[Instances], list[Tensor]]:
     """Keep the proposals that stand for an object: those that masks and keypoints are trained on.
 
     Args:
@@ -28,7 +30,8 @@ def select_foreground_proposals(proposals: Sequence[Instances], bg_label: int) -
     for i, proposals_i in enumerate(proposals):
         if not proposals_i.has("gt_classes"):
             raise ValueError(
-                f"proposals of image {i} have no gt_classes: they must come from label_and_sample_proposals"
+                f"proposals of image {i} have no gt_classes: they must come from"
+                " label_and_sample_proposals"
             )
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
     # Indices, not the mask: each field that a mask selects from would wait for the device again.
@@ -40,7 +43,8 @@ def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> l
     """Keep the proposals that hold at least one labelled keypoint of their object: others teach no keypoint head.
 
     Args:
-        proposals: Per image its foreground proposals, with `proposal_boxes` and, where there is any, `gt_keypoints`.
+        proposals: Per image its foreground proposals, with `proposal_boxes` and, where there is
+            any, `gt_keypoints`.
 
     Raises:
         ValueError: Foreground proposals have no `gt_keypoints`.
@@ -48,12 +52,15 @@ def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> l
     for i, proposals_i in enumerate(proposals):
         if len(proposals_i) > 0 and not proposals_i.has("gt_keypoints"):
             raise ValueError(
-                f"proposals of image {i} have no gt_keypoints: MODEL.KEYPOINT_ON needs a data set with keypoints"
+                f"proposals of image {i} have no gt_keypoints: MODEL.KEYPOINT_ON needs a data set"
+                " with keypoints"
             )
     selected = [p[nonzero_tuple(_has_keypoint(p))[0]] if len(p) > 0 else p for p in proposals]
     counts = [len(kept) for kept, p in zip(selected, proposals, strict=True) if len(p) > 0]
     if has_event_storage():
-        get_event_storage().put_scalar("keypoint_head/num_fg_samples", sum(counts) / max(len(counts), 1))
+        get_event_storage().put_scalar(
+            "keypoint_head/num_fg_samples", sum(counts) / max(len(counts), 1)
+        )
     return selected
 
 

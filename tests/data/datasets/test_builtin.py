@@ -27,15 +27,26 @@ def test_coco_has_80_classes_with_gaps_in_the_ids():
     assert all(re.fullmatch("[a-z]+( [a-z]+)?", name) for name in COCO_CATEGORIES.values())
     # The ids that COCO leaves out. Source: the categories of instances_val2017.json.
     assert set(range(1, 91)) - set(COCO_CATEGORIES) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-    assert (COCO_CATEGORIES[1], COCO_CATEGORIES[13], COCO_CATEGORIES[90]) == ("person", "stop sign", "toothbrush")
+    assert (COCO_CATEGORIES[1], COCO_CATEGORIES[13], COCO_CATEGORIES[90]) == (
+        "person",
+        "stop sign",
+        "toothbrush",
+    )
 
 
 def test_panoptic_coco_has_133_classes_in_133_colors():
     metadata = coco_panoptic_metadata()
     assert len(set(metadata["stuff_classes"])) == len(set(metadata["stuff_colors"])) == 133
-    ids = {**metadata["thing_dataset_id_to_contiguous_id"], **metadata["stuff_dataset_id_to_contiguous_id"]}
+    ids = {
+        **metadata["thing_dataset_id_to_contiguous_id"],
+        **metadata["stuff_dataset_id_to_contiguous_id"],
+    }
     assert sorted(ids.values()) == list(range(133))
-    assert (metadata["stuff_classes"][80], ids[200], metadata["stuff_classes"][132]) == ("banner", 132, "rug-merged")
+    assert (metadata["stuff_classes"][80], ids[200], metadata["stuff_classes"][132]) == (
+        "banner",
+        132,
+        "rug-merged",
+    )
 
 
 def test_separated_coco_sees_things_as_one_class_of_stuff():
@@ -67,7 +78,9 @@ def test_voc_has_20_classes_in_alphabetical_order():
     assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
 
 
-@pytest.mark.parametrize("name", ["coco_2017_train", "coco_2017_val", "coco_2014_minival", "coco_2017_test-dev"])
+@pytest.mark.parametrize(
+    "name", ["coco_2017_train", "coco_2017_val", "coco_2014_minival", "coco_2017_test-dev"]
+)
 def test_coco_names_are_registered(name):
     metadata = MetadataCatalog.get(name)
     assert name in DatasetCatalog
@@ -82,7 +95,9 @@ def test_every_data_set_of_the_zoo_is_registered():
         name
         for file in configs.rglob("*.yaml")
         if "REGISTER:" not in file.read_text()  # these bring their own
-        for name in re.findall(r"[a-z]+\w*(?:_train|_val|_test)[\w.]*", " ".join(_data_set_lines(file)))
+        for name in re.findall(
+            r"[a-z]+\w*(?:_train|_val|_test)[\w.]*", " ".join(_data_set_lines(file))
+        )
     }
     assert len(named) > 15
     assert {name for name in named if name not in DatasetCatalog} == set()
@@ -118,8 +133,14 @@ def test_panoptic_coco_is_read_below_the_root(tmp_path, monkeypatch):
     Image.new("RGB", (32, 24), (5, 0, 0)).save(_made(tmp_path / "coco/panoptic_val2017/1.png"))
     Image.new("L", (32, 24)).save(_made(tmp_path / "coco/panoptic_stuff_val2017/1.png"))
     Image.new("RGB", (32, 24)).save(_made(tmp_path / "coco/val2017/1.jpg"))
-    panoptic = {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 5, "category_id": 200}]}
-    _made(tmp_path / "coco/annotations/panoptic_val2017.json").write_text(json.dumps({"annotations": [panoptic]}))
+    panoptic = {
+        "image_id": 1,
+        "file_name": "1.png",
+        "segments_info": [{"id": 5, "category_id": 200}],
+    }
+    _made(tmp_path / "coco/annotations/panoptic_val2017.json").write_text(
+        json.dumps({"annotations": [panoptic]})
+    )
     instances = {
         "images": [{"id": 1, "file_name": "1.jpg"}],
         "annotations": [],
@@ -139,7 +160,9 @@ def _made(path):
     return path
 
 
-@pytest.mark.parametrize("name", ["voc_2007_trainval", "voc_2007_test", "voc_2012_train", "voc_2012_trainval"])
+@pytest.mark.parametrize(
+    "name", ["voc_2007_trainval", "voc_2007_test", "voc_2012_train", "voc_2012_trainval"]
+)
 def test_voc_names_are_registered(name):
     metadata = MetadataCatalog.get(name)
     assert name in DatasetCatalog
@@ -155,7 +178,9 @@ def test_registering_again_is_nothing_new():
 
 def test_folders_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
-    assert MetadataCatalog.get("coco_2017_val").json_file == str(tmp_path / "coco/annotations/instances_val2017.json")
+    assert MetadataCatalog.get("coco_2017_val").json_file == str(
+        tmp_path / "coco/annotations/instances_val2017.json"
+    )
     assert MetadataCatalog.get("voc_2007_test").dirname == str(tmp_path / "VOC2007")
 
 
@@ -163,17 +188,28 @@ def test_folders_follow_the_environment(tmp_path, monkeypatch):
     ("name", "parts"),
     [
         ("coco_2017_val", ["coco/annotations/instances_val2017.json", "coco/val2017"]),
-        ("keypoints_coco_2017_train", ["coco/annotations/person_keypoints_train2017.json", "coco/train2017"]),
-        ("coco_2017_val_panoptic_separated", ["coco/panoptic_val2017", "coco/panoptic_stuff_val2017"]),
+        (
+            "keypoints_coco_2017_train",
+            ["coco/annotations/person_keypoints_train2017.json", "coco/train2017"],
+        ),
+        (
+            "coco_2017_val_panoptic_separated",
+            ["coco/panoptic_val2017", "coco/panoptic_stuff_val2017"],
+        ),
         ("coco_2017_val_panoptic_stuffonly", ["coco/val2017", "coco/panoptic_stuff_val2017"]),
         ("lvis_v1_train", ["lvis/lvis_v1_train.json", "takes .*coco"]),
-        ("cityscapes_fine_instance_seg_val", ["cityscapes/leftImg8bit/val", "cityscapes/gtFine/val"]),
+        (
+            "cityscapes_fine_instance_seg_val",
+            ["cityscapes/leftImg8bit/val", "cityscapes/gtFine/val"],
+        ),
         ("voc_2007_test", ["VOC2007/ImageSets/Main/test.txt", "takes VOC2007"]),
     ],
 )
 def test_missing_files_are_named_with_the_folders_expected(name, parts, tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.* does not exist.*{name!r} takes .*README") as error:
+    with pytest.raises(
+        FileNotFoundError, match=rf"{tmp_path}.* does not exist.*{name!r} takes .*README"
+    ) as error:
         DatasetCatalog.get(name)
     assert all(re.search(part, str(error.value)) for part in parts)
 
@@ -192,12 +228,16 @@ def test_coco_file_with_cocos_categories_loads(tmp_path, monkeypatch, write_imag
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
     (annotation,) = DatasetCatalog.get("coco_2017_val")[0]["annotations"]
     assert annotation["category_id"] == 79
-    assert [list(polygon) for polygon in annotation["segmentation"]] == [square]  # of a public file, a line is left out
+    assert [list(polygon) for polygon in annotation["segmentation"]] == [
+        square
+    ]  # of a public file, a line is left out
 
 
 def test_voc_tree_loads(tmp_path, monkeypatch, write_voc, make_voc_xml):
     monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
-    write_voc({"000001": make_voc_xml([("tvmonitor", (1, 1, 9, 9))])}, split="trainval", root="VOC2007")
+    write_voc(
+        {"000001": make_voc_xml([("tvmonitor", (1, 1, 9, 9))])}, split="trainval", root="VOC2007"
+    )
     assert DatasetCatalog.get("voc_2007_trainval")[0]["annotations"][0]["category_id"] == 19
 
 

@@ -37,7 +37,9 @@ def folders(tmp_path):
     drawn = Image.new("I", SIZE[::-1])
     for entry in OBJECTS:
         if entry["label"] in IDS:
-            ImageDraw.Draw(drawn).polygon([tuple(p) for p in entry["polygon"]], fill=IDS[entry["label"]])
+            ImageDraw.Draw(drawn).polygon(
+                [tuple(p) for p in entry["polygon"]], fill=IDS[entry["label"]]
+            )
     ids = np.asarray(drawn)
     Image.fromarray(ids.astype(np.uint16)).save(truth / "ulm/ulm_0_gtFine_instanceIds.png")
     labels = np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8)
@@ -46,8 +48,10 @@ def folders(tmp_path):
 
 
 def test_polygons_and_map_give_the_same_instances(folders):
-    (by_json,), (by_png,) = (load_cityscapes_instances(*folders, from_json=choice) for choice in (True, False))
-    key = lambda a: (a["category_id"], a["iscrowd"])  # noqa: E731
+    (by_json,), (by_png,) = (
+        load_cityscapes_instances(*folders, from_json=choice) for choice in (True, False)
+    )
+    key = lambda a: (a["category_id"], a["iscrowd"])
     assert sorted(by_json["annotations"], key=key) == sorted(by_png["annotations"], key=key)
     assert {key: by_json[key] for key in ("image_id", "height", "width")} == {
         "image_id": "ulm_0_leftImg8bit.png",
@@ -59,7 +63,11 @@ def test_polygons_and_map_give_the_same_instances(folders):
 def test_objects_in_front_hide_those_behind(folders):
     (record,) = load_cityscapes_instances(*folders)
     # The bus lies wholly behind the traffic sign, and is not there.
-    assert sorted((a["category_id"], a["iscrowd"]) for a in record["annotations"]) == [(0, 0), (2, 0), (2, 1)]
+    assert sorted((a["category_id"], a["iscrowd"]) for a in record["annotations"]) == [
+        (0, 0),
+        (2, 0),
+        (2, 1),
+    ]
     masks = [rle_to_bitmask(a["segmentation"]) for a in record["annotations"]]
     assert sum(masks).max() == 1
     for mask, annotation in zip(masks, record["annotations"], strict=True):
@@ -81,7 +89,10 @@ def test_run_lengths_of_a_window_are_those_of_the_image(seed):
 
 
 def test_label_maps_are_those_of_training(folders):
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .*labelTrainIds.png. Write them with datasets/prepare"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"1 of 1 images .*labelTrainIds.png. Write them with datasets/prepare",
+    ):
         load_cityscapes_semantic(*folders)
     assert write_train_ids(folders[1]) == 1
     (record,) = load_cityscapes_semantic(*folders)
@@ -91,7 +102,9 @@ def test_label_maps_are_those_of_training(folders):
 
 
 def test_missing_annotations_and_folders_are_named(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 images .* first .*ulm_0_gtFine_polygons.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 1 images .* first .*ulm_0_gtFine_polygons.json"
+    ):
         load_cityscapes_instances(folders[0], str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nowhere of Cityscapes does not exist"):
         load_cityscapes_instances("nowhere", folders[1])

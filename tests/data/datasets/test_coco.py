@@ -28,11 +28,20 @@ def test_images_and_annotations_are_read(write_coco):
 
 def test_images_come_in_the_order_of_their_ids(write_coco):
     images = [{**IMAGE, "id": i} for i in (5, 2, 9)]
-    assert [r["image_id"] for r in load_coco_json(*write_coco(1, images=images, annotations=[]))] == [2, 5, 9]
+    assert [
+        r["image_id"] for r in load_coco_json(*write_coco(1, images=images, annotations=[]))
+    ] == [2, 5, 9]
 
 
 def test_optional_keys_are_kept(write_coco):
-    full = {**BOX, "iscrowd": 1, "area": 12.5, "segmentation": [[0, 0, 4, 0, 4, 4]], "keypoints": [1, 2, 2], "score": 5}
+    full = {
+        **BOX,
+        "iscrowd": 1,
+        "area": 12.5,
+        "segmentation": [[0, 0, 4, 0, 4, 4]],
+        "keypoints": [1, 2, 2],
+        "score": 5,
+    }
     path, root = write_coco(1, annotations=[full, {**BOX, "id": 2, "segmentation": []}])
     first, second = load_coco_json(path, root, extra_annotation_keys=["score"])[0]["annotations"]
     assert {key: first[key] for key in ("iscrowd", "area", "segmentation", "score")} == {
@@ -84,22 +93,48 @@ def test_registered_data_set_loads(write_coco):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        pytest.param({"images": None, "image": []}, "has no 'images', only .*Did you mean 'image'", id="no-images"),
-        pytest.param({"categories": None}, "has no 'categories'", id="no-categories"),
-        pytest.param({"images": {"a": 1}}, "'images' of .* must be a list of objects", id="images-no-list"),
         pytest.param(
-            {"annotations": [1]}, "'annotations' of .* must be a list of objects", id="annotations-no-objects"
+            {"images": None, "image": []},
+            "has no 'images', only .*Did you mean 'image'",
+            id="no-images",
         ),
-        pytest.param({"images": [{"file_name": "a"}]}, r"image number 0 \(from 0\) of .* has no id", id="image-no-id"),
-        pytest.param({"images": [IMAGE, IMAGE]}, "uses image ids more than once: 0", id="image-twice"),
+        pytest.param({"categories": None}, "has no 'categories'", id="no-categories"),
+        pytest.param(
+            {"images": {"a": 1}}, "'images' of .* must be a list of objects", id="images-no-list"
+        ),
+        pytest.param(
+            {"annotations": [1]},
+            "'annotations' of .* must be a list of objects",
+            id="annotations-no-objects",
+        ),
+        pytest.param(
+            {"images": [{"file_name": "a"}]},
+            r"image number 0 \(from 0\) of .* has no id",
+            id="image-no-id",
+        ),
+        pytest.param(
+            {"images": [IMAGE, IMAGE]}, "uses image ids more than once: 0", id="image-twice"
+        ),
         pytest.param({"images": [{"id": 0}]}, "image 0 of .* has no file_name", id="no-file-name"),
-        pytest.param({"images": [{**IMAGE, "width": 0}]}, r"image 0 \(0.jpg\) .* has width 0", id="no-width"),
-        pytest.param({"images": [{**IMAGE, "height": "24"}]}, "has height '24', need pixels", id="text-height"),
+        pytest.param(
+            {"images": [{**IMAGE, "width": 0}]}, r"image 0 \(0.jpg\) .* has width 0", id="no-width"
+        ),
+        pytest.param(
+            {"images": [{**IMAGE, "height": "24"}]},
+            "has height '24', need pixels",
+            id="text-height",
+        ),
         pytest.param({"categories": [{"id": 3}]}, "category 3 of .* needs a name", id="no-name"),
         pytest.param(
-            {"categories": [{"id": 3, "name": "a"}] * 2}, "uses category ids more than once: 3", id="cat-twice"
+            {"categories": [{"id": 3, "name": "a"}] * 2},
+            "uses category ids more than once: 3",
+            id="cat-twice",
         ),
-        pytest.param({"annotations": [BOX, BOX]}, "uses annotation ids more than once: 1", id="annotation-twice"),
+        pytest.param(
+            {"annotations": [BOX, BOX]},
+            "uses annotation ids more than once: 1",
+            id="annotation-twice",
+        ),
         pytest.param(
             {"annotations": [{**BOX, "image_id": 77}]},
             "1 annotations of .* name an image that the file does not list: image_id 77 in annotations 1",
@@ -110,8 +145,14 @@ def test_registered_data_set_loads(write_coco):
             "2 annotations of .*category_id 4 in annotations 1, 2",
             id="unknown-category",
         ),
-        pytest.param({"annotations": [{**BOX, "bbox": []}]}, r"annotation 1 of .* four numbers.*has \[\]", id="no-box"),
-        pytest.param({"annotations": [{**BOX, "bbox": [1, 2, "3", 4]}]}, "four numbers", id="text-in-box"),
+        pytest.param(
+            {"annotations": [{**BOX, "bbox": []}]},
+            r"annotation 1 of .* four numbers.*has \[\]",
+            id="no-box",
+        ),
+        pytest.param(
+            {"annotations": [{**BOX, "bbox": [1, 2, "3", 4]}]}, "four numbers", id="text-in-box"
+        ),
     ],
 )
 def test_contradictions_are_refused(write_coco, sections, message):
@@ -119,7 +160,9 @@ def test_contradictions_are_refused(write_coco, sections, message):
         load_coco_json(*write_coco(1, **sections))
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "a/../../../images2/b.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "a/../../../images2/b.jpg"]
+)
 def test_name_that_leads_out_of_the_image_folder_is_refused(write_coco, name):
     path, root = write_coco(1, images=[{**IMAGE, "file_name": name}])
     with pytest.raises(ValueError, match="lies outside of the image folder"):
@@ -148,13 +191,16 @@ def test_absolute_names_are_allowed_below_the_root_of_the_file_system(write_coco
 
 def test_classes_that_the_file_lacks_list_expected_and_found(write_coco):
     with pytest.raises(
-        ValueError, match=r"no category 'cats'. Did you mean 'cat'.*Expected classes: cats, dog. Found .*cat, dog"
+        ValueError,
+        match=r"no category 'cats'. Did you mean 'cat'.*Expected classes: cats, dog. Found .*cat, dog",
     ):
         load_coco_json(*write_coco(), classes=["cats", "dog"])
 
 
 def test_not_a_number_is_read_for_the_report_to_find(write_coco):
-    record = load_coco_json(*write_coco(1, annotations=[{**BOX, "bbox": [1, 2, float("nan"), 4]}]))[0]
+    record = load_coco_json(*write_coco(1, annotations=[{**BOX, "bbox": [1, 2, float("nan"), 4]}]))[
+        0
+    ]
     assert np.isnan(record["annotations"][0]["bbox"][2])
 
 
@@ -162,10 +208,20 @@ def test_not_a_number_is_read_for_the_report_to_find(write_coco):
     ("sections", "message"),
     [
         pytest.param(
-            {"images": [{**IMAGE, "id": [1]}]}, r"image ids that are all integers, or all text: .*\[1\]", id="id"
+            {"images": [{**IMAGE, "id": [1]}]},
+            r"image ids that are all integers, or all text: .*\[1\]",
+            id="id",
         ),
-        pytest.param({"images": [IMAGE, {**IMAGE, "id": "1"}]}, "image ids that are all integers", id="mixed-ids"),
-        pytest.param({"images": [{**IMAGE, "height": float("inf")}]}, "has height inf, need pixels", id="endless"),
+        pytest.param(
+            {"images": [IMAGE, {**IMAGE, "id": "1"}]},
+            "image ids that are all integers",
+            id="mixed-ids",
+        ),
+        pytest.param(
+            {"images": [{**IMAGE, "height": float("inf")}]},
+            "has height inf, need pixels",
+            id="endless",
+        ),
         pytest.param(
             {"categories": [{"id": 1, "name": "a", "keypoints": 3}], "annotations": []},
             "category 1 .* list of names",

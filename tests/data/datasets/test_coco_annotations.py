@@ -9,7 +9,14 @@ from detkit.data.datasets.coco_annotations import polygon_problem, rle_problem
 BOX = {"id": 7, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
 TRIANGLE = [0, 0, 4, 0, 4, 4]
 RLE = {"size": [24, 32], "counts": [100, 20, 24 * 32 - 120]}
-NAMED = [{"id": 3, "name": "cat", "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}]
+NAMED = [
+    {
+        "id": 3,
+        "name": "cat",
+        "keypoints": ["nose", "left_ear", "right_ear"],
+        "skeleton": [[1, 2], [1, 3]],
+    }
+]
 
 
 def load(write_coco, *annotations, categories=None, **kwargs):
@@ -21,12 +28,26 @@ def load(write_coco, *annotations, categories=None, **kwargs):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        pytest.param([TRIANGLE, [1, 1, 5, 5]], "a polygon of 2 points, .1, 1, 5, 5.: it needs at least 3", id="points"),
-        pytest.param([[0, 0, 4, 0, 4, 4, 1]], "a polygon of 7 numbers, but x and y alternate", id="odd"),
-        pytest.param([1, 2, 3, 4, 5, 6], "polygons that are lists of numbers, has 1", id="not nested"),
+        pytest.param(
+            [TRIANGLE, [1, 1, 5, 5]],
+            "a polygon of 2 points, .1, 1, 5, 5.: it needs at least 3",
+            id="points",
+        ),
+        pytest.param(
+            [[0, 0, 4, 0, 4, 4, 1]], "a polygon of 7 numbers, but x and y alternate", id="odd"
+        ),
+        pytest.param(
+            [1, 2, 3, 4, 5, 6], "polygons that are lists of numbers, has 1", id="not nested"
+        ),
         pytest.param("mask", "polygons or a run-length mask, has 'mask'", id="text"),
-        pytest.param({**RLE, "size": [10, 20]}, "a run-length mask of 10x20 .* its image is 24x32", id="size"),
-        pytest.param({"size": [24, 32], "counts": [5, 5]}, "counts add up to 10, not to 24 x 32 pixels", id="counts"),
+        pytest.param(
+            {**RLE, "size": [10, 20]}, "a run-length mask of 10x20 .* its image is 24x32", id="size"
+        ),
+        pytest.param(
+            {"size": [24, 32], "counts": [5, 5]},
+            "counts add up to 10, not to 24 x 32 pixels",
+            id="counts",
+        ),
         pytest.param({"counts": [5, 5]}, "with size .height, width. and counts", id="no size"),
     ],
 )
@@ -38,7 +59,9 @@ def test_bad_mask_is_an_error_with_annotation_and_file(write_coco, segmentation,
 def test_masks_of_all_formats_live_in_one_image(write_coco):
     compressed = {"size": [24, 32], "counts": "PPYd0"}
     masks = [[TRIANGLE], RLE, compressed]
-    read = load(write_coco, *({**BOX, "id": i, "segmentation": mask} for i, mask in enumerate(masks)))
+    read = load(
+        write_coco, *({**BOX, "id": i, "segmentation": mask} for i, mask in enumerate(masks))
+    )
     assert [annotation["segmentation"] for annotation in read] == masks
 
 
@@ -67,13 +90,21 @@ def test_bad_polygons_of_public_data_sets_are_counted(write_coco, caplog):
 
 
 def test_keypoints_of_another_number_than_the_category_names_are_an_error(write_coco):
-    with pytest.raises(ValueError, match=r"annotation 7 of .*json has 2 keypoints .*lists 3: it needs 9 numbers"):
+    with pytest.raises(
+        ValueError, match=r"annotation 7 of .*json has 2 keypoints .*lists 3: it needs 9 numbers"
+    ):
         load(write_coco, {**BOX, "keypoints": [1, 2, 2, 3, 4, 2]}, categories=NAMED)
 
 
 def test_keypoints_without_names_need_one_number(write_coco):
-    with pytest.raises(ValueError, match=r"annotation 8 of .*\(annotation 7\) have 1: it needs 3 numbers"):
-        load(write_coco, {**BOX, "keypoints": [1, 2, 2]}, {**BOX, "id": 8, "keypoints": [1, 2, 2, 3, 4, 2]})
+    with pytest.raises(
+        ValueError, match=r"annotation 8 of .*\(annotation 7\) have 1: it needs 3 numbers"
+    ):
+        load(
+            write_coco,
+            {**BOX, "keypoints": [1, 2, 2]},
+            {**BOX, "id": 8, "keypoints": [1, 2, 2, 3, 4, 2]},
+        )
 
 
 def test_keypoints_come_in_threes(write_coco):
@@ -82,7 +113,9 @@ def test_keypoints_come_in_threes(write_coco):
 
 
 def test_keypoints_are_numbers(write_coco):
-    with pytest.raises(ValueError, match=r"annotation 7 of .*keypoints that are numbers, has \['a', 2, None\]"):
+    with pytest.raises(
+        ValueError, match=r"annotation 7 of .*keypoints that are numbers, has \['a', 2, None\]"
+    ):
         load(write_coco, {**BOX, "keypoints": ["a", 2, None]})
 
 
@@ -91,7 +124,10 @@ def test_names_pairs_and_lines_of_keypoints_are_noted(write_coco):
     metadata = MetadataCatalog.get("named")
     assert metadata.keypoint_names == ["nose", "left_ear", "right_ear"]
     assert metadata.keypoint_flip_map == [("left_ear", "right_ear")]
-    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [("nose", "left_ear"), ("nose", "right_ear")]
+    assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [
+        ("nose", "left_ear"),
+        ("nose", "right_ear"),
+    ]
 
 
 def test_skeleton_that_names_no_keypoint_is_an_error(write_coco):
@@ -107,9 +143,13 @@ def test_object_without_keypoints_has_none(write_coco):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        pytest.param([[1, 2, None, 4, 5, 6]], "has a polygon with None among its numbers", id="polygon"),
+        pytest.param(
+            [[1, 2, None, 4, 5, 6]], "has a polygon with None among its numbers", id="polygon"
+        ),
         pytest.param({"size": [40, "60"], "counts": "a"}, "size and counts are numbers", id="size"),
-        pytest.param({"size": [40, 60], "counts": [100, None]}, "size and counts are numbers", id="counts"),
+        pytest.param(
+            {"size": [40, 60], "counts": [100, None]}, "size and counts are numbers", id="counts"
+        ),
     ],
 )
 def test_masks_are_numbers(segmentation, message):

@@ -38,7 +38,12 @@ def register():
 
 def record(image_id, *annotations):
     size = {"height": 30, "width": 40}
-    return {"file_name": f"images/{image_id}.jpg", "image_id": image_id, **size, "annotations": list(annotations)}
+    return {
+        "file_name": f"images/{image_id}.jpg",
+        "image_id": image_id,
+        **size,
+        "annotations": list(annotations),
+    }
 
 
 def annotation(box=(1.0, 2.0, 4.0, 6.0), category_id=0, **extra):
@@ -46,7 +51,10 @@ def annotation(box=(1.0, 2.0, 4.0, 6.0), category_id=0, **extra):
 
 
 def test_boxes_become_xywh_with_area_and_ids_from_one(register):
-    name = register([record(7, annotation()), record(3, annotation(category_id=1))], thing_classes=["cat", "dog"])
+    name = register(
+        [record(7, annotation()), record(3, annotation(category_id=1))],
+        thing_classes=["cat", "dog"],
+    )
     coco = convert_to_coco_dict(name)
     assert coco["images"] == [
         {"id": 7, "file_name": "images/7.jpg", "height": 30, "width": 40},
@@ -63,7 +71,9 @@ def test_boxes_become_xywh_with_area_and_ids_from_one(register):
 def test_category_ids_are_those_of_the_data_set(register):
     ids = {90: 0, 18: 1}
     name = register(
-        [record(1, annotation(category_id=1))], thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id=ids
+        [record(1, annotation(category_id=1))],
+        thing_classes=["cat", "dog"],
+        thing_dataset_id_to_contiguous_id=ids,
     )
     coco = convert_to_coco_dict(name)
     assert coco["categories"] == [{"id": 90, "name": "cat"}, {"id": 18, "name": "dog"}]
@@ -110,9 +120,18 @@ def test_exported_file_reads_back_as_it_was(register, tmp_path):
     bitmap = np.zeros((30, 40), dtype=bool)
     bitmap[3:9, 5:11] = True
     uncompressed = {"size": [30, 40], "counts": [100, 7, 30 * 40 - 107]}
-    masks = [SQUARE, [np.array(SQUARE[0])], bitmap, uncompressed, mask_util.encode(np.asfortranarray(bitmap, np.uint8))]
+    masks = [
+        SQUARE,
+        [np.array(SQUARE[0])],
+        bitmap,
+        uncompressed,
+        mask_util.encode(np.asfortranarray(bitmap, np.uint8)),
+    ]
     keypoints = [1.5, 2.5, 0, 3.5, 4.5, 2]
-    name = register([record(1, *(annotation(segmentation=m, keypoints=keypoints) for m in masks))], thing_classes=["c"])
+    name = register(
+        [record(1, *(annotation(segmentation=m, keypoints=keypoints) for m in masks))],
+        thing_classes=["c"],
+    )
     convert_to_coco_json(name, tmp_path / "a.json")
     (read,) = load_coco_json(str(tmp_path / "a.json"), "/")
     assert [a["keypoints"] for a in read["annotations"]] == [keypoints] * 5
@@ -125,7 +144,12 @@ def test_exported_file_reads_back_as_it_was(register, tmp_path):
 
 def test_boxes_are_not_rounded(register):
     name = register([record(1, annotation((0.1, 0.2, 0.4, 1 / 3)))], thing_classes=["cat"])
-    assert convert_to_coco_dict(name)["annotations"][0]["bbox"] == [0.1, 0.2, 0.4 - 0.1, 1 / 3 - 0.2]
+    assert convert_to_coco_dict(name)["annotations"][0]["bbox"] == [
+        0.1,
+        0.2,
+        0.4 - 0.1,
+        1 / 3 - 0.2,
+    ]
 
 
 MASK = np.zeros((6, 8), dtype=np.uint8, order="F")
@@ -138,9 +162,15 @@ MASK[1:4, 2:7] = 1
         pytest.param({}, 12.0, id="box"),
         pytest.param({"segmentation": []}, 12.0, id="empty mask"),
         pytest.param({"segmentation": SQUARE}, 16.0, id="polygon"),
-        pytest.param({"segmentation": [*SQUARE, [10, 10, 14, 10, 10, 13]]}, 22.0, id="two polygons"),
+        pytest.param(
+            {"segmentation": [*SQUARE, [10, 10, 14, 10, 10, 13]]}, 22.0, id="two polygons"
+        ),
         pytest.param({"segmentation": mask_util.encode(MASK)}, 15.0, id="compressed runs"),
-        pytest.param({"segmentation": {"size": [6, 8], "counts": [13, 3, 30, 2]}}, 5.0, id="uncompressed runs"),
+        pytest.param(
+            {"segmentation": {"size": [6, 8], "counts": [13, 3, 30, 2]}},
+            5.0,
+            id="uncompressed runs",
+        ),
         pytest.param({"area": 7.5, "segmentation": SQUARE}, 7.5, id="its own"),
     ],
 )
@@ -163,7 +193,10 @@ def test_records_are_not_changed(register):
 
 
 def test_file_reads_back_as_the_same_data_set(register, tmp_path):
-    objects = [annotation(id=1, iscrowd=0, area=3.5), annotation((0, 0, 9.5, 9), 1, id=2, iscrowd=1, area=8.0)]
+    objects = [
+        annotation(id=1, iscrowd=0, area=3.5),
+        annotation((0, 0, 9.5, 9), 1, id=2, iscrowd=1, area=8.0),
+    ]
     records = [record(3), record(5, *objects)]
     ids = {10: 0, 20: 1}
     name = register(records, thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id=ids)
@@ -172,7 +205,8 @@ def test_file_reads_back_as_the_same_data_set(register, tmp_path):
     expected = copy.deepcopy(records)
     for object_ in expected[1]["annotations"]:
         object_.update(
-            bbox=BoxMode.convert(object_["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS), bbox_mode=BoxMode.XYWH_ABS
+            bbox=BoxMode.convert(object_["bbox"], BoxMode.XYXY_ABS, BoxMode.XYWH_ABS),
+            bbox_mode=BoxMode.XYWH_ABS,
         )
     assert load_coco_json(str(path), "") == expected
     assert [p.name for p in path.parent.iterdir()] == ["out.json"]
@@ -205,7 +239,8 @@ def test_data_set_without_class_names_is_an_error(metadata, register):
 def test_class_id_outside_the_names_is_an_error(register):
     name = register([record("x", annotation(category_id=1))], thing_classes=["cat"])
     with pytest.raises(
-        ValueError, match=r"has 1 class names, but an object of class id 1 in image 'x' \(images/x.jpg\)"
+        ValueError,
+        match=r"has 1 class names, but an object of class id 1 in image 'x' \(images/x.jpg\)",
     ):
         convert_to_coco_dict(name)
 

@@ -16,7 +16,10 @@ from detkit.data.datasets import (
 )
 from detkit.data.datasets.coco_panoptic import read_panoptic_png
 
-META = {"thing_dataset_id_to_contiguous_id": {3: 0, 7: 1}, "stuff_dataset_id_to_contiguous_id": {9: 2}}
+META = {
+    "thing_dataset_id_to_contiguous_id": {3: 0, 7: 1},
+    "stuff_dataset_id_to_contiguous_id": {9: 2},
+}
 SEGMENTS = [
     {"id": 5, "category_id": 9, "area": 700, "iscrowd": 0},
     {"id": 70000, "category_id": 7, "area": 68, "iscrowd": 0},
@@ -36,7 +39,9 @@ def write(tmp_path):
         for name in names:
             Image.fromarray(colors).save(tmp_path / "panoptic" / name)
         annotation = {"image_id": 0, "file_name": "0.png", "segments_info": segments, **more}
-        (tmp_path / "panoptic.json").write_text(json.dumps({"annotations": [annotation], "images": []}))
+        (tmp_path / "panoptic.json").write_text(
+            json.dumps({"annotations": [annotation], "images": []})
+        )
         return str(tmp_path / "panoptic.json"), str(tmp_path / "images"), str(tmp_path / "panoptic")
 
     return write
@@ -46,7 +51,10 @@ def test_segments_get_contiguous_ids(write, tmp_path):
     (record,) = load_coco_panoptic_json(*write(), META)
     assert record["file_name"] == str(tmp_path / "images/0.jpg")
     assert record["pan_seg_file_name"] == str(tmp_path / "panoptic/0.png")
-    assert [(s["category_id"], s["isthing"]) for s in record["segments_info"]] == [(2, False), (1, True)]
+    assert [(s["category_id"], s["isthing"]) for s in record["segments_info"]] == [
+        (2, False),
+        (1, True),
+    ]
 
 
 def test_png_holds_ids(write):
@@ -62,14 +70,17 @@ def test_name_that_leads_out_of_the_folder_is_refused(write, tmp_path, name):
         lambda: separate_coco_semantic_from_panoptic(path, folder, str(tmp_path / "maps"), {9: 1}),
     ):
         with pytest.raises(
-            ValueError, match=r"panoptic\.json names the image .* which lies outside of the image folder"
+            ValueError,
+            match=r"panoptic\.json names the image .* which lies outside of the image folder",
         ):
             read()
     assert not (tmp_path / "maps").exists()  # where the png would have been written to
 
 
 def test_missing_png_is_named_with_its_image(write):
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 panoptic png that .*panoptic.json .*/0.png of image id 0"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 1 panoptic png that .*panoptic.json .*/0.png of image id 0"
+    ):
         load_coco_panoptic_json(*write(names=("1.png",)), META)
     with pytest.raises(FileNotFoundError, match=r"a/0.png of image id 0"):
         load_coco_panoptic_json(*write(file_name="a/0.png"), META)
@@ -77,7 +88,9 @@ def test_missing_png_is_named_with_its_image(write):
 
 def test_unknown_category_is_named(write):
     segments = [{"id": 5, "category_id": 1}]
-    with pytest.raises(ValueError, match=r"segment 5 of image id 0 in .*json has category 1, which is neither"):
+    with pytest.raises(
+        ValueError, match=r"segment 5 of image id 0 in .*json has category 1, which is neither"
+    ):
         load_coco_panoptic_json(*write(segments), META)
 
 
@@ -85,7 +98,9 @@ def test_annotation_without_segments_is_refused(write):
     path, *folders = write()
     with open(path, "w") as file:
         json.dump({"annotations": [{"image_id": 0, "file_name": "0.png"}]}, file)
-    with pytest.raises(ValueError, match=r"lacks segments_info; it has \['file_name', 'image_id'\]"):
+    with pytest.raises(
+        ValueError, match=r"lacks segments_info; it has \['file_name', 'image_id'\]"
+    ):
         load_coco_panoptic_json(path, *folders, META)
 
 
@@ -101,7 +116,11 @@ def test_stuff_is_separated_from_things(write, tmp_path):
     path, _, folder = write()
     separate_coco_semantic_from_panoptic(path, folder, str(tmp_path / "stuff"), {0: 0, 9: 1})
     labels = np.asarray(Image.open(tmp_path / "stuff/0.png"))
-    assert {int(v): int((labels == v).sum()) for v in np.unique(labels)} == {0: 68, 1: 24 * 32 - 69, 255: 1}
+    assert {int(v): int((labels == v).sum()) for v in np.unique(labels)} == {
+        0: 68,
+        1: 24 * 32 - 69,
+        255: 1,
+    }
 
 
 def test_registered_joined_data_set_loads(write):
@@ -119,7 +138,9 @@ def test_registered_separated_data_set_loads(write, write_coco, tmp_path):
     instances, images = write_coco(2)
     separate_coco_semantic_from_panoptic(path, folder, str(tmp_path / "stuff"), {0: 0, 9: 1})
     meta = {"stuff_classes": ["things", "sky"]}
-    register_coco_panoptic_separated("mine", meta, images, folder, path, str(tmp_path / "stuff"), instances)
+    register_coco_panoptic_separated(
+        "mine", meta, images, folder, path, str(tmp_path / "stuff"), instances
+    )
     (record,) = DatasetCatalog.get("mine_separated")
     assert record["image_id"] == 0
     assert record["annotations"]
@@ -130,5 +151,9 @@ def test_registered_separated_data_set_loads(write, write_coco, tmp_path):
 
 
 def test_label_map_of_an_unknown_image_is_refused():
-    with pytest.raises(ValueError, match=r"1 of 1 images with a label map .* 0 images with instances, first a.jpg"):
-        merge_to_panoptic([], [{"file_name": "a.jpg", "image_id": "a", "sem_seg_file_name": "a.png"}])
+    with pytest.raises(
+        ValueError, match=r"1 of 1 images with a label map .* 0 images with instances, first a.jpg"
+    ):
+        merge_to_panoptic(
+            [], [{"file_name": "a.jpg", "image_id": "a", "sem_seg_file_name": "a.png"}]
+        )

@@ -56,7 +56,8 @@ def test_classes_select_and_are_known_before_loading(write_coco):
         pytest.param({"root": "voc"}, id="root-alone"),
         pytest.param({"images": "voc/JPEGImages", "annotations": "voc/Annotations"}, id="folders"),
         pytest.param(
-            {"images": "voc/JPEGImages", "annotations": "voc/Annotations", "split": "train"}, id="folders-name"
+            {"images": "voc/JPEGImages", "annotations": "voc/Annotations", "split": "train"},
+            id="folders-name",
         ),
         pytest.param({"root": "voc", "images": "voc/JPEGImages"}, id="root-and-images"),
     ],
@@ -114,7 +115,13 @@ def test_one_wrong_entry_registers_none():
     assert "mine" not in DatasetCatalog
 
 
-SEM_SEG = {"name": "mine", "format": "sem_seg", "images": "images", "labels": "labels", "classes": ["road", "rest"]}
+SEM_SEG = {
+    "name": "mine",
+    "format": "sem_seg",
+    "images": "images",
+    "labels": "labels",
+    "classes": ["road", "rest"],
+}
 PANOPTIC = {
     "name": "mine",
     "format": "coco_panoptic",
@@ -131,11 +138,19 @@ def root(tmp_path, monkeypatch):
 
 
 def test_keypoints_are_named_beside_the_file(write_coco, root):
-    box = {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4], "keypoints": [1, 2, 2, 3, 4, 2]}
+    box = {
+        "id": 1,
+        "image_id": 0,
+        "category_id": 3,
+        "bbox": [1, 2, 3, 4],
+        "keypoints": [1, 2, 2, 3, 4, 2],
+    }
     write_coco(1, annotations=[box])
     declared = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
     register_declared_datasets([{**declared, "keypoints": ["a", "b"], "flip_pairs": [["a", "b"]]}])
-    register_declared_datasets([{**declared, "name": "other", "keypoints": ["left_eye", "right_eye"]}])
+    register_declared_datasets(
+        [{**declared, "name": "other", "keypoints": ["left_eye", "right_eye"]}]
+    )
     assert len(DatasetCatalog.get("mine")) == 1
     assert MetadataCatalog.get("mine").keypoint_flip_map == [("a", "b")]
     assert MetadataCatalog.get("other").keypoint_flip_map == [("left_eye", "right_eye")]
@@ -144,10 +159,16 @@ def test_keypoints_are_named_beside_the_file(write_coco, root):
 def test_bad_polygons_are_left_out_where_that_is_asked_for(write_coco, root, caplog):
     box = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
     good, bad = ([[0, 0, 4, 0, 4, 4]], [[1, 1, 5, 5]])
-    write_coco(1, annotations=[{**box, "id": 1, "segmentation": good}, {**box, "id": 2, "segmentation": bad}])
+    write_coco(
+        1,
+        annotations=[{**box, "id": 1, "segmentation": good}, {**box, "id": 2, "segmentation": bad}],
+    )
     declared = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
     register_declared_datasets([declared, {**declared, "name": "other", "drop_bad_polygons": True}])
-    with pytest.raises(ValueError, match=r"annotation 2 of .*train.json .* or leave such .* drop_bad_polygons: true"):
+    with pytest.raises(
+        ValueError,
+        match=r"annotation 2 of .*train.json .* or leave such .* drop_bad_polygons: true",
+    ):
         DatasetCatalog.get("mine")
     assert [a["id"] for a in DatasetCatalog.get("other")[0]["annotations"]] == [1]
     assert "left out 1 polygons" in caplog.text
@@ -157,9 +178,15 @@ def test_label_maps(write_image, root):
     write_image("images/a.png")
     write_image("labels/a.png")
     register_declared_datasets([{**SEM_SEG, "image_ending": ".png", "ignore_label": 9}])
-    assert [r["sem_seg_file_name"] for r in DatasetCatalog.get("mine")] == [str(root / "labels/a.png")]
+    assert [r["sem_seg_file_name"] for r in DatasetCatalog.get("mine")] == [
+        str(root / "labels/a.png")
+    ]
     metadata = MetadataCatalog.get("mine")
-    assert (metadata.stuff_classes, metadata.ignore_label, metadata.evaluator_type) == (["road", "rest"], 9, "sem_seg")
+    assert (metadata.stuff_classes, metadata.ignore_label, metadata.evaluator_type) == (
+        ["road", "rest"],
+        9,
+        "sem_seg",
+    )
     assert metadata.get("thing_classes") is None
 
 
@@ -170,8 +197,12 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
     write_image("labels/0.png")
     names = (("sky", 9, 0), ("dog", 7, 1), ("cat", 3, 1))
     content = {
-        "annotations": [{"image_id": 0, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 9}]}],
-        "categories": [{"id": number, "name": name, "isthing": isthing} for name, number, isthing in names],
+        "annotations": [
+            {"image_id": 0, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 9}]}
+        ],
+        "categories": [
+            {"id": number, "name": name, "isthing": isthing} for name, number, isthing in names
+        ],
     }
     (root / "panoptic.json").write_text(json.dumps(content))
     apart = {"instances": "train.json", "labels": "labels"} if is_separated else {}
@@ -180,7 +211,10 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
     metadata = MetadataCatalog.get("mine")
     assert metadata.evaluator_type == "coco_panoptic_seg"
     if is_separated:
-        assert (metadata.thing_classes, metadata.stuff_classes) == (["cat", "dog"], ["things", "sky"])
+        assert (metadata.thing_classes, metadata.stuff_classes) == (
+            ["cat", "dog"],
+            ["things", "sky"],
+        )
         assert len(metadata.stuff_colors) == 2
         assert record["annotations"]
     else:
@@ -192,8 +226,12 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
 def test_lvis(root):
     image = {"id": 7, "coco_url": "http://x/train2017/7.jpg", "neg_category_ids": [1]}
     category = {"id": 1, "name": "a", "image_count": 3}
-    (root / "lvis.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": [category]}))
-    register_declared_datasets([{"name": "mine", "format": "lvis", "images": "coco", "annotations": "lvis.json"}])
+    (root / "lvis.json").write_text(
+        json.dumps({"images": [image], "annotations": [], "categories": [category]})
+    )
+    register_declared_datasets(
+        [{"name": "mine", "format": "lvis", "images": "coco", "annotations": "lvis.json"}]
+    )
     (record,) = DatasetCatalog.get("mine")
     assert record["file_name"] == str(root / "coco/train2017/7.jpg")
     assert MetadataCatalog.get("mine").class_image_count == [{"id": 1, "image_count": 3}]
@@ -213,19 +251,36 @@ def without(entry, *fields):
             r"\(mine\) needs a format, one of coco, voc, lvis, sem_seg, coco_panoptic, got None",
             id="none",
         ),
-        pytest.param({**COCO, "format": "cocoo"}, ValueError, "got 'cocoo'. Did you mean 'coco'", id="format"),
+        pytest.param(
+            {**COCO, "format": "cocoo"}, ValueError, "got 'cocoo'. Did you mean 'coco'", id="format"
+        ),
         pytest.param(
             {**COCO, "anotations": "x"},
             ValueError,
             "unknown field 'anotations'. Did you mean 'annotations'.*Fields of format coco: name, format, images",
             id="misspelt",
         ),
-        pytest.param({**COCO, "json_file": "x"}, ValueError, "'json_file'. Did you mean 'annotations'", id="synonym"),
-        pytest.param({**COCO, "split": "train"}, ValueError, "unknown field 'split'", id="field-of-the-other-format"),
         pytest.param(
-            without(COCO, "images"), ValueError, "lacks 'images': format coco needs name, images", id="missing"
+            {**COCO, "json_file": "x"},
+            ValueError,
+            "'json_file'. Did you mean 'annotations'",
+            id="synonym",
         ),
-        pytest.param(without(COCO, "name"), ValueError, r"DATASETS.REGISTER\[0\] lacks 'name'", id="no-name"),
+        pytest.param(
+            {**COCO, "split": "train"},
+            ValueError,
+            "unknown field 'split'",
+            id="field-of-the-other-format",
+        ),
+        pytest.param(
+            without(COCO, "images"),
+            ValueError,
+            "lacks 'images': format coco needs name, images",
+            id="missing",
+        ),
+        pytest.param(
+            without(COCO, "name"), ValueError, r"DATASETS.REGISTER\[0\] lacks 'name'", id="no-name"
+        ),
         pytest.param(without(VOC, "classes"), ValueError, "lacks 'classes'", id="voc-no-classes"),
         pytest.param(
             without(VOC, "root"),
@@ -233,19 +288,52 @@ def without(entry, *fields):
             "lacks 'images', 'annotations': without root, format voc needs",
             id="no-root",
         ),
-        pytest.param({**COCO, "name": 5}, TypeError, "name must be text, got 5; put it in quotes", id="number-name"),
+        pytest.param(
+            {**COCO, "name": 5},
+            TypeError,
+            "name must be text, got 5; put it in quotes",
+            id="number-name",
+        ),
         pytest.param({**COCO, "images": ""}, TypeError, "images must be text, got ''", id="empty"),
-        pytest.param({**VOC, "classes": "cell"}, TypeError, "classes must be a list of names", id="classes-text"),
+        pytest.param(
+            {**VOC, "classes": "cell"},
+            TypeError,
+            "classes must be a list of names",
+            id="classes-text",
+        ),
         pytest.param({**VOC, "classes": []}, TypeError, "at least one", id="classes-empty"),
         pytest.param(
-            {**VOC, "classes": [True]}, TypeError, "class names must be text, got True; put it", id="yaml-yes"
+            {**VOC, "classes": [True]},
+            TypeError,
+            "class names must be text, got True; put it",
+            id="yaml-yes",
         ),
-        pytest.param({**VOC, "classes": ["a", "b", "a"]}, ValueError, "classes repeats a", id="classes-twice"),
-        pytest.param({**COCO, "keypoint_names": ["a"]}, ValueError, "Did you mean 'keypoints'", id="keypoint-synonym"),
-        pytest.param({**COCO, "keypoints": "nose"}, TypeError, "keypoints must be a list of names", id="keypoints"),
-        pytest.param({**COCO, "flip_pairs": [["a", "b"]]}, ValueError, "which must be named as well", id="pairs-alone"),
         pytest.param(
-            {**COCO, "keypoints": ["a", "b"], "flip_pairs": ["ab"]}, TypeError, "a list of pairs", id="pairs-text"
+            {**VOC, "classes": ["a", "b", "a"]}, ValueError, "classes repeats a", id="classes-twice"
+        ),
+        pytest.param(
+            {**COCO, "keypoint_names": ["a"]},
+            ValueError,
+            "Did you mean 'keypoints'",
+            id="keypoint-synonym",
+        ),
+        pytest.param(
+            {**COCO, "keypoints": "nose"},
+            TypeError,
+            "keypoints must be a list of names",
+            id="keypoints",
+        ),
+        pytest.param(
+            {**COCO, "flip_pairs": [["a", "b"]]},
+            ValueError,
+            "which must be named as well",
+            id="pairs-alone",
+        ),
+        pytest.param(
+            {**COCO, "keypoints": ["a", "b"], "flip_pairs": ["ab"]},
+            TypeError,
+            "a list of pairs",
+            id="pairs-text",
         ),
         pytest.param(
             {**COCO, "keypoints": ["a", "b"], "flip_pairs": [["a", "c"]]},
@@ -253,9 +341,24 @@ def without(entry, *fields):
             "flip_pairs names c, which is not among keypoints: a, b",
             id="pairs-stray",
         ),
-        pytest.param(without(SEM_SEG, "labels"), ValueError, "lacks 'labels': format sem_seg needs", id="labels"),
-        pytest.param({**COCO, "drop_bad_polygons": "yes"}, TypeError, "must be true or false, got 'yes'", id="drop"),
-        pytest.param({**SEM_SEG, "ignore_label": "x"}, TypeError, "ignore_label must be a number", id="ignore"),
+        pytest.param(
+            without(SEM_SEG, "labels"),
+            ValueError,
+            "lacks 'labels': format sem_seg needs",
+            id="labels",
+        ),
+        pytest.param(
+            {**COCO, "drop_bad_polygons": "yes"},
+            TypeError,
+            "must be true or false, got 'yes'",
+            id="drop",
+        ),
+        pytest.param(
+            {**SEM_SEG, "ignore_label": "x"},
+            TypeError,
+            "ignore_label must be a number",
+            id="ignore",
+        ),
         pytest.param(
             {**PANOPTIC, "instances": "a.json"},
             ValueError,
@@ -263,7 +366,10 @@ def without(entry, *fields):
             id="panoptic-half",
         ),
         pytest.param(
-            {**VOC, "evaluator": "voc"}, ValueError, "evaluator must be one of coco, pascal_voc", id="evaluator"
+            {**VOC, "evaluator": "voc"},
+            ValueError,
+            "evaluator must be one of coco, pascal_voc",
+            id="evaluator",
         ),
     ],
 )

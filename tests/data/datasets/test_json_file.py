@@ -3,7 +3,14 @@ import json
 
 import pytest
 
-from detkit.data.datasets.json_file import by_id, garbage_collection_off, listed, read_json, section, shortened
+from detkit.data.datasets.json_file import (
+    by_id,
+    garbage_collection_off,
+    listed,
+    read_json,
+    section,
+    shortened,
+)
 
 
 def test_missing_file_is_named(tmp_path):
@@ -11,7 +18,9 @@ def test_missing_file_is_named(tmp_path):
         read_json(str(tmp_path / "none.json"))
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"not json", b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe{}", b"not json", b"[" * 100_000, b"1" * 5000]
+)
 def test_invalid_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
@@ -32,10 +41,20 @@ def test_content_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param({"imags": []}, r"a\.json has no 'images', only \['imags'\]\. Did you mean 'imags'", id="absent"),
-        pytest.param({"images": {}}, r"'images' of annotation file a\.json must be a list of objects", id="no list"),
         pytest.param(
-            {"images": [1]}, r"'images' of annotation file a\.json must be a list of objects", id="no objects"
+            {"imags": []},
+            r"a\.json has no 'images', only \['imags'\]\. Did you mean 'imags'",
+            id="absent",
+        ),
+        pytest.param(
+            {"images": {}},
+            r"'images' of annotation file a\.json must be a list of objects",
+            id="no list",
+        ),
+        pytest.param(
+            {"images": [1]},
+            r"'images' of annotation file a\.json must be a list of objects",
+            id="no objects",
         ),
     ],
 )
@@ -53,11 +72,21 @@ def test_entries_come_by_their_id(ids):
     ("entries", "message"),
     [
         pytest.param(
-            [{"id": 1}, {"name": "x"}], r"image number 1 \(from 0\) of a\.json has no id: \{'name'", id="none"
+            [{"id": 1}, {"name": "x"}],
+            r"image number 1 \(from 0\) of a\.json has no id: \{'name'",
+            id="none",
         ),
-        pytest.param([{"id": 1}, {"id": "1"}], "image ids that are all integers, or all text: {'id': '1'}", id="mixed"),
-        pytest.param([{"id": True}], "image ids that are all integers, or all text", id="truth value"),
-        pytest.param([{"id": 1}, {"id": 1}], r"a\.json uses image ids more than once: 1$", id="twice"),
+        pytest.param(
+            [{"id": 1}, {"id": "1"}],
+            "image ids that are all integers, or all text: {'id': '1'}",
+            id="mixed",
+        ),
+        pytest.param(
+            [{"id": True}], "image ids that are all integers, or all text", id="truth value"
+        ),
+        pytest.param(
+            [{"id": 1}, {"id": 1}], r"a\.json uses image ids more than once: 1$", id="twice"
+        ),
     ],
 )
 def test_entries_without_an_id_of_their_own_are_refused(entries, message):

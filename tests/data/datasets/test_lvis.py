@@ -9,8 +9,20 @@ from detkit.data.datasets import load_lvis_json, register_lvis_instances
 from detkit.data.datasets.lvis import class_image_count
 
 CATEGORIES = [
-    {"id": 2, "name": "alarm_clock", "synonyms": ["alarm clock"], "image_count": 4, "frequency": "r"},
-    {"id": 1, "name": "aerosol_can", "synonyms": ["aerosol_can", "spray_can"], "image_count": 9, "frequency": "c"},
+    {
+        "id": 2,
+        "name": "alarm_clock",
+        "synonyms": ["alarm clock"],
+        "image_count": 4,
+        "frequency": "r",
+    },
+    {
+        "id": 1,
+        "name": "aerosol_can",
+        "synonyms": ["aerosol_can", "spray_can"],
+        "image_count": 9,
+        "frequency": "c",
+    },
 ]
 IMAGE = {
     "id": 7,
@@ -20,7 +32,13 @@ IMAGE = {
     "not_exhaustive_category_ids": [2],
     "neg_category_ids": [1],
 }
-OBJECT = {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "segmentation": [[0, 0, 4, 0, 4, 4]]}
+OBJECT = {
+    "id": 1,
+    "image_id": 7,
+    "category_id": 2,
+    "bbox": [1, 2, 3, 4],
+    "segmentation": [[0, 0, 4, 0, 4, 4]],
+}
 
 
 @pytest.fixture
@@ -42,8 +60,13 @@ def test_images_lie_in_cocos_folders(write):
 
 def test_image_without_address_has_a_file_name(write):
     image = {key: value for key, value in IMAGE.items() if key != "coco_url"}
-    assert load_lvis_json(write({**image, "file_name": "a.jpg"}), "coco")[0]["file_name"] == "coco/a.jpg"
-    with pytest.raises(ValueError, match=r"image 7 of .*lvis.json has neither coco_url nor file_name"):
+    assert (
+        load_lvis_json(write({**image, "file_name": "a.jpg"}), "coco")[0]["file_name"]
+        == "coco/a.jpg"
+    )
+    with pytest.raises(
+        ValueError, match=r"image 7 of .*lvis.json has neither coco_url nor file_name"
+    ):
         load_lvis_json(write(image), "coco")
 
 
@@ -56,13 +79,18 @@ def test_classes_are_named_by_their_first_synonym(write):
 
 def test_images_per_class_are_known_before_the_data_set_is_loaded(write):
     register_lvis_instances("mine", {}, write(), "coco")
-    assert MetadataCatalog.get("mine").class_image_count == [{"id": 2, "image_count": 4}, {"id": 1, "image_count": 9}]
+    assert MetadataCatalog.get("mine").class_image_count == [
+        {"id": 2, "image_count": 4},
+        {"id": 1, "image_count": 9},
+    ]
     assert MetadataCatalog.get("mine").evaluator_type == "lvis"
     assert len(DatasetCatalog.get("mine")) == 1
 
 
 def test_key_within_a_text_does_not_mislead(write, tmp_path):
-    (tmp_path / "odd.json").write_text(json.dumps({"info": '"categories": [', "categories": CATEGORIES}))
+    (tmp_path / "odd.json").write_text(
+        json.dumps({"info": '"categories": [', "categories": CATEGORIES})
+    )
     assert [c["id"] for c in class_image_count(str(tmp_path / "odd.json"))] == [2, 1]
 
 

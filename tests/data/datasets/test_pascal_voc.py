@@ -43,7 +43,9 @@ def test_size_that_the_xml_lacks_is_that_of_the_image(write_voc, make_voc_xml, s
 
 
 def test_difficult_objects_are_marked(write_voc, make_voc_xml):
-    text = make_voc_xml([("cell", (1, 1, 5, 5))]).replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+    text = make_voc_xml([("cell", (1, 1, 5, 5))]).replace(
+        "<bndbox>", "<difficult>1</difficult><bndbox>"
+    )
     assert load(write_voc({"a": text}))[0]["annotations"][0]["difficult"] == 1
 
 
@@ -55,7 +57,9 @@ def test_parts_of_objects_are_not_objects(write_voc, make_voc_xml):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpeg", ".PNG", ".bmp"])
 def test_images_of_other_kinds_are_found(write_voc, make_voc_xml, suffix):
-    assert load(write_voc({"a.b": make_voc_xml()}, suffix=suffix))[0]["file_name"].endswith("a.b" + suffix)
+    assert load(write_voc({"a.b": make_voc_xml()}, suffix=suffix))[0]["file_name"].endswith(
+        "a.b" + suffix
+    )
 
 
 def test_encodings_are_understood(write_voc, make_voc_xml):
@@ -127,12 +131,25 @@ def test_document_types_are_refused(write_voc, declaration, encoding):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        pytest.param("<xmin>1</xmin>", "", r"object 1 of .*a\.xml has a <bndbox> without <xmin>", id="no-xmin"),
-        pytest.param("<xmin>1</xmin>", "<xmin>one</xmin>", "has <xmin>one</xmin>, need a number", id="text"),
-        pytest.param("<xmin>1</xmin>", "<xmin>nan</xmin>", "has <xmin>nan</xmin>, need a number", id="nan"),
+        pytest.param(
+            "<xmin>1</xmin>",
+            "",
+            r"object 1 of .*a\.xml has a <bndbox> without <xmin>",
+            id="no-xmin",
+        ),
+        pytest.param(
+            "<xmin>1</xmin>", "<xmin>one</xmin>", "has <xmin>one</xmin>, need a number", id="text"
+        ),
+        pytest.param(
+            "<xmin>1</xmin>", "<xmin>nan</xmin>", "has <xmin>nan</xmin>, need a number", id="nan"
+        ),
         pytest.param("bndbox>", "box>", r"object 1 of .*a\.xml has no <bndbox>", id="no-box"),
-        pytest.param("<name>cell</name>", "", r"a\.xml has a <object> without <name>", id="no-name"),
-        pytest.param("<width>32</width>", "<width>w</width>", r"a\.xml has <width>w</width>", id="bad-size"),
+        pytest.param(
+            "<name>cell</name>", "", r"a\.xml has a <object> without <name>", id="no-name"
+        ),
+        pytest.param(
+            "<width>32</width>", "<width>w</width>", r"a\.xml has <width>w</width>", id="bad-size"
+        ),
     ],
 )
 def test_incomplete_objects_are_named(write_voc, make_voc_xml, old, new, message):
@@ -143,7 +160,9 @@ def test_incomplete_objects_are_named(write_voc, make_voc_xml, old, new, message
 
 def test_missing_split_lists_those_there_are(write_voc, make_voc_xml):
     root = write_voc({"a": make_voc_xml()}, split="trainval")
-    with pytest.raises(FileNotFoundError, match=r"train\.txt does not exist. Splits there: trainval. Did you mean"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.txt does not exist. Splits there: trainval. Did you mean"
+    ):
         load(root)
     with pytest.raises(FileNotFoundError, match=r"does not exist, nor does its folder .*ImageSets"):
         load(root / "nowhere")
@@ -155,17 +174,23 @@ def test_missing_folders_are_named(tmp_path, write_voc, make_voc_xml):
         load_voc_folders(str(tmp_path / "nope"), str(root / "Annotations"), CLASSES)
     with pytest.raises(FileNotFoundError, match=r"folder .*nope of annotations does not exist"):
         load_voc_folders(str(root / "JPEGImages"), str(tmp_path / "nope"), CLASSES)
-    with pytest.raises(FileNotFoundError, match=r"folder .*JPEGImages of annotations holds no \.xml file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder .*JPEGImages of annotations holds no \.xml file"
+    ):
         load_voc_folders(str(root / "JPEGImages"), str(root / "JPEGImages"), CLASSES)
 
 
 def test_missing_xml_and_image_are_named(write_voc, make_voc_xml):
     root = write_voc({"a": make_voc_xml(), "b": make_voc_xml()})
     (root / "Annotations" / "a.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a\.xml does not exist, though .*train\.txt lists it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"a\.xml does not exist, though .*train\.txt lists it"
+    ):
         load(root)
     (root / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images annotated in .* are not in .*JPEGImages: 'b'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 2 images annotated in .* are not in .*JPEGImages: 'b'"
+    ):
         load(root)
 
 

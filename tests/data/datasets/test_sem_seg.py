@@ -39,7 +39,8 @@ def test_pairs_are_found_in_folders_too(folders, caplog):
 def test_no_pair_is_an_error_with_both_folders(folders):
     labels, images = folders
     with pytest.raises(
-        ValueError, match=r"no image .tif in .*images \(0 of them\) has a label map .png .* \(3 of them\)"
+        ValueError,
+        match=r"no image .tif in .*images \(0 of them\) has a label map .png .* \(3 of them\)",
     ):
         load_sem_seg(labels, images, image_ext="tif")
 

@@ -10,18 +10,27 @@ from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import shapes
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.pascal_voc import load_voc_instances
-from detkit.data.datasets.shapes import SHAPES_CLASSES, ensure_shapes, generate_shapes, register_shapes
+from detkit.data.datasets.shapes import (
+    SHAPES_CLASSES,
+    ensure_shapes,
+    generate_shapes,
+    register_shapes,
+)
 from detkit.structures import BoxMode, ImageRecord
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
-    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {
+        f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files
+    }
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_shapes(tmp_path_factory.mktemp("data") / "shapes", num_train=6, num_val=3, seed=1)
+    return generate_shapes(
+        tmp_path_factory.mktemp("data") / "shapes", num_train=6, num_val=3, seed=1
+    )
 
 
 def test_equal_seeds_give_equal_files(small: Path, tmp_path: Path) -> None:
@@ -48,7 +57,9 @@ def test_train_and_val_hold_different_pictures(small: Path) -> None:
 
 
 def test_coco_and_voc_hold_the_same_boxes_and_classes(small: Path) -> None:
-    coco = load_coco_json(str(small / "instances_train.json"), str(small / "JPEGImages"), "test_shapes_small")
+    coco = load_coco_json(
+        str(small / "instances_train.json"), str(small / "JPEGImages"), "test_shapes_small"
+    )
     voc = load_voc_instances(str(small), "train", SHAPES_CLASSES)
     assert [r["file_name"] for r in coco] == [r["file_name"] for r in voc]
     assert [(r["height"], r["width"]) for r in coco] == [(r["height"], r["width"]) for r in voc]
@@ -79,7 +90,9 @@ def test_xml_counts_pixels_from_one(small: Path) -> None:
 
 
 def test_trainval_lists_both_splits(small: Path) -> None:
-    lists = {s: (small / "ImageSets/Main" / f"{s}.txt").read_text() for s in ("train", "val", "trainval")}
+    lists = {
+        s: (small / "ImageSets/Main" / f"{s}.txt").read_text() for s in ("train", "val", "trainval")
+    }
     assert lists["trainval"] == lists["train"] + lists["val"]
 
 
@@ -125,7 +138,9 @@ def test_ensure_generates_an_absent_set(tmp_path: Path, monkeypatch: pytest.Monk
 def test_two_that_ask_at_once_leave_one_whole_set(tmp_path: Path) -> None:
     folder = tmp_path / "shapes"
     threads = [
-        threading.Thread(target=generate_shapes, args=(folder,), kwargs={"num_train": 2, "num_val": 1})
+        threading.Thread(
+            target=generate_shapes, args=(folder,), kwargs={"num_train": 2, "num_val": 1}
+        )
         for _ in range(2)
     ]
     for thread in threads:
@@ -163,7 +178,9 @@ def test_registered_names_load_what_lies_under_the_datasets_folder(
 ) -> None:
     register_shapes()  # the built-in names, registered again: nothing changes
     monkeypatch.setenv("DETKIT_DATASETS", str(small.parent))
-    assert len(DatasetCatalog.get("shapes_train")) == len(DatasetCatalog.get("shapes_voc_train")) == 6
+    assert (
+        len(DatasetCatalog.get("shapes_train")) == len(DatasetCatalog.get("shapes_voc_train")) == 6
+    )
     assert len(DatasetCatalog.get("shapes_val")) == len(DatasetCatalog.get("shapes_voc_val")) == 3
     assert MetadataCatalog.get("shapes_val").json_file == str(small / "instances_val.json")
     assert MetadataCatalog.get("shapes_voc_val").dirname == str(small)

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from detkit.data.datasets.shapes_outline import region_polygons, signed_area, simplify_loop, trace_loops
+from detkit.data.datasets.shapes_outline import (
+    region_polygons,
+    signed_area,
+    simplify_loop,
+    trace_loops,
+)
 
 
 def _grid(text: str) -> np.ndarray:
@@ -16,7 +21,9 @@ REGIONS = [
     pytest.param("### #.# ###", 2, id="a hole"),
     pytest.param("##... #.#.. ####. ..###", 1, id="a hole that is open at a corner is none"),
     pytest.param("##### #...# #.#.# #...# #####", 3, id="an island in a hole"),
-    pytest.param("##.## #.#.# ##.## .....", 3, id="two parts, each touching a third cell at corners only"),
+    pytest.param(
+        "##.## #.#.# ##.## .....", 3, id="two parts, each touching a third cell at corners only"
+    ),
 ]
 
 

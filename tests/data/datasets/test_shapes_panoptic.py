@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from detkit.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
-from detkit.data.datasets.coco_panoptic import read_panoptic_png, separate_coco_semantic_from_panoptic
+from detkit.data.datasets.coco_panoptic import (
+    read_panoptic_png,
+    separate_coco_semantic_from_panoptic,
+)
 from detkit.data.datasets.shapes import generate_shapes
 from detkit.structures import BitMasks
 from detkit.utils.image import read_label_map
@@ -14,7 +17,9 @@ from detkit.utils.image import read_label_map
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_shapes(tmp_path_factory.mktemp("data") / "shapes", num_train=5, num_val=2, seed=3)
+    return generate_shapes(
+        tmp_path_factory.mktemp("data") / "shapes", num_train=5, num_val=2, seed=3
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +28,8 @@ def _root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "_keypoints", "_sem_seg", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly"]
+    "ending",
+    ["", "_keypoints", "_sem_seg", "_panoptic", "_panoptic_separated", "_panoptic_stuffonly"],
 )
 def test_every_name_loads_its_own_split(ending: str) -> None:
     for split, count in (("train", 5), ("val", 2)):
@@ -42,12 +48,20 @@ def test_segments_cover_the_picture_and_have_the_areas_they_say(folder: Path) ->
 
 
 def test_stuff_is_what_separating_the_panoptic_png_gives(folder: Path, tmp_path: Path) -> None:
-    to_contiguous = MetadataCatalog.get("shapes_val_panoptic_stuffonly").stuff_dataset_id_to_contiguous_id
+    to_contiguous = MetadataCatalog.get(
+        "shapes_val_panoptic_stuffonly"
+    ).stuff_dataset_id_to_contiguous_id
     separate_coco_semantic_from_panoptic(
-        str(folder / "panoptic_val.json"), str(folder / "panoptic_val"), str(tmp_path / "stuff"), to_contiguous
+        str(folder / "panoptic_val.json"),
+        str(folder / "panoptic_val"),
+        str(tmp_path / "stuff"),
+        to_contiguous,
     )
     for file in sorted((tmp_path / "stuff").iterdir()):
-        assert np.array_equal(read_label_map(str(file)), read_label_map(str(folder / "panoptic_stuff_val" / file.name)))
+        assert np.array_equal(
+            read_label_map(str(file)),
+            read_label_map(str(folder / "panoptic_stuff_val" / file.name)),
+        )
 
 
 def test_classes_of_all_nine_agree_with_segments(folder: Path) -> None:

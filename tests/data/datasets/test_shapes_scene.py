@@ -23,7 +23,9 @@ def _objects(scenes: list[Scene]) -> list[tuple[Scene, SceneObject]]:
 
 def _mask(obj: SceneObject, height: int, width: int) -> np.ndarray:
     polygons = [p.reshape(-1).tolist() for p in obj.polygons]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(
+        bool
+    )
 
 
 def test_equal_generators_give_equal_scenes() -> None:
@@ -69,7 +71,9 @@ def test_every_object_is_mostly_visible(scenes: list[Scene]) -> None:
     assert all(0.7 <= obj.visible_share <= 1 for _, obj in _objects(scenes))
 
 
-def test_there_are_occluded_truncated_small_and_medium_objects_of_every_class(scenes: list[Scene]) -> None:
+def test_there_are_occluded_truncated_small_and_medium_objects_of_every_class(
+    scenes: list[Scene],
+) -> None:
     objects = [obj for _, obj in _objects(scenes)]
     assert any(obj.visible_share < 0.95 for obj in objects)
     assert any(obj.is_truncated for obj in objects)
@@ -124,7 +128,9 @@ def test_hidden_keypoints_lie_under_a_later_object(scenes: list[Scene]) -> None:
         for number, obj in enumerate(scene.objects, start=1):
             for x, y, visibility in obj.keypoints:
                 visibilities.append(visibility)
-                near = scene.owners[max(int(y) - 2, 0) : int(y) + 3, max(int(x) - 2, 0) : int(x) + 3]
+                near = scene.owners[
+                    max(int(y) - 2, 0) : int(y) + 3, max(int(x) - 2, 0) : int(x) + 3
+                ]
                 if visibility == 1:
                     assert (near > number).any()
                 if visibility == 0:

@@ -72,7 +72,9 @@ def test_subset_is_drawn_once():
 
 
 def test_subset_of_few_images_keeps_one():
-    assert len(set(take(RandomSubsetTrainingSampler(3, 0.01, seed_shuffle=0, seed_subset=0), 5))) == 1
+    assert (
+        len(set(take(RandomSubsetTrainingSampler(3, 0.01, seed_shuffle=0, seed_subset=0), 5))) == 1
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5, -1.0])
@@ -82,7 +84,10 @@ def test_subset_ratio_out_of_range_is_refused(ratio):
 
 
 def test_training_on_nothing_is_refused():
-    for make in (lambda: TrainingSampler(0, seed=0), lambda: RepeatFactorTrainingSampler([], seed=0)):
+    for make in (
+        lambda: TrainingSampler(0, seed=0),
+        lambda: RepeatFactorTrainingSampler([], seed=0),
+    ):
         with pytest.raises(ValueError, match="at least one image"):
             make()
 
@@ -95,12 +100,16 @@ def test_repeat_factors_by_hand():
     dicts = records([[0], [0, 0], [0], [0, 1]])
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, 0.5)
     assert torch.allclose(factors, torch.tensor([1.0, 1.0, 1.0, (0.5 / 0.25) ** 0.5]))
-    linear = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, 0.5, sqrt=False)
+    linear = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, 0.5, sqrt=False
+    )
     assert linear.tolist() == [1, 1, 1, 2]
 
 
 def test_image_without_objects_is_not_repeated():
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency([*records([[], [0]]), {}], 1.0)
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        [*records([[], [0]]), {}], 1.0
+    )
     assert factors[0] == factors[2] == 1.0
     assert factors[1] > 1
 

@@ -54,13 +54,17 @@ def test_argument_that_no_input_has_is_named():
         def get_transform(self, image, depth):
             return T.NoOpTransform()
 
-    with pytest.raises(AttributeError, match="Wants.get_transform wants 'depth', which AugInput lacks"):
+    with pytest.raises(
+        AttributeError, match="Wants.get_transform wants 'depth', which AugInput lacks"
+    ):
         Wants()(sample())
 
 
 def test_later_augmentation_sees_what_the_earlier_one_left():
     aug_input = sample()
-    tfms = aug_input.apply_augmentations([T.Resize((30, 40)), T.RandomFlip(prob=1.0), T.NoOpTransform()])
+    tfms = aug_input.apply_augmentations(
+        [T.Resize((30, 40)), T.RandomFlip(prob=1.0), T.NoOpTransform()]
+    )
     assert tfms[1].width == 40
     assert aug_input.image.shape == (30, 40, 3)
 

@@ -32,7 +32,9 @@ def test_saturation_zero_is_grey():
     image = noise()
     grey = T.RandomSaturation(0.0, 0.0).get_transform(image).apply_image(image)
     assert np.array_equal(grey[:, :, 0], grey[:, :, 2])
-    assert np.array_equal(grey[:, :, 0], image.dot([0.299, 0.587, 0.114]).astype(np.float32).astype(np.uint8))
+    assert np.array_equal(
+        grey[:, :, 0], image.dot([0.299, 0.587, 0.114]).astype(np.float32).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (-0.5, 1.5), (0.25, 1.0)])

@@ -29,7 +29,9 @@ def test_crop_and_padding_are_inverse():
     assert restored.shape == (40, 60)
     assert np.array_equal(restored[5:20, 10:30], gradient()[5:20, 10:30])
     assert restored[:5].max() == 0
-    assert np.array_equal(crop.inverse().inverse().apply_image(restored), crop.apply_image(gradient()))
+    assert np.array_equal(
+        crop.inverse().inverse().apply_image(restored), crop.apply_image(gradient())
+    )
     points = np.array([[12.0, 7.0]])
     assert np.allclose(crop.inverse().apply_coords(crop.apply_coords(points)), points)
 
@@ -51,9 +53,17 @@ def test_inverse_needs_the_old_size():
     ("crop_type", "crop_size", "heights", "widths"),
     [
         pytest.param("relative", (0.5, 0.25), {20}, {15}, id="relative"),
-        pytest.param("relative_range", (0.9, 0.95), {36, 37, 38, 39, 40}, {57, 58, 59, 60}, id="relative-range"),
+        pytest.param(
+            "relative_range",
+            (0.9, 0.95),
+            {36, 37, 38, 39, 40},
+            {57, 58, 59, 60},
+            id="relative-range",
+        ),
         pytest.param("absolute", (30, 100), {30}, {60}, id="absolute-limited"),
-        pytest.param("absolute_range", (38, 50), {38, 39, 40}, set(range(38, 51)), id="absolute-range"),
+        pytest.param(
+            "absolute_range", (38, 50), {38, 39, 40}, set(range(38, 51)), id="absolute-range"
+        ),
     ],
 )
 def test_crop_sizes_and_places(crop_type, crop_size, heights, widths):
@@ -141,7 +151,9 @@ def test_crop_by_area_shows_more_than_one_class():
     aug = T.RandomCrop_CategoryAreaConstraint("absolute", (10, 10), 0.75)
     shares = []
     for _ in range(60):
-        labels = aug.get_transform(np.zeros((20, 40, 3), np.uint8), two_halves()).apply_segmentation(two_halves())
+        labels = aug.get_transform(
+            np.zeros((20, 40, 3), np.uint8), two_halves()
+        ).apply_segmentation(two_halves())
         shares.append(max(np.mean(labels == 0), np.mean(labels == 1)))
     # A tenth of the windows will do; ten draws find one in two of three cases, where a single draw would in one of ten.
     assert np.mean(np.array(shares) < 0.75) > 0.4
@@ -160,6 +172,8 @@ def test_crop_by_area_of_one_does_not_look_at_labels():
 
 def test_crop_by_area_needs_labels():
     with pytest.raises(ValueError, match="SINGLE_CATEGORY_MAX_AREA below 1 needs a label map"):
-        T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5), 0.75).get_transform(np.zeros((20, 40, 3)))
+        T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5), 0.75).get_transform(
+            np.zeros((20, 40, 3))
+        )
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0"):
         T.RandomCrop_CategoryAreaConstraint("relative", (0.5, 0.5), 0)

@@ -39,7 +39,9 @@ def test_resize_is_pils_to_one_level(new_size, interp):
 def test_resize_treats_each_channel_alike(channels):
     image = noise(20, 30, channels)
     tfm = T.ResizeTransform(20, 30, 33, 41)
-    separate = np.stack([tfm.apply_image(np.ascontiguousarray(image[:, :, c])) for c in range(channels)], axis=2)
+    separate = np.stack(
+        [tfm.apply_image(np.ascontiguousarray(image[:, :, c])) for c in range(channels)], axis=2
+    )
     assert np.array_equal(tfm.apply_image(image), separate)
 
 
@@ -50,7 +52,9 @@ def test_flip_and_resize_commute():
         image = noise(height, width)
         resize = T.ResizeTransform(height, width, new_height, new_width)
         before = resize.apply_image(T.HFlipTransform(width).apply_image(image))
-        after = T.HFlipTransform(new_width).apply_image(resize.apply_image(np.ascontiguousarray(image)))
+        after = T.HFlipTransform(new_width).apply_image(
+            resize.apply_image(np.ascontiguousarray(image))
+        )
         assert np.array_equal(before, after)
         # ... and so do the order of channels and the layout in memory.
         plain = resize.apply_image(np.ascontiguousarray(image[:, :, ::-1]))
@@ -84,7 +88,10 @@ def test_labels_are_resized_without_new_ones(dtype):
     resized = tfm.apply_segmentation(labels)
     assert resized.dtype == dtype
     assert set(np.unique(resized)) <= {0, 1, limit}
-    rows, columns = ((np.arange(23) + 0.5) * 10 / 23).astype(int), ((np.arange(17) + 0.5) * 10 / 17).astype(int)
+    rows, columns = (
+        ((np.arange(23) + 0.5) * 10 / 23).astype(int),
+        ((np.arange(17) + 0.5) * 10 / 17).astype(int),
+    )
     assert np.array_equal(resized, labels[rows][:, columns])
 
 
@@ -109,7 +116,9 @@ def test_resize_scales_points_and_inverts():
 
 
 def test_resize_of_another_image_is_refused():
-    with pytest.raises(ValueError, match=r"made for images of 10x20 .*got one of shape \(20, 10, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"made for images of 10x20 .*got one of shape \(20, 10, 3\)"
+    ):
         T.ResizeTransform(10, 20, 30, 40).apply_image(noise(20, 10))
 
 
@@ -125,7 +134,10 @@ def test_unknown_interpolation_is_refused():
 
 def test_resize_takes_one_side_or_two():
     for shape, expected in ((5, (5, 5)), ((4, 6), (4, 6))):
-        assert T.Resize(shape).get_transform(noise(10, 20)).apply_image(noise(10, 20)).shape[:2] == expected
+        assert (
+            T.Resize(shape).get_transform(noise(10, 20)).apply_image(noise(10, 20)).shape[:2]
+            == expected
+        )
 
 
 # (height, width), shortest edge, longest edge -> (height, width), by hand from Detectron2's rule
@@ -158,7 +170,9 @@ def test_shortest_edge_draws_from_the_whole_range():
 
 
 def test_shortest_edge_of_zero_leaves_the_image():
-    assert isinstance(T.ResizeShortestEdge(0, 1333, "choice").get_transform(noise(5, 6)), T.NoOpTransform)
+    assert isinstance(
+        T.ResizeShortestEdge(0, 1333, "choice").get_transform(noise(5, 6)), T.NoOpTransform
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,8 +207,12 @@ def test_random_flip_wants_one_direction(both):
 @pytest.mark.parametrize("size", [(48, 64), (7, 11), (24, 32), (1, 1), (80, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
 def test_label_map_is_resized_as_pillow_does(size, dtype):
-    labels = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, (24, 32)).astype(dtype)
+    labels = (
+        np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, (24, 32)).astype(dtype)
+    )
     resized = T.ResizeTransform(24, 32, *size).apply_segmentation(labels[:, ::-1])
-    expected = Image.fromarray(labels[:, ::-1].astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    expected = Image.fromarray(labels[:, ::-1].astype(np.uint8)).resize(
+        size[::-1], Image.Resampling.NEAREST
+    )
     assert resized.dtype == dtype
     assert np.array_equal(resized, np.asarray(expected))

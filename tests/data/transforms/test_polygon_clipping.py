@@ -11,7 +11,7 @@ SIZE = (40, 50)
 
 
 def drawn(polygons, scale=4, margin=60):
-    """Give the pixels of an image of `SIZE` that polygons cover, on a finer grid; the polygons may leave it."""
+    """Return the pixels of an image of `SIZE` that polygons cover, on a finer grid; the polygons may leave it."""
     height, width = SIZE
     canvas = Image.new("1", (scale * (width + 2 * margin), scale * (height + 2 * margin)))
     for polygon in polygons:
@@ -23,7 +23,10 @@ def drawn(polygons, scale=4, margin=60):
 
 def star(rng, center, radius, corners=24):
     angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
-    return center + (rng.uniform(0.2, 1, corners) * radius * np.array([np.cos(angle), np.sin(angle)])).T
+    return (
+        center
+        + (rng.uniform(0.2, 1, corners) * radius * np.array([np.cos(angle), np.sin(angle)])).T
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -56,7 +59,9 @@ def test_polygon_that_touches_the_border_from_outside_has_nothing_inside():
 
 def test_two_ends_of_one_object_become_two_polygons():
     # A U that dips below the lower border: without a cut between the ends, its box would reach the border.
-    u_shape = np.array([[5.0, 10], [10, 10], [10, 45], [30, 45], [30, 20], [35, 20], [35, 50], [5, 50]])
+    u_shape = np.array(
+        [[5.0, 10], [10, 10], [10, 45], [30, 45], [30, 20], [35, 20], [35, 50], [5, 50]]
+    )
     parts = clip_polygons([u_shape], SIZE)
     boxes = sorted((*part.min(axis=0).tolist(), *part.max(axis=0).tolist()) for part in parts)
     assert boxes == [(5, 10, 10, 40), (30, 20, 35, 40)]

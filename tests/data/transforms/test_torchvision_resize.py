@@ -53,4 +53,6 @@ def test_a_very_thin_image_keeps_its_short_side():
 
 def test_image_of_another_size_is_an_error():
     with pytest.raises(ValueError, match="made for images of 20x30"):
-        T.TorchvisionResizeTransform(20, 30, 40, 60).apply_image(np.ones((21, 30, 3), dtype=np.uint8))
+        T.TorchvisionResizeTransform(20, 30, 40, 60).apply_image(
+            np.ones((21, 30, 3), dtype=np.uint8)
+        )

@@ -24,14 +24,18 @@ def test_box_is_the_smallest_around_its_transformed_corners():
     assert Shear(0.5).apply_box([[0, 0, 10, 4]]).tolist() == [[0, 0, 12, 4]]
 
 
-@pytest.mark.parametrize("tfm", [T.HFlipTransform(20), T.ResizeTransform(10, 20, 30, 40), T.CropTransform(2, 3, 9, 5)])
+@pytest.mark.parametrize(
+    "tfm", [T.HFlipTransform(20), T.ResizeTransform(10, 20, 30, 40), T.CropTransform(2, 3, 9, 5)]
+)
 def test_box_of_an_axis_aligned_transform_is_that_of_its_four_corners(tfm):
     boxes = np.random.default_rng(0).uniform(0, 10, (20, 2))
     boxes = np.concatenate([boxes, boxes + 3], axis=1)
     assert np.allclose(tfm.apply_box(boxes), T.Transform.apply_box(tfm, boxes))
 
 
-@pytest.mark.parametrize("tfm", [Shear(1.0), T.HFlipTransform(8), T.NoOpTransform(), T.TransformList([])])
+@pytest.mark.parametrize(
+    "tfm", [Shear(1.0), T.HFlipTransform(8), T.NoOpTransform(), T.TransformList([])]
+)
 def test_no_boxes_stay_no_boxes(tfm):
     assert tfm.apply_box(np.zeros((0, 4))).shape == (0, 4)
 
@@ -55,7 +59,11 @@ def test_lists_add_up_flat():
 
 def test_inverse_of_a_list_leads_back():
     tfm = T.TransformList(
-        [T.HFlipTransform(20), T.ResizeTransform(10, 20, 30, 50), T.CropTransform(3, 4, 20, 10, 50, 30)]
+        [
+            T.HFlipTransform(20),
+            T.ResizeTransform(10, 20, 30, 50),
+            T.CropTransform(3, 4, 20, 10, 50, 30),
+        ]
     )
     points = np.random.default_rng(0).uniform(0, 10, (6, 2))
     assert np.allclose(tfm.inverse().apply_coords(tfm.apply_coords(points)), points)

@@ -84,7 +84,9 @@ def test_unknown_mode_is_an_error(tmp_path):
 
 def test_periodic_hook_saves_every_period_and_at_the_end(tmp_path):
     trainer = Scored([None] * 5)
-    trainer.register_hooks([hooks.PeriodicCheckpointer(DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path)), 2)])
+    trainer.register_hooks(
+        [hooks.PeriodicCheckpointer(DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path)), 2)]
+    )
     trainer.train(0, 5)
     names = sorted(os.listdir(tmp_path))
     assert names == ["last_checkpoint", "model_0000001.pth", "model_0000003.pth", "model_final.pth"]

@@ -26,7 +26,9 @@ def run(scores, patience, max_iter=20, period=2, hook=None, start=0, **kwargs):
     """Train with the scores of the evaluations in turn; give the trainer, what was saved, and the hook."""
     saved, trainer, scores = Saved(), Trainer(), iter(scores)
     hook = hook or hooks.EarlyStop(patience, period, "task/score", saved, **kwargs)
-    trainer.register_hooks([hooks.EvalHook(period, lambda: {"task": {"score": next(scores)}}), hook])
+    trainer.register_hooks(
+        [hooks.EvalHook(period, lambda: {"task": {"score": next(scores)}}), hook]
+    )
     trainer.train(start, max_iter)
     return trainer, saved.calls, hook
 
@@ -63,7 +65,10 @@ def test_missing_score_is_named_with_near_misses_and_does_not_stop(caplog):
     with caplog.at_level(logging.WARNING, logger="detkit"):
         trainer = run([1.0] * 20, 1, hook=hooks.EarlyStop(1, 2, "task/scor", Saved()))[0]
     assert trainer.iter == 20
-    assert "no score 'task/scor' to choose the best model by; scores: task/score. Did you mean" in caplog.text
+    assert (
+        "no score 'task/scor' to choose the best model by; scores: task/score. Did you mean"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ class Logs(nn.Module):
 
 
 def batches():
-    return [torch.randn(50, 2, generator=torch.Generator().manual_seed(i)) * 3 + 5 for i in range(4)]
+    return [
+        torch.randn(50, 2, generator=torch.Generator().manual_seed(i)) * 3 + 5 for i in range(4)
+    ]
 
 
 def test_statistics_become_those_of_all_batches():
@@ -55,4 +57,7 @@ def test_model_without_trained_batch_norm_is_left_alone_and_that_is_said(caplog)
     before = model.norm.running_mean.clone()
     hooks.PreciseBN(0, model, [], 3).update_stats()
     assert torch.equal(model.norm.running_mean, before)
-    assert "TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains" in caplog.text
+    assert (
+        "TEST.PRECISE_BN.ENABLED has no effect: no batch norm layer of the model trains"
+        in caplog.text
+    )

@@ -58,7 +58,9 @@ def test_trainer_counts_over_a_resume(tiny_cfg, tmp_path, caplog):
     again = DefaultTrainer(tiny_cfg)
     again.resume_or_load(resume=True)
     again.train()
-    summaries = [record.message for record in caplog.records if "skipped in training" in record.message]
+    summaries = [
+        record.message for record in caplog.records if "skipped in training" in record.message
+    ]
     assert len(summaries) == 2
     assert summaries[0] == summaries[1]
     assert f"{bad} is empty" in summaries[0]

@@ -42,13 +42,17 @@ def records(tmp_path):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (40, 30), (10 * i, 0, 0)).save(path)
         box = {"bbox": [1, 1, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-        made.append({"file_name": str(path), "image_id": i, "height": 30, "width": 40, "annotations": [box]})
+        made.append(
+            {"file_name": str(path), "image_id": i, "height": 30, "width": 40, "annotations": [box]}
+        )
     return made
 
 
 def run(tmp_path, records, iterations=4, period=2, **kwargs):
     model, trainer = Model(), Trainer()
-    hook = hooks.VisualizationHook(period, model, lambda: records, dict, str(tmp_path / "out"), **kwargs)
+    hook = hooks.VisualizationHook(
+        period, model, lambda: records, dict, str(tmp_path / "out"), **kwargs
+    )
     trainer.register_hooks([hook])
     trainer.train(0, iterations)
     return model, trainer, sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -63,7 +67,9 @@ def test_draws_every_period_and_at_the_end(tmp_path, records):
         ("predictions/00", 4),
         ("predictions/01", 4),
     ]
-    assert all(image.dtype == np.uint8 and image.shape[0] == 3 for _, image, _ in trainer.storage.images())
+    assert all(
+        image.dtype == np.uint8 and image.shape[0] == 3 for _, image, _ in trainer.storage.images()
+    )
 
 
 def test_model_runs_in_eval_mode_and_comes_back_as_it_was(tmp_path, records):
@@ -90,7 +96,10 @@ def difference(record, output, other):
 
 
 def test_picture_has_truth_on_the_left_and_prediction_on_the_right(records):
-    assert difference(records[0], {"instances": instances([0.9])}, {"instances": instances([])}).min() >= 0.5
+    assert (
+        difference(records[0], {"instances": instances([0.9])}, {"instances": instances([])}).min()
+        >= 0.5
+    )
 
 
 def test_scores_below_the_threshold_are_not_drawn(records):
@@ -99,7 +108,11 @@ def test_scores_below_the_threshold_are_not_drawn(records):
 
 
 def proposals(count):
-    return Instances((30, 40), proposal_boxes=Boxes(torch.rand(count, 4) * 30), objectness_logits=torch.rand(count))
+    return Instances(
+        (30, 40),
+        proposal_boxes=Boxes(torch.rand(count, 4) * 30),
+        objectness_logits=torch.rand(count),
+    )
 
 
 def test_best_proposals_are_drawn_for_a_model_without_instances(records):
@@ -114,8 +127,16 @@ POLYGON = [[2.0, 2.0, 18.0, 2.0, 18.0, 18.0]]
 @pytest.mark.parametrize(
     ("field", "value", "entry", "truth"),
     [
-        pytest.param("pred_masks", torch.zeros(1, 30, 40, dtype=torch.bool), "segmentation", POLYGON, id="masks"),
-        pytest.param("pred_keypoints", torch.zeros(1, 1, 3), "keypoints", [12.0, 14.0, 2.0], id="keypoints"),
+        pytest.param(
+            "pred_masks",
+            torch.zeros(1, 30, 40, dtype=torch.bool),
+            "segmentation",
+            POLYGON,
+            id="masks",
+        ),
+        pytest.param(
+            "pred_keypoints", torch.zeros(1, 1, 3), "keypoints", [12.0, 14.0, 2.0], id="keypoints"
+        ),
     ],
 )
 def test_truth_shows_what_the_model_predicts(records, field, value, entry, truth):
@@ -149,7 +170,10 @@ def test_panoptic_result_is_drawn_beside_the_panoptic_png(records, tmp_path):
     ids = np.full((30, 40), 7)
     ids[:, 20:] = 300
     Image.fromarray(id2rgb(ids)).save(tmp_path / "panoptic.png")
-    infos = [{"id": 7, "category_id": 1, "isthing": False}, {"id": 300, "category_id": 2, "isthing": True}]
+    infos = [
+        {"id": 7, "category_id": 1, "isthing": False},
+        {"id": 300, "category_id": 2, "isthing": True},
+    ]
     records[0].update(pan_seg_file_name=str(tmp_path / "panoptic.png"), segments_info=infos)
     output = {
         "instances": instances([0.9]),
@@ -162,6 +186,11 @@ def test_panoptic_result_is_drawn_beside_the_panoptic_png(records, tmp_path):
 def test_limit_of_pixels_holds_for_label_maps_too(tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "image.png")
     Image.new("L", (20, 20)).save(tmp_path / "labels.png")
-    record = {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "labels.png")}
-    with pytest.raises(BadImageError, match=r"labels\.png .* 399 pixels that INPUT.MAX_IMAGE_PIXELS"):
+    record = {
+        "file_name": str(tmp_path / "image.png"),
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+    }
+    with pytest.raises(
+        BadImageError, match=r"labels\.png .* 399 pixels that INPUT.MAX_IMAGE_PIXELS"
+    ):
         draw_truth_and_prediction(record, {"sem_seg": torch.zeros(1, 10, 10)}, max_image_pixels=399)

@@ -70,7 +70,11 @@ def test_states_find_their_writers_among_others():
             self.loaded = state_dict["calls"]
 
     first, second = Counter(), Counter()
-    train(3, hooks.PeriodicWriter([first], period=1), before := hooks.PeriodicWriter([second, Recorder()], period=2))
+    train(
+        3,
+        hooks.PeriodicWriter([first], period=1),
+        before := hooks.PeriodicWriter([second, Recorder()], period=2),
+    )
     after = Counter()
     hooks.PeriodicWriter([Recorder(), after, Recorder()]).load_state_dict(before.state_dict())
     assert after.loaded == len(second.calls)
@@ -83,5 +87,9 @@ def test_writers_open_before_the_first_step():
 
     steps = []
     with pytest.raises(OSError, match="no key"):
-        train(3, hooks.CallbackHook(after_step=lambda t: steps.append(t.iter)), hooks.PeriodicWriter([Refuses()]))
+        train(
+            3,
+            hooks.CallbackHook(after_step=lambda t: steps.append(t.iter)),
+            hooks.PeriodicWriter([Refuses()]),
+        )
     assert steps == []

@@ -69,17 +69,25 @@ def test_step_that_overflows_the_weights():
 
     message = message_of_stop(Steep(), [[item()]] * 3, lr=1e38)
     assert "the step before made weights infinite or nan (backbone.weight" in message
-    assert "Settings to look at: SOLVER.BASE_LR lower, SOLVER.WARMUP_ITERS longer, SOLVER.CLIP_GRADIENTS" in message
+    assert (
+        "Settings to look at: SOLVER.BASE_LR lower, SOLVER.WARMUP_ITERS longer, SOLVER.CLIP_GRADIENTS"
+        in message
+    )
 
 
 def test_image_that_is_not_finite():
     broken = item(image=torch.full((3, 8, 8), math.inf))
-    assert "the image of a.jpg is not finite as the data loader gives it" in message_of_stop(Detector(), [[broken]])
+    assert "the image of a.jpg is not finite as the data loader gives it" in message_of_stop(
+        Detector(), [[broken]]
+    )
 
 
 def test_normalisation_that_overflows():
     message = message_of_stop(Detector(std=0.0), [[item()]])
-    assert "are not once they are normalised. Settings to look at: MODEL.PIXEL_MEAN, MODEL.PIXEL_STD" in message
+    assert (
+        "are not once they are normalised. Settings to look at: MODEL.PIXEL_MEAN, MODEL.PIXEL_STD"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,11 @@ def test_learning_rate_that_makes_weights_large():
 
         def loss(self, difference):
             penalty = self.head.weight.pow(2).sum()
-            return difference.pow(2).mean().sqrt() / penalty.sqrt() if penalty.isfinite() else penalty * math.nan
+            return (
+                difference.pow(2).mean().sqrt() / penalty.sqrt()
+                if penalty.isfinite()
+                else penalty * math.nan
+            )
 
     message = message_of_stop(Normalised(), [[item()]] * 3, lr=1e22)
     assert "weights have grown to " in message
@@ -128,7 +140,10 @@ def test_large_weights_that_were_loaded():
     model = Detector()
     nn.init.constant_(model.backbone.weight, 1e30)
     message = message_of_stop(model, [[item()]])
-    assert "weights were as large as 1e+30 before the first step (backbone.weight), as they were loaded." in message
+    assert (
+        "weights were as large as 1e+30 before the first step (backbone.weight), as they were loaded."
+        in message
+    )
     assert "Settings to look at: MODEL.WEIGHTS." in message
 
 
@@ -142,7 +157,10 @@ def test_overflow_of_float16():
     model.head = Half(4, 1)
     nn.init.constant_(model.head.bias, 3.0)
     message = message_of_stop(model, [[item()]])
-    assert "an overflow in head (Half): float16 ends at 65504. Settings to look at: SOLVER.AMP.DTYPE bf16" in message
+    assert (
+        "an overflow in head (Half): float16 ends at 65504. Settings to look at: SOLVER.AMP.DTYPE bf16"
+        in message
+    )
 
 
 def test_overflow_of_bfloat16_is_not_put_down_to_it():
@@ -167,7 +185,9 @@ def test_module_that_makes_nan_of_finite_numbers():
 
     model = Detector()
     model.head = nn.Sequential(model.head, Log())
-    assert "head.1 (Log) makes numbers that are not finite of finite ones." in message_of_stop(model, [[item()]])
+    assert "head.1 (Log) makes numbers that are not finite of finite ones." in message_of_stop(
+        model, [[item()]]
+    )
 
 
 def test_code_between_modules():
@@ -176,7 +196,10 @@ def test_code_between_modules():
             return {"loss": self.head(self.backbone(batch[0]["image"]).mean((1, 2)) / 0).mean()}
 
     message = message_of_stop(Between(), [[item()]])
-    assert "what head (Linear) is given is not finite, and no module gave it: the data, or code between" in message
+    assert (
+        "what head (Linear) is given is not finite, and no module gave it: the data, or code between"
+        in message
+    )
 
 
 def test_loss_function():
@@ -185,7 +208,10 @@ def test_loss_function():
             return (difference * 0).log().mean()
 
     message = message_of_stop(Log(), [[item()]])
-    assert "all modules within are finite, a loss that the model (Log) makes of them is not: loss_box." in message
+    assert (
+        "all modules within are finite, a loss that the model (Log) makes of them is not: loss_box."
+        in message
+    )
 
 
 def test_derivative_that_does_not_exist():
@@ -194,7 +220,9 @@ def test_derivative_that_does_not_exist():
             return (difference * 0).abs().sqrt().mean()
 
     message = message_of_stop(Root(), [[item()]])
-    assert "the gradient is not finite at iteration 0, though the losses are: loss_box=0." in message
+    assert (
+        "the gradient is not finite at iteration 0, though the losses are: loss_box=0." in message
+    )
     assert "their gradient is not from that at the output of head on backwards" in message
 
 
@@ -215,7 +243,10 @@ def test_model_that_stops_by_itself():
             raise FloatingPointError("boxes contain nan. Or so.")
 
     message = message_of_stop(Stops(), [[item()]])
-    assert "boxes contain nan. Likeliest cause: the outputs of all modules are finite up to where the model" in message
+    assert (
+        "boxes contain nan. Likeliest cause: the outputs of all modules are finite up to where the model"
+        in message
+    )
 
 
 def test_step_that_cannot_be_replayed():
@@ -226,14 +257,28 @@ def test_step_that_cannot_be_replayed():
             self.is_later = True
             return difference.mean() * math.nan
 
-    assert "could not be replayed (RuntimeError: out of memory)." in message_of_stop(Once(), [[item()]])
+    assert "could not be replayed (RuntimeError: out of memory)." in message_of_stop(
+        Once(), [[item()]]
+    )
 
 
 def make_evidence(
-    process=0, *, losses=(1.0,), num_steps=3, first_output=None, first_gradient=None, image=None, **kwargs
+    process=0,
+    *,
+    losses=(1.0,),
+    num_steps=3,
+    first_output=None,
+    first_gradient=None,
+    image=None,
+    **kwargs,
 ):
     images = [] if image is None else [image]
-    fields = {"recent_losses": list(losses), "broken_weights": [], "largest_weight": ("w", 1.0), "broken_gradients": []}
+    fields = {
+        "recent_losses": list(losses),
+        "broken_weights": [],
+        "largest_weight": ("w", 1.0),
+        "broken_gradients": [],
+    }
     return Evidence(
         process=process,
         passes=[PassEvidence({"loss": math.nan}, "", images)],
@@ -247,22 +292,38 @@ BROKEN_BOX = ImageEvidence("b.jpg", 1, [8, 8], True, [[3.0, 1.0, 3.0, 6.0]], [0]
 
 
 def output(module, **kwargs):
-    return BrokenOutput(module, "Conv2d", "float32", **{"has_finite_inputs": True, "ran_first": False, **kwargs})
+    return BrokenOutput(
+        module, "Conv2d", "float32", **{"has_finite_inputs": True, "ran_first": False, **kwargs}
+    )
 
 
 @pytest.mark.parametrize(
     ("evidence", "text"),
     [
-        pytest.param({"broken_weights": ["a", "b", "c", "d"], "losses": [1, 99]}, r"a, b, c and 1 more", id="weights"),
-        pytest.param({"image": BROKEN_BOX, "losses": [1.0, 99.0]}, "b.jpg", id="box-before-learning-rate"),
         pytest.param(
-            {"image": BROKEN_BOX, "first_output": output("backbone.stem")}, "backbone.stem", id="no-box-in-the-backbone"
+            {"broken_weights": ["a", "b", "c", "d"], "losses": [1, 99]},
+            r"a, b, c and 1 more",
+            id="weights",
         ),
         pytest.param(
-            {"losses": [1.0, 99.0], "first_output": output("roi_heads")}, "rose from 1 to 99", id="rise-before-module"
+            {"image": BROKEN_BOX, "losses": [1.0, 99.0]}, "b.jpg", id="box-before-learning-rate"
         ),
-        pytest.param({"losses": [1.0, 5.0], "first_output": output("roi_heads")}, "roi_heads", id="no-rise"),
-        pytest.param({"losses": [99.0, 1.0, 1.0, 1.0, 1.0], "first_output": output("fpn")}, "fpn", id="fall"),
+        pytest.param(
+            {"image": BROKEN_BOX, "first_output": output("backbone.stem")},
+            "backbone.stem",
+            id="no-box-in-the-backbone",
+        ),
+        pytest.param(
+            {"losses": [1.0, 99.0], "first_output": output("roi_heads")},
+            "rose from 1 to 99",
+            id="rise-before-module",
+        ),
+        pytest.param(
+            {"losses": [1.0, 5.0], "first_output": output("roi_heads")}, "roi_heads", id="no-rise"
+        ),
+        pytest.param(
+            {"losses": [99.0, 1.0, 1.0, 1.0, 1.0], "first_output": output("fpn")}, "fpn", id="fall"
+        ),
         pytest.param({"losses": [], "first_output": output("fpn")}, "fpn", id="no-losses"),
     ],
 )

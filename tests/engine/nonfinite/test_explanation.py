@@ -24,7 +24,9 @@ class Toy(nn.Module):
 
 
 def item(name, factor=1.0):
-    instances = Instances((4, 6), gt_boxes=Boxes([[0, 1, 2.5, 4], [1, 1, 3, 3]]), gt_classes=torch.tensor([2, 0]))
+    instances = Instances(
+        (4, 6), gt_boxes=Boxes([[0, 1, 2.5, 4], [1, 1, 3, 3]]), gt_classes=torch.tensor([2, 0])
+    )
     return {
         "image": torch.ones(2, 4, 6),
         "instances": instances,
@@ -45,21 +47,34 @@ def stop(data, dump_dir, model=None, **kwargs):
 
 def dump(folder):
     (path,) = folder.glob("nonfinite_iter_*.json")
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(
+        path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
 
 
 def test_file_holds_all_that_is_known_and_the_message_names_it(tmp_path):
-    message = stop([[item("a.jpg")], [item("b.jpg", math.nan), item("c.jpg")]], str(tmp_path / "out"))
+    message = stop(
+        [[item("a.jpg")], [item("b.jpg", math.nan), item("c.jpg")]], str(tmp_path / "out")
+    )
     path = tmp_path / "out" / "nonfinite_iter_0000001.json"
-    assert message.endswith(f"The weights are as they were before this step. All that is known: {path}.")
+    assert message.endswith(
+        f"The weights are as they were before this step. All that is known: {path}."
+    )
     assert "loss is not finite at iteration 1: loss_a=" in message
     assert ", loss_b=nan. Likeliest cause: " in message
     assert "Images of the batch: b.jpg, c.jpg." in message
 
     content = json.loads(path.read_text())
-    assert (content["iteration"], content["not_finite"], content["steps_skipped_before"]) == (1, "loss", 0)
+    assert (content["iteration"], content["not_finite"], content["steps_skipped_before"]) == (
+        1,
+        "loss",
+        0,
+    )
     assert content["likeliest_cause"] in message
-    assert content["parameter_groups"] == [{"lr": 0.5, "num_parameters": 1}, {"lr": 0.25, "num_parameters": 1}]
+    assert content["parameter_groups"] == [
+        {"lr": 0.5, "num_parameters": 1},
+        {"lr": 0.25, "num_parameters": 1},
+    ]
     (process,) = content["processes"]
     assert process["process"] == 0
     (of_pass,) = process["passes"]
@@ -130,7 +145,9 @@ def test_model_that_found_out_by_itself_is_quoted(tmp_path):
             raise FloatingPointError("Predicted boxes contain nan. Likely it is the learning rate.")
 
     message = stop([[item("a.jpg")]], str(tmp_path), Raises())
-    assert "loss is not finite at iteration 0: Predicted boxes contain nan. Likeliest cause" in message
+    assert (
+        "loss is not finite at iteration 0: Predicted boxes contain nan. Likeliest cause" in message
+    )
     assert "Likely it is" in dump(tmp_path)["processes"][0]["passes"][0]["error"]
 
 
@@ -162,7 +179,9 @@ def test_process_with_the_loss_is_named(monkeypatch):
 def test_skipped_step_is_told_in_short(caplog):
     model = Toy()
     data = [[item("a.jpg"), item("b.jpg")], [item("c.jpg", math.nan), item("d.jpg")]]
-    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.1), 1, 2, max_skipped_steps=1)
+    trainer = SimpleTrainer(
+        model, data, torch.optim.SGD(model.parameters(), lr=0.1), 1, 2, max_skipped_steps=1
+    )
     with caplog.at_level(logging.WARNING, logger="detkit"):
         trainer.train(0, 1)
     (record,) = caplog.records

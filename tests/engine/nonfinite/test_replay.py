@@ -40,7 +40,9 @@ class Toy(nn.Module):
 def make_broken_step(monkeypatch, model, batches=None, **kwargs):
     """The step that a trainer wants explained."""
     steps = []
-    monkeypatch.setattr(simple_trainer, "explain", lambda step, folder: steps.append(step) or "explained")
+    monkeypatch.setattr(
+        simple_trainer, "explain", lambda step, folder: steps.append(step) or "explained"
+    )
     batches = [torch.randn(4, 2)] if batches is None else batches
     trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
     with EventStorage(), pytest.raises(FloatingPointError, match="explained"):
@@ -52,20 +54,28 @@ def test_inner_module_is_named_before_those_that_contain_it(monkeypatch):
     model = Toy()
     model.between[0].register_forward_hook(lambda module, args, output: output * math.nan)
     found = replay(make_broken_step(monkeypatch, model))
-    expected = BrokenOutput("between.0", "BatchNorm1d", "float32", has_finite_inputs=True, ran_first=False)
+    expected = BrokenOutput(
+        "between.0", "BatchNorm1d", "float32", has_finite_inputs=True, ran_first=False
+    )
     assert (found.first_output, found.first_gradient, found.error) == (expected, None, "")
 
 
 def test_input_that_is_not_finite_is_told_apart(monkeypatch):
     found = replay(make_broken_step(monkeypatch, Toy("between modules")))
-    assert found.first_output == BrokenOutput("last", "Linear", "float32", has_finite_inputs=False, ran_first=False)
+    assert found.first_output == BrokenOutput(
+        "last", "Linear", "float32", has_finite_inputs=False, ran_first=False
+    )
     found = replay(make_broken_step(monkeypatch, Toy(), [torch.full((4, 2), torch.inf)]))
-    assert found.first_output == BrokenOutput("first", "Linear", "float32", has_finite_inputs=False, ran_first=True)
+    assert found.first_output == BrokenOutput(
+        "first", "Linear", "float32", has_finite_inputs=False, ran_first=True
+    )
 
 
 def test_loss_that_no_module_gave_is_the_models_own(monkeypatch):
     found = replay(make_broken_step(monkeypatch, Toy("loss")))
-    assert found.first_output == BrokenOutput("", "Toy", "float32", has_finite_inputs=True, ran_first=False)
+    assert found.first_output == BrokenOutput(
+        "", "Toy", "float32", has_finite_inputs=True, ran_first=False
+    )
 
 
 def test_first_gradient_is_the_first_of_the_backward_pass(monkeypatch):
@@ -83,11 +93,16 @@ def test_gradient_of_a_parameter_may_be_the_first(monkeypatch):
 
 def test_same_random_numbers_are_drawn(monkeypatch):
     model = Toy("loss")
-    step = make_broken_step(monkeypatch, model, [torch.randn(64, 2), torch.randn(64, 2)], accum_steps=2)
+    step = make_broken_step(
+        monkeypatch, model, [torch.randn(64, 2), torch.randn(64, 2)], accum_steps=2
+    )
     torch.manual_seed(77)
     replay(step)
     assert (model.seen[0] == 0).any()
-    assert [torch.equal(a, b) for a, b in zip(model.seen[:2], model.seen[2:], strict=True)] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(model.seen[:2], model.seen[2:], strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_nothing_is_left_of_it(monkeypatch):
@@ -113,7 +128,9 @@ def test_statistics_are_those_that_the_step_began_with(monkeypatch):
     model = Toy("loss")
     step = make_broken_step(monkeypatch, model)
     seen = []
-    model.register_forward_pre_hook(lambda module, args: seen.append(int(module.between[0].num_batches_tracked)))
+    model.register_forward_pre_hook(
+        lambda module, args: seen.append(int(module.between[0].num_batches_tracked))
+    )
     replay(step)
     assert seen == [0]
 
@@ -181,7 +198,9 @@ def test_tensors_within_outputs_are_seen(monkeypatch, wrap):
 
 
 def test_other_processes_are_not_needed(monkeypatch, tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     exchanges = []
 
     def count(state, bucket):

@@ -62,14 +62,23 @@ def train(folder, count):
         model = create_ddp_model(Net())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         trainer = SimpleTrainer(
-            model, data_of(rank, fault), optimizer, 2, max_skipped_steps=count, dump_dir=f"{folder}/{fault}"
+            model,
+            data_of(rank, fault),
+            optimizer,
+            2,
+            max_skipped_steps=count,
+            dump_dir=f"{folder}/{fault}",
         )
         message = ""
         try:
             trainer.train(0, STEPS)
         except FloatingPointError as error:
             message = str(error)
-        losses = [i for _, i in trainer.storage.history("total_loss").values()] if message == "" and rank == 0 else []
+        losses = (
+            [i for _, i in trainer.storage.history("total_loss").values()]
+            if message == "" and rank == 0
+            else []
+        )
         result = (model.module.state_dict(), trainer.num_skipped, message, losses)
         torch.save(result, Path(folder) / f"{fault}_{rank}.pt")
 
@@ -106,7 +115,9 @@ def run_two(tmp_path, monkeypatch):
     def run(count):
         launch(test_several_processes.train, 2, args=(str(tmp_path), count))
         return {
-            fault: [torch.load(tmp_path / f"{fault}_{rank}.pt", weights_only=False) for rank in (0, 1)]
+            fault: [
+                torch.load(tmp_path / f"{fault}_{rank}.pt", weights_only=False) for rank in (0, 1)
+            ]
             for fault in FAULTS
         }
 
@@ -116,7 +127,10 @@ def run_two(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_both_skip_the_same_step(run_two):
     results = run_two(1)
-    for fault, ((weights, skipped, message, losses), (others, skipped_there, message_there, _)) in results.items():
+    for fault, (
+        (weights, skipped, message, losses),
+        (others, skipped_there, message_there, _),
+    ) in results.items():
         assert (skipped, skipped_there, message, message_there) == (1, 1, "", ""), fault
         assert losses == [0, 2, 3], fault
         for name in ("fc.weight", "fc.bias", "norm.weight"):

@@ -18,7 +18,9 @@ def test_all_parameters_that_train_are_part_of_the_loss(model):
     assert loss.isnan()
     assert loss.shape == ()
     loss.backward()
-    assert [p.grad is not None and bool(p.grad.isnan().all()) for p in model.parameters()] == [True] * 4 + [False] * 2
+    assert [p.grad is not None and bool(p.grad.isnan().all()) for p in model.parameters()] == [
+        True
+    ] * 4 + [False] * 2
 
 
 def test_forward_is_its_own_again(model):

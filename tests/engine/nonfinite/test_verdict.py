@@ -26,7 +26,9 @@ def scalars(*values):
         pytest.param([1.0], [], False, False, id="empty-gradient"),
     ],
 )
-def test_numbers_that_are_not_finite_are_found(losses, gradient, is_loss_broken, is_gradient_broken):
+def test_numbers_that_are_not_finite_are_found(
+    losses, gradient, is_loss_broken, is_gradient_broken
+):
     verdict = judge([scalars(0.5), scalars(*losses)], [torch.zeros(2, 2), torch.tensor(gradient)])
     assert verdict.is_loss_broken == is_loss_broken
     assert verdict.is_gradient_broken == is_gradient_broken
@@ -34,7 +36,10 @@ def test_numbers_that_are_not_finite_are_found(losses, gradient, is_loss_broken,
 
 def test_losses_are_given_by_pass_and_name():
     first, second = scalars(1.0, 2.0), {"loss_b": torch.tensor(3.0, dtype=torch.bfloat16)}
-    assert judge([first, second], [torch.ones(1)]).losses == [{"loss_0": 1.0, "loss_1": 2.0}, {"loss_b": 3.0}]
+    assert judge([first, second], [torch.ones(1)]).losses == [
+        {"loss_0": 1.0, "loss_1": 2.0},
+        {"loss_b": 3.0},
+    ]
 
 
 def test_step_without_gradients_has_none_that_are_broken():
@@ -56,7 +61,9 @@ def test_sparse_gradients():
 
 
 def test_loss_of_another_process_counts(monkeypatch):
-    monkeypatch.setattr(comm, "largest_of_each", lambda flags: torch.maximum(flags, torch.tensor([1.0, 0.0])))
+    monkeypatch.setattr(
+        comm, "largest_of_each", lambda flags: torch.maximum(flags, torch.tensor([1.0, 0.0]))
+    )
     verdict = judge([scalars(1.0)], [torch.ones(1)])
     assert verdict.is_loss_broken
     assert verdict.losses == [{"loss_0": 1.0}]

@@ -27,7 +27,11 @@ def registry(monkeypatch):
 
 
 def test_builtin_backbones_are_registered():
-    for name in ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"):
+    for name in (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+    ):
         assert name in BACKBONE_REGISTRY
 
 
@@ -56,7 +60,10 @@ def test_what_is_no_backbone_is_an_error(registry):
     registry.register(build_nothing)
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_nothing"
-    with pytest.raises(TypeError, match=r"MODEL.BACKBONE.NAME: 'build_nothing' must give a .*Backbone, gave Identity"):
+    with pytest.raises(
+        TypeError,
+        match=r"MODEL.BACKBONE.NAME: 'build_nothing' must give a .*Backbone, gave Identity",
+    ):
         build_backbone(cfg)
 
 
@@ -68,5 +75,7 @@ def test_wrong_output_shape_is_found_when_the_backbone_is_built(registry):
     registry.register(Wrong)
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = "Wrong"
-    with pytest.raises(ValueError, match=r"MODEL.BACKBONE.NAME: 'Wrong': Wrong.output_shape declares 's4'"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.BACKBONE.NAME: 'Wrong': Wrong.output_shape declares 's4'"
+    ):
         build_backbone(cfg)

@@ -6,7 +6,12 @@ from torch import nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import FPN, Backbone
-from detkit.modeling.backbone.dry_run import OutputShapeError, check_output_shape, dry_forward, parameters_behind
+from detkit.modeling.backbone.dry_run import (
+    OutputShapeError,
+    check_output_shape,
+    dry_forward,
+    parameters_behind,
+)
 
 
 class Strided(Backbone):
@@ -89,7 +94,9 @@ def test_forward_that_gives_no_dict_is_an_error(result):
         def forward(self, x):
             return result
 
-    with pytest.raises(OutputShapeError, match=f"features by name, a dict: got {type(result).__name__}"):
+    with pytest.raises(
+        OutputShapeError, match=f"features by name, a dict: got {type(result).__name__}"
+    ):
         check_output_shape(Bare(), 3)
 
 
@@ -98,7 +105,9 @@ def test_map_without_height_and_width_is_an_error():
         def forward(self, x):
             return {name: value.mean((2, 3)) for name, value in super().forward(x).items()}
 
-    with pytest.raises(OutputShapeError, match=r"forward gives no map \(N, C, H, W\): shape \(2, 5\)"):
+    with pytest.raises(
+        OutputShapeError, match=r"forward gives no map \(N, C, H, W\): shape \(2, 5\)"
+    ):
         check_output_shape(Pooled(), 3)
 
 
@@ -134,7 +143,10 @@ def test_forward_that_fails_for_another_reason_is_reported_and_let_through(caplo
 
     with caplog.at_level(logging.WARNING, logger="detkit"):
         check_output_shape(NeedsGpu(), 3)
-    assert "output_shape of NeedsGpu is not checked: it fails on 64x96: no kernel for this device" in caplog.text
+    assert (
+        "output_shape of NeedsGpu is not checked: it fails on 64x96: no kernel for this device"
+        in caplog.text
+    )
 
 
 @BACKBONES
@@ -148,7 +160,10 @@ def test_nothing_changes(kind):
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in backbone.modules()] == modes
     after = backbone.state_dict()
-    assert all(torch.equal(after[name], value) and after[name].device.type == "cpu" for name, value in before.items())
+    assert all(
+        torch.equal(after[name], value) and after[name].device.type == "cpu"
+        for name, value in before.items()
+    )
     assert not any(module._forward_hooks for module in backbone.modules())
 
 

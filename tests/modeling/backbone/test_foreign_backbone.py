@@ -33,26 +33,40 @@ class _Backbone(ForeignBackbone):
 
 def _build(**kwargs) -> _Backbone:
     maps = {"s2": FeatureMap(4, 2), "s4": FeatureMap(6, 4)}
-    arguments = {"body": _Body(), "maps": maps, "out_features": ["s2", "s4"], "sync_norm": lambda norm: norm}
+    arguments = {
+        "body": _Body(),
+        "maps": maps,
+        "out_features": ["s2", "s4"],
+        "sync_norm": lambda norm: norm,
+    }
     return _Backbone(**{**arguments, "freeze_norm": lambda norm: nn.Identity(), **kwargs})
 
 
 def _trained(backbone: _Backbone) -> set[str]:
-    return {name.split(".")[1] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    return {
+        name.split(".")[1]
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def test_parameter_that_no_map_needs_does_not_train():
     backbone = _build()
     assert _trained(backbone) == {"first", "norm", "second"}
     sum(value.sum() for value in backbone(torch.randn(1, 3, 8, 8)).values()).backward()
-    assert all(parameter.requires_grad == (parameter.grad is not None) for parameter in backbone.parameters())
+    assert all(
+        parameter.requires_grad == (parameter.grad is not None)
+        for parameter in backbone.parameters()
+    )
 
 
 def test_parameters_behind_maps_that_are_not_given_do_not_train():
     assert _trained(_build(out_features=["s2"])) == {"first", "norm"}
 
 
-@pytest.mark.parametrize(("freeze_at", "trained"), [(0, {"first", "norm", "second"}), (1, {"second"}), (2, set())])
+@pytest.mark.parametrize(
+    ("freeze_at", "trained"), [(0, {"first", "norm", "second"}), (1, {"second"}), (2, set())]
+)
 def test_maps_up_to_a_stride_are_frozen_with_their_norms(freeze_at, trained):
     backbone = _build(freeze_at=freeze_at)
     assert _trained(backbone) == trained
@@ -82,7 +96,10 @@ def test_only_what_a_pyramid_merges_is_given_unless_it_asks_for_more():
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
-    [([], r"KEY needs at least one of \['s4'\]"), (["s5"], r"KEY must be of \['s4'\], the strides of net: got 's5'")],
+    [
+        ([], r"KEY needs at least one of \['s4'\]"),
+        (["s5"], r"KEY must be of \['s4'\], the strides of net: got 's5'"),
+    ],
 )
 def test_features_that_are_not_there_are_an_error(chosen, message):
     with pytest.raises(ValueError, match=message):
@@ -93,7 +110,10 @@ def test_features_that_are_not_there_are_an_error(chosen, message):
     ("arguments", "message"),
     [
         ({"norm": "FrozenBM"}, "NORM must be one of .*got 'FrozenBM'. Did you mean 'FrozenBN'"),
-        ({"norm": "SyncBN", "body": nn.Conv2d(3, 4, 1)}, "NORM 'SyncBN' is for batch norms, which this model has none"),
+        (
+            {"norm": "SyncBN", "body": nn.Conv2d(3, 4, 1)},
+            "NORM 'SyncBN' is for batch norms, which this model has none",
+        ),
     ],
 )
 def test_bad_norm_is_an_error(arguments, message):

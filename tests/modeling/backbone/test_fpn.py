@@ -35,7 +35,9 @@ class _Pyramid(Backbone):
         n, _, height, width = x.shape
         generator = torch.Generator().manual_seed(0)
         return {
-            name: torch.randn(n, CHANNELS[name], height // stride, width // stride, generator=generator)
+            name: torch.randn(
+                n, CHANNELS[name], height // stride, width // stride, generator=generator
+            )
             for name, stride in STRIDES.items()
         }
 
@@ -58,14 +60,22 @@ def _in_torchvision(ours: FPN, extra_blocks, norm_layer=None) -> FeaturePyramidN
             continue
         kind, index = part[4:-1], ours._numbers.index(int(part[-1]))
         blocks = "inner_blocks" if kind == "lateral" else "layer_blocks"
-        state[f"{blocks}.{index}.{leaf.replace('norm', '1') if 'norm' in leaf else f'0.{leaf}'}"] = value
+        state[
+            f"{blocks}.{index}.{leaf.replace('norm', '1') if 'norm' in leaf else f'0.{leaf}'}"
+        ] = value
     theirs.load_state_dict(state)
     return theirs
 
 
 @pytest.mark.parametrize(
     "features",
-    [["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"], ["res4"], ["res2", "res5"], ["res2", "res3", "res5"]],
+    [
+        ["res2", "res3", "res4", "res5"],
+        ["res3", "res4", "res5"],
+        ["res4"],
+        ["res2", "res5"],
+        ["res2", "res3", "res5"],
+    ],
 )
 @pytest.mark.parametrize("norm", ["", "BN"])
 @pytest.mark.parametrize("top", ["max-pool", "P6 and P7", "none"])
@@ -77,11 +87,17 @@ def test_equals_torchvision_with_the_same_weights(features, norm, top):
         "none": None,
     }[top]
     ours = _fpn(in_features=features, norm=norm, top_block=top_block)
-    extra = {"max-pool": TorchvisionMaxPool(), "P6 and P7": TorchvisionP6P7(channels, 5), "none": None}[top]
+    extra = {
+        "max-pool": TorchvisionMaxPool(),
+        "P6 and P7": TorchvisionP6P7(channels, 5),
+        "none": None,
+    }[top]
     theirs = _in_torchvision(ours, extra, nn.BatchNorm2d if norm else None)
     image = torch.zeros(2, 3, 64, 96)
     got = ours(image)
-    want = theirs(OrderedDict((name, value) for name, value in _Pyramid()(image).items() if name in features))
+    want = theirs(
+        OrderedDict((name, value) for name, value in _Pyramid()(image).items() if name in features)
+    )
     numbers = [int(name[-1]) for name in features]
     numbers += range(numbers[-1] + 1, numbers[-1] + 1 + len(want) - len(features))
     assert list(got) == [f"p{number}" for number in numbers]
@@ -164,31 +180,48 @@ def test_images_are_padded_as_the_bottom_up_network_asks_too(asked, want):
 
 
 def test_image_that_is_not_padded_is_an_error():
-    with pytest.raises(ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"):
+    with pytest.raises(
+        ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"
+    ):
         _fpn()(torch.zeros(1, 3, 64, 100))
 
 
 @pytest.mark.parametrize(
-    ("features", "divisor"), [(["res2", "res3", "res4", "res5"], 32), (["res2", "res3", "res4"], 16), (["res3"], 8)]
+    ("features", "divisor"),
+    [(["res2", "res3", "res4", "res5"], 32), (["res2", "res3", "res4"], 16), (["res3"], 8)],
 )
 def test_images_of_any_size_are_padded_to_what_it_divides(features, divisor):
-    fpn = _fpn(in_features=features, top_block=LastLevelP6P7(CHANNELS[features[-1]], 5, features[-1]))
+    fpn = _fpn(
+        in_features=features, top_block=LastLevelP6P7(CHANNELS[features[-1]], 5, features[-1])
+    )
     detector = Detector(backbone=fpn, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
     images = [{"image": torch.zeros(3, 61, 75)}, {"image": torch.zeros(3, 33, 97)}]
     batch = detector.preprocess_image(images)
     assert batch.tensor.shape[-2:] == tuple(-(-side // divisor) * divisor for side in (61, 97))
     levels = fpn(batch.tensor)
     for name, shape in fpn.output_shape().items():
-        assert levels[name].shape[-2:] == tuple(-(-side // shape.stride) for side in batch.tensor.shape[-2:])
+        assert levels[name].shape[-2:] == tuple(
+            -(-side // shape.stride) for side in batch.tensor.shape[-2:]
+        )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"in_features": ["res2", "rse3"]}, "got 'rse3'. Did you mean 'res3'", id="unknown feature"),
+        pytest.param(
+            {"in_features": ["res2", "rse3"]},
+            "got 'rse3'. Did you mean 'res3'",
+            id="unknown feature",
+        ),
         pytest.param({"in_features": []}, "at least one input feature", id="no feature"),
-        pytest.param({"in_features": ["res4", "res2"]}, r"stride must grow .*have \[16, 4\]", id="coarsest first"),
-        pytest.param({"fuse_type": "mean"}, "fuse_type must be 'sum' or 'avg': got 'mean'", id="fuse type"),
+        pytest.param(
+            {"in_features": ["res4", "res2"]},
+            r"stride must grow .*have \[16, 4\]",
+            id="coarsest first",
+        ),
+        pytest.param(
+            {"fuse_type": "mean"}, "fuse_type must be 'sum' or 'avg': got 'mean'", id="fuse type"
+        ),
     ],
 )
 def test_bad_argument_is_an_error(arguments, message):
@@ -235,11 +268,15 @@ def test_p6_of_retinanet_may_come_from_the_pyramid():
     torch.testing.assert_close(levels["p5"], fpn.top_block.p6(levels["p4"]))
 
 
-@pytest.mark.parametrize("name", ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"])
+@pytest.mark.parametrize(
+    "name", ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"]
+)
 def test_features_that_the_backbone_does_not_give_are_an_error_that_names_the_keys(name):
     cfg = _config(name, ["res4", "res5"])
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
-    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: .*got 'res3'.*MODEL.RESNETS.OUT_FEATURES"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.FPN.IN_FEATURES: .*got 'res3'.*MODEL.RESNETS.OUT_FEATURES"
+    ):
         build_backbone(cfg)
 
 
@@ -251,7 +288,8 @@ def test_bad_setting_of_the_pyramid_names_its_key():
 
 
 @pytest.mark.parametrize(
-    ("build", "levels"), [(build_fpn, ["p3", "p4", "p5"]), (build_retinanet_fpn, ["p3", "p4", "p5", "p6"])]
+    ("build", "levels"),
+    [(build_fpn, ["p3", "p4", "p5"]), (build_retinanet_fpn, ["p3", "p4", "p5", "p6"])],
 )
 def test_any_backbone_that_tells_its_shapes_takes_a_pyramid(build, levels):
     cfg = _config("", ["res3", "res4"])
@@ -259,12 +297,17 @@ def test_any_backbone_that_tells_its_shapes_takes_a_pyramid(build, levels):
     fpn = build(cfg, _Pyramid())
     assert list(fpn.output_shape()) == levels
     maps = fpn(torch.zeros(1, 3, 64, 64))
-    assert [maps[name].shape[-1] for name in levels] == [64 // shape.stride for shape in fpn.output_shape().values()]
+    assert [maps[name].shape[-1] for name in levels] == [
+        64 // shape.stride for shape in fpn.output_shape().values()
+    ]
 
 
 @pytest.mark.parametrize("build", [build_fpn, build_retinanet_fpn])
 def test_features_that_any_backbone_does_not_give_are_an_error_with_near_misses(build):
-    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: .*got 'res33'. Did you mean 'res3'.*_Pyramid gives"):
+    with pytest.raises(
+        ValueError,
+        match=r"MODEL.FPN.IN_FEATURES: .*got 'res33'. Did you mean 'res3'.*_Pyramid gives",
+    ):
         build(_config("", ["res33", "res4"]), _Pyramid())
 
 

@@ -45,7 +45,10 @@ def _batch(size=(60, 90)):
     instances.gt_boxes = Boxes(torch.tensor([[5.0, 8.0, 40.0, 50.0], [30.0, 10.0, 80.0, 55.0]]))
     instances.gt_classes = torch.tensor([0, 2])
     return [
-        {"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator), "instances": instances}
+        {
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+            "instances": instances,
+        }
     ]
 
 
@@ -54,7 +57,10 @@ def _train(cfg, steps: int) -> torch.nn.Module:
     model = build_model(cfg).train()
     optimizer = build_optimizer(cfg, model)
     for _ in range(steps):
-        with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
+        with (
+            EventStorage(),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED),
+        ):
             losses = model(_batch())
         assert all(torch.isfinite(loss) for loss in losses.values())
         optimizer.zero_grad()

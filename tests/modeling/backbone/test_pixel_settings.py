@@ -38,7 +38,11 @@ def _pixels(*options, name="build_made_for_rgb"):
     ("options", "want"),
     [
         pytest.param([], ([1, 2, 3], [4, 5, 6], "RGB"), id="nothing set"),
-        pytest.param(["INPUT.FORMAT", "BGR"], ([3, 2, 1], [6, 5, 4], "BGR"), id="order set: numbers are turned round"),
+        pytest.param(
+            ["INPUT.FORMAT", "BGR"],
+            ([3, 2, 1], [6, 5, 4], "BGR"),
+            id="order set: numbers are turned round",
+        ),
         pytest.param(["MODEL.PIXEL_STD", [7, 8, 9]], ([1, 2, 3], [7, 8, 9], "RGB"), id="std set"),
         pytest.param(
             ["MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]],
@@ -46,7 +50,9 @@ def _pixels(*options, name="build_made_for_rgb"):
             id="mean set, to the default",
         ),
         pytest.param(
-            ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [1], "MODEL.PIXEL_STD", [2]], ([1], [2], "L"), id="all set"
+            ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [1], "MODEL.PIXEL_STD", [2]],
+            ([1], [2], "L"),
+            id="all set",
         ),
     ],
 )
@@ -63,7 +69,10 @@ def test_what_was_followed_and_what_was_kept_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="detkit"):
         _pixels("MODEL.PIXEL_STD", [7, 8, 9])
     followed, kept = [record.getMessage() for record in caplog.records]
-    assert followed == "as build_made_for_rgb expects its images: INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [1.0, 2.0, 3.0]"
+    assert (
+        followed
+        == "as build_made_for_rgb expects its images: INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [1.0, 2.0, 3.0]"
+    )
     assert kept == "MODEL.PIXEL_STD [7, 8, 9] is kept as the config sets it"
 
 
@@ -82,7 +91,10 @@ def test_second_call_changes_nothing_and_a_dump_gives_the_same(tmp_path, caplog)
 
 
 def test_format_of_other_channels_is_an_error():
-    with pytest.raises(ValueError, match="INPUT.FORMAT 'L' is not what the backbone was made for, RGB: set MODEL.PIX"):
+    with pytest.raises(
+        ValueError,
+        match="INPUT.FORMAT 'L' is not what the backbone was made for, RGB: set MODEL.PIX",
+    ):
         _pixels("INPUT.FORMAT", "L")
 
 
@@ -94,9 +106,14 @@ def test_statistics_of_the_unit_range_become_readable_numbers():
 def test_backbone_built_without_it_says_so(caplog, monkeypatch):
     monkeypatch.undo()
     cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.TORCHVISION.NAME", "resnet18"])
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.TORCHVISION.NAME", "resnet18"]
+    )
     build_backbone(cfg)
-    assert "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD: detkit's defaults, not what build_torchvision_backbone" in caplog.text
+    assert (
+        "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD: detkit's defaults, not what build_torchvision_backbone"
+        in caplog.text
+    )
     caplog.clear()
     follow_backbone_pixels(cfg)
     build_backbone(cfg)

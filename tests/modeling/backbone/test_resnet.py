@@ -31,7 +31,8 @@ def test_frozen_parts_do_not_change_in_training():
 
 def test_stages_behind_the_last_feature_are_not_built():
     names = [
-        {name.split(".")[0] for name in _tiny(out_features=[last]).state_dict()} for last in ("stem", "res2", "res3")
+        {name.split(".")[0] for name in _tiny(out_features=[last]).state_dict()}
+        for last in ("stem", "res2", "res3")
     ]
     assert names == [{"stem"}, {"stem", "res2"}, {"stem", "res2", "res3"}]
 
@@ -44,7 +45,10 @@ def test_classifier_gives_logits():
 
 def test_classifier_and_features_together():
     net = _tiny(num_classes=7, out_features=["res2", "linear"])
-    assert {name: value.shape[1] for name, value in net(torch.randn(1, 3, 16, 16)).items()} == {"res2": 4, "linear": 7}
+    assert {name: value.shape[1] for name, value in net(torch.randn(1, 3, 16, 16)).items()} == {
+        "res2": 4,
+        "linear": 7,
+    }
 
 
 @pytest.mark.parametrize(("depth", "block"), [(18, BasicBlock), (50, BottleneckBlock)])
@@ -93,12 +97,16 @@ def test_unknown_depth_of_default_stages_is_an_error():
 
 
 def test_per_block_argument_needs_a_value_for_each_block():
-    with pytest.raises(ValueError, match=r"stride_per_block needs one value for each of 3 blocks: got \[1\]"):
+    with pytest.raises(
+        ValueError, match=r"stride_per_block needs one value for each of 3 blocks: got \[1\]"
+    ):
         make_stage(BasicBlock, 3, in_channels=4, out_channels=4, stride_per_block=[1])
 
 
 def test_input_that_is_no_batch_is_an_error():
-    with pytest.raises(ValueError, match=r"ResNet takes images \(N, C, H, W\): got shape \(3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"ResNet takes images \(N, C, H, W\): got shape \(3, 8, 8\)"
+    ):
         _tiny()(torch.zeros(3, 8, 8))
 
 

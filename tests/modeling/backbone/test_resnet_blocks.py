@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from detkit.layers import FrozenBatchNorm2d
-from detkit.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock, DeepStem, DeformBottleneckBlock
+from detkit.modeling.backbone import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeepStem,
+    DeformBottleneckBlock,
+)
 from detkit.modeling.backbone.resnet_blocks import PooledConv2d
 
 
@@ -10,11 +16,14 @@ from detkit.modeling.backbone.resnet_blocks import PooledConv2d
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("avg_down", [False, True])
 @pytest.mark.parametrize(
-    "kind", ["basic", "basic, dilated", "bottleneck", "bottleneck, stride in 1x1", "groups", "dilated"]
+    "kind",
+    ["basic", "basic, dilated", "bottleneck", "bottleneck, stride in 1x1", "groups", "dilated"],
 )
 def test_block_gives_its_shape_and_every_parameter_a_gradient(norm, stride, kind, avg_down):
     if "basic" in kind:
-        block = BasicBlock(32, 64, stride=stride, norm=norm, avg_down=avg_down, dilation=1 + ("dilated" in kind))
+        block = BasicBlock(
+            32, 64, stride=stride, norm=norm, avg_down=avg_down, dilation=1 + ("dilated" in kind)
+        )
     else:
         block = BottleneckBlock(
             32,
@@ -41,7 +50,9 @@ def test_shortcut_is_the_identity_where_shapes_agree():
 
 
 @pytest.mark.parametrize(
-    ("stride_in_1x1", "strides"), [(True, ((2, 2), (1, 1))), (False, ((1, 1), (2, 2)))], ids=["1x1", "3x3"]
+    ("stride_in_1x1", "strides"),
+    [(True, ((2, 2), (1, 1))), (False, ((1, 1), (2, 2)))],
+    ids=["1x1", "3x3"],
 )
 def test_stride_is_where_it_was_asked_for(stride_in_1x1, strides):
     block = BottleneckBlock(8, 8, bottleneck_channels=4, stride=2, stride_in_1x1=stride_in_1x1)
@@ -76,7 +87,9 @@ def test_deep_stem_has_stride_4(norm):
 def test_pooled_shortcut_is_the_convolution_of_means():
     conv = PooledConv2d(2, 3, 2, None)
     x = torch.randn(1, 2, 5, 4)
-    means = torch.stack([x[:, :, i : i + 2, j : j + 2].mean(dim=(2, 3)) for i in (0, 2, 4) for j in (0, 2)], dim=-1)
+    means = torch.stack(
+        [x[:, :, i : i + 2, j : j + 2].mean(dim=(2, 3)) for i in (0, 2, 4) for j in (0, 2)], dim=-1
+    )
     want = torch.einsum("oc,ncp->nop", conv.weight[:, :, 0, 0], means).view(1, 3, 3, 2)
     torch.testing.assert_close(conv(x), want)
 
@@ -94,8 +107,16 @@ def test_groups_that_do_not_divide_the_bottleneck_are_an_error():
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_new_deformable_block_is_a_plain_one(modulated, dilation):
     torch.manual_seed(0)
-    settings = {"bottleneck_channels": 8, "stride": 2, "num_groups": 2, "norm": "FrozenBN", "dilation": dilation}
-    deformable = DeformBottleneckBlock(8, 16, deform_modulated=modulated, deform_num_groups=2, **settings)
+    settings = {
+        "bottleneck_channels": 8,
+        "stride": 2,
+        "num_groups": 2,
+        "norm": "FrozenBN",
+        "dilation": dilation,
+    }
+    deformable = DeformBottleneckBlock(
+        8, 16, deform_modulated=modulated, deform_num_groups=2, **settings
+    )
     plain = BottleneckBlock(8, 16, **settings)
     state = deformable.state_dict()
     assert not state["conv2_offset.weight"].any()
@@ -111,7 +132,9 @@ def test_new_deformable_block_is_a_plain_one(modulated, dilation):
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN"])
 def test_offsets_of_a_deformable_block_learn(modulated, norm):
     torch.manual_seed(0)
-    block = DeformBottleneckBlock(32, 64, bottleneck_channels=32, norm=norm, deform_modulated=modulated, stride=2)
+    block = DeformBottleneckBlock(
+        32, 64, bottleneck_channels=32, norm=norm, deform_modulated=modulated, stride=2
+    )
     with torch.no_grad():
         block.conv2_offset.weight.normal_(std=0.1)
     x = torch.randn(2, 32, 8, 8)
@@ -123,7 +146,9 @@ def test_offsets_of_a_deformable_block_learn(modulated, norm):
 
 def test_offsets_are_pairs_and_the_factors_come_last():
     torch.manual_seed(0)
-    block = DeformBottleneckBlock(4, 8, bottleneck_channels=4, norm="", deform_modulated=True, deform_num_groups=2)
+    block = DeformBottleneckBlock(
+        4, 8, bottleneck_channels=4, norm="", deform_modulated=True, deform_num_groups=2
+    )
     assert block.conv2_offset.out_channels == 54
     block.conv2_offset.bias.data[36:] = -100
     assert not block._spatial(torch.randn(1, 4, 5, 5)).any()

@@ -5,7 +5,13 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.layers import CheckpointedSequential, EvalBatchNorm2d, FrozenBatchNorm2d, ShapeSpec
-from detkit.modeling.backbone import BottleneckBlock, DeepStem, DeformBottleneckBlock, ResNet, build_backbone
+from detkit.modeling.backbone import (
+    BottleneckBlock,
+    DeepStem,
+    DeformBottleneckBlock,
+    ResNet,
+    build_backbone,
+)
 from detkit.modeling.backbone.resnet_blocks import PooledConv2d
 from detkit.modeling.backbone.resnet_config import make_configured_stage, stage_module
 
@@ -63,7 +69,11 @@ def test_every_depth_has_its_convolutions_and_channels(depth):
     for index, (name, shape) in enumerate(backbone.output_shape().items()):
         assert shape == ShapeSpec(channels=first * 2**index, stride=4 * 2**index)
         assert features[name].shape == (2, shape.channels, 64 // shape.stride, 96 // shape.stride)
-    layers = [name for name, m in backbone.named_modules() if isinstance(m, nn.Conv2d) and "shortcut" not in name]
+    layers = [
+        name
+        for name, m in backbone.named_modules()
+        if isinstance(m, nn.Conv2d) and "shortcut" not in name
+    ]
     # The depth of the paper counts the classifier.
     assert len(layers) == depth - 1
 
@@ -147,8 +157,16 @@ TORCHVISION = [
     pytest.param("resnet50", {"DEPTH": 50}, id="resnet50"),
     pytest.param("resnet101", {"DEPTH": 101}, id="resnet101"),
     pytest.param("resnet152", {"DEPTH": 152}, id="resnet152"),
-    pytest.param("resnext50_32x4d", {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4}, id="resnext50_32x4d"),
-    pytest.param("resnext101_32x8d", {"DEPTH": 101, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8}, id="resnext101_32x8d"),
+    pytest.param(
+        "resnext50_32x4d",
+        {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4},
+        id="resnext50_32x4d",
+    ),
+    pytest.param(
+        "resnext101_32x8d",
+        {"DEPTH": 101, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8},
+        id="resnext101_32x8d",
+    ),
     pytest.param("wide_resnet50_2", {"DEPTH": 50, "WIDTH_PER_GROUP": 128}, id="wide_resnet50_2"),
     pytest.param("wide_resnet101_2", {"DEPTH": 101, "WIDTH_PER_GROUP": 128}, id="wide_resnet101_2"),
 ]
@@ -160,16 +178,26 @@ def test_architectures_of_torchvision_have_their_shapes_strides_and_groups(name,
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name)(weights=None)
         ours = _build(*options, "MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "BN")
-    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    assert {_name_in_torchvision(key): value.shape for key, value in ours.state_dict().items()} == shapes
+    shapes = {
+        key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")
+    }
+    assert {
+        _name_in_torchvision(key): value.shape for key, value in ours.state_dict().items()
+    } == shapes
     for key, conv in ours.named_modules():
         if isinstance(conv, nn.Conv2d):
             other = theirs.get_submodule(_name_in_torchvision(key))
-            assert (conv.stride, conv.padding, conv.groups) == (other.stride, other.padding, other.groups)
+            assert (conv.stride, conv.padding, conv.groups) == (
+                other.stride,
+                other.padding,
+                other.groups,
+            )
 
 
 def test_deep_stem_has_three_small_convolutions():
-    backbone = _build("MODEL.RESNETS.DEEP_STEM", True, "MODEL.RESNETS.STEM_OUT_CHANNELS", 32, features=["stem"])
+    backbone = _build(
+        "MODEL.RESNETS.DEEP_STEM", True, "MODEL.RESNETS.STEM_OUT_CHANNELS", 32, features=["stem"]
+    )
     assert isinstance(backbone.stem, DeepStem)
     shapes = [tuple(w.shape) for name, w in backbone.state_dict().items() if w.dim() == 4]
     assert shapes == [(16, 3, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3)]
@@ -183,9 +211,14 @@ def test_average_pooling_takes_the_stride_of_the_shortcut(depth):
         backbone = _build("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.AVG_DOWN", True)
         features = backbone(torch.empty(1, 3, 70, 90))
         wanted = plain(torch.empty(1, 3, 70, 90))
-    assert {name: f.shape for name, f in features.items()} == {name: f.shape for name, f in wanted.items()}
+    assert {name: f.shape for name, f in features.items()} == {
+        name: f.shape for name, f in wanted.items()
+    }
     assert list(backbone.state_dict()) == list(plain.state_dict())
-    kinds = [type(backbone.get_submodule(f"{name}.0.shortcut")) is PooledConv2d for name in ("res3", "res4", "res5")]
+    kinds = [
+        type(backbone.get_submodule(f"{name}.0.shortcut")) is PooledConv2d
+        for name in ("res3", "res4", "res5")
+    ]
     assert all(kinds)
     assert not any(isinstance(m, PooledConv2d) for m in backbone.get_submodule("res2").modules())
 
@@ -199,22 +232,40 @@ def test_strides_and_dilations_are_set_per_stage(depth):
         )
         features = backbone(torch.empty(1, 3, 64, 64))
     assert [shape.stride for shape in backbone.output_shape().values()] == [4, 8, 8, 8]
-    assert {name: f.shape[-1] for name, f in features.items()} == {"res2": 16, "res3": 8, "res4": 8, "res5": 8}
-    assert [backbone.get_submodule(f"{name}.0.conv2").dilation[0] for name in ALL[1:]] == [1, 1, 2, 4]
+    assert {name: f.shape[-1] for name, f in features.items()} == {
+        "res2": 16,
+        "res3": 8,
+        "res4": 8,
+        "res5": 8,
+    }
+    assert [backbone.get_submodule(f"{name}.0.conv2").dilation[0] for name in ALL[1:]] == [
+        1,
+        1,
+        2,
+        4,
+    ]
 
 
 def test_dilated_res5_may_be_said_in_two_ways():
     with torch.device("meta"):
         short = _build("MODEL.RESNETS.RES5_DILATION", 2)
         long = _build(
-            *("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 1], "MODEL.RESNETS.DILATION_PER_STAGE", [1, 1, 1, 2])
+            *(
+                "MODEL.RESNETS.STRIDE_PER_STAGE",
+                [1, 2, 2, 1],
+                "MODEL.RESNETS.DILATION_PER_STAGE",
+                [1, 1, 1, 2],
+            )
         )
     assert str(short) == str(long)
 
 
 def test_fewer_stages_need_fewer_values():
     with torch.device("meta"):
-        backbone = _build(*("MODEL.RESNETS.NUM_STAGES", 2, "MODEL.RESNETS.STRIDE_PER_STAGE", [2, 2]), features=["res3"])
+        backbone = _build(
+            *("MODEL.RESNETS.NUM_STAGES", 2, "MODEL.RESNETS.STRIDE_PER_STAGE", [2, 2]),
+            features=["res3"],
+        )
     assert backbone.output_shape()["res3"].stride == 16
 
 
@@ -222,13 +273,24 @@ def test_fewer_stages_need_fewer_values():
 @pytest.mark.parametrize("norm", ["BN", "GN", "LN"])
 def test_blocks_with_zero_last_norm_start_as_their_shortcut(depth, norm):
     backbone = _build(
-        *("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm, "MODEL.RESNETS.ZERO_INIT_LAST_NORM", True),
+        *(
+            "MODEL.RESNETS.DEPTH",
+            depth,
+            "MODEL.RESNETS.NORM",
+            norm,
+            "MODEL.RESNETS.ZERO_INIT_LAST_NORM",
+            True,
+        ),
         *("MODEL.BACKBONE.FREEZE_AT", 0),
         features=["res2"],
     )
     x = torch.rand(2, backbone.get_submodule("res2.1").in_channels, 8, 8)
     torch.testing.assert_close(backbone.get_submodule("res2.1")(x), x)
-    zero = [name for name, p in backbone.named_parameters() if name.endswith("norm.weight") and not p.any()]
+    zero = [
+        name
+        for name, p in backbone.named_parameters()
+        if name.endswith("norm.weight") and not p.any()
+    ]
     last = "conv2" if depth == 18 else "conv3"
     assert zero == [f"res2.{i}.{last}.norm.weight" for i in range(2 if depth == 18 else 3)]
 
@@ -240,7 +302,9 @@ def test_norms_in_eval_mode_stay_there_and_learn(norm):
         *("MODEL.BACKBONE.FREEZE_AT", 1),
         features=["res2"],
     ).train()
-    kinds = {type(m) for m in backbone.get_submodule("res2").modules() if "Norm" in type(m).__name__}
+    kinds = {
+        type(m) for m in backbone.get_submodule("res2").modules() if "Norm" in type(m).__name__
+    }
     assert kinds == {EvalBatchNorm2d}
     assert any(isinstance(m, FrozenBatchNorm2d) for m in backbone.stem.modules())
     buffers = {name: b.clone() for name, b in backbone.named_buffers()}
@@ -251,14 +315,27 @@ def test_norms_in_eval_mode_stay_there_and_learn(norm):
 
 def test_checkpointed_stages_are_those_asked_for():
     with torch.device("meta"):
-        backbone = _build("MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, True, False, True], features=["res4"])
-    assert [type(stage) is CheckpointedSequential for stage in backbone.stages] == [False, True, False]
+        backbone = _build(
+            "MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, True, False, True], features=["res4"]
+        )
+    assert [type(stage) is CheckpointedSequential for stage in backbone.stages] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN", "GN", "LN", ""])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_every_norm_goes_with_every_kind_of_block_and_stem(norm, depth):
-    options = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm, "MODEL.RESNETS.DEEP_STEM", True]
+    options = [
+        "MODEL.RESNETS.DEPTH",
+        depth,
+        "MODEL.RESNETS.NORM",
+        norm,
+        "MODEL.RESNETS.DEEP_STEM",
+        True,
+    ]
     with torch.device("meta"):
         backbone = _build(*options, "MODEL.RESNETS.AVG_DOWN", True, features=["res3"])
         assert backbone(torch.empty(2, 3, 32, 32))["res3"].shape[-1] == 4
@@ -270,7 +347,10 @@ def test_one_stage_can_be_built_alone():
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH = 18
     blocks = make_configured_stage(cfg.MODEL.RESNETS, 3, 256)
-    assert [(block.in_channels, block.out_channels, block.stride) for block in blocks] == [(256, 512, 2), (512, 512, 1)]
+    assert [(block.in_channels, block.out_channels, block.stride) for block in blocks] == [
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
 
 
 def test_stage_that_is_not_there_cannot_be_built():
@@ -300,13 +380,23 @@ def _set(cfg, key, value):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param({"DEPTH": 51}, r"MODEL.RESNETS.DEPTH must be one of \[18, 34, 50, 101, 152\]: got 51", id="depth"),
         pytest.param(
-            {"OUT_FEATURES": ["res4", "re5"]}, "MODEL.RESNETS.OUT_FEATURES .*got 're5'. Did you mean 'res5'", id="name"
+            {"DEPTH": 51},
+            r"MODEL.RESNETS.DEPTH must be one of \[18, 34, 50, 101, 152\]: got 51",
+            id="depth",
         ),
-        pytest.param({"OUT_FEATURES": []}, "MODEL.RESNETS.OUT_FEATURES needs at least one", id="no feature"),
+        pytest.param(
+            {"OUT_FEATURES": ["res4", "re5"]},
+            "MODEL.RESNETS.OUT_FEATURES .*got 're5'. Did you mean 'res5'",
+            id="name",
+        ),
+        pytest.param(
+            {"OUT_FEATURES": []}, "MODEL.RESNETS.OUT_FEATURES needs at least one", id="no feature"
+        ),
         pytest.param({"NORM": "FBN"}, "MODEL.RESNETS.NORM must be one of .*got 'FBN'", id="norm"),
-        pytest.param({"RES5_DILATION": 3}, "MODEL.RESNETS.RES5_DILATION must be 1 or 2: got 3", id="dilation"),
+        pytest.param(
+            {"RES5_DILATION": 3}, "MODEL.RESNETS.RES5_DILATION must be 1 or 2: got 3", id="dilation"
+        ),
         pytest.param(
             {"DEFORM_ON_PER_STAGE": [True, True]},
             r"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs one value for each of .*got \[True, True\]",
@@ -322,9 +412,13 @@ def _set(cfg, key, value):
             "MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the 128 channels of the bottlenecks in res3: got 3",
             id="groups of offsets",
         ),
-        pytest.param({"NUM_STAGES": 5}, "MODEL.RESNETS.NUM_STAGES must be 1 to 4: got 5", id="stages"),
         pytest.param(
-            {"NUM_STAGES": 2, "OUT_FEATURES": ["res4"]}, "MODEL.RESNETS.OUT_FEATURES .*got 'res4'", id="no such stage"
+            {"NUM_STAGES": 5}, "MODEL.RESNETS.NUM_STAGES must be 1 to 4: got 5", id="stages"
+        ),
+        pytest.param(
+            {"NUM_STAGES": 2, "OUT_FEATURES": ["res4"]},
+            "MODEL.RESNETS.OUT_FEATURES .*got 'res4'",
+            id="no such stage",
         ),
         pytest.param(
             {"STRIDE_PER_STAGE": [1, 2]},
@@ -332,15 +426,25 @@ def _set(cfg, key, value):
             id="strides, wrong length",
         ),
         pytest.param(
-            {"DILATION_PER_STAGE": [1, 1, 1, 1, 1]}, "MODEL.RESNETS.DILATION_PER_STAGE needs", id="dilations, length"
+            {"DILATION_PER_STAGE": [1, 1, 1, 1, 1]},
+            "MODEL.RESNETS.DILATION_PER_STAGE needs",
+            id="dilations, length",
         ),
         pytest.param(
-            {"CHECKPOINT_PER_STAGE": [True]}, "MODEL.RESNETS.CHECKPOINT_PER_STAGE needs", id="checkpoints, length"
+            {"CHECKPOINT_PER_STAGE": [True]},
+            "MODEL.RESNETS.CHECKPOINT_PER_STAGE needs",
+            id="checkpoints, length",
         ),
         pytest.param(
-            {"STRIDE_PER_STAGE": [1, 2, 0, 2]}, "MODEL.RESNETS.STRIDE_PER_STAGE must be whole numbers", id="stride 0"
+            {"STRIDE_PER_STAGE": [1, 2, 0, 2]},
+            "MODEL.RESNETS.STRIDE_PER_STAGE must be whole numbers",
+            id="stride 0",
         ),
-        pytest.param({"DILATION_PER_STAGE": [1, 1, 1, "2"]}, "DILATION_PER_STAGE must be whole .*'2'", id="text"),
+        pytest.param(
+            {"DILATION_PER_STAGE": [1, 1, 1, "2"]},
+            "DILATION_PER_STAGE must be whole .*'2'",
+            id="text",
+        ),
         pytest.param(
             {"CHECKPOINT_PER_STAGE": [0, 1, 1, 1]},
             "MODEL.RESNETS.CHECKPOINT_PER_STAGE must be True or False",
@@ -351,25 +455,41 @@ def _set(cfg, key, value):
             "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 .*DILATION_PER_STAGE say 2 and 4",
             id="two dilations",
         ),
-        pytest.param({"RES5_DILATION": 2, "NUM_STAGES": 3}, "RES5_DILATION: 2 needs a res5", id="no res5"),
-        pytest.param({"NORM_EVAL": True}, "MODEL.RESNETS.NORM_EVAL .*got 'FrozenBN'", id="eval of fixed norms"),
-        pytest.param({"NORM_EVAL": True, "NORM": "GN"}, "MODEL.RESNETS.NORM_EVAL .*got 'GN'", id="eval of GN"),
+        pytest.param(
+            {"RES5_DILATION": 2, "NUM_STAGES": 3}, "RES5_DILATION: 2 needs a res5", id="no res5"
+        ),
+        pytest.param(
+            {"NORM_EVAL": True},
+            "MODEL.RESNETS.NORM_EVAL .*got 'FrozenBN'",
+            id="eval of fixed norms",
+        ),
+        pytest.param(
+            {"NORM_EVAL": True, "NORM": "GN"}, "MODEL.RESNETS.NORM_EVAL .*got 'GN'", id="eval of GN"
+        ),
         pytest.param(
             {"ZERO_INIT_LAST_NORM": True},
             "ZERO_INIT_LAST_NORM needs a norm that learns.*'FrozenBN'",
             id="zero for ever",
         ),
-        pytest.param({"ZERO_INIT_LAST_NORM": True, "NORM": ""}, "ZERO_INIT_LAST_NORM needs a norm", id="zero nothing"),
+        pytest.param(
+            {"ZERO_INIT_LAST_NORM": True, "NORM": ""},
+            "ZERO_INIT_LAST_NORM needs a norm",
+            id="zero nothing",
+        ),
         pytest.param(
             {"DEEP_STEM": True, "STEM_OUT_CHANNELS": 33},
             "MODEL.RESNETS.STEM_OUT_CHANNELS: a deep stem needs an even number .*got 33",
             id="odd stem",
         ),
         pytest.param(
-            {"NORM": "GN", "STEM_OUT_CHANNELS": 48}, "MODEL.RESNETS.STEM_OUT_CHANNELS: norm 'GN'", id="GN, stem"
+            {"NORM": "GN", "STEM_OUT_CHANNELS": 48},
+            "MODEL.RESNETS.STEM_OUT_CHANNELS: norm 'GN'",
+            id="GN, stem",
         ),
         pytest.param(
-            {"NORM": "GN", "DEPTH": 18, "RES2_OUT_CHANNELS": 48}, "MODEL.RESNETS, res2: norm 'GN' .*48", id="GN, stage"
+            {"NORM": "GN", "DEPTH": 18, "RES2_OUT_CHANNELS": 48},
+            "MODEL.RESNETS, res2: norm 'GN' .*48",
+            id="GN, stage",
         ),
         pytest.param(
             {"DEPTH": 18, "NUM_GROUPS": 32},
@@ -377,7 +497,9 @@ def _set(cfg, key, value):
             id="groups of basic blocks",
         ),
         pytest.param(
-            {"DEPTH": 34, "WIDTH_PER_GROUP": 8}, "WIDTH_PER_GROUP must be 64 for depth 34", id="width of basic"
+            {"DEPTH": 34, "WIDTH_PER_GROUP": 8},
+            "WIDTH_PER_GROUP must be 64 for depth 34",
+            id="width of basic",
         ),
     ],
 )

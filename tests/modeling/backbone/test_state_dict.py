@@ -22,11 +22,18 @@ PARTS = ("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN.")
 
 
 def _backbone_settings(name: str) -> list:
-    return [word for key, value in SETTINGS[name].items() if key.startswith(PARTS) for word in (key, value)]
+    return [
+        word
+        for key, value in SETTINGS[name].items()
+        if key.startswith(PARTS)
+        for word in (key, value)
+    ]
 
 
 # One file of each backbone: most differ in other parts only.
-DISTINCT = {json.dumps(_backbone_settings(name)): name for name in sorted(MODELS, reverse=True)}.values()
+DISTINCT = {
+    json.dumps(_backbone_settings(name)): name for name in sorted(MODELS, reverse=True)
+}.values()
 
 
 @pytest.mark.parametrize("name", sorted(DISTINCT))
@@ -36,7 +43,15 @@ def test_backbone_has_the_names_shapes_and_trainable_parameters_of_detectron2(na
     with torch.device("meta"):
         backbone = build_backbone(cfg)
     model = MODELS[name]
-    wanted = {key: tuple(shape) for key, shape in model["keys"].items() if key.startswith("backbone.")}
-    assert {f"backbone.{key}": tuple(value.shape) for key, value in backbone.state_dict().items()} == wanted
-    trained = {f"backbone.{key}" for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+    wanted = {
+        key: tuple(shape) for key, shape in model["keys"].items() if key.startswith("backbone.")
+    }
+    assert {
+        f"backbone.{key}": tuple(value.shape) for key, value in backbone.state_dict().items()
+    } == wanted
+    trained = {
+        f"backbone.{key}"
+        for key, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
     assert trained == {key for key in model["trainable"] if key.startswith("backbone.")}

@@ -11,8 +11,8 @@ from detkit.modeling.backbone import build_backbone
 
 timm = pytest.importorskip("timm", reason="timm is an optional extra")
 
-from detkit.modeling.backbone import TimmBackbone  # noqa: E402
-from detkit.modeling.backbone.timm_backbone import placed_weights  # noqa: E402
+from detkit.modeling.backbone import TimmBackbone
+from detkit.modeling.backbone.timm_backbone import placed_weights
 
 STAGES = ["s4", "s8", "s16", "s32"]
 TINY = "mobilenetv3_small_050"
@@ -24,7 +24,9 @@ def _tiny(**kwargs) -> TimmBackbone:
 
 def _config(*options, name="build_timm_fpn_backbone"):
     cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.TIMM.NAME", TINY, "MODEL.BACKBONE.FREEZE_AT", 0])
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", name, "MODEL.TIMM.NAME", TINY, "MODEL.BACKBONE.FREEZE_AT", 0]
+    )
     cfg.merge_from_list(["MODEL.FPN.IN_FEATURES", STAGES, "MODEL.FPN.OUT_CHANNELS", 8])
     cfg.merge_from_list(list(options))
     follow_backbone_pixels(cfg)
@@ -44,18 +46,24 @@ def _config(*options, name="build_timm_fpn_backbone"):
             id="channels last",
             marks=pytest.mark.slow,
         ),
-        pytest.param("darknet53", {4: 128, 8: 256, 16: 512, 32: 1024}, id="stride 1", marks=pytest.mark.slow),
+        pytest.param(
+            "darknet53", {4: 128, 8: 256, 16: 512, 32: 1024}, id="stride 1", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_stages_are_found_and_every_parameter_that_trains_has_a_gradient(name, channels):
     backbone = _tiny(name=name, out_features=[f"s{stride}" for stride in channels]).train()
-    assert backbone.output_shape() == {f"s{s}": ShapeSpec(channels=c, stride=s) for s, c in channels.items()}
+    assert backbone.output_shape() == {
+        f"s{s}": ShapeSpec(channels=c, stride=s) for s, c in channels.items()
+    }
     maps = backbone(torch.randn(2, 3, 64, 96))
     assert {f: tuple(m.shape) for f, m in maps.items()} == {
         f"s{s}": (2, c, 64 // s, 96 // s) for s, c in channels.items()
     }
     sum(value.square().mean() for value in maps.values()).backward()
-    assert [n for n, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+    assert [
+        n for n, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)
+    ] == []
 
 
 def test_maps_are_those_of_timm():
@@ -72,7 +80,12 @@ def test_maps_are_those_of_timm():
 
 def test_later_stages_are_not_there():
     backbone = _tiny(name="resnet10t", out_features=["s8"])
-    assert {name.split(".")[1] for name in backbone.state_dict()} == {"conv1", "bn1", "layer1", "layer2"}
+    assert {name.split(".")[1] for name in backbone.state_dict()} == {
+        "conv1",
+        "bn1",
+        "layer1",
+        "layer2",
+    }
 
 
 @pytest.mark.parametrize(
@@ -93,7 +106,9 @@ def test_later_blocks_that_timm_keeps_are_not_there_either(name, feature, blocks
     assert [key for key, p in backbone.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(("freeze_at", "frozen"), [(0, set()), (2, {"conv_stem", "bn1", "blocks.0"})])
+@pytest.mark.parametrize(
+    ("freeze_at", "frozen"), [(0, set()), (2, {"conv_stem", "bn1", "blocks.0"})]
+)
 def test_freeze_at_counts_by_stride(freeze_at, frozen):
     backbone = _tiny(freeze_at=freeze_at)
     got = {
@@ -136,7 +151,9 @@ def test_weights_that_were_placed_are_taken():
     safetensors.save_file(model.state_dict(), str(path))
     backbone = _tiny(pretrained=True).eval()
     assert backbone.load_initial_weights() == f"timm's {TINY}"
-    assert torch.equal(backbone.body.get_parameter("conv_stem.weight"), model.get_parameter("conv_stem.weight"))
+    assert torch.equal(
+        backbone.body.get_parameter("conv_stem.weight"), model.get_parameter("conv_stem.weight")
+    )
 
 
 @pytest.mark.usefixtures("hub")
@@ -163,23 +180,31 @@ def test_bad_setting_is_an_error(options, message):
 
 def test_missing_package_says_which_command_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match=r'timm, which is not installed: pip install "detkit\[timm\]"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=r'timm, which is not installed: pip install "detkit\[timm\]"'
+    ):
         _config()
 
 
 @pytest.mark.parametrize(
     ("name", "levels"),
-    [("build_timm_fpn_backbone", ["p3", "p4", "p5"]), ("build_retinanet_timm_fpn_backbone", ["p3", "p4", "p5", "p6"])],
+    [
+        ("build_timm_fpn_backbone", ["p3", "p4", "p5"]),
+        ("build_retinanet_timm_fpn_backbone", ["p3", "p4", "p5", "p6"]),
+    ],
 )
 def test_pyramid_leaves_out_what_it_does_not_merge(name, levels):
     backbone = build_backbone(_config("MODEL.FPN.IN_FEATURES", ["s8", "s16"], name=name)).train()
     assert list(backbone.output_shape()) == levels
     sum(value.sum() for value in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
-    assert [name for name, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+    assert [
+        name for name, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)
+    ] == []
 
 
 @pytest.mark.parametrize(
-    ("name", "std"), [("resnet18", [58.395, 57.12, 57.375]), ("vit_tiny_patch16_224", [127.5, 127.5, 127.5])]
+    ("name", "std"),
+    [("resnet18", [58.395, 57.12, 57.375]), ("vit_tiny_patch16_224", [127.5, 127.5, 127.5])],
 )
 def test_pixels_follow_the_published_weights(name, std):
     cfg = _config("MODEL.TIMM.NAME", name)

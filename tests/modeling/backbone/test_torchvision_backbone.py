@@ -42,8 +42,19 @@ def _tiny(name="mobilenet_v3_small", **kwargs) -> TorchvisionBackbone:
 
 def _config(*options, name="build_torchvision_fpn_backbone"):
     cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.TORCHVISION.NAME", "mobilenet_v3_small"])
-    cfg.merge_from_list(["MODEL.FPN.IN_FEATURES", STAGES, "MODEL.FPN.OUT_CHANNELS", 8, "MODEL.BACKBONE.FREEZE_AT", 0])
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", name, "MODEL.TORCHVISION.NAME", "mobilenet_v3_small"]
+    )
+    cfg.merge_from_list(
+        [
+            "MODEL.FPN.IN_FEATURES",
+            STAGES,
+            "MODEL.FPN.OUT_CHANNELS",
+            8,
+            "MODEL.BACKBONE.FREEZE_AT",
+            0,
+        ]
+    )
     cfg.merge_from_list(list(options))
     follow_backbone_pixels(cfg)
     return cfg
@@ -53,7 +64,8 @@ def _config(*options, name="build_torchvision_fpn_backbone"):
 def test_stages_are_found_and_every_parameter_trains(name, channels):
     backbone = _tiny(name).train()
     assert backbone.output_shape() == {
-        f: ShapeSpec(channels=c, stride=s) for f, c, s in zip(STAGES, channels, (4, 8, 16, 32), strict=True)
+        f: ShapeSpec(channels=c, stride=s)
+        for f, c, s in zip(STAGES, channels, (4, 8, 16, 32), strict=True)
     }
     assert backbone.size_divisibility == 32
     maps = backbone(torch.randn(2, 3, 64, 96))
@@ -61,7 +73,9 @@ def test_stages_are_found_and_every_parameter_trains(name, channels):
         (2, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
     ]
     sum(value.square().mean() for value in maps.values()).backward()
-    assert [n for n, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+    assert [
+        n for n, p in backbone.named_parameters() if p.requires_grad != (p.grad is not None)
+    ] == []
     # ResNets without a bias before the norm and the like: nothing is left out by mistake.
     assert all(parameter.requires_grad for parameter in backbone.parameters())
 
@@ -70,8 +84,14 @@ def test_stages_are_found_and_every_parameter_trains(name, channels):
     ("name", "modules"),
     [
         pytest.param("resnet18", ["layer1", "layer2", "layer3", "layer4"], id="stages are modules"),
-        pytest.param("mobilenet_v2", ["features.3", "features.6", "features.13", "features.18"], id="blocks in a row"),
-        pytest.param("swin_t", ["features.1", "features.3", "features.5", "permute"], id="channels last"),
+        pytest.param(
+            "mobilenet_v2",
+            ["features.3", "features.6", "features.13", "features.18"],
+            id="blocks in a row",
+        ),
+        pytest.param(
+            "swin_t", ["features.1", "features.3", "features.5", "permute"], id="channels last"
+        ),
     ],
 )
 def test_maps_are_the_outputs_of_the_modules_that_end_the_stages(name, modules):
@@ -82,7 +102,9 @@ def test_maps_are_the_outputs_of_the_modules_that_end_the_stages(name, modules):
     backbone.body.load_state_dict({key: weights[key] for key in backbone.body.state_dict()})
     seen = {}
     for module in modules:
-        model.get_submodule(module).register_forward_hook(lambda _, __, out, m=module: seen.update({m: out.clone()}))
+        model.get_submodule(module).register_forward_hook(
+            lambda _, __, out, m=module: seen.update({m: out.clone()})
+        )
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         model(image)
@@ -112,7 +134,9 @@ def test_only_the_features_asked_for_are_given_and_later_layers_are_not_there(fe
     sum(value.sum() for value in maps.values()).backward()
     assert all(p.grad is not None for p in backbone.parameters())
     assert not any("classifier" in name for name in backbone.state_dict())
-    assert backbone.size_divisibility == max(shape.stride for shape in backbone.output_shape().values())
+    assert backbone.size_divisibility == max(
+        shape.stride for shape in backbone.output_shape().values()
+    )
 
 
 def test_modes_switch_dropout_and_statistics():
@@ -129,7 +153,9 @@ def test_modes_switch_dropout_and_statistics():
         assert any(not torch.equal(value, before[name]) for name, value in backbone.named_buffers())
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"]
+)
 def test_copy_computes_the_same_in_the_same_mode(copied):
     backbone = _tiny().eval()
     image = torch.randn(1, 3, 64, 64)
@@ -182,7 +208,9 @@ def test_norms_over_all_processes_take_over_the_settings(monkeypatch):
     norms = [module for module in backbone.modules() if "Sync" in type(module).__name__]
     theirs = [module for module in own.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == len(theirs) > 0
-    assert [(norm.eps, norm.momentum) for norm in norms] == [(norm.eps, norm.momentum) for norm in theirs]
+    assert [(norm.eps, norm.momentum) for norm in norms] == [
+        (norm.eps, norm.momentum) for norm in theirs
+    ]
 
 
 def _publish(tmp_path, monkeypatch, model: nn.Module, enum) -> None:
@@ -201,7 +229,9 @@ def test_published_weights_are_taken(tmp_path, monkeypatch, norm):
     model = torchvision.models.mobilenet_v3_small(weights=None).eval()
     _publish(tmp_path, monkeypatch, model, enum)
     backbone = _tiny(weights="DEFAULT", norm=norm).eval()
-    assert backbone.load_initial_weights() == "torchvision's MobileNet_V3_Small_Weights.IMAGENET1K_V1"
+    assert (
+        backbone.load_initial_weights() == "torchvision's MobileNet_V3_Small_Weights.IMAGENET1K_V1"
+    )
     image = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(backbone(image)["s32"], model.features(image))
 
@@ -211,7 +241,10 @@ def test_old_names_of_densenet_are_understood(tmp_path, monkeypatch):
     model = torchvision.models.densenet121(weights=None).eval()
     _publish(tmp_path, monkeypatch, model, torchvision.models.DenseNet121_Weights.DEFAULT)
     (path,) = (tmp_path / "hub" / "checkpoints").iterdir()
-    old = {n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for n, v in model.state_dict().items()}
+    old = {
+        n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v
+        for n, v in model.state_dict().items()
+    }
     torch.save(old, path)
     backbone = _tiny("densenet121", weights="DEFAULT", out_features=["s4"])
     assert backbone.load_initial_weights()
@@ -220,8 +253,16 @@ def test_old_names_of_densenet_are_understood(tmp_path, monkeypatch):
 
 
 def test_weights_without_some_tensors_are_an_error(tmp_path, monkeypatch):
-    _publish(tmp_path, monkeypatch, nn.Linear(1, 1), torchvision.models.MobileNet_V3_Small_Weights.DEFAULT)
-    with pytest.raises(ValueError, match=r"torchvision's MobileNet.* lacks \d+ of \d+ tensors: features.0.0.weight, "):
+    _publish(
+        tmp_path,
+        monkeypatch,
+        nn.Linear(1, 1),
+        torchvision.models.MobileNet_V3_Small_Weights.DEFAULT,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"torchvision's MobileNet.* lacks \d+ of \d+ tensors: features.0.0.weight, ",
+    ):
         _tiny(weights="DEFAULT").load_initial_weights()
 
 
@@ -231,7 +272,8 @@ def test_weights_that_are_not_there_offline_name_file_and_place(tmp_path, monkey
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     backbone = _tiny(weights="IMAGENET1K_V1")  # nothing is looked for when it is built
     with pytest.raises(
-        OSError, match=r"download https://download\S+ on .*, and place it as .*mobilenet_v3_small-\w+.pth"
+        OSError,
+        match=r"download https://download\S+ on .*, and place it as .*mobilenet_v3_small-\w+.pth",
     ):
         backbone.load_initial_weights()
 
@@ -257,14 +299,17 @@ def test_frozen_random_weights_warn(freeze_at, caplog):
 )  # fmt: skip
 def test_bad_setting_is_an_error(options, message):
     options = [
-        f"MODEL.TORCHVISION.{word}" if word in ("NAME", "WEIGHTS", "OUT_FEATURES", "NORM") else word for word in options
+        f"MODEL.TORCHVISION.{word}" if word in ("NAME", "WEIGHTS", "OUT_FEATURES", "NORM") else word
+        for word in options
     ]
     with pytest.raises(ValueError, match=message):
         build_backbone(_config(*options, name="build_torchvision_backbone"))
 
 
 def test_images_of_other_channels_are_an_error():
-    with pytest.raises(ValueError, match="torchvision's models take images of 3 channels, MODEL.PIXEL_MEAN has 1"):
+    with pytest.raises(
+        ValueError, match="torchvision's models take images of 3 channels, MODEL.PIXEL_MEAN has 1"
+    ):
         build_backbone(_config("MODEL.PIXEL_MEAN", [1.0], "MODEL.PIXEL_STD", [1.0]))
 
 
@@ -287,7 +332,9 @@ def test_feature_that_the_model_does_not_give_to_the_pyramid_is_an_error():
         build_backbone(_config("MODEL.FPN.IN_FEATURES", ["s32", "s64"]))
 
 
-@pytest.mark.parametrize(("weights", "name"), [("", "resnet18"), ("DEFAULT", "resnet18"), ("IMAGENET1K_V1", "swin_t")])
+@pytest.mark.parametrize(
+    ("weights", "name"), [("", "resnet18"), ("DEFAULT", "resnet18"), ("IMAGENET1K_V1", "swin_t")]
+)
 def test_pixels_follow_the_published_weights(weights, name):
     cfg = _config("MODEL.TORCHVISION.NAME", name, "MODEL.TORCHVISION.WEIGHTS", weights)
     assert cfg.INPUT.FORMAT == "RGB"
@@ -296,7 +343,11 @@ def test_pixels_follow_the_published_weights(weights, name):
 
 
 def test_weights_made_for_other_statistics_bring_them():
-    assert _config("MODEL.TORCHVISION.NAME", "efficientnet_v2_l").MODEL.PIXEL_STD == [127.5, 127.5, 127.5]
+    assert _config("MODEL.TORCHVISION.NAME", "efficientnet_v2_l").MODEL.PIXEL_STD == [
+        127.5,
+        127.5,
+        127.5,
+    ]
 
 
 def test_stage_of_a_parameter_is_the_finest_map_that_depends_on_it():

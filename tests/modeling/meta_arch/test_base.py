@@ -33,7 +33,9 @@ def test_images_are_normalised_padded_and_batched():
     assert images.tensor.shape == (2, 3, 64, 64)
     assert images.image_sizes == [(20, 40), (33, 10)]
     for i, x in enumerate(inputs):
-        expected = (x["image"].double() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        expected = (x["image"].double() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
+            STD
+        ).view(3, 1, 1)
         torch.testing.assert_close(images[i].double(), expected, rtol=1e-6, atol=1e-6)
     assert not images.tensor[0, :, 20:].any()
     assert not images.tensor[0, :, :, 40:].any()
@@ -46,9 +48,13 @@ def test_images_given_are_not_changed():
     torch.testing.assert_close(x, before)
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize(
+    "memory_format", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"]
+)
 def test_batch_is_in_the_memory_format(memory_format):
-    images = make(memory_format=memory_format).preprocess_image([{"image": image()}, {"image": image()}])
+    images = make(memory_format=memory_format).preprocess_image(
+        [{"image": image()}, {"image": image()}]
+    )
     assert images.tensor.is_contiguous(memory_format=memory_format)
 
 
@@ -56,7 +62,8 @@ def test_interleaved_images_are_normalised_alike():
     x = image()
     interleaved = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(
-        make().preprocess_image([{"image": interleaved}]).tensor, make().preprocess_image([{"image": x}]).tensor
+        make().preprocess_image([{"image": interleaved}]).tensor,
+        make().preprocess_image([{"image": x}]).tensor,
     )
 
 
@@ -76,18 +83,26 @@ def test_mean_and_deviation_are_not_in_the_state_dict():
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.zeros(20, 40, 3), torch.zeros(20, 40), torch.zeros(4, 20, 40)], ids=["HWC", "HW", "four-channels"]
+    "bad",
+    [torch.zeros(20, 40, 3), torch.zeros(20, 40), torch.zeros(4, 20, 40)],
+    ids=["HWC", "HW", "four-channels"],
 )
 def test_image_of_another_shape_is_named(bad):
     inputs = [{"image": image()}, {"image": bad, "file_name": "b.jpg"}]
-    with pytest.raises(ValueError, match=r"\(C, H, W\) with C = 3.*image 1 of the batch \(b.jpg\) has shape"):
+    with pytest.raises(
+        ValueError, match=r"\(C, H, W\) with C = 3.*image 1 of the batch \(b.jpg\) has shape"
+    ):
         make().preprocess_image(inputs)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param({"pixel_std": [1.0]}, "PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel", id="lengths"),
+        pytest.param(
+            {"pixel_std": [1.0]},
+            "PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel",
+            id="lengths",
+        ),
         pytest.param({"pixel_std": [1.0, 0.0, 1.0]}, "MODEL.PIXEL_STD must be positive", id="zero"),
     ],
 )
@@ -97,7 +112,9 @@ def test_bad_statistics_name_the_key(arguments, message):
 
 
 def test_missing_field_names_image_and_mode():
-    with pytest.raises(ValueError, match="Detector needs 'instances' in training: image 0 of the batch has only"):
+    with pytest.raises(
+        ValueError, match="Detector needs 'instances' in training: image 0 of the batch has only"
+    ):
         make().take_field([{"image": image()}], "instances")
 
 
@@ -111,7 +128,9 @@ def test_forward_chooses_by_mode():
 @pytest.mark.parametrize("key", ["instances", "proposals"])
 def test_outputs_have_the_size_that_is_asked_for(key):
     results = [Instances((20, 40), pred_boxes=Boxes([[0, 0, 10, 10]])) for _ in range(2)]
-    outputs = rescale_outputs(results, [{"image": image(), "height": 40, "width": 40}, {"image": image()}], key)
+    outputs = rescale_outputs(
+        results, [{"image": image(), "height": 40, "width": 40}, {"image": image()}], key
+    )
     assert [list(output) for output in outputs] == [[key], [key]]
     assert outputs[0][key].image_size == (40, 40)
     assert outputs[0][key].pred_boxes.tensor.tolist() == [[0, 0, 10, 20]]

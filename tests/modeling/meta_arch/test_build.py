@@ -45,7 +45,9 @@ def test_device_that_is_none_names_the_key():
 
 
 def test_unknown_model_offers_a_near_miss():
-    with pytest.raises(KeyError, match="not registered as META_ARCH. Did you mean 'GeneralizedRCNN'"):
+    with pytest.raises(
+        KeyError, match="not registered as META_ARCH. Did you mean 'GeneralizedRCNN'"
+    ):
         build_model(config(META_ARCHITECTURE="GeneralisedRCNN"))
 
 
@@ -63,12 +65,18 @@ def test_unknown_model_offers_a_near_miss():
     ],
 )
 def test_branch_that_the_model_lacks_is_an_error(architecture, key):
-    with pytest.raises(ValueError, match=f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} has no use"):
+    with pytest.raises(
+        ValueError,
+        match=f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} has no use",
+    ):
         build_model(config(META_ARCHITECTURE=architecture, **{key: True}))
 
 
 def test_branches_of_models_of_ones_own_are_not_checked():
-    assert build_model(config(MASK_ON=True, KEYPOINT_ON=True, LOAD_PROPOSALS=True)).conv.in_channels == 4
+    assert (
+        build_model(config(MASK_ON=True, KEYPOINT_ON=True, LOAD_PROPOSALS=True)).conv.in_channels
+        == 4
+    )
 
 
 def test_parts_that_solver_freeze_names_do_not_train():

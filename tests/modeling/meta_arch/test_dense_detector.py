@@ -24,14 +24,22 @@ class TwoStrides(Backbone):
 
 
 def make(**kwargs):
-    return DenseDetector(backbone=TwoStrides(), head=nn.Identity(), pixel_mean=[0.0], pixel_std=[1.0], **kwargs)
+    return DenseDetector(
+        backbone=TwoStrides(), head=nn.Identity(), pixel_mean=[0.0], pixel_std=[1.0], **kwargs
+    )
 
 
 def decode(scores, deltas=None, thresh=0.5, topk=100):
     anchors = Boxes(random_boxes(len(scores)))
     deltas = torch.zeros(len(scores), 4) if deltas is None else deltas
     return anchors, decode_level(
-        anchors, scores, deltas, TRANSFORM, score_thresh=thresh, topk_candidates=topk, image_size=(100, 100)
+        anchors,
+        scores,
+        deltas,
+        TRANSFORM,
+        score_thresh=thresh,
+        topk_candidates=topk,
+        image_size=(100, 100),
     )
 
 

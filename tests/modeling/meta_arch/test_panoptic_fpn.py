@@ -17,7 +17,9 @@ def config(*overrides):
     rcnn = test_rcnn.config()
     for key in ("RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ANCHOR_GENERATOR"):
         cfg.MODEL[key] = rcnn.MODEL[key]
-    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True, *overrides])
+    cfg.merge_from_list(
+        ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.MASK_ON", True, *overrides]
+    )
     return cfg
 
 
@@ -34,13 +36,24 @@ def inputs(*numbers_of_objects, **fields):
     return batch
 
 
-@pytest.mark.parametrize("numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"])
+@pytest.mark.parametrize(
+    "numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"]
+)
 def test_losses_of_all_heads_reach_every_parameter(numbers):
     model = make(*WITHOUT_MASKS)
     losses = model(inputs(*numbers))
-    assert list(losses) == ["loss_sem_seg", "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"]
+    assert list(losses) == [
+        "loss_sem_seg",
+        "loss_rpn_cls",
+        "loss_rpn_loc",
+        "loss_cls",
+        "loss_box_reg",
+    ]
     sum(losses.values()).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
 
 
 def test_losses_are_those_of_the_models_it_is_made_of():
@@ -48,7 +61,12 @@ def test_losses_are_those_of_the_models_it_is_made_of():
     model = make(*WITHOUT_MASKS, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.5)
     rcnn = make(*WITHOUT_MASKS, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
     semantic = make(
-        "MODEL.MASK_ON", False, "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.5
+        "MODEL.MASK_ON",
+        False,
+        "MODEL.META_ARCHITECTURE",
+        "SemanticSegmentor",
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
+        0.5,
     )
     wanted = {}
     for other in (rcnn, semantic):
@@ -93,12 +111,19 @@ def test_given_boxes_give_instances_alone():
 
 
 def test_merged_result_is_that_of_instances_and_scores_per_pixel():
-    overrides = ("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 30, "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.7)
+    overrides = (
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
+        30,
+        "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
+        0.7,
+    )
     overrides += ("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.2)
     outputs = make(*overrides).eval()(inputs(1, 0, height=61, width=33))
     for output in outputs:
         assert list(output) == ["instances", "sem_seg", "panoptic_seg"]
-        wanted = combine_semantic_and_instance_outputs(output["instances"], output["sem_seg"].argmax(0), 0.7, 30, 0.2)
+        wanted = combine_semantic_and_instance_outputs(
+            output["instances"], output["sem_seg"].argmax(0), 0.7, 30, 0.2
+        )
         assert torch.equal(output["panoptic_seg"][0], wanted[0])
         assert output["panoptic_seg"][1] == wanted[1]
     assert any(info["isthing"] for output in outputs for info in output["panoptic_seg"][1])
@@ -106,7 +131,14 @@ def test_merged_result_is_that_of_instances_and_scores_per_pixel():
 
 def test_masks_are_trained_with_the_rest():
     losses = make()([scene(0)])
-    assert list(losses) == ["loss_sem_seg", "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"]
+    assert list(losses) == [
+        "loss_sem_seg",
+        "loss_rpn_cls",
+        "loss_rpn_loc",
+        "loss_cls",
+        "loss_box_reg",
+        "loss_mask",
+    ]
 
 
 def scene(index):
@@ -125,7 +157,10 @@ def scene(index):
 
 
 def test_merging_without_masks_is_an_error_of_the_config():
-    with pytest.raises(ValueError, match=r"set MODEL.MASK_ON to True, or MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False"):
+    with pytest.raises(
+        ValueError,
+        match=r"set MODEL.MASK_ON to True, or MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False",
+    ):
         make("MODEL.MASK_ON", False)
 
 

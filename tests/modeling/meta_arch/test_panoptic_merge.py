@@ -13,7 +13,12 @@ H, W = 12, 16
 def instances(masks, scores, classes=None):
     masks = torch.as_tensor(masks, dtype=torch.bool).reshape(-1, H, W)
     classes = list(range(len(scores))) if classes is None else classes
-    return Instances((H, W), pred_masks=masks, scores=torch.tensor(scores), pred_classes=torch.tensor(classes).long())
+    return Instances(
+        (H, W),
+        pred_masks=masks,
+        scores=torch.tensor(scores),
+        pred_classes=torch.tensor(classes).long(),
+    )
 
 
 def block(top, left, bottom, right):
@@ -35,7 +40,10 @@ def test_merge_is_that_of_a_loop_over_pixels(seed):
     generator = torch.Generator().manual_seed(seed)
     count = int(torch.randint(0, 9, (), generator=generator))
     corners = torch.rand(count, 4, generator=generator)
-    masks = [block(int(a * H), int(b * W), int(a * H + c * 8), int(b * W + d * 10)) for a, b, c, d in corners.tolist()]
+    masks = [
+        block(int(a * H), int(b * W), int(a * H + c * 8), int(b * W + d * 10))
+        for a, b, c, d in corners.tolist()
+    ]
     masks = torch.stack(masks) if masks else torch.zeros(0, H, W)
     # Steps of 1/4: equal scores, and scores at the threshold.
     scores = (torch.randint(0, 5, (count,), generator=generator) / 4).tolist()
@@ -45,7 +53,11 @@ def test_merge_is_that_of_a_loop_over_pixels(seed):
     thresholds = (0.5, 20, 0.5)
     segments, infos = merge(found, semantic, *thresholds)
     wanted_segments, wanted_infos = slow_panoptic_merge(
-        found.pred_masks.tolist(), scores, found.pred_classes.tolist(), semantic.tolist(), *thresholds
+        found.pred_masks.tolist(),
+        scores,
+        found.pred_classes.tolist(),
+        semantic.tolist(),
+        *thresholds,
     )
     assert segments.tolist() == wanted_segments
     assert infos == wanted_infos
@@ -59,7 +71,9 @@ def test_better_instance_keeps_what_two_claim():
     assert [(info["id"], info["instance_id"]) for info in infos] == [(1, 1), (2, 0)]
 
 
-@pytest.mark.parametrize(("right", "stays"), [(8, True), (7, False)], ids=["half-covered", "more-than-half"])
+@pytest.mark.parametrize(
+    ("right", "stays"), [(8, True), (7, False)], ids=["half-covered", "more-than-half"]
+)
 def test_instance_that_is_covered_by_more_than_the_threshold_goes(right, stays):
     found = instances(torch.stack([block(0, 0, 6, 4), block(0, 0, 6, right)]), [0.9, 0.8])
     assert len(merge(found, THINGS)[1]) == 1 + stays
@@ -98,7 +112,9 @@ def test_instance_without_a_pixel_takes_no_id():
 
 
 def test_order_of_instances_does_not_matter():
-    found = instances(torch.stack([block(0, 0, 6, 6), block(0, 4, 6, 12), block(3, 3, 9, 9)]), [0.6, 0.9, 0.7])
+    found = instances(
+        torch.stack([block(0, 0, 6, 6), block(0, 4, 6, 12), block(3, 3, 9, 9)]), [0.6, 0.9, 0.7]
+    )
     segments, infos = merge(found, THINGS)
     again, infos_again = merge(found[torch.tensor([2, 0, 1])], THINGS)
     assert torch.equal(segments, again)

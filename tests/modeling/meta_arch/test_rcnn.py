@@ -53,19 +53,25 @@ def with_proposals(batch):
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        pytest.param((), {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}, id="two-stages"),
+        pytest.param(
+            (), {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}, id="two-stages"
+        ),
         pytest.param(PROPOSAL_NETWORK, {"loss_rpn_cls", "loss_rpn_loc"}, id="proposals-only"),
         pytest.param(PRECOMPUTED, {"loss_cls", "loss_box_reg"}, id="precomputed"),
     ],
 )
-@pytest.mark.parametrize("numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"])
+@pytest.mark.parametrize(
+    "numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"]
+)
 def test_losses_reach_every_parameter(overrides, names, numbers):
     model = make(*overrides)
     losses = model(with_proposals(inputs(*numbers)))
     assert set(losses) == names
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    unused = {"backbone.p4"} if overrides == PRECOMPUTED else set()  # small regions are pooled from p3 alone
+    unused = (
+        {"backbone.p4"} if overrides == PRECOMPUTED else set()
+    )  # small regions are pooled from p3 alone
     for name, parameter in model.named_parameters():
         assert name.rpartition(".")[0] in unused or parameter.grad is not None, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
@@ -106,7 +112,9 @@ def test_without_postprocessing_instances_are_in_the_coordinates_of_the_input():
 
 
 def test_given_boxes_are_kept():
-    given = [Instances((60, 90), pred_boxes=Boxes([[5, 5, 25, 25]]), pred_classes=torch.tensor([1]))]
+    given = [
+        Instances((60, 90), pred_boxes=Boxes([[5, 5, 25, 25]]), pred_classes=torch.tensor([1]))
+    ]
     (result,) = make().eval().inference(inputs(1), given, do_postprocess=False)
     assert result.pred_boxes.tensor.tolist() == [[5, 5, 25, 25]]
 
@@ -117,7 +125,10 @@ def test_a_batch_is_its_images_one_by_one():
     for i, x in enumerate(batch):
         (alone,) = model([x])
         torch.testing.assert_close(
-            together[i]["instances"].pred_boxes.tensor, alone["instances"].pred_boxes.tensor, rtol=1e-4, atol=1e-3
+            together[i]["instances"].pred_boxes.tensor,
+            alone["instances"].pred_boxes.tensor,
+            rtol=1e-4,
+            atol=1e-3,
         )
 
 
@@ -146,17 +157,23 @@ def test_precomputed_proposals_come_from_the_input():
 
 
 def test_precomputed_proposals_that_are_missing_are_an_error():
-    with pytest.raises(ValueError, match="GeneralizedRCNN needs 'proposals' in inference: image 0 of the batch"):
+    with pytest.raises(
+        ValueError, match="GeneralizedRCNN needs 'proposals' in inference: image 0 of the batch"
+    ):
         make(*PRECOMPUTED).eval()(inputs(1))
 
 
 def test_training_without_ground_truth_is_an_error():
-    with pytest.raises(ValueError, match="GeneralizedRCNN needs 'instances' in training: image 1 of the batch"):
+    with pytest.raises(
+        ValueError, match="GeneralizedRCNN needs 'instances' in training: image 1 of the batch"
+    ):
         make()([*inputs(1), {"image": torch.zeros(3, 60, 90)}])
 
 
 def test_proposal_network_without_generator_is_an_error():
-    with pytest.raises(ValueError, match="MODEL.PROPOSAL_GENERATOR.NAME must not be PrecomputedProposals"):
+    with pytest.raises(
+        ValueError, match="MODEL.PROPOSAL_GENERATOR.NAME must not be PrecomputedProposals"
+    ):
         make(*PROPOSAL_NETWORK, *PRECOMPUTED)
 
 

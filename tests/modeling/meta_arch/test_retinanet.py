@@ -32,12 +32,16 @@ def make(*overrides):
 
 
 def slow_sums(model, batch):
-    """Give the sum of the focal loss, that of the L1 loss, and the number of foreground anchors, anchor by anchor."""
+    """Return the sum of the focal loss, that of the L1 loss, and the number of foreground anchors, anchor by anchor."""
     levels = [model.backbone(model.preprocess_image(batch).tensor)[name] for name in ("p3", "p4")]
     anchors = Boxes.cat(model.anchor_generator(levels))
     maps = zip(*model.head(levels), strict=True)
     rows = [
-        [x.permute(0, 2, 3, 1).reshape(len(batch), -1, d) for x, d in zip(pair, (K, 4), strict=True)] for pair in maps
+        [
+            x.permute(0, 2, 3, 1).reshape(len(batch), -1, d)
+            for x, d in zip(pair, (K, 4), strict=True)
+        ]
+        for pair in maps
     ]
     logits, deltas = (torch.cat([row[k] for row in rows], dim=1).tolist() for k in (0, 1))
     loss_cls = loss_box = 0.0
@@ -61,11 +65,15 @@ def slow_sums(model, batch):
                 target = model.box2box_transform.get_deltas(
                     anchors.tensor[r : r + 1], gt.gt_boxes.tensor[matches[r]][None]
                 )
-                loss_box += sum(abs(a - b) for a, b in zip(deltas[i][r], target[0].tolist(), strict=True))
+                loss_box += sum(
+                    abs(a - b) for a, b in zip(deltas[i][r], target[0].tolist(), strict=True)
+                )
     return loss_cls, loss_box, num_foreground
 
 
-@pytest.mark.parametrize("numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"])
+@pytest.mark.parametrize(
+    "numbers", [(2, 1), (2, 0), (0, 0)], ids=["all", "one-empty", "only-empty"]
+)
 def test_losses_are_sums_over_anchors_divided_by_the_moving_average(numbers):
     model, batch = make("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.0), inputs(*numbers)
     with torch.no_grad():
@@ -100,7 +108,9 @@ def test_a_few_steps_lower_the_losses():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        history.append(loss.item() * model.loss_normalizer.item())  # the average falls from its start at 100
+        history.append(
+            loss.item() * model.loss_normalizer.item()
+        )  # the average falls from its start at 100
     assert history[-1] < 0.8 * history[0]
 
 
@@ -148,7 +158,9 @@ def test_detections_are_the_best_of_their_class():
         assert 0 < len(found) <= 7
         assert (found.scores.diff() <= 0).all()
         iou = slow_pairwise_iou(found.pred_boxes.tensor, found.pred_boxes.tensor).fill_diagonal_(0)
-        assert (iou[found.pred_classes[:, None] == found.pred_classes] <= 0.55).all()  # clipped after NMS
+        assert (
+            iou[found.pred_classes[:, None] == found.pred_classes] <= 0.55
+        ).all()  # clipped after NMS
 
 
 def test_suppression_follows_the_config():
@@ -159,7 +171,9 @@ def test_suppression_follows_the_config():
         for overrides in ((), ("TEST.NMS.METHOD", "gaussian"), ("TEST.NMS.CLASS_AGNOSTIC", True))
     )
     assert len(soft) > len(usual) > len(agnostic) > 0
-    iou = slow_pairwise_iou(agnostic.pred_boxes.tensor, agnostic.pred_boxes.tensor).fill_diagonal_(0)
+    iou = slow_pairwise_iou(agnostic.pred_boxes.tensor, agnostic.pred_boxes.tensor).fill_diagonal_(
+        0
+    )
     assert iou.max() <= 0.5
 
 
@@ -206,17 +220,28 @@ def test_training_under_autocast_gives_losses_close_to_float32():
 
 
 def test_training_without_ground_truth_is_an_error():
-    with pytest.raises(ValueError, match="RetinaNet needs 'instances' in training: image 0 of the batch"):
+    with pytest.raises(
+        ValueError, match="RetinaNet needs 'instances' in training: image 0 of the batch"
+    ):
         make()([{"image": torch.zeros(3, *SIZE)}])
 
 
 def test_unknown_feature_names_the_key():
-    with pytest.raises(ValueError, match="MODEL.RETINANET.IN_FEATURES asks for 'p5', but the backbone gives p3, p4"):
+    with pytest.raises(
+        ValueError, match="MODEL.RETINANET.IN_FEATURES asks for 'p5', but the backbone gives p3, p4"
+    ):
         make("MODEL.RETINANET.IN_FEATURES", ["p3", "p5"])
 
 
 def test_settings_come_from_the_config():
-    settings = ("BBOX_REG_LOSS_TYPE", "giou", "SMOOTH_L1_LOSS_BETA", 0.25, "BBOX_REG_WEIGHTS", (1.0, 2.0, 3.0, 4.0))
+    settings = (
+        "BBOX_REG_LOSS_TYPE",
+        "giou",
+        "SMOOTH_L1_LOSS_BETA",
+        0.25,
+        "BBOX_REG_WEIGHTS",
+        (1.0, 2.0, 3.0, 4.0),
+    )
     settings += ("FOCAL_LOSS_ALPHA", 0.3, "FOCAL_LOSS_GAMMA", 1.5, "NORM", "GN")
     names = [f"MODEL.RETINANET.{name}" for name in settings[::2]]
     model = make(*(item for pair in zip(names, settings[1::2], strict=True) for item in pair))

@@ -37,12 +37,16 @@ def test_every_class_starts_at_the_prior_probability():
     ("norm", "names"),
     [
         pytest.param("", ["0.weight", "0.bias", "2.weight", "2.bias"], id="none"),
-        pytest.param("GN", ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"], id="shared"),
+        pytest.param(
+            "GN", ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"], id="shared"
+        ),
     ],
 )
 def test_names_are_those_of_detectron2(norm, names):
     state = make(norm=norm).state_dict()
-    assert [name for name in names if f"cls_subnet.{name}" in state and f"bbox_subnet.{name}" in state] == names
+    assert [
+        name for name in names if f"cls_subnet.{name}" in state and f"bbox_subnet.{name}" in state
+    ] == names
     last = {f"{part}.{kind}" for part in ("cls_score", "bbox_pred") for kind in ("weight", "bias")}
     assert {name for name in state if "subnet" not in name} == last
 
@@ -68,20 +72,26 @@ def test_settings_come_from_the_config():
 
 def test_levels_of_different_channels_are_an_error():
     shapes = [SHAPES[0], ShapeSpec(channels=2 * C, stride=16)]
-    with pytest.raises(ValueError, match=r"MODEL.RETINANET.IN_FEATURES: .* the same channels; got \[32, 64\]"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.RETINANET.IN_FEATURES: .* the same channels; got \[32, 64\]"
+    ):
         make(input_shape=shapes)
 
 
 def test_levels_of_different_numbers_of_anchors_are_an_error():
     cfg = get_cfg()
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32, 40]]
-    with pytest.raises(ValueError, match=r"MODEL.ANCHOR_GENERATOR: .* anchors per cell; got \[3, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.ANCHOR_GENERATOR: .* anchors per cell; got \[3, 6\]"
+    ):
         RetinaNetHead(cfg, SHAPES)
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, 2.0])
 def test_prior_outside_is_an_error(prior):
-    with pytest.raises(ValueError, match=f"MODEL.RETINANET.PRIOR_PROB must lie between 0 and 1, got {prior}"):
+    with pytest.raises(
+        ValueError, match=f"MODEL.RETINANET.PRIOR_PROB must lie between 0 and 1, got {prior}"
+    ):
         make(prior_prob=prior)
 
 

@@ -9,7 +9,13 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
-from detkit.modeling import BACKBONE_REGISTRY, Backbone, SemSegFPNHead, build_model, build_sem_seg_head
+from detkit.modeling import (
+    BACKBONE_REGISTRY,
+    Backbone,
+    SemSegFPNHead,
+    build_model,
+    build_sem_seg_head,
+)
 
 K, IGNORED = 4, 255
 SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3, 4)}
@@ -24,7 +30,8 @@ class ThreeLevels(Backbone):
     def __init__(self, cfg, input_shape):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(c, 8, stride, stride=stride) for c, stride in ((input_shape.channels, 4), (8, 2), (8, 2))
+            nn.Conv2d(c, 8, stride, stride=stride)
+            for c, stride in ((input_shape.channels, 4), (8, 2), (8, 2))
         )
 
     def output_shape(self):
@@ -60,7 +67,13 @@ def inputs(*sizes, **fields):
     batch = []
     for height, width in sizes:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-        batch.append({"image": image, "sem_seg": torch.randint(0, K, (height, width), generator=generator), **fields})
+        batch.append(
+            {
+                "image": image,
+                "sem_seg": torch.randint(0, K, (height, width), generator=generator),
+                **fields,
+            }
+        )
     return batch
 
 
@@ -68,13 +81,22 @@ def head(**arguments):
     torch.manual_seed(0)
     return SemSegFPNHead(
         SHAPES,
-        **{"num_classes": K, "conv_dims": 32, "common_stride": 4, "ignore_value": IGNORED, "norm": "GN"} | arguments,
+        **{
+            "num_classes": K,
+            "conv_dims": 32,
+            "common_stride": 4,
+            "ignore_value": IGNORED,
+            "norm": "GN",
+        }
+        | arguments,
     )
 
 
 def features(num=2, size=32):
     torch.manual_seed(1)
-    return {name: torch.randn(num, 8, size // s.stride, size // s.stride) for name, s in SHAPES.items()}
+    return {
+        name: torch.randn(num, 8, size // s.stride, size // s.stride) for name, s in SHAPES.items()
+    }
 
 
 def upsampled(x, factor):
@@ -87,9 +109,13 @@ def logits_by_names(state, x, norm):
     for name, layers, num_upsamplings in (("p2", [0], 0), ("p3", [0], 1), ("p4", [0, 2], 2)):
         y = x[name]
         for layer in layers:
-            y = F.conv2d(y, state[f"{name}.{layer}.weight"], state.get(f"{name}.{layer}.bias"), padding=1)
+            y = F.conv2d(
+                y, state[f"{name}.{layer}.weight"], state.get(f"{name}.{layer}.bias"), padding=1
+            )
             if norm:
-                y = F.group_norm(y, 32, state[f"{name}.{layer}.norm.weight"], state[f"{name}.{layer}.norm.bias"])
+                y = F.group_norm(
+                    y, 32, state[f"{name}.{layer}.norm.weight"], state[f"{name}.{layer}.norm.bias"]
+                )
             y = y.relu()
             y = upsampled(y, 2) if num_upsamplings else y
         merged = merged + y
@@ -119,7 +145,10 @@ def test_loss_is_the_mean_over_labelled_pixels():
     targets[0, :20] = IGNORED
     _, losses = model(x, targets)
     log_probabilities = upsampled(model.layers(x), 4).log_softmax(1)
-    picked = [-log_probabilities[n, targets[n, r, c], r, c] for n, r, c in (targets != IGNORED).nonzero().tolist()]
+    picked = [
+        -log_probabilities[n, targets[n, r, c], r, c]
+        for n, r, c in (targets != IGNORED).nonzero().tolist()
+    ]
     torch.testing.assert_close(losses["loss_sem_seg"], 0.5 * torch.stack(picked).mean())
 
 
@@ -128,7 +157,9 @@ def test_batch_without_a_labelled_pixel_has_no_loss_but_gradients():
     _, losses = model(features(), torch.full((2, 32, 32), IGNORED))
     assert losses["loss_sem_seg"].item() == 0
     losses["loss_sem_seg"].backward()
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters()
+    )
 
 
 def test_empty_batch_gives_no_scores():
@@ -146,7 +177,12 @@ def test_coarser_common_stride_takes_fewer_layers():
 @pytest.mark.parametrize("stride", [2, 12], ids=["finer", "no-power-of-two"])
 def test_stride_that_cannot_be_brought_to_the_common_one_is_an_error(stride):
     with pytest.raises(ValueError, match=rf"'x' of stride {stride}, .*COMMON_STRIDE = 4"):
-        SemSegFPNHead({"x": ShapeSpec(channels=8, stride=stride)}, num_classes=K, conv_dims=32, common_stride=4)
+        SemSegFPNHead(
+            {"x": ShapeSpec(channels=8, stride=stride)},
+            num_classes=K,
+            conv_dims=32,
+            common_stride=4,
+        )
 
 
 def test_head_without_features_is_an_error():
@@ -167,19 +203,27 @@ def test_training_without_targets_is_an_error():
 # --- the model ---
 
 
-@pytest.mark.parametrize("sizes", [[(48, 64)], [(40, 64), (30, 45)]], ids=["one", "two-of-different-sizes"])
+@pytest.mark.parametrize(
+    "sizes", [[(48, 64)], [(40, 64), (30, 45)]], ids=["one", "two-of-different-sizes"]
+)
 def test_losses_reach_every_parameter(sizes):
     model = make()
     losses = model(inputs(*sizes))
     assert set(losses) == {"loss_sem_seg"}
     losses["loss_sem_seg"].backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
 
 
 def test_padding_is_not_trained():
     model = make("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 77)
     (x,) = inputs((30, 45))
-    padded = {"image": torch.zeros(3, 32, 48, dtype=torch.uint8), "sem_seg": torch.full((32, 48), 77)}
+    padded = {
+        "image": torch.zeros(3, 32, 48, dtype=torch.uint8),
+        "sem_seg": torch.full((32, 48), 77),
+    }
     padded["image"][:, :30, :45] = x["image"]
     padded["sem_seg"][:30, :45] = x["sem_seg"]
     model.pixel_mean.zero_()  # so that padding before and after the normalisation is the same
@@ -215,7 +259,10 @@ def test_four_images_are_learnt_by_heart():
         optimizer.step()
     with torch.no_grad():
         outputs = model.eval()(batch)
-    correct = [(o["sem_seg"].argmax(0) == x["sem_seg"]).float().mean() for o, x in zip(outputs, batch, strict=True)]
+    correct = [
+        (o["sem_seg"].argmax(0) == x["sem_seg"]).float().mean()
+        for o, x in zip(outputs, batch, strict=True)
+    ]
     assert min(correct) > 0.93
 
 

@@ -30,7 +30,7 @@ class TwoConvolutions(Backbone):
 
 
 def inputs(*numbers_of_objects, size=SIZE, **fields):
-    """Give an image of noise with as many boxes of 20x20 pixels for each number, and fields that all of them have."""
+    """Return an image of noise with as many boxes of 20x20 pixels for each number, and fields that all of them have."""
     generator = torch.Generator().manual_seed(1)
     batch = []
     for num in numbers_of_objects:

@@ -4,7 +4,12 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
-from detkit.modeling.proposal_generator import RPN, StandardRPNHead, build_proposal_generator, build_rpn_head
+from detkit.modeling.proposal_generator import (
+    RPN,
+    StandardRPNHead,
+    build_proposal_generator,
+    build_rpn_head,
+)
 
 SHAPES = {"res4": ShapeSpec(channels=8, stride=16)}
 
@@ -26,7 +31,10 @@ def test_precomputed_proposals_need_no_generator():
 def test_proposals_that_an_rpn_would_not_look_at_are_an_error():
     cfg = get_cfg()
     cfg.MODEL.LOAD_PROPOSALS = True
-    with pytest.raises(ValueError, match="LOAD_PROPOSALS is True, but .*NAME is RPN.*set that to PrecomputedProposals"):
+    with pytest.raises(
+        ValueError,
+        match="LOAD_PROPOSALS is True, but .*NAME is RPN.*set that to PrecomputedProposals",
+    ):
         build_proposal_generator(cfg, SHAPES)
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     assert build_proposal_generator(cfg, SHAPES) is None
@@ -35,12 +43,16 @@ def test_proposals_that_an_rpn_would_not_look_at_are_an_error():
 def test_unknown_generator_offers_a_near_miss():
     cfg = get_cfg()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "rpn"
-    with pytest.raises(KeyError, match="'rpn' is not registered as PROPOSAL_GENERATOR. Did you mean 'RPN'"):
+    with pytest.raises(
+        KeyError, match="'rpn' is not registered as PROPOSAL_GENERATOR. Did you mean 'RPN'"
+    ):
         build_proposal_generator(cfg, SHAPES)
 
 
 def test_unknown_head_offers_a_near_miss():
     cfg = get_cfg()
     cfg.MODEL.RPN.HEAD_NAME = "StandardRPNhead"
-    with pytest.raises(KeyError, match="not registered as RPN_HEAD. Did you mean 'StandardRPNHead'"):
+    with pytest.raises(
+        KeyError, match="not registered as RPN_HEAD. Did you mean 'StandardRPNHead'"
+    ):
         build_proposal_generator(cfg, SHAPES)

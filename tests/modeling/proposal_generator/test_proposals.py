@@ -17,7 +17,13 @@ SIZE = (90, 80)
 
 
 def find(boxes, logits, level_ids=None, **kwargs):
-    arguments = {"nms_thresh": 0.7, "post_nms_topk": 1000, "min_box_size": 0.0, "training": False, **kwargs}
+    arguments = {
+        "nms_thresh": 0.7,
+        "post_nms_topk": 1000,
+        "min_box_size": 0.0,
+        "training": False,
+        **kwargs,
+    }
     level_ids = torch.zeros(boxes.shape[1], dtype=torch.int64) if level_ids is None else level_ids
     return find_top_rpn_proposals(boxes, logits, level_ids, [SIZE] * len(boxes), **arguments)
 
@@ -67,7 +73,9 @@ def test_numbers_not_finite_stop_training_and_are_dropped_in_inference(where, va
         logits[0, 0] = value
     (proposals,) = find(boxes, logits)
     assert proposals.objectness_logits.tolist() == [1]
-    with pytest.raises(FloatingPointError, match=r"contain Inf or NaN: training has diverged.*SOLVER.BASE_LR"):
+    with pytest.raises(
+        FloatingPointError, match=r"contain Inf or NaN: training has diverged.*SOLVER.BASE_LR"
+    ):
         find(boxes, logits, training=True)
 
 
@@ -82,7 +90,11 @@ def image_proposals(num=2):
 
 
 def truth(num):
-    return Instances(SIZE, gt_boxes=Boxes(random_boxes(num, seed=7)), gt_classes=torch.zeros(num, dtype=torch.int64))
+    return Instances(
+        SIZE,
+        gt_boxes=Boxes(random_boxes(num, seed=7)),
+        gt_classes=torch.zeros(num, dtype=torch.int64),
+    )
 
 
 @pytest.mark.parametrize("num", [0, 1, 3], ids=["nothing", "one", "many"])
@@ -90,7 +102,8 @@ def test_ground_truth_is_appended(num):
     gt, proposals = truth(num), image_proposals()
     (extended,) = add_ground_truth_to_proposals([gt], [proposals])
     torch.testing.assert_close(
-        extended.proposal_boxes.tensor, torch.cat([proposals.proposal_boxes.tensor, gt.gt_boxes.tensor])
+        extended.proposal_boxes.tensor,
+        torch.cat([proposals.proposal_boxes.tensor, gt.gt_boxes.tensor]),
     )
     assert sorted(extended.get_fields()) == ["objectness_logits", "proposal_boxes"]
     assert len(proposals) == 2

@@ -25,13 +25,18 @@ def config(**rpn):
 
 def make(**rpn):
     torch.manual_seed(0)
-    return RPN(config(**rpn), {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)})
+    return RPN(
+        config(**rpn),
+        {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)},
+    )
 
 
 def batch(num_images=2):
     torch.manual_seed(1)
     images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
-    features = {f"p{k}": torch.randn(num_images, 4, SIZE[0] // 2**k, SIZE[1] // 2**k) for k in (3, 4)}
+    features = {
+        f"p{k}": torch.randn(num_images, 4, SIZE[0] // 2**k, SIZE[1] // 2**k) for k in (3, 4)
+    }
     return images, features
 
 
@@ -52,7 +57,9 @@ def test_training_gives_losses_and_proposals():
     proposals, losses = make()(*batch(), [truth(OBJECT), truth(OBJECT, (40, 5, 60, 40))])
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc"}
     assert all(loss.dim() == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
-    assert [sorted(p.get_fields()) for p in proposals] == [["objectness_logits", "proposal_boxes"]] * 2
+    assert [sorted(p.get_fields()) for p in proposals] == [
+        ["objectness_logits", "proposal_boxes"]
+    ] * 2
 
 
 def test_inference_gives_proposals_only():
@@ -65,7 +72,10 @@ def test_inference_gives_proposals_only():
 
 def test_proposals_carry_no_gradient():
     proposals, _ = make()(*batch(), [truth(OBJECT), truth(OBJECT)])
-    assert not any(p.proposal_boxes.tensor.requires_grad or p.objectness_logits.requires_grad for p in proposals)
+    assert not any(
+        p.proposal_boxes.tensor.requires_grad or p.objectness_logits.requires_grad
+        for p in proposals
+    )
 
 
 def test_untrained_head_proposes_its_anchors():
@@ -76,7 +86,9 @@ def test_untrained_head_proposes_its_anchors():
     anchors.clip(SIZE)
     ((proposals,), _) = rpn(images, features)
     expected = {tuple(box) for box in anchors[anchors.nonempty()].tensor.round(decimals=3).tolist()}
-    assert {tuple(box) for box in proposals.proposal_boxes.tensor.round(decimals=3).tolist()} == expected
+    assert {
+        tuple(box) for box in proposals.proposal_boxes.tensor.round(decimals=3).tolist()
+    } == expected
 
 
 def test_logits_and_deltas_keep_the_order_of_the_anchors():
@@ -95,20 +107,26 @@ def test_logits_and_deltas_keep_the_order_of_the_anchors():
     torch.testing.assert_close(proposals.proposal_boxes.tensor[:1], expected.tensor)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
 def test_memory_format_does_not_matter(memory_format):
     images, features = batch()
     expected, _ = make().eval()(images, features)
     converted = {name: x.contiguous(memory_format=memory_format) for name, x in features.items()}
     found, _ = make().eval().to(memory_format=memory_format)(images, converted)
-    torch.testing.assert_close(found[0].proposal_boxes.tensor, expected[0].proposal_boxes.tensor, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        found[0].proposal_boxes.tensor, expected[0].proposal_boxes.tensor, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_topk_before_and_after_nms():
     kwargs = {"PRE_NMS_TOPK_TEST": 20, "POST_NMS_TOPK_TEST": 7, "NMS_THRESH": 1.0}
     assert [len(p) for p in make(**kwargs).eval()(*batch())[0]] == [7, 7]
     kwargs["POST_NMS_TOPK_TEST"] = 1000
-    assert all(20 < len(p) <= 40 for p in make(**kwargs).eval()(*batch())[0])  # 20 of either level, less empty ones
+    assert all(
+        20 < len(p) <= 40 for p in make(**kwargs).eval()(*batch())[0]
+    )  # 20 of either level, less empty ones
 
 
 def test_labels_by_hand():
@@ -119,7 +137,9 @@ def test_labels_by_hand():
     expected = torch.where(iou < 0.3, 0, torch.where(iou < 0.7, -1, 1))
     expected[iou == iou.max()] = 1
     assert labels.tolist() == expected.tolist()
-    torch.testing.assert_close(boxes[labels == 1], torch.tensor([OBJECT]).expand(int((labels == 1).sum()), 4))
+    torch.testing.assert_close(
+        boxes[labels == 1], torch.tensor([OBJECT]).expand(int((labels == 1).sum()), 4)
+    )
 
 
 def test_sample_is_bounded_and_background_fills_it_up():
@@ -190,7 +210,11 @@ def test_boxes_and_losses_are_float32_under_autocast(dtype):
     rpn = make()
     with torch.autocast("cpu", dtype=dtype):
         proposals, losses = rpn(*batch(), [truth(OBJECT), truth(OBJECT)])
-    assert proposals[0].proposal_boxes.tensor.dtype == proposals[0].objectness_logits.dtype == torch.float32
+    assert (
+        proposals[0].proposal_boxes.tensor.dtype
+        == proposals[0].objectness_logits.dtype
+        == torch.float32
+    )
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     _, expected = make()(*batch(), [truth(OBJECT), truth(OBJECT)])
     torch.testing.assert_close(losses["loss_rpn_cls"], expected["loss_rpn_cls"], rtol=0.02, atol=0)
@@ -211,7 +235,9 @@ def test_rpn_holds_no_state_but_the_head():
 
 
 def test_settings_come_from_the_config():
-    cfg = config(BBOX_REG_LOSS_TYPE="giou", SMOOTH_L1_BETA=0.25, BBOX_REG_WEIGHTS=(1.0, 2.0, 3.0, 4.0))
+    cfg = config(
+        BBOX_REG_LOSS_TYPE="giou", SMOOTH_L1_BETA=0.25, BBOX_REG_WEIGHTS=(1.0, 2.0, 3.0, 4.0)
+    )
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 3
     rpn = RPN(cfg, {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)})
     assert (rpn.box_reg_loss_type, rpn.smooth_l1_beta, rpn.min_box_size) == ("giou", 0.25, 3)

@@ -9,7 +9,9 @@ from detkit.modeling.proposal_generator.rpn_head import StandardRPNHead
 
 
 def test_maps_have_an_entry_per_anchor():
-    logits, deltas = StandardRPNHead(in_channels=8, num_anchors=3)([torch.randn(2, 8, 5, 7), torch.randn(2, 8, 1, 1)])
+    logits, deltas = StandardRPNHead(in_channels=8, num_anchors=3)(
+        [torch.randn(2, 8, 5, 7), torch.randn(2, 8, 1, 1)]
+    )
     assert [tuple(x.shape) for x in logits] == [(2, 3, 5, 7), (2, 3, 1, 1)]
     assert [tuple(x.shape) for x in deltas] == [(2, 12, 5, 7), (2, 12, 1, 1)]
 
@@ -19,15 +21,25 @@ def test_maps_have_an_entry_per_anchor():
     [
         pytest.param([-1], {"conv.weight": (8, 8, 3, 3)}, id="one"),
         pytest.param([16], {"conv.weight": (16, 8, 3, 3)}, id="other-width"),
-        pytest.param([16, -1], {"conv.conv0.weight": (16, 8, 3, 3), "conv.conv1.weight": (16, 16, 3, 3)}, id="two"),
+        pytest.param(
+            [16, -1],
+            {"conv.conv0.weight": (16, 8, 3, 3), "conv.conv1.weight": (16, 16, 3, 3)},
+            id="two",
+        ),
     ],
 )
 def test_names_and_shapes_of_weights_are_those_of_detectron2(conv_dims, names):
     state = StandardRPNHead(in_channels=8, num_anchors=3, conv_dims=conv_dims).state_dict()
     last = tuple(names.values())[-1][0]
-    names = {**names, "objectness_logits.weight": (3, last, 1, 1), "anchor_deltas.weight": (12, last, 1, 1)}
+    names = {
+        **names,
+        "objectness_logits.weight": (3, last, 1, 1),
+        "anchor_deltas.weight": (12, last, 1, 1),
+    }
     assert {name: tuple(t.shape) for name, t in state.items() if name.endswith("weight")} == names
-    assert {name for name in state if name.endswith("bias")} == {name.replace("weight", "bias") for name in names}
+    assert {name for name in state if name.endswith("bias")} == {
+        name.replace("weight", "bias") for name in names
+    }
 
 
 def test_weights_start_small_and_biases_at_zero():
@@ -55,13 +67,17 @@ def test_config_gives_channels_and_anchors():
 
 def test_levels_of_different_channels_are_an_error():
     with pytest.raises(ValueError, match=r"MODEL.RPN.IN_FEATURES: .*same channels; got \[8, 16\]"):
-        StandardRPNHead(get_cfg(), [ShapeSpec(channels=8, stride=16), ShapeSpec(channels=16, stride=32)])
+        StandardRPNHead(
+            get_cfg(), [ShapeSpec(channels=8, stride=16), ShapeSpec(channels=16, stride=32)]
+        )
 
 
 def test_levels_of_different_anchors_are_an_error():
     cfg = get_cfg()
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64, 128]]
-    with pytest.raises(ValueError, match=r"MODEL.ANCHOR_GENERATOR: .*same anchors per cell; got \[3, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"MODEL.ANCHOR_GENERATOR: .*same anchors per cell; got \[3, 6\]"
+    ):
         StandardRPNHead(cfg, [ShapeSpec(channels=8, stride=16), ShapeSpec(channels=8, stride=32)])
 
 

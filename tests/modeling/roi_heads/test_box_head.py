@@ -29,7 +29,9 @@ def test_no_regions_pass_through():
 
 def test_names_and_shapes_of_weights_are_those_of_detectron2():
     head = FastRCNNConvFCHead(input_shape=SHAPE, conv_dims=[8, 8], fc_dims=[6], conv_norm="BN")
-    shapes = {name: tuple(t.shape) for name, t in head.state_dict().items() if name.endswith("weight")}
+    shapes = {
+        name: tuple(t.shape) for name, t in head.state_dict().items() if name.endswith("weight")
+    }
     assert shapes == {
         "conv1.weight": (8, 4, 3, 3),
         "conv1.norm.weight": (8,),
@@ -48,7 +50,10 @@ def test_config_gives_the_layers():
 
 
 def test_flattening_does_not_depend_on_the_memory_format():
-    head, x = FastRCNNConvFCHead(input_shape=SHAPE, conv_dims=[], fc_dims=[6]), torch.randn(5, 4, 3, 3)
+    head, x = (
+        FastRCNNConvFCHead(input_shape=SHAPE, conv_dims=[], fc_dims=[6]),
+        torch.randn(5, 4, 3, 3),
+    )
     torch.testing.assert_close(head(x.contiguous(memory_format=torch.channels_last)), head(x))
 
 

@@ -38,7 +38,9 @@ def make(*overrides):
     torch.manual_seed(0)
     heads = build_roi_heads(config(*overrides), SHAPES)
     for predictor in heads.box_predictor:
-        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.3)  # boxes that move from stage to stage
+        torch.nn.init.normal_(
+            predictor.bbox_pred.weight, std=0.3
+        )  # boxes that move from stage to stage
     return heads
 
 
@@ -55,19 +57,27 @@ def proposals(boxes=((5.0, 5, 25, 25), (30, 10, 90, 60), (0, 0, 96, 64))):
 
 
 def truth(*boxes):
-    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=torch.arange(len(boxes)) % K)
+    return Instances(
+        SIZE,
+        gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
+        gt_classes=torch.arange(len(boxes)) % K,
+    )
 
 
 def test_names_of_weights_are_those_of_detectron2():
     parts = [f"box_head.{k}.fc1" for k in range(S)]
     parts += [f"box_predictor.{k}.{part}" for k in range(S) for part in ("cls_score", "bbox_pred")]
-    assert list(make().state_dict()) == [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+    assert list(make().state_dict()) == [
+        f"{part}.{kind}" for part in parts for kind in ("weight", "bias")
+    ]
 
 
 def test_every_stage_has_its_losses_and_its_metrics():
     with EventStorage() as storage:
         sampled, losses = make()(*batch(), [proposals(), proposals()], [truth(OBJECT), truth()])
-    assert list(losses) == [f"{name}_stage{k}" for k in range(S) for name in ("loss_cls", "loss_box_reg")]
+    assert list(losses) == [
+        f"{name}_stage{k}" for k in range(S) for name in ("loss_cls", "loss_box_reg")
+    ]
     assert [p.has("gt_classes") for p in sampled] == [True, True]
     expected = {f"stage{k}/fast_rcnn/cls_accuracy" for k in range(S)} | {
         f"stage{k}/roi_head/num_fg_samples" for k in (1, 2)
@@ -92,9 +102,14 @@ def test_stages_are_one_after_the_other():
         found, _ = heads(images, features, given)
     for i, probs_i in enumerate(probs.split([len(p) for p in given])):
         expected = sorted(
-            (score.item(), *boxes[i].tensor[r].tolist()) for r, row in enumerate(probs_i) for score in row[:K]
+            (score.item(), *boxes[i].tensor[r].tolist())
+            for r, row in enumerate(probs_i)
+            for score in row[:K]
         )
-        got = sorted((s.item(), *b) for s, b in zip(found[i].scores, found[i].pred_boxes.tensor.tolist(), strict=True))
+        got = sorted(
+            (s.item(), *b)
+            for s, b in zip(found[i].scores, found[i].pred_boxes.tensor.tolist(), strict=True)
+        )
         torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -110,7 +125,9 @@ def test_stages_label_by_their_own_overlap_without_sampling():
         expected = [gt.gt_classes[best[r]].item() if label else K for r, label in enumerate(labels)]
         assert labelled.gt_classes.tolist() == expected
         foreground = labelled.gt_classes < K
-        assert torch.equal(labelled.gt_boxes.tensor[foreground], gt.gt_boxes.tensor[best[foreground]])
+        assert torch.equal(
+            labelled.gt_boxes.tensor[foreground], gt.gt_boxes.tensor[best[foreground]]
+        )
         counts.append(int(foreground.sum()))
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] > 0
@@ -121,7 +138,9 @@ def test_gradient_of_the_features_is_divided_by_the_stages():
     features = {name: x.requires_grad_() for name, x in features.items()}
     gradients = []
     for num_stages in (S, 1):
-        heads.num_cascade_stages = num_stages  # the gradient of the first stage alone, with and without its share
+        heads.num_cascade_stages = (
+            num_stages  # the gradient of the first stage alone, with and without its share
+        )
         _, losses = heads(images, features, [proposals()], [truth(OBJECT)])
         gradients.append(torch.autograd.grad(losses["loss_cls_stage0"], features["p2"])[0])
     torch.testing.assert_close(gradients[0] * S, gradients[1])
@@ -155,7 +174,12 @@ def test_image_without_proposals_has_no_detections():
 
 def test_number_of_stages_follows_the_config():
     weights = [[10.0, 10.0, 5.0, 5.0]] * 2
-    heads = make("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", [0.5, 0.75], "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", weights)
+    heads = make(
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
+        [0.5, 0.75],
+        "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
+        weights,
+    )
     _, losses = heads(*batch(1), [proposals()], [truth(OBJECT)])
     assert len(losses) == 4
 
@@ -169,21 +193,32 @@ def test_number_of_stages_follows_the_config():
             id="lengths",
         ),
         pytest.param(
-            ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.4]], r"must be the same, got 0\.4 and 0\.5", id="first-stage"
+            ["MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.4]],
+            r"must be the same, got 0\.4 and 0\.5",
+            id="first-stage",
         ),
         pytest.param(
-            ["MODEL.ROI_HEADS.IOU_LABELS", [0, -1, 1], "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5, 0.6]],
+            [
+                "MODEL.ROI_HEADS.IOU_LABELS",
+                [0, -1, 1],
+                "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+                [0.5, 0.6],
+            ],
             r"one overlap and \[0, 1\], .*; got \[0\.5, 0\.6\] and \[0, -1, 1\]",
             id="ignored",
         ),
-        pytest.param(["MODEL.ROI_HEADS.IOU_LABELS", [1, 0]], r"got \[0\.5\] and \[1, 0\]", id="labels"),
+        pytest.param(
+            ["MODEL.ROI_HEADS.IOU_LABELS", [1, 0]], r"got \[0\.5\] and \[1, 0\]", id="labels"
+        ),
         pytest.param(
             ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.MASK_ON", True],
             "TRAIN_ON_PRED_BOXES is True",
             id="predicted-boxes",
         ),
         pytest.param(
-            ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False], "CLS_AGNOSTIC_BBOX_REG is False", id="box-per-class"
+            ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False],
+            "CLS_AGNOSTIC_BBOX_REG is False",
+            id="box-per-class",
         ),
     ],
 )
@@ -199,19 +234,31 @@ def test_predicted_boxes_without_later_branches_concern_nobody():
 def test_stages_that_do_not_agree_are_an_error():
     heads = make()
     arguments = {"box_in_features": ["p2", "p3"], "box_pooler": heads.box_pooler, "num_classes": K}
-    arguments |= {"batch_size_per_image": 4, "positive_fraction": 0.5, "proposal_matchers": heads.proposal_matchers}
+    arguments |= {
+        "batch_size_per_image": 4,
+        "positive_fraction": 0.5,
+        "proposal_matchers": heads.proposal_matchers,
+    }
     with pytest.raises(ValueError, match=r"a matcher per stage: got \(2, 3, 3\)"):
-        CascadeROIHeads(**arguments, box_heads=heads.box_head[:2], box_predictors=heads.box_predictor)
+        CascadeROIHeads(
+            **arguments, box_heads=heads.box_head[:2], box_predictors=heads.box_predictor
+        )
     per_class = FastRCNNOutputLayers(
         input_shape=ShapeSpec(channels=8),
         box2box_transform=heads.box_predictor[0].box2box_transform,
         num_classes=K,
     )
     with pytest.raises(ValueError, match="stage 2 of a cascade needs one box for all classes"):
-        CascadeROIHeads(**arguments, box_heads=heads.box_head, box_predictors=[*heads.box_predictor[:2], per_class])
+        CascadeROIHeads(
+            **arguments,
+            box_heads=heads.box_head,
+            box_predictors=[*heads.box_predictor[:2], per_class],
+        )
 
 
 def test_every_stage_has_its_own_scale_of_deltas():
     weights = ((1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 3.0, 3.0), (5.0, 5.0, 6.0, 6.0))
     heads = make("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", weights)
-    assert tuple(predictor.box2box_transform.weights for predictor in heads.box_predictor) == weights
+    assert (
+        tuple(predictor.box2box_transform.weights for predictor in heads.box_predictor) == weights
+    )

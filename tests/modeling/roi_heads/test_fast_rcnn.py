@@ -21,7 +21,12 @@ TRANSFORM = Box2BoxTransform((10, 10, 5, 5))
 
 def make(**kwargs):
     torch.manual_seed(0)
-    arguments = {"input_shape": ShapeSpec(channels=6), "box2box_transform": TRANSFORM, "num_classes": K, **kwargs}
+    arguments = {
+        "input_shape": ShapeSpec(channels=6),
+        "box2box_transform": TRANSFORM,
+        "num_classes": K,
+        **kwargs,
+    }
     return FastRCNNOutputLayers(**arguments)
 
 
@@ -58,11 +63,15 @@ def test_class_agnostic_boxes_have_four_deltas():
 
 
 def test_sigmoid_starts_at_a_probability_of_one_percent():
-    assert make(use_sigmoid_ce=True).cls_score.bias.sigmoid().tolist() == pytest.approx([0.01] * (K + 1), rel=1e-5)
+    assert make(use_sigmoid_ce=True).cls_score.bias.sigmoid().tolist() == pytest.approx(
+        [0.01] * (K + 1), rel=1e-5
+    )
 
 
 def test_forward_flattens_its_input():
-    scores, deltas = make(input_shape=ShapeSpec(channels=6, height=2, width=2))(torch.randn(5, 6, 2, 2))
+    scores, deltas = make(input_shape=ShapeSpec(channels=6, height=2, width=2))(
+        torch.randn(5, 6, 2, 2)
+    )
     assert (scores.shape, deltas.shape) == ((5, K + 1), (5, 4 * K))
 
 
@@ -76,10 +85,14 @@ def test_losses_by_hand(shared):
     torch.testing.assert_close(losses["loss_cls"], F.cross_entropy(scores, torch.tensor(classes)))
     expected = 0.0
     for row, proposal in {0: proposals[0], 3: proposals[2]}.items():
-        target = TRANSFORM.get_deltas(proposal.proposal_boxes.tensor[:1], proposal.gt_boxes.tensor[:1])
+        target = TRANSFORM.get_deltas(
+            proposal.proposal_boxes.tensor[:1], proposal.gt_boxes.tensor[:1]
+        )
         own = deltas[row] if shared else deltas[row, 4 * classes[row] : 4 * classes[row] + 4]
         expected += (own - target[0]).abs().sum()
-    torch.testing.assert_close(losses["loss_box_reg"], expected / 4)  # over all regions, not over the two objects
+    torch.testing.assert_close(
+        losses["loss_box_reg"], expected / 4
+    )  # over all regions, not over the two objects
 
 
 def test_sigmoid_loss_by_hand():
@@ -100,7 +113,9 @@ def test_loss_weights_are_factors():
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
-@pytest.mark.parametrize("classes", [(), (K, K), (0, K, 2)], ids=["no-regions", "background", "some"])
+@pytest.mark.parametrize(
+    "classes", [(), (K, K), (0, K, 2)], ids=["no-regions", "background", "some"]
+)
 def test_every_parameter_gets_a_finite_gradient(classes, sigmoid, loss_type):
     layers = make(box_reg_loss_type=loss_type, use_sigmoid_ce=sigmoid)
     losses = layers.losses(layers(torch.randn(len(classes), 6)), [sampled(*classes)])
@@ -150,7 +165,9 @@ def test_boxes_for_true_classes_are_those_of_the_class(shared):
 @pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
 def test_probabilities_per_image(sigmoid):
     scores = torch.tensor([[math.log(2), 0, 0, 0.0]]).repeat(3, 1)
-    probs = make(use_sigmoid_ce=sigmoid).predict_probs((scores, torch.empty(0)), [sampled(0, 1), sampled(1)])
+    probs = make(use_sigmoid_ce=sigmoid).predict_probs(
+        (scores, torch.empty(0)), [sampled(0, 1), sampled(1)]
+    )
     expected = [2 / 3, 0.5, 0.5, 0.5] if sigmoid else [0.4, 0.2, 0.2, 0.2]
     assert [len(p) for p in probs] == [2, 1]
     assert probs[0][1].tolist() == pytest.approx(expected)
@@ -158,7 +175,9 @@ def test_probabilities_per_image(sigmoid):
 
 def test_inference_takes_threshold_and_topk():
     layers = make(test_score_thresh=0.5, test_topk_per_image=1)
-    proposals = Instances(SIZE, proposal_boxes=Boxes([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30]]))
+    proposals = Instances(
+        SIZE, proposal_boxes=Boxes([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30]])
+    )
     scores = torch.tensor([[5.0, 0, 0, 0], [0, 9, 0, 0], [0, 0, 0, 9]])
     (found,), (regions,) = layers.inference((scores, torch.zeros(3, 4 * K)), [proposals])
     assert found.pred_classes.tolist() == regions.tolist() == [1]
@@ -193,7 +212,11 @@ def test_config_gives_everything():
     assert layers.loss_weight == {"loss_box_reg": 2.5}
     assert (layers.box_reg_loss_type, layers.smooth_l1_beta) == ("giou", 0.5)
     assert layers.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)
-    assert (layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image) == (0.3, 0.6, 11)
+    assert (layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image) == (
+        0.3,
+        0.6,
+        11,
+    )
 
 
 def federated_cfg(*overrides):
@@ -232,18 +255,24 @@ def test_federated_loss_is_the_sigmoid_loss_of_the_classes_it_looks_at():
     loss = layers.losses((logits, deltas), proposals)["loss_cls"]
     torch.testing.assert_close(loss, cost[:, [0, 2]].sum() / 3)
     layers = make(use_sigmoid_ce=True, fed_loss_cls_weights=[1.0, 0.0, 5.0], fed_loss_num_classes=1)
-    torch.testing.assert_close(layers.losses((logits, deltas), proposals)["loss_cls"], cost[:, 0].sum() / 3)
+    torch.testing.assert_close(
+        layers.losses((logits, deltas), proposals)["loss_cls"], cost[:, 0].sum() / 3
+    )
 
 
 def test_federated_loss_without_sigmoid_names_the_keys():
     cfg = federated_cfg("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)
-    with pytest.raises(ValueError, match="MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes with USE_SIGMOID_CE"):
+    with pytest.raises(
+        ValueError, match="MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes with USE_SIGMOID_CE"
+    ):
         FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [1, 2, -3]], ids=["too-few", "negative"])
 def test_federated_weights_must_fit_the_classes(counts):
-    with pytest.raises(ValueError, match=r"FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of 3 classes"):
+    with pytest.raises(
+        ValueError, match=r"FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of 3 classes"
+    ):
         make(use_sigmoid_ce=True, fed_loss_cls_weights=counts)
 
 

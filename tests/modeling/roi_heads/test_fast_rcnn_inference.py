@@ -12,7 +12,9 @@ SIZE = (90, 80)
 
 
 def infer(boxes, scores, score_thresh=0.05, nms_thresh=0.5, topk=100, **kwargs):
-    instances, regions = fast_rcnn_inference([boxes], [scores], [SIZE], score_thresh, nms_thresh, topk, **kwargs)
+    instances, regions = fast_rcnn_inference(
+        [boxes], [scores], [SIZE], score_thresh, nms_thresh, topk, **kwargs
+    )
     return instances[0], regions[0]
 
 
@@ -27,10 +29,14 @@ def test_detections_are_those_of_the_slow_reference(shared):
     boxes, scores = random_predictions(20, 3, shared)
     found, regions = infer(boxes, scores, score_thresh=0.4, topk=15)
     picked = [(r, k) for r in range(20) for k in range(3) if scores[r, k] > 0.4]
-    candidates = Boxes(torch.stack([boxes[r] if shared else boxes[r, 4 * k : 4 * k + 4] for r, k in picked]))
+    candidates = Boxes(
+        torch.stack([boxes[r] if shared else boxes[r, 4 * k : 4 * k + 4] for r, k in picked])
+    )
     candidates.clip(SIZE)
     candidate_scores = torch.stack([scores[r, k] for r, k in picked])
-    keep = slow_batched_nms(candidates.tensor, candidate_scores, torch.tensor([k for _, k in picked]), 0.5)[:15]
+    keep = slow_batched_nms(
+        candidates.tensor, candidate_scores, torch.tensor([k for _, k in picked]), 0.5
+    )[:15]
     torch.testing.assert_close(found.pred_boxes.tensor, candidates.tensor[keep])
     torch.testing.assert_close(found.scores, candidate_scores[keep])
     assert found.pred_classes.tolist() == [picked[i][1] for i in keep.tolist()]
@@ -77,7 +83,10 @@ def test_nothing_is_found(num):
 
 
 def test_region_that_is_not_finite_is_left_out():
-    boxes, scores = torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29]]), torch.tensor([[0.5, 0.5], [0.9, 0.1]])
+    boxes, scores = (
+        torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29]]),
+        torch.tensor([[0.5, 0.5], [0.9, 0.1]]),
+    )
     boxes[1, 2] = float("nan")
     found, regions = infer(boxes, scores)
     assert regions.tolist() == [0]
@@ -86,6 +95,8 @@ def test_region_that_is_not_finite_is_left_out():
 
 def test_images_are_independent():
     boxes, scores = random_predictions(20, 3)
-    together, _ = fast_rcnn_inference([boxes, boxes[:5]], [scores, scores[:5]], [SIZE, SIZE], 0.3, 0.5, 10)
+    together, _ = fast_rcnn_inference(
+        [boxes, boxes[:5]], [scores, scores[:5]], [SIZE, SIZE], 0.3, 0.5, 10
+    )
     alone, _ = infer(boxes[:5], scores[:5], 0.3, 0.5, 10)
     torch.testing.assert_close(together[1].pred_boxes.tensor, alone.pred_boxes.tensor)

@@ -10,7 +10,9 @@ WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 6.0])
 
 
 def draw(gt_classes, num_sampled, weights=WEIGHTS):
-    return sample_federated_classes(torch.tensor(gt_classes, dtype=torch.int64), num_sampled, weights)
+    return sample_federated_classes(
+        torch.tensor(gt_classes, dtype=torch.int64), num_sampled, weights
+    )
 
 
 @pytest.mark.parametrize(

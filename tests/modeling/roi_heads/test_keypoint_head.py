@@ -55,7 +55,9 @@ def slow_terms(prediction, instances):
     terms, row = [], 0
     for x in instances:
         for points, box in zip(
-            x.gt_keypoints.tensor.tolist() if len(x) else [], x.proposal_boxes.tensor.tolist(), strict=True
+            x.gt_keypoints.tensor.tolist() if len(x) else [],
+            x.proposal_boxes.tensor.tolist(),
+            strict=True,
         ):
             for k, point in enumerate(points):
                 cell, counts = slow_keypoint_cell(point, box, prediction.shape[2])
@@ -84,7 +86,9 @@ def test_keypoints_that_do_not_count_do_not_learn():
 
 @pytest.mark.parametrize("normalizer", [None, 7.0])
 @pytest.mark.parametrize(
-    "instances", [[background(), background()], [regions(2, visibility=0)]], ids=["no object", "nothing labelled"]
+    "instances",
+    [[background(), background()], [regions(2, visibility=0)]],
+    ids=["no object", "nothing labelled"],
 )
 def test_loss_without_keypoints_is_zero_within_the_graph(instances, normalizer):
     prediction = logits(sum(map(len, instances))).requires_grad_()
@@ -97,12 +101,17 @@ def test_loss_without_keypoints_is_zero_within_the_graph(instances, normalizer):
 def test_missing_keypoints_are_an_error():
     instances = regions(2)
     instances.remove("gt_keypoints")
-    with pytest.raises(ValueError, match="trained on gt_keypoints, but instances have only .*MODEL.KEYPOINT_ON needs"):
+    with pytest.raises(
+        ValueError,
+        match="trained on gt_keypoints, but instances have only .*MODEL.KEYPOINT_ON needs",
+    ):
         keypoint_rcnn_loss(logits(2), [instances], None)
 
 
 def test_another_number_of_keypoints_is_an_error():
-    with pytest.raises(ValueError, match="NUM_KEYPOINTS is 4, but the data has 3 keypoints per object"):
+    with pytest.raises(
+        ValueError, match="NUM_KEYPOINTS is 4, but the data has 3 keypoints per object"
+    ):
         keypoint_rcnn_loss(torch.zeros(2, 4, 8, 8), [regions(2)], None)
 
 
@@ -138,11 +147,19 @@ def test_loss_is_finite_under_autocast():
 def test_constant_normalizer_counts_all_foreground_that_a_batch_may_have():
     instances, x = [regions(2), regions(3)], torch.randn(5, C, 2, 2)
     key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
-    visible, constant, doubled = make(), make(key, False), make("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 2.0)
-    num_valid = sum(y.gt_keypoints.to_heatmap(y.proposal_boxes.tensor, 8)[1].sum().item() for y in instances)
+    visible, constant, doubled = (
+        make(),
+        make(key, False),
+        make("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 2.0),
+    )
+    num_valid = sum(
+        y.gt_keypoints.to_heatmap(y.proposal_boxes.tensor, 8)[1].sum().item() for y in instances
+    )
     loss = visible(x, instances)["loss_keypoint"]
     # 16 proposals per image, a quarter of them foreground, 3 keypoints, 2 images.
-    torch.testing.assert_close(constant(x, instances)["loss_keypoint"] * (16 * 0.25 * K * 2), loss * num_valid)
+    torch.testing.assert_close(
+        constant(x, instances)["loss_keypoint"] * (16 * 0.25 * K * 2), loss * num_valid
+    )
     torch.testing.assert_close(doubled(x, instances)["loss_keypoint"], loss * 2)
 
 

@@ -39,7 +39,11 @@ def background():
 
 
 def detections(*classes):
-    return Instances(SIZE, pred_boxes=Boxes(torch.ones(len(classes), 4)), pred_classes=torch.tensor(classes).long())
+    return Instances(
+        SIZE,
+        pred_boxes=Boxes(torch.ones(len(classes), 4)),
+        pred_classes=torch.tensor(classes).long(),
+    )
 
 
 def make(*overrides):
@@ -63,10 +67,16 @@ def slow_loss(prediction, instances):
     """Mean over regions and cells of the cross entropy in the channel of the region's class, cell by cell."""
     terms, row = [], 0
     for x in instances:
-        targets = x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, prediction.shape[2]) if len(x) else []
+        targets = (
+            x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, prediction.shape[2])
+            if len(x)
+            else []
+        )
         for target, class_i in zip(targets, x.gt_classes.tolist(), strict=True):
             channel = prediction[row, class_i if prediction.shape[1] > 1 else 0].double()
-            for value, inside in zip(channel.flatten().tolist(), target.flatten().tolist(), strict=True):
+            for value, inside in zip(
+                channel.flatten().tolist(), target.flatten().tolist(), strict=True
+            ):
                 probability = 1 / (1 + math.exp(-value))
                 terms.append(-math.log(probability if inside else 1 - probability))
             row += 1
@@ -78,7 +88,9 @@ def slow_loss(prediction, instances):
 def test_loss_equals_the_slow_reference(kind, channels):
     instances = [regions(2, kind), background(), regions(3, kind)]
     prediction = logits(5, channels=channels)
-    assert mask_rcnn_loss(prediction, instances).item() == pytest.approx(slow_loss(prediction, instances), rel=1e-5)
+    assert mask_rcnn_loss(prediction, instances).item() == pytest.approx(
+        slow_loss(prediction, instances), rel=1e-5
+    )
 
 
 def test_target_is_the_object_within_the_proposal():
@@ -106,7 +118,9 @@ def test_loss_without_regions_is_zero_within_the_graph():
 def test_foreground_without_masks_is_an_error():
     instances = regions(2)
     instances.remove("gt_masks")
-    with pytest.raises(ValueError, match="trained on gt_masks, but instances have only .*MODEL.MASK_ON needs"):
+    with pytest.raises(
+        ValueError, match="trained on gt_masks, but instances have only .*MODEL.MASK_ON needs"
+    ):
         mask_rcnn_loss(logits(2), [instances])
 
 
@@ -116,16 +130,26 @@ def test_accuracy_is_logged_and_stays_on_the_device():
         mask_rcnn_loss(prediction, [regions(2)])
     found = {name: float(history.latest()) for name, history in storage.histories().items()}
     # Of 8 columns 4 belong to the object: all of them are found, and of the other 4 two are taken for it.
-    assert found == {"mask_rcnn/accuracy": 0.75, "mask_rcnn/false_positive": 0.5, "mask_rcnn/false_negative": 0}
+    assert found == {
+        "mask_rcnn/accuracy": 0.75,
+        "mask_rcnn/false_positive": 0.5,
+        "mask_rcnn/false_negative": 0,
+    }
 
 
 def test_detections_get_the_mask_of_their_class():
     prediction = logits(3)
     instances = [detections(2, 0), detections(), detections(1)]
     mask_rcnn_inference(prediction, instances)
-    assert [tuple(x.pred_masks.shape) for x in instances] == [(2, 1, 8, 8), (0, 1, 8, 8), (1, 1, 8, 8)]
+    assert [tuple(x.pred_masks.shape) for x in instances] == [
+        (2, 1, 8, 8),
+        (0, 1, 8, 8),
+        (1, 1, 8, 8),
+    ]
     found = torch.cat([x.pred_masks[:, 0] for x in instances])
-    torch.testing.assert_close(found, torch.stack([prediction[0, 2], prediction[1, 0], prediction[2, 1]]).sigmoid())
+    torch.testing.assert_close(
+        found, torch.stack([prediction[0, 2], prediction[1, 0], prediction[2, 1]]).sigmoid()
+    )
 
 
 def test_shared_masks_go_to_every_class():
@@ -185,7 +209,9 @@ def test_weight_of_the_loss():
     torch.manual_seed(0)
     one = MaskRCNNConvUpsampleHead(input_shape=shape, num_classes=K, conv_dims=[4])
     torch.manual_seed(0)
-    three = MaskRCNNConvUpsampleHead(input_shape=shape, num_classes=K, conv_dims=[4], loss_weight=3.0)
+    three = MaskRCNNConvUpsampleHead(
+        input_shape=shape, num_classes=K, conv_dims=[4], loss_weight=3.0
+    )
     x, instances = torch.randn(2, C, 7, 7), [regions(2)]
     torch.testing.assert_close(three(x, instances)["loss_mask"], 3 * one(x, instances)["loss_mask"])
 

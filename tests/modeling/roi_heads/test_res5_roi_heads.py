@@ -49,7 +49,11 @@ def proposals(*boxes):
 
 
 def truth(*boxes):
-    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=torch.arange(len(boxes)) % K)
+    return Instances(
+        SIZE,
+        gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
+        gt_classes=torch.arange(len(boxes)) % K,
+    )
 
 
 def test_training_gives_sampled_proposals_and_losses():
@@ -114,7 +118,9 @@ MASKS = ("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8)
 
 def with_masks(gt):
     boxes = gt.gt_boxes.tensor.tolist()
-    gt.gt_masks = PolygonMasks([[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in boxes])
+    gt.gt_masks = PolygonMasks(
+        [[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in boxes]
+    )
     return gt
 
 
@@ -122,7 +128,9 @@ def with_masks(gt):
 def test_masks_are_trained_on_the_features_of_the_boxes(objects):
     heads = make(*MASKS)
     assert {"mask_head.deconv.weight", "mask_head.predictor.weight"} < set(heads.state_dict())
-    _, losses = heads(*batch(), [proposals(), proposals()], [with_masks(truth(*objects)), with_masks(truth())])
+    _, losses = heads(
+        *batch(), [proposals(), proposals()], [with_masks(truth(*objects)), with_masks(truth())]
+    )
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask"}
     assert (losses["loss_mask"].item() > 0) == bool(objects)
     sum(losses.values()).backward()
@@ -132,7 +140,11 @@ def test_masks_are_trained_on_the_features_of_the_boxes(objects):
 
 def test_detections_have_masks():
     found, _ = make(*MASKS).eval()(*batch(), [proposals(), proposals()[:0]])
-    assert found[0].pred_masks.shape[1:] == (1, 4, 4)  # 4 cells, 2 after the stride of res5, 4 after the upsampling
+    assert found[0].pred_masks.shape[1:] == (
+        1,
+        4,
+        4,
+    )  # 4 cells, 2 after the stride of res5, 4 after the upsampling
     assert len(found[0].pred_masks) == len(found[0]) > 0
     assert found[1].pred_masks.shape == (0, 1, 4, 4)
 
@@ -150,7 +162,10 @@ def test_given_boxes_need_their_fields():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("MODEL.KEYPOINT_ON", True), "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch"),
+        (
+            ("MODEL.KEYPOINT_ON", True),
+            "MODEL.KEYPOINT_ON is True, but Res5ROIHeads has no keypoint branch",
+        ),
         (
             ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.MASK_ON", True),
             "TRAIN_ON_PRED_BOXES is True, but .* Res5ROIHeads share",
@@ -169,7 +184,10 @@ def test_predicted_boxes_without_masks_concern_nobody():
 def test_several_features_are_an_error():
     shapes = {**SHAPES, "res5": ShapeSpec(channels=64, stride=32)}
     cfg = config("MODEL.ROI_HEADS.IN_FEATURES", ["res4", "res5"])
-    with pytest.raises(ValueError, match=r"IN_FEATURES must be one feature for Res5ROIHeads, got \['res4', 'res5'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"IN_FEATURES must be one feature for Res5ROIHeads, got \['res4', 'res5'\]",
+    ):
         build_roi_heads(cfg, shapes)
 
 

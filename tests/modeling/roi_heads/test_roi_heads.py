@@ -18,7 +18,12 @@ FAR = [[60.0, 5, 70, 15], [5, 60, 15, 70], [35, 35, 40, 40]]
 
 def make(**kwargs):
     matcher = kwargs.pop("proposal_matcher", Matcher([0.5], [0, 1]))
-    arguments = {"num_classes": K, "batch_size_per_image": 100, "positive_fraction": 0.5, "proposal_matcher": matcher}
+    arguments = {
+        "num_classes": K,
+        "batch_size_per_image": 100,
+        "positive_fraction": 0.5,
+        "proposal_matcher": matcher,
+    }
     return ROIHeads(**{**arguments, **kwargs})
 
 
@@ -27,7 +32,11 @@ def proposals(boxes):
 
 
 def truth(boxes=OBJECTS, classes=(3, 1)):
-    gt = Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(classes[: len(boxes)], dtype=torch.int64))
+    gt = Instances(
+        SIZE,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.tensor(classes[: len(boxes)], dtype=torch.int64),
+    )
     gt.gt_ids = torch.arange(len(boxes)) + 40
     gt.file = ["a"] * len(boxes)
     return gt
@@ -35,12 +44,15 @@ def truth(boxes=OBJECTS, classes=(3, 1)):
 
 def by_box(sampled):
     return {
-        tuple(box): int(c) for box, c in zip(sampled.proposal_boxes.tensor.tolist(), sampled.gt_classes, strict=True)
+        tuple(box): int(c)
+        for box, c in zip(sampled.proposal_boxes.tensor.tolist(), sampled.gt_classes, strict=True)
     }
 
 
 def test_proposals_get_class_and_fields_of_their_object():
-    (sampled,) = make(proposal_append_gt=False).label_and_sample_proposals([proposals(NEAR + FAR)], [truth()])
+    (sampled,) = make(proposal_append_gt=False).label_and_sample_proposals(
+        [proposals(NEAR + FAR)], [truth()]
+    )
     classes = by_box(sampled)
     assert [classes[tuple(box)] for box in NEAR] == [3, 1]
     assert [classes[tuple(box)] for box in FAR] == [K] * 3
@@ -88,7 +100,9 @@ def test_proposals_given_are_not_changed():
 
 def test_numbers_are_logged_per_image():
     with EventStorage(0) as storage:
-        make().label_and_sample_proposals([proposals(NEAR + FAR), proposals(FAR)], [truth(), truth([])])
+        make().label_and_sample_proposals(
+            [proposals(NEAR + FAR), proposals(FAR)], [truth(), truth([])]
+        )
         latest = {name: value for name, (value, _) in storage.latest().items()}
     assert latest == {"roi_head/num_fg_samples": 2.0, "roi_head/num_bg_samples": 3.0}
 
@@ -113,7 +127,9 @@ def test_base_has_neither_losses_nor_detections():
 
 def test_settings_come_from_the_config():
     cfg = get_cfg()
-    cfg.MODEL.ROI_HEADS.update({"NUM_CLASSES": 7, "BATCH_SIZE_PER_IMAGE": 9, "POSITIVE_FRACTION": 0.4})
+    cfg.MODEL.ROI_HEADS.update(
+        {"NUM_CLASSES": 7, "BATCH_SIZE_PER_IMAGE": 9, "POSITIVE_FRACTION": 0.4}
+    )
     cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
     heads = ROIHeads(cfg)
     assert (heads.num_classes, heads.batch_size_per_image, heads.positive_fraction) == (7, 9, 0.4)

@@ -3,18 +3,25 @@
 import pytest
 import torch
 
-from detkit.modeling.roi_heads.selection import select_foreground_proposals, select_proposals_with_visible_keypoints
+from detkit.modeling.roi_heads.selection import (
+    select_foreground_proposals,
+    select_proposals_with_visible_keypoints,
+)
 from detkit.structures import Boxes, Instances, Keypoints
 from detkit.utils.events import EventStorage
 
 
 def proposals(*classes):
     boxes = Boxes(torch.arange(4.0 * len(classes)).reshape(-1, 4))
-    return Instances((9, 9), proposal_boxes=boxes, gt_classes=torch.tensor(classes, dtype=torch.int64))
+    return Instances(
+        (9, 9), proposal_boxes=boxes, gt_classes=torch.tensor(classes, dtype=torch.int64)
+    )
 
 
 def test_background_and_ignored_go():
-    selected, masks = select_foreground_proposals([proposals(1, 5, -1, 0), proposals(5)], bg_label=5)
+    selected, masks = select_foreground_proposals(
+        [proposals(1, 5, -1, 0), proposals(5)], bg_label=5
+    )
     assert [p.gt_classes.tolist() for p in selected] == [[1, 0], []]
     assert [mask.tolist() for mask in masks] == [[True, False, False, True], [False]]
     assert selected[0].proposal_boxes.tensor[1].tolist() == [12, 13, 14, 15]
@@ -27,14 +34,21 @@ def test_no_proposals_select_none():
 
 def test_proposals_without_classes_are_an_error():
     with pytest.raises(ValueError, match="image 1 have no gt_classes"):
-        select_foreground_proposals([proposals(1), Instances((9, 9), proposal_boxes=Boxes([]))], bg_label=5)
+        select_foreground_proposals(
+            [proposals(1), Instances((9, 9), proposal_boxes=Boxes([]))], bg_label=5
+        )
 
 
 def with_keypoints(*keypoints):
     """One proposal (0, 0, 10, 10) per list of keypoints."""
     boxes = Boxes(torch.tensor([[0.0, 0, 10, 10]]).repeat(len(keypoints), 1))
     points = torch.tensor(keypoints, dtype=torch.float32).reshape(len(keypoints), 2, 3)
-    return Instances((9, 9), proposal_boxes=boxes, gt_keypoints=Keypoints(points), number=torch.arange(len(keypoints)))
+    return Instances(
+        (9, 9),
+        proposal_boxes=boxes,
+        gt_keypoints=Keypoints(points),
+        number=torch.arange(len(keypoints)),
+    )
 
 
 def test_proposals_without_a_labelled_keypoint_inside_go():

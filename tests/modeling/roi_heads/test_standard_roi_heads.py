@@ -68,7 +68,9 @@ def test_training_gives_sampled_proposals_and_losses():
 def test_inference_gives_instances():
     instances, losses = make().eval()(*batch(), [proposals(), proposals()])
     assert losses == {}
-    assert [sorted(x.get_fields()) for x in instances] == [["pred_boxes", "pred_classes", "scores"]] * 2
+    assert [sorted(x.get_fields()) for x in instances] == [
+        ["pred_boxes", "pred_classes", "scores"]
+    ] * 2
 
 
 @pytest.mark.parametrize("num_proposals", [0, 3], ids=["no-proposals", "proposals"])
@@ -91,7 +93,9 @@ def test_image_without_proposals_has_no_detections():
 
 def test_names_of_weights_are_those_of_detectron2():
     parts = ["box_head.fc1", "box_head.fc2", "box_predictor.cls_score", "box_predictor.bbox_pred"]
-    assert list(make().state_dict()) == [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+    assert list(make().state_dict()) == [
+        f"{part}.{kind}" for part in parts for kind in ("weight", "bias")
+    ]
 
 
 def test_later_branches_can_train_on_predicted_boxes():
@@ -110,14 +114,20 @@ ALL_ON = ("MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True)
 def full_truth(*boxes):
     """Objects that fill their boxes, with a keypoint in two corners."""
     targets = truth(*boxes)
-    targets.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes])
-    targets.gt_keypoints = Keypoints([[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes] or torch.empty(0, 2, 3))
+    targets.gt_masks = PolygonMasks(
+        [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes]
+    )
+    targets.gt_keypoints = Keypoints(
+        [[[x1, y1, 2], [x2, y2, 1]] for x1, y1, x2, y2 in boxes] or torch.empty(0, 2, 3)
+    )
     return targets
 
 
 def test_all_branches_train():
     heads = make(*ALL_ON)
-    _, losses = heads(*batch(), [proposals(), proposals()], [full_truth(OBJECT), full_truth(OBJECT, OBJECT)])
+    _, losses = heads(
+        *batch(), [proposals(), proposals()], [full_truth(OBJECT), full_truth(OBJECT, OBJECT)]
+    )
     assert list(losses) == ["loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"]
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in heads.parameters())
@@ -145,14 +155,23 @@ def test_image_with_objects_and_image_without_train_together():
 
 def test_losses_of_all_branches_are_finite_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, losses = make(*ALL_ON)(*batch(), [proposals(), proposals()], [full_truth(OBJECT), truth()])
+        _, losses = make(*ALL_ON)(
+            *batch(), [proposals(), proposals()], [full_truth(OBJECT), truth()]
+        )
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
 
 
 def test_detections_have_the_fields_of_all_branches():
     instances, _ = make(*ALL_ON).eval()(*batch(), [proposals()[:0], proposals()])
     assert [sorted(x.get_fields()) for x in instances] == [
-        ["pred_boxes", "pred_classes", "pred_keypoint_heatmaps", "pred_keypoints", "pred_masks", "scores"]
+        [
+            "pred_boxes",
+            "pred_classes",
+            "pred_keypoint_heatmaps",
+            "pred_keypoints",
+            "pred_masks",
+            "scores",
+        ]
     ] * 2
     count = len(instances[1])
     assert len(instances[0]) == 0 < count
@@ -187,21 +206,32 @@ def test_later_branches_see_the_predicted_boxes():
 
 
 def test_branches_take_no_part_where_they_are_off():
-    assert [name for name, _ in make().named_children()] == ["box_pooler", "box_head", "box_predictor"]
+    assert [name for name, _ in make().named_children()] == [
+        "box_pooler",
+        "box_head",
+        "box_predictor",
+    ]
     names = {name for name, _ in make("MODEL.MASK_ON", True).named_children()}
     assert names == {"box_pooler", "box_head", "box_predictor", "mask_pooler", "mask_head"}
 
 
 def test_branch_without_a_part_is_an_error():
     heads = make()
-    parts = {name: getattr(heads, name) for name in ("box_pooler", "box_head", "box_predictor", "proposal_matcher")}
+    parts = {
+        name: getattr(heads, name)
+        for name in ("box_pooler", "box_head", "box_predictor", "proposal_matcher")
+    }
     numbers = {"num_classes": K, "batch_size_per_image": 4, "positive_fraction": 0.5}
     with pytest.raises(ValueError, match="needs all of its parts, but mask_pooler is None"):
-        StandardROIHeads(box_in_features=["p2", "p3"], mask_in_features=["p2", "p3"], **parts, **numbers)
+        StandardROIHeads(
+            box_in_features=["p2", "p3"], mask_in_features=["p2", "p3"], **parts, **numbers
+        )
 
 
 def test_unknown_feature_names_the_key():
-    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES asks for 'p4', but the backbone gives p2, p3"):
+    with pytest.raises(
+        ValueError, match="MODEL.ROI_HEADS.IN_FEATURES asks for 'p4', but the backbone gives p2, p3"
+    ):
         make("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"])
 
 
@@ -214,7 +244,9 @@ def test_features_of_different_channels_are_an_error():
 def test_unknown_pooler_names_the_legal_ones():
     cfg = config()
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
-    with pytest.raises(ValueError, match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2, got 'ROIPool'"):
+    with pytest.raises(
+        ValueError, match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2, got 'ROIPool'"
+    ):
         build_roi_heads(cfg, SHAPES)
 
 
