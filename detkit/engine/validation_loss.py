@@ -23,6 +23,7 @@ from detkit.engine.simple_trainer import sum_losses
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
 from detkit.utils.events import EventStorage
+from detkit.utils.modes import preserved_modes
 
 # What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can
 # be compared.
@@ -83,32 +84,26 @@ def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, floa
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Within: parts that give losses train, all others are in eval mode. Behind it: all as before."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Run the block with parts that give losses in training mode, and restore the model after it."""
     buffers = HeldBuffers(model)
     buffers.hold()
     random = random_state()
-    model.train()
-    for module in _to_be_tested(model):
-        module.training = False
-    seed_all_rng(_SEED)
     try:
-        yield
+        with preserved_modes(model):
+            model.train()
+            # Only modules made of others choose between losses and predictions: the backbone and
+            # every layer run as in evaluation.
+            backbone = getattr(model, "backbone", None)
+            if isinstance(backbone, nn.Module):
+                backbone.eval()
+            for module in model.modules():
+                if next(module.children(), None) is None:
+                    module.eval()
+            seed_all_rng(_SEED)
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         buffers.restore()
         set_random_state(random)
-
-
-def _to_be_tested(model: nn.Module) -> Iterator[nn.Module]:
-    """The backbone, and every layer: only modules made of others choose between losses and
-    predictions.
-    """
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, nn.Module):
-        yield from backbone.modules()
-    yield from (module for module in model.modules() if next(module.children(), None) is None)
 
 
 def validation_losses_of(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

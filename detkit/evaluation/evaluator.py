@@ -7,7 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
+from detkit.utils.modes import preserved_modes
 
 logger = logging.getLogger(__name__)
 
@@ -142,31 +143,22 @@ def _as_one_evaluator(
 
 @contextmanager
 def inference_context(model: nn.Module | Any) -> Iterator[None]:
-    """Put a model into eval mode, and at the end every module of it back into the mode that it was in.
+    """Run the block with a model in eval mode, and put every module back into its mode at the end.
 
-    Until then, layers keep what they compute from their weights (`detkit.layers.PreparedWeights`).
-
-    `model.train()` would not do: it also switches on the batch norm and dropout of parts that are
-    held in eval mode. Gradients are left to the caller, who should prefer `torch.no_grad` to
-    `torch.inference_mode`: what a model keeps from one call to the next, such as anchors, must
-    still be usable in training.
+    Within the block, layers keep what they compute from their weights
+    (`detkit.layers.PreparedWeights`). Gradients are left to the caller, who should prefer
+    `torch.no_grad` to `torch.inference_mode`: what a model keeps from one call to the next, such
+    as anchors, must still be usable in training.
 
     Args:
-        model: A module, or anything else that can be called, for which this does nothing.
+        model: A module, or any other callable, which has no modes.
     """
-    modes = (
-        {module: module.training for module in model.modules()}
-        if isinstance(model, nn.Module)
-        else {}
-    )
-    try:
+    with ExitStack() as stack:
         if isinstance(model, nn.Module):
+            stack.enter_context(preserved_modes(model))
             model.eval()
-        with PreparedWeights().in_use():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        stack.enter_context(PreparedWeights().in_use())
+        yield
 
 
 class _Progress:

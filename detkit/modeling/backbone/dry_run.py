@@ -6,8 +6,7 @@ Legend: C channels, H and W height and width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
+from detkit.utils.modes import preserved_modes
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def _with_stand_ins(
         }
         return use(stand_ins, torch.zeros(2, channels, *image_size, device=device))
 
-    with _evaluating(module), torch.random.fork_rng(devices=[]):
+    with preserved_modes(module), torch.random.fork_rng(devices=[]):
+        module.eval()
         try:
             return on("meta")
         except OutputShapeError:
@@ -200,16 +201,3 @@ def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | Non
 
 def _strides(part: Backbone) -> list[int]:
     return [shape.stride for shape in part.output_shape().values() if shape.stride]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        # Outer ones first, and through `train`, which a module may override: torchvision's switches
-        # its graph there.
-        for part, was_training in modes:
-            part.train(was_training)
