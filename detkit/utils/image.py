@@ -23,7 +23,7 @@ from detkit.utils.image_file import (
 from detkit.utils.near_miss import did_you_mean
 
 with contextlib.suppress(ImportError):
-    import torchvision.io
+    import torchvision.io  # noqa: F401 - registers torch.ops.image
 
 logger = logging.getLogger(__name__)
 
