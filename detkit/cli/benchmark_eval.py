@@ -16,10 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.cli.benchmark_contest import Contest
-from detkit.evaluation.coco_ground_truth import CocoGroundTruth
-from detkit.evaluation.coco_protocol import CocoProtocol
-from detkit.evaluation.coco_results import coco_metrics, coco_result_dicts
-from detkit.evaluation.coco_scoring import score_detections
+from detkit.evaluation.coco.ground_truth import CocoGroundTruth
+from detkit.evaluation.coco.results import CocoProtocol, coco_metrics, coco_result_dicts
+from detkit.evaluation.coco.scoring import score_detections
 from detkit.evaluation.detections import ImageDetections
 
 _NUM_CLASSES = 80

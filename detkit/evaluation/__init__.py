@@ -1,13 +1,12 @@
 """Scoring what a model predicts on a data set."""
 
 from detkit.evaluation.build import build_evaluator
-from detkit.evaluation.cityscapes_evaluation import (
+from detkit.evaluation.cityscapes.evaluator import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
 )
-from detkit.evaluation.coco_evaluation import COCOEvaluator
-from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
-from detkit.evaluation.coco_results import instances_to_coco_json
+from detkit.evaluation.coco.evaluator import COCOEvaluator
+from detkit.evaluation.coco.results import instances_to_coco_json
 from detkit.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -15,6 +14,7 @@ from detkit.evaluation.evaluator import (
     inference_on_dataset,
 )
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
+from detkit.evaluation.panoptic.evaluator import COCOPanopticEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.evaluation.testing import flatten_results_dict, print_csv_format, verify_results

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
-from detkit.evaluation.cityscapes_evaluation import (
+from detkit.evaluation.cityscapes.evaluator import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
 )
-from detkit.evaluation.coco_evaluation import COCOEvaluator
-from detkit.evaluation.coco_panoptic import COCOPanopticEvaluator
+from detkit.evaluation.coco.evaluator import COCOEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
+from detkit.evaluation.panoptic.evaluator import COCOPanopticEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord

@@ -22,10 +22,10 @@ import numpy as np
 
 from detkit.data.catalog import MetadataCatalog
 from detkit.data.datasets.lvis import lvis_categories
-from detkit.evaluation.coco_evaluation import NOUNS, COCOEvaluator
-from detkit.evaluation.coco_ground_truth import CocoGroundTruth
-from detkit.evaluation.coco_results import CocoScores, coco_metrics, metrics_table
-from detkit.evaluation.coco_scoring import (
+from detkit.evaluation.coco.evaluator import NOUNS, COCOEvaluator
+from detkit.evaluation.coco.ground_truth import CocoGroundTruth
+from detkit.evaluation.coco.results import CocoScores, coco_metrics
+from detkit.evaluation.coco.scoring import (
     ClassEntries,
     detections_per_class,
     garbage_collection_paused,
@@ -34,6 +34,7 @@ from detkit.evaluation.coco_scoring import (
     score_classes,
 )
 from detkit.evaluation.detections import ImageDetections
+from detkit.evaluation.testing import metrics_table
 from detkit.structures import ImageRecord
 
 logger = logging.getLogger(__name__)

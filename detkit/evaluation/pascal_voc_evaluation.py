@@ -27,8 +27,7 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco_export import class_names_of, coco_image_ids
-from detkit.evaluation.coco_protocol import IOU_THRESHOLDS
-from detkit.evaluation.coco_results import metrics_table, per_class_table
+from detkit.evaluation.coco.results import IOU_THRESHOLDS
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import (
     ImageDetections,
@@ -38,6 +37,7 @@ from detkit.evaluation.detections import (
     image_id_of,
 )
 from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from tabulate import tabulate
 from torch import Tensor
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.evaluation.coco_results import metrics_table
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import encode_masks, masks_from_arrays, masks_to_arrays
 from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.testing import metrics_table
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.image import read_label_map

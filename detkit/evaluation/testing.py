@@ -8,6 +8,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from tabulate import tabulate
+
 from detkit.config import CfgNode
 from detkit.utils.near_miss import did_you_mean
 
@@ -85,3 +87,36 @@ def _missed(expected: Any, results: Mapping[str, Mapping[str, float]]) -> str:
     # Turned round, nan would pass.
     met = abs(known[name] - value) <= tolerance
     return "" if met else f"{name} is {known[name]:.4f}, expected {value} +- {tolerance}"
+
+
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """Return metrics as a table of one row."""
+    return tabulate(
+        [list(metrics.values())],
+        headers=list(metrics),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        numalign="left",
+    )
+
+
+def per_class_table(metrics: Mapping[str, float], prefix: str = "AP-", num_columns: int = 3) -> str:
+    """Return the metrics whose name starts with `prefix` as a table, several classes side by side."""
+    cells = [
+        cell
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+        for cell in (name[len(prefix) :], value)
+    ]
+    width = min(2 * num_columns, len(cells))
+    rows = [cells[start : start + width] for start in range(0, len(cells), max(width, 1))]
+    headers = ["class", prefix.rstrip("-")] * (width // 2)
+    of_names = list(range(0, width, 2))  # a class may be called 7
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt="pipe",
+        floatfmt=".3f",
+        numalign="left",
+        disable_numparse=of_names,
+    )

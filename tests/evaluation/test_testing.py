@@ -5,6 +5,7 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.evaluation import flatten_results_dict, print_csv_format, verify_results
+from detkit.evaluation.testing import metrics_table, per_class_table
 
 RESULTS = {"bbox": {"AP": 40.0, "AP50": 60.25, "APs": math.nan, "AP-cat": 40.0}}
 
@@ -72,3 +73,30 @@ def test_malformed_expectation_is_an_error():
         ValueError, match=r"takes \[task, metric, value, tolerance\], got \['bbox', 'AP', 1.0\]"
     ):
         verify_results(expecting(["bbox", "AP", 1.0]), RESULTS)
+
+
+def test_table_of_metrics_has_a_column_each():
+    header, _, row = metrics_table({"AP": 12.34567, "APs": math.nan}).splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == ["AP", "APs"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["12.346", "nan"]
+
+
+def test_table_of_classes_has_every_class_and_keeps_names_that_look_like_numbers():
+    metrics = {"AP": 1.0, **{f"AP-{name}": 50.0 for name in ("cat", "007", "1e5", "t-shirt")}}
+    header, _, *rows = per_class_table(metrics).splitlines()
+    cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")]
+    assert header.count("class") == 3
+    assert [cell for cell in cells if cell] == [
+        "cat",
+        "50.000",
+        "007",
+        "50.000",
+        "1e5",
+        "50.000",
+        "t-shirt",
+        "50.000",
+    ]
+
+
+def test_table_of_no_classes_is_empty():
+    assert per_class_table({"AP": 1.0}) == ""

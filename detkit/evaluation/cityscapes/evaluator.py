@@ -18,16 +18,16 @@ from torch import Tensor
 
 from detkit.data.catalog import MetadataCatalog
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS
-from detkit.evaluation.cityscapes_instance_ap import (
+from detkit.evaluation.cityscapes.instance import (
     OVERLAPS,
     ClassRegions,
     average_precisions,
     compare_image,
 )
-from detkit.evaluation.cityscapes_semantic_iou import PixelCounts, count_pixels, semantic_metrics
-from detkit.evaluation.coco_results import metrics_table, per_class_table
+from detkit.evaluation.cityscapes.sem_seg import PixelCounts, count_pixels, semantic_metrics
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.image import read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS

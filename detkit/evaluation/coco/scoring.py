@@ -41,9 +41,14 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
 
-from detkit.evaluation.coco_ground_truth import CocoGroundTruth
-from detkit.evaluation.coco_protocol import RECALL_POINTS, CocoProtocol
-from detkit.evaluation.coco_results import CocoScores, boxes_xywh, keypoints_flat
+from detkit.evaluation.coco.ground_truth import CocoGroundTruth
+from detkit.evaluation.coco.results import (
+    RECALL_POINTS,
+    CocoProtocol,
+    CocoScores,
+    boxes_xywh,
+    keypoints_flat,
+)
 from detkit.evaluation.detections import ImageDetections
 
 logger = logging.getLogger(__name__)

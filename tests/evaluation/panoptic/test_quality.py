@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from detkit.evaluation.panoptic_quality import (
+from detkit.evaluation.panoptic.quality import (
     PanopticCounts,
     Segment,
     count_segments,

@@ -22,8 +22,8 @@ from detkit.data.catalog import MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator
-from detkit.evaluation.panoptic_ground_truth import PanopticCategories, load_panoptic_ground_truth
-from detkit.evaluation.panoptic_quality import (
+from detkit.evaluation.panoptic.ground_truth import PanopticCategories, load_panoptic_ground_truth
+from detkit.evaluation.panoptic.quality import (
     PanopticCounts,
     Segment,
     count_segments,

@@ -1,9 +1,9 @@
-"""Bounds of Cityscapes' AP; as a whole it is held against the scripts in test_cityscapes_evaluation."""
+"""Bounds of Cityscapes' AP; as a whole it is held against the scripts in test_evaluator.py."""
 
 import numpy as np
 import pytest
 
-from detkit.evaluation.cityscapes_instance_ap import average_precisions, compare_image
+from detkit.evaluation.cityscapes.instance import average_precisions, compare_image
 
 CAR, ROAD, VOID = 26, 7, 0
 

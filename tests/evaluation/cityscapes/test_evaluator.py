@@ -9,7 +9,7 @@ from PIL import Image
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS
 from detkit.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from detkit.evaluation.cityscapes_semantic_iou import CATEGORIES
+from detkit.evaluation.cityscapes.sem_seg import CATEGORIES
 from detkit.structures import Boxes, Instances
 from detkit.utils.image_file import BadImageError
 

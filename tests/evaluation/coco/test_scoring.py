@@ -1,4 +1,4 @@
-"""Masks and keypoints against pycocotools; boxes are in test_coco_evaluation.py."""
+"""Masks and keypoints against pycocotools; boxes are in test_evaluator.py."""
 
 import contextlib
 import copy
@@ -16,8 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
-from detkit.evaluation.coco_results import coco_recalls
-from detkit.evaluation.coco_scoring import _mask_areas, score_detections
+from detkit.evaluation.coco.results import coco_recalls
+from detkit.evaluation.coco.scoring import _mask_areas, score_detections
 from detkit.structures import Boxes, BoxMode, Instances, bitmask_to_rle
 
 SIZE = (90, 120)

@@ -1,6 +1,6 @@
 import pytest
 
-from detkit.evaluation.coco_ground_truth import boxes_xyxy, load_coco_ground_truth
+from detkit.evaluation.coco.ground_truth import boxes_xyxy, load_coco_ground_truth
 
 
 def test_ids_lead_from_the_records_to_the_json(register, make_record):

@@ -1,0 +1,5 @@
+"""Panoptic quality."""
+
+from detkit.evaluation.panoptic.evaluator import COCOPanopticEvaluator
+
+__all__ = ["COCOPanopticEvaluator"]
