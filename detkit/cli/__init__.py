@@ -1,6 +1,4 @@
-"""The commands: `detkit train`, `detkit predict`, `detkit benchmark`; one module each, with a
-`main`.
-"""
+"""The command line: one module per command, each with a `main`."""
 
 from detkit.cli.command import main
 

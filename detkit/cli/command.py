@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from detkit import __version__
 
-# Each is the module of that name beside this one, with `_` for `-`.
+# Each but `benchmark` is the module of that name beside this one, with `_` for `-`.
 COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
@@ -16,6 +18,13 @@ COMMANDS = {
     ),
     "benchmark": "measure detkit's speed against torchvision, a PIL data loader and pycocotools",
 }
+
+# In a checkout beside the package; an installed package has none.
+_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_NO_BENCHMARKS = (
+    "error: the benchmarks do not come with an installed detkit. Clone its repository, and run"
+    " python benchmarks/speed.py there; benchmarks/README.md lists the others"
+)
 
 _EXAMPLES = """examples:
   detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
@@ -33,8 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `detkit`; None takes those of this process.
     """
     args = _parser().parse_args(argv)
+    module = f"detkit.cli.{args.command.replace('-', '_')}"
+    if args.command == "benchmark":
+        if not (_BENCHMARKS / "speed.py").is_file():
+            print(_NO_BENCHMARKS, file=sys.stderr)
+            return 2
+        sys.path.insert(0, str(_BENCHMARKS))  # its files import each other by name
+        module = "speed"
     # Imported only now: torch takes seconds to load, which `detkit --help` should not wait for.
-    command = importlib.import_module(f"detkit.cli.{args.command.replace('-', '_')}")
+    command = importlib.import_module(module)
     return command.main(args.arguments, prog=f"detkit {args.command}")
 
 

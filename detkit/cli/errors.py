@@ -17,6 +17,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from detkit.utils.errors import UserError
+
 # How torch's data loader begins the text of what a worker process raised: its traceback there, then
 # its message.
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
@@ -57,6 +59,8 @@ def is_written_for_users(error: Exception) -> bool:
     """Whether an error's message says it all: detkit raised it deliberately, or the system about a
     named file.
     """
+    if isinstance(error, UserError):
+        return True
     if isinstance(error, OSError) and error.filename is not None:
         return True
     if _WORKER.match(str(error)):

@@ -1,6 +1,5 @@
 """The configs that come with detkit, found from any folder, and the weights published for them."""
 
-from detkit.model_zoo.comparison import RecordedModel, compare_with_recorded
 from detkit.model_zoo.model_zoo import (
     find_config,
     get,
@@ -11,8 +10,6 @@ from detkit.model_zoo.model_zoo import (
 )
 
 __all__ = [
-    "RecordedModel",
-    "compare_with_recorded",
     "find_config",
     "get",
     "get_checkpoint_url",

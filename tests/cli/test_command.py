@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,14 @@ def test_help_of_a_command_is_its_own(command: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert f"usage: detkit {command}" in capsys.readouterr().out
+
+
+def test_benchmark_says_where_it_is_found_without_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("detkit.cli.command._BENCHMARKS", tmp_path)
+    assert main(["benchmark", "--quick"]) == 2
+    assert "python benchmarks/speed.py" in capsys.readouterr().err
 
 
 def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,9 +222,7 @@ def test_loop_written_out_refuses_what_it_does_not_do(
     assert not (workplace / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("script", "command"), [("train_net", "train"), ("demo", "predict"), ("benchmark", "benchmark")]
-)
+@pytest.mark.parametrize(("script", "command"), [("train_net", "train"), ("demo", "predict")])
 def test_script_is_the_command(script: str, command: str) -> None:
     main = runpy.run_path(str(TOOLS / f"{script}.py"))["main"]
     assert main.__module__ == f"detkit.cli.{command}"

@@ -1,7 +1,7 @@
 """Whole models held against those that Detectron2 0.6 builds: names, shapes and trained parameters.
 
 tests/golden/state_dicts.json.gz has them for all 92 configs of its zoo. Configs that differ in their schedule only, say,
-have one model, which is built once; `tools/check_zoo.py` builds them all.
+have one model, which is built once; `benchmarks/check_zoo.py` builds them all.
 """
 
 import gzip
@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
+from check_zoo import compare_with_recorded
 
-from detkit.model_zoo import compare_with_recorded, get_config
+from detkit.model_zoo import get_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RECORDED = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))

@@ -1,21 +1,27 @@
-"""Print a table of backbones: parameters, and the time of a forward pass relative to detkit's own R-50.
+"""Print a table of backbones: parameters, and the time of a forward pass relative to detkit's R-50.
 
-Both run in turn, round after round, on one image without gradients, from random weights; the ratio
-is that of the medians. What is timed is the backbone alone, with all maps of strides 4 to 32 given
-out, without a pyramid.
+    python benchmarks/backbones.py --threads 1 --rounds 5 --size 320 320
+
+Both run in turn, round after round, on one image without gradients, with random weights; the ratio
+is that of the medians. The backbone alone is timed, without a pyramid, with its maps of strides 4
+to 32 as outputs.
 """
 
 import argparse
 import statistics
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
-from detkit.cli.benchmark_image import add_options, image_asked_for, seconds_of
 from detkit.cli.errors import run_command
 from detkit.config import get_cfg
 from detkit.modeling import Backbone, build_backbone, follow_backbone_pixels
+from detkit.utils.env import resolve_device
+from detkit.utils.errors import ConfigError
 
 _REFERENCE = "resnet:50"
 _DEFAULT = (
@@ -42,15 +48,10 @@ _KEYS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and give its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add(
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         name for name in names if name.partition(":")[0] not in _KEYS or not name.partition(":")[2]
     ]
     if unknown:
-        raise ValueError(
+        raise ConfigError(
             "a backbone is written resnet:DEPTH, torchvision:NAME or timm:NAME, got"
             f" {', '.join(unknown)}"
         )
@@ -102,9 +103,7 @@ def _millions(backbone: Backbone) -> float:
 
 
 @torch.no_grad()
-def _relative_time(
-    backbone: Backbone, reference: Backbone, image: torch.Tensor, rounds: int
-) -> float:
+def _relative_time(backbone: Backbone, reference: Backbone, image: Tensor, rounds: int) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
         for module, seconds in zip((backbone, reference), times, strict=True):
@@ -112,3 +111,53 @@ def _relative_time(
             if index > 0:  # the first round warms up
                 seconds.append(elapsed)
     return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def add_options(parser: argparse.ArgumentParser, *, devices: str) -> None:
+    """Add `--rounds`, `--size`, `--device` and `--threads`.
+
+    Args:
+        parser: Takes the options.
+        devices: Those that the command works on, for its help.
+    """
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="rounds that are counted (default: %(default)s)")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(480, 640),
+        metavar=("HEIGHT", "WIDTH"),
+        help="(default: 480 640)",
+    )
+    add("--device", default="cpu", help=f"{devices} (default: %(default)s)")
+    add("--threads", type=int, help="(default: torch's own choice)")
+
+
+def image_asked_for(args: argparse.Namespace) -> Tensor:
+    """Set the threads asked for, and return a random image (1, 3, height, width) on the device.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+    if args.rounds < 1:
+        raise ConfigError(f"--rounds must be at least 1, got {args.rounds}")
+    if any(side < 32 or side % 32 for side in args.size):
+        raise ConfigError(f"--size must be multiples of 32, got {args.size[0]} {args.size[1]}")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    image = torch.rand(1, 3, *args.size, device=resolve_device(args.device))
+    return image.to(memory_format=torch.channels_last)
+
+
+def seconds_of(run: Callable[[Tensor], object], image: Tensor) -> float:
+    """Return the time of a run over the image, until the device is done."""
+    start = time.perf_counter()
+    run(image)
+    if image.is_cuda:
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""Scoring boxes by COCO's AP, against pycocotools.
+"""Score boxes by COCO's AP, against pycocotools.
 
 What makes it fair: ground truth and detections are in memory, detkit's as its evaluator holds them,
 pycocotools' as the list of dicts that it reads; both sides then build their indices, match,
-accumulate and sum up. They give the same AP, which is checked before anything is timed.
+accumulate and sum up. That they return the same AP is checked before anything is timed.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from contest import Contest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkit.cli.benchmark_contest import Contest
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth
 from detkit.evaluation.coco.results import CocoProtocol, coco_metrics, coco_result_dicts
 from detkit.evaluation.coco.scoring import score_detections
@@ -26,7 +26,7 @@ _HEIGHT, _WIDTH = 480, 640
 
 
 def eval_contest(device: torch.device, quick: bool) -> Contest:
-    """Detections of a whole data set to AP; `device` does not matter, scoring runs on the CPU."""
+    """Detections of a whole data set to AP; `device` is not used, scoring runs on the CPU."""
     num_images = 500 if quick else 5000
     truth, detections = synthetic_detections(num_images)
     coco = _quietly_indexed(truth)
@@ -64,18 +64,18 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
 def _require_same_ap(ours: float, theirs: float) -> None:
     if abs(ours - theirs) > 1e-6:
         raise ValueError(
-            f"the two sides do not score alike: detkit gives AP {ours}, pycocotools {theirs}"
+            f"the two sides do not score alike: detkit has AP {ours}, pycocotools {theirs}"
         )
 
 
 def synthetic_detections(
     num_images: int, seed: int = 0
 ) -> tuple[CocoGroundTruth, list[ImageDetections]]:
-    """Make up ground truth and detections in the proportions of COCO val2017: 7 objects and 38 detections per image.
+    """Make up ground truth and detections in the proportions of COCO val2017.
 
-    Most objects are found, displaced by up to a third of their size, some twice or as another
-    class; the other detections lie anywhere. Classes are as uneven as in COCO, where one in three
-    objects is a person.
+    An image has 7 objects and 38 detections on average. Most objects are found, displaced by up to
+    a third of their size, some twice or as another class; the other detections lie anywhere.
+    Classes are as uneven as in COCO, where one in three objects is a person.
 
     Args:
         num_images: Images of 480x640.

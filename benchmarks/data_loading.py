@@ -1,4 +1,4 @@
-"""Loading training images, against a mapper in Detectron2's manner: Pillow decodes, turns, converts and resizes.
+"""Load training images, against a mapper with Pillow in the manner of Detectron2.
 
 What makes it fair: one 640x480 JPEG with ten objects, in the system's cache, resized to 800x1067
 and flipped every other time, to a (3, H, W) uint8 tensor in BGR with boxes and classes. One thread,
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contest import IMAGE_SIZE, Contest, example_image, example_objects
 from PIL import Image, ImageOps
 
-from detkit.cli.benchmark_contest import IMAGE_SIZE, Contest, example_image, example_objects
 from detkit.data import DatasetMapper
 from detkit.data import transforms as T
 from detkit.structures import AnnotationRecord, Boxes, BoxMode, ImageRecord, Instances, ModelInput
@@ -23,7 +23,7 @@ _IMAGES_PER_ROUND = 10
 
 
 def data_contest(device: torch.device, quick: bool) -> Contest:
-    """Ten images from file to model input; `device` does not matter, loading runs on the CPU."""
+    """Ten images from file to model input; `device` is not used, loading runs on the CPU."""
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
     record = _write_record(Path(folder.name))
     resize = T.ResizeShortestEdge([_SMALL_SIDE], _LARGE_SIDE, "choice")
@@ -59,9 +59,8 @@ def _load(
     record: ImageRecord,
     folder: tempfile.TemporaryDirectory[str],
 ) -> ModelInput:
-    """Run a mapper with one thread, and give its last output; `folder` is passed so that it lives
-    as long as needed.
-    """
+    """Run a mapper with one thread, and return its last output."""
+    # `folder` is an argument so that the temporary directory lives as long as the contest.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

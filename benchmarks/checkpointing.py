@@ -1,4 +1,6 @@
-"""Measure what `MODEL.RESNETS.CHECKPOINT_PER_STAGE` saves, and what it costs, in training steps of R50-FPN.
+"""Measure the memory that `MODEL.RESNETS.CHECKPOINT_PER_STAGE` saves in R50-FPN, and its time.
+
+    python benchmarks/checkpointing.py BN FrozenBN
 
 Memory is what a forward pass leaves allocated for the backward pass, its outputs included; time is
 that of both, the medians of rounds in which the two networks run in turn. They have the same
@@ -9,14 +11,15 @@ import argparse
 import copy
 import functools
 import statistics
+import sys
 from collections.abc import Sequence
 
 import torch
+from backbones import add_options, image_asked_for, seconds_of
 from tabulate import tabulate
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from detkit.cli.benchmark_image import add_options, image_asked_for, seconds_of
 from detkit.cli.errors import run_command
 from detkit.config import get_cfg
 from detkit.modeling import Backbone, build_backbone
@@ -24,15 +27,10 @@ from detkit.modeling import Backbone, build_backbone
 _STAGES = ["res2", "res3", "res4", "res5"]
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and give its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("norms", nargs="*", metavar="NORM", help="as in MODEL.RESNETS.NORM (default: BN FrozenBN)")
@@ -67,7 +65,7 @@ def _row(norm: str, depth: int, image: Tensor, rounds: int) -> list[object]:
         for network, seconds in zip((plain, saving), times, strict=True):
             seconds.append(seconds_of(functools.partial(_step, network), image))
     gradients = zip(plain.parameters(), saving.parameters(), strict=True)
-    is_same = all(a.grad is None or torch.equal(a.grad, b.grad) for a, b in gradients)  # type: ignore[arg-type]
+    is_same = all(_equal(a.grad, b.grad) for a, b in gradients)
     return [
         norm,
         *kept,
@@ -101,4 +99,12 @@ def _kept_bytes(network: Backbone, image: Tensor) -> int:
 
 def _step(network: Backbone, image: Tensor) -> None:
     network.zero_grad()
-    sum(level.square().mean() for level in network(image).values()).backward()  # type: ignore[union-attr]
+    torch.stack([level.square().mean() for level in network(image).values()]).sum().backward()
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

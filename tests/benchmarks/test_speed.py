@@ -3,13 +3,12 @@ import time
 
 import numpy as np
 import pytest
+import speed
 import torch
-
-from detkit.cli import benchmark
-from detkit.cli.benchmark import Measurement, format_table, main, measure
-from detkit.cli.benchmark_contest import Contest, example_image, example_objects
-from detkit.cli.benchmark_data import data_contest
-from detkit.cli.benchmark_eval import eval_contest, synthetic_detections
+from coco_scoring import eval_contest, synthetic_detections
+from contest import Contest, Measurement, example_image, example_objects, format_table, measure
+from data_loading import data_contest
+from speed import main
 
 CPU = torch.device("cpu")
 
@@ -58,7 +57,7 @@ def test_table_shows_medians_spread_ratio_and_target() -> None:
 
 def test_command_prints_the_table_and_writes_every_second(tmp_path, monkeypatch, capsys) -> None:
     contest = _contest(lambda: time.sleep(0.001), lambda: time.sleep(0.002))
-    monkeypatch.setattr(benchmark, "CONTESTS", {"race": lambda device, quick: contest})
+    monkeypatch.setattr(speed, "CONTESTS", {"race": lambda device, quick: contest})
     assert main(["race", "--rounds", "2", "--json", str(tmp_path / "new" / "b.json")]) == 0
     assert "a snail" in capsys.readouterr().out
     content = json.loads((tmp_path / "new" / "b.json").read_text())
@@ -103,9 +102,7 @@ def test_mappers_load_the_same_image_and_objects() -> None:
 
 
 def test_evaluators_score_the_same_detections_alike(monkeypatch) -> None:
-    monkeypatch.setattr(
-        "detkit.cli.benchmark_eval.synthetic_detections", lambda n: synthetic_detections(20)
-    )
+    monkeypatch.setattr("coco_scoring.synthetic_detections", lambda n: synthetic_detections(20))
     contest = eval_contest(CPU, quick=True)
     ours, theirs = contest.ours(), contest.theirs()
     assert ours == pytest.approx(theirs, abs=1e-6)
@@ -137,6 +134,6 @@ def test_example_objects_lie_within_the_example_image() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["infer", "train"])
 def test_contests_of_models_run(name: str) -> None:
-    measurement = measure(benchmark.CONTESTS[name](CPU, True), rounds=1)
+    measurement = measure(speed.CONTESTS[name](CPU, True), rounds=1)
     assert len(measurement.ours) == len(measurement.theirs) == 1
     assert min(measurement.ours + measurement.theirs) > 0

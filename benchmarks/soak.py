@@ -1,7 +1,6 @@
-"""Train for many steps, and watch whether the memory of the main process and of its workers stays flat. Linux only.
+"""Train for many steps, and check that memory of main process and workers stays flat (Linux).
 
-    python tools/soak.py --steps 2000 --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
-    OUTPUT_DIR soak
+    python benchmarks/soak.py --steps 2000 OUTPUT_DIR soak
 
 Prints resident memory over the run, and ends with status 1 where the last quarter lies above the
 second one by more than `--tolerance`. The first quarter does not count: allocators and caches fill
@@ -21,9 +20,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryWatch(HookBase):
-    """Notes resident memory, in MiB, of this process and of its children together, every `period`
-    steps.
-    """
+    """Record resident memory in MiB, of this process and of all its children, periodically."""
 
     def __init__(self, period: int) -> None:
         self.period = period
@@ -55,7 +52,7 @@ def growth(values: list[float]) -> float:
 
 
 def main() -> int:
-    """Train, print, judge."""
+    """Train, print the growth, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config-file", default="quick_start/faster_rcnn_R_18_FPN_shapes.yaml")
     parser.add_argument(

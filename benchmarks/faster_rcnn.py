@@ -1,4 +1,4 @@
-"""Inference and training of Faster R-CNN with R50-FPN, against torchvision's `fasterrcnn_resnet50_fpn`.
+"""Run and train Faster R-CNN with R50-FPN, against torchvision's `fasterrcnn_resnet50_fpn`.
 
 What makes it fair: each side in a process of its own, in turn; one 480x640 image, resized by each
 side to 800x1067 as a part of the round (torchvision rounds down to 1066; both pad to 800x1088); 80
@@ -20,13 +20,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from contest import IMAGE_SIZE, Contest, OwnProcess, example_image, example_objects
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detkit.cli.benchmark_contest import IMAGE_SIZE, Contest, example_image, example_objects
-from detkit.cli.benchmark_process import OwnProcess
 from detkit.config import CfgNode
 from detkit.data import transforms as T
 from detkit.engine import DefaultPredictor
@@ -57,9 +56,7 @@ def infer_contest(device: torch.device, quick: bool) -> Contest:
 
 
 def _detkit_inference(device: torch.device) -> Callable[[], int]:
-    """Return a function that runs inference, and gives the number of regions that the box head
-    looked at.
-    """
+    """Return a function that runs inference and returns the number of regions of the box head."""
     image = example_image()
     predictor = DefaultPredictor(_config(device), allow_partial=True)
     _damp_residuals(predictor.model)
@@ -102,9 +99,7 @@ def _require_same_proposals(ours: int, theirs: int) -> None:
 
 
 def _damp_residuals(model: nn.Module) -> None:
-    """Scale the last norm of every bottleneck, which has a weight of 1 in both models, to that of a
-    trained one.
-    """
+    """Set the last norm of every bottleneck, 1 in both models, to the size of a trained one."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith(("conv3.norm.weight", "bn3.weight")):
@@ -112,9 +107,7 @@ def _damp_residuals(model: nn.Module) -> None:
 
 
 def _count_proposals(model: nn.Module) -> list[int]:
-    """Return a list to which every call of the box head, of the same name in both models, adds the
-    regions it got.
-    """
+    """Return a list to which every call of the box head appends its number of regions."""
     counts: list[int] = []
     model.get_submodule("roi_heads.box_head").register_forward_pre_hook(
         lambda _, inputs: counts.append(len(inputs[0]))
@@ -176,7 +169,8 @@ def _torchvision_step(device: torch.device) -> Callable[[], float]:
         num_classes=_NUM_CLASSES + 1,
         min_size=_SMALL_SIDE,
         max_size=_LARGE_SIDE,
-        rpn_post_nms_top_n_train=1000,  # as in Detectron2's FPN configs; torchvision's own default is 2000
+        # As in Detectron2's FPN configs; torchvision's own default is 2000.
+        rpn_post_nms_top_n_train=1000,
     )
     model = model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -2,9 +2,8 @@ import re
 
 import pytest
 import torch
+from checkpointing import _kept_bytes, main
 from torch import nn
-
-from detkit.cli.benchmark_checkpointing import _kept_bytes, main
 
 
 def test_bytes_that_are_kept_are_those_of_the_outputs_and_of_what_the_backward_pass_needs():

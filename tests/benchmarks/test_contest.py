@@ -3,8 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-from detkit.cli.benchmark_process import OwnProcess
+from contest import OwnProcess
 
 
 def counter(start: int) -> Callable[[], tuple[int, int, int]]:

@@ -1,0 +1,168 @@
+"""Time the same task done by two programs, in turn and in processes of their own."""
+
+import multiprocessing
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+IMAGE_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The same task done by detkit and by another program.
+
+    Attributes:
+        name: Of the contest.
+        task: What is done in one round.
+        opponent: The other program.
+        ours: Does it once with detkit, and returns when it is done, on a GPU as well.
+        theirs: Does it once with the other program.
+        target: How many times faster detkit is meant to be on two CPU cores; None for no target.
+        rounds: How often to measure.
+        check: Called once with the results of `ours` and `theirs`; raises where they did not do
+            the same task.
+    """
+
+    name: str
+    task: str
+    opponent: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    target: float | None
+    rounds: int
+    check: Callable[[Any, Any], None] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of every round of a contest, detkit's and the other side's."""
+
+    contest: Contest
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster detkit is, by the medians."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+
+def measure(contest: Contest, rounds: int) -> Measurement:
+    """Run both sides in turn: once as a warm-up, then `rounds` times with the clock."""
+
+    def seconds_of(function: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    our_result, their_result = contest.ours(), contest.theirs()
+    if contest.check is not None:
+        contest.check(our_result, their_result)
+    ours, theirs = [], []
+    # In turn, so that a machine that becomes slower slows down both sides.
+    for _ in range(rounds):
+        ours.append(seconds_of(contest.ours))
+        theirs.append(seconds_of(contest.theirs))
+    return Measurement(contest, ours, theirs)
+
+
+def format_table(measurements: Iterable[Measurement]) -> str:
+    """Return a table of medians, fastest and slowest rounds, the ratio and its target."""
+    rows = []
+    for m in measurements:
+        target = f"{m.contest.target:.1f}x" if m.contest.target else ""
+        sides = [_spread(m.ours), _spread(m.theirs)]
+        rows.append([m.contest.name, m.contest.opponent, *sides, f"{m.ratio:.2f}x", target])
+    headers = ["contest", "against", "detkit", "other", "faster", "target"]
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    unit, factor = ("ms", 1000) if max(seconds) < 1 else ("s", 1)
+    low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
+    return f"{middle * factor:.3g} {unit} ({low * factor:.3g} to {high * factor:.3g})"
+
+
+class OwnProcess:
+    """A function that lives in another process: called like the result of `build(*args)`.
+
+    Two programs in one process would share the memory allocator with its settings, the caches and
+    the threads. Arguments, results and the name of `build` are pickled, so `build` must be a
+    function of a module, and its results should be small: sending them is part of the measured
+    time. The process ends with this object.
+    """
+
+    def __init__(self, build: Callable[..., Callable[[], Any]], *args: Any) -> None:
+        """Start the process, and wait until everything is built.
+
+        Raises:
+            RuntimeError: Something failed there; its traceback is the message.
+        """
+        # Not a fork: the threads of OpenMP do not survive one.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        arguments = (other_end, build, args, torch.get_num_threads())
+        context.Process(target=_serve, args=arguments, daemon=True).start()
+        other_end.close()
+        self._receive()
+
+    def __call__(self) -> Any:
+        """Run the function once, and return its result."""
+        self._pipe.send(True)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            result, error = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError("a process of the benchmark died: out of memory, perhaps") from None
+        if error:
+            raise RuntimeError(f"a process of the benchmark failed:\n{error}")
+        return result
+
+
+def _serve(
+    pipe: Connection,
+    build: Callable[..., Callable[[], Any]],
+    args: tuple[Any, ...],
+    num_threads: int,
+) -> None:
+    torch.set_num_threads(num_threads)
+    try:
+        run = build(*args)
+        pipe.send((None, ""))
+        while pipe.recv():
+            pipe.send((run(), ""))
+    except (EOFError, KeyboardInterrupt):  # the other end was closed: the benchmark is over
+        return
+    except Exception:
+        pipe.send((None, traceback.format_exc()))
+
+
+def example_image() -> np.ndarray:
+    """Return a noisy colour field, (480, 640, 3) uint8, as large as a photograph in JPEG."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: IMAGE_SIZE[0], : IMAGE_SIZE[1]]
+    waves = [
+        127 + 90 * np.sin(x / rng.uniform(20, 90)) * np.cos(y / rng.uniform(20, 90))
+        for _ in range(3)
+    ]
+    noisy = np.stack(waves, axis=2) + rng.normal(0, 6, (*IMAGE_SIZE, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def example_objects(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ten boxes on that image, (10, 4) XYXY in pixels, and their classes, (10,) int64."""
+    rng = np.random.default_rng(1)
+    sides = rng.uniform(30, 200, (10, 2))
+    corners = rng.uniform(0, 1, (10, 2)) * (np.array(IMAGE_SIZE[::-1]) - sides)
+    return np.concatenate([corners, corners + sides], axis=1), rng.integers(0, num_classes, 10)
