@@ -4,6 +4,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
+    TorchvisionAnchorGenerator,
     build_anchor_generator,
 )
 from detkit.modeling.backbone import (
@@ -21,7 +22,6 @@ from detkit.modeling.backbone import (
     make_stage,
 )
 from detkit.modeling.box_regression import Box2BoxTransform
-from detkit.modeling.image_view import DatasetMapperTTA
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch import (
     META_ARCH_REGISTRY,
@@ -66,8 +66,7 @@ from detkit.modeling.roi_heads import (
     build_mask_head,
     build_roi_heads,
 )
-from detkit.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
-from detkit.modeling.torchvision_anchors import TorchvisionAnchorGenerator
+from detkit.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",

@@ -1,6 +1,6 @@
 """Backbones: from images to feature maps."""
 
-from detkit.modeling.backbone.backbone import Backbone
+from detkit.modeling.backbone.backbone import Backbone, select_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
 from detkit.modeling.backbone.fpn import (
     FPN,
@@ -73,5 +73,6 @@ __all__ = [
     "made_for_pixels",
     "make_configured_stage",
     "make_stage",
+    "select_features",
     "stage_module",
 ]

@@ -8,11 +8,12 @@ from detkit.modeling.meta_arch.build import (
     build_sem_seg_head,
 )
 from detkit.modeling.meta_arch.dense_detector import DenseDetector
-from detkit.modeling.meta_arch.panoptic_fpn import PanopticFPN
-from detkit.modeling.meta_arch.panoptic_merge import combine_semantic_and_instance_outputs
+from detkit.modeling.meta_arch.panoptic_fpn import (
+    PanopticFPN,
+    combine_semantic_and_instance_outputs,
+)
 from detkit.modeling.meta_arch.rcnn import GeneralizedRCNN, ProposalNetwork
-from detkit.modeling.meta_arch.retinanet import RetinaNet
-from detkit.modeling.meta_arch.retinanet_head import RetinaNetHead
+from detkit.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detkit.modeling.meta_arch.semantic_seg import SemanticSegmentor, SemSegFPNHead
 
 __all__ = [

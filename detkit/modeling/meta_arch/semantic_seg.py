@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
-from detkit.modeling.backbone import Backbone
-from detkit.modeling.feature_selection import select_features
+from detkit.modeling.backbone import Backbone, select_features
 from detkit.modeling.meta_arch.base import Detector
 from detkit.modeling.meta_arch.build import (
     META_ARCH_REGISTRY,

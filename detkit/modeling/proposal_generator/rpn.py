@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec, cat, nonzero_tuple
 from detkit.modeling.anchor_generator import AnchorGenerator, build_anchor_generator
-from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
-from detkit.modeling.box_regression import Box2BoxTransform
-from detkit.modeling.feature_selection import select_features
+from detkit.modeling.backbone import select_features
+from detkit.modeling.box_regression import (
+    Box2BoxTransform,
+    box_regression_loss,
+    check_box_loss_type,
+)
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY, build_rpn_head
 from detkit.modeling.proposal_generator.proposals import (

@@ -12,16 +12,15 @@ from detkit.modeling.roi_heads.build import (
     build_roi_heads,
 )
 from detkit.modeling.roi_heads.cascade_rcnn import CascadeROIHeads
-from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
+from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detkit.modeling.roi_heads.keypoint_head import (
     BaseKeypointRCNNHead,
     KRCNNConvDeconvUpsampleHead,
 )
 from detkit.modeling.roi_heads.mask_head import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
 from detkit.modeling.roi_heads.res5_roi_heads import Res5ROIHeads
-from detkit.modeling.roi_heads.roi_heads import ROIHeads
-from detkit.modeling.roi_heads.selection import (
+from detkit.modeling.roi_heads.roi_heads import (
+    ROIHeads,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple
-from detkit.modeling.box_losses import box_regression_loss, check_box_loss_type
-from detkit.modeling.box_regression import Box2BoxTransform
-from detkit.modeling.nms_settings import nms_method
-from detkit.modeling.roi_heads.fast_rcnn_inference import fast_rcnn_inference
-from detkit.modeling.roi_heads.federated_loss import sample_federated_classes
-from detkit.structures import Instances
+from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple, suppress
+from detkit.modeling.box_regression import (
+    Box2BoxTransform,
+    box_regression_loss,
+    check_box_loss_type,
+)
+from detkit.modeling.detection_filter import nms_method
+from detkit.structures import Boxes, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
 
 Predictions: TypeAlias = tuple[Tensor, Tensor]
@@ -298,3 +299,113 @@ def _log_accuracy(scores: Tensor, gt_classes: Tensor, foreground: Tensor) -> Non
         predicted, gt_classes = predicted[foreground], gt_classes[foreground]
         storage.put_scalar("fast_rcnn/fg_cls_accuracy", (predicted == gt_classes).float().mean())
         storage.put_scalar("fast_rcnn/false_negative", (predicted == background).float().mean())
+
+
+def fast_rcnn_inference(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    image_shapes: Sequence[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+    nms: NMSMethod = NMSMethod(),
+) -> tuple[list[Instances], list[Tensor]]:
+    """Return the detections of every image.
+
+    Args:
+        boxes: Per image (R_i, 4 K), or (R_i, 4) for boxes that all classes share.
+        scores: Per image (R_i, K + 1), the last column background. In [0, 1].
+        image_shapes: N times (height, width).
+        score_thresh: Detections must score higher.
+        nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
+        topk_per_image: At most this many; negative gives all.
+        nms: How boxes suppress each other.
+
+    Returns:
+        Per image Instances with `pred_boxes`, `scores` and `pred_classes`, best first.
+        Per image the (len(instances),) index of the region that each came from.
+    """
+    results = [
+        fast_rcnn_inference_single_image(
+            boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms
+        )
+        for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True)
+    ]
+    return [instances for instances, _ in results], [regions for _, regions in results]
+
+
+def fast_rcnn_inference_single_image(
+    boxes: Tensor,
+    scores: Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+    nms: NMSMethod = NMSMethod(),
+) -> tuple[Instances, Tensor]:
+    """Return the detections of one image; see `fast_rcnn_inference`."""
+    # The threshold comes first: what it leaves of some 80,000 boxes is mostly a few hundred.
+    regions, classes, boxes, scores = _above_threshold(boxes, scores, score_thresh)
+    clipped = Boxes(boxes)
+    clipped.clip(image_shape)
+    keep, scores = suppress(
+        clipped.tensor,
+        scores,
+        classes,
+        nms_thresh,
+        nms,
+        min_score=score_thresh,
+        topk=topk_per_image,
+    )
+    instances = Instances(
+        image_shape,
+        pred_boxes=Boxes(clipped.tensor[keep]),
+        scores=scores,
+        pred_classes=classes[keep],
+    )
+    return instances, regions[keep]
+
+
+def _above_threshold(
+    boxes: Tensor, scores: Tensor, thresh: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pick the candidates: (D,) region, (D,) class, (D, 4) box, (D,) score."""
+    # A region with a number that is not finite is left out as a whole: its other numbers mean
+    # nothing either.
+    is_finite = torch.isfinite(boxes).all(dim=1, keepdim=True) & torch.isfinite(scores).all(
+        dim=1, keepdim=True
+    )
+    scores = scores[:, :-1]
+    regions, classes = nonzero_tuple((scores > thresh) & is_finite)
+    boxes = boxes.unflatten(1, (-1, 4))
+    box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
+    return regions, classes, boxes[regions, box_classes], scores[regions, classes]
+
+
+def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tensor) -> Tensor:
+    """Draw the classes of a batch: all that appear in it, and further ones by their weights.
+
+    Nothing waits for the device, whatever the number of classes that appear.
+
+    Args:
+        gt_classes: (R,) in [0, K], K for background.
+        num_sampled: Classes in all. Background counts as one where it appears, as in Detectron2.
+            More if more appear; fewer if weights above 0 run out.
+        weights: (K,) chance of each class that does not appear, in any unit. One of 0 is never
+            drawn.
+
+    Returns:
+        (K,) bool.
+    """
+    appears = torch.zeros(len(weights) + 1, dtype=torch.bool, device=weights.device)
+    appears[gt_classes] = True
+    num_missing = num_sampled - appears.sum()
+    appears = appears[:-1]
+    # To draw without replacement is to take the largest of log weight plus Gumbel noise (Yellott
+    # 1977).
+    keys = weights.log() - torch.empty_like(weights).exponential_().log()
+    top, classes = keys.masked_fill(appears | ~(weights > 0), -torch.inf).topk(
+        min(num_sampled, len(weights))
+    )
+    is_drawn = (torch.arange(len(top), device=top.device) < num_missing) & (top > -torch.inf)
+    return appears.scatter(0, classes, appears[classes] | is_drawn)

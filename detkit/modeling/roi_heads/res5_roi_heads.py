@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import CNNBlockBase, ShapeSpec
-from detkit.modeling.backbone import make_configured_stage, stage_module
-from detkit.modeling.feature_selection import select_features
+from detkit.modeling.backbone import make_configured_stage, select_features, stage_module
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detkit.modeling.roi_heads.roi_heads import ROIHeads
-from detkit.modeling.roi_heads.selection import select_foreground_proposals
+from detkit.modeling.roi_heads.roi_heads import ROIHeads, select_foreground_proposals
 from detkit.structures import Boxes, Instances
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
-from detkit.modeling.feature_selection import select_features
+from detkit.modeling.backbone import select_features
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import (
     ROI_HEADS_REGISTRY,
@@ -20,8 +20,8 @@ from detkit.modeling.roi_heads.build import (
     build_mask_head,
 )
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detkit.modeling.roi_heads.roi_heads import ROIHeads
-from detkit.modeling.roi_heads.selection import (
+from detkit.modeling.roi_heads.roi_heads import (
+    ROIHeads,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )

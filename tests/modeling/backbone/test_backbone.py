@@ -4,6 +4,7 @@ from torch import nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import Backbone
+from detkit.modeling.backbone.backbone import select_features
 
 
 class _Halves(Backbone):
@@ -29,3 +30,22 @@ def test_backbone_tells_its_shapes_and_asks_for_nothing():
 def test_backbone_without_forward_cannot_be_built():
     with pytest.raises(TypeError, match="abstract"):
         Backbone()  # type: ignore[abstract]
+
+
+SHAPES = {"p2": ShapeSpec(channels=8, stride=4), "p3": ShapeSpec(channels=8, stride=8)}
+
+
+def test_shapes_come_in_the_order_of_the_names():
+    assert [shape.stride for shape in select_features(SHAPES, ["p3", "p2"], "KEY")] == [8, 4]
+
+
+def test_unknown_feature_names_key_and_what_there_is():
+    with pytest.raises(
+        ValueError, match="MODEL.RPN.IN_FEATURES asks for 'p1', but the backbone gives p2, p3"
+    ):
+        select_features(SHAPES, ["p2", "p1"], "MODEL.RPN.IN_FEATURES")
+
+
+def test_no_feature_is_an_error():
+    with pytest.raises(ValueError, match="KEY names no feature"):
+        select_features(SHAPES, [], "KEY")

@@ -7,12 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from detkit.config import get_cfg
-from detkit.layers import ShapeSpec
+from detkit.layers import NMSMethod, ShapeSpec
 from detkit.modeling.box_regression import Box2BoxTransform
-from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detkit.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    fast_rcnn_inference,
+    sample_federated_classes,
+)
 from detkit.structures import Boxes, Instances
 from detkit.utils.events import EventStorage
-from tests.helpers import random_boxes
+from tests.helpers import random_boxes, slow_batched_nms
 
 K = 3
 SIZE = (100, 100)
@@ -279,3 +283,137 @@ def test_federated_weights_must_fit_the_classes(counts):
 def test_unknown_box_loss_is_found_when_the_layers_are_built():
     with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE must be one of"):
         make(box_reg_loss_type="l3")
+
+
+def infer(boxes, scores, score_thresh=0.05, nms_thresh=0.5, topk=100, **kwargs):
+    instances, regions = fast_rcnn_inference(
+        [boxes], [scores], [SIZE], score_thresh, nms_thresh, topk, **kwargs
+    )
+    return instances[0], regions[0]
+
+
+def random_boxes_and_scores(num, num_classes, shared=False):
+    boxes = random_boxes(num if shared else num * num_classes)
+    scores = torch.rand(num, num_classes + 1, generator=torch.Generator().manual_seed(3))
+    return boxes.reshape(num, -1), scores
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per-class", "shared"])
+def test_detections_are_those_of_the_slow_reference(shared):
+    boxes, scores = random_boxes_and_scores(20, 3, shared)
+    found, regions = infer(boxes, scores, score_thresh=0.4, topk=15)
+    picked = [(r, k) for r in range(20) for k in range(3) if scores[r, k] > 0.4]
+    candidates = Boxes(
+        torch.stack([boxes[r] if shared else boxes[r, 4 * k : 4 * k + 4] for r, k in picked])
+    )
+    candidates.clip(SIZE)
+    candidate_scores = torch.stack([scores[r, k] for r, k in picked])
+    keep = slow_batched_nms(
+        candidates.tensor, candidate_scores, torch.tensor([k for _, k in picked]), 0.5
+    )[:15]
+    torch.testing.assert_close(found.pred_boxes.tensor, candidates.tensor[keep])
+    torch.testing.assert_close(found.scores, candidate_scores[keep])
+    assert found.pred_classes.tolist() == [picked[i][1] for i in keep.tolist()]
+    assert regions.tolist() == [picked[i][0] for i in keep.tolist()]
+    assert found.image_size == SIZE
+
+
+def test_soft_suppression_gives_lowered_scores():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]])
+    scores = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    found, regions = infer(boxes, scores, nms=NMSMethod("linear"))
+    assert regions.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5 * (1 - 0.8)])
+    assert infer(boxes, scores, nms=NMSMethod("linear"), score_thresh=0.2)[1].tolist() == [0]
+
+
+def test_class_agnostic_suppression_leaves_a_region_one_class():
+    boxes, scores = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.3, 0.5, 0.2]])
+    assert infer(boxes, scores)[0].pred_classes.tolist() == [1, 0]
+    assert infer(boxes, scores, nms=NMSMethod(class_agnostic=True))[0].pred_classes.tolist() == [1]
+
+
+def test_threshold_is_exclusive_and_background_is_no_detection():
+    found, _ = infer(torch.zeros(1, 8), torch.tensor([[0.5, 0.6, 0.9]]), score_thresh=0.5)
+    assert found.pred_classes.tolist() == [1]
+
+
+def test_classes_do_not_suppress_each_other():
+    found, _ = infer(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.5, 0.6, 0.0]]))
+    assert found.pred_classes.tolist() == [1, 0]
+
+
+def test_negative_topk_keeps_all():
+    boxes, scores = random_boxes_and_scores(20, 3)
+    found, _ = infer(boxes, scores, score_thresh=0.0, nms_thresh=1.0, topk=-1)
+    assert len(found) == 60
+
+
+@pytest.mark.parametrize("num", [0, 3], ids=["no-regions", "none-above-threshold"])
+def test_nothing_is_found(num):
+    found, regions = infer(torch.zeros(num, 8), torch.zeros(num, 3))
+    assert len(found) == len(regions) == 0
+    assert found.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_region_that_is_not_finite_is_left_out():
+    boxes, scores = (
+        torch.tensor([[0.0, 0, 9, 9], [20, 20, 29, 29]]),
+        torch.tensor([[0.5, 0.5], [0.9, 0.1]]),
+    )
+    boxes[1, 2] = float("nan")
+    found, regions = infer(boxes, scores)
+    assert regions.tolist() == [0]
+    assert found.scores.tolist() == [0.5]
+
+
+def test_images_are_independent():
+    boxes, scores = random_boxes_and_scores(20, 3)
+    together, _ = fast_rcnn_inference(
+        [boxes, boxes[:5]], [scores, scores[:5]], [SIZE, SIZE], 0.3, 0.5, 10
+    )
+    alone, _ = infer(boxes[:5], scores[:5], 0.3, 0.5, 10)
+    torch.testing.assert_close(together[1].pred_boxes.tensor, alone.pred_boxes.tensor)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 6.0])
+
+
+def draw_classes(gt_classes, num_sampled, weights=WEIGHTS):
+    return sample_federated_classes(
+        torch.tensor(gt_classes, dtype=torch.int64), num_sampled, weights
+    )
+
+
+@pytest.mark.parametrize(
+    ("gt_classes", "num_sampled", "expected"),
+    [
+        pytest.param([1, 1, 4], 4, 4, id="filled-up"),
+        pytest.param([1, 4, len(WEIGHTS)], 4, 3, id="background-counts"),
+        pytest.param([0, 1, 2, 3], 2, 4, id="more-appear"),
+        pytest.param([], 3, 3, id="nothing-appears"),
+        pytest.param([4], 50, 6, id="all"),
+        pytest.param([1], 50, 5, id="all-but-those-of-weight-0"),
+    ],
+)
+def test_number_of_classes(gt_classes, num_sampled, expected):
+    drawn = draw_classes(gt_classes, num_sampled)
+    assert drawn.shape == (len(WEIGHTS),)
+    assert drawn.sum() == expected
+    assert all(drawn[k] for k in gt_classes if k < len(WEIGHTS))
+
+
+def test_classes_are_drawn_by_their_weights():
+    torch.manual_seed(0)
+    counts = torch.stack([draw_classes([], 1) for _ in range(4000)]).sum(dim=0)
+    torch.testing.assert_close(counts / 4000, WEIGHTS / WEIGHTS.sum(), atol=0.03, rtol=0)
+
+
+def test_several_are_drawn_as_one_after_the_other_without_replacement():
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_classes([], 2) for _ in range(4000)]).float().mean(dim=0)
+    torch.manual_seed(0)
+    expected = torch.zeros(4000, len(WEIGHTS))
+    for row in expected:
+        row[torch.multinomial(WEIGHTS, 2)] = 1
+    torch.testing.assert_close(drawn, expected.mean(dim=0), atol=0.04, rtol=0)
