@@ -730,7 +730,7 @@ _key(
 _key(
     "DATALOADER.RANDOM_SUBSET_RATIO",
     1.0,
-    "Share of the images to train on, drawn once, in (0, 1] (RandomSubsetTrainingSampler).",
+    "detkit: share of the images to train on, drawn once, in (0, 1] (RandomSubsetTrainingSampler).",
     minimum=0,
 )
 _key(
