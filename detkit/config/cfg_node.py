@@ -11,14 +11,16 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as _YacsNode
 
 from detkit.config.base_files import files_with_bases
 from detkit.config.setting_types import coerce, decode, require_plain
 from detkit.config.yaml_loader import YamlFile
+from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -26,11 +28,42 @@ logger = logging.getLogger(__name__)
 EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
 
 
-class ConfigKeyError(KeyError):
-    """An unknown key; unlike KeyError, its text prints as it is."""
+class ConfigKeyError(UnknownNameError):
+    """An unknown config key."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+
+class KeyRead(NamedTuple):
+    """A setting, or a group of them, that code has read."""
+
+    full_key: str
+    value: Any
+
+
+# The list to which every node reports what is read from it, while one is listening. The nodes
+# report, instead of a view of the tree that records: what is built keeps no view when it is over.
+_reads: ContextVar[list[tuple["CfgNode", str]] | None] = ContextVar("reads", default=None)
+
+
+@contextmanager
+def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
+    """Append to `reads` what the code inside reads from any tree by attribute, in that order.
+
+    A recording inside another one has its reads to itself.
+    """
+    seen: list[tuple[CfgNode, str]] = []
+    token = _reads.set(seen)
+    try:
+        yield
+    finally:
+        _reads.reset(token)
+        # A node does not know its own key. Whoever reads a leaf has read its group before.
+        prefixes: dict[int, str] = {}
+        for node, name in seen:
+            full_key = prefixes.get(id(node), "") + name
+            value = node.get(name)
+            if isinstance(value, CfgNode):
+                prefixes[id(value)] = full_key + "."
+            reads.append(KeyRead(full_key, value))
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,9 @@ class CfgNode(_YacsNode):
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
+            seen = _reads.get()
+            if seen is not None:
+                seen.append((self, name))
             return self[name]
         if name.startswith("__"):  # copy and pickle ask for what is not there
             raise AttributeError(name)
@@ -116,7 +152,7 @@ class CfgNode(_YacsNode):
 
         Raises:
             FileNotFoundError: The file or one of its bases is not there.
-            ValueError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong
+            ConfigError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong
                 type or out of range.
             ConfigKeyError: An unknown key.
         """
@@ -130,7 +166,7 @@ class CfgNode(_YacsNode):
 
         Raises:
             ConfigKeyError: The other tree has a key that this one lacks.
-            ValueError: A value has the wrong type or is out of range.
+            ConfigError: A value has the wrong type or is out of range.
         """
         self._merge(cfg_other, self, (), None)
 
@@ -142,10 +178,10 @@ class CfgNode(_YacsNode):
 
         Raises:
             ConfigKeyError: An unknown key.
-            ValueError: An odd number of words, or a value of the wrong type or out of range.
+            ConfigError: An odd number of words, or a value of the wrong type or out of range.
         """
         if len(cfg_list) % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"settings come in pairs KEY VALUE, got {len(cfg_list)} words: {list(cfg_list)}"
             )
         for full_key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
@@ -176,7 +212,7 @@ class CfgNode(_YacsNode):
             elif isinstance(self[key], CfgNode):
                 if not isinstance(value, dict):
                     members = ", ".join(list(self[key])[:4]) or "empty"
-                    raise ValueError(
+                    raise ConfigError(
                         f"{where}{full_key} is a group of keys ({members}...), got {value!r}"
                     )
                 self[key]._merge(value, root, (*path, key), file)
@@ -193,7 +229,7 @@ class CfgNode(_YacsNode):
         value = coerce(decode(value, present), present, full_key, where)
         problem = spec.problem(value) if spec is not None else ""
         if problem:
-            raise ValueError(f"{where}{full_key} {problem}")
+            raise ConfigError(f"{where}{full_key} {problem}")
         return value
 
     @contextmanager

@@ -4,6 +4,9 @@ import copy
 from ast import literal_eval
 from typing import Any
 
+from detkit.utils.errors import ConfigError
+
+_EXPECTED = {list: "a list", tuple: "a list", str: "a string", int: "an int"}
 _SCALARS = (int, float, str, bool, type(None))
 
 
@@ -35,15 +38,13 @@ def coerce(value: Any, present: Any, full_key: str, where: str) -> Any:
         or value is None
     ):
         return value
-    expected = {list: "a list", tuple: "a list", str: "text"}.get(
-        type(present), f"a {type(present).__name__}"
-    )
+    expected = _EXPECTED.get(type(present), f"a {type(present).__name__}")
     hint = (
         f" Write [{value!r}]."
         if isinstance(present, list | tuple) and isinstance(value, str | int | float)
         else ""
     )
-    raise ValueError(
+    raise ConfigError(
         f"{where}{full_key} must be {expected}, such as {present!r}; got {value!r}, of type "
         f"{type(value).__name__}.{hint}"
     )
@@ -69,7 +70,7 @@ def require_plain(value: Any, full_key: str, where: str) -> None:
         for item in value.values():
             require_plain(item, full_key, where)
     elif not isinstance(value, _SCALARS):
-        raise ValueError(
+        raise ConfigError(
             f"{where}{full_key} holds {value!r}, of type {type(value).__name__}; settings are plain"
             " values"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
+from detkit.utils.errors import UnknownNameError
 from detkit.utils.near_miss import did_you_mean
 
 T = TypeVar("T")
@@ -58,14 +59,14 @@ class Registry:
         """Return the object registered under a name.
 
         Raises:
-            KeyError: Nothing has that name; the message lists the closest names, or all of them
+            UnknownNameError: Nothing has that name; the message lists the closest names, or all of them
                 when few.
         """
         if name in self._objects:
             return self._objects[name]
         hint = did_you_mean(name, self._objects)
         known = ", ".join(sorted(self._objects)) or "none"
-        raise KeyError(
+        raise UnknownNameError(
             f"{name!r} is not registered as {self._name}.{hint} Registered: {known}. "
             "A part of your own registers when its module is imported: name that module in IMPORTS."
         )

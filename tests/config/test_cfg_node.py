@@ -26,7 +26,7 @@ def test_file_overrides_default_and_leaves_the_rest(cfg, tmp_path):
         pytest.param("SOLVER:\n  BASE_LRR: 1\n", ConfigKeyError, r"a\.yaml:2: unknown config key SOLVER\.BASE_LRR\. Did you mean 'SOLVER\.BASE_LR'", id="misspelt-key"),
         pytest.param("RPN:\n  NMS_THRESH: 0.5\n", ConfigKeyError, r"a\.yaml:2: unknown config key RPN\.NMS_THRESH\. Did you mean 'MODEL\.RPN\.NMS_THRESH'", id="lost-parent"),
         pytest.param("MODELL:\n  DEVICE: cpu\n  WEIGHTS: x\n", ConfigKeyError, r"a\.yaml:1: unknown config key MODELL\. Did you mean 'MODEL'", id="misspelt-group"),
-        pytest.param("SOLVER:\n  MAX_ITER: many\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be a int, such as 40000; got 'many'", id="wrong-type"),
+        pytest.param("SOLVER:\n  MAX_ITER: many\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be an int, such as 40000; got 'many'", id="wrong-type"),
         pytest.param("SOLVER:\n  MAX_ITER: 0.5\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be", id="float-for-int"),
         pytest.param("MODEL:\n  MASK_ON: 1\n", ValueError, r"a\.yaml:2: MODEL\.MASK_ON must be a bool", id="int-for-bool"),
         pytest.param("DATASETS:\n  TRAIN: mine\n", ValueError, r"DATASETS\.TRAIN must be a list.*Write \['mine'\]", id="text-for-list"),

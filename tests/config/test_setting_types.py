@@ -61,12 +61,12 @@ def test_value_comes_in_the_type_of_the_setting(value, present, expected):
         pytest.param(
             True,
             1,
-            "f:1: K must be a int, such as 1; got True, of type bool",
+            "f:1: K must be an int, such as 1; got True, of type bool",
             id="truth value for a number",
         ),
         pytest.param(1, True, "K must be a bool", id="number for a truth value"),
         pytest.param(True, 1.0, "K must be a float", id="truth value for a float"),
-        pytest.param(1, "text", "K must be text", id="number for text"),
+        pytest.param(1, "text", "K must be a string", id="number for text"),
         pytest.param(
             3,
             (1, 2),

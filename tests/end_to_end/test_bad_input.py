@@ -27,7 +27,7 @@ def _error(capsys: Captured) -> str:
         ),
         pytest.param(
             ["SOLVER.MAX_ITER", "many"],
-            ["SOLVER.MAX_ITER must be a int", "'many'"],
+            ["SOLVER.MAX_ITER must be an int", "'many'"],
             id="wrong type",
         ),
         pytest.param(["SOLVER.MAX_ITER"], ["pairs KEY VALUE"], id="key without value"),

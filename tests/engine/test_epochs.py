@@ -61,7 +61,7 @@ def test_text_may_be_replaced_by_a_number_and_back(tiny_cfg):
     for value, kept in (("2ep", "2ep"), (5, 5), ("7", 7), ("1ep", "1ep")):
         tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", value])
         assert kept == tiny_cfg.TEST.EVAL_PERIOD
-    with pytest.raises(ValueError, match=r"TEST\.EVAL_PERIOD must be a int"):
+    with pytest.raises(ValueError, match=r"TEST\.EVAL_PERIOD must be an int"):
         tiny_cfg.merge_from_list(["TEST.EVAL_PERIOD", "2 epochs"])
 
 
