@@ -26,7 +26,7 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
         flip_indices = create_keypoint_hflip_indices(
             cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
         ).tolist()
-    return GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=flip_indices)  # type: ignore[call-arg]
+    return GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=flip_indices)
 
 
 def named_as_augmented(results: Mapping[str, Any]) -> dict[str, Any]:
