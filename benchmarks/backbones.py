@@ -19,7 +19,8 @@ from torch import Tensor
 
 from detkit.cli.errors import run_command
 from detkit.config import get_cfg
-from detkit.modeling import Backbone, build_backbone, follow_backbone_pixels
+from detkit.engine import prepare
+from detkit.modeling import Backbone, build_backbone
 from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError
 
@@ -94,7 +95,7 @@ def _build(name: str, device: torch.device) -> Backbone:
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", builder, key, model, "MODEL.BACKBONE.FREEZE_AT", 0])
     cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]])
     cfg.merge_from_list(["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STRIDE_IN_1X1", False])
-    follow_backbone_pixels(cfg)
+    prepare(cfg)
     return build_backbone(cfg).to(memory_format=torch.channels_last).to(device).eval()
 
 

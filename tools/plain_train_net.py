@@ -29,8 +29,8 @@ from detkit.engine import (
     launch,
     warn_about_random_fixed_norms,
 )
-from detkit.engine.epochs import in_iterations
 from detkit.engine.hooks import PeriodicWriter
+from detkit.engine.run_config import run_config
 from detkit.engine.setup import refuse_settings
 from detkit.engine.writers import build_writers
 from detkit.evaluation import build_evaluator, inference_on_dataset
@@ -76,8 +76,7 @@ def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
 def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     """Train from the start, or from the last checkpoint, to SOLVER.MAX_ITER."""
-    data_loader = build_detection_train_loader(cfg)
-    cfg = in_iterations(cfg, data_loader)
+    cfg, data_loader = run_config(cfg, build_detection_train_loader)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     max_iter = cfg.SOLVER.MAX_ITER

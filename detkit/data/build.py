@@ -63,15 +63,14 @@ def _train_loader_from_config(
     sampler: Iterable[int] | None = None,
 ) -> dict[str, Any]:
     if dataset is None:
-        register_declared_datasets(cfg.DATASETS.REGISTER)
         _require_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-        dataset = get_detection_dataset_dicts(
+        dataset = _checked_records(
+            cfg,
             cfg.DATASETS.TRAIN,
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             needs_masks=cfg.MODEL.MASK_ON,
-            **_expected_classes(cfg),
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if sampler is None and not isinstance(dataset, IterableDataset):
@@ -97,19 +96,16 @@ def _require_named(names: Sequence[str], key: str) -> None:
         )
 
 
-def _expected_classes(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments with which `get_detection_dataset_dicts` checks the model's number of
-    classes.
-    """
+def _checked_records(cfg: CfgNode, names: Sequence[str], *args: Any, **kwargs: Any) -> list[Any]:
+    """Return what `get_detection_dataset_dicts` does, checked against the model's classes."""
+    # For who builds a loader right after `get_cfg`, without `detkit.engine.prepare`.
+    register_declared_datasets(cfg.DATASETS.REGISTER)
     key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    things = (
-        {} if key is None else {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
-    )
-    has_stuff = cfg.MODEL.META_ARCHITECTURE in _WITH_SEMANTIC_HEAD
-    return {
-        **things,
-        "num_stuff_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if has_stuff else None,
-    }
+    if key is not None:
+        kwargs |= {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
+    if cfg.MODEL.META_ARCHITECTURE in _WITH_SEMANTIC_HEAD:
+        kwargs["num_stuff_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return get_detection_dataset_dicts(names, *args, **kwargs)
 
 
 def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
@@ -220,13 +216,10 @@ def _test_loader_from_config(
     dataset_name: str | Sequence[str],
     mapper: Callable[[ImageRecord], Any] | None = None,
 ) -> dict[str, Any]:
-    register_declared_datasets(cfg.DATASETS.REGISTER)
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposals = _test_proposal_files(cfg, names) if cfg.MODEL.LOAD_PROPOSALS else None
     return {
-        "dataset": get_detection_dataset_dicts(
-            names, filter_empty=False, proposal_files=proposals, **_expected_classes(cfg)
-        ),
+        "dataset": _checked_records(cfg, names, filter_empty=False, proposal_files=proposals),
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "timeout": cfg.DATALOADER.TIMEOUT,

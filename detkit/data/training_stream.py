@@ -64,6 +64,11 @@ class TrainingStream(IterableDataset):
         return self._batches.dataset
 
     @property
+    def num_images(self) -> int:
+        """Images of an epoch: all of the data set, or the part that the sampler has drawn."""
+        return getattr(self._draws.sampler, "num_images", len(self._records))
+
+    @property
     def skipped(self) -> Mapping[str, int]:
         """Why images were left out, and how often each."""
         return self._batches.skipped

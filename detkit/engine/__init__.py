@@ -11,6 +11,7 @@ from detkit.engine.model_report import (
     module_rows,
     warn_about_random_fixed_norms,
 )
+from detkit.engine.run_config import prepare
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
@@ -32,5 +33,6 @@ __all__ = [
     "hooks",
     "launch",
     "module_rows",
+    "prepare",
     "warn_about_random_fixed_norms",
 ]

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.config import CfgNode, import_user_modules
-from detkit.data import Metadata, MetadataCatalog, register_declared_datasets
+from detkit.config import CfgNode
+from detkit.data import Metadata, MetadataCatalog
 from detkit.data.augmentation_recipes import build_test_resize
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.engine.augmented_model import with_test_time_augmentation
+from detkit.engine.run_config import prepare
 from detkit.layers import PreparedWeights
-from detkit.modeling import build_model, follow_backbone_pixels
+from detkit.modeling import build_model
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.env import resolve_device, reuse_freed_memory
 
@@ -51,10 +52,8 @@ class DefaultPredictor:
             CheckpointError: The weights do not fill the model.
             ValueError: MODEL.WEIGHTS is empty.
         """
-        import_user_modules(cfg.IMPORTS)
-        register_declared_datasets(cfg.DATASETS.REGISTER)
         cfg = cfg.clone()
-        follow_backbone_pixels(cfg)
+        prepare(cfg)
         self.model = build_model(cfg).eval()
         if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
             reuse_freed_memory()

@@ -29,8 +29,6 @@ from detkit.engine.amp_trainer import AMPTrainer
 from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
 from detkit.engine.class_metadata import class_metadata
 from detkit.engine.config_record import ConfigRecord
-from detkit.engine.derived_config import in_folder, with_class_counts, without_augmentation
-from detkit.engine.epochs import in_iterations
 from detkit.engine.launch import create_ddp_model
 from detkit.engine.model_ema import ModelEMA, with_averaged_results
 from detkit.engine.model_report import (
@@ -38,7 +36,12 @@ from detkit.engine.model_report import (
     module_rows,
     warn_about_random_fixed_norms,
 )
-from detkit.engine.process_scaling import scaled_to_processes
+from detkit.engine.run_config import (
+    in_folder,
+    run_config,
+    scaled_to_processes,
+    without_augmentation,
+)
 from detkit.engine.simple_trainer import SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.validation_loss import build_validation_loader, validation_losses_of
@@ -50,7 +53,7 @@ from detkit.evaluation import (
     print_csv_format,
     verify_results,
 )
-from detkit.modeling import GeneralizedRCNNWithTTA, build_model, follow_backbone_pixels
+from detkit.modeling import GeneralizedRCNNWithTTA, build_model
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
 from detkit.utils.events import EventWriter, ProgressBar
@@ -88,12 +91,8 @@ class DefaultTrainer(TrainerBase):
             "detkit"
         ).hasHandlers():  # default_setup was not called: in a notebook, say
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
-        follow_backbone_pixels(cfg)
-        data_loader = self.build_train_loader(cfg)
+        cfg, data_loader = run_config(cfg, self.build_train_loader, self.auto_scale_workers)
         self._check_test_data(cfg)
-        cfg = in_iterations(cfg, data_loader)
-        cfg = with_class_counts(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = _build_loop(cfg, create_ddp_model(model), data_loader, optimizer)

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from detkit.config import CfgNode, import_user_modules, settings_without_effect, unread_settings
-from detkit.data import register_declared_datasets
-from detkit.modeling import follow_backbone_pixels
+from detkit.config import CfgNode, settings_without_effect, unread_settings
+from detkit.engine.run_config import prepare
 from detkit.utils import comm
 from detkit.utils.collect_env import collect_env_info
 from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng
@@ -119,9 +118,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     comm.synchronize()  # the folder is there before any process opens its log in it
     for name in ("fvcore", "detkit"):
         setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
-    import_user_modules(cfg.IMPORTS)
-    register_declared_datasets(cfg.DATASETS.REGISTER)
-    follow_backbone_pixels(cfg)
+    prepare(cfg)
     logger.info("process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info())
     logger.info("command line: %s", args)
     for key, reason in unread_settings(cfg).items():

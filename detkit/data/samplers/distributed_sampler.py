@@ -96,9 +96,9 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
                 f" {subset_ratio}"
             )
         self._size = _require_size(size)
-        self._subset_size = max(1, int(size * subset_ratio))
+        self.num_images = max(1, int(size * subset_ratio))
         self._draw_subset(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
-        logger.info("training on a random subset: %d of %d images", self._subset_size, size)
+        logger.info("training on a random subset: %d of %d images", self.num_images, size)
 
     def state_dict(self) -> dict[str, int]:
         return {**super().state_dict(), "seed_subset": self._seed_subset}
@@ -111,7 +111,7 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         self._seed_subset = seed
         generator = torch.Generator()
         generator.manual_seed(seed)
-        self.subset = torch.randperm(self._size, generator=generator)[: self._subset_size]
+        self.subset = torch.randperm(self._size, generator=generator)[: self.num_images]
 
     def _epoch_indices(self, generator: torch.Generator) -> Tensor:
         return self.subset
