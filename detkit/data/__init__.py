@@ -3,13 +3,11 @@
 from detkit.data import transforms
 from detkit.data.annotations import (
     annotations_to_instances,
-    check_image_size,
+    create_keypoint_hflip_indices,
     filter_empty_instances,
     transform_instance_annotations,
 )
-from detkit.data.augmentation_recipes import build_augmentation
 from detkit.data.build import (
-    build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
     build_train_sampler,
@@ -17,21 +15,24 @@ from detkit.data.build import (
     trivial_batch_collator,
 )
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
-from detkit.data.class_counts import count_images_per_class
-from detkit.data.data_report import print_instances_class_histogram
+from detkit.data.data_report import count_images_per_class, print_instances_class_histogram
 from detkit.data.dataset_dicts import (
     check_dataset_against_model,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
 )
-from detkit.data.dataset_mapper import DatasetMapper
+from detkit.data.dataset_mapper import DatasetMapper, check_image_size
 from detkit.data.datasets import register_declared_datasets
-from detkit.data.keypoint_annotations import create_keypoint_hflip_indices
 from detkit.data.proposals import load_proposals_into_dataset
-from detkit.data.training_stream import HasState, TrainingStream
-from detkit.data.wrappers import (
+from detkit.data.training_stream import (
     AspectRatioGroupedDataset,
+    HasState,
+    TrainingStream,
+    build_batch_data_loader,
+)
+from detkit.data.transforms.build import build_augmentation
+from detkit.data.wrappers import (
     DatasetFromList,
     MapDataset,
     MapIterableDataset,

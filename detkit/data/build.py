@@ -1,15 +1,9 @@
 """Loaders for training and testing, from a config or from explicit arguments.
 
-Training: a sampler's endless stream of indices -> draws with a number -> samples, made by worker
-processes one at a time and handed over in order -> batches, put together in the training process. A
-sample depends on the run's seed and the number of its draw alone (`wrappers.SeededDataset`), so
-batches are the same with any number of workers, and a resume has to restore one number and the
-samples that wait for their group (`training_stream.TrainingStream`).
+`training_stream` shows the row from records to training batches.
 
 Legend: B images in a batch of one process.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -17,7 +11,6 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from detkit.config import CfgNode, configurable
-from detkit.data.batch_loader import build_batch_data_loader, leave_signals, own_generator
 from detkit.data.catalog import DatasetCatalog
 from detkit.data.dataset_dicts import ROI_HEADS_KEY, get_detection_dataset_dicts
 from detkit.data.dataset_mapper import DatasetMapper
@@ -29,14 +22,12 @@ from detkit.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader, timeout_for
-from detkit.data.wrappers import (
-    DatasetFromList,
-    MapDataset,
-    MapIterableDataset,
-)
+from detkit.data.training_stream import build_batch_data_loader
+from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader
+from detkit.data.wrappers import DatasetFromList, MapDataset, MapIterableDataset
 from detkit.structures import ImageRecord
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError
 
 Item = TypeVar("Item")
 
@@ -51,7 +42,7 @@ _WITH_SEMANTIC_HEAD = ("PanopticFPN", "SemanticSegmentor")
 
 
 def trivial_batch_collator(batch: list[Item]) -> list[Item]:
-    """Return the list of samples as it is: a model takes a list."""
+    """Return the list of samples unchanged: a model takes a list."""
     return batch
 
 
@@ -90,7 +81,7 @@ def _train_loader_from_config(
 
 def _require_named(names: Sequence[str], key: str) -> None:
     if not names:
-        raise ValueError(
+        raise ConfigError(
             f"{key} is empty: set it to the names of registered data sets, such as"
             " ('coco_2017_train',)"
         )
@@ -117,7 +108,7 @@ def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
         seed: The same in every process.
 
     Raises:
-        ValueError: An unknown name, or a sampler that needs records and gets something else.
+        ConfigError: The name is unknown, or the sampler needs records and `dataset` is no list.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
@@ -127,14 +118,14 @@ def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
         return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
     if name == "RepeatFactorTrainingSampler":
         if not isinstance(dataset, list):
-            raise ValueError(
+            raise ConfigError(
                 f"{name} counts the classes of a list of records, got a {type(dataset).__name__}"
             )
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ValueError(
+    raise ConfigError(
         "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler or"
         f" RepeatFactorTrainingSampler, got {name!r}; a sampler of your own goes to"
         " build_detection_train_loader(sampler=...)"
@@ -155,52 +146,45 @@ def build_detection_train_loader(
     timeout: float = DEFAULT_TIMEOUT,
     skip_bad_images: bool = False,
 ) -> Iterable[Any]:
-    """Build an endless stream of batches; unless it is one of an `IterableDataset`, its position can be saved.
+    """Build an endless stream of training batches.
 
     Called with a config, `build_detection_train_loader(cfg, mapper=None, *, dataset=None,
-    sampler=None)`, it reads the arguments below from there; each may be given beside it.
+    sampler=None)`, it reads the arguments below from there; each may be given besides.
 
     Args:
-        dataset: Records, or a data set of torch's, with or without indices.
+        dataset: Records, or a data set of torch, with or without indices.
         mapper: Turns an item into a sample; None takes the items as they are.
-        sampler: Gives this process its indices, endlessly. None shuffles. An `IterableDataset`
-            brings its own order and its own share for each process.
-        total_batch_size: Over all processes.
-        aspect_ratio_grouping: Batch wide images with wide ones; samples need `width` and `height`.
-        num_workers: Processes that load, for each training process; 0 loads in the training
-            process.
-        collate_fn: Turns a list of B samples into a batch; None gives the list.
-        seed: Of order and augmentation, the same in every process; None draws one.
-        timeout: Seconds after which a worker process that gives nothing ends the run; 0 waits for
-            ever.
-        skip_bad_images: Leave out images that are missing or cannot be read, each with a warning;
-            they end the run otherwise, and also where a thousand come in a row.
+        sampler: Yields the indices of this process, endlessly. None shuffles. An `IterableDataset`
+            has its own order and its own share for each process.
+        total_batch_size: Number of images in a batch over all processes.
+        aspect_ratio_grouping: Whether to batch wide images with wide ones; samples need `width`
+            and `height` then.
+        num_workers: Loading processes for each training process; 0 loads in the training process.
+        collate_fn: Turns a list of B samples into a batch; None yields the list.
+        seed: Seed of order and augmentation, the same in every process; None draws one.
+        timeout: Seconds after which a worker process that sends nothing ends the run; 0 waits
+            forever.
+        skip_bad_images: Whether to skip images that are missing or cannot be read, each with a
+            warning. Otherwise they end the run, as do a thousand of them in a row.
+
+    Returns:
+        A `TrainingStream`, whose position can be saved, and whose `num_images` is the size of the
+        data set; another iterable for an `IterableDataset`.
 
     Raises:
-        ValueError: The batch cannot be shared out over the processes, or an `IterableDataset` comes
-            with a sampler.
+        ConfigError: The batch size is not a positive multiple of the number of processes.
+        ValueError: An `IterableDataset` comes with a sampler.
     """
     seed = comm.shared_random_seed() if seed is None else seed
-    if isinstance(dataset, IterableDataset):
-        if sampler is not None:
-            raise ValueError("an IterableDataset brings its own order: give no sampler with it")
-        mapped: Any = (
-            dataset
-            if mapper is None
-            else MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
-        )
-    else:
-        indexed: Any = (
-            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-        )
-        sampler = TrainingSampler(len(indexed), seed=seed) if sampler is None else sampler
-        mapped = (
-            indexed
-            if mapper is None
-            else MapDataset(indexed, mapper, skip_bad_images=skip_bad_images)
-        )
+    samples, sampler = _samples_and_sampler(
+        dataset,
+        mapper,
+        sampler,
+        lambda size: TrainingSampler(size, seed=seed),
+        skip_bad_images=skip_bad_images,
+    )
     return build_batch_data_loader(
-        mapped,
+        samples,
         sampler,
         total_batch_size,
         aspect_ratio_grouping=aspect_ratio_grouping,
@@ -209,6 +193,29 @@ def build_detection_train_loader(
         seed=seed,
         timeout=timeout,
     )
+
+
+def _samples_and_sampler(
+    dataset: Any,
+    mapper: Callable[[Any], Any] | None,
+    sampler: Iterable[int] | None,
+    default_sampler: Callable[[int], Sampler[int]],
+    skip_bad_images: bool = False,
+) -> tuple[Any, Any]:
+    """Return the data set behind the mapper, and its sampler, None for an `IterableDataset`."""
+    if isinstance(dataset, IterableDataset):
+        if sampler is not None:
+            raise ValueError("an IterableDataset brings its own order: give no sampler with it")
+        if mapper is not None:
+            dataset = MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+        return dataset, None
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    if sampler is None:
+        sampler = default_sampler(len(dataset))
+    if mapper is not None:
+        dataset = MapDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+    return dataset, sampler
 
 
 def _test_loader_from_config(
@@ -227,10 +234,10 @@ def _test_loader_from_config(
 
 
 def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
-    """Return the records of a data set of DATASETS.TEST, with their proposals where MODEL.LOAD_PROPOSALS is on.
+    """Return the records of a data set of DATASETS.TEST, with proposals if MODEL.LOAD_PROPOSALS is on.
 
     Raises:
-        ValueError: There is no proposal file for the data set.
+        ConfigError: There is no proposal file for the data set.
     """
     records = DatasetCatalog.get(dataset_name)
     if not cfg.MODEL.LOAD_PROPOSALS:
@@ -239,15 +246,11 @@ def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
 
 
 def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:
-    """Return the proposal file of each data set.
-
-    Raises:
-        ValueError: `DATASETS.PROPOSAL_FILES_TEST` has none for it.
-    """
+    """Return the proposal file of each data set."""
     files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
     missing = [name for name in names if name not in files]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.LOAD_PROPOSALS needs a file in DATASETS.PROPOSAL_FILES_TEST for each of"
             f" DATASETS.TEST, in their order; there is none for {', '.join(map(repr, missing))}"
         )
@@ -265,36 +268,30 @@ def build_detection_test_loader(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> DataLoader:
-    """Build every image once, in order.
+    """Build a loader of every image once, in order.
 
     Called with a config, `build_detection_test_loader(cfg, dataset_name, mapper=None)`, it reads
-    the arguments below from there; each may be given beside it.
+    the arguments below from there; each may be given besides.
 
     Args:
-        dataset: Records, or a data set of torch's, with or without indices.
+        dataset: Records, or a data set of torch, with or without indices.
         mapper: Turns an item into a sample; None takes the items as they are.
-        sampler: Gives this process its indices; None gives each process one contiguous part.
-        batch_size: Of each process. Times in papers are measured with 1.
-        num_workers: Processes that load, for each testing process; 0 loads in the testing process.
-        collate_fn: Turns a list of samples into a batch; None gives the list.
-        timeout: As in `build_detection_train_loader`.
+        sampler: Yields the indices of this process; None gives each process one contiguous part.
+        batch_size: Batch size of each process. Papers measure times with 1.
+        num_workers: Loading processes for each testing process; 0 loads in the testing process.
+        collate_fn: Turns a list of samples into a batch; None yields the list.
+        timeout: See `build_detection_train_loader`.
+
+    Raises:
+        ValueError: An `IterableDataset` comes with a sampler.
     """
-    indexed: Any = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-    if isinstance(indexed, IterableDataset):
-        if sampler is not None:
-            raise ValueError("an IterableDataset brings its own order: give no sampler with it")
-        mapped: Any = indexed if mapper is None else MapIterableDataset(indexed, mapper)
-    else:
-        sampler = InferenceSampler(len(indexed)) if sampler is None else sampler
-        mapped = indexed if mapper is None else MapDataset(indexed, mapper)
+    samples, sampler = _samples_and_sampler(dataset, mapper, sampler, InferenceSampler)
     return WatchedLoader(
-        mapped,
+        samples,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=False,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
-        worker_init_fn=leave_signals,
-        generator=own_generator(),
-        timeout=timeout_for(num_workers, timeout),
+        timeout=timeout,
     )

@@ -1,9 +1,7 @@
-"""What was found in the data sets of a run, in tables and warnings.
+"""What the data sets of a run hold, in tables, counts and warnings.
 
 Legend: K classes.
 """
-
-from __future__ import annotations
 
 import itertools
 import logging
@@ -13,7 +11,9 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord
+from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +42,15 @@ class DataReport:
 
     def table(self) -> str:
         """Return the counts, with a line for each reason that left something out."""
-        dropped_boxes = {reason: len(where) for reason, where in self.dropped_boxes.items()}
-        used_objects = self.num_annotations - self.num_crowd - sum(dropped_boxes.values())
-        rows: list[tuple[str, int]] = [
-            ("images", self.num_images),
-            *((f"- left out: {reason}", count) for reason, count in self.dropped_images.items()),
-            ("images used", self.num_images - self.dropped_images.total()),
-            ("annotations", self.num_annotations),
-            *((f"- left out: {reason}", count) for reason, count in dropped_boxes.items()),
-            *([("- regions of crowds, not trained on", self.num_crowd)] if self.num_crowd else []),
-            ("objects", used_objects),
-        ]
+        num_dropped = sum(len(where) for where in self.dropped_boxes.values())
+        rows: list[tuple[str, int]] = [("images", self.num_images)]
+        rows += [(f"- left out: {reason}", count) for reason, count in self.dropped_images.items()]
+        rows.append(("images used", self.num_images - self.dropped_images.total()))
+        rows.append(("annotations", self.num_annotations))
+        rows += [(f"- left out: {key}", len(where)) for key, where in self.dropped_boxes.items()]
+        if self.num_crowd:
+            rows.append(("- regions of crowds, not trained on", self.num_crowd))
+        rows.append(("objects", self.num_annotations - self.num_crowd - num_dropped))
         return tabulate(rows, headers=[", ".join(self.names), "number"], tablefmt="pipe")
 
 
@@ -88,27 +86,21 @@ def log_report(report: DataReport) -> None:
 def print_instances_class_histogram(
     dataset_dicts: Sequence[ImageRecord], class_names: Sequence[str] | None = None
 ) -> None:
-    """Log how many objects each class has, crowds left aside, and warn of classes that have none.
+    """Log how many objects each class has, without crowds, and warn of classes that have none.
 
     Args:
         dataset_dicts: Records whose class ids lie in [0, K).
         class_names: K names; None shows the ids that appear.
     """
-    counts = Counter(
-        annotation["category_id"]
-        for record in dataset_dicts
-        for annotation in record.get("annotations", ())
-        if annotation.get("iscrowd", 0) == 0
-    )
-    names = dict(enumerate(class_names)) if class_names else {}
-    rows = {name: counts.get(class_id, 0) for class_id, name in names.items()}
-    rows.update(
-        {
-            f"class {class_id}": count
-            for class_id, count in sorted(counts.items())
-            if class_id not in names
-        }
-    )
+    counts: Counter[int] = Counter()
+    for record in dataset_dicts:
+        for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd", 0) == 0:
+                counts[annotation["category_id"]] += 1
+    rows = {name: counts[class_id] for class_id, name in enumerate(class_names or ())}
+    for class_id, count in sorted(counts.items()):
+        if class_id not in range(len(class_names or ())):
+            rows[f"class {class_id}"] = count
     logger.info(
         "objects per class, over %d images:\n%s", len(dataset_dicts), _histogram_table(rows)
     )
@@ -129,15 +121,44 @@ def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
     height = -(-len(cells) // num_columns)
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = itertools.zip_longest(*columns, fillvalue=(None, None))
-    headers = ["class", "objects"] * len(columns)
     return tabulate(
         [list(itertools.chain.from_iterable(line)) for line in lines],
-        headers=headers,
+        headers=["class", "objects"] * len(columns),
         tablefmt="pipe",
     )
 
 
+def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> list[int]:
+    """Return, for each of K classes, the number of images with an object of it, over all data sets.
+
+    A data set whose metadata has `class_image_count`, a list of `{"id", "image_count"}` in which
+    classes are ordered by `id`, as LVIS has it, is not read for that.
+
+    Args:
+        dataset_names: Registered names.
+        num_classes: K.
+
+    Raises:
+        ConfigError: A `class_image_count` does not have K entries.
+    """
+    totals = Counter[int]()
+    for name in dataset_names:
+        known = MetadataCatalog.get(name).get("class_image_count")
+        if known is None:
+            for record in DatasetCatalog.get(name):
+                totals.update({a["category_id"] for a in record.get("annotations", [])})
+            continue
+        if len(known) != num_classes:
+            raise ConfigError(
+                f"class_image_count of data set {name!r} has {len(known)} classes,"
+                f" MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}"
+            )
+        for class_id, entry in enumerate(sorted(known, key=lambda entry: entry["id"])):
+            totals[class_id] += entry["image_count"]
+    return [totals[class_id] for class_id in range(num_classes)]
+
+
 def listed(values: Sequence[str], limit: int = 10) -> str:
-    """Return the first few, and how many there are."""
+    """Return the first few values as text, and how many there are."""
     more = f", ... ({len(values)} in all)" if len(values) > limit else ""
     return ", ".join(values[:limit]) + more

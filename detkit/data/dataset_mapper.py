@@ -1,10 +1,8 @@
-"""From the record of an image to what a model takes: read, augment, and turn into tensors.
+"""From the record of an image to a model input: read, augment, and turn into tensors.
 
 Legend: H and W height and width of the image that the model sees, C channels, M objects in one
     image.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
@@ -17,31 +15,22 @@ from torch import Tensor
 from detkit.config import CfgNode, configurable
 from detkit.data import transforms as T
 from detkit.data.annotations import (
+    MASK_FORMATS,
     MIN_BOX_SIDE,
+    as_keypoints,
     boxes_of,
-    check_image_size,
     clip_boxes,
+    create_keypoint_hflip_indices,
     instances_of,
+    keypoints_of,
+    masks_of,
+    transform_keypoints,
     transformed_masks,
 )
-from detkit.data.augmentation_recipes import build_augmentation, build_crop
-from detkit.data.keypoint_annotations import (
-    as_keypoints,
-    create_keypoint_hflip_indices,
-    keypoints_of,
-    transform_keypoints,
-)
-from detkit.data.mask_annotations import MASK_FORMATS, masks_of
 from detkit.data.proposals import transformed_proposals
-from detkit.structures import (
-    AnnotationRecord,
-    BitMasks,
-    ImageRecord,
-    Instances,
-    Keypoints,
-    ModelInput,
-    PolygonMasks,
-)
+from detkit.data.transforms.build import build_augmentation, build_crop
+from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput
+from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 
@@ -49,11 +38,18 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper:
-    """Turns one record into one model input. For other data, write a function that takes a record, or a subclass.
+    """Turns one record into one model input.
+
+    For other data, write a function that takes a record and returns a model input, or a subclass.
 
     Example:
-        >>> mapper = DatasetMapper(cfg, is_train=True, augmentations=[T.Resize((480, 640))])
-        >>> loader = build_detection_train_loader(cfg, mapper=mapper)
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from detkit.data import transforms as T
+        >>> Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save("black.png")
+        >>> mapper = DatasetMapper(is_train=False, augmentations=[T.Resize((48, 64))])
+        >>> mapper({"file_name": "black.png", "image_id": 0})["image"].shape
+        torch.Size([3, 48, 64])
     """
 
     @configurable
@@ -73,40 +69,40 @@ class DatasetMapper:
         keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
     ) -> None:
-        """Take what is to be done.
+        """Build a mapper.
 
         Args:
             is_train: Whether annotations become ground truth; otherwise they are left out.
             augmentations: Applied in this order.
-            image_format: As in `read_image`.
-            max_image_pixels: As `max_pixels` there, of images and label maps.
-            memory_format: As in `image_to_tensor`.
-            use_instance_mask: Whether to give `gt_masks`; every object needs a mask then.
-            instance_mask_format: As in `masks_of`.
-            recompute_boxes: Whether boxes are those of what is left of the masks, as is right after
-                a crop.
-            use_keypoint: Whether to give `gt_keypoints`; objects without any have none labelled.
-            num_keypoints: Keypoints of an object; needed with `use_keypoint`, unless there are
-                indices.
-            keypoint_hflip_indices: As in `transform_keypoints`.
-            precomputed_proposal_topk: Most proposals to give; None gives none.
+            image_format: See `read_image`.
+            max_image_pixels: Largest number of pixels of an image or a label map.
+            memory_format: See `image_to_tensor`.
+            use_instance_mask: Whether to add `gt_masks`; every object needs a mask then.
+            instance_mask_format: See `masks_of`.
+            recompute_boxes: Whether to replace boxes by those around the masks, which is more
+                exact after a crop.
+            use_keypoint: Whether to add `gt_keypoints`, all unlabelled for an object without any.
+            num_keypoints: Keypoints of an object; required with `use_keypoint`, unless
+                `keypoint_hflip_indices` are given.
+            keypoint_hflip_indices: See `transform_keypoints`.
+            precomputed_proposal_topk: Largest number of proposals to add; None adds none.
 
         Raises:
-            ValueError: The arguments contradict each other.
+            ValueError: `instance_mask_format` is unknown.
+            ValueError: `recompute_boxes` is set without `use_instance_mask`.
+            ValueError: `use_keypoint` is set, but the number of keypoints is not given.
         """
         if instance_mask_format not in MASK_FORMATS:
             raise ValueError(
-                "instance_mask_format (INPUT.MASK_FORMAT) must be one of"
-                f" {', '.join(MASK_FORMATS)}, got {instance_mask_format!r}"
+                f"instance_mask_format must be one of {', '.join(MASK_FORMATS)}, got"
+                f" {instance_mask_format!r}"
             )
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes measures masks, and needs use_instance_mask")
         if num_keypoints is None and keypoint_hflip_indices is not None:
             num_keypoints = len(keypoint_hflip_indices)
         if use_keypoint and num_keypoints is None:
-            raise ValueError(
-                "use_keypoint needs num_keypoints, or keypoint_hflip_indices to count them by"
-            )
+            raise ValueError("use_keypoint needs num_keypoints or keypoint_hflip_indices")
         self.use_instance_mask = use_instance_mask
         self.instance_mask_format = instance_mask_format
         self.recompute_boxes = recompute_boxes
@@ -125,17 +121,18 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read `INPUT`, and what the model needs beside boxes."""
+        """Read `INPUT`, and what the model needs besides boxes."""
         augmentations = build_augmentation(cfg, is_train)
         has_crop = cfg.INPUT.CROP.ENABLED and is_train
         if has_crop:
             augmentations.insert(0, build_crop(cfg))
+        topk = None
+        if cfg.MODEL.LOAD_PROPOSALS:
+            topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+            if is_train:
+                topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+        is_mirrored = is_train and cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "horizontal"
         is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
-        topk = (
-            cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
-            if is_train
-            else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
-        )
         return {
             "is_train": is_train,
             "augmentations": augmentations,
@@ -147,29 +144,29 @@ class DatasetMapper:
             "recompute_boxes": has_crop and cfg.MODEL.MASK_ON,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
-            "keypoint_hflip_indices": (
-                _hflip_indices(cfg) if is_train and cfg.MODEL.KEYPOINT_ON else None
-            ),
-            "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
+            "keypoint_hflip_indices": _keypoint_hflip_indices(cfg) if is_mirrored else None,
+            "precomputed_proposal_topk": topk,
         }
 
     def __call__(self, dataset_dict: ImageRecord) -> ModelInput:
         """Return the model input of one record.
 
         Args:
-            dataset_dict: It is not changed.
+            dataset_dict: Not changed.
 
         Returns:
-            The record's other keys, `image` (C, H, W), uint8 unless an augmentation made it float,
-            `proposals` where they are asked for, and in training `sem_seg` (H, W) int64 where the
-            record has a file of it, and `instances` where it has annotations. Regions of crowds,
-            and objects of which the augmentations left nothing, are not among them.
+            The record's other keys, and
+
+            - `image`: (C, H, W), uint8 unless an augmentation made it float.
+            - `proposals`, if they are asked for.
+            - `sem_seg`: (H, W) int64, in training, if the record names a label map.
+            - `instances`, in training, if the record has annotations: without crowd regions, and
+              without objects of which the augmentations left nothing.
 
         Raises:
-            BadImageError: The image, or the label map, cannot be read.
-            SizeMismatchError: The image does not have the size that the record gives, or the label
-                map another one.
-            ValueError: An object has no usable mask or keypoints; the message names annotation and
+            BadImageError: The image or the label map cannot be read.
+            SizeMismatchError: The image has another size than its record or its label map says.
+            DataError: An object has no usable mask or keypoints; the message names annotation and
                 file.
         """
         record = cast(ImageRecord, dict(dataset_dict))
@@ -179,24 +176,17 @@ class DatasetMapper:
             record["file_name"], format=self.image_format, max_pixels=self.max_image_pixels
         )
         check_image_size(record, image)
-        objects = [
-            annotation for annotation in annotations or [] if annotation.get("iscrowd", 0) == 0
-        ]
-        objects = objects if self.is_train else []
+        objects: list[AnnotationRecord] = []
         sem_seg = None
-        if self.is_train and sem_seg_file:
-            sem_seg = read_label_map(sem_seg_file, max_pixels=self.max_image_pixels)
-        if sem_seg is not None and sem_seg.shape != image.shape[:2]:
-            raise SizeMismatchError(
-                f"label map {sem_seg_file} is {_size(sem_seg)} (width x height), its image"
-                f" {record['file_name']} is {_size(image)}"
-            )
+        if self.is_train:
+            objects = [a for a in annotations or [] if a.get("iscrowd", 0) == 0]
+            if sem_seg_file:
+                sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
         aug_input = T.AugInput(image, boxes=boxes_of(objects), sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        model_input: dict[str, Any] = {
-            **record,
-            "image": image_to_tensor(aug_input.image, self.memory_format),
-        }
+
+        model_input: dict[str, Any] = dict(record)
+        model_input["image"] = image_to_tensor(aug_input.image, self.memory_format)
         if self.proposal_topk is not None:
             image_size = aug_input.image.shape[:2]
             model_input["proposals"] = transformed_proposals(
@@ -205,12 +195,23 @@ class DatasetMapper:
         for key in ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode"):
             model_input.pop(key, None)
         if aug_input.sem_seg is not None:
-            model_input["sem_seg"] = torch.from_numpy(
-                np.ascontiguousarray(aug_input.sem_seg, dtype=np.int64)
-            )
+            labels = np.ascontiguousarray(aug_input.sem_seg, dtype=np.int64)
+            model_input["sem_seg"] = torch.from_numpy(labels)
         if self.is_train and annotations is not None:
             model_input["instances"] = self._ground_truth(objects, aug_input, transforms, record)
         return cast(ModelInput, model_input)
+
+    def _label_map(
+        self, sem_seg_file: str, record: ImageRecord, image_size: tuple[int, ...]
+    ) -> np.ndarray:
+        labels = read_label_map(sem_seg_file, max_pixels=self.max_image_pixels)
+        if labels.shape != image_size:
+            raise SizeMismatchError(
+                f"label map {sem_seg_file} is {labels.shape[1]}x{labels.shape[0]}"
+                f" (width x height), its image {record['file_name']} is"
+                f" {image_size[1]}x{image_size[0]}"
+            )
+        return labels
 
     def _ground_truth(
         self,
@@ -222,15 +223,17 @@ class DatasetMapper:
         height, width = aug_input.image.shape[:2]
         assert aug_input.boxes is not None
         boxes = clip_boxes(aug_input.boxes, (height, width))
-        masks = (
-            self._masks(objects, (height, width), transforms, record)
-            if self.use_instance_mask
-            else None
-        )
-        if masks is not None and self.recompute_boxes:
-            boxes = masks.get_bounding_boxes().tensor.numpy()
-        # What `filter_empty_instances` does, before there are tensors: half a dozen operations on
-        # ten boxes add up.
+        masks = None
+        if self.use_instance_mask:
+            original_size = (record.get("height", 0), record.get("width", 0))
+            segmentations = transformed_masks(
+                objects, transforms, record["file_name"], original_size
+            )
+            masks = masks_of(segmentations, (height, width), self.instance_mask_format)
+            if self.recompute_boxes:
+                boxes = masks.get_bounding_boxes().tensor.numpy()
+        # The same as `filter_empty_instances`, but in NumPy: half a dozen tensor operations on ten
+        # boxes take longer than all the rest.
         is_kept = (boxes[:, 2:] - boxes[:, :2] > MIN_BOX_SIDE).all(axis=1)
         if masks is not None:
             is_kept &= masks.nonempty().numpy()
@@ -241,48 +244,20 @@ class DatasetMapper:
         if masks is not None:
             instances.gt_masks = masks
         if self.use_keypoint:
-            instances.gt_keypoints = self._keypoints(objects, (height, width), transforms, record)
+            keypoints = keypoints_of(objects, self.num_keypoints, record["file_name"])
+            instances.gt_keypoints = as_keypoints(
+                transform_keypoints(
+                    keypoints, transforms, (height, width), self.keypoint_hflip_indices
+                )
+            )
         return instances
 
-    def _masks(
-        self,
-        objects: list[AnnotationRecord],
-        image_size: tuple[int, int],
-        transforms: T.Transform,
-        record: ImageRecord,
-    ) -> PolygonMasks | BitMasks:
-        original_size = (record.get("height", 0), record.get("width", 0))
-        segmentations = transformed_masks(objects, transforms, record["file_name"], original_size)
-        return masks_of(segmentations, image_size, self.instance_mask_format)
 
-    def _keypoints(
-        self,
-        objects: list[AnnotationRecord],
-        image_size: tuple[int, int],
-        transforms: T.Transform,
-        record: ImageRecord,
-    ) -> Keypoints:
-        keypoints = keypoints_of(objects, self.num_keypoints, record["file_name"])
-        return as_keypoints(
-            transform_keypoints(keypoints, transforms, image_size, self.keypoint_hflip_indices)
-        )
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def _hflip_indices(cfg: CfgNode) -> np.ndarray | None:
-    """Return what a mirror does to the keypoints of the training sets, None where nothing is mirrored.
-
-    Raises:
-        ValueError: The data sets do not tell, or have another number of keypoints than the model.
-    """
-    if cfg.INPUT.RANDOM_FLIP != "horizontal":
-        return None
+def _keypoint_hflip_indices(cfg: CfgNode) -> np.ndarray:
+    """Return `create_keypoint_hflip_indices` of the training sets, as many as the model has."""
     indices = create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)
     if len(indices) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS},"
             f" but data set {cfg.DATASETS.TRAIN[0]!r} has {len(indices)} keypoints; set it to"
             f" {len(indices)}"
@@ -290,21 +265,43 @@ def _hflip_indices(cfg: CfgNode) -> np.ndarray | None:
     return indices
 
 
+def check_image_size(record: ImageRecord, image: np.ndarray) -> None:
+    """Check that an image, (H, W, ...), has the size in its record; a record without one gets it.
+
+    Raises:
+        SizeMismatchError: The sizes differ, so that boxes would lie in the wrong places.
+    """
+    height, width = image.shape[:2]
+    expected = (record.get("height"), record.get("width"))
+    if None not in expected and expected != (height, width):
+        hint = ""
+        if expected == (width, height):
+            hint = (
+                " The sides are exchanged: width and height were mixed up, or the image was"
+                " annotated without regard to its EXIF orientation."
+            )
+        raise SizeMismatchError(
+            f"image {record['file_name']} is {width}x{height} (width x height), but its record"
+            f" says {expected[1]}x{expected[0]}.{hint}"
+        )
+    record["height"], record["width"] = height, width
+
+
 def image_to_tensor(
     image: np.ndarray, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    """Return an image (H, W, C) or (H, W), whatever its strides, as a tensor (C, H, W) of the same dtype.
+    """Return an image (H, W, C) or (H, W), of any strides, as a tensor (C, H, W) of the same dtype.
 
     Args:
-        image: It is not changed; the tensor may share its memory.
-        memory_format: `torch.contiguous_format` lays the planes of the channels one after the
-            other; it takes 1.0 ms for 800x1067. `torch.channels_last` leaves the channels
-            interleaved, which takes 0 to 0.5 ms.
+        image: Not changed; the tensor may share its memory.
+        memory_format: `torch.contiguous_format` stores one channel after the other; it takes 1.0 ms
+            for 800x1067. `torch.channels_last` leaves the channels interleaved, which takes 0 to
+            0.5 ms.
     """
     if memory_format == torch.channels_last and image.ndim == 3:
         return _interleaved(image).permute(2, 0, 1)
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    # The one copy that channel order, flip and layout cost together: as much as the layout alone.
+    # One copy for channel order, flip and layout together: as fast as a copy for the layout alone.
     return torch.from_numpy(_writeable(np.ascontiguousarray(planes)))
 
 
@@ -313,11 +310,11 @@ def _interleaved(image: np.ndarray) -> Tensor:
     mirrored = tuple(axis for axis, stride in enumerate(image.strides) if stride < 0)
     pixels = torch.from_numpy(_writeable(np.ascontiguousarray(np.flip(image, mirrored))))
     if mirrored[-1:] == (2,) and 1 not in mirrored:
-        # torch turns whole rows of bytes round in 0.2 ms and pixels in 0.3, but channels within
-        # pixels in 2.5.
+        # Reversing the channels alone takes torch 2.5 ms. Reversing whole rows of bytes (0.2 ms),
+        # which reverses channels and pixels, and then the pixels back (0.3 ms), is faster.
         return pixels.flip(1, *mirrored).flip(1)
     return pixels.flip(mirrored) if mirrored else pixels
 
 
 def _writeable(array: np.ndarray) -> np.ndarray:
-    return array if array.flags.writeable else array.copy()  # torch would warn of the others
+    return array if array.flags.writeable else array.copy()  # torch warns of read-only memory

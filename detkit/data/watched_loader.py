@@ -1,20 +1,22 @@
-"""A loader that says which worker process died or hangs, and what the likely cause is."""
-
-from __future__ import annotations
+"""A loader that reports which worker process died, or that none answers, with the likely cause."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
+from detkit.utils.errors import UserError
+from detkit.utils.signals import leave_signals_to_parent
+
 DEFAULT_TIMEOUT = 600.0
-# Signals tell of a worker that a signal or an error ended; one that ended itself as if all were
-# well is seen only when somebody looks, which torch does after its timeout.
+# A worker that a signal or an error ended is reported at once. One that ended as if all were well
+# is noticed only when torch's own timeout runs out, so that is kept short.
 _LOOK_PERIOD = 2.0
-# How torch begins what it says of workers that are gone, and of those that it waited for too long.
-_GONE = re.compile(r"DataLoader worker \(pid")
+# How torch's messages about dead workers begin, and about workers that it waited for too long.
+_DEAD = re.compile(r"DataLoader worker \(pid")
 _LATE = re.compile(r"DataLoader timed out after")
 _CAUSES = {
     "Bus error": (
@@ -32,23 +34,37 @@ _OTHER_CAUSE = (
 )
 
 
-class WorkerError(RuntimeError):
-    """A process that loads data died or hangs; the message names it and the likely cause."""
+class WorkerError(UserError, RuntimeError):
+    """A process that loads data died or hangs; the message says so, with the likely cause."""
 
 
 class WatchedLoader(DataLoader):
-    """A `DataLoader` whose workers are waited for in bounded time, and whose errors say what to do.
+    """A `DataLoader` that waits a bounded time for its workers, and explains their end.
 
     Attributes:
-        limit: Seconds to wait for an item; 0 waits for ever.
+        limit: Seconds to wait for an item; 0 waits forever.
     """
 
-    def __init__(self, *args: Any, timeout: float = 0, **kwargs: Any) -> None:
-        """Take the arguments of `DataLoader`; its own `timeout` becomes the time between two looks
-        at the workers.
-        """
-        super().__init__(*args, timeout=min(timeout, _LOOK_PERIOD), **kwargs)
-        self.limit = timeout
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        num_workers: int = 0,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the arguments of `DataLoader`; `timeout` is not used without workers."""
+        self.limit = timeout if num_workers > 0 else 0
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            timeout=min(self.limit, _LOOK_PERIOD),
+            worker_init_fn=_leave_signals if worker_init_fn is None else worker_init_fn,
+            # A generator of its own: the numbers that a loader draws would change the training's.
+            generator=torch.Generator().manual_seed(0),
+            **kwargs,
+        )
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         items = super().__iter__()
@@ -59,50 +75,30 @@ class WatchedLoader(DataLoader):
             except StopIteration:
                 return
             except RuntimeError as error:
-                if _GONE.match(str(error)):
-                    raise WorkerError(_gone(error)) from error
+                if _DEAD.match(str(error)):
+                    raise WorkerError(_death(error)) from error
                 if not _LATE.match(str(error)):
                     raise
                 if time.monotonic() - start >= self.limit:
                     raise WorkerError(
-                        f"no data came for {self.limit:g} seconds"
-                        f" (DATALOADER.TIMEOUT){_late_worker(items)}. Likely cause: a file system"
-                        " that hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS 0"
-                        " shows where; raise the limit if an image may take as long."
+                        f"no data came for {self.limit:g} seconds (DATALOADER.TIMEOUT) from"
+                        f" {self.num_workers} worker processes. Likely cause: a file system that"
+                        " hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS 0 shows"
+                        " where; raise the limit if an image may take as long."
                     ) from error
-                continue  # a look that found nothing wrong leaves torch's iterator as it was
+                continue  # torch's iterator is unchanged by a timeout, and waits on
             yield item
             start = time.monotonic()
 
 
-def timeout_for(num_workers: int, timeout: float) -> float:
-    """Return the `timeout` of a DataLoader: without worker processes there is nobody to wait for."""
-    return timeout if num_workers > 0 else 0
+def _leave_signals(worker_id: int) -> None:
+    leave_signals_to_parent()
 
 
-def _gone(error: RuntimeError) -> str:
-    """Return what torch says of a worker that is gone, and the likely cause."""
-    told = _told_by(error)
-    cause = next((text for sign, text in _CAUSES.items() if sign in told), _OTHER_CAUSE)
-    return f"{told}. Likely cause: {cause}."
-
-
-def _told_by(error: BaseException) -> str:
-    """Return the first line of an error; torch says that a worker exited, and by which signal in
-    the error before it.
-    """
-    lines = [
-        str(e).splitlines()[0].strip(" .")
-        for e in (error, error.__cause__)
-        if e is not None and str(e)
-    ]
-    return ": ".join(line for line in lines if _GONE.match(line))
-
-
-def _late_worker(items: Any) -> str:
-    """Name the worker whose turn it is, as far as torch's iterator tells."""
-    try:
-        number = items._task_info[items._rcvd_idx][0]
-        return f" from worker {number} (pid {items._workers[number].pid})"
-    except (AttributeError, KeyError, IndexError):
-        return ""
+def _death(error: RuntimeError) -> str:
+    """Return torch's report of a dead worker, with the likely cause."""
+    # torch says that a worker exited, and in the error before it by which signal.
+    lines = [str(e).partition("\n")[0].strip(" .") for e in (error, error.__cause__)]
+    report = ": ".join(line for line in lines if _DEAD.match(line))
+    cause = next((text for sign, text in _CAUSES.items() if sign in report), _OTHER_CAUSE)
+    return f"{report}. Likely cause: {cause}."

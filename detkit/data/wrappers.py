@@ -1,9 +1,7 @@
-"""Data sets around data sets: from a list of records to batches of model inputs.
+"""Data sets around data sets: from a list of records to samples.
 
-Legend: B samples in a batch.
+`training_stream` shows the whole row, from records to batches.
 """
-
-from __future__ import annotations
 
 import contextlib
 import copy
@@ -11,7 +9,6 @@ import itertools
 import logging
 import pickle
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,34 +18,30 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from detkit.data.samplers import Draw
+from detkit.utils.errors import UserError
 from detkit.utils.image_file import BadImageError
 
 logger = logging.getLogger(__name__)
 
 
-# So many bad images in a row mean a wrong folder or a lost disk, and a run that would skip for
-# ever.
-_MAX_SKIPPED_IN_A_ROW = 1000
-
-
-class SampleError(RuntimeError):
-    """A sample that could not be made ready; the message names its file."""
+class SampleError(UserError, RuntimeError):
+    """A sample that could not be made; the message names its file."""
 
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """What comes in the place of a sample whose image cannot be read; batches leave it out."""
+    """Takes the place of a sample whose image cannot be read; batches leave it out."""
 
     reason: str
 
 
 class DatasetFromList(Dataset):
-    """A list as a data set that any number of worker processes can read without each holding a copy.
+    """A list as a data set that any number of worker processes can read without copies of it.
 
-    The items are pickled once, into one tensor. A list of dicts would be copied into each worker
-    bit by bit, since counting references writes to the memory that the processes share; a tensor's
-    memory is never written to. Where workers are spawned, not forked, torch moves it to shared
-    memory when the first one starts.
+    Example:
+        >>> dataset = DatasetFromList([{"file_name": "a.jpg"}, {"file_name": "b.jpg"}])
+        >>> len(dataset), dataset[1]
+        (2, {'file_name': 'b.jpg'})
     """
 
     def __init__(self, lst: Sequence[Any], copy: bool = True, serialize: bool = True) -> None:
@@ -56,8 +49,8 @@ class DatasetFromList(Dataset):
 
         Args:
             lst: Items that can be pickled.
-            copy: Give copies, which the receiver may change. Only without `serialize`, which always
-                gives copies.
+            copy: Return copies, which the caller may change. Has an effect only without
+                `serialize`, which always returns copies.
             serialize: Pickle the items.
         """
         self._copy = copy
@@ -74,6 +67,10 @@ class DatasetFromList(Dataset):
 
 class _PickledItems:
     """Pickled items, end to end in one tensor."""
+
+    # A list of dicts would be copied into each worker bit by bit: counting references writes to
+    # the memory that forked processes share. A tensor's memory is never written to, and where
+    # workers are spawned, torch moves it to shared memory when the first one starts.
 
     def __init__(self, items: Sequence[Any]) -> None:
         pickled = [
@@ -94,24 +91,25 @@ class _PickledItems:
             raise IndexError(f"item {index} of {len(self)}")
         index %= len(self)
         start = int(self._ends[index - 1]) if index else 0
-        return pickle.loads(
-            self._bytes[start : int(self._ends[index])].numpy().data
-        )  # bytes of our own making
+        # Safe to unpickle: the bytes were written by this object.
+        return pickle.loads(self._bytes[start : int(self._ends[index])].numpy().data)
 
 
 class MapDataset(Dataset):
     """A data set whose items go through a function, such as a `DatasetMapper`.
 
-    A sample that fails stops the run, with its file named, unless bad images are to be skipped.
-    (Detectron2 puts another image in the place of one whose mapper gives None; which data were
-    trained on is then no longer known.)
+    A sample that fails stops the run, with its file named, unless bad images are skipped.
     """
+
+    # Detectron2 puts another image in the place of one whose mapper returns None; which data a run
+    # was trained on is then no longer known.
 
     def __init__(
         self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
     ) -> None:
-        """Take both; `skip_bad_images` gives a `SkippedImage` for an image that is missing or
-        cannot be read.
+        """Take data set and function.
+
+        With `skip_bad_images`, an image that is missing or cannot be read becomes a `SkippedImage`.
         """
         if isinstance(dataset, IterableDataset):
             raise TypeError(
@@ -130,7 +128,7 @@ class MapDataset(Dataset):
 
 
 class MapIterableDataset(IterableDataset):
-    """As `MapDataset`, for data sets without indices."""
+    """A `MapDataset` for data sets without indices."""
 
     def __init__(
         self,
@@ -149,12 +147,13 @@ class MapIterableDataset(IterableDataset):
 
 
 def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool = False) -> Any:
-    """Return `map_func(item)`, or a `SkippedImage` where that is asked for and the image cannot be read.
+    """Return `map_func(item)`, or a `SkippedImage` if bad images are skipped and this is one.
 
     Raises:
-        BadImageError, FileNotFoundError: As the function does: these name the file.
-        SampleError: The function failed otherwise, or gave None; the message names the file.
+        BadImageError, FileNotFoundError: The function raised it; the message names the file.
+        SampleError: The function failed otherwise, or returned None; the message names the file.
     """
+    name = getattr(map_func, "__qualname__", type(map_func).__name__)
     try:
         mapped = map_func(item)
     except (BadImageError, FileNotFoundError) as error:
@@ -162,24 +161,19 @@ def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool
             return SkippedImage(str(error))
         raise
     except Exception as error:
-        # Of one text, so that it survives the way out of a worker process, which builds it anew
-        # from its message.
+        # One text as the only argument: torch builds a worker's error anew from its message.
         raise SampleError(
-            f"{_name(map_func)} failed on {_sample(item)}: {type(error).__name__}: {error}"
+            f"{name} failed on {_describe(item)}: {type(error).__name__}: {error}"
         ) from error
     if mapped is None:
         raise SampleError(
-            f"{_name(map_func)} gave None for {_sample(item)}; it must give a sample. Leave images"
+            f"{name} returned None for {_describe(item)}; it must return a sample. Leave images"
             " out before training: register a data set without them."
         )
     return mapped
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
-
-
-def _sample(item: Any) -> str:
+def _describe(item: Any) -> str:
     if not isinstance(item, dict):
         return f"an item of type {type(item).__name__}"
     image_id = f" (image_id {item['image_id']})" if "image_id" in item else ""
@@ -187,10 +181,10 @@ def _sample(item: Any) -> str:
 
 
 class SeededDataset(Dataset):
-    """Gives each draw of a run its own random numbers.
+    """Gives each draw of a run random numbers of its own.
 
     All generators that augmentations use (Python's, NumPy's, torch's on the CPU) are seeded from
-    the run's seed and the draw's number while the sample is made, and put back afterwards. So a
+    the run's seed and the draw's number while the sample is made, and restored afterwards. So a
     sample is the same whichever worker makes it, however many there are, and after a resume; and
     making it in the training process does not disturb the training's own draws.
     """
@@ -208,8 +202,9 @@ class SeededDataset(Dataset):
 
 
 def _mix(seed: int, number: int) -> int:
-    """Return 64 bits in which seed and number are well mixed. Source: Steele et al. 2014,
-    SplitMix64.
+    """Return 64 bits in which seed and number are well mixed.
+
+    Source: Steele et al. 2014, SplitMix64.
     """
     mask = 2**64 - 1
     bits = (seed * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & mask
@@ -223,9 +218,8 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(
-        seed % 2**63
-    )  # not torch.manual_seed, which goes to the GPU as well
+    # Not `torch.manual_seed`, which seeds the GPU as well.
+    torch.default_generator.manual_seed(seed % 2**63)
     try:
         yield
     finally:
@@ -235,18 +229,16 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
 
 
 class ToIterableDataset(IterableDataset):
-    """A data set with indices and a sampler, as one without indices; the worker processes share the
-    stream out.
-    """
+    """A data set with indices and its sampler, as one without indices."""
 
     def __init__(self, dataset: Any, sampler: Iterable[Any], shard_sampler: bool = True) -> None:
         """Take both.
 
         Args:
-            dataset: Anything that can be indexed by what the sampler gives.
+            dataset: Anything that can be indexed by what the sampler yields.
             sampler: The indices.
-            shard_sampler: Each worker takes its part of the sampler; False where the sampler sees
-                to that.
+            shard_sampler: Whether each worker process takes its part of the sampler; False if the
+                sampler does that itself.
         """
         if isinstance(dataset, IterableDataset):
             raise TypeError("the data set is an IterableDataset already")
@@ -259,93 +251,3 @@ class ToIterableDataset(IterableDataset):
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         for index in itertools.islice(self.sampler, first, None, step):
             yield self.dataset[index]
-
-
-class _GroupedBatches(IterableDataset):
-    """Samples in lists of B, each list of one group; it knows which samples wait for their list to get full.
-
-    Attributes:
-        num_taken: Samples taken by the latest iterator when it gave its last batch.
-        waiting: Which of them, counted from 0 in the order of coming, are in no batch yet.
-        skipped: Why images were left out, and how often each.
-    """
-
-    def __init__(self, dataset: Iterable[Any], batch_size: int) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_taken = 0
-        self.waiting: list[int] = []
-        self.skipped: Counter[str] = Counter()
-
-    def _group_of(self, sample: Any) -> bool:
-        raise NotImplementedError
-
-    def _full_groups(self, groups: dict[bool, list[tuple[int, Any]]]) -> Iterator[list[Any]]:
-        """Fill the groups, and give each one that gets full, as a list of its own."""
-        in_a_row = 0
-        for number, sample in enumerate(self.dataset):
-            if isinstance(sample, SkippedImage):
-                in_a_row += 1
-                self._note_skipped(sample.reason, in_a_row)
-                continue
-            in_a_row = 0
-            group = groups[self._group_of(sample)]
-            group.append((number, sample))
-            if len(group) < self.batch_size:
-                continue
-            batch = [sample for _, sample in group]
-            group.clear()
-            self.num_taken = number + 1
-            self.waiting = sorted(number for group in groups.values() for number, _ in group)
-            yield batch
-
-    def _note_skipped(self, reason: str, in_a_row: int) -> None:
-        self.skipped[reason] += 1
-        if self.skipped[reason] == 1:
-            logger.warning(
-                "image skipped (DATALOADER.ON_BAD_IMAGE): %s. So far %d images were skipped, %d"
-                " times in all",
-                reason,
-                len(self.skipped),
-                self.skipped.total(),
-            )
-        if in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-            raise BadImageError(
-                f"{in_a_row} images in a row could not be read, the last one because {reason}"
-            )
-
-
-class BatchedDataset(_GroupedBatches):
-    """Samples in lists of B, in their order."""
-
-    def __init__(self, dataset: Iterable[Any], batch_size: int, drop_last: bool = True) -> None:
-        """Take the samples and B; `drop_last` leaves out a last list that is shorter."""
-        super().__init__(dataset, batch_size)
-        self.drop_last = drop_last
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        groups: dict[bool, list[tuple[int, Any]]] = {False: []}
-        yield from self._full_groups(groups)
-        if groups[False] and not self.drop_last:
-            yield [sample for _, sample in groups[False]]
-
-    def _group_of(self, sample: Any) -> bool:
-        return False
-
-
-class AspectRatioGroupedDataset(_GroupedBatches):
-    """Samples in lists of B, wide images with wide ones and the others with the others, so that less is padded.
-
-    The order is that in which the lists get full, which is nearly that of the samples. What has not
-    filled a list at the end is left out.
-    """
-
-    def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
-        """Take samples that have `width` and `height`, and B."""
-        super().__init__(dataset, batch_size)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        yield from self._full_groups({True: [], False: []})
-
-    def _group_of(self, sample: Any) -> bool:
-        return sample["width"] > sample["height"]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import CfgNode
-from detkit.data.keypoint_annotations import create_keypoint_hflip_indices
+from detkit.data.annotations import create_keypoint_hflip_indices
 from detkit.modeling import GeneralizedRCNNWithTTA
 
 

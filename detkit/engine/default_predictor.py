@@ -9,8 +9,8 @@ import torch
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode
 from detkit.data import Metadata, MetadataCatalog
-from detkit.data.augmentation_recipes import build_test_resize
 from detkit.data.dataset_mapper import image_to_tensor
+from detkit.data.transforms.build import build_test_resize
 from detkit.engine.augmented_model import with_test_time_augmentation
 from detkit.engine.run_config import prepare
 from detkit.layers import PreparedWeights

@@ -1,4 +1,4 @@
-"""From annotations to ground truth: modes, transforms, clipping, what is dropped."""
+"""From annotations to ground truth: boxes, masks in every form, keypoints, what is dropped."""
 
 import copy
 
@@ -7,16 +7,24 @@ import pytest
 import torch
 
 from detkit.data import (
+    MetadataCatalog,
     annotations_to_instances,
-    check_image_size,
+    create_keypoint_hflip_indices,
     filter_empty_instances,
     transform_instance_annotations,
 )
 from detkit.data import transforms as T
-from detkit.data.annotations import boxes_of, transformed_masks
+from detkit.data.annotations import (
+    as_keypoints,
+    boxes_of,
+    keypoints_of,
+    masks_of,
+    transform_keypoints,
+    transform_segmentation,
+    transformed_masks,
+)
 from detkit.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
-from detkit.structures.mask_formats import bitmask_to_rle
-from detkit.utils.image import BadImageError, SizeMismatchError
+from detkit.structures.mask_formats import bitmask_to_rle, polygons_to_bitmask, rle_to_bitmask
 
 
 def annotation(box=(1, 2, 10, 8), mode=BoxMode.XYWH_ABS, category_id=0, **more):
@@ -131,23 +139,172 @@ def test_filter_needs_a_criterion():
         filter_empty_instances(annotations_to_instances([], (4, 4)), by_box=False, by_mask=False)
 
 
-def test_size_is_taken_from_the_image_where_the_record_has_none():
-    record = {"file_name": "a.jpg", "image_id": 1}
-    check_image_size(record, np.zeros((24, 32, 3)))
-    assert (record["height"], record["width"]) == (24, 32)
+# --- masks: every form comes out as the same pixels ---
+
+SIZE = (24, 32)
+POLYGONS = [[3.0, 2.0, 19.0, 2.0, 19.0, 15.0, 3.0, 15.0], [22.0, 18.0, 30.0, 18.0, 30.0, 22.0]]
+BITMAP = polygons_to_bitmask(POLYGONS, *SIZE)
 
 
-def test_other_size_names_file_expected_and_found():
-    record = {"file_name": "a.jpg", "image_id": 1, "height": 30, "width": 32}
+def uncompressed(bitmap):
+    flat = bitmap.ravel(order="F").astype(int)
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
+    return {"size": list(bitmap.shape), "counts": np.diff([0, *changes, flat.size]).tolist()}
+
+
+FORMS = {
+    "bitmap": BITMAP,
+    "compressed": bitmask_to_rle(BITMAP),
+    "uncompressed": uncompressed(BITMAP),
+}
+
+
+def test_forms_are_of_one_mask():
+    assert np.array_equal(rle_to_bitmask(FORMS["uncompressed"]), BITMAP)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(T.HFlipTransform(32), id="hflip"),
+        pytest.param(T.VFlipTransform(24), id="vflip"),
+        pytest.param(T.CropTransform(5, 4, 20, 16), id="crop"),
+        pytest.param(T.ResizeTransform(24, 32, 48, 64), id="resize"),
+        pytest.param(T.PadTransform(3, 2, 1, 5), id="pad"),
+        pytest.param(
+            T.TransformList([T.CropTransform(2, 0, 28, 24), T.ResizeTransform(24, 28, 96, 112)]),
+            id="list",
+        ),
+    ],
+)
+def test_every_form_gives_the_same_pixels(transform):
+    moved = {name: transform_segmentation(mask, transform, SIZE) for name, mask in FORMS.items()}
+    assert all(np.array_equal(mask, moved["bitmap"]) for mask in moved.values())
+    drawn = polygons_to_bitmask(transform_segmentation(POLYGONS, transform), *moved["bitmap"].shape)
+    assert (
+        np.mean(drawn != moved["bitmap"]) < 0.01
+    )  # the slanted side is drawn finer after a resize
+
+
+def test_nothing_left_of_a_mask_is_no_polygon():
+    assert transform_segmentation(POLYGONS[:1], T.CropTransform(20, 16, 12, 8)) == []
+
+
+def test_polygons_stay_polygons_and_anything_else_draws_all():
+    polygons = [np.array(polygon) for polygon in POLYGONS]
+    assert isinstance(masks_of([polygons, polygons], SIZE), PolygonMasks)
+    mixed = masks_of([polygons, BITMAP.astype(np.uint8)], SIZE)
+    assert isinstance(mixed, BitMasks)
+    assert torch.equal(mixed.tensor[0], mixed.tensor[1])
+    assert isinstance(masks_of([polygons], SIZE, "bitmask"), BitMasks)
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_no_objects_give_no_masks(mask_format):
+    assert len(masks_of([], SIZE, mask_format)) == 0
+
+
+def test_drawn_masks_of_no_objects_know_the_image():
+    masks = masks_of([], SIZE, "bitmask")
+    assert masks.tensor.shape == (0, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        pytest.param([[1, 1, 4, 4]], "at least 3 points: got 2", id="two points"),
+        pytest.param(
+            {"size": [10, 20], "counts": [200]}, "got 10 x 20 .* image of 24 x 32", id="run lengths"
+        ),
+        pytest.param(np.zeros((3, 4)), r"got \(3, 4\) for an image of \(24, 32\)", id="bitmap"),
+        pytest.param("mask", "a list of polygons, run lengths .* got str", id="text"),
+        pytest.param(np.zeros(4), r"got ndarray \(4,\)", id="dimensions"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        transform_segmentation(mask, T.NoOpTransform(), SIZE)
+
+
+def test_unknown_format_is_refused():
     with pytest.raises(
-        SizeMismatchError,
-        match=r"image a\.jpg is 32x24 \(width x height\), but its record says 32x30\.$",
+        ValueError, match="INPUT.MASK_FORMAT must be one of polygon, bitmask, got 'rle'"
     ):
-        check_image_size(record, np.zeros((24, 32, 3)))
-    assert issubclass(SizeMismatchError, BadImageError)
+        masks_of([], SIZE, "rle")
 
 
-def test_exchanged_sides_are_explained():
-    record = {"file_name": "a.jpg", "image_id": 1, "height": 32, "width": 24}
-    with pytest.raises(SizeMismatchError, match="sides are exchanged.*EXIF orientation"):
-        check_image_size(record, np.zeros((24, 32, 3)))
+# --- keypoints ---
+
+NAMES = ["nose", "left_eye", "right_eye"]
+PAIRS = [("left_eye", "right_eye")]
+POINTS = np.array([[[10.0, 5, 2], [4, 8, 1], [20, 9, 2]], [[0, 0, 0], [0, 0, 0], [31, 23, 2]]])
+
+
+def noted(name, names=NAMES, pairs=PAIRS):
+    MetadataCatalog.get(name).set(keypoint_names=names, keypoint_flip_map=pairs)
+    return name
+
+
+def test_mirror_exchanges_pairs_and_is_its_own_inverse():
+    indices = create_keypoint_hflip_indices(noted("a"))
+    assert indices.tolist() == [0, 2, 1]
+    flip = T.HFlipTransform(32)
+    once = transform_keypoints(POINTS, flip, (24, 32), indices)
+    assert once[0].tolist() == [[22, 5, 2], [12, 9, 2], [28, 8, 1]]
+    assert np.array_equal(transform_keypoints(once, flip, (24, 32), indices), POINTS)
+
+
+def test_two_flips_exchange_nothing():
+    both = T.TransformList([T.HFlipTransform(32), T.TransformList([T.HFlipTransform(32)])])
+    assert np.array_equal(transform_keypoints(POINTS, both, (24, 32)), POINTS)
+
+
+def test_points_outside_of_the_image_are_not_labelled():
+    moved = transform_keypoints(POINTS, T.CropTransform(4, 6, 16, 10), (10, 16))
+    # Exactly on the border counts as inside, as in Detectron2.
+    assert moved[0].tolist() == [[0, 0, 0], [0, 2, 1], [16, 3, 2]]
+    assert not moved[1].any()
+
+
+def test_objects_without_keypoints_have_none_labelled():
+    keypoints = keypoints_of([{"keypoints": [1, 2, 2]}, {}], 1)
+    assert keypoints.tolist() == [[[1, 2, 2]], [[0, 0, 0]]]
+    assert keypoints_of([], 4).shape == (0, 4, 3)
+    assert as_keypoints(keypoints_of([], 4)).tensor.shape == (0, 4, 3)
+
+
+def test_wrong_number_names_annotation_and_file():
+    with pytest.raises(
+        ValueError, match=r"annotation 9 of a.jpg has 6 keypoint numbers, but 3 keypoints .* need 9"
+    ):
+        keypoints_of([{"id": 9, "keypoints": [1, 2, 2, 3, 4, 2]}], 3, "a.jpg")
+
+
+def test_mirror_without_pairs_is_refused():
+    with pytest.raises(
+        ValueError, match="give keypoint_hflip_indices, or set INPUT.RANDOM_FLIP none"
+    ):
+        transform_keypoints(POINTS, T.HFlipTransform(32), (24, 32))
+
+
+def test_metadata_must_name_keypoints_alike():
+    noted("a")
+    noted("b", [*NAMES, "mouth"])
+    with pytest.raises(ValueError, match="same keypoint_names: 'a' has .* 'b' has .*mouth"):
+        create_keypoint_hflip_indices(["a", "b"])
+    with pytest.raises(ValueError, match="data set 'c' has no keypoint_names"):
+        create_keypoint_hflip_indices(["c"])
+    noted("d", pairs=[("left_ear", "right_ear")])
+    with pytest.raises(ValueError, match="names left_ear, right_ear, which is not among"):
+        create_keypoint_hflip_indices("d")
+    with pytest.raises(ValueError, match="no data set is named"):
+        create_keypoint_hflip_indices([])
+
+
+def test_names_without_any_pair_are_worth_a_warning(caplog):
+    assert create_keypoint_hflip_indices(noted("a", ["nose", "ear_a", "ear_b"], [])).tolist() == [
+        0,
+        1,
+        2,
+    ]
+    assert "keypoint_flip_map is empty" in caplog.text

@@ -12,6 +12,7 @@ from detkit.data import (
     DatasetMapper,
     MetadataCatalog,
     annotations_to_instances,
+    check_image_size,
     filter_empty_instances,
     transform_instance_annotations,
 )
@@ -449,5 +450,27 @@ def test_contradictory_arguments_are_refused():
         DatasetMapper(is_train=True, augmentations=[], recompute_boxes=True)
     with pytest.raises(ValueError, match="use_keypoint needs num_keypoints"):
         DatasetMapper(is_train=True, augmentations=[], use_keypoint=True)
-    with pytest.raises(ValueError, match="INPUT.MASK_FORMAT"):
+    with pytest.raises(ValueError, match="instance_mask_format must be one of polygon, bitmask"):
         DatasetMapper(is_train=True, augmentations=[], instance_mask_format="rle")
+
+
+def test_size_is_taken_from_the_image_where_the_record_has_none():
+    record = {"file_name": "a.jpg", "image_id": 1}
+    check_image_size(record, np.zeros((24, 32, 3)))
+    assert (record["height"], record["width"]) == (24, 32)
+
+
+def test_other_size_names_file_expected_and_found():
+    record = {"file_name": "a.jpg", "image_id": 1, "height": 30, "width": 32}
+    with pytest.raises(
+        SizeMismatchError,
+        match=r"image a\.jpg is 32x24 \(width x height\), but its record says 32x30\.$",
+    ):
+        check_image_size(record, np.zeros((24, 32, 3)))
+    assert issubclass(SizeMismatchError, BadImageError)
+
+
+def test_exchanged_sides_are_explained():
+    record = {"file_name": "a.jpg", "image_id": 1, "height": 32, "width": 24}
+    with pytest.raises(SizeMismatchError, match="sides are exchanged.*EXIF orientation"):
+        check_image_size(record, np.zeros((24, 32, 3)))

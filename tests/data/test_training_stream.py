@@ -1,10 +1,14 @@
-"""The position of a run in its data: what comes after a resume is what would have come without the stop."""
+"""Training batches, and the position of a run in its data.
+
+What comes after a resume is what would have come without the stop.
+"""
 
 import itertools
 import random
 
+import numpy as np
 import pytest
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from detkit.data import build_batch_data_loader
 from detkit.data.samplers import (
@@ -12,7 +16,134 @@ from detkit.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detkit.data.training_stream import (
+    AspectRatioGroupedDataset,
+    BatchedDataset,
+    batch_size_per_process,
+)
 from detkit.utils import comm
+
+# --- groups ---
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "expected"),
+    [(True, [[0, 1], [2, 3]]), (False, [[0, 1], [2, 3], [4]])],
+    ids=["drop", "keep"],
+)
+def test_batches_are_consecutive(drop_last, expected):
+    assert list(BatchedDataset(range(5), 2, drop_last)) == expected
+
+
+def test_batches_are_of_one_aspect():
+    rng = np.random.default_rng(0)
+    samples = [
+        {"id": i, "width": int(w), "height": int(h)}
+        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
+    ]
+    batches = list(AspectRatioGroupedDataset(samples, 4))
+    assert all(len({s["width"] > s["height"] for s in batch}) == 1 for batch in batches)
+    assert {len(batch) for batch in batches} == {4}
+    seen = [s["id"] for batch in batches for s in batch]
+    assert len(seen) == len(set(seen)) >= 60 - 2 * 3
+    for is_wide in (True, False):
+        order = [
+            s["id"] for batch in batches for s in batch if (s["width"] > s["height"]) == is_wide
+        ]
+        assert order == sorted(order)
+
+
+def test_batch_given_out_is_not_changed_later():
+    samples = [{"width": 2, "height": 1, "id": i} for i in range(4)]
+    batches = list(AspectRatioGroupedDataset(samples, 2))
+    assert [[s["id"] for s in batch] for batch in batches] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("make", [BatchedDataset, AspectRatioGroupedDataset])
+def test_samples_taken_and_waiting_make_up_the_batches_so_far(make):
+    rng = np.random.default_rng(1)
+    samples = [
+        {"id": i, "width": int(w), "height": int(h)}
+        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
+    ]
+    batches = make(samples, 4)
+    given = []
+    for batch in batches:
+        given += [s["id"] for s in batch]
+        assert sorted(given + batches.waiting) == list(range(batches.num_taken))
+    assert given
+
+
+# --- loaders of batches ---
+
+
+class Numbers(Dataset):
+    """Items that are wide and tall in turn."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return {"index": index, "width": index % 2, "height": 1 - index % 2}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ({"index": i, "width": 2, "height": 1} for i in range(5))
+
+
+def indices(batches):
+    return [[item["index"] for item in batch] for batch in batches]
+
+
+def test_last_short_batch():
+    for drop_last, expected in ((True, [2, 2]), (False, [2, 2, 1])):
+        batches = build_batch_data_loader(Numbers(), range(5), 2, drop_last=drop_last)
+        assert [len(batch) for batch in batches] == expected
+
+
+def test_data_set_without_sampler_is_refused():
+    with pytest.raises(ValueError, match="needs a sampler"):
+        build_batch_data_loader(Numbers(), None, 2)
+
+
+def test_stream_with_a_sampler_is_refused():
+    with pytest.raises(ValueError, match="an IterableDataset none"):
+        build_batch_data_loader(Stream(), range(5), 2)
+
+
+def test_batches_come_in_the_order_of_the_sampler():
+    assert indices(build_batch_data_loader(Numbers(), [3, 0, 5, 1], 2)) == [[3, 0], [5, 1]]
+    assert indices(build_batch_data_loader(Stream(), None, 2, drop_last=False)) == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+
+
+def test_grouped_batches_are_wide_or_tall():
+    loader = build_batch_data_loader(Numbers(), [0, 1, 2, 3, 4, 5], 2, aspect_ratio_grouping=True)
+    assert indices(itertools.islice(loader, 2)) == [[0, 2], [1, 3]]
+
+
+def test_batch_is_collated_at_the_end():
+    loader = build_batch_data_loader(Numbers(), range(4), 2, collate_fn=len)
+    assert list(loader) == [2, 2]
+
+
+@pytest.mark.parametrize(("total", "processes"), [(0, 1), (2, 4), (6, 4), (-4, 2)])
+def test_batch_that_the_processes_cannot_share_is_refused(monkeypatch, total, processes):
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    with pytest.raises(ValueError, match=f"got {total} images for {processes} processes"):
+        batch_size_per_process(total)
+
+
+def test_processes_share_a_batch(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    assert [batch_size_per_process(total) for total in (4, 8)] == [1, 2]
+
+
+# --- positions ---
 
 
 class Pictures(Dataset):

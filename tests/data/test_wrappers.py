@@ -1,4 +1,4 @@
-"""Data sets around data sets: memory, errors that name the file, seeds, batches."""
+"""Data sets around data sets: memory, errors that name the file, seeds."""
 
 import pickle
 import random
@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from detkit.data.samplers import Draw
 from detkit.data.wrappers import (
-    AspectRatioGroupedDataset,
-    BatchedDataset,
     DatasetFromList,
     MapDataset,
     MapIterableDataset,
@@ -104,7 +102,7 @@ def test_error_that_names_the_file_already_passes():
 
 
 def test_none_is_no_sample():
-    with pytest.raises(SampleError, match=r"gave None for 1\.jpg .*it must give a sample"):
+    with pytest.raises(SampleError, match=r"returned None for 1\.jpg .*it must return a sample"):
         MapDataset(RECORDS, lambda r: None)[1]
 
 
@@ -193,54 +191,3 @@ def test_workers_share_the_stream():
 def test_stream_of_a_stream_is_refused():
     with pytest.raises(TypeError, match="IterableDataset already"):
         ToIterableDataset(Stream(), range(3))
-
-
-# --- batches ---
-
-
-@pytest.mark.parametrize(
-    ("drop_last", "expected"),
-    [(True, [[0, 1], [2, 3]]), (False, [[0, 1], [2, 3], [4]])],
-    ids=["drop", "keep"],
-)
-def test_batches_are_consecutive(drop_last, expected):
-    assert list(BatchedDataset(Stream(), 2, drop_last)) == expected
-
-
-def test_batches_are_of_one_aspect():
-    rng = np.random.default_rng(0)
-    samples = [
-        {"id": i, "width": int(w), "height": int(h)}
-        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
-    ]
-    batches = list(AspectRatioGroupedDataset(samples, 4))
-    assert all(len({s["width"] > s["height"] for s in batch}) == 1 for batch in batches)
-    assert {len(batch) for batch in batches} == {4}
-    seen = [s["id"] for batch in batches for s in batch]
-    assert len(seen) == len(set(seen)) >= 60 - 2 * 3
-    for is_wide in (True, False):
-        order = [
-            s["id"] for batch in batches for s in batch if (s["width"] > s["height"]) == is_wide
-        ]
-        assert order == sorted(order)
-
-
-def test_batch_given_out_is_not_changed_later():
-    samples = [{"width": 2, "height": 1, "id": i} for i in range(4)]
-    batches = list(AspectRatioGroupedDataset(samples, 2))
-    assert [[s["id"] for s in batch] for batch in batches] == [[0, 1], [2, 3]]
-
-
-@pytest.mark.parametrize("make", [BatchedDataset, AspectRatioGroupedDataset])
-def test_samples_taken_and_waiting_make_up_the_batches_so_far(make):
-    rng = np.random.default_rng(1)
-    samples = [
-        {"id": i, "width": int(w), "height": int(h)}
-        for i, (w, h) in enumerate(rng.integers(1, 9, (60, 2)))
-    ]
-    batches = make(samples, 4)
-    given = []
-    for batch in batches:
-        given += [s["id"] for s in batch]
-        assert sorted(given + batches.waiting) == list(range(batches.num_taken))
-    assert given

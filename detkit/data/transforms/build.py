@@ -1,6 +1,4 @@
-"""Which augmentations a config asks for."""
-
-from __future__ import annotations
+"""The augmentations that a config asks for."""
 
 from detkit.config import CfgNode
 from detkit.data import transforms as T
@@ -13,7 +11,7 @@ _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build resize and flip as `INPUT` describes them for training, or the resize alone for testing.
+    """Build the resize and the flip that `INPUT` describes for training, or the resize for testing.
 
     The random crop is not among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
     """
