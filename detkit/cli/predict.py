@@ -24,7 +24,7 @@ from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
 from detkit.cli.prediction_entry import describe_output, write_maps
-from detkit.config import CfgNode, get_cfg
+from detkit.config import CfgNode, get_cfg, import_user_modules, score_threshold_keys
 from detkit.engine import DefaultPredictor
 from detkit.model_zoo import find_config
 from detkit.structures import ModelOutput
@@ -148,16 +148,12 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     setup_logger()
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
-    # Before the user's settings, so that these win; already here, so that less goes through
-    # non-maximum suppression.
-    threshold = args.confidence_threshold
-    for key in (
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-        "MODEL.RETINANET.SCORE_THRESH_TEST",
-        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
-    ):
-        cfg.merge_from_list([key, threshold])
     cfg.merge_from_list(args.opts)
+    import_user_modules(cfg.IMPORTS)  # whose models may declare thresholds of their own
+    # Already here, so that less goes through non-maximum suppression.
+    for key in score_threshold_keys(cfg.MODEL.META_ARCHITECTURE):
+        cfg.merge_from_list([key, args.confidence_threshold])
+    cfg.merge_from_list(args.opts)  # once more: the user's own thresholds win
     cfg.freeze()
     return cfg
 

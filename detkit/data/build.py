@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from detkit.config import CfgNode, configurable
+from detkit.config import CfgNode, configurable, find_architecture
 from detkit.data.catalog import DatasetCatalog
-from detkit.data.dataset_dicts import ROI_HEADS_KEY, get_detection_dataset_dicts
+from detkit.data.dataset_dicts import get_detection_dataset_dicts
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
 from detkit.data.proposals import load_proposals_into_dataset
@@ -30,15 +30,6 @@ from detkit.utils import comm
 from detkit.utils.errors import ConfigError
 
 Item = TypeVar("Item")
-
-# Which key holds the number of classes. Of other meta architectures, such as a user's own, nothing
-# is known to check.
-_NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": ROI_HEADS_KEY,
-    "PanopticFPN": ROI_HEADS_KEY,
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-}
-_WITH_SEMANTIC_HEAD = ("PanopticFPN", "SemanticSegmentor")
 
 
 def trivial_batch_collator(batch: list[Item]) -> list[Item]:
@@ -91,11 +82,13 @@ def _checked_records(cfg: CfgNode, names: Sequence[str], *args: Any, **kwargs: A
     """Return what `get_detection_dataset_dicts` does, checked against the model's classes."""
     # For who builds a loader right after `get_cfg`, without `detkit.engine.prepare`.
     register_declared_datasets(cfg.DATASETS.REGISTER)
-    key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    if key is not None:
+    architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
+    if architecture is not None and architecture.num_classes is not None:
+        key = architecture.num_classes
         kwargs |= {"num_classes": cfg.get_by_full_key(key), "num_classes_key": key}
-    if cfg.MODEL.META_ARCHITECTURE in _WITH_SEMANTIC_HEAD:
-        kwargs["num_stuff_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if architecture is not None and architecture.num_stuff_classes is not None:
+        key = architecture.num_stuff_classes
+        kwargs |= {"num_stuff_classes": cfg.get_by_full_key(key), "num_stuff_classes_key": key}
     return get_detection_dataset_dicts(names, *args, **kwargs)
 
 

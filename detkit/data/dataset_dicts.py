@@ -25,6 +25,7 @@ from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
 logger = logging.getLogger(__name__)
 
 ROI_HEADS_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+SEM_SEG_HEAD_KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 # Where metadata say that a data set comes from.
 _SOURCES = ("json_file", "panoptic_json", "dirname", "image_root")
 _CHECKED_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -39,6 +40,7 @@ def get_detection_dataset_dicts(
     num_classes: int | None = None,
     num_classes_key: str = ROI_HEADS_KEY,
     num_stuff_classes: int | None = None,
+    num_stuff_classes_key: str = SEM_SEG_HEAD_KEY,
     needs_masks: bool = False,
 ) -> list[ImageRecord]:
     """Return the records of one or several data sets, one after the other, and log what they hold and what was left out.
@@ -53,6 +55,7 @@ def get_detection_dataset_dicts(
         num_classes_key: The config key that sets K, for messages.
         num_stuff_classes: Classes of the model's semantic head, to check the data sets against;
             None does not check.
+        num_stuff_classes_key: The config key that sets them, for messages.
         needs_masks: Whether every object that is trained on must have a mask.
 
     Raises:
@@ -76,7 +79,7 @@ def get_detection_dataset_dicts(
         for name, records in per_name:
             check_dataset_against_model(name, records, num_classes, num_classes_key)
     if num_stuff_classes is not None:
-        _check_stuff_against_model(names, num_stuff_classes)
+        _check_stuff_against_model(names, num_stuff_classes, num_stuff_classes_key)
     if needs_masks:
         for name, records in per_name:
             _require_masks(name, records)
@@ -161,14 +164,16 @@ def check_dataset_against_model(
     )
 
 
-def _check_stuff_against_model(names: Sequence[str], num_classes: int) -> None:
+def _check_stuff_against_model(
+    names: Sequence[str], num_classes: int, num_classes_key: str
+) -> None:
     for name in names:
         classes = MetadataCatalog.get(name).get("stuff_classes")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(
                 f"data set {name!r} does not fit the model: it has {len(classes)} stuff classes"
                 f" ({_shortened(', '.join(classes))}), the model {num_classes}; set"
-                f" MODEL.SEM_SEG_HEAD.NUM_CLASSES to {len(classes)}."
+                f" {num_classes_key} to {len(classes)}."
             )
 
 

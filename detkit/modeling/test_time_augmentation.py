@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import CfgNode, configurable
+from detkit.config import CfgNode, configurable, find_architecture
 from detkit.layers import NMSMethod, suppress
 from detkit.modeling.detection_filter import nms_method
 from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFPN
@@ -199,14 +199,17 @@ class GeneralizedRCNNWithTTA(nn.Module):
         keypoint_flip_indices: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Map config keys to arguments."""
-        head = cfg.MODEL.RETINANET if isinstance(model, DenseDetector) else cfg.MODEL.ROI_HEADS
+        keys = find_architecture(type(model))
+        if keys is None or keys.nms_threshold is None or not keys.score_thresholds:
+            keys = find_architecture(GeneralizedRCNN)
+        assert keys is not None and keys.nms_threshold is not None  # declared in meta_arch/rcnn.py
         return {
             "model": model,
             "tta_mapper": DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper,
             "batch_size": batch_size,
-            "nms_thresh": head.NMS_THRESH_TEST,
+            "nms_thresh": cfg.get_by_full_key(keys.nms_threshold),
             "nms": nms_method(cfg),
-            "score_thresh": head.SCORE_THRESH_TEST,
+            "score_thresh": cfg.get_by_full_key(keys.score_thresholds[0]),
             "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "keypoint_flip_indices": keypoint_flip_indices,
         }

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detkit.cli.predict import _picture_names, find_images, main
+from detkit.cli.predict import _parser, _picture_names, _setup, find_images, main
+from detkit.config import declare_architecture
 from detkit.data import Metadata
 from detkit.structures import Instances
 
@@ -137,3 +138,17 @@ def test_model_that_only_proposes_is_refused(predict, capsys) -> None:
         "need a model that finds instances or classifies pixels; the one of this config gives proposals"
         in (capsys.readouterr().err)
     )
+
+
+def test_threshold_goes_to_the_keys_that_the_model_declares(tmp_path: Path) -> None:
+    @declare_architecture(score_thresholds=["MODEL.CUSTOM.THRESH"])
+    class DeclaredForPredict: ...
+
+    config = tmp_path / "a.yaml"
+    config.write_text("MODEL: {META_ARCHITECTURE: DeclaredForPredict, CUSTOM: {THRESH: 0.1}}\n")
+    words = ["--config-file", str(config), "--input", "x", "--output", "y"]
+    cfg = _setup(_parser(None).parse_args([*words, "--confidence-threshold", "0.7"]))
+    assert cfg.MODEL.CUSTOM.THRESH == 0.7
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
+    cfg = _setup(_parser(None).parse_args([*words, "MODEL.CUSTOM.THRESH", "0.3"]))
+    assert cfg.MODEL.CUSTOM.THRESH == 0.3  # the user's own wins

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from detkit.config import get_cfg
+import detkit.modeling  # noqa: F401  (its models declare the keys of their classes)
+from detkit.config import declare_architecture, get_cfg
 from detkit.data import (
     DatasetMapper,
     MetadataCatalog,
@@ -227,6 +228,25 @@ def test_repeat_factors_need_records(cfg):
 def test_no_data_set_is_explained(cfg):
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        build_detection_train_loader(cfg)
+
+
+def test_classes_are_not_checked_where_no_model_is_known(cfg, monkeypatch):
+    # A program that builds a loader to look at its data need not import detkit.modeling.
+    monkeypatch.setattr("detkit.config.architectures._ARCHITECTURES", {})
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    assert len(take(build_detection_train_loader(cfg), 1)) == 1
+
+
+def test_classes_are_checked_against_the_key_that_a_model_of_ones_own_declares(cfg):
+    @declare_architecture(num_classes="MODEL.CUSTOM.THINGS", num_stuff_classes="MODEL.CUSTOM.STUFF")
+    class DeclaredForTests: ...
+
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DeclaredForTests", "MODEL.CUSTOM.THINGS", 2])
+    cfg.merge_from_list(["MODEL.CUSTOM.STUFF", 1])
+    assert len(take(build_detection_train_loader(cfg), 1)) == 1
+    cfg.MODEL.CUSTOM.THINGS = 7
+    with pytest.raises(ValueError, match=r"MODEL\.CUSTOM\.THINGS is 7"):
         build_detection_train_loader(cfg)
 
 

@@ -5,10 +5,11 @@ import logging
 import torch
 from torch import nn
 
-from detkit.config import CfgNode
+from detkit.config import BRANCHES, CfgNode, find_architecture
 from detkit.layers import ShapeSpec
 from detkit.modeling.freezing import freeze_matching
 from detkit.utils.env import resolve_device
+from detkit.utils.errors import ConfigError
 from detkit.utils.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,6 @@ are not trained; where there is an attribute `num_classes` too, labels are held 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Values of MODEL.MEMORY_FORMAT."""
 
-# What detkit's own models have no branch for: nobody would see that it is missing before the
-# evaluation. Of other architectures, such as a user's own, nothing is known to check.
-_WITHOUT_EFFECT = {
-    "ProposalNetwork": ("MASK_ON", "KEYPOINT_ON"),
-    "RetinaNet": ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"),
-    "SemanticSegmentor": ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"),
-}
-
 
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build the model that MODEL.META_ARCHITECTURE selects, with random weights.
@@ -42,7 +35,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     SOLVER.FREEZE names does not train. Loading MODEL.WEIGHTS is the checkpointer's.
 
     Raises:
-        ValueError: A setting is out of range; the message names the key.
+        ConfigError: A setting is out of range; the message names the key.
     """
     _check_branches(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -60,12 +53,16 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Mo
 
 
 def _check_branches(cfg: CfgNode) -> None:
+    """Raise for a branch that is on and that the model lacks: its scores would be missed late."""
     name = cfg.MODEL.META_ARCHITECTURE
-    for key in _WITHOUT_EFFECT.get(name, ()):
-        if cfg.MODEL[key]:
-            raise ValueError(
-                f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it"
-                " to False, or choose GeneralizedRCNN"
+    architecture = find_architecture(name)
+    if architecture is None:
+        return
+    for key in BRANCHES:
+        if cfg.get_by_full_key(key) and key not in architecture.branches:
+            raise ConfigError(
+                f"{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it to"
+                " False, or choose GeneralizedRCNN"
             )
 
 
@@ -74,7 +71,7 @@ def _freeze(model: nn.Module, patterns: list[str]) -> None:
     try:
         frozen = freeze_matching(model, patterns)
     except ValueError as error:
-        raise ValueError(f"SOLVER.FREEZE: {error}") from error
+        raise ConfigError(f"SOLVER.FREEZE: {error}") from error
     logger.info(
         "SOLVER.FREEZE: %d of %d tensors do not train", len(frozen), len(model.state_dict())
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detkit.config import declare_architecture
 from detkit.layers import nonzero_tuple
 from detkit.modeling.backbone import Backbone
 from detkit.modeling.box_regression import Box2BoxTransform
@@ -19,6 +20,11 @@ HeadOutput = tuple[list[Tensor], ...]
 """One list per kind of prediction, each with a map (N, A * D, H, W) per level."""
 
 
+# No architecture of its own; test-time augmentation takes these for subclasses that declare nothing.
+@declare_architecture(
+    score_thresholds=["MODEL.RETINANET.SCORE_THRESH_TEST"],
+    nms_threshold="MODEL.RETINANET.NMS_THRESH_TEST",
+)
 class DenseDetector(Detector):
     """A backbone and a head. A subclass brings `forward_training` and `forward_inference`."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.config import CfgNode, configurable
+from detkit.config import BRANCHES, CfgNode, configurable, declare_architecture
 from detkit.modeling.backbone import Backbone
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY, build_sem_seg_head
 from detkit.modeling.meta_arch.rcnn import GeneralizedRCNN
@@ -22,6 +22,16 @@ from detkit.structures import Instances, ModelInput, ModelOutput
 
 
 @META_ARCH_REGISTRY.register()
+@declare_architecture(
+    num_classes="MODEL.ROI_HEADS.NUM_CLASSES",
+    num_stuff_classes="MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    score_thresholds=[
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
+    ],
+    nms_threshold="MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    branches=BRANCHES,
+)
 class PanopticFPN(GeneralizedRCNN):
     """A `GeneralizedRCNN` with a head that classifies pixels beside it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.config import CfgNode, configurable
+from detkit.config import BRANCHES, CfgNode, configurable, declare_architecture
 from detkit.modeling.backbone import Backbone
 from detkit.modeling.meta_arch.base import Detector, rescale_outputs
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
@@ -19,6 +19,12 @@ from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 
 
 @META_ARCH_REGISTRY.register()
+@declare_architecture(
+    num_classes="MODEL.ROI_HEADS.NUM_CLASSES",
+    score_thresholds=["MODEL.ROI_HEADS.SCORE_THRESH_TEST"],
+    nms_threshold="MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    branches=BRANCHES,
+)
 class GeneralizedRCNN(Detector):
     """A backbone, a proposal generator, and heads that look at the proposed regions."""
 
@@ -130,6 +136,7 @@ class GeneralizedRCNN(Detector):
 
 
 @META_ARCH_REGISTRY.register()
+@declare_architecture(branches=["MODEL.LOAD_PROPOSALS"])
 class ProposalNetwork(Detector):
     """A backbone and a proposal generator, and nothing else."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.config import CfgNode, configurable
+from detkit.config import CfgNode, configurable, declare_architecture
 from detkit.layers import (
     Conv2d,
     CycleBatchNormList,
@@ -52,6 +52,11 @@ _NORMALIZER_MOMENTUM = 0.9
 
 
 @META_ARCH_REGISTRY.register()
+@declare_architecture(
+    num_classes="MODEL.RETINANET.NUM_CLASSES",
+    score_thresholds=["MODEL.RETINANET.SCORE_THRESH_TEST"],
+    nms_threshold="MODEL.RETINANET.NMS_THRESH_TEST",
+)
 class RetinaNet(DenseDetector):
     """Classifies and refines every anchor of a pyramid."""
 

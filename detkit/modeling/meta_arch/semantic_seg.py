@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import CfgNode, configurable
+from detkit.config import CfgNode, configurable, declare_architecture
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
 from detkit.modeling.backbone import Backbone, select_features
 from detkit.modeling.meta_arch.base import Detector
@@ -169,6 +169,7 @@ def _scale_head(
 
 
 @META_ARCH_REGISTRY.register()
+@declare_architecture(num_stuff_classes="MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 class SemanticSegmentor(Detector):
     """A backbone and a head that classifies pixels."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.config import get_cfg
+from detkit.config import declare_architecture, get_cfg
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY, build_model
 
 
@@ -15,6 +15,10 @@ class OneConvolution(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3)
+
+
+class DeclaredForTests(OneConvolution):
+    pass
 
 
 def config(**model):
@@ -72,7 +76,14 @@ def test_branch_that_the_model_lacks_is_an_error(architecture, key):
         build_model(config(META_ARCHITECTURE=architecture, **{key: True}))
 
 
-def test_branches_of_models_of_ones_own_are_not_checked():
+def test_branches_are_those_that_a_model_of_ones_own_declares():
+    declare_architecture(branches=["MODEL.MASK_ON"])(META_ARCH_REGISTRY.register(DeclaredForTests))
+    build_model(config(META_ARCHITECTURE="DeclaredForTests", MASK_ON=True))
+    with pytest.raises(ValueError, match=r"MODEL\.KEYPOINT_ON is True"):
+        build_model(config(META_ARCHITECTURE="DeclaredForTests", KEYPOINT_ON=True))
+
+
+def test_branches_of_models_that_declare_nothing_are_not_checked():
     assert (
         build_model(config(MASK_ON=True, KEYPOINT_ON=True, LOAD_PROPOSALS=True)).conv.in_channels
         == 4
