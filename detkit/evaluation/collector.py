@@ -1,12 +1,11 @@
-"""What was found in the images of a data set, held in each process and gathered at the end.
-
-What travels are a few long arrays of all images, not an object per image and mask.
+"""Predictions or counts of each image of a data set, held per process and gathered at the end.
 
 Legend: L images that have an array of a name.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,9 +13,11 @@ import numpy as np
 
 from detkit.utils import comm
 
+logger = logging.getLogger(__name__)
+
 
 class OfImage(Protocol):
-    """Anything that belongs to one image, and can be told in arrays."""
+    """Anything that belongs to one image and can be stored in arrays."""
 
     @property
     def image_id(self) -> int | str:
@@ -24,13 +25,16 @@ class OfImage(Protocol):
         ...
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return everything but the image's id, by name: arrays of at least one dimension. All but the first is alike
-        in all images that have an array of the name with something in it; none has to have it."""
+        """Return everything but the image's id, as arrays by name.
+
+        Arrays have at least one dimension, of any length; the other dimensions and the type are the
+        same in all images that have a non-empty array of the name. Images may lack a name.
+        """
         ...
 
     @classmethod
     def from_arrays(cls, image_id: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Return what was told in the arrays."""
+        """Build the object back from the arrays that `to_arrays` returned."""
         ...
 
 
@@ -38,91 +42,102 @@ ItemT = TypeVar("ItemT", bound=OfImage)
 
 
 class ImageCollector(Generic[ItemT]):
-    """Holds what was found in a data set, image by image; no image may come twice, or from
-    elsewhere.
-    """
+    """Holds one item per image of a data set, and refuses images that come twice or are not in it."""
 
     def __init__(
         self, item_type: type[ItemT], dataset_name: str, image_ids: Collection[int | str]
     ) -> None:
-        """Start with nothing.
+        """Start empty.
 
         Args:
-            item_type: What is held.
+            item_type: Type of the items.
             dataset_name: For error messages.
-            image_ids: The images that the data set has, in the same order in all processes.
+            image_ids: The images of the data set, in the same order in all processes.
         """
         self._item_type = item_type
-        self._dataset_name = dataset_name
-        self._image_ids = image_ids
+        self.dataset_name = dataset_name
+        self.image_ids = image_ids
         self._items: dict[int | str, ItemT] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all items."""
         self._items.clear()
 
     def add(self, item: ItemT) -> None:
-        """Take in what was found in one image.
+        """Add the item of an image.
 
         Raises:
-            ValueError: The image is not in the data set, or has come before.
+            ValueError: The image is not in the data set, or was added before.
         """
         self.check(item.image_id)
         self._items[item.image_id] = item
 
     def check(self, image_id: int | str) -> None:
-        """Refuse an image that is not in the data set, or has come before.
+        """Refuse an image that cannot be added.
 
         Raises:
-            ValueError: It is one of these.
+            ValueError: The image is not in the data set, or was added before.
         """
-        if image_id not in self._image_ids:
+        if image_id not in self.image_ids:
             raise ValueError(
-                f"image {image_id!r} was predicted, but is not in data set {self._dataset_name!r}: "
+                f"image {image_id!r} was predicted, but is not in data set {self.dataset_name!r}: "
                 "the test loader has to load the data set that the evaluator was made for"
             )
         if image_id in self._items:
             raise self._predicted_twice(image_id)
 
     def gather(self, distributed: bool) -> list[ItemT] | None:
-        """Return what all processes have, or this one only, in the order of the data set.
+        """Return the items of all processes, or of this one only, in the order of the data set.
 
-        The order makes sums and the ranking of equal scores the same with any number of processes.
+        Args:
+            distributed: Whether to gather from all processes.
 
         Returns:
-            None in all processes but the main one, unless each gets its own.
+            None in all processes but the main one if `distributed`.
 
         Raises:
-            ValueError: In all processes, if two of them predicted the same image.
+            ValueError: In all processes, if two of them hold the same image.
         """
-        numbers = {image_id: number for number, image_id in enumerate(self._image_ids)}
+        # Sums of floats and the ranking of equal scores depend on the order: with that of the data
+        # set they are the same for any number of processes.
+        numbers = {image_id: number for number, image_id in enumerate(self.image_ids)}
         if not distributed or comm.get_world_size() == 1:
             return sorted(self._items.values(), key=lambda item: numbers[item.image_id])
         own = np.array([numbers[image_id] for image_id in self._items], dtype=np.int64)
-        images = self._images_of_all(own)
+        image_ids = list(self.image_ids)
+        images, times = np.unique(np.concatenate(comm.all_gather(own)), return_counts=True)
+        if (times > 1).any():
+            raise self._predicted_twice(image_ids[images[times > 1][0]])
         columns = comm.concatenate_in_main(
             _to_columns(own, [item.to_arrays() for item in self._items.values()])
         )
         if columns is None:
             return None
-        image_ids, arrays = list(self._image_ids), _from_columns(columns)
+        arrays = _from_columns(columns)
         return [
-            self._item_type.from_arrays(image_ids[i], arrays.get(i, {})) for i in images.tolist()
+            self._item_type.from_arrays(image_ids[number], arrays.get(number, {}))
+            for number in images.tolist()
         ]
 
-    def _images_of_all(self, own: np.ndarray) -> np.ndarray:
-        """Return the numbers of the images that any process has, sorted."""
-        images, times = np.unique(np.concatenate(comm.all_gather(own)), return_counts=True)
-        for number in images[times > 1].tolist():
-            raise self._predicted_twice(list(self._image_ids)[number])
-        return images
+    def warn_if_incomplete(self, items: Sequence[ItemT], consequence: str) -> bool:
+        """Warn if some images of the data set have no item; return whether that is so."""
+        is_incomplete = len(items) < len(self.image_ids)
+        if is_incomplete:
+            logger.warning(
+                "only %d of the %d images of %s were predicted: %s",
+                len(items),
+                len(self.image_ids),
+                self.dataset_name,
+                consequence,
+            )
+        return is_incomplete
 
     def _predicted_twice(self, image_id: int | str) -> ValueError:
         return ValueError(
-            f"image {image_id!r} of data set {self._dataset_name!r} was predicted twice: either the"
+            f"image {image_id!r} of data set {self.dataset_name!r} was predicted twice: either the"
             " test loader gives an image more than once (a sampler that pads or repeats), or the"
             " evaluator was not reset"
         )
@@ -134,21 +149,20 @@ _ROWS_OF = "rows of "
 def _to_columns(
     images: np.ndarray, items: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Lay the arrays of a name behind each other; beside them (L, 2) number of the image and rows
-    of each.
-    """
+    """Concatenate the arrays of each name; "rows of NAME" is (L, 2): image, number of rows."""
+    # A few long arrays travel as raw bytes, without a pickle of an object per image and mask.
+    arrays_of: dict[str, list[np.ndarray]] = {}
+    rows_of: dict[str, list[tuple[int, int]]] = {}
+    for number, item in zip(images.tolist(), items, strict=True):
+        for name, array in item.items():
+            arrays_of.setdefault(name, []).append(array)
+            rows_of.setdefault(name, []).append((number, len(array)))
     columns: dict[str, np.ndarray] = {}
-    for name in dict.fromkeys(name for item in items for name in item):
-        arrays = [
-            (number, item[name])
-            for number, item in zip(images.tolist(), items, strict=True)
-            if name in item
-        ]
-        filled = [array for _, array in arrays if len(array)]
-        columns[name] = np.concatenate(filled) if filled else arrays[0][1]
-        columns[_ROWS_OF + name] = np.array(
-            [(number, len(array)) for number, array in arrays], dtype=np.int64
-        )
+    for name, arrays in arrays_of.items():
+        # Empty arrays may differ in shape and type, so they do not join the others.
+        filled = [array for array in arrays if len(array)]
+        columns[name] = np.concatenate(filled) if filled else arrays[0]
+        columns[_ROWS_OF + name] = np.array(rows_of[name], dtype=np.int64)
     return columns
 
 

@@ -1,4 +1,4 @@
-"""What a model detected in each image: checked as it comes in, and held compactly.
+"""The detections of a model in each image: checked as they come in, and held compactly.
 
 Legend: R detections in one image, J keypoints of one object; N and M boxes of two sets.
 """
@@ -15,14 +15,16 @@ import torch
 from pycocotools import mask as mask_util
 from torch import Tensor
 
+from detkit.evaluation.collector import ImageCollector
 from detkit.structures import Instances, ModelInput
+from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """The detections of one image, as the model gave them, on the CPU."""
+    """The detections of one image, as the model returned them, on the CPU."""
 
     image_id: int | str
     boxes: np.ndarray
@@ -31,9 +33,9 @@ class ImageDetections:
     """(R,)"""
     classes: np.ndarray
     """(R,) int64 contiguous class ids."""
+    # A few hundred bytes per mask, where the pixels of a hundred masks would take 30 MB.
     masks: list[dict[str, Any]] | None = None
-    """(R,) masks of the image's size in COCO's run-length encoding, `counts` as bytes: a few hundred bytes each,
-    where the pixels of a hundred masks would take 30 MB."""
+    """(R,) masks of the image's size in COCO's run-length encoding, `counts` as bytes."""
     keypoints: np.ndarray | None = None
     """(R, J, 3) x and y in absolute pixels, score."""
 
@@ -51,14 +53,13 @@ class ImageDetections:
 
     @classmethod
     def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> ImageDetections:
-        """Return what `to_arrays` told."""
-        masks = masks_from_arrays(arrays) if "mask_sizes" in arrays else None
+        """Build the detections from the arrays of `to_arrays`."""
         return cls(
             image_id,
             arrays["boxes"],
             arrays["scores"],
             arrays["classes"],
-            masks,
+            masks_from_arrays(arrays) if "mask_sizes" in arrays else None,
             arrays.get("keypoints"),
         )
 
@@ -67,7 +68,7 @@ def image_id_of(model_input: ModelInput) -> int | str:
     """Return the image id of a model input.
 
     Raises:
-        ValueError: It has none; without it no detection finds its ground truth.
+        ValueError: It has none.
     """
     if "image_id" not in model_input:
         raise ValueError(
@@ -84,29 +85,31 @@ def detections_from_instances(
     class_names: Sequence[str],
     fields: Collection[str] = (),
 ) -> ImageDetections:
-    """Take the detections out of a detector's output, and check them.
+    """Take the detections from a detector's output, and check them.
 
     Args:
         image_id: The image they are in.
         instances: With `pred_boxes`, `scores`, `pred_classes`, on any device.
         dataset_name: For error messages.
         class_names: The classes of the data set.
-        fields: Of `pred_masks` and `pred_keypoints`, what to take as well where it is there.
+        fields: Of `pred_masks` and `pred_keypoints`, those to take if the instances have them.
 
     Raises:
-        ValueError: A class id lies outside the classes, a number is not finite, or masks do not
-            have the size of the image.
+        ConfigError: A class id lies outside the classes.
+        DataError: A number is not finite.
+        ValueError: Masks do not have the size of the image.
     """
     detections = take_instances(image_id, instances, fields)
     classes = detections.classes
     outside = (classes < 0) | (classes >= len(class_names))
     if outside.any():
-        raise ValueError(
+        names = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+        raise ConfigError(
             f"the model predicted the class ids {np.unique(classes[outside]).tolist()} in image"
             f" {image_id!r}, but data set {dataset_name!r} has {len(class_names)} classes, ids 0 to"
-            f" {len(class_names) - 1} ({_shortened(class_names)}). Set the model's number of"
-            f" classes (MODEL.ROI_HEADS.NUM_CLASSES) to {len(class_names)}, or evaluate on a data"
-            " set with the classes it was trained on"
+            f" {len(class_names) - 1} ({names}). Set the model's number of classes"
+            f" (MODEL.ROI_HEADS.NUM_CLASSES) to {len(class_names)}, or evaluate on a data set with"
+            " the classes it was trained on"
         )
     return _checked(detections)
 
@@ -114,27 +117,30 @@ def detections_from_instances(
 def take_instances(
     image_id: int | str, instances: Instances, fields: Collection[str] = ()
 ) -> ImageDetections:
-    """Take the detections out of a detector's output as they are: see `detections_from_instances`."""
+    """Take the detections from a detector's output without the checks of numbers and classes."""
     present = [name for name in fields if instances.has(name)]
+    masks = None
+    if "pred_masks" in present:
+        masks = [] if len(instances) == 0 else _encoded_masks(image_id, instances)
     return ImageDetections(
         image_id,
         _to_numpy(instances.pred_boxes.tensor),
         _to_numpy(instances.scores),
         _to_numpy(instances.pred_classes).astype(np.int64),
-        _encode_masks(image_id, instances) if "pred_masks" in present else None,
+        masks,
         _to_numpy(instances.pred_keypoints) if "pred_keypoints" in present else None,
     )
 
 
 def detections_from_proposals(image_id: int | str, proposals: Instances) -> ImageDetections:
-    """Take the proposals out of a proposal network's output: all of class 0, scored by their logits.
+    """Take the proposals from a proposal network's output: all of class 0, logits as scores.
 
     Args:
         image_id: The image they are in.
         proposals: With `proposal_boxes`, `objectness_logits`, on any device.
 
     Raises:
-        ValueError: A number is not finite.
+        DataError: A number is not finite.
     """
     scores = _to_numpy(proposals.objectness_logits)
     boxes = _to_numpy(proposals.proposal_boxes.tensor)
@@ -142,50 +148,38 @@ def detections_from_proposals(image_id: int | str, proposals: Instances) -> Imag
 
 
 def explain_scores(
-    dataset_name: str, num_images: int, num_objects: int, detections: Sequence[ImageDetections]
+    collector: ImageCollector[ImageDetections],
+    detections: Sequence[ImageDetections],
+    num_objects: int,
 ) -> None:
     """Log why scores are nan, 0, or lower than they could be.
 
     Args:
-        dataset_name: The data set scored.
-        num_images: Images it has.
-        num_objects: Objects in them that can be found.
-        detections: What was found, one entry per image that was predicted.
+        collector: The collector of the detections.
+        detections: Those of each image that was predicted.
+        num_objects: Number of objects in the data set that can be found.
     """
+    name, num_images = collector.dataset_name, len(collector.image_ids)
     if num_objects == 0:
         logger.warning(
-            "AP is nan: data set %s has no ground truth (%d images, no object)",
-            dataset_name,
-            num_images,
+            "AP is nan: data set %s has no ground truth (%d images, no object)", name, num_images
         )
-        return
-    if not detections:
-        logger.warning(
-            "AP is 0 on %s: none of its %d images was predicted", dataset_name, num_images
-        )
+    elif not detections:
+        logger.warning("AP is 0 on %s: none of its %d images was predicted", name, num_images)
     elif not any(len(detections_i) for detections_i in detections):
         logger.warning(
             "AP is 0 on %s: nothing was detected in any of %d images. The model has learnt too"
             " little yet, its weights were not loaded, or MODEL.ROI_HEADS.SCORE_THRESH_TEST is too"
             " high.",
-            dataset_name,
+            name,
             len(detections),
         )
-    elif len(detections) < num_images:
-        logger.warning(
-            "only %d of the %d images of %s were predicted: the objects in the others count as"
-            " missed",
-            len(detections),
-            num_images,
-            dataset_name,
-        )
+    else:
+        collector.warn_if_incomplete(detections, "the objects in the others count as missed")
 
 
 def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """Return the overlaps of boxes in double precision; 0 where both boxes are empty.
-
-    `structures.pairwise_iou` calculates in float32, in which an overlap of exactly 0.65 lies below
-    the threshold 0.65.
+    """Compute the overlaps of boxes in double precision; 0 where both boxes are empty.
 
     Args:
         boxes1: (N, 4) XYXY.
@@ -194,26 +188,29 @@ def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     Returns:
         (N, M) in [0, 1].
     """
-    corners = boxes1[:, None].astype(np.float64), boxes2[None].astype(np.float64)
-    sides = np.minimum(*(c[..., 2:] for c in corners)) - np.maximum(*(c[..., :2] for c in corners))
-    intersection = sides.clip(min=0).prod(axis=-1)
-    areas = [(c[..., 2:] - c[..., :2]).prod(axis=-1) for c in corners]
-    union = areas[0] + areas[1] - intersection
+    # `structures.pairwise_iou` computes in float32, where an overlap of exactly 0.65 lies below the
+    # threshold 0.65.
+    boxes1 = boxes1[:, None].astype(np.float64)
+    boxes2 = boxes2[None].astype(np.float64)
+    top_left = np.maximum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = np.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=-1)
+    areas1 = (boxes1[..., 2:] - boxes1[..., :2]).prod(axis=-1)
+    areas2 = (boxes2[..., 2:] - boxes2[..., :2]).prod(axis=-1)
+    union = areas1 + areas2 - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Return (R, H, W) masks, on any device, in COCO's run-length encoding."""
-    # The encoder reads columns of one mask after the other: turned where the masks are, they are
-    # copied only once.
+    # The encoder reads the columns of one mask after the other. Transposed on the device, the masks
+    # are copied only once.
     columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
     return mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # pyright: ignore[reportReturnType]
 
 
 def masks_to_arrays(masks: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return (R,) masks in COCO's run-length encoding as (R, 2) sizes, (R,) numbers of bytes, and
-    the bytes of all.
-    """
+    """Return (R,) run-length masks as (R, 2) sizes, (R,) numbers of bytes, and all their bytes."""
     return {
         "mask_sizes": np.array([mask["size"] for mask in masks], dtype=np.int32).reshape(-1, 2),
         "mask_lengths": np.array([len(mask["counts"]) for mask in masks], dtype=np.int64),
@@ -222,7 +219,7 @@ def masks_to_arrays(masks: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]
 
 
 def masks_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the masks that `masks_to_arrays` told."""
+    """Return the masks from the arrays of `masks_to_arrays`."""
     counts, ends = arrays["mask_bytes"].tobytes(), np.cumsum(arrays["mask_lengths"])
     sizes, lengths = arrays["mask_sizes"].tolist(), arrays["mask_lengths"].tolist()
     return [
@@ -231,15 +228,10 @@ def masks_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     ]
 
 
-def _encode_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:
-    if len(instances) == 0:
-        return []
+def _encoded_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:
     masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
-    if (
-        masks.ndim != 3
-        or masks.dtype.is_floating_point
-        or tuple(masks.shape[1:]) != tuple(instances.image_size)
-    ):
+    is_pasted = masks.ndim == 3 and tuple(masks.shape[1:]) == tuple(instances.image_size)
+    if not is_pasted or masks.dtype.is_floating_point:
         raise ValueError(
             f"masks in image {image_id!r} must be (R, H, W) bool with the image's size"
             f" {tuple(instances.image_size)}, got {tuple(masks.shape)} {masks.dtype}: those of a"
@@ -249,15 +241,14 @@ def _encode_masks(image_id: int | str, instances: Instances) -> list[dict[str, A
 
 
 def _checked(detections: ImageDetections) -> ImageDetections:
-    # Sorting by score has no meaning with NaN, and a NaN box is scored differently by every COCO
-    # tool.
+    # NaN scores have no order, and each COCO tool scores a NaN box in its own way.
     finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(axis=1)
     if detections.keypoints is not None:
         finite &= np.isfinite(detections.keypoints).all(axis=(1, 2))
     bad = ~finite
     if bad.any():
         example = f"score {detections.scores[bad][0]}, box {detections.boxes[bad][0].tolist()}"
-        raise ValueError(
+        raise DataError(
             f"{bad.sum()} of {len(detections)} detections in image {detections.image_id!r} have a"
             f" score, box or keypoints that are not finite, such as {example}: the model has"
             " probably diverged in training"
@@ -268,10 +259,5 @@ def _checked(detections: ImageDetections) -> ImageDetections:
 def _to_numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
     # NumPy has no bfloat16.
-    return (
-        tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
-    ).numpy()
-
-
-def _shortened(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    is_half = tensor.is_floating_point() and tensor.itemsize < 4
+    return (tensor.float() if is_half else tensor).numpy()

@@ -1,13 +1,15 @@
-"""LVIS's average precision: COCO's, on data of which each image is annotated for some of the classes only.
+"""LVIS's average precision: COCO's, for images that are annotated for some of the classes only.
 
 Source: Gupta et al. 2019, "LVIS: a dataset for large vocabulary instance segmentation", arXiv
-1908.03195, section 3.3. Where its rules differ from COCO's: the 300 best detections of an image
-count, over all classes; a detection counts only in images that have an object of its class or are
-known to have none; where not all objects of a class are annotated, a detection that finds none of
-them is not wrong. No object is a crowd.
+1908.03195, section 3.3. Where its rules differ from COCO's:
 
-The `lvis` package is not used: it asks NumPy for `np.float`, which is gone since 1.24.
-`tests/evaluation` compares the numbers with it, given that name back.
+- The 300 best detections of an image count, over all classes.
+- A detection counts only in images that have an object of its class or are known to have none.
+- In images where not all objects of a class are annotated, an unmatched detection is not wrong.
+- No object is a crowd.
+
+The `lvis` package is not used: it calls `np.float`, which NumPy 1.24 removed. `tests/evaluation`
+compares the numbers with it, with that name put back.
 
 Legend: K classes.
 """
@@ -24,28 +26,28 @@ from detkit.data.catalog import MetadataCatalog
 from detkit.data.datasets.lvis import lvis_categories
 from detkit.evaluation.coco.evaluator import NOUNS, COCOEvaluator
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth
-from detkit.evaluation.coco.results import CocoScores, coco_metrics
+from detkit.evaluation.coco.results import coco_metrics
 from detkit.evaluation.coco.scoring import (
     ClassEntries,
-    detections_per_class,
-    garbage_collection_paused,
+    class_entries,
     image_numbers,
-    objects_per_class,
     score_classes,
 )
 from detkit.evaluation.detections import ImageDetections
 from detkit.evaluation.testing import metrics_table
 from detkit.structures import ImageRecord
+from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_DETS = 300
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+# Classes in up to 10 training images are rare, in up to 100 common: section 3.1 of the paper.
 _MOST_IMAGES = {"r": 10, "c": 100}
 
 
 class LVISEvaluator(COCOEvaluator):
-    """Scores boxes and masks by LVIS's AP, and the proposals of a proposal network by their recall."""
+    """Scores boxes and masks by LVIS's AP, and proposals by their recall."""
 
     results_file = "lvis_instances_results.json"
     scored_tasks = ("bbox", "segm")
@@ -64,19 +66,19 @@ class LVISEvaluator(COCOEvaluator):
 
         Args:
             dataset_name: A registered data set, whose records may have `neg_category_ids` and
-                `not_exhaustive_category_ids` (ids of the data set's own file). How frequent a class
-                is comes from `frequency` in the metadata's `json_file`, else from its
-                `class_image_count`, [{id, image_count},
-                ...].
-            tasks: What to score, of "bbox" and "segm". None scores what the model gives.
-            distributed: As for `COCOEvaluator`.
-            output_dir: Gets `lvis_instances_results.json`. None writes nothing.
-            max_dets_per_image: The best so many detections per image are scored; None takes LVIS's
-                300.
-            records: As for `COCOEvaluator`.
+                `not_exhaustive_category_ids` (ids of the data set's own file). The frequency of a
+                class is read from `frequency` in the metadata's `json_file`, else from the
+                metadata's `class_image_count`, [{id, image_count}, ...].
+            tasks: What to score, of "bbox" and "segm". None scores what the model predicts.
+            distributed: As in `COCOEvaluator`.
+            output_dir: Where `lvis_instances_results.json` is written. None writes nothing.
+            max_dets_per_image: Detections per image that are scored, best score first; None for
+                LVIS's 300.
+            records: As in `COCOEvaluator`.
 
         Raises:
-            ValueError: As `COCOEvaluator`.
+            ValueError: As in `COCOEvaluator`.
+            DataError: A record names a category that the data set does not have.
         """
         limit = _DEFAULT_MAX_DETS if max_dets_per_image is None else max_dets_per_image
         super().__init__(
@@ -88,10 +90,10 @@ class LVISEvaluator(COCOEvaluator):
         self._classes_by_frequency = _classes_by_frequency(truth)
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
-        truth = self._ground_truth
-        scores = self._score(
-            task, [best_detections(d, self._protocol.max_dets) for d in detections]
-        )
+        truth, protocol = self._ground_truth, self._protocol
+        best = [best_detections(detections_i, protocol.max_dets) for detections_i in detections]
+        classes = class_entries(truth, best, task, protocol)
+        scores = score_classes(self._federated(classes), protocol, task)
         metrics = {
             name: value
             for name, value in coco_metrics(scores, truth.class_names).items()
@@ -104,37 +106,29 @@ class LVISEvaluator(COCOEvaluator):
         )
         return metrics
 
-    def _score(self, task: str, detections: Sequence[ImageDetections]) -> CocoScores:
-        truth, numbers = self._ground_truth, image_numbers(self._ground_truth)
-        images = [numbers[truth.image_ids[detections_i.image_id]] for detections_i in detections]
-        with garbage_collection_paused():
-            objects = objects_per_class(truth, numbers, task, 0)
-            found = detections_per_class(detections, images, len(truth.class_names), task)
-            return score_classes(self._federated(objects, found), self._protocol, task)
-
     def _federated(
-        self, objects: Sequence[ClassEntries], found: Iterator[ClassEntries]
+        self, classes: Iterator[tuple[ClassEntries, ClassEntries]]
     ) -> Iterator[tuple[ClassEntries, ClassEntries]]:
-        """Leave out detections in images that are not annotated for the class, and mark those that
-        cannot be wrong.
+        """Leave out detections in images that are not annotated for their class, and mark those in
+        images where some objects of it are not annotated.
         """
-        for category_id, objects_k, found_k in zip(
-            self._ground_truth.category_ids, objects, found, strict=True
+        for category_id, (objects, detections) in zip(
+            self._ground_truth.category_ids, classes, strict=True
         ):
-            known = {entry["image_id"] for entry in objects_k} | self._negative.get(
-                category_id, set()
-            )
-            unsure = self._not_exhaustive.get(category_id, set())
-            kept = [
-                {**e, "lvis_mark": e["image_id"] in unsure}
-                for e in found_k
-                if e["image_id"] in known
-            ]
-            yield [{**entry, "iscrowd": 0} for entry in objects_k], kept
+            annotated = {entry["image_id"] for entry in objects}
+            annotated |= self._negative.get(category_id, set())
+            incomplete = self._not_exhaustive.get(category_id, set())
+            kept = [entry for entry in detections if entry["image_id"] in annotated]
+            for entry in kept:
+                # Read by the C++ code: an unmatched detection with this mark is ignored.
+                entry["lvis_mark"] = entry["image_id"] in incomplete
+            for entry in objects:
+                entry["iscrowd"] = 0
+            yield objects, kept
 
 
 def best_detections(detections: ImageDetections, limit: int) -> ImageDetections:
-    """Return the best so many detections of an image, over all classes; of equal scores the first."""
+    """Return the `limit` best detections of an image over all classes; ties keep their order."""
     if len(detections) <= limit:
         return detections
     best = np.argsort(-detections.scores, kind="stable")[:limit]
@@ -157,7 +151,7 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
             images.setdefault(category_id, set()).add(numbers[truth.image_ids[record["image_id"]]])
     unknown = sorted(set(images) - set(truth.category_ids))
     if unknown:
-        raise ValueError(
+        raise DataError(
             f"{key} in the records of data set {truth.dataset_name!r} has the categories"
             f" {unknown[:10]}, which it lacks: they are ids of its own file, not contiguous ones"
         )
@@ -167,14 +161,15 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
 def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
     """Return the contiguous ids of the rare, common and frequent classes, under r, c and f."""
     metadata = MetadataCatalog.get(truth.dataset_name)
-    json_file = metadata.get("json_file")
-    categories = [] if json_file is None else lvis_categories(json_file)
-    frequency = {
-        category["id"]: category["frequency"] for category in categories if "frequency" in category
-    }
+    frequency: dict[int, str] = {}
+    if metadata.get("json_file") is not None:
+        for category in lvis_categories(metadata.json_file):
+            if "frequency" in category:
+                frequency[category["id"]] = category["frequency"]
     if not frequency:
-        counts = metadata.get("class_image_count") or ()
-        frequency = {entry["id"]: _frequency(entry["image_count"]) for entry in counts}
+        for entry in metadata.get("class_image_count") or ():
+            reached = [k for k, most in _MOST_IMAGES.items() if entry["image_count"] <= most]
+            frequency[entry["id"]] = [*reached, "f"][0]
     missing = [
         name
         for name, id_ in zip(truth.class_names, truth.category_ids, strict=True)
@@ -194,7 +189,3 @@ def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
         letter: [k for k, id_ in enumerate(truth.category_ids) if frequency.get(id_) == letter]
         for letter in _FREQUENCIES
     }
-
-
-def _frequency(image_count: int) -> str:
-    return next((letter for letter, most in _MOST_IMAGES.items() if image_count <= most), "f")

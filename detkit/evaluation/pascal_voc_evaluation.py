@@ -138,7 +138,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             write_devkit_files(self._output_dir, self._split, self._class_names, detections)
         num_objects = sum(int((~truth.ignored).sum()) for truth in self._truth.values())
-        explain_scores(self._dataset_name, len(self._truth), num_objects, detections)
+        explain_scores(self._collector, detections, num_objects)
         metrics = self._metrics(self._score(detections))
         kind = "11-point" if self._use_07_metric else "all-point"
         overall = {name: value for name, value in metrics.items() if "-" not in name}

@@ -1,4 +1,4 @@
-"""The ground truth of a data set in the form that COCO's metrics take, whatever format it came in.
+"""The ground truth of a data set of any format, in the form that COCO's metrics take.
 
 Legend: N images, M objects in one image, K classes.
 """
@@ -22,17 +22,18 @@ from detkit.data.datasets.coco_export import (
     records_to_coco_dict,
 )
 from detkit.structures import ImageRecord
+from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CocoGroundTruth:
-    """A data set as COCO json, with the ways from its own ids to those in the json."""
+    """A data set as COCO json, with the mapping from its own ids to those in the json."""
 
     dataset_name: str
     coco: dict[str, Any]
-    """As `records_to_coco_dict` gives it, always with `annotations`. Not to be changed."""
+    """As `records_to_coco_dict` returns it, always with `annotations`. Not to be changed."""
     class_names: list[str]
     """(K,)"""
     category_ids: list[int]
@@ -40,87 +41,97 @@ class CocoGroundTruth:
     image_ids: dict[int | str, int]
     """Image id of the records -> image id in the json."""
     records: Sequence[ImageRecord] = ()
-    """What the json was made of: what it cannot say stands there."""
+    """Source of the json: LVIS needs keys that the json does not have."""
 
     @property
     def num_objects(self) -> int:
-        """Objects that can be found: all but crowd regions."""
+        """Number of objects that can be found: all but crowd regions."""
         return sum(not annotation["iscrowd"] for annotation in self.coco["annotations"])
 
     @cached_property
     def image_sizes(self) -> dict[int, tuple[int, int]]:
         """(height, width) by image id in the json, of the images whose size is known."""
-        images = self.coco["images"]
         return {
             image["id"]: (image["height"], image["width"])
-            for image in images
-            if {"height", "width"} <= set(image)
+            for image in self.coco["images"]
+            if "height" in image and "width" in image
         }
 
     @cached_property
     def _masks(self) -> dict[int, dict[str, Any]]:
-        # Kept, so that a second evaluation does not encode the same polygons again.
-        masks = {a["id"]: self._encode(a) for a in self.coco["annotations"] if _has_mask(a)}
-        missing = len(self.coco["annotations"]) - len(masks)
+        # Cached: the polygons are encoded once, not in each evaluation of a training run.
+        annotations = self.coco["annotations"]
+        masks = {a["id"]: self._encode(a) for a in annotations if a.get("segmentation")}
+        missing = len(annotations) - len(masks)
         if missing:
             logger.warning(
                 "%d of %d objects of %s have no mask: in the score of masks they do not count, and"
                 " neither do detections that lie mostly in their boxes",
                 missing,
-                len(self.coco["annotations"]),
+                len(annotations),
                 self.dataset_name,
             )
         return masks
 
     def mask_entry(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the mask of an annotation, compressed, as `segmentation`; for one without, its box as a crowd region.
+        """Return the compressed mask of an annotation, as `segmentation`.
 
         Raises:
-            ValueError: The mask cannot be read, its size is not the image's, or the image's size is
-                not known.
+            DataError: The mask cannot be read or has another size than the image, or the size of
+                the image is not known.
         """
-        if _has_mask(annotation):
+        if annotation.get("segmentation"):
             return {"segmentation": self._masks[annotation["id"]]}
+        # An object without a mask becomes a crowd region of its box's shape: it costs nothing to
+        # miss, and detections in it are not wrong.
         x, y, width, height = annotation["bbox"]
         corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-        return {
-            "segmentation": self._encode({**annotation, "segmentation": [corners]}),
-            "iscrowd": 1,
-        }
+        box_mask = self._encode({**annotation, "segmentation": [corners]})
+        return {"segmentation": box_mask, "iscrowd": 1}
 
     def check_mask_size(self, image_id: int | str, size: Sequence[int]) -> None:
-        """Refuse masks of another size than the image: their overlap would be none, without a word.
+        """Refuse predicted masks of another size than the image.
 
         Args:
             image_id: The image's id in the records.
             size: (height, width) of the masks.
 
         Raises:
-            ValueError: The size is not that of the image.
+            DataError: The size is not that of the image.
         """
+        # COCO's code computes an overlap of -1 for such masks instead of failing.
         expected = self.image_sizes.get(self.image_ids[image_id], tuple(size))
         if tuple(size) != expected:
-            raise ValueError(
+            raise DataError(
                 f"the masks that the model gives for image {image_id!r} are {size[0]}x{size[1]},"
                 f" but the image is {expected[0]}x{expected[1]} (height x width) in data set"
                 f" {self.dataset_name!r}: are 'height' and 'width' in the inputs of the model?"
             )
 
     def _encode(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        """Compress a mask by the code that COCO's tools use, so that no pixel differs."""
         segmentation, image_id = annotation["segmentation"], annotation["image_id"]
         where = f"object {annotation['id']} in image {image_id} of data set {self.dataset_name!r}"
         size = self.image_sizes.get(image_id)
         if size is None:
-            raise ValueError(
-                f"the mask of {where} needs height and width of the image, which its record does"
-                " not have"
+            raise DataError(
+                f"the mask of {where} needs height and width of the image, which are not in its"
+                " record"
             )
         try:
-            rle = _compressed(segmentation, size)
+            if not isinstance(segmentation, Mapping):
+                polygons = mask_util.frPyObjects(segmentation, *size)  # pyright: ignore
+                rle: dict[str, Any] = mask_util.merge(polygons)  # pyright: ignore
+            elif isinstance(segmentation["counts"], list):
+                rle = mask_util.frPyObjects(segmentation, *segmentation["size"])  # pyright: ignore
+            else:
+                counts = segmentation["counts"]
+                counts = counts.encode("ascii") if isinstance(counts, str) else counts
+                rle = {"size": segmentation["size"], "counts": counts}
         except (ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"the mask of {where} cannot be read: {error}") from error
+            raise DataError(f"the mask of {where} cannot be read: {error}") from error
         if tuple(rle["size"]) != size:
-            raise ValueError(
+            raise DataError(
                 f"the mask of {where} has the size {tuple(rle['size'])}, the image {size}"
             )
         return rle
@@ -140,16 +151,15 @@ def load_coco_ground_truth(
 ) -> CocoGroundTruth:
     """Load the ground truth of a registered data set.
 
-    It comes from the data set's records, not from `metadata.json_file`: there is one way for all
-    formats, and what is scored is what the loader shows.
-
     Args:
         dataset_name: Its name.
-        records: What its loader gives, where it has been called already; None calls it.
+        records: What its loader returns, if it has been called already; None calls it.
 
     Raises:
         ValueError: As `records_to_coco_dict`.
     """
+    # From the records, not from `metadata.json_file`: one way for all formats, and what is scored
+    # is what the loader returns.
     records = DatasetCatalog.get(dataset_name) if records is None else records
     coco = records_to_coco_dict(dataset_name, records)
     coco.setdefault("annotations", [])
@@ -165,26 +175,5 @@ def load_coco_ground_truth(
 
 def boxes_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Return the (M, 4) float64 XYXY boxes of annotations."""
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(
-        -1, 4
-    )
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _has_mask(annotation: Mapping[str, Any]) -> bool:
-    return bool(annotation.get("segmentation"))
-
-
-def _compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return polygons or runs as compressed runs, by the code that COCO's tools use, so that no
-    pixel differs.
-    """
-    if not isinstance(segmentation, Mapping):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))  # pyright: ignore
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *segmentation["size"])  # pyright: ignore
-    counts = segmentation["counts"]
-    return {
-        "size": segmentation["size"],
-        "counts": counts.encode("ascii") if isinstance(counts, str) else counts,
-    }

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco.results import coco_recalls
-from detkit.evaluation.coco.scoring import _mask_areas, score_detections
+from detkit.evaluation.coco.scoring import mask_areas, score_detections
 from detkit.structures import Boxes, BoxMode, Instances, bitmask_to_rle
 
 SIZE = (90, 120)
@@ -412,4 +412,4 @@ def test_bad_masks_of_objects_are_errors(segmentation, message, register):
 def test_areas_of_any_number_of_masks(count):
     bitmaps = np.random.RandomState(0).rand(count, 5, 6) > 0.5
     masks = [bitmask_to_rle(bitmap) for bitmap in bitmaps]
-    assert _mask_areas(masks).tolist() == bitmaps.sum((1, 2)).tolist()
+    assert mask_areas(masks).tolist() == bitmaps.sum((1, 2)).tolist()
