@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 
 from detkit.checkpoint import HasInitialWeights, LoadReport
 from detkit.layers import FrozenBatchNorm2d
-from detkit.layers.norm import stays_in_eval_mode
-from detkit.layers.sync_batch_norm import SyncBatchNorm2d
+from detkit.layers.norm import SyncBatchNorm2d, stays_in_eval_mode
 
 logger = logging.getLogger(__name__)
 

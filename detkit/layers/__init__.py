@@ -1,10 +1,10 @@
 """Layers and functions that models are made of, over torch and torchvision."""
 
-from detkit.layers.blocks import CNNBlockBase
 from detkit.layers.checkpointing import CheckpointedSequential
-from detkit.layers.conv import Conv2d
+from detkit.layers.conv import CNNBlockBase, Conv2d, ShapeSpec, c2_msra_fill, c2_xavier_fill
+from detkit.layers.cpu import cpu_kernels, cpu_kernels_enabled
+from detkit.layers.cpu.prepared_weights import PreparedWeights
 from detkit.layers.deform_conv import DeformConv, ModulatedDeformConv
-from detkit.layers.level_norm import CycleBatchNormList
 from detkit.layers.losses import (
     ciou_loss,
     cross_entropy,
@@ -13,14 +13,17 @@ from detkit.layers.losses import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
-from detkit.layers.nms import batched_nms
-from detkit.layers.norm import NORM_NAMES, EvalBatchNorm2d, FrozenBatchNorm2d, LayerNorm2d, get_norm
-from detkit.layers.prepared_weights import PreparedWeights
+from detkit.layers.nms import NMS_METHODS, NMSMethod, batched_nms, suppress
+from detkit.layers.norm import (
+    NORM_NAMES,
+    CycleBatchNormList,
+    EvalBatchNorm2d,
+    FrozenBatchNorm2d,
+    LayerNorm2d,
+    get_norm,
+)
 from detkit.layers.roi_align import ROIAlign
-from detkit.layers.shape_spec import ShapeSpec
-from detkit.layers.suppression import NMS_METHODS, NMSMethod, suppress
 from detkit.layers.tensor_ops import cat, nonzero_tuple
-from detkit.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from detkit.structures import paste_masks_in_image
 
 __all__ = [
@@ -44,6 +47,8 @@ __all__ = [
     "c2_xavier_fill",
     "cat",
     "ciou_loss",
+    "cpu_kernels",
+    "cpu_kernels_enabled",
     "cross_entropy",
     "diou_loss",
     "get_norm",

@@ -6,7 +6,6 @@ Memory Cost, 2016, arXiv 1604.06174.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CheckpointedSequential(nn.Sequential):
-    """Modules in sequence, each of which keeps its input only and computes the rest again in the backward pass.
+    """Modules in sequence that keep only their inputs and recompute the rest in the backward pass.
 
     Outputs and gradients are those of `nn.Sequential`, and so are its names in a `state_dict`.
     Batch norms update their running statistics once per step, not in the second pass.
@@ -28,27 +27,28 @@ class CheckpointedSequential(nn.Sequential):
         if not torch.is_grad_enabled():
             return super().forward(input)
         for module in self:
-            contexts = functools.partial(_contexts, module)
-            input = checkpoint(module, input, use_reentrant=False, context_fn=contexts)  # type: ignore[assignment]
+
+            def contexts(
+                module: nn.Module = module,
+            ) -> tuple[AbstractContextManager, AbstractContextManager]:
+                return nullcontext(), _copied_statistics(module)
+
+            output = checkpoint(module, input, use_reentrant=False, context_fn=contexts)
+            assert isinstance(output, Tensor)
+            input = output
         return input
-
-
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _copied_statistics(module)
 
 
 @contextmanager
 def _copied_statistics(module: nn.Module) -> Iterator[None]:
-    """Let the norms of a module update copies of their statistics.
-
-    Copies rather than none at all: autograd must save as many tensors as in the first pass.
-    """
+    """Let the norms of a module update copies of their statistics."""
     norms = [
         m
         for m in module.modules()
         if isinstance(m, _NormBase) and m.training and m.track_running_stats
     ]
     buffers = [dict(norm._buffers) for norm in norms]
+    # Copies rather than none at all: autograd must save as many tensors as in the first pass.
     for norm, originals in zip(norms, buffers, strict=True):
         norm._buffers.update({name: b.clone() for name, b in originals.items() if b is not None})
     try:

@@ -1,32 +1,38 @@
-"""Convolution with its norm and activation.
+"""Convolution with its norm and activation; blocks made of it, and the shapes that they declare.
 
-Legend: N images, C channels, H and W height and width.
+Legend: N images, C channels in, K channels out, H and W height and width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from detkit.layers.folding import fold, folded, folding_sources
-from detkit.layers.norm import FixedNorm, fixed_norm
-from detkit.layers.prepared_weights import prepared
-from detkit.layers.winograd import transform_weight, winograd_applies, winograd_conv2d
+from detkit.layers.cpu.prepared_weights import prepared
+from detkit.layers.cpu.winograd import transform_weight, winograd_applies, winograd_conv2d
+from detkit.layers.norm import FixedNorm, FrozenBatchNorm2d, fixed_norm, scale_and_shift
+
+Block = TypeVar("Block", bound="CNNBlockBase")
 
 
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` followed by an optional norm and an optional activation.
 
     A norm that is a fixed map per channel at the moment (FrozenBN; BN in eval mode) is folded into
-    the convolution's weight and bias: the same numbers and gradients up to rounding, with one pass
-    over the feature map less. Folded in every forward pass, so that there is no second state of the
-    weights that could be out of date, except where `detkit.layers.prepared_weights` are in use. The
-    norm module itself is not called then, nor are hooks on it.
+    the weight and bias of the convolution: the same numbers and gradients up to rounding, with one
+    pass over the feature map less. The norm module itself, and hooks on it, are not called then.
 
-    In eval mode without gradients on a CPU, large 3 x 3 convolutions go by
-    `detkit.layers.winograd`: again the same numbers up to rounding.
+    In eval mode without gradients on a CPU, large 3x3 convolutions use Winograd's algorithm, which
+    `detkit.layers.cpu_kernels(False)` turns off.
+
+    Example:
+        >>> import torch
+        >>> conv = Conv2d(3, 8, 3, padding=1, norm=nn.BatchNorm2d(8), activation=nn.ReLU())
+        >>> conv(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 8, 32, 32])
     """
 
     def __init__(
@@ -41,8 +47,7 @@ class Conv2d(nn.Conv2d):
         Args:
             *args: As in `torch.nn.Conv2d`.
             norm: Applied to the output of the convolution.
-            activation: Applied last. It may work in place: nothing before it needs its own output
-                again.
+            activation: Applied last. It may work in place.
             **kwargs: As in `torch.nn.Conv2d`.
         """
         super().__init__(*args, **kwargs)
@@ -50,20 +55,114 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0."""
+        """Return (N, K, H_out, W_out) for (N, C, H, W). N may be 0."""
         fixed = fixed_norm(self.norm)
-        x = self._convolved(input, fixed)
+        sources = folding_sources(self.weight, self.bias, fixed)
+        if winograd_applies(input, sources, self):
+
+            def transform() -> tuple[Tensor, Tensor | None]:
+                weight, bias = fold(self.weight, self.bias, fixed)
+                return transform_weight(weight), bias
+
+            x = winograd_conv2d(input, *prepared(self, "winograd", sources, transform))
+        else:
+            x = self._conv_forward(input, *folded(self, self.weight, self.bias, fixed))
         if fixed is None and self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
 
-    def _convolved(self, input: Tensor, norm: FixedNorm | None) -> Tensor:
-        sources = folding_sources(self.weight, self.bias, norm)
-        if winograd_applies(input, sources, self):
-            points, bias = prepared(self, "winograd", sources, lambda: self._transformed(norm))
-            return winograd_conv2d(input, points, bias)
-        return self._conv_forward(input, *folded(self, self.weight, self.bias, norm))
 
-    def _transformed(self, norm: FixedNorm | None) -> tuple[Tensor, Tensor | None]:
-        weight, bias = fold(self.weight, self.bias, norm)
-        return transform_weight(weight), bias
+def fold(
+    weight: Tensor, bias: Tensor | None, norm: FixedNorm | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return weight (K, C, ...) and bias (K,) of a convolution that includes the norm after it."""
+    if norm is None:
+        return weight, bias
+    scale, shift = scale_and_shift(norm)
+    return weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + bias * scale
+
+
+def folded(
+    layer: nn.Module, weight: Tensor, bias: Tensor | None, norm: FixedNorm | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return `fold` of a layer's weight and bias, computed once where weights are kept."""
+    # Elsewhere in every forward pass: a folded weight that is stored would be a second state of the
+    # layer, which an optimizer step or a loaded checkpoint leaves out of date.
+    if norm is None:
+        return weight, bias
+    sources = folding_sources(weight, bias, norm)
+    return prepared(layer, "folded", sources, lambda: fold(weight, bias, norm))
+
+
+def folding_sources(weight: Tensor, bias: Tensor | None, norm: FixedNorm | None) -> list[Tensor]:
+    """Return the tensors that `fold` reads."""
+    of_norm = [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return [tensor for tensor in (weight, bias, *of_norm) if tensor is not None]
+
+
+class CNNBlockBase(nn.Module):
+    """A block from (N, `in_channels`, H, W) to (N, `out_channels`, H / `stride`, W / `stride`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def freeze(self: Block) -> Block:
+        """Stop training the block: no gradients, and batch norms become FrozenBatchNorm2d."""
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        return self
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """The shape of a feature map, as far as it is known before there is an input.
+
+    Example:
+        >>> ShapeSpec(channels=256, stride=4)
+        ShapeSpec(channels=256, height=None, width=None, stride=4)
+    """
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: int | None = None
+    """Pixels of the input image per step on the feature map."""
+
+
+class _Weighted(Protocol):
+    """A linear or convolutional layer."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
+# The two initialisations of Caffe2's detection models, under the names of fvcore. Not imported from
+# `fvcore.nn`: importing that package compiles a loss with `torch.jit.script`, for which today's
+# torch shows a deprecation warning on every start, and which a later one may lack.
+
+
+def c2_xavier_fill(module: _Weighted) -> None:
+    """Fill the weight from U(-a, a) with `a = sqrt(3 / fan_in)`, and the bias with 0.
+
+    Source: Caffe2's XavierFill, which differs from Glorot and Bengio 2010 in leaving out `fan_out`.
+    """
+    nn.init.kaiming_uniform_(module.weight, a=1)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def c2_msra_fill(module: _Weighted) -> None:
+    """Fill the weight from N(0, 2 / fan_out), and the bias with 0.
+
+    Source: Caffe2's MSRAFill; He et al. 2015, arXiv 1502.01852, section 2.2, the backward form.
+    """
+    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Deformable convolutions: each sample of the kernel is taken beside its place in the grid, by an offset that is given.
+"""Deformable convolutions: the kernel samples its input at learned offsets from the regular grid.
 
 Papers: Jifeng Dai, Haozhi Qi, Yuwen Xiong, Yi Li, Guodong Zhang, Han Hu, Yichen Wei: Deformable
 Convolutional Networks, 2017, arXiv 1703.06211; with modulation (v2): Xizhou Zhu, Han Hu, Stephen
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torchvision.ops import deform_conv2d
 
-from detkit.layers.deform_sampling import deform_conv2d_on_cpu
-from detkit.layers.folding import folded
+from detkit.layers.conv import folded
+from detkit.layers.cpu.deform_sampling import deform_conv2d_on_cpu
+from detkit.layers.cpu.switch import may_run_on
 from detkit.layers.norm import fixed_norm
-from detkit.layers.tensor_ops import is_traced
 
 
-class DeformConv(nn.Module):
-    """Deformable convolution (v1), followed by an optional norm and an optional activation.
+class _DeformConvBase(nn.Module):
+    """What both versions share. The arithmetic is torchvision's, on CPUs `deform_conv2d_on_cpu`.
 
-    The arithmetic is torchvision's, on CPUs by `detkit.layers.deform_sampling`, and in float32
-    under autocast: half precision has too few digits for offsets in pixels, and torchvision has no
-    bfloat16. A norm that is a fixed map per channel is folded into the weight, as in `Conv2d`.
+    A norm that is a fixed map per channel is folded into the weight, as in `Conv2d`.
     """
+
+    _has_bias_by_default: bool
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class DeformConv(nn.Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         deformable_groups: int = 1,
-        bias: bool = False,
+        bias: bool | None = None,
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -57,12 +57,13 @@ class DeformConv(nn.Module):
             groups: Groups of the convolution.
             deformable_groups: G: each of the G equal parts of the input's channels has offsets of
                 its own.
-            bias: Whether the convolution has a bias.
+            bias: Whether the convolution has a bias. None as in Detectron2: v2 has one, v1 not.
             norm: Applied to the output of the convolution.
             activation: Applied last. It may work in place.
 
         Raises:
-            ValueError: The groups do not divide the channels.
+            ValueError: `groups` does not divide `in_channels` and `out_channels`.
+            ValueError: `deformable_groups` does not divide `in_channels`.
         """
         super().__init__()
         _check_divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
@@ -77,26 +78,13 @@ class DeformConv(nn.Module):
         self.deformable_groups = deformable_groups
         self.norm = norm
         self.activation = activation
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
-        )
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        kernel = (out_channels, in_channels // groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(kernel))
+        has_bias = self._has_bias_by_default if bias is None else bias
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
-    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
-
-        Args:
-            x: (N, C_in, H, W)
-            offset: (N, 2 * G * P, H_out, W_out) in pixels of the input: for each group, for each
-                place of the kernel row by row, (dy, dx).
-
-        Raises:
-            ValueError: The offset has another number of channels.
-        """
-        return self._convolved(x, offset, None)
-
-    def _convolved(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
         num_places = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
         _check_channels("offset", offset, 2 * num_places)
         if mask is not None:
@@ -104,21 +92,12 @@ class DeformConv(nn.Module):
             mask = mask.to(self.weight.dtype)
         fixed = fixed_norm(self.norm)
         weight, bias = folded(self, self.weight, self.bias, fixed)
+        # In float32 under autocast too: half precision has too few digits for offsets in pixels,
+        # and torchvision has no bfloat16. A float32 weight leaves nothing for autocast to cast.
         dtype = weight.dtype
-        # A float32 weight leaves nothing to autocast: what comes in half precision is brought to
-        # the weight's type.
-        convolve = deform_conv2d_on_cpu if _is_for_cpu(x) else deform_conv2d
-        y = convolve(
-            x.to(dtype),
-            offset.to(dtype),
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-        )
-        y = y.to(x.dtype)
+        convolve = deform_conv2d_on_cpu if may_run_on(x) and x.numel() > 0 else deform_conv2d
+        geometry = (self.stride, self.padding, self.dilation)
+        y = convolve(x.to(dtype), offset.to(dtype), weight, bias, *geometry, mask).to(x.dtype)
         if fixed is None and self.norm is not None:
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
@@ -133,41 +112,37 @@ class DeformConv(nn.Module):
         )
 
 
-class ModulatedDeformConv(DeformConv):
-    """Deformable convolution with modulation (v2): each sample also has a factor, which is given."""
+class DeformConv(_DeformConvBase):
+    """Deformable convolution (v1), followed by an optional norm and an optional activation.
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = True,
-        norm: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        """Build the layer; the arguments are those of `DeformConv`, the bias is on by default as in
-        Detectron2.
+    Example:
+        >>> layer = DeformConv(4, 8, kernel_size=3, padding=1)
+        >>> layer(torch.zeros(1, 4, 6, 6), offset=torch.zeros(1, 2 * 9, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
+    """
+
+    _has_bias_by_default = False
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
+
+        Args:
+            x: (N, C_in, H, W)
+            offset: (N, 2 * G * P, H_out, W_out) in pixels of the input: for each group, for each
+                place of the kernel row by row, (dy, dx).
+
+        Raises:
+            ValueError: The offset has another number of channels.
         """
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deformable_groups,
-            bias,
-            norm,
-            activation,
-        )
+        return self._convolve(x, offset, None)
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+
+class ModulatedDeformConv(_DeformConvBase):
+    """Deformable convolution with modulation (v2): a factor for each sample as well."""
+
+    _has_bias_by_default = True
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
 
         Args:
@@ -178,12 +153,7 @@ class ModulatedDeformConv(DeformConv):
         Raises:
             ValueError: The offset or the mask has another number of channels.
         """
-        return self._convolved(x, offset, mask)
-
-
-def _is_for_cpu(x: Tensor) -> bool:
-    # A graph has torchvision's one operator, which exporters know.
-    return x.device.type == "cpu" and x.numel() > 0 and not is_traced()
+        return self._convolve(x, offset, mask)
 
 
 def _check_divides(name: str, groups: int, **channels: int) -> None:

@@ -1,6 +1,6 @@
-"""Loss functions of detection, all well defined for nothing to compare.
+"""Loss functions of detection, all defined for empty inputs.
 
-`reduction` is "none", "mean" or "sum" throughout. The mean over nothing is 0, and stays in the
+`reduction` is "none", "mean" or "sum" throughout. The mean of an empty loss is 0 and stays in the
 graph: distributed training waits for a gradient of every parameter, also in a process whose images
 have no objects.
 
@@ -23,7 +23,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = 
     Source: Girshick 2015, arXiv 1504.08083, equation 3, with a free switch point.
 
     Args:
-        beta: Where the square goes over into the line. 0 is the plain L1 loss.
+        beta: Difference at which the square turns into a line. 0 is the plain L1 loss.
     """
     return _reduced(F.smooth_l1_loss(input, target, beta=beta, reduction="none"), reduction)
 
@@ -37,7 +37,9 @@ def giou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
 
 def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """Return 1 - DIoU of (N, 4) XYXY boxes with their partners: IoU less the squared distance of the centers.
+    """Return 1 - DIoU of (N, 4) XYXY boxes with their partners, in [0, 2].
+
+    DIoU is IoU less the squared distance of the centers over that of the hull's corners.
 
     Source: Zheng et al. 2020, arXiv 1911.08287.
     """
@@ -45,7 +47,9 @@ def diou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 
 
 def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
-    """Return 1 - CIoU of (N, 4) XYXY boxes with their partners: DIoU less a term for the aspect ratio.
+    """Return 1 - CIoU of (N, 4) XYXY boxes with their partners.
+
+    CIoU is DIoU less a term for the difference in aspect ratio.
 
     Source: Zheng et al. 2020, arXiv 1911.08287.
     """
@@ -55,7 +59,7 @@ def ciou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: floa
 def cross_entropy(
     input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any
 ) -> Tensor:
-    """Return `torch.nn.functional.cross_entropy`, with a mean over no rows of 0 instead of nan.
+    """Return `torch.nn.functional.cross_entropy`; its mean over no rows is 0 instead of NaN.
 
     Args:
         input: (R, K) logits.
@@ -74,18 +78,20 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     reduction: str = "none",
 ) -> Tensor:
-    """Return the binary cross entropy times `(1 - p_t)^gamma`, of `p_t` the probability given to what is true.
+    """Return the binary cross entropy times `(1 - p_t)^gamma`, the loss of RetinaNet.
+
+    `p_t` is the probability predicted for the true answer.
 
     Source: Lin et al. 2017, arXiv 1708.02002, equation 5.
 
     Args:
         inputs: Logits of any shape.
-        targets: The same shape: 1 yes, 0 no; or bool.
-        alpha: Weight of yes, in [0, 1]; that of no is 1 - alpha. Negative weighs neither.
-        gamma: How much less counts what is right already. 0 is cross entropy.
+        targets: Of the same shape: 1 or True for positives, 0 or False for negatives.
+        alpha: Weight of positives, in [0, 1]; negatives have 1 - alpha. Below 0: no weights.
+        gamma: Exponent that lowers the loss of easy examples. 0 is cross entropy.
     """
-    # p_t is the sigmoid of the logit with the sign of the truth, so no probability is kept for the
-    # backward pass.
+    # p_t is the sigmoid of the logit with the sign of the target: -logsigmoid does not overflow where
+    # log(p_t) would, and no probability is kept for the backward pass.
     signed = torch.where(targets.bool(), inputs, -inputs)
     loss = -F.logsigmoid(signed)
     if gamma != 0:
@@ -102,4 +108,4 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
         return loss.sum()
     if reduction == "mean":
         return loss.mean() if loss.numel() > 0 else loss.sum() * 0.0
-    raise ValueError(f"reduction is 'none', 'mean' or 'sum': got {reduction!r}")
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum': got {reduction!r}")

@@ -1,52 +1,164 @@
-"""Non-maximum suppression within classes.
+"""Non-maximum suppression: hard and soft, per class or over all.
 
-Legend: N boxes.
+Legend: N boxes, G groups (classes), M boxes of the largest group.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms as _torchvision_batched_nms
+
+from detkit.utils.near_miss import did_you_mean
+
+NMS_METHODS = ("hard", "linear", "gaussian")
+"""Legal values of `NMSMethod.method`."""
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Drop each box that overlaps a better one of its own class.
 
     Args:
-        boxes: (N, 4) XYXY. Any floating dtype; computed in float32 or better, because half
+        boxes: (N, 4) XYXY of any floating dtype; computed in float32 or better, because half
             precision moves boxes by whole pixels.
         scores: (N,)
         idxs: (N,) int64 class (or pyramid level) of each box: boxes of different ones never
             suppress each other.
-        iou_threshold: A box goes if its IoU with a kept one is above this.
+        iou_threshold: A box is dropped if its IoU with a kept one is above this.
 
     Returns:
-        int64 indices of the boxes that stay, in falling order of score.
+        int64 indices of the boxes that stay, in descending order of score.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+        >>> batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3).long(), 0.5)
+        tensor([0, 2])
     """
-    if (
-        boxes.dim() != 2
-        or boxes.shape[1] != 4
-        or scores.shape != boxes.shape[:1]
-        or idxs.shape != boxes.shape[:1]
-    ):
+    counts = (scores.shape, idxs.shape)
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or counts != (boxes.shape[:1], boxes.shape[:1]):
         shapes = f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(idxs.shape)}"
         raise ValueError(f"need boxes (N, 4), scores (N,) and idxs (N,): got {shapes}")
     if boxes.shape[0] == 0:
         return idxs.new_zeros(0, dtype=torch.int64)
-    boxes = boxes.to(_offset_dtype(boxes))
-    # torchvision keeps classes apart by an offset of (largest coordinate + 1) per class, which does
-    # so only if no coordinate is negative.
-    return _torchvision_batched_nms(
-        boxes - boxes.min(), scores.to(boxes.dtype), idxs, iou_threshold
-    )
+    # torchvision keeps classes apart by an offset of (largest coordinate + 1) per class. With a
+    # thousand classes the offsets reach a million pixels, where float32 has steps of an eighth of a
+    # pixel, and the result would differ from that of class by class. MPS has no float64.
+    boxes = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+    # The offset separates classes only if no coordinate is negative.
+    boxes = boxes - boxes.min()
+    return _torchvision_batched_nms(boxes, scores.to(boxes.dtype), idxs, iou_threshold)
 
 
-def _offset_dtype(boxes: Tensor) -> torch.dtype:
-    # With a thousand classes the offsets reach a million pixels, where float32 has steps of an
-    # eighth of a pixel, and the result would differ from that of class by class. MPS has no
-    # float64.
-    return torch.float32 if boxes.device.type == "mps" else torch.float64
+@dataclass(frozen=True)
+class NMSMethod:
+    """How boxes suppress each other. The default is hard suppression within each class.
+
+    Raises:
+        ValueError: The method is unknown.
+        ValueError: `sigma` is not positive.
+    """
+
+    method: str = "hard"
+    """hard drops what overlaps a better box; linear and gaussian lower its score.
+
+    Source: Bodla et al. 2017, arXiv 1704.04503, equations 2 and 3.
+    """
+    sigma: float = 0.5
+    """Width of the gaussian: a score is multiplied by exp(-IoU^2 / sigma)."""
+    class_agnostic: bool = False
+    """Whether boxes of different classes suppress each other too."""
+
+    def __post_init__(self) -> None:
+        if self.method not in NMS_METHODS:
+            hint = did_you_mean(self.method, NMS_METHODS)
+            known = ", ".join(NMS_METHODS)
+            raise ValueError(f"method must be one of {known}, got {self.method!r}.{hint}")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, got {self.sigma}")
+
+
+def suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    iou_threshold: float,
+    nms: NMSMethod,
+    *,
+    min_score: float = 0.0,
+    topk: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """Suppress overlapping detections of one image.
+
+    Args:
+        boxes: (N, 4) XYXY.
+        scores: (N,), positive and above `min_score`.
+        classes: (N,) int64.
+        iou_threshold: IoU above which (linear: from which on) a better box suppresses. A gaussian
+            has no threshold.
+        nms: The method.
+        min_score: Lowered scores must stay above it.
+        topk: At most this many stay; negative keeps all.
+
+    Returns:
+        int64 indices of the boxes that stay, best first, and their scores, lowered where the method
+        is soft.
+    """
+    groups = torch.zeros_like(classes) if nms.class_agnostic else classes
+    if nms.method == "hard" or len(boxes) == 0:
+        keep = batched_nms(boxes, scores, groups, iou_threshold)
+        keep = keep[:topk] if topk >= 0 else keep
+        return keep, scores[keep]
+    # All groups at once: in every round each picks the best box it has left, and lowers the others.
+    # There are as many rounds as the largest group has boxes; nothing is fetched from the device in
+    # between.
+    index = _group_table(groups)
+    is_box = index >= 0
+    boxes_of = boxes.float()[index.clamp(min=0)]
+    left = torch.where(is_box, scores.float()[index.clamp(min=0)], -1.0)
+    # The picks of a group fall in score, so none after the first `topk` can be among the best.
+    rounds = index.shape[1] if topk < 0 else min(index.shape[1], topk)
+    picked, picked_scores = [groups.new_zeros(0)], [scores.new_zeros(0, dtype=torch.float32)]
+    for _ in range(rounds):
+        best_score, best = left.max(dim=1)
+        picked.append(index.gather(1, best[:, None])[:, 0])
+        picked_scores.append(best_score)
+        iou = _iou_with_one(boxes_of, boxes_of.gather(1, best[:, None, None].expand(-1, 1, 4)))
+        if nms.method == "gaussian":
+            decay = torch.exp(-(iou**2) / nms.sigma)
+        else:
+            decay = torch.where(iou >= iou_threshold, 1 - iou, 1.0)
+        # What is picked already, or no box at all, stays below 0.
+        left = torch.where(left > 0, left * decay, -1.0).scatter(1, best[:, None], -1.0)
+    kept, kept_scores = torch.cat(picked), torch.cat(picked_scores)
+    is_kept = kept_scores > max(min_score, 0.0)
+    kept, kept_scores = kept[is_kept], kept_scores[is_kept]
+    order = kept_scores.argsort(descending=True, stable=True)
+    order = order[:topk] if topk >= 0 else order
+    return kept[order], kept_scores[order].to(scores.dtype)
+
+
+def _group_table(groups: Tensor) -> Tensor:
+    """Return (G, M) int64: the indices of each group's members in a row, padded with -1."""
+    _, row, counts = groups.unique(return_inverse=True, return_counts=True)
+    order = row.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(len(groups), device=groups.device) - starts[row[order]]
+    table = groups.new_full((len(counts), int(counts.max())), -1)
+    table[row[order], column] = order
+    return table
+
+
+def _iou_with_one(boxes: Tensor, one: Tensor) -> Tensor:
+    """Return (G, M) IoU of the boxes (G, M, 4) of each group with one box (G, 1, 4)."""
+    top_left = torch.maximum(boxes[..., :2], one[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], one[..., 2:])
+    shared = (bottom_right - top_left).clamp(min=0).prod(dim=2)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2)
+    area_of_one = (one[..., 2:] - one[..., :2]).prod(dim=2)
+    union = area + area_of_one - shared
+    return torch.where(union > 0, shared / union, 0.0)

@@ -1,18 +1,19 @@
-"""Normalisation layers, and the names that a config gives them.
+"""Normalisation layers, and the names that a config uses for them.
 
-Legend: N images, C channels, H and W height and width.
+Legend: N images, C channels, H and W height and width, L pyramid levels.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from detkit.layers.sync_batch_norm import SyncBatchNorm2d
 from detkit.utils import comm
 from detkit.utils.logger import log_first_n
 from detkit.utils.near_miss import did_you_mean
@@ -21,9 +22,9 @@ from detkit.utils.near_miss import did_you_mean
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with everything fixed: a multiplication and an addition per channel.
 
-    Its four numbers per channel are buffers, so that no optimizer touches them. As built it changes
-    nothing: `running_var` is `1 - eps`, so that weights which come without statistics (those of
-    MSRA, where they are folded into weight and bias) mean exactly what they say.
+    Its four numbers per channel are buffers, so that no optimizer touches them. A new one is the
+    identity: `running_var` is `1 - eps`, so that weights without statistics (those of MSRA, where
+    they are folded into weight and bias) are applied exactly.
     """
 
     num_batches_tracked: Tensor | None
@@ -40,8 +41,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features) - eps)
-        # Absent, unless this layer was made from a BatchNorm that had it: the state_dict keeps its
-        # names.
+        # None unless converted from a BatchNorm that had it: the state_dict keeps its names.
         self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class FrozenBatchNorm2d(nn.Module):
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
         """Freeze every BatchNorm2d and SyncBatchNorm in a module.
 
-        Those of a class derived from them, which may compute more (an activation, say), stay: in
-        eval mode, and without gradients.
+        Those of a derived class, which may compute more (an activation, say), are kept, in eval
+        mode and without gradients.
 
         Args:
             module: Its children are replaced in place; a module that is a plain batch norm itself
@@ -70,11 +70,18 @@ class FrozenBatchNorm2d(nn.Module):
 
         Raises:
             ValueError: A plain batch norm keeps no running statistics.
+
+        Example:
+            >>> FrozenBatchNorm2d.convert_frozen_batchnorm(nn.Sequential(nn.BatchNorm2d(8)))
+            Sequential(
+              (0): FrozenBatchNorm2d(num_features=8, eps=1e-05)
+            )
         """
-        if type(module) in _BATCH_NORMS:
-            return cls._from_batchnorm(module)  # type: ignore[arg-type]
+        if _is_plain_batch_norm(module):
+            return cls._from_batchnorm(module)
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            return _fix(module)
+            keep_in_eval_mode(module)
+            return module.requires_grad_(False)
         for name, child in module.named_children():
             frozen = cls.convert_frozen_batchnorm(child)
             if frozen is not child:
@@ -97,9 +104,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that stays in eval mode: weight and bias may learn, the running
-    statistics are fixed.
-    """
+    """Batch normalisation that stays in eval mode: weight and bias learn, statistics are fixed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -121,86 +126,162 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-# Those that compute batch norm and nothing else, which other subclasses may: timm's have an
-# activation.
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, EvalBatchNorm2d)
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.SyncBatchNorm` for CPUs, where torch has none. On GPUs, torch's is faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); in training by the statistics of all processes' pixels."""
+        if not self.training or comm.get_world_size() == 1:
+            return super().forward(input)
+        count = _all_reduce_sum(input.new_full((1,), input.numel() / input.shape[1]))
+        # Two passes: E[x^2] - E[x]^2 would lose digits where the mean is large.
+        mean = _all_reduce_sum(input.sum(dim=(0, 2, 3))) / count
+        centred = input - mean[:, None, None]
+        variance = _all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / count
+        if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            unbiased = variance.detach() * count / (count - 1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    # Every process uses the sum, so the gradient is the sum of the processes' gradients.
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over the processes, in all of them, with gradients."""
+    return _AllReduceSum.apply(value)
+
+
+class CycleBatchNormList(nn.ModuleList):
+    """Batch norm for a head shared by L levels: statistics per level, one weight and bias.
+
+    Names are Detectron2's, where the layer counts its calls to know the level. Here the caller says
+    which it is, so that a call too few or too many cannot shift the levels.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, length: int, norm: str, num_features: int) -> None:
+        """Build the norms.
+
+        Args:
+            length: L
+            norm: "BN" or "SyncBN".
+            num_features: C
+        """
+        super().__init__()
+        for _ in range(length):
+            layer = get_norm(norm, num_features)
+            assert isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            layer.affine = False
+            layer.register_parameter("weight", None)
+            layer.register_parameter("bias", None)
+            self.append(layer)
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Normalise the (N, C, H, W) map of a level."""
+        return torch.addcmul(self.bias[:, None, None], self[level](x), self.weight[:, None, None])
+
+
+# -- what can be frozen, and folded
+
+FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+def _is_plain_batch_norm(norm: nn.Module | None) -> TypeGuard[nn.BatchNorm2d | nn.SyncBatchNorm]:
+    # Exact types: a derived class may compute something else, as timm's do, which hold an
+    # activation.
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, EvalBatchNorm2d)
 
 
 def freeze_norm(norm: nn.Module) -> nn.Module:
-    """Return what takes the place of a norm so that no step changes it: weight, bias and statistics stay, for ever.
+    """Return what replaces a norm so that no step changes its weight, bias and statistics.
 
     Args:
         norm: A plain batch norm gives a FrozenBatchNorm2d. Any other is kept, in eval mode and
             without gradients.
     """
-    if type(norm) in _BATCH_NORMS and norm.affine and norm.running_var is not None:
+    if _is_plain_batch_norm(norm) and norm.affine and norm.running_var is not None:
         return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
-    return _fix(norm)
-
-
-def _fix(norm: nn.Module) -> nn.Module:
     keep_in_eval_mode(norm)
     return norm.requires_grad_(False)
 
 
 def keep_in_eval_mode(norm: nn.Module) -> None:
-    """Make a norm of any class work in eval mode, whatever `train()` says to the model that it is a
-    part of.
-    """
+    """Keep a norm of any class in eval mode, whatever `train()` sets for the model around it."""
     if not stays_in_eval_mode(norm):
         norm.register_forward_pre_hook(_to_eval_mode)
 
 
 def stays_in_eval_mode(norm: nn.Module) -> bool:
-    """Tell whether a norm is in eval mode in training, too."""
+    """Return whether a norm is in eval mode in training, too."""
     return isinstance(norm, EvalBatchNorm2d) or _to_eval_mode in norm._forward_pre_hooks.values()
 
 
-# A hook: a method of the instance would be lost in a copy, and a class of its own is not known to
-# pickle.
+# A hook, at module level: a method set on the instance would be lost in a copy, and pickle does not
+# find a class that is made at run time.
 def _to_eval_mode(module: nn.Module, _: object) -> None:
     module.eval()
 
 
-FixedNorm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
-
-
 def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
-    """Return the norm back if it is, at the moment, a fixed affine map per channel; else None.
+    """Return the norm itself if it is, at the moment, a fixed affine map per channel; else None.
 
-    That is a FrozenBatchNorm2d, and a batch norm in eval mode with running statistics. Exact types
-    only: another subclass may compute something else.
+    That is a FrozenBatchNorm2d, and a plain batch norm in eval mode with running statistics.
     """
-    if type(norm) is FrozenBatchNorm2d:
-        return norm
-    if type(norm) in _BATCH_NORMS:
-        assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        if norm.affine and not norm.training and norm.running_var is not None:
-            return norm
+    if isinstance(norm, FrozenBatchNorm2d):
+        return norm if type(norm) is FrozenBatchNorm2d else None
+    if _is_plain_batch_norm(norm) and norm.affine and not norm.training:
+        return norm if norm.running_var is not None else None
     return None
 
 
 def scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
-    """Return the (C,) factor and the (C,) summand that a norm with fixed statistics applies."""
+    """Return the factor (C,) and the summand (C,) that a norm with fixed statistics applies."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
+# -- norms by name
+
+
 def _sync_batchnorm(num_channels: int) -> nn.Module:
     if comm.get_world_size() > 1:
         on_gpus = dist.get_backend() == dist.Backend.NCCL
         return nn.SyncBatchNorm(num_channels) if on_gpus else SyncBatchNorm2d(num_channels)
-    log_first_n(
-        logging.INFO,
-        "SyncBN in a single process: built as BN, which computes the same",
-        key="SyncBN as BN",
-    )
+    message = "SyncBN in a single process: built as BN, which computes the same"
+    log_first_n(logging.INFO, message, key="SyncBN as BN")
     return nn.BatchNorm2d(num_channels)
 
 
 def _group_norm(num_channels: int) -> nn.Module:
+    # 32 as in Detectron2, the default of Wu and He 2018, arXiv 1803.08494.
     if num_channels % 32 != 0:
         raise ValueError(
             "norm 'GN' has 32 groups: the number of channels must be a multiple of 32, got"
@@ -225,21 +306,25 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
 
     Args:
         norm: One of `NORM_NAMES`; a class or function that takes the number of channels; or None.
-        out_channels: C of the maps that it normalises.
+        out_channels: C of the maps to normalise.
 
     Returns:
-        None for None and "".
+        The norm; None for None and "".
 
     Raises:
-        ValueError: The name is not known, or the norm cannot have that many channels.
+        ValueError: The name is unknown.
+        ValueError: The norm cannot have that many channels.
+
+    Example:
+        >>> get_norm("FrozenBN", 64)
+        FrozenBatchNorm2d(num_features=64, eps=1e-05)
     """
     if norm is None or norm == "":
         return None
     if not isinstance(norm, str):
         return norm(out_channels)
     if norm not in _NORMS:
-        raise ValueError(
-            f"unknown norm {norm!r}.{did_you_mean(norm, _NORMS)} Known: {', '.join(_NORMS)}, or ''"
-            " for none"
-        )
+        hint = did_you_mean(norm, _NORMS)
+        known = ", ".join(_NORMS)
+        raise ValueError(f"unknown norm {norm!r}.{hint} Known: {known}, or '' for none")
     return _NORMS[norm](out_channels)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 from torchvision.ops import roi_align
 
-from detkit.layers.roi_align_rows import roi_align_rows
+from detkit.layers.cpu.roi_align_rows import roi_align_rows
+from detkit.layers.cpu.switch import may_run_on
 
 
 class ROIAlign(nn.Module):
@@ -20,6 +22,11 @@ class ROIAlign(nn.Module):
     Detectron2: pixel centers lie at half coordinates, so that a box over a feature map samples
     exactly the pixels it covers. False is the original form, half a pixel off, which also makes
     every region at least one pixel wide.
+
+    Example:
+        >>> pool = ROIAlign(7, spatial_scale=1 / 4, sampling_ratio=0)
+        >>> pool(torch.zeros(1, 8, 20, 20), torch.tensor([[0.0, 8, 8, 40, 60]])).shape
+        torch.Size([1, 8, 7, 7])
     """
 
     def __init__(
@@ -36,12 +43,10 @@ class ROIAlign(nn.Module):
             spatial_scale: Feature map pixels per image pixel: 1 / stride.
             sampling_ratio: Samples per cell and side; 0 takes one per feature map pixel that the
                 cell spans.
-            aligned: See the class.
+            aligned: Whether pixel centers lie at half coordinates; see the class.
         """
         super().__init__()
-        self.output_size = (
-            (output_size, output_size) if isinstance(output_size, int) else output_size
-        )
+        self.output_size: tuple[int, int] = _pair(output_size)
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
@@ -58,14 +63,15 @@ class ROIAlign(nn.Module):
             channels-last result.
 
         Raises:
-            ValueError: If `rois` is not (R, 5).
+            ValueError: `rois` is not (R, 5).
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
             raise ValueError(f"need regions (R, 5), image index and XYXY: got {tuple(rois.shape)}")
-        # Never in half precision: bfloat16 would move a region at coordinate 1000 by up to two
-        # pixels.
+        # Never in half precision: bfloat16 moves a region at coordinate 1000 by up to two pixels.
         features = input if input.dtype in (torch.float32, torch.float64) else input.float()
-        pool = roi_align_rows if _has_rows(features) else roi_align
+        # A graph has torchvision's one operator: the shapes in `roi_align_rows` depend on values.
+        has_rows = features.is_contiguous(memory_format=torch.channels_last)
+        pool = roi_align_rows if has_rows and may_run_on(features) else roi_align
         pooled = pool(
             features,
             rois.to(features.dtype),
@@ -82,14 +88,3 @@ class ROIAlign(nn.Module):
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
         )
-
-
-def _has_rows(features: Tensor) -> bool:
-    """Tell whether the fast way on a CPU applies. Its shapes depend on the values, which no
-    exported graph can hold.
-    """
-    return (
-        features.device.type == "cpu"
-        and features.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-    )

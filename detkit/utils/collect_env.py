@@ -19,7 +19,13 @@ _PACKAGES = (
     "pycocotools",
     "faster-coco-eval",
 )
-_VARIABLES = ("DETKIT_DATASETS", "DETKIT_OFFLINE", "FVCORE_CACHE", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = (
+    "DETKIT_DATASETS",
+    "DETKIT_OFFLINE",
+    "DETKIT_CPU_KERNELS",
+    "FVCORE_CACHE",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def collect_env_info() -> str:

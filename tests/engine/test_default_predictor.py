@@ -4,7 +4,7 @@ import torch
 
 from detkit.checkpoint import CheckpointError
 from detkit.engine import DefaultPredictor, DefaultTrainer
-from detkit.layers.prepared_weights import prepared
+from detkit.layers.cpu.prepared_weights import prepared
 from detkit.modeling import build_model
 
 

@@ -11,7 +11,7 @@ from detkit.evaluation import (
     inference_on_dataset,
 )
 from detkit.evaluation import evaluator as evaluator_module
-from detkit.layers.prepared_weights import are_weights_kept
+from detkit.layers.cpu.prepared_weights import are_weights_kept
 
 
 class Recorder(DatasetEvaluator):

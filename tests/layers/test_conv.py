@@ -1,9 +1,21 @@
+import dataclasses
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detkit.layers import (
+    CNNBlockBase,
+    Conv2d,
+    FrozenBatchNorm2d,
+    ShapeSpec,
+    c2_msra_fill,
+    c2_xavier_fill,
+    get_norm,
+)
+from detkit.layers.conv import fold, folded, folding_sources
 
 
 def _random_norm(name: str, channels: int) -> nn.Module:
@@ -137,3 +149,100 @@ def test_names_in_the_state_dict():
         "norm.running_mean",
         "norm.running_var",
     ]
+
+
+def _fixed_norm(kind: str) -> nn.Module:
+    norm = FrozenBatchNorm2d(4) if kind == "FrozenBN" else nn.BatchNorm2d(4).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(norm, name).data.copy_(torch.rand(4, generator=generator) + 0.5)
+    return norm
+
+
+@pytest.fixture
+def conv():
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 3)
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("kind", ["FrozenBN", "BN"])
+def test_folded_convolution_does_what_the_norm_would(conv, kind, has_bias):
+    x, norm, bias = torch.randn(2, 3, 6, 5), _fixed_norm(kind), conv.bias if has_bias else None
+    want = norm(F.conv2d(x, conv.weight, bias))
+    for weights in (fold(conv.weight, bias, norm), folded(conv, conv.weight, bias, norm)):
+        torch.testing.assert_close(F.conv2d(x, *weights), want, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_norm_weight_and_bias_are_the_layers_own(conv):
+    for weight, bias in (
+        fold(conv.weight, conv.bias, None),
+        folded(conv, conv.weight, conv.bias, None),
+    ):
+        assert weight is conv.weight
+        assert bias is conv.bias
+
+
+@pytest.mark.parametrize("kind", ["FrozenBN", "BN"])
+def test_sources_are_the_tensors_that_change_the_result(conv, kind):
+    norm = _fixed_norm(kind)
+    sources = folding_sources(conv.weight, conv.bias, norm)
+    assert len(sources) == 6
+    for source in sources:
+        before = [tensor.clone() for tensor in fold(conv.weight, conv.bias, norm)]
+        with torch.no_grad():
+            source.mul_(1.5)
+        after = fold(conv.weight, conv.bias, norm)
+        assert not all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_sources_without_bias_and_norm_are_the_weight(conv):
+    assert folding_sources(conv.weight, None, None) == [conv.weight]
+
+
+class _Block(CNNBlockBase):
+    def __init__(self):
+        super().__init__(3, 4, stride=2)
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+
+
+def test_block_knows_its_shape():
+    block = _Block()
+    assert (block.in_channels, block.out_channels, block.stride) == (3, 4, 2)
+
+
+def test_frozen_block_has_no_trainable_parameter_and_no_learning_norm():
+    block = _Block()
+    assert block.freeze() is block
+    assert not any(parameter.requires_grad for parameter in block.parameters())
+    assert isinstance(block.norm, FrozenBatchNorm2d)
+    assert torch.equal(block.norm.weight, torch.ones(4))
+
+
+def test_what_is_not_known_is_none():
+    assert ShapeSpec(channels=3) == ShapeSpec(3, None, None, None)
+
+
+def test_shapes_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ShapeSpec(channels=3).channels = 4  # type: ignore[misc]
+
+
+def test_xavier_fill_is_uniform_with_the_bound_of_fan_in():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 64, 3)
+    c2_xavier_fill(conv)
+    bound = math.sqrt(3 / (32 * 9))
+    assert 0.98 * bound < conv.weight.max().item() <= bound
+    assert conv.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert conv.bias is not None
+    assert not conv.bias.any()
+
+
+def test_msra_fill_is_normal_with_the_variance_of_fan_out():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 64, 3, bias=False)
+    c2_msra_fill(conv)
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
+    assert conv.weight.mean().item() == pytest.approx(0, abs=1e-3)

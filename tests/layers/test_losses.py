@@ -40,7 +40,7 @@ def test_smooth_l1_has_a_finite_gradient_where_nothing_differs(beta):
 
 
 def test_unknown_reduction_is_an_error():
-    with pytest.raises(ValueError, match="reduction is 'none', 'mean' or 'sum': got 'avg'"):
+    with pytest.raises(ValueError, match="reduction must be 'none', 'mean' or 'sum': got 'avg'"):
         smooth_l1_loss(torch.zeros(1), torch.zeros(1), 0.0, "avg")
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from detkit.layers.sync_batch_norm import SyncBatchNorm2d
+from detkit.layers.norm import SyncBatchNorm2d
 from detkit.utils import comm
 
 

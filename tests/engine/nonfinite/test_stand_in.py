@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from detkit.engine.nonfinite import giving_nan, has_stand_in
-from detkit.layers.sync_batch_norm import SyncBatchNorm2d
+from detkit.layers.norm import SyncBatchNorm2d
 from detkit.utils import comm
 
 

@@ -1,15 +1,14 @@
-"""3 x 3 convolutions in a fifth of the multiplications, for inference on CPUs.
+"""3 x 3 convolutions with a fifth of the multiplications, for inference on CPUs.
 
 Legend: N images, C channels in, K channels out, H and W height and width; a tile is 6 x 6 output
 pixels, which depend on 8 x 8 input pixels; S tile rows in a strip, T tiles in a row.
 
 Why: a Faster R-CNN R-50-FPN takes 163 G multiply-adds for an image of 800 x 1088, and a direct
-convolution already runs near what the CPU can multiply (52 G per second and core where this was
-measured), so only fewer multiplications help. F(6 x 6, 3 x 3) takes 64 for a tile where the direct
-way takes 324. Its transforms are small matrix products whose cost grows with C + K, that of the
-multiplications with C * K: hence wide layers only. The transform of the weights is worth its time
-for large maps, and for smaller ones where it is kept from one image to the next
-(`detkit.layers.prepared_weights`).
+convolution already runs near the peak of the CPU (52 G per second and core where measured), so only
+fewer multiplications help. F(6 x 6, 3 x 3) takes 64 for a tile where the direct way takes 324. Its
+transforms are small matrix products whose cost grows with C + K, that of the multiplications with
+C * K: hence wide layers only. Transforming the weights pays off for large maps, and for smaller ones
+where it is kept from one image to the next (`detkit.layers.cpu.prepared_weights`).
 
 Milliseconds on two cores (EPYC with AVX-512, torch 2.15, float32, channels-last, inputs and weights
 not in the cache, medians on a quiet machine), with the weights transformed in every call, and kept:
@@ -27,10 +26,10 @@ not in the cache, medians on a quiet machine), with the weights transformed in e
 Results differ from the direct ones by about 1e-5 of the largest, twice as much as with tiles of 4 x
 4, which took 10 to 20 % longer. Kept weights take 64 / 9 of the memory of the layer's own.
 
-More threads than free cores undo it: a strip has several parallel regions, and threads of OpenMP
-spin at the end of each. Two threads on one free core of a Xeon took 380 ms for 256 channels on 100
-x 136, against 105 direct, and 67 with `OMP_WAIT_POLICY=passive`; one thread took 50, against 95
-direct. (Measured with tiles of 4 x 4.)
+More threads than free cores make it slower than the direct way: a strip has several parallel
+regions, and threads of OpenMP spin at the end of each. Two threads on one free core of a Xeon took
+380 ms for 256 channels on 100 x 136, against 105 direct, and 67 with `OMP_WAIT_POLICY=passive`; one
+thread took 50, against 95 direct. (Measured with tiles of 4 x 4.)
 """
 
 from __future__ import annotations
@@ -41,50 +40,46 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detkit.layers.prepared_weights import are_weights_kept
-from detkit.layers.tensor_ops import is_traced
+from detkit.layers.cpu.prepared_weights import are_weights_kept
+from detkit.layers.cpu.switch import may_run_on
 
 _TILE, _PATCH = 6, 8
-# Where the polynomials behind the transforms are evaluated; the last point is infinity. Of those
-# that floats hold exactly, the nearest to 1 in size: the others' powers cost digits.
-_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+# Where the polynomials behind the transforms are evaluated; the last point is infinity. Of the
+# numbers that floats hold exactly, those nearest to 1 in size: powers of others cost digits.
+_POINTS = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5])
 # The point (1, 1), whose powers are all 1: what is added here reaches each of the 36 output pixels
 # once.
 _POINT_OF_ONES = 9
 
 
 def _at_points(num_coefficients: int) -> np.ndarray:
-    """Return the (8, n) matrix from the n coefficients of a polynomial to its values at the points."""
+    """Return the (8, n) matrix from n coefficients of a polynomial to its values at the points."""
     finite = np.vander(_POINTS, num_coefficients, increasing=True)
+    # The value at infinity is the leading coefficient.
     return np.vstack([finite, np.eye(num_coefficients)[-1]])
 
 
-def _lagrange_basis() -> np.ndarray:
-    """Return the (8, 8) coefficients of the polynomials that are 0 at all points but one, and have
-    1 for factor.
-    """
-    points = np.array(_POINTS)
-    rows = [np.append(np.poly(np.delete(points, i))[::-1], 0) for i in range(len(points))]
-    return np.array([*rows, np.poly(points)[::-1]])
+def _transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """Return the transforms of input (8, 8), weights (64, 9) and output (6, 8)."""
+    basis, divisors = [], []
+    for i, point in enumerate(_POINTS):
+        others = np.delete(_POINTS, i)
+        # A Lagrange polynomial, 0 at all points but its own, without the factor that makes it 1
+        # there: the weights are divided by that instead, and the input transform stays exact.
+        basis.append(np.append(np.poly(others)[::-1], 0))
+        divisors.append(np.prod(point - others))
+    basis.append(np.poly(_POINTS)[::-1])
+    divisors.append(1)
+    once = _at_points(3) / np.array(divisors)[:, None]
+    # Down and across a flattened 3 x 3 kernel in one product.
+    matrices = (np.array(basis), np.kron(once, once), _at_points(_TILE).T)
+    of_input, of_weight, of_output = (
+        torch.tensor(matrix, dtype=torch.float32, device="cpu") for matrix in matrices
+    )
+    return of_input, of_weight, of_output
 
 
-def _as_tensor(matrix: np.ndarray) -> Tensor:
-    return torch.tensor(matrix, dtype=torch.float32, device="cpu")
-
-
-def _weight_matrix() -> Tensor:
-    """Return the (64, 9) matrix that applies the transform of weights down and across a flattened
-    kernel.
-    """
-    points = np.array(_POINTS)
-    divisors = [np.prod(point - np.delete(points, i)) for i, point in enumerate(points)]
-    once = _at_points(3) / np.array([*divisors, 1])[:, None]
-    return _as_tensor(np.kron(once, once))
-
-
-_INPUT_TRANSFORM = _as_tensor(_lagrange_basis())
-_WEIGHT_TRANSFORM = _weight_matrix()
-_OUTPUT_TRANSFORM = _as_tensor(_at_points(_TILE).T)
+_INPUT_TRANSFORM, _WEIGHT_TRANSFORM, _OUTPUT_TRANSFORM = _transforms()
 
 # Measured: see the table above.
 _MIN_CHANNELS = 128
@@ -95,29 +90,14 @@ _TILES_PER_STRIP = 256
 
 
 def winograd_applies(input: Tensor, weights: Sequence[Tensor], layer: nn.Conv2d) -> bool:
-    """Tell whether `winograd_conv2d` gives what a layer would, and sooner.
+    """Return whether `winograd_conv2d` computes what a layer would, and faster.
 
     Args:
         input: (N, C, H, W)
         weights: The layer's, and those of a norm that is folded in.
         layer: Its kernel size, stride, padding, dilation, groups and modes are read.
     """
-    min_tiles = _MIN_TILES_WITH_KEPT_WEIGHTS if are_weights_kept() else _MIN_TILES
-    return (
-        _is_plain_3x3(layer)
-        and not (layer.training or is_traced())
-        and all(_is_cpu_float32(tensor) for tensor in (input, *weights))
-        and not torch.is_autocast_enabled("cpu")
-        and input.dim() == 4
-        and input.shape[1] == layer.in_channels
-        and input.is_contiguous(memory_format=torch.channels_last)
-        and min(layer.in_channels, layer.out_channels) >= _MIN_CHANNELS
-        and _num_tiles(input.shape[2]) * _num_tiles(input.shape[3]) >= min_tiles
-    )
-
-
-def _is_plain_3x3(layer: nn.Conv2d) -> bool:
-    return (
+    is_plain_3x3 = (
         layer.kernel_size == (3, 3)
         and layer.stride == (1, 1)
         and layer.padding == (1, 1)
@@ -125,11 +105,21 @@ def _is_plain_3x3(layer: nn.Conv2d) -> bool:
         and layer.groups == 1
         and layer.padding_mode == "zeros"
     )
-
-
-def _is_cpu_float32(tensor: Tensor) -> bool:
-    needs_gradient = tensor.requires_grad and torch.is_grad_enabled()
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not needs_gradient
+    if not is_plain_3x3 or layer.training or not may_run_on(input):
+        return False
+    for tensor in (input, *weights):
+        needs_gradient = tensor.requires_grad and torch.is_grad_enabled()
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or needs_gradient:
+            return False
+    min_tiles = _MIN_TILES_WITH_KEPT_WEIGHTS if are_weights_kept() else _MIN_TILES
+    return (
+        not torch.is_autocast_enabled("cpu")
+        and input.dim() == 4
+        and input.shape[1] == layer.in_channels
+        and input.is_contiguous(memory_format=torch.channels_last)
+        and min(layer.in_channels, layer.out_channels) >= _MIN_CHANNELS
+        and _num_tiles(input.shape[2]) * _num_tiles(input.shape[3]) >= min_tiles
+    )
 
 
 def _num_tiles(side: int) -> int:
@@ -160,16 +150,13 @@ def winograd_conv2d(input: Tensor, weight_points: Tensor, bias: Tensor | None = 
         depend on it.
     """
     N, _, H, W = input.shape
-    shape = (N, weight_points.shape[2], H, W)
-    output = torch.empty(
-        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
-    )
-    if output.numel() == 0:
-        return output
-    for input_i, output_i in zip(
-        input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1), strict=True
-    ):
-        _convolve_image(input_i, weight_points, bias, output_i)
+    K = weight_points.shape[2]
+    output = torch.empty(N, K, H, W, dtype=input.dtype, memory_format=torch.channels_last)
+    if output.numel() > 0:
+        # As rows of pixels, (H, W, C) and (H, W, K).
+        images, outputs = input.permute(0, 2, 3, 1), output.permute(0, 2, 3, 1)
+        for image, output_i in zip(images, outputs, strict=True):
+            _convolve_image(image, weight_points, bias, output_i)
     return output
 
 
@@ -185,49 +172,36 @@ def _convolve_image(
     padded = image.new_zeros((_TILE * S + 2, _TILE * T + 2, C))
     for first in range(0, num_rows, S):
         S_i = min(S, num_rows - first)
-        _fill_strip(padded, image, _TILE * first - 1)
+        # The rows of the image from `top` on, which is -1 in the first strip, one to the right:
+        # the border of `padded` stays zero, and rows that the image lacks become zero.
+        top = _TILE * first - 1
+        begin, end = max(top, 0), min(top + len(padded), H)
+        padded[begin - top : end - top, 1 : W + 1] = image[begin:end]
+        padded[end - top :].zero_()
         products = torch.bmm(_transform_strip(padded, S_i, T), weight_points)
         if bias is not None:
             products[_POINT_OF_ONES] += bias
-        tiles = _transform_products(products).view(_TILE, _TILE, S_i, T, -1)
-        _place_tiles(tiles, output[_TILE * first : _TILE * (first + S_i)])
-
-
-def _fill_strip(padded: Tensor, image: Tensor, top: int) -> None:
-    """Write the rows of `image` (H, W, C) from `top` on into `padded`, one to the right; zeros where it has none.
-
-    The border of `padded` is zero; `top` is -1 in the first strip of an image.
-    """
-    H, W, _ = image.shape
-    first, last = max(top, 0), min(top + len(padded), H)
-    padded[first - top : last - top, 1 : W + 1] = image[first:last]
-    padded[last - top :].zero_()
+        # Points to pixels: across, then down.
+        across = _OUTPUT_TRANSFORM @ products.view(_PATCH, -1)
+        transform = _OUTPUT_TRANSFORM.expand(_TILE, _TILE, _PATCH)
+        tiles = torch.bmm(transform, across.view(_TILE, _PATCH, -1))
+        rows = output[_TILE * first : _TILE * (first + S_i)]
+        _place_tiles(tiles.view(_TILE, _TILE, S_i, T, -1), rows)
 
 
 def _transform_strip(padded: Tensor, S: int, T: int) -> Tensor:
-    """Return the points (64, S * T, C), across first, of the S tile rows that a padded strip begins
-    with.
-    """
+    """Return the points (64, S * T, C), across first, of the first S tile rows of a strip."""
     y_step, C, _ = padded.stride()
     # Down before across: so the columns that two tiles share are transformed once, where they lie.
+    # Both views overlap: a tile begins 6 pixels after the one before it, and is 8 pixels long.
     rows = padded.as_strided((S, _PATCH, y_step), (_TILE * y_step, y_step, 1))
     down = torch.bmm(_INPUT_TRANSFORM.expand(S, _PATCH, _PATCH), rows)
     patches = down.as_strided((_PATCH, _PATCH, S, T, C), (C, y_step, _PATCH * y_step, _TILE * C, 1))
     return (_INPUT_TRANSFORM @ patches.reshape(_PATCH, -1)).view(_PATCH**2, S * T, C)
 
 
-def _transform_products(products: Tensor) -> Tensor:
-    """Return the pixels (6, 6, S * T * K), across first, of the tiles whose points (64, S * T, K)
-    are given.
-    """
-    across = _OUTPUT_TRANSFORM @ products.view(_PATCH, -1)
-    return torch.bmm(_OUTPUT_TRANSFORM.expand(_TILE, _TILE, _PATCH), across.view(_TILE, _PATCH, -1))
-
-
 def _place_tiles(tiles: Tensor, strip: Tensor) -> None:
-    """Write `tiles` (6, 6, S, T, K), across first, into `strip` (up to 6 S, up to 6 T, K), less
-    what is outside.
-    """
+    """Write `tiles` (6, 6, S, T, K), across first, into `strip`, cropped to its size."""
     height, width, K = strip.shape
     S, T = tiles.shape[2:4]
     by_pixel = tiles.permute(2, 1, 3, 0, 4)

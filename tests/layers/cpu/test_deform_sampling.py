@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import deform_conv2d
 
-from detkit.layers.deform_sampling import deform_conv2d_on_cpu
+from detkit.layers.cpu.deform_sampling import deform_conv2d_on_cpu
 
 
 def _case(

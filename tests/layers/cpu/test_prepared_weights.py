@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from detkit.layers import Conv2d, DeformConv, FrozenBatchNorm2d, PreparedWeights
+from detkit.layers.cpu.prepared_weights import are_weights_kept, prepared
 from detkit.layers.norm import scale_and_shift
-from detkit.layers.prepared_weights import are_weights_kept, prepared
 
 
 class _Counter:
@@ -216,7 +216,7 @@ def test_convolutions_fold_once(monkeypatch):
         folded.append(norm)
         return scale_and_shift(norm)
 
-    monkeypatch.setattr("detkit.layers.folding.scale_and_shift", record)
+    monkeypatch.setattr("detkit.layers.conv.scale_and_shift", record)
     conv = Conv2d(4, 4, 3, norm=_frozen(4)).eval()
     deform = DeformConv(4, 4, 1, norm=_frozen(4)).eval()
     x = torch.randn(1, 4, 8, 8)

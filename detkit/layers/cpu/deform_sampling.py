@@ -1,8 +1,8 @@
 """Deformable convolution on CPUs: samples as weighted sums of rows, and one matrix product.
 
-Torchvision's operator goes through the samples number by number. Here a pixel is a row of its
-channels, a sample the sum of four rows with bilinear weights, which `embedding_bag` computes,
-forward and backward. Milliseconds of CPU time on one core (Xeon with AVX-512, torch 2.15, float32,
+torchvision's operator computes the samples one by one. Here a pixel is a row of its channels, and a
+sample the sum of four rows with bilinear weights, which `embedding_bag` computes, forward and
+backward. Milliseconds of CPU time on one core (Xeon with AVX-512, torch 2.15, float32,
 channels-last, with modulation):
 
     C = K   map         torchvision   backward   here   backward
@@ -10,8 +10,7 @@ channels-last, with modulation):
     256      50 x 68            139        882     51        110
     512      25 x 34            105        508     47         98
 
-It keeps the samples for the backward pass, as torchvision does not: 9 times the input for a 3 x 3
-kernel.
+Unlike torchvision it keeps the samples for the backward pass: 9 times the input for a 3 x 3 kernel.
 
 Legend: N images, C channels in, K channels out, H and W height and width, G groups of offsets, P
 places of the kernel, R = N * H_out * W_out.
@@ -34,7 +33,9 @@ def deform_conv2d_on_cpu(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """Return `torchvision.ops.deform_conv2d` of the same arguments up to rounding, with the same gradients at kinks.
+    """Return `torchvision.ops.deform_conv2d` of the same arguments up to rounding.
+
+    Gradients too are torchvision's, also at the kinks, where a sample lies exactly on a pixel.
 
     Args:
         x: (N, C, H, W), not empty.
@@ -50,15 +51,25 @@ def deform_conv2d_on_cpu(
         (N, K, H_out, W_out), channels-last.
     """
     N, _, height, width = offset.shape
-    places = weight.shape[2] * weight.shape[3]
+    kernel_size, output_size = weight.shape[2:], (height, width)
+    places = kernel_size[0] * kernel_size[1]
+    # Row and column of each place of the kernel at each output: (H_out, 1, 1, P) and (W_out, 1, P).
+    row, column = (
+        (torch.arange(size, device=x.device) * s)[:, None]
+        + torch.arange(k, device=x.device) * d
+        - p
+        for size, s, k, d, p in zip(
+            output_size, stride, kernel_size, dilation, padding, strict=True
+        )
+    )
+    rows = row[:, :, None].expand(-1, -1, kernel_size[1]).flatten(1)[:, None, None]
+    columns = column[:, None, :].expand(-1, kernel_size[0], -1).flatten(1)[:, None]
     by_group = offset.reshape(N, -1, places, 2, height, width).permute(3, 0, 4, 5, 1, 2)
-    # Whole numbers first: the sums are rounded once, as torchvision's are.
-    rows, columns = _grid(stride, padding, dilation, weight.shape[2:], (height, width), x.device)
+    # Rows and columns are whole numbers: the sums are rounded once, as torchvision's are.
     indices, weights = _bilinear(by_group[0] + rows, by_group[1] + columns, x.shape[2:])
     if mask is not None:
-        weights = (
-            weights * mask.reshape(N, -1, places, height, width).permute(0, 3, 4, 1, 2)[..., None]
-        )
+        factors = mask.reshape(N, -1, places, height, width).permute(0, 3, 4, 1, 2)
+        weights = weights * factors[..., None]
     samples = _gather(x, indices, weights)
     with torch.autocast("cpu", enabled=False):
         y = _product(samples, weight)
@@ -66,39 +77,19 @@ def deform_conv2d_on_cpu(
     return y.view(N, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _grid(
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    kernel_size: torch.Size,
-    output_size: tuple[int, int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Return row and column of each place of the kernel at each output: (H_out, 1, 1, P) and
-    (W_out, 1, P).
-    """
-    row, column = (
-        (torch.arange(size, device=device) * s)[:, None] + torch.arange(k, device=device) * d - p
-        for size, s, k, d, p in zip(
-            output_size, stride, kernel_size, dilation, padding, strict=True
-        )
-    )
-    places_by_row = row[:, :, None].expand(-1, -1, kernel_size[1]).flatten(1)
-    places_by_column = column[:, None, :].expand(-1, kernel_size[0], -1).flatten(1)
-    return places_by_row[:, None, None], places_by_column[:, None]
-
-
 def _bilinear(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """Return the four pixels around each point as indices into a flattened map, and their weights; 0 outside the map.
+    """Return the four pixels around each point of a map (H, W), and their weights.
 
     Args:
         y: Rows of the points, of any shape.
         x: Their columns.
-        size: (H, W) of the map.
+        size: (H, W)
 
     Returns:
-        Two tensors of that shape with one more dimension of 4.
+        Indices into the flattened map, and weights, 0 outside the map: both of the shape of `y`
+        with one more dimension of 4.
     """
+    # Detached: the whole part has no gradient, and where it jumps the weights are equal.
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
     top, left = top.long(), left.long()
@@ -116,16 +107,13 @@ def _gather(x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """Return the samples (R, P, C) at (N, H_out, W_out, G, P, 4) pixels."""
     N, C, H, W = x.shape
     G, P = indices.shape[3:5]
+    # A table with a row per image, pixel and group of channels.
+    table = x.permute(0, 2, 3, 1).reshape(N * H * W * G, C // G)
     first = torch.arange(N, device=x.device).view(N, 1, 1, 1, 1, 1) * (H * W)
     groups = torch.arange(G, device=x.device).view(G, 1, 1)
-    pixels = x.permute(0, 2, 3, 1).reshape(N * H * W * G, C // G)
-    indices = (indices + first) * G + groups
-    samples = F.embedding_bag(
-        indices.view(-1, 4),
-        pixels,
-        mode="sum",
-        per_sample_weights=weights.reshape(-1, 4).to(x.dtype),
-    )
+    table_rows = ((indices + first) * G + groups).view(-1, 4)
+    factors = weights.reshape(-1, 4).to(x.dtype)
+    samples = F.embedding_bag(table_rows, table, mode="sum", per_sample_weights=factors)
     return samples.view(-1, G, P, C // G).transpose(1, 2).reshape(-1, P, C)
 
 
@@ -134,14 +122,10 @@ def _product(samples: Tensor, weight: Tensor) -> Tensor:
     R, P, C = samples.shape
     K, channels = weight.shape[:2]
     groups = C // channels
-    by_group = (
-        samples.view(R, P, groups, channels).permute(2, 0, 1, 3).reshape(groups, R, P * channels)
-    )
+    by_group = samples.view(R, P, groups, channels).permute(2, 0, 1, 3)
+    by_group = by_group.reshape(groups, R, P * channels)
     # From (K, C / groups, height, width): the place of the kernel comes before the channel, as in
     # the samples.
-    matrices = (
-        weight.reshape(groups, K // groups, channels, P)
-        .permute(0, 3, 2, 1)
-        .reshape(groups, P * channels, -1)
-    )
+    matrices = weight.reshape(groups, K // groups, channels, P).permute(0, 3, 2, 1)
+    matrices = matrices.reshape(groups, P * channels, -1)
     return (by_group @ matrices).transpose(0, 1).reshape(R, K)

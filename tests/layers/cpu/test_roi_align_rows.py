@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from detkit.layers import roi_align_rows as module
-from detkit.layers.roi_align_rows import roi_align_rows
+from detkit.layers.cpu import roi_align_rows as module
+from detkit.layers.cpu.roi_align_rows import roi_align_rows
 from tests.helpers import random_boxes
 
 

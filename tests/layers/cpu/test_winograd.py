@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from detkit.layers import Conv2d, get_norm
-from detkit.layers.prepared_weights import PreparedWeights
-from detkit.layers.winograd import transform_weight, winograd_applies
-from detkit.layers.winograd import winograd_conv2d as convolve_points
+from detkit.layers.cpu.prepared_weights import PreparedWeights
+from detkit.layers.cpu.winograd import transform_weight, winograd_applies
+from detkit.layers.cpu.winograd import winograd_conv2d as convolve_points
 
 CHANNELS_LAST = torch.channels_last
 

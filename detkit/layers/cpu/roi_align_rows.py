@@ -1,13 +1,13 @@
-"""ROIAlign on a CPU, many times faster than torchvision's where the channels of a pixel lie together in memory.
+"""ROIAlign on a CPU as weighted sums of rows, for feature maps that are channels-last in memory.
 
 An output cell is a weighted sum of pixels, and the weights are the same for all channels. Over a
 channels-last feature map that is a weighted sum of rows of a table, for which torch has a parallel,
 vectorised kernel with a backward pass: `embedding_bag`. torchvision's kernel works channel by
-channel on one core, and wants the channels apart.
+channel on one core, and needs the channels apart.
 
 The weights are separable: what a cell takes from a pixel is a factor for the pixel's row times one
-for its column. So the samples of a cell are first summed up per row and per column ("taps"), and
-only then multiplied out.
+for its column. So the samples of a cell are first summed per row and per column ("taps"), and only
+then multiplied out.
 
 Measured on two shared cores, 1,000 regions to 7x7 over (256, 200, 272), one sample per pixel:
 torchvision 0.7 s, this 0.08 s. With the backward pass, 500 regions, in CPU time: 1.85 s and 0.16 s.
@@ -30,12 +30,12 @@ _MAX_PIXELS = 4_000_000
 
 
 class _Taps(NamedTuple):
-    """The rows (or columns) that each of R * P output rows (or columns) takes something from."""
+    """The rows (or columns) of the feature map that each of R * P output rows (columns) sums."""
 
     position: Tensor
     """(K,) int64 row or column of the feature map, ordered by output row or column."""
     weight: Tensor
-    """(K,) how much of it."""
+    """(K,) their factors."""
     count: Tensor
     """(R, P) int64 how many taps an output row or column has."""
 
@@ -48,7 +48,7 @@ def roi_align_rows(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Return what `torchvision.ops.roi_align` gives, in channels-last memory format.
+    """Return `torchvision.ops.roi_align` of the same arguments, in channels-last memory format.
 
     Args:
         features: (N, C, H, W) in channels-last memory format, on the CPU.
@@ -67,13 +67,9 @@ def roi_align_rows(
 
     pixels = y.count[:, :, None] * x.count[:, None, :]
     if len(rois) > 1 and int(pixels.sum()) > _MAX_PIXELS:
+        settings = (output_size, spatial_scale, sampling_ratio, aligned)
         halves = rois.tensor_split(2)
-        return torch.cat(
-            [
-                roi_align_rows(features, half, output_size, spatial_scale, sampling_ratio, aligned)
-                for half in halves
-            ]
-        )
+        return torch.cat([roi_align_rows(features, half, *settings) for half in halves])
     row, column, weight = _multiply_out(y, x, pixels.flatten())
     image = rois[:, 0].long().repeat_interleave(pixels.sum(dim=(1, 2)))
     cells = F.embedding_bag(
@@ -87,17 +83,17 @@ def roi_align_rows(
 
 
 def _axis_taps(first: Tensor, size: Tensor, cells: int, limit: int, sampling_ratio: int) -> _Taps:
-    """Sum up, per output row (or column), what its samples take from each row (or column) of the feature map.
+    """Return what each output row (or column) takes from the rows (columns) of the feature map.
 
     Args:
-        first: (R,) where the regions begin along the axis, in feature map pixels.
-        size: (R,) how far they go.
+        first: (R,) start of the regions along the axis, in feature map pixels.
+        size: (R,) their extent.
         cells: P
         limit: H or W.
         sampling_ratio: S; 0 for one per pixel.
     """
-    # The order of these operations is torchvision's: another one would round otherwise, and a
-    # sample that crosses the border of the feature map counts or does not.
+    # The order of these operations is torchvision's: another would round differently, and rounding
+    # decides whether a sample at the border of the feature map counts.
     cell_size = size / cells
     samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else cell_size.ceil()
     divisor = samples.clamp(min=1)[:, None]
@@ -106,6 +102,7 @@ def _axis_taps(first: Tensor, size: Tensor, cells: int, limit: int, sampling_rat
     point = cell_start[:, :, None] + ((index + 0.5) * cell_size[:, None] / divisor)[:, None, :]
     counts = (index < samples[:, None])[:, None, :] & (point >= -1) & (point <= limit)
 
+    # Bilinear: a sample takes from the pixel below it, and from the next by its distance.
     point = point.clamp(0, limit - 1)
     lower = point.floor()
     above = point - lower
@@ -123,7 +120,7 @@ def _axis_taps(first: Tensor, size: Tensor, cells: int, limit: int, sampling_rat
 
 
 def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row, column and weight of each pixel that an output cell takes something from, ordered by cell.
+    """Return row, column and weight of each pixel that an output cell sums, ordered by cell.
 
     Args:
         y: Taps along y.
@@ -135,6 +132,7 @@ def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, 
     x_start = _starts(x.count.flatten()).reshape(x.count.shape)[:, None, :].expand(shape).flatten()
     x_count = x.count[:, None, :].expand(shape).flatten()
 
+    # Pixel number n of a cell is row tap n // x_count and column tap n % x_count.
     cell = torch.arange(len(pixels_per_cell)).repeat_interleave(pixels_per_cell)
     number_in_cell = torch.arange(len(cell)) - _starts(pixels_per_cell)[cell]
     x_count = x_count[cell]
@@ -145,5 +143,5 @@ def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, 
 
 
 def _starts(counts: Tensor) -> Tensor:
-    """Return where each run begins, when runs of these lengths lie one after the other."""
+    """Return the start of each run, for consecutive runs of these lengths."""
     return counts.cumsum(0) - counts
