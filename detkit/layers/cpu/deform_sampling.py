@@ -89,7 +89,7 @@ def _bilinear(y: Tensor, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         Indices into the flattened map, and weights, 0 outside the map: both of the shape of `y`
         with one more dimension of 4.
     """
-    # Detached: the whole part has no gradient, and where it jumps the weights are equal.
+    # Detached: `floor` has no gradient, so it needs no place in the graph.
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
     top, left = top.long(), left.long()
