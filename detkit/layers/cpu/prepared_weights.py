@@ -75,7 +75,7 @@ class _Prepared(NamedTuple):
     value: Any
     sources: list[Tensor]
     states: list[tuple[int, int]]
-    # Held so that no later memory of these tensors, after `tensor.data = ...`, has the same address.
+    # Held so that no later memory of the tensors, after `tensor.data = ...`, has this address.
     storages: list[torch.UntypedStorage]
 
     def is_of(self, sources: Sequence[Tensor], states: list[tuple[int, int]]) -> bool:

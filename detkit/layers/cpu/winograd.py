@@ -7,8 +7,8 @@ Why: a Faster R-CNN R-50-FPN takes 163 G multiply-adds for an image of 800 x 108
 convolution already runs near the peak of the CPU (52 G per second and core where measured), so only
 fewer multiplications help. F(6 x 6, 3 x 3) takes 64 for a tile where the direct way takes 324. Its
 transforms are small matrix products whose cost grows with C + K, that of the multiplications with
-C * K: hence wide layers only. Transforming the weights pays off for large maps, and for smaller ones
-where it is kept from one image to the next (`detkit.layers.cpu.prepared_weights`).
+C * K: hence wide layers only. Transforming the weights pays off for large maps, and for smaller
+ones where it is kept from one image to the next (`detkit.layers.cpu.prepared_weights`).
 
 Milliseconds on two cores (EPYC with AVX-512, torch 2.15, float32, channels-last, inputs and weights
 not in the cache, medians on a quiet machine), with the weights transformed in every call, and kept:
