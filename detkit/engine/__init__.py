@@ -1,7 +1,6 @@
 """Training and prediction: processes, loop, hooks, and the defaults that tie all packages together."""
 
 from detkit.engine import hooks
-from detkit.engine.amp_trainer import AMPTrainer
 from detkit.engine.default_predictor import DefaultPredictor
 from detkit.engine.default_trainer import DefaultTrainer
 from detkit.engine.launch import DEFAULT_TIMEOUT, create_ddp_model, launch
@@ -13,7 +12,7 @@ from detkit.engine.model_report import (
 )
 from detkit.engine.run_config import prepare
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
-from detkit.engine.simple_trainer import SimpleTrainer
+from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
 
 __all__ = [

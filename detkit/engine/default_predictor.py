@@ -11,7 +11,7 @@ from detkit.config import CfgNode
 from detkit.data import Metadata, MetadataCatalog
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.data.transforms.build import build_test_resize
-from detkit.engine.augmented_model import with_test_time_augmentation
+from detkit.engine.evaluations import with_test_time_augmentation
 from detkit.engine.run_config import prepare
 from detkit.layers import PreparedWeights
 from detkit.modeling import build_model

@@ -1,6 +1,4 @@
-"""`DefaultTrainer`: a training run as its config describes it, each part from a classmethod that
-can be overridden.
-"""
+"""`DefaultTrainer`: a training run from a config, each part built by a classmethod to override."""
 
 import functools
 import logging
@@ -25,12 +23,16 @@ from detkit.data import (
     build_detection_train_loader,
     get_test_records,
 )
-from detkit.engine.amp_trainer import AMPTrainer
-from detkit.engine.augmented_model import named_as_augmented, with_test_time_augmentation
-from detkit.engine.class_metadata import class_metadata
-from detkit.engine.config_record import ConfigRecord
+from detkit.engine.checkpoint_records import ConfigRecord, class_metadata
+from detkit.engine.evaluations import (
+    build_validation_loader,
+    named_as_augmented,
+    validation_losses_of,
+    with_averaged_results,
+    with_test_time_augmentation,
+)
 from detkit.engine.launch import create_ddp_model
-from detkit.engine.model_ema import ModelEMA, with_averaged_results
+from detkit.engine.model_ema import ModelEMA
 from detkit.engine.model_report import (
     format_module_table,
     module_rows,
@@ -42,9 +44,8 @@ from detkit.engine.run_config import (
     scaled_to_processes,
     without_augmentation,
 )
-from detkit.engine.simple_trainer import SimpleTrainer
-from detkit.engine.train_loop import HookBase, TrainerBase
-from detkit.engine.validation_loss import build_validation_loader, validation_losses_of
+from detkit.engine.simple_trainer import SimpleTrainer, default_precision
+from detkit.engine.train_loop import HookBase
 from detkit.engine.writers import build_writers
 from detkit.evaluation import (
     DatasetEvaluator,
@@ -62,18 +63,20 @@ from detkit.utils.logger import setup_logger
 logger = logging.getLogger(__name__)
 
 _WRITE_PERIOD = 20
-_PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What of a run's state is stored under `_trainer`: see `DefaultTrainer.state_dict`.
+_STEP_STATE = ("iteration", "ranks", "optimizer", "grad_scaler", "skipped_steps")
 
 
-class DefaultTrainer(TrainerBase):
+class DefaultTrainer(SimpleTrainer):
     """Builds model, optimizer, schedule, data, checkpoints and hooks from a config, and trains.
 
-    What differs in a run of your own is a subclass that overrides one of the `build_...` methods.
+    For a run of your own, override one of the `build_...` methods in a subclass.
 
-    Example:
-        >>> trainer = DefaultTrainer(cfg)
-        >>> trainer.resume_or_load(resume=args.resume)
-        >>> results = trainer.train()
+    ```python
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    ```
 
     Attributes:
         scheduler: The learning rate's schedule.
@@ -83,39 +86,57 @@ class DefaultTrainer(TrainerBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build everything. The data come first: what is wrong with them shows before anything else
-        takes time.
-        """
-        super().__init__()
-        if not logging.getLogger(
-            "detkit"
-        ).hasHandlers():  # default_setup was not called: in a notebook, say
+        """Build everything from a config, which is not changed."""
+        # Without default_setup, in a notebook for example, nothing would be shown.
+        if not logging.getLogger("detkit").hasHandlers():
             setup_logger()
+        # The data first: what is wrong with them shows before anything else takes time.
         cfg, data_loader = run_config(cfg, self.build_train_loader, self.auto_scale_workers)
         self._check_test_data(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = _build_loop(cfg, create_ddp_model(model), data_loader, optimizer)
+        super().__init__(
+            create_ddp_model(model),
+            data_loader,
+            optimizer,
+            # Metrics of several processes are gathered as often as written, in one message.
+            gather_metric_period=_WRITE_PERIOD if comm.get_world_size() > 1 else 1,
+            accum_steps=cfg.SOLVER.ACCUM_STEPS,
+            max_skipped_steps=cfg.SOLVER.SKIP_NONFINITE_STEPS,
+            dump_dir=cfg.OUTPUT_DIR,
+            precision=_precision(cfg, model),
+        )
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        logger.info(
+            "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over"
+            " %d processes)",
+            cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS,
+            cfg.SOLVER.ACCUM_STEPS,
+            cfg.SOLVER.IMS_PER_BATCH,
+            comm.get_world_size(),
+        )
         logger.info("modules:\n%s", format_module_table(module_rows(model, optimizer)))
-        this = weakref.proxy(self)
         self.checkpointer = DetectionCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             metadata=class_metadata(cfg.DATASETS.TRAIN),
             config=ConfigRecord(cfg),
-            trainer=this,
+            # Weak, as for hooks: the trainer is freed without waiting for a collection.
+            trainer=weakref.proxy(self),
         )
-        self.ema = _build_ema(cfg, model)
-        if self.ema is not None:
+        self.ema: ModelEMA | None = None
+        if cfg.MODEL_EMA.ENABLED:
+            self.ema = ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
             self.checkpointer.add_checkpointable("ema", self.ema)
-        self.cfg = cfg
-        self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] | None = None
-        self._trainer.register_hooks(
-            [hooks.CallbackHook(after_backward=lambda _: this.after_backward())]
-        )
         self.register_hooks(self.build_hooks())
+
+    @property
+    def _trainer(self) -> SimpleTrainer:
+        """This trainer, under the name in which Detectron2 keeps a trainer of the steps."""
+        return self
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else
@@ -198,36 +219,25 @@ class DefaultTrainer(TrainerBase):
             verify_results(cfg, self._last_eval_results or {})
         return self._last_eval_results
 
-    def run_step(self) -> None:
-        """Train one iteration."""
-        self._trainer.iter = self.iter
-        self._trainer.max_iter = self.max_iter
-        self._trainer.run_step()
-        self.was_skipped = self._trainer.was_skipped
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the run: iteration, hooks (with the schedule), optimizer."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """Return the state of the run.
+
+        The file format has that of the steps under `_trainer`, from a time when a trainer within
+        the trainer ran them.
+        """
+        state = super().state_dict()
+        steps = {key: state[key] for key in _STEP_STATE}
+        for key in ("optimizer", "grad_scaler", "skipped_steps"):
+            del state[key]
+        return {**state, "_trainer": steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
-
-    @property
-    def model(self) -> nn.Module:
-        """The model as it trains: within DistributedDataParallel where there are several processes."""
-        return self._trainer.model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer."""
-        return self._trainer.optimizer
-
-    @property
-    def data_loader(self) -> Iterable[Any]:
-        """The training data."""
-        return self._trainer.data_loader
+        """Load a state returned by `state_dict`."""
+        steps = state_dict["_trainer"]
+        # In older files, each of the two trainers had saved a part of what a process knows.
+        both = zip(steps.get("ranks", []), state_dict.get("ranks", []), strict=True)
+        ranks = [{**of_steps, **of_run} for of_steps, of_run in both]
+        super().load_state_dict({**steps, **state_dict, "ranks": ranks})
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -423,33 +433,9 @@ class DefaultTrainer(TrainerBase):
         )
 
 
-def _build_loop(
-    cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: Optimizer
-) -> SimpleTrainer:
-    """Build the trainer of the steps, in the precision asked for."""
-    per_pass, passes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS
-    logger.info(
-        "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over %d"
-        " processes)",
-        per_pass * passes,
-        passes,
-        per_pass,
-        comm.get_world_size(),
-    )
-    # Metrics of several processes are gathered as often as they are written, in one message.
-    gather_period = _WRITE_PERIOD if comm.get_world_size() > 1 else 1
-    settings: dict[str, Any] = {
-        "accum_steps": passes,
-        "max_skipped_steps": cfg.SOLVER.SKIP_NONFINITE_STEPS,
-        "dump_dir": cfg.OUTPUT_DIR,
-    }
+def _precision(cfg: CfgNode, model: nn.Module) -> torch.dtype | None:
+    """Return the type that SOLVER.AMP asks for; None for full precision."""
     if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer, gather_period, **settings)
-    precision = _PRECISIONS[cfg.SOLVER.AMP.DTYPE]
-    return AMPTrainer(model, data_loader, optimizer, gather_period, precision=precision, **settings)
-
-
-def _build_ema(cfg: CfgNode, model: nn.Module) -> ModelEMA | None:
-    if not cfg.MODEL_EMA.ENABLED:
         return None
-    return ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
+    types = {"auto": default_precision(model), "bf16": torch.bfloat16, "fp16": torch.float16}
+    return types[cfg.SOLVER.AMP.DTYPE]

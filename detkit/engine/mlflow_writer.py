@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detkit.engine.config_record import flat_settings
+from detkit.engine.checkpoint_records import flat_settings
 from detkit.utils.events import EventWriter, get_event_storage
 
 logger = logging.getLogger(__name__)

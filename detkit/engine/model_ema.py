@@ -105,17 +105,3 @@ class ModelEMA:
         for name, value in self._model.state_dict().items():
             if name in weights:
                 value.copy_(weights[name])
-
-
-def with_averaged_results(
-    results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool
-) -> dict[str, Any]:
-    """Return the results with those of the averaged weights beside them, as tasks of their own:
-    `bbox_EMA`, ...
-    """
-    if is_per_dataset:
-        return {
-            name: with_averaged_results(results[name], averaged[name], is_per_dataset=False)
-            for name in results
-        }
-    return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}

@@ -47,7 +47,7 @@ def test_loss_that_is_not_finite_names_the_images_of_its_pass():
 
 
 def test_fewer_passes_than_one_are_an_error():
-    with pytest.raises(ValueError, match=r"SOLVER\.ACCUM_STEPS must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"accum_steps must be at least 1, got 0"):
         trained(Toy(), [], 1, accum_steps=0)
 
 

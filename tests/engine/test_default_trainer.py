@@ -9,7 +9,7 @@ import torch
 
 from detkit.checkpoint import CheckpointError, load_checkpoint_file
 from detkit.data import DatasetCatalog, MetadataCatalog
-from detkit.engine import AMPTrainer, DefaultTrainer, hooks
+from detkit.engine import DefaultTrainer, hooks
 from detkit.evaluation import DatasetEvaluator
 
 
@@ -225,9 +225,11 @@ def test_expected_results_are_verified(tiny_cfg, expected):
             trainer.train()
 
 
-def test_amp_key_selects_mixed_precision(tiny_cfg):
-    tiny_cfg.SOLVER.AMP.ENABLED = True
-    assert isinstance(DefaultTrainer(tiny_cfg)._trainer, AMPTrainer)
+def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
+    trainer = DefaultTrainer(tiny_cfg)
+    assert trainer._trainer.model is trainer.model
+    assert trainer._trainer.optimizer is trainer.optimizer
+    assert trainer._trainer.data_loader is trainer.data_loader
 
 
 def test_pictures_are_drawn_every_period_and_at_the_end(tiny_cfg):
@@ -241,7 +243,6 @@ def test_precise_bn_replaces_the_running_statistics(tiny_cfg):
     tiny_cfg.TEST.PRECISE_BN.ENABLED, tiny_cfg.TEST.PRECISE_BN.NUM_ITER = True, 3
     tiny_cfg.DATASETS.TEST = ()
     plain = DefaultTrainer(tiny_cfg)
-    plain.register_hooks([])
     before = []
     precise = next(h for h in plain._hooks if isinstance(h, hooks.PreciseBN))
     update = precise.update_stats
@@ -251,7 +252,7 @@ def test_precise_bn_replaces_the_running_statistics(tiny_cfg):
     assert not torch.equal(before[0], plain.model.norm.running_mean)
 
 
-def test_after_backward_reaches_the_hooks_of_the_outer_trainer(tiny_cfg):
+def test_after_backward_reaches_the_hooks(tiny_cfg):
     tiny_cfg.DATASETS.TEST = ()
     seen, trainer = [], DefaultTrainer(tiny_cfg)
     trainer.register_hooks([hooks.CallbackHook(after_backward=lambda t: seen.append(t.iter))])

@@ -1,19 +1,6 @@
-"""Steps with losses or gradients that are not finite: found before they change weights, left out,
-or explained.
-"""
+"""Steps with non-finite losses or gradients: kept from the weights, skipped, or explained."""
 
-from detkit.engine.nonfinite.explanation import explain, in_short
-from detkit.engine.nonfinite.stand_in import giving_nan, has_stand_in
-from detkit.engine.nonfinite.step import BrokenStep, Pass
-from detkit.engine.nonfinite.verdict import Verdict, judge
+from detkit.engine.nonfinite.guard import NonFiniteError, NonFiniteGuard
+from detkit.engine.nonfinite.replay import Pass
 
-__all__ = [
-    "BrokenStep",
-    "Pass",
-    "Verdict",
-    "explain",
-    "giving_nan",
-    "has_stand_in",
-    "in_short",
-    "judge",
-]
+__all__ = ["NonFiniteError", "NonFiniteGuard", "Pass"]

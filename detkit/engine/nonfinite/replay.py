@@ -1,34 +1,72 @@
-"""Run a step once more, and watch every module: where do the numbers stop being finite?"""
+"""Run a non-finite step once more, and watch in which module its numbers stop being finite."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from detkit.engine.nonfinite.step import BrokenStep
-from detkit.engine.nonfinite.verdict import are_finite
+from detkit.engine.buffer_snapshot import BufferSnapshot
 from detkit.structures import Instances
 from detkit.utils.env import random_state, set_random_state
 from detkit.utils.events import EventStorage
 
 
+class Pass(NamedTuple):
+    """The forward and backward pass of one batch of an iteration."""
+
+    batch: Any
+    losses: dict[str, Tensor]
+    """Detached from the graph."""
+    data_time: float
+    """Seconds spent waiting for the batch."""
+    random_state: Mapping[str, Any]
+    """Right before the forward pass."""
+    error: str
+    """Message of the FloatingPointError that the model raised; empty where it raised none."""
+
+
+class BrokenStep(NamedTuple):
+    """A step with non-finite losses or gradients in some process; its weights are unchanged."""
+
+    iteration: int
+    passes: Sequence[Pass]
+    losses: list[dict[str, float]]
+    """Of each pass of this process, by name."""
+    is_loss_broken: bool
+    """Whether a loss of any process is not finite; otherwise a gradient is not."""
+    model: nn.Module
+    """Without the wrapper of DistributedDataParallel."""
+    optimizer: Optimizer
+    snapshot: BufferSnapshot
+    """The buffers before the step."""
+    compute_losses: Callable[[Any], Mapping[str, Tensor]]
+    """Runs `model` on a batch, in the precision of the run, without the other processes."""
+    recent_losses: Sequence[float]
+    """Total losses of this process's last steps, oldest first."""
+    num_steps: int
+    """Steps taken by this process before this one."""
+    num_skipped: int
+    """Steps skipped by this run before this one."""
+
+
 @dataclass(frozen=True)
 class BrokenOutput:
-    """The output of a module that is not finite."""
+    """A module output that is not finite."""
 
     module: str
-    """As `model.named_modules` names it; empty for the whole model."""
+    """Its name in `model.named_modules`; empty for the whole model."""
     kind: str
     """Its class."""
     dtype: str
     """Type of the tensor that is not finite, such as `float16`."""
     has_finite_inputs: bool
     ran_first: bool
-    """Whether no module gave an output before it."""
+    """Whether no other module had finished before it."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +74,9 @@ class BrokenGradient:
     """A gradient that is not finite."""
 
     of: str
-    """`output` of a module, or `parameter`."""
+    """`output` (of a module) or `parameter`."""
     name: str
-    """Of the module, or of the parameter."""
+    """Name of the module or the parameter."""
     dtype: str
 
 
@@ -55,48 +93,35 @@ class Replay:
 
 
 def replay(step: BrokenStep) -> Replay:
-    """Run a step's passes again from the same random numbers; the backward pass only if all losses were finite.
+    """Run the passes of a step again from the same random numbers and buffers.
 
-    Modes, gradients and random numbers are afterwards as they were before, buffers as they were
-    before the step. All processes must call it, since layers may communicate; gradients are not
-    exchanged.
+    The backward pass is run only if all losses were finite. Modes, gradients and random numbers are
+    left as they were, buffers as they were before the step. All processes must call it, since
+    layers may communicate; gradients are not exchanged.
     """
     watch = _Watch()
     error = ""
-    with _undisturbed(step), watch.over(step.model):
+    before = random_state()
+    step.snapshot.restore()
+    # A storage of its own: layers log into the active one.
+    with watch.over(step.model), EventStorage():
         try:
             for pass_ in step.passes:
                 set_random_state(pass_.random_state)
                 losses = step.compute_losses(pass_.batch)
-                if not step.verdict.is_loss_broken:
-                    _differentiate(losses, step.model, len(step.passes))
-        except (
-            Exception
-        ) as raised:  # whatever it is: the rest of what is known about the step must still be told
+                if not step.is_loss_broken:
+                    # `autograd.grad` leaves `.grad` alone, and does not call the hooks with which
+                    # DistributedDataParallel exchanges gradients.
+                    total = torch.stack([loss.float() for loss in losses.values()]).sum()
+                    trained = [p for p in step.model.parameters() if p.requires_grad]
+                    torch.autograd.grad(total / len(step.passes), trained, allow_unused=True)
+        except Exception as raised:
+            # Whatever it is, what else is known about the step must still be reported.
             error = f"{type(raised).__name__}: {raised}"
+        finally:
+            step.snapshot.restore()
+            set_random_state(before)
     return Replay(watch.first_output, watch.first_gradient, error)
-
-
-def _differentiate(losses: Mapping[str, Tensor], model: nn.Module, num_passes: int) -> None:
-    """Run the backward pass, without a change to `.grad` and without the hooks that exchange it."""
-    total = torch.stack([loss.float() for loss in losses.values()]).sum() / num_passes
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.autograd.grad(total, trained, allow_unused=True)
-
-
-@contextmanager
-def _undisturbed(step: BrokenStep) -> Iterator[None]:
-    """Run the block from the buffers that the step began with; these are left behind, and no other
-    trace of it.
-    """
-    before = random_state()
-    step.buffers.restore()
-    try:
-        with EventStorage():  # layers log into the active storage
-            yield
-    finally:
-        step.buffers.restore()
-        set_random_state(before)
 
 
 class _Watch:
@@ -109,17 +134,14 @@ class _Watch:
 
     @contextmanager
     def over(self, model: nn.Module) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(
-                functools.partial(self._see_output, name), with_kwargs=True
-            )
-            for name, module in model.named_modules()
-        ]
-        handles += [
-            parameter.register_hook(functools.partial(self._see_gradient, "parameter", name))
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        ]
+        handles = []
+        for name, module in model.named_modules():
+            hook = functools.partial(self._see_output, name)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                hook = functools.partial(self._see_gradient, "parameter", name)
+                handles.append(parameter.register_hook(hook))
         try:
             yield
         finally:
@@ -135,28 +157,38 @@ class _Watch:
             self.first_output = BrokenOutput(
                 name,
                 type(module).__name__,
-                _type(broken),
+                _type_name(broken),
                 has_finite_inputs=are_finite(_floats_in((args, kwargs))),
                 ran_first=self._num_outputs == 0,
             )
         self._num_outputs += 1
-        # Hooks on tensors, not on modules: those wrap outputs in views, which in-place operations
-        # behind them refuse.
+        # Hooks on tensors, not on modules: full backward hooks wrap outputs in views, which
+        # in-place operations behind them (`ReLU(inplace=True)`) refuse.
         for tensor in tensors:
             if tensor.requires_grad:
                 tensor.register_hook(functools.partial(self._see_gradient, "output", name))
 
     def _see_gradient(self, of: str, name: str, gradient: Tensor) -> None:
         if self.first_gradient is None and not are_finite([gradient]):
-            self.first_gradient = BrokenGradient(of, name, _type(gradient))
+            self.first_gradient = BrokenGradient(of, name, _type_name(gradient))
 
 
-def _type(tensor: Tensor) -> str:
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all numbers in all tensors are finite. Waits for the device."""
+    return all(bool(dense_values(tensor).isfinite().all()) for tensor in tensors)
+
+
+def dense_values(tensor: Tensor) -> Tensor:
+    """Return the stored numbers of a tensor, which for a sparse one are a tensor of their own."""
+    return tensor._values() if tensor.is_sparse else tensor
+
+
+def _type_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def _floats_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of floating point numbers in what modules take and give."""
+    """Yield the floating point tensors in the inputs or outputs of a module."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -168,5 +200,5 @@ def _floats_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
             yield from _floats_in(item)
-    else:  # Boxes, ImageList and the like
+    else:  # Boxes, ImageList and other wrappers of one tensor
         yield from _floats_in(getattr(value, "tensor", ()))

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.engine import SimpleTrainer, simple_trainer
+from detkit.engine import SimpleTrainer
+from detkit.engine.nonfinite import guard
 from detkit.engine.nonfinite.replay import BrokenGradient, BrokenOutput, replay
 from detkit.structures import Boxes, Instances
 from detkit.utils.events import EventStorage, get_event_storage
@@ -40,9 +41,7 @@ class Toy(nn.Module):
 def make_broken_step(monkeypatch, model, batches=None, **kwargs):
     """The step that a trainer wants explained."""
     steps = []
-    monkeypatch.setattr(
-        simple_trainer, "explain", lambda step, folder: steps.append(step) or "explained"
-    )
+    monkeypatch.setattr(guard, "explain", lambda step, folder: steps.append(step) or "explained")
     batches = [torch.randn(4, 2)] if batches is None else batches
     trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), **kwargs)
     with EventStorage(), pytest.raises(FloatingPointError, match="explained"):
@@ -108,7 +107,7 @@ def test_same_random_numbers_are_drawn(monkeypatch):
 def test_nothing_is_left_of_it(monkeypatch):
     model = Toy("gradient")
     step = make_broken_step(monkeypatch, model)
-    step.buffers.restore()
+    step.snapshot.restore()
     before = copy.deepcopy(model.state_dict())
     gradients = [p.grad.clone() for p in model.parameters()]
     torch.manual_seed(77)

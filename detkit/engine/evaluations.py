@@ -1,15 +1,16 @@
-"""The losses of a model on images that it does not train on, without a trace in the model or in the run.
+"""Evaluations beside the plain one: with test-time augmentation, of averaged weights, of losses.
 
 Legend: N images of all processes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import CfgNode
 from detkit.data import (
@@ -18,8 +19,10 @@ from detkit.data import (
     build_detection_test_loader,
     get_test_records,
 )
-from detkit.engine.held_buffers import HeldBuffers
+from detkit.data.annotations import create_keypoint_hflip_indices
+from detkit.engine.buffer_snapshot import BufferSnapshot
 from detkit.engine.simple_trainer import sum_losses
+from detkit.modeling import GeneralizedRCNNWithTTA
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
 from detkit.utils.events import EventStorage
@@ -28,6 +31,43 @@ from detkit.utils.modes import preserved_modes
 # What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can
 # be compared.
 _SEED = 0
+
+
+def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
+    """Return a model that looks at every image as TEST.AUG says; it shares the weights of the one given.
+
+    Raises:
+        ValueError: The model predicts keypoints, and it is not known which of them a mirror
+            exchanges.
+    """
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    flip_indices = None
+    if cfg.MODEL.KEYPOINT_ON and cfg.TEST.AUG.FLIP:
+        flip_indices = create_keypoint_hflip_indices(
+            cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
+        ).tolist()
+    return GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=flip_indices)
+
+
+def named_as_augmented(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results by task under the names that tell them from those without augmentation:
+    `bbox_TTA`, ...
+    """
+    return {f"{task}_TTA": metrics for task, metrics in results.items()}
+
+
+def with_averaged_results(
+    results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool
+) -> dict[str, Any]:
+    """Return the results with those of the averaged weights beside them, as tasks of their own:
+    `bbox_EMA`, ...
+    """
+    if is_per_dataset:
+        return {
+            name: with_averaged_results(results[name], averaged[name], is_per_dataset=False)
+            for name in results
+        }
+    return {**results, **{f"{task}_EMA": metrics for task, metrics in averaged.items()}}
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
@@ -85,8 +125,8 @@ def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, floa
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Run the block with parts that give losses in training mode, and restore the model after it."""
-    buffers = HeldBuffers(model)
-    buffers.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     random = random_state()
     try:
         with preserved_modes(model):
@@ -102,7 +142,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             seed_all_rng(_SEED)
             yield
     finally:
-        buffers.restore()
+        snapshot.restore()
         set_random_state(random)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.engine.held_buffers import HeldBuffers
+from detkit.engine.buffer_snapshot import BufferSnapshot
 
 
 @pytest.fixture
@@ -15,31 +15,31 @@ def model():
 def test_statistics_and_counters_come_back(model):
     model(torch.randn(2, 3, 4, 4))
     before = copy.deepcopy(model.state_dict())
-    held = HeldBuffers(model)
-    held.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     for _ in range(2):
         model(torch.full((2, 3, 4, 4), torch.nan))
         assert model[1].running_mean.isnan().all()
-        held.restore()
+        snapshot.restore()
         torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_second_hold_replaces_the_first(model):
-    held = HeldBuffers(model)
-    held.hold()
+def test_second_snapshot_replaces_the_first(model):
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     model(torch.randn(2, 3, 4, 4))
     after = copy.deepcopy(model.state_dict())
-    held.hold()
+    snapshot.take()
     model(torch.randn(2, 3, 4, 4))
-    held.restore()
+    snapshot.restore()
     torch.testing.assert_close(model.state_dict(), after, rtol=0, atol=0)
 
 
 def test_parameters_are_not_its_business(model):
-    held = HeldBuffers(model)
-    held.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     nn.init.zeros_(model[0].weight)
-    held.restore()
+    snapshot.restore()
     assert not model[0].weight.any()
 
 
@@ -53,15 +53,15 @@ def test_parameters_are_not_its_business(model):
         pytest.param(torch.ones(3), torch.zeros(1), id="other-shape-in-between"),
     ],
 )
-def test_buffer_is_as_it_was_held(before, after):
+def test_buffer_is_as_it_was(before, after):
     model = nn.Module()
     model.register_buffer("average", after)
-    held = HeldBuffers(model)
-    held.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     model.average = before
-    held.hold()
+    snapshot.take()
     model.average = after
-    held.restore()
+    snapshot.restore()
     if before is None:
         assert model.average is None
     else:
@@ -70,19 +70,19 @@ def test_buffer_is_as_it_was_held(before, after):
 
 def test_buffer_that_was_not_there_goes():
     model = nn.Module()
-    held = HeldBuffers(model)
-    held.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     model.register_buffer("average", torch.ones(1))
-    held.restore()
+    snapshot.restore()
     assert list(model.buffers()) == []
 
 
 def test_buffer_that_has_gone_in_between_is_forgotten():
     model = nn.Module()
     model.register_buffer("average", torch.ones(1))
-    held = HeldBuffers(model)
-    held.hold()
+    snapshot = BufferSnapshot(model)
+    snapshot.take()
     del model.average
-    held.hold()
-    held.restore()
+    snapshot.take()
+    snapshot.restore()
     assert list(model.buffers()) == []
