@@ -1,12 +1,8 @@
 """Scoring what a model predicts on a data set."""
 
 from detkit.evaluation.build import build_evaluator
-from detkit.evaluation.cityscapes.evaluator import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-)
-from detkit.evaluation.coco.evaluator import COCOEvaluator
-from detkit.evaluation.coco.results import instances_to_coco_json
+from detkit.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detkit.evaluation.coco import COCOEvaluator, instances_to_coco_json
 from detkit.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -14,7 +10,7 @@ from detkit.evaluation.evaluator import (
     inference_on_dataset,
 )
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
-from detkit.evaluation.panoptic.evaluator import COCOPanopticEvaluator
+from detkit.evaluation.panoptic import COCOPanopticEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.evaluation.testing import flatten_results_dict, print_csv_format, verify_results

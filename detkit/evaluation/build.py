@@ -9,14 +9,11 @@ from pathlib import Path
 
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
-from detkit.evaluation.cityscapes.evaluator import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-)
-from detkit.evaluation.coco.evaluator import COCOEvaluator
+from detkit.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detkit.evaluation.coco import COCOEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
-from detkit.evaluation.panoptic.evaluator import COCOPanopticEvaluator
+from detkit.evaluation.panoptic import COCOPanopticEvaluator
 from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
@@ -29,7 +26,7 @@ logger = logging.getLogger(__name__)
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluator:
-    """Build the evaluator that a data set's metadata asks for by `evaluator_type`; without one, "coco".
+    """Build the evaluator of a data set: the `evaluator_type` of its metadata, by default "coco".
 
     "coco" and "pascal_voc" work on a data set of any format: to score one by another metric, set
     its `evaluator_type` in `MetadataCatalog`, or construct the evaluator yourself.

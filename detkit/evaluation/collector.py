@@ -42,7 +42,7 @@ ItemT = TypeVar("ItemT", bound=OfImage)
 
 
 class ImageCollector(Generic[ItemT]):
-    """Holds one item per image of a data set, and refuses images that come twice or are not in it."""
+    """Holds one item per image of a data set; each image comes once at most."""
 
     def __init__(
         self, item_type: type[ItemT], dataset_name: str, image_ids: Collection[int | str]

@@ -1,11 +1,11 @@
-"""Cityscapes' intersection over union of classes and categories, also weighted by the size of objects.
+"""Cityscapes' intersection over union of classes and categories, also weighted by object size.
 
 Source: Cordts et al. 2016, "The Cityscapes dataset", arXiv 1604.01685, section 3.2, and the rules
 of its evaluation scripts (`evalPixelLevelSemanticLabeling.py`), which `tests/evaluation` compares
-the numbers with. iIoU counts each pixel of an object by the average size of its class over the size
-of the object, so that small objects count as much.
+the numbers with. iIoU weights each pixel of an object by the average size of its class over the
+size of the object, so that small objects count as much as large ones.
 
-Legend: K evaluated classes, G categories of these.
+Legend: K evaluated classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_FIRST_INSTANCE_ID = 1000
+from detkit.evaluation.cityscapes.evaluator import FIRST_INSTANCE_ID, CityscapesEvaluator
+from detkit.structures import ModelOutput
+from detkit.utils.errors import ConfigError
+
 # Label ids of the evaluated classes. Source: cityscapesscripts/helpers/labels.py.
 CATEGORIES: Mapping[str, tuple[int, ...]] = {
     "flat": (7, 8),
@@ -27,7 +30,8 @@ CATEGORIES: Mapping[str, tuple[int, ...]] = {
     "vehicle": (26, 27, 28, 31, 32, 33),
 }
 _CATEGORIES_OF_THINGS = ("human", "vehicle")
-# Pixels, over the training set. Source: as above, `avgClassSize`.
+_CATEGORY_OF = {label: name for name, labels in CATEGORIES.items() for label in labels}
+# Pixels, over the training set. Source: evalPixelLevelSemanticLabeling.py, `avgClassSize`.
 _AVERAGE_SIZES: Mapping[int, float] = {
     24: 3462.4756337644,
     25: 3930.4788056518,
@@ -42,7 +46,7 @@ _AVERAGE_SIZES: Mapping[int, float] = {
 
 @dataclass
 class PixelCounts:
-    """Pixels of one or more images; counts of several add up."""
+    """Pixels of one or more images; the counts of several images add up."""
 
     confusion: np.ndarray
     """(K, K) pixels by true and predicted class, in the order of the labels."""
@@ -70,10 +74,61 @@ class PixelCounts:
         )
 
 
+@dataclass(frozen=True)
+class _ImagePixels:
+    image_id: str
+    counts: PixelCounts
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything but the image's id, as `ImageCollector` gathers it."""
+        return vars(self.counts)
+
+    @classmethod
+    def from_arrays(cls, image_id: str, arrays: Mapping[str, np.ndarray]) -> _ImagePixels:
+        """Build the counts from the arrays of `to_arrays`."""
+        return cls(image_id, PixelCounts(**arrays))
+
+
+class CityscapesSemSegEvaluator(CityscapesEvaluator):
+    """Scores semantic segmentation by Cityscapes' IoU of classes and categories.
+
+    The results have `sem_seg` with IoU, iIoU, IoU_sup, iIoU_sup and IoU-<class>, over the images
+    that were predicted.
+    """
+
+    task = "sem_seg"
+    classes_key = "stuff_classes"
+    item_type = _ImagePixels
+    scored = "pixels"
+    class_prefix = "IoU-"
+
+    def _compare(self, frame: str, output: ModelOutput) -> _ImagePixels:
+        if "sem_seg" not in output:
+            raise ConfigError(
+                f"Cityscapes' IoU needs 'sem_seg' in the outputs, got the keys {sorted(output)}"
+            )
+        truth, scores = self._label_ids(frame), output["sem_seg"]
+        expected = (len(self._class_names), *truth.shape)
+        if tuple(scores.shape) != expected:
+            raise ConfigError(
+                f"sem_seg of {frame} must be {expected} (classes, height, width), got"
+                f" {tuple(scores.shape)}: are MODEL.SEM_SEG_HEAD.NUM_CLASSES, and 'height' and"
+                " 'width' in the inputs, right?"
+            )
+        predicted = scores.argmax(dim=0).cpu().numpy()
+        counts = count_pixels(truth, self._instance_ids(frame), predicted, self._labels)
+        return _ImagePixels(frame, counts)
+
+    def _score(self, images: Sequence[_ImagePixels]) -> dict[str, float]:
+        self._collector.warn_if_incomplete(images, "the scores are those of these images")
+        counts = sum((image.counts for image in images), PixelCounts.zeros(len(self._labels)))
+        return semantic_metrics(counts, self._labels, self._class_names)
+
+
 def count_pixels(
     truth: np.ndarray, instance_ids: np.ndarray, predicted: np.ndarray, labels: Sequence[int]
 ) -> PixelCounts:
-    """Compare one image.
+    """Count the pixels of one image by true and predicted class.
 
     Args:
         truth: (H, W) label ids, as in `*_gtFine_labelIds.png`.
@@ -83,24 +138,25 @@ def count_pixels(
     """
     num_classes = len(labels)
     counts = PixelCounts.zeros(num_classes)
-    index_of = np.full(_FIRST_INSTANCE_ID, num_classes)
+    index_of = np.full(FIRST_INSTANCE_ID, num_classes)
     index_of[list(labels)] = np.arange(num_classes)
     true = index_of[truth.reshape(-1)]
     counted = true < num_classes
+    # One number per pair of classes, so that one pass counts all cells of the matrix.
     pairs = true[counted] * num_classes + predicted.reshape(-1)[counted]
-    counts.confusion += np.bincount(pairs, minlength=num_classes**2).reshape(
-        num_classes, num_classes
-    )
+    confusion = np.bincount(pairs, minlength=num_classes**2)
+    counts.confusion += confusion.reshape(num_classes, num_classes)
 
-    category_of = np.array([_category_of(label) for label in labels])
+    category_of = np.array([_CATEGORY_OF.get(label, str(label)) for label in labels])
     ids, inverse = np.unique(instance_ids, return_inverse=True)
     # (objects, K) pixels of each object by predicted class.
     shares = np.bincount(
         inverse.reshape(-1) * num_classes + predicted.reshape(-1), minlength=len(ids) * num_classes
     )
     for instance_id, row in zip(ids.tolist(), shares.reshape(len(ids), num_classes), strict=True):
-        label = instance_id // _FIRST_INSTANCE_ID
-        if instance_id <= _FIRST_INSTANCE_ID or label not in _AVERAGE_SIZES or label not in labels:
+        # 0, so no label of a thing, for groups and stuff: their ids are labels themselves.
+        label = instance_id // FIRST_INSTANCE_ID
+        if label not in _AVERAGE_SIZES or label not in labels:
             continue
         index = list(labels).index(label)
         weight = _AVERAGE_SIZES[label] / row.sum()
@@ -110,16 +166,12 @@ def count_pixels(
     return counts
 
 
-def _category_of(label: int) -> str:
-    return next((name for name, labels in CATEGORIES.items() if label in labels), str(label))
-
-
 def semantic_metrics(
     counts: PixelCounts, labels: Sequence[int], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """Return IoU and iIoU of classes, IoU_sup and iIoU_sup of categories, and IoU-<class>, in [0, 100].
+    """Compute IoU, iIoU, IoU_sup, iIoU_sup and IoU-<class> in [0, 100].
 
-    A class or category without pixels, true or predicted, counts in no mean.
+    A class or category without pixels, true or predicted, does not count in the mean.
 
     Args:
         counts: Over all images.
@@ -131,26 +183,27 @@ def semantic_metrics(
     is_thing = np.array([label in _AVERAGE_SIZES for label in labels], dtype=bool)
     iou = _ratio(right, confusion.sum(axis=1) + wrong)
     instance_iou = _ratio(counts.found, counts.total + wrong)[is_thing]
-    members = {name: np.isin(labels, of) for name, of in CATEGORIES.items()}
-    category_iou = [_category_iou(confusion, of) for of in members.values()]
-    category_instance_iou = [
-        _ratio(
-            counts.found_category[of].sum(), counts.total[of].sum() + confusion[~of][:, of].sum()
-        )
-        for name, of in members.items()
-        if name in _CATEGORIES_OF_THINGS
-    ]
-    metrics = {"IoU": _mean(iou), "iIoU": _mean(instance_iou)}
-    metrics |= {"IoU_sup": _mean(category_iou), "iIoU_sup": _mean(category_instance_iou)}
-    metrics |= {f"IoU-{name}": float(value) for name, value in zip(class_names, iou, strict=True)}
-    return {name: 100 * value for name, value in metrics.items()}
 
+    category_iou, category_instance_iou = [], []
+    for category, members in CATEGORIES.items():
+        of = np.isin(labels, members)
+        # Confusing two classes of one category is no mistake here.
+        right = confusion[of][:, of].sum()
+        wrong = confusion[~of][:, of].sum()
+        category_iou.append(_ratio(right, confusion[of].sum() + wrong))
+        if category in _CATEGORIES_OF_THINGS:
+            found, total = counts.found_category[of].sum(), counts.total[of].sum()
+            category_instance_iou.append(_ratio(found, total + wrong))
 
-def _category_iou(confusion: np.ndarray, of_category: np.ndarray) -> float:
-    right = confusion[of_category][:, of_category].sum()
-    return float(
-        _ratio(right, confusion[of_category].sum() + confusion[~of_category][:, of_category].sum())
-    )
+    metrics = {
+        "IoU": 100 * _mean(iou),
+        "iIoU": 100 * _mean(instance_iou),
+        "IoU_sup": 100 * _mean(category_iou),
+        "iIoU_sup": 100 * _mean(category_instance_iou),
+    }
+    for name, value in zip(class_names, iou, strict=True):
+        metrics[f"IoU-{name}"] = 100 * float(value)
+    return metrics
 
 
 def _ratio(part: np.ndarray | float, whole: np.ndarray | float) -> np.ndarray:
@@ -158,7 +211,7 @@ def _ratio(part: np.ndarray | float, whole: np.ndarray | float) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
-def _mean(values: np.ndarray | Sequence[float] | Sequence[np.ndarray]) -> float:
+def _mean(values: np.ndarray | Sequence[np.ndarray]) -> float:
     valid = np.asarray(values, dtype=np.float64)
     valid = valid[~np.isnan(valid)]
     return float(valid.mean()) if valid.size else float("nan")

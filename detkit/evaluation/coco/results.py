@@ -315,7 +315,7 @@ def coco_metrics(
 
 
 def coco_recalls(scores: CocoScores) -> dict[str, float]:
-    """Return AR@<limit>, and ARs, ARm, ARl at the highest, in [0, 100]; nan without ground truth."""
+    """Return AR@<limit>, and ARs, ARm, ARl at the highest limit, in [0, 100], or nan."""
     metrics = {f"AR@{limit}": 100 * scores.average_recall(limit) for limit in scores.limits}
     for area in scores.areas[1:]:
         metrics[f"AR{area_suffix(area)}"] = 100 * scores.average_recall(area=area)

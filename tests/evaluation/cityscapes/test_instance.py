@@ -5,7 +5,7 @@ import pytest
 
 from detkit.evaluation.cityscapes.instance import average_precisions, compare_image
 
-CAR, ROAD, VOID = 26, 7, 0
+CAR, ROAD = 26, 7
 
 
 def regions_of(predicted, true, *, true_id=CAR * 1000):
@@ -13,7 +13,7 @@ def regions_of(predicted, true, *, true_id=CAR * 1000):
     ids = np.full((1, 500), ROAD)
     ids[0, :true] = true_id
     masks = (np.arange(500) < predicted).reshape(1, 1, 500)
-    (regions,) = compare_image(ids, masks, np.array([CAR]), np.array([0.9]), [CAR], [VOID])
+    (regions,) = compare_image(ids, masks, np.array([CAR]), np.array([0.9]), [CAR])
     return regions
 
 
