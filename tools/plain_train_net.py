@@ -20,7 +20,7 @@ from torch import nn
 from detkit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detkit.cli.errors import run_command
 from detkit.cli.train import format_results
-from detkit.config import CfgNode, get_cfg
+from detkit.config import CfgNode, default_trainer_settings, get_cfg
 from detkit.data import build_detection_test_loader, build_detection_train_loader
 from detkit.engine import (
     create_ddp_model,
@@ -43,23 +43,6 @@ from detkit.utils.events import EventStorage
 logger = logging.getLogger("detkit.plain_train_net")
 
 WRITE_PERIOD = 20
-# What only `DefaultTrainer` does, with the value that does not ask for it.
-LEFT_OUT = {
-    "BEST_METRIC": "",
-    "CHECKPOINT_KEEP": 0,
-    "EARLY_STOP.PATIENCE": 0,
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
-    "MODEL_EMA.ENABLED": False,
-    "SOLVER.ACCUM_STEPS": 1,
-    "SOLVER.AMP.ENABLED": False,
-    "SOLVER.REFERENCE_WORLD_SIZE": 0,
-    "SOLVER.SKIP_NONFINITE_STEPS": 0,
-    "TEST.AUG.ENABLED": False,
-    "TEST.COMPUTE_LOSS": False,
-    "TEST.EXPECTED_RESULTS": [],
-    "TEST.PRECISE_BN.ENABLED": False,
-    "VIS_PERIOD": 0,
-}
 
 
 def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -137,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
     cfg.freeze()
-    refuse_settings(cfg, LEFT_OUT, "tools/plain_train_net.py")
+    refuse_settings(cfg, default_trainer_settings(), "tools/plain_train_net.py")
     default_setup(cfg, args)
 
     model = build_model(cfg)

@@ -9,9 +9,14 @@ from detkit.config.architectures import (
 )
 from detkit.config.cfg_node import EPOCHS, CfgNode, ConfigKeyError
 from detkit.config.configurable import configurable
-from detkit.config.defaults import explain, get_cfg, unread_settings
+from detkit.config.defaults import (
+    default_trainer_settings,
+    explain,
+    get_cfg,
+    settings_without_effect,
+    unread_settings,
+)
 from detkit.config.user_modules import import_user_modules
-from detkit.config.without_effect import settings_without_effect
 
 __all__ = [
     "BRANCHES",
@@ -21,6 +26,7 @@ __all__ = [
     "ConfigKeyError",
     "configurable",
     "declare_architecture",
+    "default_trainer_settings",
     "explain",
     "find_architecture",
     "get_cfg",

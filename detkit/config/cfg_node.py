@@ -1,14 +1,13 @@
-"""The tree of settings: attribute access, `_BASE_` files, and errors that say where a setting came from and what was
-meant.
+"""The tree of settings: declared keys, checked values, and errors that name file, line and key.
 
 `CfgNode` is yacs's tree (a dict of dicts with attribute access, `freeze`, `clone`, `dump`) with its
-merging replaced: yacs reports neither file nor line, and takes a value of the right type for a good
-one.
+merging replaced: yacs reports neither file nor line, and accepts any value of the right type.
 """
 
 import copy
 import logging
 import re
+from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,15 +16,17 @@ from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as _YacsNode
 
-from detkit.config.base_files import files_with_bases
-from detkit.config.setting_types import coerce, decode, require_plain
-from detkit.config.yaml_loader import YamlFile
+from detkit.config.yaml_loader import YamlFile, files_with_bases
 from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
 EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
+"""A number of passes over the training data, such as `2ep`."""
+
+_SCALARS = (int, float, str, bool, type(None))
+_TYPE_NAMES = {list: "a list", tuple: "a list", str: "a string", int: "an int"}
 
 
 class ConfigKeyError(UnknownNameError):
@@ -68,25 +69,37 @@ def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class KeySpec:
-    """What a declared key means and which values it takes."""
+    """What a declared key means and which values it takes.
+
+    Args:
+        default: Its value in a fresh config; the type of the value.
+        meaning: For users, in a sentence or two.
+        choices: The legal values; None allows any.
+        minimum: Smallest legal number, or element of a list.
+        in_epochs: Whether the number may be given in passes over the training data, as `2ep`.
+        needs: (key, value, ...): read only where that key has one of the values; (key,) alone:
+            where it is neither empty nor False.
+        path_fields: Of a list of mappings, the fields that are paths relative to the YAML file.
+        only_default_trainer: Whether `DefaultTrainer` reads it, and no training loop of one's own.
+        unread: Why no code reads the key; empty for keys that are read.
+    """
 
     default: Any
     meaning: str
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
-    # Whether the number may be given in passes over the training data, as text such as "2ep".
     in_epochs: bool = False
-    # Why no code reads the key yet; empty for keys that are read.
+    needs: tuple[Any, ...] = ()
+    path_fields: tuple[str, ...] = ()
+    only_default_trainer: bool = False
     unread: str = ""
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value of the right type, or an empty string."""
+        """Return what is wrong with a value of the right type, or an empty string."""
         if self.choices is not None and value not in self.choices:
-            hint = (
-                did_you_mean(value, [c for c in self.choices if isinstance(c, str)])
-                if isinstance(value, str)
-                else ""
-            )
+            hint = ""
+            if isinstance(value, str):
+                hint = did_you_mean(value, [c for c in self.choices if isinstance(c, str)])
             return f"must be one of {', '.join(map(repr, self.choices))}, got {value!r}.{hint}"
         if self.minimum is not None:
             numbers = value if isinstance(value, list | tuple) else [value]
@@ -96,7 +109,7 @@ class KeySpec:
 
 
 class KeyTable(dict[str, KeySpec]):
-    """Full key -> what it means; shared by all copies of a tree, since nothing changes it."""
+    """The specs by full key. All copies of a tree share one: nothing changes it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KeyTable":
         return self
@@ -106,10 +119,13 @@ class CfgNode(_YacsNode):
     """A node of the settings tree.
 
     Example:
+        >>> from detkit.config import get_cfg
         >>> cfg = get_cfg()
-        >>> cfg.merge_from_file("configs/COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+        >>> cfg.merge_from_file("detkit://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
         >>> cfg.merge_from_list(["SOLVER.BASE_LR", "0.01"])
         >>> cfg.freeze()
+        >>> cfg.SOLVER.BASE_LR, cfg.MODEL.BACKBONE.NAME
+        (0.01, 'build_resnet_fpn_backbone')
     """
 
     def __init__(
@@ -127,7 +143,7 @@ class CfgNode(_YacsNode):
         self.__dict__["_set_here"].add(name)
 
     def set_key_table(self, table: KeyTable) -> None:
-        """Attach what the declared keys mean, at the root, so that merging can check values."""
+        """Attach the specs of the declared keys to the root, so that merging checks values."""
         self.__dict__["_table"] = table
 
     def __getattr__(self, name: str) -> Any:
@@ -136,33 +152,36 @@ class CfgNode(_YacsNode):
             if seen is not None:
                 seen.append((self, name))
             return self[name]
-        if name.startswith("__"):  # copy and pickle ask for what is not there
+        if name.startswith("__"):  # copy and pickle probe for methods
             raise AttributeError(name)
         raise AttributeError(f"no config key {name!r} here.{did_you_mean(name, self)}")
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Take over the settings of a YAML file and of the files that it names in `_BASE_`.
+        """Merge the settings of a YAML file, after those of the files that it names in `_BASE_`.
 
         Args:
             cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X that comes with
                 detkit. `_BASE_` takes the same forms, or a path relative to the file that says it,
                 or a list of such.
-            allow_unsafe: Only there so that calls written for Detectron2 work. Nothing unsafe is
-                ever loaded.
+            allow_unsafe: Without effect; accepted for calls written for Detectron2.
 
         Raises:
-            FileNotFoundError: The file or one of its bases is not there.
-            ConfigError: Not YAML; a tag that would run code; bases in a circle; a value of the wrong
-                type or out of range.
-            ConfigKeyError: An unknown key.
+            MissingFileError: The file or one of its bases is missing.
+            ConfigError: The file is not YAML.
+            ConfigError: A tag in it would run code.
+            ConfigError: Its bases form a circle.
+            ConfigError: A value has the wrong type or is out of range.
+            ConfigKeyError: A key is unknown.
         """
         if allow_unsafe:
             logger.warning("allow_unsafe=True has no effect: detkit reads YAML as data only")
-        for file in files_with_bases(cfg_filename):
+        table: KeyTable = self.__dict__["_table"]
+        path_fields = {key: spec.path_fields for key, spec in table.items() if spec.path_fields}
+        for file in files_with_bases(cfg_filename, path_fields):
             self._merge(file.tree, self, (), file)
 
     def merge_from_other_cfg(self, cfg_other: _YacsNode) -> None:
-        """Take over the settings of another tree.
+        """Merge the settings of another tree.
 
         Raises:
             ConfigKeyError: The other tree has a key that this one lacks.
@@ -171,14 +190,14 @@ class CfgNode(_YacsNode):
         self._merge(cfg_other, self, (), None)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
-        """Take over settings given as `[KEY, VALUE, KEY, VALUE, ...]`, as on a command line.
+        """Merge settings given as `[KEY, VALUE, KEY, VALUE, ...]`, as on a command line.
 
-        A value given as text is read as a Python literal where it is one: `"(600, 800)"`, `"True"`,
-        `"1e-3"`.
+        A string is read as a Python literal where it is one: `"(600, 800)"`, `"True"`, `"1e-3"`.
 
         Raises:
-            ConfigKeyError: An unknown key.
-            ConfigError: An odd number of words, or a value of the wrong type or out of range.
+            ConfigKeyError: A key is unknown.
+            ConfigError: The number of words is odd.
+            ConfigError: A value has the wrong type or is out of range.
         """
         if len(cfg_list) % 2:
             raise ConfigError(
@@ -220,13 +239,12 @@ class CfgNode(_YacsNode):
                 setattr(self, key, root._checked(full_key, value, self[key], where))
 
     def _checked(self, full_key: str, value: Any, present: Any, where: str) -> Any:
-        table: KeyTable = self.__dict__["_table"]
-        spec = table.get(full_key)
+        spec: KeySpec | None = self.__dict__["_table"].get(full_key)
         if spec is not None and spec.in_epochs:
             if isinstance(value, str) and EPOCHS.fullmatch(value):
                 return value
-            present = spec.default  # it may be text at present
-        value = coerce(decode(value, present), present, full_key, where)
+            present = spec.default  # the present value may be in epochs, a string
+        value = coerce(decode(value, present), present, f"{where}{full_key}")
         problem = spec.problem(value) if spec is not None else ""
         if problem:
             raise ConfigError(f"{where}{full_key} {problem}")
@@ -237,9 +255,12 @@ class CfgNode(_YacsNode):
         """Yield an unfrozen copy to change; on exit it is frozen if this tree is.
 
         Example:
+            >>> from detkit.config import get_cfg
             >>> cfg = get_cfg()
             >>> with cfg.edited() as longer:
             ...     longer.SOLVER.MAX_ITER *= 2
+            >>> cfg.SOLVER.MAX_ITER, longer.SOLVER.MAX_ITER
+            (40000, 80000)
         """
         copied = self.clone()
         copied.defrost()
@@ -248,7 +269,7 @@ class CfgNode(_YacsNode):
             copied.freeze()
 
     def keys_of_leaves(self, prefix: str = "") -> Iterator[str]:
-        """Return the full key of every setting below this node."""
+        """Yield the full key of every setting below this node."""
         for key, value in self.items():
             if isinstance(value, CfgNode):
                 yield from value.keys_of_leaves(f"{prefix}{key}.")
@@ -256,10 +277,10 @@ class CfgNode(_YacsNode):
                 yield prefix + key
 
     def is_set(self, full_key: str) -> bool:
-        """Whether a file, a command line or code has given this setting a value, be it that of the default.
+        """Return whether a file, a command line or code has set a key, even to its default.
 
         Raises:
-            ConfigKeyError: An unknown key.
+            ConfigKeyError: The key is unknown.
         """
         self.get_by_full_key(full_key)
         group, _, name = full_key.rpartition(".")
@@ -270,7 +291,7 @@ class CfgNode(_YacsNode):
         """Return the setting at a dotted key such as `MODEL.RPN.NMS_THRESH`.
 
         Raises:
-            ConfigKeyError: An unknown key.
+            ConfigKeyError: The key is unknown.
         """
         node: Any = self
         for part in full_key.split("."):
@@ -281,9 +302,7 @@ class CfgNode(_YacsNode):
 
 
 def _full_chain(full_key: str, value: Any) -> str:
-    """Go down to the setting itself where a group holds one only: `RPN.NMS_THRESH` says more than
-    `RPN`.
-    """
+    """Follow groups of a single key down to the setting: `RPN.NMS_THRESH` says more than `RPN`."""
     while isinstance(value, dict) and len(value) == 1:
         key, value = next(iter(value.items()))
         full_key = f"{full_key}.{key}"
@@ -300,12 +319,75 @@ def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
 
 
 def _new_value(value: Any, full_key: str, where: str) -> Any:
-    """A value for a key that did not exist: below MODEL.CUSTOM, say."""
+    """Return a value for a key that no table declares, such as one below MODEL.CUSTOM."""
     if isinstance(value, dict):
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
             node[key] = _new_value(item, f"{full_key}.{key}", where)
         return node
     value = decode(value, None)
-    require_plain(value, full_key, where)
+    _require_plain(value, f"{where}{full_key}")
     return copy.deepcopy(value)
+
+
+def decode(value: Any, present: Any) -> Any:
+    """Read a string as the Python literal in it, unless the setting itself is a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        decoded = literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return value
+    if isinstance(present, str) and not isinstance(decoded, str | None):
+        return value  # a name such as "50" for a setting that holds names
+    return decoded
+
+
+def coerce(value: Any, present: Any, key: str) -> Any:
+    """Return a value in the type of the present one.
+
+    Args:
+        value: As a file or `decode` gives it.
+        present: The value that it replaces.
+        key: Where it was set and as what, for messages.
+
+    Raises:
+        ConfigError: The value has another type, or holds objects that are no plain values.
+    """
+    if isinstance(value, list | tuple) and isinstance(present, list | tuple):
+        _require_plain(value, key)
+        return _as_nested(value, present)
+    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if value is None or type(value) is type(present):
+        return value
+    if present is None and isinstance(value, _SCALARS):
+        return value
+    expected = _TYPE_NAMES.get(type(present), f"a {type(present).__name__}")
+    hint = ""
+    if isinstance(present, list | tuple) and isinstance(value, str | int | float):
+        hint = f" Write [{value!r}]."
+    raise ConfigError(
+        f"{key} must be {expected}, such as {present!r}; got {value!r}, of type"
+        f" {type(value).__name__}.{hint}"
+    )
+
+
+def _as_nested(value: Any, present: Any) -> Any:
+    """Copy nested lists, with tuples where the present value has them: a dump has lists only."""
+    if not isinstance(value, list | tuple):
+        return copy.deepcopy(value)
+    inner = present[0] if isinstance(present, list | tuple) and present else None
+    kind = type(present) if isinstance(present, list | tuple) else type(value)
+    return kind(_as_nested(item, inner) for item in value)
+
+
+def _require_plain(value: Any, key: str) -> None:
+    """Raise unless a value consists of numbers, strings, None, lists and mappings."""
+    if isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _require_plain(item, key)
+    elif not isinstance(value, _SCALARS):
+        raise ConfigError(
+            f"{key} holds {value!r}, of type {type(value).__name__}; settings are plain values"
+        )

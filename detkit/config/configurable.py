@@ -77,8 +77,9 @@ def configurable(
         ...     def from_config(cls, cfg):
         ...         return {"num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
         >>> cfg = get_cfg()
-        >>> Head(cfg).num_classes, Head(num_classes=3).num_classes, Head(cfg, num_classes=3).num_classes
-        (80, 3, 3)
+        >>> heads = Head(cfg), Head(num_classes=3), Head(cfg, num_classes=4)
+        >>> [head.num_classes for head in heads]
+        [80, 3, 4]
 
     Raises:
         TypeError: It decorates something other than an `__init__` or a function with `from_config`;
@@ -219,7 +220,7 @@ def _subject(message: str, arguments: Mapping[str, Any]) -> str:
 def _responsible_keys(
     message: str, subject: str, arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> list[str]:
-    """Return the keys whose value went into the argument `subject`, or none where that is unclear."""
+    """Return the keys whose value went into the argument `subject`; none if that is unclear."""
     if subject in arguments:
         argument = arguments[subject]
         parts = argument if isinstance(argument, list | tuple) else ()

@@ -1,33 +1,40 @@
-"""YAML as data: nothing in a file can run code, and every key remembers its line.
+"""YAML as data: no file runs code, keys know their lines, and `_BASE_` names files to merge first.
 
 Detectron2's RetinaNet file computes its anchor sizes with a Python expression under the tag
-`!!python/object/apply:eval`. That one tag is understood, through `evaluate_arithmetic`; every other
-tag is refused.
+`!!python/object/apply:eval`. `evaluate_arithmetic` evaluates that one; any other tag is an error.
 """
 
 import ast
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from detkit.utils.errors import ConfigError, MissingFileError
+from detkit.utils.file_io import packaged_configs
+
+BASE_KEY = "_BASE_"
+PACKAGED_PREFIX = "detkit://"
+
 _EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 _PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 }
-# Aliases let a short file stand for a huge tree ("billion laughs"). No config comes near this many
-# values.
-_MAX_NODES = 100_000
-# libyaml's composer recurses in C, where a deep file would end the process; ours recurses in
-# Python.
-_MAX_DEPTH = 64
+# No config comes near these limits. They stop small files that stand for huge trees: aliases of
+# aliases ("billion laughs"), bases of bases (2^n files), brackets in brackets (libyaml's composer
+# recurses in C, where depth would end the process).
 _MAX_BYTES = 2**22
+_MAX_NODES = 100_000
+_MAX_DEPTH = 64
+_MAX_FILES = 100
+# The same for arithmetic: `9 ** 9 ** 9` and nested comprehensions.
 _MAX_STEPS = 10_000
 _MAX_NUMBER = 1e18
+_MAX_EXPONENT = 64
 
 # libyaml where it is built in: ten times faster, the same grammar.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,76 +42,160 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass
 class YamlFile:
-    """A parsed file: its tree of plain values, and the line (from 1) of every full key in it."""
+    """A parsed file: its tree of plain values, and the line, from 1, of every full key in it."""
 
     path: Path
     tree: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
 
     def where(self, full_key: str) -> str:
-        """`file:line` of a key, or of the closest parent that the file names."""
+        """Return `file:line` of a key, or of the closest parent that the file sets."""
         while full_key and full_key not in self.lines:
             full_key = full_key.rpartition(".")[0]
         return f"{self.path}:{self.lines[full_key]}" if full_key else str(self.path)
 
 
-def load_yaml(path: Path) -> YamlFile:
-    """Read a YAML file whose top level is a mapping (an empty file counts as an empty one).
+def files_with_bases(
+    name: str, path_fields: Mapping[str, Sequence[str]] | None = None
+) -> list[YamlFile]:
+    """Load a file and all of its bases, in the order in which they are merged.
+
+    Args:
+        name: A path, `detkit://NAME` or `~/...`; see `CfgNode.merge_from_file`.
+        path_fields: By the full key of a list of mappings, the fields that are paths. Those that
+            exist beside the file become absolute; others are later searched in `$DETKIT_DATASETS`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not YAML, too large or too deeply nested, has a tag that is refused, a key
-            twice, or a key that is no string.
+        MissingFileError: The file or one of its bases is missing.
+        ConfigError: One is not YAML.
+        ConfigError: The bases form a circle, or are more than 100 files.
+    """
+    files = _with_bases(_resolve(name, Path.cwd()), ())
+    for file in files:
+        for full_key, fields in (path_fields or {}).items():
+            _make_absolute(file, full_key, fields)
+    return files
+
+
+def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
+    if path in below:
+        circle = " -> ".join(str(p) for p in (*below[below.index(path) :], path))
+        raise ConfigError(f"{BASE_KEY} goes in a circle: {circle}")
+    if len(below) >= _MAX_FILES:
+        raise ConfigError(
+            f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}"
+        )
+    try:
+        file = load_yaml(path)
+    except FileNotFoundError as error:
+        named_in = f", named as {BASE_KEY} in {below[-1]}" if below else ""
+        raise MissingFileError(f"{error}{named_in}") from error
+    bases = file.tree.pop(BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}"
+        )
+    merged: list[YamlFile] = []
+    for base in bases:
+        merged += _with_bases(_resolve(base, path.parent), (*below, path))
+        if len(merged) >= _MAX_FILES:
+            raise ConfigError(
+                f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed"
+            )
+    return [*merged, file]
+
+
+def _resolve(name: str, folder: Path) -> Path:
+    if str(name).startswith(PACKAGED_PREFIX):
+        return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
+    try:
+        return (folder / Path(name).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # Links in a circle, no user of that name, a null byte.
+        raise MissingFileError(f"no config file {name!r}: {error}") from error
+
+
+def _make_absolute(file: YamlFile, full_key: str, fields: Sequence[str]) -> None:
+    entries: Any = file.tree
+    for part in full_key.split("."):
+        entries = entries.get(part) if isinstance(entries, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        for name in fields:
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
+                continue  # a split is a file, or a bare name that may also be that of a folder
+            beside = file.path.parent / Path(value).expanduser()
+            try:
+                if beside.exists():
+                    entry[name] = str(beside.resolve())
+            except (OSError, ValueError):
+                continue  # too long a name, say: whoever opens the path reports it
+
+
+def load_yaml(path: Path) -> YamlFile:
+    """Load a YAML file whose top level is a mapping; an empty file is an empty mapping.
+
+    Raises:
+        MissingFileError: The file is missing or cannot be opened.
+        ConfigError: It is not YAML, too large or too deeply nested.
+        ConfigError: A tag in it is refused, a key stands twice, or a key is not a string.
     """
     try:
-        text = _read_text(path)
+        with path.open("rb") as opened:
+            data = opened.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: this is no config")
+        text = data.decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"no config file {path}") from error
-    except OSError as error:  # too long a name, no right to read it
-        raise FileNotFoundError(f"cannot open config file {path}: {error.strerror}") from error
+        raise MissingFileError(f"no config file {path}") from error
+    except OSError as error:  # too long a name, no permission
+        raise MissingFileError(f"cannot open config file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a YAML text file: {error}") from error
+        raise ConfigError(f"{path} is not a YAML text file: {error}") from error
     try:
         _require_modest(text, path)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None and "nesting depth" in str(error):
+            # libyaml's scanner has a limit of its own, and reads ahead of the events.
+            raise _nested_too_deep(path, mark) from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     file = YamlFile(path, {})
     if root is None:
         return file
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path} must hold a mapping of config keys at its top level")
+        raise ConfigError(f"{path} must hold a mapping of config keys at its top level")
     file.tree = _Builder(file).mapping(root, "")
     return file
 
 
-def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: this is no config")
-    return data.decode("utf-8-sig")
-
-
 def _require_modest(text: str, path: Path) -> None:
-    """Look at the stream of events, which takes no memory, before a tree is built of it."""
+    """Check depth and size on the stream of events, which takes no memory, before composing."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > _MAX_DEPTH or count > 2 * _MAX_NODES:
-            too = (
-                f"nested more than {_MAX_DEPTH} deep"
-                if depth > _MAX_DEPTH
-                else f"more than {_MAX_NODES} values"
+        if depth > _MAX_DEPTH:
+            raise _nested_too_deep(path, event.start_mark)
+        if count > 2 * _MAX_NODES:
+            raise ConfigError(
+                f"{path}:{event.start_mark.line + 1}: more than {_MAX_NODES} values: this is no"
+                " config"
             )
-            raise ValueError(f"{path}:{event.start_mark.line + 1}: {too}: this is no config")
+
+
+def _nested_too_deep(path: Path, mark: Any) -> ConfigError:
+    return ConfigError(
+        f"{path}:{mark.line + 1}: nested more than {_MAX_DEPTH} deep: this is no config"
+    )
 
 
 class _Builder:
-    """Turns composed YAML nodes into plain values, counting them."""
+    """Turns composed YAML nodes into plain values, and counts them."""
 
     def __init__(self, file: YamlFile) -> None:
         self._file = file
@@ -118,12 +209,12 @@ class _Builder:
             line = key_node.start_mark.line + 1
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise ValueError(
+                raise ConfigError(
                     f"{self._file.path}:{line}: a config key must be a string, got {key!r}"
                 )
             full_key = prefix + key
             if key in result:
-                raise ValueError(
+                raise ConfigError(
                     f"{self._file.path}:{line}: {full_key} is set twice, first in line"
                     f" {self._file.lines[full_key]}"
                 )
@@ -135,35 +226,29 @@ class _Builder:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
         self._count += 1
         if self._count > _MAX_NODES:
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: more than {_MAX_NODES} values once aliases are followed: this is no"
                 " config"
             )
         if node.tag == _EVAL_TAG:
             return _evaluate_tag(node, where)
         if node.tag not in _PLAIN_TAGS:
-            raise ValueError(
+            raise ConfigError(
                 f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: YAML is data, and"
                 " runs nothing"
             )
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._scalars.construct_object(node)
-            except (
-                yaml.YAMLError,
-                ValueError,
-                LookupError,
-                AttributeError,
-                TypeError,
-                ArithmeticError,
-            ) as error:
-                # PyYAML takes apart what a tag such as !!bool or !!timestamp stands before, without
-                # a look at it.
-                raise ValueError(
+            except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError,
+                    ArithmeticError) as error:  # fmt: skip
+                # PyYAML does not check the text behind a tag such as !!bool or !!timestamp before
+                # it takes it apart.
+                raise ConfigError(
                     f"{where}: {full_key} has an unreadable value {node.value!r}: {error}"
                 ) from error
         if id(node) in self._open:
-            raise ValueError(f"{where}: {full_key} contains itself through an alias")
+            raise ConfigError(f"{where}: {full_key} contains itself through an alias")
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -180,11 +265,11 @@ def _short(tag: str) -> str:
 def _evaluate_tag(node: yaml.Node, where: str) -> Any:
     items = node.value if isinstance(node, yaml.SequenceNode) else []
     if len(items) != 1 or not isinstance(items[0], yaml.ScalarNode):
-        raise ValueError(f"{where}: {_short(_EVAL_TAG)} takes a list of one expression")
+        raise ConfigError(f"{where}: {_short(_EVAL_TAG)} takes a list of one expression")
     try:
         return evaluate_arithmetic(items[0].value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -201,25 +286,25 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 def evaluate_arithmetic(expression: str) -> Any:
-    """Evaluate numbers, `+ - * / // % **`, lists, tuples and list comprehensions over them; nothing else.
+    """Evaluate numbers, `+ - * / // % **`, lists, tuples, and list comprehensions over them.
 
     Example:
         >>> evaluate_arithmetic("[[x, x * 2**(1.0/2)] for x in [32, 64]]")
         [[32, 45.254833995939045], [64, 90.50966799187809]]
 
     Raises:
-        ValueError: The expression holds anything else (a call, an attribute, a string), or grows
-            too large.
+        ConfigError: The expression holds anything else: a call, an attribute, a string.
+        ConfigError: It takes too many steps, or a number becomes too large.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{expression!r} is not an arithmetic expression: {error}") from error
+        raise ConfigError(f"{expression!r} is not an arithmetic expression: {error}") from error
     return _Arithmetic(expression).visit(tree.body, {})
 
 
 class _Arithmetic:
-    """A walk over the syntax tree that knows a handful of node types and refuses the rest."""
+    """A visitor of the syntax tree that accepts a handful of node types."""
 
     def __init__(self, expression: str) -> None:
         self._expression = expression
@@ -228,7 +313,7 @@ class _Arithmetic:
     def visit(self, node: ast.expr, names: dict[str, Any]) -> Any:
         self._steps += 1
         if self._steps > _MAX_STEPS:
-            raise ValueError(f"{self._expression!r} takes more than {_MAX_STEPS} steps")
+            raise ConfigError(f"{self._expression!r} takes more than {_MAX_STEPS} steps")
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return number
@@ -250,7 +335,7 @@ class _Arithmetic:
                     self.visit(item, {**names, name: value})
                     for value in self._sequence(values, names)
                 ]
-        raise ValueError(
+        raise ConfigError(
             f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic over"
             " numbers is understood"
         )
@@ -258,25 +343,26 @@ class _Arithmetic:
     def _sequence(self, node: ast.expr, names: dict[str, Any]) -> list[Any] | tuple[Any, ...]:
         values = self.visit(node, names)
         if not isinstance(values, list | tuple):
-            raise ValueError(
+            raise ConfigError(
                 f"{ast.unparse(node)!r} in {self._expression!r} is no list to loop over"
             )
         return values
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
         if not all(isinstance(x, int | float) and abs(x) <= _MAX_NUMBER for x in operands):
-            raise ValueError(
+            raise ConfigError(
                 f"{self._expression!r}: {type(op).__name__} needs numbers up to {_MAX_NUMBER:g},"
                 f" got {operands}"
             )
-        if isinstance(op, ast.Pow) and abs(operands[1]) > 64:
-            raise ValueError(
-                f"{self._expression!r}: an exponent beyond 64 is refused, got {operands[1]}"
+        if isinstance(op, ast.Pow) and abs(operands[1]) > _MAX_EXPONENT:
+            raise ConfigError(
+                f"{self._expression!r}: an exponent beyond {_MAX_EXPONENT} is refused, got"
+                f" {operands[1]}"
             )
         try:
             result = _OPERATORS[type(op)](*operands)
         except ArithmeticError as error:
-            raise ValueError(f"{self._expression!r}: {error}") from error
+            raise ConfigError(f"{self._expression!r}: {error}") from error
         if isinstance(result, complex):
-            raise ValueError(f"{self._expression!r}: a root of a negative number")
+            raise ConfigError(f"{self._expression!r}: a root of a negative number")
         return result

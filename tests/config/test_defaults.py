@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from detkit.config import ConfigKeyError, explain, get_cfg, unread_settings
+from detkit.config import (
+    ConfigKeyError,
+    default_trainer_settings,
+    explain,
+    get_cfg,
+    settings_without_effect,
+    unread_settings,
+)
 from detkit.config.defaults import _TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +79,76 @@ def test_settings_that_nothing_reads_are_reported():
     assert unread_settings(cfg) == {}
     cfg.merge_from_list(["MODEL.ANCHOR_GENERATOR.ANGLES", [[0]]])
     assert list(unread_settings(cfg)) == ["MODEL.ANCHOR_GENERATOR.ANGLES"]
+
+
+def test_defaults_are_no_settings():
+    assert settings_without_effect(get_cfg()) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        pytest.param(
+            ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.NESTEROV", True, "SOLVER.ADAMW.EPS", 1e-6],
+            {"SOLVER.NESTEROV": "SOLVER.OPTIMIZER is 'AdamW'"},
+            id="one of several values",
+        ),
+        pytest.param(["SOLVER.NESTEROV", True], {}, id="looked at"),
+        pytest.param(
+            ["TEST.COMPUTE_LOSS", True, "TEST.EVAL_PERIOD", "2ep"],
+            {"TEST.COMPUTE_LOSS": "DATASETS.TEST is ()", "TEST.EVAL_PERIOD": "DATASETS.TEST is ()"},
+            id="nothing there",
+        ),
+        pytest.param(["TEST.COMPUTE_LOSS", True, "DATASETS.TEST", ["a"]], {}, id="something there"),
+        pytest.param(
+            ["INPUT.CROP.SIZE", [0.5, 0.5]],
+            {"INPUT.CROP.SIZE": "INPUT.CROP.ENABLED is False"},
+            id="switched off",
+        ),
+        pytest.param(
+            ["INPUT.CROP.SIZE", [0.5, 0.5], "INPUT.CROP.ENABLED", True], {}, id="switched on"
+        ),
+    ],
+)
+def test_what_is_set_to_no_effect_is_named(settings, expected):
+    cfg = get_cfg()
+    cfg.merge_from_list(settings)
+    assert settings_without_effect(cfg) == expected
+
+
+def test_what_a_key_needs_is_a_key_with_legal_values():
+    cfg = get_cfg()
+    needs = [spec.needs for spec in _TABLE.values() if spec.needs]
+    assert len(needs) > 30
+    for decider, *values in needs:
+        cfg.get_by_full_key(decider)
+        for value in values:
+            cfg.merge_from_list([decider, value])
+
+
+def test_explain_says_what_a_key_needs():
+    assert "Needs: SOLVER.OPTIMIZER = 'SGD'" in explain("SOLVER.NESTEROV")
+    assert explain("SOLVER.AMP.DTYPE").endswith("Needs: SOLVER.AMP.ENABLED")
+
+
+def test_settings_that_only_default_trainer_follows_ask_for_nothing_by_default():
+    idle = default_trainer_settings()
+    assert idle["SOLVER.ACCUM_STEPS"] == 1
+    assert "SOLVER.MAX_ITER" not in idle
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "COCO-Detection/fast_rcnn_R_50_FPN_1x",
+        "Misc/mask_rcnn_R_50_FPN_3x_syncbn",
+        "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+    ],
+)
+def test_config_of_the_zoo_sets_nothing_to_no_effect(name):
+    cfg = get_cfg()
+    cfg.merge_from_file(f"detkit://{name}.yaml")
+    assert settings_without_effect(cfg) == {}
 
 
 # --- keys in the code ---

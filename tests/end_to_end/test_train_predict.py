@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from detkit.cli import predict, train
+from detkit.config import default_trainer_settings
 from detkit.data import DatasetCatalog, MetadataCatalog
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -205,12 +206,9 @@ def test_loop_written_out_refuses_what_it_does_not_do(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = runpy.run_path(str(TOOLS / "plain_train_net.py"))
-    asking = {
-        key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in script["LEFT_OUT"].items()
-    }
-    asking.update(
-        {key: "True" for key, idle in script["LEFT_OUT"].items() if isinstance(idle, bool)}
-    )
+    left_out = default_trainer_settings()
+    asking = {key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in left_out.items()}
+    asking.update({key: "True" for key, idle in left_out.items() if isinstance(idle, bool)})
     asking["TEST.EXPECTED_RESULTS"] = "[['bbox', 'AP', 1, 1]]"
     settings = [str(word) for pair in asking.items() for word in pair]
     monkeypatch.setattr(
