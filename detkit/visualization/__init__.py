@@ -1,8 +1,7 @@
 """Drawing boxes, masks, keypoints, segments and names into pictures, with Pillow alone."""
 
 from detkit.visualization.canvas import Canvas
-from detkit.visualization.side_by_side import readable_scale, side_by_side
-from detkit.visualization.vis_image import VisImage
+from detkit.visualization.vis_image import VisImage, readable_scale, side_by_side
 from detkit.visualization.visualizer import ColorMode, Visualizer
 
 __all__ = ["Canvas", "ColorMode", "VisImage", "Visualizer", "readable_scale", "side_by_side"]

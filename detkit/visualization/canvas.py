@@ -1,12 +1,9 @@
 """A picture to draw into: boxes, lines, polygons, circles, masks and text, with smooth edges.
 
-Pillow draws without anti-aliasing. Everything slanted or round is therefore drawn as coverage, four
-times finer, within its own bounds only, and blended in from there.
-
 Points are (x, y) in pixels of the picture; the pixel in column c spans [c, c + 1). Colours are RGB,
 0 to 255.
 
-Shapes: (H, W) picture, (P, 2) points.
+Legend: H and W height and width of the picture, P points.
 """
 
 import functools
@@ -21,12 +18,13 @@ Color = tuple[int, int, int]
 Points = npt.ArrayLike
 Rectangle = tuple[int, int, int, int]
 
-# Coverage cells per pixel side.
+# Pillow draws without anti-aliasing. Everything slanted or round is therefore drawn as coverage,
+# this many times finer, within its own bounds only, and blended in from there.
 _FINE = 4
 
-# The font that comes with Pillow has the letters of English only. For other names the first of
-# these that the system has (Windows, macOS, Linux) is taken: those that hold Chinese, Japanese and
-# Korean first.
+# The font that comes with Pillow has ASCII letters only. Other names are written with the first of
+# these that the system has (Windows, macOS, Linux); those with Chinese, Japanese and Korean come
+# first.
 _WIDE_FONTS = (
     "msyh.ttc",
     "Arial Unicode.ttf",
@@ -41,8 +39,14 @@ class Canvas:
     """A picture that can be drawn into.
 
     Attributes:
-        line_width: Width of lines in pixels where none is given; it grows with the picture.
-        font_size: Height of text in pixels where none is given; likewise.
+        line_width: Default width of lines in pixels; it grows with the picture.
+        font_size: Default height of text in pixels; it grows with the picture.
+
+    Example:
+        >>> canvas = Canvas(np.zeros((48, 64, 3), np.uint8))
+        >>> canvas.draw_box((8, 8, 40, 30), (255, 0, 0))
+        >>> canvas.to_array()[8, 8].tolist()
+        [255, 0, 0]
     """
 
     def __init__(self, image: npt.NDArray[np.uint8], scale: float = 1.0) -> None:
@@ -76,11 +80,10 @@ class Canvas:
         return self._image.height
 
     def to_array(self) -> npt.NDArray[np.uint8]:
-        """Return the picture as it is now, (H, W, 3) uint8 RGB."""
+        """Return a copy of the picture, (H, W, 3) uint8 RGB."""
         return np.array(self._image)
 
     # -- shapes
-    # ------------------------------------------------------------------------------------------------------
 
     def draw_box(
         self,
@@ -127,9 +130,7 @@ class Canvas:
         alpha: float = 0.5,
         line_width: float | None = None,
     ) -> None:
-        """Fill a polygon (P, 2) at opacity `alpha`, and draw its border opaque, in `edge_color` or
-        `color`.
-        """
+        """Fill a polygon (P, 2) at opacity `alpha`. The border is opaque, in `edge_color`."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         if len(points) < 3:
             return  # no area: nothing to fill, and its box is drawn anyway
@@ -160,13 +161,13 @@ class Canvas:
         alpha: float = 0.5,
         edge_color: Color | None = None,
     ) -> None:
-        """Tint the pixels where `mask` is set; a mask of another size than the picture is stretched over it.
+        """Tint the pixels where `mask` is set.
 
         Args:
-            mask: (H, W).
+            mask: (H, W) bool; of another size, it is stretched over the picture.
             color: Of the tint.
             alpha: Opacity, 0 to 1.
-            edge_color: Of a line along the edge, inside the mask; none is drawn where it is None.
+            edge_color: Of a line along the edge, inside the mask; None draws none.
         """
         coverage = Image.fromarray(mask.astype(np.uint8) * 255)
         if coverage.size != self._image.size:
@@ -188,9 +189,7 @@ class Canvas:
     def tint(
         self, colors: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], *, alpha: float = 0.5
     ) -> None:
-        """Blend in a picture (H, W, 3) where (H, W) is set; of another size than this one, both are
-        stretched.
-        """
+        """Blend in `colors` (H, W, 3) in the pixels `where` (H, W); other sizes are stretched."""
         overlay = Image.fromarray(colors).resize(self._image.size, Image.Resampling.NEAREST)
         level = np.uint8(round(255 * alpha))
         coverage = Image.fromarray(where.astype(np.uint8) * level)
@@ -199,7 +198,7 @@ class Canvas:
         )
 
     def grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
-        """Take the colour from every pixel, except where `keep` (any size, stretched) is set."""
+        """Turn all pixels grey except where `keep` is set; another size is stretched."""
         grey = self._image.convert("L").convert("RGB")
         mask = Image.fromarray(keep.astype(np.uint8) * 255).resize(
             self._image.size, Image.Resampling.NEAREST
@@ -207,10 +206,9 @@ class Canvas:
         self._image = Image.composite(self._image, grey, mask)
 
     # -- text
-    # --------------------------------------------------------------------------------------------------------
 
     def text_size(self, text: str, font_size: int | None = None) -> tuple[int, int]:
-        """Width and height in pixels that a text takes with its background."""
+        """Return width and height in pixels of a text with its background."""
         font_size = font_size or self.font_size
         font = _font(font_size, text.isascii())
         padding = _padding(font_size)
@@ -233,9 +231,8 @@ class Canvas:
             text: What to write.
             position: Top left corner of the background; moved as far as needed to keep the text
                 inside the picture.
-            color: Of the letters; black or white, whichever the background shows better, where none
-                is given.
-            background: Of the rectangle behind them; none is drawn where it is None.
+            color: Of the letters; None takes black or white, whichever is easier to read.
+            background: Of the rectangle behind them; None draws none.
             font_size: In pixels.
             alpha: Opacity of the background.
         """
@@ -252,7 +249,6 @@ class Canvas:
         )
 
     # -- painting
-    # ----------------------------------------------------------------------------------------------------
 
     def _draw_smooth(
         self,
@@ -262,25 +258,21 @@ class Canvas:
         alpha: float,
         draw_coverage: Callable[[ImageDraw.ImageDraw, list[list[float]]], None],
     ) -> None:
-        """Blend in what `draw_coverage` draws of the points on a finer grid, within the picture
-        only.
-        """
+        """Blend in what `draw_coverage` draws of the points on a finer grid."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        (x1, y1), (x2, y2) = (
-            np.floor(points.min(axis=0) - margin),
-            np.ceil(points.max(axis=0) + margin),
-        )
+        x1, y1 = np.floor(points.min(axis=0) - margin)
+        x2, y2 = np.ceil(points.max(axis=0) + margin)
         x1, y1 = max(int(x1), 0), max(int(y1), 0)
         x2, y2 = min(int(x2) + 1, self.width), min(int(y2) + 1, self.height)
         if x1 >= x2 or y1 >= y2:
             return
         coverage = Image.new("L", ((x2 - x1) * _FINE, (y2 - y1) * _FINE))
-        # Pillow's integer coordinates name the middles of cells, ours their corners.
+        # Integer coordinates are centers of cells in Pillow, corners here.
         draw_coverage(ImageDraw.Draw(coverage), ((points - (x1, y1)) * _FINE - 0.5).tolist())
         self._blend(coverage.reduce(_FINE), (x1, y1), color, alpha)
 
     def _fill_rectangle(self, rectangle: Rectangle, color: Color, alpha: float) -> None:
-        """Blend in a rectangle of whole pixels, (x1, y1, x2, y2), the last two not included."""
+        """Blend in a rectangle of whole pixels (x1, y1, x2, y2), with x2 and y2 excluded."""
         x1, y1 = max(rectangle[0], 0), max(rectangle[1], 0)
         x2, y2 = min(rectangle[2], self.width), min(rectangle[3], self.height)
         if x1 < x2 and y1 < y2:
@@ -297,7 +289,7 @@ class Canvas:
 
 
 def readable_on(background: Color) -> Color:
-    """Return black or white, whichever stands out more against a colour."""
+    """Return black or white, whichever has more contrast with a colour."""
     red, green, blue = background
     # Luma of Rec. 601; the bound lies above the middle because white letters on a strong colour
     # look crisper.
@@ -305,11 +297,10 @@ def readable_on(background: Color) -> Color:
 
 
 def _stroke(draw: ImageDraw.ImageDraw, points: list[list[float]], width: float) -> None:
-    """Coverage of a line `width` pixels wide: a joint-free chain of segments with a disc at every
-    point.
-    """
+    """Draw the coverage of a line `width` pixels wide."""
     radius = width * _FINE / 2
     draw.line([tuple(p) for p in points], fill=255, width=max(round(2 * radius), 1))
+    # Discs make round ends and fill the gaps at joints.
     for x, y in points:
         _fill_ellipse(draw, [x - radius, y - radius, x + radius, y + radius])
 

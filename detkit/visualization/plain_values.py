@@ -1,12 +1,15 @@
-"""What models and data sets give, tensors or lists, as arrays to draw from.
+"""What models and data sets hold (tensors, lists, masks in several forms) as arrays to draw from.
 
-Legend: K keypoints.
+Legend: M objects in one image, K keypoints of each, H and W height and width of the picture.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from detkit.structures import polygons_to_bitmask, rle_to_bitmask
+from detkit.utils.errors import DataError
 
 
 def to_array(values: Any) -> npt.NDArray[np.float64]:
@@ -34,13 +37,38 @@ def keypoint_list(keypoints: Any) -> list[npt.NDArray[np.float64]]:
     ]
 
 
-def to_list(values: Any) -> list[Any] | None:
-    """Return a list of the values of a tensor, or None for None."""
-    return None if values is None else values.tolist()
+def mask_list(masks: Any) -> list[Any]:
+    """Return the masks of `PolygonMasks`, `BitMasks`, a tensor or array (M, H, W), one by one."""
+    masks = getattr(masks, "polygons", getattr(masks, "tensor", masks))
+    return list(masks.detach().cpu().numpy()) if hasattr(masks, "detach") else list(masks)
+
+
+def is_polygons(mask: Any) -> bool:
+    """Return whether a mask is a list of polygons."""
+    return isinstance(mask, list | tuple)
+
+
+def binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return a mask as (H, W) bool: polygons, run-length encoding, or a bitmap of that size.
+
+    Raises:
+        DataError: The mask has another size.
+    """
+    if isinstance(mask, dict):
+        return rle_to_bitmask(mask, height, width)
+    if is_polygons(mask):
+        flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in mask]
+        return polygons_to_bitmask(flat, height, width)
+    bitmap = np.asarray(mask).astype(bool)
+    if bitmap.shape != (height, width):
+        raise DataError(
+            f"a mask has the size of its picture, {height} x {width}: got shape {bitmap.shape}"
+        )
+    return bitmap
 
 
 def common_length(**columns: Any) -> int:
-    """Return the length that all columns share, those that are None aside; 0 if there are none.
+    """Return the length that all columns share, ignoring those that are None; 0 if all are.
 
     Raises:
         ValueError: They differ.

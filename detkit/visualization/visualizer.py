@@ -1,6 +1,6 @@
-"""Pictures of what a data set says and of what a model says.
+"""Pictures of a data set's annotations and of a model's predictions.
 
-Shapes: M objects in one image, K keypoints of each, (H, W) the image.
+Legend: M objects in one image, K keypoints of each, (H, W) the image.
 """
 
 import enum
@@ -13,44 +13,47 @@ import numpy.typing as npt
 from detkit.structures import BoxMode, Instances
 from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import colormap
+from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.segment_ids import rgb2id
 from detkit.visualization.canvas import Canvas, Color
-from detkit.visualization.labels import draw_labels
-from detkit.visualization.mask_form import binary_mask, is_polygons, mask_list
+from detkit.visualization.overlay import Segment, draw_keypoints, draw_labels, draw_segments
 from detkit.visualization.plain_values import (
+    binary_mask,
     common_length,
+    is_polygons,
     keypoint_list,
+    mask_list,
     to_array,
     to_integers,
-    to_list,
 )
-from detkit.visualization.segments import Segment, draw_segments
-from detkit.visualization.skeleton import draw_keypoints
 from detkit.visualization.vis_image import VisImage
 
-# A speck's name would hide more of the picture than it tells. A share of the picture's area.
+# Smallest share of the picture that gets a name: that of a smaller segment would hide more than it
+# tells.
 _NAMED_AREA = 0.002
 
 
 class ColorMode(enum.Enum):
-    """What the colours of instances tell."""
+    """What the colours of instances stand for."""
 
     IMAGE = 0
-    """Each instance has its own colour, so that neighbours of one class stand apart."""
+    """Each instance has its own colour, so that neighbours of one class differ."""
     SEGMENTATION = 1
     """Each class has its own colour: the metadata's `thing_colors` where there are any."""
     IMAGE_BW = 2
-    """As IMAGE, on a grey picture in which only masked pixels keep their colour."""
+    """As IMAGE, over a picture that is grey except for masked pixels."""
 
 
 class Visualizer:
     """Draws instances, classes of pixels and segments into a picture.
 
     Example:
-        >>> picture = Visualizer(image_rgb, metadata).draw_instance_predictions(outputs["instances"])
-        >>> picture.save("prediction.jpg")
+        >>> visualizer = Visualizer(np.zeros((120, 160, 3), np.uint8), scale=2.0)
+        >>> picture = visualizer.overlay_instances(boxes=[[20, 30, 90, 100]], labels=["cat"])
+        >>> picture.width, picture.height
+        (320, 240)
     """
 
     def __init__(
@@ -67,9 +70,9 @@ class Visualizer:
             metadata: Read for `thing_classes`, `thing_colors`, `stuff_classes`, `stuff_colors`,
                 `ignore_label`, `keypoint_names` and `keypoint_connection_rules`. Without names, the
                 numbers of classes are shown.
-            scale: Size of the output in sizes of the input. Labels of small pictures need more than
+            scale: Size of the output relative to the input. Labels of small pictures need more than
                 1 to be readable.
-            instance_mode: What colours tell.
+            instance_mode: What colours stand for.
 
         Raises:
             ValueError: The picture has another shape or type, or `scale` is not positive.
@@ -88,19 +91,18 @@ class Visualizer:
         self._connection_rules = list(getattr(metadata, "keypoint_connection_rules", None) or [])
         self._mode = instance_mode
 
-    # -- what a model or a data set says
-    # -----------------------------------------------------------------------------
+    # -- predictions and annotations
 
     def draw_output(
         self, output: ModelOutput, score_threshold: float = 0.0, num_proposals: int = 20
     ) -> VisImage:
-        """Draw all that a model says about the image.
+        """Draw everything in a model's output for the image.
 
         Args:
-            output: In pixels of the picture, on any device. Where there is a panoptic result, it
-                alone: it is made of the others.
+            output: In pixels of the picture, on any device. A panoptic result is drawn alone: it
+                contains the others.
             score_threshold: Instances below this score are left out.
-            num_proposals: How many of the best proposals are drawn, of a model without instances.
+            num_proposals: How many of the best proposals of a model without instances are drawn.
         """
         if "panoptic_seg" in output:
             return self.draw_panoptic_seg(*output["panoptic_seg"])
@@ -114,15 +116,21 @@ class Visualizer:
         return self.get_output()
 
     def draw_instance_predictions(self, predictions: Instances) -> VisImage:
-        """Draw what a model found.
+        """Draw the instances that a model predicts.
 
         Args:
-            predictions: `pred_boxes`, `scores`, `pred_classes`, `pred_masks`, `pred_keypoints`:
-                those that are there, on any device, in pixels of the picture.
+            predictions: `pred_boxes`, `scores`, `pred_classes`, `pred_masks`, `pred_keypoints`, as
+                far as present, on any device, in pixels of the picture.
         """
         fields = predictions.get_fields()
-        classes = to_list(fields.get("pred_classes"))
-        labels = self._labels(classes, to_list(fields.get("scores")))
+        classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
+        labels = None if classes is None else [self._things.name(c) for c in classes]
+        if "scores" in fields:
+            percents = [f"{score:.0%}" for score in fields["scores"].tolist()]
+            if labels is None:
+                labels = percents
+            else:
+                labels = [f"{n} {p}" for n, p in zip(labels, percents, strict=True)]
         return self.overlay_instances(
             boxes=fields.get("pred_boxes"),
             labels=labels,
@@ -134,9 +142,10 @@ class Visualizer:
     def draw_dataset_dict(
         self, dic: ImageRecord, max_image_pixels: int = MAX_IMAGE_PIXELS
     ) -> VisImage:
-        """Draw all that a data set's record says; its label map and its panoptic png are read from their files.
+        """Draw the annotations of a data set's record.
 
-        Where there is a panoptic png with `segments_info`, it alone is drawn: it holds the others.
+        Its label map and its panoptic png are read from their files. A panoptic png with
+        `segments_info` is drawn alone: it contains the others.
 
         Args:
             dic: The record.
@@ -147,49 +156,50 @@ class Visualizer:
             return self.draw_panoptic_seg(rgb2id(segments), dic["segments_info"])
         annotations = dic.get("annotations") or []
         if "sem_seg_file_name" in dic:
-            labels = read_label_map(dic["sem_seg_file_name"], max_pixels=max_image_pixels).astype(
-                np.int64
-            )
+            labels = read_label_map(dic["sem_seg_file_name"], max_pixels=max_image_pixels)
+            labels = labels.astype(np.int64)
             if annotations and self._stuff.name(0) == "things":
                 labels[labels == 0] = self._ignore_label  # the instances say more
             self.draw_sem_seg(labels)
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        classes = [a["category_id"] for a in annotations]
-        names = self._labels(classes, None)
-        marks = [
-            " (crowd)" if a.get("iscrowd") else " (difficult)" if a.get("difficult") else ""
-            for a in annotations
-        ]
-        keypoints = [a.get("keypoints") for a in annotations]
+        boxes, names = [], []
+        for annotation in annotations:
+            box_mode = annotation["bbox_mode"]
+            boxes.append(BoxMode.convert(annotation["bbox"], box_mode, BoxMode.XYXY_ABS))
+            name = self._things.name(annotation["category_id"])
+            if annotation.get("iscrowd"):
+                name += " (crowd)"
+            elif annotation.get("difficult"):
+                name += " (difficult)"
+            names.append(name)
+        keypoints = [annotation.get("keypoints") for annotation in annotations]
         return self.overlay_instances(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            labels=[name + mark for name, mark in zip(names or [], marks, strict=True)],
-            masks=[a.get("segmentation") for a in annotations],
+            labels=names,
+            masks=[annotation.get("segmentation") for annotation in annotations],
             keypoints=keypoints if any(keypoints) else None,
-            assigned_colors=self._colors(classes, len(annotations)),
+            assigned_colors=self._colors(
+                [annotation["category_id"] for annotation in annotations], len(annotations)
+            ),
         )
 
     def draw_sem_seg(
         self, sem_seg: Any, area_threshold: float | None = None, alpha: float = 0.55
     ) -> VisImage:
-        """Draw a class for every pixel.
+        """Draw the class of every pixel.
 
         Args:
-            sem_seg: (H, W) tensor or array of class numbers. Those without a name stay as they are,
-                or, without any names, the metadata's `ignore_label` (255 where it has none).
+            sem_seg: (H, W) tensor or array of class numbers. Pixels of a class without a name are
+                not drawn, nor are those of the metadata's `ignore_label` (255 where it has none).
             area_threshold: Classes of fewer pixels get no name; by default 0.2 % of the picture.
             alpha: Opacity.
         """
         labels = to_integers(sem_seg)
-        present = [
-            int(label) for label in np.unique(labels) if label >= 0 and label != self._ignore_label
-        ]
-        known = [
-            label for label in present if not self._stuff.names or label < len(self._stuff.names)
-        ]
-        segments = [
-            Segment(label, self._stuff.color(label), self._stuff.name(label)) for label in known
-        ]
+        num_names = len(self._stuff.names)
+        segments = []
+        for label in np.unique(labels).tolist():
+            has_name = num_names == 0 or label < num_names
+            if label >= 0 and label != self._ignore_label and has_name:
+                segments.append(Segment(label, self._stuff.color(label), self._stuff.name(label)))
         return self._draw_segments(labels, segments, area_threshold, alpha)
 
     def draw_panoptic_seg(
@@ -199,11 +209,11 @@ class Visualizer:
         area_threshold: float | None = None,
         alpha: float = 0.55,
     ) -> VisImage:
-        """Draw a segment for every pixel.
+        """Draw the segment of every pixel.
 
         Args:
             panoptic_seg: (H, W) tensor or array of segment ids.
-            segments_info: `id`, `category_id` and `isthing` of each segment, and maybe `score` and
+            segments_info: `id`, `category_id` and `isthing` of each segment, optionally `score` and
                 `iscrowd`.
             area_threshold: Segments of fewer pixels get no name; by default 0.2 % of the picture.
             alpha: Opacity.
@@ -215,10 +225,11 @@ class Visualizer:
             is_thing, category = info.get("isthing", True), info["category_id"]
             color = next(thing_colors) if is_thing else self._stuff.color(category)
             text = (self._things if is_thing else self._stuff).name(category)
-            text += f" {info['score']:.0%}" if "score" in info else ""
-            segments.append(
-                Segment(info["id"], color, text + (" (crowd)" if info.get("iscrowd") else ""))
-            )
+            if "score" in info:
+                text += f" {info['score']:.0%}"
+            if info.get("iscrowd"):
+                text += " (crowd)"
+            segments.append(Segment(info["id"], color, text))
         return self._draw_segments(to_integers(panoptic_seg), segments, area_threshold, alpha)
 
     # The name it has in Detectron2's demo.
@@ -234,10 +245,10 @@ class Visualizer:
         assigned_colors: Sequence[Sequence[float]] | None = None,
         alpha: float = 0.4,
     ) -> VisImage:
-        """Draw instances: masks, boxes over them, keypoints, labels on top, the largest instances first.
+        """Draw instances, the largest first: masks, boxes, keypoints, and labels on top.
 
         Args:
-            boxes: `Boxes`, or (M, 4) XYXY numbers, in pixels of the input picture.
+            boxes: `Boxes`, or (M, 4) XYXY, in pixels of the input picture.
             labels: One text per instance.
             masks: One per instance: a list of polygons `[x0, y0, ...]`, COCO's run-length encoding,
                 an (H, W) array of bool, or None for an instance without; or `PolygonMasks`, or
@@ -250,9 +261,9 @@ class Visualizer:
         Raises:
             ValueError: The arguments describe different numbers of instances.
         """
-        corners = (
-            None if boxes is None else to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
-        )
+        corners = None
+        if boxes is not None:
+            corners = to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
         all_masks = None if masks is None else mask_list(masks)
         points = None if keypoints is None else keypoint_list(keypoints)
         count = common_length(
@@ -262,10 +273,9 @@ class Visualizer:
             keypoints=points,
             assigned_colors=assigned_colors,
         )
-        colors = [
-            _as_color(c)
-            for c in (assigned_colors if assigned_colors is not None else self._colors(None, count))
-        ]
+        if assigned_colors is None:
+            assigned_colors = self._colors(None, count)
+        colors = [_as_color(color) for color in assigned_colors]
         order = list(range(count))
         if corners is not None:
             areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
@@ -277,7 +287,13 @@ class Visualizer:
                 self._canvas.draw_box(corners[i].tolist(), colors[i])
         if points is not None:
             for i in order:
-                self._overlay_keypoints(points[i], colors[i])
+                draw_keypoints(
+                    self._canvas,
+                    points[i] * [*self._stretch, 1],
+                    colors[i],
+                    names=self._keypoint_names if len(points[i]) else [],
+                    connection_rules=self._connection_rules,
+                )
         if corners is not None and labels is not None:
             draw_labels(self._canvas, [(labels[i], corners[i].tolist(), colors[i]) for i in order])
         return self.get_output()
@@ -286,30 +302,11 @@ class Visualizer:
         """Return the picture with everything drawn so far."""
         return VisImage(self._canvas.to_array())
 
-    # -- names and colours
-    # -------------------------------------------------------------------------------------------
-
-    def _labels(
-        self, classes: Sequence[int] | None, scores: Sequence[float] | None
-    ) -> list[str] | None:
-        names = None if classes is None else [self._things.name(c) for c in classes]
-        if scores is None:
-            return names
-        percents = [f"{score:.0%}" for score in scores]
-        return (
-            percents
-            if names is None
-            else [f"{n} {p}" for n, p in zip(names, percents, strict=True)]
-        )
-
     def _colors(self, classes: Sequence[int] | None, count: int) -> list[Color]:
         if classes is None or self._mode is not ColorMode.SEGMENTATION:
             palette = colormap(rgb=True)
             return [_as_color(palette[i % len(palette)]) for i in range(count)]
         return [self._things.color(c) for c in classes]
-
-    # -- parts
-    # -------------------------------------------------------------------------------------------------------
 
     def _overlay_masks(self, masks: Sequence[Any], colors: Sequence[Color], alpha: float) -> None:
         if self._mode is ColorMode.IMAGE_BW:
@@ -327,13 +324,6 @@ class Visualizer:
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * self._stretch
                 self._canvas.draw_polygon(points, color, alpha=alpha)
 
-    def _overlay_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
-        placed = keypoints * [*self._stretch, 1]
-        names = self._keypoint_names if len(placed) else []
-        draw_keypoints(
-            self._canvas, placed, color, names=names, connection_rules=self._connection_rules
-        )
-
     def _draw_segments(
         self,
         segment_map: npt.NDArray[np.int64],
@@ -342,7 +332,7 @@ class Visualizer:
         alpha: float,
     ) -> VisImage:
         if segment_map.shape != self._image_size:
-            raise ValueError(
+            raise DataError(
                 f"a map has the size of its picture, {self._image_size}: got {segment_map.shape}"
             )
         if self._mode is ColorMode.IMAGE_BW:
@@ -354,7 +344,7 @@ class Visualizer:
 
 
 class _Classes:
-    """Names and colours of things, or of stuff, as far as the metadata has them."""
+    """Names and colours of things, or of stuff, where the metadata has them."""
 
     def __init__(self, metadata: Any, kind: str) -> None:
         self.names: Sequence[str] = getattr(metadata, f"{kind}_classes", None) or ()
@@ -364,10 +354,10 @@ class _Classes:
         return self.names[index] if 0 <= index < len(self.names) else str(index)
 
     def color(self, index: int) -> Color:
+        if 0 <= index < len(self._colors):
+            return _as_color(self._colors[index])
         palette = colormap(rgb=True)
-        return _as_color(
-            self._colors[index] if 0 <= index < len(self._colors) else palette[index % len(palette)]
-        )
+        return _as_color(palette[index % len(palette)])
 
 
 def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:

@@ -46,7 +46,7 @@ def cpu_kernels(enabled: bool) -> Iterator[None]:
 
 def is_traced() -> bool:
     """Return whether torch records a graph, which should hold operators that exporters know."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def may_run_on(x: Tensor) -> bool:

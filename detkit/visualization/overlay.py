@@ -1,0 +1,173 @@
+"""What is drawn over a picture besides boxes and masks: labels, keypoints, segments.
+
+Legend: H and W height and width of a segment map, K keypoints of an object.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from detkit.utils.errors import DataError
+from detkit.visualization.canvas import Canvas, Color
+
+# Of a prediction the third number is a score, of ground truth the visibility: 0, 1 or 2.
+_MIN_VISIBLE = 0.05
+
+# A person's midline runs between keypoints that nobody annotates, so no rule can name it: from the
+# middle of the shoulders to the nose and to the middle of the hips.
+_SHOULDERS = ("left_shoulder", "right_shoulder")
+_MIDLINE = ((_SHOULDERS, ("nose", "nose")), (_SHOULDERS, ("left_hip", "right_hip")))
+_MIDLINE_COLOR = (255, 90, 60)
+
+# Cells along the longer side of the grid on which `midst` looks for a place: finer than the length
+# of any name.
+_GRID = 64
+
+ConnectionRule = tuple[str, str, Sequence[int]]
+"""Two names of keypoints, and the RGB colour of the line between them."""
+
+
+def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Color]]) -> None:
+    """Write (text, XYXY box, colour) at the boxes, clear of earlier labels where possible."""
+    taken: list[tuple[float, float, float, float]] = []
+    for text, (x1, y1, x2, y2), color in labels:
+        width, height = canvas.text_size(text)
+        # In order of preference: above the box, inside it at the top, below it, inside it at the
+        # bottom; left-aligned with it, then right-aligned.
+        places = [(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
+        inside, free = [], []
+        for x, y in places:
+            if not 0 <= y <= canvas.height - height:
+                continue
+            x = min(max(x, 0), max(canvas.width - width, 0))
+            inside.append((x, y))
+            overlaps = [
+                x < right and left < x + width and y < bottom and top < y + height
+                for left, top, right, bottom in taken
+            ]
+            if not any(overlaps):
+                free.append((x, y))
+        x, y = (free or inside or places)[0]
+        taken.append((x, y, x + width, y + height))
+        canvas.draw_text(text, (x, y), background=color)
+
+
+def draw_keypoints(
+    canvas: Canvas,
+    keypoints: npt.NDArray[np.float64],
+    color: Color,
+    *,
+    names: Sequence[str] = (),
+    connection_rules: Sequence[ConnectionRule] = (),
+) -> None:
+    """Draw the keypoints of one object: lines between those that are connected, and a dot on each.
+
+    Args:
+        canvas: Drawn into.
+        keypoints: (K, 3): x, y in pixels of the canvas, and a score or visibility; those of 0.05
+            and less are left out.
+        color: Of the dots.
+        names: K names. Without them no lines are drawn.
+        connection_rules: Which keypoints are connected; a rule of a name that is not among `names`
+            is left out.
+
+    Raises:
+        DataError: There are names, but not K.
+    """
+    if names and len(names) != len(keypoints):
+        raise DataError(
+            f"the metadata has {len(names)} keypoint_names, an object has {len(keypoints)}"
+            " keypoints"
+        )
+    visible = keypoints[:, 2] > _MIN_VISIBLE
+    place = {}
+    for name, xy, is_visible in zip(names, keypoints[:, :2].tolist(), visible, strict=False):
+        if is_visible:
+            place[name] = xy
+    for start, end, line_color in connection_rules:
+        if start in place and end in place:
+            red, green, blue = line_color
+            canvas.draw_line([place[start], place[end]], (red, green, blue))
+    for start, end in _MIDLINE if connection_rules else ():
+        if place.keys() >= {*start, *end}:
+            ends = [np.mean([place[name] for name in pair], axis=0) for pair in (start, end)]
+            canvas.draw_line(ends, _MIDLINE_COLOR)
+    for xy in keypoints[visible, :2].tolist():
+        # A dark rim, so that a dot stands out from a line or a mask of its colour.
+        canvas.draw_circle(xy, (0, 0, 0), radius=canvas.line_width * 1.4)
+        canvas.draw_circle(xy, color, radius=canvas.line_width)
+
+
+class Segment(NamedTuple):
+    """A segment to draw."""
+
+    id: int
+    """Value of its pixels in the map."""
+    color: Color
+    text: str
+
+
+def draw_segments(
+    canvas: Canvas,
+    segment_map: npt.NDArray[np.integer],
+    segments: Sequence[Segment],
+    *,
+    alpha: float,
+    min_area: float,
+) -> None:
+    """Tint the pixels of each segment, draw a line where two meet, and write the names.
+
+    Args:
+        canvas: Drawn into.
+        segment_map: (H, W) id per pixel; stretched over the canvas. Pixels of ids that `segments`
+            lacks are not changed.
+        segments: With ids of their own.
+        alpha: Opacity of the tint.
+        min_area: A segment of fewer pixels of the map gets no name.
+    """
+    colors = np.array([segment.color for segment in segments], dtype=np.uint8).reshape(-1, 3)
+    # Ids of a panoptic png reach 2^24: looked up per distinct value, not per pixel or in a table.
+    known, places = np.unique(segment_map, return_inverse=True)
+    index_of = {int(segment.id): index for index, segment in enumerate(segments)}
+    indices = np.array([index_of.get(int(value), -1) for value in known], dtype=np.int64)
+    index_map = indices[places.reshape(segment_map.shape)]
+    shown = index_map >= 0
+    if not shown.any():
+        return
+    canvas.tint(colors[index_map], shown, alpha=alpha)
+    # Pixels whose right or lower neighbour is of another segment.
+    edges = np.zeros(index_map.shape, bool)
+    edges[:, :-1] |= index_map[:, :-1] != index_map[:, 1:]
+    edges[:-1] |= index_map[:-1] != index_map[1:]
+    canvas.tint(np.full_like(colors[index_map], 255), edges, alpha=0.8)
+    stretch = np.array([canvas.width / segment_map.shape[1], canvas.height / segment_map.shape[0]])
+    areas = np.bincount(index_map[shown], minlength=len(segments))
+    for index in np.argsort(-areas, kind="stable").tolist():
+        if areas[index] >= max(min_area, 1):
+            _, color, text = segments[index]
+            x, y = midst(index_map == index) * stretch
+            width, height = canvas.text_size(text)
+            canvas.draw_text(text, (x - width / 2, y - height / 2), background=color)
+
+
+def midst(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return a point (x, y) deep inside a mask that is not empty, for a name to be centered on."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = rows[0], columns[0]
+    cut = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    step = -(-max(cut.shape) // _GRID)
+    coarse = cut[step // 2 :: step, step // 2 :: step]
+    if not coarse.any():  # thinner than the grid: any of its pixels will do
+        coarse, step = cut, 1
+    # Erode until nothing is left: the last cells lie deepest.
+    rest = last = np.pad(coarse, 1)
+    while rest.any():
+        last = rest
+        for shift, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1)):
+            rest = rest & np.roll(last, shift, axis)
+    # Of the cells that stay longest, the one in the middle.
+    cells = np.argwhere(last[1:-1, 1:-1])
+    y, x = cells[np.square(cells - cells.mean(axis=0)).sum(axis=1).argmin()]
+    return np.array([left + (x + 0.5) * step, top + (y + 0.5) * step])
