@@ -47,7 +47,7 @@ class AnchorGenerator(nn.Module):
     @property
     def num_anchors(self) -> list[int]:
         """A per level: how many anchors a head predicts for in every cell."""
-        raise NotImplementedError(f"{type(self).__name__} brings no num_anchors")
+        raise NotImplementedError(f"{type(self).__name__} does not implement num_anchors")
 
     @property
     def num_cell_anchors(self) -> list[int]:
@@ -63,7 +63,7 @@ class AnchorGenerator(nn.Module):
         Returns:
             Per level H * W * A boxes.
         """
-        raise NotImplementedError(f"{type(self).__name__} brings no forward")
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()

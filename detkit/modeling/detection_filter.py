@@ -1,10 +1,54 @@
-"""The way in which detections suppress each other, as a config names it."""
+"""Which of the scored boxes of an image become its detections.
+
+Legend: N candidates.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from detkit.config import CfgNode
-from detkit.layers import NMSMethod
+from detkit.layers import NMSMethod, suppress
+
+
+@dataclass(frozen=True)
+class DetectionFilter:
+    """The thresholds that candidates pass to become detections."""
+
+    score_thresh: float
+    """Detections must score higher."""
+    nms_thresh: float
+    """IoU above which the lower-scored of two boxes of a class goes."""
+    topk: int
+    """Largest number of detections per image; negative keeps all."""
+    nms: NMSMethod = NMSMethod()
+    """How boxes suppress each other."""
+
+    def __call__(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Suppress the candidates of one image.
+
+        Args:
+            boxes: (N, 4)
+            scores: (N,), above `score_thresh`. Whether they are is the caller's business: it
+                filters before it decodes boxes, and here only scores that a soft suppression
+                lowers are compared again.
+            classes: (N,) int64
+
+        Returns:
+            int64 indices of the detections, best first, and their scores.
+        """
+        return suppress(
+            boxes,
+            scores,
+            classes,
+            self.nms_thresh,
+            self.nms,
+            min_score=self.score_thresh,
+            topk=self.topk,
+        )
 
 
 def nms_method(cfg: CfgNode) -> NMSMethod:
-    """Return the method that TEST.NMS describes, for every head that gives detections."""
+    """Return the suppression that TEST.NMS describes."""
     nms = cfg.TEST.NMS
     return NMSMethod(method=nms.METHOD, sigma=nms.SIGMA, class_agnostic=nms.CLASS_AGNOSTIC)

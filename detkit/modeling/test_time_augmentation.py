@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is seen at several sizes and mirrored, and what is found is merged.
+"""Test-time augmentation: detect in several views of an image, resized and mirrored, and merge.
 
 Legend: N images, V views of one image, M detections of one image, K keypoints.
 """
@@ -12,16 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable, find_architecture
-from detkit.layers import NMSMethod, suppress
-from detkit.modeling.detection_filter import nms_method
+from detkit.layers import NMSMethod
+from detkit.modeling.detection_filter import DetectionFilter, nms_method
 from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFPN
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
+from detkit.utils.errors import ConfigError, UserError
+
+
+class UnsupportedModelError(UserError, TypeError):
+    """A model that test-time augmentation cannot be applied to."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to see an image: in a size, and mirrored or not. Sizes are (height, width) in pixels."""
+    """One way to show an image. Sizes are (height, width) in pixels."""
 
     size: tuple[int, int]
     is_mirrored: bool
@@ -29,23 +34,21 @@ class View:
     def image(self, image: Tensor) -> Tensor:
         """Return a (C, H, W) image as this view shows it, in its dtype."""
         if image.shape[1:] != self.size:
-            resized = F.interpolate(
-                image[None].float(), self.size, mode="bilinear", antialias=True
-            )[0]
-            # Bytes again, as a resized image from the data loader has them.
-            image = (
-                resized
-                if image.is_floating_point()
-                else resized.round().clamp(0, 255).to(image.dtype)
-            )
+            dtype = image.dtype
+            image = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)[
+                0
+            ]
+            if not dtype.is_floating_point:
+                # Bytes again, as a resized image from the data loader has them.
+                image = image.round().clamp(0, 255).to(dtype)
         return image.flip(2) if self.is_mirrored else image
 
     def boxes_into(self, boxes: Tensor, from_size: tuple[int, int]) -> Tensor:
-        """Return (M, 4) boxes of an image of another size in the coordinates of this view."""
+        """Move (M, 4) boxes from an image of another size into this view."""
         return self._mirrored(_scaled(boxes, from_size, self.size))
 
     def boxes_out(self, boxes: Tensor, to_size: tuple[int, int]) -> Tensor:
-        """Return (M, 4) boxes of this view in the coordinates of an image of another size."""
+        """Move (M, 4) boxes from this view to an image of another size."""
         return _scaled(self._mirrored(boxes), self.size, to_size)
 
     def _mirrored(self, boxes: Tensor) -> Tensor:
@@ -70,15 +73,15 @@ class DatasetMapperTTA:
         """Set the views.
 
         Args:
-            min_sizes: Length of the shortest side of each size, in pixels.
+            min_sizes: Shortest side of each size, in pixels.
             max_size: Longest side, in pixels; wins over `min_sizes`.
-            flip: Whether every size is also seen mirrored.
+            flip: Whether to show every size mirrored too.
 
         Raises:
-            ValueError: There is no size.
+            ValueError: `min_sizes` is empty.
         """
         if not min_sizes:
-            raise ValueError("TEST.AUG.MIN_SIZES needs at least one size, got none")
+            raise ValueError("min_sizes must have at least one size, got none")
         self.min_sizes = list(min_sizes)
         self.max_size = max_size
         self.flip = flip
@@ -93,46 +96,40 @@ class DatasetMapperTTA:
         }
 
     def __call__(self, model_input: ModelInput) -> list[tuple[ModelInput, View]]:
-        """Return the views of an input, each with what it shows: `image`, and `proposals` where
-        there are any.
-        """
-        height, width = model_input["image"].shape[1:]
-        views = []
+        """Return the views of an input, each with its `image`, and `proposals` if there are any."""
+        image = model_input["image"]
+        height, width = image.shape[1:]
+        shown: list[tuple[ModelInput, View]] = []
         for min_size in self.min_sizes:
-            size = _resized((height, width), min_size, self.max_size)
-            views += [
-                View(size, is_mirrored) for is_mirrored in ([False, True] if self.flip else [False])
-            ]
-        return [(_seen(model_input, view), view) for view in views]
-
-
-def _resized(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Return the (height, width) of an image resized to a shortest side, rounded as Detectron2
-    does.
-    """
-    height, width = size
-    scale = min_size / min(height, width)
-    new = (min_size, scale * width) if height < width else (scale * height, min_size)
-    shrink = min(1.0, max_size / max(new))
-    return max(1, int(new[0] * shrink + 0.5)), max(1, int(new[1] * shrink + 0.5))
-
-
-def _seen(model_input: ModelInput, view: View) -> ModelInput:
-    image = model_input["image"]
-    seen: ModelInput = {"image": view.image(image)}
-    if "proposals" in model_input:
-        proposals = model_input["proposals"]
-        fields = proposals.get_fields()
-        boxes = view.boxes_into(proposals.proposal_boxes.tensor, (image.shape[1], image.shape[2]))
-        seen["proposals"] = Instances(view.size, **{**fields, "proposal_boxes": Boxes(boxes)})
-    return seen
+            # Rounded as Detectron2 does.
+            scale = min_size / min(height, width)
+            new_height, new_width = scale * height, scale * width
+            if height < width:
+                new_height = min_size
+            else:
+                new_width = min_size
+            shrink = min(1.0, self.max_size / max(new_height, new_width))
+            size = (
+                max(1, int(new_height * shrink + 0.5)),
+                max(1, int(new_width * shrink + 0.5)),
+            )
+            for is_mirrored in (False, True) if self.flip else (False,):
+                view = View(size, is_mirrored)
+                view_input: ModelInput = {"image": view.image(image)}
+                if "proposals" in model_input:
+                    proposals = model_input["proposals"]
+                    boxes = view.boxes_into(proposals.proposal_boxes.tensor, (height, width))
+                    fields = {**proposals.get_fields(), "proposal_boxes": Boxes(boxes)}
+                    view_input["proposals"] = Instances(size, **fields)
+                shown.append((view_input, view))
+        return shown
 
 
 class GeneralizedRCNNWithTTA(nn.Module):
-    """A model that looks at every image in several views; otherwise it is called as the model itself.
+    """A model that detects in several views of every image. It is called as the model itself.
 
     Boxes of all views are merged by NMS. Masks and keypoints are then predicted for the merged
-    boxes in every view, and averaged cell by cell before anything is decided on them.
+    boxes in every view, and averaged cell by cell before they are thresholded.
     """
 
     @configurable
@@ -152,38 +149,35 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
         Args:
             model: Its weights are shared.
-            tta_mapper: Gives the views of an input.
+            tta_mapper: Makes the views of an input.
             batch_size: Views in one pass.
-            nms_thresh: IoU above which the lower-scored of two merged boxes of a class goes.
-            nms: How merged boxes suppress each other.
-            score_thresh: Scores that a soft suppression lowers must stay above it.
-            topk_per_image: At most this many detections per image.
-            keypoint_flip_indices: (K,) which keypoint each one is in a mirrored image. Needed by a
-                model with keypoints whose views are mirrored.
+            nms_thresh: See `DetectionFilter`, which merges the boxes of all views.
+            nms: Likewise.
+            score_thresh: Likewise.
+            topk_per_image: Likewise.
+            keypoint_flip_indices: (K,) the keypoint that each one is in a mirrored image. Needed
+                by a model with keypoints whose views are mirrored.
 
         Raises:
+            ConfigError: `keypoint_flip_indices` is missing.
             TypeError: The model is of another kind.
-            ValueError: `keypoint_flip_indices` is missing.
         """
         super().__init__()
-        # A PanopticFPN is a GeneralizedRCNN, but one whose label maps nothing here would merge.
+        # A PanopticFPN is a GeneralizedRCNN, but its pixel classes would have to be merged too.
         if not isinstance(model, GeneralizedRCNN | DenseDetector) or isinstance(model, PanopticFPN):
-            raise TypeError(
+            raise UnsupportedModelError(
                 "test-time augmentation (TEST.AUG.ENABLED) is for instances: it takes a"
                 f" GeneralizedRCNN or a one-stage detector, got {type(model).__name__}"
             )
         self.model = model
         self.tta_mapper = tta_mapper
         self.batch_size = batch_size
-        self.nms_thresh = nms_thresh
-        self.nms = nms
-        self.score_thresh = score_thresh
-        self.topk_per_image = topk_per_image
+        self.detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
         self.keypoint_flip_indices = (
             None if keypoint_flip_indices is None else list(keypoint_flip_indices)
         )
         if self._branch_is_on("keypoint") and tta_mapper.flip and keypoint_flip_indices is None:
-            raise ValueError(
+            raise ConfigError(
                 "TEST.AUG.FLIP is on and the model predicts keypoints: give keypoint_flip_indices,"
                 " the keypoint that each one is in a mirrored image"
             )
@@ -219,7 +213,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         """Return the instances in every image, in the size that each input asks for.
 
         Raises:
-            RuntimeError: In training.
+            RuntimeError: The model is in training mode.
         """
         if self.training:
             raise RuntimeError(
@@ -228,125 +222,89 @@ class GeneralizedRCNNWithTTA(nn.Module):
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, model_input: ModelInput) -> Instances:
+        """Return the instances in one image."""
         height, width = model_input["image"].shape[1:]
         size = (model_input.get("height", height), model_input.get("width", width))
-        # On the device before it is resized: nine sizes of a picture are its work.
-        on_device = cast(
-            ModelInput, {**model_input, "image": model_input["image"].to(self.model.device)}
-        )
-        seen = self.tta_mapper(on_device)
-        merged = self._merged_boxes(seen, size)
-        branches = [name for name in ("mask", "keypoint") if self._branch_is_on(name)]
-        if not branches:
+        # Moved to the device before it is resized: that is quicker than nine sizes of a picture
+        # on the CPU, and one transfer instead of nine.
+        on_device = dict(model_input, image=model_input["image"].to(self.model.device))
+        shown = self.tta_mapper(cast(ModelInput, on_device))
+        merged = self._merged_boxes(shown, size)
+        if not self._has_branches():
             return merged
-        self._add_to_boxes(merged, seen)
+        self._add_to_boxes(merged, shown)
         return detector_postprocess(merged, *size)
 
     def _merged_boxes(
-        self, seen: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
+        self, shown: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
     ) -> Instances:
-        """Return what the box branch finds in all views, in an image of the given size and reduced
-        by NMS.
-        """
-        with _BoxesOnly(self.model):
-            found = list(self._run_in_batches([x for x, _ in seen]))
-        boxes = Boxes(
-            torch.cat(
-                [
-                    v.boxes_out(f.pred_boxes.tensor, size)
-                    for f, (_, v) in zip(found, seen, strict=True)
-                ]
-            )
+        """Detect boxes in all views, and merge them by NMS in an image of the given size."""
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
+        classes: list[Tensor] = []
+        for start in range(0, len(shown), self.batch_size):
+            batch = shown[start : start + self.batch_size]
+            found = self._boxes_in([x for x, _ in batch])
+            for found_i, (_, view) in zip(found, batch, strict=True):
+                boxes.append(view.boxes_out(found_i.pred_boxes.tensor, size))
+                scores.append(found_i.scores)
+                classes.append(found_i.pred_classes)
+        all_boxes, all_classes = Boxes(torch.cat(boxes)), torch.cat(classes)
+        all_boxes.clip(size)
+        keep, kept_scores = self.detection_filter(all_boxes.tensor, torch.cat(scores), all_classes)
+        return Instances(
+            size, pred_boxes=all_boxes[keep], scores=kept_scores, pred_classes=all_classes[keep]
         )
-        boxes.clip(size)
-        scores, classes = (
-            torch.cat([f.scores for f in found]),
-            torch.cat([f.pred_classes for f in found]),
-        )
-        keep, scores = suppress(
-            boxes.tensor,
-            scores,
-            classes,
-            self.nms_thresh,
-            self.nms,
-            min_score=self.score_thresh,
-            topk=self.topk_per_image,
-        )
-        return Instances(size, pred_boxes=boxes[keep], scores=scores, pred_classes=classes[keep])
 
-    def _add_to_boxes(self, merged: Instances, seen: Sequence[tuple[ModelInput, View]]) -> None:
-        """Set `pred_masks` and `pred_keypoints`: means over the views, which do not depend on the
-        size of a view.
+    def _boxes_in(self, inputs: list[ModelInput]) -> list[Instances]:
+        """Return the boxes in each input, in its coordinates."""
+        if isinstance(self.model, GeneralizedRCNN) and self._has_branches():
+            return self.model.detect_boxes(inputs)
+        return cast(list[Instances], self.model.inference(inputs, do_postprocess=False))
+
+    def _add_to_boxes(self, merged: Instances, shown: Sequence[tuple[ModelInput, View]]) -> None:
+        """Set `pred_masks` and `pred_keypoints` to the means over the views.
+
+        Cells of a mask or heatmap are relative to the box, so those of all sizes can be averaged.
         """
-        boxes = merged.pred_boxes.tensor
-        given = [
-            Instances(
-                v.size,
-                pred_boxes=Boxes(v.boxes_into(boxes, merged.image_size)),
-                pred_classes=merged.pred_classes,
-                scores=merged.scores,
-            )
-            for _, v in seen
-        ]
         # Summed up view by view: the maps of all at once would take V times the memory.
-        masks: list[Tensor] = []
-        heatmaps: list[Tensor] = []
-        for result, (_, view) in zip(
-            self._run_in_batches([x for x, _ in seen], given), seen, strict=True
-        ):
+        masks: Tensor | None = None
+        heatmaps: Tensor | None = None
+        for result, view in self._with_fields(merged, shown):
             if result.has("pred_masks"):
-                _add(masks, result.pred_masks.flip(3) if view.is_mirrored else result.pred_masks)
+                maps = result.pred_masks.flip(3) if view.is_mirrored else result.pred_masks
+                masks = maps if masks is None else masks + maps
             if result.has("pred_keypoint_heatmaps"):
                 maps = result.pred_keypoint_heatmaps
-                _add(
-                    heatmaps,
-                    maps.flip(3)[:, self.keypoint_flip_indices] if view.is_mirrored else maps,
-                )
-        if masks:
-            merged.pred_masks = masks[0] / len(seen)
-        if heatmaps:
-            merged.pred_keypoints = heatmaps_to_keypoints(heatmaps[0] / len(seen), boxes)[
-                :, :, [0, 1, 3]
-            ]
+                if view.is_mirrored:
+                    # A mirror turns a left eye into a right one.
+                    maps = maps.flip(3)[:, self.keypoint_flip_indices]
+                heatmaps = maps if heatmaps is None else heatmaps + maps
+        if masks is not None:
+            merged.pred_masks = masks / len(shown)
+        if heatmaps is not None:
+            keypoints = heatmaps_to_keypoints(heatmaps / len(shown), merged.pred_boxes.tensor)
+            merged.pred_keypoints = keypoints[:, :, [0, 1, 3]]
 
-    def _run_in_batches(
-        self, inputs: list[ModelInput], given: list[Instances] | None = None
-    ) -> Iterator[Instances]:
-        """Return the model's detections for each input in its coordinates; for given boxes, what it
-        adds to them.
-        """
-        for start in range(0, len(inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            more = {} if given is None else {"detected_instances": given[part]}
-            yield from cast(
-                "list[Instances]", self.model.inference(inputs[part], do_postprocess=False, **more)
+    def _with_fields(
+        self, merged: Instances, shown: Sequence[tuple[ModelInput, View]]
+    ) -> Iterator[tuple[Instances, View]]:
+        """Yield the merged boxes in each view, with the fields that the model adds to them."""
+        for start in range(0, len(shown), self.batch_size):
+            batch = shown[start : start + self.batch_size]
+            given: list[Instances] = []
+            for _, view in batch:
+                boxes = view.boxes_into(merged.pred_boxes.tensor, merged.image_size)
+                fields = {**merged.get_fields(), "pred_boxes": Boxes(boxes)}
+                given.append(Instances(view.size, **fields))
+            results = cast(GeneralizedRCNN, self.model).inference(
+                [x for x, _ in batch], given, do_postprocess=False
             )
+            views = [view for _, view in batch]
+            yield from zip(cast(list[Instances], results), views, strict=True)
+
+    def _has_branches(self) -> bool:
+        return self._branch_is_on("mask") or self._branch_is_on("keypoint")
 
     def _branch_is_on(self, name: str) -> bool:
         return bool(getattr(getattr(self.model, "roi_heads", None), f"{name}_on", False))
-
-
-class _BoxesOnly:
-    """While it lasts, the ROI heads of a model predict boxes and nothing else."""
-
-    def __init__(self, model: nn.Module) -> None:
-        heads = getattr(model, "roi_heads", None)
-        self._heads = heads
-        self._was_on = {
-            name: getattr(heads, name)
-            for name in ("mask_on", "keypoint_on")
-            if getattr(heads, name, False)
-        }
-
-    def __enter__(self) -> None:
-        for name in self._was_on:
-            setattr(self._heads, name, False)
-
-    def __exit__(self, *exc: object) -> None:
-        for name, value in self._was_on.items():
-            setattr(self._heads, name, value)
-
-
-def _add(total: list[Tensor], maps: Tensor) -> None:
-    """Add to a sum that starts as an empty list."""
-    total[:] = [total[0] + maps] if total else [maps]

@@ -15,6 +15,7 @@ from detkit.modeling import (
     GeneralizedRCNNWithTTA,
     PanopticFPN,
 )
+from detkit.modeling.detection_filter import DetectionFilter
 from detkit.modeling.test_time_augmentation import View
 from detkit.structures import Boxes, Instances
 from tests.helpers import random_boxes, slow_batched_nms
@@ -47,6 +48,12 @@ class BrightPatch(nn.Module):
         ]
         return self.forward_with_given_boxes(features, found), {}
 
+    def predict_boxes_only(self, images, features, proposals):
+        self.calls.append("boxes")
+        return [
+            self._patch(features["image"][i], size) for i, size in enumerate(images.image_sizes)
+        ]
+
     def _patch(self, image, size):
         y, x = (image[0] > 100).nonzero().unbind(dim=1)
         box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
@@ -58,7 +65,7 @@ class BrightPatch(nn.Module):
         )
 
     def forward_with_given_boxes(self, features, instances):
-        self.calls.append((self.mask_on, self.keypoint_on))
+        self.calls.append("branches")
         for image, found in zip(features["image"], instances, strict=True):
             halves = [
                 self._halves(image, box) for box in found.pred_boxes.tensor.round().long().tolist()
@@ -148,9 +155,7 @@ def test_output_has_the_size_that_is_asked_for():
 def test_boxes_are_searched_without_the_other_branches():
     inner = model()
     tta(inner, batch_size=3)([picture()])
-    assert inner.roi_heads.calls == [(False, False)] * 2 + [(True, True)] * 2
-    assert inner.roi_heads.mask_on
-    assert inner.roi_heads.keypoint_on
+    assert inner.roi_heads.calls == ["boxes"] * 2 + ["branches"] * 2
 
 
 def test_model_of_boxes_alone_gives_boxes_alone():
@@ -219,8 +224,8 @@ def test_settings_come_from_the_config():
     )
     one_stage = GeneralizedRCNNWithTTA(cfg, Given([]).eval())
     assert one_stage.tta_mapper.min_sizes == [40, 50]
-    assert (one_stage.nms_thresh, one_stage.topk_per_image) == (0.3, 7)
-    assert GeneralizedRCNNWithTTA(cfg, model()).nms_thresh == 0.6
+    assert one_stage.detection_filter == DetectionFilter(0.05, 0.3, 7)
+    assert GeneralizedRCNNWithTTA(cfg, model()).detection_filter == DetectionFilter(0.05, 0.6, 7)
 
 
 def test_mirrored_keypoints_need_their_pairs():
@@ -298,7 +303,7 @@ def test_proposals_are_seen_in_every_view():
 
 
 def test_no_size_is_an_error():
-    with pytest.raises(ValueError, match="TEST.AUG.MIN_SIZES needs at least one size"):
+    with pytest.raises(ValueError, match="min_sizes must have at least one size"):
         DatasetMapperTTA(min_sizes=[], max_size=100, flip=True)
 
 

@@ -79,11 +79,11 @@ class Detector(nn.Module):
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return scalar losses by name; their sum is minimised."""
-        raise NotImplementedError(f"{type(self).__name__} brings no losses")
+        raise NotImplementedError(f"{type(self).__name__} does not implement losses")
 
     def inference(self, batched_inputs: list[ModelInput]) -> Any:
         """Return what the model finds in each image."""
-        raise NotImplementedError(f"{type(self).__name__} brings no inference")
+        raise NotImplementedError(f"{type(self).__name__} does not implement inference")
 
     def preprocess_image(self, batched_inputs: list[ModelInput]) -> ImageList:
         """Normalise the images, pad them as the backbone asks, and batch them on the model's device.

@@ -94,13 +94,13 @@ class DenseDetector(Detector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Return the losses of what the head predicts, by name."""
-        raise NotImplementedError(f"{type(self).__name__} brings no forward_training")
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward_training")
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: HeadOutput
     ) -> list[Instances]:
         """Return the detections of every image, in the coordinates of the network's input."""
-        raise NotImplementedError(f"{type(self).__name__} brings no forward_inference")
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward_inference")
 
 
 def predictions_by_anchor(maps: Tensor, dim: int) -> Tensor:

@@ -127,12 +127,24 @@ class GeneralizedRCNN(Detector):
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> list[Instances]:
         """Return the instances in every image from its features, in the coordinates of the inputs."""
-        if self.proposal_generator is None:
-            proposals = self.take_field(batched_inputs, "proposals")
-        else:
-            proposals, _ = self.proposal_generator(images, features, None)
+        proposals = self._propose(images, features, batched_inputs)
         results, _ = self.roi_heads(images, features, proposals, None)
         return results
+
+    def detect_boxes(self, batched_inputs: list[ModelInput]) -> list[Instances]:
+        """Return boxes, without masks or keypoints, in the coordinates of the inputs."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals = self._propose(images, features, batched_inputs)
+        return self.roi_heads.predict_boxes_only(images, features, proposals)
+
+    def _propose(
+        self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
+    ) -> list[Instances]:
+        if self.proposal_generator is None:
+            return self.take_field(batched_inputs, "proposals")
+        proposals, _ = self.proposal_generator(images, features, None)
+        return proposals
 
 
 @META_ARCH_REGISTRY.register()

@@ -16,6 +16,7 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, cat
 from detkit.modeling.roi_heads.build import ROI_KEYPOINT_HEAD_REGISTRY
 from detkit.structures import Instances, heatmaps_to_keypoints
+from detkit.utils.errors import DataError
 
 _IGNORED = -1
 
@@ -23,55 +24,55 @@ _IGNORED = -1
 def keypoint_rcnn_loss(
     pred_keypoint_logits: Tensor, instances: Sequence[Instances], normalizer: float | None
 ) -> Tensor:
-    """Compare heatmaps with the one cell that each labelled keypoint lies in: cross entropy over all cells.
+    """Compute the cross entropy, over all cells, of the one cell that each keypoint lies in.
 
     Args:
         pred_keypoint_logits: (R, K, S, S)
         instances: Per image its proposals, R over the batch, with `proposal_boxes` and
             `gt_keypoints`. An image without any needs no fields but the boxes.
-        normalizer: What the sum over keypoints is divided by. None divides by the number of those
-            that count: that are labelled, and lie in the proposal.
+        normalizer: Divisor of the sum over keypoints. None divides by the number of those that
+            count: those that are labelled and lie in the proposal.
 
     Returns:
         A scalar; 0, and part of the graph, when no keypoint counts.
 
     Raises:
-        ValueError: An image has proposals, but no `gt_keypoints`, or the wrong number of them.
+        DataError: An image has proposals, but no `gt_keypoints`, or the wrong number of them.
     """
+    num_keypoints, size = pred_keypoint_logits.shape[1:3]
     with_objects = [x for x in instances if len(x) > 0]
-    _check_keypoints(with_objects, pred_keypoint_logits.shape[1])
-    if not with_objects:
-        return pred_keypoint_logits.sum() * 0
-    size = pred_keypoint_logits.shape[2]
-    heatmaps = [x.gt_keypoints.to_heatmap(x.proposal_boxes.tensor, size) for x in with_objects]
-    cells, is_valid = (cat(list(values)) for values in zip(*heatmaps, strict=True))
-    # Those that do not count are ignored rather than left out: to learn how many are left would
-    # wait for the device.
-    target = cells.masked_fill(is_valid == 0, _IGNORED).flatten()
-    # Float32 under autocast too: this is a softmax over some thousand cells.
-    logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
-    loss = F.cross_entropy(logits, target, reduction="sum", ignore_index=_IGNORED)
-    return loss / (is_valid.sum().clamp(min=1) if normalizer is None else normalizer)
-
-
-def _check_keypoints(instances: Sequence[Instances], num_keypoints: int) -> None:
-    for x in instances:
+    for x in with_objects:
         if not x.has("gt_keypoints"):
-            raise ValueError(
+            raise DataError(
                 "keypoints are trained on gt_keypoints, but instances have only"
                 f" {sorted(x.get_fields())}: MODEL.KEYPOINT_ON needs a data set with keypoints"
             )
         if x.gt_keypoints.tensor.shape[1] != num_keypoints:
-            raise ValueError(
-                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {num_keypoints}, but the data has "
-                f"{x.gt_keypoints.tensor.shape[1]} keypoints per object"
+            raise DataError(
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {num_keypoints}, but the data has"
+                f" {x.gt_keypoints.tensor.shape[1]} keypoints per object"
             )
+    if not with_objects:
+        return pred_keypoint_logits.sum() * 0
+    cells, is_valid = [], []
+    for x in with_objects:
+        cells_i, is_valid_i = x.gt_keypoints.to_heatmap(x.proposal_boxes.tensor, size)
+        cells.append(cells_i)
+        is_valid.append(is_valid_i)
+    valid = cat(is_valid)
+    # Keypoints that do not count are ignored instead of left out: their number would be a shape,
+    # and a wait for the device.
+    target = cat(cells).masked_fill(valid == 0, _IGNORED).flatten()
+    # Float32 under autocast too: this is a softmax over some thousand cells.
+    logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
+    loss = F.cross_entropy(logits, target, reduction="sum", ignore_index=_IGNORED)
+    return loss / (valid.sum().clamp(min=1) if normalizer is None else normalizer)
 
 
 def keypoint_rcnn_inference(
     pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]
 ) -> None:
-    """Return the detections their keypoints: each image's instances get two fields.
+    """Set `pred_keypoints` and `pred_keypoint_heatmaps` on the detections of every image.
 
     Args:
         pred_keypoint_logits: (R, K, S, S)
@@ -81,6 +82,7 @@ def keypoint_rcnn_inference(
     """
     logits = pred_keypoint_logits.detach()
     boxes = cat([x.pred_boxes.tensor for x in pred_instances])
+    # Column 2 is the logit of the cell, column 3 its probability.
     keypoints = heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
     counts = [len(x) for x in pred_instances]
     for x, keypoints_i, logits_i in zip(
@@ -91,7 +93,7 @@ def keypoint_rcnn_inference(
 
 
 class BaseKeypointRCNNHead(nn.Module):
-    """Base of keypoint heads: loss and inference. A subclass brings `layers`."""
+    """Base of keypoint heads: loss and inference. A subclass implements `layers`."""
 
     def __init__(
         self,
@@ -105,15 +107,17 @@ class BaseKeypointRCNNHead(nn.Module):
         Args:
             num_keypoints: K
             loss_weight: Factor on the loss.
-            loss_normalizer: What the sum over the keypoints of an image is divided by: a number, or
-                `"visible"` for those that count; see `keypoint_rcnn_loss`.
+            loss_normalizer: Divisor of the sum over keypoints: a number per image, or `"visible"`
+                for the keypoints that count; see `keypoint_rcnn_loss`.
 
         Raises:
-            ValueError: The normalizer is another word.
+            ValueError: `loss_normalizer` is another word.
         """
         super().__init__()
         if isinstance(loss_normalizer, str) and loss_normalizer != "visible":
-            raise ValueError(f"loss_normalizer is a number or 'visible', got {loss_normalizer!r}")
+            raise ValueError(
+                f"loss_normalizer must be a number or 'visible', got {loss_normalizer!r}"
+            )
         self.num_keypoints = num_keypoints
         self.loss_weight = loss_weight
         self.loss_normalizer = loss_normalizer
@@ -130,40 +134,46 @@ class BaseKeypointRCNNHead(nn.Module):
             "loss_normalizer": "visible" if head.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS else constant,
         }
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Return the losses by name in training, else the instances with `pred_keypoints`; see `keypoint_rcnn_loss`.
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        """Return `losses` in training, else `inference`.
 
         Args:
             x: (R, C, H, W) pooled features.
             instances: Per image the regions: foreground proposals in training, else detections.
         """
-        logits = self.layers(x)
-        if not self.training:
-            keypoint_rcnn_inference(logits, instances)
-            return instances
-        normalizer = (
-            None
-            if self.loss_normalizer == "visible"
-            else len(instances) * float(self.loss_normalizer)
-        )
-        return {
-            "loss_keypoint": keypoint_rcnn_loss(logits, instances, normalizer) * self.loss_weight
-        }
+        return self.losses(x, instances) if self.training else self.inference(x, instances)
+
+    def losses(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor]:
+        """Return `loss_keypoint` of foreground proposals; see `keypoint_rcnn_loss`."""
+        normalizer = None
+        if self.loss_normalizer != "visible":
+            normalizer = len(instances) * float(self.loss_normalizer)
+        loss = keypoint_rcnn_loss(self.layers(x), instances, normalizer)
+        return {"loss_keypoint": loss * self.loss_weight}
+
+    def inference(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
+        """Return the detections with `pred_keypoints`; see `keypoint_rcnn_inference`."""
+        keypoint_rcnn_inference(self.layers(x), instances)
+        return instances
 
     def layers(self, x: Tensor) -> Tensor:
         """Turn (R, C, H, W) pooled features into (R, K, S, S) logits."""
-        raise NotImplementedError(f"{type(self).__name__} brings no layers")
+        raise NotImplementedError(f"{type(self).__name__} does not implement layers")
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
 class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
-    """3x3 convolutions, an upsampling by 2 that predicts, and a bilinear one: S is four times the
-    side of a region.
-    """
+    """3x3 convolutions, an upsampling by 2 that predicts, and a bilinear one: S = 4 H."""
 
     @configurable
     def __init__(
-        self, *, input_shape: ShapeSpec, num_keypoints: int, conv_dims: Sequence[int], **kwargs: Any
+        self,
+        *,
+        input_shape: ShapeSpec,
+        num_keypoints: int,
+        conv_dims: Sequence[int],
+        loss_weight: float = 1.0,
+        loss_normalizer: float | Literal["visible"] = "visible",
     ) -> None:
         """Stack the layers.
 
@@ -171,18 +181,22 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
             input_shape: C of the pooled features.
             num_keypoints: K
             conv_dims: Channels of each convolution.
-            **kwargs: Arguments of `BaseKeypointRCNNHead`.
+            loss_weight: Factor on the loss.
+            loss_normalizer: Divisor of the loss; see `BaseKeypointRCNNHead`.
 
         Raises:
             ValueError: C is not known.
         """
-        super().__init__(num_keypoints=num_keypoints, **kwargs)
+        super().__init__(
+            num_keypoints=num_keypoints, loss_weight=loss_weight, loss_normalizer=loss_normalizer
+        )
         channels = input_shape.channels
         if channels is None:
             raise ValueError(
                 f"the keypoint head needs the channels of its input, got {input_shape}"
             )
-        # Order and names of the layers are those of Detectron2's checkpoints.
+        # Order and names of the layers are those of Detectron2's checkpoints; `layers` runs them
+        # in this order.
         for k, dim in enumerate(conv_dims, start=1):
             self.add_module(f"conv_fcn{k}", Conv2d(channels, dim, kernel_size=3, padding=1))
             self.add_module(f"conv_fcn_relu{k}", nn.ReLU(inplace=True))

@@ -3,7 +3,7 @@
 Source: He et al. 2017, arXiv 1703.06870.
 
 Legend: N images, R regions over the batch, C channels, K classes (1 where they share a mask), S
-cells of a mask along a side.
+    cells of a mask along a side.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, cat, get_norm
 from detkit.modeling.roi_heads.build import ROI_MASK_HEAD_REGISTRY
 from detkit.structures import Instances
+from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
 def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
-    """Compare the mask of the true class with the truth: the mean binary cross entropy over regions and cells.
+    """Compute the mean binary cross entropy of the true class's mask over regions and cells.
 
     Args:
         pred_mask_logits: (R, K, S, S)
@@ -32,29 +33,32 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
         A scalar; 0, and part of the graph, when R is 0.
 
     Raises:
-        ValueError: An image has foreground, but no `gt_masks`.
+        DataError: An image has foreground, but no `gt_masks`.
     """
     with_objects = [x for x in instances if len(x) > 0]
     for x in with_objects:
         if not x.has("gt_masks"):
-            raise ValueError(
+            raise DataError(
                 f"masks are trained on gt_masks, but instances have only {sorted(x.get_fields())}:"
                 " MODEL.MASK_ON needs a data set with segmentations"
             )
     if not with_objects:
         return pred_mask_logits.sum() * 0
+    # The target is the part of the object within the proposal, at the resolution of the prediction.
     size = pred_mask_logits.shape[2]
     targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in with_objects]
     target = cat([target_i.to(pred_mask_logits.device) for target_i in targets])
+    # Only the mask of the true class is trained: classes do not compete for a cell (section 3).
+    logits = _masks_of_classes(pred_mask_logits, [x.gt_classes for x in with_objects])[:, 0]
     # Float32 under autocast too: a mean over a hundred thousand cells needs its digits.
-    logits = _masks_of_classes(pred_mask_logits, [x.gt_classes for x in with_objects])[:, 0].float()
+    logits = logits.float()
     if has_event_storage():
         _log_accuracy(logits.detach(), target)
     return F.binary_cross_entropy_with_logits(logits, target.float())
 
 
 def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
-    """Return the detections their masks: each image's instances get the field `pred_masks`.
+    """Set `pred_masks` on the detections of every image.
 
     Args:
         pred_mask_logits: (R, K, S, S)
@@ -62,19 +66,14 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Insta
             `pred_masks` becomes (M, 1, S, S) float32: the probability that a cell of the box
             belongs to the object.
     """
-    masks = (
-        _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances])
-        .float()
-        .sigmoid()
-    )
-    for instances_i, masks_i in zip(
-        pred_instances, masks.split([len(x) for x in pred_instances]), strict=True
-    ):
+    logits = _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances])
+    masks = logits.float().sigmoid().split([len(x) for x in pred_instances])
+    for instances_i, masks_i in zip(pred_instances, masks, strict=True):
         instances_i.pred_masks = masks_i
 
 
 def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
-    """Return (R, 1, S, S): of (R, K, S, S) the mask of each region's class."""
+    """Select from (R, K, S, S) the mask of each region's class: (R, 1, S, S)."""
     if logits.shape[1] == 1:
         return logits
     region = torch.arange(len(logits), device=logits.device)
@@ -82,52 +81,54 @@ def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
 
 
 def _log_accuracy(logits: Tensor, target: Tensor) -> None:
-    """Put into the storage how well the masks fit; the numbers stay on the device until they are
-    read.
-    """
-    is_wrong = (logits > 0) != target
+    """Log how well the masks fit. The numbers stay on the device until they are read."""
+    is_wrong = (logits > 0) != target  # a logit of 0 is a probability of one half
     num_positive = target.sum()
     num_negative = target.numel() - num_positive
+    false_positive = (is_wrong & ~target).sum() / num_negative.clamp(min=1)
+    false_negative = (is_wrong & target).sum() / num_positive.clamp(min=1)
     storage = get_event_storage()
     storage.put_scalar("mask_rcnn/accuracy", 1 - is_wrong.float().mean())
-    storage.put_scalar(
-        "mask_rcnn/false_positive", (is_wrong & ~target).sum() / num_negative.clamp(min=1)
-    )
-    storage.put_scalar(
-        "mask_rcnn/false_negative", (is_wrong & target).sum() / num_positive.clamp(min=1)
-    )
+    storage.put_scalar("mask_rcnn/false_positive", false_positive)
+    storage.put_scalar("mask_rcnn/false_negative", false_negative)
 
 
 class BaseMaskRCNNHead(nn.Module):
-    """Base of mask heads: loss and inference. A subclass brings `layers`."""
+    """Base of mask heads: loss and inference. A subclass implements `layers`."""
 
     def __init__(self, *, loss_weight: float = 1.0) -> None:
         """Set the factor on the loss."""
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Return the losses by name in training, else the instances with `pred_masks`; see `mask_rcnn_loss`.
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        """Return `losses` in training, else `inference`.
 
         Args:
             x: (R, C, H, W) pooled features.
             instances: Per image the regions: foreground proposals in training, else detections.
         """
-        logits = self.layers(x)
-        if self.training:
-            return {"loss_mask": mask_rcnn_loss(logits, instances) * self.loss_weight}
-        mask_rcnn_inference(logits, instances)
+        return self.losses(x, instances) if self.training else self.inference(x, instances)
+
+    def losses(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor]:
+        """Return `loss_mask` of foreground proposals; see `mask_rcnn_loss`."""
+        return {"loss_mask": mask_rcnn_loss(self.layers(x), instances) * self.loss_weight}
+
+    def inference(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
+        """Return the detections with `pred_masks`; see `mask_rcnn_inference`."""
+        mask_rcnn_inference(self.layers(x), instances)
         return instances
 
     def layers(self, x: Tensor) -> Tensor:
         """Turn (R, C, H, W) pooled features into (R, K, S, S) logits."""
-        raise NotImplementedError(f"{type(self).__name__} brings no layers")
+        raise NotImplementedError(f"{type(self).__name__} does not implement layers")
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
-    """3x3 convolutions, an upsampling by 2, and a 1x1 convolution that predicts: S is twice the
-    side of a region.
+    """3x3 convolutions, an upsampling by 2, and a 1x1 convolution that predicts: S = 2 H.
+
+    Source: He et al. 2017, arXiv 1703.06870, figure 4 (right).
     """
 
     @configurable
@@ -145,22 +146,22 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         Args:
             input_shape: C of the pooled features.
             num_classes: K
-            conv_dims: Channels of each convolution, the last ones those of the upsampling.
+            conv_dims: Channels of each convolution; the last number is that of the upsampling.
             conv_norm: Norm after each convolution, as for `get_norm`.
             loss_weight: Factor on the loss.
 
         Raises:
-            ValueError: There is no upsampling, or C is not known.
+            ValueError: `conv_dims` is empty.
+            ValueError: C is not known.
         """
         super().__init__(loss_weight=loss_weight)
         channels = input_shape.channels
         if not conv_dims:
-            raise ValueError(
-                "the mask head needs the channels of its upsampling: conv_dims is empty"
-            )
+            raise ValueError("conv_dims is empty, but needs the channels of the upsampling")
         if channels is None:
             raise ValueError(f"the mask head needs the channels of its input, got {input_shape}")
-        # Order and names of the layers are those of Detectron2's checkpoints.
+        # Order and names of the layers are those of Detectron2's checkpoints; `layers` runs them
+        # in this order.
         for k, dim in enumerate(conv_dims[:-1], start=1):
             conv = Conv2d(
                 channels,
@@ -179,7 +180,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         self.predictor = Conv2d(conv_dims[-1], num_classes, kernel_size=1)
         c2_msra_fill(self.deconv)
         c2_msra_fill(self.predictor)
-        # Small, so that every cell starts near a probability of one half.
+        # Small, so that every cell starts at a probability of about one half.
         nn.init.normal_(self.predictor.weight, std=0.001)
 
     @classmethod

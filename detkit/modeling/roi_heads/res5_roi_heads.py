@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone import make_configured_stage, select_features, stage_module
+from detkit.modeling.matcher import Matcher
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detkit.modeling.roi_heads.roi_heads import ROIHeads, select_foreground_proposals
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, ImageList, Instances
+from detkit.utils.errors import ConfigError
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -29,24 +31,34 @@ class Res5ROIHeads(ROIHeads):
     def __init__(
         self,
         *,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        proposal_matcher: Matcher,
+        proposal_append_gt: bool = True,
         in_features: Sequence[str],
         pooler: ROIPooler,
         res5: nn.Module | Sequence[nn.Module],
         box_predictor: FastRCNNOutputLayers,
         mask_head: nn.Module | None = None,
-        **kwargs: Any,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `ROIHeads`.
 
         Args:
             in_features: Name of the one feature that regions are pooled from.
             pooler: Feature and boxes to features per region.
-            res5: Pooled features to what the branches share; or the blocks of a sequence.
+            res5: Pooled features to the features that branches share; or a sequence of blocks.
             box_predictor: Classes and boxes, from the mean over the cells of a region.
-            mask_head: Masks, from the cells; see `ROI_MASK_HEAD_REGISTRY`. None is no mask branch.
-            **kwargs: Arguments of `ROIHeads`.
+            mask_head: Masks, from the cells; see `ROI_MASK_HEAD_REGISTRY`. None builds no mask
+                branch.
         """
-        super().__init__(**kwargs)
+        super().__init__(
+            num_classes=num_classes,
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            proposal_matcher=proposal_matcher,
+            proposal_append_gt=proposal_append_gt,
+        )
         self.in_features = list(in_features)
         self.pooler = pooler
         self.res5 = res5 if isinstance(res5, nn.Module) else nn.Sequential(*res5)
@@ -60,33 +72,48 @@ class Res5ROIHeads(ROIHeads):
         """Map config keys to arguments.
 
         Raises:
-            ValueError: There is not exactly one feature, or something is asked for that these heads
-                do not have.
+            ConfigError: There is not exactly one feature.
+            ConfigError: A setting asks for something that these heads do not have.
         """
-        shape = _only_feature(cfg, input_shape)
-        _check_settings(cfg, cls.__name__)
+        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        shapes = select_features(input_shape, names, "MODEL.ROI_HEADS.IN_FEATURES")
+        if len(shapes) != 1:
+            raise ConfigError(
+                "MODEL.ROI_HEADS.IN_FEATURES must be one feature for Res5ROIHeads, got"
+                f" {list(names)}"
+            )
+        if cfg.MODEL.KEYPOINT_ON:
+            raise ConfigError(
+                f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch: use"
+                " StandardROIHeads"
+            )
+        if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and cfg.MODEL.MASK_ON:
+            raise ConfigError(
+                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of"
+                f" {cls.__name__} share what is pooled from the proposals: set it to False, or use"
+                " StandardROIHeads"
+            )
         head = cfg.MODEL.ROI_BOX_HEAD
-        blocks = cls._build_res5_block(cfg, shape)
+        size = head.POOLER_RESOLUTION
+        blocks = cls._build_res5_block(cfg, shapes[0])
         channels = blocks[-1].out_channels
-        # As in Detectron2 the size of the pooled regions, not of what res5 leaves of them: no mask
-        # head asks for it.
-        pooled_shape = ShapeSpec(
-            channels=channels, height=head.POOLER_RESOLUTION, width=head.POOLER_RESOLUTION
-        )
+        predictor = FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1))
+        mask_head = None
+        if cfg.MODEL.MASK_ON:
+            # As in Detectron2 the size before the stride of res5. No mask head depends on it.
+            mask_head = build_mask_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
         return {
             **super().from_config(cfg),
-            "in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
+            "in_features": names,
             "pooler": ROIPooler(
-                output_size=head.POOLER_RESOLUTION,
-                scales=[1.0 / (shape.stride or 1)],
+                output_size=size,
+                scales=[1.0 / (shapes[0].stride or 1)],
                 sampling_ratio=head.POOLER_SAMPLING_RATIO,
                 pooler_type=head.POOLER_TYPE,
             ),
             "res5": stage_module(cfg.MODEL.RESNETS, 3, blocks),
-            "box_predictor": FastRCNNOutputLayers(
-                cfg, ShapeSpec(channels=channels, height=1, width=1)
-            ),
-            "mask_head": build_mask_head(cfg, pooled_shape) if cfg.MODEL.MASK_ON else None,
+            "box_predictor": predictor,
+            "mask_head": mask_head,
         }
 
     @classmethod
@@ -101,9 +128,11 @@ class Res5ROIHeads(ROIHeads):
         targets: Sequence[Instances],
     ) -> dict[str, Tensor]:
         """Return the losses of every branch; see `ROIHeads`."""
-        regions = self._region_features(features, [p.proposal_boxes for p in proposals])
-        losses = self.box_predictor.losses(self.box_predictor(regions.mean(dim=(2, 3))), proposals)
+        regions = self._regions(features, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(regions.mean(dim=(2, 3)))
+        losses = self.box_predictor.losses(predictions, proposals)
         if self.mask_on:
+            # The same features as for the boxes: res5 is the costly part, and runs once.
             foreground, is_foreground = select_foreground_proposals(proposals, self.num_classes)
             losses.update(self.mask_head(regions[torch.cat(is_foreground)], foreground))
         return losses
@@ -112,54 +141,45 @@ class Res5ROIHeads(ROIHeads):
         self, features: dict[str, Tensor], proposals: Sequence[Instances]
     ) -> list[Instances]:
         """Return the detections of every image, with the fields of every branch."""
-        regions = self._region_features(features, [p.proposal_boxes for p in proposals])
-        instances, _ = self.box_predictor.inference(
-            self.box_predictor(regions.mean(dim=(2, 3))), proposals
-        )
-        return self.forward_with_given_boxes(features, instances)
+        return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
+
+    def predict_boxes_only(
+        self, images: ImageList, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the detections without masks."""
+        return self._detect_boxes(features, proposals)
+
+    def _detect_boxes(
+        self, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        regions = self._regions(features, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(regions.mean(dim=(2, 3)))
+        instances, _ = self.box_predictor.inference(predictions, proposals)
+        return instances
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: Sequence[Instances]
     ) -> list[Instances]:
-        """Add `pred_masks`, if there is a mask branch, to detections with `pred_boxes` and `pred_classes`.
+        """Add `pred_masks`, if there is a mask branch, to detected boxes.
 
         Args:
-            features: The backbone's features by name.
-            instances: N times detections. The field is set on them.
+            features: Features of the backbone, by name.
+            instances: N detections with `pred_boxes` and `pred_classes`. The field is set on them.
 
         Raises:
-            RuntimeError: In training, where the branch gives losses.
+            RuntimeError: The heads are in training mode.
             ValueError: Instances lack a field.
         """
         self._check_given(instances)
         if not self.mask_on:
             return list(instances)
-        return self.mask_head(
-            self._region_features(features, [x.pred_boxes for x in instances]), list(instances)
-        )
+        # Pooled again: detected boxes are not where the proposals were.
+        regions = self._regions(features, [x.pred_boxes for x in instances])
+        return self.mask_head(regions, list(instances))
 
-    def _region_features(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
-        """Return (R, C, H, W): what all branches look at."""
-        return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+    def _regions(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
+        return self._shared_roi_transform([features[name] for name in self.in_features], boxes)
 
-
-def _only_feature(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ShapeSpec:
-    names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-    shapes = select_features(input_shape, names, "MODEL.ROI_HEADS.IN_FEATURES")
-    if len(shapes) != 1:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.IN_FEATURES must be one feature for Res5ROIHeads, got {list(names)}"
-        )
-    return shapes[0]
-
-
-def _check_settings(cfg: CfgNode, name: str) -> None:
-    if cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(
-            f"MODEL.KEYPOINT_ON is True, but {name} has no keypoint branch: use StandardROIHeads"
-        )
-    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and cfg.MODEL.MASK_ON:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of {name} share what"
-            " is pooled from the proposals: set it to False, or use StandardROIHeads"
-        )
+    def _shared_roi_transform(self, features: list[Tensor], boxes: Sequence[Boxes]) -> Tensor:
+        """Return (R, C, H, W) features of the regions, which all branches share."""
+        return self.res5(self.pooler(features, boxes))

@@ -16,12 +16,14 @@ from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
 from detkit.modeling.sampling import subsample_labels
 from detkit.structures import ImageList, Instances
+from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
 class ROIHeads(nn.Module):
-    """Base of the heads that look at regions. A subclass brings `losses` and `predict`, or a
-    `forward` of its own.
+    """Base of the heads that look at regions.
+
+    A subclass implements `losses` and `predict`, or a `forward` of its own.
     """
 
     @configurable
@@ -37,11 +39,11 @@ class ROIHeads(nn.Module):
         """Set how proposals are sampled for training.
 
         Args:
-            num_classes: K, background not counted. Background has the class K.
+            num_classes: K, without background. Background is class K.
             batch_size_per_image: Proposals per image that the losses sample.
-            positive_fraction: Largest share of them that is foreground.
+            positive_fraction: Largest share of foreground among them.
             proposal_matcher: Labels proposals by their IoU with the ground truth.
-            proposal_append_gt: Whether the ground truth itself is among the proposals.
+            proposal_append_gt: Whether to add the ground truth to the proposals.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -58,86 +60,9 @@ class ROIHeads(nn.Module):
             "num_classes": heads.NUM_CLASSES,
             "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": heads.POSITIVE_FRACTION,
-            "proposal_matcher": Matcher(
-                heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False
-            ),
+            "proposal_matcher": Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS),
             "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
         }
-
-    @torch.no_grad()
-    def label_and_sample_proposals(
-        self, proposals: Sequence[Instances], targets: Sequence[Instances]
-    ) -> list[Instances]:
-        """Pick the proposals of every image that the losses use, each with the truth it is to learn.
-
-        Args:
-            proposals: N proposals with `proposal_boxes`. Not changed.
-            targets: N ground truths with `gt_boxes` and `gt_classes`.
-
-        Returns:
-            Per image S proposals with `gt_classes`, in [0, K], K for background. Images with
-            objects also have every `gt_*` field of the target; its values are of meaning for
-            foreground only.
-        """
-        if self.proposal_append_gt:
-            proposals = add_ground_truth_to_proposals(targets, proposals)
-        sampled = [self._label_and_sample(p, t) for p, t in zip(proposals, targets, strict=True)]
-        self._log_sample(sampled)
-        return sampled
-
-    def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
-        matches, labels = self.proposal_matcher.match_boxes(
-            targets.gt_boxes, proposals.proposal_boxes
-        )
-        picked, gt_classes = self._sample_proposals(matches, labels, targets.gt_classes)
-        sampled = proposals[picked]
-        sampled.gt_classes = gt_classes
-        if len(targets) > 0:
-            picked_matches = matches[picked]
-            for name, value in targets.get_fields().items():
-                if name.startswith("gt_") and not sampled.has(name):
-                    sampled.set(name, value[picked_matches])
-        return sampled
-
-    def _sample_proposals(
-        self, matches: Tensor, labels: Tensor, gt_classes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Sample the proposals of one image by the class they are matched with.
-
-        Args:
-            matches: (R,) index of the ground truth, in [0, M).
-            labels: (R,) 1 foreground, 0 background, -1 ignored.
-            gt_classes: (M,) classes of the ground truth.
-
-        Returns:
-            (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
-        """
-        if len(gt_classes) > 0:
-            classes = (
-                gt_classes[matches]
-                .masked_fill(labels == 0, self.num_classes)
-                .masked_fill(labels == -1, -1)
-            )
-        else:
-            classes = torch.full_like(matches, self.num_classes)
-        # Waits for the device: how many are sampled decides the shapes of all that follows.
-        picked = torch.cat(
-            subsample_labels(
-                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
-            )
-        )
-        return picked, classes[picked]
-
-    def _log_sample(self, sampled: Sequence[Instances]) -> None:
-        if not has_event_storage() or not sampled:
-            return
-        num_background = (
-            torch.stack([(p.gt_classes == self.num_classes).sum() for p in sampled]).float().mean()
-        )
-        num_sampled = sum(len(p) for p in sampled) / len(sampled)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", num_sampled - num_background)
-        storage.put_scalar("roi_head/num_bg_samples", num_background)
 
     def forward(
         self,
@@ -150,13 +75,13 @@ class ROIHeads(nn.Module):
 
         Args:
             images: The batch.
-            features: The backbone's features by name.
+            features: Features of the backbone, by name.
             proposals: N proposals with `proposal_boxes`.
             targets: N ground truths, in training.
 
         Returns:
-            In training the sampled proposals, else the detections (`pred_boxes`, `scores`,
-            `pred_classes`), per image. In training the losses by name, else an empty dict.
+            In training the sampled proposals and the losses by name; in inference the detections
+            (`pred_boxes`, `scores`, `pred_classes`) and an empty dict.
 
         Raises:
             ValueError: There is no ground truth in training.
@@ -177,31 +102,44 @@ class ROIHeads(nn.Module):
         """Return the losses by name.
 
         Args:
-            features: The backbone's features by name.
-            proposals: What `label_and_sample_proposals` gives.
+            features: Features of the backbone, by name.
+            proposals: Output of `label_and_sample_proposals`.
             targets: N ground truths.
         """
-        raise NotImplementedError(f"{type(self).__name__} brings no losses")
+        raise NotImplementedError(f"{type(self).__name__} does not implement losses")
 
     def predict(
         self, features: dict[str, Tensor], proposals: Sequence[Instances]
     ) -> list[Instances]:
         """Return the detections of every image."""
-        raise NotImplementedError(f"{type(self).__name__} brings no predict")
+        raise NotImplementedError(f"{type(self).__name__} does not implement predict")
+
+    def predict_boxes_only(
+        self, images: ImageList, features: dict[str, Tensor], proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return detections with `pred_boxes`, `scores` and `pred_classes`; the rest is not used.
+
+        Test-time augmentation merges the boxes of all views before it asks for masks. Heads with
+        further branches override this to leave them out.
+        """
+        detections, _ = self.forward(images, features, proposals)
+        return detections
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: Sequence[Instances]
     ) -> list[Instances]:
-        """Add what the heads can say about boxes that are found already, such as masks.
+        """Add the fields of the other branches, such as masks, to detected boxes.
 
         Args:
-            features: The backbone's features by name.
-            instances: N times detections with `pred_boxes` and `pred_classes`.
+            features: Features of the backbone, by name.
+            instances: N detections with `pred_boxes` and `pred_classes`.
 
         Returns:
             The detections with further fields.
         """
-        raise NotImplementedError(f"{type(self).__name__} brings no forward_with_given_boxes")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not implement forward_with_given_boxes"
+        )
 
     def _check_given(self, instances: Sequence[Instances]) -> None:
         """Raise unless `forward_with_given_boxes` can work on these instances now."""
@@ -212,15 +150,85 @@ class ROIHeads(nn.Module):
                 if not instances_i.has(name):
                     raise ValueError(f"given instances of image {i} need a field {name!r}")
 
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> list[Instances]:
+        """Sample the proposals that the losses use, and attach their ground truth.
+
+        Args:
+            proposals: N proposals with `proposal_boxes`. Not changed.
+            targets: N ground truths with `gt_boxes` and `gt_classes`.
+
+        Returns:
+            Per image S proposals with `gt_classes`, in [0, K], K for background. Images with
+            objects also have every `gt_*` field of the target; its values mean something for
+            foreground only.
+        """
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled: list[Instances] = []
+        for proposals_i, targets_i in zip(proposals, targets, strict=True):
+            matches, labels = self.proposal_matcher.match_boxes(
+                targets_i.gt_boxes, proposals_i.proposal_boxes
+            )
+            picked, classes = self._sample_proposals(matches, labels, targets_i.gt_classes)
+            sampled_i = proposals_i[picked]
+            sampled_i.gt_classes = classes
+            if len(targets_i) > 0:
+                picked_matches = matches[picked]
+                for name, value in targets_i.get_fields().items():
+                    if name.startswith("gt_") and not sampled_i.has(name):
+                        sampled_i.set(name, value[picked_matches])
+            sampled.append(sampled_i)
+        self._log_sample(sampled)
+        return sampled
+
+    def _sample_proposals(
+        self, matches: Tensor, labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sample the proposals of one image by the class they are matched with.
+
+        Args:
+            matches: (R,) index of the ground truth, in [0, M).
+            labels: (R,) 1 foreground, 0 background, -1 ignored.
+            gt_classes: (M,) classes of the ground truth.
+
+        Returns:
+            (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
+        """
+        if len(gt_classes) > 0:
+            classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes)
+            classes = classes.masked_fill(labels == -1, -1)
+        else:
+            classes = torch.full_like(matches, self.num_classes)
+        # Waits for the device: the number of sampled proposals is a shape of all that follows.
+        picked = torch.cat(
+            subsample_labels(
+                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+            )
+        )
+        return picked, classes[picked]
+
+    def _log_sample(self, sampled: Sequence[Instances]) -> None:
+        if not has_event_storage() or not sampled:
+            return
+        is_background = [(p.gt_classes == self.num_classes).sum() for p in sampled]
+        num_background = torch.stack(is_background).float().mean()
+        num_sampled = sum(len(p) for p in sampled) / len(sampled)
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", num_sampled - num_background)
+        storage.put_scalar("roi_head/num_bg_samples", num_background)
+
 
 def select_foreground_proposals(
     proposals: Sequence[Instances], bg_label: int
 ) -> tuple[list[Instances], list[Tensor]]:
-    """Keep the proposals that stand for an object: those that masks and keypoints are trained on.
+    """Select the proposals of objects, which masks and keypoints are trained on.
 
     Args:
         proposals: Per image S proposals with `gt_classes`.
-        bg_label: Class of background. -1 is ignored and not kept either.
+        bg_label: Class of background. Class -1 is ignored and not selected either.
 
     Returns:
         The foreground proposals of each image, and per image the (S,) bool mask that selects them.
@@ -241,33 +249,39 @@ def select_foreground_proposals(
 
 
 def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> list[Instances]:
-    """Keep the proposals that hold at least one labelled keypoint of their object: others teach no keypoint head.
+    """Select the proposals that contain at least one labelled keypoint of their object.
+
+    The heatmap of a proposal covers the proposal only, so others have no target.
 
     Args:
-        proposals: Per image its foreground proposals, with `proposal_boxes` and, where there is
-            any, `gt_keypoints`.
+        proposals: Per image its foreground proposals, with `proposal_boxes` and, unless there are
+            none, `gt_keypoints`.
 
     Raises:
-        ValueError: Foreground proposals have no `gt_keypoints`.
+        DataError: Foreground proposals have no `gt_keypoints`.
     """
+    selected: list[Instances] = []
+    counts: list[int] = []
     for i, proposals_i in enumerate(proposals):
-        if len(proposals_i) > 0 and not proposals_i.has("gt_keypoints"):
-            raise ValueError(
+        # An image without foreground may come without keypoints, and does not count in the mean.
+        if len(proposals_i) == 0:
+            selected.append(proposals_i)
+            continue
+        if not proposals_i.has("gt_keypoints"):
+            raise DataError(
                 f"proposals of image {i} have no gt_keypoints: MODEL.KEYPOINT_ON needs a data set"
                 " with keypoints"
             )
-    selected = [p[nonzero_tuple(_has_keypoint(p))[0]] if len(p) > 0 else p for p in proposals]
-    counts = [len(kept) for kept, p in zip(selected, proposals, strict=True) if len(p) > 0]
+        keypoints = proposals_i.gt_keypoints.tensor
+        points, visibility = keypoints[:, :, :2], keypoints[:, :, 2]
+        boxes = proposals_i.proposal_boxes.tensor[:, None]
+        # On the border counts as inside.
+        is_inside = ((points >= boxes[..., :2]) & (points <= boxes[..., 2:])).all(dim=2)
+        has_keypoint = (is_inside & (visibility >= 1)).any(dim=1)
+        kept = proposals_i[nonzero_tuple(has_keypoint)[0]]
+        selected.append(kept)
+        counts.append(len(kept))
     if has_event_storage():
-        get_event_storage().put_scalar(
-            "keypoint_head/num_fg_samples", sum(counts) / max(len(counts), 1)
-        )
+        mean = sum(counts) / max(len(counts), 1)
+        get_event_storage().put_scalar("keypoint_head/num_fg_samples", mean)
     return selected
-
-
-def _has_keypoint(proposals: Instances) -> Tensor:
-    """Tell (S,) bool which proposals hold a labelled keypoint; on their border counts."""
-    keypoints, boxes = proposals.gt_keypoints.tensor, proposals.proposal_boxes.tensor[:, None]
-    points = keypoints[:, :, :2]
-    is_inside = ((points >= boxes[..., :2]) & (points <= boxes[..., 2:])).all(dim=2)
-    return (is_inside & (keypoints[:, :, 2] >= 1)).any(dim=1)

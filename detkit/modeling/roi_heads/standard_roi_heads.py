@@ -1,10 +1,10 @@
-"""ROI heads with a branch per task, each with a pooler of its own.
+"""ROI heads with a branch per task, each with its own pooler.
 
 Legend: N images, R regions over the batch, C channels, L levels, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import select_features
+from detkit.modeling.matcher import Matcher
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import (
     ROI_HEADS_REGISTRY,
@@ -19,28 +20,43 @@ from detkit.modeling.roi_heads.build import (
     build_keypoint_head,
     build_mask_head,
 )
-from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, Predictions
 from detkit.modeling.roi_heads.roi_heads import (
     ROIHeads,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, ImageList, Instances
+from detkit.utils.errors import ConfigError
+
+Losses: TypeAlias = dict[str, Tensor]
+Features: TypeAlias = dict[str, Tensor]
+"""Features of the backbone, by name."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class StandardROIHeads(ROIHeads):
-    """A box branch, as in Fast R-CNN on a feature pyramid, and where wanted one for masks and one for keypoints.
+    """A box branch, as in Fast R-CNN on a feature pyramid, and optional mask and keypoint branches.
 
-    Branches do not share layers. A subclass replaces the parts of a branch in `_init_box_head`,
-    `_init_mask_head` or `_init_keypoint_head`, and what is done with them in `_box_losses`,
-    `_detect_boxes`, `_forward_mask` or `_forward_keypoint`.
+    Branches do not share layers. Each has a method for its losses and one for its predictions:
+    `box_losses` and `predict_boxes`, `mask_losses` and `predict_masks`, `keypoint_losses` and
+    `predict_keypoints`. All are called through `_forward_box`, `_forward_mask` and
+    `_forward_keypoint`, which subclasses written for Detectron2 override. A subclass builds other
+    parts for a branch in `_init_box_head`, `_init_mask_head` or `_init_keypoint_head`.
+
+    Source: Girshick 2015, arXiv 1504.08083; He et al. 2017, arXiv 1703.06870; on a pyramid: Lin et
+    al. 2016, arXiv 1612.03144, section 4.2.
     """
 
     @configurable
     def __init__(
         self,
         *,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        proposal_matcher: Matcher,
+        proposal_append_gt: bool = True,
         box_in_features: Sequence[str],
         box_pooler: ROIPooler,
         box_head: nn.Module,
@@ -52,41 +68,46 @@ class StandardROIHeads(ROIHeads):
         keypoint_pooler: ROIPooler | None = None,
         keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
-        **kwargs: Any,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `ROIHeads`.
 
         Args:
             box_in_features: Names of the L features that regions are pooled from, finest first.
             box_pooler: Features and boxes to features per region.
-            box_head: Pooled features to what the predictor takes.
-            box_predictor: Classes and boxes, their losses and inference.
-            mask_in_features: As for boxes. None is no mask branch.
-            mask_pooler: As for boxes.
-            mask_head: Pooled features and regions to losses, or to instances with masks; see
-                `ROI_MASK_HEAD_REGISTRY`.
-            keypoint_in_features: As for boxes. None is no keypoint branch.
-            keypoint_pooler: As for boxes.
-            keypoint_head: As for masks; see `ROI_KEYPOINT_HEAD_REGISTRY`.
-            train_on_pred_boxes: Whether branches after the box branch are trained on its boxes
+            box_head: Pooled features to the input of the predictor.
+            box_predictor: Classes and boxes, with their losses and inference; see
+                `FastRCNNOutputLayers`.
+            mask_in_features: As for boxes. None builds no mask branch.
+            mask_pooler: As for boxes. None passes the features to the mask head by name.
+            mask_head: See `ROI_MASK_HEAD_REGISTRY`.
+            keypoint_in_features: As for boxes. None builds no keypoint branch.
+            keypoint_pooler: As for masks.
+            keypoint_head: See `ROI_KEYPOINT_HEAD_REGISTRY`.
+            train_on_pred_boxes: Whether the later branches are trained on the predicted boxes
                 instead of the proposals.
-            **kwargs: Arguments of `ROIHeads`.
         """
-        super().__init__(**kwargs)
+        super().__init__(
+            num_classes=num_classes,
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            proposal_matcher=proposal_matcher,
+            proposal_append_gt=proposal_append_gt,
+        )
         self.box_in_features = list(box_in_features)
         self.box_pooler = box_pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
+        # The parts of a branch that is off are no attributes, as in Detectron2.
         self.mask_on = mask_in_features is not None
         if mask_in_features is not None:
             self.mask_in_features = list(mask_in_features)
-            self.mask_pooler = _part(mask_pooler, "mask_pooler")
-            self.mask_head = _part(mask_head, "mask_head")
+            self.mask_pooler = mask_pooler
+            self.mask_head = cast(nn.Module, mask_head)
         self.keypoint_on = keypoint_in_features is not None
         if keypoint_in_features is not None:
             self.keypoint_in_features = list(keypoint_in_features)
-            self.keypoint_pooler = _part(keypoint_pooler, "keypoint_pooler")
-            self.keypoint_head = _part(keypoint_head, "keypoint_head")
+            self.keypoint_pooler = keypoint_pooler
+            self.keypoint_head = cast(nn.Module, keypoint_head)
         self.train_on_pred_boxes = train_on_pred_boxes
 
     @classmethod
@@ -102,8 +123,8 @@ class StandardROIHeads(ROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Build the parts of the box branch. A subclass may build others."""
-        pooler, pooled_shape = cls._init_box_pooler(cfg, input_shape)
+        """Build the parts of the box branch."""
+        pooler, pooled_shape = build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
         head = build_box_head(cfg, pooled_shape)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
@@ -113,26 +134,11 @@ class StandardROIHeads(ROIHeads):
         }
 
     @classmethod
-    def _init_box_pooler(
-        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
-    ) -> tuple[ROIPooler, ShapeSpec]:
-        """Build the pooler of the box branch, and give the shape of what it pools."""
-        head = cfg.MODEL.ROI_BOX_HEAD
-        shapes = _shapes_to_pool_from(cfg, input_shape)
-        return _pooler(shapes, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE)
-
-    @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Build the parts of the mask branch, none where MODEL.MASK_ON is off. A subclass may build
-        others.
-        """
+        """Build the parts of the mask branch, if MODEL.MASK_ON."""
         if not cfg.MODEL.MASK_ON:
             return {}
-        head = cfg.MODEL.ROI_MASK_HEAD
-        shapes = _shapes_to_pool_from(cfg, input_shape)
-        pooler, pooled_shape = _pooler(
-            shapes, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE
-        )
+        pooler, pooled_shape = build_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
         return {
             "mask_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "mask_pooler": pooler,
@@ -141,16 +147,10 @@ class StandardROIHeads(ROIHeads):
 
     @classmethod
     def _init_keypoint_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Build the parts of the keypoint branch, none where MODEL.KEYPOINT_ON is off. A subclass
-        may build others.
-        """
+        """Build the parts of the keypoint branch, if MODEL.KEYPOINT_ON."""
         if not cfg.MODEL.KEYPOINT_ON:
             return {}
-        head = cfg.MODEL.ROI_KEYPOINT_HEAD
-        shapes = _shapes_to_pool_from(cfg, input_shape)
-        pooler, pooled_shape = _pooler(
-            shapes, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE
-        )
+        pooler, pooled_shape = build_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
         return {
             "keypoint_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "keypoint_pooler": pooler,
@@ -158,57 +158,75 @@ class StandardROIHeads(ROIHeads):
         }
 
     def losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-    ) -> dict[str, Tensor]:
+        self, features: Features, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> Losses:
         """Return the losses of every branch.
 
         Args:
-            features: The backbone's features by name.
-            proposals: What `label_and_sample_proposals` gives. With `train_on_pred_boxes` their
+            features: Features of the backbone, by name.
+            proposals: Output of `label_and_sample_proposals`. With `train_on_pred_boxes` their
                 `proposal_boxes` become the predicted boxes, for the branches that follow.
             targets: N ground truths.
         """
-        losses = self._box_losses(features, proposals, targets)
-        return {
-            **losses,
-            **self._forward_mask(features, proposals),
-            **self._forward_keypoint(features, proposals),
-        }
+        losses = dict(cast(Losses, self._forward_box(features, proposals)))
+        losses.update(cast(Losses, self._forward_mask(features, proposals)))
+        losses.update(cast(Losses, self._forward_keypoint(features, proposals)))
+        return losses
 
-    def predict(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> list[Instances]:
+    def predict(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the detections of every image, with the fields of every branch."""
-        return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
+        detections = cast(list[Instances], self._forward_box(features, proposals))
+        # The later branches look at the detected boxes, not at the proposals: those are fewer and
+        # more accurate (He et al. 2017, section 3.1, inference).
+        return self.forward_with_given_boxes(features, detections)
+
+    def predict_boxes_only(
+        self, images: ImageList, features: Features, proposals: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the detections of the box branch."""
+        return cast(list[Instances], self._forward_box(features, proposals))
 
     def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: Sequence[Instances]
+        self, features: Features, instances: Sequence[Instances]
     ) -> list[Instances]:
-        """Add the fields of the branches that work on detected boxes: `pred_masks` and `pred_keypoints`.
+        """Add `pred_masks` and `pred_keypoints` to detected boxes, as far as there are branches.
 
         Args:
-            features: The backbone's features by name.
-            instances: N times detections with `pred_boxes` and `pred_classes`. The fields are set
-                on them.
+            features: Features of the backbone, by name.
+            instances: N detections with `pred_boxes` and `pred_classes`. Fields are set on them.
 
         Raises:
-            RuntimeError: In training, where these branches give losses.
+            RuntimeError: The heads are in training mode.
             ValueError: Instances lack a field.
         """
         self._check_given(instances)
-        return self._forward_keypoint(features, self._forward_mask(features, list(instances)))
+        instances = cast(list[Instances], self._forward_mask(features, list(instances)))
+        return cast(list[Instances], self._forward_keypoint(features, instances))
 
-    def _box_losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-    ) -> dict[str, Tensor]:
+    # Detectron2's entry points of the branches: its users' subclasses override them, and return
+    # losses or detections by `self.training`. The methods they call return one type each.
+
+    def _forward_box(
+        self, features: Features, proposals: Sequence[Instances]
+    ) -> Losses | list[Instances]:
+        run = self.box_losses if self.training else self.predict_boxes
+        return run(features, proposals)
+
+    def _forward_mask(
+        self, features: Features, instances: Sequence[Instances]
+    ) -> Losses | list[Instances]:
+        run = self.mask_losses if self.training else self.predict_masks
+        return run(features, instances)
+
+    def _forward_keypoint(
+        self, features: Features, instances: Sequence[Instances]
+    ) -> Losses | list[Instances]:
+        run = self.keypoint_losses if self.training else self.predict_keypoints
+        return run(features, instances)
+
+    def box_losses(self, features: Features, proposals: Sequence[Instances]) -> Losses:
         """Return the losses of the box branch; see `losses`."""
-        predictions = self._predict_regions(features, proposals)
+        predictions = self._run_box_head(features, proposals)
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
             with torch.no_grad():
@@ -217,96 +235,96 @@ class StandardROIHeads(ROIHeads):
                 proposals_i.proposal_boxes = Boxes(boxes_i)
         return losses
 
-    def _detect_boxes(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> list[Instances]:
-        """Return what the box branch detects in every image: `pred_boxes`, `scores`,
-        `pred_classes`.
-        """
-        instances, _ = self.box_predictor.inference(
-            self._predict_regions(features, proposals), proposals
-        )
+    def predict_boxes(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
+        """Return detections with `pred_boxes`, `scores` and `pred_classes`."""
+        predictions = self._run_box_head(features, proposals)
+        instances, _ = self.box_predictor.inference(predictions, proposals)
         return instances
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> Any:
-        """Run the mask branch: losses for sampled proposals in training, else detections with
-        `pred_masks`.
-        """
+    def mask_losses(self, features: Features, proposals: Sequence[Instances]) -> Losses:
+        """Return the losses of the mask branch for sampled proposals; none without a branch."""
         if not self.mask_on:
-            return {} if self.training else instances
-        if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-        pooled = self.mask_pooler(
-            [features[name] for name in self.mask_in_features], self._boxes(instances)
-        )
-        return self.mask_head(pooled, instances)
+            return {}
+        foreground, _ = select_foreground_proposals(proposals, self.num_classes)
+        boxes = [p.proposal_boxes for p in foreground]
+        pooled = _pool(features, self.mask_in_features, self.mask_pooler, boxes)
+        return self.mask_head(pooled, foreground)
 
-    def _forward_keypoint(self, features: dict[str, Tensor], instances: Sequence[Instances]) -> Any:
-        """Run the keypoint branch: losses for sampled proposals in training, else detections with
-        `pred_keypoints`.
-        """
+    def predict_masks(self, features: Features, instances: Sequence[Instances]) -> list[Instances]:
+        """Return the detections with `pred_masks`; as they are if there is no mask branch."""
+        if not self.mask_on:
+            return list(instances)
+        boxes = [x.pred_boxes for x in instances]
+        pooled = _pool(features, self.mask_in_features, self.mask_pooler, boxes)
+        return self.mask_head(pooled, list(instances))
+
+    def keypoint_losses(self, features: Features, proposals: Sequence[Instances]) -> Losses:
+        """Return the losses of the keypoint branch for sampled proposals; none without a branch."""
         if not self.keypoint_on:
-            return {} if self.training else instances
-        if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-            instances = select_proposals_with_visible_keypoints(instances)
-        pooled = self.keypoint_pooler(
-            [features[name] for name in self.keypoint_in_features], self._boxes(instances)
-        )
-        return self.keypoint_head(pooled, instances)
+            return {}
+        foreground, _ = select_foreground_proposals(proposals, self.num_classes)
+        foreground = select_proposals_with_visible_keypoints(foreground)
+        boxes = [p.proposal_boxes for p in foreground]
+        pooled = _pool(features, self.keypoint_in_features, self.keypoint_pooler, boxes)
+        return self.keypoint_head(pooled, foreground)
 
-    def _boxes(self, instances: Sequence[Instances]) -> list[Boxes]:
-        """Return the boxes that masks and keypoints are looked for in: proposals in training, else
-        detections.
-        """
-        return [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+    def predict_keypoints(
+        self, features: Features, instances: Sequence[Instances]
+    ) -> list[Instances]:
+        """Return the detections with `pred_keypoints`; as they are if there is no branch."""
+        if not self.keypoint_on:
+            return list(instances)
+        boxes = [x.pred_boxes for x in instances]
+        pooled = _pool(features, self.keypoint_in_features, self.keypoint_pooler, boxes)
+        return self.keypoint_head(pooled, list(instances))
 
-    def _predict_regions(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> tuple[Tensor, Tensor]:
-        """Run the box branch over the regions of all images at once: class logits (R, K + 1) and
-        deltas.
-        """
-        levels = [features[name] for name in self.box_in_features]
-        pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
+    def _run_box_head(self, features: Features, proposals: Sequence[Instances]) -> Predictions:
+        boxes = [p.proposal_boxes for p in proposals]
+        pooled = _pool(features, self.box_in_features, self.box_pooler, boxes)
         return self.box_predictor(self.box_head(pooled))
 
 
-def _shapes_to_pool_from(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
-    """Return the shapes of the features that MODEL.ROI_HEADS.IN_FEATURES names."""
+def build_pooler(
+    cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[ROIPooler, ShapeSpec]:
+    """Build the pooler of a branch.
+
+    Args:
+        cfg: The config; MODEL.ROI_HEADS.IN_FEATURES names the features.
+        head: The node of the branch, with `POOLER_RESOLUTION` and the like.
+        input_shape: Shapes of the backbone's features, by name.
+
+    Returns:
+        The pooler, and the shape of the pooled features.
+    """
     in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
     shapes = select_features(input_shape, in_features, "MODEL.ROI_HEADS.IN_FEATURES")
-    if len({shape.channels for shape in shapes}) != 1:
-        raise ValueError(
-            "MODEL.ROI_HEADS.IN_FEATURES must have the same channels, since one head serves them"
-            " all; got "
-            + ", ".join(
-                f"{name}: {shape.channels}" for name, shape in zip(in_features, shapes, strict=True)
-            )
+    channels = {name: input_shape[name].channels for name in in_features}
+    if len(set(channels.values())) != 1:
+        listed = ", ".join(f"{name}: {number}" for name, number in channels.items())
+        raise ConfigError(
+            "MODEL.ROI_HEADS.IN_FEATURES must have the same channels, since one head serves all"
+            f" of them; got {listed}"
         )
-    return shapes
-
-
-def _pooler(
-    shapes: Sequence[ShapeSpec], resolution: int, sampling_ratio: int, pooler_type: str
-) -> tuple[ROIPooler, ShapeSpec]:
-    """Build a pooler, see `ROIPooler`, and give the shape of what it pools."""
+    scales: list[float] = []
+    for shape in shapes:
+        if shape.stride is None:
+            raise ValueError(f"regions are pooled from features of a known stride, got {shape}")
+        scales.append(1.0 / shape.stride)
+    resolution = head.POOLER_RESOLUTION
     pooler = ROIPooler(
         output_size=resolution,
-        scales=[1.0 / _stride(shape) for shape in shapes],
-        sampling_ratio=sampling_ratio,
-        pooler_type=pooler_type,
+        scales=scales,
+        sampling_ratio=head.POOLER_SAMPLING_RATIO,
+        pooler_type=head.POOLER_TYPE,
     )
     return pooler, ShapeSpec(channels=shapes[0].channels, height=resolution, width=resolution)
 
 
-def _stride(shape: ShapeSpec) -> int:
-    if shape.stride is None:
-        raise ValueError(f"regions can only be pooled from features of a known stride, got {shape}")
-    return shape.stride
-
-
-def _part(module: nn.Module | None, name: str) -> nn.Module:
-    if module is None:
-        raise ValueError(f"a branch with features needs all of its parts, but {name} is None")
-    return module
+def _pool(
+    features: Features, names: Sequence[str], pooler: ROIPooler | None, boxes: Sequence[Boxes]
+) -> Any:
+    """Pool the regions from the named features; without a pooler, return the features by name."""
+    if pooler is None:
+        return {name: features[name] for name in names}
+    return pooler([features[name] for name in names], boxes)

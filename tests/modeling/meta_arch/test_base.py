@@ -119,9 +119,9 @@ def test_missing_field_names_image_and_mode():
 
 
 def test_forward_chooses_by_mode():
-    with pytest.raises(NotImplementedError, match="brings no losses"):
+    with pytest.raises(NotImplementedError, match="does not implement losses"):
         make()([])
-    with pytest.raises(NotImplementedError, match="brings no inference"):
+    with pytest.raises(NotImplementedError, match="does not implement inference"):
         make().eval()([])
 
 

@@ -87,5 +87,5 @@ def test_boxes_that_are_not_finite_are_left_out():
 
 def test_subclass_brings_training_and_inference():
     for name in ("forward_training", "forward_inference"):
-        with pytest.raises(NotImplementedError, match=f"DenseDetector brings no {name}"):
+        with pytest.raises(NotImplementedError, match=f"DenseDetector does not implement {name}"):
             getattr(make(), name)(*[None] * (4 if name == "forward_training" else 3))

@@ -262,3 +262,19 @@ def test_every_stage_has_its_own_scale_of_deltas():
     assert (
         tuple(predictor.box2box_transform.weights for predictor in heads.box_predictor) == weights
     )
+
+
+def test_entry_point_of_the_box_branch_gets_the_targets_as_in_detectron2():
+    seen = []
+
+    class Heads(CascadeROIHeads):
+        def _forward_box(self, features, proposals, targets=None):
+            seen.append(targets)
+            return super()._forward_box(features, proposals, targets)
+
+    heads = Heads(config(), SHAPES)
+    targets = [truth(OBJECT), truth()]
+    _, losses = heads(*batch(), [proposals(), proposals()], targets)
+    assert "loss_cls_stage2" in losses
+    heads.eval()(*batch(), [proposals(), proposals()])
+    assert seen == [targets, None]

@@ -181,12 +181,14 @@ def test_head_of_ones_own_needs_layers_only():
             return x
 
     assert Head(num_keypoints=K)(logits(2), [regions(2)])["loss_keypoint"] > 0
-    with pytest.raises(NotImplementedError, match="BaseKeypointRCNNHead brings no layers"):
+    with pytest.raises(NotImplementedError, match="BaseKeypointRCNNHead does not implement layers"):
         BaseKeypointRCNNHead(num_keypoints=K)(logits(2), [regions(2)])
 
 
 def test_bad_arguments_are_an_error():
-    with pytest.raises(ValueError, match="loss_normalizer is a number or 'visible', got 'visable'"):
+    with pytest.raises(
+        ValueError, match="loss_normalizer must be a number or 'visible', got 'visable'"
+    ):
         BaseKeypointRCNNHead(num_keypoints=K, loss_normalizer="visable")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs the channels of its input"):
         build_keypoint_head(get_cfg(), ShapeSpec())

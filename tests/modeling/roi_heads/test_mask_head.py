@@ -222,7 +222,7 @@ def test_head_of_ones_own_needs_layers_only():
             return x
 
     assert Head()(logits(2), [regions(2)])["loss_mask"] > 0
-    with pytest.raises(NotImplementedError, match="BaseMaskRCNNHead brings no layers"):
+    with pytest.raises(NotImplementedError, match="BaseMaskRCNNHead does not implement layers"):
         BaseMaskRCNNHead()(logits(2), [regions(2)])
 
 

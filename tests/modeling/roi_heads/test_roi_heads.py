@@ -121,11 +121,13 @@ def test_config_gives_the_sampling():
 
 
 def test_base_has_neither_losses_nor_detections():
-    with pytest.raises(NotImplementedError, match="ROIHeads brings no losses"):
+    with pytest.raises(NotImplementedError, match="ROIHeads does not implement losses"):
         make()(None, {}, [], [])
-    with pytest.raises(NotImplementedError, match="ROIHeads brings no predict"):
+    with pytest.raises(NotImplementedError, match="ROIHeads does not implement predict"):
         make().eval()(None, {}, [])
-    with pytest.raises(NotImplementedError, match="ROIHeads brings no forward_with_given_boxes"):
+    with pytest.raises(
+        NotImplementedError, match="ROIHeads does not implement forward_with_given_boxes"
+    ):
         make().eval().forward_with_given_boxes({}, [])
 
 

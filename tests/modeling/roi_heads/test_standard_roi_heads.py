@@ -215,17 +215,72 @@ def test_branches_take_no_part_where_they_are_off():
     assert names == {"box_pooler", "box_head", "box_predictor", "mask_pooler", "mask_head"}
 
 
-def test_branch_without_a_part_is_an_error():
+def standard(kind=StandardROIHeads, **kwargs):
+    """Heads built from plain arguments, as Detectron2's users do it."""
     heads = make()
-    parts = {
-        name: getattr(heads, name)
-        for name in ("box_pooler", "box_head", "box_predictor", "proposal_matcher")
-    }
-    numbers = {"num_classes": K, "batch_size_per_image": 4, "positive_fraction": 0.5}
-    with pytest.raises(ValueError, match="needs all of its parts, but mask_pooler is None"):
-        StandardROIHeads(
-            box_in_features=["p2", "p3"], mask_in_features=["p2", "p3"], **parts, **numbers
-        )
+    names = ("num_classes", "box_pooler", "box_head", "box_predictor", "proposal_matcher")
+    parts = {name: getattr(heads, name) for name in names}
+    return kind(
+        **parts,
+        box_in_features=["p2", "p3"],
+        batch_size_per_image=4,
+        positive_fraction=0.5,
+        **kwargs,
+    )
+
+
+class ByName(torch.nn.Module):
+    """A mask head that pools by itself."""
+
+    def forward(self, x, instances):
+        return {"loss_mask": x["p3"].mean()} if self.training else [dict(x)] * len(instances)
+
+
+def test_head_without_a_pooler_gets_the_features_by_name():
+    heads = standard(mask_in_features=["p3"], mask_head=ByName())
+    _, features = batch()
+    _, losses = heads(None, features, [proposals(), proposals()], [truth(OBJECT), truth()])
+    assert losses["loss_mask"] == features["p3"].mean()
+    found = heads.eval().predict(features, [proposals(), proposals()])
+    assert [list(x) for x in found] == [["p3"], ["p3"]]
+
+
+class Detectron2Heads(StandardROIHeads):
+    """Overrides the entry points of the branches, as heads written for Detectron2 do."""
+
+    def _forward_box(self, features, proposals):
+        result = super()._forward_box(features, proposals)
+        if self.training:
+            return {"loss_own_box": result["loss_cls"] * 0 + 1}
+        return [x[:2] for x in result]
+
+    def _forward_mask(self, features, instances):
+        if self.training:
+            return {"loss_own_mask": torch.ones(())}
+        for x in instances:
+            x.own_masks = torch.ones(len(x))
+        return instances
+
+    def _forward_keypoint(self, features, instances):
+        if self.training:
+            return {"loss_own_keypoint": torch.ones(())}
+        for x in instances:
+            x.own_keypoints = torch.zeros(len(x))
+        return instances
+
+
+def test_entry_points_of_the_branches_can_be_overridden_as_in_detectron2():
+    heads, (images, features) = standard(Detectron2Heads), batch()
+    given = [proposals(), proposals()]
+    _, losses = heads(images, features, given, [truth(OBJECT), truth()])
+    assert losses == {"loss_own_box": 1, "loss_own_mask": 1, "loss_own_keypoint": 1}
+    fields = {"pred_boxes", "scores", "pred_classes"}
+    found, _ = heads.eval()(images, features, given)
+    assert [len(x) for x in found] == [2, 2]
+    assert set(found[0].get_fields()) == {*fields, "own_masks", "own_keypoints"}
+    boxes = heads.predict_boxes_only(images, features, given)
+    assert set(boxes[0].get_fields()) == fields
+    assert heads.forward_with_given_boxes(features, boxes)[0].has("own_masks")
 
 
 def test_unknown_feature_names_the_key():
