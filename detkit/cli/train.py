@@ -12,9 +12,9 @@ from tabulate import tabulate
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
-from detkit.cli.pictures import write_pictures
 from detkit.config import CfgNode, get_cfg
 from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detkit.engine.hooks.visualization import write_pictures
 from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
 from detkit.utils import comm

@@ -5,6 +5,9 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from detkit.utils import comm
 from detkit.utils.env import random_state, set_random_state
 from detkit.utils.events import EventStorage
@@ -13,21 +16,25 @@ logger = logging.getLogger(__name__)
 
 
 class HookBase:
-    """Something that happens around the steps of a trainer; `self.trainer` is the trainer, from registration on.
+    """Something that happens around the steps of a trainer.
 
-    A trainer calls its hooks in the order of registration::
+    A trainer calls its hooks in the order of registration:
 
-        hook.before_train()
-        for trainer.iter in range(start_iter, max_iter):
-            hook.before_step()
-            trainer.run_step()  # calls hook.after_backward() before the optimizer steps
-            hook.after_step()
-        trainer.iter += 1  # so that trainer.iter == trainer.max_iter says: training was finished
-        hook.after_train()  # also when a step raised
+    ```python
+    hook.before_train()
+    for trainer.iter in range(start_iter, max_iter):
+        hook.before_step()
+        trainer.run_step()  # calls hook.after_backward() before the optimizer steps
+        hook.after_step()
+    trainer.iter += 1  # trainer.iter == trainer.max_iter means: training was finished
+    hook.after_train()  # also when a step raised
+    ```
 
-    A hook whose state must survive a resume has `state_dict` and `load_state_dict`. A checkpoint
-    that a hook writes after a step is taken up where it was written: a resumed run first calls
-    `after_step` of the hooks behind that one.
+    A hook whose state must survive a resume has `state_dict` and `load_state_dict`. Where a hook
+    writes a checkpoint after a step, a resumed run first calls `after_step` of the hooks behind it.
+
+    Attributes:
+        trainer: The trainer, from registration on.
     """
 
     trainer: "TrainerBase"
@@ -52,14 +59,99 @@ class HookBase:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Load a state returned by `state_dict`."""
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Return what must survive a resume and differs between the processes of a run."""
         return {}
 
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `rank_state_dict` gave in the process of the same number."""
+        """Load what `rank_state_dict` returned in the process of the same number."""
+
+
+class PeriodicHook(HookBase):
+    """Calls `act` every `period` iterations, and at the end of training as told."""
+
+    def __init__(
+        self, period: int, *, after_train: bool = True, after_last_step: bool = False
+    ) -> None:
+        """Set when to act.
+
+        Args:
+            period: Iterations between two calls; 0 for none before the end.
+            after_train: Whether to act in `after_train` of a run that has finished. One that has
+                stopped in between has not, and what it has learned may be broken.
+            after_last_step: Whether to act in `after_step` of the last iteration, whatever the
+                period: before hooks that save in it, for example.
+        """
+        if period < 0:
+            raise ValueError(f"period must be at least 0, got {period}")
+        self._period = period
+        self._acts_after_train = after_train
+        self._acts_after_last_step = after_last_step
+
+    def act(self) -> None:
+        """Do what the hook is for."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        is_due = self._period > 0 and next_iter % self._period == 0
+        # What acts after training would otherwise act twice on the last iteration.
+        if next_iter == self.trainer.max_iter:
+            is_due = self._acts_after_last_step
+        if is_due:
+            self.act()
+
+    def after_train(self) -> None:
+        if self._acts_after_train and self.trainer.iter >= self.trainer.max_iter:
+            self.act()
+
+
+Callback = Callable[["TrainerBase"], Any]
+
+
+class CallbackHook(HookBase):
+    """Calls functions with the trainer.
+
+    Example:
+        >>> hook = CallbackHook(after_step=lambda trainer: print(trainer.iter))
+    """
+
+    def __init__(
+        self,
+        *,
+        before_train: Callback | None = None,
+        after_train: Callback | None = None,
+        before_step: Callback | None = None,
+        after_backward: Callback | None = None,
+        after_step: Callback | None = None,
+    ) -> None:
+        """Keep the functions, each of which is optional."""
+        self._before_train = before_train
+        self._after_train = after_train
+        self._before_step = before_step
+        self._after_backward = after_backward
+        self._after_step = after_step
+
+    def before_train(self) -> None:
+        self._call(self._before_train)
+
+    def after_train(self) -> None:
+        self._call(self._after_train)
+
+    def before_step(self) -> None:
+        self._call(self._before_step)
+
+    def after_backward(self) -> None:
+        self._call(self._after_backward)
+
+    def after_step(self) -> None:
+        self._call(self._after_step)
+
+    def _call(self, callback: Callback | None) -> None:
+        if callback is not None:
+            callback(self.trainer)
 
 
 class TrainerBase:
@@ -68,11 +160,15 @@ class TrainerBase:
     Attributes:
         iter: The present iteration.
         start_iter: The first iteration of this call of `train`.
-        max_iter: The iteration at which training ends, not included.
+        max_iter: The iteration at which training ends, not included. A hook may lower it.
         storage: What this run measures; active while it trains.
-        was_skipped: Whether the last step was left out, and has changed nothing. A `run_step` that
-            leaves out says so.
+        was_skipped: Whether the last step was skipped, and has changed nothing; set by `run_step`.
+        optimizer: Set by a subclass; hooks read it.
+        scheduler: Set by a subclass that has one.
     """
+
+    optimizer: Optimizer
+    scheduler: LRScheduler
 
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
@@ -88,7 +184,7 @@ class TrainerBase:
         """Add hooks, which run in the order in which they were added; None is skipped.
 
         Raises:
-            TypeError: Something is not a hook.
+            TypeError: A hook is not a `HookBase`.
         """
         for hook in hooks:
             if hook is None:
@@ -108,7 +204,7 @@ class TrainerBase:
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
-                self._take_up()
+                self._continue_interrupted_step()
                 for iteration in range(start_iter, max_iter):
                     if iteration >= self.max_iter:  # a hook ends the run earlier
                         break
@@ -133,9 +229,7 @@ class TrainerBase:
             hook.before_train()
 
     def after_train(self) -> None:
-        """Call the hooks after the last step: all of them, even if one raises, so that files get
-        closed.
-        """
+        """Call the hooks after the last step: all, even if one raises, so that files are closed."""
         self.storage.iter = self.iter
         call_all(hook.after_train for hook in self._hooks)
 
@@ -157,23 +251,21 @@ class TrainerBase:
         self._call_after_step(list(self._hooks_by_key()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the run. All processes must call it: each contributes what is its own.
+        """Return the state of the run. All processes must call it: it is gathered from all.
 
-        It holds the iteration, the states of the hooks, which hooks are yet to be called after this
-        iteration's step, the last values measured, and by process what `rank_state_dict` gives.
+        It holds the iteration, the states of the hooks, the hooks yet to be called after this
+        iteration's step, the last values measured, and `rank_state_dict` of each process.
         """
         return {
             "iteration": self.iter,
-            "hooks": _without_empty(
-                (key, hook.state_dict()) for key, hook in self._hooks_by_key().items()
-            ),
+            "hooks": self._hook_states(lambda hook: hook.state_dict()),
             "hooks_to_come": list(self._hooks_to_come),
             "storage": self.storage.state_dict(),
             "ranks": comm.gather(self.rank_state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; states of hooks that are not registered are named in a warning.
+        """Load a state returned by `state_dict`; states of hooks that are not registered are logged.
 
         Random numbers and measured values are set when training begins, so that nothing in between
         changes them.
@@ -196,20 +288,18 @@ class TrainerBase:
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Return what only this process knows: its random numbers, and such states of hooks."""
-        hooks = _without_empty(
-            (key, hook.rank_state_dict()) for key, hook in self._hooks_by_key().items()
-        )
+        hooks = self._hook_states(lambda hook: hook.rank_state_dict())
         return {"random": random_state(), "hooks": hooks}
 
     def load_rank_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `rank_state_dict` gave in the process of this number."""
+        """Load what `rank_state_dict` returned in the process of this number."""
         hooks = self._hooks_by_key()
         for key, state in state_dict["hooks"].items():
             if key in hooks:
                 hooks[key].load_rank_state_dict(state)
 
     def share_out_rank_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what can be from a run with another number of processes."""
+        """Load what can be loaded from a run with another number of processes."""
         logger.warning(
             "the checkpoint has the states of %d processes, this run has %d: it cannot go on"
             " exactly as it was",
@@ -217,10 +307,8 @@ class TrainerBase:
             comm.get_world_size(),
         )
 
-    def _take_up(self) -> None:
-        """Go on where the checkpoint that was loaded was written: often within the hooks after a
-        step.
-        """
+    def _continue_interrupted_step(self) -> None:
+        """Go on where the loaded checkpoint was written: often between two hooks after a step."""
         loaded, self._loaded = self._loaded, None
         if loaded is None or loaded["iteration"] + 1 != self.start_iter:
             return
@@ -239,8 +327,13 @@ class TrainerBase:
             if key in hooks:
                 hooks[key].after_step()
 
+    def _hook_states(self, state_of: Callable[[HookBase], dict[str, Any]]) -> dict[str, Any]:
+        """Return the states of the hooks that have one."""
+        states = {key: state_of(hook) for key, hook in self._hooks_by_key().items()}
+        return {key: state for key, state in states.items() if state}
+
     def _hooks_by_key(self) -> dict[str, HookBase]:
-        """The hooks by class name, numbered from the second of a class on."""
+        """Return the hooks by class name, numbered from the second of a class on."""
         by_key: dict[str, HookBase] = {}
         counts: dict[str, int] = {}
         for hook in self._hooks:
@@ -250,14 +343,8 @@ class TrainerBase:
         return by_key
 
 
-def _without_empty(states: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    return {key: state for key, state in states if state}
-
-
 def call_all(functions: Iterable[Callable[[], Any]]) -> None:
-    """Call each function, even if one before it raised; then raise the first error again. All
-    errors are logged.
-    """
+    """Call each function even if one before it raised, log all errors, and raise the first one."""
     first: Exception | None = None
     for function in functions:
         try:

@@ -124,3 +124,66 @@ def test_state_of_a_hook_that_is_not_there_is_named(caplog):
     with caplog.at_level(logging.WARNING, logger="detkit"):
         Counting().load_state_dict({"iteration": 4, "hooks": {"EMAHook": {}}})
     assert "state of hook EMAHook, which this run does not use" in caplog.text
+
+
+def test_functions_are_called_with_the_trainer():
+    seen, trainer = [], Counting()
+    events = ["before_train", "before_step", "after_backward", "after_step", "after_train"]
+    trainer.register_hooks(
+        [hooks.CallbackHook(**{e: lambda t, e=e: seen.append((e, t.iter)) for e in events})]
+    )
+    trainer.train(0, 1)
+    assert seen == [(e, 1 if e == "after_train" else 0) for e in events]
+
+
+def test_functions_are_optional():
+    trainer = Counting()
+    trainer.register_hooks([hooks.CallbackHook()])
+    trainer.train(0, 2)
+    assert trainer.iter == 2
+
+
+class Periodic(hooks.PeriodicHook):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def act(self):
+        self.calls.append(self.trainer.iter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "iterations", "calls"),
+    [
+        pytest.param({"period": 2}, 5, [1, 3, 5], id="and-after-training"),
+        pytest.param({"period": 2}, 4, [1, 4], id="last-iteration-once"),
+        pytest.param({"period": 0}, 4, [4], id="only-after-training"),
+        pytest.param({"period": 9}, 4, [4], id="longer-than-the-run"),
+        pytest.param({"period": 2, "after_train": False}, 4, [1], id="never-at-the-end"),
+        pytest.param(
+            {"period": 3, "after_train": False, "after_last_step": True},
+            5,
+            [2, 4],
+            id="with-the-last-step",
+        ),
+    ],
+)
+def test_periodic_hook_acts_when_it_is_due(settings, iterations, calls):
+    hook, trainer = Periodic(**settings), Counting()
+    trainer.register_hooks([hook])
+    trainer.train(0, iterations)
+    assert hook.calls == calls
+
+
+def test_periodic_hook_does_not_act_at_the_end_of_a_run_that_failed():
+    hook, trainer = Periodic(0), Counting()
+    trainer.run_step = lambda: [][trainer.iter]
+    trainer.register_hooks([hook])
+    with pytest.raises(IndexError):
+        trainer.train(0, 1)
+    assert hook.calls == []
+
+
+def test_negative_period_is_an_error():
+    with pytest.raises(ValueError, match="period must be at least 0, got -1"):
+        Periodic(-1)

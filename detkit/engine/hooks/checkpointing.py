@@ -1,22 +1,21 @@
-"""Hooks that save: every so often, and whenever a score is the best so far."""
+"""Hooks that save the run: every so often, and when it is asked to stop."""
 
+import contextlib
 import logging
-import math
-import operator
+import os
 from typing import Any
 
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from detkit.engine.train_loop import HookBase
 from detkit.utils import comm
-from detkit.utils.events import EventStorage
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.signals import STOPPED, asked_to_stop, name_of
 
 logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """`detkit.checkpoint.PeriodicCheckpointer` as a hook: saves every `period` iterations and after the last one.
+    """`detkit.checkpoint.PeriodicCheckpointer` as a hook: every `period` iterations and at the end.
 
     To be registered in every process, which all contribute states; the main process writes.
     """
@@ -31,107 +30,50 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         return {}
 
 
-class BestCheckpointer(HookBase):
-    """Saves `<file_prefix>.pth` whenever a score of the evaluation is the best so far; register it behind `EvalHook`.
+class StopOnSignal(HookBase):
+    """On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: finish the iteration, save, exit with `STOPPED`.
 
-    The file does not become the one to resume from. To be registered in every process: they agree
-    on the score.
+    A second Ctrl-C ends the process at once. Once training is finished and saved, and only
+    evaluation is left, the first signal does. To be registered last, so that all hooks have seen
+    the iteration, and in every process: they agree on the iteration after which they stop.
     """
 
-    def __init__(
-        self,
-        eval_period: int,
-        checkpointer: DetectionCheckpointer,
-        val_metric: str,
-        mode: str = "max",
-        file_prefix: str = "model_best",
-    ) -> None:
-        """Remember what to watch.
-
-        Args:
-            eval_period: That of the `EvalHook`.
-            checkpointer: Writes the file.
-            val_metric: Name of the score in the storage, such as `bbox/AP`.
-            mode: Whether `max` or `min` is best.
-            file_prefix: Name of the file.
-
-        Raises:
-            ValueError: Unknown mode.
-        """
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be max or min, got {mode!r}")
-        self._period = eval_period
+    def __init__(self, checkpointer: DetectionCheckpointer, file_prefix: str = "model") -> None:
+        """Keep what saves, and the start of the file's name, as for periodic checkpoints."""
         self._checkpointer = checkpointer
-        self._val_metric = val_metric
-        self._is_better = operator.gt if mode == "max" else operator.lt
         self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
+        self._received = 0
+        self._handlers = contextlib.ExitStack()
+
+    def before_train(self) -> None:
+        self._received = 0
+        self._handlers.enter_context(asked_to_stop(self._receive))
 
     def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if (
-            self._period > 0
-            and next_iter % self._period == 0
-            and next_iter != self.trainer.max_iter
-        ):
-            self._check()
+        received = comm.largest(self._received)
+        if not received:
+            return
+        iteration = self.trainer.iter
+        self._checkpointer.save(f"{self._file_prefix}_{iteration:07d}", iteration=iteration)
+        # The first process to end takes the others with it, and the main one has a file to finish.
+        comm.synchronize()
+        logger.info(
+            "stopped by %s after iteration %d, which is saved; --resume goes on. Exit status %d",
+            name_of(received),
+            iteration,
+            STOPPED,
+        )
+        raise SystemExit(STOPPED)
 
     def after_train(self) -> None:
+        self._handlers.close()
+
+    def _receive(self, number: int) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
-            self._check()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metric = state_dict["best_metric"]
-        self.best_iter = state_dict["best_iter"]
-
-    def _check(self) -> None:
-        score = latest_score(self.trainer.storage, self._val_metric)
-        if score is None:
-            return
-        metric, iteration = score
-        if not math.isfinite(metric):
-            logger.warning(
-                "%s is %s at iteration %d: not compared", self._val_metric, metric, iteration
-            )
-        elif self.best_metric is None or self._is_better(metric, self.best_metric):
-            self._save(metric, iteration)
-        else:
-            logger.info(
-                "%s is %.5f; the best remains %.5f, of iteration %d",
-                self._val_metric,
-                metric,
-                self.best_metric,
-                self.best_iter,
-            )
-
-    def _save(self, metric: float, iteration: int) -> None:
-        logger.info(
-            "%s is the best so far: %.5f at iteration %d", self._val_metric, metric, iteration
-        )
-        self.best_metric, self.best_iter = metric, iteration
-        last_trained = min(self.trainer.iter, self.trainer.max_iter - 1)
-        # The weights, and their mean: no run goes on from this file.
-        kept = [key for key in self._checkpointer.checkpointables if key == "ema"]
-        self._checkpointer.save(
-            self._file_prefix, tag_last=False, checkpointables=kept, iteration=last_trained
-        )
-
-
-def latest_score(storage: EventStorage, name: str) -> tuple[float, int] | None:
-    """Return a score that the main process has, and its iteration, in all processes; None and a
-    warning without one.
-    """
-    latest = storage.latest()
-    if comm.is_main_process() and name not in latest:
-        known = [known for known in latest if "/" in known]
-        logger.warning(
-            "no score %r to choose the best model by; scores: %s.%s",
-            name,
-            ", ".join(sorted(known)) or "none",
-            did_you_mean(name, known),
-        )
-    return comm.all_gather(latest.get(name))[0]
+            # `after_train` of this hook, which would do it, is what the exit leaves out.
+            self._handlers.close()
+            raise SystemExit(STOPPED)
+        self._received = number
+        message = "stopping after this iteration; Ctrl-C twice stops at once"
+        # Not through a logger or a stream, which the signal may have interrupted.
+        os.write(2, f"\n{name_of(number)}: {message}\n".encode())

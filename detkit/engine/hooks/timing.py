@@ -1,23 +1,29 @@
-"""`IterationTimer`: how long an iteration takes."""
+"""Hooks that measure time: of each iteration, and of each operation in some of them."""
 
 import datetime
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from detkit.engine.train_loop import HookBase
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from detkit.engine.train_loop import HookBase, TrainerBase
 
 logger = logging.getLogger(__name__)
 
 
 class IterationTimer(HookBase):
-    """Puts the seconds of each iteration into the storage as `time`, and logs the speed of the whole run at its end.
+    """Stores the seconds of each iteration as `time`, and logs the speed of the run at its end.
 
     `time` covers the step with its data, and not what hooks do after it. On a GPU it is right on
     average only, since a step returns before the device has done all of its work.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
-        """Remember how many iterations to leave out of the speed.
+        """Set how many iterations to leave out of the speed.
 
         Args:
             warmup_iter: The first iterations, which start workers and fill caches.
@@ -47,11 +53,50 @@ class IterationTimer(HookBase):
         logger.info(
             "trained %d iterations in %s, %.4f s each; %s went into everything else",
             count,
-            _clock(total),
+            datetime.timedelta(seconds=int(total)),
             total / count,
-            _clock(whole - total),
+            datetime.timedelta(seconds=int(whole - total)),
         )
 
 
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=int(seconds)))
+class TorchProfiler(HookBase):
+    """Writes a Chrome trace (`chrome://tracing`, Perfetto) for each chosen iteration.
+
+    Example:
+        >>> hook = TorchProfiler(lambda trainer: 10 <= trainer.iter < 13, "output/traces")
+    """
+
+    def __init__(self, enable_predicate: Callable[[TrainerBase], bool], output_dir: str) -> None:
+        """Set what to trace.
+
+        Args:
+            enable_predicate: Whether to trace the iteration that is about to run.
+            output_dir: Folder of the traces.
+        """
+        self._enable_predicate = enable_predicate
+        self._output_dir = Path(output_dir)
+        self._profiler: Any = None
+
+    def before_step(self) -> None:
+        if not self._enable_predicate(self.trainer):
+            return
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profiler = profile(activities=activities, record_shapes=True)
+        self._profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self._profiler is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        path = self._output_dir / f"trace_{self.trainer.iter:07d}.json"
+        self._profiler.export_chrome_trace(str(path))
+        self._profiler = None
+        logger.info("trace of iteration %d written to %s", self.trainer.iter, path)
+
+    def after_train(self) -> None:
+        if self._profiler is not None:  # the traced step raised
+            self._profiler.__exit__(None, None, None)
+            self._profiler = None

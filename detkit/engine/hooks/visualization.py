@@ -1,4 +1,4 @@
-"""`VisualizationHook`: pictures of predictions beside the ground truth while a model learns."""
+"""Pictures of predictions beside the ground truth: while a model learns, and of test sets at the end."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from detkit.engine.train_loop import HookBase
+from detkit.config import CfgNode
+from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
+from detkit.engine.train_loop import PeriodicHook
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
@@ -19,8 +21,8 @@ from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale
 logger = logging.getLogger(__name__)
 
 
-class VisualizationHook(HookBase):
-    """Draws the model's predictions on some fixed images, beside their ground truth, every so often and at the end.
+class VisualizationHook(PeriodicHook):
+    """Draws predictions on some fixed images, beside their ground truth.
 
     Writes `<image number>_<iteration>.jpg` into a folder, and the same pictures to the storage for
     TensorBoard. To be registered in the main process only.
@@ -38,21 +40,21 @@ class VisualizationHook(HookBase):
         score_threshold: float = 0.5,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
-        """Remember what to draw.
+        """Set what to draw.
 
         Args:
             period: Iterations between two series of pictures; 0 draws at the end only.
             model: Without the wrapper of DistributedDataParallel.
-            load_records: Gives the data set; called when the first picture is drawn.
+            load_records: Returns the data set; called when the first picture is drawn.
             mapper: Record to model input, as in testing.
             output_dir: Folder of the pictures; made if absent.
-            metadata: For the names of the classes.
+            metadata: Names and colors of the classes.
             num_images: How many images, evenly spaced over the data set, and the same ones each
                 time.
             score_threshold: Predictions below this score are not drawn.
             max_image_pixels: As `max_pixels` in `read_image`.
         """
-        self._period = period
+        super().__init__(period)
         self._model = model
         self._load_records = load_records
         self._mapper = mapper
@@ -61,43 +63,75 @@ class VisualizationHook(HookBase):
         self._num_images = num_images
         self._score_threshold = score_threshold
         self._max_image_pixels = max_image_pixels
-        self._records: Sequence[ImageRecord] | None = None
+        self._records: list[ImageRecord] | None = None
 
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if (
-            self._period > 0
-            and next_iter % self._period == 0
-            and next_iter != self.trainer.max_iter
-        ):
-            self.draw()
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            self.draw()
+    def act(self) -> None:
+        self.draw()
 
     def draw(self) -> None:
         """Draw all pictures now."""
         if self._records is None:
-            self._records = _evenly_spaced(self._load_records(), self._num_images)
+            records = self._load_records()
+            count = min(self._num_images, len(records))
+            self._records = [records[i * len(records) // count] for i in range(count)]
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        with inference_context(self._model), torch.no_grad():
-            for index, record in enumerate(self._records):
-                picture = self._picture(record)
-                picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
-                image = np.ascontiguousarray(picture.get_image().transpose(2, 0, 1))
-                self.trainer.storage.put_image(f"predictions/{index:02d}", image)
+        for index, record in enumerate(self._records):
+            picture = draw_truth_and_prediction(
+                record,
+                _predict(self._model, self._mapper, record),
+                self._metadata,
+                self._score_threshold,
+                self._max_image_pixels,
+            )
+            picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
+            image = np.ascontiguousarray(picture.get_image().transpose(2, 0, 1))
+            self.trainer.storage.put_image(f"predictions/{index:02d}", image)
         logger.info(
             "%d pictures of predictions beside ground truth are in %s",
             len(self._records),
             self._output_dir,
         )
 
-    def _picture(self, record: ImageRecord) -> VisImage:
-        output = self._model([self._mapper(record)])[0]
-        return draw_truth_and_prediction(
-            record, output, self._metadata, self._score_threshold, self._max_image_pixels
-        )
+
+def write_pictures(
+    cfg: CfgNode, model: nn.Module, folder: Path, *, limit: int = 12, min_score: float = 0.5
+) -> list[Path]:
+    """Draw predictions beside ground truth for images spread over each test set.
+
+    Args:
+        cfg: Read for `DATASETS.TEST` and `INPUT`.
+        model: Runs in eval mode, and comes back in the modes it was in.
+        folder: Where the pictures go, as `DATASET_IMAGE.jpg`; older ones of that name are replaced.
+        limit: At most so many pictures per data set.
+        min_score: Predictions below it are not drawn: of a picture that shows every box down to a
+            score of 0.05, nobody sees what the model is sure of.
+
+    Returns:
+        The files written.
+    """
+    mapper = DatasetMapper(cfg, is_train=False)
+    written = []
+    for name in cfg.DATASETS.TEST:
+        records = get_test_records(cfg, name)
+        for record in records[:: max(len(records) // limit, 1)][:limit]:
+            picture = draw_truth_and_prediction(
+                record,
+                _predict(model, mapper, record),
+                MetadataCatalog.get(name),
+                min_score,
+                cfg.INPUT.MAX_IMAGE_PIXELS,
+            )
+            path = folder / f"{name}_{Path(record['file_name']).stem}.jpg"
+            picture.save(path)
+            written.append(path)
+    return written
+
+
+def _predict(
+    model: nn.Module, mapper: Callable[[ImageRecord], ModelInput], record: ImageRecord
+) -> ModelOutput:
+    with inference_context(model), torch.no_grad():
+        return model([mapper(record)])[0]
 
 
 # What a model predicts -> the entries of a record that say the same. Truth of another kind than the
@@ -113,13 +147,13 @@ def draw_truth_and_prediction(
     score_threshold: float = 0.5,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> VisImage:
-    """Draw what is known of an image on the left and what a model says of it on the right, each class in one colour.
+    """Draw the ground truth of an image on the left, and a model's output on the right.
 
     Args:
         record: The image file is read again, upright and in its own size. Of its annotations, those
             are drawn that the model predicts.
         output: In pixels of that file.
-        metadata: Names and colours of the classes.
+        metadata: Names and colors of the classes.
         score_threshold: Instances below it are not drawn.
         max_image_pixels: As `max_pixels` in `read_image`, of image and ground truth.
     """
@@ -134,7 +168,7 @@ def draw_truth_and_prediction(
 
 
 def _comparable(record: ImageRecord, output: ModelOutput) -> ImageRecord:
-    """The record without what the output says nothing of."""
+    """Return the record without what the output says nothing of."""
     left_out: set[str] = set() if "panoptic_seg" in output else set(_PANOPTIC_ENTRIES)
     if "sem_seg" not in output:
         left_out.add("sem_seg_file_name")
@@ -149,8 +183,3 @@ def _comparable(record: ImageRecord, output: ModelOutput) -> ImageRecord:
     kept: dict[str, Any] = {key: value for key, value in record.items() if key not in left_out}
     kept["annotations"] = [{**annotation, **hidden} for annotation in kept.get("annotations") or []]
     return cast(ImageRecord, kept)
-
-
-def _evenly_spaced(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    count = min(count, len(records))
-    return [records[i * len(records) // count] for i in range(count)]

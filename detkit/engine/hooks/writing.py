@@ -1,17 +1,21 @@
-"""`PeriodicWriter`: brings what the storage holds to files and to the console."""
+"""Hooks that tell: metrics to files and the console, and which images were skipped."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from detkit.engine.train_loop import HookBase, call_all
+from detkit.engine.train_loop import HookBase, PeriodicHook, call_all
+from detkit.utils import comm
 from detkit.utils.events import EventWriter
 
+logger = logging.getLogger(__name__)
 
-class PeriodicWriter(HookBase):
-    """Calls the writers every `period` iterations, after the last one, and once more when
-    everything is done.
-    """
+_MAX_LISTED = 100
+
+
+class PeriodicWriter(PeriodicHook):
+    """Calls the writers every `period` iterations, after the last one, and after training."""
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
         """Keep the writers.
@@ -21,8 +25,8 @@ class PeriodicWriter(HookBase):
             period: Iterations between two calls, at least 1.
 
         Raises:
-            TypeError: One is not an `EventWriter`.
-            ValueError: The period is below 1.
+            TypeError: A writer is not an `EventWriter`.
+            ValueError: `period` is below 1.
         """
         for writer in writers:
             if not isinstance(writer, EventWriter):
@@ -31,8 +35,8 @@ class PeriodicWriter(HookBase):
                 )
         if period < 1:
             raise ValueError(f"a writer's period must be at least 1, got {period}")
+        super().__init__(period, after_train=False, after_last_step=True)
         self._writers = writers
-        self._period = period
 
     def state_dict(self) -> dict[str, Any]:
         states = {key: writer.state_dict() for key, writer in self._by_key().items()}
@@ -44,9 +48,8 @@ class PeriodicWriter(HookBase):
                 writer.load_state_dict(state_dict[key])
 
     def _by_key(self) -> dict[str, EventWriter]:
-        """By class and number within it: a run may be resumed with more writers, or in another
-        order.
-        """
+        # By class and number within it: a run may be resumed with more writers, or in another
+        # order.
         counts: Counter[str] = Counter()
         by_key: dict[str, EventWriter] = {}
         for writer in self._writers:
@@ -59,13 +62,45 @@ class PeriodicWriter(HookBase):
         for writer in self._writers:
             writer.open()
 
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if next_iter % self._period == 0 or next_iter == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
+    def act(self) -> None:
+        for writer in self._writers:
+            writer.write()
 
     def after_train(self) -> None:
         # Hooks that ran before may have put results; and a writer that fails must not keep the
         # others open.
         call_all(call for writer in self._writers for call in (writer.write, writer.close))
+
+
+class SkippedImages(HookBase):
+    """Logs at the end of training which images DATALOADER.ON_BAD_IMAGE has skipped.
+
+    Counted over all processes and resumes. To be registered in every process.
+    """
+
+    def __init__(self, data_loader: Any) -> None:
+        """Keep the training data, whose `skipped` counts images by what is wrong with them."""
+        self._data_loader = data_loader
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        # A loader of the user's own may count nothing.
+        shares = comm.gather(dict(getattr(self._data_loader, "skipped", {})))
+        if not comm.is_main_process():
+            return
+        skipped = sum(map(Counter, shares), Counter[str]())
+        if not skipped:
+            logger.info("no image was skipped (DATALOADER.ON_BAD_IMAGE)")
+            return
+        listed = sorted(skipped.items())[:_MAX_LISTED]
+        lines = [f"{count} times: {reason}" for reason, count in listed]
+        if len(skipped) > len(listed):
+            others = len(skipped) - len(listed)
+            lines.append(f"... and {others} others, which were named when they first came")
+        logger.warning(
+            "%d images were skipped in training, %d times in all (DATALOADER.ON_BAD_IMAGE):\n%s",
+            len(skipped),
+            skipped.total(),
+            "\n".join(lines),
+        )

@@ -1,7 +1,11 @@
+"""Times of iterations and traces."""
+
+import json
 import logging
 import time
 
 import pytest
+import torch
 
 from detkit.engine import TrainerBase, hooks
 
@@ -43,3 +47,28 @@ def test_run_that_is_all_warmup_has_no_speed(iterations, caplog):
     with caplog.at_level(logging.INFO, logger="detkit"):
         trainer.train(0, iterations)
     assert "iterations in" not in caplog.text
+
+
+class Traced(TrainerBase):
+    def run_step(self):
+        torch.ones(3).cumsum(0)
+        if self.iter == 3:
+            raise RuntimeError("step failed")
+
+
+def test_chosen_iterations_are_traced(tmp_path):
+    trainer = Traced()
+    trainer.register_hooks([hooks.TorchProfiler(lambda t: t.iter == 1, str(tmp_path / "traces"))])
+    trainer.train(0, 3)
+    (path,) = (tmp_path / "traces").iterdir()
+    assert path.name == "trace_0000001.json"
+    assert any(e.get("name") == "aten::cumsum" for e in json.loads(path.read_text())["traceEvents"])
+
+
+def test_step_that_fails_under_the_profiler_leaves_it_stopped(tmp_path):
+    trainer = Traced()
+    trainer.register_hooks([hooks.TorchProfiler(lambda t: t.iter == 3, str(tmp_path))])
+    with pytest.raises(RuntimeError, match="step failed"):
+        trainer.train(3, 4)
+    with torch.profiler.profile():  # would complain if another one were running
+        pass

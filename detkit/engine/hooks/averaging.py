@@ -1,4 +1,4 @@
-"""`PreciseBN`: statistics of batch norm layers from many batches under fixed weights."""
+"""Hooks that average: the weights over the steps, batch norm statistics over many batches."""
 
 import itertools
 import logging
@@ -8,14 +8,35 @@ from typing import Any
 from torch import nn
 
 from detkit.data import HasState
-from detkit.engine.train_loop import HookBase
+from detkit.engine.model_ema import ModelEMA
+from detkit.engine.train_loop import HookBase, PeriodicHook
 from detkit.utils.events import EventStorage
 
 logger = logging.getLogger(__name__)
 
 
-class PreciseBN(HookBase):
-    """Recomputes the statistics of the batch norm layers that train, before each evaluation and at the end.
+class EMAHook(HookBase):
+    """Updates the running mean of the weights after each step that was not skipped.
+
+    The mean is saved as a checkpoint's `ema`, not by the hook.
+    """
+
+    def __init__(self, ema: ModelEMA) -> None:
+        """Keep the mean."""
+        self._ema = ema
+
+    def before_train(self) -> None:
+        # Not resumed: weights may have been loaded since the mean was built.
+        if self._ema.num_updates == 0:
+            self._ema.restart()
+
+    def after_step(self) -> None:
+        if not self.trainer.was_skipped:
+            self._ema.update()
+
+
+class PreciseBN(PeriodicHook):
+    """Recomputes the statistics of trained batch norm layers before each evaluation, and at the end.
 
     Register it before the hooks that save and evaluate.
 
@@ -25,7 +46,7 @@ class PreciseBN(HookBase):
     def __init__(
         self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
     ) -> None:
-        """Remember what to run through what.
+        """Set what runs through which model.
 
         Args:
             period: Iterations between two recomputations; 0 recomputes at the end only.
@@ -33,17 +54,15 @@ class PreciseBN(HookBase):
             data_loader: A training loader of its own, so that the run's own data go on undisturbed.
             num_iter: Batches per recomputation.
         """
-        self._period = period
+        # In the last step rather than after training, so that the final checkpoint has them.
+        super().__init__(period, after_train=False, after_last_step=True)
         self._model = model
         self._data_loader = data_loader
         self._num_iter = num_iter
         self._batches: Any = None
 
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        is_last = next_iter == self.trainer.max_iter
-        if is_last or (self._period > 0 and next_iter % self._period == 0):
-            self.update_stats()
+    def act(self) -> None:
+        self.update_stats()
 
     def rank_state_dict(self) -> dict[str, Any]:
         if self._batches is None or not isinstance(self._data_loader, HasState):
@@ -68,9 +87,8 @@ class PreciseBN(HookBase):
             return
         if self._batches is None:
             self._batches = iter(self._data_loader)
+        batches = itertools.islice(self._batches, self._num_iter)
         # Layers log into the active storage: a storage of its own keeps these forward passes out of
         # the run's.
         with EventStorage():
-            update_bn_stats(
-                self._model, itertools.islice(self._batches, self._num_iter), self._num_iter
-            )
+            update_bn_stats(self._model, batches, self._num_iter)
