@@ -9,6 +9,7 @@ stand-ins check it, and make the tensors at the end.
 
 import math
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -16,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.checkpoint.declared_sizes import require_modest_memo
-
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
+_MEMO_OPCODES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -42,6 +42,22 @@ def load_array_pickle(file: IO[bytes]) -> Any:
     """
     require_modest_memo(file)
     return _Plain().convert(_ArrayUnpickler(file, encoding="latin1").load())
+
+
+def require_modest_memo(file: IO[bytes]) -> None:
+    """Refuse a pickle that numbers its objects far beyond their count: Python takes memory for all numbers below.
+
+    Raises:
+        pickle.UnpicklingError: It does, or is no whole pickle.
+    """
+    start = file.tell()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file), start=1):
+            if opcode.name in _MEMO_OPCODES and argument is not None and argument > count:
+                raise pickle.UnpicklingError(f"object {count} at the most is numbered {argument}")
+    except ValueError as error:
+        raise pickle.UnpicklingError(str(error)) from error
+    file.seek(start)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -3,24 +3,26 @@
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detkit.checkpoint.foreign import translate_for
-from detkit.checkpoint.foreign_layout import Translation
-from detkit.checkpoint.foreign_settings import differing_settings
-from detkit.checkpoint.initial_weights import load_initial_weights
-from detkit.checkpoint.key_matching import LoadReport, match_weights, strip_wrapper_prefixes
-from detkit.checkpoint.resnet_depth import check_depth
+from detkit.checkpoint.foreign import differing_settings, translate_for
+from detkit.checkpoint.key_matching import (
+    LoadReport,
+    check_depth,
+    match_weights,
+    strip_wrapper_prefixes,
+)
 from detkit.checkpoint.resume_file import newest_whole_checkpoint, remove_half_written
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
@@ -36,20 +38,38 @@ class Checkpointable(Protocol):
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take a state over."""
+        """Restore a state."""
         ...
+
+
+@runtime_checkable
+class HasInitialWeights(Protocol):
+    """A part of a model with published weights to start from, such as a backbone of torchvision."""
+
+    def load_initial_weights(self) -> str:
+        """Load them, and return what they are; an empty string if random weights are wanted."""
+        ...
+
+
+class SharedFolderError(UserError, RuntimeError):
+    """A folder that some processes of a run see and others do not."""
 
 
 class DetectionCheckpointer:
     """Saves and loads a model and everything that must survive a resume.
 
     A file holds the weights under `model`, each checkpointable under its own name, `metadata` such
-    as class names, and what the caller of `save` adds (`iteration`). Nothing in a file is ever run:
-    see `safe_load`.
+    as class names, and what the caller of `save` adds (`iteration`). Loading runs no code from a
+    file: see `safe_load`.
 
     Example:
-        >>> checkpointer = DetectionCheckpointer(model, "output", optimizer=optimizer)
-        >>> start = checkpointer.resume_or_load(weights, resume=True).get("iteration", -1) + 1
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from detkit.checkpoint import DetectionCheckpointer
+        >>> checkpointer = DetectionCheckpointer(nn.Linear(2, 1), tempfile.mkdtemp())
+        >>> checkpointer.save("model_0000009", iteration=9)
+        >>> checkpointer.resume_or_load("", resume=True)["iteration"]
+        9
     """
 
     def __init__(
@@ -61,16 +81,15 @@ class DetectionCheckpointer:
         metadata: Mapping[str, Any] | None = None,
         **checkpointables: Checkpointable,
     ) -> None:
-        """Remember what to save and where.
+        """Set what is saved and where.
 
         Args:
             model: Saved without the wrappers of DistributedDataParallel and torch.compile.
             save_dir: Folder of the checkpoints; empty to only load.
             save_to_disk: Whether this process writes; None lets the main process write.
-            metadata: What a file should say about its model, such as `thing_classes`; written into
-                each checkpoint.
-            **checkpointables: Objects with `state_dict` and `load_state_dict`, by the name they get
-                in the file.
+            metadata: Facts about the model for each file, such as `thing_classes`.
+            **checkpointables: Objects with `state_dict` and `load_state_dict`, by their name in the
+                file.
         """
         self.model = _unwrapped(model)
         self.save_dir = save_dir
@@ -82,7 +101,7 @@ class DetectionCheckpointer:
             self.add_checkpointable(key, checkpointable)
 
     def add_checkpointable(self, key: str, checkpointable: Checkpointable) -> None:
-        """Save and load one more object, under the name `key`.
+        """Add an object to save and load, under the name `key`.
 
         Raises:
             KeyError: The name is taken.
@@ -104,18 +123,18 @@ class DetectionCheckpointer:
     ) -> None:
         """Write `save_dir/name.pth`.
 
-        In a distributed run every process must call it: all collect their states, the main process
-        writes.
+        In a distributed run every process must call it: all collect their states, and the main
+        process writes.
 
         Args:
             name: Name of the file, without `.pth`.
-            tag_last: Note it as the one to resume from.
-            checkpointables: Names of the objects to save; None takes all. An empty list, the
-                weights alone, lets the main process save without the others.
-            **extra: Goes into the file as it is, such as `iteration`.
+            tag_last: Record it as the checkpoint to resume from.
+            checkpointables: Names of the objects to save; None saves all. With an empty list, the
+                weights alone, the main process may save without the others.
+            **extra: Further entries of the file, such as `iteration`.
 
         Raises:
-            TypeError: A state or an extra holds what could not be loaded again safely.
+            TypeError: A state or an extra holds an object that could not be loaded safely.
         """
         checkpoint = {"model": self.model.state_dict()}
         for key in self.checkpointables if checkpointables is None else checkpointables:
@@ -142,28 +161,28 @@ class DetectionCheckpointer:
         """Load the weights, and the states of the checkpointables.
 
         Args:
-            path: File or address; empty loads nothing but the published weights that parts of the
-                model name.
-            checkpointables: Names of the objects to load; None takes all, an empty list the weights
+            path: File or address; empty loads only the published weights that parts of the model
+                name.
+            checkpointables: Names of the objects to load; None loads all, an empty list the weights
                 alone.
             strict: Accept only a file that fills every learned tensor of the model, as evaluation
                 needs it.
-            averaged: Take the running mean of the weights, which a run with MODEL_EMA.ENABLED
+            averaged: Load the running mean of the weights, which a run with MODEL_EMA.ENABLED
                 saves.
 
         Returns:
-            What else the file holds (`iteration`, `metadata`, ...); empty when there is no path.
-            `load_report` says what matched.
+            The other entries of the file (`iteration`, `metadata`, ...); empty without a path.
+            `load_report` holds what matched.
 
         Raises:
-            CheckpointError: The file is broken or unsafe, has nothing for this model, or not all
-                and `strict` is set.
-            FileNotFoundError: There is no such file.
-            ValueError: `strict` is set and the path is empty.
+            CheckpointError: The file is broken or unsafe.
+            CheckpointError: It has nothing for this model, or not all and `strict` is set.
+            MissingFileError: There is no such file.
+            ConfigError: `strict` is set and the path is empty.
         """
         if not path:
             if strict:
-                raise ValueError("no weights are given: set MODEL.WEIGHTS to a checkpoint")
+                raise ConfigError("no weights are given: set MODEL.WEIGHTS to a checkpoint")
             parts = load_initial_weights(self.model)
             logger.info(
                 "no checkpoint given: the model%s starts from random weights",
@@ -171,12 +190,11 @@ class DetectionCheckpointer:
             )
             return {}
         checkpoint = self._load_file(path)
+        weights = checkpoint.pop("model")
         if averaged:
-            checkpoint["model"] = _averaged_weights(checkpoint, path)
+            weights = _averaged_weights(checkpoint, path)
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
-        class_names = self._load_model(
-            checkpoint.pop("model"), path, strict=strict, by_suffix=by_suffix
-        )
+        class_names = self._load_model(weights, path, strict=strict, by_suffix=by_suffix)
         if class_names is not None:
             checkpoint.setdefault("metadata", {"thing_classes": class_names})
         for key in self.checkpointables if checkpointables is None else checkpointables:
@@ -186,34 +204,104 @@ class DetectionCheckpointer:
                 logger.warning("%s has no state of %r: it starts afresh", path, key)
         return checkpoint
 
+    def _load_file(self, path: str) -> dict[str, Any]:
+        return load_checkpoint_file(path)
+
+    def _load_model(
+        self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
+    ) -> list[str] | None:
+        """Load the weights, and return the names of their classes if the layout has them."""
+        model_state = self.model.state_dict()
+        weights = _without_wrappers(weights, model_state)
+        translation = translate_for(
+            weights, model_state, published_file_name(path), by_suffix=by_suffix
+        )
+        if translation is not None:
+            weights = translation.weights
+        # Before matching: a ResNet-50 fills the first blocks of a ResNet-101 without a complaint.
+        check_depth(weights, model_state, path)
+        chosen, report = match_weights(weights, model_state)
+        if translation is not None:
+            layout, renamed = translation.layout, translation.renamed
+            report = dataclasses.replace(report, layout=layout, renamed=renamed)
+        self.load_report = report
+        if not report.matched:
+            raise CheckpointError(_nothing_matches(path, weights, model_state, report))
+        if strict and not report.is_complete:
+            raise CheckpointError(
+                f"{path} does not fill the model: {report.summary()}. Every learned tensor is"
+                " needed: check that the config is that of the checkpoint, or allow a partial load"
+                " on purpose (--allow-partial)."
+            )
+        state = OrderedDict(chosen)
+        # Versions of the modules, by which torch converts what older ones saved.
+        state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model.load_state_dict(state, strict=False)
+        level = logging.INFO if report.is_complete else logging.WARNING
+        logger.log(level, "%s: %s", path, report.summary())
+        load_initial_weights(self.model, loaded=state)
+        if translation is None:
+            return None
+        for remark in translation.remarks:
+            logger.info("%s: %s", path, remark)
+        for difference in differing_settings(translation, self.model):
+            logger.warning("%s: %s", path, difference)
+        return translation.class_names
+
     def resume_or_load(
         self, path: str, *, resume: bool = True, strict: bool = False, averaged: bool = False
     ) -> dict[str, Any]:
-        """Load the last checkpoint in `save_dir` with all states if `resume` is set and there is one, else the weights.
+        """Load the last checkpoint in `save_dir` with all states, or else the weights at `path`.
+
+        A damaged last checkpoint is logged, and the newest whole one before it is loaded.
 
         Args:
             path: File or address to start from.
             resume: Look for a checkpoint of this run first.
-            strict: As in `load`, for `path`; a run's own checkpoint must always fit.
-            averaged: As in `load`; not for a run that goes on.
+            strict: See `load`; for `path` only: a checkpoint of the run must always fit.
+            averaged: See `load`; not for a run that continues training.
 
         Returns:
-            As `load`.
-
-        A last checkpoint that is damaged is logged, and the newest one before it that is whole
-        takes its place.
+            See `load`.
 
         Raises:
             CheckpointError: All checkpoints of the run are damaged.
-            RuntimeError: Some processes of a distributed run see a last checkpoint and others do
-                not.
+            SharedFolderError: Some processes of a distributed run see a last checkpoint and others
+                do not.
         """
         if resume and self._all_have_checkpoint():
             return self.load(self._file_to_resume_from(), strict=True, averaged=averaged)
         return self.load(path, checkpointables=[], strict=strict, averaged=averaged)
 
+    def _all_have_checkpoint(self) -> bool:
+        found = comm.all_gather(self.has_checkpoint())
+        if len(set(found)) > 1:
+            without = [rank for rank, has in enumerate(found) if not has]
+            raise SharedFolderError(
+                f"processes {without} see no {_LAST_CHECKPOINT} in {self.save_dir}, the others do: "
+                "OUTPUT_DIR must be a folder that all machines share"
+            )
+        return found[0]
+
+    def _file_to_resume_from(self) -> str:
+        """Return the newest whole checkpoint, the same in all processes: the main one decides."""
+        found = ("", "")
+        if comm.is_main_process():
+            if self.save_to_disk and "://" not in self.save_dir:
+                remove_half_written(self.save_dir, PathManager.ls(self.save_dir))
+            last, every = self.get_checkpoint_file(), self.get_all_checkpoint_files()
+            try:
+                found = (newest_whole_checkpoint(last, every), "")
+            except CheckpointError as error:
+                found = ("", str(error))
+        # The error too: the other processes would wait for ever at the next collective.
+        path, problem = comm.all_gather(found)[0]
+        if problem:
+            raise CheckpointError(problem)
+        return path
+
     def has_checkpoint(self) -> bool:
-        """Whether `save_dir` names a last checkpoint."""
+        """Return whether `save_dir` names a last checkpoint."""
         return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, _LAST_CHECKPOINT))
 
     def get_checkpoint_file(self) -> str:
@@ -231,90 +319,10 @@ class DetectionCheckpointer:
         return [_join(self.save_dir, name) for name in names if not name.startswith(".")]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Note a file of `save_dir` as the one to resume from."""
+        """Record a file of `save_dir` as the one to resume from."""
         path = _join(self.save_dir, _LAST_CHECKPOINT)
         with atomic_write(path) as file:
             file.write(last_filename_basename.encode())
-
-    def _file_to_resume_from(self) -> str:
-        """The same one in all processes, found by the main one."""
-        found = ("", "")
-        if comm.is_main_process():
-            if self.save_to_disk and "://" not in self.save_dir:
-                remove_half_written(self.save_dir, PathManager.ls(self.save_dir))
-            try:
-                found = (
-                    newest_whole_checkpoint(
-                        self.get_checkpoint_file(), self.get_all_checkpoint_files()
-                    ),
-                    "",
-                )
-            except CheckpointError as error:
-                found = ("", str(error))
-        path, problem = comm.all_gather(found)[0]
-        if problem:
-            raise CheckpointError(problem)
-        return path
-
-    def _load_file(self, path: str) -> dict[str, Any]:
-        return load_checkpoint_file(path)
-
-    def _load_model(
-        self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
-    ) -> list[str] | None:
-        """Load the weights, and give the names of their classes where the layout tells them."""
-        model_state = self.model.state_dict()
-        weights = _without_wrappers(weights, model_state)
-        translation = translate_for(
-            weights, model_state, published_file_name(path), by_suffix=by_suffix
-        )
-        if translation is not None:
-            weights = translation.weights
-        check_depth(weights, model_state, path)
-        chosen, report = match_weights(weights, model_state)
-        if translation is not None:
-            report = dataclasses.replace(
-                report, layout=translation.layout, renamed=translation.renamed
-            )
-        self.load_report = report
-        if not report.matched:
-            raise CheckpointError(_nothing_matches(path, weights, model_state, report))
-        if strict and not report.is_complete:
-            raise CheckpointError(
-                f"{path} does not fill the model: {report.summary()}. Every learned tensor is"
-                " needed: check that the config is that of the checkpoint, or allow a partial load"
-                " on purpose (--allow-partial)."
-            )
-        state = OrderedDict(chosen)
-        # Versions of the modules, by which torch converts what older ones saved.
-        state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
-        self.model.load_state_dict(state, strict=False)
-        logger.log(
-            logging.INFO if report.is_complete else logging.WARNING,
-            "%s: %s",
-            path,
-            report.summary(),
-        )
-        if translation is not None:
-            self._log_translation(translation, path)
-        load_initial_weights(self.model, loaded=state)
-        return None if translation is None else translation.class_names
-
-    def _log_translation(self, translation: Translation, path: str) -> None:
-        for remark in translation.remarks:
-            logger.info("%s: %s", path, remark)
-        for difference in differing_settings(translation, self.model):
-            logger.warning("%s: %s", path, difference)
-
-    def _all_have_checkpoint(self) -> bool:
-        found = comm.all_gather(self.has_checkpoint())
-        if len(set(found)) > 1:
-            without = [rank for rank, has in enumerate(found) if not has]
-            raise RuntimeError(
-                f"processes {without} see no {_LAST_CHECKPOINT} in {self.save_dir}, the others do: "
-                "OUTPUT_DIR must be a folder that all machines share"
-            )
-        return found[0]
 
 
 def _averaged_weights(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -328,9 +336,7 @@ def _averaged_weights(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any
 
 
 def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights without what DistributedDataParallel or torch.compile put in front of all their
-    names.
-    """
+    """Return the weights without the prefixes of DistributedDataParallel and torch.compile."""
     renamed = strip_wrapper_prefixes(weights, model_state)
     result = OrderedDict((renamed[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", None)
@@ -371,3 +377,30 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)
+
+
+def load_initial_weights(model: nn.Module, loaded: Collection[str] = ()) -> list[str]:
+    """Let each part load its published weights, unless a checkpoint has brought weights for it.
+
+    This happens when weights are loaded, not when a model is built: resuming, evaluating and
+    predicting from a checkpoint download nothing.
+
+    Args:
+        model: Its parts are changed.
+        loaded: Names of the model's tensors that a checkpoint has filled.
+
+    Returns:
+        The names of the parts that have loaded some.
+    """
+    parts = []
+    for name, module in model.named_modules():
+        if not isinstance(module, HasInitialWeights):
+            continue
+        prefix = f"{name}." if name else ""  # a backbone may be the whole model
+        if any(tensor.startswith(prefix) for tensor in loaded):
+            continue
+        source = module.load_initial_weights()
+        if source:
+            logger.info("%s starts from %s", name or "the model", source)
+            parts.append(name)
+    return parts

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from detkit.checkpoint.safe_load import CheckpointError
+
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # Counts batches for a momentum that nobody uses; older checkpoints and converted ones lack it.
@@ -17,9 +19,8 @@ _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
 # What a model has only after its first training step (RetinaNet): a file may hold it for a model
 # that does not show it yet, and weights without it leave nothing unset.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
-_CAFFE2_NAME = re.compile(
-    r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$"
-)
+# Convolutions of detkit's ResNets, and of those of torchvision and timm.
+_RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,47 @@ def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
     return list(groups)
 
 
-def looks_like_caffe2(names: Iterable[str]) -> bool:
-    """Whether most names follow Caffe2 (`res2_0_branch2a_w`), as in the files of MSRA and
-    Detectron.
+def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> None:
+    """Raise the CheckpointError of a file whose ResNet is not as deep as the model's.
+
+    Args:
+        names: Of the tensors in the file.
+        model_names: Of the tensors of the model.
+        path: The file, for the message.
     """
-    names = list(names)
-    return sum(bool(_CAFFE2_NAME.match(name)) for name in names) > len(names) / 2
+    if difference := depth_difference(names, model_names):
+        raise CheckpointError(
+            f"{path} holds weights of a ResNet of another depth: {difference}. Set"
+            " MODEL.RESNETS.DEPTH (or the name in MODEL.TORCHVISION, MODEL.TIMM) to theirs, or"
+            " choose other weights."
+        )
+
+
+def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
+    """Say how the depths differ, in words; empty if they do not, or if there are no two ResNets to
+    compare.
+    """
+    in_file, in_model = _stages(names), _stages(model_names)
+    for stage, (blocks_in_model, convs_in_model) in in_model.items():
+        # Blocks that the model has no place for keep the file's shorter name: res4.6 beside
+        # backbone.res4.0.
+        found = [in_file[name] for name in in_file if f".{stage}".endswith(f".{name}")]
+        blocks, convs = max((n for n, _ in found), default=0), max((n for _, n in found), default=0)
+        if found and (blocks, convs) != (blocks_in_model, convs_in_model):
+            return (
+                f"{stage} has {blocks} blocks of {convs} convolutions in the file,"
+                f" {blocks_in_model} of {convs_in_model} in the model"
+            )
+    return ""
+
+
+def _stages(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return, for each stage, its number of blocks and of convolutions in a block."""
+    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for match in filter(None, map(_RESNET_CONV.fullmatch, names)):
+        blocks, convs = found[match[1]]
+        found[match[1]] = max(blocks, int(match[2]) + 1), max(convs, int(match[3]))
+    return dict(found)
 
 
 def _modules_above(name: str) -> list[str]:

@@ -6,17 +6,19 @@ goes by name.
 """
 
 import json
+import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
-from detkit.checkpoint.declared_sizes import require_stored_zip, tensor_problem
-from detkit.utils.download import is_offline
+from detkit.utils.download import DownloadError, is_offline
+from detkit.utils.errors import MissingFileError, MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
 
 _ZIP = b"PK\x03\x04"
@@ -26,16 +28,16 @@ _PICKLE = b"\x80"
 # Where the weights lie in the checkpoints of detkit and Detectron2, of Lightning and MMDetection,
 # and of Detectron.
 _WEIGHT_KEYS = ("model", "state_dict", "blobs")
+# Saved buffers may repeat a few values many times (`Tensor.expand`); weights do not, beyond this.
+_MAX_REPEATED_BYTES = 2**26
 
 
-class CheckpointError(ValueError):
-    """A file is no checkpoint, is broken, or does not fit the model."""
+class CheckpointError(WeightsError):
+    """A file that is no checkpoint, is broken, or does not fit the model."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file asks for functions or classes that loading weights does not need; they were not
-    called.
-    """
+    """A file that asks for functions or classes that weights do not need; none was called."""
 
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
@@ -50,9 +52,9 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         is nothing but weights gives `{"model": weights}`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: It could not be fetched.
-        UnsafeCheckpointError: The file asks for code; the message says which.
+        MissingFileError: There is no such file.
+        DownloadError: It could not be fetched.
+        UnsafeCheckpointError: The file asks for code; the message names it.
         CheckpointError: The file is empty, truncated or no checkpoint.
     """
     local = local_checkpoint_file(path)
@@ -69,31 +71,27 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
         if refused is not None:
             raise _unsafe(path, refused[1]) from None
         raise CheckpointError(f"{path} is not a readable checkpoint: {_gist(error)}") from None
-    except (
-        Exception
-    ) as error:  # broken files provoke anything, down to MemoryError and RecursionError
+    except Exception as error:  # broken files cause any error: MemoryError, RecursionError, ...
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_gist(error)}") from error
     return _with_model_key(loaded, path)
 
 
 def local_checkpoint_file(path: str) -> Path:
-    """Return the file on this machine that a path or address stands for, after a download where it takes one.
+    """Return the local file of a path or address, downloaded where needed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be fetched.
+        MissingFileError: There is no such file.
+        DownloadError: It cannot be fetched.
     """
     try:
         local = Path(PathManager.get_local_path(path))
     except OSError as error:
-        advice = (
-            ""
-            if is_offline()
-            else " Without network, download the file elsewhere and give its path."
-        )
-        raise OSError(f"could not fetch {path}: {error}.{advice}") from error
+        advice = " Without network, download the file elsewhere and give its path."
+        raise DownloadError(
+            f"could not fetch {path}: {error}.{'' if is_offline() else advice}"
+        ) from error
     if not local.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else "")
         )
     return local
@@ -116,11 +114,32 @@ def _read(local: Path, path: str) -> Any:
     raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{_hint(head)}")
 
 
+def require_stored_zip(file: IO[bytes]) -> None:
+    """Refuse a zip archive whose members claim more bytes than the file has: torch stores them as they are.
+
+    Source: Fifield 2019, A better zip bomb: members that overlap expand without nesting, and claim
+        too much as well.
+
+    Raises:
+        ValueError: They do.
+        zipfile.BadZipFile: It is no whole archive.
+    """
+    num_bytes = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+    file.seek(0)
+    if claimed > num_bytes:
+        raise ValueError(
+            f"it is a zip of {num_bytes} bytes whose members claim {claimed}: compressed, or a zip"
+            " bomb; torch.save writes them uncompressed"
+        )
+
+
 def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
     try:
         from safetensors import safe_open  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"reading {path} needs the package safetensors: pip install safetensors"
         ) from error
     with safe_open(local, framework="pt") as file:
@@ -170,6 +189,23 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
         if problem:
             raise CheckpointError(f"{path} is not a checkpoint: {name!r} is {problem}")
     return weights
+
+
+def tensor_problem(tensor: Tensor) -> str:
+    """Say why a tensor of a file cannot be weights (nothing is stored for what it shows), or give
+    an empty text.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return (
+            f"a tensor of shape {tuple(tensor.shape)} that is"
+            f" {'on meta' if tensor.is_meta else tensor.layout}"
+        )
+    shown, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if shown > max(stored, _MAX_REPEATED_BYTES):
+        return (
+            f"a tensor of shape {tuple(tensor.shape)}, {shown} bytes, of which {stored} are stored"
+        )
+    return ""
 
 
 def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:

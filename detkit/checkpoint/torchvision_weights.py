@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from detkit.utils.download import fetch
+from detkit.utils.errors import ConfigError
 from detkit.utils.file_io import DownloadHandler, PathManager
 from detkit.utils.near_miss import did_you_mean
 
@@ -29,12 +30,12 @@ def torchvision_weights(address: str) -> Any:
         address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix may be left out.
 
     Raises:
-        ValueError: torchvision has no such model, or no weights of that name for it.
+        ConfigError: torchvision has no such model, or no weights of that name for it.
     """
     name, _, weights_name = address.removeprefix(_PREFIX).strip("/").partition("/")
     known = torchvision.models.list_models()
     if name not in known:
-        raise ValueError(
+        raise ConfigError(
             f"{address}: torchvision has no model {name!r}.{did_you_mean(name, known)}"
         )
     published = torchvision.models.get_model_weights(name)
@@ -42,7 +43,7 @@ def torchvision_weights(address: str) -> Any:
         return published["DEFAULT"]
     if weights_name not in published.__members__:
         names = ", ".join(member for member in published.__members__ if member != "DEFAULT")
-        raise ValueError(f"{address}: {name} has the weights {names}, not {weights_name!r}")
+        raise ConfigError(f"{address}: {name} has the weights {names}, not {weights_name!r}")
     return published[weights_name]
 
 
@@ -50,7 +51,7 @@ def torchvision_weights_file(address: str) -> Path:
     """Return the local file of an address, fetched and checked if it is not there yet.
 
     Raises:
-        ValueError: As `torchvision_weights`.
+        ConfigError: As `torchvision_weights`.
         OSError: As `fetch`; offline, the message says which file to place where.
     """
     url, name = torchvision_weights(address).url, published_file_name(address)

@@ -1,8 +1,8 @@
-"""Files fetched once over https into a cache: whole, checked, and safe when two processes ask at once.
+"""Downloads over https into a cache: whole, checked, and safe with several processes at once.
 
-The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`, laid out as Detectron2 lays it out: its
-downloads are found. With `DETKIT_OFFLINE=1` nothing is fetched, and no socket is opened: what is
-not there yet is named, with its place.
+The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`, with the layout of Detectron2, so that
+its downloads are found. With `DETKIT_OFFLINE=1` no socket is opened: a missing file is an error
+that names its address and its place.
 """
 
 import contextlib
@@ -18,20 +18,26 @@ from urllib.parse import urlsplit
 
 from iopath.common.file_io import file_lock
 
+from detkit.utils.errors import ConfigError, UserError
+
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("https",)
-"""Nothing else is fetched: what comes over http may be anybody's."""
+"""Not http: anybody on the way could answer."""
 _TIMEOUT = 60.0  # seconds without a byte
 
 
+class DownloadError(UserError, OSError):
+    """A file that could not be downloaded whole."""
+
+
 def is_offline() -> bool:
-    """Whether `DETKIT_OFFLINE` forbids the network."""
+    """Return whether `DETKIT_OFFLINE` forbids the network."""
     return os.environ.get("DETKIT_OFFLINE", "") not in ("", "0")
 
 
 def cache_path(url: str) -> Path:
-    """Return the place of a download in the cache: host apart, its path below the cache's folder."""
+    """Return the place of a download in the cache: the path of its address, without the host."""
     folder = os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache"
     return Path(folder).expanduser() / urlsplit(url).path.lstrip("/")
 
@@ -43,27 +49,28 @@ def fetch(
 
     Args:
         url: Address.
-        path: Where the copy lies, or is put; None for `cache_path`.
-        sha256: How the hash of the content begins; empty checks nothing. Files that are there
-            already are trusted.
-        schemes: Those that are accepted, of `url` and of where it redirects to.
+        path: Place of the copy; None for `cache_path`.
+        sha256: First digits of the hash of the content; empty checks nothing. Existing files are
+            trusted.
+        schemes: Those that are accepted, of `url` and of its redirects.
 
     Raises:
-        ValueError: Another scheme, or an address without a file name.
-        OSError: Not there and offline; not reachable, cut short, or not what the hash says. Nothing
-            is left behind.
+        ConfigError: The address has another scheme, or no file name.
+        DownloadError: The file is missing and the network is forbidden.
+        DownloadError: The download was cut short, or the hash differs. Nothing is left behind.
+        OSError: The server cannot be reached.
     """
     path = cache_path(url) if path is None else path
     if path.is_file():
         return path
     _check_address(url, schemes)
     if is_offline():
-        raise OSError(
+        raise DownloadError(
             f"DETKIT_OFFLINE is set: download {url} on a machine with network, and place it as"
             f" {path}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(path)):  # who comes second waits, and finds the file
+    with file_lock(str(path)):  # the second process waits, and then finds the file
         if not path.is_file():
             logger.info("downloading %s to %s", url, path)
             _download(url, path, sha256, schemes)
@@ -73,16 +80,15 @@ def fetch(
 def _check_address(url: str, schemes: tuple[str, ...]) -> None:
     parts = urlsplit(url)
     if parts.scheme not in schemes:
-        raise ValueError(f"{url} is not fetched: only {', '.join(schemes)} is")
+        raise ConfigError(f"{url} is not fetched: only {', '.join(schemes)} is")
     if not parts.netloc or not parts.path.strip("/") or parts.path.endswith("/"):
-        raise ValueError(f"{url} names no file")
+        raise ConfigError(f"{url} names no file")
     if ".." in parts.path.split("/"):
-        raise ValueError(f"{url} leads out of the cache: '..' in its path")
+        raise ConfigError(f"{url} leads out of the cache: '..' in its path")
 
 
 def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> None:
-    # Under a name of its own in the same folder, then renamed: a reader sees the whole file or
-    # none.
+    # Under its own name in the same folder, then renamed: a reader sees the whole file or none.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     opener = urllib.request.build_opener(_Redirects(schemes))
     try:
@@ -101,9 +107,11 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
 def _check_length(url: str, path: Path, announced: str | None) -> None:
     size = path.stat().st_size
     if size == 0:
-        raise OSError(f"{url} is empty")
+        raise DownloadError(f"{url} is empty")
     if announced is not None and size != int(announced):
-        raise OSError(f"the download of {url} was cut short: {size} of {announced} bytes came")
+        raise DownloadError(
+            f"the download of {url} was cut short: {size} of {announced} bytes came"
+        )
 
 
 def _check_hash(url: str, path: Path, sha256: str) -> None:
@@ -114,7 +122,7 @@ def _check_hash(url: str, path: Path, sha256: str) -> None:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     if not digest.hexdigest().startswith(sha256):
-        raise OSError(
+        raise DownloadError(
             f"{url} is not what it should be: its sha256 is {digest.hexdigest()}, expected"
             f" {sha256}..."
         )
@@ -136,7 +144,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in self.schemes:
-            raise OSError(
+            raise DownloadError(
                 f"{req.full_url} redirects to {newurl}: only {', '.join(self.schemes)} is followed"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -8,7 +8,7 @@ heads) raises the plain built-in ones: there the mistake is the programmer's.
 
 
 class UserError(Exception):
-    """Base of the errors whose message says everything: what was required, what came, and where."""
+    """Base of errors with a complete message: what was required, what was given, and where."""
 
     def __str__(self) -> str:
         # KeyError would show the repr of its argument, and OSError would look for an errno.
@@ -20,7 +20,7 @@ class ConfigError(UserError, ValueError):
 
 
 class UnknownNameError(UserError, KeyError):
-    """A name that nothing is registered under: a config key, a part of a model, a data set."""
+    """An unknown name: of a config key, a part of a model, a data set."""
 
 
 class DataError(UserError, ValueError):
@@ -32,4 +32,8 @@ class WeightsError(UserError, ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that is not there."""
+    """A file or folder that does not exist."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package that a setting or a file needs and that is not installed."""

@@ -8,6 +8,7 @@ from iopath.common.file_io import PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
 from detkit.utils.download import fetch
+from detkit.utils.errors import MissingFileError
 from detkit.utils.near_miss import did_you_mean
 
 __all__ = ["PathManager", "dataset_root", "packaged_configs"]
@@ -29,9 +30,7 @@ _CATALOG = {
 
 
 class DownloadHandler(PathHandler):
-    """Opens `https://` addresses, downloaded once: see `download.fetch`. Others of the web are
-    refused.
-    """
+    """Opens `https://` addresses, downloaded once by `fetch`, which refuses http and ftp."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["https://", "http://", "ftp://"]
@@ -60,9 +59,7 @@ class Detectron2Handler(DownloadHandler):
 
 
 class CatalogHandler(DownloadHandler):
-    """Opens `catalog://ImageNetPretrained/X`, as Detectron1 and some files of the zoo call their
-    backbones' weights.
-    """
+    """Opens `catalog://ImageNetPretrained/X`, Detectron1's name for weights of backbones."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [_CATALOG_PREFIX]
@@ -70,7 +67,7 @@ class CatalogHandler(DownloadHandler):
     def _address(self, path: str) -> str:
         name = path.removeprefix(_CATALOG_PREFIX)
         if name not in _CATALOG:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is not in the catalog of weights.{did_you_mean(name, _CATALOG)}"
             )
         return _DETECTRON1_URL + _CATALOG[name]
@@ -83,22 +80,20 @@ PathManager.register_handler(CatalogHandler())
 
 
 def dataset_root() -> Path:
-    """The folder under which built-in and relative data sets are looked for: `$DETKIT_DATASETS`,
-    else `datasets`.
-    """
+    """Return the folder of built-in and relative data sets: `$DETKIT_DATASETS`, else `datasets`."""
     return Path(os.environ.get("DETKIT_DATASETS", "datasets")).expanduser()
 
 
 def packaged_configs() -> Path:
-    """The folder of detkit's own YAML files: inside the installed package, or beside it in a checkout.
+    """Return the folder of detkit's YAML files: in the package, or beside it in a checkout.
 
     Raises:
-        FileNotFoundError: Neither is there: the installation is damaged.
+        MissingFileError: Neither exists: the installation is damaged.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"detkit's configs are neither in {package} nor beside it; reinstall detkit"
     )

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from detkit.checkpoint.foreign import translate, translate_for
-from detkit.checkpoint.foreign_settings import differing_settings
+from detkit.checkpoint.foreign.caffe2 import looks_like_caffe2
+from detkit.checkpoint.foreign.layout import differing_settings
 from tests.foreign_models import as_detectron_blobs
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
 
 
@@ -126,3 +127,25 @@ def test_channel_order_is_compared_with_the_models():
         "set INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675]; the model has PIXEL_MEAN [123.675"
         in told
     )
+
+
+BLOBS = ["conv1_w", "res2_0_branch2a_w", "res2_0_branch2a_bn_s", "fc1000_b"]
+
+
+def test_names_of_blobs_are_recognised_beside_a_few_others():
+    assert looks_like_caffe2([*BLOBS, "epoch"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param(["backbone.res2.0.conv1.weight", "layer1.0.bn1.running_var"], id="torch"),
+        pytest.param(
+            ["conv.weight", "conv.bias", "scale_w"], id="one parameter called like a blob"
+        ),
+        pytest.param([*BLOBS, "conv.weight", "a.bias", "b.bias", "c.bias"], id="half of them"),
+    ],
+)
+def test_names_of_which_most_are_no_blobs_are_not_recognised(names):
+    assert not looks_like_caffe2(names)

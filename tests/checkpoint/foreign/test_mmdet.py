@@ -9,7 +9,7 @@ from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.foreign import translate, translate_for
 from tests.foreign_models import as_mmdet
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
 
 

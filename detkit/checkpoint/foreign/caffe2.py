@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from detkit.checkpoint.foreign_layout import (
+from detkit.checkpoint.foreign.layout import (
     BGR_OF_CAFFE2,
     Layout,
     Rule,
@@ -21,8 +21,10 @@ from detkit.checkpoint.foreign_layout import (
     background_last,
     rename,
 )
-from detkit.checkpoint.key_matching import looks_like_caffe2
 
+_CAFFE2_NAME = re.compile(
+    r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$"
+)
 _FROZEN_BN_EPS = 1e-5
 # Endings, longest first: those of a norm say so.
 _ENDINGS = {
@@ -63,6 +65,12 @@ _RULES: tuple[Rule, ...] = (
     (r"retnet_cls_pred_fpn\d", "head.cls_score"),
     (r"retnet_bbox_pred_fpn\d", "head.bbox_pred"),
 )
+
+
+def looks_like_caffe2(names: Collection[str]) -> bool:
+    """Return whether most names follow Caffe2 (`res2_0_branch2a_w`)."""
+    # Most, not any: a state_dict of one's own may hold a parameter that is called `scale_w`.
+    return sum(bool(_CAFFE2_NAME.match(name)) for name in names) > len(names) / 2
 
 
 def _name_of(name: str, value: Tensor) -> str | None:

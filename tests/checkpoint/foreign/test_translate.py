@@ -6,13 +6,18 @@ from pathlib import Path
 import torch
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.checkpoint.foreign import places_by_suffix, translate, translate_for, translate_for_file
+from detkit.checkpoint.foreign.translate import (
+    places_by_suffix,
+    translate,
+    translate_for,
+    translate_for_file,
+)
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import build_resnet_backbone
 from tests.foreign_models import as_detectron_blobs, randomised
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = json.loads(gzip.decompress((GOLDEN / "state_dicts.json.gz").read_bytes()))
 
 

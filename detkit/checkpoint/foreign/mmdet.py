@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from detkit.checkpoint.foreign_layout import Layout, Rule, Translation, apply_rules, rename
-from detkit.checkpoint.foreign_torchvision import first_pyramid_level, resnet_name
+from detkit.checkpoint.foreign.layout import Layout, Rule, Translation, apply_rules, rename
+from detkit.checkpoint.foreign.torchvision import first_pyramid_level, resnet_name
 
 _RULES: tuple[Rule, ...] = (
     (r"rpn_head\.rpn_conv\.(\w+)", r"proposal_generator.rpn_head.conv.\1"),

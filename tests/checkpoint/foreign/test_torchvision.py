@@ -6,7 +6,7 @@ import torchvision
 
 from detkit.checkpoint import CheckpointError, DetectionCheckpointer
 from detkit.checkpoint.foreign import translate, translate_for
-from detkit.checkpoint.foreign_torchvision import _FILES_WITHOUT_EPS
+from detkit.checkpoint.foreign.torchvision import _FILES_WITHOUT_EPS
 from detkit.config import get_cfg
 from detkit.data import MetadataCatalog
 from detkit.layers import ShapeSpec

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.checkpoint.foreign_layout import (
+from detkit.checkpoint.foreign.layout import (
     RGB_OF_TORCHVISION,
     Layout,
     Rule,

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from detkit.checkpoint.foreign_caffe2 import CAFFE2
-from detkit.checkpoint.foreign_layout import Translation
-from detkit.checkpoint.foreign_mmdet import MMDET
-from detkit.checkpoint.foreign_torchvision import DETECTOR, RESNET, keep_coco_classes
+from detkit.checkpoint.foreign.caffe2 import CAFFE2
+from detkit.checkpoint.foreign.layout import Translation
+from detkit.checkpoint.foreign.mmdet import MMDET
+from detkit.checkpoint.foreign.torchvision import DETECTOR, RESNET, keep_coco_classes
 
 # Detectors before what they contain: their head's names are partly Detectron2's, with the
 # background elsewhere.
