@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from detkit.config import CfgNode
-from detkit.engine.mlflow_writer import MlflowWriter
-from detkit.engine.wandb_writer import WandbWriter
+from detkit.engine.tracking_writers import MlflowWriter, WandbWriter
+from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.events import (
     CommonMetricPrinter,
     EventWriter,
@@ -27,15 +27,20 @@ _OPTIONAL_PACKAGES = frozenset({"wandb", "mlflow"})
 _HEADER = ["iteration", "name", "value"]
 
 
+class MissingPackageError(UserError, ImportError):
+    """A setting needs a package that is not installed."""
+
+
 class CSVWriter(LineWriter):
-    """Appends a row `iteration,name,value` per new scalar: they come at times of their own, columns
-    would not hold.
+    """Appends a row `iteration,name,value` per new scalar.
+
+    Not a column per scalar: new ones appear at any iteration, such as scores of an evaluation.
     """
 
     header = ",".join(_HEADER) + "\n"
 
     def __init__(self, csv_file: str, window_size: int = 20) -> None:
-        """Remember where to write, as `LineWriter` does."""
+        """Set the file; see `LineWriter`."""
         super().__init__(csv_file, window_size)
 
     def write(self) -> None:
@@ -69,8 +74,8 @@ def build_writers(
         settings: Those of the run, which wandb and mlflow show beside the metrics.
 
     Raises:
-        ImportError: wandb or mlflow is named, and not installed.
-        ValueError: An unknown name, or one twice.
+        MissingPackageError: wandb or mlflow is named, and not installed.
+        ConfigError: A name is unknown, or there twice.
     """
     plain = {} if settings is None else yaml.safe_load(settings.dump())
     folder = Path(output_dir)
@@ -84,18 +89,18 @@ def build_writers(
     }
     for name in names:
         if name not in known:
-            raise ValueError(
+            raise ConfigError(
                 f"WRITERS must be of {', '.join(known)}; got"
                 f" {name!r}.{did_you_mean(str(name), known)}"
             )
     if len(set(names)) < len(names):
-        raise ValueError(f"WRITERS names a writer twice: {list(names)}")
+        raise ConfigError(f"WRITERS names a writer twice: {list(names)}")
     for name in _OPTIONAL_PACKAGES.intersection(names):
         spec = find_spec(name)
-        # A folder of the name, as wandb itself makes them, can be imported, too: as a package of
-        # nothing.
+        # A folder of that name, such as wandb creates, can be imported as well: as an empty
+        # namespace package, without an origin.
         if spec is None or spec.origin is None:
-            raise ImportError(
+            raise MissingPackageError(
                 f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or'
                 f" pip install {name}"
             )
