@@ -1,4 +1,4 @@
-"""The loop that runs a model over a data set, and the interface of what scores its outputs."""
+"""The loop that runs a model over a data set, and the interface of evaluators."""
 
 from __future__ import annotations
 
@@ -26,16 +26,31 @@ _LOG_INTERVAL_SECONDS = 5.0
 
 
 class DatasetEvaluator:
-    """Scores the outputs of a model on one data set: `reset`, then `process` per batch, then
-    `evaluate`.
+    """Scores the outputs of a model on one data set.
+
+    Called in the order `reset`, `process` per batch, `evaluate`: see `inference_on_dataset`.
+
+    Example:
+        >>> class Counter(DatasetEvaluator):
+        ...     def reset(self):
+        ...         self.count = 0
+        ...
+        ...     def process(self, inputs, outputs):
+        ...         self.count += sum(len(output["instances"]) for output in outputs)
+        ...
+        ...     def evaluate(self):
+        ...         return {"detections": {"count": self.count}}
+        >>> batches = [[{"image_id": 1}], [{"image_id": 2}]]
+        >>> inference_on_dataset(lambda batch: [{"instances": [0, 0]}], batches, Counter())
+        {'detections': {'count': 4}}
     """
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Remove what was processed."""
         raise NotImplementedError
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch.
+        """Process one batch.
 
         Args:
             inputs: The inputs of the model.
@@ -44,7 +59,7 @@ class DatasetEvaluator:
         raise NotImplementedError
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Score all that was processed, over all processes of the run: each of them calls this.
+        """Score what all processes of the run have processed. Each of them calls this.
 
         Returns:
             Task -> metric -> number in the main process, e.g. `{"bbox": {"AP50": 80.0}}`; empty or
@@ -60,12 +75,12 @@ class DatasetEvaluators(DatasetEvaluator):
         self._evaluators = list(evaluators)
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Reset every evaluator."""
         for evaluator in self._evaluators:
             evaluator.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Return one batch to every evaluator."""
+        """Pass one batch to every evaluator."""
         for evaluator in self._evaluators:
             evaluator.process(inputs, outputs)
 
@@ -92,21 +107,22 @@ def inference_on_dataset(
     data_loader: Iterable[Sequence[ModelInput]],
     evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
 ) -> dict[str, Any]:
-    """Run a model over a data set, and score it.
+    """Run a model over a data set, and evaluate its outputs.
 
     In a run of several processes each of them calls this, with its own share of the data in its
     loader.
 
     Args:
-        model: Called with a batch of inputs, gives one output per input. A module runs in eval mode
-            and comes back in the modes its parts were in; anything else that can be called will do.
-        data_loader: The batches; with a length, the remaining time is logged.
+        model: Returns one output per input of a batch. A module runs in eval mode, and its parts
+            return to the modes they were in; any other callable is called as it is.
+        data_loader: The batches. If it has a length, the remaining time is logged.
         evaluator: One, several, or None to run the model only (to measure its speed).
 
     Returns:
-        What the evaluator gives; an empty dict without one and in all processes but the main one.
+        The evaluator's results; empty without one and in all processes but the main one.
     """
-    evaluator = _as_one_evaluator(evaluator)
+    if not isinstance(evaluator, DatasetEvaluator):
+        evaluator = DatasetEvaluators(evaluator or [])
     num_batches = len(data_loader) if hasattr(data_loader, "__len__") else None  # pyright: ignore[reportArgumentType]
     logger.info(
         "start inference on %s batches",
@@ -118,27 +134,18 @@ def inference_on_dataset(
         for inputs in data_loader:
             progress.data_ready()
             outputs = model(inputs)
-            # Kernels run behind the Python code: without this wait their time would count as the
-            # evaluator's, which has to wait for them anyway when it copies the boxes.
+            # CUDA kernels run asynchronously: without this, their time would count as the
+            # evaluator's, which waits for them anyway when it copies the boxes.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             progress.outputs_ready()
             evaluator.process(inputs, outputs)
             progress.batch_done()
     progress.log_total()
-    # The evaluator of the main process needs what the others have, so nobody leaves before all are
-    # done.
+    # The main process's evaluator gathers from the others, so wait until all are done.
     comm.synchronize()
     results = evaluator.evaluate()
     return {} if results is None else results
-
-
-def _as_one_evaluator(
-    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
-) -> DatasetEvaluator:
-    if evaluator is None:
-        return DatasetEvaluators([])
-    return evaluator if isinstance(evaluator, DatasetEvaluator) else DatasetEvaluators(evaluator)
 
 
 @contextmanager
@@ -162,9 +169,7 @@ def inference_context(model: nn.Module | Any) -> Iterator[None]:
 
 
 class _Progress:
-    """Measures data, compute and evaluation time of each batch, and logs them with the time that
-    remains.
-    """
+    """Measures and logs data, compute and evaluation time per batch, and the remaining time."""
 
     def __init__(self, num_batches: int | None) -> None:
         self._num_batches = num_batches
@@ -176,7 +181,9 @@ class _Progress:
 
     def data_ready(self) -> None:
         if self._done == _NUM_WARMUP:
-            self._restart()
+            self._measured = 0
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            self._measured_from = self._last
         self._lap("dataloading")
 
     def outputs_ready(self) -> None:
@@ -186,16 +193,21 @@ class _Progress:
         self._lap("eval")
         self._done += 1
         self._measured += 1
-        if self._last - self._last_logged > _LOG_INTERVAL_SECONDS:
-            self._last_logged = self._last
-            self._log_progress()
+        if self._last - self._last_logged <= _LOG_INTERVAL_SECONDS:
+            return
+        self._last_logged = self._last
+        count, eta = f"{self._done}", ""
+        if self._num_batches is not None:
+            per_batch = (self._last - self._measured_from) / max(self._measured, 1)
+            count = f"{self._done}/{self._num_batches}"
+            eta = f" eta {_duration(per_batch * max(self._num_batches - self._done, 0))}"
+        logger.info("inference %s: %s%s", count, self._rates(), eta)
 
     def log_total(self) -> None:
-        total = time.perf_counter() - self._first_start
         logger.info(
             "inference done: %d batches in %s (%s)%s",
             self._done,
-            _duration(total),
+            _duration(time.perf_counter() - self._first_start),
             self._rates(),
             "" if self._done <= _NUM_WARMUP else f", without the first {_NUM_WARMUP}",
         )
@@ -204,19 +216,6 @@ class _Progress:
         now = time.perf_counter()
         self._seconds[stage] += now - self._last
         self._last = now
-
-    def _restart(self) -> None:
-        self._measured = 0
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
-        self._measured_from = self._last
-
-    def _log_progress(self) -> None:
-        count, eta = f"{self._done}", ""
-        if self._num_batches is not None:
-            per_batch = (self._last - self._measured_from) / max(self._measured, 1)
-            count = f"{self._done}/{self._num_batches}"
-            eta = f" eta {_duration(per_batch * max(self._num_batches - self._done, 0))}"
-        logger.info("inference %s: %s%s", count, self._rates(), eta)
 
     def _rates(self) -> str:
         count = max(self._measured, 1)

@@ -1,10 +1,12 @@
 """Pascal VOC's average precision, on any registered data set.
 
 Source: the VOC development kit, `VOCevaldet.m` (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/).
-Where its rules differ from COCO's: a detection belongs to the object that it overlaps most, even if
-another detection has that object already (it is then wrong, and does not fall back on the next
-object); an overlap equal to the threshold is enough; detections of a `difficult` object count
-neither way.
+Where its rules differ from COCO's:
+
+- A detection belongs to the object that it overlaps most, even if another detection has that
+  object already; it is then wrong, and does not fall back on the next object.
+- An overlap equal to the threshold is enough, as in COCO.
+- Detections of a `difficult` object are neither right nor wrong.
 
 Deviations: boxes and scores are in full precision, where Detectron2 rounds them for the kit's
 files. The kit counts pixels, `xmax - xmin + 1`; the reader has turned such boxes into continuous
@@ -39,17 +41,19 @@ from detkit.evaluation.detections import (
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput
+from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-# As the kit and all its ports count them: the fourth is 0.30000000000000004, so a recall of exactly
+# As the kit and its ports compute them: the fourth is 0.30000000000000004, so a recall of exactly
 # 3/10 does not reach it.
 _RECALL_POINTS_2007 = np.arange(11) * 0.1
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
-    """Scores boxes by Pascal VOC's AP. A class without ground truth scores nan and does not count
-    in the mean.
+    """Scores boxes by Pascal VOC's AP.
+
+    A class without ground truth scores nan and does not count in the mean.
     """
 
     def __init__(
@@ -69,16 +73,16 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             use_07_metric: Average the precision at 11 points of recall, as in VOC 2007, instead of
                 the area under the curve, as since 2010. None decides by the `year` in the data
                 set's metadata.
-            output_dir: Gets the detections as the development kit wants them,
+            output_dir: Where the detections are written in the development kit's format, as
                 `voc_results/comp4_det_<split>_<class>.txt`. None writes nothing.
             distributed: Whether to score the predictions of all processes together, in the main
                 one.
-            records: What the data set's loader gives, where it has been called already; None calls
+            records: What the data set's loader returns, if it has been called already; None calls
                 it.
 
         Raises:
-            ValueError: The data set has no class names, a class id outside of them, or an image id
-                twice.
+            ValueError: The data set has no class names, or an image id twice.
+            DataError: An object has a class id outside of the classes.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_name = dataset_name
@@ -90,30 +94,28 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         records = DatasetCatalog.get(dataset_name) if records is None else records
         coco_image_ids(dataset_name, records)  # raises for an id that two images share
         self._class_names = class_names_of(dataset_name)
-        num_classes = len(self._class_names)
         self._truth = {
-            record["image_id"]: _image_truth(dataset_name, record, num_classes)
+            record["image_id"]: _image_truth(dataset_name, record, len(self._class_names))
             for record in records
         }
         self._split = metadata.get("split") or dataset_name
         self._collector = ImageCollector(ImageDetections, dataset_name, self._truth)
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Remove what was processed."""
         self._collector.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch of outputs with `instances`.
+        """Add one batch of outputs with `instances`.
 
         Raises:
-            ValueError: An image is not in the data set or came before, an output has no
-                `instances`, or a prediction has a class that the data set does not have, or a
-                number that is not finite.
+            ValueError: An image is not in the data set or came before, or a number is not finite.
+            ConfigError: An output has no `instances`, or a class is not in the data set.
         """
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
             if "instances" not in output:
-                raise ValueError(
+                raise ConfigError(
                     "VOC's AP needs 'instances' in the model's outputs, got the keys"
                     f" {sorted(output)}"
                 )
@@ -128,9 +130,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
 
         Returns:
             `bbox` with AP (the mean over the thresholds 0.50, 0.55, ..., 0.95), AP50, AP75, and per
-            class AP-<class> (likewise a mean) and AP50-<class>, in [0, 100]. nan where there is no
-            ground truth; 0 where there is some and no prediction, with a warning that says why. An
-            empty dict in all processes but the main one.
+            class AP-<class> (likewise a mean) and AP50-<class>, in [0, 100]. nan without ground
+            truth; 0, with a warning that says why, with ground truth but without predictions. Empty
+            in all processes but the main one.
         """
         detections = self._collector.gather(self._distributed)
         if detections is None:
@@ -141,55 +143,47 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         explain_scores(self._collector, detections, num_objects)
         metrics = self._metrics(self._score(detections))
         kind = "11-point" if self._use_07_metric else "all-point"
-        overall = {name: value for name, value in metrics.items() if "-" not in name}
-        logger.info(
-            "Pascal VOC %s average precision on %s:\n%s",
-            kind,
-            self._dataset_name,
-            metrics_table(overall),
-        )
-        for name in ("AP", "AP50"):
-            table = per_class_table(metrics, f"{name}-")
-            logger.info(
-                "Pascal VOC %s %s per class on %s:\n%s", kind, name, self._dataset_name, table
-            )
+        for what, text in (
+            ("average precision", metrics_table(metrics)),
+            ("AP per class", per_class_table(metrics, "AP-")),
+            ("AP50 per class", per_class_table(metrics, "AP50-")),
+        ):
+            logger.info("Pascal VOC %s %s on %s:\n%s", kind, what, self._dataset_name, text)
         return OrderedDict(bbox=metrics)
 
     def _score(self, detections: list[ImageDetections]) -> np.ndarray:
-        """(K, T) AP in [0, 1]; nan for a class without objects."""
-        ranked = _ranked(_match(detections, self._truth))
-        counted = np.concatenate(
-            [np.zeros(0, int), *(truth.classes[~truth.ignored] for truth in self._truth.values())]
-        )
-        num_objects = np.bincount(counted, minlength=len(self._class_names))
+        """Return the (K, T) AP in [0, 1]; nan for a class without objects."""
+        matches = _match(detections, self._truth)
+        # Stable: of equal scores the first image, and in it the first detection, goes first.
+        ranked = matches[np.argsort(-matches["score"], kind="stable")]
+        num_objects = np.zeros(len(self._class_names), dtype=np.int64)
+        for truth in self._truth.values():
+            np.add.at(num_objects, truth.classes[~truth.ignored], 1)
         scores = np.full((len(self._class_names), len(IOU_THRESHOLDS)), np.nan)
         for class_id in np.flatnonzero(num_objects):
             of_class = ranked[ranked["class_id"] == class_id]
             for column, threshold in enumerate(IOU_THRESHOLDS):
-                curve = _precision_recall(of_class, num_objects[class_id], threshold)
+                recall, precision = _precision_recall(of_class, num_objects[class_id], threshold)
                 scores[class_id, column] = voc_average_precision(
-                    *curve, use_07_metric=self._use_07_metric
+                    recall, precision, use_07_metric=self._use_07_metric
                 )
         return scores
 
     def _metrics(self, scores: np.ndarray) -> dict[str, float]:
-        # The mean over the classes first: nan rows drop out whole.
-        mean = _nan_mean(scores[~np.isnan(scores).any(axis=1)], axis=0)
+        # The mean over the classes first: nan rows are left out as a whole.
+        known = scores[~np.isnan(scores).any(axis=1)]
+        mean = known.mean(axis=0) if len(known) else np.full(scores.shape[1], np.nan)
         threshold_75 = int(np.abs(IOU_THRESHOLDS - 0.75).argmin())
         metrics = {
-            "AP": float(mean.mean()),
-            "AP50": float(mean[0]),
-            "AP75": float(mean[threshold_75]),
+            "AP": 100 * float(mean.mean()),
+            "AP50": 100 * float(mean[0]),
+            "AP75": 100 * float(mean[threshold_75]),
         }
-        metrics |= {
-            f"AP-{name}": float(row.mean())
-            for name, row in zip(self._class_names, scores, strict=True)
-        }
-        metrics |= {
-            f"AP50-{name}": float(row[0])
-            for name, row in zip(self._class_names, scores, strict=True)
-        }
-        return {name: 100 * value for name, value in metrics.items()}
+        for name, row in zip(self._class_names, scores, strict=True):
+            metrics[f"AP-{name}"] = 100 * float(row.mean())
+        for name, row in zip(self._class_names, scores, strict=True):
+            metrics[f"AP50-{name}"] = 100 * float(row[0])
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -202,29 +196,34 @@ class _ImageTruth:
     """(M,) bool: difficult or crowd."""
 
 
+# A detection with the object of its class that it overlaps most: -1 and overlap 0 if there is none.
 _MATCH = np.dtype(
     [("class_id", int), ("score", float), ("overlap", float), ("object_id", int), ("ignored", bool)]
 )
-"""A detection with the object of its class that it overlaps most: -1 and overlap 0 where the image
-has none.
-"""
 
 
 def voc_average_precision(
     recall: np.ndarray, precision: np.ndarray, *, use_07_metric: bool
 ) -> float:
-    """Return the average precision of one class, in [0, 1].
+    """Compute the average precision of one class, in [0, 1].
 
     Args:
         recall: (R,) after each detection, in falling order of score: not falling.
         precision: (R,) likewise.
         use_07_metric: Average the best precision at recall >= 0, 0.1, ..., 1, instead of the area
-            under the curve whose precision has been made not to rise.
+            under the curve.
+
+    Example:
+        >>> recall, precision = np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 2 / 3])
+        >>> round(voc_average_precision(recall, precision, use_07_metric=False), 4)
+        0.8333
     """
     if len(recall) == 0:
         return 0.0
+    # Precision is made monotonic: the best at this recall or a higher one.
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     if use_07_metric:
+        # "left": a recall equal to the point reaches it. Points beyond the last recall get 0.
         first = np.searchsorted(recall, _RECALL_POINTS_2007, side="left")
         return float(np.append(best_from_here, 0.0)[first].mean())
     return float(np.sum(np.diff(recall, prepend=0.0) * best_from_here))
@@ -233,10 +232,10 @@ def voc_average_precision(
 def write_devkit_files(
     folder: Path, split: str, class_names: Sequence[str], detections: Sequence[ImageDetections]
 ) -> None:
-    """Write detections as the VOC development kit reads them: one file per class, pixels counted from 1.
+    """Write detections in the format of the VOC development kit, one file per class.
 
     Args:
-        folder: Made where missing.
+        folder: Created if missing.
         split: Part of the files' names, such as "test".
         class_names: Name per contiguous class id.
         detections: Those of each image, in the order to write them.
@@ -244,6 +243,7 @@ def write_devkit_files(
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[list[str]] = [[] for _ in class_names]
     for detections_i in detections:
+        # The kit counts pixels from 1, and its boxes include their last one.
         boxes = (detections_i.boxes + np.array([1, 1, 0, 0])).tolist()
         for class_id, score, box in zip(
             detections_i.classes.tolist(), detections_i.scores.tolist(), boxes, strict=True
@@ -256,20 +256,22 @@ def write_devkit_files(
 
 
 def _image_truth(dataset_name: str, record: ImageRecord, num_classes: int) -> _ImageTruth:
-    annotations = record.get("annotations", ())
-    classes = np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)
-    outside = classes[(classes < 0) | (classes >= num_classes)]
-    if outside.size:
-        raise ValueError(
-            f"data set {dataset_name!r} has {num_classes} class names, but an object of class id"
-            f" {outside[0]} in image {record['image_id']!r} ({record['file_name']})"
-        )
-    boxes = [
-        BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
-    ]
-    ignored = [bool(a.get("difficult") or a.get("iscrowd")) for a in annotations]
+    boxes, classes, ignored = [], [], []
+    for annotation in record.get("annotations", ()):
+        class_id = annotation["category_id"]
+        if not 0 <= class_id < num_classes:
+            raise DataError(
+                f"data set {dataset_name!r} has {num_classes} class names, but an object of class"
+                f" id {class_id} in image {record['image_id']!r} ({record['file_name']})"
+            )
+        box = list(annotation["bbox"])
+        boxes.append(BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS))
+        classes.append(class_id)
+        ignored.append(bool(annotation.get("difficult") or annotation.get("iscrowd")))
     return _ImageTruth(
-        np.array(boxes, dtype=np.float64).reshape(-1, 4), classes, np.array(ignored, dtype=bool)
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(classes, dtype=np.int64),
+        np.array(ignored, dtype=bool),
     )
 
 
@@ -281,35 +283,22 @@ def _match(
     num_objects = 0
     for detections_i in detections:
         truth_i = truth[detections_i.image_id]
-        matches = _match_image(detections_i, truth_i)
-        matches["object_id"] += num_objects * (matches["object_id"] >= 0)
+        matches = np.zeros(len(detections_i), dtype=_MATCH)
+        matches["class_id"] = detections_i.classes
+        matches["score"] = detections_i.scores
+        matches["object_id"] = -1
+        if len(detections_i) and len(truth_i.classes):
+            same_class = detections_i.classes[:, None] == truth_i.classes
+            overlaps = exact_iou(detections_i.boxes, truth_i.boxes) * same_class
+            # Of equal overlaps the first, like the kit.
+            best = overlaps.argmax(axis=1)
+            matches["overlap"] = overlaps.max(axis=1)
+            # Object ids go on from image to image.
+            matches["object_id"] = np.where(matches["overlap"] > 0, num_objects + best, -1)
+            matches["ignored"] = truth_i.ignored[best]
         num_objects += len(truth_i.classes)
         parts.append(matches)
     return np.concatenate(parts)
-
-
-def _match_image(detections: ImageDetections, truth: _ImageTruth) -> np.ndarray:
-    matches = np.zeros(len(detections), dtype=_MATCH)
-    matches["class_id"], matches["score"], matches["object_id"] = (
-        detections.classes,
-        detections.scores,
-        -1,
-    )
-    if len(detections) == 0 or len(truth.classes) == 0:
-        return matches
-    overlaps = exact_iou(detections.boxes, truth.boxes) * (
-        detections.classes[:, None] == truth.classes
-    )
-    # Of equal overlaps the first, like the kit.
-    best = overlaps.argmax(axis=1)
-    matches["overlap"] = overlaps.max(axis=1)
-    matches["object_id"] = np.where(matches["overlap"] > 0, best, -1)
-    matches["ignored"] = truth.ignored[best]
-    return matches
-
-
-def _ranked(matches: np.ndarray) -> np.ndarray:
-    return matches[np.argsort(-matches["score"], kind="stable")]
 
 
 def _precision_recall(
@@ -325,14 +314,11 @@ def _precision_recall(
     on_object = matches["overlap"] >= threshold
     ignored = on_object & matches["ignored"]
     candidates = np.flatnonzero(on_object & ~ignored)
+    # The first detection on each object is right, all others of it are wrong.
     _, first = np.unique(matches["object_id"][candidates], return_index=True)
     is_right = np.zeros(len(matches), dtype=bool)
     is_right[candidates[first]] = True
     num_right = np.cumsum(is_right)
     num_counted = np.cumsum(~ignored)
+    # maximum: before the first detection that counts, 0 right ones of 0.
     return num_right / num_objects, num_right / np.maximum(num_counted, 1)
-
-
-def _nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean along an axis; nan, without numpy's warning, where that is empty."""
-    return values.mean(axis=axis) if values.shape[axis] else np.full(values.shape[1 - axis], np.nan)

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import encode_masks, masks_from_arrays, masks_to_arrays
 from detkit.evaluation.evaluator import DatasetEvaluator
-from detkit.evaluation.testing import metrics_table
+from detkit.evaluation.testing import metrics_table, table
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_label_map
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class _ImagePrediction:
     image_id: int | str
     """The image's file name: data sets of this kind need no other id."""
     classes: np.ndarray
-    """(S,) predicted classes for the result file; empty where none is written."""
+    """(S,) predicted classes for the result file; empty if none is written."""
     masks: list[dict[str, Any]]
     """(S,) their pixels, in COCO's run-length encoding."""
 
@@ -52,17 +52,16 @@ class _ImagePrediction:
 
     @classmethod
     def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> _ImagePrediction:
-        """Return what `to_arrays` told."""
-        return (
-            cls(image_id, arrays["classes"], masks_from_arrays(arrays))
-            if arrays
-            else cls(image_id, _NO_CLASSES, [])
-        )
+        """Build the prediction from the arrays of `to_arrays`."""
+        if not arrays:
+            return cls(image_id, _NO_CLASSES, [])
+        return cls(image_id, arrays["classes"], masks_from_arrays(arrays))
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """Scores `sem_seg` outputs. A class without pixels in the ground truth is nan, and no mean
-    counts it.
+    """Scores `sem_seg` outputs by IoU and pixel accuracy.
+
+    A class without pixels in the ground truth is nan and does not count in the means.
     """
 
     def __init__(
@@ -74,22 +73,22 @@ class SemSegEvaluator(DatasetEvaluator):
         sem_seg_loading_fn: Callable[[str], np.ndarray] = read_label_map,
         records: Sequence[ImageRecord] | None = None,
     ) -> None:
-        """Look up the ground truth's files; each is read when its image comes.
+        """List the files of the ground truth; each is read when its image comes.
 
         Args:
             dataset_name: A registered data set with `sem_seg_file_name` in its records and
-                `stuff_classes` in its metadata. Pixels of the metadata's `ignore_label`, else 255,
-                do not count.
+                `stuff_classes` in its metadata. Pixels of the metadata's `ignore_label`, by default
+                255, do not count.
             distributed: Whether to score the predictions of all processes together, in the main
                 one.
-            output_dir: Gets `sem_seg_predictions.json`, a mask per class and image. None writes
-                nothing.
-            sem_seg_loading_fn: Gives the (H, W) contiguous class ids in a file.
-            records: What the data set's loader gives, where it has been called already; None calls
+            output_dir: Where `sem_seg_predictions.json` is written, a mask per class and image.
+                None writes nothing.
+            sem_seg_loading_fn: Returns the (H, W) contiguous class ids in a file.
+            records: What the data set's loader returns, if it has been called already; None calls
                 it.
 
         Raises:
-            ValueError: The data set has no class names, no ground truth of this kind, or an image
+            DataError: The data set has no class names, no ground truth of this kind, or an image
                 twice.
         """
         metadata = MetadataCatalog.get(dataset_name)
@@ -97,12 +96,21 @@ class SemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._read = sem_seg_loading_fn
-        self._truth_files = _truth_files(
-            dataset_name, DatasetCatalog.get(dataset_name) if records is None else records
-        )
+        # Image file -> file of its ground truth.
+        self._truth_files: dict[str, str] = {}
+        for record in DatasetCatalog.get(dataset_name) if records is None else records:
+            file_name = record["file_name"]
+            if "sem_seg_file_name" not in record:
+                raise DataError(
+                    f"data set {dataset_name!r} has no semantic ground truth for {file_name}: its"
+                    f" records need 'sem_seg_file_name', and have {sorted(record)}"
+                )
+            if file_name in self._truth_files:
+                raise DataError(f"data set {dataset_name!r} has the image {file_name} twice")
+            self._truth_files[file_name] = record["sem_seg_file_name"]
         self._class_names = list(metadata.get("stuff_classes") or ())
         if not self._class_names:
-            raise ValueError(
+            raise DataError(
                 f"data set {dataset_name!r} has no names of semantic classes: "
                 f"set MetadataCatalog.get({dataset_name!r}).stuff_classes = [...]"
             )
@@ -115,16 +123,18 @@ class SemSegEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Remove what was processed."""
         self._collector.reset()
         self._confusion = np.zeros((len(self._class_names) + 1,) * 2, dtype=np.int64)
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch of outputs with `sem_seg`, (K, H, W) scores.
+        """Add one batch of outputs with `sem_seg`, (K, H, W) scores.
 
         Raises:
-            ValueError: An image is not in the data set or came before, an output has no `sem_seg`,
-                or another number of classes or size than the ground truth, or that has a class that
+            ValueError: An image is not in the data set or came before, or an input has no
+                `file_name`.
+            ConfigError: An output has no `sem_seg`, or another number of classes than the data set.
+            DataError: A prediction has another size than its ground truth, or that has a class that
                 is not in the metadata.
             FileNotFoundError: A file of the ground truth is missing.
         """
@@ -136,36 +146,33 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             file_name = model_input["file_name"]
             self._collector.check(file_name)
-            predicted = self._predicted_classes(file_name, output)
+            if "sem_seg" not in output:
+                raise ConfigError(
+                    "semantic scores need 'sem_seg' in the model's outputs, got the keys"
+                    f" {sorted(output)}"
+                )
+            scores = output["sem_seg"]
+            if scores.ndim != 3 or len(scores) != len(self._class_names):
+                raise ConfigError(
+                    f"the model gives sem_seg of shape {tuple(scores.shape)} for {file_name}, but"
+                    f" data set {self._dataset_name!r} has {len(self._class_names)} semantic"
+                    " classes: (classes, height, width) is needed. Is"
+                    " MODEL.SEM_SEG_HEAD.NUM_CLASSES right?"
+                )
+            predicted = scores.argmax(dim=0).cpu()
             self._confusion += self._count_pixels(file_name, predicted)
             classes = _NO_CLASSES if self._output_dir is None else torch.unique(predicted).numpy()
             masks = encode_masks(predicted == torch.from_numpy(classes)[:, None, None])
             self._collector.add(_ImagePrediction(file_name, classes, masks))
 
-    def _predicted_classes(self, file_name: str, output: ModelOutput) -> Tensor:
-        if "sem_seg" not in output:
-            raise ValueError(
-                "semantic scores need 'sem_seg' in the model's outputs, got the keys"
-                f" {sorted(output)}"
-            )
-        scores = output["sem_seg"]
-        if scores.ndim != 3 or len(scores) != len(self._class_names):
-            raise ValueError(
-                f"the model gives sem_seg of shape {tuple(scores.shape)} for {file_name}, but data"
-                f" set {self._dataset_name!r} has {len(self._class_names)} semantic classes:"
-                " (classes, height, width) is needed. Is MODEL.SEM_SEG_HEAD.NUM_CLASSES right?"
-            )
-        return scores.argmax(dim=0).cpu()
-
     def _count_pixels(self, file_name: str, predicted: Tensor) -> np.ndarray:
-        """Return (K + 1, K + 1) pixels by predicted class and true class; the last is what is
-        ignored.
-        """
+        """Count the (K + 1, K + 1) pixels by predicted and true class; the last is ignored."""
         num_classes = len(self._class_names)
         truth_file = self._truth_files[file_name]
+        # int64 before the ignored pixels get class K, which may be 256: one more than uint8 holds.
         truth = self._read(truth_file).astype(np.int64)
         if truth.shape != tuple(predicted.shape):
-            raise ValueError(
+            raise DataError(
                 f"the prediction for {file_name} is {tuple(predicted.shape)}, its ground truth"
                 f" {truth_file} {truth.shape} (height, width): are 'height' and 'width' in the"
                 " inputs of the model?"
@@ -173,23 +180,23 @@ class SemSegEvaluator(DatasetEvaluator):
         truth[truth == self._ignore_label] = num_classes
         if truth.size and not 0 <= truth.min() <= truth.max() <= num_classes:
             outside = np.unique(truth[(truth < 0) | (truth > num_classes)]).tolist()
-            raise ValueError(
+            raise DataError(
                 f"ground truth {truth_file} has the values {outside[:10]}, which are neither"
                 f" classes of data set {self._dataset_name!r} (0 to {num_classes - 1}) nor its"
                 f" ignore_label {self._ignore_label}"
             )
+        # One number per pair of classes, so that one pass counts all cells of the matrix.
         pairs = predicted.numpy().reshape(-1) * (num_classes + 1) + truth.reshape(-1)
-        return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(
-            num_classes + 1, num_classes + 1
-        )
+        shape = (num_classes + 1, num_classes + 1)
+        return np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score what was processed.
 
         Returns:
             `sem_seg` with mIoU, fwIoU (weighted by the pixels of each class), IoU-<class>, mACC,
-            pACC (over all pixels), ACC-<class>, in [0, 100]. An empty dict in all processes but the
-            main one.
+            pACC (over all pixels), ACC-<class>, in [0, 100]. Empty in all processes but the main
+            one.
         """
         predictions = self._collector.gather(self._distributed)
         confusion = self._confusion
@@ -198,96 +205,63 @@ class SemSegEvaluator(DatasetEvaluator):
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if predictions is None:
             return results
-        self._report_missing(len(predictions))
+        consequence = "the scores are those of these images" + ("" if predictions else ", so nan")
+        self._collector.warn_if_incomplete(predictions, consequence)
         if self._output_dir is not None:
-            self._write(predictions)
+            self._write(self._output_dir / RESULTS_FILE, predictions)
         metrics = sem_seg_metrics(confusion, self._class_names)
-        overall = {name: value for name, value in metrics.items() if "-" not in name}
-        logger.info("semantic segmentation on %s:\n%s", self._dataset_name, metrics_table(overall))
+        per_class = [
+            [name, metrics[f"IoU-{name}"], metrics[f"ACC-{name}"]] for name in self._class_names
+        ]
+        logger.info("semantic segmentation on %s:\n%s", self._dataset_name, metrics_table(metrics))
         logger.info(
-            "per class on %s:\n%s", self._dataset_name, class_table(metrics, self._class_names)
+            "per class on %s:\n%s",
+            self._dataset_name,
+            table(per_class, ["class", "IoU", "ACC"], name_columns=[0]),
         )
         results["sem_seg"] = metrics
         return results
 
-    def _report_missing(self, num_predicted: int) -> None:
-        if num_predicted < len(self._truth_files):
-            logger.warning(
-                "only %d of the %d images of %s were predicted: the scores are those of these"
-                " images%s",
-                num_predicted,
-                len(self._truth_files),
-                self._dataset_name,
-                "" if num_predicted else ", so nan",
-            )
-
-    def _write(self, predictions: Sequence[_ImagePrediction]) -> None:
-        assert self._output_dir is not None
-        segments = [
-            {
-                "file_name": prediction.image_id,
-                "category_id": self._dataset_ids.get(class_id, class_id),
-                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
-            }
-            for prediction in predictions
-            for class_id, rle in zip(prediction.classes.tolist(), prediction.masks, strict=True)
-        ]
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        (self._output_dir / RESULTS_FILE).write_text(json.dumps(segments), encoding="utf-8")
-        logger.info("wrote %d segments to %s", len(segments), self._output_dir / RESULTS_FILE)
-
-
-def _truth_files(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, str]:
-    """Image file -> file of its ground truth."""
-    files: dict[str, str] = {}
-    for record in records:
-        file_name = record["file_name"]
-        if "sem_seg_file_name" not in record:
-            raise ValueError(
-                f"data set {dataset_name!r} has no semantic ground truth for {file_name}: its"
-                f" records need 'sem_seg_file_name', and have {sorted(record)}"
-            )
-        if file_name in files:
-            raise ValueError(f"data set {dataset_name!r} has the image {file_name} twice")
-        files[file_name] = record["sem_seg_file_name"]
-    return files
+    def _write(self, path: Path, predictions: Sequence[_ImagePrediction]) -> None:
+        segments = []
+        for prediction in predictions:
+            for class_id, rle in zip(prediction.classes.tolist(), prediction.masks, strict=True):
+                segments.append(
+                    {
+                        "file_name": prediction.image_id,
+                        "category_id": self._dataset_ids.get(class_id, class_id),
+                        "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+                    }
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(segments), encoding="utf-8")
+        logger.info("wrote %d segments to %s", len(segments), path)
 
 
 def sem_seg_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """Return mIoU, fwIoU, IoU-<class>, mACC, pACC and ACC-<class> in [0, 100].
+    """Compute mIoU, fwIoU, IoU-<class>, mACC, pACC and ACC-<class> in [0, 100].
 
     Args:
         confusion: (K + 1, K + 1) pixels by predicted class and true class; the last true class is
-            what is ignored.
+            ignored.
         class_names: (K,)
     """
     counted = confusion[:-1, :-1].astype(np.float64)
     right, true, predicted = np.diag(counted), counted.sum(axis=0), counted.sum(axis=1)
-    there = true > 0
+    has_pixels = true > 0
     with np.errstate(invalid="ignore"):
-        accuracy = right / np.where(there, true, np.nan)
-        iou = right / np.where(there, true + predicted - right, np.nan)
-    metrics = {"mIoU": _mean(iou[there]), "fwIoU": _mean(iou[there], true[there])}
-    metrics |= {f"IoU-{name}": float(value) for name, value in zip(class_names, iou, strict=True)}
-    metrics |= {"mACC": _mean(accuracy[there]), "pACC": _mean(accuracy[there], true[there])}
-    metrics |= {
-        f"ACC-{name}": float(value) for name, value in zip(class_names, accuracy, strict=True)
-    }
+        accuracy = right / np.where(has_pixels, true, np.nan)
+        iou = right / np.where(has_pixels, true + predicted - right, np.nan)
+    pixels = true[has_pixels]
+    metrics = {"mIoU": _mean(iou[has_pixels]), "fwIoU": _mean(iou[has_pixels], pixels)}
+    for name, value in zip(class_names, iou, strict=True):
+        metrics[f"IoU-{name}"] = float(value)
+    metrics["mACC"] = _mean(accuracy[has_pixels])
+    # Weighted by the pixels of each class, the mean is the accuracy over all pixels.
+    metrics["pACC"] = _mean(accuracy[has_pixels], pixels)
+    for name, value in zip(class_names, accuracy, strict=True):
+        metrics[f"ACC-{name}"] = float(value)
     return {name: 100 * value for name, value in metrics.items()}
-
-
-def class_table(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
-    """Return IoU and accuracy of each class as a table."""
-    rows = [[name, metrics[f"IoU-{name}"], metrics[f"ACC-{name}"]] for name in class_names]
-    headers = ["class", "IoU", "ACC"]
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt="pipe",
-        floatfmt=".3f",
-        numalign="left",
-        disable_numparse=[0],
-    )
 
 
 def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float:

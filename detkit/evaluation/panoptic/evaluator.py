@@ -12,11 +12,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from tabulate import tabulate
 
 from detkit.data.catalog import MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
@@ -29,7 +27,9 @@ from detkit.evaluation.panoptic.quality import (
     count_segments,
     panoptic_metrics,
 )
+from detkit.evaluation.testing import table
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
+from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.segment_ids import id2rgb, rgb2id
@@ -50,10 +50,9 @@ class _ImageSegments:
     """(P, 2) id and category of the predicted segments."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return everything but the image's id, as `ImageCollector` gathers it: counts of
-        categories there are.
-        """
+        """Return everything but the image's id, as `ImageCollector` gathers it."""
         counts = np.stack(list(vars(self.counts).values()), axis=1)
+        # Only the categories of this image: a few of some 130.
         categories = np.flatnonzero(counts.any(axis=1))
         return {
             "num_categories": np.array([len(counts)]),
@@ -65,7 +64,7 @@ class _ImageSegments:
 
     @classmethod
     def from_arrays(cls, image_id: int | str, arrays: Mapping[str, np.ndarray]) -> _ImageSegments:
-        """Return what `to_arrays` told."""
+        """Build the segments from the arrays of `to_arrays`."""
         counts = np.zeros((int(arrays["num_categories"][0]), 4))
         counts[arrays["categories"]] = arrays["counts"]
         file_name = os.fsdecode(arrays["file_name"].tobytes())
@@ -73,9 +72,7 @@ class _ImageSegments:
 
 
 class COCOPanopticEvaluator(DatasetEvaluator):
-    """Scores `panoptic_seg` outputs by panoptic quality. Segments are matched as they come, so no
-    map is held.
-    """
+    """Scores `panoptic_seg` outputs by panoptic quality."""
 
     def __init__(
         self,
@@ -86,21 +83,21 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         records: Sequence[ImageRecord] | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
-        """Load the list of true segments; the png of each image is read when the image comes.
+        """Load the lists of true segments.
 
         Args:
             dataset_name: A registered data set: see `load_panoptic_ground_truth`.
-            output_dir: Gets `predictions.json` in COCO's panoptic format, and its pngs in
-                `panoptic_predictions`. None writes nothing.
+            output_dir: Where `predictions.json` is written in COCO's panoptic format, and its pngs
+                in `panoptic_predictions`. None writes nothing.
             distributed: Whether to score the predictions of all processes together, in the main
                 one.
-            records: What the data set's loader gives, where it has been called already; None calls
+            records: What the data set's loader returns, if it has been called already; None calls
                 it.
-            max_image_pixels: As `max_pixels` in `read_image`, of the pngs.
+            max_image_pixels: As `max_pixels` in `read_image`, for the pngs.
 
         Raises:
             FileNotFoundError: A png that its json names does not exist.
-            ValueError: The data set has no panoptic ground truth.
+            DataError: The data set has no panoptic ground truth.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
@@ -111,46 +108,44 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._collector = ImageCollector(_ImageSegments, dataset_name, self._truth)
 
     def reset(self) -> None:
-        """Forget everything that was processed."""
+        """Remove what was processed."""
         self._collector.reset()
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
-        """Take in one batch of outputs with `panoptic_seg`: (H, W) segment ids and a dict per segment.
+        """Add one batch of outputs with `panoptic_seg`: (H, W) segment ids, a dict per segment.
 
         Raises:
-            ValueError: An image is not in the data set or came before, an output has no
-                `panoptic_seg` or one of another size than the ground truth, or pixels and segments
-                of a prediction contradict each other.
+            ValueError: An image is not in the data set or came before, or pixels and segments of a
+                prediction have different ids.
+            ConfigError: An output has no `panoptic_seg`.
+            DataError: A prediction has another size than the ground truth, or a category that the
+                data set does not have.
             FileNotFoundError: A png of the ground truth is missing.
         """
+        # Matched at once, so that no map of pixels has to be held.
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
             self._collector.check(image_id)
             if "panoptic_seg" not in output:
-                raise ValueError(
+                raise ConfigError(
                     "panoptic scores need 'panoptic_seg' in the outputs, got the keys"
                     f" {sorted(output)}"
                 )
             ids, segments_info = output["panoptic_seg"]
             predicted_ids = ids.cpu().numpy()
-            predicted = self._segments(image_id, segments_info)
+            where = f"the prediction for image {image_id!r}"
+            predicted = []
+            for info in segments_info:
+                category = self._categories.number_of(info["isthing"], info["category_id"], where)
+                predicted.append(Segment(int(info["id"]), category))
             counts = self._count(image_id, predicted_ids, predicted)
             file_name = f"{Path(model_input.get('file_name', str(image_id))).stem}.png"
-            segments = np.array([(s.id, s.category) for s in predicted], dtype=np.int64).reshape(
-                -1, 2
-            )
+            segments = np.array([(s.id, s.category) for s in predicted], np.int64).reshape(-1, 2)
             self._collector.add(_ImageSegments(image_id, counts, file_name, segments))
             if self._output_dir is not None:
-                self._write_png(file_name, predicted_ids)
-
-    def _segments(
-        self, image_id: int | str, segments_info: Sequence[Mapping[str, Any]]
-    ) -> list[Segment]:
-        where = f"the prediction for image {image_id!r}"
-        return [
-            Segment(int(s["id"]), self._categories.number_of(s["isthing"], s["category_id"], where))
-            for s in segments_info
-        ]
+                folder = self._output_dir / PNG_FOLDER
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(id2rgb(predicted_ids)).save(folder / file_name)
 
     def _count(
         self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]
@@ -158,7 +153,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         truth = self._truth[image_id]
         truth_ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
         if truth_ids.shape != predicted_ids.shape:
-            raise ValueError(
+            raise DataError(
                 f"the prediction for image {image_id!r} is {predicted_ids.shape}, its ground truth"
                 f" {truth.file_name} {truth_ids.shape} (height, width): are 'height' and 'width' in"
                 " the inputs of the model?"
@@ -172,76 +167,55 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 f"the prediction for image {image_id!r} is inconsistent: {error}"
             ) from error
 
-    def _write_png(self, file_name: str, ids: np.ndarray) -> None:
-        assert self._output_dir is not None
-        folder = self._output_dir / PNG_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(id2rgb(ids)).save(folder / file_name)
-
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score what was processed.
 
         Returns:
-            `panoptic_seg` with PQ, SQ, RQ over all categories, and with _th and _st over things and
-            stuff, in [0, 100]; segments in images that were not predicted count as missed. An empty
-            dict in all processes but the main one.
+            `panoptic_seg` with PQ, SQ, RQ of all categories, of things (_th) and of stuff (_st), in
+            [0, 100]; segments in images that were not predicted count as missed. Empty in all
+            processes but the main one.
         """
         images = self._collector.gather(self._distributed)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if images is None:
             return results
         if self._output_dir is not None:
-            self._write_json(images)
+            self._write_json(self._output_dir / RESULTS_FILE, images)
         total = sum((image.counts for image in images), PanopticCounts.zeros(len(self._categories)))
-        total += self._missed({image.image_id for image in images})
-        self._explain(images)
-        metrics = panoptic_metrics(total, self._categories.is_thing)
-        logger.info("panoptic quality on %s:\n%s", self._dataset_name, panoptic_table(metrics))
-        results["panoptic_seg"] = metrics
-        return results
-
-    def _missed(self, predicted_images: set[int | str]) -> PanopticCounts:
-        counts = PanopticCounts.zeros(len(self._categories))
-        for image_id, truth in self._truth.items():
-            if image_id not in predicted_images:
-                for segment in truth.segments:
-                    counts.missed[segment.category] += not segment.is_crowd
-        return counts
-
-    def _explain(self, images: Sequence[_ImageSegments]) -> None:
-        if len(images) < len(self._truth):
-            logger.warning(
-                "only %d of the %d images of %s were predicted: the segments in the others count as"
-                " missed",
-                len(images),
-                len(self._truth),
-                self._dataset_name,
-            )
+        if self._collector.warn_if_incomplete(images, "the segments in the others count as missed"):
+            predicted = {image.image_id for image in images}
+            for image_id, truth in self._truth.items():
+                if image_id not in predicted:
+                    for segment in truth.segments:
+                        total.missed[segment.category] += not segment.is_crowd
         elif images and not any(len(image.segments) for image in images):
             logger.warning(
                 "PQ is 0 on %s: no segment was predicted in any of %d images",
                 self._dataset_name,
                 len(images),
             )
+        metrics = panoptic_metrics(total, self._categories.is_thing)
+        logger.info("panoptic quality on %s:\n%s", self._dataset_name, panoptic_table(metrics))
+        results["panoptic_seg"] = metrics
+        return results
 
-    def _annotation(self, image: _ImageSegments) -> dict[str, Any]:
-        """Return the predicted segments as an entry of COCO's panoptic json."""
-        segments = [
-            {"id": id_, "category_id": self._categories.dataset_ids[k]}
-            for id_, k in image.segments.tolist()
-        ]
-        return {"image_id": image.image_id, "file_name": image.file_name, "segments_info": segments}
-
-    def _write_json(self, images: Sequence[_ImageSegments]) -> None:
-        assert self._output_dir is not None
-        annotations = [self._annotation(image) for image in images]
+    def _write_json(self, path: Path, images: Sequence[_ImageSegments]) -> None:
+        dataset_ids = self._categories.dataset_ids
+        annotations = []
+        for image in images:
+            infos = [
+                {"id": segment_id, "category_id": dataset_ids[category]}
+                for segment_id, category in image.segments.tolist()
+            ]
+            annotations.append(
+                {"image_id": image.image_id, "file_name": image.file_name, "segments_info": infos}
+            )
         is_thing = self._categories.is_thing.tolist()
         categories = [
             {"id": dataset_id, "isthing": int(thing)}
-            for dataset_id, thing in zip(self._categories.dataset_ids, is_thing, strict=True)
+            for dataset_id, thing in zip(dataset_ids, is_thing, strict=True)
         ]
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        path = self._output_dir / RESULTS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps({"annotations": annotations, "categories": categories}), encoding="utf-8"
         )
@@ -254,6 +228,4 @@ def panoptic_table(metrics: Mapping[str, float]) -> str:
         [name, *(metrics[key + suffix] for key in ("PQ", "SQ", "RQ"))]
         for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
     ]
-    return tabulate(
-        rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f", numalign="left"
-    )
+    return table(rows, ["", "PQ", "SQ", "RQ"], name_columns=[0])

@@ -14,45 +14,46 @@ from detkit.data.datasets.data_folder import DataFolder
 from detkit.data.datasets.json_file import read_json, section
 from detkit.evaluation.panoptic.quality import Segment
 from detkit.structures import ImageRecord
+from detkit.utils.errors import DataError
 
 
 class PanopticCategories:
-    """The categories of a data set, numbered in a row: things, then stuff, each in the order of
-    contiguous ids.
-    """
+    """The categories of a data set, numbered from 0: things, then stuff, by contiguous ids."""
 
     def __init__(self, metadata: Metadata) -> None:
-        """Look them up.
+        """Read them from the metadata.
 
         Args:
             metadata: With `thing_dataset_id_to_contiguous_id` and
-                `stuff_dataset_id_to_contiguous_id`. An id that both have is a thing's: where a head
-                for stuff sees all things as one class, they share it.
+                `stuff_dataset_id_to_contiguous_id`.
 
         Raises:
-            ValueError: One of the two is missing.
+            DataError: One of the two is missing.
         """
         self._name = metadata.name
-        things = _contiguous_ids(metadata, "thing_dataset_id_to_contiguous_id")
-        stuff = _contiguous_ids(metadata, "stuff_dataset_id_to_contiguous_id")
-        stuff = {
-            dataset_id: contiguous
-            for dataset_id, contiguous in stuff.items()
-            if dataset_id not in things
-        }
-        ordered = [(True, *item) for item in things.items()] + [
-            (False, *item) for item in stuff.items()
-        ]
-        ordered.sort(key=lambda entry: (not entry[0], entry[2]))
-        self.dataset_ids = [dataset_id for _, dataset_id, _ in ordered]
+        keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+        for key in keys:
+            if metadata.get(key) is None:
+                raise DataError(
+                    f"panoptic scores need to know things and stuff of data set {self._name!r}: set"
+                    f" MetadataCatalog.get({self._name!r}).{key} = {{id in the files: contiguous"
+                    " id}"
+                )
+        things, stuff = dict(metadata.get(keys[0])), dict(metadata.get(keys[1]))
+        self.dataset_ids: list[int] = []
         """(C,) category ids of the data set's own files."""
-        self.is_thing = np.array([is_thing for is_thing, _, _ in ordered], dtype=bool)
+        self._numbers: dict[tuple[bool, int], int] = {}
+        for is_thing, ids in ((True, things), (False, stuff)):
+            for dataset_id, contiguous in sorted(ids.items(), key=lambda item: item[1]):
+                # An id in both is a thing's: heads for stuff that see all things as one class map
+                # every id of a thing to that class.
+                if is_thing or dataset_id not in things:
+                    self._numbers[is_thing, contiguous] = len(self.dataset_ids)
+                    self.dataset_ids.append(dataset_id)
+        self.is_thing = np.array([dataset_id in things for dataset_id in self.dataset_ids], bool)
         """(C,)"""
-        self._numbers = {
-            (is_thing, contiguous): n for n, (is_thing, _, contiguous) in enumerate(ordered)
-        }
         self._numbers_by_dataset_id = {
-            dataset_id: n for n, dataset_id in enumerate(self.dataset_ids)
+            dataset_id: number for number, dataset_id in enumerate(self.dataset_ids)
         }
 
     def __len__(self) -> int:
@@ -64,18 +65,16 @@ class PanopticCategories:
         Args:
             is_thing: Whether it is one of things or of stuff.
             contiguous_id: Its id among those.
-            where: Whose it is, for the error message.
+            where: What has a segment of it, for the error message.
 
         Raises:
-            ValueError: There is none.
+            DataError: There is no such category.
         """
         number = self._numbers.get((bool(is_thing), int(contiguous_id)))
         if number is None:
             kind = "things" if is_thing else "stuff"
-            known = sorted(
-                contiguous for thing, contiguous in self._numbers if thing == bool(is_thing)
-            )
-            raise ValueError(
+            known = sorted(id_ for thing, id_ in self._numbers if thing == bool(is_thing))
+            raise DataError(
                 f"{where} has a segment of category {contiguous_id} of {kind}, but data set"
                 f" {self._name!r} has {known}"
             )
@@ -85,10 +84,10 @@ class PanopticCategories:
         """Return the number in [0, C) of a category by its id in the data set's own files.
 
         Raises:
-            ValueError: There is none.
+            DataError: There is no such category.
         """
         if dataset_id not in self._numbers_by_dataset_id:
-            raise ValueError(
+            raise DataError(
                 f"{where} has a segment of category {dataset_id}, which data set {self._name!r}"
                 " lacks"
             )
@@ -109,41 +108,48 @@ def load_panoptic_ground_truth(
 ) -> dict[int | str, PanopticTruth]:
     """Return the true segments of each image of a data set, by its id.
 
-    They come from `pan_seg_file_name` and `segments_info` of the records; without these from the
-    metadata's `panoptic_json` and `panoptic_root`, for data sets that train on instances and stuff.
+    They are read from `pan_seg_file_name` and `segments_info` of the records; without these from
+    the metadata's `panoptic_json` and `panoptic_root`, for data sets that train on instances and
+    stuff.
 
     Args:
         dataset_name: Its name.
         categories: Its categories.
-        records: What its loader gives, where it has been called already; None calls it.
+        records: What its loader returns, if it has been called already; None calls it.
 
     Raises:
         FileNotFoundError: A png that the json names does not exist.
-        ValueError: There is neither, an image id appears twice or has no entry, or a category is
+        DataError: There is neither, an image id appears twice or has no entry, or a category is
             unknown.
     """
     records = DatasetCatalog.get(dataset_name) if records is None else records
     metadata = MetadataCatalog.get(dataset_name)
+    truth: dict[int | str, PanopticTruth] = {}
     if records and all("segments_info" in record for record in records):
-        truth = {record["image_id"]: _truth_of_record(record, categories) for record in records}
+        for record in records:
+            truth[record["image_id"]] = _truth_of_record(record, categories)
     elif metadata.get("panoptic_json") is not None and metadata.get("panoptic_root") is not None:
-        entries = _read_entries(metadata.panoptic_json)
-        truth = {
-            record["image_id"]: _truth_of_entry(record, entries, metadata, categories)
-            for record in records
-        }
+        json_file, root = metadata.panoptic_json, str(metadata.panoptic_root)
+        annotations = section(read_json(json_file), "annotations", json_file)
+        entries = {annotation["image_id"]: annotation for annotation in annotations}
+        folder = DataFolder(root, json_file)
+        for record in records:
+            image_id = record["image_id"]
+            if image_id not in entries:
+                raise DataError(f"{json_file} has no annotation of image {image_id!r}")
+            entry = entries[image_id]
+            segments = _segments_of_entry(entry, f"image {image_id!r} in {json_file}", categories)
+            truth[image_id] = PanopticTruth(folder.path_of(entry["file_name"]), segments)
         # Now, and not after an hour of inference.
-        require_panoptic_files(
-            [entries[i] for i in truth], metadata.panoptic_root, metadata.panoptic_json
-        )
+        require_panoptic_files([entries[i] for i in truth], root, json_file)
     else:
-        raise ValueError(
+        raise DataError(
             f"data set {dataset_name!r} has no panoptic ground truth: its records need"
             " 'pan_seg_file_name' and 'segments_info', or its metadata 'panoptic_json' and"
             " 'panoptic_root'"
         )
     if len(truth) < len(records):
-        raise ValueError(
+        raise DataError(
             f"data set {dataset_name!r} uses an image id twice: {len(records)} images,"
             f" {len(truth)} ids"
         )
@@ -153,55 +159,23 @@ def load_panoptic_ground_truth(
 def _truth_of_record(record: ImageRecord, categories: PanopticCategories) -> PanopticTruth:
     where = f"image {record['image_id']!r} ({record['file_name']})"
     if "pan_seg_file_name" not in record:
-        raise ValueError(
+        raise DataError(
             f"{where} has 'segments_info', but no 'pan_seg_file_name' that says where their"
             " pixels are"
         )
-    segments = [
-        Segment(
-            s["id"],
-            categories.number_of(s.get("isthing", True), s["category_id"], where),
-            bool(s.get("iscrowd")),
-        )
-        for s in record.get("segments_info", ())
-    ]
+    segments = []
+    for info in record.get("segments_info", ()):
+        # Records hold contiguous ids, those of things and of stuff apart.
+        category = categories.number_of(info.get("isthing", True), info["category_id"], where)
+        segments.append(Segment(info["id"], category, bool(info.get("iscrowd"))))
     return PanopticTruth(record["pan_seg_file_name"], segments)
 
 
-def _truth_of_entry(
-    record: ImageRecord,
-    entries: Mapping[int | str, Mapping[str, Any]],
-    metadata: Metadata,
-    categories: PanopticCategories,
-) -> PanopticTruth:
-    entry = entries.get(record["image_id"])
-    if entry is None:
-        raise ValueError(
-            f"{metadata.panoptic_json} has no annotation of image {record['image_id']!r}"
-        )
-    where = f"image {record['image_id']!r} in {metadata.panoptic_json}"
-    segments = [
-        Segment(
-            s["id"],
-            categories.number_of_dataset_id(s["category_id"], where),
-            bool(s.get("iscrowd")),
-        )
-        for s in entry["segments_info"]
-    ]
-    folder = DataFolder(str(metadata.panoptic_root), metadata.panoptic_json)
-    return PanopticTruth(folder.path_of(entry["file_name"]), segments)
-
-
-def _read_entries(json_file: str) -> dict[int | str, Mapping[str, Any]]:
-    annotations = section(read_json(json_file), "annotations", json_file)
-    return {annotation["image_id"]: annotation for annotation in annotations}
-
-
-def _contiguous_ids(metadata: Metadata, key: str) -> dict[int, int]:
-    ids = metadata.get(key)
-    if ids is None:
-        raise ValueError(
-            f"panoptic scores need to know things and stuff of data set {metadata.name!r}: "
-            f"set MetadataCatalog.get({metadata.name!r}).{key} = {{id in the files: contiguous id}}"
-        )
-    return dict(ids)
+def _segments_of_entry(
+    entry: Mapping[str, Any], where: str, categories: PanopticCategories
+) -> list[Segment]:
+    segments = []
+    for info in entry["segments_info"]:
+        category = categories.number_of_dataset_id(info["category_id"], where)
+        segments.append(Segment(info["id"], category, bool(info.get("iscrowd"))))
+    return segments

@@ -1,4 +1,4 @@
-"""Panoptic quality: how well segments of things and stuff that do not overlap fit the true ones.
+"""Panoptic quality: how well non-overlapping segments of things and stuff match the true ones.
 
 Source: Kirillov et al. 2018, "Panoptic segmentation", arXiv 1801.00868, section 4; rules for void
 and crowd regions as in COCO's `panopticapi`, which is not on the package index.
@@ -20,7 +20,7 @@ class Segment:
     """One segment of an image."""
 
     id: int
-    """The number that its pixels hold; not 0."""
+    """Value of its pixels; not 0."""
     category: int
     """In [0, C)."""
     is_crowd: bool = False
@@ -28,7 +28,7 @@ class Segment:
 
 @dataclass
 class PanopticCounts:
-    """What panoptic quality is made of, per category; counts of several images add up."""
+    """The sums behind panoptic quality, per category; the counts of several images add up."""
 
     iou: np.ndarray
     """(C,) overlaps of matched segments, summed up."""
@@ -62,15 +62,15 @@ def count_segments(
 ) -> PanopticCounts:
     """Match the segments of one image.
 
-    A pair of the same category matches if it overlaps by more than half, in which case no other
-    pair does. Pixels that belong to no true segment count for no overlap. A predicted segment that
-    lies by more than half in them, or in the crowd region of its category, is neither right nor
-    wrong; a crowd region need not be found.
+    Two segments of the same category match if they overlap by more than half. Pixels that belong to
+    no true segment are void, and count for no overlap. An unmatched predicted segment is wrong
+    unless more than half of it lies in void and the crowd region of its category. Crowd regions
+    need not be found.
 
     Args:
         truth_ids: (H, W) segment id per pixel.
-        truth: S segments. Ids of pixels that are not among them are void.
-        predicted_ids: (H, W) likewise; 0 is nothing.
+        truth: S segments. Pixels with other ids are void.
+        predicted_ids: (H, W) likewise; 0 is no segment.
         predicted: P segments.
         num_categories: C.
 
@@ -78,24 +78,27 @@ def count_segments(
         ValueError: The predicted pixels and segments do not have the same ids.
     """
     _require_same_ids(predicted_ids, predicted)
-    shared = _shared_pixels(truth_ids, truth, predicted_ids, predicted)
-    truth_area, predicted_area, in_void = (
-        shared[:-1].sum(axis=1),
-        shared.sum(axis=0)[:-1],
-        shared[-1, :-1],
-    )
-    both = shared[:-1, :-1]
+    # One pass over the pixels counts every pair of segments; the last row and column, of index S
+    # and P, are the pixels outside all segments.
+    rows, columns = _segment_indices(truth_ids, truth), _segment_indices(predicted_ids, predicted)
+    shape = (len(truth) + 1, len(predicted) + 1)
+    shared = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
+    truth_area, predicted_area = shared[:-1].sum(axis=1), shared[:, :-1].sum(axis=0)
+    both, in_void = shared[:-1, :-1], shared[-1, :-1]
     union = truth_area[:, None] + predicted_area - both - in_void
     iou = np.divide(both, union, out=np.zeros(both.shape), where=union > 0)
+
     categories = np.array([segment.category for segment in truth], dtype=np.int64)
     predicted_categories = np.array([segment.category for segment in predicted], dtype=np.int64)
     is_crowd = np.array([segment.is_crowd for segment in truth], dtype=bool)
+    # Segments do not overlap, so above a half at most one pair matches in each row and column.
     match = (iou > 0.5) & (categories[:, None] == predicted_categories) & ~is_crowd[:, None]
 
     counts = PanopticCounts.zeros(num_categories)
-    rows, columns = np.nonzero(match)
-    np.add.at(counts.iou, categories[rows], iou[rows, columns])
-    np.add.at(counts.matched, categories[rows], 1)
+    matched_rows, matched_columns = np.nonzero(match)
+    # `add.at` and not `+=`: categories repeat, of which `+=` would count each once.
+    np.add.at(counts.iou, categories[matched_rows], iou[matched_rows, matched_columns])
+    np.add.at(counts.matched, categories[matched_rows], 1)
     np.add.at(counts.missed, categories[~is_crowd & ~match.any(axis=1)], 1)
     ignored = in_void.copy()
     # Of several crowd regions of a category the last one counts, as in panopticapi; COCO has one at
@@ -121,50 +124,33 @@ def _require_same_ids(ids: np.ndarray, segments: Sequence[Segment]) -> None:
         )
 
 
-def _shared_pixels(
-    truth_ids: np.ndarray,
-    truth: Sequence[Segment],
-    predicted_ids: np.ndarray,
-    predicted: Sequence[Segment],
-) -> np.ndarray:
-    """Return (S + 1, P + 1) pixels that segments share; the last row and column are the pixels
-    outside all segments.
-    """
-    rows, columns = _indices(truth_ids, truth), _indices(predicted_ids, predicted)
-    shape = (len(truth) + 1, len(predicted) + 1)
-    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def _indices(ids: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
-    """Return (H W,) the index of each pixel's segment, and the number of segments where it has
-    none.
-    """
+def _segment_indices(ids: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+    """Return the (H W,) index of each pixel's segment; the number of segments for other ids."""
     present, inverse = np.unique(ids, return_inverse=True)
     index_of = {segment.id: index for index, segment in enumerate(segments)}
-    return np.array([index_of.get(i, len(segments)) for i in present.tolist()], dtype=np.int64)[
-        inverse.reshape(-1)
-    ]
+    indices = [index_of.get(segment_id, len(segments)) for segment_id in present.tolist()]
+    return np.array(indices, dtype=np.int64)[inverse.reshape(-1)]
 
 
 def panoptic_metrics(counts: PanopticCounts, is_thing: np.ndarray) -> dict[str, float]:
-    """Return PQ, SQ, RQ over all categories, and with _th and _st over things and stuff, in [0, 100].
+    """Compute PQ, SQ, RQ of all categories, and of things (_th) and stuff (_st), in [0, 100].
 
-    A category without any segment, true or predicted, counts in no mean; nan where that leaves
-    none.
+    A category without any segment, true or predicted, does not count in the mean; nan if none has.
 
     Args:
         counts: Over all images.
         is_thing: (C,) bool.
     """
     size = counts.matched + 0.5 * counts.wrong + 0.5 * counts.missed
-    there = size > 0
+    has_segments = size > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         pq, rq = counts.iou / size, counts.matched / size
+        # 0 and not nan where nothing matched: such a category counts in the mean.
         sq = np.where(counts.matched > 0, counts.iou / counts.matched, 0.0)
     metrics = {}
-    for suffix, chosen in (("", there), ("_th", there & is_thing), ("_st", there & ~is_thing)):
+    for suffix, group in (("", True), ("_th", is_thing), ("_st", ~is_thing)):
+        chosen = has_segments & group
         for name, values in (("PQ", pq), ("SQ", sq), ("RQ", rq)):
-            metrics[name + suffix] = (
-                100 * float(values[chosen].mean()) if chosen.any() else float("nan")
-            )
+            mean = float(values[chosen].mean()) if chosen.any() else float("nan")
+            metrics[name + suffix] = 100 * mean
     return metrics
