@@ -161,8 +161,8 @@ def build_detection_train_loader(
             warning. Otherwise they end the run, as do a thousand of them in a row.
 
     Returns:
-        A `TrainingStream`, whose position can be saved, and whose `num_images` is the size of the
-        data set; another iterable for an `IterableDataset`.
+        A `TrainingStream`, which has `num_images`, those of an epoch, and a position that can be
+        saved; for an `IterableDataset`, an iterable without these.
 
     Raises:
         ConfigError: The batch size is not a positive multiple of the number of processes.

@@ -1,7 +1,7 @@
 """A small model of each family on the generated shapes, for tests that hold for all of them."""
 
 from detkit.config import get_cfg
-from detkit.data.datasets.shapes_scene import SHAPES_KEYPOINTS
+from detkit.data.datasets.shapes.scene import SHAPES_KEYPOINTS
 from detkit.model_zoo import find_config
 
 COMMON = {

@@ -1,11 +1,9 @@
 """The public data sets under their usual names.
 
-Importing this module registers them; nothing is read before it is used. Their folders are looked
-for below `$DETKIT_DATASETS`, or `datasets`, at the moment of use, so that setting the variable
-after the import still counts. `datasets/README.md` shows the folders expected.
+Importing this module registers them; nothing is read before it is used. Their folders are resolved
+below `$DETKIT_DATASETS`, or `datasets`, when a data set is used, so that the variable may be set
+after the import. `datasets/README.md` shows the folders expected.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
@@ -22,12 +20,18 @@ from detkit.data.datasets.builtin_meta import (
 )
 from detkit.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from detkit.data.datasets.coco import load_coco_json
-from detkit.data.datasets.coco_panoptic import IGNORE_LABEL, load_coco_panoptic_json, load_separated
+from detkit.data.datasets.coco_panoptic import (
+    IGNORE_LABEL,
+    LABEL_DIVISOR,
+    load_coco_panoptic_json,
+    load_separated,
+)
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
 from detkit.data.datasets.pascal_voc import load_voc_instances, note_voc_metadata
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.data.datasets.shapes import register_shapes
 from detkit.structures import ImageRecord
+from detkit.utils.errors import MissingFileError
 from detkit.utils.file_io import dataset_root
 
 # Name -> (folder of images, annotation file), both below the root. Splits and names as in
@@ -96,9 +100,9 @@ _VOC_SPLITS = ("trainval", "train", "val", "test")
 
 
 def register_builtin_datasets() -> None:
-    """Register COCO (boxes, masks, keypoints, panoptic), LVIS, Cityscapes, Pascal VOC, and the generated shapes.
+    """Register COCO, LVIS, Cityscapes, Pascal VOC and the generated shapes.
 
-    Once more does nothing.
+    Registering them again has no effect.
     """
     register_shapes()
     for name, (images, json_file) in _COCO_SPLITS.items():
@@ -127,8 +131,9 @@ def _register(
     paths: Mapping[str, str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Register a loader, called with the name and with `paths` below the root, which are noted as
-    metadata too.
+    """Register a loader, called with the name and with `paths` below the root.
+
+    The paths are metadata too.
     """
     DatasetCatalog.register(name, functools.partial(_load, load, name, **paths))
     lazy = {key: functools.partial(_below_root, path) for key, path in paths.items()}
@@ -136,58 +141,60 @@ def _register(
 
 
 def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> list[ImageRecord]:
-    """Call a loader with paths below the root; where one is not there, the error shows where all
-    are looked for.
-    """
+    """Call a loader; the error for a missing file tells where all of them are expected."""
     try:
         return load(name, **{key: _below_root(path) for key, path in paths.items()})
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{error}. Data set {name!r} takes {', '.join(paths.values())} below {dataset_root()}"
             " (DETKIT_DATASETS names another folder); datasets/README.md of detkit's repository"
             " shows the files, and where they come from"
         ) from error
 
 
-# Nobody can correct public files: what they have of polygons that are none is left out, with a
-# count.
+# Nobody can correct public files: bad polygons in them are dropped, with a count.
 
 
 def _load_coco(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
     return load_coco_json(json_file, image_root, name, drop_bad_polygons=True)
 
 
-def _register_coco(name: str, images: str, json_file: str, metadata: Mapping[str, Any]) -> None:
-    _register(
-        name,
-        _load_coco,
-        {"json_file": json_file, "image_root": images},
-        {"evaluator_type": "coco", **metadata},
-    )
-
-
 def _load_coco_panoptic(
     name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str
 ) -> list[ImageRecord]:
-    return load_coco_panoptic_json(
-        panoptic_json, image_root, panoptic_root, coco_panoptic_metadata()
-    )
+    metadata = coco_panoptic_metadata()
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
 
 
 def _load_coco_separated(
-    name: str,
-    *,
-    image_root: str,
-    panoptic_root: str,
-    panoptic_json: str,
-    json_file: str,
-    sem_seg_root: str,
+    name: str, *, json_file: str, image_root: str, sem_seg_root: str, **panoptic: str
 ) -> list[ImageRecord]:
     return load_separated(json_file, image_root, sem_seg_root, name, drop_bad_polygons=True)
 
 
 def _load_sem_seg(name: str, *, image_root: str, sem_seg_root: str) -> list[ImageRecord]:
     return load_sem_seg(sem_seg_root, image_root)
+
+
+def _load_lvis(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
+    return load_lvis_json(json_file, image_root, name, drop_bad_polygons=True)
+
+
+def _load_cityscapes_instances(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
+    return load_cityscapes_instances(image_dir, gt_dir)
+
+
+def _load_cityscapes_semantic(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
+    return load_cityscapes_semantic(image_dir, gt_dir)
+
+
+def _load_voc(name: str, *, dirname: str) -> list[ImageRecord]:
+    return load_voc_instances(dirname, MetadataCatalog.get(name).split, VOC_CLASSES)
+
+
+def _register_coco(name: str, images: str, json_file: str, metadata: Mapping[str, Any]) -> None:
+    paths = {"json_file": json_file, "image_root": images}
+    _register(name, _load_coco, paths, {"evaluator_type": "coco", **metadata})
 
 
 def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -> None:
@@ -201,7 +208,7 @@ def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -
     evaluated = {
         "evaluator_type": "coco_panoptic_seg",
         "ignore_label": IGNORE_LABEL,
-        "label_divisor": 1000,
+        "label_divisor": LABEL_DIVISOR,
     }
     separated = coco_panoptic_separated_metadata()
     _register(name, _load_coco_panoptic, panoptic, {**evaluated, **coco_panoptic_metadata()})
@@ -212,60 +219,35 @@ def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -
     _register(f"{name}_stuffonly", _load_sem_seg, {"image_root": images, **stuff}, only)
 
 
-def _load_lvis(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
-    return load_lvis_json(json_file, image_root, name, drop_bad_polygons=True)
-
-
 def _register_lvis(name: str, json_file: str) -> None:
     # "cocofied": LVIS' annotations of COCO's classes.
     classes = coco_metadata() if name.endswith("_cocofied") else {}
     paths = {"json_file": json_file, "image_root": "coco"}
     _register(name, _load_lvis, paths, {"evaluator_type": "lvis", **classes})
-    if "_train" in name:  # how frequent a class is in training is what counts
-        MetadataCatalog.get(name).set_lazy(
-            class_image_count=functools.partial(_image_count_below_root, json_file)
-        )
+    if "_train" in name:  # only the frequency of a class in training matters
+        count = functools.partial(_image_count_below_root, json_file)
+        MetadataCatalog.get(name).set_lazy(class_image_count=count)
 
 
 def _image_count_below_root(json_file: str) -> list[dict[str, int]] | None:
     return class_image_count(_below_root(json_file))
 
 
-def _load_cityscapes_instances(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
-    return load_cityscapes_instances(image_dir, gt_dir)
-
-
-def _load_cityscapes_semantic(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
-    return load_cityscapes_semantic(image_dir, gt_dir)
-
-
 def _register_cityscapes(split: str) -> None:
     paths = {"image_dir": f"cityscapes/leftImg8bit/{split}", "gt_dir": f"cityscapes/gtFine/{split}"}
-    for task, load in (
-        ("instance", _load_cityscapes_instances),
-        ("sem", _load_cityscapes_semantic),
+    for task, evaluator, load in (
+        ("instance", "cityscapes_instance", _load_cityscapes_instances),
+        ("sem", "cityscapes_sem_seg", _load_cityscapes_semantic),
     ):
-        evaluator = "cityscapes_instance" if task == "instance" else "cityscapes_sem_seg"
-        metadata = {
-            "evaluator_type": evaluator,
-            "ignore_label": IGNORE_LABEL,
-            **cityscapes_metadata(),
-        }
+        metadata = {"evaluator_type": evaluator, "ignore_label": IGNORE_LABEL}
+        metadata |= cityscapes_metadata()
         _register(f"cityscapes_fine_{task}_seg_{split}", load, paths, metadata)
 
 
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:
     note_voc_metadata(name, VOC_CLASSES)
-    _register(
-        name,
-        _load_voc,
-        {"dirname": folder},
-        {"evaluator_type": "pascal_voc", "year": year, "split": split},
-    )
-
-
-def _load_voc(name: str, *, dirname: str) -> list[ImageRecord]:
-    return load_voc_instances(dirname, MetadataCatalog.get(name).split, VOC_CLASSES)
+    metadata = {"evaluator_type": "pascal_voc", "year": year, "split": split}
+    _register(name, _load_voc, {"dirname": folder}, metadata)
 
 
 register_builtin_datasets()

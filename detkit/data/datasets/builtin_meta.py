@@ -1,16 +1,21 @@
-"""Class names of the public data sets: facts about them, and a colour for each class."""
+"""Classes and keypoints of the public data sets, and metadata made of classes.
 
-from dataclasses import dataclass
+Legend: K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 Color = tuple[int, int, int]
 
+# The color of all things together, as Detectron2 shows them.
+_THINGS_COLOR = (82, 18, 128)
+
 
 @dataclass(frozen=True)
 class Category:
-    """A category as a data set's own files number and name it, and the colour that they show it in,
-    RGB, 0 to 255.
-    """
+    """A category with the id and the name that a data set's files give it, and an RGB color."""
 
     id: int
     name: str
@@ -19,18 +24,15 @@ class Category:
 
 def _categories(table: str) -> tuple[Category, ...]:
     """Read `id name r,g,b; ...`; names may have several words."""
-    entries = (entry.split() for entry in table.split(";"))
-    return tuple(
-        Category(int(number), " ".join(name), _color(color)) for number, *name, color in entries
-    )
+    categories = []
+    for entry in table.split(";"):
+        number, *name, color = entry.split()
+        red, green, blue = map(int, color.split(","))
+        categories.append(Category(int(number), " ".join(name), (red, green, blue)))
+    return tuple(categories)
 
 
-def _color(text: str) -> Color:
-    red, green, blue = map(int, text.split(","))
-    return red, green, blue
-
-
-# Source: the `categories` of COCO's annotation files (Lin et al. 2014, arXiv 1405.0312), colours of
+# Source: the `categories` of COCO's annotation files (Lin et al. 2014, arXiv 1405.0312), colors of
 # its panoptic files. The ids have gaps: 11 of the 91 categories that were planned never got boxes.
 COCO_THINGS = _categories("""
 1 person 220,20,60; 2 bicycle 119,11,32; 3 car 0,0,142; 4 motorcycle 0,0,230; 5 airplane 106,0,228; 6 bus 0,60,100; 7
@@ -88,7 +90,7 @@ COCO_PERSON_KEYPOINTS: tuple[str, ...] = (
     "right_ankle",
 )  # fmt: skip
 
-# Lines between keypoints, and their colours in Detectron2: shades of blue for the face, of orange
+# Lines between keypoints, and their colors in Detectron2: shades of blue for the face, of orange
 # for the legs.
 COCO_PERSON_CONNECTIONS: tuple[tuple[str, str, Color], ...] = (
     ("left_ear", "left_eye", (102, 204, 255)),
@@ -114,15 +116,46 @@ VOC_CLASSES: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def coco_metadata() -> dict[str, Any]:
-    """Return names, colours and ids of COCO's 80 classes of things."""
+def thing_metadata(things: Sequence[Category]) -> dict[str, Any]:
+    """Return the metadata of K things, whose contiguous ids follow their order."""
     return {
-        "thing_classes": [thing.name for thing in COCO_THINGS],
-        "thing_colors": [thing.color for thing in COCO_THINGS],
-        "thing_dataset_id_to_contiguous_id": {
-            thing.id: index for index, thing in enumerate(COCO_THINGS)
+        "thing_classes": [thing.name for thing in things],
+        "thing_colors": [thing.color for thing in things],
+        "thing_dataset_id_to_contiguous_id": {thing.id: k for k, thing in enumerate(things)},
+    }
+
+
+def stuff_metadata(
+    stuff: Sequence[Category], things_color: Color = _THINGS_COLOR
+) -> dict[str, Any]:
+    """Return the metadata of stuff for a head to which all things are one class, its class 0."""
+    return {
+        "stuff_classes": ["things", *(category.name for category in stuff)],
+        "stuff_colors": [things_color, *(category.color for category in stuff)],
+        "stuff_dataset_id_to_contiguous_id": {
+            0: 0,
+            **{category.id: k for k, category in enumerate(stuff, start=1)},
         },
     }
+
+
+def joined_metadata(things: Sequence[Category], stuff: Sequence[Category]) -> dict[str, Any]:
+    """Return the metadata for models with one contiguous id for each thing and then each stuff."""
+    names = [category.name for category in (*things, *stuff)]
+    colors = [category.color for category in (*things, *stuff)]
+    return {
+        "thing_classes": names,
+        "thing_colors": colors,
+        "stuff_classes": names,
+        "stuff_colors": colors,
+        "thing_dataset_id_to_contiguous_id": {c.id: k for k, c in enumerate(things)},
+        "stuff_dataset_id_to_contiguous_id": {c.id: k for k, c in enumerate(stuff, len(things))},
+    }
+
+
+def coco_metadata() -> dict[str, Any]:
+    """Return names, colors and ids of COCO's 80 classes of things."""
+    return thing_metadata(COCO_THINGS)
 
 
 def coco_person_metadata() -> dict[str, Any]:
@@ -136,59 +169,36 @@ def coco_person_metadata() -> dict[str, Any]:
     }
 
 
-def left_right_pairs(names: tuple[str, ...] | list[str]) -> list[tuple[str, str]]:
-    """Return the pairs of names that differ in `left` and `right` alone: what a mirror exchanges."""
+def left_right_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of names that differ in `left` and `right` alone: a mirror exchanges them.
+
+    Example:
+        >>> left_right_pairs(["nose", "left_eye", "right_eye"])
+        [('left_eye', 'right_eye')]
+    """
     swapped = ((name, name.replace("left", "right")) for name in names)
     return [(left, right) for left, right in swapped if right != left and right in names]
 
 
 def coco_panoptic_separated_metadata() -> dict[str, Any]:
-    """Return COCO's classes for models with one head for things and another for stuff.
-
-    The stuff head sees all things as one class, its class 0.
-    """
-    return {
-        **coco_metadata(),
-        "stuff_classes": ["things", *(_plain_name(stuff.name) for stuff in COCO_STUFF)],
-        "stuff_colors": [(82, 18, 128), *(stuff.color for stuff in COCO_STUFF)],
-        "stuff_dataset_id_to_contiguous_id": {
-            0: 0,
-            **{stuff.id: index for index, stuff in enumerate(COCO_STUFF, start=1)},
-        },
-    }
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("-other", "").replace("-merged", "")
+    """Return COCO's classes for models with one head for things and another for stuff."""
+    stuff = []
+    for category in COCO_STUFF:
+        name = category.name.replace("-other", "").replace("-merged", "")
+        stuff.append(replace(category, name=name))
+    return {**coco_metadata(), **stuff_metadata(stuff)}
 
 
 def coco_panoptic_metadata() -> dict[str, Any]:
-    """Return COCO's classes for models that tell all 133, things and stuff, by one contiguous id."""
-    names = [category.name for category in (*COCO_THINGS, *COCO_STUFF)]
-    colors = [category.color for category in (*COCO_THINGS, *COCO_STUFF)]
-    return {
-        "thing_classes": names,
-        "thing_colors": colors,
-        "stuff_classes": names,
-        "stuff_colors": colors,
-        "thing_dataset_id_to_contiguous_id": {
-            thing.id: index for index, thing in enumerate(COCO_THINGS)
-        },
-        "stuff_dataset_id_to_contiguous_id": {
-            stuff.id: index for index, stuff in enumerate(COCO_STUFF, start=len(COCO_THINGS))
-        },
-    }
+    """Return COCO's classes for models with one contiguous id for each of all 133."""
+    return joined_metadata(COCO_THINGS, COCO_STUFF)
 
 
 def cityscapes_metadata() -> dict[str, Any]:
-    """Return Cityscapes' 8 classes of things, and all 19 that semantic segmentation tells apart."""
+    """Return Cityscapes' 8 classes of things, and the 19 of its semantic segmentation."""
     things = [label for label in CITYSCAPES_LABELS if label.id >= CITYSCAPES_FIRST_THING]
     return {
-        "thing_classes": [label.name for label in things],
-        "thing_colors": [label.color for label in things],
-        "thing_dataset_id_to_contiguous_id": {
-            label.id: index for index, label in enumerate(things)
-        },
+        **thing_metadata(things),
         "stuff_classes": [label.name for label in CITYSCAPES_LABELS],
         "stuff_colors": [label.color for label in CITYSCAPES_LABELS],
     }

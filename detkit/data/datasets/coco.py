@@ -1,25 +1,23 @@
 """Data sets in COCO's annotation format: one JSON file with images, categories and annotations.
 
-Format: https://cocodataset.org/#format-data. What a file lacks although nothing here needs it
-(`info`, `licenses`, an annotation's `area` or `iscrowd`) is not asked for.
+Format: https://cocodataset.org/#format-data. Parts that are not needed here (`info`, `licenses`,
+an annotation's `area` or `iscrowd`) may be missing.
 
 Legend: K classes.
 """
-
-from __future__ import annotations
 
 import functools
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.class_notes import note_classes, note_keypoints
+from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detkit.data.datasets.builtin_meta import left_right_pairs
 from detkit.data.datasets.coco_annotations import AnnotationReader
-from detkit.data.datasets.data_folder import DataFolder
 from detkit.data.datasets.json_file import (
+    DataFolder,
     by_id,
     garbage_collection_off,
     listed,
@@ -28,12 +26,14 @@ from detkit.data.datasets.json_file import (
     section,
     shortened,
 )
-from detkit.structures import AnnotationRecord, ImageRecord
+from detkit.structures import ImageRecord
+from detkit.utils.colormap import class_colors
+from detkit.utils.errors import DataError
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# Taken over where an annotation has them; `bbox` and `category_id` are required.
+# Copied if an annotation has them; `bbox` and `category_id` are required.
 _ANNOTATION_KEYS = ("id", "iscrowd", "area", "segmentation", "keypoints")
 
 
@@ -45,17 +45,23 @@ def register_coco_instances(
     *,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Register a data set in COCO's format. Registering the same one again does nothing.
+    """Register a data set in COCO's format. Registering the same one again has no effect.
 
     Args:
         name: Its name, as in `DATASETS.TRAIN`.
-        metadata: What else to note about it in `MetadataCatalog`; may be empty.
+        metadata: Further metadata for `MetadataCatalog`; may be empty.
         json_file: The annotation file, read when the data set is first used.
         image_root: The folder that the file names in it are relative to.
-        classes: As in `load_coco_json`.
+        classes: See `load_coco_json`.
 
     Raises:
-        ValueError: The name already means another data set.
+        ConfigError: The name is taken by another data set.
+
+    Example:
+        >>> register_coco_instances("cells_train", {}, "cells/train.json", "cells/images")
+        >>> from detkit.data import DatasetCatalog
+        >>> "cells_train" in DatasetCatalog
+        True
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     classes = None if classes is None else tuple(classes)
@@ -76,32 +82,32 @@ def load_coco_json(
     classes: Sequence[str] | None = None,
     drop_bad_polygons: bool = False,
 ) -> list[ImageRecord]:
-    """Read an annotation file.
+    """Load an annotation file.
 
     Args:
         json_file: Path of the file.
         image_root: The folder that its file names are relative to. A name that leads out of it is
             refused; "/" allows absolute paths.
-        dataset_name: Where given, class names and ids are noted in the `MetadataCatalog` under this
-            name.
+        dataset_name: If given, class names and ids become metadata of this data set.
         extra_annotation_keys: Further keys of annotations to keep.
         classes: Names of the classes to use, in the order of their ids; annotations of other
             classes are left out, and their number is logged. None takes all categories in the order
             of their ids in the file.
-        drop_bad_polygons: Leave polygons of fewer than three points out, with a count, instead of
-            refusing them.
+        drop_bad_polygons: Drop polygons of fewer than three points, with a count, instead of
+            raising an error.
 
     Returns:
-        The images in the order of their ids, each with all of its annotations in the order of the
-        file, or without the key where the file has no annotations at all (COCO's test sets).
-        `category_id` is contiguous, in [0, K). Keypoints lie half a pixel to the right and below of
-        what the file says: it numbers pixels.
+        The images in the order of their ids, each with its annotations in the order of the file, or
+        without the key `annotations` if the file has none at all (COCO's test sets). `category_id`
+        is contiguous, in [0, K). Keypoints lie half a pixel to the right of and below the numbers
+        of the file, which count pixels.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no JSON, lacks a part, contradicts itself, or does not have
-            `classes`; or an annotation has no usable box, a polygon of fewer than three points, a
-            mask of another size than its image, or another number of keypoints than its category.
+        MissingFileError: The file does not exist.
+        DataError: The file is not valid JSON, lacks a part, contradicts itself, or lacks one of
+            `classes`.
+        DataError: An annotation has no usable box, a polygon of fewer than three points, a mask of
+            another size than its image, or another number of keypoints than its category.
     """
     return records_of_content(
         read_json(json_file),
@@ -126,67 +132,60 @@ def records_of_content(
     drop_bad_polygons: bool = False,
     image_keys: Sequence[str] = (),
 ) -> list[ImageRecord]:
-    """Return the records of an annotation file that was read; see `load_coco_json`. `image_keys` are taken over as well.
+    """Return the records of the content of an annotation file; see `load_coco_json`.
 
-    Raises:
-        ValueError: As there.
+    `image_keys` are keys of images to keep.
     """
     images = by_id(section(content, "images", json_file), "image", json_file)
     entries = by_id(section(content, "categories", json_file), "category", json_file)
-    categories = _category_names(entries, json_file)
-    used = _used_categories(categories, classes, json_file)
-    to_contiguous = {category_id: index for index, category_id in enumerate(used)}
+    names = _category_names(entries, json_file)
+    to_contiguous = {key: k for k, key in enumerate(_used_categories(names, classes, json_file))}
     annotations = content.get("annotations")
     if annotations is None:
-        logger.info("%s has no annotations: its images can be predicted on only", json_file)
-    per_image = _annotations_per_image(annotations or [], images, categories, json_file)
-    keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
+        logger.info("%s has no annotations: it can only be used for prediction", json_file)
+    per_image = _annotations_per_image(annotations or [], images, names, json_file)
     folder = DataFolder(image_root, json_file)
+    keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
     reader = AnnotationReader(
         json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons
     )
-    records = [
-        _image_record(
-            images[image_id],
-            folder,
-            reader.records(images[image_id], per_image[image_id]),
-            image_keys,
-        )
-        for image_id in sorted(images)
-    ]
+    records = []
+    for image_id in sorted(images):
+        record = _image_record(images[image_id], folder, image_keys)
+        if annotations is not None:
+            record["annotations"] = reader.records(images[image_id], per_image[image_id])
+        records.append(record)
     reader.log_dropped()
-    if annotations is None:
-        for record in records:
-            record.pop("annotations", None)
-    _log_left_out(per_image, categories, to_contiguous, json_file)
+    if len(to_contiguous) < len(names):
+        _log_left_out(annotations or [], names, to_contiguous, json_file)
     logger.info("loaded %d images in COCO format from %s", len(records), json_file)
     if dataset_name is not None:
         metadata = MetadataCatalog.get(dataset_name)
-        note_classes(metadata, [categories[c] for c in used], to_contiguous, json_file)
-        note_keypoints(metadata, [entries[c] for c in used], json_file)
+        note_classes(metadata, [names[key] for key in to_contiguous], to_contiguous, json_file)
+        note_keypoints(metadata, [entries[key] for key in to_contiguous], json_file)
     return records
 
 
 def _category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:
-    """Category id -> name, in the order of the ids."""
+    """Return category id -> name, in the order of the ids."""
     for category in categories.values():
         if not isinstance(category.get("name"), str):
-            raise ValueError(
+            raise DataError(
                 f"category {category['id']} of {json_file} needs a name: {shortened(category)}"
             )
     return {key: categories[key]["name"] for key in sorted(categories)}
 
 
 def _used_categories(
-    categories: dict[Any, str], classes: Sequence[str] | None, json_file: str
+    names: dict[Any, str], classes: Sequence[str] | None, json_file: str
 ) -> list[Any]:
     """Return the category ids to use, in the order of the contiguous ids."""
     if classes is None:
-        return list(categories)
-    ids = {name: key for key, name in categories.items()}
+        return list(names)
+    ids = {name: key for key, name in names.items()}
     unknown = [name for name in classes if name not in ids]
     if unknown:
-        raise ValueError(
+        raise DataError(
             f"{json_file} has no category"
             f" {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], ids)} Expected classes:"
             f" {', '.join(classes)}. Found in the file: {', '.join(ids) or 'none'}."
@@ -210,35 +209,27 @@ def _annotations_per_image(
 def _require_known(
     annotations: list[dict[str, Any]], key: str, known: dict[Any, Any], kind: str, json_file: str
 ) -> None:
+    """Check that `known` has the value of each annotation's `key`."""
     try:
         stray = [annotation for annotation in annotations if annotation.get(key) not in known]
-    except TypeError:
-        stray = [
-            annotation
-            for annotation in annotations
-            if not isinstance(annotation.get(key), int | str)
-        ]
+    except TypeError:  # a list, say, which is not hashable
+        stray = [a for a in annotations if not isinstance(a.get(key), int | str)]
     if stray:
-        values = list(dict.fromkeys(_hashable(annotation.get(key)) for annotation in stray))
-        raise ValueError(
+        values = []
+        for annotation in stray:
+            value = annotation.get(key)
+            values.append(value if isinstance(value, int | str | None) else repr(value))
+        raise DataError(
             f"{len(stray)} annotations of {json_file} name {kind} that the file does not list:"
-            f" {key} {listed(values)} in annotations"
+            f" {key} {listed(list(dict.fromkeys(values)))} in annotations"
             f" {listed([annotation['id'] for annotation in stray])}"
         )
 
 
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | str | None) else repr(value)
-
-
-def _image_record(
-    image: dict[str, Any],
-    folder: DataFolder,
-    annotations: list[AnnotationRecord],
-    keys: Sequence[str],
-) -> ImageRecord:
+def _image_record(image: dict[str, Any], folder: DataFolder, keys: Sequence[str]) -> ImageRecord:
+    """Return the record of an image, without annotations."""
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        raise ValueError(
+        raise DataError(
             f"image {image['id']} of {folder.named_in} has no file_name: {shortened(image)}"
         )
     record: dict[str, Any] = {
@@ -246,43 +237,103 @@ def _image_record(
         "image_id": image["id"],
     }
     for side in ("height", "width"):
-        if side in image:
-            record[side] = _require_side(image[side], side, image, folder.named_in)
+        if side not in image:
+            continue
+        value = image[side]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 1 <= value < 2**31 or value != int(value):
+            raise DataError(
+                f"image {image['id']} ({image['file_name']}) of {folder.named_in} has {side}"
+                f" {value!r}, need pixels"
+            )
+        record[side] = int(value)
     record.update((key, image[key]) for key in keys if key in image)
-    record["annotations"] = annotations
     return cast(ImageRecord, record)
 
 
-def _require_side(value: Any, side: str, image: dict[str, Any], json_file: str) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 1 <= value < 2**31
-        or value != int(value)
-    ):
-        raise ValueError(
-            f"image {image['id']} ({image['file_name']}) of {json_file} has {side} {value!r}, need"
-            " pixels"
-        )
-    return int(value)
-
-
 def _log_left_out(
-    per_image: dict[Any, list[dict[str, Any]]],
-    categories: dict[Any, str],
+    annotations: list[dict[str, Any]],
+    names: dict[Any, str],
     to_contiguous: dict[Any, int],
     json_file: str,
 ) -> None:
-    if len(to_contiguous) == len(categories):
-        return
-    left_out = Counter(
-        categories[annotation["category_id"]]
-        for annotations in per_image.values()
-        for annotation in annotations
-        if annotation["category_id"] not in to_contiguous
-    )
+    categories = (annotation["category_id"] for annotation in annotations)
+    left_out = Counter(names[key] for key in categories if key not in to_contiguous)
     if left_out:
         counts = ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
         logger.warning(
             "left out annotations of %s whose class is not among `classes`: %s", json_file, counts
         )
+
+
+def note_classes(
+    metadata: Metadata, names: list[str], to_contiguous: dict[Any, int], json_file: str
+) -> None:
+    """Set names, colors and ids of the classes as metadata.
+
+    Args:
+        metadata: Of the data set. Changed.
+        names: K, in the order of the contiguous ids.
+        to_contiguous: Category id -> contiguous id in [0, K).
+        json_file: The file that says so, for messages.
+
+    Raises:
+        DataError: The metadata has other classes.
+    """
+    expected = list(metadata.get("thing_classes", names))
+    if expected != names:
+        raise DataError(
+            f"the classes of {json_file} are not those noted for data set {metadata.name!r}."
+            f" Expected: {', '.join(expected)}. Found: {', '.join(names)}."
+        )
+    metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=to_contiguous)
+    if metadata.get("thing_colors") is None:
+        metadata.set(thing_colors=class_colors(len(names)))
+
+
+def note_keypoints(
+    metadata: Metadata, categories: Sequence[Mapping[str, Any]], json_file: str
+) -> None:
+    """Set names of keypoints, the pairs that a mirror exchanges, and the skeleton as metadata.
+
+    Args:
+        metadata: Of the data set. Changed.
+        categories: Those of the classes in use, as the file has them.
+        json_file: The file, for messages.
+
+    Raises:
+        DataError: The metadata has other keypoints, or the skeleton names others.
+    """
+    kinds = [category for category in categories if category.get("keypoints")]
+    # With several kinds of keypoints, nothing says which one a model is to learn.
+    if not kinds or any(kind["keypoints"] != kinds[0]["keypoints"] for kind in kinds):
+        return
+    names, skeleton = list(kinds[0]["keypoints"]), kinds[0].get("skeleton")
+    expected = list(metadata.get("keypoint_names", names))
+    if expected != names:
+        raise DataError(
+            f"the keypoints of {json_file} are not those noted for data set {metadata.name!r}."
+            f" Expected: {', '.join(expected)}. Found: {', '.join(names)}."
+        )
+    metadata.set(keypoint_names=names)
+    if metadata.get("keypoint_flip_map") is None:
+        metadata.set(keypoint_flip_map=left_right_pairs(names))
+    if metadata.get("keypoint_connection_rules") is not None or not skeleton:
+        return
+    try:
+        ends = [(int(a), int(b)) for a, b in skeleton]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the skeleton in {json_file} must be pairs of numbers, got {skeleton!r}"
+        ) from error
+    stray = [end for pair in ends for end in pair if not 1 <= end <= len(names)]
+    if stray:
+        raise DataError(
+            f"the skeleton in {json_file} names keypoints {listed(stray)}, of 1 to {len(names)}"
+        )
+    # A skeleton counts keypoints from 1.
+    rules = [
+        (names[a - 1], names[b - 1], color)
+        for (a, b), color in zip(ends, class_colors(len(ends)), strict=True)
+    ]
+    metadata.set(keypoint_connection_rules=rules)

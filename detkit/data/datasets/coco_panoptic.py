@@ -1,12 +1,10 @@
-"""Panoptic data sets in COCO's format: a png per image whose pixels hold segments, and a json that says what they are.
+"""Panoptic data sets in COCO's format: one png of segments per image, and a json describing them.
 
-Two ways to use one: joined, with things and stuff in one list of segments; or separated, with
-instances from one json and stuff from label maps, as Panoptic FPN trains.
+There are two ways to use one: joined, with things and stuff in one list of segments; or separated,
+with instances from one json and stuff from label maps, as Panoptic FPN trains.
 
 Format: https://cocodataset.org/#format-data, section 4.
 """
-
-from __future__ import annotations
 
 import functools
 import logging
@@ -19,22 +17,24 @@ from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import load_coco_json
-from detkit.data.datasets.data_folder import DataFolder
-from detkit.data.datasets.json_file import read_json, section
+from detkit.data.datasets.json_file import DataFolder, read_json, section
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord
+from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image_file import opened_image
 
 logger = logging.getLogger(__name__)
 
 IGNORE_LABEL = 255
+# A segment's id in an evaluation is its class * LABEL_DIVISOR + its number, as in Detectron2.
+LABEL_DIVISOR = 1000
 
 
 def load_coco_panoptic_json(
     json_file: str, image_dir: str, gt_dir: str, meta: Mapping[str, Any]
 ) -> list[ImageRecord]:
-    """Read a panoptic json.
+    """Load a panoptic json.
 
     Args:
         json_file: Its path.
@@ -46,26 +46,38 @@ def load_coco_panoptic_json(
         Records with `pan_seg_file_name` and `segments_info`; in these, `category_id` is contiguous.
 
     Raises:
-        FileNotFoundError: The json, or a png that it names, does not exist.
-        ValueError: The json lacks a part, names a file outside of the folders, or a segment has an
+        MissingFileError: The json, or a png that it names, does not exist.
+        DataError: The json lacks a part, names a file outside of the folders, or a segment has an
             unknown category.
     """
     annotations = section(read_json(json_file), "annotations", json_file)
     require_panoptic_files(annotations, gt_dir, json_file)
-    things, stuff = (meta[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
+    things = meta["thing_dataset_id_to_contiguous_id"]
+    stuff = meta["stuff_dataset_id_to_contiguous_id"]
     images, segments = DataFolder(image_dir, json_file), DataFolder(gt_dir, json_file)
-    records = [
-        {
-            "file_name": images.path_of(str(Path(annotation["file_name"]).with_suffix(".jpg"))),
-            "image_id": annotation["image_id"],
-            "pan_seg_file_name": segments.path_of(annotation["file_name"]),
-            "segments_info": [
-                _segment(segment, things, stuff, annotation, json_file)
-                for segment in annotation["segments_info"]
-            ],
-        }
-        for annotation in annotations
-    ]
+    records: list[dict[str, Any]] = []
+    for annotation in annotations:
+        segments_info = []
+        for segment in annotation["segments_info"]:
+            category = segment["category_id"]
+            if category not in things and category not in stuff:
+                raise DataError(
+                    f"segment {segment['id']} of image id {annotation['image_id']!r} in"
+                    f" {json_file} has category {category!r}, which is neither a thing nor stuff of"
+                    " the data set"
+                )
+            is_thing = category in things
+            class_id = things[category] if is_thing else stuff[category]
+            segments_info.append({**segment, "category_id": class_id, "isthing": is_thing})
+        image = str(Path(annotation["file_name"]).with_suffix(".jpg"))
+        records.append(
+            {
+                "file_name": images.path_of(image),
+                "image_id": annotation["image_id"],
+                "pan_seg_file_name": segments.path_of(annotation["file_name"]),
+                "segments_info": segments_info,
+            }
+        )
     logger.info("loaded %d images in COCO's panoptic format from %s", len(records), json_file)
     return cast(list[ImageRecord], records)
 
@@ -73,7 +85,7 @@ def load_coco_panoptic_json(
 def require_panoptic_files(
     annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str
 ) -> None:
-    """Look at the annotations of a panoptic json, and whether their png are there.
+    """Check that the annotations of a panoptic json are complete, and that their png exist.
 
     Args:
         annotations: Of the json.
@@ -81,58 +93,33 @@ def require_panoptic_files(
         json_file: The json's path, for messages.
 
     Raises:
-        FileNotFoundError: A png does not exist; the message names the first, and its image.
-        ValueError: An annotation lacks a part, or names a png outside of the folder.
+        MissingFileError: A png does not exist; the message names the first, and its image.
+        DataError: An annotation lacks a part, or names a png outside of the folder.
     """
+    folder = DataFolder(gt_dir, json_file)
     for annotation in annotations:
-        lacking = [
-            key for key in ("image_id", "file_name", "segments_info") if key not in annotation
-        ]
+        required = ("image_id", "file_name", "segments_info")
+        lacking = [key for key in required if key not in annotation]
         if lacking:
-            raise ValueError(
+            raise DataError(
                 f"an annotation of {json_file} lacks {', '.join(lacking)}; it has"
                 f" {sorted(annotation)}"
             )
-    folder = DataFolder(gt_dir, json_file)
-    for annotation in annotations:
         folder.path_of(annotation["file_name"])
-    # One look at the folder instead of a hundred thousand at files.
+    # One listing of the folder instead of a hundred thousand looks at files.
     present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
-    missing = [
-        a for a in annotations if "/" not in a["file_name"] and a["file_name"] not in present
-    ]
-    missing += [
-        a
-        for a in annotations
-        if "/" in a["file_name"] and not PathManager.isfile(f"{gt_dir}/{a['file_name']}")
-    ]
+    missing = []
+    for annotation in annotations:
+        name = annotation["file_name"]
+        exists = PathManager.isfile(f"{gt_dir}/{name}") if "/" in name else name in present
+        if not exists:
+            missing.append(annotation)
     if missing:
         first = missing[0]
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(annotations)} panoptic png that {json_file} names do not"
             f" exist, first {gt_dir}/{first['file_name']} of image id {first['image_id']!r}"
         )
-
-
-def _segment(
-    segment: Mapping[str, Any],
-    things: Mapping[int, int],
-    stuff: Mapping[int, int],
-    annotation: Mapping[str, Any],
-    json_file: str,
-) -> dict[str, Any]:
-    category = segment["category_id"]
-    if category not in things and category not in stuff:
-        raise ValueError(
-            f"segment {segment['id']} of image id {annotation['image_id']!r} in {json_file} has"
-            f" category {category!r}, which is neither a thing nor stuff of the data set"
-        )
-    is_thing = category in things
-    return {
-        **segment,
-        "category_id": things[category] if is_thing else stuff[category],
-        "isthing": is_thing,
-    }
 
 
 def register_coco_panoptic(
@@ -148,10 +135,10 @@ def register_coco_panoptic(
     Args:
         name: Its name, as in `DATASETS.TRAIN`.
         metadata: Classes, and the two maps of ids that `load_coco_panoptic_json` needs.
-        image_root: As `image_dir` there.
-        panoptic_root: As `gt_dir` there.
-        panoptic_json: As `json_file` there.
-        instances_json: The same things as boxes and masks, for evaluators; noted only.
+        image_root: Folder of images.
+        panoptic_root: Folder of the png.
+        panoptic_json: The panoptic json.
+        instances_json: The same things as boxes and masks, for evaluators; metadata only.
     """
     DatasetCatalog.register(
         name, functools.partial(_load_joined, panoptic_json, image_root, panoptic_root, name)
@@ -164,7 +151,7 @@ def register_coco_panoptic(
         **{
             "evaluator_type": "coco_panoptic_seg",
             "ignore_label": IGNORE_LABEL,
-            "label_divisor": 1000,
+            "label_divisor": LABEL_DIVISOR,
             **metadata,
         },
     )
@@ -187,15 +174,16 @@ def register_coco_panoptic_separated(
     sem_seg_root: str,
     instances_json: str,
 ) -> None:
-    """Register a panoptic data set twice: as `NAME_separated`, instances and label maps of stuff, and as
-    `NAME_stuffonly`, the label maps alone.
+    """Register a panoptic data set for training instances and stuff apart.
+
+    `NAME_separated` has instances and label maps of stuff, `NAME_stuffonly` the label maps alone.
 
     Args:
-        name: Without the endings.
+        name: The name without the endings.
         metadata: Classes of things, and of stuff, of which class 0 is all things.
         image_root: Folder of images.
         panoptic_root: Folder of panoptic png, for evaluation.
-        panoptic_json: The panoptic json, likewise.
+        panoptic_json: The panoptic json, for evaluation.
         sem_seg_root: Folder of label maps; see `separate_coco_semantic_from_panoptic`.
         instances_json: Boxes and masks of things.
     """
@@ -224,7 +212,7 @@ def load_separated(
     *,
     drop_bad_polygons: bool = False,
 ) -> list[ImageRecord]:
-    """Read instances and pair them with label maps."""
+    """Load instances, and pair them with label maps."""
     instances = load_coco_json(
         instances_json, image_root, name, drop_bad_polygons=drop_bad_polygons
     )
@@ -234,15 +222,15 @@ def load_separated(
 def merge_to_panoptic(
     detection_dicts: Sequence[ImageRecord], sem_seg_dicts: Sequence[ImageRecord]
 ) -> list[ImageRecord]:
-    """Return the records of detection with the label map of the same image. They are not changed.
+    """Return the records of detection, each with the label map of the same image.
 
     Raises:
-        ValueError: An image that has a label map has no record of detection.
+        DataError: An image that has a label map has no record of detection.
     """
     by_file = {record["file_name"]: record for record in detection_dicts}
     stray = [record["file_name"] for record in sem_seg_dicts if record["file_name"] not in by_file]
     if stray:
-        raise ValueError(
+        raise DataError(
             f"{len(stray)} of {len(sem_seg_dicts)} images with a label map are not among the"
             f" {len(by_file)} images with instances, first {stray[0]}"
         )
@@ -255,19 +243,19 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
     """Return the segment ids of a panoptic png, (H, W) int32: red + 256 green + 65536 blue.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: The file does not exist.
         BadImageError: It is empty, damaged or too large.
-        ValueError: It is no RGB image.
+        DataError: It is not an RGB image.
     """
     try:
         with PathManager.open(file_name, "rb") as file:
             data = cast(bytes, file.read())
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"panoptic png {file_name} does not exist") from error
+        raise MissingFileError(f"panoptic png {file_name} does not exist") from error
     with opened_image(data, file_name) as image:
         mode, pixels = image.mode, np.asarray(image)
     if mode not in ("RGB", "RGBA"):
-        raise ValueError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
+        raise DataError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
     red, green, blue = pixels[:, :, :3].astype(np.int32).transpose(2, 0, 1)
     return red + 256 * green + 65536 * blue
 
@@ -278,17 +266,17 @@ def separate_coco_semantic_from_panoptic(
     sem_seg_root: str,
     stuff_dataset_id_to_contiguous_id: Mapping[int, int],
 ) -> None:
-    """Write the label maps of stuff that separated training needs: things 0, stuff its class, the rest 255.
+    """Write the label maps of stuff: 0 for things, the class of stuff, 255 for the rest.
 
     Args:
         panoptic_json: The panoptic json.
         panoptic_root: Folder of its png.
-        sem_seg_root: Where the label maps go.
-        stuff_dataset_id_to_contiguous_id: As in the metadata; what is not in it is a thing.
+        sem_seg_root: Folder to write the label maps to.
+        stuff_dataset_id_to_contiguous_id: As in the metadata; categories not in it are things.
 
     Raises:
-        FileNotFoundError: A png does not exist.
-        ValueError: The json lacks a part, or names a file outside of the folder.
+        MissingFileError: A png does not exist.
+        DataError: The json lacks a part, or names a file outside of the folder.
     """
     annotations = section(read_json(panoptic_json), "annotations", panoptic_json)
     require_panoptic_files(annotations, panoptic_root, panoptic_json)

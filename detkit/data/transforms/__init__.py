@@ -27,11 +27,9 @@ from detkit.data.transforms.geometry import (
     Resize,
     ResizeShortestEdge,
     ResizeTransform,
-    VFlipTransform,
-)
-from detkit.data.transforms.torchvision_resize import (
     TorchvisionResizeShortestEdge,
     TorchvisionResizeTransform,
+    VFlipTransform,
 )
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
 

@@ -1,9 +1,7 @@
-"""Cropping and padding.
+"""Cropping and padding, and polygons clipped to the crop.
 
-Legend: H and W height and width, C channels, N boxes, P points.
+Legend: H and W height and width, C channels, N boxes, P points of a polygon.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -11,21 +9,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkit.data.transforms.augmentation import Augmentation
-from detkit.data.transforms.polygon_clipping import clip_polygons
 from detkit.data.transforms.transform import AxisAlignedTransform, Transform
+from detkit.utils.errors import DataError
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 
+# Square pixels. Smaller pieces of a clipped polygon are lines along the border, left by rounding.
+_MIN_AREA = 1e-9
+
 
 class CropTransform(AxisAlignedTransform):
-    """Cuts out a window. Points and boxes move along and may lie outside of it: whoever uses them clips them. Polygons
-    are cut at its border.
+    """Cuts out a window.
+
+    Points and boxes are moved and may lie outside of the window: their user clips them. Polygons
+    are clipped to it.
     """
 
     def __init__(
         self, x0: int, y0: int, w: int, h: int, orig_w: int | None = None, orig_h: int | None = None
     ) -> None:
-        """Take the window's corner and size, and the size of the image where an inverse is wanted."""
+        """Take the window's corner and size, and the image's size if an inverse is wanted."""
         if x0 < 0 or y0 < 0 or w < 1 or h < 1:
             raise ValueError(
                 f"a crop needs a corner at 0 or more and sides of 1 or more, got {x0=}, {y0=},"
@@ -35,7 +38,7 @@ class CropTransform(AxisAlignedTransform):
         self.orig_w, self.orig_h = orig_w, orig_h
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Return a view of the window; smaller where the window leaves the image."""
+        """Return a view of the window; smaller if the window leaves the image."""
         return img[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -43,9 +46,7 @@ class CropTransform(AxisAlignedTransform):
         return coords - [self.x0, self.y0]
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the parts of the polygons within the window: none where nothing is left, several
-        where one is cut.
-        """
+        """Return the parts of the polygons within the window; a polygon may have none or several."""
         return clip_polygons(super().apply_polygons(polygons), (self.h, self.w))
 
     def inverse(self) -> Transform:
@@ -60,8 +61,84 @@ class CropTransform(AxisAlignedTransform):
         return PadTransform(self.x0, self.y0, right, bottom, self.w, self.h)
 
 
+def clip_polygons(polygons: Sequence[np.ndarray], image_size: tuple[int, int]) -> list[np.ndarray]:
+    """Return the parts of polygons, each (P, 2), that lie in an image of `(height, width)`."""
+    height, width = image_size
+    clipped = []
+    for polygon in polygons:
+        parts = [polygon]
+        borders = ((0, 0, False), (1, 0, False), (0, width, True), (1, height, True))
+        for axis, bound, is_upper in borders:
+            parts = [piece for part in parts for piece in _cut(part, axis, bound, is_upper)]
+        clipped += parts
+    return clipped
+
+
+def _cut(polygon: np.ndarray, axis: int, bound: float, is_upper: bool) -> list[np.ndarray]:
+    """Return the parts of a polygon on one side of a line x = bound (axis 0) or y = bound (axis 1).
+
+    The corners inside form chains, each from the point where the outline comes in to the point
+    where it goes out; each part is a loop of chains.
+    """
+    depth = bound - polygon[:, axis] if is_upper else polygon[:, axis] - bound
+    is_inside = depth >= 0
+    if is_inside.all():
+        return [polygon]
+    if not is_inside.any():
+        return []
+    # Start at a corner outside, so that no chain runs over the end of the array.
+    start = int(np.flatnonzero(~is_inside)[0])
+    polygon, depth, is_inside = (np.roll(a, -start, axis=0) for a in (polygon, depth, is_inside))
+    following, depth_after = np.roll(polygon, -1, axis=0), np.roll(depth, -1)
+    crosses = np.flatnonzero(is_inside != np.roll(is_inside, -1))
+    share = (depth[crosses] / (depth[crosses] - depth_after[crosses]))[:, None]
+    points = polygon[crosses] + share * (following[crosses] - polygon[crosses])
+    points[:, axis] = bound
+    chains = []
+    for k in range(0, len(crosses), 2):
+        corners = polygon[crosses[k] + 1 : crosses[k + 1] + 1]
+        chains.append(np.concatenate([points[k : k + 1], corners, points[k + 1 : k + 2]]))
+    pieces = [np.concatenate([chains[i] for i in loop]) for loop in _loops(chains, 1 - axis)]
+    return [piece for piece in pieces if len(piece) >= 3 and _area(piece) > _MIN_AREA]
+
+
+def _loops(chains: Sequence[np.ndarray], along: int) -> list[list[int]]:
+    """Return the chains that make up each part, in order.
+
+    `along` is the axis along which the line runs.
+    """
+    if len(chains) == 1:
+        return [[0]]
+    # Along the line, the polygon's inside lies between the first crossing and the second, between
+    # the third and the fourth, and so on: these pairs are joined. Crossings 2i and 2i + 1 are the
+    # start and the end of chain i.
+    places = np.array([chain[end, along] for chain in chains for end in (0, -1)])
+    order = np.argsort(places, kind="stable")
+    partner = np.empty(len(places), dtype=np.int64)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    following = partner[1::2]
+    if (following % 2).any():
+        # A polygon that crosses itself may pair two ends. Its chains are then joined in their
+        # order, which covers the same pixels.
+        return [list(range(len(chains)))]
+    following = following // 2
+    left, loops = set(range(len(chains))), []
+    while left:
+        loop = [left.pop()]
+        while (chain := int(following[loop[-1]])) != loop[0]:
+            left.discard(chain)
+            loop.append(chain)
+        loops.append(loop)
+    return loops
+
+
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
 class PadTransform(AxisAlignedTransform):
-    """Puts a border of one value around the image."""
+    """Adds a border of one value around the image."""
 
     def __init__(
         self,
@@ -100,7 +177,7 @@ class PadTransform(AxisAlignedTransform):
         return np.add(coords, [self.x0, self.y0])
 
     def inverse(self) -> Transform:
-        """Return the crop that takes the border off.
+        """Return the crop that removes the border.
 
         Raises:
             NotImplementedError: The size without border was not given.
@@ -112,25 +189,47 @@ class PadTransform(AxisAlignedTransform):
 
 
 class RandomCrop(Augmentation):
-    """Cuts out a window of a given or drawn size, anywhere in the image."""
+    """Cuts out a window of a given or drawn size, anywhere in the image.
+
+    Example:
+        >>> import numpy as np
+        >>> RandomCrop("absolute", (20, 30)).get_transform(np.zeros((20, 30, 3)))
+        CropTransform(x0=0, y0=0, w=30, h=20, orig_w=30, orig_h=20)
+    """
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
         """Take the size of the window.
 
         Args:
-            crop_type: How `crop_size` is meant. "relative": as shares (height, width) of the
-                image's sides. "relative_range": as the smallest such shares; each is drawn between
-                it and 1. "absolute": in pixels (height, width). "absolute_range": each side is
-                drawn between the two, in pixels.
+            crop_type: The meaning of `crop_size`:
+
+                - "relative": shares (height, width) of the image's sides, in (0, 1].
+                - "relative_range": the smallest such shares; each is drawn between it and 1.
+                - "absolute": (height, width) in pixels, at least 1.
+                - "absolute_range": each side is drawn between these two numbers of pixels.
             crop_size: Two numbers. A window is never larger than the image.
         """
         if crop_type not in CROP_TYPES:
+            raise ValueError(f"crop_type must be one of {', '.join(CROP_TYPES)}, got {crop_type!r}")
+        if len(crop_size) != 2:
+            raise ValueError(f"crop_size must be two numbers, got {list(crop_size)}")
+        first, second = float(crop_size[0]), float(crop_size[1])
+        if crop_type.startswith("relative") and not (0 < first <= 1 and 0 < second <= 1):
             raise ValueError(
-                f"crop_type (INPUT.CROP.TYPE) must be one of {', '.join(CROP_TYPES)}, got"
-                f" {crop_type!r}"
+                f"crop_size must be shares in (0, 1] for a {crop_type} crop, got {list(crop_size)}"
+            )
+        if crop_type.startswith("absolute") and min(first, second) < 1:
+            raise ValueError(
+                f"crop_size must be pixels, at least 1, for an {crop_type} crop, got"
+                f" {list(crop_size)}"
+            )
+        if crop_type == "absolute_range" and first > second:
+            raise ValueError(
+                "crop_size must go from the smaller to the larger for an absolute_range crop, got"
+                f" {list(crop_size)}"
             )
         self.crop_type = crop_type
-        self.crop_size = _require_crop_size(crop_type, crop_size)
+        self.crop_size = (first, second)
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a window."""
@@ -147,20 +246,20 @@ class RandomCrop(Augmentation):
         if self.crop_type == "absolute":
             return min(int(first), height), min(int(second), width)
         if self.crop_type == "absolute_range":
-            return _draw_side(int(first), int(second), height), _draw_side(
-                int(first), int(second), width
+            return (
+                _draw_side(int(first), int(second), height),
+                _draw_side(int(first), int(second), width),
             )
         if self.crop_type == "relative_range":
-            first, second = np.array([first, second]) + np.random.rand(2) * (
-                1 - np.array([first, second])
-            )
+            smallest = np.array([first, second])
+            first, second = smallest + np.random.rand(2) * (1 - smallest)
         return max(1, math.floor(height * first + 0.5)), max(1, math.floor(width * second + 0.5))
 
 
 class RandomCropAroundInstance(RandomCrop):
-    """Cuts out a window that holds the center of one object, drawn at random; anywhere where there is no object.
+    """Cuts out a window around the center of a random object; anywhere if there is no object.
 
-    A window drawn without a look at the objects often holds none, and such a sample teaches
+    A window drawn without regard to the objects often holds none, and such a sample teaches
     background only.
     """
 
@@ -177,7 +276,9 @@ class RandomCropAroundInstance(RandomCrop):
 
 
 class RandomCrop_CategoryAreaConstraint(RandomCrop):
-    """Cuts out a window of which no single class of the label map takes more than a share, if ten draws find one.
+    """Cuts out a window in which no class of the label map has more than a share of the pixels.
+
+    After ten draws, the last window is taken whatever it holds.
 
     Source: Chen et al. 2018, arXiv 1802.02611, as implemented in Detectron2.
     """
@@ -194,27 +295,26 @@ class RandomCrop_CategoryAreaConstraint(RandomCrop):
         """Take the window and the constraint.
 
         Args:
-            crop_type: As in `RandomCrop`.
+            crop_type: See `RandomCrop`.
             crop_size: As there.
             single_category_max_area: Largest share of one class, in (0, 1].
-            ignored_category: Label that does not count, in numerator and denominator.
+            ignored_category: Label whose pixels are not counted at all.
         """
         super().__init__(crop_type, crop_size)
         if not 0 < single_category_max_area <= 1:
             raise ValueError(
-                "single_category_max_area (INPUT.CROP.SINGLE_CATEGORY_MAX_AREA) must lie in (0,"
-                f" 1], got {single_category_max_area}"
+                f"single_category_max_area must lie in (0, 1], got {single_category_max_area}"
             )
         self.single_category_max_area = single_category_max_area
         self.ignored_category = ignored_category
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None = None) -> Transform:
-        """Draw windows until one will do, the last one whatever it holds."""
+        """Draw windows until one satisfies the constraint."""
         window = super().get_transform(image)
         if self.single_category_max_area == 1:
             return window
         if sem_seg is None:
-            raise ValueError(
+            raise DataError(
                 "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 needs a label map of every image"
                 " (sem_seg_file_name)"
             )
@@ -225,14 +325,14 @@ class RandomCrop_CategoryAreaConstraint(RandomCrop):
         return window
 
     def _is_varied(self, labels: np.ndarray) -> bool:
-        counted, counts = np.unique(labels, return_counts=True)
+        found, counts = np.unique(labels, return_counts=True)
         if self.ignored_category is not None:
-            counts = counts[counted != self.ignored_category]
+            counts = counts[found != self.ignored_category]
         return len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
 
 
 def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:
-    """Draw where a window starts that holds `center` and lies within the image."""
+    """Draw the start of a window that contains `center` and lies within the image."""
     center = min(max(center, 0.0), image_side - 1e-6)  # annotations may lie outside of their image
     first = max(math.floor(center) + 1 - crop_side, 0)
     last = min(math.floor(center), image_side - crop_side)
@@ -241,25 +341,3 @@ def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:
 
 def _draw_side(smallest: int, largest: int, image_side: int) -> int:
     return int(np.random.randint(min(smallest, image_side), min(largest, image_side) + 1))
-
-
-def _require_crop_size(crop_type: str, crop_size: Sequence[float]) -> tuple[float, float]:
-    if len(crop_size) != 2:
-        raise ValueError(f"crop_size (INPUT.CROP.SIZE) needs two numbers, got {list(crop_size)}")
-    first, second = float(crop_size[0]), float(crop_size[1])
-    if crop_type.startswith("relative") and not (0 < first <= 1 and 0 < second <= 1):
-        raise ValueError(
-            f"a {crop_type} crop_size (INPUT.CROP.SIZE) needs shares in (0, 1], got"
-            f" {list(crop_size)}"
-        )
-    if crop_type.startswith("absolute") and min(first, second) < 1:
-        raise ValueError(
-            f"an {crop_type} crop_size (INPUT.CROP.SIZE) needs pixels of 1 or more, got"
-            f" {list(crop_size)}"
-        )
-    if crop_type == "absolute_range" and first > second:
-        raise ValueError(
-            "an absolute_range crop_size goes from the smaller to the larger, got"
-            f" {list(crop_size)}"
-        )
-    return first, second

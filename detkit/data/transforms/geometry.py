@@ -3,8 +3,6 @@
 Legend: H and W height and width, C channels, P points.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence
@@ -34,7 +32,7 @@ class HFlipTransform(AxisAlignedTransform):
         self.width = width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Return a mirrored view: the copy is made once, by whoever needs plain memory."""
+        """Return a mirrored view; the mapper makes the one copy."""
         return img[:, ::-1]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -54,7 +52,7 @@ class VFlipTransform(AxisAlignedTransform):
         self.height = height
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Return a mirrored view: the copy is made once, by whoever needs plain memory."""
+        """Return a mirrored view; the mapper makes the one copy."""
         return img[::-1]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
@@ -73,10 +71,10 @@ class ResizeTransform(AxisAlignedTransform):
         """Take old and new size.
 
         Args:
-            h: Height in pixels of the images to come.
+            h: Height of the images in pixels.
             w: Their width.
-            new_h: Height to give.
-            new_w: Width to give.
+            new_h: Height of the resized images.
+            new_w: Their width.
             interp: One of PIL's resampling filters NEAREST, BILINEAR, BICUBIC; None is BILINEAR.
                 Label maps are always resized by the nearest pixel.
         """
@@ -95,7 +93,7 @@ class ResizeTransform(AxisAlignedTransform):
         """Return the resized image.
 
         Raises:
-            ValueError: The image does not have the size that was announced.
+            ValueError: The image does not have the size `(h, w)`.
         """
         self._require_size(img)
         if (self.h, self.w) == (self.new_h, self.new_w):
@@ -107,11 +105,11 @@ class ResizeTransform(AxisAlignedTransform):
         """Return the label map resized by the nearest pixel.
 
         Raises:
-            ValueError: As `apply_image`.
+            ValueError: The label map does not have the size `(h, w)`.
         """
         self._require_size(segmentation)
-        # Picked by index: 0.3 ms from 480x640 to 800x1067, where torch's nearest takes 1.7. A mask
-        # each adds up.
+        # Indexing takes 0.3 ms from 480x640 to 800x1067, torch's nearest mode 1.7 ms, and an image
+        # may have many masks.
         columns, rows = _nearest(self.w, self.new_w), _nearest(self.h, self.new_h)
         return np.take(np.take(segmentation, columns, axis=1), rows, axis=0)
 
@@ -132,56 +130,57 @@ class ResizeTransform(AxisAlignedTransform):
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Return, for each of `new` pixels along a side, the one of `old` that its middle lies in."""
+    """Return, for each of `new` pixels along a side, the one of `old` that holds its middle."""
     return np.minimum((np.arange(new) + 0.5) * (old / new), old - 1).astype(np.int64)
 
 
 def resize_array(img: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Return an image scaled to `size`, antialiased, as torch does it.
+    """Return an image scaled to `size`, antialiased, by torch.
 
-    torch's kernel for uint8 in interleaved memory is what makes this fast: 1.3 ms from 480x640 to
-    800x1067, where planar memory takes 3.1 ms and PIL 7 to 10 ms (one thread, medians). It differs
-    from PIL by at most one level of 255.
+    It differs from PIL by at most one level of 255.
 
     Args:
         img: (H, W, C) or (H, W), uint8 or anything that torch converts to float.
-        size: `(height, width)` to give.
+        size: `(height, width)` of the result.
         mode: "bilinear", "bicubic" or "nearest-exact".
     """
     # torch knows no negative strides. A resize treats all channels alike, and left like right, so
-    # it may as well be done on the image before it was mirrored, and the view of it mirrored again.
+    # the image is resized as it was before it was mirrored, and a mirrored view is returned.
     order = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in img.strides)
     pixels = np.ascontiguousarray(img[order])
-    resized = _resize_contiguous(pixels[:, :, None] if img.ndim == 2 else pixels, size, mode)
-    return (resized[:, :, 0] if img.ndim == 2 else resized)[order]
-
-
-def _resize_contiguous(pixels: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    if not pixels.flags.writeable:  # torch would warn; it does not write
+    if not pixels.flags.writeable:  # torch would warn, although it does not write
         pixels = pixels.copy()
     # float64 holds every label and every integer below 2**53 exactly.
-    exact = (
-        pixels if pixels.dtype in (np.uint8, np.float32, np.float64) else pixels.astype(np.float64)
-    )
-    # The batch dimension comes first: only then does torch recognise the channels-last strides of a
-    # single image.
-    batch = torch.from_numpy(exact)[None].permute(0, 3, 1, 2)
+    exact = pixels
+    if pixels.dtype not in (np.uint8, np.float32, np.float64):
+        exact = pixels.astype(np.float64)
+    # torch's kernel for uint8 in interleaved memory makes this fast: 1.3 ms from 480x640 to
+    # 800x1067, where planar memory takes 3.1 ms and PIL 7 to 10 ms (one thread, medians). torch
+    # recognizes the channels-last strides of a single image only if the batch dimension is first.
+    interleaved = torch.from_numpy(exact[:, :, None] if img.ndim == 2 else exact)
+    batch = interleaved[None].permute(0, 3, 1, 2)
     antialias = mode != "nearest-exact"
     align_corners = False if antialias else None
     resized = F.interpolate(
         batch, size=size, mode=mode, align_corners=align_corners, antialias=antialias
     )
     array = resized[0].permute(1, 2, 0).numpy()
-    if array.dtype == pixels.dtype:
-        return array
-    if np.issubdtype(pixels.dtype, np.integer):
-        limits = np.iinfo(pixels.dtype)
-        array = np.rint(array).clip(limits.min, limits.max)
-    return array.astype(pixels.dtype)
+    if array.dtype != pixels.dtype:
+        if np.issubdtype(pixels.dtype, np.integer):
+            limits = np.iinfo(pixels.dtype)
+            array = np.rint(array).clip(limits.min, limits.max)
+        array = array.astype(pixels.dtype)
+    return (array[:, :, 0] if img.ndim == 2 else array)[order]
 
 
 class RandomFlip(Augmentation):
-    """Mirrors with probability `prob`, either left and right or top and bottom."""
+    """Mirrors with probability `prob`, either left and right or top and bottom.
+
+    Example:
+        >>> import numpy as np
+        >>> RandomFlip(prob=1.0).get_transform(np.zeros((24, 32, 3)))
+        HFlipTransform(width=32)
+    """
 
     def __init__(
         self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False
@@ -204,7 +203,7 @@ class RandomFlip(Augmentation):
 
 
 class Resize(Augmentation):
-    """Scales to a fixed size, whatever that does to the aspect ratio."""
+    """Scales to a fixed size, without regard to the aspect ratio."""
 
     def __init__(self, shape: int | tuple[int, int], interp: int = BILINEAR) -> None:
         """Take `(height, width)`, or one number for both."""
@@ -218,9 +217,16 @@ class Resize(Augmentation):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Scales so that the shorter side gets a wanted length, and the longer one at most `max_size`;
-    keeps the aspect.
+    """Scales the shorter side to a drawn length and the longer one to at most `max_size`.
+
+    The aspect ratio is kept.
+
+    Example:
+        >>> ResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
+        (800, 1067)
     """
+
+    _resize: type[ResizeTransform] = ResizeTransform
 
     def __init__(
         self,
@@ -232,15 +238,15 @@ class ResizeShortestEdge(Augmentation):
         """Take the lengths to draw from.
 
         Args:
-            short_edge_length: Length in pixels; or several: with "choice" one of them, with "range"
-                anything between the two, ends included. 0 leaves the image as it is.
-            max_size: Longest length of the longer side, in pixels.
+            short_edge_length: Length in pixels; or several: with "choice" one of them is drawn,
+                with "range" a number between the two, ends included. 0 leaves the image unchanged.
+            max_size: Largest length of the longer side, in pixels.
             sample_style: "choice" or "range".
-            interp: As in `ResizeTransform`.
+            interp: See `ResizeTransform`.
         """
-        lengths = (
-            (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
-        )
+        lengths = (short_edge_length,)
+        if not isinstance(short_edge_length, int):
+            lengths = tuple(short_edge_length)
         if sample_style not in ("choice", "range"):
             raise ValueError(f"sample_style must be 'choice' or 'range', got {sample_style!r}")
         if sample_style == "range" and (len(lengths) not in (1, 2) or lengths[0] > lengths[-1]):
@@ -260,29 +266,69 @@ class ResizeShortestEdge(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a length."""
         height, width = image.shape[:2]
-        length = self._draw()
+        lengths = self.short_edge_length
+        if self.sample_style == "range":
+            length = int(np.random.randint(lengths[0], lengths[-1] + 1))
+        else:
+            length = lengths[np.random.randint(len(lengths))]
         if length == 0:
             return NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, length, self.max_size)
-        return ResizeTransform(height, width, new_height, new_width, self.interp)
-
-    def _draw(self) -> int:
-        if self.sample_style == "range":
-            return int(np.random.randint(self.short_edge_length[0], self.short_edge_length[-1] + 1))
-        return self.short_edge_length[np.random.randint(len(self.short_edge_length))]
+        return self._resize(height, width, new_height, new_width, self.interp)
 
     @staticmethod
     def get_output_shape(
         oldh: int, oldw: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
         """Return the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
+        # Detectron2's rounding, in its order of steps, so that sizes agree to the pixel.
         scale = short_edge_length / min(oldh, oldw)
-        # The rounding of Detectron2, in its order of steps, so that sizes agree to the pixel.
-        newh, neww = (
-            (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
-        )
+        newh, neww = scale * oldh, scale * oldw
+        if oldh < oldw:
+            newh = short_edge_length
+        else:
+            neww = short_edge_length
         if max(newh, neww) > max_size:
             shrink = max_size / max(newh, neww)
             newh, neww = newh * shrink, neww * shrink
         # A very long and thin image would otherwise lose its short side.
         return max(1, math.floor(newh + 0.5)), max(1, math.floor(neww + 0.5))
+
+
+class TorchvisionResizeTransform(ResizeTransform):
+    """Scales to a new size bilinearly, in float32 and without antialiasing."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Return the resized image as float32; with `interp`, as `ResizeTransform` does.
+
+        Raises:
+            ValueError: The image does not have the size `(h, w)`.
+        """
+        if interp is not None or (self.h, self.w) == (self.new_h, self.new_w):
+            return super().apply_image(img, interp)
+        self._require_size(img)
+        pixels = torch.from_numpy(np.array(img, dtype=np.float32, order="C"))
+        planes = (pixels[:, :, None] if img.ndim == 2 else pixels).permute(2, 0, 1)[None]
+        size = (self.new_h, self.new_w)
+        resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+        array = resized[0].permute(1, 2, 0).numpy()
+        return array[:, :, 0] if img.ndim == 2 else array
+
+
+class TorchvisionResizeShortestEdge(ResizeShortestEdge):
+    """The resize of torchvision's detectors, for weights that were trained with it.
+
+    It differs from `ResizeShortestEdge` in three ways, which move boxes by up to a pixel: pixels
+    become floating-point numbers, nothing is antialiased when an image gets smaller, and sides are
+    rounded down.
+    """
+
+    _resize = TorchvisionResizeTransform
+
+    @staticmethod
+    def get_output_shape(
+        oldh: int, oldw: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        """Return the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
+        scale = min(short_edge_length / min(oldh, oldw), max_size / max(oldh, oldw))
+        return max(1, math.floor(oldh * scale)), max(1, math.floor(oldw * scale))

@@ -10,8 +10,7 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.coco_panoptic import require_panoptic_files
-from detkit.data.datasets.data_folder import DataFolder
-from detkit.data.datasets.json_file import read_json, section
+from detkit.data.datasets.json_file import DataFolder, read_json, section
 from detkit.evaluation.panoptic.quality import Segment
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from detkit.data.datasets.shapes_outline import (
+from detkit.data.datasets.shapes.outline import (
     region_polygons,
     signed_area,
     simplify_loop,

@@ -1,4 +1,4 @@
-"""The generated label maps: every name loads, and all of them tell the same story."""
+"""The names of the generated shapes: every one loads, and all agree."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from detkit.data.datasets.coco_panoptic import (
     read_panoptic_png,
     separate_coco_semantic_from_panoptic,
 )
-from detkit.data.datasets.shapes import generate_shapes
+from detkit.data.datasets.shapes import SHAPES_CLASSES, generate_shapes, register_shapes
 from detkit.structures import BitMasks
 from detkit.utils.image import read_label_map
 
@@ -92,3 +92,14 @@ def test_metadata_counts_classes() -> None:
     joined = MetadataCatalog.get("shapes_val_panoptic")
     assert len(joined.stuff_classes) == len(joined.stuff_colors) == 9
     assert MetadataCatalog.get("shapes_train").keypoint_flip_map == [("left", "right")]
+
+
+def test_registered_names_load_what_lies_under_the_datasets_folder(folder: Path) -> None:
+    register_shapes()  # the built-in names, registered again: nothing changes
+    assert (
+        len(DatasetCatalog.get("shapes_train")) == len(DatasetCatalog.get("shapes_voc_train")) == 5
+    )
+    assert len(DatasetCatalog.get("shapes_val")) == len(DatasetCatalog.get("shapes_voc_val")) == 2
+    assert MetadataCatalog.get("shapes_val").json_file == str(folder / "instances_val.json")
+    assert MetadataCatalog.get("shapes_voc_val").dirname == str(folder)
+    assert MetadataCatalog.get("shapes_val").thing_classes == list(SHAPES_CLASSES)

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from detkit.data import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets import shapes
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.pascal_voc import load_voc_instances
-from detkit.data.datasets.shapes import (
-    SHAPES_CLASSES,
-    ensure_shapes,
-    generate_shapes,
-    register_shapes,
-)
+from detkit.data.datasets.shapes import SHAPES_CLASSES, ensure_shapes, files, generate_shapes
 from detkit.structures import BoxMode, ImageRecord
 
 
@@ -130,7 +123,7 @@ def test_ensure_makes_a_set_of_another_version_anew_with_its_numbers(tmp_path: P
 
 def test_ensure_generates_an_absent_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(shapes, "generate_shapes", lambda folder, **kwargs: asked.append(folder))
+    monkeypatch.setattr(files, "generate_shapes", lambda folder, **kwargs: asked.append(folder))
     ensure_shapes(tmp_path / "shapes")
     assert asked == [tmp_path / "shapes"]
 
@@ -171,17 +164,3 @@ def test_number_out_of_range_is_named(numbers: dict[str, int], tmp_path: Path) -
     ((name, value),) = numbers.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         generate_shapes(tmp_path / "shapes", **numbers)
-
-
-def test_registered_names_load_what_lies_under_the_datasets_folder(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register_shapes()  # the built-in names, registered again: nothing changes
-    monkeypatch.setenv("DETKIT_DATASETS", str(small.parent))
-    assert (
-        len(DatasetCatalog.get("shapes_train")) == len(DatasetCatalog.get("shapes_voc_train")) == 6
-    )
-    assert len(DatasetCatalog.get("shapes_val")) == len(DatasetCatalog.get("shapes_voc_val")) == 3
-    assert MetadataCatalog.get("shapes_val").json_file == str(small / "instances_val.json")
-    assert MetadataCatalog.get("shapes_voc_val").dirname == str(small)
-    assert MetadataCatalog.get("shapes_val").thing_classes == list(SHAPES_CLASSES)

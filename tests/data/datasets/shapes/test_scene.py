@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from detkit.data.datasets.shapes_scene import (
+from detkit.data.datasets.shapes.scene import (
     IMAGE_SIZES,
     SHAPES_BACKGROUNDS,
     SHAPES_CLASSES,

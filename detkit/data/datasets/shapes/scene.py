@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from detkit.data.datasets.shapes_outline import region_polygons, signed_area
+from detkit.data.datasets.shapes.outline import region_polygons, signed_area
 
 FloatArray = npt.NDArray[np.float64]
 # Colours and light, in single precision: that is plenty, and twice as fast.
