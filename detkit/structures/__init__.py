@@ -1,8 +1,6 @@
-"""Boxes, masks, keypoints, instances and image batches: the geometry that models, data and
-evaluation share.
-"""
+"""Boxes, masks, keypoints, instances and image batches: the geometry that all packages share."""
 
-from detkit.structures.bit_masks import BitMasks
+from detkit.structures.bit_masks import BitMasks, ROIMasks
 from detkit.structures.box_mode import BoxMode
 from detkit.structures.boxes import (
     Boxes,
@@ -15,8 +13,8 @@ from detkit.structures.boxes import (
 from detkit.structures.image_list import ImageList
 from detkit.structures.instances import Instances
 from detkit.structures.keypoints import Keypoints, heatmaps_to_keypoints
-from detkit.structures.mask_contours import bitmask_to_polygons
 from detkit.structures.mask_formats import (
+    bitmask_to_polygons,
     bitmask_to_rle,
     polygon_area,
     polygons_to_bitmask,
@@ -32,7 +30,6 @@ from detkit.structures.records import (
     ModelOutput,
     RLERecord,
 )
-from detkit.structures.roi_masks import ROIMasks
 
 __all__ = [
     "AnnotationRecord",

@@ -1,11 +1,11 @@
-"""The ways in which four or five numbers can spell a box, and the conversions between them.
+"""The formats of a box as four or five numbers, and the conversions between them.
 
 Legend: ... any leading dimensions, D numbers per box (4, or 5 with an angle).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum, unique
 from typing import TypeVar
 
@@ -18,9 +18,9 @@ BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 
 @unique
 class BoxMode(IntEnum):
-    """What the numbers of a box mean. The integers are stored in data set files: they never change.
+    """Format of a box. The integers are stored in data set files: they never change.
 
-    `ABS` is absolute pixels, `REL` a share of the image's width and height in [0, 1]. `XYWHA_ABS`
+    `ABS` is absolute pixels, `REL` a fraction of the image's width and height in [0, 1]. `XYWHA_ABS`
     is `(center x, center y, width, height, angle)`, the angle in degrees, counter-clockwise.
     """
 
@@ -32,22 +32,26 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: BoxLike, from_mode: BoxMode | int, to_mode: BoxMode | int) -> BoxLike:
-        """Return the same box, or array of boxes, spelled in another mode.
+        """Return a box, or array of boxes, in another mode.
 
         Args:
             box: One box as a list or tuple of D numbers, or an array or tensor (..., D). It is not
                 changed.
-            from_mode: The mode that `box` is in.
-            to_mode: The mode to give. `XYWHA_ABS` to `XYXY_ABS` gives the smallest upright box
+            from_mode: The mode of `box`.
+            to_mode: The mode to return. `XYWHA_ABS` to `XYXY_ABS` returns the smallest upright box
                 around the rotated one.
 
         Returns:
-            The same kind of container. Whole numbers stay whole unless the angle form needs halves.
-            The input itself when the modes are equal.
+            The same kind of container; the input itself when the modes are equal. Integers stay
+            integers, except with an angle, whose center may lie at halves.
 
         Raises:
-            ValueError: A box has the wrong number of coordinates, or the pair of modes has no
-                conversion: relative modes need the image size, which is not known here.
+            ValueError: A box has the wrong number of coordinates.
+            ValueError: There is no such conversion. Relative modes would need the image size.
+
+        Example:
+            >>> BoxMode.convert([10, 20, 5, 8], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+            [10, 20, 15, 28]
         """
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:
@@ -58,28 +62,19 @@ class BoxMode(IntEnum):
             raise ValueError(
                 f"no conversion from {from_mode.name} to {to_mode.name}; there are: {known}"
             )
-        boxes = _as_tensor(box)
+        # Through NumPy: torch.tensor() would round Python floats to float32.
+        boxes = box if isinstance(box, Tensor) else torch.from_numpy(np.asarray(box))
         size = 5 if from_mode == BoxMode.XYWHA_ABS else 4
         if boxes.dim() == 0 or boxes.shape[-1] != size:
             raise ValueError(
                 f"a box in mode {from_mode.name} has {size} numbers: got shape {tuple(boxes.shape)}"
             )
-        return _in_the_container_of(box, converter(boxes))
-
-
-def _as_tensor(box: Sequence[float] | np.ndarray | Tensor) -> Tensor:
-    if isinstance(box, Tensor):
-        return box
-    # Through NumPy: torch.tensor() would round Python floats to float32.
-    return torch.from_numpy(np.asarray(box))
-
-
-def _in_the_container_of(box: BoxLike, converted: Tensor) -> BoxLike:
-    if isinstance(box, Tensor):
-        return converted
-    if isinstance(box, np.ndarray):
-        return converted.numpy()
-    return type(box)(converted.tolist())
+        converted = converter(boxes)
+        if isinstance(box, Tensor):
+            return converted
+        if isinstance(box, np.ndarray):
+            return converted.numpy()
+        return type(box)(converted.tolist())
 
 
 def _xyxy_from_xywh(boxes: Tensor) -> Tensor:
@@ -98,8 +93,7 @@ def _xywha_from_xywh(boxes: Tensor) -> Tensor:
 
 def _xyxy_from_xywha(boxes: Tensor) -> Tensor:
     dtype = boxes.dtype if boxes.is_floating_point() else torch.float64
-    # In float64: the sine of 180 degrees in float32 is 1e-7, which times a long side shows in the
-    # result.
+    # In float64: the sine of 180 degrees in float32 is 1e-7, which shows when times a long side.
     center, size, angle = boxes.double().split([2, 2, 1], dim=-1)
     cos, sin = torch.deg2rad(angle).cos().abs(), torch.deg2rad(angle).sin().abs()
     half = (size * cos + size.flip(-1) * sin) / 2

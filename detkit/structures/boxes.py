@@ -1,7 +1,6 @@
-"""Axis-aligned boxes, and what can be measured between two sets of them.
+"""Axis-aligned boxes, and measures between two sets of them.
 
-Boxes are XYXY in absolute pixels, `x1 <= x2` and `y1 <= y2` for a box that is not degenerate.
-Coordinates are
+Boxes are XYXY in absolute pixels, `x1 < x2` and `y1 < y2` unless degenerate. Coordinates are
 continuous: the width is `x2 - x1`, and the pixel in column c spans [c, c + 1).
 
 Legend: N boxes, M boxes of a second set, P points.
@@ -17,28 +16,35 @@ from torch import Tensor
 
 
 class Boxes:
-    """A set of N boxes: a thin hull around `tensor`, (N, 4) float32.
+    """A set of N boxes: a thin wrapper around `tensor`, (N, 4) float32.
 
     Indexing, `len` and iteration work as for a list of boxes. Boxes are always float32, also under
     autocast and in half-precision models: at coordinate 1000, float16 has steps of half a pixel.
+
+    Example:
+        >>> boxes = Boxes([[0, 0, 10, 20], [5, 5, 6, 6]])
+        >>> boxes.area()
+        tensor([200.,   1.])
+        >>> boxes[boxes.area() > 100]
+        Boxes(tensor([[ 0.,  0., 10., 20.]]))
     """
 
     tensor: Tensor
 
     def __init__(self, tensor: Tensor | Sequence[Sequence[float]] | Any) -> None:
-        """Hold (N, 4) coordinates. A float32 tensor is kept, not copied; anything else is converted.
+        """Hold (N, 4) coordinates; a float32 tensor is kept, anything else converted.
+
+        An empty tensor or list of any shape gives no boxes.
 
         Raises:
-            ValueError: The coordinates are not (N, 4). An empty tensor or list of any shape gives
-                no boxes.
+            ValueError: The coordinates are not (N, 4).
         """
         coordinates = torch.as_tensor(tensor).to(torch.float32)
         if coordinates.numel() == 0:
             coordinates = coordinates.reshape(-1, 4)
         if coordinates.dim() != 2 or coordinates.shape[1] != 4:
-            raise ValueError(
-                f"boxes need coordinates of shape (N, 4): got {tuple(coordinates.shape)}"
-            )
+            shape = tuple(coordinates.shape)
+            raise ValueError(f"boxes need coordinates of shape (N, 4): got {shape}")
         self.tensor = coordinates
 
     def clone(self) -> Boxes:
@@ -55,27 +61,31 @@ class Boxes:
         return (x2 - x1) * (y2 - y1)
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Limit x to [0, width] and y to [0, height]; the boxes of this object change, the tensor given to it does not.
+        """Limit x to [0, width] and y to [0, height], in place.
 
         Args:
             box_size: `(height, width)` of the image.
         """
         height, width = box_size
+        # A new tensor: the one that the boxes were made from is the caller's.
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
         self.tensor = torch.stack([x, y], dim=2).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """Tell (N,) bool which boxes are wider and higher than `threshold` pixels."""
+        """Return (N,) bool: which boxes are wider and higher than `threshold` pixels."""
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """Tell (N,) bool which boxes lie within the image, give or take a border.
+        """Return (N,) bool: which boxes lie within the image.
+
+        As in Detectron2 the left and upper border belong to the image, the right and lower do not:
+        `-t <= x1`, `-t <= y1`, `x2 < width + t` and `y2 < height + t`.
 
         Args:
             box_size: `(height, width)` of the image.
-            boundary_threshold: Pixels by which a box may stick out.
+            boundary_threshold: t, the pixels by which a box may extend beyond the image.
         """
         height, width = box_size
         x1, y1, x2, y2 = self.tensor.unbind(dim=1)
@@ -91,19 +101,17 @@ class Boxes:
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply x and y; the boxes of this object change, the tensor given to it does not."""
+        """Multiply x and y, in place."""
         x, y = self.tensor[:, 0::2] * scale_x, self.tensor[:, 1::2] * scale_y
         self.tensor = torch.stack([x, y], dim=2).flatten(1)
 
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
         """Join several sets into one with its own memory. No sets give no boxes (on the CPU)."""
-        for index, boxes in enumerate(boxes_list):
-            if not isinstance(boxes, Boxes):
-                raise TypeError(f"Boxes.cat takes Boxes: item {index} is {type(boxes).__name__}")
-        return cls(
-            torch.cat([boxes.tensor for boxes in boxes_list]) if boxes_list else torch.empty(0, 4)
-        )
+        check_class(Boxes, boxes_list)
+        if len(boxes_list) == 0:
+            return cls(torch.empty(0, 4))
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
     @property
     def device(self) -> torch.device:
@@ -115,17 +123,17 @@ class Boxes:
 
         Raises:
             IndexError: There is no such box.
-            ValueError: The index does not give a set of boxes.
+            ValueError: The result is not a set of boxes.
         """
-        selected = (
-            self.tensor[item : item + 1 or None] if isinstance(item, int) else self.tensor[item]
-        )
-        if isinstance(item, int) and len(selected) != 1:
-            raise IndexError(f"box {item} of {len(self)}")
+        if isinstance(item, int):
+            if not -len(self) <= item < len(self):
+                raise IndexError(f"box {item} of {len(self)}")
+            return Boxes(self.tensor[item].unsqueeze(0))
+        selected = self.tensor[item]
         if selected.dim() != 2:
+            shape = tuple(selected.shape)
             raise ValueError(
-                f"indexing {len(self)} boxes with {item} gives shape {tuple(selected.shape)}, not"
-                " boxes"
+                f"indexing {len(self)} boxes with {item} gives shape {shape}, not boxes"
             )
         return Boxes(selected)
 
@@ -133,11 +141,26 @@ class Boxes:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Go through the boxes, each a tensor (4,)."""
+        """Iterate over the boxes, each a tensor (4,)."""
         yield from self.tensor
 
     def __repr__(self) -> str:
         return f"Boxes({self.tensor})"
+
+
+def check_class(cls: type, items: Sequence[object]) -> None:
+    """Check that all items that `cls.cat` is to join are of its class."""
+    for index, item in enumerate(items):
+        if not isinstance(item, cls):
+            kind = type(item).__name__
+            raise TypeError(f"{cls.__name__}.cat takes {cls.__name__}: item {index} is {kind}")
+
+
+def check_boxes_of(what: str, count: int, boxes: Tensor) -> None:
+    """Check that there is one box (x1, y1, x2, y2) for each of `count` masks or objects."""
+    if boxes.shape != (count, 4):
+        shape = tuple(boxes.shape)
+        raise ValueError(f"need a box (x1, y1, x2, y2) per {what}: got {shape} for {count} {what}s")
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
@@ -152,8 +175,11 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Return the (N, M) intersection over union of N boxes with M boxes, in [0, 1]; 0 with a
-    degenerate box.
+    """Return the (N, M) intersection over union of N and M boxes, in [0, 1]; 0 if degenerate.
+
+    Example:
+        >>> pairwise_iou(Boxes([[0, 0, 2, 2]]), Boxes([[0, 0, 2, 1], [5, 5, 6, 6]]))
+        tensor([[0.5000, 0.0000]])
     """
     intersection = pairwise_intersection(boxes1, boxes2)
     union = (boxes1.area()[:, None] + boxes2.area()).sub_(intersection)
@@ -161,23 +187,25 @@ def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Return the (N, M) share of the area of each of M `boxes2` that N `boxes1` cover, in [0, 1]."""
+    """Return the (N, M) fraction of each of M `boxes2` that each of N `boxes1` covers, in [0, 1]."""
     return pairwise_intersection(boxes1, boxes2).div_(_positive(boxes2.area()))
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Return (P, M, 4): how far each point lies inside the left, top, right and bottom side of each box.
+    """Return the (P, M, 4) distances of points from the left, top, right, bottom sides of boxes.
+
+    A value is negative where the point lies outside that side.
 
     Args:
         points: (P, 2) as `(x, y)`.
-        boxes: M boxes. A value is negative where the point lies beyond that side.
+        boxes: M boxes.
     """
     points = points[:, None, :]
     return torch.cat([points - boxes.tensor[:, :2], boxes.tensor[:, 2:] - points], dim=2)
 
 
 def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Return the (N,) intersection over union of box i with box i.
+    """Return the (N,) intersection over union of each box with its partner.
 
     Raises:
         ValueError: The two sets differ in size.

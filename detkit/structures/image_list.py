@@ -12,11 +12,16 @@ from torch import Tensor
 
 
 class ImageList:
-    """Images in the top left corners of one padded tensor, with the size that each has without its padding.
+    """Images in the top left corners of one padded tensor, with their sizes without padding.
 
     Attributes:
         tensor: (N, C, H, W), or (N, H, W) for images without a channel dimension.
         image_sizes: N times `(height, width)`.
+
+    Example:
+        >>> images = ImageList.from_tensors([torch.ones(3, 4, 6), torch.ones(3, 5, 5)])
+        >>> images.tensor.shape, images.image_sizes
+        (torch.Size([2, 3, 5, 6]), [(4, 6), (5, 5)])
     """
 
     def __init__(self, tensor: Tensor, image_sizes: Sequence[tuple[int, int]]) -> None:
@@ -36,7 +41,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one image without its padding, as a view: (C, height, width) or (height, width)."""
+        """Return a view of one image without its padding, ([C,] height, width)."""
         height, width = self.image_sizes[index]
         return self.tensor[index, ..., :height, :width]
 
@@ -63,17 +68,17 @@ class ImageList:
         Args:
             tensors: N images (C, height, width) or (height, width), of one dtype, device and number
                 of channels.
-            size_divisibility: H and W become multiples of this. 0 and 1 ask for nothing.
-            pad_value: What the padding is filled with.
-            padding_constraints: What a backbone asks for, instead: `size_divisibility` replaces the
-                argument of that name, `square_size` above 0 makes H and W this large before the
-                rounding.
-            memory_format: How the batch lies in memory. Written so at once: a conversion afterwards
-                is one more copy.
+            size_divisibility: H and W become multiples of this, unless it is 0.
+            pad_value: Value of the padding.
+            padding_constraints: Constraints of a backbone: `size_divisibility` replaces the
+                argument of that name, `square_size` above 0 sets H and W before the rounding.
+            memory_format: Memory format of the batch. A conversion afterwards is one more copy.
 
         Raises:
-            ValueError: There are no images, they differ in more than height and width, or one is
-                larger than `square_size`.
+            ValueError: There are no images.
+            ValueError: They differ in more than height and width.
+            ValueError: An image is larger than `square_size`.
+            TypeError: An image is not a tensor.
         """
         _check_images(tensors)
         image_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
@@ -85,13 +90,12 @@ class ImageList:
             device=first.device,
             memory_format=memory_format,
         )
-        for index, (image, (height_i, width_i)) in enumerate(
-            zip(tensors, image_sizes, strict=True)
-        ):
-            batch[index, ..., :height_i, :width_i] = image
+        for index, (height_i, width_i) in enumerate(image_sizes):
+            padded, image = batch[index], tensors[index]
+            padded[..., :height_i, :width_i] = image
             # Only the padding is filled, so that no pixel is written twice.
-            batch[index, ..., height_i:, :] = pad_value
-            batch[index, ..., :height_i, width_i:] = pad_value
+            padded[..., height_i:, :] = pad_value
+            padded[..., :height_i, width_i:] = pad_value
         return ImageList(batch, image_sizes)
 
 
@@ -102,9 +106,8 @@ def _check_images(tensors: Sequence[Tensor]) -> None:
         if not isinstance(image, Tensor):
             raise TypeError(f"images are tensors: image {index} is {type(image).__name__}")
         if image.dim() not in (2, 3):
-            raise ValueError(
-                f"images are (C, H, W) or (H, W): image {index} has shape {tuple(image.shape)}"
-            )
+            shape = tuple(image.shape)
+            raise ValueError(f"images are (C, H, W) or (H, W): image {index} has shape {shape}")
         if image.shape[:-2] != tensors[0].shape[:-2]:
             shapes = f"{tuple(tensors[0].shape)} and image {index} {tuple(image.shape)}"
             raise ValueError(

@@ -16,16 +16,18 @@ from detkit.utils.near_miss import did_you_mean
 
 
 class Instances:
-    """A table of M objects: named fields, each of length M (boxes, classes, scores, ...), and the image's size.
+    """A table of M objects of an image: fields of length M, such as boxes, classes and scores.
 
-    A field is set and read as an attribute. What can be a field: anything with `len` and indexing;
-    tensors, lists and classes with a static `cat` can also be joined.
+    A field is set and read as an attribute. It can be anything with `len` and indexing; tensors,
+    lists and classes with a static `cat` can also be joined.
 
     Example:
         >>> instances = Instances((480, 640))
-        >>> instances.pred_boxes = Boxes([[0, 0, 10, 10], [5, 5, 20, 20]])
+        >>> instances.pred_boxes = torch.tensor([[0, 0, 10, 10], [5, 5, 20, 20]])
         >>> instances.scores = torch.tensor([0.9, 0.3])
         >>> confident = instances[instances.scores > 0.5]
+        >>> len(confident), confident.image_size
+        (1, (480, 640))
     """
 
     _image_size: tuple[int, int]
@@ -55,8 +57,7 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Called only for what is no real attribute. `_fields` is missing while an object is
-        # unpickled or copied.
+        # Called for missing attributes only. `_fields` is one while unpickled or copied.
         if name == "_fields" or name not in self._fields:
             known = list(self.__dict__.get("_fields", ()))
             raise AttributeError(
@@ -68,7 +69,7 @@ class Instances:
         """Set a field, or replace it.
 
         Raises:
-            ValueError: Its length is not that of the fields already there.
+            ValueError: Its length differs from that of the other fields.
         """
         if len(self._fields) > 0 and len(value) != len(self):
             raise ValueError(
@@ -78,7 +79,7 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a field of this name."""
+        """Return whether there is a field of this name."""
         return name in self._fields
 
     def get(self, name: str) -> Any:
@@ -99,27 +100,26 @@ class Instances:
         del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """Return the fields by name: the dict itself. Changing it changes the instances, unchecked."""
+        """Return the fields by name: the dict itself, whose changes are not checked."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """Return the same table with `.to(*args, **kwargs)` applied to each field that has it."""
+        """Return a table with `.to(*args, **kwargs)` applied to each field that has it."""
         result = Instances(self._image_size)
         for name, value in self._fields.items():
             result.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
         return result
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Instances:
-        """Select objects by an index (giving one object), a slice, a bool mask, or int64 indices."""
+        """Select objects by an index (one object), a slice, a bool mask, or int64 indices."""
         if isinstance(item, int):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"instance {item} of {len(self)}")
             item = slice(item, None, len(self))
         result = Instances(self._image_size)
         for name, value in self._fields.items():
-            result.set(
-                name, _select_from_list(value, item) if isinstance(value, list) else value[item]
-            )
+            is_list = isinstance(value, list)
+            result.set(name, _select_from_list(value, item) if is_list else value[item])
         return result
 
     def __len__(self) -> int:
@@ -140,8 +140,9 @@ class Instances:
             instance_lists: At least one; all with the same image size and fields.
 
         Raises:
-            ValueError: There are none, or they differ in image size or in fields.
-            TypeError: A field is of a kind that cannot be joined.
+            ValueError: There are none.
+            ValueError: They differ in image size or in fields.
+            TypeError: A field cannot be joined.
         """
         if len(instance_lists) == 0:
             raise ValueError("need at least one Instances to join")

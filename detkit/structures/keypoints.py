@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detkit.structures.boxes import check_boxes_of, check_class
+
 # Floats of enlarged heatmaps that are held at a time on a GPU: 256 MiB.
 _MAX_FLOATS = 2**26
 
 
 class Keypoints:
-    """The keypoints of M objects: a thin hull around `tensor`, (M, K, 3) float32 as `(x, y, visibility)`.
+    """The keypoints of M objects: a thin wrapper around `tensor`, (M, K, 3) float32.
 
-    Visibility is 0 for a point that is not labelled, 1 for one that is hidden, 2 for one that is
+    A keypoint is `(x, y, visibility)`. Visibility is 0 for not labelled, 1 for hidden, 2 for
     visible. Coordinates are continuous pixels: the center of the pixel in column c is c + 0.5.
     """
 
     tensor: Tensor
 
     def __init__(self, keypoints: Tensor | Sequence[Any] | Any) -> None:
-        """Hold (M, K, 3) keypoints. A float32 tensor is kept, not copied; anything else is converted.
+        """Hold (M, K, 3) keypoints; a float32 tensor is kept, anything else converted.
 
         Raises:
             ValueError: It is not (M, K, 3).
@@ -49,10 +51,11 @@ class Keypoints:
         return Keypoints(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def to_heatmap(self, boxes: Tensor, heatmap_size: int) -> tuple[Tensor, Tensor]:
-        """Return the cell that each keypoint lies in, on a grid over its box: the target of a keypoint head.
+        """Return the cell of each keypoint on a grid over its box: the target of a keypoint head.
 
-        Source: He et al. 2017, arXiv 1703.06870, section 5: one hot cell per keypoint. A point
-        exactly on the right or lower side of the box belongs to the last cell.
+        A point exactly on the right or lower side of the box belongs to the last cell.
+
+        Source: He et al. 2017, arXiv 1703.06870, section 5: one hot cell per keypoint.
 
         Args:
             boxes: (M, 4) XYXY, one per object.
@@ -60,22 +63,18 @@ class Keypoints:
 
         Returns:
             (M, K) int64 `row * S + column`, and (M, K) int64 that is 1 where the keypoint is
-            labelled and lies in the box. Where it is not, the cell is 0 and means nothing.
+            labelled and lies in the box; where it is 0, so is the cell.
 
         Raises:
             ValueError: There is not one box per object.
         """
-        if boxes.dim() != 2 or boxes.shape != (len(self), 4):
-            raise ValueError(
-                f"need a box (x1, y1, x2, y2) per object: got {tuple(boxes.shape)} for {len(self)}"
-                " objects"
-            )
+        check_boxes_of("object", len(self), boxes)
         boxes = boxes.to(self.tensor.dtype)[:, None, :]
         points, sides = self.tensor[..., :2], boxes[..., 2:] - boxes[..., :2]
         cells = (points - boxes[..., :2]) * (heatmap_size / sides)
         cells = cells.floor().masked_fill(points == boxes[..., 2:], heatmap_size - 1)
-        # Compared before they become integers, which what is far outside, or divided by a side of
-        # 0, may not fit in.
+        # Compared as floats: a point far outside, or a box with a side of 0, may give a number that
+        # no integer holds.
         is_inside = ((cells >= 0) & (cells < heatmap_size)).all(dim=2)
         is_valid = is_inside & (self.tensor[..., 2] > 0)
         column, row = torch.where(is_valid[..., None], cells, 0.0).long().unbind(dim=2)
@@ -86,29 +85,24 @@ class Keypoints:
         """Join several sets with the same K into one with its own memory.
 
         Raises:
-            ValueError: There are none, since K is not known then.
-            TypeError: One is something else.
+            ValueError: There are none, so K is unknown.
+            TypeError: An item is something else.
         """
         if len(keypoints_list) == 0:
             raise ValueError("need at least one Keypoints to join")
-        for index, keypoints in enumerate(keypoints_list):
-            if not isinstance(keypoints, Keypoints):
-                raise TypeError(
-                    f"Keypoints.cat takes Keypoints: item {index} is {type(keypoints).__name__}"
-                )
+        check_class(Keypoints, keypoints_list)
         return cls(torch.cat([keypoints.tensor for keypoints in keypoints_list]))
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Keypoints:
-        """Select objects by an index (giving one object), a slice, a bool mask, or int64 indices."""
-        return Keypoints(
-            self.tensor[item].unsqueeze(0) if isinstance(item, int) else self.tensor[item]
-        )
+        """Select objects by an index (one object), a slice, a bool mask, or int64 indices."""
+        selected = self.tensor[item]
+        return Keypoints(selected.unsqueeze(0) if isinstance(item, int) else selected)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Go through the objects, each (K, 3)."""
+        """Iterate over the objects, each (K, 3)."""
         yield from self.tensor
 
     def __repr__(self) -> str:
@@ -117,27 +111,25 @@ class Keypoints:
 
 @torch.no_grad()
 def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
-    """Read keypoints from heatmaps: the best pixel of each, once the map is enlarged to the size of its region.
+    """Return the best pixel of each heatmap, resized to its region, as a keypoint.
 
     Args:
         maps: (R, K, S, S) logits.
-        rois: (R, 4) XYXY regions in pixels. One below a pixel in width or height counts as a pixel
-            wide or high.
+        rois: (R, 4) XYXY regions in pixels; sides below one pixel count as one.
 
     Returns:
-        (R, K, 4) float32 as `(x, y, logit, score)`. The score is the softmax of the enlarged map at
-        its best pixel, with the sum taken over the map as it came, so that scores of large and
-        small regions can be compared.
+        (R, K, 4) float32 as `(x, y, logit, score)`. The score is the softmax of the resized map at
+        its best pixel, with the sum taken over the original map, so that scores of large and small
+        regions can be compared.
     """
     maps, rois = maps.float(), rois.float()
     sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
-    # A region is enlarged to whole pixels (bicubically, as OpenCV does), and positions are brought
-    # back to its size.
+    # Resized to whole pixels (bicubically, as OpenCV does); positions are scaled back below.
     whole_sizes = sizes.ceil()
     if len(maps) == 0:
         return maps.new_zeros(0, maps.shape[1], 4)
     best = []
-    # Not under autocast: in half precision a maximum would be anywhere on a flat top.
+    # Not under autocast: in half precision many pixels around a maximum are equal.
     with torch.autocast(maps.device.type, enabled=False):
         # One wait for the device: the sizes are shapes of what follows. One region at a time fills
         # a CPU with work.
@@ -151,12 +143,12 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
 
 
 def _groups(sizes: Sequence[Sequence[int]], max_pixels: int) -> Iterator[tuple[int, int, int, int]]:
-    """Return runs of regions to be enlarged together, `(start, end, width, height)` with the largest size in each.
+    """Yield groups of regions to resize together, as `(start, end, width, height)`.
 
     Args:
         sizes: `(width, height)` of each of R > 0 regions.
-        max_pixels: Pixels that a run may have in all, all regions being enlarged to its largest
-            size. One may have more by itself.
+        max_pixels: Pixels of a group, if each region is resized to the group's largest width and
+            height. A single region may have more.
     """
     start, width, height = 0, 0, 0
     for i, (width_i, height_i) in enumerate(sizes):
@@ -169,17 +161,15 @@ def _groups(sizes: Sequence[Sequence[int]], max_pixels: int) -> Iterator[tuple[i
 
 
 def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Return column and row, (R, K, 2) float32, and logit, (R, K), of the best pixel of enlarged maps.
-
-    Enlarging is separable, so that it is two products of matrices, in 0.6 of the time of
-    `F.interpolate` on a CPU.
+    """Return column and row (R, K, 2) float32, and logit (R, K), of the best pixel of resized maps.
 
     Args:
         maps: (R, K, S, S)
-        sizes: (R, 2) whole `(width, height)` to enlarge each to.
+        sizes: (R, 2) whole `(width, height)` of each resized map.
         width: The largest of them.
         height: The largest of them.
     """
+    # Resizing is separable: two matrix products, in 0.6 of the time of `F.interpolate` on a CPU.
     columns = _bicubic_weights(sizes[:, 0], width, maps.shape[3])
     rows = _bicubic_weights(sizes[:, 1], height, maps.shape[2])
     enlarged = rows[:, None] @ (maps @ columns.transpose(1, 2)[:, None])
@@ -192,15 +182,13 @@ def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[
 
 
 def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
-    """Return (R, pixels, cells) how much each pixel along an axis takes from each cell.
+    """Return the (R, `num_pixels`, S) weights of cells in resized pixels along an axis.
 
-    Source: Keys 1981, with a = -0.75 as in OpenCV and torch. What lies beyond the border is what
-        lies there.
+    Source: Keys 1981, with a = -0.75 as in OpenCV and torch.
 
     Args:
-        sizes: (R,) pixels that each region has along the axis. Weights of further ones mean
-            nothing.
-        num_pixels: Pixels to give weights for.
+        sizes: (R,) pixels of each region along the axis; weights of further pixels are undefined.
+        num_pixels: The largest of them.
         num_cells: S
     """
     pixel = torch.arange(num_pixels, device=sizes.device) + 0.5
@@ -210,6 +198,7 @@ def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
     near = (1.25 * distance - 2.25) * distance**2 + 1
     far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
     weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    # Two more cells at either end stand for what is beyond the border: the value at the border.
     weights[:, :, 2] += weights[:, :, :2].sum(dim=2)
     weights[:, :, -3] += weights[:, :, -2:].sum(dim=2)
     return weights[:, :, 2:-2]

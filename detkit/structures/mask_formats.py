@@ -1,16 +1,16 @@
-"""The three ways to write a mask down - polygons, run lengths, bitmap - and the conversions between them.
+"""The three formats of a mask (polygons, run lengths, bitmap) and the conversions between them.
 
 Polygons are arrays `[x0, y0, x1, y1, ...]` in pixels, the pixel in column c spanning [c, c + 1);
-several make one mask together. Which pixels a polygon covers is decided by pycocotools, so that it
-is what COCO evaluation decides. Run lengths are COCO's: pixels column by column, runs of 0 and of 1
-in turn, 0 first.
+several make one mask together. pycocotools decides which pixels a polygon covers, as in COCO
+evaluation. Run lengths are COCO's: pixels column by column, runs of 0 and of 1 in turn, 0 first.
 
-Legend: H and W height and width of the image, P points of a polygon.
+Legend: H and W height and width of the image, P points of a polygon, E edges of an outline: sides of
+    pixels that separate the mask from the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,16 @@ from pycocotools import mask as coco_mask
 
 from detkit.structures.records import RLERecord
 
-# Its annotations know only one of the forms that its functions take.
+# Untyped: its annotations cover only one of the forms that its functions take.
 _COCO: Any = coco_mask
+
+# Sides of pixels are walked with the mask at the right: directions in clockwise order, y pointing
+# down.
+_STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the area inside a polygon of P points, whichever way round they go.
+    """Return the area inside a polygon of P points, in either direction.
 
     Source: the shoelace formula.
     """
@@ -32,17 +36,16 @@ def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def as_polygon(polygon: ArrayLike) -> np.ndarray:
-    """Return a polygon as (2 P,) float64 `[x0, y0, ...]`; an array of that type is kept, not copied.
+    """Return a polygon as (2 P,) float64 `[x0, y0, ...]`; not a copy if it is one already.
 
     Raises:
-        ValueError: It is no flat list of finite numbers, has an x without a y, or fewer than 3
-            points.
+        ValueError: It is not a flat list of finite numbers.
+        ValueError: An x has no y.
+        ValueError: There are fewer than 3 points.
     """
     points = np.asarray(polygon, dtype=np.float64)
     if points.ndim != 1:
-        raise ValueError(
-            f"a polygon is a flat list [x0, y0, x1, y1, ...]: got shape {points.shape}"
-        )
+        raise ValueError(f"a polygon is a flat list [x0, y0, x1, ...]: got shape {points.shape}")
     if len(points) % 2 != 0:
         raise ValueError(f"a polygon has a y for every x: got {len(points)} numbers")
     if len(points) < 6:
@@ -53,43 +56,40 @@ def as_polygon(polygon: ArrayLike) -> np.ndarray:
 
 
 def polygon_runs(polygons: Sequence[np.ndarray], height: int, width: int) -> list[Any]:
-    """Return the run lengths of each polygon, at least one, as pycocotools holds them."""
+    """Return the run lengths of each polygon, of which there is at least one, for pycocotools."""
     return _COCO.frPyObjects(polygons, height, width)
 
 
 def decode_runs(runs: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Return (H, W, M) bool bitmaps of M masks, each the union of the parts that `polygon_runs`
-    gives.
-    """
-    return _COCO.decode(
-        [parts[0] if len(parts) == 1 else _COCO.merge(parts) for parts in runs]
-    ).view(bool)
+    """Return (H, W, M) bool bitmaps of M masks, each the union of parts from `polygon_runs`."""
+    merged = [parts[0] if len(parts) == 1 else _COCO.merge(parts) for parts in runs]
+    return _COCO.decode(merged).view(bool)
 
 
 def polygons_to_rle(polygons: Sequence[ArrayLike], height: int, width: int) -> RLERecord:
-    """Return the run lengths of the pixels that at least one of the polygons covers. No polygon
-    gives an empty mask.
-    """
+    """Return the run lengths of the union of polygons; without polygons, of an empty mask."""
     if len(polygons) == 0:
         return bitmask_to_rle(np.zeros((height, width), dtype=bool))
-    return _readable(
-        _COCO.merge(polygon_runs([as_polygon(polygon) for polygon in polygons], height, width))
-    )
+    checked = [as_polygon(polygon) for polygon in polygons]
+    return _to_record(_COCO.merge(polygon_runs(checked, height, width)))
 
 
 def polygons_to_bitmask(polygons: Sequence[ArrayLike], height: int, width: int) -> np.ndarray:
-    """Return (H, W) bool: the pixels that at least one of the polygons covers. No polygon gives an
-    empty mask.
+    """Return the (H, W) bool union of polygons; without polygons, an empty mask.
+
+    Example:
+        >>> polygons_to_bitmask([[1.0, 0, 3, 0, 3, 2, 1, 2]], height=2, width=4).astype(int)
+        array([[0, 1, 1, 0],
+               [0, 1, 1, 0]])
     """
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
-    return decode_runs(
-        [polygon_runs([as_polygon(polygon) for polygon in polygons], height, width)]
-    )[:, :, 0]
+    checked = [as_polygon(polygon) for polygon in polygons]
+    return decode_runs([polygon_runs(checked, height, width)])[:, :, 0]
 
 
 def bitmask_to_rle(mask: ArrayLike) -> RLERecord:
-    """Return the compressed run lengths of an (H, W) bitmap, where what is not 0 belongs to the mask.
+    """Return the compressed run lengths of an (H, W) bitmap, whose mask is what is not 0.
 
     Raises:
         ValueError: It is not (H, W).
@@ -97,7 +97,7 @@ def bitmask_to_rle(mask: ArrayLike) -> RLERecord:
     bitmap = np.asarray(mask)
     if bitmap.ndim != 2:
         raise ValueError(f"a bitmap is (H, W): got shape {bitmap.shape}")
-    return _readable(_COCO.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8)))
+    return _to_record(_COCO.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8)))
 
 
 def rle_to_bitmask(
@@ -107,19 +107,20 @@ def rle_to_bitmask(
 
     Args:
         rle: `size` and `counts`; see `RLERecord`.
-        height: What the height has to be. None takes that of `size`.
-        width: What the width has to be. None takes that of `size`.
+        height: Required height. None takes that of `size`.
+        width: Required width. None takes that of `size`.
 
     Raises:
-        ValueError: The size is another one, or the runs do not add up to it. pycocotools does not
-            look, and reads beyond its memory.
+        ValueError: The size is another one.
+        ValueError: The runs do not add up to it.
     """
+    # Decoded here: pycocotools does not check the sizes, and reads beyond its memory.
     rle_height, rle_width = _size_of(rle)
     wanted = (rle_height if height is None else height, rle_width if width is None else width)
     if (rle_height, rle_width) != wanted:
         raise ValueError(
-            f"a run-length mask has the size of its image: got {rle_height} x {rle_width} (height x"
-            f" width) for an image of {wanted[0]} x {wanted[1]}"
+            f"a run-length mask has the size of its image: got {rle_height} x {rle_width}"
+            f" (height x width) for an image of {wanted[0]} x {wanted[1]}"
         )
     counts = rle_counts(rle)
     values = np.arange(len(counts)) % 2 == 1
@@ -130,7 +131,8 @@ def rle_counts(rle: Mapping[str, Any]) -> np.ndarray:
     """Return the int64 lengths of the runs, of 0 and of 1 in turn; they add up to H * W.
 
     Raises:
-        ValueError: They do not, or `counts` is no list of lengths and no text of COCO's form.
+        ValueError: They do not.
+        ValueError: `counts` is neither a list of lengths nor a text in COCO's encoding.
     """
     height, width = _size_of(rle)
     counts = rle.get("counts")
@@ -162,11 +164,10 @@ def _size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _decompressed(text: bytes) -> np.ndarray:
-    """Read COCO's text: each number in digits of 5 bits, lowest first, from the fourth on less the one two before.
-
-    A character is 48 plus the digit, plus 32 where more digits follow. The highest bit of the last
-    digit is the sign.
-    """
+    """Return the run lengths that COCO's text encodes."""
+    # Each number is written in digits of 5 bits, lowest first; a character is 48 plus the digit,
+    # plus 32 where more digits follow. The highest bit of the last digit is the sign. From the
+    # fourth number on, what is written is the difference to the number two before.
     digits = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if len(digits) == 0:
         return digits
@@ -183,13 +184,101 @@ def _decompressed(text: bytes) -> np.ndarray:
     place = np.arange(len(digits)) - np.repeat(starts[:-1], num_digits)
     numbers = np.add.reduceat((digits & 31) << (5 * place), starts[:-1])
     numbers -= np.where(digits[starts[1:] - 1] & 16, np.int64(1) << (5 * num_digits), 0)
-    # Differences to the number two before become numbers; the third is none, so the even ones start
-    # behind the first.
+    # The third number is no difference yet, so the sums over even places start behind the first.
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
 
 
-def _readable(rle: dict[str, Any]) -> RLERecord:
-    """Return run lengths of pycocotools as a record that JSON can hold."""
+def _to_record(rle: dict[str, Any]) -> RLERecord:
+    """Return run lengths of pycocotools as a record that JSON can store."""
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def bitmask_to_polygons(mask: ArrayLike) -> list[np.ndarray]:
+    """Return polygons along the sides of pixels that cover exactly an (H, W) bitmap.
+
+    They do not overlap, and `polygons_to_bitmask` returns the same bitmap.
+
+    Args:
+        mask: (H, W); what is not 0 belongs to the mask.
+
+    Returns:
+        (2 P,) float64 arrays `[x0, y0, ...]`, one per part whose pixels are connected by their
+        sides. None for an empty mask.
+
+    Raises:
+        ValueError: It is not (H, W).
+    """
+    bitmap = np.asarray(mask) != 0
+    if bitmap.ndim != 2:
+        raise ValueError(f"a bitmap is (H, W): got shape {bitmap.shape}")
+    polygons = []
+    # A union of polygons cannot leave out a hole: so a mask is cut from top to bottom at each.
+    cuts = sorted({int(loop[:, 0].min()) for loop in _outlines(bitmap) if _is_hole(loop)})
+    for start, end in zip([0, *cuts], [*cuts, bitmap.shape[1]], strict=True):
+        # A hole of a strip would be one of the mask, and so begin at a cut: strips have none.
+        for loop in _outlines(bitmap[:, start:end]):
+            polygons.append((loop + np.array([start, 0])).reshape(-1).astype(np.float64))
+    return polygons
+
+
+def _is_hole(loop: np.ndarray) -> bool:
+    """Return whether a (P, 2) outline runs around a hole."""
+    # Then it is counter-clockwise, and its signed area negative: the mask at its right is outside.
+    x, y = loop[:, 0], loop[:, 1]
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) < 0
+
+
+def _outlines(bitmap: np.ndarray) -> Iterator[np.ndarray]:
+    """Return the outlines of a bitmap and of its holes, as (P, 2) int64 corners in order."""
+    # Above, right, below and left of a pixel: its neighbour there, and the corner that the side
+    # between them starts at.
+    padded = np.pad(bitmap, 1)
+    inside = padded[1:-1, 1:-1]
+    neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
+    corners_of_sides = ([0, 0], [1, 0], [1, 1], [0, 1])
+    starts_of_sides, directions_of_sides = [], []
+    for direction in range(4):
+        pixels = np.argwhere(inside & ~neighbours[direction])[:, ::-1]
+        starts_of_sides.append(pixels + corners_of_sides[direction])
+        directions_of_sides.append(np.full(len(pixels), direction))
+    starts = np.concatenate(starts_of_sides)
+    directions = np.concatenate(directions_of_sides)
+    followers = _followers(starts, directions, bitmap.shape[1] + 1)
+    is_corner = (directions != directions[followers]).tolist()
+    next_side, is_seen = followers.tolist(), [False] * len(starts)
+    ends = starts + _STEPS[directions]
+    for first in range(len(starts)):
+        corners, side = [], first
+        while not is_seen[side]:
+            is_seen[side] = True
+            if is_corner[side]:
+                corners.append(side)
+            side = next_side[side]
+        if corners:
+            yield ends[corners]
+
+
+def _followers(starts: np.ndarray, directions: np.ndarray, stride: int) -> np.ndarray:
+    """Return the (E,) index of the edge that follows each edge.
+
+    Args:
+        starts: (E, 2) as `(x, y)`.
+        directions: (E,) index into `_STEPS`.
+        stride: Corners in a row.
+    """
+    ends = starts + _STEPS[directions]
+    start_keys = (starts[:, 1] * stride + starts[:, 0]) * 4 + directions
+    end_keys = (ends[:, 1] * stride + ends[:, 0]) * 4
+    order = np.argsort(start_keys)
+    ordered = start_keys[order]
+    followers = np.full(len(starts), -1)
+    # Right, straight on, left. Right first: where two pixels touch at a corner only, the outline
+    # stays with its own pixel, for such pixels are not connected.
+    for turn in (1, 0, 3):
+        keys = end_keys + (directions + turn) % 4
+        position = np.minimum(np.searchsorted(ordered, keys), max(len(ordered) - 1, 0))
+        is_there = (followers < 0) & (ordered[position] == keys) if len(ordered) else followers < 0
+        followers[is_there] = order[position[is_there]]
+    return followers

@@ -1,8 +1,8 @@
 """The dicts that travel between packages, with their keys and the types of their values.
 
-A record describes one image of a data set on disk. A model input is one image made ready for a
-model, a model output what a model says about one image. A class whose name starts with an
-underscore only holds the required keys of the class that follows it.
+A record describes one image of a data set on disk, a model input is one image ready for a model, a
+model output its predictions for one image. A class whose name starts with an underscore holds the
+required keys of the class that follows it.
 
 Legend: C channels, H and W height and width, K classes.
 """
@@ -39,15 +39,11 @@ class AnnotationRecord(_AnnotationKeys, total=False):
     id: int
     """The annotation's number in its file: error messages name it."""
     iscrowd: int
-    """1 for a region of many objects that are not told apart: not trained on, and ignored by COCO
-    evaluation.
-    """
+    """1 for a group of objects in one annotation: not trained on, ignored by COCO evaluation."""
     difficult: int
     """1 for an object that Pascal VOC evaluation ignores."""
     segmentation: list[list[float]] | RLERecord | np.ndarray
-    """Polygons, each `[x0, y0, x1, y1, ...]` in pixels; a mask in run-length encoding; or a mask,
-    (H, W) bool.
-    """
+    """Polygons, each `[x0, y0, x1, y1, ...]` in pixels; run-length encoding; or (H, W) bool."""
     keypoints: list[float]
     """`[x, y, visibility, ...]`; visibility 0 not labelled, 1 labelled and hidden, 2 visible.
 
@@ -83,11 +79,9 @@ class ImageRecord(_ImageKeys, total=False):
     height: int
     width: int
     annotations: list[AnnotationRecord]
-    """Absent where nothing is annotated (test images); empty where it is known that there is no
-    object.
-    """
+    """Absent for images without annotation (test images); empty if there is no object."""
     sem_seg_file_name: str
-    """A png whose pixels hold the class, and `ignore_label` where none is known."""
+    """A png whose pixels hold the class, or `ignore_label`."""
     pan_seg_file_name: str
     """A png whose pixels hold the segment: red + 256 green + 65536 blue."""
     segments_info: list[SegmentRecord]
@@ -124,7 +118,7 @@ class ModelInput(_ModelInputKeys, total=False):
 
 
 class ModelOutput(TypedDict, total=False):
-    """What a model says about one image, in the coordinates of `ModelInput`'s `height` and `width`."""
+    """Predictions for an image, in pixels of `ModelInput`'s `height` and `width`."""
 
     instances: Instances
     """`pred_boxes`, `scores`, `pred_classes`, ... in falling order of score."""

@@ -84,6 +84,17 @@ def test_inside_box_allows_a_border():
     assert boxes.inside_box((50, 60), boundary_threshold=2).tolist() == [True, True, True]
 
 
+def test_inside_box_counts_the_left_and_upper_border_only():
+    # A box per side that lies on the border, and one that lies a quarter of a pixel beyond.
+    on = Boxes([[0, 5, 9, 9], [5, 0, 9, 9], [5, 5, 60, 9], [5, 5, 9, 50]])
+    assert on.inside_box((50, 60)).tolist() == [True, True, False, False]
+    beyond = Boxes([[-0.25, 5, 9, 9], [5, -0.25, 9, 9], [5, 5, 60.25, 9], [5, 5, 9, 50.25]])
+    assert beyond.inside_box((50, 60)).tolist() == [False] * 4
+    on_border = Boxes([[-2, 5, 9, 9], [5, -2, 9, 9], [5, 5, 62, 9], [5, 5, 9, 52]])
+    assert on_border.inside_box((50, 60), 2).tolist() == [True, True, False, False]
+    assert beyond.inside_box((50, 60), 2).all()
+
+
 def test_scale_multiplies_x_and_y_and_leaves_the_input_alone():
     coordinates = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     boxes = Boxes(coordinates)
