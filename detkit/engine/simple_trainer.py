@@ -190,7 +190,7 @@ class SimpleTrainer(TrainerBase):
     def step_optimizer(self) -> None:
         """Change the weights."""
         # Clipping hangs on the optimizer's step, behind the unscaling: see
-        # detkit.solver.gradient_clipping.
+        # detkit.solver.build.
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

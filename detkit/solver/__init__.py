@@ -1,10 +1,18 @@
 """Optimizer, learning rate schedules and gradient clipping."""
 
-from detkit.solver.build import build_lr_scheduler, build_optimizer
-from detkit.solver.gradient_clipping import maybe_add_gradient_clipping
-from detkit.solver.lr_factors import HasParameterStages, layer_decay_factors, lr_factor_func
+from detkit.solver.build import (
+    build_lr_scheduler,
+    build_optimizer,
+    maybe_add_gradient_clipping,
+)
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
-from detkit.solver.param_groups import get_default_optimizer_params, reduce_param_groups
+from detkit.solver.param_groups import (
+    HasParameterStages,
+    get_default_optimizer_params,
+    layer_decay_factors,
+    lr_factor_func,
+    reduce_param_groups,
+)
 
 __all__ = [
     "HasParameterStages",

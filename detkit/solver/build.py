@@ -3,137 +3,180 @@
 import logging
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD, AdamW, Optimizer
 
 from detkit.config import CfgNode
-from detkit.solver.gradient_clipping import maybe_add_gradient_clipping
-from detkit.solver.lr_factors import lr_factor_func
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
-from detkit.solver.param_groups import ParamGroup, get_default_optimizer_params
+from detkit.solver.param_groups import get_default_optimizer_params, lr_factor_func
+from detkit.utils.errors import ConfigError
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+OPTIMIZERS = ("SGD", "AdamW")
+LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+CLIP_TYPES = ("value", "norm", "full_model")
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build what SOLVER.OPTIMIZER names over the parameters of `model` that train, with the clipping asked for.
+    """Build the optimizer that SOLVER.OPTIMIZER names, over the parameters of `model` that train.
 
     Raises:
-        ValueError: A SOLVER key has a value that cannot train, or nothing in the model trains.
+        ConfigError: A SOLVER key has a value that cannot train, or nothing in the model trains.
     """
-    name = cfg.SOLVER.OPTIMIZER
-    if name not in _OPTIMIZERS:
-        known = ", ".join(_OPTIMIZERS)
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of {known}; got"
-            f" {name!r}.{did_you_mean(str(name), _OPTIMIZERS)}"
+    solver = cfg.SOLVER
+    _require_choice(solver.OPTIMIZER, OPTIMIZERS, "SOLVER.OPTIMIZER")
+    _require_positive(solver.BASE_LR, "SOLVER.BASE_LR")
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        # BIAS_LR_FACTOR is among these: given as `bias_lr_factor`, it would replace the other
+        # factors on biases, not multiply them.
+        lr_factor_func=lr_factor_func(cfg, model),
+    )
+    if solver.OPTIMIZER == "SGD":
+        if solver.NESTEROV and not solver.MOMENTUM > 0:
+            raise ConfigError(
+                f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {solver.MOMENTUM}"
+            )
+        optimizer: Optimizer = SGD(
+            groups,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
         )
-    _require_positive(cfg.SOLVER.BASE_LR, "SOLVER.BASE_LR")
-    optimizer = _OPTIMIZERS[name](cfg, _param_groups(cfg, model))
+    else:
+        betas = tuple(solver.ADAMW.BETAS)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"SOLVER.ADAMW.BETAS must be two numbers in [0, 1), got {betas}")
+        _require_positive(solver.ADAMW.EPS, "SOLVER.ADAMW.EPS")
+        optimizer = AdamW(
+            groups,
+            lr=solver.BASE_LR,
+            betas=betas,
+            eps=solver.ADAMW.EPS,
+            weight_decay=solver.WEIGHT_DECAY,
+        )
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
-def _param_groups(cfg: CfgNode, model: nn.Module) -> list[ParamGroup]:
-    factors = lr_factor_func(
-        model,
-        lr_mult=cfg.SOLVER.LR_MULT,
-        layer_decay=cfg.SOLVER.LAYER_DECAY,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-    )
-    return get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        # That of biases is among them: given by itself, it would replace the other factors, not
-        # multiply them.
-        lr_factor_func=factors,
-    )
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer:
+    """Clip gradients before each step of the optimizer if SOLVER.CLIP_GRADIENTS.ENABLED is set.
 
+    `value` clips each element, `norm` scales the gradient of each parameter by itself, as
+    Detectron2 does, and `full_model` scales all gradients by their common norm.
 
-def _sgd(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
-    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM > 0:
-        raise ValueError(
-            f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {cfg.SOLVER.MOMENTUM}"
-        )
-    return SGD(
-        params,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        nesterov=cfg.SOLVER.NESTEROV,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
+    Args:
+        cfg: Read for SOLVER.CLIP_GRADIENTS.
+        optimizer: Changed in place.
 
+    Returns:
+        The same optimizer.
 
-def _adamw(cfg: CfgNode, params: list[ParamGroup]) -> Optimizer:
-    betas = tuple(cfg.SOLVER.ADAMW.BETAS)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"SOLVER.ADAMW.BETAS must be two numbers in [0, 1), got {betas}")
-    _require_positive(cfg.SOLVER.ADAMW.EPS, "SOLVER.ADAMW.EPS")
-    return AdamW(
-        params,
-        lr=cfg.SOLVER.BASE_LR,
-        betas=betas,
-        eps=cfg.SOLVER.ADAMW.EPS,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
+    Raises:
+        ConfigError: CLIP_TYPE is unknown, or CLIP_VALUE is not positive.
+    """
+    settings = cfg.SOLVER.CLIP_GRADIENTS
+    if not settings.ENABLED:
+        return optimizer
+    _require_choice(settings.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
+    _require_positive(settings.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
+    # Read here: the hook must not follow a config that is edited later.
+    clip_type, value, norm_type = settings.CLIP_TYPE, settings.CLIP_VALUE, settings.NORM_TYPE
 
+    def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        groups = optimizer.param_groups
+        parameters: list[Tensor] = [
+            p for group in groups for p in group["params"] if p.grad is not None
+        ]
+        if clip_type == "value":
+            clip_grad_value_(parameters, value)
+        elif clip_type == "full_model":
+            clip_grad_norm_(parameters, value, norm_type)
+        else:
+            for parameter in parameters:
+                clip_grad_norm_(parameter, value, norm_type)
 
-_OPTIMIZERS: dict[str, Callable[[CfgNode, list[ParamGroup]], Optimizer]] = {
-    "SGD": _sgd,
-    "AdamW": _adamw,
-}
+    # A hook of the step comes after the unscaling of a GradScaler, which is where clipping belongs,
+    # and keeps class and state of the optimizer. Detectron2 makes a subclass instead.
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
-    """Build the schedule that SOLVER.LR_SCHEDULER_NAME names, behind a warm-up; it steps once per iteration.
+    """Build the schedule that SOLVER.LR_SCHEDULER_NAME names, after a warm-up.
+
+    It steps once per iteration.
 
     Raises:
-        ValueError: Unknown name, or a SOLVER key out of its range.
+        ConfigError: The name is unknown, or a SOLVER key is out of range.
     """
-    name = cfg.SOLVER.LR_SCHEDULER_NAME
-    if name not in _COURSES:
-        known = ", ".join(_COURSES)
-        hint = did_you_mean(str(name), _COURSES)
-        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME must be one of {known}; got {name!r}.{hint}")
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise ValueError(f"SOLVER.MAX_ITER must be at least 1, got {cfg.SOLVER.MAX_ITER}")
+    solver = cfg.SOLVER
+    name, max_iter = solver.LR_SCHEDULER_NAME, solver.MAX_ITER
+    _require_choice(name, LR_SCHEDULERS, "SOLVER.LR_SCHEDULER_NAME")
+    _require_choice(solver.WARMUP_METHOD, ("linear", "constant"), "SOLVER.WARMUP_METHOD")
+    if max_iter < 1:
+        raise ConfigError(f"SOLVER.MAX_ITER must be at least 1, got {max_iter}")
+    if solver.WARMUP_ITERS < 0:
+        raise ConfigError(f"SOLVER.WARMUP_ITERS must be at least 0, got {solver.WARMUP_ITERS}")
+    if max_iter < solver.WARMUP_ITERS:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS=%d is longer than training: it is shortened to SOLVER.MAX_ITER=%d",
+            solver.WARMUP_ITERS,
+            max_iter,
+        )
     multiplier = WarmupParamScheduler(
         _COURSES[name](cfg),
-        warmup_factor=cfg.SOLVER.WARMUP_FACTOR,
-        warmup_length=_warmup_length(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
-        warmup_method=cfg.SOLVER.WARMUP_METHOD,
-        rescale_interval=cfg.SOLVER.RESCALE_INTERVAL,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_length=min(solver.WARMUP_ITERS / max_iter, 1.0),
+        warmup_method=solver.WARMUP_METHOD,
+        rescale_interval=solver.RESCALE_INTERVAL,
     )
-    return LRMultiplier(optimizer, multiplier, max_iter=cfg.SOLVER.MAX_ITER)
+    return LRMultiplier(optimizer, multiplier, max_iter=max_iter)
 
 
 def _multi_step(cfg: CfgNode) -> ParamScheduler:
-    steps = _steps_within(list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER)
+    steps, max_iter = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    if any(step < 1 for step in steps) or any(a >= b for a, b in pairwise(steps)):
+        raise ConfigError(f"SOLVER.STEPS must be positive and rise, got {steps}")
+    # fvcore refuses milestones behind the end; a short trial run of a long schedule has them.
+    unreached = [step for step in steps if step >= max_iter]
+    if unreached:
+        logger.warning(
+            "SOLVER.STEPS %s are not reached: training ends at SOLVER.MAX_ITER=%d",
+            unreached,
+            max_iter,
+        )
+    steps = [step for step in steps if step < max_iter]
     values = [cfg.SOLVER.GAMMA**k for k in range(len(steps) + 1)]
-    return MultiStepParamScheduler(values, milestones=steps, num_updates=cfg.SOLVER.MAX_ITER)
+    return MultiStepParamScheduler(values, milestones=steps, num_updates=max_iter)
 
 
 def _cosine(cfg: CfgNode) -> ParamScheduler:
-    if not 0 <= cfg.SOLVER.BASE_LR_END <= cfg.SOLVER.BASE_LR:
-        raise ValueError(
-            f"SOLVER.BASE_LR_END must lie between 0 and SOLVER.BASE_LR={cfg.SOLVER.BASE_LR}, "
-            f"got {cfg.SOLVER.BASE_LR_END}"
+    base_lr, end = cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END
+    if not 0 <= end <= base_lr:
+        raise ConfigError(
+            f"SOLVER.BASE_LR_END must lie between 0 and SOLVER.BASE_LR={base_lr}, got {end}"
         )
-    _require_positive(cfg.SOLVER.BASE_LR, "SOLVER.BASE_LR")
-    return CosineParamScheduler(1.0, cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR)
+    _require_positive(base_lr, "SOLVER.BASE_LR")
+    return CosineParamScheduler(1.0, end / base_lr)
 
 
 def _step_with_fixed_gamma(cfg: CfgNode) -> ParamScheduler:
     if cfg.SOLVER.NUM_DECAYS < 1:
-        raise ValueError(f"SOLVER.NUM_DECAYS must be at least 1, got {cfg.SOLVER.NUM_DECAYS}")
+        raise ConfigError(f"SOLVER.NUM_DECAYS must be at least 1, got {cfg.SOLVER.NUM_DECAYS}")
     return StepWithFixedGamma(cfg.SOLVER.NUM_DECAYS, cfg.SOLVER.GAMMA)
 
 
@@ -144,33 +187,14 @@ _COURSES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
 }
 
 
-def _steps_within(steps: list[int], max_iter: int) -> list[int]:
-    """The steps that come before the end of training; the others are named in a warning."""
-    if any(step < 1 for step in steps) or any(a >= b for a, b in pairwise(steps)):
-        raise ValueError(f"SOLVER.STEPS must be positive and rise, got {steps}")
-    unreached = [step for step in steps if step >= max_iter]
-    if unreached:
-        logger.warning(
-            "SOLVER.STEPS %s are not reached: training ends at SOLVER.MAX_ITER=%d",
-            unreached,
-            max_iter,
-        )
-    return [step for step in steps if step < max_iter]
-
-
-def _warmup_length(warmup_iters: int, max_iter: int) -> float:
-    """The warm-up's share of the run."""
-    if warmup_iters < 0:
-        raise ValueError(f"SOLVER.WARMUP_ITERS must be at least 0, got {warmup_iters}")
-    if warmup_iters > max_iter:
-        logger.warning(
-            "SOLVER.WARMUP_ITERS=%d is longer than training: it is shortened to SOLVER.MAX_ITER=%d",
-            warmup_iters,
-            max_iter,
-        )
-    return min(warmup_iters / max_iter, 1.0)
+# The table of keys has the same limits. They hold for merged settings, and code may assign others:
+# `cfg.SOLVER.BASE_LR = 0`.
+def _require_choice(value: Any, choices: tuple[str, ...], key: str) -> None:
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}; got {value!r}.{hint}")
 
 
 def _require_positive(value: float, key: str) -> None:
     if not value > 0:
-        raise ValueError(f"{key} must be above 0, got {value!r}")
+        raise ConfigError(f"{key} must be above 0, got {value!r}")

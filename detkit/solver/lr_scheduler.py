@@ -1,6 +1,6 @@
-"""Learning rate schedules: a warm-up in front of a course over the run, both as factors on the base learning rates.
+"""Learning rate schedules: a warm-up and a course over the run, as factors on the learning rates.
 
-A `ParamScheduler` of fvcore maps progress (iteration / MAX_ITER, in [0, 1]) to a factor;
+A `ParamScheduler` of fvcore maps progress (iteration / max_iter, in [0, 1]) to a factor;
 `LRMultiplier` applies it to the learning rates of an optimizer.
 """
 
@@ -16,6 +16,8 @@ from fvcore.common.param_scheduler import (
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,11 @@ class WarmupParamScheduler(CompositeParamScheduler):
             warmup_length: Share of the run that warms up, in [0, 1].
             warmup_method: `linear` rises to the value of `scheduler` at the end of the warm-up;
                 `constant` stays at the first.
-            rescale_interval: Let `scheduler` start at the end of the warm-up instead of running
-                from the beginning, hidden by it: what comes at half of the course then comes at
-                half of the time that is left.
+            rescale_interval: Start `scheduler` at the end of the warm-up, squeezed into the rest of
+                the run. Otherwise it runs from the beginning, and the warm-up covers its start.
 
         Raises:
-            ValueError: Unknown method, or a length outside [0, 1].
+            ValueError: `warmup_method` is unknown, or `warmup_length` is not in [0, 1].
         """
         if not 0.0 <= warmup_length <= 1.0:
             raise ValueError(f"warmup_length must lie in [0, 1], got {warmup_length}")
@@ -58,9 +59,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(first)
         else:
-            raise ValueError(
-                f"SOLVER.WARMUP_METHOD must be linear or constant, got {warmup_method!r}"
-            )
+            raise ValueError(f"warmup_method must be linear or constant, got {warmup_method!r}")
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1.0 - warmup_length],
@@ -69,10 +68,10 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class StepWithFixedGamma(ParamScheduler):
-    """Falls by `gamma` `num_decays` times, at equal distances.
+    """Multiplies by `gamma`, `num_decays` times at equal distances.
 
-    fvcore's class of a similar name raises IndexError at progress 1, where this one gives the last
-    value.
+    Unlike fvcore's class of a similar name, it returns the last value at progress 1 instead of an
+    IndexError.
     """
 
     def __init__(self, num_decays: int, gamma: float) -> None:
@@ -80,14 +79,13 @@ class StepWithFixedGamma(ParamScheduler):
         self._gamma = gamma
 
     def __call__(self, where: float) -> float:
+        # The run has one interval more than it has decays: the first is without one.
         decays = int((where + self.WHERE_EPSILON) * (self._num_decays + 1))
         return self._gamma ** min(decays, self._num_decays)
 
 
 class LRMultiplier(LRScheduler):
-    """Sets each learning rate of an optimizer to its first value times a factor that depends on
-    progress only.
-    """
+    """Sets each learning rate of an optimizer to its base value times a factor of the progress."""
 
     def __init__(
         self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
@@ -95,38 +93,40 @@ class LRMultiplier(LRScheduler):
         """Attach to an optimizer and set the learning rates of the first iteration.
 
         Args:
-            optimizer: Its present learning rates are the base that factors multiply.
-            multiplier: Progress in [0, 1) -> factor.
+            optimizer: Its present learning rates are the base values.
+            multiplier: Maps progress in [0, 1) to a factor.
             max_iter: Iterations of the whole run, at least 1.
-            last_iter: The last iteration that was trained before; -1 at the start.
+            last_iter: The last iteration that was trained; -1 at the start.
 
         Raises:
             ValueError: `max_iter` is below 1.
         """
         if max_iter < 1:
-            raise ValueError(f"SOLVER.MAX_ITER must be at least 1, got {max_iter}")
+            raise ValueError(f"max_iter must be at least 1, got {max_iter}")
         self._multiplier = multiplier
         self._max_iter = max_iter
         super().__init__(optimizer, last_epoch=last_iter)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group for the coming iteration."""
-        # After the last iteration torch asks for one more, which nobody trains with: hold the last.
+        # After the last iteration torch asks for one more, which no step uses: repeat the last.
         iteration = min(self.last_epoch, self._max_iter - 1)
         factor = self._multiplier(iteration / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position and base learning rates; the course itself follows from the config."""
+        """Return position and base learning rates; the course follows from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved position. The saved base learning rates win over those of the config,
-        which is logged.
+        """Restore a saved position. The saved base learning rates replace those of the config.
+
+        Raises:
+            ConfigError: The number of parameter groups differs.
         """
         saved = state_dict["base_lrs"]
         if len(saved) != len(self.base_lrs):
-            raise ValueError(
+            raise ConfigError(
                 f"the saved schedule has {len(saved)} parameter groups, this one"
                 f" {len(self.base_lrs)}: SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, LR_MULT, LAYER_DECAY"
                 " or the frozen layers differ from the run that is resumed"

@@ -52,9 +52,7 @@ def test_warmup_length_outside_the_run_is_an_error(length):
 
 
 def test_unknown_warmup_method_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"SOLVER.WARMUP_METHOD must be linear or constant, got 'cosine'"
-    ):
+    with pytest.raises(ValueError, match=r"warmup_method must be linear or constant, got 'cosine'"):
         WarmupParamScheduler(ConstantParamScheduler(1.0), 0.1, 0.1, warmup_method="cosine")
 
 
@@ -111,5 +109,5 @@ def test_other_number_of_groups_is_an_error_on_resume():
 
 
 def test_max_iter_below_one_is_an_error():
-    with pytest.raises(ValueError, match=r"SOLVER.MAX_ITER must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"max_iter must be at least 1, got 0"):
         LRMultiplier(sgd(), ConstantParamScheduler(1.0), 0)
