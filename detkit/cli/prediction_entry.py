@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
-from detkit.utils.segment_ids import id2rgb
+from detkit.utils.colormap import id2rgb
 
 
 def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:

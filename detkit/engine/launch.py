@@ -192,7 +192,9 @@ def _run_under_torchrun(
     )
     # torchrun counts them on the machine whose process failed; what meets in its store counts those
     # it has seen.
-    comm.set_num_restarts(comm.largest(max(restarts - next(_joined), comm.get_num_restarts())))
+    comm.set_num_restarts(
+        comm.all_reduce_max_int(max(restarts - next(_joined), comm.get_num_restarts()))
+    )
     return _run_and_leave(main_func, args)
 
 

@@ -13,8 +13,7 @@ import torch
 from detkit.config import CfgNode, settings_without_effect, unread_settings
 from detkit.engine.run_config import prepare
 from detkit.utils import comm
-from detkit.utils.collect_env import collect_env_info
-from detkit.utils.env import resolve_device, reuse_freed_memory, seed_all_rng
+from detkit.utils.env import collect_env_info, resolve_device, reuse_freed_memory, seed_all_rng
 from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detkit.utils.file_io import PathManager
 from detkit.utils.logger import setup_logger

@@ -1,17 +1,14 @@
-"""Colours that can be told apart, for classes and instances in pictures.
-
-The palette is not a list of numbers but made here: each next colour is the one farthest from all
-before it, measured in a space where equal distances look equally different.
-"""
+"""Colours: a palette for classes and instances in pictures, and segment ids in panoptic pngs."""
 
 import functools
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["class_colors", "colormap", "random_color", "random_colors"]
+__all__ = ["class_colors", "colormap", "id2rgb", "random_color", "random_colors", "rgb2id"]
 
 _NUM_COLORS = 80
+_MOST_IDS = 256**3
 
 # Linear sRGB to cone responses, and their cube roots to OKLab. Source: Ottosson 2020, "A perceptual
 # color space for image processing".
@@ -29,16 +26,16 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-# Near-black, near-white and grey are left to the picture itself.
+# Near-black, near-white and grey are colours of the picture itself.
 _LIGHTNESS = (0.5, 0.9)
 _MIN_CHROMA = 0.07
 
 
 def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
-    """Return the palette, (80, 3): any first colours of it are as different as so many can be.
+    """Return the palette, (80, 3), with the most different colours first.
 
     Args:
-        rgb: Red first; otherwise blue first, as OpenCV and Detectron2 have it.
+        rgb: Red first; otherwise blue first, as in OpenCV and Detectron2.
         maximum: Value of full intensity, 255 or 1.
     """
     palette = _palette(_NUM_COLORS) * np.float32(maximum)
@@ -46,10 +43,9 @@ def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]
 
 
 def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
-    """Return a colour for each class, RGB in 0 to 255: the first colours of the palette, which goes on as far as needed.
+    """Return a colour for each class, RGB in 0 to 255: the first colours of a long palette.
 
-    Beyond some thousand classes no more colours can be told apart, and they come again from the
-    first one on.
+    After some thousand classes, colours repeat.
     """
     palette = np.round(_palette(max(num_classes, _NUM_COLORS)) * 255).astype(int).tolist()
     chosen = (palette[index % len(palette)] for index in range(num_classes))
@@ -67,7 +63,7 @@ def random_colors(
     """Return `count` different colours of the palette at random, each (3,).
 
     Raises:
-        ValueError: More are asked for than the palette has.
+        ValueError: `count` is larger than the palette.
     """
     if count > _NUM_COLORS:
         raise ValueError(f"the palette has {_NUM_COLORS} colours, {count} were asked for")
@@ -77,14 +73,16 @@ def random_colors(
 
 @functools.cache
 def _palette(count: int) -> npt.NDArray[np.float32]:
-    """RGB in [0, 1], (count, 3) or fewer if there are no more, farthest first."""
+    """Return colours, RGB in [0, 1], (count, 3) or fewer if there are no more."""
+    # Made instead of written down, so that it has any length: each colour is the candidate farthest
+    # from all before it, in a space where equal distances look equally different.
     steps = np.linspace(0, 1, 16)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(candidates)
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     usable = (lightness >= _LIGHTNESS[0]) & (lightness <= _LIGHTNESS[1]) & (chroma >= _MIN_CHROMA)
     candidates, lab = candidates[usable], lab[usable]
-    # The most colourful one starts; which it is matters little, as long as it is always the same.
+    # The first is the one of the largest chroma: any would do, if it is always the same.
     chosen = [int(np.hypot(lab[:, 1], lab[:, 2]).argmax())]
     distance = np.full(len(lab), np.inf)
     while len(chosen) < min(count, len(candidates)):
@@ -96,3 +94,33 @@ def _palette(count: int) -> npt.NDArray[np.float32]:
 def _oklab(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T
+
+
+def rgb2id(color: np.ndarray) -> np.ndarray:
+    """Return the (...,) int32 segment ids of (..., 3) RGB colours in [0, 255].
+
+    Format: red + 256 green + 65536 blue, 0 for no segment:
+        https://cocodataset.org/#format-data, panoptic segmentation.
+
+    Example:
+        >>> import numpy as np
+        >>> from detkit.utils.colormap import id2rgb, rgb2id
+        >>> rgb2id(id2rgb(np.array([[0, 70000]])))
+        array([[    0, 70000]], dtype=int32)
+    """
+    channels = np.asarray(color).astype(np.int32)
+    return channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
+
+
+def id2rgb(ids: np.ndarray) -> np.ndarray:
+    """Return the (..., 3) uint8 colours of (...,) segment ids.
+
+    Raises:
+        ValueError: An id lies outside [0, 2**24).
+    """
+    ids = np.asarray(ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= _MOST_IDS):
+        raise ValueError(
+            f"a png holds segment ids in [0, {_MOST_IDS}), got {ids.min()} to {ids.max()}"
+        )
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

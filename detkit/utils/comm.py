@@ -15,7 +15,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Set by the launcher: what `get_local_rank`, `get_local_size` and `get_num_restarts` give.
+# Set by the launcher, for `get_local_rank`, `get_local_size` and `get_num_restarts`.
 _LOCAL: dict[str, int] = {}
 
 
@@ -24,51 +24,49 @@ def _is_distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes in the run."""
+    """Return the number of processes in the run."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def get_rank() -> int:
-    """Rank of this process over all machines, in [0, world size)."""
+    """Return the rank of this process over all machines, in [0, world size)."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def set_local(rank: int, size: int) -> None:
-    """Record rank and number of processes on this machine; called once by the launcher, before
-    anything asks.
-    """
+    """Record rank and number of processes on this machine; called once, by the launcher."""
     if not 0 <= rank < size:
         raise ValueError(f"local rank must lie in [0, {size}), got {rank}")
     _LOCAL.update(rank=rank, size=size)
 
 
 def get_local_rank() -> int:
-    """Rank of this process on its machine: the index of its GPU."""
+    """Return the rank of this process on its machine: the index of its GPU."""
     return _LOCAL.get("rank", 0)
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine."""
+    """Return the number of processes on this machine."""
     return _LOCAL.get("size", 1)
 
 
 def set_num_restarts(count: int) -> None:
-    """Record how often the run was restarted; called once by the launcher."""
+    """Record how often the run was restarted; called once, by the launcher."""
     _LOCAL["restarts"] = count
 
 
 def get_num_restarts() -> int:
-    """How often torchrun has restarted the run, on whichever of its machines a process failed."""
+    """Return how often torchrun has restarted the run, on any of its machines."""
     return _LOCAL.get("restarts", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, the process that writes files and logs."""
+    """Return whether this is rank 0, the process that writes files and logs."""
     return get_rank() == 0
 
 
 def synchronize() -> None:
-    """Wait until every process has come here."""
+    """Wait until all processes have called this."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -79,14 +77,12 @@ def synchronize() -> None:
 
 @functools.lru_cache
 def _cpu_group() -> Any:
-    """A gloo group over all ranks; the default group where that is gloo already."""
+    """Return a gloo group over all ranks: the default group unless that is NCCL's."""
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
 
 
 def all_gather(obj: T) -> list[T]:
-    """Return every process the objects of all, in order of rank. Objects travel pickled: keep them
-    small.
-    """
+    """Gather the objects of all processes in each process, by rank. They are pickled: keep them small."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()
@@ -95,9 +91,7 @@ def all_gather(obj: T) -> list[T]:
 
 
 def gather(obj: T, dst: int = 0) -> list[T]:
-    """Return rank `dst` the objects of all processes, in order of rank; the others get an empty
-    list.
-    """
+    """Gather the objects of all processes in rank `dst`, by rank; the others get an empty list."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
@@ -105,34 +99,32 @@ def gather(obj: T, dst: int = 0) -> list[T]:
     return gathered or []
 
 
-def largest(number: int) -> int:
-    """Return every process the largest of a whole number of each; cheap enough for every iteration."""
+def all_reduce_max_int(number: int) -> int:
+    """Return the maximum of an integer over the processes, through the CPU group."""
     if get_world_size() == 1:
         return number
     value = torch.tensor(number, dtype=torch.int64)
     dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_cpu_group())
-    return int(value)  # of a CPU tensor: no device is waited for
+    return int(value)  # of a CPU tensor: no device is waited for, so every iteration may ask
 
 
-def largest_of_each(values: Tensor) -> Tensor:
-    """Return every process, element by element, the largest of the tensors of all, on the device
-    that they are on.
-    """
+def all_reduce_max(values: Tensor) -> Tensor:
+    """Return the element-wise maximum of a tensor over the processes, on its device."""
     if get_world_size() == 1:
         return values
-    largest = values.clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest
+    maximum = values.clone()
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return maximum
 
 
 def shared_random_seed() -> int:
-    """A random seed that is the same in every process, in [0, 2**31)."""
+    """Return a random seed that is the same in every process, in [0, 2**31)."""
     seed = int(torch.randint(2**31, (1,)).item())
     return all_gather(seed)[0]
 
 
 def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
-    """Sum or average scalars over the processes, key by key, in one message.
+    """Sum or average scalars over the processes, by key, in one reduce.
 
     Args:
         values: Scalar tensors; the keys are the same in every process.
@@ -145,7 +137,7 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
     if world_size == 1 or not values:
         return values
     with torch.no_grad():
-        names = sorted(values)  # dictionaries may have been filled in another order elsewhere
+        names = sorted(values)  # other processes may have filled their dicts in another order
         stacked = torch.stack([values[name] for name in names])
         dist.reduce(stacked, dst=0)
         if average and get_rank() == 0:
@@ -154,17 +146,17 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
 
 
 def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """Return rank 0 the arrays of all processes, those of a name behind each other in order of rank; the others None.
-
-    They travel as they lie in memory, straight to their place, one process at a time: rank 0 holds
-    nothing twice that the others send.
+    """Concatenate the arrays of all processes in rank 0, by name and in order of rank.
 
     Args:
         arrays: By name, along the first axis; a process may lack some names.
 
+    Returns:
+        The arrays in rank 0, None in the others.
+
     Raises:
-        ValueError: In all processes, if arrays of a name that are not empty differ in type, or in
-            more than the first axis.
+        ValueError: Arrays of a name that are not empty differ in type, or in more than the first
+            axis. All processes raise it.
     """
     if get_world_size() == 1:
         return dict(arrays)
@@ -172,9 +164,9 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     gathered: dict[str, np.ndarray] = {}
     for name in sorted({name for layout in layouts for name in layout}):
         given = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
-        of_name = {rank: layout for rank, layout in given.items() if layout[1][0]} or dict(
-            [next(iter(given.items()))]
-        )
+        filled = {rank: layout for rank, layout in given.items() if layout[1][0] > 0}
+        # Empty arrays say nothing: their type is NumPy's default. One stands for all if all are.
+        of_name = filled or dict(list(given.items())[:1])
         if len({(dtype, shape[1:]) for dtype, shape in of_name.values()}) > 1:
             raise ValueError(
                 f"arrays {name!r} differ between processes: by rank {of_name} (type, shape)"
@@ -188,6 +180,8 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 def _concatenate_in_main(
     own: np.ndarray | None, layouts: Mapping[int, tuple[str, tuple]]
 ) -> np.ndarray | None:
+    # Sent as bytes, straight to their place, one process at a time: a gather of pickles would hold
+    # everything twice in rank 0.
     if not is_main_process():
         if own is not None and own.size:
             dist.send(_bytes_of(np.ascontiguousarray(own)), dst=0, group=_cpu_group())
@@ -206,14 +200,12 @@ def _concatenate_in_main(
 
 
 def _bytes_of(array: np.ndarray) -> Tensor:
-    """The memory of an array, which is contiguous and not empty."""
+    """Return the memory of an array that is contiguous and not empty."""
     return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def sum_to_main(tensor: Tensor) -> Tensor:
-    """Return rank 0 the sum of the CPU tensors of all processes, which have the same shape; the
-    others get their own.
-    """
+    """Sum a CPU tensor over the processes in rank 0; the others get their own back."""
     if get_world_size() == 1:
         return tensor
     total = tensor.clone()

@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from detkit.structures import BoxMode, Instances
 from detkit.structures.records import ImageRecord, ModelOutput
-from detkit.utils.colormap import colormap
+from detkit.utils.colormap import colormap, rgb2id
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
-from detkit.utils.segment_ids import rgb2id
 from detkit.visualization.canvas import Canvas, Color
 from detkit.visualization.overlay import Segment, draw_keypoints, draw_labels, draw_segments
 from detkit.visualization.plain_values import (

@@ -8,7 +8,7 @@ from PIL import Image
 
 from detkit.cli.prediction_entry import describe_output, write_maps
 from detkit.structures import Boxes, Instances, rle_to_bitmask
-from detkit.utils.segment_ids import rgb2id
+from detkit.utils.colormap import rgb2id
 
 METADATA = SimpleNamespace(thing_classes=["cat", "dog"], stuff_classes=["things", "sky"])
 

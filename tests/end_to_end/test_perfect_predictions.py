@@ -11,8 +11,8 @@ from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.evaluation import build_evaluator
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.colormap import rgb2id
 from detkit.utils.image import read_image, read_label_map
-from detkit.utils.segment_ids import rgb2id
 
 
 def perfect_instances(record):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from detkit.cli import predict, train
 from detkit.data import MetadataCatalog
-from detkit.utils.segment_ids import rgb2id
+from detkit.utils.colormap import rgb2id
 
 SMALL = [
     "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32",

@@ -21,7 +21,7 @@ from detkit.evaluation import (
 )
 from detkit.structures import Boxes, BoxMode, Instances
 from detkit.utils import comm
-from detkit.utils.segment_ids import id2rgb
+from detkit.utils.colormap import id2rgb
 from tests.processes import together
 
 SIZE = (40, 60)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from detkit.utils.colormap import class_colors, colormap, random_color, random_colors
+from detkit.utils.colormap import (
+    class_colors,
+    colormap,
+    id2rgb,
+    random_color,
+    random_colors,
+    rgb2id,
+)
 
 
 def test_colours_are_different_from_each_other() -> None:
@@ -65,3 +72,23 @@ def test_more_classes_than_colours_start_again() -> None:
     assert len(colors) == 6000
     num_different = len(set(colors))
     assert colors[num_different : num_different + 3] == colors[:3]
+
+
+# --- segment ids ---
+
+
+def test_red_counts_least():
+    assert rgb2id(np.array([1, 2, 3], dtype=np.uint8)) == 1 + 2 * 256 + 3 * 65536
+    assert id2rgb(np.array(256)).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 5), (2, 3, 4)])
+def test_colours_and_ids_are_inverse(shape):
+    ids = np.random.default_rng(0).integers(0, 2**24, shape)
+    np.testing.assert_array_equal(rgb2id(id2rgb(ids)), ids)
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**24]])
+def test_id_that_no_colour_holds_is_an_error(ids):
+    with pytest.raises(ValueError, match=rf"\[0, 16777216\), got {ids[0]} to {ids[0]}"):
+        id2rgb(np.array(ids))

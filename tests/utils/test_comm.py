@@ -16,8 +16,8 @@ def test_one_process_talks_to_itself():
     assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
     assert comm.sum_to_main(torch.tensor([1, 2])).tolist() == [1, 2]
     assert comm.concatenate_in_main({"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
-    assert comm.largest(3) == 3
-    assert comm.largest_of_each(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert comm.all_reduce_max_int(3) == 3
+    assert comm.all_reduce_max(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert 0 <= comm.shared_random_seed() < 2**31
     comm.synchronize()
 
@@ -41,8 +41,8 @@ def _each_function():
         "all": comm.all_gather(rank),
         "gathered": comm.gather(rank, dst=1),
         "total": comm.sum_to_main(torch.tensor([1, rank])).tolist(),
-        "largest": comm.largest(rank),
-        "largest_of_each": comm.largest_of_each(torch.tensor([1.0, rank])).tolist(),
+        "all_reduce_max_int": comm.all_reduce_max_int(rank),
+        "all_reduce_max": comm.all_reduce_max(torch.tensor([1.0, rank])).tolist(),
         "seed": comm.shared_random_seed(),
         "mean": {k: v.item() for k, v in comm.reduce_dict(values).items()},
         "sum": {k: v.item() for k, v in comm.reduce_dict(values, average=False).items()},
@@ -61,8 +61,8 @@ def test_two_processes(tmp_path):
     assert first["all"] == second["all"] == [0, 1]
     assert (first["gathered"], second["gathered"]) == ([], [0, 1])
     assert (first["total"], second["total"]) == ([2, 1], [1, 1])
-    assert first["largest"] == second["largest"] == 1
-    assert first["largest_of_each"] == second["largest_of_each"] == [1.0, 1.0]
+    assert first["all_reduce_max_int"] == second["all_reduce_max_int"] == 1
+    assert first["all_reduce_max"] == second["all_reduce_max"] == [1.0, 1.0]
     assert first["seed"] == second["seed"]
     assert first["mean"] == {"a": 0.5, "b": 5.0}
     assert first["sum"] == {"a": 1.0, "b": 10.0}

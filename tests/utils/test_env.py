@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detkit.utils.env import (
+    collect_env_info,
     random_state,
     resolve_device,
     reuse_freed_memory,
@@ -119,3 +120,21 @@ def test_allocator_that_the_user_tuned_is_left_alone():
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert reuse_freed_memory() is False
+
+
+# --- versions ---
+
+
+def test_table_names_what_a_bug_report_needs(monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", "/somewhere")
+    table = collect_env_info()
+    for word in (
+        "platform",
+        "python",
+        "torch",
+        "torchvision",
+        "faster-coco-eval",
+        "CUDA",
+        "/somewhere",
+    ):
+        assert word in table

@@ -7,8 +7,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.colormap import id2rgb
 from detkit.utils.image_file import BadImageError
-from detkit.utils.segment_ids import id2rgb
 from detkit.visualization import ColorMode, Visualizer
 
 METADATA = SimpleNamespace(

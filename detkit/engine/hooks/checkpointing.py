@@ -50,7 +50,7 @@ class StopOnSignal(HookBase):
         self._handlers.enter_context(asked_to_stop(self._receive))
 
     def after_step(self) -> None:
-        received = comm.largest(self._received)
+        received = comm.all_reduce_max_int(self._received)
         if not received:
             return
         iteration = self.trainer.iter

@@ -190,7 +190,7 @@ def check_step(losses: Sequence[Mapping[str, Tensor]], gradients: Sequence[Tenso
     is_broken = ~numbers.isfinite()
     # Queued on the device behind the gradients, where there is one: processes agree without a wait
     # of their own.
-    broken = comm.largest_of_each(torch.stack([is_broken[:-1].any(), is_broken[-1]]).float())
+    broken = comm.all_reduce_max(torch.stack([is_broken[:-1].any(), is_broken[-1]]).float())
     # The only wait for the device, once per step: the optimizer is not called before it is known
     # that the weights survive it. Found out a step later, they would be lost. It is the wait with
     # which torch's GradScaler has always come.
@@ -200,7 +200,7 @@ def check_step(losses: Sequence[Mapping[str, Tensor]], gradients: Sequence[Tenso
     by_pass = [{name: next(remaining) for name in of_pass} for of_pass in losses]
     if is_gradient_broken:
         # A norm can overflow where no gradient does. Clipping makes such gradients good again.
-        is_gradient_broken = comm.largest(not are_finite(gradients)) > 0
+        is_gradient_broken = comm.all_reduce_max_int(not are_finite(gradients)) > 0
     return StepCheck(by_pass, is_loss_broken, is_gradient_broken)
 
 

@@ -29,10 +29,10 @@ from detkit.evaluation.panoptic.quality import (
 )
 from detkit.evaluation.testing import table
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
+from detkit.utils.colormap import id2rgb, rgb2id
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
-from detkit.utils.segment_ids import id2rgb, rgb2id
 
 logger = logging.getLogger(__name__)
 

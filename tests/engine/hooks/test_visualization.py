@@ -15,8 +15,8 @@ from detkit.data.datasets.shapes import generate_shapes
 from detkit.engine import TrainerBase, hooks
 from detkit.engine.hooks.visualization import draw_truth_and_prediction, write_pictures
 from detkit.structures import Boxes, BoxMode, Instances
+from detkit.utils.colormap import id2rgb
 from detkit.utils.image_file import BadImageError
-from detkit.utils.segment_ids import id2rgb
 
 
 class Trainer(TrainerBase):

@@ -73,7 +73,7 @@ def test_sparse_gradients():
 
 def test_loss_of_another_process_counts(monkeypatch):
     monkeypatch.setattr(
-        comm, "largest_of_each", lambda flags: torch.maximum(flags, torch.tensor([1.0, 0.0]))
+        comm, "all_reduce_max", lambda flags: torch.maximum(flags, torch.tensor([1.0, 0.0]))
     )
     check = check_step([scalars(1.0)], [torch.ones(1)])
     assert check.is_loss_broken

@@ -447,7 +447,7 @@ def test_file_that_cannot_be_written_does_not_hide_the_cause(tmp_path, caplog):
 def test_process_with_the_loss_is_named(monkeypatch):
     monkeypatch.setattr(report.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(report.comm, "all_gather", lambda value: [value])
-    for name in ("largest", "largest_of_each", "gather"):
+    for name in ("all_reduce_max_int", "all_reduce_max", "gather"):
         monkeypatch.setattr(report.comm, name, lambda value: value)
     monkeypatch.setattr(report.comm, "get_rank", lambda: 1)
     assert "loss of process 1 is not finite at iteration 0" in stop([[item(**NAN)]], None)

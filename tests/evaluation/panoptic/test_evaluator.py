@@ -9,8 +9,8 @@ from PIL import Image
 
 from detkit.evaluation import COCOPanopticEvaluator
 from detkit.structures import BoxMode
+from detkit.utils.colormap import id2rgb, rgb2id
 from detkit.utils.image_file import BadImageError
-from detkit.utils.segment_ids import id2rgb, rgb2id
 
 METADATA = {
     "thing_dataset_id_to_contiguous_id": {10: 0, 20: 1},
