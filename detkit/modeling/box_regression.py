@@ -1,8 +1,8 @@
-"""Boxes as deltas from other boxes, which is what a head predicts.
+"""Boxes as deltas from other boxes, which is what heads predict, and the losses on them.
 
 Source: Girshick et al. 2013, arXiv 1311.2524, appendix C; the clamp on sizes is Detectron's.
 
-Legend: N boxes, K deltas per box (classes, or 1).
+Legend: N boxes, K deltas per box (classes, or 1), P foreground boxes.
 """
 
 import math
@@ -14,10 +14,8 @@ from torch import Tensor
 from detkit.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
 from detkit.utils.near_miss import did_you_mean
 
+# Largest log of a change in size. Training starts with wild deltas, whose exp() would overflow.
 DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
-"""Largest log of a change in size. Training starts with wild deltas, and exp() of those would
-overflow.
-"""
 
 
 class Box2BoxTransform:
@@ -25,24 +23,30 @@ class Box2BoxTransform:
 
     `dx` and `dy` move the centre in units of the source's width and height; `dw` and `dh` are logs
     of the change in size.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling import Box2BoxTransform
+        >>> transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        >>> source = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+        >>> transform.get_deltas(source, source + 5.0).tolist()
+        [[0.5, 0.25, 0.0, 0.0]]
     """
 
     def __init__(self, weights: Sequence[float], scale_clamp: float = DEFAULT_SCALE_CLAMP) -> None:
         """Set the scale of the deltas.
 
         Args:
-            weights: Factors on (dx, dy, dw, dh). They bring the targets of a loss to variance of
-                about 1.
-            scale_clamp: `dw` and `dh`, weights removed, are limited to this when deltas are
-                applied.
+            weights: Factors on (dx, dy, dw, dh), which bring the targets of a loss to a variance
+                of about 1.
+            scale_clamp: Upper limit of `dw` and `dh`, without weights, when deltas are applied.
 
         Raises:
-            ValueError: There are not four positive weights.
+            ValueError: `weights` are not four positive numbers.
         """
         if len(weights) != 4 or not all(w > 0 for w in weights):
             raise ValueError(
-                "BBOX_REG_WEIGHTS must be four positive numbers for (dx, dy, dw, dh), got"
-                f" {weights}"
+                f"weights must be four positive numbers for (dx, dy, dw, dh), got {weights}"
             )
         self.weights = tuple(float(w) for w in weights)
         self.scale_clamp = scale_clamp
@@ -51,7 +55,7 @@ class Box2BoxTransform:
         """Return the deltas that lead from one set of boxes to another.
 
         Args:
-            src_boxes: (N, 4), of positive width and height. That is not checked: on a GPU it would
+            src_boxes: (N, 4), of positive width and height. Not checked: on a GPU the check would
                 wait for the device.
             target_boxes: (N, 4), likewise.
 
@@ -75,8 +79,7 @@ class Box2BoxTransform:
             boxes: (N, 4) to start from.
 
         Returns:
-            (N, 4 K) float32, also under autocast: a half-precision coordinate of 1000 is off by
-            half a pixel.
+            (N, 4 K) float32.
 
         Raises:
             ValueError: The shapes do not fit.
@@ -87,6 +90,7 @@ class Box2BoxTransform:
                 f" {tuple(boxes.shape)}"
             )
         wx, wy, ww, wh = self.weights
+        # Float32 under autocast too: a half-precision coordinate of 1000 is off by half a pixel.
         width, height, center_x, center_y = (t[:, None] for t in _size_and_center(boxes.float()))
         dx, dy, dw, dh = deltas.float().unflatten(1, (-1, 4)).unbind(dim=2)
         x = dx / wx * width + center_x
@@ -97,6 +101,7 @@ class Box2BoxTransform:
 
 
 def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return width, height, and the x and y of the centre of (N, 4) boxes."""
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     width, height = x2 - x1, y2 - y1
     return width, height, x1 + 0.5 * width, y1 + 0.5 * height
@@ -105,19 +110,19 @@ def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 _IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 BOX_LOSS_TYPES = ("smooth_l1", *_IOU_LOSSES)
-"""Legal values of BBOX_REG_LOSS_TYPE."""
+"""Legal values of `box_reg_loss_type`."""
 
 
 def check_box_loss_type(loss_type: str) -> str:
-    """Return the loss type back if there is one of that name: heads call this when they are built, not in the first step.
+    """Return the loss type if it is known. Heads check it when they are built.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It is not known.
     """
     if loss_type not in BOX_LOSS_TYPES:
         hint = did_you_mean(loss_type, BOX_LOSS_TYPES)
         raise ValueError(
-            f"BBOX_REG_LOSS_TYPE must be one of {', '.join(BOX_LOSS_TYPES)}, got"
+            f"box_reg_loss_type must be one of {', '.join(BOX_LOSS_TYPES)}, got"
             f" {loss_type!r}.{hint}"
         )
     return loss_type
@@ -135,18 +140,18 @@ def box_regression_loss(
     """Sum the loss of boxes that are predicted as deltas.
 
     Args:
-        pred_deltas: (P, 4). Float32 arithmetic whatever the type.
+        pred_deltas: (P, 4). Float32 arithmetic whatever the dtype.
         src_boxes: (P, 4) anchors or proposals that the deltas start from.
         gt_boxes: (P, 4) boxes they should lead to.
-        transform: What the deltas mean.
-        loss_type: `smooth_l1` compares deltas; `giou`, `diou` and `ciou` compare the boxes they
-            lead to.
-        smooth_l1_beta: Where smooth L1 turns from square to line; 0 is L1.
+        transform: Encodes boxes as deltas.
+        loss_type: `smooth_l1` compares deltas; `giou`, `diou` and `ciou` compare boxes.
+        smooth_l1_beta: Where smooth L1 turns from quadratic to linear; 0 is L1.
 
     Returns:
-        Scalar, not divided by anything. With P = 0 a zero that is part of the graph, so that every
-        parameter still gets a gradient (of zero) and distributed training does not wait for it.
+        Scalar, not divided by anything; 0, and part of the graph, when P is 0.
     """
+    # The sum over no boxes stays part of the graph, so that every parameter gets a gradient (of
+    # zero) and distributed training does not wait for it.
     pred_deltas = pred_deltas.float()
     if loss_type == "smooth_l1":
         target = transform.get_deltas(src_boxes, gt_boxes)

@@ -19,7 +19,11 @@ def random_boxes(num, seed):
     return torch.cat([corner, corner + 5 + torch.rand(num, 2, generator=generator) * 50], dim=1)
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (10, 10, 5, 5)], ids=["rpn", "box-head"])
+@pytest.mark.parametrize(
+    "weights",
+    [(1, 1, 1, 1), (10, 10, 5, 5), (2, 3, 4, 5)],
+    ids=["rpn", "box-head", "all-different"],
+)
 def test_apply_inverts_get(weights):
     transform = Box2BoxTransform(weights)
     source, target = random_boxes(20, 0), random_boxes(20, 1)
@@ -51,6 +55,15 @@ def test_deltas_by_hand():
         torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[1.0, 4, 21, 24]])
     )
     torch.testing.assert_close(deltas, torch.tensor([[6.0, 2.0, 5 * math.log(2), 0.0]]))
+
+
+def test_every_delta_has_a_weight_of_its_own():
+    source, target = torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 10, 25, 90]])
+    plain = Box2BoxTransform((1, 1, 1, 1)).get_deltas(source, target)
+    weighted = Box2BoxTransform((2, 3, 4, 5)).get_deltas(source, target)
+    torch.testing.assert_close(weighted, plain * torch.tensor([2.0, 3.0, 4.0, 5.0]))
+    # Moved by 10 of 10 and 40 of 20 pixels, grown twofold and fourfold.
+    torch.testing.assert_close(plain, torch.tensor([[1.0, 2.0, math.log(2), math.log(4)]]))
 
 
 def test_classes_are_decoded_as_one_by_one():
@@ -94,7 +107,7 @@ def test_half_precision_deltas_are_decoded_in_float32(dtype):
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 1, 1, 0)], ids=["three", "zero"])
 def test_bad_weights_are_an_error(weights):
-    with pytest.raises(ValueError, match="BBOX_REG_WEIGHTS must be four positive numbers"):
+    with pytest.raises(ValueError, match="weights must be four positive numbers"):
         Box2BoxTransform(weights)
 
 
@@ -166,6 +179,6 @@ def test_half_precision_deltas_give_a_float32_loss():
 
 def test_unknown_type_names_the_legal_ones():
     with pytest.raises(
-        ValueError, match="BBOX_REG_LOSS_TYPE must be one of smooth_l1, giou.*Did you mean 'giou'"
+        ValueError, match="box_reg_loss_type must be one of smooth_l1, giou.*Did you mean 'giou'"
     ):
         check_box_loss_type("gIoU")

@@ -1,9 +1,9 @@
-"""The last layers of Fast R-CNN: class and box of every region, their losses, and how detections are read from them.
+"""Fast R-CNN: the class and the box of every region, their losses, and the detections.
 
 Source: Girshick 2015, arXiv 1504.08083.
 
 Legend: N images, R regions over the batch, R_i regions of image i, K classes, F features per
-    region.
+    region, D candidates above the threshold.
 """
 
 import math
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple, suppress
+from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple
 from detkit.modeling.box_regression import (
     Box2BoxTransform,
     box_regression_loss,
     check_box_loss_type,
 )
-from detkit.modeling.detection_filter import nms_method
+from detkit.modeling.detection_filter import DetectionFilter, nms_method
 from detkit.structures import Boxes, Instances
+from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
 
 Predictions: TypeAlias = tuple[Tensor, Tensor]
@@ -34,7 +35,7 @@ _SIGMOID_PRIOR = 0.01
 
 
 class FastRCNNOutputLayers(nn.Module):
-    """A linear layer for classes and one for deltas, with their losses and inference."""
+    """A linear layer for the classes and one for the deltas, with their losses and inference."""
 
     fed_loss_cls_weights: Tensor | None
 
@@ -61,23 +62,23 @@ class FastRCNNOutputLayers(nn.Module):
 
         Args:
             input_shape: Shape of the features per region; they are flattened to F.
-            box2box_transform: What the deltas mean.
-            num_classes: K, background not counted.
-            test_score_thresh: Detections must score higher.
-            test_nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
-            test_topk_per_image: At most this many detections per image.
-            test_nms: How boxes suppress each other.
-            cls_agnostic_bbox_reg: One box per region instead of one per class.
+            box2box_transform: Encodes boxes as deltas.
+            num_classes: K, without background.
+            test_score_thresh: See `DetectionFilter`.
+            test_nms_thresh: Likewise.
+            test_topk_per_image: Likewise.
+            test_nms: Likewise.
+            cls_agnostic_bbox_reg: Whether to predict one box per region instead of one per class.
             smooth_l1_beta: See `box_regression_loss`.
             box_reg_loss_type: See `BOX_LOSS_TYPES`.
             loss_weight: Factor on both losses, or one per name.
-            use_sigmoid_ce: A sigmoid per class instead of a softmax over all.
-            fed_loss_cls_weights: K weights that classes are sampled by, for a federated loss; see
-                `sample_federated_classes`. None is the loss over all classes.
-            fed_loss_num_classes: How many are sampled.
+            use_sigmoid_ce: Whether to use a sigmoid per class instead of a softmax over all.
+            fed_loss_cls_weights: K weights to sample classes by, for a federated loss; see
+                `sample_federated_classes`. None takes the loss over all classes.
+            fed_loss_num_classes: Number of sampled classes.
 
         Raises:
-            ValueError: A federated loss without a sigmoid per class, or without K weights.
+            ValueError: A federated loss without a sigmoid per class.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -93,45 +94,38 @@ class FastRCNNOutputLayers(nn.Module):
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
-        # A buffer, as in Detectron2: a checkpoint brings the weights along, and no later run has to
-        # count again.
-        self.register_buffer("fed_loss_cls_weights", self._checked_weights(fed_loss_cls_weights))
-        in_features = (
-            (input_shape.channels or 1) * (input_shape.width or 1) * (input_shape.height or 1)
+        if fed_loss_cls_weights is not None and not use_sigmoid_ce:
+            raise ValueError("use_sigmoid_ce must be True for a federated loss, got False")
+        # A buffer, as in Detectron2: it is saved with the weights, so that no later run has to
+        # count classes again.
+        self.register_buffer(
+            "fed_loss_cls_weights",
+            None if fed_loss_cls_weights is None else torch.tensor(fed_loss_cls_weights).float(),
         )
+        channels, height, width = input_shape.channels, input_shape.height, input_shape.width
+        in_features = (channels or 1) * (height or 1) * (width or 1)
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, 4 if cls_agnostic_bbox_reg else 4 * num_classes)
-        self._init_weights()
-
-    def _checked_weights(self, weights: Sequence[float] | None) -> Tensor | None:
-        if weights is None:
-            return None
-        if not self.use_sigmoid_ce:
-            raise ValueError(
-                "a federated loss needs a sigmoid per class: MODEL.ROI_BOX_HEAD.USE_FED_LOSS goes"
-                " with USE_SIGMOID_CE"
-            )
-        if len(weights) != self.num_classes or min(weights) < 0:
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS needs a number from 0 on for each of"
-                f" {self.num_classes} classes, got {len(weights)} numbers from"
-                f" {min(weights, default=0)} on"
-            )
-        return torch.tensor(weights, dtype=torch.float32)
-
-    def _init_weights(self) -> None:
+        # The standard deviations of section 2.3.
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.bbox_pred.bias)
-        prior = -math.log((1 - _SIGMOID_PRIOR) / _SIGMOID_PRIOR) if self.use_sigmoid_ce else 0.0
+        prior = -math.log((1 - _SIGMOID_PRIOR) / _SIGMOID_PRIOR) if use_sigmoid_ce else 0.0
         nn.init.constant_(self.cls_score.bias, prior)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Map config keys to arguments."""
         head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS
-        counts = head.FED_LOSS_CLASS_COUNTS or [1] * heads.NUM_CLASSES
-        weights = [count**head.FED_LOSS_FREQ_WEIGHT_POWER for count in counts]
+        weights: list[float] | None = None
+        if head.USE_FED_LOSS:
+            counts = head.FED_LOSS_CLASS_COUNTS or [1] * heads.NUM_CLASSES
+            if len(counts) != heads.NUM_CLASSES:
+                raise ConfigError(
+                    "MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS needs a number for each of"
+                    f" {heads.NUM_CLASSES} classes, got {len(counts)}"
+                )
+            weights = [count**head.FED_LOSS_FREQ_WEIGHT_POWER for count in counts]
         return {
             "input_shape": input_shape,
             "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
@@ -145,31 +139,31 @@ class FastRCNNOutputLayers(nn.Module):
             "box_reg_loss_type": head.BBOX_REG_LOSS_TYPE,
             "loss_weight": {"loss_box_reg": head.BBOX_REG_LOSS_WEIGHT},
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
-            "fed_loss_cls_weights": weights if head.USE_FED_LOSS else None,
+            "fed_loss_cls_weights": weights,
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
     def forward(self, x: Tensor) -> Predictions:
-        """Read classes and deltas from features per region, (R, F) or (R, ...) to be flattened."""
+        """Predict classes and deltas from features per region: (R, F), or (R, ...) to flatten."""
         x = x.flatten(1)
         return self.cls_score(x), self.bbox_pred(x)
 
     def losses(self, predictions: Predictions, proposals: Sequence[Instances]) -> dict[str, Tensor]:
-        """Compare predictions with the truth of the sampled proposals.
+        """Compute the losses of the sampled proposals.
 
         Args:
-            predictions: What `forward` gives.
+            predictions: Output of `forward`.
             proposals: Per image the sampled proposals, with `proposal_boxes`, `gt_classes` in [0,
                 K], and, in images with objects, `gt_boxes`.
 
         Returns:
-            `loss_cls` and `loss_box_reg`. Zeros that are part of the graph when there is no region.
+            `loss_cls` and `loss_box_reg`; zeros that are part of the graph when there is no region.
         """
         # Float32 under autocast too: the sum over some thousand regions needs its digits.
         scores, deltas = predictions[0].float(), predictions[1]
         gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-        # One wait for the device: boxes are compared for the foreground only, and its size is a
-        # shape.
+        # One wait for the device: boxes are compared for the foreground only, and the number of
+        # its regions is a shape.
         (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
         if has_event_storage():
             _log_accuracy(scores.detach(), gt_classes, foreground)
@@ -193,7 +187,7 @@ class FastRCNNOutputLayers(nn.Module):
     def _box_reg_loss(
         self, deltas: Tensor, proposals: Sequence[Instances], gt_classes: Tensor, foreground: Tensor
     ) -> Tensor:
-        """Return the loss of the deltas that belong to the true class of each foreground region."""
+        """Return the loss of the deltas of the true class over the foreground regions."""
         proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         # An image without objects has no gt_boxes and no foreground: anything of the right shape
         # fills the gap.
@@ -213,36 +207,29 @@ class FastRCNNOutputLayers(nn.Module):
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        # Divided by all regions, not by the foreground: so every foreground region counts the same
-        # in every batch. The mean over few would make those of an image with few objects count
-        # more.
+        # Divided by all regions, not by the foreground, so that a foreground region has the same
+        # weight in every batch. Otherwise those of an image with few objects would weigh more.
         return loss / max(len(gt_classes), 1)
 
     def inference(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Return the detections of every image, and the proposal each came from; see
-        `fast_rcnn_inference`.
-        """
-        boxes, scores = (
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-        )
+        """Return the detections of every image and their proposals; see `fast_rcnn_inference`."""
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
         return self.detect(boxes, scores, [p.image_size for p in proposals])
 
     def detect(
         self,
         boxes: Sequence[Tensor],
         scores: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        image_shapes: Sequence[tuple[int, int]],
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Read detections from boxes and scores with the thresholds of this layer; see
-        `fast_rcnn_inference`.
-        """
+        """Return `fast_rcnn_inference` with the thresholds of this layer."""
         return fast_rcnn_inference(
             boxes,
             scores,
-            image_sizes,
+            image_shapes,
             self.test_score_thresh,
             self.test_nms_thresh,
             self.test_topk_per_image,
@@ -262,9 +249,9 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_boxes_for_gt_classes(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> list[Tensor]:
-        """Return, per image, the (R_i, 4) boxes predicted for the true class, which `proposals` hold as `gt_classes`.
+        """Return, per image, the (R_i, 4) boxes predicted for the `gt_classes` of the proposals.
 
-        For background, which has no box, that of the last class.
+        Background has no box; its regions get that of the last class.
         """
         boxes = self.predict_boxes(predictions, proposals)
         if predictions[1].shape[1] == 4:
@@ -286,9 +273,7 @@ class FastRCNNOutputLayers(nn.Module):
 
 
 def _log_accuracy(scores: Tensor, gt_classes: Tensor, foreground: Tensor) -> None:
-    """Put into the storage how well the regions are classified; the numbers stay on the device
-    until they are read.
-    """
+    """Log how well regions are classified. The numbers stay on the device until they are read."""
     if len(gt_classes) == 0:
         return
     storage = get_event_storage()
@@ -314,24 +299,59 @@ def fast_rcnn_inference(
 
     Args:
         boxes: Per image (R_i, 4 K), or (R_i, 4) for boxes that all classes share.
-        scores: Per image (R_i, K + 1), the last column background. In [0, 1].
+        scores: Per image (R_i, K + 1) in [0, 1], the last column background.
         image_shapes: N times (height, width).
-        score_thresh: Detections must score higher.
-        nms_thresh: IoU above which the lower-scored of two boxes of a class goes.
-        topk_per_image: At most this many; negative gives all.
-        nms: How boxes suppress each other.
+        score_thresh: See `DetectionFilter`.
+        nms_thresh: Likewise.
+        topk_per_image: Likewise.
+        nms: Likewise.
 
     Returns:
         Per image Instances with `pred_boxes`, `scores` and `pred_classes`, best first.
         Per image the (len(instances),) index of the region that each came from.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling.roi_heads import fast_rcnn_inference
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60]])
+        >>> scores = torch.tensor([[0.8, 0.2], [0.9, 0.1], [0.6, 0.4]])  # one class, background
+        >>> _, regions = fast_rcnn_inference([boxes], [scores], [(64, 64)], 0.05, 0.5, 100)
+        >>> regions[0].tolist()
+        [1, 2]
     """
-    results = [
-        fast_rcnn_inference_single_image(
-            boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms
-        )
-        for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True)
-    ]
-    return [instances for instances, _ in results], [regions for _, regions in results]
+    wanted = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
+    instances: list[Instances] = []
+    regions: list[Tensor] = []
+    for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True):
+        instances_i, regions_i = _detect_in_image(boxes_i, scores_i, shape_i, wanted)
+        instances.append(instances_i)
+        regions.append(regions_i)
+    return instances, regions
+
+
+def _detect_in_image(
+    boxes: Tensor, scores: Tensor, image_shape: tuple[int, int], wanted: DetectionFilter
+) -> tuple[Instances, Tensor]:
+    # A region with a number that is not finite is left out as a whole: its other numbers mean
+    # nothing either.
+    is_finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    scores = scores[:, :-1]
+    # The threshold comes first: of some 80,000 candidates (1,000 regions, 80 classes) it mostly
+    # leaves a few hundred.
+    regions, classes = nonzero_tuple((scores > wanted.score_thresh) & is_finite[:, None])
+    scores = scores[regions, classes]
+    boxes = boxes.unflatten(1, (-1, 4))
+    box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
+    candidates = Boxes(boxes[regions, box_classes])
+    candidates.clip(image_shape)
+    keep, scores = wanted(candidates.tensor, scores, classes)
+    instances = Instances(
+        image_shape,
+        pred_boxes=Boxes(candidates.tensor[keep]),
+        scores=scores,
+        pred_classes=classes[keep],
+    )
+    return instances, regions[keep]
 
 
 def fast_rcnn_inference_single_image(
@@ -344,68 +364,36 @@ def fast_rcnn_inference_single_image(
     nms: NMSMethod = NMSMethod(),
 ) -> tuple[Instances, Tensor]:
     """Return the detections of one image; see `fast_rcnn_inference`."""
-    # The threshold comes first: what it leaves of some 80,000 boxes is mostly a few hundred.
-    regions, classes, boxes, scores = _above_threshold(boxes, scores, score_thresh)
-    clipped = Boxes(boxes)
-    clipped.clip(image_shape)
-    keep, scores = suppress(
-        clipped.tensor,
-        scores,
-        classes,
-        nms_thresh,
-        nms,
-        min_score=score_thresh,
-        topk=topk_per_image,
-    )
-    instances = Instances(
-        image_shape,
-        pred_boxes=Boxes(clipped.tensor[keep]),
-        scores=scores,
-        pred_classes=classes[keep],
-    )
-    return instances, regions[keep]
-
-
-def _above_threshold(
-    boxes: Tensor, scores: Tensor, thresh: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pick the candidates: (D,) region, (D,) class, (D, 4) box, (D,) score."""
-    # A region with a number that is not finite is left out as a whole: its other numbers mean
-    # nothing either.
-    is_finite = torch.isfinite(boxes).all(dim=1, keepdim=True) & torch.isfinite(scores).all(
-        dim=1, keepdim=True
-    )
-    scores = scores[:, :-1]
-    regions, classes = nonzero_tuple((scores > thresh) & is_finite)
-    boxes = boxes.unflatten(1, (-1, 4))
-    box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
-    return regions, classes, boxes[regions, box_classes], scores[regions, classes]
+    wanted = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
+    return _detect_in_image(boxes, scores, image_shape, wanted)
 
 
 def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tensor) -> Tensor:
-    """Draw the classes of a batch: all that appear in it, and further ones by their weights.
+    """Draw the classes of a federated loss: all that appear in a batch, and others by weight.
 
-    Nothing waits for the device, whatever the number of classes that appear.
+    In data such as LVIS an image is annotated for some classes only, and says nothing about most.
+
+    Source: Zhou et al. 2021, arXiv 2103.07461, section 5.1, after Gupta et al. 2019, arXiv
+    1908.03195.
 
     Args:
         gt_classes: (R,) in [0, K], K for background.
-        num_sampled: Classes in all. Background counts as one where it appears, as in Detectron2.
-            More if more appear; fewer if weights above 0 run out.
-        weights: (K,) chance of each class that does not appear, in any unit. One of 0 is never
-            drawn.
+        num_sampled: Number of classes. More are drawn if more appear; fewer if weights above 0 run
+            out.
+        weights: (K,) relative chance of each class that does not appear. One of 0 is never drawn.
 
     Returns:
         (K,) bool.
     """
+    # Background counts as a class where it appears, as in Detectron2.
     appears = torch.zeros(len(weights) + 1, dtype=torch.bool, device=weights.device)
     appears[gt_classes] = True
     num_missing = num_sampled - appears.sum()
     appears = appears[:-1]
-    # To draw without replacement is to take the largest of log weight plus Gumbel noise (Yellott
-    # 1977).
+    # Drawing without replacement is taking the largest of log weight plus Gumbel noise (Yellott
+    # 1977). Unlike torch.multinomial over those left, it needs no count from the device.
     keys = weights.log() - torch.empty_like(weights).exponential_().log()
-    top, classes = keys.masked_fill(appears | ~(weights > 0), -torch.inf).topk(
-        min(num_sampled, len(weights))
-    )
+    keys = keys.masked_fill(appears | ~(weights > 0), -torch.inf)
+    top, classes = keys.topk(min(num_sampled, len(weights)))
     is_drawn = (torch.arange(len(top), device=top.device) < num_missing) & (top > -torch.inf)
     return appears.scatter(0, classes, appears[classes] | is_drawn)
