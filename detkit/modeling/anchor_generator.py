@@ -1,4 +1,4 @@
-"""Anchors: the boxes that a head starts from, laid out on the grid of every feature level.
+"""Anchors: the boxes that a head refines, laid out on the grid of every feature level.
 
 Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.1; one size per pyramid level: Lin et al.
     2016, arXiv 1612.03144.
@@ -22,8 +22,8 @@ from detkit.utils.registry import Registry
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 """Subclasses of `AnchorGenerator`, called as `(cfg, input_shape: list[ShapeSpec])`."""
 
-# Kept so that repeated sizes cost nothing. Multi-scale training brings many sizes, so there is a
-# limit: at 800 x 1333 one entry of a p2-p6 pyramid takes 4.3 MB.
+# Anchors of recent image sizes are kept. Multi-scale training has many sizes, so there is a limit:
+# at 800 x 1333 one entry of a p2-p6 pyramid takes 4.3 MB.
 _MAX_CACHED_SIZES = 16
 
 
@@ -32,21 +32,20 @@ def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> "Ancho
 
     Args:
         cfg: The config.
-        input_shape: Shape of each of the L features that anchors are wanted for; their strides are
-            used.
+        input_shape: Shapes of the L features; their strides are used.
     """
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
 
 
 class AnchorGenerator(nn.Module):
-    """Base of the modules that give anchors: what heads ask of them."""
+    """Base of anchor generators: the interface that heads use."""
 
     box_dim: int = 4
     """Numbers that describe an anchor."""
 
     @property
     def num_anchors(self) -> list[int]:
-        """A per level: how many anchors a head predicts for in every cell."""
+        """A per level."""
         raise NotImplementedError(f"{type(self).__name__} does not implement num_anchors")
 
     @property
@@ -55,7 +54,7 @@ class AnchorGenerator(nn.Module):
         return self.num_anchors
 
     def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
-        """Return the anchors of every level, in the order in which the head predicts for them: by row, column, anchor.
+        """Return the anchors of every level, ordered by row, column, anchor as predictions are.
 
         Args:
             features: L maps (N, C, H, W); only their sizes matter.
@@ -68,10 +67,18 @@ class AnchorGenerator(nn.Module):
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(AnchorGenerator):
-    """The same A anchors, sizes times aspect ratios, around every cell of a level.
+    """Places the same A anchors, sizes times aspect ratios, around every cell of a level.
 
     Sizes vary slowest: the anchors of a cell are (size 0, ratio 0), (size 0, ratio 1), ... A size
     is the square root of the area in pixels; a ratio is height / width.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling import DefaultAnchorGenerator
+        >>> generator = DefaultAnchorGenerator(sizes=[[32.0]], aspect_ratios=[[1.0]], strides=[16])
+        >>> (anchors,) = generator([torch.zeros(1, 256, 2, 3)])
+        >>> len(anchors), anchors.tensor[0].tolist()
+        (6, [-8.0, -8.0, 24.0, 24.0])
     """
 
     @configurable
@@ -93,16 +100,17 @@ class DefaultAnchorGenerator(AnchorGenerator):
                 the cell.
 
         Raises:
-            ValueError: The lists do not fit the number of levels, a number is not positive, or the
-                offset is outside.
+            ValueError: The lists do not fit the number of levels.
+            ValueError: A size or ratio is not positive.
+            ValueError: `offset` is out of range.
         """
         super().__init__()
         if not 0.0 <= offset < 1.0:
-            raise ValueError(f"MODEL.ANCHOR_GENERATOR.OFFSET must lie in [0, 1), got {offset}")
+            raise ValueError(f"offset must be in [0, 1), got {offset}")
         self.strides = list(strides)
         self.offset = offset
-        sizes = _per_level(sizes, len(self.strides), "SIZES")
-        aspect_ratios = _per_level(aspect_ratios, len(self.strides), "ASPECT_RATIOS")
+        sizes = _per_level(sizes, len(self.strides), "sizes")
+        aspect_ratios = _per_level(aspect_ratios, len(self.strides), "aspect_ratios")
         for i, (sizes_i, ratios_i) in enumerate(zip(sizes, aspect_ratios, strict=True)):
             # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not
             # hold them.
@@ -139,31 +147,28 @@ class DefaultAnchorGenerator(AnchorGenerator):
 
     @property
     def num_anchors(self) -> list[int]:
-        """A per level: how many anchors a head predicts for in every cell."""
+        """A per level."""
         return [len(anchors) for anchors in self.cell_anchors]
 
     def forward(self, features: Sequence[Tensor]) -> list[Boxes]:
         """Return the anchors of every level; see `AnchorGenerator`.
 
-        The coordinates are shared between calls: they are not to be changed in place.
+        The coordinates are shared between calls and must not be changed in place.
         """
         if len(features) != self.num_features:
             raise ValueError(
                 f"anchors are laid out for {self.num_features} feature levels, got {len(features)}"
             )
         grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
-        return [Boxes(anchors) for anchors in self._cached_grids(grid_sizes)]
-
-    def _cached_grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         key = (grid_sizes, self.cell_anchors_0.device, self.cell_anchors_0.dtype)
         if key not in self._cache:
-            # A tensor born in inference mode could not take part in a later training step.
+            # A tensor created in inference mode could not take part in a later training step.
             with torch.inference_mode(False), torch.no_grad():
                 self._cache[key] = self._grids(grid_sizes)
         self._cache.move_to_end(key)
         if len(self._cache) > _MAX_CACHED_SIZES:
             self._cache.popitem(last=False)
-        return self._cache[key]
+        return [Boxes(anchors) for anchors in self._cache[key]]
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         return [
@@ -196,7 +201,7 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
 def anchor_grid(
     cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float
 ) -> Tensor:
-    """Return (H * W * A, 4): the anchors of a cell, moved to every cell.
+    """Return (H * W * A, 4) anchors: those of a cell, shifted to every cell.
 
     Args:
         cell_anchors: (A, 4)
@@ -213,56 +218,50 @@ def anchor_grid(
     return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
 
 
-def _per_level(values: Sequence[Any], num_levels: int, leaf: str) -> list[list[float]]:
-    """Spread the values of a config key over the levels, and check them."""
-    key = f"MODEL.ANCHOR_GENERATOR.{leaf}"
-    per_level = [list(v) if isinstance(v, Sequence) else [v] for v in values]
-    if per_level and not isinstance(values[0], Sequence):
-        per_level = [list(values)]
+def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[float]]:
+    """Return one list of numbers per level, from an argument that may give one for all levels."""
+    if values and not isinstance(values[0], Sequence):
+        values = [values]
+    per_level = [list(level) for level in values]
     if len(per_level) == 1:
         per_level = per_level * num_levels
     if len(per_level) != num_levels:
         raise ValueError(
-            f"{key} needs one list for all, or one for each of the {num_levels} feature levels; got"
-            f" {len(per_level)} lists: {values}"
+            f"{name} must be one list for all, or one for each of the {num_levels} feature levels;"
+            f" got {len(per_level)} lists: {values}"
         )
     if not all(level and all(v > 0 for v in level) for level in per_level):
-        raise ValueError(f"{key} needs positive numbers on every level, got {values}")
+        raise ValueError(f"{name} must have positive numbers on every level, got {values}")
     return per_level
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
-    """Anchors with corners on whole pixels, aspect ratios varying slowest, and strides measured on the image.
+    """Anchors as torchvision's detectors have them, for weights that were trained with them.
 
-    The stride of a level is the image's side divided by the level's, rounded down. It differs from
-    the nominal one on the levels that pooling rounds up: an image of 800 pixels has 25 rows on p5
-    and 13 on p6, which makes 61 pixels instead of 64.
+    Their corners are on whole pixels, and aspect ratios vary slowest. The stride of a level is the
+    side of the image divided by that of the level, rounded down. It differs from the nominal one on
+    levels that pooling rounds up: an image of 800 pixels has 25 rows on p5 and 13 on p6, which
+    makes 61 pixels instead of 64.
     """
 
     def generate_cell_anchors(
         self, sizes: Sequence[float], aspect_ratios: Sequence[float]
     ) -> Tensor:
         """Return (ratios * sizes, 4) float32 anchors centred at (0, 0), ratios varying slowest."""
-        # In float32, and in this order of operations, like torchvision's: some corners lie halfway
-        # between pixels.
+        # In float32 and in torchvision's order of operations: some corners lie halfway between
+        # pixels, and would round to the other side.
         height_factors = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()[:, None]
         scales = torch.tensor(sizes, dtype=torch.float32)[None]
-        widths, heights = (
-            (1 / height_factors * scales).flatten(),
-            (height_factors * scales).flatten(),
-        )
+        widths = (1 / height_factors * scales).flatten()
+        heights = (height_factors * scales).flatten()
         return (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         # The finest level has the nominal stride: images are padded to multiples of a coarser one.
-        image_size = [side * self.strides[0] for side in grid_sizes[0]]
-        return [
-            anchor_grid(
-                cell_anchors,
-                size,
-                (image_size[0] // size[0], image_size[1] // size[1]),
-                self.offset,
-            )
-            for cell_anchors, size in zip(self.cell_anchors, grid_sizes, strict=True)
-        ]
+        height, width = (side * self.strides[0] for side in grid_sizes[0])
+        grids = []
+        for cell_anchors, size in zip(self.cell_anchors, grid_sizes, strict=True):
+            strides = (height // size[0], width // size[1])
+            grids.append(anchor_grid(cell_anchors, size, strides, self.offset))
+        return grids

@@ -1,4 +1,4 @@
-"""Which ground-truth box each anchor or proposal is to learn.
+"""Which ground-truth box each anchor or proposal is trained to predict.
 
 Legend: M ground-truth boxes, R predicted boxes (anchors, proposals).
 """
@@ -12,14 +12,23 @@ from torch import Tensor
 from detkit.structures import Boxes, pairwise_iou
 
 # Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
-# crowded image has thousands of objects and 250,000 anchors, so 5 GB per matrix.
+# crowded image has thousands of objects and 250,000 anchors, which would be 5 GB per matrix.
 _MAX_PAIRS = 1 << 23
 
 
 class Matcher:
-    """Gives each predicted box the ground-truth box it fits best, and a label by how well it fits.
+    """Assigns to each predicted box its best ground-truth box, and a label by the overlap.
 
     Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.2.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling import Matcher
+        >>> matcher = Matcher([0.3, 0.7], [0, -1, 1])
+        >>> iou = torch.tensor([[0.1, 0.5, 0.8], [0.2, 0.0, 0.9]])  # 2 objects, 3 anchors
+        >>> matches, labels = matcher(iou)
+        >>> matches.tolist(), labels.tolist()
+        ([1, 0, 1], [0, -1, 1])
     """
 
     def __init__(
@@ -31,26 +40,24 @@ class Matcher:
         """Set what counts as a match.
 
         Args:
-            thresholds: Rising and positive. They cut the qualities into intervals, closed below and
-                open above.
-            labels: One per interval, so one more than thresholds: 1 a match, 0 background, -1 to be
-                ignored.
-            allow_low_quality_matches: Also label 1 the predicted boxes that fit a ground-truth box
-                best among all, so that every ground-truth box has one.
+            thresholds: 0 < t1 < t2 < ... They cut the qualities into intervals [0, t1), [t1, t2),
+                ...
+            labels: One per interval: 1 is a match, 0 background, -1 is ignored.
+            allow_low_quality_matches: Whether to label 1 also the predicted boxes that overlap a
+                ground-truth box most, below the thresholds or not.
 
         Raises:
-            ValueError: Thresholds do not rise, labels are others than these three, or their numbers
-                do not fit.
+            ValueError: Thresholds do not rise.
+            ValueError: A label is none of -1, 0 and 1.
+            ValueError: There is not one label more than thresholds.
         """
         if not all(low < high for low, high in pairwise([0.0, *thresholds])):
-            raise ValueError(f"IOU_THRESHOLDS must be positive and rise, got {list(thresholds)}")
+            raise ValueError(f"thresholds must be positive and rise, got {list(thresholds)}")
         if not set(labels) <= {-1, 0, 1}:
-            raise ValueError(
-                f"IOU_LABELS must be -1 (ignored), 0 (background) or 1 (match), got {list(labels)}"
-            )
+            raise ValueError(f"labels must be -1, 0 or 1, got {list(labels)}")
         if len(labels) != len(thresholds) + 1:
             raise ValueError(
-                f"IOU_LABELS needs one label more than IOU_THRESHOLDS: got {list(labels)} for"
+                f"labels must be one more than thresholds: got {list(labels)} for"
                 f" {list(thresholds)}"
             )
         self.thresholds = list(thresholds)
@@ -61,37 +68,31 @@ class Matcher:
         """Match the columns of a matrix to its rows.
 
         Args:
-            match_quality_matrix: (M, R), not negative: IoU of M ground-truth boxes with R predicted
-                ones.
+            match_quality_matrix: (M, R) IoU of M ground-truth boxes with R predicted ones, >= 0.
 
         Returns:
-            matches: (R,) int64 best ground-truth box, in [0, M). 0 everywhere when M is 0.
-            match_labels: (R,) int8 label. That of the lowest interval everywhere when M is 0.
+            matches: (R,) int64 best ground-truth box, in [0, M); the first one of a tie. All 0 when
+                M is 0.
+            match_labels: (R,) int8 label. All that of the lowest interval when M is 0.
         """
         return self._match([match_quality_matrix])
 
     def match_boxes(
         self, gt_boxes: Boxes, boxes: Boxes, *, max_pairs: int = _MAX_PAIRS
     ) -> tuple[Tensor, Tensor]:
-        """Match boxes by IoU: the same as `matcher(pairwise_iou(gt_boxes, boxes))`, in bounded memory.
+        """Return `matcher(pairwise_iou(gt_boxes, boxes))`, computed in bounded memory.
 
         Args:
             gt_boxes: M boxes.
             boxes: R boxes.
-            max_pairs: So many IoUs are held at a time, at least R.
-
-        Returns:
-            As in `__call__`.
+            max_pairs: Number of IoUs that are held at a time; at least R are.
         """
         num_rows = max(1, max_pairs // max(1, len(boxes)))
-        chunks = (
-            gt_boxes[first : first + num_rows]
-            for first in range(0, max(1, len(gt_boxes)), num_rows)
-        )
-        return self._match(pairwise_iou(chunk, boxes) for chunk in chunks)
+        starts = range(0, max(1, len(gt_boxes)), num_rows)
+        return self._match(pairwise_iou(gt_boxes[i : i + num_rows], boxes) for i in starts)
 
     def _match(self, rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Match the columns of a matrix that comes in groups of rows, one at least."""
+        """Match the columns of a matrix that comes in groups of rows, at least one."""
         rows = iter(rows)
         first = next(rows)
         num_gt, num_pred = first.shape
@@ -102,31 +103,27 @@ class Matcher:
         is_best = _is_best_of_a_row(first) if self.allow_low_quality_matches else None
         for group in rows:
             group_quality, group_matches = group.max(dim=0)
-            # Strictly: of equal qualities the first row's stays.
+            # Strictly better: of a tie the first row stays, as in one max over the whole matrix.
             is_better = group_quality > quality
             quality = torch.where(is_better, group_quality, quality)
             matches = torch.where(is_better, group_matches + num_gt, matches)
             num_gt += len(group)
             if is_best is not None:
                 is_best |= _is_best_of_a_row(group)
-        match_labels = self._label(quality)
+        match_labels = torch.full_like(quality, self.labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
+            match_labels.masked_fill_(quality >= threshold, label)
         if is_best is not None:
             match_labels.masked_fill_(is_best, 1)
         return matches, match_labels
 
-    def _label(self, quality: Tensor) -> Tensor:
-        labels = torch.full_like(quality, self.labels[0], dtype=torch.int8)
-        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
-            labels.masked_fill_(quality >= threshold, label)
-        return labels
-
 
 def _is_best_of_a_row(quality: Tensor) -> Tensor:
-    """Tell (R,) which columns hold the largest value of a row, ties included.
+    """Return (R,) whether a column holds the largest value of a row, ties included.
 
-    The box that a column is matched to stays the best one of the column, which may be another row:
-    what changes is the label only. A row that nothing overlaps has no best; Detectron2 takes its
-    zeros as a tie of all columns.
+    Only the label of such a column changes. It stays matched to the best row of the column, which
+    may be another one.
     """
     best = quality.max(dim=1, keepdim=True).values
+    # A row that nothing overlaps has no best column; Detectron2 takes its zeros as a tie of all.
     return ((quality == best) & (best > 0)).any(dim=0)

@@ -1,4 +1,4 @@
-"""Random samples of labelled boxes: most are background, and a loss over all of them would learn only that.
+"""Random samples of labelled boxes, so that the many background boxes do not dominate a loss.
 
 Legend: R boxes; ... any leading dimensions (images).
 """
@@ -15,11 +15,11 @@ def subsample_labels(
     """Draw boxes at random, foreground first.
 
     Args:
-        labels: (R,) class of each box; `bg_label` is background, -1 is never drawn, all else
+        labels: (R,) class of each box; `bg_label` is background, -1 is never drawn, all others are
             foreground.
-        num_samples: How many to draw in all. Fewer come when there are not enough.
-        positive_fraction: Largest share of foreground, in [0, 1]. What it lacks is made up with
-            background.
+        num_samples: Number of boxes to draw. Fewer are drawn if there are not enough.
+        positive_fraction: Largest share of foreground, in [0, 1], rounded down to whole boxes.
+            Background fills what is missing.
         bg_label: The label of background.
 
     Returns:
@@ -32,13 +32,13 @@ def subsample_labels(
 def subsample_masks(
     labels: Tensor, num_samples: int, positive_fraction: float, bg_label: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw as `subsample_labels` does, for several images at once and without waiting for the device.
+    """Draw like `subsample_labels`, for several images at once and without waiting for the device.
 
     Args:
-        labels: (..., R); each row is sampled by itself.
-        num_samples: As in `subsample_labels`, per row.
-        positive_fraction: As in `subsample_labels`.
-        bg_label: As in `subsample_labels`.
+        labels: (..., R); each row is sampled independently.
+        num_samples: See `subsample_labels`; per row.
+        positive_fraction: Likewise.
+        bg_label: Likewise.
 
     Returns:
         Two (..., R) bool: the drawn foreground and the drawn background.
@@ -51,12 +51,10 @@ def subsample_masks(
 
 
 def _random_subset(candidates: Tensor, max_num: int, num: Tensor | None = None) -> Tensor:
-    """Pick up to `max_num` true entries of every row at random; up to `num` (..., 1) of them where
-    that is given.
-    """
+    """Pick up to `max_num` true entries of every row at random; if given, up to `num` (..., 1)."""
+    # The candidates with the largest random keys are a uniform sample. Unlike randperm of their
+    # indices this needs no count of candidates, which is on the device.
     keys = torch.rand(candidates.shape, device=candidates.device).masked_fill_(~candidates, -1.0)
-    # The largest keys of a row are a uniform sample of its candidates. How many there are stays on
-    # the device.
     top, where = keys.topk(min(max_num, candidates.shape[-1]), dim=-1)
     picked = top >= 0
     if num is not None:

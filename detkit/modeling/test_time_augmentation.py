@@ -196,7 +196,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
         keys = find_architecture(type(model))
         if keys is None or keys.nms_threshold is None or not keys.score_thresholds:
             keys = find_architecture(GeneralizedRCNN)
-        assert keys is not None and keys.nms_threshold is not None  # declared in meta_arch/rcnn.py
+        assert keys is not None  # declared in meta_arch/rcnn.py, as is the threshold
+        assert keys.nms_threshold is not None
         return {
             "model": model,
             "tta_mapper": DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper,

@@ -112,20 +112,22 @@ def test_anchors_follow_the_device_of_the_module():
     [
         pytest.param(
             {"sizes": [[32], [64], [128]]},
-            "ANCHOR_GENERATOR.SIZES .*each of the 2 .*got 3",
+            "sizes must be .*each of the 2 .*got 3",
             id="levels",
         ),
-        pytest.param({"sizes": []}, "ANCHOR_GENERATOR.SIZES .*got 0 lists", id="no-sizes"),
+        pytest.param({"sizes": []}, "sizes must be .*got 0 lists", id="no-sizes"),
         pytest.param(
-            {"aspect_ratios": [[]]}, "ASPECT_RATIOS needs positive numbers", id="no-ratios"
+            {"aspect_ratios": [[]]}, "aspect_ratios must have positive numbers", id="no-ratios"
         ),
         pytest.param(
-            {"aspect_ratios": [[-1.0]]}, "ASPECT_RATIOS needs positive numbers", id="negative-ratio"
+            {"aspect_ratios": [[-1.0]]},
+            "aspect_ratios must have positive numbers",
+            id="negative-ratio",
         ),
-        pytest.param({"offset": 1.0}, r"OFFSET must lie in \[0, 1\), got 1.0", id="offset"),
+        pytest.param({"offset": 1.0}, r"offset must be in \[0, 1\), got 1.0", id="offset"),
     ],
 )
-def test_bad_settings_name_the_key(arguments, message):
+def test_bad_settings_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
 

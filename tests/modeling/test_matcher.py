@@ -63,17 +63,13 @@ def test_matching_follows_a_permutation_of_the_boxes():
 @pytest.mark.parametrize(
     ("thresholds", "labels", "message"),
     [
-        pytest.param(
-            [0.7, 0.3], [0, -1, 1], "IOU_THRESHOLDS must be positive and rise", id="falling"
-        ),
-        pytest.param([0.0], [0, 1], "IOU_THRESHOLDS must be positive and rise", id="zero"),
-        pytest.param(
-            [0.5], [0, -1, 1], "IOU_LABELS needs one label more than IOU_THRESHOLDS", id="count"
-        ),
-        pytest.param([0.5], [0, 2], "IOU_LABELS must be -1", id="label"),
+        pytest.param([0.7, 0.3], [0, -1, 1], "thresholds must be positive and rise", id="falling"),
+        pytest.param([0.0], [0, 1], "thresholds must be positive and rise", id="zero"),
+        pytest.param([0.5], [0, -1, 1], "labels must be one more than thresholds", id="count"),
+        pytest.param([0.5], [0, 2], "labels must be -1", id="label"),
     ],
 )
-def test_bad_settings_name_the_key(thresholds, labels, message):
+def test_bad_settings_name_the_argument(thresholds, labels, message):
     with pytest.raises(ValueError, match=message):
         Matcher(thresholds, labels)
 
@@ -126,3 +122,14 @@ def test_crowd_is_matched_within_half_a_gigabyte():
     done = subprocess.run([sys.executable, "-c", _CROWD], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 512
+
+
+@pytest.mark.parametrize("max_pairs", [1, 2, 100], ids=["row-by-row", "two-rows", "at-once"])
+def test_first_ground_truth_of_a_tie_is_matched(max_pairs):
+    twice = Boxes([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 10], [50, 50, 60, 60]])
+    boxes = Boxes([[0.0, 0, 10, 8]])
+    matches, labels = Matcher([0.5], [0, 1]).match_boxes(twice, boxes, max_pairs=max_pairs)
+    assert (matches.tolist(), labels.tolist()) == ([0], [1])
+    boxes = Boxes([[50.0, 50, 60, 58]])
+    matches, _ = Matcher([0.5], [0, 1]).match_boxes(twice, boxes, max_pairs=max_pairs)
+    assert matches.tolist() == [1]

@@ -109,6 +109,6 @@ def test_scales_must_be_powers_without_a_gap(scales):
 def test_unknown_type_offers_a_near_miss():
     with pytest.raises(
         ValueError,
-        match="POOLER_TYPE must be one of ROIAlign, ROIAlignV2.*Did you mean 'ROIAlignV2'",
+        match="pooler_type must be one of ROIAlign, ROIAlignV2.*Did you mean 'ROIAlignV2'",
     ):
         make(pooler_type="RoIAlignV2")

@@ -66,3 +66,13 @@ def test_rows_are_sampled_by_themselves():
 def test_no_boxes_give_no_sample():
     positive, negative = subsample_labels(torch.zeros(0, dtype=torch.int64), 20, 0.5, BACKGROUND)
     assert len(positive) == len(negative) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "fraction", "num_positive"),
+    [(7, 0.5, 3), (3, 0.9, 2), (10, 0.25, 2), (1, 0.99, 0)],
+)
+def test_share_of_foreground_is_rounded_down(num_samples, fraction, num_positive):
+    labels = torch.tensor([1] * 20 + [0] * 20)
+    positive, negative = subsample_labels(labels, num_samples, fraction, bg_label=0)
+    assert (len(positive), len(negative)) == (num_positive, num_samples - num_positive)

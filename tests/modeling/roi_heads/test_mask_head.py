@@ -137,6 +137,14 @@ def test_accuracy_is_logged_and_stays_on_the_device():
     }
 
 
+def test_cell_is_predicted_from_a_probability_of_one_half_on():
+    # Of 8 columns, the 4 of the object have logits just above 0, the others just below.
+    prediction = torch.where(torch.arange(8) < 4, 0.1, -0.1).expand(2, 1, 8, 8)
+    with EventStorage(0) as storage:
+        mask_rcnn_loss(prediction, [regions(2)])
+    assert storage.histories()["mask_rcnn/accuracy"].latest() == 1
+
+
 def test_detections_get_the_mask_of_their_class():
     prediction = logits(3)
     instances = [detections(2, 0), detections(), detections(1)]
