@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
 from detkit.structures import Boxes
+from detkit.utils.errors import ConfigError
 from detkit.utils.registry import Registry
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
@@ -233,6 +234,24 @@ def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[f
     if not all(level and all(v > 0 for v in level) for level in per_level):
         raise ValueError(f"{name} must have positive numbers on every level, got {values}")
     return per_level
+
+
+def same_on_all_levels(values: Sequence[int | None], what: str, key: str) -> int:
+    """Return the number that all levels share, as a head needs it that serves all of them.
+
+    Args:
+        values: One per level.
+        what: What they count, for the message.
+        key: Config key to change, for the message.
+
+    Raises:
+        ConfigError: They differ, or are not known.
+    """
+    if len(set(values)) != 1 or values[0] is None:
+        raise ConfigError(
+            f"{key}: one head serves all levels, which need the same {what}; got {list(values)}"
+        )
+    return values[0]
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()

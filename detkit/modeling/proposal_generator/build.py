@@ -1,20 +1,25 @@
-"""Registries of proposal generators and RPN heads, and the functions that build what a config
-names.
-"""
+"""Registries of proposal generators and RPN heads, and the functions that build from a config."""
 
 from torch import nn
 
 from detkit.config import CfgNode
 from detkit.layers import ShapeSpec
+from detkit.utils.errors import ConfigError
 from detkit.utils.registry import Registry
 
 PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
-"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`. `forward(images, features, gt_instances=None)` gives proposals
-(one Instances per image, with `proposal_boxes` and `objectness_logits`) and a dict of losses."""
+"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`.
+
+`forward(images, features, gt_instances=None)` returns proposals (one Instances per image, with
+`proposal_boxes` and `objectness_logits`) and a dict of losses.
+"""
 
 RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
-"""Called as `(cfg, input_shape: list[ShapeSpec])`. `forward(features)` gives, per level, objectness logits (N, A, H, W)
-and deltas (N, A * box_dim, H, W)."""
+"""Called as `(cfg, input_shape: list[ShapeSpec])`.
+
+`forward(features)` returns, per level, objectness logits (N, A, H, W) and deltas (N, A * box_dim,
+H, W).
+"""
 
 
 def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
@@ -25,17 +30,16 @@ def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) ->
         input_shape: The backbone's features.
 
     Returns:
-        The module, or None for `PrecomputedProposals`: the model then takes `proposals` from its
-        input.
+        The module; None for `PrecomputedProposals`: the model takes `proposals` from its input.
 
     Raises:
-        ValueError: Proposals are to be loaded, which an RPN would not look at.
+        ConfigError: MODEL.LOAD_PROPOSALS is on, but an RPN would not use them.
     """
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if name == "PrecomputedProposals":
         return None
     if name == "RPN" and cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is RPN, which finds"
             " its own: set that to PrecomputedProposals"
         )

@@ -1,4 +1,4 @@
-"""From scored boxes to proposals, and the ground truth among them.
+"""From scored boxes to proposals, and the ground truth that is added to them.
 
 Legend: N images, K candidate boxes per image over all levels, R_l boxes of level l.
 """
@@ -17,7 +17,7 @@ _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
 
 
 def top_indices_per_level(logits: Sequence[Tensor], topk: int) -> list[Tensor]:
-    """Return the best-scored boxes of every level.
+    """Return the indices of the best-scored boxes of every level.
 
     Args:
         logits: Per level (N, R_l).
@@ -40,10 +40,10 @@ def find_top_rpn_proposals(
     min_box_size: float,
     training: bool,
 ) -> list[Instances]:
-    """Clip candidates to the image, drop the small ones and those that a better one of their level covers.
+    """Clip candidates to the image, drop small ones, and suppress overlaps level by level.
 
-    Detectron2's function of this name also picks the best of each level before. Here that is done
-    by `top_indices_per_level`, so that only the picked ones need to be decoded.
+    Detectron2's function of this name also picks the best of each level before. Here
+    `top_indices_per_level` does it, so that only the picked ones need to be decoded.
 
     Args:
         boxes: (N, K, 4) float32.
@@ -53,7 +53,7 @@ def find_top_rpn_proposals(
         nms_thresh: IoU above which the lower-scored of two boxes goes.
         post_nms_topk: At most this many proposals per image.
         min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
-        training: Whether numbers that are not finite are an error. In inference they are dropped.
+        training: Whether numbers that are not finite raise an error. In inference they are dropped.
 
     Returns:
         N Instances with `proposal_boxes` and `objectness_logits`, best first.
@@ -62,56 +62,49 @@ def find_top_rpn_proposals(
         FloatingPointError: Training, and a box or a logit is not finite.
     """
     is_finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(logits)
-    # A wait for the device, but one that NMS would take a moment later: it needs the same boxes.
+    # This waits for the device, but NMS would wait for the same boxes a moment later.
     if training and not is_finite.all():
         raise FloatingPointError(
             "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes:"
             " SOLVER.BASE_LR too high for the batch, too few SOLVER.WARMUP_ITERS, or weights that"
             " do not belong to this model."
         )
-    return [
-        _top_proposals_of_image(
-            boxes_i, logits_i, level_ids, finite_i, size_i, nms_thresh, post_nms_topk, min_box_size
+    proposals: list[Instances] = []
+    for boxes_i, logits_i, finite_i, size_i in zip(
+        boxes, logits, is_finite, image_sizes, strict=True
+    ):
+        clipped = Boxes(boxes_i)
+        clipped.clip(size_i)
+        # Indices, found once: a mask would be searched, and waited for, at each of the three
+        # selections.
+        (valid,) = nonzero_tuple(finite_i & clipped.nonempty(threshold=min_box_size))
+        valid_boxes, valid_logits = clipped.tensor[valid], logits_i[valid]
+        keep = batched_nms(valid_boxes, valid_logits, level_ids[valid], nms_thresh)
+        keep = keep[:post_nms_topk]
+        proposals.append(
+            Instances(
+                size_i,
+                proposal_boxes=Boxes(valid_boxes[keep]),
+                objectness_logits=valid_logits[keep],
+            )
         )
-        for boxes_i, logits_i, finite_i, size_i in zip(
-            boxes, logits, is_finite, image_sizes, strict=True
-        )
-    ]
-
-
-def _top_proposals_of_image(
-    boxes: Tensor,
-    logits: Tensor,
-    level_ids: Tensor,
-    is_finite: Tensor,
-    image_size: tuple[int, int],
-    nms_thresh: float,
-    topk: int,
-    min_box_size: float,
-) -> Instances:
-    clipped = Boxes(boxes)
-    clipped.clip(image_size)
-    # Indices, found once: a mask would be searched again, and waited for, at each of the three
-    # selections.
-    (valid,) = nonzero_tuple(is_finite & clipped.nonempty(threshold=min_box_size))
-    boxes, logits = clipped.tensor[valid], logits[valid]
-    keep = batched_nms(boxes, logits, level_ids[valid], nms_thresh)[:topk]
-    return Instances(image_size, proposal_boxes=Boxes(boxes[keep]), objectness_logits=logits[keep])
+    return proposals
 
 
 def add_ground_truth_to_proposals(
     gt: Sequence[Instances] | Sequence[Boxes], proposals: Sequence[Instances]
 ) -> list[Instances]:
-    """Append the ground truth to the proposals of every image, so that the heads see good boxes from the first step on.
+    """Append the ground truth to the proposals of every image.
 
     Args:
         gt: N ground truths: `gt_boxes`, and every field of the proposals besides box and logit.
         proposals: N proposals: `proposal_boxes`, `objectness_logits`. Not changed.
 
     Raises:
-        ValueError: There is not one ground truth per image, or it lacks a field that the proposals
-            have.
+        ValueError: There is not one ground truth per image.
+        ValueError: The ground truth lacks a field that the proposals have.
     """
+    # So that the heads see good boxes, and every object, from the first step on.
     if len(gt) != len(proposals):
         raise ValueError(
             f"need ground truth for every image: got {len(gt)} for {len(proposals)} images"

@@ -1,6 +1,7 @@
-"""The region proposal network: one network over the whole pyramid says where objects may be.
+"""The region proposal network: where objects may be, over every cell of a feature pyramid.
 
-Source: Ren et al. 2015, arXiv 1506.01497.
+Source: Ren et al. 2015, arXiv 1506.01497; on a pyramid: Lin et al. 2016, arXiv 1612.03144,
+    section 4.1.
 
 Legend: N images, L levels, A anchors per cell, B numbers per box (4), R_l = H_l * W_l * A anchors
 of level l, R anchors of all levels, M objects in one image.
@@ -35,7 +36,7 @@ from detkit.utils.events import get_event_storage, has_event_storage
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RPN(nn.Module):
-    """Scores and refines the anchors of every level, and keeps the best as proposals."""
+    """Scores and refines the anchors of every level, and returns the best as proposals."""
 
     @configurable
     def __init__(
@@ -60,20 +61,19 @@ class RPN(nn.Module):
         """Put the parts together.
 
         Args:
-            in_features: Names of the L features that are used, in the order of the anchor
-                generator.
+            in_features: Names of the L features, in the order of the anchor generator.
             head: Features to logits and deltas; see `RPN_HEAD_REGISTRY`.
             anchor_generator: Features to anchors.
             anchor_matcher: Labels anchors by their IoU with the ground truth.
-            box2box_transform: What the deltas mean.
+            box2box_transform: Encodes boxes as deltas.
             batch_size_per_image: Anchors per image that the losses sample.
             positive_fraction: Largest share of them that is foreground.
             pre_nms_topk: Proposals per level before NMS, in (training, inference).
             post_nms_topk: Proposals per image after NMS, in (training, inference).
             nms_thresh: IoU above which the lower-scored of two proposals of a level goes.
             min_box_size: Proposals must be wider and higher than this, in pixels.
-            anchor_boundary_thresh: Anchors that leave the image by more pixels than this are not
-                trained; negative trains all.
+            anchor_boundary_thresh: Anchors that extend over the image by more pixels than this are
+                not trained; negative trains all.
             loss_weight: Factor on both losses, or one per name.
             box_reg_loss_type: See `BOX_LOSS_TYPES`.
             smooth_l1_beta: See `box_regression_loss`.
@@ -131,22 +131,27 @@ class RPN(nn.Module):
         features: dict[str, Tensor],
         gt_instances: Sequence[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Propose boxes; in training also give the losses.
+        """Propose boxes; in training also compute the losses.
 
         Args:
             images: The batch; only its sizes are used.
-            features: The backbone's features by name.
+            features: Features of the backbone, by name.
             gt_instances: N ground truths with `gt_boxes`; needed in training.
 
         Returns:
-            Per image the proposals, best first: `proposal_boxes`, `objectness_logits`. Without
+            Per image the proposals, best first: `proposal_boxes` and `objectness_logits`, without
             gradient. The losses `loss_rpn_cls` and `loss_rpn_loc` in training, else an empty dict.
         """
         levels = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(levels)
-        maps = self.rpn_head(levels)
-        logits = [_logits_by_anchor(x) for x in maps[0]]
-        deltas = [_deltas_by_anchor(x, self.anchor_generator.box_dim) for x in maps[1]]
+        logit_maps, delta_maps = self.rpn_head(levels)
+        # From maps (N, A, H, W) and (N, A * B, H, W) to the order of the anchors, (N, H * W * A)
+        # and (N, H * W * A, B). Without a copy if the maps are channels-last and float32.
+        logits = [x.permute(0, 2, 3, 1).flatten(1).float() for x in logit_maps]
+        box_dim = self.anchor_generator.box_dim
+        deltas = [
+            x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, box_dim)).float() for x in delta_maps
+        ]
         losses: dict[str, Tensor] = {}
         if self.training:
             if gt_instances is None:
@@ -159,38 +164,38 @@ class RPN(nn.Module):
     def label_and_sample_anchors(
         self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Match anchors with the ground truth and pick those that the losses use.
+        """Match anchors with the ground truth, and sample those that the losses use.
 
         Args:
             anchors: Anchors of each level.
-            gt_instances: Ground truth of each image; images without objects are background
-                everywhere.
+            gt_instances: Ground truth of each image; without objects all anchors are background.
 
         Returns:
             Per image (R,) int8 labels: 1 foreground, 0 background, -1 not used.
-            Per image (R, 4) boxes matched with the anchors; of meaning where the label is 1 only.
+            Per image (R, 4) boxes matched with the anchors; they mean something for label 1 only.
         """
         all_anchors = Boxes.cat(list(anchors))
-        matched = [self._match_anchors(all_anchors, gt_i) for gt_i in gt_instances]
-        labels = torch.stack([labels_i for labels_i, _ in matched])
+        labels: list[Tensor] = []
+        matched_boxes: list[Tensor] = []
+        for gt_i in gt_instances:
+            gt_boxes = gt_i.gt_boxes
+            matches_i, labels_i = self.anchor_matcher.match_boxes(gt_boxes, all_anchors)
+            if self.anchor_boundary_thresh >= 0:
+                # Section 3.3 of the paper; its follow-up on pyramids trains all anchors.
+                is_inside = all_anchors.inside_box(gt_i.image_size, self.anchor_boundary_thresh)
+                labels_i = labels_i.masked_fill(~is_inside, -1)
+            labels.append(labels_i)
+            # Without objects nothing is foreground, and any box will do.
+            if len(gt_boxes) > 0:
+                matched_boxes.append(gt_boxes.tensor[matches_i])
+            else:
+                matched_boxes.append(torch.zeros_like(all_anchors.tensor))
+        # All images at once, without waiting for the device.
         positive, negative = subsample_masks(
-            labels, self.batch_size_per_image, self.positive_fraction, bg_label=0
+            torch.stack(labels), self.batch_size_per_image, self.positive_fraction, bg_label=0
         )
         sampled = torch.where(positive, 1, torch.where(negative, 0, -1)).to(torch.int8)
-        return list(sampled), [boxes_i for _, boxes_i in matched]
-
-    def _match_anchors(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
-        """Return (R,) labels and (R, 4) matched boxes of one image."""
-        gt_boxes = gt.gt_boxes
-        matches, labels = self.anchor_matcher.match_boxes(gt_boxes, anchors)
-        if self.anchor_boundary_thresh >= 0:
-            is_inside = anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)
-            labels = labels.masked_fill(~is_inside, -1)
-        # Without objects nothing is foreground, and any box will do.
-        matched_boxes = (
-            gt_boxes.tensor[matches] if len(gt_boxes) else torch.zeros_like(anchors.tensor)
-        )
-        return labels, matched_boxes
+        return list(sampled), matched_boxes
 
     def losses(
         self,
@@ -200,26 +205,30 @@ class RPN(nn.Module):
         pred_anchor_deltas: Sequence[Tensor],
         gt_boxes: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Compare predictions with what `label_and_sample_anchors` gives.
+        """Compute the losses of the sampled anchors.
 
         Args:
             anchors: Anchors of each level.
             pred_objectness_logits: Per level (N, R_l).
-            gt_labels: Per image (R,): 1, 0 or -1.
+            gt_labels: Per image (R,): 1, 0 or -1; see `label_and_sample_anchors`.
             pred_anchor_deltas: Per level (N, R_l, B).
             gt_boxes: Per image (R, B).
 
         Returns:
-            `loss_rpn_cls` and `loss_rpn_loc`, each a sum divided by N * batch_size_per_image: a box
-            counts the same however many were found to sample.
+            `loss_rpn_cls` and `loss_rpn_loc`, each a sum divided by N * batch_size_per_image.
         """
         labels = torch.stack(list(gt_labels))
+        num_images = len(labels)
         # Two waits for the device, to gather the few hundred sampled anchors of some 270,000 per
         # image. The NMS of the proposals waits right after in any case; losses over all anchors
         # would cost time and memory instead.
         sampled = nonzero_tuple(labels >= 0)
         positive = nonzero_tuple(labels == 1)
-        self._log_sample(len(positive[0]), len(sampled[0]), len(labels))
+        if has_event_storage():
+            storage = get_event_storage()
+            num_positive, num_sampled = len(positive[0]), len(sampled[0])
+            storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
+            storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
         loss_cls = F.binary_cross_entropy_with_logits(
             cat(list(pred_objectness_logits), dim=1)[sampled],
             labels[sampled].float(),
@@ -233,15 +242,11 @@ class RPN(nn.Module):
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        normalizer = self.batch_size_per_image * len(labels)
+        # The same divisor for both losses and however many anchors could be sampled, so that an
+        # anchor has the same weight in every batch.
+        normalizer = self.batch_size_per_image * num_images
         losses = {"loss_rpn_cls": loss_cls / normalizer, "loss_rpn_loc": loss_loc / normalizer}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
-
-    def _log_sample(self, num_positive: int, num_sampled: int, num_images: int) -> None:
-        if has_event_storage():
-            storage = get_event_storage()
-            storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
-            storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
 
     @torch.no_grad()
     def predict_proposals(
@@ -253,53 +258,39 @@ class RPN(nn.Module):
     ) -> list[Instances]:
         """Decode the best predictions of every level and reduce them to proposals.
 
-        No gradient flows through the boxes: the ROI heads take them as given (approximate joint
-        training, section 3.2 of the paper).
-
         Args:
             anchors: Anchors of each level.
             pred_objectness_logits: Per level (N, R_l).
             pred_anchor_deltas: Per level (N, R_l, B).
             image_sizes: N times (height, width).
         """
+        # No gradient flows through the boxes: the ROI heads take them as given ("approximate joint
+        # training", section 3.2 of the paper).
+        #
+        # The best of each level are picked before boxes are decoded: of some 270,000 anchors per
+        # image a few thousand.
         picked = top_indices_per_level(pred_objectness_logits, self.pre_nms_topk[self.training])
-        logits = cat(
-            [x.gather(1, idx) for x, idx in zip(pred_objectness_logits, picked, strict=True)], dim=1
+        logits: list[Tensor] = []
+        deltas: list[Tensor] = []
+        start: list[Tensor] = []
+        level_ids: list[Tensor] = []
+        for level, idx in enumerate(picked):
+            deltas_l = pred_anchor_deltas[level]
+            logits.append(pred_objectness_logits[level].gather(1, idx))
+            deltas.append(deltas_l.gather(1, idx[..., None].expand(-1, -1, deltas_l.shape[-1])))
+            start.append(anchors[level].tensor[idx])
+            level_ids.append(torch.full_like(idx[0], level))
+        start_boxes = cat(start, dim=1)
+        boxes = self.box2box_transform.apply_deltas(
+            cat(deltas, dim=1).flatten(0, 1), start_boxes.flatten(0, 1)
         )
-        deltas = cat(
-            [_gather_rows(x, idx) for x, idx in zip(pred_anchor_deltas, picked, strict=True)], dim=1
-        )
-        start = cat(
-            [anchors_l.tensor[idx] for anchors_l, idx in zip(anchors, picked, strict=True)], dim=1
-        )
-        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), start.flatten(0, 1))
-        level_ids = cat([torch.full_like(idx[0], level) for level, idx in enumerate(picked)], dim=0)
         return find_top_rpn_proposals(
-            boxes.view_as(start),
-            logits,
-            level_ids,
+            boxes.view_as(start_boxes),
+            cat(logits, dim=1),
+            cat(level_ids, dim=0),
             image_sizes,
             nms_thresh=self.nms_thresh,
             post_nms_topk=self.post_nms_topk[self.training],
             min_box_size=self.min_box_size,
             training=self.training,
         )
-
-
-def _logits_by_anchor(logits: Tensor) -> Tensor:
-    """Turn (N, A, H, W) into (N, H * W * A) float32, the order of the anchors. No copy if
-    channels-last.
-    """
-    return logits.permute(0, 2, 3, 1).flatten(1).float()
-
-
-def _deltas_by_anchor(deltas: Tensor, box_dim: int) -> Tensor:
-    """Turn (N, A * B, H, W) into (N, H * W * A, B) float32, the order of the anchors. No copy if
-    channels-last.
-    """
-    return deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, box_dim)).float()
-
-
-def _gather_rows(x: Tensor, indices: Tensor) -> Tensor:
-    """Pick rows of (N, R, B) by (N, K) indices: (N, K, B)."""
-    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,4 +1,4 @@
-"""From the pooled features of a region to a vector that classes and boxes are read from.
+"""From the pooled features of a region to a vector that classes and boxes are predicted from.
 
 Legend: R regions over the batch, C channels, H x W cells of a region, F features per region.
 """
@@ -39,14 +39,13 @@ class FastRCNNConvFCHead(nn.Sequential):
             conv_norm: Norm after each convolution, as for `get_norm`.
 
         Raises:
-            ValueError: There is no layer at all, or the shape is not known.
+            ValueError: There is no layer at all.
+            ValueError: The shape is not known.
         """
         super().__init__()
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         if not conv_dims and not fc_dims:
-            raise ValueError(
-                "the box head needs a layer: MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0"
-            )
+            raise ValueError("the box head needs a layer, but conv_dims and fc_dims are both empty")
         if channels is None or height is None or width is None:
             raise ValueError(
                 f"the box head needs channels, height and width of its input, got {input_shape}"
@@ -66,10 +65,9 @@ class FastRCNNConvFCHead(nn.Sequential):
             self.add_module(f"conv{k}", conv)
             channels = dim
         self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
-        if fc_dims:
-            self._add_fully_connected(channels * height * width, fc_dims)
-
-    def _add_fully_connected(self, in_features: int, fc_dims: Sequence[int]) -> None:
+        if not fc_dims:
+            return
+        in_features = channels * height * width
         self.add_module("flatten", nn.Flatten())
         for k, dim in enumerate(fc_dims, start=1):
             fc = nn.Linear(in_features, dim)
@@ -92,13 +90,9 @@ class FastRCNNConvFCHead(nn.Sequential):
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """What `forward` gives per region: channels F, and height and width where no layer is fully
-        connected.
-        """
+        """Shape of the output per region, without height and width if there is an FC layer."""
         return self._output_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without fully connected
-        layers.
-        """
+        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without an FC layer."""
         return super().forward(x)

@@ -1,4 +1,4 @@
-"""Registries of ROI heads and their branches, and the functions that build what a config names."""
+"""Registries of ROI heads and their branches, and the functions that build from a config."""
 
 from torch import nn
 
@@ -7,18 +7,25 @@ from detkit.layers import ShapeSpec
 from detkit.utils.registry import Registry
 
 ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
-"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`. `forward(images, features, proposals, targets=None)` gives
-Instances per image and a dict of losses."""
+"""Called as `(cfg, input_shape: dict[str, ShapeSpec])`; see `ROIHeads`.
+
+`forward(images, features, proposals, targets=None)` returns Instances per image and a dict of
+losses.
+"""
 
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
-"""Called as `(cfg, input_shape: ShapeSpec)`. `forward` turns pooled features (R, C, H, W) into features per region, of
-the shape that its `output_shape` names."""
+"""Called as `(cfg, input_shape: ShapeSpec)`.
+
+`forward` turns pooled features (R, C, H, W) into features per region, of shape `output_shape`.
+"""
 
 ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
-"""Called as `(cfg, input_shape: ShapeSpec)`. `forward(x, instances)` takes pooled features (R, C, H, W) and the regions
-of each image: foreground proposals with `gt_masks` in training, for which it gives a dict of
-losses; else detections, which it gives back with the field `pred_masks`, (M, 1, S, S)
-probabilities."""
+"""Called as `(cfg, input_shape: ShapeSpec)`; see `BaseMaskRCNNHead`.
+
+`forward(x, instances)` takes pooled features (R, C, H, W) and the regions of each image. In
+training these are foreground proposals with `gt_masks`, and it returns a dict of losses. In
+inference they are detections, which it returns with `pred_masks`, (M, 1, S, S) probabilities.
+"""
 
 ROI_KEYPOINT_HEAD_REGISTRY = Registry("ROI_KEYPOINT_HEAD")
 """As for masks, with `gt_keypoints` and `pred_keypoints`, (M, K, 3) as `(x, y, score)`."""
@@ -35,12 +42,10 @@ def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
 
 
 def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
-    """Build the mask head that MODEL.ROI_MASK_HEAD.NAME selects, for pooled features of this shape."""
+    """Build the mask head that MODEL.ROI_MASK_HEAD.NAME selects, for pooled features."""
     return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)
 
 
 def build_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
-    """Build the keypoint head that MODEL.ROI_KEYPOINT_HEAD.NAME selects, for pooled features of
-    this shape.
-    """
+    """Build the keypoint head that MODEL.ROI_KEYPOINT_HEAD.NAME selects, for pooled features."""
     return ROI_KEYPOINT_HEAD_REGISTRY.get(cfg.MODEL.ROI_KEYPOINT_HEAD.NAME)(cfg, input_shape)

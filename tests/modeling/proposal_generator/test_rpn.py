@@ -7,6 +7,7 @@ from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.proposal_generator.rpn import RPN
 from detkit.structures import Boxes, ImageList, Instances, pairwise_iou
+from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventStorage
 
 SIZE = (64, 96)
@@ -242,3 +243,20 @@ def test_settings_come_from_the_config():
     rpn = RPN(cfg, {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)})
     assert (rpn.box_reg_loss_type, rpn.smooth_l1_beta, rpn.min_box_size) == ("giou", 0.25, 3)
     assert rpn.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        pytest.param(
+            "IOU_THRESHOLDS", [0.7, 0.3], "thresholds must be positive and rise", id="matcher"
+        ),
+        pytest.param("BBOX_REG_LOSS_TYPE", "l3", "box_reg_loss_type must be one of", id="loss"),
+    ],
+)
+def test_bad_setting_is_an_error_with_the_argument_and_its_key(key, value, message):
+    cfg = get_cfg()
+    cfg.MODEL.RPN.IN_FEATURES = ["p2"]
+    cfg.MODEL.RPN[key] = value
+    with pytest.raises(ConfigError, match=rf"^RPN: {message}.*\(set by MODEL.RPN.{key}\)"):
+        RPN(cfg, {"p2": ShapeSpec(channels=8, stride=4)})

@@ -83,5 +83,5 @@ def test_levels_of_different_anchors_are_an_error():
 
 @pytest.mark.parametrize("conv_dims", [[], [0], [16, -2]], ids=["none", "zero", "negative"])
 def test_bad_conv_dims_name_the_key(conv_dims):
-    with pytest.raises(ValueError, match="MODEL.RPN.CONV_DIMS needs a number per convolution"):
+    with pytest.raises(ValueError, match="conv_dims must have a number per convolution"):
         StandardRPNHead(in_channels=8, num_anchors=3, conv_dims=conv_dims)

@@ -58,7 +58,7 @@ def test_flattening_does_not_depend_on_the_memory_format():
 
 
 def test_no_layers_name_the_keys():
-    with pytest.raises(ValueError, match="MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0"):
+    with pytest.raises(ValueError, match="conv_dims and fc_dims are both empty"):
         FastRCNNConvFCHead(input_shape=SHAPE, conv_dims=[], fc_dims=[])
 
 
