@@ -1,6 +1,4 @@
-"""Starting the processes of a run: on one machine or several, or those that torchrun has started
-already.
-"""
+"""Start the processes of a run, or join the run that torchrun has started."""
 
 import contextlib
 import datetime
@@ -10,19 +8,22 @@ import logging
 import os
 import signal
 import socket
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.engine.rendezvous import fresh_part
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.signals import STOPPED, asked_to_stop
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,13 @@ _SYNC_BUFFERS = (
     else "broadcast_buffers"
 )
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Counts the runs that this process has joined: one that a script launches behind another is no
-# restart of it.
+# Counts the runs that this process has joined: a second one in the same script is no restart.
 _joined = itertools.count()
+_POLL_SECONDS = 0.01
+
+
+class JoinError(UserError, RuntimeError):
+    """A process that could not join its run; the message names it, the address and the cause."""
 
 
 def launch(
@@ -51,15 +56,14 @@ def launch(
 ) -> Any:
     """Call `main_func(*args)` in every process of the run.
 
-    Under torchrun (or anything that sets its variables), this process is one of the run: it joins,
-    and the numbers given here are not used. Otherwise processes are started, unless one is enough.
-    Without CUDA they talk over gloo.
+    Under torchrun (or anything that sets its variables), this process joins the run, and the
+    numbers given here are not used. Otherwise processes are started, unless one is enough. The
+    backend is NCCL with CUDA, else gloo.
 
     Args:
-        main_func: A function of a module, so that new processes find it.
-        num_gpus_per_machine: Processes per machine, one per GPU; on machines without GPU they share
-            the CPU.
-        num_machines: Machines; `launch` is to be called on each.
+        main_func: A function of a module, so that new processes can import it.
+        num_gpus_per_machine: Processes per machine, one per GPU; without GPUs they share the CPU.
+        num_machines: Machines; call `launch` on each.
         machine_rank: Number of this machine, from 0.
         dist_url: Where process 0 listens, such as `tcp://192.168.1.1:29500`; `auto` or None picks a
             free port, which works on one machine only.
@@ -67,10 +71,10 @@ def launch(
         timeout: How long a process waits for the others.
 
     Returns:
-        What the function gave, where it ran in this process; None where processes were started.
+        The result of the function if it ran in this process; None if processes were started.
 
     Raises:
-        ValueError: Numbers that do not fit, or `auto` with several machines.
+        ConfigError: Numbers that do not fit, or `auto` with several machines.
     """
     if all(name in os.environ for name in _TORCHRUN_VARIABLES):
         return _run_under_torchrun(main_func, args, timeout)
@@ -84,13 +88,11 @@ def launch(
 
 
 def _wait_for(processes: Any) -> None:
-    """Wait until all processes have ended, and pass on to them that this one is asked to stop.
-
-    As SIGTERM, whichever it was: they may have got the Ctrl-C too, and take a second one for an
-    order to end at once.
-    """
+    """Wait until all processes have ended, and pass on to them that this one is asked to stop."""
 
     def pass_on(number: int) -> None:
+        # SIGTERM, whichever it was: they may have received the Ctrl-C too, and a second one makes
+        # them end at once.
         for process_id in processes.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGTERM)
@@ -106,7 +108,7 @@ def _wait_for(processes: Any) -> None:
 
 
 def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
-    """Wrap a model in DistributedDataParallel where there are several processes; else give it as it is.
+    """Wrap a model in DistributedDataParallel; with one process return the model itself.
 
     Args:
         model: On the device of this process.
@@ -116,8 +118,8 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
         return model
     device = next(model.parameters()).device
     kwargs.setdefault("device_ids", [device.index] if device.type == "cuda" else None)
-    # Batch norm keeps the statistics of each process's own images, as in Detectron2: SyncBN is
-    # there to share them.
+    # Batch norm keeps the statistics of each process's own images, as in Detectron2; SyncBN shares
+    # them.
     if "broadcast_buffers" not in kwargs:
         kwargs.setdefault(_SYNC_BUFFERS, False)
     return DistributedDataParallel(model, **kwargs)
@@ -125,15 +127,15 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 
 def _check_numbers(num_per_machine: int, num_machines: int, machine_rank: int) -> None:
     if num_per_machine < 1 or num_machines < 1:
-        raise ValueError(
+        raise ConfigError(
             f"--num-gpus and --num-machines must be at least 1, got {num_per_machine} and"
             f" {num_machines}; for the CPU set MODEL.DEVICE cpu"
         )
     if not 0 <= machine_rank < num_machines:
-        raise ValueError(f"--machine-rank must lie in [0, {num_machines}), got {machine_rank}")
+        raise ConfigError(f"--machine-rank must lie in [0, {num_machines}), got {machine_rank}")
     available = torch.cuda.device_count()
     if 0 < available < num_per_machine:
-        raise ValueError(
+        raise ConfigError(
             f"--num-gpus is {num_per_machine}, but torch sees {available} CUDA devices on this"
             " machine"
         )
@@ -143,7 +145,7 @@ def _resolve_url(dist_url: str | None, num_machines: int) -> str:
     if dist_url is not None and dist_url != "auto":
         return dist_url
     if num_machines > 1:
-        raise ValueError(
+        raise ConfigError(
             "--dist-url auto picks a port on this machine only; with several machines give the"
             " address of machine 0, such as tcp://192.168.1.1:29500, on all of them"
         )
@@ -162,7 +164,7 @@ def _spawned(
     args: tuple[Any, ...],
     timeout: datetime.timedelta,
 ) -> None:
-    """What a started process does."""
+    """Join the run from a started process, and call the function."""
     _share_cpu(num_per_machine)
     _join_run(
         dist_url,
@@ -190,20 +192,18 @@ def _run_under_torchrun(
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
         timeout=timeout,
     )
-    # torchrun counts them on the machine whose process failed; what meets in its store counts those
-    # it has seen.
-    comm.set_num_restarts(
-        comm.all_reduce_max_int(max(restarts - next(_joined), comm.get_num_restarts()))
-    )
+    # On several machines, torchrun counts a restart only where the process failed; `_fresh_part`
+    # counts the starts that its store has seen. The larger number is right.
+    seen = max(restarts - next(_joined), comm.get_num_restarts())
+    comm.set_num_restarts(comm.all_reduce_max_int(seen))
     return _run_and_leave(main_func, args)
 
 
 def _run_and_leave(main_func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    # `record` leaves the traceback where torchrun finds it, to show whose error it was that ended
-    # the others.
+    # `record` writes the traceback where torchrun looks for it, to show which process failed first.
     result = record(main_func)(*args)
-    # Not after an error: the others would fail at the closed connection at once, and theirs would
-    # be the error shown.
+    # Not after an error: the others would fail at once over the closed connection, and torchrun
+    # would show theirs.
     dist.destroy_process_group()
     return result
 
@@ -217,18 +217,14 @@ def _join_run(
     local_size: int,
     timeout: datetime.timedelta,
 ) -> int:
-    """Make this process a part of the run, with its own GPU where there are GPUs.
-
-    Returns:
-        How often processes have met in the store at this address before.
-    """
+    """Join the run, on a GPU of its own where there are GPUs; return the starts before this one."""
     has_cuda = torch.cuda.is_available()
     if has_cuda:
-        # Before the group: NCCL would otherwise put a context of every process on GPU 0.
+        # Before the group: NCCL would otherwise create a context of every process on GPU 0.
         torch.cuda.set_device(local_rank)
     try:
         store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
-        store, restarts = fresh_part(store, rank=rank, world_size=world_size, timeout=timeout)
+        store, restarts = _fresh_part(store, rank=rank, world_size=world_size, timeout=timeout)
         dist.init_process_group(
             "nccl" if has_cuda else "gloo",
             store=store,
@@ -237,7 +233,7 @@ def _join_run(
             timeout=timeout,
         )
     except Exception as error:
-        raise RuntimeError(
+        raise JoinError(
             f"process {rank} of {world_size} could not join the run at {url}: {error}"
         ) from error
     comm.set_local(local_rank, local_size)
@@ -249,3 +245,59 @@ def _share_cpu(num_processes: int) -> None:
     """Divide the CPU's cores among the processes of a machine, unless the user has decided."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+
+
+def _fresh_part(
+    store: Store, *, rank: int, world_size: int, timeout: datetime.timedelta
+) -> tuple[Store, int]:
+    """Return a part of the store that is new and the same for all processes that start together.
+
+    Args:
+        store: Shared by all processes, and perhaps by those before them. Its timeout is set.
+        rank: Of this process.
+        world_size: Number of processes.
+        timeout: How long a process waits for the others.
+
+    Returns:
+        The part, and the number of earlier starts that met in this store.
+
+    Raises:
+        TimeoutError: In process 0, if some of the others do not come; the others get an error of
+            the store.
+    """
+    # torchrun's agent keeps one store through all restarts (torch 2.14). Processes that were killed
+    # have left their addresses in it; a process that reads one of these, because the new process 0
+    # is a little later, is refused, and one more restart is lost (test_launch.py shows it). The
+    # number of restarts cannot name the part: on several machines, only the agent whose process
+    # failed increments it.
+    #
+    # So process 0 counts the starts in the store, and answers each of the others under a name that
+    # the other has just made up: neither question nor answer can be of an earlier start.
+    store.set_timeout(timeout)
+    meeting = PrefixStore("detkit", store)
+    if rank == 0:
+        start = meeting.add("starts", 1)
+        _tell_all(meeting, start, world_size, timeout)
+    else:
+        name = uuid.uuid4().hex
+        meeting.set(f"name/{rank}", name)
+        start = int(meeting.get(f"start_of/{name}"))  # waits for it
+        meeting.set(f"told/{start}/{rank}", "")
+    return PrefixStore(f"start_{start}", meeting), start - 1
+
+
+def _tell_all(meeting: Store, start: int, world_size: int, timeout: datetime.timedelta) -> None:
+    waiting = list(range(1, world_size))
+    deadline = time.monotonic() + timeout.total_seconds()
+    while waiting:
+        for rank in waiting:
+            # The name may be that of a killed process: then nobody reads the answer, and the new
+            # name is seen in a later round.
+            if meeting.check([f"name/{rank}"]):
+                meeting.set(f"start_of/{meeting.get(f'name/{rank}').decode()}", str(start))
+        waiting = [rank for rank in waiting if not meeting.check([f"told/{start}/{rank}"])]
+        if waiting and time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{len(waiting)} processes did not come within {timeout}: {str(waiting[:10])[1:-1]}"
+            )
+        time.sleep(_POLL_SECONDS if waiting else 0)
