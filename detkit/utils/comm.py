@@ -82,7 +82,7 @@ def _cpu_group() -> Any:
 
 
 def all_gather(obj: T) -> list[T]:
-    """Gather the objects of all processes in each process, by rank. They are pickled: keep them small."""
+    """Gather the objects of all processes, by rank. They are pickled: keep them small."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()

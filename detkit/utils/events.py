@@ -1,8 +1,7 @@
-"""What a run measures: a storage for scalars and pictures, and the writers that bring them to files and to the console.
+"""The metrics of a run: a storage for scalars and pictures, and writers to files and the console.
 
-Scalars may be given as tensors on any device. They are fetched together when somebody reads them,
-with one copy for all of them, so that a training step never waits for the device just to log its
-losses.
+Scalars may be tensors on any device. They are copied to the host together, when a writer reads
+them, so that a training step never waits for the device just to log its losses.
 """
 
 import datetime
@@ -36,15 +35,15 @@ __all__ = [
 ]
 
 _storages: list["EventStorage"] = []
-# Values of each scalar that survive a resume: those that the writers' medians are over.
+# Values of each scalar in a checkpoint: the writers' medians are over this many.
 _KEPT_VALUES = 20
-# Pictures that wait to be written. A run without TensorBoard, where nobody takes them, must not
+# Pictures that wait to be written. Without TensorBoard nobody reads them, and a run must not
 # collect them for days.
 _KEPT_IMAGES = 32
-# Scalars that wait to be brought to the host. Only writers ask for them, and processes but the main
-# one have none.
+# Scalars that wait to be copied to the host. Only writers read them, which the main process alone
+# has; the others would collect them for ever.
 _MAX_PENDING = 10_000
-# Values that a scalar is known by: all of a run of days could take gigabytes.
+# Values kept of a scalar: all of a run of days could take gigabytes.
 _MAX_VALUES = 10_000
 
 
@@ -63,12 +62,12 @@ def get_event_storage() -> "EventStorage":
 
 
 def has_event_storage() -> bool:
-    """Whether a storage is active: layers log only then."""
+    """Return whether a storage is active; layers log only then."""
     return bool(_storages)
 
 
 class EventStorage:
-    """Scalars and pictures of one run, by name and iteration. Active inside its own `with` block."""
+    """Scalars and pictures of a run, by name and iteration. Active inside its own `with` block."""
 
     def __init__(self, start_iter: int = 0) -> None:
         self.iter = start_iter
@@ -87,18 +86,18 @@ class EventStorage:
         smoothing_hint: bool = True,
         cur_iter: int | None = None,
     ) -> None:
-        """Add a scalar under a name, at the present iteration.
+        """Add a scalar under a name, at the current iteration.
 
         Args:
-            name: For example `loss_cls`; `a/b` groups under a in TensorBoard.
-            value: A number, or a tensor of one element, which is read later, together with others.
-            smoothing_hint: Whether the console shows a median of the last values (a noisy loss) or
-                the last one (a rate).
-            cur_iter: Iteration to file it under, if not the present one.
+            name: For example `loss_cls`; TensorBoard groups `a/b` under a.
+            value: A number, or a tensor of one element, which is read later.
+            smoothing_hint: Whether the console shows a median of the last values, for a noisy loss,
+                or the last one, for a rate.
+            cur_iter: Iteration of the value, if not the current one.
 
         Raises:
-            ValueError: A tensor has more than one element, or a name got another smoothing hint
-                before.
+            ValueError: A tensor has more than one element.
+            ValueError: The name had another smoothing hint before.
         """
         name = self._prefix + name
         if isinstance(value, Tensor):
@@ -106,8 +105,7 @@ class EventStorage:
                 raise ValueError(
                     f"scalar {name!r} must have one element, got shape {tuple(value.shape)}"
                 )
-            # The clone protects the value from in-place changes between now and the moment it is
-            # read.
+            # A clone, as the tensor may change in place before it is read.
             value = value.detach().reshape(()).clone()
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(
@@ -134,18 +132,18 @@ class EventStorage:
         self._images.append((self._prefix + name, image, self.iter))
 
     def images(self) -> list[tuple[str, Any, int]]:
-        """The last 32 pictures put since the last `clear_images`, as (name, picture, iteration)."""
+        """Return the last 32 pictures since `clear_images`, as (name, picture, iteration)."""
         return list(self._images)
 
     def clear_images(self) -> None:
-        """Forget the pictures; called once they are written."""
+        """Drop the pictures, once they are written."""
         self._images.clear()
 
     def history(self, name: str) -> HistoryBuffer:
-        """The last 10,000 values of a scalar; its `global_avg` is that of all.
+        """Return the last 10,000 values of a scalar; their `global_avg` is over all values.
 
         Raises:
-            KeyError: Nothing was put under that name.
+            KeyError: No scalar has that name.
         """
         self._fetch()
         if name not in self._history:
@@ -153,31 +151,25 @@ class EventStorage:
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """What `history` gives of all scalars, by name."""
+        """Return the histories of all scalars, by name."""
         self._fetch()
         return dict(self._history)
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """Each scalar's last value with the iteration it belongs to."""
+        """Return the last value of each scalar, with its iteration."""
         self._fetch()
         return dict(self._latest)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """As `latest`, with the median of the last `window_size` values for scalars put with a
-        smoothing hint.
-        """
-        return {
-            name: (
-                self._history[name].median(window_size) if self._smoothed[name] else value,
-                iteration,
-            )
-            for name, (value, iteration) in self.latest().items()
-        }
+        """Return `latest`, with the median of `window_size` values for scalars to be smoothed."""
+        shown = self.latest()
+        for name, (_, iteration) in shown.items():
+            if self._smoothed[name]:
+                shown[name] = (self._history[name].median(window_size), iteration)
+        return shown
 
     def new_by_iteration(self, after: int, window_size: int = 20) -> dict[int, dict[str, float]]:
-        """Return what `latest_with_smoothing_hint` gives of iterations behind `after`, by
-        iteration, in their order.
-        """
+        """Return the values of `latest_with_smoothing_hint` after an iteration, by iteration."""
         by_iter: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in self.latest_with_smoothing_hint(window_size).items():
             if iteration > after:
@@ -185,9 +177,7 @@ class EventStorage:
         return dict(sorted(by_iter.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scalars that the next lines of the writers will be made of; pictures are not
-        among them.
-        """
+        """Return what the next lines of the writers need; pictures are not included."""
         return {
             name: {
                 "values": [list(value) for value in history.values()[-_KEPT_VALUES:]],
@@ -198,7 +188,7 @@ class EventStorage:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; nothing may have been put before."""
+        """Restore a state; nothing may have been put before."""
         for name, scalar in state_dict.items():
             for value, iteration in scalar["values"]:
                 self._history[name].update(value, iteration)
@@ -206,12 +196,12 @@ class EventStorage:
             self._latest[name] = tuple(scalar["latest"])
 
     def step(self) -> None:
-        """Go on to the next iteration."""
+        """Advance to the next iteration."""
         self.iter += 1
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Put `name/` before every name inside the block."""
+        """Prefix every name inside the block with `name/`."""
         before = self._prefix
         self._prefix = name.rstrip("/") + "/"
         try:
@@ -220,7 +210,7 @@ class EventStorage:
             self._prefix = before
 
     def _fetch(self) -> None:
-        """Bring waiting scalars to the host, all of a device with one copy."""
+        """Copy waiting scalars to the host, those of a device with one copy."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -251,32 +241,28 @@ class EventStorage:
 
 
 class EventWriter(ABC):
-    """Brings what the active storage holds somewhere else, each time `write` is called."""
+    """Writes the metrics of the active storage, each time `write` is called."""
 
     @abstractmethod
     def write(self) -> None:
         """Write what is new in the active storage."""
 
-    def open(self) -> None:
-        """Get ready to write: called before the first step, behind `load_state_dict`, so that
-        errors come early.
-        """
+    def open(self) -> None:  # noqa: B027 - optional
+        """Get ready, after `load_state_dict` and before the first step: errors come early."""
 
-    def close(self) -> None:
-        """Release what the writer holds."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Release files and connections."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the writer has written, so that a resumed run writes nothing twice."""
+        """Return the position in the output, so that a resumed run writes nothing twice."""
         return {}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on behind what was written then: what was written later, by a run that was killed, is
-        taken back.
-        """
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Continue from a saved position, and remove what a killed run has written after it."""
 
 
 class LineWriter(EventWriter):
-    """Appends lines to a text file, each of one iteration; those behind the checkpoint of a resumed run are dropped.
+    """Appends a line per iteration to a text file; on resume, drops lines after the checkpoint.
 
     Attributes:
         header: First line of the file; empty for none.
@@ -285,10 +271,10 @@ class LineWriter(EventWriter):
     header = ""
 
     def __init__(self, path: str, window_size: int = 20) -> None:
-        """Remember where to write; the file is opened at the first write, for appending.
+        """Set the file; it is opened for appending at the first write.
 
         Args:
-            path: Of the file; its folder is made if absent.
+            path: Of the file; its folder is created if missing.
             window_size: Values in the median of scalars with a smoothing hint.
         """
         self._path = Path(path)
@@ -299,9 +285,7 @@ class LineWriter(EventWriter):
     @staticmethod
     @abstractmethod
     def iteration_of(line: str) -> float:
-        """Return the iteration of a line; infinity for one that a kill has torn, which is a last
-        one.
-        """
+        """Return the iteration of a line; infinity for an incomplete one, as a kill leaves it."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_write": self._last_write}
@@ -314,7 +298,7 @@ class LineWriter(EventWriter):
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[len(head) :]
         kept = [line for line in lines if self.iteration_of(line) <= self._last_write]
         if kept != lines:
-            # Not in place: a second kill must not cost the lines of a run of days.
+            # Not in place: a second kill would lose the lines of a run of days.
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             temporary.write_text("".join([*head, *kept]), encoding="utf-8")
             temporary.replace(self._path)
@@ -333,25 +317,20 @@ class LineWriter(EventWriter):
 
 
 class JSONWriter(LineWriter):
-    """Appends a line `{"iteration": i, name: value, ...}` per iteration that has new scalars; null
-    for nan and inf.
-    """
+    """Appends a line `{"iteration": i, name: value, ...}` per iteration; null for nan and inf."""
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
-        """Remember where to write, as `LineWriter` does."""
+        """Set the file; see `LineWriter`."""
         super().__init__(json_file, window_size)
 
     def write(self) -> None:
-        for iteration, scalars in (
-            get_event_storage().new_by_iteration(self._last_write, self._window_size).items()
-        ):
-            # JSON has no nan, which the AP of a class without ground truth is.
-            values = {
-                name: value if math.isfinite(value) else None for name, value in scalars.items()
-            }
-            self._open().write(
-                json.dumps({"iteration": iteration, **values}, sort_keys=True) + "\n"
-            )
+        new = get_event_storage().new_by_iteration(self._last_write, self._window_size)
+        for iteration, scalars in new.items():
+            line: dict[str, float | None] = {"iteration": iteration}
+            for name, value in scalars.items():
+                # JSON has no nan, which is the AP of a class without ground truth.
+                line[name] = value if math.isfinite(value) else None
+            self._open().write(json.dumps(line, sort_keys=True) + "\n")
             self._last_write = iteration
         self._open().flush()
 
@@ -367,7 +346,7 @@ class TensorboardXWriter(EventWriter):
     """Writes scalars and pictures for TensorBoard, through `torch.utils.tensorboard`."""
 
     def __init__(self, log_dir: str, window_size: int = 20) -> None:
-        """Remember where to write; the file is opened at the first write.
+        """Set the folder; the file is opened at the first write.
 
         Args:
             log_dir: Folder of the event files.
@@ -381,21 +360,18 @@ class TensorboardXWriter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        newest = self._last_write
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(
-            self._window_size
-        ).items():
-            if iteration > self._last_write:
+        new = storage.new_by_iteration(self._last_write, self._window_size)
+        for iteration, scalars in new.items():
+            for name, value in scalars.items():
                 self._open().add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
+            self._last_write = iteration
         for name, image, iteration in storage.images():
             self._open().add_image(name, image, iteration)
         storage.clear_images()
 
     def _open(self) -> Any:
         if self._writer is None:
-            # Imported here because it takes a second, which only runs that write should pay.
+            # The import takes a second, which only runs that write should pay.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step)
@@ -406,7 +382,7 @@ class TensorboardXWriter(EventWriter):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._last_write = state_dict["last_write"]
-        # TensorBoard leaves out what a killed run has written from there on, which comes again.
+        # From there on TensorBoard ignores what the killed run has written.
         self._purge_step = self._last_write + 1
 
     def close(self) -> None:
@@ -415,15 +391,13 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs a line with iteration, remaining time, losses, step and data time, learning rate and
-    memory.
-    """
+    """Logs a line with iteration, remaining time, losses, times, learning rate and memory."""
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
-        """Remember the length of the run.
+        """Set the length of the run.
 
         Args:
-            max_iter: Iterations of the whole run, for the remaining time; None leaves that out.
+            max_iter: Iterations of the whole run, for the remaining time; None leaves it out.
             window_size: Values in the medians shown.
         """
         self._logger = logging.getLogger("detkit.train")
@@ -433,53 +407,50 @@ class CommonMetricPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        iteration = storage.iter
-        if self._max_iter is not None and iteration >= self._max_iter:
+        if self._max_iter is not None and storage.iter >= self._max_iter:
             return  # hooks that run after training write too; the last line is already there
         shown = storage.latest_with_smoothing_hint(self._window_size)
-        losses = [
-            f"{name}: {value:.4g}"
-            for name, (value, _) in shown.items()
-            if "loss" in name and "/" not in name
-        ]
-        parts = [
-            f"iter: {iteration + 1}" + (f"/{self._max_iter}" if self._max_iter is not None else "")
-        ]
-        parts += [f"eta: {eta}" for eta in self._eta(storage)]
-        parts += losses
-        parts += [
-            f"{name}: {shown[name][0]:.4f}s" for name in ("time", "data_time") if name in shown
-        ]
-        parts += [f"lr: {shown['lr'][0]:.5g}"] if "lr" in shown else []
+        of = "" if self._max_iter is None else f"/{self._max_iter}"
+        parts = [f"iter: {storage.iter + 1}{of}"]
+        seconds = self._remaining_seconds(storage)
+        if seconds is not None:
+            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+            parts.append(f"eta: {datetime.timedelta(seconds=int(seconds))}")
+        for name, (value, _) in shown.items():
+            # `val/loss_cls` and the like are scores of an evaluation, not of this iteration.
+            if "loss" in name and "/" not in name:
+                parts.append(f"{name}: {value:.4g}")
+        for name in ("time", "data_time"):
+            if name in shown:
+                parts.append(f"{name}: {shown[name][0]:.4f}s")
+        if "lr" in shown:
+            parts.append(f"lr: {shown['lr'][0]:.5g}")
         parts.append(f"max_mem: {peak_memory_mb():.0f}M")
         self._logger.info("  ".join(parts))
 
-    def _eta(self, storage: EventStorage) -> list[str]:
-        """Remaining time as a list of none or one text."""
+    def _remaining_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None:
-            return []
+            return None
         remaining = self._max_iter - storage.iter - 1
         histories = storage.histories()
         if "time" in histories:
-            seconds = histories["time"].median(1000) * remaining
-        else:  # no timing hook in a loop of the user's own: take the time between two lines
-            now, last = time.perf_counter(), self._last
-            self._last = (storage.iter, now)
-            if last is None or storage.iter == last[0]:
-                return []
-            seconds = (now - last[1]) / (storage.iter - last[0]) * remaining
-        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-        return [str(datetime.timedelta(seconds=int(seconds)))]
+            return histories["time"].median(1000) * remaining
+        # A loop of the user's own without the timing hook: the time between two lines.
+        now, last = time.perf_counter(), self._last
+        self._last = (storage.iter, now)
+        if last is None or storage.iter == last[0]:
+            return None
+        return (now - last[1]) / (storage.iter - last[0]) * remaining
 
 
 class ProgressBar(EventWriter):
-    """A bar with speed and remaining time on a terminal; nothing at all elsewhere, where plain lines serve better.
+    """A progress bar with speed and remaining time on a terminal, and nothing elsewhere.
 
-    It reads no scalars, so that it may be written every step without waiting for the device.
+    It reads no scalars, so writing it at every step does not wait for the device.
     """
 
     def __init__(self, max_iter: int) -> None:
-        """Make a bar of `max_iter` iterations."""
+        """Create a bar of `max_iter` iterations."""
         self._bar = tqdm(
             total=max_iter,
             file=sys.stdout,
@@ -489,7 +460,7 @@ class ProgressBar(EventWriter):
         )
 
     def write(self) -> None:
-        # A resumed run begins in the middle: the bar follows the storage, it does not count calls.
+        # Not counted: a resumed run begins in the middle.
         self._bar.n = min(get_event_storage().iter + 1, self._bar.total)
         self._bar.refresh()
 
@@ -498,9 +469,7 @@ class ProgressBar(EventWriter):
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the process so far, in MiB: of the CUDA device where there is one, else
-    resident memory.
-    """
+    """Return the peak memory of the process in MiB: of the CUDA device, or else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -508,6 +477,4 @@ def peak_memory_mb() -> float:
     except ImportError:  # Windows
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (
-        peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    )  # macOS counts bytes, Linux KiB
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB

@@ -1,4 +1,4 @@
-"""Image files as arrays: upright, in the channel order asked for, or a clear refusal.
+"""Image files as arrays: upright, in a given channel order, or a clear error.
 
 Legend: H and W height and width of the upright image, C channels.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from detkit.utils.errors import ConfigError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image_file import (
     MAX_IMAGE_PIXELS,
@@ -27,11 +28,11 @@ with contextlib.suppress(ImportError):
 
 logger = logging.getLogger(__name__)
 
-# "BGR" is the order of the Caffe2 models; the others are PIL modes with 8 bits a channel.
+# "BGR" is the order of the Caffe2 models; the others are PIL modes of 8 bits per channel.
 IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV")
 
-# torchvision's decoder as an operator: its Python function costs 0.04 ms more to warn, from 0.29
-# on, that the decoders will go one day. Where they are gone this is None, and PIL decodes.
+# torchvision's decoder as an operator: from 0.29 on its Python function spends 0.04 ms on a warning
+# that the decoders will be removed. Once they are, this is None, and PIL decodes.
 _decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: grey stays grey, CMYK stays CMYK
 
@@ -41,17 +42,16 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class SizeMismatchError(BadImageError):
-    """An image whose size is not the one that its record gives."""
+    """An image whose size differs from that of its record."""
 
 
 def read_image(
     file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> np.ndarray:
-    """Return an image file as an array, upright, whatever the EXIF orientation says about how it is stored.
+    """Read an image file as an array, upright by its EXIF orientation.
 
     Palettes are looked up, transparency is dropped, CMYK is converted, and 16-bit grey keeps its
-    upper 8 bits, so that every file comes out the same way. Of an animation, the first frame is
-    given.
+    upper 8 bits. Of an animation, the first frame is read.
 
     Args:
         file_name: Path or anything else that `PathManager` opens.
@@ -63,12 +63,12 @@ def read_image(
         `np.ascontiguousarray` makes a plain copy where one is needed.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         BadImageError: The file is empty, truncated, no image, or claims more pixels.
-        ValueError: An unknown format.
+        ConfigError: The format is unknown.
     """
     if format not in IMAGE_FORMATS:
-        raise ValueError(
+        raise ConfigError(
             f"image format (INPUT.FORMAT) must be one of {', '.join(IMAGE_FORMATS)}, got"
             f" {format!r}.{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
@@ -87,10 +87,10 @@ def read_image(
 
 
 def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Return a png of labels as an array (H, W) of integers, exactly as stored: of a palette, the numbers, not colours.
+    """Read a png of labels as an (H, W) array of integers: of a palette, the numbers, not colours.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         BadImageError: The file is empty, truncated, no image, has several channels, or claims more
             than `max_pixels`.
     """
@@ -107,22 +107,20 @@ def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.
 
 
 def read_image_size(file_name: str) -> tuple[int, int]:
-    """Return `(height, width)` of an image file, upright as `read_image` gives it, from the header alone.
+    """Read `(height, width)` of an image file, as `read_image` returns it, from the header alone.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         BadImageError: The file is empty or no image.
     """
-    # However many pixels it claims: nothing is decoded.
+    # No limit of pixels: nothing is decoded.
     with opened_image(_read_bytes(file_name), file_name, sys.maxsize) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """Return an (H, W, C) image that `read_image` read in `format` as (H, W, 3) uint8 RGB, to look
-    at.
-    """
+    """Convert an (H, W, C) image that is in `format` to (H, W, 3) uint8 RGB, for display."""
     pixels = np.asarray(image)
     if format == "RGB":
         return pixels.astype(np.uint8, copy=False)
@@ -139,40 +137,39 @@ def _read_bytes(file_name: str) -> bytes:
         with PathManager.open(file_name, "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"image file {file_name} does not exist") from error
+        raise MissingFileError(f"image file {file_name} does not exist") from error
     assert isinstance(data, bytes)
     return data
 
 
 def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
-    """Decode with libjpeg-turbo through torchvision, not yet upright, or give None where PIL has to do it.
-
-    Both drive the same library with the same settings and give the same pixels (a test holds them
-    together); torchvision takes 1.0 ms for 640x480 where PIL takes 1.6, since PIL copies the pixels
-    twice. CMYK files stay with PIL, which knows Adobe's inverted inks, and grey output too: there
-    PIL weighs the colours after decoding.
-    """
+    """Decode with torchvision, not yet upright, or return None where PIL has to decode."""
+    # Both call libjpeg-turbo with the same settings and return the same pixels, which a test
+    # compares. torchvision takes 1.0 ms for 640x480, PIL 1.6, since it copies the pixels twice.
+    # CMYK is left to PIL, which knows Adobe's inverted inks, and grey output, which PIL weighs
+    # after decoding.
     if _decode_jpeg_operator is None or format not in ("RGB", "BGR"):
         return None
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         decoded: torch.Tensor = _decode_jpeg_operator(encoded, _UNCHANGED, False)
     except RuntimeError as error:
-        # A torchvision built without libjpeg, or a damaged file: PIL has the last word on it.
+        # A torchvision built without libjpeg, or a damaged file: PIL decides which.
         logger.debug("torchvision did not decode a JPEG file, PIL tries: %s", error)
         return None
     if len(decoded) != 3:
         return None
-    rgb = decoded.permute(1, 2, 0).numpy()  # no copy: so the pixels lie in memory
+    rgb = decoded.permute(1, 2, 0).numpy()  # a view: the pixels lie in memory as (H, W, C)
     return rgb[:, :, ::-1] if format == "BGR" else rgb
 
 
 def _jpeg_has_exif(data: bytes) -> bool:
-    """Whether a JPEG file that could be decoded says more about itself in an EXIF block; PIL takes 0.1 ms to tell.
+    """Return whether a JPEG file has an EXIF block.
 
     Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start
         of scan (0xDA).
     """
+    # Asked before PIL, which takes 0.1 ms to find out.
     position = 2
     while position + 10 <= len(data):
         marker = data[position + 1]
@@ -196,50 +193,39 @@ def _decode_with_pil(image: Image.Image, format: str) -> np.ndarray:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring the modes that `convert` would clip or complain about to one that it converts
-    faithfully.
-    """
+    """Convert modes that PIL's `convert` would clip, or warn about, to one that it keeps."""
     if image.mode.startswith("I"):
-        return _grey_from_integers(image)
+        values = np.asarray(image).astype(np.int64)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= 2**16:
+            raise ValueError(
+                f"its values run from {low} to {high}; grey images of 8 and of 16 bits can be read"
+            )
+        # The upper byte, as PIL does for 16-bit colour; `convert` would make everything above 255
+        # white.
+        return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError(
             "it holds floating point values, whose range is not known; convert it to 8 or 16 bits"
         )
-    # Palettes with a transparent entry: straight to RGB, PIL warns that the entry is lost.
-    return (
-        image.convert("RGBA")
-        if image.mode in ("P", "PA") and "transparency" in image.info
-        else image
-    )
-
-
-def _grey_from_integers(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= 2**16:
-        raise ValueError(
-            f"its values run from {low} to {high}; grey images of 8 and of 16 bits can be read"
-        )
-    # The upper byte, as PIL does for 16-bit colour. `convert` would turn everything above 255
-    # white.
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        return image.convert(
+            "RGBA"
+        )  # straight to RGB, PIL warns that the transparent entry is lost
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8."""
     try:
         value: Any = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (
-        Exception
-    ):  # EXIF blocks break in many ways, and a broken one says nothing about the orientation
+    except Exception:  # EXIF blocks break in many ways; a broken one has no orientation
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the orientation in which a camera stored (H, W, C) pixels. Source: CIPA DC-008 (Exif
-    2.3), tag 0x0112.
-    """
+    """Undo the orientation of stored (H, W, C) pixels: CIPA DC-008 (Exif 2.3), tag 0x0112."""
     if orientation == 1:
         return pixels
     if orientation >= 5:  # rows and columns are exchanged; what remains are the mirrorings

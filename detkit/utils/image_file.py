@@ -1,6 +1,6 @@
-"""Image files before they are decoded: which formats are opened, and how many pixels they may claim to have.
+"""Image files before decoding: which formats are opened, and how many pixels they may claim.
 
-A file of a kilobyte may claim to be 60,000 pixels wide and high, and decoding it would take 10 GB.
+A file of a kilobyte may claim to be 60,000 pixels wide and high; decoding it would take 10 GB.
 """
 
 import contextlib
@@ -12,49 +12,32 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-MAX_IMAGE_PIXELS = 178_956_970
-"""Where Pillow draws the line, too: half a gigabyte as RGB."""
+from detkit.utils.errors import DataError
 
-# Of Pillow's formats, those that images come in. Others are left out as some of them start
-# programs: EPS, Ghostscript.
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pillow's own limit: half a gigabyte as RGB."""
+
+# Formats of photographs and label maps. Others of Pillow's start programs: EPS runs Ghostscript.
+# fmt: off
 _FORMATS = (
-    "JPEG",
-    "PNG",
-    "MPO",
-    "BMP",
-    "DIB",
-    "GIF",
-    "TIFF",
-    "WEBP",
-    "AVIF",
-    "JPEG2000",
-    "PPM",
-    "TGA",
-    "PCX",
-    "SGI",
+    "JPEG", "PNG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA",
+    "PCX", "SGI",
 )
-# What PIL raises on files that are damaged or not images; which one depends on the format and on
-# where the damage is.
+# fmt: on
+# What PIL raises on damaged files; which one depends on the format and on the place of the damage.
+# fmt: off
 PIL_ERRORS = (
-    *(
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        struct.error,
-    ),
-    *(OverflowError, ZeroDivisionError, MemoryError, RuntimeError, Image.DecompressionBombError),
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
+    struct.error, OverflowError, ZeroDivisionError, MemoryError, RuntimeError,
+    Image.DecompressionBombError,
 )
+# fmt: on
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_START_OF_SCAN = 0xDA
 _pillow = threading.Lock()
 
 
-class BadImageError(ValueError):
+class BadImageError(DataError):
     """An image file that cannot be used; the message names it."""
 
 
@@ -70,8 +53,8 @@ def opened_image(
         max_pixels: Most pixels that it may have.
 
     Raises:
-        BadImageError: It is empty, damaged, no image of a format that is read, or larger. Whatever
-            PIL raises within the context is told in this way, too.
+        BadImageError: The file is empty, damaged, larger, or of no known format. Errors of PIL
+            inside the block become one as well.
     """
     try:
         with _open(data) as image:
@@ -84,7 +67,7 @@ def opened_image(
 
 
 def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> None:
-    """Raise a BadImageError where `(width, height)` is more than so many pixels."""
+    """Raise a BadImageError if `(width, height)` is more than `max_pixels`."""
     if size[0] * size[1] > max_pixels:
         raise BadImageError(
             f"image file {file_name} claims to be {size[0]}x{size[1]} (width x height), more than"
@@ -93,7 +76,7 @@ def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> No
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return `(width, height)` from the header of a JPEG file, None where its segments do not follow each other plainly.
+    """Return `(width, height)` from the header of a JPEG file, or None if it is irregular.
 
     Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start
         of scan (0xDA).
@@ -120,8 +103,7 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit is a global: warned of beyond a half, refused beyond it, whatever a config
-    # says.
+    # Pillow's own limit is a global that no config could raise; ours is checked by the caller.
     with _pillow:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

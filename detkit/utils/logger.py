@@ -20,9 +20,7 @@ _seen: Counter[tuple[Any, ...]] = Counter()
 
 
 class _ColorFormatter(logging.Formatter):
-    """Time and logger name in the colour of the level; warnings and errors also say their level in
-    words.
-    """
+    """Colours time and logger name by the level; spells out warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"[{self.formatTime(record, _DATE)} {record.name}]"
@@ -49,12 +47,11 @@ def setup_logger(
     color: bool = True,
     name: str = "detkit",
 ) -> logging.Logger:
-    """Set up the logger `name` and give it. Calling it again replaces the handlers, so that no line shows twice.
+    """Set up the logger `name` and return it. A second call replaces the handlers.
 
     Args:
         output: A folder, which gets `log.txt`, or a file that ends in `.txt` or `.log`; None logs
-            to the console only. Ranks other than 0 add `.rankN` to the name, and log to the file
-            only.
+            to the console only. Ranks above 0 add `.rankN` to the name, and log to the file only.
         distributed_rank: Rank of this process.
         color: Colour the console when it is a terminal.
         name: Root of the loggers to set up.
@@ -93,10 +90,10 @@ def log_first_n(
     """Log a message the first n times only.
 
     Args:
-        level: As in `logging`, e.g. `logging.WARNING`.
-        message: What to log.
+        level: See `logging`, for example `logging.WARNING`.
+        message: The text.
         n: How often, counted over the whole process.
-        key: What counts as the same message; None takes the text itself.
+        key: What counts as the same message; None is the text itself.
         name: The logger to use.
     """
     counted = (name, message if key is None else key)

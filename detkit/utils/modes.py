@@ -10,14 +10,17 @@ from torch import nn
 def preserved_modes(model: nn.Module) -> Iterator[None]:
     """Put every module of `model` back into the mode, train or eval, that it had on entry.
 
-    Modes change through each module's own `train()`, never by assignment to `training`: a module
-    may override it, as torchvision's feature extractors do, which exchange their graph there.
-
     Example:
+        >>> from torch import nn
+        >>> from detkit.utils.modes import preserved_modes
+        >>> model = nn.Dropout()
         >>> with preserved_modes(model):
-        ...     model.eval()
-        ...     outputs = model(batch)
+        ...     _ = model.eval()
+        >>> model.training
+        True
     """
+    # By `train()`, not by assignment to `training`: a module may override it, as torchvision's
+    # feature extractors do, which exchange their graph there.
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

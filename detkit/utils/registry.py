@@ -1,4 +1,4 @@
-"""Name -> class or function tables, so that a config selects a part by its name."""
+"""Tables from names to classes or functions, from which a config selects parts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
@@ -13,6 +13,7 @@ class Registry:
     """A table from name to object, filled by a decorator.
 
     Example:
+        >>> from detkit.utils.registry import Registry
         >>> BACKBONE_REGISTRY = Registry("BACKBONE")
         >>> @BACKBONE_REGISTRY.register()
         ... class MyBackbone: ...
@@ -37,8 +38,8 @@ class Registry:
         """Add an object under its `__name__`: `@REGISTRY.register()`, or `REGISTRY.register(obj)`.
 
         Raises:
-            KeyError: Another object already has that name. The same definition imported twice (a
-                user's module that was reloaded, say) replaces the first one.
+            KeyError: Another object has that name. The same definition imported again, such as a
+                reloaded module of the user's, replaces the first one.
         """
         if obj is None:
             return self._add
@@ -59,8 +60,7 @@ class Registry:
         """Return the object registered under a name.
 
         Raises:
-            UnknownNameError: Nothing has that name; the message lists the closest names, or all of them
-                when few.
+            UnknownNameError: No object has that name; the message lists the closest names.
         """
         if name in self._objects:
             return self._objects[name]

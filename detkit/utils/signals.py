@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and the exit status of one that has stopped for them."""
+"""Signals that ask a run to stop, and the exit status of a run that did."""
 
 import contextlib
 import os
@@ -9,11 +9,9 @@ from types import FrameType
 from typing import Any
 
 STOPPED = 75
-"""Exit status of a run that was asked to stop, has saved, and can go on with --resume (EX_TEMPFAIL
-of sysexits.h).
-"""
+"""Exit status of a run that has saved and can continue with --resume (EX_TEMPFAIL, sysexits.h)."""
 
-# Slurm sends SIGUSR1 where it is asked to, some time before the end of a job; Windows has none.
+# Slurm can send SIGUSR1 some time before the end of a job; Windows has none.
 _ASKING = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
@@ -21,11 +19,10 @@ _ASKING = [
 
 @contextlib.contextmanager
 def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
-    """Call a function with the number of each signal that asks this process to stop, instead of ending it.
+    """Call a function with the number of each signal to stop, instead of ending the process.
 
-    After the first Ctrl-C, the next one ends the process at once, also where Python has no say, as
-    in a wait for another process. Without effect outside the main thread, which alone receives
-    signals.
+    A second Ctrl-C ends the process at once. Without effect outside the main thread, which alone
+    receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,6 +30,7 @@ def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
+            # The system's handler: Python's own does not run during a wait for another process.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         call(number)
 
@@ -45,11 +43,9 @@ def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """Let a worker process live on when the processes of a run are all asked to stop.
-
-    The process that it works for still finishes a step, for which it may need data, and ends its
-    workers itself. A second SIGTERM ends it: that is how its parent ends one that hangs.
-    """
+    """Let a worker process ignore signals to stop; a second SIGTERM ends it."""
+    # All processes of a run get the signal. The parent still finishes a step, for which it may need
+    # data, and ends its workers itself; a hanging one by SIGTERM.
     for number in _ASKING:
         signal.signal(number, signal.SIG_IGN)
     received: list[int] = []
