@@ -1,7 +1,5 @@
 """Which evaluator scores a data set."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable
@@ -53,6 +51,7 @@ def build_evaluator(
             f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are"
             f" {', '.join(map(repr, _BUILDERS))}.{did_you_mean(str(evaluator_type), _BUILDERS)}"
         )
+    # Panoptic data sets may have instances, which are scored by COCO's metric.
     if evaluator_type not in ("coco", "coco_panoptic_seg"):
         for key in ("IOU_THRESHOLDS", "AREA_RANGES"):
             if cfg.TEST[key]:

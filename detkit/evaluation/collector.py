@@ -3,8 +3,6 @@
 Legend: L images that have an array of a name.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar

@@ -206,7 +206,9 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     # The encoder reads the columns of one mask after the other. Transposed on the device, the masks
     # are copied only once.
     columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []  # pyright: ignore[reportReturnType]
+    # Typed as Any: pycocotools' stubs say that it returns the encoding of one mask.
+    rles: Any = mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []
+    return rles
 
 
 def masks_to_arrays(masks: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -229,6 +231,7 @@ def masks_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _encoded_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:
+    # BitMasks hold a tensor, models return the tensor itself.
     masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
     is_pasted = masks.ndim == 3 and tuple(masks.shape[1:]) == tuple(instances.image_size)
     if not is_pasted or masks.dtype.is_floating_point:

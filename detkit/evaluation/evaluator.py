@@ -1,12 +1,10 @@
 """The loop that runs a model over a data set, and the interface of evaluators."""
 
-from __future__ import annotations
-
 import datetime
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError
 from detkit.utils.modes import preserved_modes
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,19 @@ class DatasetEvaluator:
             None in the others.
         """
         raise NotImplementedError
+
+
+def output_of(output: ModelOutput, key: str, metric: str) -> Any:
+    """Return what a metric needs from the output of a model.
+
+    Raises:
+        ConfigError: The output has no such key.
+    """
+    if key not in output:
+        raise ConfigError(
+            f"{metric} needs {key!r} in the model's outputs, got the keys {sorted(output)}"
+        )
+    return output[key]
 
 
 class DatasetEvaluators(DatasetEvaluator):
@@ -123,7 +135,7 @@ def inference_on_dataset(
     """
     if not isinstance(evaluator, DatasetEvaluator):
         evaluator = DatasetEvaluators(evaluator or [])
-    num_batches = len(data_loader) if hasattr(data_loader, "__len__") else None  # pyright: ignore[reportArgumentType]
+    num_batches = len(data_loader) if isinstance(data_loader, Sized) else None
     logger.info(
         "start inference on %s batches",
         "an unknown number of" if num_batches is None else num_batches,

@@ -14,8 +14,6 @@ compares the numbers with it, with that name put back.
 Legend: K classes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -91,6 +89,7 @@ class LVISEvaluator(COCOEvaluator):
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
         truth, protocol = self._ground_truth, self._protocol
+        # Over all classes together, unlike COCO's limit, so before they are scored one by one.
         best = [best_detections(detections_i, protocol.max_dets) for detections_i in detections]
         classes = class_entries(truth, best, task, protocol)
         scores = score_classes(self._federated(classes), protocol, task)
@@ -122,6 +121,7 @@ class LVISEvaluator(COCOEvaluator):
             for entry in kept:
                 # Read by the C++ code: an unmatched detection with this mark is ignored.
                 entry["lvis_mark"] = entry["image_id"] in incomplete
+            # Records may have it from another format, and objects without a mask got it above.
             for entry in objects:
                 entry["iscrowd"] = 0
             yield objects, kept

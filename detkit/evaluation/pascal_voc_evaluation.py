@@ -17,8 +17,6 @@ Legend: R detections of one class in all images, M objects in one image, K class
     thresholds.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -38,10 +36,10 @@ from detkit.evaluation.detections import (
     explain_scores,
     image_id_of,
 )
-from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput
-from detkit.utils.errors import ConfigError, DataError
+from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -114,14 +112,10 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
-            if "instances" not in output:
-                raise ConfigError(
-                    "VOC's AP needs 'instances' in the model's outputs, got the keys"
-                    f" {sorted(output)}"
-                )
+            instances = output_of(output, "instances", "VOC's AP")
             self._collector.add(
                 detections_from_instances(
-                    image_id, output["instances"], self._dataset_name, self._class_names
+                    image_id, instances, self._dataset_name, self._class_names
                 )
             )
 
@@ -250,6 +244,7 @@ def write_devkit_files(
         ):
             lines[class_id].append(" ".join(map(str, [detections_i.image_id, score, *box])) + "\n")
     for name, lines_of_class in zip(class_names, lines, strict=True):
+        # A class called "car/truck" would name a folder.
         file_name = f"comp4_det_{split}_{name}.txt".replace("/", "_")
         (folder / file_name).write_text("".join(lines_of_class), encoding="utf-8")
     logger.info("wrote detections in the format of the VOC development kit to %s", folder)

@@ -8,7 +8,6 @@ Legend: K classes, S of them predicted in an image, H and W height and width of 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,8 @@ from torch import Tensor
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import encode_masks, masks_from_arrays, masks_to_arrays
-from detkit.evaluation.evaluator import DatasetEvaluator
-from detkit.evaluation.testing import metrics_table, table
+from detkit.evaluation.evaluator import DatasetEvaluator, output_of
+from detkit.evaluation.testing import metrics_table, table, write_json
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, DataError
@@ -145,13 +144,10 @@ class SemSegEvaluator(DatasetEvaluator):
                     f" {sorted(model_input)}"
                 )
             file_name = model_input["file_name"]
+            # Before anything is counted: the matrix adds up over images, so that the pixels of an
+            # image that is refused could not be taken out again.
             self._collector.check(file_name)
-            if "sem_seg" not in output:
-                raise ConfigError(
-                    "semantic scores need 'sem_seg' in the model's outputs, got the keys"
-                    f" {sorted(output)}"
-                )
-            scores = output["sem_seg"]
+            scores = output_of(output, "sem_seg", "semantic segmentation")
             if scores.ndim != 3 or len(scores) != len(self._class_names):
                 raise ConfigError(
                     f"the model gives sem_seg of shape {tuple(scores.shape)} for {file_name}, but"
@@ -200,6 +196,7 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         predictions = self._collector.gather(self._distributed)
         confusion = self._confusion
+        # Counts, unlike the collector's items, add up in any order.
         if self._distributed:
             confusion = comm.sum_to_main(torch.from_numpy(confusion)).numpy()
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
@@ -233,9 +230,7 @@ class SemSegEvaluator(DatasetEvaluator):
                         "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
                     }
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(segments), encoding="utf-8")
-        logger.info("wrote %d segments to %s", len(segments), path)
+        write_json(path, segments, f"{len(segments)} segments")
 
 
 def sem_seg_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Results of evaluations: as tables, for spreadsheets, for writers, and against expectations."""
 
-from __future__ import annotations
-
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -93,6 +93,13 @@ def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> 
             "results are those in TEST.EXPECTED_RESULTS: %s", list(cfg.TEST.EXPECTED_RESULTS)
         )
     return True
+
+
+def write_json(path: Path, content: Any, what: str) -> None:
+    """Write a result file, and log what it holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    logger.info("wrote %s to %s", what, path)
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

@@ -146,7 +146,7 @@ def test_reset_forgets_predictions(register, make_truth):
         pytest.param(
             {"file_name": "0.jpg"},
             {},
-            r"need 'sem_seg' in the model's outputs, got the keys \[\]",
+            r"needs 'sem_seg' in the model's outputs, got the keys \[\]",
             id="no output",
         ),
         pytest.param(

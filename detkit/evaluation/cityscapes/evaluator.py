@@ -4,8 +4,6 @@ The package `cityscapesscripts` is not used: it calls `np.in1d`, which NumPy 2.4
 process if a file is missing, and writes into the current folder.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -122,6 +120,7 @@ class CityscapesEvaluator(DatasetEvaluator):
                     "Cityscapes' scores need 'file_name' in every input, got the keys"
                     f" {sorted(model_input)}"
                 )
+            # Images are called CITY_SEQUENCE_FRAME_leftImg8bit.png.
             frame = Path(model_input["file_name"]).stem.removesuffix("_leftImg8bit")
             self._collector.check(frame)
             self._collector.add(self._compare(frame, output))

@@ -27,6 +27,7 @@ from detkit.evaluation.cityscapes.evaluator import (
     LABEL_IDS,
     CityscapesEvaluator,
 )
+from detkit.evaluation.evaluator import output_of
 from detkit.structures import ModelOutput
 from detkit.utils.errors import ConfigError, DataError
 
@@ -115,11 +116,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
     class_prefix = "AP-"
 
     def _compare(self, frame: str, output: ModelOutput) -> _ImageRegions:
-        if "instances" not in output:
-            raise ConfigError(
-                f"Cityscapes' AP needs 'instances' in the outputs, got the keys {sorted(output)}"
-            )
-        instances = output["instances"]
+        instances = output_of(output, "instances", "Cityscapes' AP")
         truth = self._instance_ids(frame)
         classes = instances.pred_classes.cpu().numpy()
         masks = np.zeros((0, *truth.shape), dtype=bool)
@@ -153,6 +150,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
         if self._collector.warn_if_incomplete(images, "the objects in the others count as missed"):
             predicted = {image.image_id for image in images}
             nothing = np.zeros(0, dtype=np.int64)
+            # As if nothing had been predicted there: objects of each class are missed.
             for frame in self._frames:
                 if frame not in predicted:
                     truth = self._instance_ids(frame)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detkit.evaluation.cityscapes.evaluator import FIRST_INSTANCE_ID, CityscapesEvaluator
+from detkit.evaluation.evaluator import output_of
 from detkit.structures import ModelOutput
 from detkit.utils.errors import ConfigError
 
@@ -103,11 +104,8 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
     class_prefix = "IoU-"
 
     def _compare(self, frame: str, output: ModelOutput) -> _ImagePixels:
-        if "sem_seg" not in output:
-            raise ConfigError(
-                f"Cityscapes' IoU needs 'sem_seg' in the outputs, got the keys {sorted(output)}"
-            )
-        truth, scores = self._label_ids(frame), output["sem_seg"]
+        scores = output_of(output, "sem_seg", "Cityscapes' IoU")
+        truth = self._label_ids(frame)
         expected = (len(self._class_names), *truth.shape)
         if tuple(scores.shape) != expected:
             raise ConfigError(

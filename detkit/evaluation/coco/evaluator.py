@@ -3,9 +3,6 @@
 Legend: N proposals and M objects in one image, G objects in all images.
 """
 
-from __future__ import annotations
-
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -39,7 +36,7 @@ from detkit.evaluation.detections import (
     image_id_of,
 )
 from detkit.evaluation.evaluator import DatasetEvaluator
-from detkit.evaluation.testing import metrics_table, per_class_table
+from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
 
@@ -111,6 +108,7 @@ class COCOEvaluator(DatasetEvaluator):
                 raise ValueError(
                     f"tasks must be among {', '.join(self.scored_tasks)}, got {task!r}"
                 )
+        # In COCO's order, whatever the order of `tasks`: results are listed in it.
         self._tasks = None if tasks is None else [task for task in TASKS if task in tasks]
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -122,6 +120,7 @@ class COCOEvaluator(DatasetEvaluator):
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
         self._ground_truth = load_coco_ground_truth(dataset_name, records)
+        # Now, and not after an hour of inference.
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
         image_ids = self._ground_truth.image_ids
@@ -199,7 +198,8 @@ class COCOEvaluator(DatasetEvaluator):
             if not detections:
                 return results
         if self._output_dir is not None:
-            write_results(self._output_dir / self.results_file, truth, detections)
+            dicts = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
+            write_json(self._output_dir / self.results_file, dicts, f"{len(dicts)} detections")
         explain_scores(self._detections, detections, truth.num_objects)
         tasks = self._tasks
         if tasks is None:
@@ -269,16 +269,6 @@ class COCOEvaluator(DatasetEvaluator):
         )
 
 
-def write_results(
-    path: Path, truth: CocoGroundTruth, detections: Sequence[ImageDetections]
-) -> None:
-    """Write detections as a COCO result file, with masks and keypoints if they have them."""
-    results = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results), encoding="utf-8")
-    logger.info("wrote %d detections to %s", len(results), path)
-
-
 def proposal_recall_metrics(
     truth: CocoGroundTruth,
     proposals: Iterable[ImageDetections],
@@ -317,6 +307,7 @@ def proposal_recall_metrics(
             iou = exact_iou(found.boxes[order], boxes_xyxy(objects))
         for limit, area in overlaps:
             low, high = AREA_RANGES[area]
+            # Both ends belong to the range, so an object of 32 x 32 is small and medium.
             in_range = (object_areas >= low) & (object_areas <= high)
             overlaps[limit, area].append(covered_overlaps(iou[:limit, in_range]))
     metrics = {}
@@ -349,6 +340,7 @@ def covered_overlaps(iou: np.ndarray) -> np.ndarray:
         proposal = best_proposal[obj]
         covered[index] = best[obj]
         iou[proposal] = 0
+        # -1 lies below every overlap, so the object is not chosen again.
         best[obj], best_proposal[obj] = -1, -1
         # Only objects whose best proposal was just taken look for another: with hundreds of
         # objects, comparing all pairs again each time would take seconds per image.

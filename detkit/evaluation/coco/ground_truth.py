@@ -3,8 +3,6 @@
 Legend: N images, M objects in one image, K classes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,10 +118,11 @@ class CocoGroundTruth:
             )
         try:
             if not isinstance(segmentation, Mapping):
-                polygons = mask_util.frPyObjects(segmentation, *size)  # pyright: ignore
-                rle: dict[str, Any] = mask_util.merge(polygons)  # pyright: ignore
+                polygons: Any = mask_util.frPyObjects(segmentation, *size)
+                rle: Any = mask_util.merge(polygons)
             elif isinstance(segmentation["counts"], list):
-                rle = mask_util.frPyObjects(segmentation, *segmentation["size"])  # pyright: ignore
+                runs: Any = segmentation
+                rle = mask_util.frPyObjects(runs, *segmentation["size"])
             else:
                 counts = segmentation["counts"]
                 counts = counts.encode("ascii") if isinstance(counts, str) else counts

@@ -4,8 +4,6 @@ Legend: R detections in one image, T overlap thresholds, P recall points, K clas
 L detection limits, J keypoints of one object.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

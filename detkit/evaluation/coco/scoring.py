@@ -28,13 +28,11 @@ Legend: T overlap thresholds, P recall points, A area ranges, L detection limits
     object.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -184,8 +182,8 @@ def mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     """Compute the areas of run-length masks, (R,) float64."""
     # pycocotools 2.0.11 puts the number of masks of one call into a byte: NumPy 2 refuses more than
     # 255.
-    blocks = [masks[start : start + 255] for start in range(0, len(masks), 255)]
-    areas = [mask_util.area(block) for block in blocks]  # pyright: ignore[reportArgumentType]
+    blocks: list[Any] = [masks[start : start + 255] for start in range(0, len(masks), 255)]
+    areas = [mask_util.area(block) for block in blocks]
     return np.concatenate([np.zeros(0), *areas])
 
 
@@ -201,7 +199,7 @@ def _score_class(
     evaluation = COCOeval_faster(
         _coco_index(objects, images),
         _coco_index(detections, images),
-        iouType=task,  # pyright: ignore[reportArgumentType]
+        iouType=cast(Any, task),
         print_function=logger.debug,
     )
     evaluation.params.iouThrs = np.array(protocol.iou_thresholds)

@@ -5,7 +5,6 @@ Legend: C categories, P predicted segments of an image, H and W height and width
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from PIL import Image
 from detkit.data.catalog import MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
-from detkit.evaluation.evaluator import DatasetEvaluator
+from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.panoptic.ground_truth import PanopticCategories, load_panoptic_ground_truth
 from detkit.evaluation.panoptic.quality import (
     PanopticCounts,
@@ -27,10 +26,10 @@ from detkit.evaluation.panoptic.quality import (
     count_segments,
     panoptic_metrics,
 )
-from detkit.evaluation.testing import table
+from detkit.evaluation.testing import table, write_json
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.colormap import id2rgb, rgb2id
-from detkit.utils.errors import ConfigError, DataError
+from detkit.utils.errors import DataError
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 
@@ -126,12 +125,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         for model_input, output in zip(inputs, outputs, strict=True):
             image_id = image_id_of(model_input)
             self._collector.check(image_id)
-            if "panoptic_seg" not in output:
-                raise ConfigError(
-                    "panoptic scores need 'panoptic_seg' in the outputs, got the keys"
-                    f" {sorted(output)}"
-                )
-            ids, segments_info = output["panoptic_seg"]
+            ids, segments_info = output_of(output, "panoptic_seg", "panoptic quality")
             predicted_ids = ids.cpu().numpy()
             where = f"the prediction for image {image_id!r}"
             predicted = []
@@ -184,6 +178,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         total = sum((image.counts for image in images), PanopticCounts.zeros(len(self._categories)))
         if self._collector.warn_if_incomplete(images, "the segments in the others count as missed"):
             predicted = {image.image_id for image in images}
+            # From the lists of segments alone, without reading a png.
             for image_id, truth in self._truth.items():
                 if image_id not in predicted:
                     for segment in truth.segments:
@@ -215,11 +210,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             {"id": dataset_id, "isthing": int(thing)}
             for dataset_id, thing in zip(dataset_ids, is_thing, strict=True)
         ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps({"annotations": annotations, "categories": categories}), encoding="utf-8"
-        )
-        logger.info("wrote the segments of %d images to %s", len(annotations), path)
+        content = {"annotations": annotations, "categories": categories}
+        write_json(path, content, f"the segments of {len(annotations)} images")
 
 
 def panoptic_table(metrics: Mapping[str, float]) -> str:

@@ -1,7 +1,5 @@
 """The true segments of a data set, from its records or from COCO's panoptic json."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

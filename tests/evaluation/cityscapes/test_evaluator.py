@@ -335,7 +335,7 @@ def test_class_that_cityscapes_does_not_have_is_an_error(write_truth, register):
         pytest.param(
             {"file_name": f"{frame_of(0)}.png"},
             {},
-            "needs 'instances' in the outputs",
+            "needs 'instances' in the model's outputs",
             id="no output",
         ),
         pytest.param(
@@ -380,7 +380,7 @@ def test_bad_predictions_of_instances_are_errors(inputs, output, message, write_
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        pytest.param({}, "needs 'sem_seg' in the outputs", id="no output"),
+        pytest.param({}, "needs 'sem_seg' in the model's outputs", id="no output"),
         pytest.param(
             {"sem_seg": torch.zeros(19, 9, 9)},
             r"must be \(19, 40, 60\) .* got \(19, 9, 9\)",

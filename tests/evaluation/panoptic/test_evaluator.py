@@ -164,7 +164,7 @@ def test_image_of_another_data_set_is_an_error(register, panoptic_records):
 def test_output_without_segments_is_an_error(register, panoptic_records):
     evaluator = COCOPanopticEvaluator(register(panoptic_records, **METADATA))
     with pytest.raises(
-        ValueError, match=r"need 'panoptic_seg' in the outputs, got the keys \['instances'\]"
+        ValueError, match=r"needs 'panoptic_seg' in the model's outputs, got the keys \['instances'\]"
     ):
         evaluator.process([{"image_id": 1}], [{"instances": None}])
 
