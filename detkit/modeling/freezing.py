@@ -1,4 +1,4 @@
-"""SOLVER.FREEZE: parts of a model that training leaves as they are, by the names of their tensors."""
+"""SOLVER.FREEZE: parts of a model that do not train, by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from detkit.utils.near_miss import did_you_mean
 
 
 def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Stop training each tensor that a pattern is found in the name of, and give these names.
+    """Freeze each tensor whose name matches a pattern, and return these names.
 
-    Parameters take no gradient. A batch norm whose statistics match is fixed: it normalises by them
-    in training too, whatever mode the model is set to. One that matches as a whole becomes a
-    FrozenBatchNorm2d with the same names.
+    Parameters get no gradient. A batch norm whose statistics match normalises by them in training
+    too, whatever the mode of the model. One that matches completely becomes a FrozenBatchNorm2d
+    with the same names.
 
     Args:
         model: Changed in place.
@@ -25,7 +25,8 @@ def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             and `$` anchor.
 
     Raises:
-        ValueError: A pattern is not a regular expression, or is found in no name.
+        ValueError: A pattern is not a regular expression.
+        ValueError: A pattern is found in no name.
     """
     names = list(model.state_dict())
     frozen = set().union(*(_matching(pattern, names, model) for pattern in patterns))

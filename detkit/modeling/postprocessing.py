@@ -1,4 +1,4 @@
-"""From the coordinates of the network's input to those of the picture that the user sees.
+"""From the coordinates of the network's input to those of the original image.
 
 Legend: M objects in one image, K classes or keypoints, S cells of a mask along a side, H x W
     pixels.
@@ -13,19 +13,19 @@ from detkit.structures import Boxes, Instances, ROIMasks
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
 ) -> Instances:
-    """Rescale what was found in a resized image to another size of the same image.
+    """Rescale detections from a resized image to another size of the same image.
 
     Args:
         results: Instances in the coordinates of their `image_size`, with `pred_boxes` or
             `proposal_boxes`; maybe with `pred_masks`, (M, 1, S, S) probabilities or `ROIMasks`, and
             `pred_keypoints` (M, K, 3). Not changed.
-        output_height: Wanted height, in pixels.
-        output_width: Wanted width, in pixels.
-        mask_threshold: Probability from which on a pixel belongs to the object.
+        output_height: In pixels.
+        output_width: In pixels.
+        mask_threshold: Probability from which a pixel belongs to the object.
 
     Returns:
-        Instances of the wanted size. Boxes are clipped to it, and those that are empty then are
-        gone. Masks are painted into the image: (M, output_height, output_width) bool.
+        Instances of the output size. Boxes are clipped to it, and empty ones are dropped. Masks
+        cover the image: (M, output_height, output_width) bool.
     """
     height, width = results.image_size
     scale_x, scale_y = output_width / width, output_height / height
@@ -54,17 +54,17 @@ def detector_postprocess(
 def sem_seg_postprocess(
     result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
 ) -> Tensor:
-    """Resize scores of a padded image to another size of the same image.
+    """Resize the scores of a padded image to another size of the same image.
 
     Args:
         result: (K, H, W) logits or probabilities, with the padding of the batch at the right and
             the bottom.
         img_size: `(height, width)` of the image within.
-        output_height: Wanted height, in pixels.
-        output_width: Wanted width, in pixels.
+        output_height: In pixels.
+        output_width: In pixels.
 
     Returns:
-        (K, output_height, output_width), bilinearly.
+        (K, output_height, output_width), interpolated bilinearly.
     """
     image = result[None, :, : img_size[0], : img_size[1]]
     return F.interpolate(

@@ -1,4 +1,4 @@
-"""The registries of whole models and of heads that classify pixels, and what builds from them."""
+"""Registries of whole models and of semantic heads, and the functions that build from a config."""
 
 import logging
 
@@ -15,14 +15,18 @@ from detkit.utils.registry import Registry
 logger = logging.getLogger(__name__)
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
-"""Called as `(cfg)`. `forward(list[ModelInput])` gives losses by name in training, else
-`list[ModelOutput]`.
+"""Called as `(cfg)`.
+
+`forward(list[ModelInput])` returns losses by name in training, else `list[ModelOutput]`.
 """
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
-"""Called as `(cfg, input_shape)` with the backbone's shapes by name. `forward(features, targets)` gives (None, losses)
-in training, else ((N, K, H, W) scores, {}). An attribute `ignore_value` is the label of pixels that
-are not trained; where there is an attribute `num_classes` too, labels are held against it."""
+"""Called as `(cfg, input_shape)` with the shapes of the backbone's features, by name.
+
+`forward(features, targets)` returns (None, losses) in training, else ((N, K, H, W) scores, {}). An
+attribute `ignore_value` is the label of pixels that are not trained. If there is an attribute
+`num_classes`, labels are checked against it.
+"""
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Values of MODEL.MEMORY_FORMAT."""
@@ -31,8 +35,8 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build the model that MODEL.META_ARCHITECTURE selects, with random weights.
 
-    Its weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT; what
-    SOLVER.FREEZE names does not train. Loading MODEL.WEIGHTS is the checkpointer's.
+    Weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT, and those that
+    SOLVER.FREEZE matches do not train. MODEL.WEIGHTS is loaded by `DetectionCheckpointer`.
 
     Raises:
         ConfigError: A setting is out of range; the message names the key.

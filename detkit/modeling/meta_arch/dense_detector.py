@@ -1,7 +1,7 @@
-"""What one-stage detectors share: a head over every cell of a feature pyramid, and no look at single regions.
+"""What one-stage detectors share: a head over every cell of a feature pyramid.
 
 Legend: N images, L levels, A anchors per cell, H x W cells of a level, R_l = H_l * W_l * A anchors
-of level l, K classes.
+    of level l, K classes.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ HeadOutput = tuple[list[Tensor], ...]
 """One list per kind of prediction, each with a map (N, A * D, H, W) per level."""
 
 
-# No architecture of its own; test-time augmentation takes these for subclasses that declare nothing.
+# Not an architecture itself: test-time augmentation uses these keys for subclasses without any.
 @declare_architecture(
     score_thresholds=["MODEL.RETINANET.SCORE_THRESH_TEST"],
     nms_threshold="MODEL.RETINANET.NMS_THRESH_TEST",
 )
 class DenseDetector(Detector):
-    """A backbone and a head. A subclass brings `forward_training` and `forward_inference`."""
+    """A backbone and a head. A subclass implements `forward_training` and `forward_inference`."""
 
     def __init__(
         self,
@@ -38,23 +38,13 @@ class DenseDetector(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
-            backbone: Images to features by name.
             head: A list of L features to `HeadOutput`.
-            head_in_features: Names of the L features; None takes all that the backbone gives,
-                finest first.
-            pixel_mean: See `Detector`.
-            pixel_std: See `Detector`.
-            memory_format: See `Detector`.
+            head_in_features: Names of the L features; None takes all of the backbone, finest first.
         """
-        super().__init__(
-            backbone=backbone,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            memory_format=memory_format,
-        )
+        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
         self.head = head
         if head_in_features is None:
             shapes = backbone.output_shape()
@@ -71,12 +61,7 @@ class DenseDetector(Detector):
     def inference(
         self, batched_inputs: list[ModelInput], do_postprocess: bool = True
     ) -> list[ModelOutput] | list[Instances]:
-        """Return the instances in every image.
-
-        Args:
-            batched_inputs: N inputs.
-            do_postprocess: As in `GeneralizedRCNN.inference`.
-        """
+        """Return the instances in every image; see `GeneralizedRCNN.inference`."""
         images = self.preprocess_image(batched_inputs)
         features = self._head_features(images)
         results = self.forward_inference(images, features, self.head(features))
@@ -93,7 +78,7 @@ class DenseDetector(Detector):
         predictions: HeadOutput,
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Return the losses of what the head predicts, by name."""
+        """Return the losses of the predictions, by name."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_training")
 
     def forward_inference(
@@ -104,12 +89,13 @@ class DenseDetector(Detector):
 
 
 def predictions_by_anchor(maps: Tensor, dim: int) -> Tensor:
-    """Turn a map (N, A * D, H, W) into (N, H * W * A, D) float32, the order of the anchors. No copy if channels-last.
+    """Turn a map (N, A * D, H, W) into (N, H * W * A, D) float32, the order of the anchors.
 
     Args:
         maps: Predictions of one level; those of anchor a are the channels D a to D a + D - 1.
         dim: D, numbers per anchor.
     """
+    # Without a copy if the maps are channels-last and float32.
     return maps.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, dim)).float()
 
 
@@ -129,16 +115,16 @@ def decode_level(
         anchors: The R_l anchors.
         scores: (R_l, K) in [0, 1].
         deltas: (R_l, 4).
-        transform: What the deltas mean.
+        transform: Encodes boxes as deltas.
         score_thresh: Candidates must score higher.
-        topk_candidates: At most this many.
+        topk_candidates: Largest number of candidates.
         image_size: (height, width) of the image.
 
     Returns:
-        `pred_boxes`, `scores` and `pred_classes`, best first. Not clipped to the image. One box may
-        appear with several classes. A box or a score that is not finite is left out.
+        `pred_boxes`, `scores` and `pred_classes`, best first. Not clipped to the image. An anchor
+        may appear with several classes. Boxes and scores that are not finite are left out.
     """
-    # The threshold comes before top-k: it leaves thousands of some ten million.
+    # The threshold comes before top-k: of some ten million scores it leaves thousands.
     anchor_ids, classes = nonzero_tuple(scores > score_thresh)
     top, order = scores[anchor_ids, classes].topk(min(topk_candidates, len(anchor_ids)))
     anchor_ids, classes = anchor_ids[order], classes[order]

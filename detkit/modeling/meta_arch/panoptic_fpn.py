@@ -1,8 +1,9 @@
 """Panoptic FPN: instances, a class for every pixel, and both merged, from one backbone.
 
-Source: Kirillov et al. 2019, arXiv 1901.02446.
+Source: Kirillov et al. 2019, arXiv 1901.02446; the merging: Kirillov et al. 2018, arXiv 1801.00868,
+    section 7.
 
-Legend: N images, K classes of pixels.
+Legend: N images, K classes of pixels, M instances, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from detkit.modeling.meta_arch.semantic_seg import rescale_sem_seg, sem_seg_targ
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.modeling.roi_heads import ROIHeads
 from detkit.structures import Instances, ModelInput, ModelOutput
+from detkit.utils.errors import ConfigError
 
 
 @META_ARCH_REGISTRY.register()
@@ -52,22 +54,16 @@ class PanopticFPN(GeneralizedRCNN):
         combine_stuff_area_thresh: float = 4096,
         combine_instances_score_thresh: float = 0.5,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `GeneralizedRCNN`.
 
         Args:
-            backbone: Images to features by name.
-            proposal_generator: See `GeneralizedRCNN`.
-            roi_heads: See `GeneralizedRCNN`. They predict masks, unless `combine_on` is off.
-            sem_seg_head: Features to scores per pixel; see `SEM_SEG_HEADS_REGISTRY`.
-            pixel_mean: See `Detector`.
-            pixel_std: See `Detector`.
-            memory_format: See `Detector`.
+            roi_heads: See `ROIHeads`. They predict masks, unless `combine_on` is off.
+            sem_seg_head: See `SEM_SEG_HEADS_REGISTRY`.
             instance_loss_weight: Factor on the losses of `roi_heads`.
-            combine_on: Whether to merge instances and classes of pixels into `panoptic_seg`.
-            combine_overlap_thresh: See `combine_semantic_and_instance_outputs`, also for the next
-                two.
-            combine_stuff_area_thresh: In pixels of the output.
-            combine_instances_score_thresh: In [0, 1].
+            combine_on: Whether to merge instances and pixel classes into `panoptic_seg`.
+            combine_overlap_thresh: See `combine_semantic_and_instance_outputs`.
+            combine_stuff_area_thresh: Likewise.
+            combine_instances_score_thresh: Likewise.
         """
         super().__init__(
             backbone=backbone,
@@ -90,9 +86,9 @@ class PanopticFPN(GeneralizedRCNN):
         arguments = super().from_config(cfg)
         panoptic = cfg.MODEL.PANOPTIC_FPN
         if panoptic.COMBINE.ENABLED and not cfg.MODEL.MASK_ON:
-            raise ValueError(
-                "PanopticFPN merges masks into its result: set MODEL.MASK_ON to True, or "
-                "MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False"
+            raise ConfigError(
+                "PanopticFPN merges masks into its result: set MODEL.MASK_ON to True, or"
+                " MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False"
             )
         return {
             **arguments,
@@ -124,15 +120,14 @@ class PanopticFPN(GeneralizedRCNN):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> Any:
-        """Return `instances`, `sem_seg` (K, height, width) scores and `panoptic_seg` of every image.
+        """Return `instances`, `sem_seg` scores (K, height, width) and `panoptic_seg` per image.
 
         Args:
             batched_inputs: N inputs.
-            detected_instances: As in `GeneralizedRCNN`, and then the output is as there: instances
-                alone.
+            detected_instances: See `GeneralizedRCNN`; the output then is instances alone, as there.
             do_postprocess: Whether to rescale to the size that each input asks for, and merge.
-                Otherwise a list of Instances and a tensor (N, K, H, W) of scores are given, in the
-                coordinates of the padded inputs.
+                Otherwise a list of Instances and a tensor (N, K, H, W) of scores are returned, in
+                the coordinates of the padded inputs.
         """
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
@@ -142,28 +137,24 @@ class PanopticFPN(GeneralizedRCNN):
         found = self.find_instances(images, features, batched_inputs)
         if not do_postprocess:
             return found, scores
+        outputs: list[ModelOutput] = []
         sem_segs = rescale_sem_seg(scores, images, batched_inputs)
-        return [
-            self._output(result, sem_seg) for result, sem_seg in zip(found, sem_segs, strict=True)
-        ]
-
-    def _output(self, found: Instances, sem_seg: Tensor) -> ModelOutput:
-        height, width = sem_seg.shape[-2:]
-        instances = detector_postprocess(found, height, width)
-        output: ModelOutput = {"instances": instances, "sem_seg": sem_seg}
-        if self.combine_on:
-            output["panoptic_seg"] = combine_semantic_and_instance_outputs(
-                instances,
-                sem_seg.argmax(dim=0),
-                self.combine_overlap_thresh,
-                self.combine_stuff_area_thresh,
-                self.combine_instances_score_thresh,
-            )
-        return output
+        for found_i, sem_seg in zip(found, sem_segs, strict=True):
+            instances = detector_postprocess(found_i, *sem_seg.shape[-2:])
+            output: ModelOutput = {"instances": instances, "sem_seg": sem_seg}
+            if self.combine_on:
+                output["panoptic_seg"] = combine_semantic_and_instance_outputs(
+                    instances,
+                    sem_seg.argmax(dim=0),
+                    self.combine_overlap_thresh,
+                    self.combine_stuff_area_thresh,
+                    self.combine_instances_score_thresh,
+                )
+            outputs.append(output)
+        return outputs
 
 
-# The semantic branch of Panoptic FPN calls every thing "class 0": which thing it is, the instances
-# say.
+# The semantic branch of Panoptic FPN has one class for all things; instances tell which.
 _THINGS = 0
 
 
@@ -174,21 +165,20 @@ def combine_semantic_and_instance_outputs(
     stuff_area_thresh: float,
     instances_score_thresh: float,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Lay instances over each other, best first, and fill what is left with stuff.
+    """Paint instances, best first, and fill the remaining pixels with stuff.
 
     Args:
         instance_results: `pred_masks` (M, H, W), `scores` and `pred_classes`.
         semantic_results: (H, W) int64 class per pixel; 0 stands for all things.
-        overlap_threshold: Largest share of an instance that better ones may cover; it is dropped
-            beyond, and else gets the pixels that are left.
-        stuff_area_thresh: Stuff that is left with fewer pixels is dropped. So is any without a
-            pixel.
+        overlap_threshold: Largest share of an instance that better ones may cover. Beyond it the
+            instance is dropped; otherwise it keeps the pixels that are left.
+        stuff_area_thresh: Stuff of fewer remaining pixels, or of none, is dropped.
         instances_score_thresh: Instances below this score are dropped.
 
     Returns:
-        (H, W) int32, the `id` of the segment of each pixel, from 1, or 0 where there is none; and a
-        dict per segment in the order of ids: `id`, `isthing`, `category_id` (of things or of
-        stuff), `score` and `instance_id` (index in `instance_results`) of a thing, `area` in pixels
+        (H, W) int32, the `id` of the segment of each pixel, from 1, or 0 for none.
+        A dict per segment, in the order of ids: `id`, `isthing`, `category_id` (of things or of
+        stuff); `score` and `instance_id` (index in `instance_results`) of a thing; `area` in pixels
         of stuff.
 
     Raises:
@@ -200,7 +190,7 @@ def combine_semantic_and_instance_outputs(
             f"instance masks and semantic map must have one size: got {tuple(masks.shape[1:])} and "
             f"{tuple(semantic_results.shape)}"
         )
-    segments, things = _lay_instances(
+    segments, things = _paint_instances(
         instance_results, semantic_results, overlap_threshold, instances_score_thresh
     )
     segments, stuff = _fill_with_stuff(
@@ -209,7 +199,7 @@ def combine_semantic_and_instance_outputs(
     return segments, things + stuff
 
 
-def _lay_instances(
+def _paint_instances(
     instances: Instances, semantic: Tensor, overlap_threshold: float, score_thresh: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     device = semantic.device
@@ -220,8 +210,8 @@ def _lay_instances(
     masks = instances.pred_masks.to(device=device, dtype=torch.bool)
     last_id = torch.zeros((), dtype=torch.int32, device=device)
     kept = torch.zeros(len(order), dtype=torch.bool, device=device)
-    # One after the other, because what an instance keeps depends on those above it. Nothing in the
-    # loop asks the device for a number: a GPU would be waited for at every instance.
+    # One after the other, because the pixels of an instance depend on those above it. Nothing in
+    # the loop reads a number from the device, which would wait for a GPU at every instance.
     for rank, index in enumerate(order.unbind()):
         mask = masks[index]
         free = mask & (segments == 0)
@@ -231,35 +221,43 @@ def _lay_instances(
         segments = torch.where(free & keep, last_id, segments)
         kept[rank] = keep
     kept_indices = order[kept]
-    classes = instances.pred_classes.to(device)
-    rows = zip(
-        kept_indices.tolist(),
-        scores[kept_indices].tolist(),
-        classes[kept_indices].tolist(),
-        strict=True,
-    )
-    return segments, [
-        {"id": i, "isthing": True, "score": score, "category_id": category, "instance_id": index}
-        for i, (index, score, category) in enumerate(rows, start=1)
-    ]
+    kept_scores = scores[kept_indices].tolist()
+    kept_classes = instances.pred_classes.to(device)[kept_indices].tolist()
+    things: list[dict[str, Any]] = []
+    for index, score, category in zip(
+        kept_indices.tolist(), kept_scores, kept_classes, strict=True
+    ):
+        things.append(
+            {
+                "id": len(things) + 1,
+                "isthing": True,
+                "score": score,
+                "category_id": category,
+                "instance_id": index,
+            }
+        )
+    return segments, things
 
 
 def _fill_with_stuff(
     segments: Tensor, semantic: Tensor, area_thresh: float, first_id: int
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     is_free = segments == 0
-    # What instances cover counts as a thing: no stuff may claim it.
+    # Pixels that instances cover count as things, so that no stuff claims them.
     labels = torch.where(is_free, semantic, _THINGS)
     areas = torch.bincount(labels.flatten()).tolist()
-    chosen = [
-        label
-        for label, area in enumerate(areas)
-        if label != _THINGS and area >= max(area_thresh, 1)
-    ]
     id_of_label = torch.zeros(len(areas), dtype=torch.int32)
-    id_of_label[chosen] = torch.arange(first_id, first_id + len(chosen), dtype=torch.int32)
+    stuff: list[dict[str, Any]] = []
+    for label, area in enumerate(areas):
+        if label != _THINGS and area >= max(area_thresh, 1):
+            id_of_label[label] = first_id + len(stuff)
+            stuff.append(
+                {
+                    "id": first_id + len(stuff),
+                    "isthing": False,
+                    "category_id": label,
+                    "area": area,
+                }
+            )
     filled = torch.where(is_free, id_of_label.to(semantic.device)[labels], segments)
-    return filled, [
-        {"id": i, "isthing": False, "category_id": label, "area": areas[label]}
-        for i, label in enumerate(chosen, start=first_id)
-    ]
+    return filled, stuff

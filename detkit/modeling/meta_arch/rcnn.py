@@ -1,4 +1,4 @@
-"""Models of one or two stages on a region proposal network.
+"""Models on a region proposal network: R-CNN and the proposals alone.
 
 Legend: N images.
 """
@@ -16,6 +16,7 @@ from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.proposal_generator import build_proposal_generator
 from detkit.modeling.roi_heads import ROIHeads, build_roi_heads
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
+from detkit.utils.errors import ConfigError
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,7 +27,21 @@ from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
     branches=BRANCHES,
 )
 class GeneralizedRCNN(Detector):
-    """A backbone, a proposal generator, and heads that look at the proposed regions."""
+    """A backbone, a proposal generator, and heads that classify and refine the proposals.
+
+    Source: Ren et al. 2015, arXiv 1506.01497; with masks: He et al. 2017, arXiv 1703.06870.
+
+    Example:
+        >>> import torch
+        >>> from detkit.config import get_cfg
+        >>> from detkit.modeling import build_model
+        >>> cfg = get_cfg()
+        >>> cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.RES2_OUT_CHANNELS", 8])
+        >>> model = build_model(cfg).eval()
+        >>> (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+        >>> output["instances"].image_size
+        (64, 64)
+    """
 
     @configurable
     def __init__(
@@ -39,23 +54,14 @@ class GeneralizedRCNN(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
-            backbone: Images to features by name.
-            proposal_generator: Features to proposals; see `PROPOSAL_GENERATOR_REGISTRY`. None takes
-                `proposals` from the input.
-            roi_heads: Features and proposals to instances; see `ROI_HEADS_REGISTRY`.
-            pixel_mean: See `Detector`.
-            pixel_std: See `Detector`.
-            memory_format: See `Detector`.
+            proposal_generator: See `PROPOSAL_GENERATOR_REGISTRY`. None takes `proposals` from the
+                input.
+            roi_heads: See `ROIHeads`.
         """
-        super().__init__(
-            backbone=backbone,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            memory_format=memory_format,
-        )
+        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 
@@ -74,8 +80,7 @@ class GeneralizedRCNN(Detector):
         """Return the losses of the proposal generator and of the heads by name.
 
         Args:
-            batched_inputs: N inputs with `instances`; with `proposals` too where there is no
-                proposal generator.
+            batched_inputs: N inputs with `instances`, and `proposals` without a proposal generator.
         """
         images = self.preprocess_image(batched_inputs)
         head_losses, proposal_losses = self.instance_losses(
@@ -86,7 +91,7 @@ class GeneralizedRCNN(Detector):
     def instance_losses(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the losses of the heads and those of the proposal generator, from features."""
+        """Return the losses of the heads, and those of the proposal generator, from features."""
         targets = self.take_field(batched_inputs, "instances")
         if self.proposal_generator is None:
             proposals, proposal_losses = self.take_field(batched_inputs, "proposals"), {}
@@ -106,11 +111,12 @@ class GeneralizedRCNN(Detector):
         Args:
             batched_inputs: N inputs.
             detected_instances: Instances with `pred_boxes` and `pred_classes`, in the coordinates
-                of the inputs: boxes are not searched, only what else the heads can say of them is
-                added.
-            do_postprocess: Whether to rescale to the size that each input asks for, and give
-                `ModelOutput`s. Otherwise the Instances themselves, in the coordinates of the
-                inputs.
+                of the inputs. Boxes are then not searched; only masks and keypoints are added.
+            do_postprocess: Whether to return `ModelOutput`s, rescaled to the size that each input
+                asks for. Otherwise Instances are returned, in the coordinates of the inputs.
+
+        Raises:
+            RuntimeError: The model is in training mode.
         """
         if self.training:
             raise RuntimeError("inference needs the model in eval mode: call model.eval()")
@@ -126,7 +132,7 @@ class GeneralizedRCNN(Detector):
     def find_instances(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> list[Instances]:
-        """Return the instances in every image from its features, in the coordinates of the inputs."""
+        """Return the instances in every image, in the coordinates of the inputs."""
         proposals = self._propose(images, features, batched_inputs)
         results, _ = self.roi_heads(images, features, proposals, None)
         return results
@@ -150,7 +156,7 @@ class GeneralizedRCNN(Detector):
 @META_ARCH_REGISTRY.register()
 @declare_architecture(branches=["MODEL.LOAD_PROPOSALS"])
 class ProposalNetwork(Detector):
-    """A backbone and a proposal generator, and nothing else."""
+    """A backbone and a proposal generator, without heads."""
 
     @configurable
     def __init__(
@@ -162,28 +168,19 @@ class ProposalNetwork(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
-            backbone: Images to features by name.
-            proposal_generator: Features to proposals.
-            pixel_mean: See `Detector`.
-            pixel_std: See `Detector`.
-            memory_format: See `Detector`.
+            proposal_generator: See `PROPOSAL_GENERATOR_REGISTRY`.
 
         Raises:
-            ValueError: There is no proposal generator.
+            ConfigError: `proposal_generator` is None.
         """
-        super().__init__(
-            backbone=backbone,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            memory_format=memory_format,
-        )
+        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
         if proposal_generator is None:
-            raise ValueError(
-                "ProposalNetwork is nothing without a proposal generator:"
-                " MODEL.PROPOSAL_GENERATOR.NAME must not be PrecomputedProposals"
+            raise ConfigError(
+                "ProposalNetwork needs a proposal generator: MODEL.PROPOSAL_GENERATOR.NAME must not"
+                " be PrecomputedProposals"
             )
         self.proposal_generator = proposal_generator
 
@@ -202,8 +199,8 @@ class ProposalNetwork(Detector):
         """Return the losses of the proposal generator by name, for inputs with `instances`."""
         images = self.preprocess_image(batched_inputs)
         targets = self.take_field(batched_inputs, "instances")
-        # The proposals are of no use here, and finding them costs top-k and NMS: but what is not
-        # finite shows in them.
+        # The proposals are not used, and cost top-k and NMS. But the generator raises an error if
+        # they are not finite.
         _, losses = self.proposal_generator(images, self.backbone(images.tensor), targets)
         return losses
 

@@ -26,13 +26,12 @@ from detkit.modeling.meta_arch.build import (
 )
 from detkit.modeling.postprocessing import sem_seg_postprocess
 from detkit.structures import ImageList, ModelInput, ModelOutput
+from detkit.utils.errors import DataError, UserError
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SemSegFPNHead(nn.Module):
-    """Brings the levels of a pyramid to one stride by convolutions and upsampling, adds them up,
-    and classifies.
-    """
+    """Upsamples the levels of a pyramid to one stride, adds them up, and classifies every pixel."""
 
     @configurable
     def __init__(
@@ -54,24 +53,23 @@ class SemSegFPNHead(nn.Module):
             conv_dims: Channels of every convolution.
             common_stride: S. The stride of each feature is S, 2 S, 4 S, ...
             loss_weight: Factor on the loss.
-            norm: As for `get_norm`.
+            norm: See `get_norm`.
             ignore_value: Label of pixels that are not trained.
 
         Raises:
-            ValueError: There are no features, or one whose stride halving does not bring to S.
+            ValueError: There is no feature.
+            ValueError: A stride is not S times a power of two.
         """
         super().__init__()
         if not input_shape:
-            raise ValueError(
-                "SemSegFPNHead needs a feature: MODEL.SEM_SEG_HEAD.IN_FEATURES is empty"
-            )
+            raise ValueError("input_shape must have at least one feature, got none")
         self.num_classes = num_classes
         self.ignore_value = ignore_value
         self.common_stride = common_stride
         self.loss_weight = loss_weight
         shapes = sorted(input_shape.items(), key=lambda item: item[1].stride or 0)
         self.in_features = [name for name, _ in shapes]
-        # Each is a module under the name of its feature: so Detectron2's checkpoints call them.
+        # Each is a module under the name of its feature, as in Detectron2's checkpoints.
         for name, shape in shapes:
             self.add_module(name, _scale_head(name, shape, conv_dims, common_stride, norm))
         self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
@@ -114,7 +112,7 @@ class SemSegFPNHead(nn.Module):
         return self.predictor(functools.reduce(torch.add, scaled))
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the cross-entropy per labelled pixel; 0 where none is labelled.
+        """Return the cross entropy per labelled pixel; 0 if none is labelled.
 
         Args:
             predictions: (N, K, H / S, W / S) logits.
@@ -138,17 +136,15 @@ class SemSegFPNHead(nn.Module):
 def _scale_head(
     name: str, shape: ShapeSpec, conv_dims: int, common_stride: int, norm: str | None
 ) -> nn.Sequential:
-    """A convolution for every halving of the stride, each followed by upsampling; one where there
-    is none to halve.
-    """
+    """Return a convolution and an upsampling per halving of the stride; at least a convolution."""
     channels, stride = shape.channels, shape.stride
     if channels is None or stride is None:
         raise ValueError(f"SemSegFPNHead needs channels and stride of {name!r}, got {shape}")
     halvings = math.log2(stride / common_stride)
     if halvings < 0 or not halvings.is_integer():
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {name!r} of stride {stride}, which is not"
-            f" MODEL.SEM_SEG_HEAD.COMMON_STRIDE = {common_stride} times 1, 2, 4, ..."
+            f"input_shape has {name!r} of stride {stride}, which is not common_stride ="
+            f" {common_stride} times 1, 2, 4, ..."
         )
     layers: list[nn.Module] = []
     for k in range(max(1, int(halvings))):
@@ -183,21 +179,12 @@ class SemanticSegmentor(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Put the parts together.
+        """Keep the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
-            backbone: Images to features by name.
-            sem_seg_head: Features to scores per pixel; see `SEM_SEG_HEADS_REGISTRY`.
-            pixel_mean: See `Detector`.
-            pixel_std: See `Detector`.
-            memory_format: See `Detector`.
+            sem_seg_head: See `SEM_SEG_HEADS_REGISTRY`.
         """
-        super().__init__(
-            backbone=backbone,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            memory_format=memory_format,
-        )
+        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
         self.sem_seg_head = sem_seg_head
 
     @classmethod
@@ -217,18 +204,20 @@ class SemanticSegmentor(Detector):
         return losses
 
     def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
-        """Return `sem_seg` (K, height, width) scores per image, of the size that each input asks
-        for.
-        """
+        """Return `sem_seg` (K, height, width) scores, of the size that each input asks for."""
         images = self.preprocess_image(batched_inputs)
         scores, _ = self.sem_seg_head(self.backbone(images.tensor), None)
         return [{"sem_seg": result} for result in rescale_sem_seg(scores, images, batched_inputs)]
 
 
+class LabelTypeError(UserError, TypeError):
+    """Labels of pixels that are not integers."""
+
+
 def sem_seg_targets(
     batched_inputs: Sequence[ModelInput], images: ImageList, head: nn.Module
 ) -> Tensor:
-    """Return the labels of a batch, (N, H, W) int64, padded like its images with the label that is not trained.
+    """Return the labels of a batch, (N, H, W) int64, padded with the label that is not trained.
 
     Args:
         batched_inputs: N inputs with `sem_seg` of the size of their image.
@@ -236,9 +225,10 @@ def sem_seg_targets(
         head: See `SEM_SEG_HEADS_REGISTRY`.
 
     Raises:
-        ValueError: An input has no `sem_seg`, one of another size, or one with labels that the head
-            does not know.
-        TypeError: Labels are not integers.
+        DataError: An input has no `sem_seg`.
+        DataError: `sem_seg` is not of the size of its image.
+        DataError: A label is no class of the head.
+        LabelTypeError: Labels are not integers.
     """
     ignore_value: int = head.ignore_value  # pyright: ignore[reportAssignmentType]
     num_classes = getattr(head, "num_classes", None)
@@ -255,23 +245,23 @@ def _checked_labels(
 ) -> Tensor:
     where = f"image {index} of the batch ({x.get('file_name', 'no file name')})"
     if "sem_seg" not in x:
-        raise ValueError(
+        raise DataError(
             f"semantic segmentation needs 'sem_seg' in training: {where} has only {sorted(x)}"
         )
     labels = x["sem_seg"]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"sem_seg holds integer labels: that of {where} is {labels.dtype}")
+        raise LabelTypeError(f"sem_seg must be integer labels: that of {where} is {labels.dtype}")
     if tuple(labels.shape) != size:
-        raise ValueError(
+        raise DataError(
             f"sem_seg must have the size of its image, {size}: that of {where} has"
             f" {tuple(labels.shape)}"
         )
-    # Loaders give labels on the CPU, where this costs a millisecond. On a GPU a label out of range
-    # is a device-side assert that names nothing and ends the process.
+    # Loaders return labels on the CPU, where this costs a millisecond. On a GPU, a label out of
+    # range is a device-side assert that names nothing and ends the process.
     if num_classes is not None and labels.device.type == "cpu":
         unknown = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_value)
         if unknown.any():
-            raise ValueError(
+            raise DataError(
                 f"sem_seg of {where} has the labels {labels[unknown].unique().tolist()[:8]}; legal"
                 f" are 0 to {num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES = {num_classes}) and"
                 f" {ignore_value} (MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
@@ -282,9 +272,7 @@ def _checked_labels(
 def rescale_sem_seg(
     scores: Tensor, images: ImageList, batched_inputs: Sequence[ModelInput]
 ) -> list[Tensor]:
-    """Bring (N, K, H, W) scores to the size that each input asks for: its `height` and `width`,
-    else its image's.
-    """
+    """Rescale (N, K, H, W) scores to the `height` and `width` of each input, else of its image."""
     return [
         sem_seg_postprocess(scores_i, size, x.get("height", size[0]), x.get("width", size[1]))
         for scores_i, size, x in zip(scores, images.image_sizes, batched_inputs, strict=True)

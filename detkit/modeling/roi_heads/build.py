@@ -37,7 +37,7 @@ def build_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Modul
 
 
 def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
-    """Build the box head that MODEL.ROI_BOX_HEAD.NAME selects, for pooled features of this shape."""
+    """Build the box head that MODEL.ROI_BOX_HEAD.NAME selects, for pooled features."""
     return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)
 
 

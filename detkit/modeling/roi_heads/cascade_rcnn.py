@@ -96,7 +96,7 @@ class CascadeROIHeads(StandardROIHeads):
             box_in_features=box_in_features,
             box_pooler=box_pooler,
             box_head=nn.ModuleList(box_heads),
-            box_predictor=nn.ModuleList(box_predictors),
+            box_predictor=nn.ModuleList(box_predictors),  # type: ignore[arg-type]
             mask_in_features=mask_in_features,
             mask_pooler=mask_pooler,
             mask_head=mask_head,

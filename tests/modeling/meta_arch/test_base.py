@@ -100,13 +100,13 @@ def test_image_of_another_shape_is_named(bad):
     [
         pytest.param(
             {"pixel_std": [1.0]},
-            "PIXEL_MEAN and MODEL.PIXEL_STD need a number per channel",
+            "pixel_mean and pixel_std must have a number per channel",
             id="lengths",
         ),
-        pytest.param({"pixel_std": [1.0, 0.0, 1.0]}, "MODEL.PIXEL_STD must be positive", id="zero"),
+        pytest.param({"pixel_std": [1.0, 0.0, 1.0]}, "pixel_std must be positive", id="zero"),
     ],
 )
-def test_bad_statistics_name_the_key(arguments, message):
+def test_bad_statistics_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
 

@@ -334,9 +334,7 @@ def test_levels_of_different_numbers_of_anchors_are_an_error():
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, 2.0])
 def test_prior_outside_is_an_error(prior):
-    with pytest.raises(
-        ValueError, match=f"MODEL.RETINANET.PRIOR_PROB must lie between 0 and 1, got {prior}"
-    ):
+    with pytest.raises(ValueError, match=f"prior_prob must be between 0 and 1, got {prior}"):
         make_head(prior_prob=prior)
 
 

@@ -176,7 +176,7 @@ def test_coarser_common_stride_takes_fewer_layers():
 
 @pytest.mark.parametrize("stride", [2, 12], ids=["finer", "no-power-of-two"])
 def test_stride_that_cannot_be_brought_to_the_common_one_is_an_error(stride):
-    with pytest.raises(ValueError, match=rf"'x' of stride {stride}, .*COMMON_STRIDE = 4"):
+    with pytest.raises(ValueError, match=rf"'x' of stride {stride}, .*common_stride = 4"):
         SemSegFPNHead(
             {"x": ShapeSpec(channels=8, stride=stride)},
             num_classes=K,
@@ -186,7 +186,7 @@ def test_stride_that_cannot_be_brought_to_the_common_one_is_an_error(stride):
 
 
 def test_head_without_features_is_an_error():
-    with pytest.raises(ValueError, match=r"IN_FEATURES is empty"):
+    with pytest.raises(ValueError, match=r"must have at least one feature"):
         SemSegFPNHead({}, num_classes=K, conv_dims=32, common_stride=4)
 
 
