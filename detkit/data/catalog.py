@@ -1,4 +1,4 @@
-"""The two tables of data sets: how to load one by its name, and what is known about it."""
+"""The two tables of data sets: how to load one by its name, and its metadata."""
 
 from __future__ import annotations
 
@@ -8,49 +8,54 @@ from types import FunctionType
 from typing import Any
 
 from detkit.structures import ImageRecord
+from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.near_miss import did_you_mean
 
-# Names for types whose spelling the methods called `list` below would hide.
+# Inside the classes below, `list` is a method.
 Names = list[str]
 Records = list[ImageRecord]
 Loader = Callable[[], Records]
 
 
-class UnknownDatasetError(KeyError):
-    """A data set that nobody registered; unlike KeyError, its text prints as it is."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class DatasetCatalogTable:
-    """Name -> function that loads the data set's records. There is one, `DatasetCatalog`."""
+    """Name -> function that loads the data set's records; the one instance is `DatasetCatalog`.
+
+    Example:
+        >>> DatasetCatalog.register("two_cells", lambda: [{"file_name": "a.jpg", "image_id": 1}])
+        >>> len(DatasetCatalog.get("two_cells"))
+        1
+    """
 
     def __init__(self) -> None:
         self._loaders: dict[str, Loader] = {}
 
     def register(self, name: str, func: Loader) -> None:
-        """Add a data set. Adding the same one again does nothing.
+        """Add a data set.
+
+        A name may be registered again with the same function, with a `functools.partial` of the
+        same function and equal arguments, or with a function of the same module and name, such as
+        that of a module that was reloaded: the newer one is used.
 
         Args:
             name: Its name, as in `DATASETS.TRAIN`.
-            func: Takes nothing, gives the records, the same ones in the same order whenever it is
-                called.
+            func: Takes no arguments and returns the records, the same ones in the same order
+                whenever it is called.
 
         Raises:
             TypeError: `func` cannot be called.
-            ValueError: The name already means another data set.
+            ConfigError: The name is taken by another data set.
         """
         if not callable(func):
             raise TypeError(
-                f"data set {name!r} must be registered with a function that gives records, got"
+                f"data set {name!r} must be registered with a function that returns records, got"
                 f" {func!r}"
             )
         known = self._loaders.get(name)
         if known is not None and not _same_loader(known, func):
-            raise ValueError(
+            raise ConfigError(
                 f"data set {name!r} is already registered with other contents: {_describe(known)};"
-                f" now {_describe(func)}. Choose another name, or call"
+                f" now {_describe(func)}. Choose another name, bind arguments with"
+                " functools.partial so that equal ones can be recognized, or call"
                 f" DatasetCatalog.remove({name!r}) first."
             )
         self._loaders[name] = func
@@ -59,8 +64,8 @@ class DatasetCatalogTable:
         """Load a data set's records.
 
         Raises:
-            UnknownDatasetError: Nothing has that name; the message lists the closest names and how
-                to add one.
+            UnknownNameError: Nothing has that name; the message lists the closest names and how to
+                add one.
         """
         self._require(name)
         return self._loaders[name]()
@@ -70,14 +75,14 @@ class DatasetCatalogTable:
         return sorted(self._loaders)
 
     def remove(self, name: str) -> None:
-        """Forget a data set; its metadata stays until `MetadataCatalog.remove`."""
+        """Remove a data set; its metadata stays until `MetadataCatalog.remove`."""
         self._require(name)
         del self._loaders[name]
 
     def _require(self, name: str) -> None:
         if name in self._loaders:
             return
-        raise UnknownDatasetError(
+        raise UnknownNameError(
             f"data set {name!r} is not registered.{did_you_mean(name, self._loaders)} Registered:"
             f" {', '.join(self.list()) or 'none'}. Declare your own in YAML under DATASETS.REGISTER"
             " ([{name: ..., format: coco, images: ..., annotations: ...}]), or in Python with"
@@ -99,12 +104,17 @@ class DatasetCatalogTable:
 
 
 class Metadata:
-    """What is known about one data set, as attributes.
+    """The metadata of one data set, as attributes.
 
     Usual ones: `thing_classes` (names, in the order of the contiguous ids), `thing_colors` (RGB, 0
     to 255), `thing_dataset_id_to_contiguous_id`, `json_file`, `image_root`, `evaluator_type`,
-    `dirname`, `split`, `year`. An attribute that is set may be set again to the same value only:
-    two parts of a program that disagree about a data set would otherwise go unnoticed.
+    `dirname`, `split`, `year`. An attribute may be set again to the same value only: two parts of a
+    program that disagree about a data set would otherwise go unnoticed.
+
+    Example:
+        >>> metadata = MetadataCatalog.get("two_cells").set(thing_classes=["cell"])
+        >>> metadata.thing_classes
+        ['cell']
     """
 
     name: str
@@ -115,20 +125,18 @@ class Metadata:
         self.__dict__["_lazy"] = {}
 
     def set(self, **kwargs: Any) -> Metadata:
-        """Set several attributes, and give this object."""
+        """Set several attributes, and return this object."""
         for key, value in kwargs.items():
             setattr(self, key, value)
         return self
 
     def set_lazy(self, **kwargs: Callable[[], Any]) -> Metadata:
-        """Set attributes that are computed whenever they are read, such as paths below
-        `$DETKIT_DATASETS`.
-        """
+        """Set attributes that are computed at each read, such as paths below `$DETKIT_DATASETS`."""
         self.__dict__["_lazy"].update(kwargs)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return an attribute, or `default` where it is not set."""
+        """Return an attribute, or `default` if it is not set."""
         return getattr(self, key, default)
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,18 +147,18 @@ class Metadata:
     def __setattr__(self, key: str, value: Any) -> None:
         present = self.get(key, value)
         if not _equal(present, value):
-            raise ValueError(
+            raise ConfigError(
                 f"metadata {key!r} of data set {self.name!r} is already {_shortened(present)}, and"
                 f" cannot become {_shortened(value)}. A data set with other contents needs another"
                 f" name, or MetadataCatalog.remove({self.name!r}) first."
             )
-        # The value stays that was set first, so that a list that equals a tuple remains the list.
+        # The first value stays, so that a list that equals a tuple remains the list.
         if key not in self._lazy:
             self.__dict__.setdefault(key, value)
 
     def __getattr__(self, key: str) -> Any:
-        # Called only for what is not stored. `_lazy` is missing while an object is unpickled or
-        # copied.
+        # Called only for attributes that are not stored. `_lazy` is missing while an object is
+        # unpickled or copied.
         lazy = self.__dict__.get("_lazy", {})
         if key in lazy:
             return lazy[key]()
@@ -166,13 +174,13 @@ class Metadata:
 
 
 class MetadataCatalogTable:
-    """Name -> `Metadata`, made when first asked for. There is one, `MetadataCatalog`."""
+    """Name -> `Metadata`, created when first asked for; the one instance is `MetadataCatalog`."""
 
     def __init__(self) -> None:
         self._metadata: dict[str, Metadata] = {}
 
     def get(self, name: str) -> Metadata:
-        """Return the metadata of a data set, empty if nobody has set any."""
+        """Return the metadata of a data set, empty if none was set."""
         if not name:
             raise ValueError("metadata needs the name of a data set, got an empty one")
         return self._metadata.setdefault(name, Metadata(name))
@@ -182,7 +190,7 @@ class MetadataCatalogTable:
         return sorted(self._metadata)
 
     def remove(self, name: str) -> None:
-        """Forget what is known about a data set, if anything is."""
+        """Remove the metadata of a data set, if there is any."""
         self._metadata.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
@@ -203,53 +211,46 @@ MetadataCatalog = MetadataCatalogTable()
 
 
 def _same_loader(first: Any, second: Any) -> bool:
-    """Whether two loaders do the same thing: the same function or code, with the same arguments
-    bound.
-    """
+    """Return whether two loaders are the same by `DatasetCatalogTable.register`'s rule."""
     if first is second:
         return True
     if isinstance(first, functools.partial) and isinstance(second, functools.partial):
-        bound = (first.args, first.keywords) == (second.args, second.keywords)
-        return bound and _same_loader(first.func, second.func)
-    if isinstance(first, FunctionType) and isinstance(second, FunctionType):
-        return _equal(_code_and_values(first), _code_and_values(second))
-    return False
+        equal_arguments = (first.args, first.keywords) == (second.args, second.keywords)
+        return equal_arguments and _same_loader(first.func, second.func)
+    origin = _origin(first)
+    return origin is not None and origin == _origin(second)
 
 
-def _code_and_values(function: FunctionType) -> tuple[Any, ...]:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return (
-        function.__module__,
-        function.__qualname__,
-        function.__code__,
-        function.__defaults__,
-        cells,
-    )
+def _origin(loader: Any) -> tuple[str, str, int] | None:
+    """Return where a loader was written, None if that does not tell which data it loads."""
+    # A closure's data depend on what it captured, which cannot be compared in a plain way.
+    if not isinstance(loader, FunctionType) or loader.__closure__:
+        return None
+    # All lambdas of a module have the same name: the line tells them apart.
+    line = loader.__code__.co_firstlineno if loader.__name__ == "<lambda>" else 0
+    return loader.__module__, loader.__qualname__, line
 
 
 def _equal(first: Any, second: Any) -> bool:
+    """Return whether two values of metadata are equal, lists and tuples being alike."""
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         return len(first) == len(second) and all(map(_equal, first, second))
     try:
         return bool(first == second)
-    except (TypeError, ValueError):  # arrays, say: nothing that a catalog could decide about
+    except (TypeError, ValueError):  # arrays, for example, have no single answer
         return False
 
 
 def _describe(loader: Any) -> str:
     if isinstance(loader, functools.partial):
         values = [*map(repr, loader.args), *(f"{k}={v!r}" for k, v in loader.keywords.items())]
-        return _shortened_text(
-            f"{getattr(loader.func, '__name__', loader.func)}({', '.join(values)})"
-        )
+        text = f"{getattr(loader.func, '__name__', loader.func)}({', '.join(values)})"
+        return text if len(text) <= 200 else text[:197] + "..."
     code = getattr(loader, "__code__", None)
     where = f", {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
     return f"{getattr(loader, '__qualname__', repr(loader))}{where}"
 
 
 def _shortened(value: Any) -> str:
-    return _shortened_text(repr(value))
-
-
-def _shortened_text(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."

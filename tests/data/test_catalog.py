@@ -1,10 +1,13 @@
 """The catalogs: registering twice, unknown names, metadata."""
 
 import functools
+import importlib
+import sys
 
 import pytest
 
 from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.utils.errors import ConfigError, UnknownNameError
 
 
 def load(count):
@@ -26,7 +29,7 @@ def test_registered_records_come_back():
     "make",
     [
         pytest.param(lambda n: functools.partial(load, n), id="partial"),
-        pytest.param(loader_in_a_closure, id="closure"),
+        pytest.param(lambda n: functools.partial(load, count=n), id="keyword"),
         pytest.param(
             lambda n: functools.partial(functools.partial(load, n)), id="partial-of-partial"
         ),
@@ -37,9 +40,56 @@ def test_same_data_set_again_is_nothing_new_and_another_is_refused(make):
     DatasetCatalog.register("mine", make(2))
     assert len(DatasetCatalog.get("mine")) == 2
     with pytest.raises(
-        ValueError, match=r"'mine' is already registered with other contents.*DatasetCatalog.remove"
+        ConfigError,
+        match=r"'mine' is already registered with other contents.*DatasetCatalog.remove",
     ):
         DatasetCatalog.register("mine", make(3))
+
+
+MODULE = """
+from detkit.data import DatasetCatalog
+
+def load():
+    return [{"file_name": str(i), "image_id": i} for i in range(COUNT)]
+
+DatasetCatalog.register("mine", load)
+DatasetCatalog.register("short", lambda: load()[:1])
+"""
+
+
+def test_reloaded_module_replaces_its_data_sets(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "users_data_sets.py"
+    path.write_text(MODULE.replace("COUNT", "2"))
+    module = importlib.import_module("users_data_sets")
+    path.write_text(MODULE.replace("COUNT", "30"))
+    importlib.reload(module)
+    assert len(DatasetCatalog.get("mine")) == 30
+    assert len(DatasetCatalog.get("short")) == 1
+
+
+def test_two_lambdas_of_one_module_are_two_data_sets():
+    DatasetCatalog.register("mine", lambda: load(2))
+    with pytest.raises(ConfigError, match="already registered .*test_catalog.py"):
+        DatasetCatalog.register("mine", lambda: load(3))
+
+
+def test_function_of_another_name_is_another_data_set():
+    def load():
+        return []
+
+    DatasetCatalog.register("mine", globals()["load"])
+    with pytest.raises(ConfigError, match="already registered"):
+        DatasetCatalog.register("mine", load)
+
+
+def test_closures_are_the_same_only_if_they_are_one_object():
+    loader = loader_in_a_closure(2)
+    DatasetCatalog.register("mine", loader)
+    DatasetCatalog.register("mine", loader)
+    with pytest.raises(ConfigError, match="bind arguments with functools.partial"):
+        DatasetCatalog.register("mine", loader_in_a_closure(3))
 
 
 def test_removed_data_set_can_be_replaced():
@@ -51,7 +101,7 @@ def test_removed_data_set_can_be_replaced():
 
 def test_unknown_name_lists_near_misses_and_how_to_register():
     DatasetCatalog.register("cells_train", lambda: load(1))
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(UnknownNameError) as caught:
         DatasetCatalog.get("cell_train")
     message = str(caught.value)
     assert message.startswith("data set 'cell_train' is not registered. Did you mean 'cells_train'")
