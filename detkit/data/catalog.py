@@ -21,8 +21,8 @@ class DatasetCatalogTable:
     """Name -> function that loads the data set's records; the one instance is `DatasetCatalog`.
 
     Example:
-        >>> DatasetCatalog.register("two_cells", lambda: [{"file_name": "a.jpg", "image_id": 1}])
-        >>> len(DatasetCatalog.get("two_cells"))
+        >>> DatasetCatalog.register("my_two_cells", lambda: [{"file_name": "a.jpg", "image_id": 1}])
+        >>> len(DatasetCatalog.get("my_two_cells"))
         1
     """
 
@@ -112,7 +112,7 @@ class Metadata:
     program that disagree about a data set would otherwise go unnoticed.
 
     Example:
-        >>> metadata = MetadataCatalog.get("two_cells").set(thing_classes=["cell"])
+        >>> metadata = MetadataCatalog.get("my_two_cells").set(thing_classes=["cell"])
         >>> metadata.thing_classes
         ['cell']
     """

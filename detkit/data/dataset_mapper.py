@@ -43,12 +43,12 @@ class DatasetMapper:
     For other data, write a function that takes a record and returns a model input, or a subclass.
 
     Example:
-        >>> import numpy as np
+        >>> import os, tempfile
         >>> from PIL import Image
-        >>> from detkit.data import transforms as T
-        >>> Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save("black.png")
+        >>> path = os.path.join(tempfile.mkdtemp(), "black.png")
+        >>> Image.new("RGB", (32, 24)).save(path)
         >>> mapper = DatasetMapper(is_train=False, augmentations=[T.Resize((48, 64))])
-        >>> mapper({"file_name": "black.png", "image_id": 0})["image"].shape
+        >>> mapper({"file_name": path, "image_id": 0})["image"].shape
         torch.Size([3, 48, 64])
     """
 

@@ -1,13 +1,11 @@
-"""Proposals that another model made beforehand: Fast R-CNN trains and tests on them without a proposal network.
+"""Proposals made beforehand by another model, for Fast R-CNN without a proposal network.
 
 A file holds, for N images, `ids` (or Detectron's `indexes`), `boxes` (a list of (P, 4) arrays),
-`objectness_logits` (or `scores`, a list of (P,) arrays) and `bbox_mode` (XYXY in absolute pixels
-where it is absent).
+`objectness_logits` (or `scores`, a list of (P,) arrays) and `bbox_mode` (without it, XYXY in
+absolute pixels).
 
 Legend: P proposals of one image.
 """
-
-from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ import torch
 from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
 from detkit.data import transforms as T
 from detkit.structures import Boxes, BoxMode, ImageRecord, Instances
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 
 # Detectron's names for the same things.
@@ -29,30 +28,48 @@ _REQUIRED = ("ids", "boxes", "objectness_logits")
 def load_proposals_into_dataset(
     records: Sequence[ImageRecord], proposal_file: str
 ) -> list[ImageRecord]:
-    """Return the records with `proposal_boxes`, `proposal_objectness_logits` and `proposal_bbox_mode` of a file.
+    """Return the records with the proposals of a file.
 
     Args:
-        records: They are not changed.
+        records: Not changed.
         proposal_file: A pickle, as Detectron2 writes it; nothing in it is run.
 
+    Returns:
+        Records with `proposal_boxes` and `proposal_objectness_logits`, in falling order of the
+        latter, and `proposal_bbox_mode`.
+
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is none of proposals, or lacks an image.
+        MissingFileError: The file does not exist.
+        DataError: The file does not hold proposals, or lacks an image.
     """
     content = _read(proposal_file)
     places = {str(image_id): index for index, image_id in enumerate(content["ids"])}
     missing = [record for record in records if str(record["image_id"]) not in places]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"proposal file {proposal_file} has no proposals for {len(missing)} of {len(records)}"
             f" images, first for image id {missing[0]['image_id']!r} ({missing[0]['file_name']});"
             f" it has {len(places)} images. Was it made for another data set?"
         )
     mode = BoxMode(int(content.get("bbox_mode", BoxMode.XYXY_ABS)))
-    return [
-        _with_proposals(record, content, places[str(record["image_id"])], mode, proposal_file)
-        for record in records
-    ]
+    with_proposals = []
+    for record in records:
+        index = places[str(record["image_id"])]
+        boxes = np.asarray(content["boxes"][index], dtype=np.float32)
+        logits = np.asarray(content["objectness_logits"][index], dtype=np.float32)
+        boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
+            raise DataError(
+                f"proposal file {proposal_file} needs (P, 4) boxes and (P,) scores for image id"
+                f" {record['image_id']!r}, has {boxes.shape} and {logits.shape}"
+            )
+        order = logits.argsort()[::-1]
+        record = record.copy()
+        record["proposal_boxes"] = boxes[order]
+        record["proposal_objectness_logits"] = logits[order]
+        record["proposal_bbox_mode"] = mode
+        with_proposals.append(record)
+    return with_proposals
 
 
 def _read(proposal_file: str) -> dict[str, Any]:
@@ -60,11 +77,11 @@ def _read(proposal_file: str) -> dict[str, Any]:
         with PathManager.open(proposal_file, "rb") as file:
             content = load_array_pickle(cast(Any, file))
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"proposal file {proposal_file} (DATASETS.PROPOSAL_FILES_*) does not exist"
         ) from error
     except UnsafePickleError as error:
-        raise ValueError(
+        raise DataError(
             f"proposal file {proposal_file} asks for {error.asked_for}; it may hold arrays, numbers"
             " and lists only"
         ) from error
@@ -77,44 +94,26 @@ def _read(proposal_file: str) -> dict[str, Any]:
         KeyError,
         AttributeError,
     ) as error:
-        raise ValueError(
-            f"proposal file {proposal_file} is no pickle of arrays: {error}"
+        raise DataError(
+            f"proposal file {proposal_file} is not a pickle of arrays: {error}"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise DataError(
             f"proposal file {proposal_file} must hold a dict, holds a {type(content).__name__}"
         )
     content = {_OLD_NAMES.get(str(key), str(key)): value for key, value in content.items()}
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"proposal file {proposal_file} lacks {', '.join(missing)}; it has"
             f" {', '.join(map(str, content))}"
         )
     lengths = {key: len(content[key]) for key in _REQUIRED}
     if len(set(lengths.values())) != 1:
-        raise ValueError(
+        raise DataError(
             f"proposal file {proposal_file} needs an entry per image of each, has {lengths}"
         )
     return content
-
-
-def _with_proposals(
-    record: ImageRecord, content: dict[str, Any], index: int, mode: BoxMode, proposal_file: str
-) -> ImageRecord:
-    boxes = np.asarray(content["boxes"][index], dtype=np.float32)
-    logits = np.asarray(content["objectness_logits"][index], dtype=np.float32)
-    boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
-        raise ValueError(
-            f"proposal file {proposal_file} needs (P, 4) boxes and (P,) scores for image id"
-            f" {record['image_id']!r}, has {boxes.shape} and {logits.shape}"
-        )
-    order = logits.argsort()[::-1]
-    record = record.copy()
-    record["proposal_boxes"], record["proposal_objectness_logits"] = boxes[order], logits[order]
-    record["proposal_bbox_mode"] = mode
-    return record
 
 
 def transformed_proposals(
@@ -124,23 +123,23 @@ def transformed_proposals(
     topk: int,
     min_box_size: float = 0.0,
 ) -> Instances:
-    """Return the proposals of one image after it was transformed: limited to the image, the first of what is left.
+    """Return the proposals of one image, transformed as the image was and clipped to it.
 
     Args:
-        record: With the keys that `load_proposals_into_dataset` gives it.
+        record: A record from `load_proposals_into_dataset`.
         image_size: `(height, width)` of the transformed image.
-        transforms: What was done to the image.
-        topk: Most proposals to give.
-        min_box_size: Proposals that are not wider and higher, in pixels, go.
+        transforms: The transforms that were applied to the image.
+        topk: Largest number of proposals to keep.
+        min_box_size: Proposals that are not wider and higher than this, in pixels, are dropped.
 
     Returns:
         `proposal_boxes` and `objectness_logits`, in falling order of the latter.
 
     Raises:
-        ValueError: The record has no proposals.
+        ConfigError: The record has no proposals.
     """
     if "proposal_boxes" not in record:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.LOAD_PROPOSALS is on, but the record of {record['file_name']} has no"
             " proposal_boxes: name a file for its data set in DATASETS.PROPOSAL_FILES_TRAIN or"
             " _TEST"

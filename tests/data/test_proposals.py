@@ -101,7 +101,7 @@ def test_files_that_are_none_of_proposals_are_refused(write, content, message):
 
 def test_broken_and_absent_files_are_named(tmp_path):
     (tmp_path / "broken.pkl").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken.pkl is no pickle of arrays"):
+    with pytest.raises(ValueError, match=r"broken.pkl is not a pickle of arrays"):
         load_proposals_into_dataset(RECORDS, str(tmp_path / "broken.pkl"))
     with pytest.raises(
         FileNotFoundError, match=r"absent.pkl \(DATASETS.PROPOSAL_FILES_\*\) does not exist"

@@ -5,8 +5,6 @@ Source: Cordts et al. 2016, arXiv 1604.01685; files: https://www.cityscapes-data
 Legend: H and W height and width of an image, h and w of a window in it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from pycocotools import mask as mask_util
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
 from detkit.data.datasets.json_file import read_json
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
+from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
 
 logger = logging.getLogger(__name__)
@@ -26,28 +25,29 @@ logger = logging.getLogger(__name__)
 _IMAGE_ENDING = "_leftImg8bit.png"
 _THINGS = cityscapes_metadata()["thing_dataset_id_to_contiguous_id"]
 _THING_NAMES = {name: index for index, name in enumerate(cityscapes_metadata()["thing_classes"])}
-# Drawn by nobody: the format gives it a negative id.
+# Cityscapes' scripts do not draw these: their ids are negative.
 _NOT_DRAWN = ("license plate", "license plategroup")
 
 
 def load_cityscapes_instances(
     image_dir: str, gt_dir: str, from_json: bool = True
 ) -> list[ImageRecord]:
-    """Read the instances of the 8 classes of things.
+    """Load the instances of the 8 classes of things.
 
     Args:
-        image_dir: Folder with a folder per city, such as `leftImg8bit/train`.
-        gt_dir: The same of annotations, such as `gtFine/train`.
+        image_dir: Images, in a folder per city, such as `leftImg8bit/train`.
+        gt_dir: Annotations, likewise, such as `gtFine/train`.
         from_json: Draw the polygons of `*_gtFine_polygons.json`, one over the other as they are
-            listed, as Cityscapes' own scripts do. Otherwise take `*_gtFine_instanceIds.png`, which
-            these scripts drew. Both give the same.
+            listed, as Cityscapes' own scripts do. Otherwise read `*_gtFine_instanceIds.png`, which
+            these scripts drew. Both give the same records.
 
     Returns:
-        Records in the order of cities and files, with masks in run-length encoding. Groups that are
+        Records in the order of cities and files, with run-length masks. Groups of objects that are
         not told apart are crowds.
 
     Raises:
-        FileNotFoundError: A folder or an annotation file is missing.
+        MissingFileError: A folder or an annotation file is missing.
+        DataError: An annotation has another size than its image.
     """
     ending = "_gtFine_polygons.json" if from_json else "_gtFine_instanceIds.png"
     records = []
@@ -59,10 +59,10 @@ def load_cityscapes_instances(
 
 
 def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[ImageRecord]:
-    """Pair images with `*_gtFine_labelTrainIds.png`, whose pixels are 0 to 18, or 255 for what is not evaluated.
+    """Pair images with `*_gtFine_labelTrainIds.png`: 19 classes, and 255 for ignored pixels.
 
     Raises:
-        FileNotFoundError: A folder or a label map is missing. The download has `labelIds` only:
+        MissingFileError: A folder or a label map is missing. The download has `labelIds` only:
             `write_train_ids` converts them.
     """
     records = []
@@ -81,9 +81,7 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[ImageRecord]:
 
 
 def write_train_ids(gt_dir: str) -> int:
-    """Write `*_gtFine_labelTrainIds.png` beside every `*_gtFine_labelIds.png` below a folder, and
-    give their number.
-    """
+    """Write `*_labelTrainIds.png` for every `*_gtFine_labelIds.png`, and return their number."""
     from_ids = np.full(256, 255, np.uint8)
     for train_id, label in enumerate(CITYSCAPES_LABELS):
         from_ids[label.id] = train_id
@@ -95,19 +93,19 @@ def write_train_ids(gt_dir: str) -> int:
 
 
 def _pairs(image_dir: str, gt_dir: str, ending: str) -> list[tuple[Path, Path]]:
-    """Return image and annotation file of every image below `image_dir`."""
+    """Return the image file and the annotation file of every image below `image_dir`."""
     if not Path(image_dir).is_dir():
-        raise FileNotFoundError(f"folder {image_dir} of Cityscapes does not exist")
-    pairs = [
-        (image, Path(gt_dir, image.parent.name, image.name.removesuffix(_IMAGE_ENDING) + ending))
-        for image in sorted(Path(image_dir).glob(f"*/*{_IMAGE_ENDING}"))
-    ]
+        raise MissingFileError(f"folder {image_dir} of Cityscapes does not exist")
+    pairs = []
+    for image in sorted(Path(image_dir).glob(f"*/*{_IMAGE_ENDING}")):
+        name = image.name.removesuffix(_IMAGE_ENDING) + ending
+        pairs.append((image, Path(gt_dir, image.parent.name, name)))
     if not pairs:
-        raise FileNotFoundError(f"folder {image_dir} of Cityscapes has no CITY/*{_IMAGE_ENDING}")
+        raise MissingFileError(f"folder {image_dir} of Cityscapes has no CITY/*{_IMAGE_ENDING}")
     missing = [annotation for _, annotation in pairs if not annotation.is_file()]
     if missing:
         hint = " Write them with datasets/prepare_cityscapes.py." if "TrainIds" in ending else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(pairs)} images in {image_dir} have no annotation, first"
             f" {missing[0]}.{hint}"
         )
@@ -120,7 +118,7 @@ _Mask = tuple[int, bool, tuple[int, int], np.ndarray, tuple[int, int]]
 
 
 def _masks_of_json(file: Path) -> Iterator[_Mask]:
-    """Draw the polygons, and give what is left of each object when all are drawn."""
+    """Draw all polygons, and yield what remains visible of each object."""
     content = read_json(str(file))
     size = (content["imgHeight"], content["imgWidth"])
     canvas = Image.new("I", size[::-1])
@@ -140,17 +138,16 @@ def _masks_of_json(file: Path) -> Iterator[_Mask]:
 
 
 def _masks_of_png(file: Path) -> Iterator[_Mask]:
-    """Split the map of instances: 1000 * label + number, or the label alone for a group."""
+    """Yield the instances of a map of ids: 1000 * label + number, or the label for a group."""
     ids = read_label_map(str(file)).astype(np.int64)
     rows, columns = np.nonzero(ids >= min(_THINGS))
     values = ids[rows, columns]
     for instance_id in np.unique(values).tolist():
         label = instance_id // 1000 if instance_id >= 1000 else instance_id
         if label in _THINGS:
-            own = values == instance_id
-            (y, bottom), (x, right) = (
-                (int(v[own].min()), int(v[own].max()) + 1) for v in (rows, columns)
-            )
+            own_rows, own_columns = rows[values == instance_id], columns[values == instance_id]
+            y, bottom = int(own_rows.min()), int(own_rows.max()) + 1
+            x, right = int(own_columns.min()), int(own_columns.max()) + 1
             window = ids[y:bottom, x:right] == instance_id
             yield _THINGS[label], instance_id < 1000, (x, y), window, ids.shape
 
@@ -160,7 +157,7 @@ def _record(image: Path, masks: Iterator[_Mask]) -> ImageRecord:
     annotations = []
     for class_index, is_crowd, corner, window, size in masks:
         if size != (height, width):
-            raise ValueError(
+            raise DataError(
                 f"the annotation of {image} is {size[1]}x{size[0]} (width x height), the image"
                 f" {width}x{height}"
             )
@@ -197,18 +194,17 @@ def _annotation(
 def window_rle(
     window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]
 ) -> RLERecord:
-    """Return the run lengths of a mask in an image, of which only a window, (h, w) bool, is not empty.
-
-    Encoding the window alone takes a hundredth of the time for an image of two megapixels.
+    """Return the run-length encoding of a mask that is empty outside of a window.
 
     Args:
-        window: The pixels in the window.
+        window: (h, w) bool, the pixels in the window.
         corner: x and y of its upper left pixel.
         image_size: `(height, width)` of the image.
     """
     (x, y), (height, width) = corner, image_size
-    # Column by column, as the format goes, each with an empty cell behind it, so that every run
-    # ends in its column.
+    # Encoding the window alone takes a hundredth of the time for an image of two megapixels. The
+    # format goes column by column; an empty cell is added behind each, so that every run ends in
+    # its column.
     cells = np.column_stack([window.T, np.zeros(window.shape[1], dtype=bool)]).ravel()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], cells]).astype(np.int8)))
     column, row = edges // (window.shape[0] + 1), edges % (window.shape[0] + 1)

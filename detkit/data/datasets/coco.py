@@ -58,9 +58,9 @@ def register_coco_instances(
         ConfigError: The name is taken by another data set.
 
     Example:
-        >>> register_coco_instances("cells_train", {}, "cells/train.json", "cells/images")
+        >>> register_coco_instances("my_cells_train", {}, "cells/train.json", "cells/images")
         >>> from detkit.data import DatasetCatalog
-        >>> "cells_train" in DatasetCatalog
+        >>> "my_cells_train" in DatasetCatalog
         True
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)

@@ -1,7 +1,5 @@
 """Any registered data set as COCO json: one format that every COCO tool reads."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -15,6 +13,7 @@ from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +21,14 @@ logger = logging.getLogger(__name__)
 def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str]) -> None:
     """Write a registered data set as a COCO json file, replacing what is there.
 
-    Nothing is cached under the file's name: a data set that has changed would be scored against its
-    old boxes.
-
     Args:
         dataset_name: A name in `DatasetCatalog`.
-        output_file: Where to; missing folders are made.
+        output_file: The file; missing folders are created.
 
     Raises:
-        ValueError: As `records_to_coco_dict`.
+        DataError: See `records_to_coco_dict`.
     """
+    # An existing file is not used: it may be of a data set that has changed since.
     output_path = Path(output_file)
     coco = convert_to_coco_dict(dataset_name)
     output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,44 +42,56 @@ def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str])
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
-    """Return a registered data set as the content of a COCO json file: see `records_to_coco_dict`."""
+    """Return a registered data set as the content of a COCO json file.
+
+    See `records_to_coco_dict`.
+    """
     return records_to_coco_dict(dataset_name, DatasetCatalog.get(dataset_name))
 
 
 def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> dict[str, Any]:
     """Return the records of a data set as the content of a COCO json file.
 
-    Boxes are XYWH in full precision. Masks stay what they are, but bitmaps become run-length masks.
-    Keypoints number pixels again, as COCO's files do: half a pixel less than in the records. `area`
-    is the record's own, else that of its mask, else that of its box. Pascal VOC's `difficult` is
-    carried along; COCO's metric does not know it. Image ids are kept where all are integers, and
-    category ids where the data set has its own; otherwise images count from 1 in order of the
-    records (see `coco_image_ids`) and categories are the contiguous class ids. Annotations count
-    from
-    1: COCO tools take 0 for "matched to nothing".
+    - Boxes are XYWH in full precision. Bitmaps become run-length masks; other masks are kept.
+    - Keypoints number pixels, as COCO's files do: half a pixel less than in the records.
+    - `area` is the record's own, else that of its mask, else that of its box.
+    - Pascal VOC's `difficult` is kept; COCO's metric does not know it.
+    - Image ids are kept if all are integers; otherwise images are numbered from 1 in the order of
+      the records (see `coco_image_ids`).
+    - Category ids are those of the data set, otherwise the contiguous class ids.
+    - Annotations are numbered from 1: COCO tools take 0 for "matched to nothing".
 
     Args:
-        dataset_name: Where to find class names and category ids: in its metadata.
-        records: What the data set's loader gave. They are not changed, and polygons are not copied.
+        dataset_name: The data set whose metadata has class names and category ids.
+        records: Its records. Not changed, and polygons are not copied.
 
     Returns:
-        `info`, `images`, `categories` and `annotations`; the last is absent where no image has any
-        key for them (a test set whose ground truth is kept back).
+        `info`, `images`, `categories` and `annotations`; the last is missing if no record has
+        annotations (a test set whose ground truth is not published).
 
     Raises:
-        ValueError: There are no class names, a class id lies outside them, or an image id appears
-            twice.
+        DataError: There are no class names, a class id lies outside of them, or an image id
+            appears twice.
     """
     class_names = class_names_of(dataset_name)
     category_ids = category_ids_of(dataset_name)
     image_ids = coco_image_ids(dataset_name, records)
+    images = []
+    for record in records:
+        image = {"id": image_ids[record["image_id"]], "file_name": record["file_name"]}
+        for side in ("height", "width"):
+            if record.get(side) is not None:
+                image[side] = int(record[side])
+        images.append(image)
+    keypoints = _keypoint_entry(dataset_name)
+    categories = [
+        {"id": category_id, "name": name, **keypoints}
+        for category_id, name in zip(category_ids, class_names, strict=True)
+    ]
     coco: dict[str, Any] = {
         "info": {"description": f"{dataset_name}, written by detkit"},
-        "images": [_image_entry(record, image_ids[record["image_id"]]) for record in records],
-        "categories": [
-            {"id": id_, "name": name, **_keypoint_entry(dataset_name)}
-            for id_, name in zip(category_ids, class_names, strict=True)
-        ],
+        "images": images,
+        "categories": categories,
     }
     if any("annotations" in record for record in records):
         coco["annotations"] = _annotation_entries(dataset_name, records, image_ids, category_ids)
@@ -93,11 +102,11 @@ def class_names_of(dataset_name: str) -> list[str]:
     """Return the class names of a data set in the order of the contiguous ids.
 
     Raises:
-        ValueError: Its metadata has none. Those of a COCO file are there once it has been loaded.
+        DataError: Its metadata has none. Those of a COCO file are known once it has been loaded.
     """
     names = MetadataCatalog.get(dataset_name).get("thing_classes")
     if not names:
-        raise ValueError(
+        raise DataError(
             f"data set {dataset_name!r} has no class names: "
             f"set MetadataCatalog.get({dataset_name!r}).thing_classes = [...]"
         )
@@ -105,7 +114,7 @@ def class_names_of(dataset_name: str) -> list[str]:
 
 
 def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
-    """Return the part of a category that names its keypoints; empty where the data set has none."""
+    """Return the part of a category that names its keypoints; empty if there are none."""
     metadata = MetadataCatalog.get(dataset_name)
     names = list(metadata.get("keypoint_names") or ())
     rules = metadata.get("keypoint_connection_rules") or ()
@@ -114,10 +123,10 @@ def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
 
 
 def category_ids_of(dataset_name: str) -> list[int]:
-    """Return the category id that the data set's own files use for each contiguous class id.
+    """Return the category id of each contiguous class id in the data set's own files.
 
-    The contiguous ids themselves where the data set has no other ones. Where several ids share a
-    class, the lowest stands for it.
+    It is the contiguous id itself if the data set has no other ones, and the lowest one if several
+    ids share a class.
     """
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
     category_ids = list(range(len(class_names_of(dataset_name))))
@@ -127,19 +136,20 @@ def category_ids_of(dataset_name: str) -> list[int]:
 
 
 def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[int | str, int]:
-    """Return each image the integer that stands for it in COCO json: its id, or its number from 1 if an id is no integer.
+    """Return image id -> the integer that stands for it in COCO json.
 
-    The format asks for integers, and some tools convert: they would take VOC's "000005" for 5 and
-    fail at "2008_000008".
+    It is the id itself if all ids are integers, otherwise the image's number from 1. The format
+    asks for integers, and some tools convert: they would take VOC's "000005" for 5 and fail at
+    "2008_000008".
 
     Raises:
-        ValueError: An id appears twice.
+        DataError: An id appears twice.
     """
     first_use: dict[int | str, ImageRecord] = {}
     for record in records:
         other = first_use.setdefault(record["image_id"], record)
         if other is not record:
-            raise ValueError(
+            raise DataError(
                 f"data set {dataset_name!r} uses image id {record['image_id']!r} twice: for"
                 f" {other['file_name']} and {record['file_name']}"
             )
@@ -149,10 +159,10 @@ def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[in
 
 
 def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) -> float:
-    """Return the area that COCO sorts an object into small, medium and large by.
+    """Return the area by which COCO calls an object small, medium or large.
 
     Args:
-        annotation: Its `area` counts if it has one, else its `segmentation`.
+        annotation: Its `area` counts if it has one, else the area of its `segmentation`.
         box_xywh: Its box, whose area counts if it has neither.
     """
     area, segmentation = annotation.get("area"), annotation.get("segmentation")
@@ -163,37 +173,21 @@ def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) ->
     if not segmentation:
         return float(box_xywh[2] * box_xywh[3])
     if isinstance(segmentation, Mapping):
-        return _rle_area(segmentation)
+        counts = segmentation["counts"]
+        if isinstance(counts, list):  # uncompressed runs alternate, starting with background
+            return float(sum(counts[1::2]))
+        return float(mask_util.area({"size": segmentation["size"], "counts": counts}))
     return sum(_polygon_area(polygon) for polygon in segmentation)
 
 
 def _polygon_area(polygon: Sequence[float]) -> float:
+    # Shoelace formula.
     xs, ys = polygon[0::2], polygon[1::2]
-    crossed = (
-        x * y_next - x_next * y
-        for x, y, x_next, y_next in zip(xs, ys, _next(xs), _next(ys), strict=True)
-    )
+    crossed = []
+    for k in range(len(xs)):
+        following = (k + 1) % len(xs)
+        crossed.append(xs[k] * ys[following] - xs[following] * ys[k])
     return abs(sum(crossed)) / 2
-
-
-def _next(values: Sequence[float]) -> list[float]:
-    return [*values[1:], *values[:1]]
-
-
-def _rle_area(rle: Mapping[str, Any]) -> float:
-    counts = rle["counts"]
-    # Uncompressed runs alternate, starting with background.
-    return float(
-        sum(counts[1::2])
-        if isinstance(counts, list)
-        else mask_util.area({"size": rle["size"], "counts": counts})
-    )
-
-
-def _image_entry(record: ImageRecord, image_id: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": image_id, "file_name": record["file_name"]}
-    size = {"height": record.get("height"), "width": record.get("width")}
-    return entry | {side: int(pixels) for side, pixels in size.items() if pixels is not None}
 
 
 def _annotation_entries(
@@ -207,7 +201,7 @@ def _annotation_entries(
         for annotation in record.get("annotations", ()):
             class_id = annotation["category_id"]
             if not 0 <= class_id < len(category_ids):
-                raise ValueError(
+                raise DataError(
                     f"data set {dataset_name!r} has {len(category_ids)} class names, but an object"
                     f" of class id {class_id} in image {record['image_id']!r}"
                     f" ({record['file_name']})"
@@ -222,12 +216,8 @@ def _annotation_entries(
 
 
 def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
-    box = [
-        float(x)
-        for x in BoxMode.convert(
-            list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS
-        )
-    ]
+    corners = list(annotation["bbox"])
+    box = [float(x) for x in BoxMode.convert(corners, annotation["bbox_mode"], BoxMode.XYWH_ABS)]
     content: dict[str, Any] = {
         "bbox": box,
         "area": annotation_area(annotation, box),
@@ -250,13 +240,11 @@ def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
 def _json_segmentation(segmentation: Any) -> Any:
     if isinstance(segmentation, np.ndarray):
         segmentation = mask_util.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8))
-    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], bytes):
-        return {
-            "size": [int(side) for side in segmentation["size"]],
-            "counts": segmentation["counts"].decode("ascii"),
-        }
     if isinstance(segmentation, Mapping):
-        return segmentation
+        if not isinstance(segmentation["counts"], bytes):
+            return segmentation
+        size = [int(side) for side in segmentation["size"]]
+        return {"size": size, "counts": segmentation["counts"].decode("ascii")}
     return [
         polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in segmentation
     ]

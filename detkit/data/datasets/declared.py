@@ -103,9 +103,9 @@ def register_declared_datasets(entries: Sequence[Mapping[str, Any]]) -> None:
 
     Example:
         >>> from detkit.data import DatasetCatalog
-        >>> entry = {"name": "cells", "format": "coco", "images": "photos", "annotations": "a.json"}
+        >>> entry = {"name": "my_signs", "format": "coco", "images": "photos", "annotations": "a.json"}
         >>> register_declared_datasets([entry])
-        >>> "cells" in DatasetCatalog
+        >>> "my_signs" in DatasetCatalog
         True
     """
     checked = [_checked(entry, f"DATASETS.REGISTER[{i}]") for i, entry in enumerate(entries)]

@@ -1,7 +1,8 @@
 """Data sets in Pascal VOC's format: a folder of images, and one XML file per image with its objects.
 
-    ROOT/JPEGImages/IMAGE.jpg   ROOT/Annotations/IMAGE.xml   ROOT/ImageSets/Main/SPLIT.txt (one
-    IMAGE per line)
+    ROOT/JPEGImages/IMAGE.jpg
+    ROOT/Annotations/IMAGE.xml
+    ROOT/ImageSets/Main/SPLIT.txt    one IMAGE per line
 
 Pixels are counted from 1 in these files, and a box includes its last column and row: `(xmin - 1,
 ymin - 1, xmax, ymax)` is the same box in continuous coordinates, as in Detectron2.
@@ -9,14 +10,12 @@ ymin - 1, xmax, ymax)` is the same box in continuous coordinates, as in Detectro
 Legend: K classes.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, cast
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -24,8 +23,10 @@ from xml.parsers import expat
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import VOC_CLASSES
+from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
 from detkit.utils.colormap import class_colors
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
 from detkit.utils.near_miss import did_you_mean
@@ -38,7 +39,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 def register_pascal_voc(
     name: str, dirname: str, split: str, year: int | str, class_names: Sequence[str] | None = None
 ) -> None:
-    """Register a data set that has VOC's three folders. Registering the same one again does nothing.
+    """Register a data set with VOC's three folders. Registering the same one again has no effect.
 
     Args:
         name: Its name, as in `DATASETS.TRAIN`.
@@ -48,7 +49,7 @@ def register_pascal_voc(
         class_names: In the order of their ids; None for VOC's own 20.
 
     Raises:
-        ValueError: The name already means another data set.
+        ConfigError: The name is taken by another data set, or class names repeat.
     """
     dirname = os.fspath(dirname)
     class_names = _require_class_names(VOC_CLASSES if class_names is None else class_names, name)
@@ -59,7 +60,7 @@ def register_pascal_voc(
 
 
 def note_voc_metadata(name: str, class_names: Sequence[str]) -> Any:
-    """Note classes and colours of a data set, and give its metadata."""
+    """Set classes and colors of a data set as metadata, and return its metadata."""
     metadata = MetadataCatalog.get(name).set(thing_classes=list(class_names))
     if metadata.get("thing_colors") is None:
         metadata.set(thing_colors=class_colors(len(class_names)))
@@ -67,7 +68,7 @@ def note_voc_metadata(name: str, class_names: Sequence[str]) -> Any:
 
 
 def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> list[ImageRecord]:
-    """Read one split of a data set that has VOC's three folders.
+    """Load one split of a data set with VOC's three folders.
 
     Args:
         dirname: The folder that holds JPEGImages, Annotations and ImageSets.
@@ -75,27 +76,26 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
         class_names: In the order of their ids.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_voc_folders`.
+        MissingFileError, DataError: See `load_voc_folders`.
     """
-    join = os.path.join
     return load_voc_folders(
-        join(dirname, "JPEGImages"),
-        join(dirname, "Annotations"),
+        os.path.join(dirname, "JPEGImages"),
+        os.path.join(dirname, "Annotations"),
         class_names,
-        split_file=join(dirname, "ImageSets", "Main", f"{split}.txt"),
+        split_file=os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"),
     )
 
 
 def load_voc_folders(
     images: str, annotations: str, class_names: Sequence[str], *, split_file: str | None = None
 ) -> list[ImageRecord]:
-    """Read a folder of images and a folder of XML files.
+    """Load a folder of images and a folder of XML files.
 
     Args:
-        images: Folder of the images: for each XML file one of the same name, `.jpg`, `.png` or
-            another usual suffix.
+        images: Folder of the images: for each XML file one of the same name, with the suffix
+            `.jpg`, `.png` or another usual one.
         annotations: Folder of the XML files. One without `<object>` is an image of background; one
-            without `<size>` (or with a size of 0, as some tools write) gets the size of its image.
+            without `<size>` (or with size 0, as some tools write) gets the size of its image.
         class_names: In the order of their ids.
         split_file: Text file with one name per line, without suffix; None reads every XML file, in
             the order of names.
@@ -105,21 +105,34 @@ def load_voc_folders(
         included and marked.
 
     Raises:
-        FileNotFoundError: A folder, the split, an XML file or an image is not there.
-        ValueError: An XML file is damaged or declares entities, a box is no box, or objects have
-            classes that are not in `class_names`; the last lists all classes expected and found.
+        MissingFileError: A folder, the split, an XML file or an image does not exist.
+        DataError: An XML file is damaged or declares entities, or a box lacks a number.
+        DataError: Objects have classes that are not in `class_names`; the message lists all classes
+            expected and found.
     """
     class_names = _require_class_names(class_names, annotations)
     names = _names_in_folder(annotations) if split_file is None else _names_in_split(split_file)
     image_of = _images_by_name(images)
-    _require_images(names, image_of, images, annotations)
-    roots = {
-        name: _parse_xml(os.path.join(annotations, f"{name}.xml"), split_file) for name in names
-    }
-    _require_known_classes(roots, class_names, annotations)
+    missing = [name for name in names if name not in image_of]
+    if missing:
+        raise MissingFileError(
+            f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
+            f" {_listed(missing)}; looked for names ending in {', '.join(_IMAGE_SUFFIXES)}"
+        )
+    roots: dict[str, Element] = {}
+    for name in names:
+        path = os.path.join(annotations, f"{name}.xml")
+        try:
+            data = Path(PathManager.get_local_path(path)).read_bytes()
+        except FileNotFoundError as error:
+            named_in = f", though {split_file} lists it" if split_file else ""
+            raise MissingFileError(f"annotation file {path} does not exist{named_in}") from error
+        roots[name] = parse_xml_without_entities(data, path)
+    _check_classes(roots, class_names, annotations)
     ids = {class_name: index for index, class_name in enumerate(class_names)}
     records = [
-        _record(name, image_of[name], root, ids, annotations) for name, root in roots.items()
+        _record(name, image_of[name], root, ids, os.path.join(annotations, f"{name}.xml"))
+        for name, root in roots.items()
     ]
     logger.info("loaded %d images in Pascal VOC format from %s", len(records), annotations)
     return records
@@ -130,7 +143,7 @@ def _require_class_names(class_names: Sequence[str], where: str) -> tuple[str, .
         raise TypeError(f"class_names of {where} must be a list of names, got {class_names!r}")
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated or not class_names:
-        raise ValueError(
+        raise ConfigError(
             f"class_names of {where} must be different names, at least one; repeated: {repeated}"
         )
     return tuple(class_names)
@@ -138,46 +151,39 @@ def _require_class_names(class_names: Sequence[str], where: str) -> tuple[str, .
 
 def _listing(folder: str, what: str) -> list[str]:
     if not PathManager.isdir(folder):
-        raise FileNotFoundError(f"folder {folder} of {what} does not exist")
+        raise MissingFileError(f"folder {folder} of {what} does not exist")
     return PathManager.ls(folder)
 
 
 def _names_in_folder(annotations: str) -> list[str]:
-    names = sorted(
-        PurePath(entry).stem
-        for entry in _listing(annotations, "annotations")
-        if entry.endswith(".xml")
-    )
+    entries = _listing(annotations, "annotations")
+    names = sorted(PurePath(entry).stem for entry in entries if entry.endswith(".xml"))
     if not names:
-        raise FileNotFoundError(f"folder {annotations} of annotations holds no .xml file")
+        raise MissingFileError(f"folder {annotations} of annotations holds no .xml file")
     return names
 
 
 def _names_in_split(split_file: str) -> list[str]:
     try:
-        lines = (
-            Path(PathManager.get_local_path(split_file)).read_text(encoding="utf-8").splitlines()
-        )
+        text = Path(PathManager.get_local_path(split_file)).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"split file {split_file} does not exist{_other_splits(split_file)}"
         ) from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"split file {split_file} lists images more than once: {_listed(repeated)}"
-        )
+        raise DataError(f"split file {split_file} lists images more than once: {_listed(repeated)}")
     outside = [name for name in names if ".." in name or PurePath(name).is_absolute()]
     if outside:
-        raise ValueError(
+        raise DataError(
             f"split file {split_file} must list names inside the image folder, it has"
             f" {_listed(outside)}"
         )
-    if names and all(
-        len(name.split()) == 2 and name.split()[1] in ("-1", "0", "1") for name in names
-    ):
-        raise ValueError(
+    # VOC's lists for one class have `000012 -1` in each line.
+    words = [name.split() for name in names]
+    if names and all(len(w) == 2 and w[1] in ("-1", "0", "1") for w in words):
+        raise DataError(
             f"split file {split_file} must list one image per line; {names[0]!r} looks like VOC's"
             " list for one class"
         )
@@ -188,16 +194,15 @@ def _other_splits(split_file: str) -> str:
     folder, file = os.path.split(split_file)
     if not PathManager.isdir(folder):
         return f", nor does its folder {folder}"
-    found = sorted(
-        PurePath(entry).stem for entry in PathManager.ls(folder) if entry.endswith(".txt")
-    )
-    return (
-        f". Splits there: {', '.join(found) or 'none'}.{did_you_mean(PurePath(file).stem, found)}"
-    )
+    entries = PathManager.ls(folder)
+    found = sorted(PurePath(entry).stem for entry in entries if entry.endswith(".txt"))
+    hint = did_you_mean(PurePath(file).stem, found)
+    return f". Splits there: {', '.join(found) or 'none'}.{hint}"
 
 
 def _images_by_name(images: str) -> dict[str, str]:
-    """Name without suffix -> path. One listing instead of a look for each image and suffix."""
+    """Return name without suffix -> path."""
+    # One listing instead of a look for each image and suffix.
     found: dict[str, str] = {}
     for entry in sorted(_listing(images, "images")):
         path = PurePath(entry)
@@ -206,69 +211,39 @@ def _images_by_name(images: str) -> dict[str, str]:
     return found
 
 
-def _require_images(
-    names: Sequence[str], image_of: dict[str, str], images: str, annotations: str
-) -> None:
-    missing = [name for name in names if name not in image_of]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
-            f" {_listed(missing)}; looked for names ending in {', '.join(_IMAGE_SUFFIXES)}"
-        )
-
-
-def _parse_xml(path: str, split_file: str | None) -> Element:
-    try:
-        data = Path(PathManager.get_local_path(path)).read_bytes()
-    except FileNotFoundError as error:
-        named_in = f", though {split_file} lists it" if split_file else ""
-        raise FileNotFoundError(f"annotation file {path} does not exist{named_in}") from error
-    return parse_xml_without_entities(data, path)
-
-
 def parse_xml_without_entities(data: bytes, path: str) -> Element:
-    """Parse XML, refusing document type declarations.
-
-    Entities that stand for entities blow a kilobyte up to gigabytes, and external ones read files.
-    Both can only be declared in a document type declaration, which no annotation needs, so expat
-    stops at its very start: whatever the encoding, and without a further dependency.
+    """Parse XML without a document type declaration.
 
     Raises:
-        ValueError: It does not parse, or has such a declaration. The message names `path`.
+        DataError: It does not parse, or has such a declaration. The message names `path`.
     """
+
+    # Entities that stand for entities blow a kilobyte up to gigabytes, and external ones read
+    # files. Both can only be declared in a document type declaration, which no annotation needs, so
+    # expat stops at its very start: whatever the encoding, and without a further dependency.
+    def refuse(*_: Any) -> None:
+        raise DataError(
+            f"annotation file {path} has a document type declaration (<!DOCTYPE ...>), which is"
+            " refused"
+        )
+
     builder = TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = _refuse_doctype(path)
+    parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(data, True)
+    except DataError:
+        raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two over encodings
-        if isinstance(error, _DoctypeError):
-            raise
-        raise ValueError(f"annotation file {path} is not valid XML: {error}") from error
+        raise DataError(f"annotation file {path} is not valid XML: {error}") from error
     return builder.close()
 
 
-class _DoctypeError(ValueError):
-    pass
-
-
-def _refuse_doctype(path: str) -> Callable[..., None]:
-    def refuse(*_: Any) -> None:
-        raise _DoctypeError(
-            f"annotation file {path} has a document type declaration (<!DOCTYPE ...>), which is"
-            " refused"
-        )
-
-    return refuse
-
-
-def _require_known_classes(
-    roots: dict[str, Element], class_names: Sequence[str], annotations: str
-) -> None:
+def _check_classes(roots: dict[str, Element], class_names: Sequence[str], annotations: str) -> None:
     found: Counter[str] = Counter()
     first_file: dict[str, str] = {}
     for name, root in roots.items():
@@ -281,7 +256,7 @@ def _require_known_classes(
         counts = ", ".join(
             f"{n!r} ({found[n]} objects, first in {first_file[n]}.xml)" for n in unknown
         )
-        raise ValueError(
+        raise DataError(
             f"{annotations} has objects of unknown classes:"
             f" {counts}.{did_you_mean(unknown[0], class_names)} Expected classes:"
             f" {', '.join(class_names)}. Found: {', '.join(sorted(found))}."
@@ -289,38 +264,30 @@ def _require_known_classes(
 
 
 def _record(
-    name: str, image_file: str, root: Element, ids: dict[str, int], annotations: str
+    name: str, image_file: str, root: Element, ids: dict[str, int], path: str
 ) -> ImageRecord:
-    path = os.path.join(annotations, f"{name}.xml")
-    height, width = _image_size(root, path, image_file)
-    objects = [
-        _annotation(obj, number, ids, path)
-        for number, obj in enumerate(root.findall("object"), start=1)
-    ]
+    height = width = 0
+    size = root.find("size")
+    if size is not None:
+        height, width = int(_number(size, "height", path)), int(_number(size, "width", path))
+    if height < 1 or width < 1:
+        logger.debug("%s gives no size, taking it from %s", path, image_file)
+        height, width = read_image_size(image_file)
+    objects = root.findall("object")
     return {
         "file_name": image_file,
         "image_id": name,
         "height": height,
         "width": width,
-        "annotations": objects,
+        "annotations": [_annotation(obj, i, ids, path) for i, obj in enumerate(objects, start=1)],
     }
-
-
-def _image_size(root: Element, path: str, image_file: str) -> tuple[int, int]:
-    size = root.find("size")
-    if size is not None:
-        height, width = _number(size, "height", path), _number(size, "width", path)
-        if height >= 1 and width >= 1:
-            return int(height), int(width)
-    logger.debug("%s gives no size, taking it from %s", path, image_file)
-    return read_image_size(image_file)
 
 
 def _annotation(obj: Element, number: int, ids: dict[str, int], path: str) -> AnnotationRecord:
     where = f"object {number} of {path}"
     box = obj.find("bndbox")
     if box is None:
-        raise ValueError(f"{where} has no <bndbox>")
+        raise DataError(f"{where} has no <bndbox>")
     xmin, ymin, xmax, ymax = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
     record: dict[str, Any] = {
         "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
@@ -336,7 +303,7 @@ def _annotation(obj: Element, number: int, ids: dict[str, int], path: str) -> An
 def _text(parent: Element, tag: str, where: str) -> str:
     text = (parent.findtext(tag) or "").strip()
     if not text:
-        raise ValueError(f"{where} has a <{parent.tag}> without <{tag}>")
+        raise DataError(f"{where} has a <{parent.tag}> without <{tag}>")
     return text
 
 
@@ -347,10 +314,9 @@ def _number(parent: Element, tag: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where} has <{tag}>{text}</{tag}>, need a number")
+        raise DataError(f"{where} has <{tag}>{text}</{tag}>, need a number")
     return value
 
 
-def _listed(values: Sequence[str], limit: int = 10) -> str:
-    more = f", ... ({len(values)} in all)" if len(values) > limit else ""
-    return ", ".join(map(repr, values[:limit])) + more
+def _listed(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names])

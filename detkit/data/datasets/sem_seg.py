@@ -1,8 +1,4 @@
-"""Data sets for semantic segmentation: a folder of images, and a folder of png whose pixels hold
-classes.
-"""
-
-from __future__ import annotations
+"""Data sets for semantic segmentation: a folder of images, and one of png with a class per pixel."""
 
 import functools
 import logging
@@ -11,7 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets.json_file import listed
 from detkit.structures import ImageRecord
+from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
@@ -28,24 +26,24 @@ def load_sem_seg(
     """Pair images with label maps of the same name.
 
     Args:
-        gt_root: Folder of label maps; folders in it are looked into.
+        gt_root: Folder of label maps, with all folders in it.
         image_root: Folder of images, with the same folders in it.
         gt_ext: Ending of label maps.
         image_ext: Ending of images.
-        warn_of_unlabelled: Whether images without a label map are worth a warning.
+        warn_of_unlabelled: Whether to warn of images without a label map.
 
     Returns:
         A record per pair, in the order of the names; `image_id` is the name without its ending.
-        Images and label maps that have no partner are left out, with a warning.
+        Images and label maps without a partner are left out, with a warning.
 
     Raises:
-        FileNotFoundError: A folder does not exist.
-        ValueError: There is no pair.
+        MissingFileError: A folder does not exist.
+        DataError: There is no pair.
     """
     labels, images = _stems(gt_root, gt_ext), _stems(image_root, image_ext)
     both = sorted(labels & images)
     if not both:
-        raise ValueError(
+        raise DataError(
             f"no image .{image_ext} in {image_root} ({len(images)} of them) has a label map"
             f" .{gt_ext} of the same name in {gt_root} ({len(labels)} of them)"
         )
@@ -55,12 +53,9 @@ def load_sem_seg(
         (labels - images, image_root, "image"),
     ):
         if missing:
+            names = listed(sorted(missing), 5)
             logger.warning(
-                "%d files left out: they have no %s in %s: %s",
-                len(missing),
-                kind,
-                root,
-                _listed(missing),
+                "%d files left out: they have no %s in %s: %s", len(missing), kind, root, names
             )
     return [
         {
@@ -79,10 +74,13 @@ def register_sem_seg(
 
     Args:
         name: Its name, as in `DATASETS.TRAIN`.
-        metadata: `stuff_classes`, and what else to note.
-        image_root: As in `load_sem_seg`.
+        metadata: `stuff_classes`, and further metadata.
+        image_root: See `load_sem_seg`.
         gt_root: As there.
         **extensions: `gt_ext` and `image_ext`, as there.
+
+    Raises:
+        ConfigError: The name is taken by another data set.
     """
     DatasetCatalog.register(
         name, functools.partial(load_sem_seg, gt_root, image_root, **extensions)
@@ -92,18 +90,13 @@ def register_sem_seg(
 
 
 def _stems(root: str, extension: str) -> set[str]:
-    """Names below a folder, without their ending."""
+    """Return the names of the files below a folder, without their extension."""
     local = PathManager.get_local_path(root)
     if not os.path.isdir(local):
-        raise FileNotFoundError(f"folder {root} does not exist")
+        raise MissingFileError(f"folder {root} does not exist")
     suffix = f".{extension}"
     found = set()
     for folder, _, files in os.walk(local, followlinks=True):
         below = PurePosixPath(os.path.relpath(folder, local).replace(os.sep, "/"))
         found |= {str(below / file[: -len(suffix)]) for file in files if file.endswith(suffix)}
     return found
-
-
-def _listed(names: set[str], limit: int = 5) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + more

@@ -1,4 +1,4 @@
-"""In which order the images of a data set are visited."""
+"""Samplers: the order in which the images of a data set are visited."""
 
 from detkit.data.samplers.distributed_sampler import (
     InferenceSampler,

@@ -1,4 +1,4 @@
-"""Samplers that share a data set out over the processes of a run.
+"""Samplers that share a data set among the processes of a run.
 
 Training samplers draw one endless stream of indices from a seed, the same in every process, and
 each process takes every `world_size`-th of it. So the stream does not depend on the number of
@@ -6,8 +6,6 @@ processes, and nothing has to be exchanged.
 
 Legend: N images in the data set.
 """
-
-from __future__ import annotations
 
 import itertools
 import logging
@@ -21,6 +19,7 @@ from torch.utils.data import Sampler
 
 from detkit.structures import ImageRecord
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +28,26 @@ class _EndlessSampler(Sampler[int]):
     """An endless stream of indices, epoch after epoch, of which this process takes its part."""
 
     def __init__(self, *, shuffle: bool, seed: int | None) -> None:
-        """Take a seed that is the same in every process; None draws one."""
+        """Take the seed, the same in every process; None draws one."""
         self._shuffle = shuffle
         self._seed = comm.shared_random_seed() if seed is None else int(seed)
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the seeds: all that the stream depends on beside the data set. They may have been
-        drawn.
-        """
+        """Return the seeds, which may have been drawn."""
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Return the stream of these seeds from the next iterator on."""
+        """Yield the stream of these seeds from the next iterator on."""
         self._seed = state_dict["seed"]
 
     def __iter__(self) -> Iterator[int]:
-        """Start the stream anew: the same one every time."""
+        """Start the stream from the beginning: the same one every time."""
         yield from itertools.islice(self._endless_indices(), self._rank, None, self._world_size)
 
     def _endless_indices(self) -> Iterator[int]:
+        # One generator over all epochs, on the CPU: the order does not depend on the device.
         generator = torch.Generator()
         generator.manual_seed(self._seed)
         while True:
@@ -76,7 +74,12 @@ class TrainingSampler(_EndlessSampler):
 
 
 class RandomSubsetTrainingSampler(_EndlessSampler):
-    """As `TrainingSampler`, on a part of the images that is drawn once."""
+    """Every image of a subset once per epoch; the subset is drawn once.
+
+    Attributes:
+        subset: Indices of its images.
+        num_images: Their number.
+    """
 
     def __init__(
         self,
@@ -86,12 +89,10 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         seed_shuffle: int | None = None,
         seed_subset: int | None = None,
     ) -> None:
-        """Take the number of images N, and the share of them to use, in (0, 1]; at least one image
-        is used.
-        """
+        """Take N and the share of the images to use, in (0, 1]; at least one image is used."""
         super().__init__(shuffle=shuffle, seed=seed_shuffle)
         if not 0 < subset_ratio <= 1:
-            raise ValueError(
+            raise ConfigError(
                 "subset_ratio (DATALOADER.RANDOM_SUBSET_RATIO) must lie in (0, 1], got"
                 f" {subset_ratio}"
             )
@@ -135,7 +136,8 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         """Take (N,) repeat factors, each at least 1."""
         super().__init__(shuffle=shuffle, seed=seed)
         factors = torch.as_tensor(repeat_factors, dtype=torch.float32)
-        if factors.dim() != 1 or _require_size(len(factors)) == 0 or float(factors.min()) < 1:
+        _require_size(len(factors))
+        if factors.dim() != 1 or float(factors.min()) < 1:
             raise ValueError(f"need a repeat factor of at least 1 for each image, got {factors}")
         self._whole = factors.floor()
         self._fraction = factors - self._whole
@@ -144,21 +146,29 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: Sequence[ImageRecord], repeat_thresh: float, sqrt: bool = True
     ) -> Tensor:
-        """Return (N,) repeat factors from how many images show each class.
+        """Return repeat factors from the share of images that show each class.
 
         Args:
             dataset_dicts: N records.
-            repeat_thresh: Share of the images, in [0, 1]: a class that fewer show is repeated.
+            repeat_thresh: Share of the images, in [0, 1], below which a class is repeated.
             sqrt: Repeat a class that a share f shows `sqrt(repeat_thresh / f)` times, as published,
                 not `repeat_thresh / f` times.
 
         Returns:
             (N,) float32: for each image the largest factor of its classes, at least 1.
+
+        Example:
+            >>> records = [{"annotations": [{"category_id": k}]} for k in (0, 0, 0, 1)]
+            >>> sampler = RepeatFactorTrainingSampler
+            >>> sampler.repeat_factors_from_category_frequency(records, 1.0)
+            tensor([1.1547, 1.1547, 1.1547, 2.0000])
         """
-        classes_per_image = [
-            {a["category_id"] for a in record.get("annotations", [])} for record in dataset_dicts
-        ]
-        num_showing = Counter(itertools.chain.from_iterable(classes_per_image))
+        classes_per_image = []
+        num_showing: Counter[int] = Counter()
+        for record in dataset_dicts:
+            classes = {a["category_id"] for a in record.get("annotations", [])}
+            classes_per_image.append(classes)
+            num_showing.update(classes)
         factors = {}
         for class_id, count in num_showing.items():
             factor = repeat_thresh / (count / len(dataset_dicts))
@@ -173,24 +183,23 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
 
 class InferenceSampler(Sampler[int]):
-    """Every image once, in order; each process takes one contiguous part, and the parts differ by
-    at most one image.
+    """Every image once, in order; each process takes one contiguous part.
+
+    The sizes of the parts differ by at most one image.
     """
 
     def __init__(self, size: int) -> None:
-        """Take the number of images N; 0 gives nothing."""
+        """Take the number of images N; 0 yields nothing."""
         if size < 0:
             raise ValueError(f"the size of a data set cannot be negative, got {size}")
-        self._indices = self._part(size, comm.get_rank(), comm.get_world_size())
-
-    @staticmethod
-    def _part(size: int, rank: int, world_size: int) -> range:
-        base, left_over = divmod(size, world_size)
+        rank = comm.get_rank()
+        base, left_over = divmod(size, comm.get_world_size())
+        # The first `left_over` processes take one image more.
         start = base * rank + min(rank, left_over)
-        return range(start, start + base + (rank < left_over))
+        self._indices = range(start, start + base + (rank < left_over))
 
     def __iter__(self) -> Iterator[int]:
-        """Go through this process's part."""
+        """Yield the indices of this process."""
         yield from self._indices
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Geometric and colour augmentation of images and of everything drawn on them; imported as `T`."""
+"""Augmentation of images and of everything annotated on them; imported as `T`."""
 
 from detkit.data.transforms.augmentation import (
     AugInput,

@@ -1,8 +1,8 @@
-"""Augmentations: policies that look at an image, draw at random, and decide on a transform.
+"""Augmentations: policies that look at an image, draw random numbers, and return a transform.
 
-All draws come from NumPy's global generator: the loader seeds it per training sample, so that a
-sample does not depend on the process that makes it, and augmentations written for Detectron2 are
-seeded along.
+All draws come from NumPy's global generator: the loader seeds it for each training sample, so that
+a sample does not depend on the process that makes it, and so that augmentations written for
+Detectron2 are seeded too.
 
 Legend: H and W height and width, C channels, N boxes.
 """
@@ -21,10 +21,10 @@ from detkit.data.transforms.transform import NoOpTransform, Transform, Transform
 
 
 class AugInput:
-    """What an augmentation may look at, and what its transform is applied to.
+    """The parts of a sample that augmentations look at, and that their transforms change.
 
-    A subclass with further attributes serves augmentations that ask for these by the names of their
-    arguments.
+    A subclass may have further attributes, for augmentations whose `get_transform` takes arguments
+    of these names.
     """
 
     def __init__(
@@ -60,22 +60,27 @@ class AugInput:
     def apply_augmentations(
         self, augmentations: Sequence[Augmentation | Transform]
     ) -> TransformList:
-        """Replace each part by the augmented one, and give the transforms that were drawn."""
+        """Replace each part by the augmented one, and return the transforms that were drawn."""
         augmented = AugmentationList(augmentations)(self)
         assert isinstance(augmented, TransformList)
         return augmented
 
 
 class Augmentation(ABC):
-    """A policy that gives a transform for a sample.
+    """A policy that returns a transform for a sample.
 
-    `get_transform` names what it wants to see: its arguments are read from the attributes of the
-    `AugInput` that have the same names (`image`, `boxes`, `sem_seg`; what a sample lacks is None).
+    The arguments of `get_transform` are the attributes of the `AugInput` with the same names:
+    `image`, `boxes`, `sem_seg`; parts that a sample lacks are None.
 
     Example:
-        >>> class Invert(Augmentation):
+        >>> from detkit.data import transforms as T
+        >>> class Invert(T.Augmentation):
         ...     def get_transform(self, image):
-        ...         return BlendTransform(src_image=255, src_weight=1.0, dst_weight=-1.0)
+        ...         return T.BlendTransform(src_image=255, src_weight=1.0, dst_weight=-1.0)
+        >>> sample = T.AugInput(np.zeros((2, 2, 3), np.uint8))
+        >>> transform = Invert()(sample)
+        >>> int(sample.image.min())
+        255
     """
 
     @abstractmethod
@@ -83,26 +88,22 @@ class Augmentation(ABC):
         """Decide on a transform; all random draws happen here."""
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Change the sample by a drawn transform, and give that transform for what is not part of
-        the sample.
-        """
-        tfm = self.get_transform(
-            *(self._argument(aug_input, name) for name in _argument_names(type(self)))
-        )
+        """Change the sample by a drawn transform, and return the transform."""
+        arguments = []
+        for name in _argument_names(type(self)):
+            if not hasattr(aug_input, name):
+                raise AttributeError(
+                    f"{type(self).__name__}.get_transform takes {name!r}, which"
+                    f" {type(aug_input).__name__} lacks; it has {sorted(vars(aug_input))}"
+                )
+            arguments.append(getattr(aug_input, name))
+        tfm = self.get_transform(*arguments)
         if not hasattr(tfm, "apply_image"):
             raise TypeError(
-                f"{type(self).__name__}.get_transform must give a Transform, gave {tfm!r}"
+                f"{type(self).__name__}.get_transform must return a Transform, got {tfm!r}"
             )
         aug_input.transform(tfm)
         return tfm
-
-    def _argument(self, aug_input: AugInput, name: str) -> Any:
-        if not hasattr(aug_input, name):
-            raise AttributeError(
-                f"{type(self).__name__}.get_transform wants {name!r}, which"
-                f" {type(aug_input).__name__} lacks; it has {sorted(vars(aug_input))}"
-            )
-        return getattr(aug_input, name)
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
         """Set attributes from `locals()`, as constructors written for Detectron2 do."""
@@ -112,9 +113,8 @@ class Augmentation(ABC):
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
         """Draw from [low, high), or from [0, low) when only one bound is given."""
-        return (
-            np.random.uniform(0, low, size) if high is None else np.random.uniform(low, high, size)
-        )
+        low, high = (0, low) if high is None else (low, high)
+        return np.random.uniform(low, high, size)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
@@ -123,13 +123,13 @@ class Augmentation(ABC):
 
 @functools.cache
 def _argument_names(kind: type[Augmentation]) -> list[str]:
-    """Return the names of what `get_transform` wants to see, without `self`."""
+    """Return the names of the arguments of `get_transform`, without `self`."""
     parameters = list(inspect.signature(kind.get_transform).parameters.values())[1:]
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 class _Fixed(Augmentation):
-    """A transform as an augmentation that always decides on it."""
+    """A transform as an augmentation that always returns it."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -142,21 +142,19 @@ class _Fixed(Augmentation):
 
 
 class AugmentationList(Augmentation):
-    """Several augmentations, one after the other; each sees what the one before it left."""
+    """Several augmentations, one after the other; each sees the sample as the last one left it."""
 
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
         self.augs = [as_augmentation(aug) for aug in augs]
 
     def get_transform(self, *args: Any) -> Transform:
-        """Refuse: the later augmentations have to see the sample that the earlier ones leave, so
-        call the list.
-        """
+        """Raise an error: later augmentations depend on the sample that the earlier ones leave."""
         raise NotImplementedError(
             "an AugmentationList decides while it is applied: call it with an AugInput"
         )
 
     def __call__(self, aug_input: AugInput) -> TransformList:
-        """Change the sample by all augmentations in turn, and give their transforms."""
+        """Change the sample by all augmentations in turn, and return their transforms."""
         return TransformList([aug(aug_input) for aug in self.augs])
 
     def __repr__(self) -> str:
@@ -164,28 +162,28 @@ class AugmentationList(Augmentation):
 
 
 class RandomApply(Augmentation):
-    """Does something with probability `prob`, and nothing otherwise."""
+    """Applies an augmentation or a transform with probability `prob`."""
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
         self.aug = as_augmentation(tfm_or_aug)
         self.prob = require_probability(prob)
 
     def get_transform(self, *args: Any) -> Transform:
-        """Refuse: what is applied sees the sample itself, so call this augmentation."""
+        """Raise an error: the augmentation inside has to see the sample itself."""
         raise NotImplementedError(
             "RandomApply decides while it is applied: call it with an AugInput"
         )
 
     def __call__(self, aug_input: AugInput) -> Transform:
-        """Change the sample, or leave it."""
+        """Change the sample, or leave it unchanged."""
         return self.aug(aug_input) if np.random.uniform() < self.prob else NoOpTransform()
 
 
 def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
-    """Return an augmentation: the argument itself, or one that always decides on the given transform.
+    """Return an augmentation itself, or one that always returns the given transform.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The argument is neither.
     """
     if hasattr(tfm_or_aug, "apply_image"):
         return _Fixed(tfm_or_aug)  # type: ignore[arg-type]
@@ -197,9 +195,9 @@ def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
 def apply_augmentations(
     augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
 ) -> tuple[AugInput | np.ndarray, TransformList]:
-    """Augment a sample, or an image alone, and give it with the transforms that were drawn.
+    """Augment a sample, or an image alone, and return it with the transforms that were drawn.
 
-    An `AugInput` is changed in place and given back; an array is not changed.
+    An `AugInput` is changed in place and returned; an array is not changed.
     """
     if isinstance(inputs, AugInput):
         return inputs, inputs.apply_augmentations(augmentations)
@@ -209,7 +207,7 @@ def apply_augmentations(
 
 
 def require_probability(prob: float) -> float:
-    """Return the argument back if it lies in [0, 1].
+    """Return the argument if it lies in [0, 1].
 
     Raises:
         ValueError: It does not.

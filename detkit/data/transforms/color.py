@@ -1,21 +1,18 @@
-"""Changes of colour; geometry stays.
+"""Changes of color, without geometry.
 
-The strengths and formulas are Detectron2's; each augmentation leaves an image as it is at strength
-1.
+Strengths and formulas are those of Detectron2; strength 1 leaves an image unchanged.
 
 Legend: H and W height and width, C channels.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
 from detkit.data.transforms.augmentation import Augmentation
 from detkit.data.transforms.transform import AxisAlignedTransform, Transform
 
-# Weights of red, green and blue in grey. Source: ITU-R BT.601.
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-# Principal components of ImageNet's colours, on a scale of 0 to 1. Source: Krizhevsky et al. 2012,
+# Weights of red, green and blue in gray. Source: ITU-R BT.601.
+_GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114])
+# Principal components of ImageNet's colors, on a scale of 0 to 1. Source: Krizhevsky et al. 2012,
 # section 4.1, with the numbers of fb.resnet.torch.
 _COLOR_DIRECTIONS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
@@ -28,19 +25,17 @@ class BlendTransform(AxisAlignedTransform):
     """Mixes the image with another: `src_weight * src_image + dst_weight * image`."""
 
     def __init__(self, src_image: np.ndarray | float, src_weight: float, dst_weight: float) -> None:
-        """Take what to mix in (a number, or an array that broadcasts to (H, W, C)), and both
-        weights.
-        """
+        """Take the other image, a number or an array that broadcasts to (H, W, C), and weights."""
         self.src_image = src_image
         self.src_weight = src_weight
         self.dst_weight = dst_weight
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Return the mixture; of a uint8 image it is limited to [0, 255] and cut to whole levels."""
+        """Return the mixture; for a uint8 image, clipped to [0, 255] and truncated."""
         if img.dtype != np.uint8:
             return (self._mixed(img)).astype(img.dtype, copy=False)
         if np.ndim(self.src_image) == 0:
-            # All pixels of one level come out alike: 256 levels are computed, not 900,000 values.
+            # All pixels of one level become the same, so that 256 values are computed, not 900,000.
             return self._mixed(np.arange(256)).clip(0, 255).astype(np.uint8)[img]
         return self._mixed(img).clip(0, 255).astype(np.uint8)
 
@@ -60,10 +55,10 @@ class BlendTransform(AxisAlignedTransform):
 
 
 class _RandomStrength(Augmentation):
-    """Draws a strength between two bounds."""
+    """An augmentation with a random strength between two bounds."""
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
-        """Take the bounds; 1 leaves the image as it is."""
+        """Take the bounds; strength 1 leaves the image unchanged."""
         if intensity_min > intensity_max:
             raise ValueError(
                 f"intensity_min must not exceed intensity_max, got {intensity_min} >"
@@ -77,7 +72,7 @@ class _RandomStrength(Augmentation):
 
 
 class RandomContrast(_RandomStrength):
-    """Draws the image towards its mean (below 1), or away from it."""
+    """Blends the image with its mean (strength below 1), or away from it."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a strength."""
@@ -88,7 +83,7 @@ class RandomContrast(_RandomStrength):
 
 
 class RandomBrightness(_RandomStrength):
-    """Draws the image towards black (below 1), or away from it."""
+    """Blends the image with black (strength below 1), or away from it."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a strength."""
@@ -97,23 +92,23 @@ class RandomBrightness(_RandomStrength):
 
 
 class RandomSaturation(_RandomStrength):
-    """Draws the image towards grey (below 1), or away from it. The image is RGB; with BGR, grey is
-    another mixture.
-    """
+    """Blends an RGB image with its gray version (strength below 1), or away from it."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw a strength."""
         _require_three_channels(self, image)
         strength = self._draw()
-        grey = image.dot(_GREY_WEIGHTS)[:, :, None]
-        return BlendTransform(src_image=grey, src_weight=1 - strength, dst_weight=strength)
+        gray = image.dot(_GRAY_WEIGHTS)[:, :, None]
+        return BlendTransform(src_image=gray, src_weight=1 - strength, dst_weight=strength)
 
 
 class RandomLighting(Augmentation):
-    """Shifts the colours of an RGB image along the principal directions of natural light.
+    """Shifts the colors of an RGB image along the principal components of ImageNet's colors.
 
-    Source: Krizhevsky et al. 2012, section 4.1. As in Detectron2, the shift is on a scale of 0 to 1
-    while the image runs to 255, so that `scale` has to be large to be seen.
+    As in Detectron2, the shift is on a scale of 0 to 1, the image on one of 0 to 255: only a large
+    `scale` is visible.
+
+    Source: Krizhevsky et al. 2012, section 4.1.
     """
 
     def __init__(self, scale: float) -> None:

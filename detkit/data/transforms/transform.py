@@ -1,7 +1,8 @@
-"""Deterministic transforms: one decision, applied to an image and to whatever is annotated on it.
+"""Deterministic transforms of an image and of everything annotated on it.
 
-An image is a NumPy array (H, W, C) or (H, W), in any memory layout: transforms may give views with
-negative strides, so that flips and channel orders cost nothing until the mapper makes its one copy.
+An image is a NumPy array (H, W, C) or (H, W), in any memory layout: transforms may return views
+with negative strides, so that flips and channel orders cost nothing until the mapper makes its one
+copy.
 
 Legend: H and W height and width, C channels, N boxes, P points.
 """
@@ -18,8 +19,8 @@ import numpy as np
 class Transform(ABC):
     """One deterministic change of an image.
 
-    A subclass says what happens to pixels and to points; boxes, polygons and label maps follow from
-    these. Points are `(x, y)` in continuous pixels: the pixel in column c spans [c, c + 1). Inputs
+    A subclass defines the change of pixels and of points; those of boxes, polygons and label maps
+    follow from these. Points are `(x, y)` in continuous pixels: the pixel in column c spans [c, c + 1). Inputs
     are not changed.
     """
 
@@ -32,25 +33,21 @@ class Transform(ABC):
         """Return the transformed points, (P, 2) float."""
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the transformed label map, (H, W) integer: no label that was not there before."""
+        """Return the transformed label map, (H, W) integer, without new labels."""
         return self.apply_image(segmentation)
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Return the smallest upright boxes around N transformed boxes, (N, 4) XYXY float, not
-        clipped to the image.
-        """
+        """Return the smallest upright boxes around N transformed boxes, (N, 4) XYXY, not clipped."""
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
         corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
         corners = self.apply_coords(corners).reshape(-1, 4, 2)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the transformed polygons, each (P, 2) float; fewer or more of them where some were
-        cut.
-        """
+        """Return the transformed polygons, each (P, 2); a crop may drop or split some."""
         if len(polygons) == 0:
             return []
-        # Together: most of the time goes into calling NumPy, not into its work.
+        # All at once: calling NumPy takes longer than its work.
         points = self.apply_coords(np.concatenate(polygons).astype(np.float64, copy=False))
         ends = np.cumsum([len(polygon) for polygon in polygons])
         return np.split(points, ends[:-1])
@@ -62,7 +59,7 @@ class Transform(ABC):
                 setattr(self, name, value)
 
     def inverse(self) -> Transform:
-        """Return the transform that leads back, as far as geometry goes: lost pixels stay lost.
+        """Return the transform that undoes the change of geometry; lost pixels stay lost.
 
         Raises:
             NotImplementedError: There is none.
@@ -70,30 +67,27 @@ class Transform(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no inverse")
 
     def __repr__(self) -> str:
-        arguments = ", ".join(
-            f"{k}={_short(v)}" for k, v in vars(self).items() if not k.startswith("_")
-        )
-        return f"{type(self).__name__}({arguments})"
-
-
-def _short(value: object) -> str:
-    return (
-        f"array{value.shape}" if isinstance(value, np.ndarray) and value.size > 8 else repr(value)
-    )
+        arguments = []
+        for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
+            is_large = isinstance(value, np.ndarray) and value.size > 8
+            arguments.append(f"{name}={f'array{value.shape}' if is_large else repr(value)}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class AxisAlignedTransform(Transform):
-    """A transform under which upright boxes stay upright, so that two corners say where a box goes."""
+    """A transform under which upright boxes stay upright, so that two corners define a box."""
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Return N transformed boxes, (N, 4) XYXY float, not clipped to the image."""
+        """Return N transformed boxes, (N, 4) XYXY, not clipped to the image."""
         corners = np.asarray(box, dtype=np.float64).reshape(-1, 2)
         first, second = self.apply_coords(corners).reshape(-1, 2, 2).swapaxes(0, 1)
         return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
 
 
 class NoOpTransform(AxisAlignedTransform):
-    """Leaves everything as it is."""
+    """Leaves everything unchanged."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Return the image itself."""
@@ -113,11 +107,17 @@ class NoOpTransform(AxisAlignedTransform):
 
 
 class TransformList(Transform):
-    """Several transforms, one after the other, as one."""
+    """Several transforms, one after the other, as one.
+
+    Example:
+        >>> both = TransformList([NoOpTransform(), NoOpTransform()])
+        >>> both.apply_box([[0, 0, 2, 3]])
+        array([[0., 0., 2., 3.]])
+    """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         for index, transform in enumerate(transforms):
-            # By what it can do, so that transforms written for fvcore and Detectron2 work too.
+            # By its methods, so that transforms written for fvcore and Detectron2 are accepted too.
             if not hasattr(transform, "apply_image") or not hasattr(transform, "apply_coords"):
                 raise TypeError(f"a TransformList takes transforms: item {index} is {transform!r}")
         self.transforms = list(transforms)

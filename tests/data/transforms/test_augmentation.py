@@ -55,7 +55,7 @@ def test_argument_that_no_input_has_is_named():
             return T.NoOpTransform()
 
     with pytest.raises(
-        AttributeError, match="Wants.get_transform wants 'depth', which AugInput lacks"
+        AttributeError, match="Wants.get_transform takes 'depth', which AugInput lacks"
     ):
         Wants()(sample())
 
@@ -114,7 +114,7 @@ def test_augmentation_that_gives_no_transform_is_named():
         def get_transform(self, image):
             pass
 
-    with pytest.raises(TypeError, match="Forgets.get_transform must give a Transform, gave None"):
+    with pytest.raises(TypeError, match="Forgets.get_transform must return a Transform, got None"):
         Forgets()(sample())
 
 
