@@ -1,4 +1,4 @@
-"""What every backbone offers to the rest of a model.
+"""The interface of backbones.
 
 Legend: N images, C channels, H and W height and width.
 """
@@ -6,7 +6,7 @@ Legend: N images, C channels, H and W height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from detkit.utils.near_miss import did_you_mean
 class Backbone(nn.Module, ABC):
     """A network from images to named feature maps.
 
-    A subclass writes `forward` and either sets `_out_features`, `_out_feature_channels` and
+    A subclass defines `forward` and either sets `_out_features`, `_out_feature_channels` and
     `_out_feature_strides`, or overrides `output_shape`.
     """
 
@@ -27,26 +27,44 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the feature maps (N, C, H / stride, W / stride) of images (N, 3, H, W), by name."""
+        """Return feature maps (N, C, H / stride, W / stride) of images (N, 3, H, W), by name."""
 
     @property
     def size_divisibility(self) -> int:
-        """The height and width of the input must be multiples of this; 0 asks for nothing."""
+        """What height and width of the input must be multiples of; 0 for any size."""
         return 0
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What else the backbone asks of the padding: see `ImageList.from_tensors`."""
+        """Further constraints on the padding: see `ImageList.from_tensors`."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each feature map, by name."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
+        shapes = {}
+        for name in self._out_features:
+            channels = self._out_feature_channels[name]
+            shapes[name] = ShapeSpec(channels=channels, stride=self._out_feature_strides[name])
+        return shapes
+
+
+def check_features(where: str, features: Sequence[str], known: Collection[str]) -> None:
+    """Check that there is a feature, and that all are known.
+
+    Args:
+        where: What asks for them, for the error message: an argument, or a config key.
+        features: The names to check.
+        known: The names that exist.
+
+    Raises:
+        ValueError: There is no feature, or an unknown one; the message has near misses.
+    """
+    if len(features) == 0:
+        raise ValueError(f"{where} needs at least one of {list(known)}: got none")
+    for name in features:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"{where} must be of {list(known)}: got {name!r}.{hint}")
 
 
 def select_features(

@@ -22,9 +22,9 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
         input_shape: The input's channels; None takes one channel per value of `MODEL.PIXEL_MEAN`.
 
     Raises:
-        KeyError: No backbone of that name is registered.
-        TypeError: What was built is no Backbone.
-        ValueError: One that is not detkit's own gives other features than its `output_shape` says.
+        UnknownNameError: No backbone of that name is registered.
+        TypeError: What was built is not a Backbone.
+        OutputShapeError: One that is not detkit's own returns other features than it declares.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

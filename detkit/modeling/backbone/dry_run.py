@@ -1,4 +1,4 @@
-"""One forward pass without data, to learn which shapes a network gives.
+"""A forward pass without data, to find out the shapes that a network returns.
 
 Legend: C channels, H and W height and width.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
+from detkit.utils.errors import UserError
 from detkit.utils.modes import preserved_modes
 from detkit.utils.near_miss import did_you_mean
 
@@ -21,21 +22,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# In units of the coarsest stride. Eight cells tell a stride from its double also where a
-# convolution without padding takes a cell or two away; unequal sides tell height from width.
+# Size of the image, in units of the coarsest stride. Eight cells tell a stride from its double also
+# where a convolution without padding removes a cell or two; unequal sides tell height from width.
 _CELLS = (8, 12)
 
 
-class OutputShapeError(ValueError):
-    """A backbone gives other features than its `output_shape` says."""
+class OutputShapeError(UserError, ValueError):
+    """A backbone returns other features than its `output_shape` declares."""
 
 
 def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Any:
-    """Return what a module gives for two images of (H, W), with no memory or arithmetic behind the numbers.
+    """Return the output of a module for two images of (H, W), without memory or arithmetic.
 
     The module runs as in evaluation, on the meta device, with stand-ins for its parameters and
-    buffers: statistics, modes and the state of random number generators stay as they are. A module
-    that the meta device cannot run takes images of zeros instead.
+    buffers: statistics, modes and the state of random number generators do not change. A module
+    that cannot run on the meta device gets images of zeros on its own.
     """
 
     def use(stand_ins: dict[str, Tensor], images: Tensor) -> Any:
@@ -48,25 +49,30 @@ def dry_forward(module: nn.Module, image_size: tuple[int, int], channels: int = 
 def parameters_behind(
     module: nn.Module, image_size: tuple[int, int], channels: int = 3
 ) -> list[set[str]]:
-    """Return, for each map that a module gives (in a list, or a dict's values), the parameters that
-    it depends on.
+    """Return the names of the parameters that each output of a module depends on.
+
+    Args:
+        module: Returns maps in a list, or as the values of a dict.
+        image_size: (H, W) of the images to try.
+        channels: C of the images.
     """
 
     def use(stand_ins: dict[str, Tensor], images: Tensor) -> list[set[str]]:
-        leaves = {name: stand_ins[name].requires_grad_() for name, _ in module.named_parameters()}
+        names = [name for name, _ in module.named_parameters()]
+        leaves = [stand_ins[name].requires_grad_() for name in names]
+        behind = []
         with torch.enable_grad():
             outputs = torch.func.functional_call(module, stand_ins, (images,))
-            maps = outputs.values() if isinstance(outputs, Mapping) else outputs
-            return [_leaves_behind(value, leaves) for value in maps]
+            for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
+                # A parameter that the map does not depend on has no gradient.
+                gradients = torch.autograd.grad(
+                    value.sum(), leaves, retain_graph=True, allow_unused=True
+                )
+                pairs = zip(names, gradients, strict=True)
+                behind.append({name for name, gradient in pairs if gradient is not None})
+        return behind
 
     return _with_stand_ins(module, image_size, channels, use)
-
-
-def _leaves_behind(value: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
-    gradients = torch.autograd.grad(
-        value.sum(), list(leaves.values()), retain_graph=True, allow_unused=True
-    )
-    return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
 
 
 def _with_stand_ins(
@@ -75,15 +81,11 @@ def _with_stand_ins(
     channels: int,
     use: Callable[[dict[str, Tensor], Tensor], T],
 ) -> T:
-    """Return what `use` makes of copies of the module's tensors and of images: on the meta device,
-    else its own.
-    """
+    """Return `use(copies of the module's tensors, images)` on the meta device, else on its own."""
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
 
     def on(device: torch.device | str) -> T:
-        stand_ins = {
-            name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()
-        }
+        stand_ins = {name: t.detach().to(device, copy=True) for name, t in tensors.items()}
         return use(stand_ins, torch.zeros(2, channels, *image_size, device=device))
 
     with preserved_modes(module), torch.random.fork_rng(devices=[]):
@@ -93,13 +95,13 @@ def _with_stand_ins(
         except OutputShapeError:
             raise
         except Exception:
-            # Whatever it was: data-dependent control flow, tensors that are no buffers, kernels for
-            # one device only.
+            # Anything: data-dependent control flow, tensors that are not buffers, kernels for one
+            # device only.
             return on(next((tensor.device for tensor in tensors.values()), torch.device("cpu")))
 
 
 def check_output_shape(backbone: Backbone, channels: int) -> None:
-    """Compare what a backbone, and each backbone within it, gives with what it declares.
+    """Check that a backbone, and each backbone within it, returns the features it declares.
 
     Nothing is checked where all of them are detkit's own, or where the forward pass fails for
     another reason: it may need the device that the model is moved to later.
@@ -115,13 +117,10 @@ def check_output_shape(backbone: Backbone, channels: int) -> None:
     parts = [module for module in backbone.modules() if isinstance(module, Backbone)]
     if all(type(part).__module__.startswith("detkit.") for part in parts):
         return
-    unit = max(
-        [
-            1,
-            *(part.size_divisibility for part in parts),
-            *(s for part in parts for s in _strides(part)),
-        ]
-    )
+    unit = 1
+    for part in parts:
+        strides = [shape.stride or 0 for shape in part.output_shape().values()]
+        unit = max(unit, part.size_divisibility, *strides)
     height, width = (cells * unit for cells in _CELLS)
     if side := backbone.padding_constraints.get("square_size", 0):
         height = width = side
@@ -132,11 +131,11 @@ def check_output_shape(backbone: Backbone, channels: int) -> None:
     except OutputShapeError:
         raise
     except Exception as error:
-        size = f"{height}x{width}"
         logger.warning(
-            "output_shape of %s is not checked: it fails on %s: %s",
+            "output_shape of %s is not checked: it fails on %dx%d: %s",
             type(backbone).__name__,
-            size,
+            height,
+            width,
             error,
         )
     finally:
@@ -145,6 +144,7 @@ def check_output_shape(backbone: Backbone, channels: int) -> None:
 
 
 def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+    """Forward hook that raises an OutputShapeError where a backbone's output differs."""
     assert isinstance(part, Backbone)
     name, declared = type(part).__name__, part.output_shape()
     if not isinstance(outputs, Mapping):
@@ -158,46 +158,35 @@ def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
                 f"{name}.output_shape declares {feature!r}, forward gives only"
                 f" {list(outputs)}.{hint}"
             )
+    image_size = inputs[0].shape[-2:] if inputs and isinstance(inputs[0], Tensor) else None
     for feature, value in outputs.items():
         if feature not in declared:
             hint = did_you_mean(feature, declared)
             raise OutputShapeError(
                 f"{name}.forward gives {feature!r}, output_shape declares {list(declared)}.{hint}"
             )
-        image_size = inputs[0].shape[-2:] if inputs and isinstance(inputs[0], Tensor) else None
         if problem := _difference(declared[feature], value, image_size):
             raise OutputShapeError(f"{name}.output_shape declares {feature!r} with {problem}")
 
 
 def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | None) -> str:
-    """Say in what a feature is not what was declared; empty where it is."""
-    if declared.channels is not None and value.shape[1] != declared.channels:
-        return (
-            f"{declared.channels} channels, forward gives {value.shape[1]}: shape"
-            f" {tuple(value.shape)}"
-        )
+    """Return how a feature differs from its declaration; empty if it does not."""
+    shape = tuple(value.shape)
+    if declared.channels is not None and shape[1] != declared.channels:
+        return f"{declared.channels} channels, forward gives {shape[1]}: shape {shape}"
     if not declared.stride or image_size is None:
         return ""
-    if value.dim() != 4:
-        return (
-            f"stride {declared.stride}, forward gives no map (N, C, H, W): shape"
-            f" {tuple(value.shape)}"
-        )
-    cells = value.shape[-2:]
-    if all(
-        abs(side - image_side / declared.stride) <= 1
-        for side, image_side in zip(cells, image_size, strict=True)
-    ):
+    if len(shape) != 4:
+        return f"stride {declared.stride}, forward gives no map (N, C, H, W): shape {shape}"
+    found, is_other = set(), False
+    for side, image_side in zip(shape[2:], image_size, strict=True):
+        # One cell more or less is rounding, or a convolution without padding.
+        is_other = is_other or abs(side - image_side / declared.stride) > 1
+        found.add(image_side / max(side, 1))
+    if not is_other:
         return ""
-    found = sorted(
-        {image_side / max(side, 1) for side, image_side in zip(cells, image_size, strict=True)}
-    )
+    strides = " and ".join(f"{stride:g}" for stride in sorted(found))
     return (
-        f"stride {declared.stride}, forward gives stride"
-        f" {' and '.join(f'{stride:g}' for stride in found)}: a map of {cells[0]}x{cells[1]} for an"
-        f" image of {image_size[0]}x{image_size[1]}"
+        f"stride {declared.stride}, forward gives stride {strides}: a map of"
+        f" {shape[2]}x{shape[3]} for an image of {image_size[0]}x{image_size[1]}"
     )
-
-
-def _strides(part: Backbone) -> list[int]:
-    return [shape.stride for shape in part.output_shape().values() if shape.stride]

@@ -12,24 +12,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode
 from detkit.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
-from detkit.modeling.backbone.backbone import Backbone
+from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet_config import build_resnet_backbone
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.errors import ConfigError
 
 
 class FPN(Backbone):
-    """A pyramid of feature maps with equal channels, each joined with what the coarser ones know.
+    """A pyramid of feature maps with equal channels, each merged with the coarser ones.
 
-    Every input map goes through a 1x1 convolution, takes in the map above it, enlarged to its size,
-    and goes through a 3x3 convolution. The levels are named by their stride: `p2` has stride 2^2,
-    `p5` has 2^5.
+    Every input map goes through a 1x1 convolution, is merged with the upsampled map above it, and
+    goes through a 3x3 convolution. The levels are named by their stride: `p2` has stride 2^2, `p5`
+    has 2^5.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling.backbone import BasicStem, ResNet
+        >>> stages = ResNet.make_default_stages(18)
+        >>> resnet = ResNet(BasicStem(), stages, out_features=["res3", "res4", "res5"])
+        >>> fpn = FPN(resnet, ["res3", "res4", "res5"], 256, top_block=LastLevelMaxPool())
+        >>> {name: tuple(x.shape[1:]) for name, x in fpn(torch.zeros(1, 3, 64, 96)).items()}
+        {'p3': (256, 8, 12), 'p4': (256, 4, 6), 'p5': (256, 2, 3), 'p6': (256, 1, 2)}
     """
 
     def __init__(
@@ -38,26 +48,28 @@ class FPN(Backbone):
         in_features: Sequence[str],
         out_channels: int,
         norm: str = "",
-        top_block: nn.Module | None = None,
+        top_block: Any = None,
         fuse_type: str = "sum",
         square_pad: int = 0,
     ) -> None:
         """Build the pyramid.
 
         Args:
-            bottom_up: Gives the maps to merge.
-            in_features: Their names, finest first. Stages between them may be left out.
+            bottom_up: The network whose maps are merged.
+            in_features: Names of the maps, finest first. Stages between them may be left out.
             out_channels: C of every level.
-            norm: Norm after each convolution, as in `get_norm`. The convolutions have a bias if
-                there is none.
-            top_block: Further, coarser levels: a module with `in_feature` (the name of the map it
-                takes, of the bottom-up network or of the pyramid) and `num_levels` (how many maps
-                its `forward` lists).
+            norm: Norm after each convolution, as in `get_norm`. Without a norm the convolutions
+                have a bias.
+            top_block: Computes further, coarser levels: a module with `in_feature` (the name of its
+                input, a map of the bottom-up network or of the pyramid) and `num_levels` (the
+                number of maps in the list that its `forward` returns).
             fuse_type: "sum" or "avg" of a map and the one above it.
             square_pad: Side of the square that images are padded to; 0 for no square.
 
         Raises:
-            ValueError: A feature is not known, strides do not grow, or `fuse_type` is neither.
+            ValueError: A feature is unknown.
+            ValueError: Strides do not grow, or are no powers of two.
+            ValueError: `fuse_type` is neither "sum" nor "avg".
         """
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -69,12 +81,10 @@ class FPN(Backbone):
 
         self.bottom_up = bottom_up
         for name, number in zip(in_features, self._numbers, strict=True):
-            in_channels = shapes[name].channels
-            self.add_module(
-                f"fpn_lateral{number}", _fpn_conv(in_channels or 0, out_channels, 1, norm)
-            )
+            lateral = _fpn_conv(shapes[name].channels or 0, out_channels, 1, norm)
+            self.add_module(f"fpn_lateral{number}", lateral)
             self.add_module(f"fpn_output{number}", _fpn_conv(out_channels, out_channels, 3, norm))
-        self.top_block = top_block
+        self.top_block: Any = top_block
         self.in_features = tuple(in_features)
         self._fuse_type = fuse_type
         self._square_pad = square_pad
@@ -82,17 +92,15 @@ class FPN(Backbone):
 
         numbers = list(self._numbers)
         if top_block is not None:
-            numbers += range(numbers[-1] + 1, numbers[-1] + 1 + int(top_block.num_levels))  # type: ignore[arg-type]
+            numbers += range(numbers[-1] + 1, numbers[-1] + 1 + top_block.num_levels)
         self._out_features = [f"p{number}" for number in numbers]
         self._out_feature_strides = {f"p{number}": 2**number for number in numbers}
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
     @property
     def size_divisibility(self) -> int:
-        """The stride of the coarsest merged map, so that each map is larger than the next by exactly their ratio.
-
-        Where the bottom-up network asks for multiples of its own, a multiple of both.
-        """
+        """The stride of the coarsest merged map, or a multiple if the bottom-up network needs it."""
+        # With other sizes a map would not be larger than the next by exactly the ratio of strides.
         return self._size_divisibility
 
     @property
@@ -101,7 +109,7 @@ class FPN(Backbone):
         return {"square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), by name, finest first.
+        """Return the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), finest first.
 
         Raises:
             ValueError: H or W is not a multiple of `size_divisibility`.
@@ -113,42 +121,33 @@ class FPN(Backbone):
                 " pads them"
             )
         bottom_up = self.bottom_up(x)
-        merged = self._merge_top_down(bottom_up)
-        levels = {
-            f"p{number}": self.get_submodule(f"fpn_output{number}")(map_i)
-            for number, map_i in zip(self._numbers, merged, strict=True)
-        }
+        coarse_to_fine = list(zip(self.in_features, self._numbers, strict=True))[::-1]
+        merged: dict[int, Tensor] = {}
+        above = None
+        for name, number in coarse_to_fine:
+            lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
+            if above is not None:
+                upsampled = F.interpolate(
+                    merged[above], scale_factor=2.0 ** (above - number), mode="nearest"
+                )
+                # In place: a convolution does not need its own output in the backward pass.
+                lateral += upsampled
+                if self._fuse_type == "avg":
+                    lateral /= 2
+            merged[number] = lateral
+            above = number
+        levels: dict[str, Tensor] = {}
+        for number in self._numbers:
+            levels[f"p{number}"] = self.get_submodule(f"fpn_output{number}")(merged[number])
         if self.top_block is not None:
             source = self.top_block.in_feature
-            further = self.top_block(bottom_up[source] if source in bottom_up else levels[source])  # type: ignore[index]
+            further = self.top_block(bottom_up[source] if source in bottom_up else levels[source])
             levels.update(zip(self._out_features[len(levels) :], further, strict=True))
         return levels
 
-    def _merge_top_down(self, bottom_up: dict[str, Tensor]) -> list[Tensor]:
-        """Return each bottom-up map after its lateral convolution, joined with those above it,
-        finest first.
-        """
-        merged: list[Tensor] = []
-        above = self._numbers[-1]
-        for name, number in zip(reversed(self.in_features), reversed(self._numbers), strict=True):
-            lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
-            if merged:
-                # In place: the lateral convolution does not need its own output in the backward
-                # pass.
-                lateral += F.interpolate(
-                    merged[0], scale_factor=2.0 ** (above - number), mode="nearest"
-                )
-                if self._fuse_type == "avg":
-                    lateral /= 2
-            merged.insert(0, lateral)
-            above = number
-        return merged
-
 
 class LastLevelMaxPool(nn.Module):
-    """One more level for the proposals of large objects: every second pixel of the coarsest level,
-    P6 from P5.
-    """
+    """One more level for proposals of large objects: every second pixel of P5 as P6."""
 
     num_levels = 1
 
@@ -181,23 +180,23 @@ class LastLevelP6P7(nn.Module):
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Put the pyramid of Faster R-CNN over any backbone: a level per `MODEL.FPN.IN_FEATURES`, and one by max-pooling.
+    """Build the pyramid of Faster R-CNN: a level per `MODEL.FPN.IN_FEATURES`, one by max-pooling.
 
     Raises:
-        ValueError: A setting of `MODEL.FPN` is out of range or not what the backbone gives.
+        ConfigError: A setting of `MODEL.FPN` is out of range or does not match the backbone.
     """
     coarsest = _coarsest_in_feature(cfg, bottom_up)
     return _build_fpn(cfg, bottom_up, LastLevelMaxPool(f"p{_level_number(coarsest.stride or 0)}"))
 
 
 def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Put the pyramid of RetinaNet over any backbone: a level per `MODEL.FPN.IN_FEATURES`, and two by convolution.
+    """Build the pyramid of RetinaNet: a level per `MODEL.FPN.IN_FEATURES`, two by convolution.
 
-    These two, P6 and P7 in the paper, come from the coarsest of the features, res5 there; with
-    `MODEL.FPN.P6_FROM` "P5" from the coarsest level, as torchvision has it.
+    These two, P6 and P7 in the paper, are computed from the coarsest of the features, res5 there;
+    with `MODEL.FPN.P6_FROM` "P5" from the coarsest level, as in torchvision.
 
     Raises:
-        ValueError: A setting of `MODEL.FPN` is out of range or not what the backbone gives.
+        ConfigError: A setting of `MODEL.FPN` is out of range or does not match the backbone.
     """
     fpn, coarsest = cfg.MODEL.FPN, _coarsest_in_feature(cfg, bottom_up)
     if fpn.P6_FROM == "P5":
@@ -232,7 +231,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     try:
         return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
     except ValueError as error:
-        raise ValueError(f"MODEL.FPN: {error}") from error
+        raise ConfigError(f"MODEL.FPN: {error}") from error
 
 
 def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
@@ -240,25 +239,18 @@ def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
     try:
         _check_in_features(cfg.MODEL.FPN.IN_FEATURES, shapes)
     except ValueError as error:
-        chosen = (
-            f"what {type(bottom_up).__name__} gives, chosen by MODEL.RESNETS.OUT_FEATURES or its"
-            " like"
-        )
-        raise ValueError(f"MODEL.FPN.IN_FEATURES: {error} ({chosen})") from error
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES: {error} (what {type(bottom_up).__name__} gives, chosen by"
+            " MODEL.RESNETS.OUT_FEATURES or its like)"
+        ) from error
     return shapes[cfg.MODEL.FPN.IN_FEATURES[-1]]
 
 
 def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    norm_layer = get_norm(norm, out_channels)
+    layer = get_norm(norm, out_channels)
     padding = kernel_size // 2
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        padding=padding,
-        bias=norm_layer is None,
-        norm=norm_layer,
-    )
+    channels = (in_channels, out_channels)
+    conv = Conv2d(*channels, kernel_size, padding=padding, bias=layer is None, norm=layer)
     c2_xavier_fill(conv)
     return conv
 
@@ -270,12 +262,7 @@ def _level_number(stride: int) -> int:
 def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
     if len(in_features) == 0:
         raise ValueError(f"a pyramid needs at least one input feature of {list(shapes)}: got none")
-    for name in in_features:
-        if name not in shapes:
-            raise ValueError(
-                f"input features must be of {list(shapes)}: got"
-                f" {name!r}.{did_you_mean(name, shapes)}"
-            )
+    check_features("input features", in_features, shapes)
     strides = [shapes[name].stride or 0 for name in in_features]
     if any(stride < 1 or stride & (stride - 1) for stride in strides):
         raise ValueError(

@@ -1,6 +1,4 @@
-"""Pixel mean, standard deviation and channel order that follow the backbone, where the config does
-not set them.
-"""
+"""Pixel mean, standard deviation and channel order that the backbone was trained with."""
 
 from __future__ import annotations
 
@@ -11,19 +9,20 @@ from typing import TypeVar
 
 from detkit.config import CfgNode
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
+from detkit.utils.errors import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
 B = TypeVar("B")
 
+# Where `made_for_pixels` stores the settings of a builder, on the function itself.
+_ATTRIBUTE = "pixel_settings"
 _KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What a network was trained on: mean and standard deviation per channel, on a scale of 0 to
-    255, and the order.
-    """
+    """Mean and standard deviation per channel, on a scale of 0 to 255, and the channel order."""
 
     mean: list[float]
     std: list[float]
@@ -33,20 +32,19 @@ class PixelSettings:
     def from_unit_range(cls, mean: Sequence[float], std: Sequence[float]) -> PixelSettings:
         """Return the settings for statistics of RGB images on a scale of 0 to 1."""
         # Three decimals: 0.485 * 255 is 123.675, and should read like that in a YAML file.
-        return cls(
-            [round(255 * value, 3) for value in mean], [round(255 * value, 3) for value in std]
-        )
+        of_255 = [[round(255 * value, 3) for value in values] for values in (mean, std)]
+        return cls(*of_255)
 
     def in_order(self, image_format: str) -> PixelSettings:
         """Return the same settings for images of another channel order.
 
         Raises:
-            ValueError: The formats differ in more than the order.
+            ConfigError: The formats differ in more than the order.
         """
         if image_format == self.format:
             return self
         if {image_format, self.format} != {"RGB", "BGR"}:
-            raise ValueError(
+            raise ConfigError(
                 f"INPUT.FORMAT {image_format!r} is not what the backbone was made for,"
                 f" {self.format}: set MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as well"
             )
@@ -54,35 +52,39 @@ class PixelSettings:
 
 
 def made_for_pixels(settings: Callable[[CfgNode], PixelSettings]) -> Callable[[B], B]:
-    """Return a decorator for a builder of backbones that says which images its networks were made
-    for.
-    """
+    """Return a decorator that declares the pixel settings of a backbone builder's networks."""
 
     def decorate(builder: B) -> B:
-        builder.pixel_settings = settings  # type: ignore[attr-defined]
+        setattr(builder, _ATTRIBUTE, settings)
         return builder
 
     return decorate
 
 
 def follow_backbone_pixels(cfg: CfgNode) -> None:
-    """Set PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT as the backbone was trained, each unless the config sets it.
+    """Set PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT to the backbone's, each unless the config sets it.
 
-    A builder of backbones has a say in this when it is decorated with `made_for_pixels`, as those
-    of torchvision and timm are; with other backbones nothing changes, nor does it at a second call.
-    `default_setup`, `DefaultTrainer` and `DefaultPredictor` call it before they build anything.
+    Only builders that are decorated with `made_for_pixels` have such settings, as those of
+    torchvision and timm; with others, and at a second call, nothing changes.
 
     Args:
-        cfg: Changed, also when it is frozen. Its dump holds the numbers, and so gives the same when
-            it is read again.
+        cfg: Changed, even when it is frozen. Its dump has the numbers, so a config that is read
+            from it has the same.
 
     Raises:
-        ValueError: The config sets a format that the backbone's numbers cannot be brought to.
+        ConfigError: The config sets a format that the backbone's numbers cannot be converted to.
     """
     left = keys_left_to_backbone(cfg)
     if not left:
         return
-    own: PixelSettings = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).pixel_settings(cfg)
+    name = cfg.MODEL.BACKBONE.NAME
+    try:
+        own: PixelSettings = getattr(BACKBONE_REGISTRY.get(name), _ATTRIBUTE)(cfg)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    # In place, not in the copy that `cfg.edited()` makes: the caller's tree builds the loaders, too.
     was_frozen = cfg.is_frozen()
     cfg.defrost()
     if "INPUT.FORMAT" in left:
@@ -94,7 +96,7 @@ def follow_backbone_pixels(cfg: CfgNode) -> None:
     if was_frozen:
         cfg.freeze()
     values = ", ".join(f"{key} {cfg.get_by_full_key(key)}" for key in left)
-    logger.info("as %s expects its images: %s", cfg.MODEL.BACKBONE.NAME, values)
+    logger.info("as %s expects its images: %s", name, values)
     for key in _KEYS:
         if key not in left:
             # A base file may have set it for another backbone.
@@ -102,7 +104,7 @@ def follow_backbone_pixels(cfg: CfgNode) -> None:
 
 
 def warn_of_unset_pixels(cfg: CfgNode) -> None:
-    """Say so when a backbone is built from a config that `follow_backbone_pixels` has not seen."""
+    """Warn if a backbone is built from a config without a call of `follow_backbone_pixels`."""
     left = keys_left_to_backbone(cfg)
     if left:
         logger.warning(
@@ -114,10 +116,8 @@ def warn_of_unset_pixels(cfg: CfgNode) -> None:
 
 
 def keys_left_to_backbone(cfg: CfgNode) -> list[str]:
-    """Return those of the keys that neither the config sets nor `follow_backbone_pixels` has set
-    yet.
-    """
+    """Return those of the keys that follow the backbone and are not set yet."""
     name = cfg.MODEL.BACKBONE.NAME
-    if name not in BACKBONE_REGISTRY or not hasattr(BACKBONE_REGISTRY.get(name), "pixel_settings"):
+    if name not in BACKBONE_REGISTRY or not hasattr(BACKBONE_REGISTRY.get(name), _ATTRIBUTE):
         return []
     return [key for key in _KEYS if not cfg.is_set(key)]

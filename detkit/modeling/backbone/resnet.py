@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from detkit.layers import CheckpointedSequential, CNNBlockBase, ShapeSpec
-from detkit.modeling.backbone.backbone import Backbone
+from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.resnet_blocks import BasicBlock, BottleneckBlock
-from detkit.utils.near_miss import did_you_mean
 
 BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
@@ -36,18 +35,23 @@ def make_stage(
     out_channels: int,
     **kwargs: Any,
 ) -> list[CNNBlockBase]:
-    """Return the blocks of one stage, each taking what the one before it gives.
+    """Build the blocks of one stage.
 
     Args:
         block_class: Built with `in_channels`, `out_channels` and the keyword arguments.
         num_blocks: How many.
-        in_channels: Channels that the first block takes.
-        out_channels: Channels that every block gives.
+        in_channels: Input channels of the first block.
+        out_channels: Output channels of every block.
         **kwargs: Arguments for every block. One whose name ends in `_per_block` is a list with a
             value for each: `stride_per_block=[2, 1, 1]` gives the blocks `stride` 2, 1 and 1.
 
     Raises:
         ValueError: Such a list has not one value per block.
+
+    Example:
+        >>> blocks = make_stage(BasicBlock, 2, in_channels=8, out_channels=16, norm="BN")
+        >>> [(block.in_channels, block.out_channels, block.stride) for block in blocks]
+        [(8, 16, 1), (16, 16, 1)]
     """
     blocks = []
     for index in range(num_blocks):
@@ -67,8 +71,15 @@ def make_stage(
 
 
 class ResNet(Backbone):
-    """A stem, and stages of residual blocks that are named `res2`, `res3`, ...; optionally a
-    classifier.
+    """A stem, stages of residual blocks named `res2`, `res3`, ..., and optionally a classifier.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling.backbone import BasicStem
+        >>> stages = ResNet.make_default_stages(18, norm="BN")
+        >>> backbone = ResNet(BasicStem(), stages, out_features=["res3", "res5"])
+        >>> {name: tuple(x.shape) for name, x in backbone(torch.zeros(1, 3, 64, 96)).items()}
+        {'res3': (1, 128, 8, 12), 'res5': (1, 512, 2, 3)}
     """
 
     make_stage = staticmethod(make_stage)
@@ -90,15 +101,16 @@ class ResNet(Backbone):
                 that `out_features` names are left out, so that no parameter goes without a
                 gradient.
             num_classes: K. None builds no classifier.
-            out_features: Which maps to give: "stem", "res2", ..., and "linear" with a classifier.
-                None gives the last.
-            freeze_at: See `freeze`.
+            out_features: Names of the maps to return: "stem", "res2", ..., and "linear" with a
+                classifier. None returns the last.
+            freeze_at: Number of parts to freeze, as in `freeze`.
             checkpointed: Names of the stages that keep only the input of each block in training,
-                and compute the rest again in the backward pass: less memory, more time, the same
+                and recompute the rest in the backward pass: less memory, more time, the same
                 gradients.
 
         Raises:
-            ValueError: A name in `out_features` is not known, or there is none.
+            ValueError: A name in `out_features` or `checkpointed` is unknown.
+            ValueError: `out_features` is empty.
         """
         super().__init__()
         names = ["stem", *(f"res{number}" for number in range(2, 2 + len(stages)))]
@@ -107,11 +119,8 @@ class ResNet(Backbone):
         self._out_features = [names[-1]] if out_features is None else list(out_features)
         check_features("out_features", self._out_features, names)
         if checkpointed:
-            check_features(
-                "checkpointed",
-                tuple(checkpointed),
-                [name for name in names[1:] if name != "linear"],
-            )
+            stage_names = [name for name in names[1:] if name != "linear"]
+            check_features("checkpointed", tuple(checkpointed), stage_names)
         last = max(names.index(name) for name in self._out_features)
 
         self.stem = stem
@@ -136,12 +145,15 @@ class ResNet(Backbone):
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages, each a sequence of blocks."""
-        return [self.get_submodule(name) for name in self.stage_names]  # type: ignore[misc]
+        stages = []
+        for name in self.stage_names:
+            stage = self.get_submodule(name)
+            assert isinstance(stage, nn.Sequential)
+            stages.append(stage)
+        return stages
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the maps of `out_features` for images (N, C, H, W), by name; "linear" is (N, K)
-        logits.
-        """
+        """Return the maps of images (N, C, H, W), by name; "linear" is (N, K) logits."""
         if x.dim() != 4:
             raise ValueError(f"ResNet takes images (N, C, H, W): got shape {tuple(x.shape)}")
         outputs = {}
@@ -155,58 +167,52 @@ class ResNet(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each feature map, by name; of "linear" the classes."""
-        return {
-            name: (
-                ShapeSpec(channels=self.linear.out_features)
-                if name == "linear" and self.linear is not None
-                else ShapeSpec(
-                    channels=self._out_feature_channels[name],
-                    stride=self._out_feature_strides[name],
-                )
-            )
-            for name in self._out_features
-        }
+        shapes = {}
+        for name in self._out_features:
+            if name == "linear" and self.linear is not None:
+                shapes[name] = ShapeSpec(channels=self.linear.out_features)
+            else:
+                channels = self._out_feature_channels[name]
+                shapes[name] = ShapeSpec(channels=channels, stride=self._out_feature_strides[name])
+        return shapes
 
     def parameter_stages(self) -> dict[str, int]:
-        """Return the stage of each parameter by its name: 0 the stem, 1 res2, ...; a classifier
-        counts as the last.
-        """
+        """Return each parameter's stage: 0 the stem, 1 res2, ...; the last for a classifier."""
         parts = ["stem", *self.stage_names]
-        last = len(parts) - 1
-        depth = {name: index for index, name in enumerate(parts)}
-        return {
-            name: depth.get(name.partition(".")[0], last) for name, _ in self.named_parameters()
-        }
+        stages = {}
+        for name, _ in self.named_parameters():
+            part = name.partition(".")[0]
+            stages[name] = parts.index(part) if part in parts else len(parts) - 1
+        return stages
 
     def freeze(self, freeze_at: int = 0) -> ResNet:
-        """Stop training the first parts; their batch norms become FrozenBatchNorm2d. Common when fine-tuning.
+        """Stop training the first parts; their batch norms become FrozenBatchNorm2d.
 
         Args:
-            freeze_at: How many parts: 0 none, 1 the stem, 2 the stem and res2, ..., 5 everything up
-                to res5.
+            freeze_at: Number of parts: 0 none, 1 the stem, 2 the stem and res2, ..., 5 everything
+                up to res5.
         """
-        for part in [
-            self.stem,
-            *(block for stage in self.stages[: max(0, freeze_at - 1)] for block in stage),
-        ]:
-            if freeze_at >= 1:
-                part.freeze()  # type: ignore[operator]
+        if freeze_at >= 1:
+            self.stem.freeze()
+        for stage in self.stages[: max(0, freeze_at - 1)]:
+            for block in stage:
+                assert isinstance(block, CNNBlockBase)
+                block.freeze()
         return self
 
     @staticmethod
     def make_default_stages(
         depth: int, block_class: type[CNNBlockBase] | None = None, **kwargs: Any
     ) -> list[list[CNNBlockBase]]:
-        """Return the four stages of a ResNet as in the paper.
+        """Build the four stages of a ResNet as in the paper.
 
         Args:
             depth: 18, 34, 50, 101 or 152.
-            block_class: None takes the paper's: basic blocks for 18 and 34, bottlenecks from 50 on.
-            **kwargs: Further arguments of `make_stage`, e.g. `norm`; not strides and channels,
-                which follow.
+            block_class: None is the paper's: basic blocks for 18 and 34, bottlenecks from 50 on.
+            **kwargs: Further arguments of `make_stage`, e.g. `norm`, except strides and channels.
 
         Raises:
-            ValueError: The depth is none of those.
+            ValueError: The depth is another one.
         """
         check_depth("depth", depth)
         if block_class is None:
@@ -214,40 +220,24 @@ class ResNet(Backbone):
         out_channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
         stages = []
         in_channels = 64
-        for num_blocks, stride, channels in zip(
-            BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True
-        ):
+        per_stage = zip(BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True)
+        for num_blocks, stride, channels in per_stage:
             if issubclass(block_class, BottleneckBlock):
                 kwargs["bottleneck_channels"] = channels // 4
-            strides = [stride] + [1] * (num_blocks - 1)
-            stages.append(
-                make_stage(
-                    block_class,
-                    num_blocks,
-                    in_channels=in_channels,
-                    out_channels=channels,
-                    stride_per_block=strides,
-                    **kwargs,
-                )
+            blocks = make_stage(
+                block_class,
+                num_blocks,
+                in_channels=in_channels,
+                out_channels=channels,
+                stride_per_block=[stride] + [1] * (num_blocks - 1),
+                **kwargs,
             )
+            stages.append(blocks)
             in_channels = channels
         return stages
 
 
 def check_depth(where: str, depth: int) -> None:
-    """Check that there is a ResNet of a depth; the error says `where` it was asked for."""
+    """Check that there is a ResNet of a depth; the error names `where` it comes from."""
     if depth not in BLOCKS_PER_STAGE:
         raise ValueError(f"{where} must be one of {list(BLOCKS_PER_STAGE)}: got {depth}")
-
-
-def check_features(where: str, features: Sequence[str], known: Sequence[str]) -> None:
-    """Check that features are known, and that there is one; the error says `where` they were asked
-    for.
-    """
-    if len(features) == 0:
-        raise ValueError(f"{where} needs at least one of {list(known)}: got none")
-    for name in features:
-        if name not in known:
-            raise ValueError(
-                f"{where} must be of {list(known)}: got {name!r}.{did_you_mean(name, known)}"
-            )

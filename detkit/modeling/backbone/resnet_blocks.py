@@ -59,10 +59,9 @@ def _conv(
 
 
 class PooledConv2d(Conv2d):
-    """A 1x1 convolution of the mean over each S x S pixels: no pixel is left out, as by a stride in the convolution.
+    """A 1x1 convolution of the mean over each S x S pixels, instead of one with stride S.
 
-    At the border the mean is over what there is, so that the output has the size of a strided
-    convolution's.
+    A strided 1x1 convolution reads one of S x S pixels and ignores the others.
     """
 
     def __init__(
@@ -74,9 +73,10 @@ class PooledConv2d(Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return (N, C_out, H / S, W / S), rounded up."""
         size = self.pool_stride
-        return super().forward(
-            F.avg_pool2d(input, size, size, ceil_mode=True, count_include_pad=False)
-        )
+        # Rounded up, as the size after a strided convolution; a cell at the border is the mean of
+        # the pixels that exist.
+        pooled = F.avg_pool2d(input, size, size, ceil_mode=True, count_include_pad=False)
+        return super().forward(pooled)
 
 
 def _shortcut(
@@ -92,9 +92,7 @@ def _shortcut(
 
 
 class BasicStem(CNNBlockBase):
-    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2: images to (N, C, H /
-    4, W / 4).
-    """
+    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
         super().__init__(in_channels, out_channels, stride=4)
@@ -106,9 +104,7 @@ class BasicStem(CNNBlockBase):
 
 
 class DeepStem(CNNBlockBase):
-    """Three 3x3 convolutions in place of the 7x7, the first with stride 2 and two with half the
-    channels.
-    """
+    """Three 3x3 convolutions instead of a 7x7, the first with stride 2, then a 3x3 max-pool."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
         """Build the stem.
@@ -176,9 +172,7 @@ class BasicBlock(CNNBlockBase):
 
 
 class BottleneckBlock(CNNBlockBase):
-    """1x1, 3x3 and 1x1 convolutions, the 3x3 over fewer channels: the block of ResNet-50, 101 and
-    152.
-    """
+    """1x1, 3x3 and 1x1 convolutions, the 3x3 with fewer channels: the block of ResNet-50 and up."""
 
     def __init__(
         self,
@@ -218,7 +212,7 @@ class BottleneckBlock(CNNBlockBase):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
-        self.conv2: Conv2d | DeformConv = _conv(
+        self.conv2: nn.Module = _conv(
             bottleneck_channels,
             bottleneck_channels,
             3,
@@ -242,15 +236,15 @@ class BottleneckBlock(CNNBlockBase):
         return F.relu_(out)
 
     def _spatial(self, x: Tensor) -> Tensor:
-        """The 3x3 convolution with its norm."""
+        """Return the 3x3 convolution with its norm, which a subclass may replace."""
         return self.conv2(x)
 
 
 class DeformBottleneckBlock(BottleneckBlock):
     """A bottleneck whose 3x3 convolution is deformable.
 
-    `conv2_offset`, a convolution over the same map, gives the offsets. It starts from zero: at
-    first a block samples the regular grid.
+    `conv2_offset`, a convolution over the same map, predicts the offsets. It starts from zero, so
+    that a new block samples the regular grid.
     """
 
     def __init__(
@@ -268,7 +262,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
     ) -> None:
-        """Build the block; the arguments are those of `BottleneckBlock`, and two more.
+        """Build the block, with two arguments more than `BottleneckBlock`.
 
         Args:
             in_channels: Channels of the input.
@@ -278,7 +272,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             num_groups: Groups of the 3x3 convolution.
             norm: As in `get_norm`.
             stride_in_1x1: Put the stride in the first 1x1 convolution.
-            dilation: Dilation of the 3x3 convolution, and of the one that gives the offsets.
+            dilation: Dilation of the 3x3 convolution and of `conv2_offset`.
             avg_down: Put the stride of the shortcut in an average pooling before its convolution.
             deform_modulated: Modulate the samples (v2), by factors in (0, 1) that start at 0.5.
             deform_num_groups: Groups of offsets.
@@ -307,7 +301,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         for parameter in self.conv2_offset.parameters():
             nn.init.zeros_(parameter)
         deform_class = ModulatedDeformConv if deform_modulated else DeformConv
-        self.conv2 = deform_class(
+        conv2 = deform_class(
             bottleneck_channels,
             bottleneck_channels,
             3,
@@ -319,7 +313,8 @@ class DeformBottleneckBlock(BottleneckBlock):
             bias=False,
             norm=get_norm(norm, bottleneck_channels),
         )
-        c2_msra_fill(self.conv2)
+        c2_msra_fill(conv2)
+        self.conv2 = conv2
 
     def _spatial(self, x: Tensor) -> Tensor:
         offset = self.conv2_offset(x)

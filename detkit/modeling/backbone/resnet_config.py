@@ -1,4 +1,4 @@
-"""From `MODEL.RESNETS` to a ResNet: its settings checked, its stages built."""
+"""Build a ResNet from `MODEL.RESNETS`, whose settings are checked against each other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from detkit.layers import (
     EvalBatchNorm2d,
     ShapeSpec,
 )
+from detkit.modeling.backbone.backbone import check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet import (
     BLOCKS_PER_STAGE,
     ResNet,
     check_depth,
-    check_features,
     make_stage,
 )
 from detkit.modeling.backbone.resnet_blocks import (
@@ -30,6 +30,7 @@ from detkit.modeling.backbone.resnet_blocks import (
     DeepStem,
     DeformBottleneckBlock,
 )
+from detkit.utils.errors import ConfigError
 from detkit.utils.near_miss import did_you_mean
 
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
@@ -43,8 +44,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     `RES2_OUT_CHANNELS` left at its default 256 means 64, and any other value means itself.
 
     Raises:
-        ValueError: A setting is out of range, or does not go with another one; the message names
-            the key.
+        ValueError: A setting is out of range, or excludes another; the message names the key.
     """
     resnets = cfg.MODEL.RESNETS
     check_resnet_settings(resnets)
@@ -52,15 +52,14 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     check_features("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, known)
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if freeze_at not in range(6):
-        raise ValueError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {freeze_at}")
+        raise ConfigError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {freeze_at}")
 
     stem_class = DeepStem if resnets.DEEP_STEM else BasicStem
+    in_channels, norm = input_shape.channels or 3, resnet_norm(resnets)
     try:
-        stem = stem_class(
-            input_shape.channels or 3, resnets.STEM_OUT_CHANNELS, resnet_norm(resnets)
-        )
+        stem = stem_class(in_channels, resnets.STEM_OUT_CHANNELS, norm)
     except ValueError as error:
-        raise ValueError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
     num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
     stages = []
     in_channels = stem.out_channels
@@ -80,30 +79,35 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 
 def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> list[CNNBlockBase]:
-    """Return the blocks of one stage.
+    """Build the blocks of one stage.
 
     Args:
-        resnets: `cfg.MODEL.RESNETS`; see `check_resnet_settings`.
+        resnets: `cfg.MODEL.RESNETS`, which `check_resnet_settings` has checked.
         index: 0 for res2 to 3 for res5.
         in_channels: Channels of its input.
 
     Raises:
-        ValueError: There is no such stage, or a norm cannot have its channels.
+        ConfigError: There is no such stage, or a norm cannot have its channels.
     """
+    name = STAGE_NAMES[index]
     if index >= resnets.NUM_STAGES:
-        raise ValueError(
-            f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no"
-            f" {STAGE_NAMES[index]}"
+        raise ConfigError(
+            f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no {name}"
         )
     num_blocks = BLOCKS_PER_STAGE[resnets.DEPTH][index]
-    stride, dilation = _stride_and_dilation(resnets, index)
+    stride, dilation = resnets.STRIDE_PER_STAGE[index], resnets.DILATION_PER_STAGE[index]
+    if name == "res5" and resnets.RES5_DILATION == 2:
+        stride, dilation = 1, 2  # the dilation stands in for the stride: the resolution stays
+    res2_channels = resnets.RES2_OUT_CHANNELS
+    if resnets.DEPTH < 50 and res2_channels == 256:
+        res2_channels = 64
     block_class, arguments = _block(resnets, index)
     try:
         blocks = make_stage(
             block_class,
             num_blocks,
             in_channels=in_channels,
-            out_channels=_res2_out_channels(resnets) * 2**index,
+            out_channels=res2_channels * 2**index,
             stride_per_block=[stride] + [1] * (num_blocks - 1),
             dilation=dilation,
             norm=resnet_norm(resnets),
@@ -111,38 +115,29 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
             **arguments,
         )
     except ValueError as error:
-        raise ValueError(f"MODEL.RESNETS, {STAGE_NAMES[index]}: {error}") from error
+        raise ConfigError(f"MODEL.RESNETS, {name}: {error}") from error
     if resnets.ZERO_INIT_LAST_NORM:
         for block in blocks:
-            nn.init.zeros_(block.last_norm.weight)  # type: ignore[union-attr]
+            assert isinstance(block, BasicBlock | BottleneckBlock)
+            assert block.last_norm is not None
+            nn.init.zeros_(block.last_norm.get_parameter("weight"))
     return blocks
 
 
 def stage_module(resnets: CfgNode, index: int, blocks: Sequence[nn.Module]) -> nn.Sequential:
-    """Return the blocks of a stage as a module, which saves memory if `CHECKPOINT_PER_STAGE` asks
-    for it.
-    """
-    return (
-        CheckpointedSequential(*blocks)
-        if resnets.CHECKPOINT_PER_STAGE[index]
-        else nn.Sequential(*blocks)
-    )
+    """Return the blocks of a stage as a module, checkpointed if `CHECKPOINT_PER_STAGE` says so."""
+    is_checkpointed = resnets.CHECKPOINT_PER_STAGE[index]
+    return (CheckpointedSequential if is_checkpointed else nn.Sequential)(*blocks)
 
 
 def resnet_norm(resnets: CfgNode) -> str | Callable[[int], nn.Module]:
-    """Return the norm that `NORM` and `NORM_EVAL` ask for, as `get_norm` takes it."""
-    # Without statistics of the batch there is nothing to synchronise.
+    """Return the norm that `NORM` and `NORM_EVAL` set, for `get_norm`."""
+    # SyncBN too: without statistics of the batch there is nothing to synchronise.
     return EvalBatchNorm2d if resnets.NORM_EVAL else resnets.NORM
 
 
-def _stride_and_dilation(resnets: CfgNode, index: int) -> tuple[int, int]:
-    if STAGE_NAMES[index] == "res5" and resnets.RES5_DILATION == 2:
-        return 1, 2  # the dilation stands in for the stride: the resolution stays
-    return resnets.STRIDE_PER_STAGE[index], resnets.DILATION_PER_STAGE[index]
-
-
 def _block(resnets: CfgNode, index: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
-    """Return the class of a stage's blocks, and the arguments that not every class has."""
+    """Return the class of a stage's blocks, and the arguments that only some classes have."""
     if resnets.DEPTH < 50:
         return BasicBlock, {}
     arguments = {
@@ -161,63 +156,54 @@ def _bottleneck_channels(resnets: CfgNode, index: int) -> int:
     return resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index
 
 
-def _res2_out_channels(resnets: CfgNode) -> int:
-    if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS == 256:
-        return 64
-    return resnets.RES2_OUT_CHANNELS
-
-
 def check_resnet_settings(resnets: CfgNode) -> None:
-    """Check what `cfg.MODEL.RESNETS` says about stages and blocks.
+    """Check the settings of stages and blocks in `cfg.MODEL.RESNETS`.
 
     Raises:
-        ValueError: A setting is out of range, or does not go with another one; the message names
-            the key.
+        ValueError: A setting is out of range, or excludes another; the message names the key.
     """
     check_depth("MODEL.RESNETS.DEPTH", resnets.DEPTH)
     if resnets.NUM_STAGES not in range(1, 5):
-        raise ValueError(f"MODEL.RESNETS.NUM_STAGES must be 1 to 4: got {resnets.NUM_STAGES}")
+        raise ConfigError(f"MODEL.RESNETS.NUM_STAGES must be 1 to 4: got {resnets.NUM_STAGES}")
     _check_stage_lists(resnets)
     _check_res5_dilation(resnets)
     _check_norm(resnets)
     _check_deformable(resnets)
-    if resnets.DEPTH < 50:
-        _check_basic_block_settings(resnets)
+    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
+        if resnets.DEPTH < 50 and resnets[key] != only:
+            depth = f"depth {resnets.DEPTH}, whose blocks have no bottleneck"
+            raise ConfigError(f"MODEL.RESNETS.{key} must be {only} for {depth}: got {resnets[key]}")
 
 
 def _check_stage_lists(resnets: CfgNode) -> None:
-    numbers, flags = (
-        ("STRIDE_PER_STAGE", "DILATION_PER_STAGE"),
-        ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE"),
-    )
+    numbers = ("STRIDE_PER_STAGE", "DILATION_PER_STAGE")
+    flags = ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE")
     for key in (*numbers, *flags):
         values = list(resnets[key])
         if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of"
                 f" the first NUM_STAGES = {resnets.NUM_STAGES}): got {values}"
             )
         if key in numbers and any(type(value) is not int or value < 1 for value in values):
-            raise ValueError(
-                f"MODEL.RESNETS.{key} must be whole numbers of at least 1: got {values}"
-            )
+            raise ConfigError(f"MODEL.RESNETS.{key} must be whole numbers from 1 on: got {values}")
         if key in flags and any(type(value) is not bool for value in values):
-            raise ValueError(
-                f"MODEL.RESNETS.{key} must be True or False in each stage: got {values}"
-            )
+            raise ConfigError(f"MODEL.RESNETS.{key} must be True or False per stage: got {values}")
 
 
 def _check_res5_dilation(resnets: CfgNode) -> None:
     if resnets.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}")
+        raise ConfigError(
+            f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}"
+        )
     if resnets.RES5_DILATION == 1:
         return
     if resnets.NUM_STAGES < 4:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.RESNETS.RES5_DILATION: 2 needs a res5: NUM_STAGES is {resnets.NUM_STAGES}"
         )
     if resnets.STRIDE_PER_STAGE[3] > 2 or resnets.DILATION_PER_STAGE[3] > 2:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.RESNETS.RES5_DILATION: 2 means stride 1 and dilation 2 of res5, but"
             f" STRIDE_PER_STAGE and DILATION_PER_STAGE say {resnets.STRIDE_PER_STAGE[3]} and"
             f" {resnets.DILATION_PER_STAGE[3]}"
@@ -228,16 +214,16 @@ def _check_norm(resnets: CfgNode) -> None:
     norm = resnets.NORM
     if norm not in NORM_NAMES:
         hint = did_you_mean(norm, NORM_NAMES)
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {norm!r}.{hint}"
         )
     if resnets.NORM_EVAL and norm not in ("BN", "SyncBN"):
-        raise ValueError(
+        raise ConfigError(
             "MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN:"
             f" got {norm!r}"
         )
     if resnets.ZERO_INIT_LAST_NORM and norm in ("", "FrozenBN"):
-        raise ValueError(
+        raise ConfigError(
             "MODEL.RESNETS.ZERO_INIT_LAST_NORM needs a norm that learns (BN, SyncBN, GN, LN), or"
             f" the blocks stay zero: NORM is {norm!r}"
         )
@@ -246,21 +232,14 @@ def _check_norm(resnets: CfgNode) -> None:
 def _check_deformable(resnets: CfgNode) -> None:
     flags = list(resnets.DEFORM_ON_PER_STAGE)
     if any(flags) and resnets.DEPTH < 50:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE must be False for depth {resnets.DEPTH}: only"
             f" bottlenecks (depth 50 and more) can be deformable, got {flags}"
         )
     for index, is_on in enumerate(flags):
         channels = _bottleneck_channels(resnets, index)
         if is_on and channels % resnets.DEFORM_NUM_GROUPS != 0:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.RESNETS.DEFORM_NUM_GROUPS must divide the {channels} channels of the"
                 f" bottlenecks in {STAGE_NAMES[index]}: got {resnets.DEFORM_NUM_GROUPS}"
             )
-
-
-def _check_basic_block_settings(resnets: CfgNode) -> None:
-    for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
-        if resnets[key] != only:
-            depth = f"depth {resnets.DEPTH}, whose blocks have no bottleneck"
-            raise ValueError(f"MODEL.RESNETS.{key} must be {only} for {depth}: got {resnets[key]}")

@@ -1,4 +1,4 @@
-"""Any model of timm (PyTorch Image Models, by Ross Wightman) that gives features, as a backbone.
+"""Any model of timm (PyTorch Image Models, by Ross Wightman) that returns features, as a backbone.
 
 timm is an optional dependency: it is imported when such a backbone is built.
 """
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.config import CfgNode
+from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
+from detkit.modeling.backbone.backbone import check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.dry_run import dry_forward
 from detkit.modeling.backbone.foreign_backbone import (
     PROBE_SIZE,
     FeatureMap,
     ForeignBackbone,
-    check_chosen,
     feature_map_of,
     features_to_merge,
 )
@@ -33,9 +33,10 @@ from detkit.modeling.backbone.pixel_settings import (
 )
 from detkit.utils import comm
 from detkit.utils.download import is_offline
+from detkit.utils.errors import MissingFileError, UserError
 from detkit.utils.near_miss import did_you_mean
 
-# Transformers are built for images of one size unless one of these is asked for; which, depends on
+# Transformers are built for images of one size unless one of these is passed; which one depends on
 # the family.
 _SIZE_ARGUMENTS: tuple[dict[str, bool], ...] = (
     {},
@@ -44,12 +45,17 @@ _SIZE_ARGUMENTS: tuple[dict[str, bool], ...] = (
 )
 
 
+class MissingTimmError(UserError, ModuleNotFoundError):
+    """timm is not installed."""
+
+
 class TimmBackbone(ForeignBackbone):
-    """The features of a model of timm, whose maps are named `s4`, `s8`, ... by their strides.
+    """The features of a model of timm, named `s4`, `s8`, ... by their strides.
 
     The tensors have timm's names, those of `features_only=True`, behind `body.`.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -64,23 +70,23 @@ class TimmBackbone(ForeignBackbone):
 
         Args:
             name: As in `timm.create_model`, with or without the tag of its weights.
-            out_features: Which maps to give; stages that no map needs are left out.
+            out_features: Names of the maps to return; stages that no map needs are left out.
             pretrained: Whether `load_initial_weights` loads the published weights.
-            norm: See `ForeignBackbone`.
-            freeze_at: See `ForeignBackbone`.
+            norm: "", "FrozenBN" or "SyncBN", as in `ForeignBackbone`.
+            freeze_at: 2^freeze_at is the coarsest stride that is frozen, as in `ForeignBackbone`.
             in_channels: C of the images.
 
         Raises:
-            ModuleNotFoundError: Timm is not installed; the message says how to.
-            ValueError: A model or a feature of that name does not exist, or the model gives no
-                maps.
+            MissingTimmError: timm is not installed; the message says how to install it.
+            ValueError: A model or a feature of that name does not exist.
+            ValueError: The model has no maps.
         """
         timm = _timm()
-        _check_name(timm, name)
+        _check_name(timm, "name", name)
         arguments = {"model_name": name, "features_only": True, "in_chans": in_channels}
         size_arguments, maps = _probe(timm, arguments, name, in_channels)
         by_name = {f"s{feature.stride}": index for index, feature in maps.items()}
-        check_chosen("MODEL.TIMM.OUT_FEATURES", out_features, list(by_name), name)
+        check_features("out_features", out_features, by_name)
         last = max(by_name[feature] for feature in out_features)
         kept = {feature: index for feature, index in by_name.items() if index <= last}
         arguments |= {"out_indices": tuple(kept.values()), **size_arguments}
@@ -101,6 +107,29 @@ class TimmBackbone(ForeignBackbone):
         self.name, self.pretrained = name, pretrained
         self._arguments = arguments
 
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, merged: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments that `MODEL.TIMM` sets.
+
+        Args:
+            cfg: The config.
+            input_shape: The input's channels.
+            merged: Features that a pyramid merges; other features are left out. None for no
+                pyramid.
+        """
+        settings = cfg.MODEL.TIMM
+        features = settings.OUT_FEATURES
+        return {
+            "name": settings.NAME,
+            "out_features": features if merged is None else features_to_merge(features, merged),
+            "pretrained": settings.PRETRAINED,
+            "norm": settings.NORM,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "in_channels": input_shape.channels or 3,
+        }
+
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:
         """Return the published weights, from the cache of timm's source or downloaded into it."""
         if not self.pretrained:
@@ -112,23 +141,21 @@ class TimmBackbone(ForeignBackbone):
             overlay = {"pretrained_cfg_overlay": {"file": str(placed)}}
         elif is_offline():
             published = timm.get_pretrained_cfg(self.name)
-            source = (
-                f"https://huggingface.co/{published.hf_hub_id}"
-                if published.hf_hub_id
-                else published.url
-            )
-            raise OSError(
+            source = published.url
+            if published.hf_hub_id:
+                source = f"https://huggingface.co/{published.hf_hub_id}"
+            raise MissingFileError(
                 f"DETKIT_OFFLINE is set: download the .safetensors file of {source} on a machine"
                 f" with network, and place it as {placed}"
             )
-        # Loaded by timm into a model of its own, which knows about old names and other numbers of
+        # Loaded by timm into a model of its own, which handles old names and other numbers of
         # channels.
         loaded = timm.create_model(**self._arguments, pretrained=True, **overlay)
         return f"timm's {self.name}", loaded.state_dict()
 
 
 def placed_weights(name: str) -> Path:
-    """Return the place where weights of a model are looked for before anything is downloaded."""
+    """Return the path where weights are looked for before anything is downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / "timm" / f"{name}.safetensors"
 
 
@@ -139,36 +166,31 @@ def _timm() -> ModuleType:
         import timm.layers
         import timm.models
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingTimmError(
             'build_timm_backbone needs timm, which is not installed: pip install "detkit[timm]", or'
             " pip install timm"
         ) from error
     return timm
 
 
-def _check_name(timm: ModuleType, name: str) -> None:
+def _check_name(timm: ModuleType, where: str, name: str) -> None:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        raise ValueError(
-            "MODEL.TIMM.NAME: timm has no model"
-            f" {architecture!r}.{did_you_mean(architecture, known)}"
-        )
+        hint = did_you_mean(architecture, known)
+        raise ValueError(f"{where}: timm has no model {architecture!r}.{hint}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise ValueError(
-            f"MODEL.TIMM.NAME: timm has {tagged}, got {name!r}.{did_you_mean(name, tagged)}"
-        )
+        raise ValueError(f"{where}: timm has {tagged}, got {name!r}.{did_you_mean(name, tagged)}")
 
 
 def _cut_off_blocks(timm: ModuleType, body: nn.Module, after: str) -> None:
-    """Leave out the blocks after a module: timm's MobileNets and EfficientNets keep, and run, those
-    no map needs.
-    """
-    if isinstance(
-        body,
-        timm.models.efficientnet.EfficientNetFeatures | timm.models.mobilenetv3.MobileNetV3Features,
-    ):
+    """Remove the blocks after a module, which timm's MobileNets and EfficientNets keep and run."""
+    with_blocks = (
+        timm.models.efficientnet.EfficientNetFeatures,
+        timm.models.mobilenetv3.MobileNetV3Features,
+    )
+    if isinstance(body, with_blocks):
         assert isinstance(body.blocks, nn.Sequential)
         group, *number = after.split(".")  # "blocks.3", or the stem: "bn1"
         del body.blocks[int(number[0]) + 1 if group == "blocks" else 0 :]
@@ -177,96 +199,68 @@ def _cut_off_blocks(timm: ModuleType, body: nn.Module, after: str) -> None:
 def _probe(
     timm: ModuleType, arguments: dict[str, Any], name: str, in_channels: int
 ) -> tuple[dict[str, bool], dict[int, FeatureMap]]:
-    """Return the further arguments with which a model takes images of any size, and its maps by their index.
+    """Return arguments that let a model take any image size, and its maps by index, finest first.
 
-    Where several maps share a stride, the last of them is given; finest first.
+    Where several maps share a stride, only the last of them is returned.
     """
     failures = []
     for size_arguments in _SIZE_ARGUMENTS:
         try:
-            outputs = dry_forward(
-                timm.create_model(**arguments, **size_arguments), PROBE_SIZE, in_channels
-            )
+            model = timm.create_model(**arguments, **size_arguments)
+            outputs = dry_forward(model, PROBE_SIZE, in_channels)
         except Exception as error:
             failures.append(error)
             continue
-        maps = {index: feature_map_of(value) for index, value in enumerate(outputs)}
-        last_of_stride = {
-            feature.stride: index for index, feature in maps.items() if feature is not None
-        }
-        found = {last_of_stride[stride]: stride for stride in sorted(last_of_stride)}
-        if not found:
+        last_of_stride = {}
+        for index, value in enumerate(outputs):
+            feature = feature_map_of(value)
+            if feature is not None:
+                last_of_stride[feature.stride] = (index, feature)
+        if not last_of_stride:
             shapes = [tuple(value.shape) for value in outputs]
             raise ValueError(
-                f"MODEL.TIMM.NAME: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides,"
-                f" which a backbone needs: for an image of {PROBE_SIZE[0]}x{PROBE_SIZE[1]} it gives"
-                f" {shapes}"
+                f"name: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides, which a"
+                f" backbone needs: for images of (height, width) {PROBE_SIZE} it gives {shapes}"
             )
-        return size_arguments, {
-            index: feature for index in found if (feature := maps[index]) is not None
-        }
+        return size_arguments, dict(last_of_stride[stride] for stride in sorted(last_of_stride))
     height, width = PROBE_SIZE
     raise ValueError(
-        f"MODEL.TIMM.NAME: {name!r} does not give features of an image of {height}x{width}"
-        f" ({failures[0]}), and so cannot be a backbone: it may be made for images of one size, or"
-        " not give features"
+        f"name: {name!r} does not give features of an image of {height}x{width} ({failures[0]}),"
+        " and so cannot be a backbone: it may be made for images of one size, or not give features"
     ) from failures[0]
 
 
 def _pixel_settings(cfg: CfgNode) -> PixelSettings:
-    """Return what a model's published weights were trained on."""
+    """Return the pixel statistics of a model's published weights; ImageNet's if it has none."""
     timm = _timm()
-    _check_name(timm, cfg.MODEL.TIMM.NAME)
+    _check_name(timm, "MODEL.TIMM.NAME", cfg.MODEL.TIMM.NAME)
     published = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
-    if published is None:  # a model that nobody has published weights of
-        return PixelSettings.from_unit_range(
-            timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-        )
+    if published is None:
+        mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        return PixelSettings.from_unit_range(mean, std)
     return PixelSettings.from_unit_range(published.mean, published.std)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the model that `MODEL.TIMM` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`.
-
-    Raises:
-        ModuleNotFoundError: Timm is not installed; the message says how to.
-        ValueError: A setting is out of range, or the model gives no maps; the message names the
-            key.
-    """
-    return _build(cfg, input_shape, cfg.MODEL.TIMM.OUT_FEATURES)
+    """Build the model that `MODEL.TIMM` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    warn_of_unset_pixels(cfg)
+    return TimmBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of `build_fpn`, without maps that the pyramid does not
-    merge.
-    """
-    return build_fpn(cfg, _build(cfg, input_shape, _merged(cfg)))
+    """Build the model with the pyramid of `build_fpn`, without maps that it does not merge."""
+    warn_of_unset_pixels(cfg)
+    return build_fpn(cfg, TimmBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of `build_retinanet_fpn`, without maps that the pyramid does
-    not merge.
-    """
-    return build_retinanet_fpn(cfg, _build(cfg, input_shape, _merged(cfg)))
-
-
-def _merged(cfg: CfgNode) -> list[str]:
-    return features_to_merge(cfg.MODEL.TIMM.OUT_FEATURES, cfg.MODEL.FPN.IN_FEATURES)
-
-
-def _build(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> TimmBackbone:
+    """Build the model with the pyramid of `build_retinanet_fpn`, without maps it does not merge."""
     warn_of_unset_pixels(cfg)
-    return TimmBackbone(
-        name=cfg.MODEL.TIMM.NAME,
-        out_features=out_features,
-        pretrained=cfg.MODEL.TIMM.PRETRAINED,
-        norm=cfg.MODEL.TIMM.NORM,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        in_channels=input_shape.channels or 3,
-    )
+    body = TimmBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
+    return build_retinanet_fpn(cfg, body)

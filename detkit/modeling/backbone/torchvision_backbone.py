@@ -1,7 +1,7 @@
 """Any classification model of torchvision as a backbone.
 
-torchvision traces a model into a graph, and gives the part of the graph that leads to chosen nodes.
-Which nodes these are is found here: a dry pass tells the stride of each, and of those that share a
+torchvision traces a model into a graph, and extracts the part that leads to chosen nodes. Which
+nodes these are is found here: a dry run tells the stride of each, and among those that share a
 stride the output of the stage is taken, not an activation within the next one.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from detkit.checkpoint import load_checkpoint_file
-from detkit.config import CfgNode
+from detkit.config import CfgNode, configurable
 from detkit.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
+from detkit.modeling.backbone.backbone import check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.dry_run import dry_forward
 from detkit.modeling.backbone.foreign_backbone import (
     PROBE_SIZE,
     FeatureMap,
     ForeignBackbone,
-    check_chosen,
     feature_map_of,
     features_to_merge,
 )
@@ -36,17 +36,20 @@ from detkit.modeling.backbone.pixel_settings import (
     made_for_pixels,
     warn_of_unset_pixels,
 )
+from detkit.utils.errors import ConfigError
 from detkit.utils.near_miss import did_you_mean
 
+# The published files of DenseNet are older than torchvision's code: norm.1 in them is norm1.
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(\.)")
 
 
 class TorchvisionBackbone(ForeignBackbone):
-    """The convolutional part of a classification model, whose maps are named `s4`, `s8`, ... by their strides.
+    """The convolutional part of a classification model; maps are named `s4`, `s8`, ... by stride.
 
     The tensors have torchvision's names behind `body.`.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -60,31 +63,33 @@ class TorchvisionBackbone(ForeignBackbone):
 
         Args:
             name: As in `torchvision.models.get_model`.
-            out_features: Which maps to give; layers that no map needs are left out.
-            weights: What `load_initial_weights` loads: a name in the model's weight enum; empty for
-                nothing.
-            norm: See `ForeignBackbone`.
-            freeze_at: See `ForeignBackbone`.
+            out_features: Names of the maps to return; layers that no map needs are left out.
+            weights: Name in the model's weight enum, for `load_initial_weights`; "" for none.
+            norm: "", "FrozenBN" or "SyncBN", as in `ForeignBackbone`.
+            freeze_at: 2^freeze_at is the coarsest stride that is frozen, as in `ForeignBackbone`.
 
         Raises:
-            ValueError: A model, weights or a feature of that name does not exist, or the model
-                gives no maps.
+            ValueError: A model, weights or a feature of that name does not exist.
+            ValueError: The model has no maps.
         """
-        model = _build_model(name)
-        _published(name, weights)
+        _check_name("name", name)
+        # Without the argument they warn that a later version will not initialise their weights.
+        arguments = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, weights=None, **arguments)
+        _published("weights", name, weights)
         nodes = stage_nodes(model, name)
-        maps = {f"s{feature.stride}": feature for feature in nodes.values()}
-        check_chosen("MODEL.TORCHVISION.OUT_FEATURES", out_features, list(maps), name)
-        coarsest = max(maps[feature].stride for feature in out_features)
-        nodes = {node: feature for node, feature in nodes.items() if feature.stride <= coarsest}
-        body = create_feature_extractor(
-            model,
-            {node: f"s{feature.stride}" for node, feature in nodes.items()},
-            suppress_diff_warning=True,
-        )
+        strides = {f"s{feature.stride}": feature.stride for feature in nodes.values()}
+        check_features("out_features", out_features, strides)
+        coarsest = max(strides[feature] for feature in out_features)
+        maps, return_nodes = {}, {}
+        for node, feature in nodes.items():
+            if feature.stride <= coarsest:
+                maps[f"s{feature.stride}"] = feature
+                return_nodes[node] = f"s{feature.stride}"
+        body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
         super().__init__(
             body=body.train(),
-            maps={f"s{feature.stride}": feature for feature in nodes.values()},
+            maps=maps,
             out_features=out_features,
             freeze_at=freeze_at,
             norm=norm,
@@ -93,16 +98,41 @@ class TorchvisionBackbone(ForeignBackbone):
         )
         self.name, self.weights = name, weights
 
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, input_shape: ShapeSpec, merged: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments that `MODEL.TORCHVISION` sets.
+
+        Args:
+            cfg: The config.
+            input_shape: The input's channels.
+            merged: Features that a pyramid merges; other features are left out. None for no
+                pyramid.
+        """
+        if input_shape.channels != 3:
+            raise ConfigError(
+                "torchvision's models take images of 3 channels, MODEL.PIXEL_MEAN has"
+                f" {input_shape.channels} numbers"
+            )
+        settings = cfg.MODEL.TORCHVISION
+        features = settings.OUT_FEATURES
+        return {
+            "name": settings.NAME,
+            "out_features": features if merged is None else features_to_merge(features, merged),
+            "weights": settings.WEIGHTS,
+            "norm": settings.NORM,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:
         """Return the weights that `weights` names, from torch.hub's cache or downloaded into it."""
-        entry = _published(self.name, self.weights)
+        entry = _published("weights", self.name, self.weights)
         if entry is None:
             return "", {}
         weights = load_checkpoint_file(f"torchvision://{self.name}/{self.weights}")["model"]
-        # The files of DenseNet are older than its code: norm.1 in them is norm1.
-        return f"torchvision's {entry}", {
-            _DENSE_LAYER.sub(r"\1\2\3", name): weights[name] for name in weights
-        }
+        renamed = {_DENSE_LAYER.sub(r"\1\2\3", name): weights[name] for name in weights}
+        return f"torchvision's {entry}", renamed
 
 
 def _sync_norm(norm: nn.Module) -> nn.Module:
@@ -117,40 +147,33 @@ def _sync_norm(norm: nn.Module) -> nn.Module:
 def stage_nodes(model: nn.Module, name: str) -> dict[str, FeatureMap]:
     """Return the node of a model's graph that ends each stage, with its map, finest first.
 
-    A node that halves the resolution begins a stage: its own, or that of the largest module around
-    it which takes in the finer map. What goes into it is the output of the stage before. The last
-    node of the coarsest stride ends the last stage.
-
     Raises:
-        ValueError: The model gives no map whose sides are those of the image divided by a power of
+        ValueError: The model has no map whose sides are those of the image divided by a power of
             two.
     """
+    # A node that halves the resolution begins a stage: its own, or that of the largest module
+    # around it whose input is the finer map. What goes into it is the output of the stage before.
+    # The last node of the coarsest stride ends the last stage.
     maps = _maps_in_order(model, name)
+    strides = [feature.stride for _, feature in maps]
     paths = [node.split(".") for node, _ in maps]
     ends = {}
-    for stride in sorted({feature.stride for _, feature in maps} - {1}):
-        index = next(
-            (i for i, (_, feature) in enumerate(maps) if feature.stride > stride), len(maps)
-        )
-        if index < len(maps):
-            index = _beginning(paths, [feature.stride for _, feature in maps], index, stride)
-        node, feature = next(
-            maps[i] for i in range(index - 1, -1, -1) if maps[i][1].stride == stride
-        )
+    for stride in sorted(set(strides) - {1}):
+        coarser = [index for index, other in enumerate(strides) if other > stride]
+        end = _beginning(paths, strides, coarser[0], stride) if coarser else len(maps)
+        index = max(index for index in range(end) if strides[index] == stride)
+        node, feature = maps[index]
         ends[node] = feature
     if not ends:
         raise ValueError(
-            f"MODEL.TORCHVISION.NAME: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides,"
-            " which a backbone needs: transformers without a pyramid and networks without padding"
-            " do not"
+            f"name: {name!r} gives no maps of 1/2, 1/4, ... of the image's sides, which a backbone"
+            " needs: transformers without a pyramid and networks without padding do not"
         )
     return ends
 
 
 def _beginning(paths: list[list[str]], strides: list[int], index: int, stride: int) -> int:
-    """Return the first node of the largest module that holds the one at `index` and comes after
-    maps of `stride`.
-    """
+    """Return the first node of the largest module around a node that follows a map of `stride`."""
     for depth in range(1, len(paths[index])):
         module = paths[index][:depth]
         first = next(i for i, path in enumerate(paths) if path[:depth] == module)
@@ -160,117 +183,77 @@ def _beginning(paths: list[list[str]], strides: list[int], index: int, stride: i
 
 
 def _maps_in_order(model: nn.Module, name: str) -> list[tuple[str, FeatureMap]]:
-    """Return the nodes of the graph whose values are maps of a power-of-two stride, in the order of
-    computation.
-    """
+    """Return the nodes whose values are maps of a power-of-two stride, in order of computation."""
     try:
         train_nodes, eval_nodes = get_graph_node_names(model, suppress_diff_warning=True)
-        everything: dict[str, Any] = {
-            "train_return_nodes": train_nodes[-1:],
-            "eval_return_nodes": eval_nodes[1:],  # the first is the image
-        }
-        traced = create_feature_extractor(model, **everything, suppress_diff_warning=True)
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # a traced module that fails prints its code as well
+        traced = create_feature_extractor(
+            model,
+            train_return_nodes=train_nodes[-1:],
+            eval_return_nodes=eval_nodes[1:],  # the first is the image
+            suppress_diff_warning=True,
+        )
+        # A traced module that fails prints its code as well.
+        with contextlib.redirect_stderr(io.StringIO()):
             values = dry_forward(traced, PROBE_SIZE)
     except Exception as error:
         height, width = PROBE_SIZE
         raise ValueError(
-            f"MODEL.TORCHVISION.NAME: {name!r} does not run on an image of {height}x{width}"
-            f" ({error}), and so cannot be a backbone: it may be made for images of one size"
+            f"name: {name!r} does not run on an image of {height}x{width} ({error}), and so cannot"
+            " be a backbone: it may be made for images of one size"
         ) from error
     found = [(node, feature_map_of(value)) for node, value in values.items()]
     return [(node, feature) for node, feature in found if feature is not None]
 
 
-def _check_name(name: str) -> None:
+def _check_name(where: str, name: str) -> None:
     # Of this module only: list_models() also knows detectors, and models of videos.
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         hint = did_you_mean(name, known)
-        raise ValueError(
-            f"MODEL.TORCHVISION.NAME: torchvision has no classification model {name!r}.{hint}"
-        )
+        raise ValueError(f"{where}: torchvision has no classification model {name!r}.{hint}")
 
 
-def _build_model(name: str) -> nn.Module:
-    _check_name(name)
-    arguments = (
-        {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    )  # they warn otherwise
-    return torchvision.models.get_model(name, weights=None, **arguments)
-
-
-def _published(name: str, weights: str) -> Any:
-    """Return the entry of a model's weight enum; None where no name is given."""
+def _published(where: str, name: str, weights: str) -> Any:
+    """Return the entry of a model's weight enum; None for ""."""
     if not weights:
         return None
     members = torchvision.models.get_model_weights(name).__members__
     if weights not in members:
         hint = did_you_mean(weights, members)
-        raise ValueError(
-            f"MODEL.TORCHVISION.WEIGHTS: {name} has {list(members)}, got {weights!r}.{hint}"
-        )
+        raise ValueError(f"{where}: {name} has {list(members)}, got {weights!r}.{hint}")
     return members[weights]
 
 
 def _pixel_settings(cfg: CfgNode) -> PixelSettings:
-    """Return what a model's published weights were trained on; that of the default ones where it
-    starts from random.
-    """
+    """Return the pixel statistics of a model's weights; of its default ones if it has none."""
     name, weights = cfg.MODEL.TORCHVISION.NAME, cfg.MODEL.TORCHVISION.WEIGHTS
-    _check_name(name)
-    transforms = _published(name, weights or "DEFAULT").transforms()
+    _check_name("MODEL.TORCHVISION.NAME", name)
+    entry = _published("MODEL.TORCHVISION.WEIGHTS", name, weights or "DEFAULT")
+    transforms = entry.transforms()
     return PixelSettings.from_unit_range(transforms.mean, transforms.std)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
-    """Build the model that `MODEL.TORCHVISION` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`.
-
-    Raises:
-        ValueError: A setting is out of range, or the model gives no maps; the message names the
-            key.
-    """
-    return _build(cfg, input_shape, cfg.MODEL.TORCHVISION.OUT_FEATURES)
+    """Build the model that `MODEL.TORCHVISION` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    warn_of_unset_pixels(cfg)
+    return TorchvisionBackbone(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of `build_fpn`, without maps that the pyramid does not
-    merge.
-    """
-    merged = features_to_merge(cfg.MODEL.TORCHVISION.OUT_FEATURES, cfg.MODEL.FPN.IN_FEATURES)
-    return build_fpn(cfg, _build(cfg, input_shape, merged))
+    """Build the model with the pyramid of `build_fpn`, without maps that it does not merge."""
+    warn_of_unset_pixels(cfg)
+    body = TorchvisionBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
+    return build_fpn(cfg, body)
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_retinanet_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the model with the pyramid of `build_retinanet_fpn`, without maps that the pyramid does
-    not merge.
-    """
-    merged = features_to_merge(cfg.MODEL.TORCHVISION.OUT_FEATURES, cfg.MODEL.FPN.IN_FEATURES)
-    return build_retinanet_fpn(cfg, _build(cfg, input_shape, merged))
-
-
-def _build(
-    cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]
-) -> TorchvisionBackbone:
-    if input_shape.channels != 3:
-        raise ValueError(
-            "torchvision's models take images of 3 channels, MODEL.PIXEL_MEAN has"
-            f" {input_shape.channels} numbers"
-        )
+    """Build the model with the pyramid of `build_retinanet_fpn`, without maps it does not merge."""
     warn_of_unset_pixels(cfg)
-    torchvision_cfg = cfg.MODEL.TORCHVISION
-    return TorchvisionBackbone(
-        name=torchvision_cfg.NAME,
-        out_features=out_features,
-        weights=torchvision_cfg.WEIGHTS,
-        norm=torchvision_cfg.NORM,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    body = TorchvisionBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
+    return build_retinanet_fpn(cfg, body)

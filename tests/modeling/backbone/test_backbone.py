@@ -4,7 +4,7 @@ from torch import nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import Backbone
-from detkit.modeling.backbone.backbone import select_features
+from detkit.modeling.backbone.backbone import check_features, select_features
 
 
 class _Halves(Backbone):
@@ -49,3 +49,15 @@ def test_unknown_feature_names_key_and_what_there_is():
 def test_no_feature_is_an_error():
     with pytest.raises(ValueError, match="KEY names no feature"):
         select_features(SHAPES, [], "KEY")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([], r"KEY needs at least one of \['s4', 's8'\]: got none"),
+        (["s4", "s5"], r"KEY must be of \['s4', 's8'\]: got 's5'"),
+    ],
+)
+def test_features_that_are_not_there_are_an_error(features, message):
+    with pytest.raises(ValueError, match=message):
+        check_features("KEY", features, ["s4", "s8"])

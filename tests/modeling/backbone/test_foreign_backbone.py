@@ -5,7 +5,6 @@ from torch import nn
 from detkit.modeling.backbone.foreign_backbone import (
     FeatureMap,
     ForeignBackbone,
-    check_chosen,
     feature_map_of,
     features_to_merge,
 )
@@ -95,24 +94,12 @@ def test_only_what_a_pyramid_merges_is_given_unless_it_asks_for_more():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ([], r"KEY needs at least one of \['s4'\]"),
-        (["s5"], r"KEY must be of \['s4'\], the strides of net: got 's5'"),
-    ],
-)
-def test_features_that_are_not_there_are_an_error(chosen, message):
-    with pytest.raises(ValueError, match=message):
-        check_chosen("KEY", chosen, ["s4"], "net")
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "FrozenBM"}, "NORM must be one of .*got 'FrozenBM'. Did you mean 'FrozenBN'"),
+        ({"norm": "FrozenBM"}, "norm must be one of .*got 'FrozenBM'. Did you mean 'FrozenBN'"),
         (
             {"norm": "SyncBN", "body": nn.Conv2d(3, 4, 1)},
-            "NORM 'SyncBN' is for batch norms, which this model has none",
+            "norm 'SyncBN' is for batch norms, which this model has none",
         ),
     ],
 )

@@ -437,7 +437,7 @@ def _set(cfg, key, value):
         ),
         pytest.param(
             {"STRIDE_PER_STAGE": [1, 2, 0, 2]},
-            "MODEL.RESNETS.STRIDE_PER_STAGE must be whole numbers",
+            "MODEL.RESNETS.STRIDE_PER_STAGE must be whole numbers from 1 on",
             id="stride 0",
         ),
         pytest.param(

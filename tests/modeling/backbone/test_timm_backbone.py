@@ -170,7 +170,7 @@ def test_weights_that_are_not_there_offline_name_source_and_place(tmp_path):
         pytest.param(["NAME", "resnet18.a4_in1k"], r"TIMM.NAME: timm has \['resnet18.a1_in1k', .*got 'resnet18.a4_in1k'. Did you", id="tag"),
         pytest.param(["NAME", "levit_128s"], "'levit_128s' does not give features of an image of 256x384", id="fixed size"),
         pytest.param(["NAME", "convmixer_768_32"], "'convmixer_768_32' gives no maps of 1/2, 1/4", id="stride 7", marks=pytest.mark.slow),
-        pytest.param(["OUT_FEATURES", ["s3"]], r"TIMM.OUT_FEATURES must be of \['s2', .*'s32'\], .*got 's3'. Did you mean", id="feature"),
+        pytest.param(["OUT_FEATURES", ["s3"]], r"out_features must be of \['s2', .*'s32'\]: got 's3'. Did you mean.*MODEL.TIMM.OUT_FEATURES", id="feature"),
     ],
 )  # fmt: skip
 def test_bad_setting_is_an_error(options, message):

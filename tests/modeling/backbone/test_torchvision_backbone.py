@@ -292,9 +292,9 @@ def test_frozen_random_weights_warn(freeze_at, caplog):
         pytest.param(["NAME", "vit_b_16"], r"'vit_b_16' does not run on an image of 256x384 \(Wrong image h", id="fixed size"),
         pytest.param(["NAME", "squeezenet1_1"], "'squeezenet1_1' gives no maps of 1/2, 1/4", id="no padding"),
         pytest.param(["WEIGHTS", "IMAGENET1K_V11"], r"TORCHVISION.WEIGHTS: mobilenet_v3_small has \['IMAGENET1K_V1', 'DEFAULT'\], got 'IMAGENET1K_V11'. Did you mean 'IMAGENET1K_V1'", id="weights"),
-        pytest.param(["OUT_FEATURES", ["s4", "res5"]], r"TORCHVISION.OUT_FEATURES must be of \['s2', .*'s32'\], .*got 'res5'", id="feature"),
-        pytest.param(["OUT_FEATURES", []], "TORCHVISION.OUT_FEATURES needs at least one", id="no feature"),
-        pytest.param(["NAME", "vgg11", "NORM", "FrozenBN"], "NORM 'FrozenBN' is for batch norms, which this model", id="no batch norm"),
+        pytest.param(["OUT_FEATURES", ["s4", "res5"]], r"out_features must be of \['s2', .*'s32'\]: got 'res5'.*MODEL.TORCHVISION.OUT_FEATURES", id="feature"),
+        pytest.param(["OUT_FEATURES", []], "out_features needs at least one.*MODEL.TORCHVISION.OUT_FEATURES", id="no feature"),
+        pytest.param(["NAME", "vgg11", "NORM", "FrozenBN"], "norm 'FrozenBN' is for batch norms, which this model.*MODEL.TORCHVISION.NORM", id="no batch norm"),
     ],
 )  # fmt: skip
 def test_bad_setting_is_an_error(options, message):
