@@ -1,4 +1,4 @@
-"""Training and prediction: processes, loop, hooks, and the defaults that tie all packages together."""
+"""Training and prediction: processes, loop, hooks, and defaults that tie the packages together."""
 
 from detkit.engine import hooks
 from detkit.engine.default_predictor import DefaultPredictor

@@ -1,4 +1,4 @@
-"""`BufferSnapshot`: the buffers of a model, to be put back after a skipped step or an extra pass."""
+"""`BufferSnapshot`: a model's buffers, to be restored after a skipped step or an extra pass."""
 
 from collections import defaultdict
 

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run records beside its state: the classes of its model and its settings."""
+"""What a checkpoint records beside the state of a run: the classes of its model, its settings."""
 
 import logging
 from collections.abc import Sequence
@@ -26,24 +26,23 @@ _KEYS = (
 
 
 def class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
-    """What is known about the classes of the training data, for the checkpoints."""
+    """Return what is known about the classes of the first data set, for the checkpoints."""
     if not dataset_names:
         return {}
     metadata = MetadataCatalog.get(dataset_names[0])
-    found = {key: metadata.get(key) for key in _KEYS}
-    return {
-        "dataset": dataset_names[0],
-        **{key: value for key, value in found.items() if value is not None},
-    }
+    record = {"dataset": dataset_names[0]}
+    for key in _KEYS:
+        value = metadata.get(key)
+        if value is not None:
+            record[key] = value
+    return record
 
 
 class ConfigRecord:
-    """Puts the settings into each checkpoint, and says what has changed when one is taken up with
-    others.
-    """
+    """Stores the settings in each checkpoint, and logs what has changed when one is resumed."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Take the settings; they are not kept."""
+        """Keep the settings as they are now, as text."""
         self._text = cfg.dump()
 
     def state_dict(self) -> str:
@@ -51,7 +50,7 @@ class ConfigRecord:
         return self._text
 
     def load_state_dict(self, state_dict: str) -> None:
-        """Compare with those of a checkpoint; the present ones hold."""
+        """Compare with the settings of a checkpoint; the present ones stay in effect."""
         changes = changed_settings(state_dict, self._text)
         if changes:
             logger.warning(
@@ -60,22 +59,28 @@ class ConfigRecord:
 
 
 def changed_settings(before: str, now: str) -> list[str]:
-    """Return a line `KEY: before -> now` for each setting that differs between two texts of YAML."""
+    """Return a line `KEY: before -> now` for each setting that differs between two YAML texts."""
     old, new = flat_settings(yaml.safe_load(before)), flat_settings(yaml.safe_load(now))
-    return [
-        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
-        for key in sorted({**old, **new})
-        if key not in old or key not in new or old[key] != new[key]
-    ]
-
-
-def _shown(settings: dict[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "(not there)"
+    lines = []
+    for key in sorted({**old, **new}):
+        # Not by `get`: None is a value that a setting may have.
+        if key in old and key in new and old[key] == new[key]:
+            continue
+        shown = [repr(tree[key]) if key in tree else "(not there)" for tree in (old, new)]
+        lines.append(f"{key}: {' -> '.join(shown)}")
+    return lines
 
 
 def flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the settings of a tree by full key: `{"A": {"B": 1}}` is `{"A.B": 1}`."""
+    """Return the settings of a tree by full key.
+
+    Example:
+        >>> flat_settings({"A": {"B": 1, "C": [2]}})
+        {'A.B': 1, 'A.C': [2]}
+    """
     if not isinstance(tree, dict) or (prefix and not tree):
         return {prefix.rstrip("."): tree}
-    parts = (flat_settings(below, f"{prefix}{name}.") for name, below in tree.items())
-    return {key: value for part in parts for key, value in part.items()}
+    flat: dict[str, Any] = {}
+    for name, below in tree.items():
+        flat.update(flat_settings(below, f"{prefix}{name}."))
+    return flat

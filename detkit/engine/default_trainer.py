@@ -4,7 +4,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ from detkit.evaluation import (
 from detkit.modeling import GeneralizedRCNNWithTTA, build_model
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventWriter, ProgressBar
 from detkit.utils.logger import setup_logger
 
@@ -138,9 +139,18 @@ class DefaultTrainer(SimpleTrainer):
         """This trainer, under the name in which Detectron2 keeps a trainer of the steps."""
         return self
 
+    @_trainer.setter
+    def _trainer(self, trainer: object) -> None:
+        raise AttributeError(
+            "there is no trainer within a DefaultTrainer: override run_step, compute_losses or"
+            f" step_optimizer in the subclass instead of setting {type(trainer).__name__}"
+        )
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in OUTPUT_DIR if `resume` is set and there is one, else
-        load MODEL.WEIGHTS.
+        """Resume from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
+
+        Args:
+            resume: Look for a checkpoint of this run first.
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
@@ -157,46 +167,44 @@ class DefaultTrainer(SimpleTrainer):
                     self.start_iter,
                     self.max_iter,
                 )
-        else:  # killed before its first checkpoint: what the writers have of it would come twice
+        else:
+            # Killed before its first checkpoint: what the writers have of it would come twice.
             for hook in self._hooks:
                 hook.load_state_dict(hook.state_dict())
 
     def build_hooks(self) -> Sequence[HookBase | None]:
-        """Build the hooks in the order in which they run: timing, schedule, saving, evaluation,
-        pictures, writing.
+        """Build the hooks in the order in which they run.
+
+        That is timing, schedule, saving, evaluation, pictures, writing.
         """
-        cfg, is_main = self.cfg, comm.is_main_process()
-        return [
-            hooks.IterationTimer(),
-            hooks.EMAHook(self.ema) if self.ema is not None else None,
-            hooks.LRScheduler(),
-            self._precise_bn(),
-            # Before evaluation, so that nothing is lost when that fails; in every process, see the
-            # hook.
+        cfg = self.cfg
+        found: list[HookBase] = [hooks.IterationTimer()]
+        if self.ema is not None:
+            found.append(hooks.EMAHook(self.ema))
+        found.append(hooks.LRScheduler())
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            loader, num_iter = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            found.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, num_iter))
+        # Before evaluation, so that nothing is lost when that fails.
+        found.append(
             hooks.PeriodicCheckpointer(
                 self.checkpointer,
                 cfg.SOLVER.CHECKPOINT_PERIOD,
                 max_to_keep=cfg.CHECKPOINT_KEEP or None,
-            ),
-            (
-                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_keep_results())
-                if cfg.DATASETS.TEST
-                else None
-            ),
-            self._validation_loss(),
-            *self._best_weights(),
-            self._visualization() if is_main else None,
-            hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1) if is_main else None,
-            # So late that it writes what the hooks before it have measured.
-            hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD) if is_main else None,
-            (
-                hooks.SkippedImages(self.data_loader)
-                if cfg.DATALOADER.ON_BAD_IMAGE == "skip"
-                else None
-            ),
-            # Last, so that an iteration is whole when the run stops.
-            hooks.StopOnSignal(self.checkpointer),
-        ]
+            )
+        )
+        found += self._evaluation_hooks()
+        if comm.is_main_process():
+            if cfg.VIS_PERIOD and cfg.DATASETS.TEST:
+                found.append(self._visualization())
+            found.append(hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1))
+            # So late that they write what the hooks before have measured.
+            found.append(hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD))
+        if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
+            found.append(hooks.SkippedImages(self.data_loader))
+        # Last, so that an iteration is whole when the run stops.
+        found.append(hooks.StopOnSignal(self.checkpointer))
+        return found
 
     def build_writers(self) -> list[EventWriter]:
         """Build the writers of metrics that WRITERS names."""
@@ -210,7 +218,7 @@ class DefaultTrainer(SimpleTrainer):
             The results of the last evaluation, in the main process; None where there was none.
 
         Raises:
-            FloatingPointError: A loss or a gradient is not finite.
+            NonFiniteError: A loss or a gradient is infinite or nan.
             RuntimeError: The results miss TEST.EXPECTED_RESULTS.
         """
         cfg = self.cfg
@@ -278,7 +286,7 @@ class DefaultTrainer(SimpleTrainer):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate a model on each data set of DATASETS.TEST; with TEST.AUG.ENABLED also as TEST.AUG augments it.
+        """Evaluate a model on each data set of DATASETS.TEST, also as TEST.AUG says if enabled.
 
         Args:
             cfg: Read for the data and the evaluators.
@@ -291,10 +299,11 @@ class DefaultTrainer(SimpleTrainer):
             `OUTPUT_DIR/TTA`. Empty in processes other than the main one.
 
         Raises:
-            ValueError: There are more or fewer evaluators than data sets, or no data sets.
+            ConfigError: DATASETS.TEST is empty.
+            ValueError: There is not one evaluator per data set.
         """
         if not cfg.DATASETS.TEST:
-            raise ValueError(
+            raise ConfigError(
                 "DATASETS.TEST is empty: set it to the names of the data sets to evaluate on"
             )
         if isinstance(evaluators, DatasetEvaluator):
@@ -307,9 +316,8 @@ class DefaultTrainer(SimpleTrainer):
         results = cls._test_per_dataset(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED:
             augmented = with_test_time_augmentation(cfg, model)
-            for name, result in cls._test_per_dataset(
-                in_folder(cfg, "TTA"), augmented, evaluators
-            ).items():
+            cfg = in_folder(cfg, "TTA")
+            for name, result in cls._test_per_dataset(cfg, augmented, evaluators).items():
                 results[name] = {**results[name], **result}
         return results if len(results) > 1 else next(iter(results.values()))
 
@@ -323,10 +331,9 @@ class DefaultTrainer(SimpleTrainer):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
-            result = inference_on_dataset(model, loader, evaluator)
-            results[name] = (
-                named_as_augmented(result) if isinstance(model, GeneralizedRCNNWithTTA) else result
-            )
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if isinstance(model, GeneralizedRCNNWithTTA):
+                results[name] = named_as_augmented(results[name])
             if comm.is_main_process():
                 logger.info("results on %s:", name)
                 print_csv_format(results[name])
@@ -334,19 +341,14 @@ class DefaultTrainer(SimpleTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Return the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE, which
-        it was chosen for.
-        """
+        """Return the config for another number of processes than SOLVER.REFERENCE_WORLD_SIZE."""
         return scaled_to_processes(cfg, num_workers)
 
     @classmethod
     def _check_test_data(cls, cfg: CfgNode) -> None:
-        """Make loaders and evaluators once, for the errors: what is wrong must not wait until the
-        model is trained.
-        """
-        if (
-            cls.test.__func__ is not DefaultTrainer.test.__func__
-        ):  # who tests in another way may need neither
+        """Build loaders and evaluators for their errors, to see these before training."""
+        # A subclass that tests in another way may need neither.
+        if cls.test.__func__ is not DefaultTrainer.test.__func__:
             return
         for name in cfg.DATASETS.TEST:
             cls.build_test_loader(cfg, name)
@@ -354,7 +356,8 @@ class DefaultTrainer(SimpleTrainer):
             if cfg.TEST.COMPUTE_LOSS:
                 build_validation_loader(cfg, name)
 
-    def _test_and_keep_results(self) -> Any:
+    def _test_and_keep_results(self) -> Callable[[], Mapping[str, Any]]:
+        # The hook must not keep the trainer, which has the hook: see `register_hooks`.
         this = weakref.proxy(self)
 
         def run() -> Mapping[str, Any]:
@@ -364,63 +367,40 @@ class DefaultTrainer(SimpleTrainer):
             if this.ema is not None:
                 with this.ema.applied():
                     averaged = this.test(in_folder(cfg, "EMA"), this.model)
-                results = with_averaged_results(
-                    results, averaged, is_per_dataset=len(cfg.DATASETS.TEST) > 1
-                )
+                is_per_dataset = len(cfg.DATASETS.TEST) > 1
+                results = with_averaged_results(results, averaged, is_per_dataset=is_per_dataset)
             this._last_eval_results = results
             return results
 
         return run
 
-    def _validation_loss(self) -> HookBase | None:
-        cfg = self.cfg
-        if not cfg.TEST.COMPUTE_LOSS or not cfg.DATASETS.TEST:
-            return None
-        return hooks.EvalHook(
-            cfg.TEST.EVAL_PERIOD,
-            functools.partial(validation_losses_of, cfg, self.checkpointer.model),
-        )
-
-    def _best_weights(self) -> list[HookBase]:
-        """The hooks that follow BEST_METRIC."""
-        cfg = self.cfg
-        patience = cfg.EARLY_STOP.PATIENCE
-        if not cfg.BEST_METRIC:
-            if patience:
-                raise ValueError(
-                    "EARLY_STOP.PATIENCE needs BEST_METRIC: the score that has to rise, such as"
-                    " bbox/AP"
+    def _evaluation_hooks(self) -> list[HookBase]:
+        """Build the hooks for scores, validation losses, the best weights and the early end."""
+        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
+        metric, patience = cfg.BEST_METRIC, cfg.EARLY_STOP.PATIENCE
+        if patience and not metric:
+            raise ConfigError(
+                "EARLY_STOP.PATIENCE needs BEST_METRIC: the score that has to rise, such as bbox/AP"
+            )
+        if not cfg.DATASETS.TEST:
+            if metric:
+                raise ConfigError(
+                    f"BEST_METRIC {metric} needs data sets to evaluate on: DATASETS.TEST is empty"
                 )
             return []
-        if not cfg.DATASETS.TEST:
-            raise ValueError(
-                f"BEST_METRIC {cfg.BEST_METRIC} needs data sets to evaluate on: DATASETS.TEST is"
-                " empty"
-            )
-        period, mode = cfg.TEST.EVAL_PERIOD, cfg.BEST_METRIC_MODE
-        best = hooks.BestCheckpointer(period, self.checkpointer, cfg.BEST_METRIC, mode)
-        if not patience:
-            return [best]
-        return [
-            best,
-            hooks.EarlyStop(patience, period, cfg.BEST_METRIC, self.checkpointer, mode=mode),
-        ]
+        found: list[HookBase] = [hooks.EvalHook(period, self._test_and_keep_results())]
+        if cfg.TEST.COMPUTE_LOSS:
+            losses = functools.partial(validation_losses_of, cfg, self.checkpointer.model)
+            found.append(hooks.EvalHook(period, losses))
+        if metric:
+            saver, mode = self.checkpointer, cfg.BEST_METRIC_MODE
+            found.append(hooks.BestCheckpointer(period, saver, metric, mode))
+            if patience:
+                found.append(hooks.EarlyStop(patience, period, metric, saver, mode=mode))
+        return found
 
-    def _precise_bn(self) -> HookBase | None:
+    def _visualization(self) -> HookBase:
         cfg = self.cfg
-        if not cfg.TEST.PRECISE_BN.ENABLED:
-            return None
-        return hooks.PreciseBN(
-            cfg.TEST.EVAL_PERIOD,
-            self.model,
-            self.build_train_loader(cfg),
-            cfg.TEST.PRECISE_BN.NUM_ITER,
-        )
-
-    def _visualization(self) -> HookBase | None:
-        cfg = self.cfg
-        if cfg.VIS_PERIOD == 0 or not cfg.DATASETS.TEST:
-            return None
         name = cfg.DATASETS.TEST[0]
         return hooks.VisualizationHook(
             cfg.VIS_PERIOD,

@@ -25,43 +25,37 @@ from detkit.engine.simple_trainer import sum_losses
 from detkit.modeling import GeneralizedRCNNWithTTA
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
+from detkit.utils.errors import DataError
 from detkit.utils.events import EventStorage
 from detkit.utils.modes import preserved_modes
 
-# What is drawn (anchors, regions) is drawn alike each time, so that losses of two evaluations can
-# be compared.
+# Anchors and regions are sampled alike each time: losses of two evaluations can be compared.
 _SEED = 0
 
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
-    """Return a model that looks at every image as TEST.AUG says; it shares the weights of the one given.
+    """Return a model that augments every image as TEST.AUG says, and shares the given weights.
 
     Raises:
-        ValueError: The model predicts keypoints, and it is not known which of them a mirror
-            exchanges.
+        ValueError: The model predicts keypoints, and it is not known which of them a flip swaps.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     flip_indices = None
     if cfg.MODEL.KEYPOINT_ON and cfg.TEST.AUG.FLIP:
-        flip_indices = create_keypoint_hflip_indices(
-            cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
-        ).tolist()
+        names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
+        flip_indices = create_keypoint_hflip_indices(names).tolist()
     return GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=flip_indices)
 
 
 def named_as_augmented(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return results by task under the names that tell them from those without augmentation:
-    `bbox_TTA`, ...
-    """
+    """Return results by task under names of their own: `bbox_TTA` for `bbox`."""
     return {f"{task}_TTA": metrics for task, metrics in results.items()}
 
 
 def with_averaged_results(
     results: Mapping[str, Any], averaged: Mapping[str, Any], *, is_per_dataset: bool
 ) -> dict[str, Any]:
-    """Return the results with those of the averaged weights beside them, as tasks of their own:
-    `bbox_EMA`, ...
-    """
+    """Return the results, and those of the averaged weights as tasks of their own: `bbox_EMA`."""
     if is_per_dataset:
         return {
             name: with_averaged_results(results[name], averaged[name], is_per_dataset=False)
@@ -71,15 +65,15 @@ def with_averaged_results(
 
 
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-    """Build the images of a test set once, resized as in testing, with their ground truth.
+    """Build a loader of a test set with ground truth, resized as in testing.
 
     Raises:
-        ValueError: A record of the data set has no ground truth.
+        DataError: A record of the data set has no ground truth.
     """
     records = get_test_records(cfg, dataset_name)
     for record in records:
         if "annotations" not in record and "sem_seg_file_name" not in record:
-            raise ValueError(
+            raise DataError(
                 f"TEST.COMPUTE_LOSS needs ground truth: data set {dataset_name!r} has none for "
                 f"{record.get('file_name')}"
             )
@@ -93,21 +87,22 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
 
 @torch.no_grad()
 def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-    """Return the mean of each loss over N images, and of their sum as `total_loss`, in all processes.
+    """Return the mean of each loss over N images, and of their sum as `total_loss`.
 
-    Norms use their running statistics and nothing is dropped out, as in testing. Modes, buffers and
-    random number generators are afterwards as they were.
+    All processes must call it, and get the same. Norms use their running statistics and nothing is
+    dropped out, as in testing. Modes, buffers and random number generators are restored.
 
     Args:
         model: Without the wrapper of DistributedDataParallel, which would wait for a gradient.
-        loader: Gives this process its share of the images in lists.
+        loader: This process's share of the images, in batches.
 
     Raises:
-        ValueError: There are no images.
+        DataError: There are no images.
     """
     sums: dict[str, Any] = defaultdict(float)
     count = 0
-    with _untouched(model), EventStorage():  # a storage of its own: layers log into the active one
+    # A storage of its own: layers log into the active one.
+    with _untouched(model), EventStorage():
         for batch in loader:
             losses = model(batch)
             losses = losses if isinstance(losses, dict) else {"loss": losses}
@@ -117,14 +112,17 @@ def validation_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, floa
     shares = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
     num_images = sum(share[1] for share in shares)
     if not num_images:
-        raise ValueError("TEST.COMPUTE_LOSS: there are no images in the data set")
-    names = dict.fromkeys(name for share, _ in shares for name in share)
-    return {name: sum(share.get(name, 0.0) for share, _ in shares) / num_images for name in names}
+        raise DataError("TEST.COMPUTE_LOSS: there are no images in the data set")
+    means: dict[str, float] = defaultdict(float)
+    for share, _ in shares:
+        for name, value in share.items():
+            means[name] += value
+    return {name: total / num_images for name, total in means.items()}
 
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Run the block with parts that give losses in training mode, and restore the model after it."""
+    """Run the block with the parts that give losses in training mode, then restore the model."""
     snapshot = BufferSnapshot(model)
     snapshot.take()
     random = random_state()
@@ -147,11 +145,8 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def validation_losses_of(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Return the losses on DATASETS.TEST as a task `val`; by name of the data set where there are
-    several.
-    """
-    by_name = {
-        name: validation_losses(model, build_validation_loader(cfg, name))
-        for name in cfg.DATASETS.TEST
-    }
+    """Return the losses on DATASETS.TEST as a task `val`, by data set where there are several."""
+    by_name = {}
+    for name in cfg.DATASETS.TEST:
+        by_name[name] = validation_losses(model, build_validation_loader(cfg, name))
     return {"val": by_name if len(by_name) > 1 else next(iter(by_name.values()))}

@@ -6,35 +6,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-_FIRST_DECAY = 10
+from detkit.utils.errors import ConfigError, WeightsError
+
+# Of the warm-up's (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage.
+_WARMUP = 10
 
 
 class ModelEMA:
-    """The exponential moving average of the tensors of a model, its norms' statistics included; a checkpoint's `ema`.
+    """The exponential moving average of a model's weights and norm statistics.
 
-    Whole numbers, such as counts of batches, are taken as they are. It is kept on the device of the
-    model, and is the same in every process, as the weights are.
+    Integers, such as counts of batches, are copied. The mean is on the device of the model, and the
+    same in every process, as the weights are. Checkpoints have it as `ema`.
 
     Source: Polyak and Juditsky 1992; in the exponential form Tarvainen and Valpola 2017, arXiv
         1703.01780, section 2.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> ema = ModelEMA(model, decay=0.5, warmup=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> ema.update()
+        >>> with ema.applied():
+        ...     print(model.weight.item())
+        0.5
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool = True) -> None:
         """Start from the present weights.
 
         Args:
-            model: Without the wrapper of DistributedDataParallel. It is followed, never changed but
-                within `applied`.
+            model: Without the wrapper of DistributedDataParallel. Changed only within `applied`.
             decay: Share of the mean that an update keeps, in [0, 1).
             warmup: Keep less at first, (1 + n) / (10 + n) at the n-th update, so that the weights
                 that training starts from are soon forgotten.
 
         Raises:
-            ValueError: The decay is out of range.
+            ConfigError: `decay` is out of range.
         """
         if not 0 <= decay < 1:
-            raise ValueError(f"MODEL_EMA.DECAY must lie in [0, 1), got {decay!r}")
+            raise ConfigError(f"MODEL_EMA.DECAY must lie in [0, 1), got {decay!r}")
         self._model = model
         self._decay = decay
         self._warmup = warmup
@@ -44,20 +57,18 @@ class ModelEMA:
     def restart(self) -> None:
         """Forget the mean, and start again from the present weights."""
         self.num_updates = 0
-        self.weights: dict[str, Tensor] = {
-            name: value.clone() for name, value in self._model.state_dict().items()
-        }
+        self.weights = self._copied()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present weights into the mean; to be called after each step."""
+        """Add the present weights to the mean; to be called after each step."""
         self.num_updates += 1
-        warm = (1 + self.num_updates) / (_FIRST_DECAY + self.num_updates) if self._warmup else 1.0
+        warm = (1 + self.num_updates) / (_WARMUP + self.num_updates) if self._warmup else 1.0
         present = self._model.state_dict()
         means, values = [], []
         for name, value in present.items():
             mean = self.weights.get(name)
-            if mean is None:  # a buffer that the model has had since its first step only
+            if mean is None:  # a buffer that appeared with the model's first step
                 self.weights[name] = value.clone()
             elif value.is_floating_point():
                 means.append(mean)
@@ -65,14 +76,12 @@ class ModelEMA:
             else:
                 mean.copy_(value)
         # One launch for all tensors: a detector has hundreds, most of them small.
-        torch._foreach_lerp_(means, values, 1 - min(self._decay, warm))  # pyright: ignore[reportPrivateImportUsage]
+        get_ema_multi_avg_fn(min(self._decay, warm))(means, values, None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the mean as its weights within the block, and its own ones behind it,
-        bit for bit.
-        """
-        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        """Run the block with the mean as the model's weights; they are restored bit for bit."""
+        own = self._copied()
         self._write(self.weights)
         try:
             yield
@@ -85,20 +94,23 @@ class ModelEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave, on the device of the model."""
+        """Load a state returned by `state_dict`, onto the device of the model."""
         present = self._model.state_dict()
         missing = sorted(present.keys() - state_dict["weights"].keys())
         if missing:
-            raise ValueError(
+            raise WeightsError(
                 f"the checkpoint's averaged weights lack {len(missing)} tensors:"
                 f" {', '.join(missing[:3])}"
             )
-        self.weights = {
-            # Onto a tensor of the model's own layout in memory.
-            name: torch.empty_like(present[name]).copy_(value) if name in present else value.clone()
-            for name, value in state_dict["weights"].items()
-        }
+        self.weights = {}
+        for name, value in state_dict["weights"].items():
+            # Of the model's memory layout, such as channels_last, for the fused update.
+            target = torch.empty_like(present.get(name, value))
+            self.weights[name] = target.copy_(value)
         self.num_updates = state_dict["num_updates"]
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._model.state_dict().items()}
 
     @torch.no_grad()
     def _write(self, weights: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,4 @@
-"""What a run says about its model before it starts: a table of its modules, a warning about norms
-fixed at random.
-"""
-
-from __future__ import annotations
+"""What a run logs about its model before it starts: a table of modules, a warning about norms."""
 
 import logging
 from collections import Counter
@@ -31,31 +27,28 @@ class ModuleRow:
     norms: tuple[str, ...]
     """Kinds of norm in it, with their numbers: `16 BN train`, `4 FrozenBN`, `2 GN`."""
     lr_factors: tuple[float, ...]
-    """Learning rates of its trained parameters, as factors of the optimizer's own; rising."""
+    """Learning rates of its trained parameters, as factors of the optimizer's own; ascending."""
     weight_decays: tuple[float, ...]
-    """Their weight decays; rising."""
+    """Their weight decays; ascending."""
 
 
 def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[ModuleRow]:
     """Return a row for each module, down to `depth` names: `backbone.bottom_up.res2`.
 
-    A row is about a module with everything below it; together they cover the model, each parameter
-    in one row.
+    A row covers a module with everything below it; together the rows cover the model, each
+    parameter in one of them.
 
     Args:
         model: In the mode it will train in.
         optimizer: Its groups say learning rate and weight decay.
         depth: At least 1.
     """
-    base_lr = optimizer.defaults["lr"]
-    settings = {
-        id(parameter): (
-            group.get("initial_lr", group["lr"]) / base_lr,
-            group.get("weight_decay", 0.0),
-        )
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+    settings: dict[int, tuple[float, float]] = {}
+    for group in optimizer.param_groups:
+        # The present rate may be that of a warm-up.
+        factor = group.get("initial_lr", group["lr"]) / optimizer.defaults["lr"]
+        for parameter in group["params"]:
+            settings[id(parameter)] = (factor, group.get("weight_decay", 0.0))
     rows = []
     seen: set[int] = set()
     for name, module, is_whole in _parts(model, "", depth):
@@ -77,18 +70,14 @@ def module_rows(model: nn.Module, optimizer: Optimizer, depth: int = 3) -> list[
 
 def format_module_table(rows: list[ModuleRow]) -> str:
     """Return the rows as a text table with their sum."""
-    cells = [
-        [row.name, f"{row.num_parameters:,}", f"{row.num_trained:,}", ", ".join(row.norms)]
-        + [
-            ", ".join(f"{value:g}" for value in values) or "-"
-            for values in (row.lr_factors, row.weight_decays)
-        ]
-        for row in rows
-    ]
-    parameters, trained = (
-        sum(row.num_parameters for row in rows),
-        sum(row.num_trained for row in rows),
-    )
+    cells = []
+    for row in rows:
+        factors = ", ".join(f"{factor:g}" for factor in row.lr_factors) or "-"
+        decays = ", ".join(f"{decay:g}" for decay in row.weight_decays) or "-"
+        counts = [f"{row.num_parameters:,}", f"{row.num_trained:,}"]
+        cells.append([row.name, *counts, ", ".join(row.norms), factors, decays])
+    parameters = sum(row.num_parameters for row in rows)
+    trained = sum(row.num_trained for row in rows)
     cells.append(["all", f"{parameters:,}", f"{trained:,}", "", "", ""])
     headers = ["module", "parameters", "train", "norms", "lr x", "weight decay"]
     align = ("left", "right", "right", "left", "right", "right")
@@ -98,24 +87,18 @@ def format_module_table(rows: list[ModuleRow]) -> str:
 
 
 def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -> None:
-    """Warn if norms that never learn have not been loaded either: the layers they follow are not normalised at all.
+    """Warn about frozen norms that were not loaded: they normalise nothing.
 
     Args:
         model: As it starts to train.
         report: What was loaded; None if nothing was.
     """
     loaded = () if report is None else set(report.matched)
+    modules = dict(model.named_modules())
     # Parts that name published weights of their own say so themselves when they take none.
-    own = tuple(
-        f"{name}."
-        for name, module in model.named_modules()
-        if isinstance(module, HasInitialWeights)
-    )
-    fixed = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, FrozenBatchNorm2d) and not name.startswith(own)
-    ]
+    own = tuple(f"{name}." for name, m in modules.items() if isinstance(m, HasInitialWeights))
+    fixed = [name for name, m in modules.items() if isinstance(m, FrozenBatchNorm2d)]
+    fixed = [name for name in fixed if not name.startswith(own)]
     random = [name for name in fixed if f"{name}.weight" not in loaded]
     if random:
         logger.warning(
@@ -130,13 +113,10 @@ def warn_about_random_fixed_norms(model: nn.Module, report: LoadReport | None) -
 
 
 def _parts(module: nn.Module, name: str, depth: int) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Return name, module and whether everything below it is meant, or only what it has besides its
-    children.
-    """
+    """Yield name, module, and whether its children belong to it or are parts of their own."""
     children = list(module.named_children())
-    is_layer = (
-        depth == 1 and next(module.parameters(recurse=False), None) is not None
-    )  # perhaps with a norm
+    # A layer with parameters of its own, and perhaps a norm within, is one part.
+    is_layer = depth == 1 and next(module.parameters(recurse=False), None) is not None
     if name and (depth == 0 or is_layer or not children):
         yield name, module, True
         return
@@ -151,15 +131,13 @@ def _norms(modules: Iterable[nn.Module]) -> tuple[str, ...]:
 
 
 def _norm_kind(module: nn.Module) -> str:
-    """Return a norm's name and, for those that have two, its mode; nothing for other modules."""
+    """Return a norm's name and, for batch norms, its mode; an empty string for other modules."""
     if isinstance(module, FrozenBatchNorm2d):
         return "FrozenBN"
     if isinstance(module, _BatchNorm):
         mode = "train" if module.training and not stays_in_eval_mode(module) else "eval"
-        return (
-            f"{'SyncBN' if isinstance(module, (nn.SyncBatchNorm, SyncBatchNorm2d)) else 'BN'}"
-            f" {mode}"
-        )
+        is_synchronized = isinstance(module, nn.SyncBatchNorm | SyncBatchNorm2d)
+        return f"{'SyncBN' if is_synchronized else 'BN'} {mode}"
     if isinstance(module, nn.GroupNorm):
         return "GN"
     if isinstance(module, nn.LayerNorm):

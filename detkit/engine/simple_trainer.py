@@ -333,7 +333,7 @@ class AMPTrainer(SimpleTrainer):
         max_skipped_steps: int = 0,
         dump_dir: str | None = None,
     ) -> None:
-        """Build a `SimpleTrainer`, whose arguments these are; `precision` None takes the default."""
+        """Build a `SimpleTrainer`; `precision` None takes `default_precision(model)`."""
         super().__init__(
             model,
             data_loader,

@@ -1,5 +1,6 @@
-"""Losses and loading times of all processes, on their way into the storage of the main one."""
+"""`StepMetrics`: losses and data times of all processes, gathered for the main one's storage."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,19 +19,19 @@ class StepMetrics:
         self._ungathered.append((iteration, {**losses, "data_time": data_time}))
 
     def gather(self, storage: EventStorage, prefix: str = "") -> None:
-        """Put what was kept into the main process's storage, each iteration's numbers under its own number.
+        """Move what was kept of each iteration to the main process's storage.
 
         Losses are averaged over the processes, of data times the longest counts. All processes must
-        call it, at the same iterations, with a step kept for the same ones.
+        call it at the same iterations, and have kept the same ones.
 
         Args:
-            storage: Gets the sum of the losses as `total_loss`, and where there is more than one,
-                each of them.
+            storage: Gets the sum of the losses as `total_loss`, and each of several losses.
             prefix: Put before the name of the sum; the losses have it already.
         """
         per_rank = comm.gather(self._ungathered)
         self._ungathered = []
-        for of_iteration in zip(*per_rank, strict=True):  # empty in all processes but the main one
+        # Empty in all processes but the main one.
+        for of_iteration in zip(*per_rank, strict=True):
             iteration = of_iteration[0][0]
             values = [dict(values) for _, values in of_iteration]
             storage.put_scalar(
@@ -47,12 +48,19 @@ class StepMetrics:
         return [list(item) for item in self._ungathered]
 
     def load_state(self, state: Sequence[Any]) -> None:
-        """Take over what `state` gave in the process of the same number."""
+        """Load what `state` returned in the process of the same number."""
         self._ungathered = [(iteration, values) for iteration, values in state]
 
 
 def mean_by_name(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each value over those that have it."""
-    names = dict.fromkeys(name for v in values for name in v)
-    having = {name: [v[name] for v in values if name in v] for name in names}
-    return {name: sum(found) / len(found) for name, found in having.items()}
+    """Return the mean of each value over those that have it.
+
+    Example:
+        >>> mean_by_name([{"a": 1.0, "b": 2.0}, {"a": 3.0}])
+        {'a': 2.0, 'b': 2.0}
+    """
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for of_one in values:
+        for name, value in of_one.items():
+            by_name[name].append(value)
+    return {name: sum(found) / len(found) for name, found in by_name.items()}

@@ -265,7 +265,7 @@ class TrainerBase:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state returned by `state_dict`; states of hooks that are not registered are logged.
+        """Load a state returned by `state_dict`; states of unknown hooks are logged.
 
         Random numbers and measured values are set when training begins, so that nothing in between
         changes them.

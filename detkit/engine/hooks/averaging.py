@@ -36,7 +36,7 @@ class EMAHook(HookBase):
 
 
 class PreciseBN(PeriodicHook):
-    """Recomputes the statistics of trained batch norm layers before each evaluation, and at the end.
+    """Recomputes the statistics of trained batch norm layers before evaluations and at the end.
 
     Register it before the hooks that save and evaluate.
 

@@ -11,7 +11,7 @@ from detkit.engine.train_loop import HookBase
 
 
 class LRScheduler(HookBase):
-    """After each step, stores the learning rate it was taken with as `lr`, and steps the scheduler."""
+    """Stores the learning rate of each step as `lr`, and steps the scheduler after it."""
 
     def __init__(
         self, optimizer: Optimizer | None = None, scheduler: TorchScheduler | None = None

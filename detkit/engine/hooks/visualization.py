@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the ground truth: while a model learns, and of test sets at the end."""
+"""Pictures of predictions beside ground truth: during training, and of the test sets after it."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from detkit.engine.buffer_snapshot import BufferSnapshot
@@ -183,9 +184,7 @@ def check_step(losses: Sequence[Mapping[str, Tensor]], gradients: Sequence[Tenso
     # overflow, takes 31 ms.
     norm = values[0].new_zeros(())
     if gradients:
-        with torch.no_grad():
-            norms = torch._foreach_norm([dense_values(gradient) for gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
-        norm = torch.stack(norms).float().sum()
+        norm = get_total_norm([dense_values(gradient) for gradient in gradients]).float()
     numbers = torch.stack([*values, norm])
     is_broken = ~numbers.isfinite()
     # Queued on the device behind the gradients, where there is one: processes agree without a wait

@@ -129,7 +129,7 @@ def summarize(step: BrokenStep) -> str:
 
 
 def collect(step: BrokenStep) -> Evidence:
-    """Look at weights, gradients and batches of a step, and replay it. All processes must call it."""
+    """Return what this process knows of a step, which is replayed. All processes must call it."""
     parameters = dict(step.model.named_parameters())
     largest = ("", 0.0)
     for name, parameter in parameters.items():
@@ -367,7 +367,7 @@ def _is_broken(tensor: Any) -> bool:
 
 
 def _write(content: Mapping[str, Any], path: Path) -> str:
-    """Write a file and return its path; an empty one if that fails, so that the run's error shows."""
+    """Write a file and return its path; empty if that fails, so that the run's own error shows."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_plain(content), indent=1, allow_nan=False)
