@@ -1,4 +1,4 @@
-"""Saving and loading of models and training states, without running anything that a file contains."""
+"""Saving and loading of models and training states, without running code from files."""
 
 from detkit.checkpoint.detection_checkpoint import DetectionCheckpointer, HasInitialWeights
 from detkit.checkpoint.foreign import (

@@ -1,10 +1,10 @@
-"""A reader of pickles that hold arrays, numbers, text and containers, and of nothing else.
+"""A reader of pickles that hold arrays, numbers, strings and containers, and nothing else.
 
-Detectron2's model zoo distributes weights as pickles of NumPy arrays, and a pickle is a program: it
-names functions and says with which arguments to call them. Here every name outside a short table is
-refused, and the names in the table do not lead to NumPy either but to stand-ins that only remember
-their arguments. NumPy's own `dtype.__setstate__` and `ndarray.__setstate__` trust their input; the
-stand-ins check it, and make the tensors at the end.
+Detectron2's model zoo distributes weights as pickles of NumPy arrays. A pickle is a program: it
+names functions and the arguments to call them with. Here every name outside a short table is
+refused, and those in the table resolve to stand-ins that only record their arguments: NumPy's own
+`dtype.__setstate__` and `ndarray.__setstate__` trust their input. The stand-ins check it, and build
+the tensors at the end.
 """
 
 import math
@@ -23,7 +23,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """The pickle asks for a function or class that reading weights does not need."""
+    """A pickle that asks for a function or class that weights do not need."""
 
     def __init__(self, asked_for: str) -> None:
         super().__init__(asked_for)
@@ -31,25 +31,27 @@ class UnsafePickleError(pickle.UnpicklingError):
 
 
 def load_array_pickle(file: IO[bytes]) -> Any:
-    """Read a pickle whose arrays become CPU tensors, whose NumPy scalars become numbers, and which runs nothing.
+    """Load a pickle of arrays without running anything: arrays become tensors, scalars numbers.
 
-    Text of Python 2 pickles is read as latin1, which keeps the bytes of their arrays. The file must
-    allow `seek`.
+    The file must allow `seek`.
 
     Raises:
         UnsafePickleError: The pickle asks for anything but arrays and containers.
-        Exception: Whatever a broken pickle provokes; nothing of it has been run.
+        Exception: The pickle is broken; the type depends on where.
     """
     require_modest_memo(file)
+    # latin1 maps the strings of Python 2 to the same bytes, which is what arrays are stored in.
     return _Plain().convert(_ArrayUnpickler(file, encoding="latin1").load())
 
 
 def require_modest_memo(file: IO[bytes]) -> None:
-    """Refuse a pickle that numbers its objects far beyond their count: Python takes memory for all numbers below.
+    """Refuse a pickle that numbers its objects beyond their count.
 
     Raises:
-        pickle.UnpicklingError: It does, or is no whole pickle.
+        pickle.UnpicklingError: It does, or it is incomplete.
     """
+    # Python's unpickler keeps objects in an array by number: nine bytes that number one object two
+    # billion take gigabytes.
     start = file.tell()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file), start=1):
@@ -61,7 +63,7 @@ def require_modest_memo(file: IO[bytes]) -> None:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Resolves names in `_STAND_INS` and refuses all others."""
+    """Resolves the names in `_STAND_INS` and refuses all others."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _STAND_INS:
@@ -70,9 +72,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """A function a pickle may call. An instance rather than the function itself: pickles can set
-    attributes.
-    """
+    """A function that a pickle may call."""
+
+    # Not the function itself, as a pickle can set attributes of what it gets.
 
     __slots__ = ("_name", "function")
 
@@ -88,14 +90,14 @@ class _StandIn:
 
 
 class _Dict(dict[Any, Any]):
-    """OrderedDict without the attributes that a pickle may set on it (torch's `_metadata`)."""
+    """An OrderedDict that ignores attributes, such as torch's `_metadata`."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 class _Dtype:
-    """numpy.dtype of numbers."""
+    """A numpy.dtype of numbers."""
 
     def __init__(self, code: str, *flags: Any) -> None:
         if code not in _NUMBER_CODES:
@@ -111,13 +113,13 @@ class _Dtype:
 
 
 class _Array:
-    """A NumPy array: shape, dtype, order and bytes, checked against each other once all are known."""
+    """A NumPy array: shape, dtype, order and bytes, checked once all are known."""
 
     def __init__(self) -> None:
         self._state: tuple[Any, ...] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._state = tuple(state)[-4:]  # in front of it a version number, since NumPy 1.0
+        self._state = tuple(state)[-4:]  # after a version number, since NumPy 1.0
 
     def tensor(self) -> Tensor:
         if self._state is None:
@@ -127,8 +129,8 @@ class _Array:
 
 
 def _as_tensor(data: Any, dtype: Any, shape: Any, order: str) -> Tensor:
-    """A tensor of its own memory from raw bytes; text stands for bytes in pickles of Python 2."""
-    if isinstance(data, str):
+    """Return a tensor with its own memory from raw bytes."""
+    if isinstance(data, str):  # from Python 2
         data = data.encode("latin1")
     if not isinstance(data, bytes | bytearray | memoryview) or not isinstance(dtype, _Dtype):
         raise TypeError(
@@ -155,7 +157,7 @@ def _reconstruct(subtype: Any, *shape_and_type: Any) -> _Array:
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: str) -> _Array:
-    """What pickle protocol 5 calls for an array."""
+    """Build an array as pickle protocol 5 does."""
     array = _Array()
     array.__setstate__((shape, dtype, order == "F", data))
     return array
@@ -166,14 +168,14 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What pickle protocols below 3 call for bytes."""
+    """Build bytes as pickle protocols below 3 do."""
     if encoding != "latin1":
         raise UnsafePickleError(f"_codecs.encode(..., {encoding!r})")
     return text.encode("latin1")
 
 
 def _no_bytes(*args: Any) -> bytes:
-    """What pickle protocol 2 calls for empty bytes."""
+    """Build empty bytes as pickle protocol 2 does."""
     if args:
         raise UnsafePickleError("bytes(...) with arguments")
     return b""
@@ -209,25 +211,25 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _Plain:
-    """Turns what was read into plain containers, numbers and tensors."""
+    """Converts what was read to plain containers, numbers and tensors."""
 
     def __init__(self) -> None:
-        # By identity: objects that several places share are converted once. The values keep the
-        # keys' objects alive.
+        # By identity: a shared object is converted once. The values keep the objects alive, so that
+        # no other gets their id.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def convert(self, obj: Any) -> Any:
         if type(obj) in _PLAIN:
             return obj
-        if id(obj) not in self._done:
-            self._done[id(obj)] = (obj, self._convert(obj))
-        return self._done[id(obj)][1]
-
-    def _convert(self, obj: Any) -> Any:
+        if id(obj) in self._done:
+            return self._done[id(obj)][1]
         if isinstance(obj, _Array):
-            return obj.tensor()
-        if isinstance(obj, dict):
-            return {self.convert(key): self.convert(value) for key, value in obj.items()}
-        if isinstance(obj, list | tuple | set | frozenset):
-            return type(obj)(self.convert(item) for item in obj)
-        raise UnsafePickleError(f"an object of type {type(obj).__name__}")
+            plain: Any = obj.tensor()
+        elif isinstance(obj, dict):
+            plain = {self.convert(key): self.convert(value) for key, value in obj.items()}
+        elif isinstance(obj, list | tuple | set | frozenset):
+            plain = type(obj)(self.convert(item) for item in obj)
+        else:
+            raise UnsafePickleError(f"an object of type {type(obj).__name__}")
+        self._done[id(obj)] = (obj, plain)
+        return plain

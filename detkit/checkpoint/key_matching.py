@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint goes to which tensor of a model, and a report of what did not."""
+"""Matching of a checkpoint's tensors with a model's, and a report of those that did not match."""
 
 import re
 from collections import defaultdict
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from detkit.checkpoint.safe_load import CheckpointError
 
-# What wrappers put in front of every name: DistributedDataParallel, torch.compile.
+# Prefixes of all names in DistributedDataParallel and torch.compile.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-# Counts batches for a momentum that nobody uses; older checkpoints and converted ones lack it.
+# A count of batches for a momentum that nobody uses; old and converted checkpoints lack it.
 _NOT_LEARNED = re.compile(r"(^|\.)num_batches_tracked$")
 # Constants that Detectron2 kept in its files and that follow from the config.
 _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
-# What a model has only after its first training step (RetinaNet): a file may hold it for a model
-# that does not show it yet, and weights without it leave nothing unset.
+# RetinaNet has it only after the first training step: a file may hold it for a model that does not
+# have it yet, and the model needs no value.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 # Convolutions of detkit's ResNets, and of those of torchvision and timm.
 _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
@@ -25,9 +25,7 @@ _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weig
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of a model. Names are those of the model,
-    where it has them.
-    """
+    """What became of the tensors of a checkpoint and of a model, by the names of the model."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
@@ -35,23 +33,19 @@ class LoadReport:
     unexpected: tuple[str, ...]
     """Tensors of the checkpoint that the model does not have."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Name -> shapes in the checkpoint and in the model, where they differ. These tensors are not
-    loaded.
-    """
+    """Name -> different shapes in the checkpoint and in the model; these are not loaded."""
     layout: str = ""
-    """Whose names the checkpoint had, if they were translated."""
+    """Layout of the checkpoint, if its names were translated."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """Name in the checkpoint -> name here, where they differ."""
+    """Name in the checkpoint -> different name in the model."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every learned tensor of the model was loaded."""
+        """Return whether every learned tensor of the model was loaded."""
         return not self.missing and not self.mismatched
 
     def summary(self) -> str:
-        """Return the report in a few words: `loaded 293/295 tensors; re-initialised:
-        roi_heads.box_predictor.*`.
-        """
+        """Return the report in a line: `loaded 2/3 tensors; re-initialised: box_predictor.*`."""
         unloaded = [*self.missing, *self.mismatched]
         total = len(self.matched) + len(unloaded)
         parts = [f"loaded {len(self.matched)}/{total} tensors"]
@@ -79,7 +73,7 @@ class LoadReport:
 def match_weights(
     weights: Mapping[str, Any], model_state: Mapping[str, Any]
 ) -> tuple[dict[str, Any], LoadReport]:
-    """Choose what to load: the tensors whose name and shape the model has.
+    """Choose the tensors whose name and shape the model has.
 
     Args:
         weights: Name -> tensor, from a checkpoint.
@@ -90,7 +84,9 @@ def match_weights(
     """
     chosen: dict[str, Any] = {}
     mismatched = {}
-    for name in (name for name in weights if name in model_state):
+    for name in weights:
+        if name not in model_state:
+            continue
         shape_in_file, shape_in_model = _shape(weights[name]), _shape(model_state[name])
         if shape_in_file == shape_in_model:
             chosen[name] = weights[name]
@@ -115,27 +111,30 @@ def _is_optional(name: str) -> bool:
 
 
 def strip_wrapper_prefixes(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Return name in the checkpoint -> name without what wrappers put in front of all of them.
+    """Map the names of a checkpoint to those without the prefixes of wrappers.
 
-    A prefix that all names of the model share as well belongs to the model and stays.
+    A prefix that all names of the model share belongs to the model and stays.
     """
-    names, model_names = list(names), list(model_names)
+    model_names = list(model_names)
     stripped = {name: name for name in names}
-    while prefix := next(
-        (p for p in _WRAPPER_PREFIXES if _all_start_with(stripped.values(), p)), ""
-    ):
-        if _all_start_with(model_names, prefix):
-            break
+    while True:  # wrappers may be nested
+        prefix = next((p for p in _WRAPPER_PREFIXES if _all_start_with(stripped.values(), p)), "")
+        if not prefix or _all_start_with(model_names, prefix):
+            return stripped
         stripped = {name: short[len(prefix) :] for name, short in stripped.items()}
-    return stripped
 
 
 def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
-    """Name a set of tensors compactly: `a.b.*` stands for all tensors of `universe` below `a.b`.
+    """Name a set of tensors compactly: `a.b.*` is all tensors of `universe` below `a.b`.
 
     Args:
         names: The tensors to name, all of them in `universe`.
-        universe: All tensors there are.
+        universe: All tensors.
+
+    Example:
+        >>> from detkit.checkpoint.key_matching import group_names
+        >>> group_names(["a.b.x", "a.b.y"], ["a.b.x", "a.b.y", "a.c.x"])
+        ['a.b.*']
     """
     wanted = set(names)
     size: dict[str, int] = defaultdict(int)
@@ -153,13 +152,15 @@ def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
 
 
 def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> None:
-    """Raise the CheckpointError of a file whose ResNet is not as deep as the model's.
+    """Raise a CheckpointError if the ResNet in a file is not as deep as the model's.
 
     Args:
         names: Of the tensors in the file.
         model_names: Of the tensors of the model.
         path: The file, for the message.
     """
+    # A ResNet-101 has all names of a ResNet-50, with the same shapes: loaded by name, one fills the
+    # other, and the features are meaningless.
     if difference := depth_difference(names, model_names):
         raise CheckpointError(
             f"{path} holds weights of a ResNet of another depth: {difference}. Set"
@@ -169,13 +170,10 @@ def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> 
 
 
 def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
-    """Say how the depths differ, in words; empty if they do not, or if there are no two ResNets to
-    compare.
-    """
+    """Return how the depths of two ResNets differ, or "" if they do not or one is missing."""
     in_file, in_model = _stages(names), _stages(model_names)
     for stage, (blocks_in_model, convs_in_model) in in_model.items():
-        # Blocks that the model has no place for keep the file's shorter name: res4.6 beside
-        # backbone.res4.0.
+        # Blocks without a place in the model keep their short name: res4.6 beside backbone.res4.0.
         found = [in_file[name] for name in in_file if f".{stage}".endswith(f".{name}")]
         blocks, convs = max((n for n, _ in found), default=0), max((n for _, n in found), default=0)
         if found and (blocks, convs) != (blocks_in_model, convs_in_model):
@@ -188,15 +186,17 @@ def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
 
 def _stages(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Return, for each stage, its number of blocks and of convolutions in a block."""
-    found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for match in filter(None, map(_RESNET_CONV.fullmatch, names)):
-        blocks, convs = found[match[1]]
-        found[match[1]] = max(blocks, int(match[2]) + 1), max(convs, int(match[3]))
-    return dict(found)
+    found: dict[str, tuple[int, int]] = {}
+    for name in names:
+        match = _RESNET_CONV.fullmatch(name)
+        if match is not None:
+            blocks, convs = found.get(match[1], (0, 0))
+            found[match[1]] = max(blocks, int(match[2]) + 1), max(convs, int(match[3]))
+    return found
 
 
 def _modules_above(name: str) -> list[str]:
-    """The modules a tensor lies in, outermost first: "", "a", "a.b" for a.b.weight."""
+    """Return the modules that a tensor is in, outermost first: "", "a", "a.b" for a.b.weight."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 

@@ -1,17 +1,16 @@
-"""`PeriodicCheckpointer`: a checkpoint every so many iterations, and only so many kept."""
+"""`PeriodicCheckpointer`: periodic checkpoints, of which the newest are kept."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 from detkit.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detkit.utils.errors import ConfigError
 from detkit.utils.file_io import PathManager
 
 
 class PeriodicCheckpointer:
-    """Saves every `period` iterations as `<prefix>_<iteration>.pth`, and at the end as
-    `<prefix>_final.pth`.
-    """
+    """Saves `<prefix>_<iteration>.pth` every `period` iterations, and `<prefix>_final.pth`."""
 
     def __init__(
         self,
@@ -21,23 +20,23 @@ class PeriodicCheckpointer:
         max_to_keep: int | None = None,
         file_prefix: str = "model",
     ) -> None:
-        """Remember when to save.
+        """Set when to save.
 
         Args:
             checkpointer: Writes the files.
             period: Iterations between checkpoints, at least 1.
             max_iter: Iterations of the run; None saves no final checkpoint.
-            max_to_keep: Periodic checkpoints that stay on disk, the newest; None keeps all. The
-                final one comes on top.
+            max_to_keep: Number of periodic checkpoints that stay on disk, besides the final one;
+                None keeps all.
             file_prefix: Start of the file names.
 
         Raises:
-            ValueError: `period` or `max_to_keep` is below 1.
+            ConfigError: `period` or `max_to_keep` is below 1.
         """
         if period < 1:
-            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD must be at least 1, got {period}")
+            raise ConfigError(f"period (SOLVER.CHECKPOINT_PERIOD) must be at least 1, got {period}")
         if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"max_to_keep (CHECKPOINT_KEEP) must be at least 1 or None, got {max_to_keep}"
             )
         self.checkpointer = checkpointer
@@ -47,7 +46,7 @@ class PeriodicCheckpointer:
         self.file_prefix = file_prefix
 
     def step(self, iteration: int, **extra: Any) -> None:
-        """Save if it is time to; to be called after each iteration with its number, from 0."""
+        """Save if it is due; called after each iteration with its number, from 0."""
         extra = {"iteration": iteration, **extra}
         if (iteration + 1) % self.period == 0:
             self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", **extra)
@@ -56,15 +55,13 @@ class PeriodicCheckpointer:
             self.checkpointer.save(f"{self.file_prefix}_final", **extra)
 
     def save(self, name: str, **extra: Any) -> None:
-        """Save now, under a name of your own."""
+        """Save now, under another name."""
         self.checkpointer.save(name, **extra)
 
     def _delete_older_than(self, iteration: int) -> None:
-        """Delete all but the newest `max_to_keep` files up to this iteration.
-
-        The folder itself is the list, so that a resumed run counts the files from before. Files of
-        later iterations belong to another run: they are left alone.
-        """
+        """Delete all but the newest `max_to_keep` files up to this iteration."""
+        # From a listing of the folder, so that a resumed run counts the files from before. Files of
+        # later iterations belong to another run.
         if self.max_to_keep is None or not self.checkpointer.save_to_disk:
             return
         pattern = re.compile(rf"{re.escape(self.file_prefix)}_(\d{{7,}})\.pth")

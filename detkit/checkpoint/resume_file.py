@@ -1,4 +1,4 @@
-"""From which of a run's checkpoints to go on: the newest one that is whole."""
+"""The checkpoint from which a run resumes: the newest one that is undamaged."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
-    """Return the last checkpoint or, where that is damaged, the newest before it that is not; damages are logged.
+    """Return the last checkpoint or, if it is damaged, the newest undamaged one before it.
 
     Args:
-        last: The one that the run noted as its last.
-        paths: All checkpoints of the folder; those that are numbered count.
+        last: The one that the run has recorded as its last.
+        paths: All checkpoints of the folder; only numbered ones are considered.
 
     Raises:
-        CheckpointError: None is whole.
-        FileNotFoundError: `last` is gone, and there is no other.
+        CheckpointError: All are damaged.
+        MissingFileError: `last` does not exist, and there is no other.
     """
     candidates = [last, *checkpoints_before(last, paths)]
     for path in candidates:
@@ -36,7 +36,7 @@ def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
             return path
         logger.error("%s %s", path, damage)
     if len(candidates) == 1:
-        load_checkpoint_file(last)  # says it best where it is gone
+        load_checkpoint_file(last)  # raises the better error if it is missing
         raise CheckpointError(f"{last} {damage_of(last)}, and there is no checkpoint before it")
     raise CheckpointError(
         f"none of {len(candidates)} checkpoints is whole: {', '.join(candidates)}"
@@ -44,26 +44,24 @@ def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
 
 
 def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:
-    """Return the numbered checkpoints below the number of `last`, or all where it has none, newest
-    first.
+    """Return the checkpoints with a number below that of `last`, newest first.
+
+    If `last` has no number, all that have one.
     """
-    numbers = {path: int(match[2]) for path in paths if (match := _NUMBERED.fullmatch(_name(path)))}
     match = _NUMBERED.fullmatch(_name(last))
     limit = int(match[2]) if match else None
-    earlier = [
-        path
-        for path, number in numbers.items()
-        if path != last and (limit is None or number < limit)
-    ]
-    return sorted(earlier, key=numbers.__getitem__, reverse=True)
+    earlier: list[tuple[int, str]] = []
+    for path in paths:
+        match = _NUMBERED.fullmatch(_name(path))
+        if match and path != last and (limit is None or int(match[2]) < limit):
+            earlier.append((int(match[2]), path))
+    return [path for _, path in sorted(earlier, key=lambda pair: pair[0], reverse=True)]
 
 
 def damage_of(path: str) -> str:
-    """Say what is wrong with a file that detkit wrote as a checkpoint; empty when it is whole.
-
-    Its format keeps a checksum of each tensor, which torch itself does not look at: a file whose
-    end was written and whose middle was not would load, as weights of zeros.
-    """
+    """Return what is wrong with a file that detkit wrote as a checkpoint, or "" if nothing is."""
+    # The zip format has a checksum of each tensor, which torch does not check: a file whose end was
+    # written and whose middle was not would load, as weights of zeros.
     try:
         local = Path(PathManager.get_local_path(path))
         if zipfile.is_zipfile(local):
@@ -82,20 +80,13 @@ def _damage_of_zip(local: Path) -> str:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                 return "is compressed, as no checkpoint is"
             damaged = file.testzip()
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
         return f"is damaged: {error}"
     return f"is damaged: the checksum of {damaged} is wrong" if damaged is not None else ""
 
 
 def remove_half_written(folder: str, names: Sequence[str]) -> None:
-    """Delete what processes that were killed left half written; files of running processes stay."""
+    """Delete the temporary files of killed processes; those of running processes stay."""
     for name in names:
         match = _TEMPORARY.fullmatch(name)
         if match and not _is_running(int(match[1])):

@@ -1,8 +1,8 @@
-"""Reading checkpoint files as data: whatever a file contains, none of it is run.
+"""Loading of checkpoint files as data: no code in a file is run.
 
-Which reader gets a file depends on its first bytes, not on its name: torch's zip and legacy formats
-go to `torch.load` with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors`
-goes by name.
+The first bytes of a file choose its reader, not its name: torch's zip and legacy formats go to
+`torch.load` with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors` goes
+by name.
 """
 
 import json
@@ -25,8 +25,8 @@ _ZIP = b"PK\x03\x04"
 # torch.save before version 1.6: the pickle of a magic number comes first.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
-# Where the weights lie in the checkpoints of detkit and Detectron2, of Lightning and MMDetection,
-# and of Detectron.
+# Keys of the weights in checkpoints of detkit and Detectron2, of Lightning and MMDetection, and of
+# Detectron.
 _WEIGHT_KEYS = ("model", "state_dict", "blobs")
 # Saved buffers may repeat a few values many times (`Tensor.expand`); weights do not, beyond this.
 _MAX_REPEATED_BYTES = 2**26
@@ -48,8 +48,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             fetched once and cached.
 
     Returns:
-        What the file holds, with the weights under `model`: a dict from name to tensor. A file that
-        is nothing but weights gives `{"model": weights}`.
+        The content of the file, with the weights under `model`: a dict from name to tensor. A file
+        of weights alone becomes `{"model": weights}`.
 
     Raises:
         MissingFileError: There is no such file.
@@ -65,8 +65,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     except UnsafePickleError as error:
         raise _unsafe(path, error.asked_for) from error
     except pickle.UnpicklingError as error:
-        # torch's text advises to load the file unsafely: only the name that it refused is passed
-        # on.
+        # torch's message advises to load the file unsafely: only the refused name is passed on.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused is not None:
             raise _unsafe(path, refused[1]) from None
@@ -115,15 +114,14 @@ def _read(local: Path, path: str) -> Any:
 
 
 def require_stored_zip(file: IO[bytes]) -> None:
-    """Refuse a zip archive whose members claim more bytes than the file has: torch stores them as they are.
-
-    Source: Fifield 2019, A better zip bomb: members that overlap expand without nesting, and claim
-        too much as well.
+    """Refuse a zip archive whose members claim more bytes than the file has.
 
     Raises:
         ValueError: They do.
-        zipfile.BadZipFile: It is no whole archive.
+        zipfile.BadZipFile: The archive is incomplete.
     """
+    # torch stores members uncompressed. Members that overlap claim too much as well: Fifield 2019,
+    # A better zip bomb.
     num_bytes = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         claimed = sum(member.file_size for member in archive.infolist())
@@ -143,9 +141,9 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
             f"reading {path} needs the package safetensors: pip install safetensors"
         ) from error
     with safe_open(local, framework="pt") as file:
-        weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}
+        weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = (file.metadata() or {}).get("detkit")
-    # The format keeps text beside the tensors: what detkit wrote there is JSON.
+    # The format has a table of strings beside the tensors; detkit writes JSON there.
     if metadata is None:
         return weights
     if not isinstance(parsed := json.loads(metadata), dict):
@@ -156,7 +154,7 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
 
 
 def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
-    """Put the weights under `model`, wherever the file has them."""
+    """Move the weights to `model`, from the key that the file has them under."""
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict"
@@ -178,10 +176,9 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
     if not weights:
         raise CheckpointError(f"{path} holds no weights: its dict of them is empty")
     for name, value in weights.items():
-        # Modules may keep anything under `_extra_state` (torch.nn.Module.get_extra_state).
-        if not isinstance(name, str) or not (
-            isinstance(value, Tensor) or name.endswith("_extra_state")
-        ):
+        # Modules may keep any object under `_extra_state` (torch.nn.Module.get_extra_state).
+        is_extra = isinstance(name, str) and name.endswith("_extra_state")
+        if not isinstance(name, str) or not (isinstance(value, Tensor) or is_extra):
             raise CheckpointError(
                 f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor"
             )
@@ -192,9 +189,8 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
 
 
 def tensor_problem(tensor: Tensor) -> str:
-    """Say why a tensor of a file cannot be weights (nothing is stored for what it shows), or give
-    an empty text.
-    """
+    """Return why a tensor of a file cannot be weights, or "" if it can."""
+    # Meta tensors and expanded ones claim any shape without stored data.
     if tensor.is_meta or tensor.layout != torch.strided:
         return (
             f"a tensor of shape {tuple(tensor.shape)} that is"
@@ -217,10 +213,11 @@ def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:
 
 
 def _gist(error: BaseException) -> str:
-    """The first line of an error's text that says something of its own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "weights_only" not in line]
-    return f"{type(error).__name__}: {told[0] if told else 'unreadable'}"
+    """Return the type of an error and its first line that is not advice about `weights_only`."""
+    for line in str(error).splitlines():
+        if line.strip() and "weights_only" not in line:
+            return f"{type(error).__name__}: {line.strip()}"
+    return f"{type(error).__name__}: unreadable"
 
 
 def _hint(head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Writing checkpoint files that can be loaded again, and that are either complete or not there."""
+"""Writing of files of checkpoints and weights: loadable, and either complete or absent."""
 
 import contextlib
 import enum
@@ -18,25 +18,24 @@ from detkit.utils.errors import MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
 
 WEIGHT_FORMATS = (".pth", ".safetensors", ".pkl")
-"""Endings of files of weights: torch's format, the one that cannot hold code, Detectron2's pickle."""
+"""Endings of files of weights: torch's format, safetensors, Detectron2's pickle of arrays."""
 
 _SCALARS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 
 
 def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Write a checkpoint in torch's format; a crash at any moment leaves the old file or the new one.
+    """Write a checkpoint in torch's format; a crash leaves the old file or the new one.
 
     Args:
-        checkpoint: Tensors, numbers, text and containers of them; NumPy values become tensors and
-            numbers.
-        path: Where to write; on a remote store that `PathManager` knows, the store decides what a
+        checkpoint: Tensors, numbers, strings and containers of them; NumPy values become tensors
+            and numbers.
+        path: Local path, or one that `PathManager` knows, where the remote store decides what a
             crash leaves.
 
     Raises:
-        TypeError: A value is of a type that `load_checkpoint_file` would refuse. The message names
+        TypeError: A value has a type that `load_checkpoint_file` would refuse; the message names
             its place.
-        OSError: The disk is full, or the system refuses otherwise; what was there before is as it
-            was.
+        OSError: The disk is full, or the system refuses otherwise. The old file is unchanged.
     """
     content = _loadable(checkpoint, "checkpoint")
     try:
@@ -54,9 +53,8 @@ def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's error behind one of torch, which ends its file in all cases and complains about
-    the end then.
-    """
+    """Return the system's error behind one of torch, or None."""
+    # torch finishes its zip file even after an error, and fails again there.
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
@@ -64,9 +62,9 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place, on disk, at the end of the block, or vanishes if the block fails.
+    """Open a temporary file that replaces `path` at the end of the block, unless the block fails.
 
-    A remote `path` is opened as it is: its store decides what a crash leaves.
+    A remote `path` is opened itself: its store decides what a crash leaves.
     """
     if "://" in path:
         with PathManager.open(path, "wb") as file:
@@ -79,20 +77,17 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("wb") as file:
             yield file
-            _flush_to_disk(file)
+            # To the disk before the rename: a power cut must not leave an empty file of that name.
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(target)
         _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself last through a power cut, where the system can."""
+    """Make the rename itself survive a power cut, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -105,12 +100,13 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _loadable(value: Any, where: str) -> Any:
-    """The value in types that a safe reader takes back, or a TypeError that names its place.
-
-    Better at the first checkpoint of a run than when somebody needs to load the last one.
-    """
+    """Return the value in types that a safe reader accepts, or raise a TypeError with its place."""
+    # An error at the first checkpoint of a run is better than one when the last is needed.
     if isinstance(value, Tensor):
-        return _compact(value)
+        plain = value.detach().as_subclass(Tensor)
+        # torch writes the whole storage of a tensor, so a part of a larger one is copied.
+        is_part = plain.layout == torch.strided and plain.untyped_storage().nbytes() > plain.nbytes
+        return plain.clone() if is_part else plain
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, np.generic):
@@ -119,23 +115,12 @@ def _loadable(value: Any, where: str) -> Any:
         return _loadable_mapping(value, where)
     if isinstance(value, list | tuple | set | frozenset):
         items = [_loadable(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return (
-            tuple(items)
-            if isinstance(value, tuple)
-            else set(items)
-            if isinstance(value, set | frozenset)
-            else items
-        )
+        if isinstance(value, tuple):  # also a named one
+            return tuple(items)
+        return set(items) if isinstance(value, set | frozenset) else items
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return _loadable_scalar(value, where)
-
-
-def _compact(value: Tensor) -> Tensor:
-    """A plain tensor; a copy where it is a part of a larger one, which torch would write whole."""
-    plain = value.detach().as_subclass(Tensor)
-    is_part = plain.layout == torch.strided and plain.untyped_storage().nbytes() > plain.nbytes
-    return plain.clone() if is_part else plain
 
 
 def _loadable_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
@@ -167,21 +152,20 @@ def _loadable_scalar(value: Any, where: str) -> Any:
 def save_weights_file(
     weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write weights; a crash at any moment leaves the old file or the new one.
+    """Write weights alone, in the format of the ending; a crash leaves the old file or the new one.
 
     Args:
         weights: Name -> tensor.
         path: Ends with one of `WEIGHT_FORMATS`.
-        metadata: What is known about them, such as `thing_classes`: numbers, text, lists and dicts.
+        metadata: Facts about them, such as `thing_classes`: numbers, strings, lists and dicts.
 
     Raises:
-        ValueError: The ending is another one.
-        ImportError: safetensors is not installed; the message has the command.
+        WeightsError: The ending is another one.
+        MissingPackageError: safetensors is not installed; the message has the command.
     """
     ending = check_weight_format(path)
     metadata = dict(metadata or {})
-    # Copies of their own: formats that write whole storages would write more than a view shows, and
-    # some refuse it.
+    # Copies: the formats write whole storages, more than a view shows, or refuse views.
     plain = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in weights.items()
@@ -189,26 +173,24 @@ def save_weights_file(
     if ending == ".pth":
         save_checkpoint_file({"model": plain, "metadata": metadata}, path)
         return
-    content = (
-        _as_pickle(plain, metadata) if ending == ".pkl" else _as_safetensors(plain, metadata, path)
-    )
+    if ending == ".pkl":
+        arrays = {name: value.numpy() for name, value in plain.items()}
+        saved = {"model": arrays, "__author__": "detkit", "metadata": metadata}
+        content = pickle.dumps(saved, protocol=4)
+    else:
+        content = _as_safetensors(plain, metadata, path)
     with atomic_write(path) as file:
         file.write(content)
 
 
 def check_weight_format(path: str) -> str:
-    """Return the ending of a path, or raise the ValueError of `save_weights_file`."""
+    """Return the ending of a path, or raise the WeightsError of `save_weights_file`."""
     ending = PurePosixPath(path).suffix
     if ending not in WEIGHT_FORMATS:
         raise WeightsError(
             f"{path} must end with one of {', '.join(WEIGHT_FORMATS)}, which tells the format"
         )
     return ending
-
-
-def _as_pickle(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    arrays = {name: value.numpy() for name, value in weights.items()}
-    return pickle.dumps({"model": arrays, "__author__": "detkit", "metadata": metadata}, protocol=4)
 
 
 def _as_safetensors(weights: dict[str, Tensor], metadata: Mapping[str, Any], path: str) -> bytes:

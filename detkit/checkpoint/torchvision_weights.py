@@ -1,8 +1,7 @@
-"""`torchvision://NAME` and `torchvision://NAME/WEIGHTS`: what torchvision publishes, by the name of a model.
+"""`torchvision://NAME` and `torchvision://NAME/WEIGHTS`: the weights that torchvision publishes.
 
 `torchvision://resnet50` are the weights that torchvision calls DEFAULT,
-`torchvision://resnet50/IMAGENET1K_V1` those of that name. They lie where torchvision itself keeps
-them, so that neither downloads what the other has.
+`torchvision://resnet50/IMAGENET1K_V1` those of that name. They share torchvision's own cache.
 """
 
 import re
@@ -19,7 +18,7 @@ from detkit.utils.file_io import DownloadHandler, PathManager
 from detkit.utils.near_miss import did_you_mean
 
 _PREFIX = "torchvision://"
-# torch.hub's rule: a file's name ends with the beginning of its hash.
+# By torch.hub's rule, the name of a file ends with the first digits of its hash.
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")
 
 
@@ -27,7 +26,7 @@ def torchvision_weights(address: str) -> Any:
     """Return torchvision's enum member of an address, with its `url`, `meta` and `transforms`.
 
     Args:
-        address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix may be left out.
+        address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix is optional.
 
     Raises:
         ConfigError: torchvision has no such model, or no weights of that name for it.
@@ -48,11 +47,11 @@ def torchvision_weights(address: str) -> Any:
 
 
 def torchvision_weights_file(address: str) -> Path:
-    """Return the local file of an address, fetched and checked if it is not there yet.
+    """Return the local file of an address, downloaded and checked if needed.
 
     Raises:
-        ConfigError: As `torchvision_weights`.
-        OSError: As `fetch`; offline, the message says which file to place where.
+        ConfigError: See `torchvision_weights`.
+        DownloadError: See `fetch`; offline, the message says which file to place where.
     """
     url, name = torchvision_weights(address).url, published_file_name(address)
     found = _HASH.search(name)
@@ -61,9 +60,7 @@ def torchvision_weights_file(address: str) -> Path:
 
 
 def published_file_name(path: str) -> str:
-    """Return the name of the file behind a path or an address, which `torchvision://` addresses do
-    not show.
-    """
+    """Return the name of the file of a path or address; `torchvision://` addresses hide it."""
     if path.startswith(_PREFIX):
         path = urlsplit(torchvision_weights(path).url).path
     return PurePosixPath(path).name

@@ -65,7 +65,7 @@ def test_last_checkpoint_is_the_final_one(tmp_path):
     ("kwargs", "message"),
     [
         pytest.param(
-            {"period": 0}, r"SOLVER\.CHECKPOINT_PERIOD must be at least 1, got 0", id="period"
+            {"period": 0}, r"period \(SOLVER\.CHECKPOINT_PERIOD\) must be at least 1", id="period"
         ),
         pytest.param(
             {"period": 1, "max_to_keep": 0},

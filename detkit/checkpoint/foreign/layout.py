@@ -13,21 +13,17 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 Rule = tuple[str, str]
-"""A regular expression that a whole name must match, and what Detectron2 calls it: a template for
-`Match.expand`.
-"""
+"""A pattern for a whole name, and Detectron2's name as a template for `Match.expand`."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images were prepared for the network that the weights come from, in the units of detkit's
-    config.
-    """
+    """How the network that the weights come from expects images, in the units of the config."""
 
     format: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float] | None
-    """None where it is not known."""
+    """None if unknown."""
 
     def settings(self) -> str:
         """Return the config keys and their values."""
@@ -44,46 +40,50 @@ BGR_OF_CAFFE2 = Pixels("BGR", (103.53, 116.28, 123.675), None)
 
 @dataclass
 class Translation:
-    """Weights under Detectron2's names. Those of a ResNet come without a prefix: `stem.conv1.weight`.
+    """Weights under Detectron2's names; tensors without a counterpart keep their name.
 
-    What has no counterpart keeps its name.
+    Names in a ResNet have no prefix: `stem.conv1.weight`.
     """
 
     layout: str
-    """Whose layout it was, for messages."""
+    """Name of the layout, for messages."""
     weights: dict[str, Tensor]
     renamed: dict[str, str]
     """Name in the file -> name in `weights`."""
     pixels: Pixels | None = None
     stride_in_1x1: bool | None = None
-    """Which convolution of a bottleneck has the stride; None where it is not known."""
+    """Whether the first convolution of a bottleneck has the stride; None if unknown."""
     remarks: list[str] = field(default_factory=list)
-    """What was changed besides names, or what the names cannot tell."""
+    """Changes beside the names, and what the names do not show."""
     unrecognised: list[str] = field(default_factory=list)
-    """Names in the file that have no counterpart, and were kept."""
+    """Names in the file that have no counterpart."""
     class_names: list[str] | None = None
-    """Of the classes in their new order, where they are known."""
+    """Names of the classes in their new order, if known."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to recognise a layout and what to make of it."""
+    """How to recognise a layout and translate it."""
 
     recognises: Callable[[Collection[str]], bool]
     translate: Callable[[Mapping[str, Tensor], str], Translation]
-    """Of the weights, and the name of their file."""
+    """Called with the weights and the name of their file."""
 
 
 def rename(
     weights: Mapping[str, Tensor], name_of: Callable[[str, Tensor], str | None]
 ) -> dict[str, str]:
-    """Return name in the file -> Detectron2's name, of the tensors that have one."""
-    named = ((name, name_of(name, value)) for name, value in weights.items())
-    return {name: new for name, new in named if new is not None}
+    """Map names in the file to Detectron2's, for the tensors that have one."""
+    renamed = {}
+    for name, value in weights.items():
+        new = name_of(name, value)
+        if new is not None:
+            renamed[name] = new
+    return renamed
 
 
 def apply_rules(name: str, rules: Sequence[Rule]) -> str | None:
-    """Return the name by the first rule that matches, or None."""
+    """Return the name that the first matching rule makes, or None."""
     for pattern, template in rules:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -92,57 +92,49 @@ def apply_rules(name: str, rules: Sequence[Rule]) -> str | None:
 
 
 def background_last(rows: Tensor) -> Tensor:
-    """Move the background's row of a classifier from the first place, (K + 1, ...), to the last."""
+    """Move the row of the background in a (K + 1, ...) classifier from first to last."""
     return rows.roll(-1, dims=0)
 
 
 def differing_settings(translation: Translation, model: nn.Module) -> list[str]:
-    """Say, in a sentence each, which settings of the model are not those that the weights were
-    trained under.
-    """
+    """Return a sentence for each setting of the model that the weights were not trained under."""
     found = []
-    if translation.pixels is not None:
-        found.append(_pixels_differ(translation.layout, translation.pixels, model))
-    if translation.stride_in_1x1 is not None:
-        found.append(_strides_differ(translation.layout, translation.stride_in_1x1, model))
-    return [sentence for sentence in found if sentence]
+    layout, pixels = translation.layout, translation.pixels
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    # A backbone alone has neither: it takes images as they are.
+    if pixels is not None and isinstance(mean, Tensor) and isinstance(std, Tensor):
+        is_same_std = pixels.std is None or _is_close(std, pixels.std)
+        if not (_is_close(mean, pixels.mean) and is_same_std):
+            found.append(
+                f"weights of {layout} want images prepared otherwise: set {pixels.settings()}; the"
+                f" model has PIXEL_MEAN {_numbers(mean)}, PIXEL_STD {_numbers(std)}"
+            )
+    in_1x1 = translation.stride_in_1x1
+    if in_1x1 is not None and _has_other_stride(model, in_1x1):
+        found.append(
+            f"the bottlenecks of {layout} have their stride in the {'1x1' if in_1x1 else '3x3'}"
+            " convolution, the model's in the other: set MODEL.RESNETS.STRIDE_IN_1X1"
+            f" {in_1x1}"
+        )
+    return found
 
 
-def _pixels_differ(layout: str, pixels: Pixels, model: nn.Module) -> str:
-    mean, std = (getattr(model, name, None) for name in ("pixel_mean", "pixel_std"))
-    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
-        return ""  # a backbone alone takes images as they come
-    is_same = _is_close(mean, pixels.mean) and (pixels.std is None or _is_close(std, pixels.std))
-    if is_same:
-        return ""
-    return (
-        f"weights of {layout} want images prepared otherwise: set {pixels.settings()}; the model"
-        f" has PIXEL_MEAN {_numbers(mean)}, PIXEL_STD {_numbers(std)}"
-    )
-
-
-def _strides_differ(layout: str, in_1x1: bool, model: nn.Module) -> str:
-    """Compare with the blocks of the model that have a stride: two convolutions in a row may have
-    it.
-    """
+def _has_other_stride(model: nn.Module, in_1x1: bool) -> bool:
+    """Return whether some bottleneck of the model has its stride in the other convolution."""
     for block in model.modules():
         convs = [getattr(block, name, None) for name in ("conv1", "conv2", "conv3")]
         if all(isinstance(conv, nn.Conv2d) for conv in convs):
             strides = [conv.stride[0] for conv in convs[:2] if isinstance(conv, nn.Conv2d)]
             if max(strides) > 1 and (strides[0] > 1) != in_1x1:
-                return (
-                    f"the bottlenecks of {layout} have their stride in the"
-                    f" {'1x1' if in_1x1 else '3x3'} convolution, the model's in the other: set"
-                    f" MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}"
-                )
-    return ""
+                return True
+    return False
 
 
 def _is_close(values: Tensor, wanted: tuple[float, ...]) -> bool:
     numbers = _numbers(values)
-    return len(numbers) == len(wanted) and all(
-        abs(a - b) < _TOLERANCE for a, b in zip(numbers, wanted, strict=True)
-    )
+    if len(numbers) != len(wanted):
+        return False
+    return all(abs(a - b) < _TOLERANCE for a, b in zip(numbers, wanted, strict=True))
 
 
 def _numbers(values: Tensor) -> list[float]:

@@ -1,9 +1,9 @@
-"""The layout of MMDetection: its ResNets, its pyramid, and the heads of its two-stage detectors since version 2.
+"""The layout of MMDetection: its ResNets, its pyramid, and its two-stage heads since version 2.
 
-Those heads mean what Detectron2's mean: the background comes last, anchors are centred on the
-corner of a cell (`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and targets divided by 0.1 and 0.2 are
+Those heads have the semantics of Detectron2's: the background comes last, anchors are centred on
+the corner of a cell (`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and targets divided by 0.1 and 0.2 are
 targets times the weights 10 and 5. Its one-stage heads differ in more than names (RetinaNet's P7
-lacks a ReLU, and its anchors vary ratios slowest): they keep their names, and so are left over.
+lacks a ReLU, and its anchors vary ratios slowest): they keep their names and are not loaded.
 """
 
 import re
@@ -23,7 +23,7 @@ _RULES: tuple[Rule, ...] = (
     (r"roi_head\.mask_head\.upsample\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_head\.mask_head\.conv_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
 )
-# Of a ConvModule: a convolution, then its norm, called `bn` or `gn`.
+# The parts of a ConvModule: a convolution, and its norm, called `bn` or `gn`.
 _CONV_MODULE = r"(conv|bn|gn)\.(\w+)"
 _DEEP_STEM = r"stem\.([0134678])\.(\w+)"
 
@@ -41,20 +41,17 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
     neck = re.fullmatch(rf"neck\.(lateral|fpn)_convs\.(\d)\.{_CONV_MODULE}", name)
     if neck is not None:
         kind, index, part, tensor = neck.groups()
-        return _conv_module(
-            f"fpn_{'lateral' if kind == 'lateral' else 'output'}{first_level + int(index)}",
-            part,
-            tensor,
-        )
+        where = f"fpn_{'lateral' if kind == 'lateral' else 'output'}{first_level + int(index)}"
+        return f"{where}{'' if part == 'conv' else '.norm'}.{tensor}"
+    # A cascade has its stage in front: `roi_head.bbox_head.0.shared_fcs.1.weight`.
     head = re.fullmatch(
         rf"roi_head\.(bbox|mask)_head\.(\d\.)?(?:shared_)?convs\.(\d)\.{_CONV_MODULE}", name
     )
     if head is not None:
         kind, stage, index, part, tensor = head.groups()
-        where = (
-            f"box_head.{stage or ''}conv" if kind == "bbox" else f"mask_head.{stage or ''}mask_fcn"
-        )
-        return _conv_module(f"roi_heads.{where}{int(index) + 1}", part, tensor)
+        where = "box_head.{}conv" if kind == "bbox" else "mask_head.{}mask_fcn"
+        where = f"roi_heads.{where.format(stage or '')}{int(index) + 1}"
+        return f"{where}{'' if part == 'conv' else '.norm'}.{tensor}"
     fully_connected = re.fullmatch(r"roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\.(\w+)", name)
     if fully_connected is not None:
         stage, index, tensor = fully_connected.groups()
@@ -62,19 +59,14 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
     return apply_rules(name, _RULES)
 
 
-def _conv_module(where: str, part: str, tensor: str) -> str:
-    return f"{where}{'' if part == 'conv' else '.norm'}.{tensor}"
-
-
 def _resnet_name(name: str, value: Tensor) -> str | None:
-    """As `resnet_name`, with what MMDetection adds: offsets of deformable convolutions, a stem of
-    three 3x3.
-    """
+    """Return `resnet_name`, also of deformable convolutions and of the stem of three 3x3."""
     offset = re.fullmatch(r"layer(\d)\.(\d+)\.conv2(?:\.conv)?_offset\.(weight|bias)", name)
     if offset is not None:
         return f"res{int(offset[1]) + 1}.{offset[2]}.conv2_offset.{offset[3]}"
     deep_stem = re.fullmatch(_DEEP_STEM, name)
     if deep_stem is not None:
+        # Numbered as convolution, norm, ReLU, three times.
         number, part = divmod(int(deep_stem[1]), 3)
         return f"stem.conv{number + 1}{'.norm' if part == 1 else ''}.{deep_stem[2]}"
     return resnet_name(name, value)

@@ -1,8 +1,8 @@
-"""torchvision's layouts: its ResNets for classification, and its detectors on a ResNet with a pyramid.
+"""torchvision's layouts: its ResNets, and its detectors on a ResNet with a pyramid.
 
-What differs besides names: torchvision counts the background as class 0, Detectron2 as the last;
-torchvision has boxes and masks for it, which nobody reads. The fully connected layers agree: both
-flatten channels first.
+Besides names: torchvision counts the background as class 0, Detectron2 as the last; torchvision
+predicts boxes and masks for it, which are not used. Fully connected layers agree: both flatten
+channels first.
 
 Legend: K classes without background, A anchors per cell, C categories with background.
 """
@@ -49,8 +49,7 @@ _HEAD_RULES: tuple[Rule, ...] = (
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.cls_score.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.bbox_pred.\1"),
 )
-# Trained with batch norms whose eps torchvision sets to 0 after loading them (overwrite_eps in its
-# model builders).
+# torchvision sets the eps of their batch norms to 0 after loading (overwrite_eps in its builders).
 _FILES_WITHOUT_EPS = (
     "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
@@ -58,7 +57,7 @@ _FILES_WITHOUT_EPS = (
     "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
     "retinanet_resnet50_fpn_coco-eeacb38b.pth",
 )
-# Of COCO's category ids 1 to 90, those that no object has: 80 classes remain.
+# COCO's category ids 1 to 90 without any object: 80 classes remain.
 _UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _COCO_CATEGORIES = 91
 _COCO_CLASSES = 80
@@ -66,11 +65,7 @@ _FROZEN_BN_EPS = 1e-5
 
 
 def resnet_name(name: str, value: Tensor) -> str | None:
-    """Return Detectron2's name, without prefix, of a tensor of torchvision's ResNet; None if it is none of one.
-
-    The deep stem and the average pool before a shortcut's convolution, which MMDetection and timm
-    have beside, too.
-    """
+    """Return Detectron2's name, without prefix, of a tensor of torchvision's ResNet, or None."""
     block = re.fullmatch(_BLOCK + r"(conv|bn)(\d)\." + _NORM_TENSOR, name)
     if block is not None:
         stage, index, kind, number, tensor = block.groups()
@@ -78,7 +73,7 @@ def resnet_name(name: str, value: Tensor) -> str | None:
     shortcut = re.fullmatch(_BLOCK + r"downsample\.\d\." + _NORM_TENSOR, name)
     if shortcut is not None:
         stage, index, tensor = shortcut.groups()
-        # By its shape, not by its number, which an average pool in front shifts.
+        # By its shape, not by its number, which the average pool of a ResNet-D shifts.
         is_conv = value.dim() == 4
         return f"res{int(stage) + 1}.{index}.shortcut{'' if is_conv else '.norm'}.{tensor}"
     return apply_rules(name, _RESNET_RULES)
@@ -86,7 +81,7 @@ def resnet_name(name: str, value: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class _Build:
-    """How a detector is built, where the name of one tensor does not tell."""
+    """How a detector is built, as far as the name of a single tensor does not show."""
 
     first_level: int
     is_deep_rpn: bool
@@ -135,29 +130,20 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
     _drop_background(result.weights)
     if build.has_retinanet_norms:
         _add_biases_before_norms(result.weights)
-    result.class_names = _published_class_names(file_name)
+    for model in torchvision.models.list_models(module=torchvision.models.detection):
+        for published in torchvision.models.get_model_weights(model):
+            if published.url.endswith(f"/{file_name}") and result.class_names is None:
+                result.class_names = list(published.meta["categories"][1:])
     if file_name in _FILES_WITHOUT_EPS:
         fold_frozen_eps(result, 0.0)
     return result
 
 
-def _published_class_names(file_name: str) -> list[str] | None:
-    """Return the names of the foreground classes of one of torchvision's own files, by its name."""
-    for model in torchvision.models.list_models(module=torchvision.models.detection):
-        for weights in torchvision.models.get_model_weights(model):
-            if weights.url.endswith(f"/{file_name}"):
-                return list(weights.meta["categories"][1:])
-    return None
-
-
 def first_pyramid_level(
     weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str
 ) -> int:
-    """Return the number of the stage (2 for res2) that the first lateral convolution takes, by its channels.
-
-    RetinaNet's pyramids begin at res3, and number their parts from 0 all the same. Without a ResNet
-    in the file: 2.
-    """
+    """Return the stage (2 for res2) that the first lateral convolution takes; 2 if unknown."""
+    # By its channels: RetinaNet's pyramids begin at res3 but number their parts from 0 too.
     lateral = next(
         (value for name, value in weights.items() if re.fullmatch(first_lateral, name)), None
     )
@@ -180,57 +166,47 @@ def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
 
 
 def _numbered_name(name: str, build: _Build) -> str | None:
-    """Return the names of parts that torchvision numbers from 0 and Detectron2 otherwise."""
+    """Return the name of a part that torchvision numbers from 0 and Detectron2 otherwise."""
     pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
     if pyramid is not None:
         kind, index, part, tensor = pyramid.groups()
-        norm = ".norm" if part == "1" else ""
-        return f"fpn_{'lateral' if kind == 'inner' else 'output'}{build.first_level + int(index)}{norm}.{tensor}"
+        where = f"fpn_{'lateral' if kind == 'inner' else 'output'}{build.first_level + int(index)}"
+        return f"{where}{'.norm' if part == '1' else ''}.{tensor}"
     convs = re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])\.(\w+)", name)
     if convs is not None:
         kind, index, part, tensor = convs.groups()
-        conv = "conv" if kind == "box" else "mask_fcn"
-        return (
-            f"roi_heads.{kind}_head.{conv}{int(index) + 1}{'.norm' if part == '1' else ''}.{tensor}"
-        )
+        conv = f"{'conv' if kind == 'box' else 'mask_fcn'}{int(index) + 1}"
+        return f"roi_heads.{kind}_head.{conv}{'.norm' if part == '1' else ''}.{tensor}"
     keypoint = re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", name)
-    if keypoint is not None:
+    if keypoint is not None:  # a ReLU after each convolution
         return f"roi_heads.keypoint_head.conv_fcn{int(keypoint[1]) // 2 + 1}.{keypoint[2]}"
     fully_connected = re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(\w+)", name)
     if fully_connected is not None:  # after 4 convolutions and the flattening
         return f"roi_heads.box_head.fc{(int(fully_connected[1]) - 5) // 2 + 1}.{fully_connected[2]}"
-    return _retinanet_name(name, build)
-
-
-def _retinanet_name(name: str, build: _Build) -> str | None:
     subnet = re.fullmatch(
         r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name
     )
     if subnet is None:
         return None
     kind, index, part, tensor = subnet.groups()
-    if (
-        part is None
-    ):  # published files number convolutions and ReLUs alike, as Detectron2 does; later ones count blocks
-        number = int(index)
-    else:
-        number = (3 if build.has_retinanet_norms else 2) * int(index) + int(part)
+    number = int(index)
+    if part is not None:
+        # Older files number convolutions and ReLUs alike, as Detectron2 does; later ones count
+        # blocks of them.
+        number = (3 if build.has_retinanet_norms else 2) * number + int(part)
     return f"head.{'cls' if kind == 'classification' else 'bbox'}_subnet.{number}.{tensor}"
 
 
 def _add_biases_before_norms(weights: dict[str, Tensor]) -> None:
-    """Return the convolutions of RetinaNet's subnets the biases that Detectron2's have with a norm,
-    too: zeros.
-    """
+    """Add biases of zero to the convolutions of RetinaNet's subnets: Detectron2's have them."""
     for name in [n for n in weights if re.fullmatch(r"head\.(cls|bbox)_subnet\.\d+\.weight", n)]:
-        if weights[name].dim() == 4:
-            weights[name.removesuffix("weight") + "bias"] = weights[name].new_zeros(
-                len(weights[name])
-            )
+        value = weights[name]
+        if value.dim() == 4:
+            weights[name.removesuffix("weight") + "bias"] = value.new_zeros(len(value))
 
 
 def _drop_background(weights: dict[str, Tensor]) -> None:
-    """Put the background where Detectron2 has it: last among the classes, and nowhere else."""
+    """Move the background to the last class, and drop its boxes and masks."""
     num_anchors = _anchors_per_cell(weights)
     for name, value in weights.items():
         if name.startswith("roi_heads.box_predictor.cls_score."):
@@ -249,9 +225,7 @@ def _anchors_per_cell(weights: Mapping[str, Tensor]) -> int:
 
 
 def fold_frozen_eps(translation: Translation, eps: float) -> None:
-    """Change the variances of a ResNet so that norms with detkit's eps of 1e-5 compute what they
-    did with another.
-    """
+    """Change the variances of a ResNet for detkit's eps of 1e-5, if its norms had another."""
     for name, value in translation.weights.items():
         if re.match(r"(stem|res\d)\.", name) and name.endswith(".running_var"):
             translation.weights[name] = value + (eps - _FROZEN_BN_EPS)
@@ -261,18 +235,22 @@ def fold_frozen_eps(translation: Translation, eps: float) -> None:
 
 
 def keep_coco_classes(translation: Translation, num_classes: int) -> None:
-    """Reduce a detector of COCO's 90 category ids to the 80 that objects have, if the model has 80 classes.
+    """Reduce a detector of COCO's 90 category ids to the 80 with objects, for a model of these.
 
     Args:
         translation: Changed in place.
         num_classes: K of the model.
     """
     weights = translation.weights
-    if num_classes != _COCO_CLASSES or _num_classes_in(weights) != _COCO_CATEGORIES - 1:
+    num_anchors = _anchors_per_cell(weights)
+    if "roi_heads.box_predictor.cls_score.bias" in weights:
+        categories = len(weights["roi_heads.box_predictor.cls_score.bias"])
+    else:  # RetinaNet has no background; without any classifier there is nothing to reduce
+        categories = len(weights.get("head.cls_score.bias", ())) // num_anchors + 1
+    if num_classes != _COCO_CLASSES or categories != _COCO_CATEGORIES:
         return
     kept = torch.tensor([i - 1 for i in range(1, _COCO_CATEGORIES) if i not in _UNUSED_COCO_IDS])
     with_background = torch.cat([kept, torch.tensor([_COCO_CATEGORIES - 1])])
-    num_anchors = _anchors_per_cell(weights)
     reduce: dict[str, Callable[[Tensor], Tensor]] = {
         "roi_heads.box_predictor.cls_score.": lambda rows: rows[with_background],
         "roi_heads.box_predictor.bbox_pred.": (
@@ -290,14 +268,6 @@ def keep_coco_classes(translation: Translation, num_classes: int) -> None:
     translation.remarks.append(
         "of COCO's 90 category ids the 80 that objects have were kept, in their order"
     )
-
-
-def _num_classes_in(weights: Mapping[str, Tensor]) -> int | None:
-    if "roi_heads.box_predictor.cls_score.bias" in weights:
-        return len(weights["roi_heads.box_predictor.cls_score.bias"]) - 1
-    if "head.cls_score.bias" in weights:
-        return len(weights["head.cls_score.bias"]) // _anchors_per_cell(weights)
-    return None
 
 
 RESNET = Layout(_is_resnet, _translate_resnet)

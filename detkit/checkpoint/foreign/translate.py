@@ -1,8 +1,8 @@
-"""Weights that others saved, under the names of Detectron2 and in the places of a model.
+"""Translation of foreign weights to the names of Detectron2, and of a model.
 
-A layout is recognised from its names alone. A ResNet's tensors, which come without prefix, find
-their place in a model by the end of their names: `stem.conv1.weight` is
-`backbone.bottom_up.stem.conv1.weight` below a pyramid, and the same file serves a bare backbone.
+A layout is recognised by its names. A ResNet's tensors, which have no prefix, find their place in a
+model by the end of their names: `stem.conv1.weight` is `backbone.bottom_up.stem.conv1.weight` below
+a pyramid, and the same file serves a bare backbone.
 """
 
 import re
@@ -16,8 +16,8 @@ from detkit.checkpoint.foreign.layout import Translation
 from detkit.checkpoint.foreign.mmdet import MMDET
 from detkit.checkpoint.foreign.torchvision import DETECTOR, RESNET, keep_coco_classes
 
-# Detectors before what they contain: their head's names are partly Detectron2's, with the
-# background elsewhere.
+# Detectors first, as they contain ResNets, and have names of Detectron2 with the background
+# elsewhere.
 _LAYOUTS = (DETECTOR, MMDET, CAFFE2, RESNET)
 _BARE = re.compile(r"(stem|res[2-5]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
@@ -25,11 +25,11 @@ _CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
 
 
 def translate(weights: Mapping[str, Tensor], file_name: str = "") -> Translation | None:
-    """Bring weights of a known foreign layout under Detectron2's names, wherever these begin in a model.
+    """Translate weights of a known foreign layout to Detectron2's names, without prefixes.
 
     Args:
         weights: Name -> tensor. Not changed.
-        file_name: Where they come from: some published files are known by name.
+        file_name: Name of their file, by which some published ones are known.
 
     Returns:
         None if no foreign layout is recognised.
@@ -53,33 +53,30 @@ def translate_for(
     *,
     by_suffix: bool = False,
 ) -> Translation | None:
-    """As `translate`, with the names of one model.
+    """Translate weights of a foreign layout to the names of one model.
 
     Args:
         weights: Name -> tensor. Not changed.
         model_state: Name -> tensor of the model.
-        file_name: As in `translate`.
-        by_suffix: Look for the ends of names in a layout that is not recognised, too: what
-            Detectron2 calls `matching_heuristics`.
+        file_name: See `translate`.
+        by_suffix: Match the ends of names also if no layout is recognised: Detectron2's
+            `matching_heuristics`.
 
     Returns:
-        None where the names are to be taken as they are.
+        None if the names are those of the model already.
     """
     translation = translate(weights, file_name)
     as_they_are = places_by_suffix(weights, model_state)
     if translation is None:
-        return (
-            Translation("parts of a model", *_placed(weights, {}, as_they_are))
-            if by_suffix
-            else None
-        )
+        if not by_suffix:
+            return None
+        return Translation("parts of a model", *_placed(weights, {}, as_they_are))
     num_classes = _num_classes(translation.weights, model_state)
     if num_classes is not None:
         keep_coco_classes(translation, num_classes)
     places = places_by_suffix(translation.weights, model_state)
     if len(as_they_are) > len(places):
-        # A model that is built of the same parts, such as torchvision's ResNet, maybe under another
-        # prefix.
+        # The model is built of foreign parts itself, such as torchvision's ResNet.
         if all(name == place for name, place in as_they_are.items()):
             return None
         return Translation(
@@ -92,7 +89,7 @@ def translate_for(
 
 
 def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Translation | None:
-    """As `translate`, with full names: those in a GeneralizedRCNN with a pyramid, or without if the file has none.
+    """Translate weights of a foreign layout to the full names of a GeneralizedRCNN or RetinaNet.
 
     A ResNet alone keeps its short names, which load into any model.
     """
@@ -109,9 +106,10 @@ def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Tr
 
 
 def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Return name -> the model's name that is it, or ends with it; only for names that have such a place.
+    """Map names to the names of a model that equal them, or end with them.
 
-    Where several parts of the model fit, the part wins that takes the most of all the names.
+    Names without such a place are left out. If several parts of the model fit, the part that takes
+    most of the names wins.
     """
     names = dict.fromkeys(names)
     prefixes: dict[str, list[str]] = defaultdict(list)
@@ -122,26 +120,19 @@ def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[s
             if suffix in names:
                 prefixes[suffix].append(model_name.removesuffix(suffix))
     popularity = Counter(prefix for found in prefixes.values() for prefix in found)
-    return {
-        name: (
-            (
-                ""
-                if "" in prefixes[name]
-                else max(prefixes[name], key=lambda prefix: popularity[prefix])
-            )
-            + name
-        )
-        for name in names
-        if name in prefixes
-    }
+    places = {}
+    for name in names:
+        if "" in prefixes[name]:
+            places[name] = name
+        elif prefixes[name]:
+            places[name] = max(prefixes[name], key=popularity.__getitem__) + name
+    return places
 
 
 def _placed(
     weights: Mapping[str, Tensor], renamed: Mapping[str, str], places: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the weights under the names of their places, and name in the file -> that name, where
-    they differ.
-    """
+    """Rename weights to their places; return them, and the names in the file -> new names."""
     name_in_file = {new: old for old, new in renamed.items()}
     placed = {places.get(name, name): value for name, value in weights.items()}
     names = {name_in_file.get(name, name): places.get(name, name) for name in weights}
