@@ -1,9 +1,9 @@
-"""Training written out: what `DefaultTrainer` does, as one loop without trainer and hooks.
+"""The training loop written out: what `DefaultTrainer` does, without trainer and hooks.
 
-For those who want to see every step, or to change one that no hook reaches. It leaves out what a
-config may ask for beyond that, such as mixed precision or accumulation of gradients, and refuses a
-config that asks for it. Otherwise settings, data, model, schedule, checkpoints and results are the
-same as with `tools/train_net.py`.
+For those who want to see every step, or to change one that no hook reaches. Mixed precision,
+accumulation of gradients and the other features of `DefaultTrainer` alone are left out, and a
+config that asks for one is refused. Otherwise settings, data, model, schedule, checkpoints and
+results are the same as with `tools/train_net.py`.
 
     python tools/plain_train_net.py --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
 """
@@ -105,7 +105,8 @@ def do_train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
                 and not is_last
             ):
                 do_test(cfg, model)
-                comm.synchronize()  # the other processes wait for the main one, which alone computes the results
+                # The main process alone computes the results; the others wait for it.
+                comm.synchronize()
             if (iteration + 1) % WRITE_PERIOD == 0 or is_last:
                 for writer in writers:
                     writer.write()
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Start one process per GPU, and give the exit status."""
+    """Start one process per GPU, and return the exit status."""
     args = default_argument_parser().parse_args()
     machines = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     return run_command(launch, run, *machines, (args,))

@@ -1,4 +1,4 @@
-"""The command `detkit`: picks a subcommand and hands the rest of the command line to it."""
+"""The command `detkit`: run a subcommand with the rest of the command line."""
 
 import argparse
 import importlib
@@ -29,14 +29,14 @@ _NO_BENCHMARKS = (
 _EXAMPLES = """examples:
   detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
   detkit train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-  detkit predict --config-file my.yaml --input photos/ --output found/ MODEL.WEIGHTS output/model_final.pth
+  detkit predict --config-file my.yaml --input photos/ --output found/ MODEL.WEIGHTS model.pth
 
 detkit COMMAND --help explains a command. Configs that come with detkit are found by their name.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and give its exit status: 0, 2 for a mistake of the caller's, 130 after Ctrl-C.
+    """Run a subcommand and return its exit status: 0, 2 for a user's mistake, 130 after Ctrl-C.
 
     Args:
         argv: The words after `detkit`; None takes those of this process.

@@ -1,10 +1,8 @@
-"""`detkit convert-weights`: weights of others under detkit's names, in the format that the output's
-name tells.
-"""
+"""`detkit convert-weights`: rename weights of others to detkit's names, or change their format."""
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from tabulate import tabulate
@@ -28,19 +26,21 @@ from detkit.cli.errors import run_command
 from detkit.config import get_cfg
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
+from detkit.utils.errors import ConfigError
 
 _EPILOG = """examples:
   torchvision's detector:    torchvision://fasterrcnn_resnet50_fpn frcnn.pth
-  compared with a model:     R-50.pkl r50.safetensors --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+  compared with a model:     R-50.pkl r50.safetensors --config-file my.yaml
   another format alone:      output/model_final.pth model.safetensors
 
-The exit status is 1 if a model was given and the weights do not fill it, 2 for a mistake in the command or the file.
+The exit status is 1 if a model was given and the weights do not fill it, 2 for a mistake in the
+command or the file.
 """
 _DOES_NOT_FILL = 1
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and give its exit status.
+    """Run the command and return its exit status.
 
     Args:
         argv: Words of the command line; None takes those of this process.
@@ -74,11 +74,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Translate, write and report; give the exit status."""
+    """Translate, write and report; return the exit status."""
     check_weight_format(args.output)
     checkpoint = load_checkpoint_file(args.input)
     model_state = _model_state(args)
-    weights = _without_wrappers(checkpoint["model"], model_state)
+    unwrapped = strip_wrapper_prefixes(checkpoint["model"], model_state)
+    weights = {unwrapped[name]: value for name, value in checkpoint["model"].items()}
     file_name = published_file_name(args.input)
     if model_state:
         by_suffix = bool(checkpoint.get("matching_heuristics"))
@@ -106,10 +107,10 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def _model_state(args: argparse.Namespace) -> dict[str, Tensor]:
-    """Names and shapes of the model that the config describes; empty without one."""
+    """Return the names and shapes of the model of the config; empty without one."""
     if not args.config_file:
         if args.opts:
-            raise ValueError(
+            raise ConfigError(
                 f"settings need a --config-file that they change: {' '.join(args.opts)}"
             )
         return {}
@@ -120,36 +121,25 @@ def _model_state(args: argparse.Namespace) -> dict[str, Tensor]:
         return build_model(cfg).state_dict()
 
 
-def _without_wrappers(
-    weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    names = strip_wrapper_prefixes(weights, model_state)
-    return {names[name]: value for name, value in weights.items()}
-
-
 def _table(report: LoadReport, translation: Translation) -> str:
-    """One line per tensor: what became of it, its names and its shape."""
+    """Return a table with one line per tensor: its status, its names and its shape."""
     name_in_file = {new: old for old, new in report.renamed.items()}
     unexpected = {*report.unexpected, *translation.unrecognised}
+
+    def shape(name: str) -> str:
+        return "x".join(map(str, translation.weights[name].shape)) or "number"
+
     rows = []
     for name in report.matched:
-        status = (
-            "unexpected" if name in unexpected else "renamed" if name in name_in_file else "matched"
-        )
-        rows.append((status, name_in_file.get(name, name), name, _shape(translation.weights[name])))
+        status = "renamed" if name in name_in_file else "matched"
+        if name in unexpected:
+            status = "unexpected"
+        rows.append((status, name_in_file.get(name, name), name, shape(name)))
     for name in report.unexpected:
-        rows.append(
-            ("unexpected", name_in_file.get(name, name), "", _shape(translation.weights[name]))
-        )
+        rows.append(("unexpected", name_in_file.get(name, name), "", shape(name)))
     for name, (in_file, in_model) in report.mismatched.items():
-        rows.append(
-            ("other shape", name_in_file.get(name, name), name, f"{in_file}, not {in_model}")
-        )
+        shapes = f"{in_file}, not {in_model}"
+        rows.append(("other shape", name_in_file.get(name, name), name, shapes))
     rows += [("missing", "", name, "") for name in report.missing]
-    return tabulate(
-        rows, headers=["", "name in the file", "name in detkit", "shape"], tablefmt="plain"
-    )
-
-
-def _shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "number"
+    headers = ["", "name in the file", "name in detkit", "shape"]
+    return tabulate(rows, headers=headers, tablefmt="plain")

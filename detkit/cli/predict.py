@@ -1,4 +1,4 @@
-"""`detkit predict`: find objects in image files, and write what was found as pictures and as one JSON file.
+"""`detkit predict`: find objects in image files, and write pictures and one JSON file.
 
 `predictions.json` is a list with one entry per image that could be read::
 
@@ -8,14 +8,14 @@
 
 Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class
 names. Instances of a model that finds them also have `segmentation`, COCO's run-length encoding,
-and `keypoints`, [x, y, score, ...]. Where a model tells a class or a segment for every pixel,
-`sem_seg` and `panoptic` name png files of them, and `segments` says what the ids in the latter are.
+and `keypoints`, [x, y, score, ...]. Of a model that predicts a class or a segment for every pixel,
+`sem_seg` and `panoptic` name png files, and `segments` lists the segments by their ids.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ import numpy as np
 from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
-from detkit.cli.prediction_entry import describe_output, write_maps
-from detkit.config import CfgNode, get_cfg, import_user_modules, score_threshold_keys
-from detkit.engine import DefaultPredictor
+from detkit.config import CfgNode, get_cfg, score_threshold_keys
+from detkit.engine import DefaultPredictor, prepare
 from detkit.model_zoo import find_config
-from detkit.structures import ModelOutput
+from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
+from detkit.utils.colormap import id2rgb
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
@@ -40,7 +41,7 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and give its exit status: 2 also when some, but not all, images could be read.
+    """Run the command and return its exit status: 2 also when only some images could be read.
 
     Args:
         argv: Words of the command line; None takes those of this process.
@@ -54,25 +55,12 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="YAML file, or the name of a config that comes with detkit",
-    )
-    add(
-        "--input",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="image files, folders of images, or patterns (*, **)",
-    )
-    add(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="folder for the pictures and predictions.json; made if absent",
-    )
+    config_help = "YAML file, or the name of a config that comes with detkit"
+    add("--config-file", required=True, metavar="FILE", help=config_help)
+    input_help = "image files, folders of images, or patterns (*, **)"
+    add("--input", required=True, nargs="+", metavar="PATH", help=input_help)
+    output_help = "folder for the pictures and predictions.json; made if absent"
+    add("--output", required=True, metavar="DIR", help=output_help)
     add(
         "--confidence-threshold",
         type=float,
@@ -80,17 +68,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="SCORE",
         help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
     )
-    add(
-        "--allow-partial",
-        action="store_true",
-        help="accept weights that do not fill every tensor of the model",
-    )
-    add(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="settings, such as MODEL.WEIGHTS model.pth; last",
-    )
+    partial_help = "accept weights that do not fill every tensor of the model"
+    add("--allow-partial", action="store_true", help=partial_help)
+    opts_help = "settings, such as MODEL.WEIGHTS model.pth; last"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
     return parser
 
 
@@ -112,18 +93,31 @@ def run(args: argparse.Namespace) -> int:
             logger.error("%s", message_of(error))
             unreadable.append(str(path))
             continue
-        found = _checked(predictor(image))
-        _draw(image, image_format, predictor.metadata, found, folder / picture)
-        height, width = image.shape[:2]
+        found = predictor(image)
+        if "instances" not in found and "sem_seg" not in found:
+            raise ConfigError(
+                "need a model that finds instances or classifies pixels; the one of this config"
+                f" gives {', '.join(found)}"
+            )
+        rgb = convert_image_to_rgb(image, image_format)
+        height, width = rgb.shape[:2]
+        scale = readable_scale((height, width))
+        drawing = Visualizer(rgb, predictor.metadata, scale, ColorMode.SEGMENTATION)
+        drawing.draw_output(found).save(folder / picture)
         entry = {"file": str(path), "picture": picture, "height": height, "width": width}
         entry |= describe_output(found, predictor.metadata) | write_maps(found, folder, picture)
         entries.append(entry)
-        logger.info("%s: %s", path, _summary(entry))
+        counts = [
+            f"{len(entry[key])} {word}"
+            for key, word in (("instances", "objects"), ("segments", "segments"))
+            if key in entry
+        ]
+        logger.info("%s: %s", path, ", ".join(counts) or "a class for every pixel")
     # An image a line: as easy to search as to parse.
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     (folder / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if unreadable:
-        raise ValueError(
+        raise DataError(
             f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}."
             f" The others are in {folder}."
         )
@@ -131,25 +125,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(entry: dict[str, Any]) -> str:
-    counts = [
-        f"{len(entry[key])} {word}"
-        for key, word in (("instances", "objects"), ("segments", "segments"))
-        if key in entry
-    ]
-    return ", ".join(counts) or "a class for every pixel"
-
-
 def _setup(args: argparse.Namespace) -> CfgNode:
     if not 0 <= args.confidence_threshold <= 1:
-        raise ValueError(
+        raise ConfigError(
             f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}"
         )
     setup_logger()
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
-    import_user_modules(cfg.IMPORTS)  # whose models may declare thresholds of their own
+    prepare(cfg)  # imports the user's models, which may declare thresholds of their own
     # Already here, so that less goes through non-maximum suppression.
     for key in score_threshold_keys(cfg.MODEL.META_ARCHITECTURE):
         cfg.merge_from_list([key, args.confidence_threshold])
@@ -161,11 +146,11 @@ def _setup(args: argparse.Namespace) -> CfgNode:
 def find_images(inputs: Iterable[str]) -> list[Path]:
     """Return the files that paths, folders and patterns stand for, in order, each once.
 
-    A file that is named is given whether it is an image or not, so that the reader can say what is
-    wrong with it. Of a folder or pattern, the files with an image's suffix are given.
+    A file that is named is returned whether it is an image or not, so that reading it can say what
+    is wrong. Of a folder or pattern, only files with the suffix of an image are returned.
 
     Raises:
-        FileNotFoundError: A path is not there, or a folder or pattern holds no image.
+        MissingFileError: A path is not there, or a folder or pattern holds no image.
     """
     found: dict[Path, None] = {}
     for name in inputs:
@@ -174,13 +159,10 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
             found[path] = None
             continue
         candidates = path.iterdir() if path.is_dir() else _glob(path)
-        images = sorted(
-            p
-            for p in candidates
-            if p.is_file() and p.suffix.lower() in Image.registered_extensions()
-        )
+        suffixes = Image.registered_extensions()
+        images = sorted(p for p in candidates if p.is_file() and p.suffix.lower() in suffixes)
         if not images:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}"
             )
         found.update(dict.fromkeys(images))
@@ -188,7 +170,8 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def _glob(pattern: Path) -> Iterable[Path]:
-    """Files that fit a pattern, relative or absolute; none where the path holds no `*`, `?` or `[`."""
+    """Return the files that fit a pattern; none where the path holds no `*`, `?` or `[`."""
+    # Path.glob takes relative patterns only: it starts at the last folder without wildcards.
     fixed = next((i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?[")), None)
     if fixed is None:
         return []
@@ -196,7 +179,7 @@ def _glob(pattern: Path) -> Iterable[Path]:
 
 
 def _picture_names(inputs: Sequence[Path]) -> list[str]:
-    """A file name for each picture; equal names from different folders are numbered."""
+    """Return a file name for each picture; equal names from different folders are numbered."""
     names: dict[str, None] = {}
     for path in inputs:
         suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".jpg"
@@ -207,19 +190,72 @@ def _picture_names(inputs: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def _checked(output: ModelOutput) -> ModelOutput:
-    if "instances" not in output and "sem_seg" not in output:
-        raise ValueError(
-            "need a model that finds instances or classifies pixels; the one of this config gives"
-            f" {', '.join(output)}"
+def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:
+    """Return `instances` and `segments`, where the model predicts them, as lists and numbers."""
+    described: dict[str, Any] = {}
+    if "instances" in output:
+        described["instances"] = _describe_instances(output["instances"].to("cpu"), metadata)
+    if "panoptic_seg" in output:
+        segments = output["panoptic_seg"][1]
+        described["segments"] = [_describe_segment(info, metadata) for info in segments]
+    return described
+
+
+def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
+    """Write the label maps of an image, and return their files relative to the folder.
+
+    Args:
+        output: For one image.
+        folder: Where `sem_seg/NAME.png` goes, grey, a class per pixel, and `panoptic/NAME.png`,
+            a segment id per pixel as COCO's colours: red + 256 green + 65536 blue.
+        name: A different one for every image.
+    """
+    maps: dict[str, np.ndarray] = {}
+    if "sem_seg" in output:
+        labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        maps["sem_seg"] = labels.astype(np.uint8 if len(output["sem_seg"]) <= 256 else np.uint16)
+    if "panoptic_seg" in output:
+        maps["panoptic"] = id2rgb(output["panoptic_seg"][0].cpu().numpy())
+    files = {kind: f"{kind}/{name}.png" for kind in maps}
+    for kind, file in files.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(maps[kind]).save(folder / file)
+    return files
+
+
+def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, Any]]:
+    xyxy = instances.pred_boxes.tensor
+    boxes = BoxMode.convert(xyxy, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    found: list[dict[str, Any]] = []
+    # Rounded to a hundredth of a pixel: sixteen digits would make the file three times as large.
+    for category, score, box in zip(classes, scores, boxes, strict=True):
+        found.append(
+            {
+                "category": _name(metadata, "thing_classes", category),
+                "category_id": category,
+                "score": round(score, 4),
+                "bbox": [round(value, 2) for value in box],
+            }
         )
-    return output
+    if instances.has("pred_masks"):
+        for entry, mask in zip(found, instances.pred_masks.numpy(), strict=True):
+            entry["segmentation"] = bitmask_to_rle(mask)
+    if instances.has("pred_keypoints"):
+        flat = instances.pred_keypoints.flatten(1).tolist()
+        for entry, keypoints in zip(found, flat, strict=True):
+            entry["keypoints"] = [round(value, 3) for value in keypoints]
+    return found
 
 
-def _draw(
-    image: np.ndarray, image_format: str, metadata: Any, output: ModelOutput, path: Path
-) -> None:
-    rgb = convert_image_to_rgb(image, image_format)
-    Visualizer(rgb, metadata, readable_scale(rgb.shape[:2]), ColorMode.SEGMENTATION).draw_output(
-        output
-    ).save(path)
+def _describe_segment(info: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
+    classes = "thing_classes" if info["isthing"] else "stuff_classes"
+    described = {"category": _name(metadata, classes, info["category_id"]), **info}
+    if "score" in described:
+        described["score"] = round(described["score"], 4)
+    return described
+
+
+def _name(metadata: Any, classes: str, category: int) -> str:
+    names = getattr(metadata, classes, None) or []
+    return names[category] if category < len(names) else str(category)

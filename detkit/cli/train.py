@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 _EPILOG = """examples:
   train on the generated shapes:    --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
   continue an interrupted run:      --config-file my.yaml --resume
-  evaluate a checkpoint:            --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+  evaluate a checkpoint:            --config-file my.yaml --eval-only MODEL.WEIGHTS model.pth
   change settings:                  --config-file my.yaml SOLVER.BASE_LR 0.01 SOLVER.MAX_ITER 2000
 """
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and give its exit status.
+    """Run the command and return its exit status.
 
     Args:
         argv: Words of the command line; None takes those of this process.
@@ -43,24 +43,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         parser.error(
             "--config-file is needed: a YAML file, or the name of a config that comes with detkit"
         )
-    return run_command(_launch, args)
-
-
-def _launch(args: argparse.Namespace) -> None:
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    machines = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    return run_command(launch, run, *machines, (args,))
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config with the settings of the command line over it, freeze it, and prepare the
-    run.
-    """
+    """Read the config and the settings of the command line, freeze it, and prepare the run."""
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
@@ -70,9 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Train and evaluate, or evaluate, in this process (one per GPU); the results are printed and
-    given.
-    """
+    """Train and evaluate, or evaluate only, in this process (one per GPU); print the results."""
     restarts = comm.get_num_restarts()
     args.resume = args.resume or restarts > 0
     cfg = setup(args)
@@ -99,9 +85,8 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train() or {}
-        model = (
-            trainer.checkpointer.model
-        )  # without DistributedDataParallel, which is not for one process alone
+        # Without DistributedDataParallel, whose forward pass would wait for the other processes.
+        model = trainer.checkpointer.model
     if comm.is_main_process():
         pictures = write_pictures(cfg, model, Path(cfg.OUTPUT_DIR) / "pictures")
         if pictures:
@@ -119,21 +104,20 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _require_weights(cfg: CfgNode, resume: bool) -> None:
-    """Look for MODEL.WEIGHTS now, not when data and model are ready. A run that goes on does not
-    need them.
-    """
+    """Look for MODEL.WEIGHTS now, not when data and model are ready."""
+    # A run that continues loads its checkpoint instead.
     if cfg.MODEL.WEIGHTS and not (resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()):
         local_checkpoint_file(cfg.MODEL.WEIGHTS)
 
 
 def _forget_last_checkpoint(output_dir: str) -> None:
-    """Keep a restart of this run from going on where an older run in the same folder ended."""
+    """Keep a restart of this run from continuing an older run in the same folder."""
     if comm.is_main_process():
         (Path(output_dir) / "last_checkpoint").unlink(missing_ok=True)
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """Return the metrics of each task as a text table; those per class are in the log, where evaluators write them.
+    """Return the metrics of each task as a text table, without those per class.
 
     Args:
         results: Task -> metric -> value; or one such mapping per data set.
@@ -143,12 +127,10 @@ def format_results(results: Mapping[str, Any]) -> str:
     )
     if is_per_dataset:
         return "\n\n".join(f"{name}\n{format_results(of_one)}" for name, of_one in results.items())
-    return "\n\n".join(_format_task(task, metrics) for task, metrics in results.items())
-
-
-def _format_task(task: str, metrics: Mapping[str, float]) -> str:
-    # The name of a metric of one class ends with it: AP-person.
-    overall = {name: value for name, value in metrics.items() if "-" not in name}
-    return tabulate(
-        [[task, *overall.values()]], headers=["", *overall], floatfmt=".1f", tablefmt="github"
-    )
+    tables = []
+    for task, metrics in results.items():
+        # The name of a metric of one class ends with it, as AP-person; evaluators log these.
+        overall = {name: value for name, value in metrics.items() if "-" not in name}
+        row, headers = [task, *overall.values()], ["", *overall]
+        tables.append(tabulate([row], headers=headers, floatfmt=".1f", tablefmt="github"))
+    return "\n\n".join(tables)

@@ -1,4 +1,4 @@
-"""`DefaultPredictor`: a trained model that takes one image at a time."""
+"""`DefaultPredictor`: run a trained model on one image at a time."""
 
 import logging
 from typing import Any
@@ -22,19 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 class DefaultPredictor:
-    """Runs a trained model on single images: resized as in testing, converted to the channel order the model wants.
+    """Runs a trained model on one image at a time.
 
-    What convolutions compute from their weights is kept from image to image. Weights may be loaded
-    or changed between two of them, but not through `tensor.data` or by a fused optimizer, which
-    torch does not notice (`PreparedWeights`). For R50-FPN this takes 430 MB on a CPU, and the size
-    of the model on other devices.
+    You give a config whose MODEL.WEIGHTS names a checkpoint, and an image as a BGR array, as
+    `read_image` or OpenCV load it. You get the objects of the image, in its own pixels. The image
+    is resized as in testing and converted to the channel order of the model.
 
     Example:
-        >>> predictor = DefaultPredictor(cfg)
-        >>> instances = predictor(read_image("street.jpg", format="BGR"))["instances"]
+        ```python
+        predictor = DefaultPredictor(cfg)
+        instances = predictor(read_image("street.jpg", format="BGR"))["instances"]
+        ```
 
     Attributes:
-        model: In eval mode; with TEST.AUG.ENABLED the one that augments.
+        model: In eval mode; with TEST.AUG.ENABLED the one with test-time augmentation.
         metadata: Class names as `thing_classes`: those in the checkpoint, else those of
             DATASETS.TEST.
         input_format: Channel order of the model, INPUT.FORMAT.
@@ -44,13 +45,12 @@ class DefaultPredictor:
         """Build the model and load MODEL.WEIGHTS.
 
         Args:
-            cfg: Not kept, and not changed.
-            allow_partial: Accept weights that leave a part of the model, or all of it, at random
-                values.
+            cfg: The settings of the model; not changed.
+            allow_partial: Accept weights that leave a part of the model at random values.
 
         Raises:
             CheckpointError: The weights do not fill the model.
-            ValueError: MODEL.WEIGHTS is empty.
+            WeightsError: MODEL.WEIGHTS is empty.
         """
         cfg = cfg.clone()
         prepare(cfg)
@@ -69,21 +69,24 @@ class DefaultPredictor:
         self.aug = build_test_resize(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self._num_channels = len(cfg.MODEL.PIXEL_MEAN)
+        # Keeps what convolutions compute from their weights: 430 MB for R50-FPN on a CPU, the size
+        # of the model on other devices. It notices weights that are loaded or changed between two
+        # images, except through `tensor.data` or by a fused optimizer, which torch does not count.
         self._prepared_weights = PreparedWeights()
 
     def __call__(self, original_image: np.ndarray) -> ModelOutput:
-        """Return what the model finds in an image.
+        """Return the predictions of the model for an image.
 
         Args:
-            original_image: (H, W, C) uint8, BGR where the model takes three channels. Not changed.
+            original_image: (H, W, C) uint8, BGR if the model takes three channels. Not changed.
 
         Returns:
-            The model's output, in pixels of the given image: `instances` with `pred_boxes`,
-            `scores`, `pred_classes`, and what else the model says (`ModelOutput`).
+            The output of the model, in pixels of the given image: `instances` with `pred_boxes`,
+            `scores` and `pred_classes`, and the other fields of `ModelOutput`.
 
         Raises:
-            TypeError: Not an array of uint8.
-            ValueError: Not an image of the channels that the model takes.
+            TypeError: The image is not an array of uint8.
+            ValueError: The image does not have the number of channels that the model takes.
         """
         self._check(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
@@ -94,8 +97,8 @@ class DefaultPredictor:
             "height": height,
             "width": width,
         }
-        # Not inference_mode: what a model caches between images, such as anchors, must stay usable
-        # in training.
+        # Not inference_mode: tensors that a model caches between images, such as anchors, must stay
+        # usable in training.
         with torch.no_grad(), self._prepared_weights.in_use():
             return self.model([model_input])[0]
 
@@ -116,11 +119,9 @@ class DefaultPredictor:
 
 
 def _metadata(saved: dict[str, Any], cfg: CfgNode) -> Metadata:
-    """Class names of a checkpoint, else of the test set.
-
-    The checkpoint comes first: it says what the model was trained on, and the test set may be
-    another one.
-    """
+    """Return the class names of a checkpoint, else those of the test set."""
+    # The checkpoint comes first: it says what the model was trained on, and DATASETS.TEST may name
+    # a data set of other classes.
     if saved.get("thing_classes") or saved.get("stuff_classes"):
         return Metadata(cfg.MODEL.WEIGHTS).set(**saved)
     if cfg.DATASETS.TEST:

@@ -1,4 +1,4 @@
-"""What a train script does first: command line, logging, seeds, the record of its settings."""
+"""Set up a training script: command line, logging, seeds, the record of its settings."""
 
 import argparse
 import logging
@@ -12,9 +12,11 @@ import torch
 
 from detkit.config import CfgNode, settings_without_effect, unread_settings
 from detkit.engine.run_config import prepare
+from detkit.engine.writers import build_writers
 from detkit.utils import comm
 from detkit.utils.env import collect_env_info, resolve_device, reuse_freed_memory, seed_all_rng
-from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detkit.utils.errors import ConfigError
+from detkit.utils.events import EventWriter
 from detkit.utils.file_io import PathManager
 from detkit.utils.logger import setup_logger
 
@@ -27,17 +29,22 @@ examples:
   8 GPUs of one machine:
     {0} --num-gpus 8 --config-file config.yaml
     torchrun --nproc_per_node=8 {0} --config-file config.yaml
-  two machines:
-    {0} --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file ...
-    {0} --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file ...
+  two machines, with RANK 0 on the first and 1 on the second:
+    {0} --num-gpus 8 --num-machines 2 --machine-rank RANK \\
+        --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file config.yaml
 """
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of a train script's command line.
+    """Return the parser of a training script's command line.
 
     Args:
         epilog: Text below the help; None shows examples.
+
+    Example:
+        >>> args = default_argument_parser().parse_args(["--num-gpus", "2", "SOLVER.MAX_ITER", "9"])
+        >>> args.num_gpus, args.opts
+        (2, ['SOLVER.MAX_ITER', '9'])
     """
     parser = argparse.ArgumentParser(
         epilog=_EXAMPLES.format(Path(sys.argv[0]).name) if epilog is None else epilog,
@@ -45,30 +52,17 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="YAML file of settings")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in OUTPUT_DIR, where there is one",
-    )
+    resume_help = "continue from the last checkpoint in OUTPUT_DIR, where there is one"
+    add("--resume", action="store_true", help=resume_help)
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    add(
-        "--allow-partial",
-        action="store_true",
-        help="evaluate weights that do not fill every tensor of the model",
-    )
-    add(
-        "--num-gpus",
-        type=int,
-        default=1,
-        help="processes on this machine, one per GPU (default: 1)",
-    )
+    partial_help = "evaluate weights that do not fill every tensor of the model"
+    add("--allow-partial", action="store_true", help=partial_help)
+    gpus_help = "processes on this machine, one per GPU (default: 1)"
+    add("--num-gpus", type=int, default=1, help=gpus_help)
     add("--num-machines", type=int, default=1, help="machines (default: 1)")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    add(
-        "--dist-url",
-        default="auto",
-        help="where process 0 listens (default: a free port of this machine)",
-    )
+    url_help = "where process 0 listens (default: a free port of this machine)"
+    add("--dist-url", default="auto", help=url_help)
     add(
         "opts",
         nargs=argparse.REMAINDER,
@@ -81,7 +75,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
 
 
 class _Settings(argparse.Action):
-    """Takes the settings at the end of the line, and refuses an option that got in among them."""
+    """Store the settings at the end of the command line, and refuse an option among them."""
 
     def __call__(
         self,
@@ -101,20 +95,18 @@ class _Settings(argparse.Action):
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Prepare a run: user modules, declared data sets, log files, seeds, and a record of settings and machine.
+    """Set up a run: log files, `prepare`, seeds, and a record of settings and machine.
 
     Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`.
 
     Args:
-        cfg: The settings. Pixel statistics and channel order follow the backbone, where it has its
-            own and the config does not set them: see `follow_backbone_pixels`. Nothing else is
-            changed.
+        cfg: The settings; changed as in `prepare`, and not otherwise.
         args: The parsed command line; logged, and read for `eval_only`.
     """
     rank = comm.get_rank()
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         PathManager.mkdirs(cfg.OUTPUT_DIR)
-    comm.synchronize()  # the folder is there before any process opens its log in it
+    comm.synchronize()  # the folder must exist before any process opens its log in it
     for name in ("fvcore", "detkit"):
         setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
     prepare(cfg)
@@ -136,11 +128,11 @@ def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None
 
     Args:
         cfg: The settings.
-        idle: By key, the value that asks for nothing.
+        idle: For each key that the script ignores, the value that asks for nothing.
         program: The script, for the message.
 
     Raises:
-        ValueError: A setting has another value.
+        ConfigError: A setting has another value.
     """
     asked_for = [
         f"{key}={cfg.get_by_full_key(key)!r}"
@@ -148,35 +140,30 @@ def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None
         if cfg.get_by_full_key(key) != value
     ]
     if asked_for:
-        raise ValueError(
+        raise ConfigError(
             f"{program} does not do what these settings ask for: {', '.join(asked_for)}. Take them"
             " back, or train with tools/train_net.py"
         )
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """Return the writers of a run: the console, `metrics.json`, and TensorBoard.
+    """Return the writers of Detectron2's default: the console, `metrics.json`, and TensorBoard.
 
     Args:
         output_dir: Folder of the files; made if absent.
         max_iter: Iterations of the run, for the remaining time.
     """
-    PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(str(Path(output_dir) / "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]
+    return build_writers(("console", "json", "tensorboard"), output_dir, max_iter)
 
 
 def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
-    # A seed of its own for each process: they would all augment alike otherwise.
+    # Each process has a seed of its own: with the same one, all would augment alike.
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if resolve_device(cfg.MODEL.DEVICE).type == "cpu":
         reuse_freed_memory()
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    # cuDNN times its algorithms anew for each image size, which evaluation has hundreds of.
+    # cuDNN times its algorithms again for each image size, of which an evaluation has hundreds.
     torch.backends.cudnn.benchmark = (
         cfg.CUDNN_BENCHMARK and not is_eval_only and not cfg.DETERMINISTIC
     )
@@ -187,11 +174,10 @@ def _set_numerics(cfg: CfgNode, is_eval_only: bool) -> None:
 def _choose_deterministic_operations(*, has_seed: bool) -> None:
     if not has_seed:
         logger.warning(
-            "DETERMINISTIC is set, but SEED is negative: random numbers are others in each run"
+            "DETERMINISTIC is set, but SEED is negative: random numbers differ from run to run"
         )
-    # cuBLAS reads it when it is first used; this is the size that its documentation names for equal
-    # results.
+    # cuBLAS reads it at its first use; its documentation names this size for equal results.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
-    # Operations without such an implementation warn with their name, and run.
+    # With warn_only, operations without a deterministic implementation warn with their name.
     torch.use_deterministic_algorithms(True, warn_only=True)

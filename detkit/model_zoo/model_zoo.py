@@ -1,4 +1,4 @@
-"""The YAML files that travel with detkit, and the weights that were published for them."""
+"""The configs that come with detkit, and the weights that Detectron2 published for them."""
 
 from pathlib import Path
 
@@ -6,15 +6,78 @@ from torch import nn
 
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode, get_cfg
-from detkit.model_zoo.urls import PREFIX, PUBLISHED_WEIGHTS
 from detkit.modeling import build_model
+from detkit.utils.errors import MissingFileError, WeightsError
 from detkit.utils.file_io import packaged_configs
 from detkit.utils.near_miss import did_you_mean
 
+PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
+# Config without `.yaml` -> what follows it in the address: the number of the training run, and the
+# file, whose last letters are the start of its hash. Source: Detectron2's model zoo.
+PUBLISHED_WEIGHTS = {
+    "COCO-Detection/fast_rcnn_R_50_FPN_1x": "137635226/model_final_e5f7ce.pkl",
+    "COCO-Detection/faster_rcnn_R_50_C4_1x": "137257644/model_final_721ade.pkl",
+    "COCO-Detection/faster_rcnn_R_50_C4_3x": "137849393/model_final_f97cb7.pkl",
+    "COCO-Detection/faster_rcnn_R_50_DC5_1x": "137847829/model_final_51d356.pkl",
+    "COCO-Detection/faster_rcnn_R_50_DC5_3x": "137849425/model_final_68d202.pkl",
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x": "137257794/model_final_b275ba.pkl",
+    "COCO-Detection/faster_rcnn_R_50_FPN_3x": "137849458/model_final_280758.pkl",
+    "COCO-Detection/faster_rcnn_R_101_C4_3x": "138204752/model_final_298dad.pkl",
+    "COCO-Detection/faster_rcnn_R_101_DC5_3x": "138204841/model_final_3e0943.pkl",
+    "COCO-Detection/faster_rcnn_R_101_FPN_3x": "137851257/model_final_f6e8b1.pkl",
+    "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x": "139173657/model_final_68b088.pkl",
+    "COCO-Detection/retinanet_R_50_FPN_1x": "190397773/model_final_bfca0b.pkl",
+    "COCO-Detection/retinanet_R_50_FPN_3x": "190397829/model_final_5bd44e.pkl",
+    "COCO-Detection/retinanet_R_101_FPN_3x": "190397697/model_final_971ab9.pkl",
+    "COCO-Detection/rpn_R_50_C4_1x": "137258005/model_final_450694.pkl",
+    "COCO-Detection/rpn_R_50_FPN_1x": "137258492/model_final_02ce48.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x": "137259246/model_final_9243eb.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x": "137849525/model_final_4ce675.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x": "137260150/model_final_4f86c3.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_3x": "137849551/model_final_84107b.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": "137260431/model_final_a54504.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x": "137849600/model_final_f10217.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_C4_3x": "138363239/model_final_a2914c.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_DC5_3x": "138363294/model_final_0464b7.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x": "138205316/model_final_a3ec72.pkl",
+    "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x": "139653917/model_final_2d9806.pkl",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x": "137261548/model_final_04e291.pkl",
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x": "137849621/model_final_a6e10b.pkl",
+    "COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x": "138363331/model_final_997cc7.pkl",
+    "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x": "139686956/model_final_5ad38f.pkl",
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x": "139514544/model_final_dbfeb4.pkl",
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x": "139514569/model_final_c10459.pkl",
+    "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x": "139514519/model_final_cafdb1.pkl",
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": "144219072/model_final_571f7c.pkl",
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_101_FPN_1x": "144219035/model_final_824ab5.pkl",
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x": (
+        "144219108/model_final_5e3439.pkl"
+    ),
+    "Cityscapes/mask_rcnn_R_50_FPN": "142423278/model_final_af9cf5.pkl",
+    "PascalVOC-Detection/faster_rcnn_R_50_C4": "142202221/model_final_b1acc2.pkl",
+    "Misc/cascade_mask_rcnn_R_50_FPN_1x": "138602847/model_final_e9d89b.pkl",
+    "Misc/cascade_mask_rcnn_R_50_FPN_3x": "144998488/model_final_480dd8.pkl",
+    "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": "18131413/model_0039999_e76410.pkl",
+    "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5": "138602867/model_final_65c703.pkl",
+    "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5": "144998336/model_final_821d0b.pkl",
+    "Misc/mask_rcnn_R_50_FPN_3x_gn": "138602888/model_final_dc5d9e.pkl",
+    "Misc/mask_rcnn_R_50_FPN_3x_syncbn": "169527823/model_final_3b3c51.pkl",
+    "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x": "139797668/model_final_be35db.pkl",
+    "Misc/scratch_mask_rcnn_R_50_FPN_3x_gn": "138602908/model_final_01ca85.pkl",
+    "Misc/scratch_mask_rcnn_R_50_FPN_9x_gn": "183808979/model_final_da7b4c.pkl",
+    "Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn": "184226666/model_final_5ce33e.pkl",
+    "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x": "137781054/model_final_7ab50c.pkl",
+    "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x": "137781195/model_final_cce136.pkl",
+    "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x": "137781281/model_final_62ca52.pkl",
+}
+
 
 def list_configs() -> list[str]:
-    """Return the names of all packaged configs, such as
-    `COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml`, in order.
+    """Return the names of all packaged configs, in order.
+
+    Example:
+        >>> "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml" in list_configs()
+        True
     """
     root = packaged_configs()
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
@@ -28,7 +91,7 @@ def get_config_file(config_path: str) -> str:
             `.yaml`, is enough where only one config has it.
 
     Raises:
-        FileNotFoundError: No packaged config has that name, or several have; the message lists the
+        MissingFileError: No packaged config has that name, or several have; the message lists the
             close ones.
     """
     name = config_path if config_path.endswith(".yaml") else config_path + ".yaml"
@@ -37,29 +100,29 @@ def get_config_file(config_path: str) -> str:
     if len(fitting) == 1:
         return str(packaged_configs() / fitting[0])
     if fitting:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"several packaged configs are called {config_path!r}: {', '.join(fitting)}"
         )
     by_file_name = {Path(k).name: k for k in known}
     hint = did_you_mean(name, [*known, *by_file_name])
-    raise FileNotFoundError(f"no packaged config is called {config_path!r}.{hint}")
+    raise MissingFileError(f"no packaged config is called {config_path!r}.{hint}")
 
 
 def find_config(path_or_name: str) -> str:
-    """Return the path of a config file: the user's own where there is one, else the packaged one of that name.
+    """Return the path of a config file: the user's own, else the packaged one of that name.
 
     `configs/X` finds the packaged X as well, so that the README's commands work outside a checkout,
     and so does `detkit://X`, which is how `_BASE_` writes it.
 
     Raises:
-        FileNotFoundError: Neither is there.
+        MissingFileError: Neither is there.
     """
     if Path(path_or_name).expanduser().is_file():
         return str(Path(path_or_name).expanduser())
     try:
         return get_config_file(path_or_name.removeprefix("detkit://").removeprefix("configs/"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
+    except MissingFileError as error:
+        raise MissingFileError(
             f"no config file {path_or_name} (from {Path.cwd()}), and {error}"
         ) from error
 
@@ -71,8 +134,8 @@ def get_checkpoint_url(config_path: str) -> str:
         config_path: As in `get_config_file`.
 
     Raises:
-        FileNotFoundError: No packaged config has that name.
-        ValueError: There are no published weights for it.
+        MissingFileError: No packaged config has that name.
+        WeightsError: There are no published weights for it.
     """
     name = (
         Path(get_config_file(config_path))
@@ -82,7 +145,7 @@ def get_checkpoint_url(config_path: str) -> str:
     )
     if name not in PUBLISHED_WEIGHTS:
         hint = did_you_mean(name, PUBLISHED_WEIGHTS)
-        raise ValueError(
+        raise WeightsError(
             f"Detectron2 published no weights for {name}; it did for {len(PUBLISHED_WEIGHTS)}"
             f" others.{hint}"
         )
@@ -98,8 +161,12 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
             training starts from.
 
     Raises:
-        FileNotFoundError: No packaged config has that name.
-        ValueError: `trained` is set and there are no published weights.
+        MissingFileError: No packaged config has that name.
+        WeightsError: `trained` is set and there are no published weights.
+
+    Example:
+        >>> get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml").MODEL.META_ARCHITECTURE
+        'RetinaNet'
     """
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file(config_path))
@@ -118,8 +185,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         device: Where to put it, as MODEL.DEVICE; None takes the config's.
 
     Raises:
-        FileNotFoundError: No packaged config has that name.
-        ValueError: `trained` is set and there are no published weights.
+        MissingFileError: No packaged config has that name.
+        WeightsError: `trained` is set and there are no published weights.
     """
     cfg = get_config(config_path, trained)
     if device is not None:

@@ -1,13 +1,23 @@
 import pytest
+import torch
 
 from detkit.cli.errors import is_written_for_users, message_of, run_command
 from detkit.config import get_cfg
-from detkit.utils.image import BadImageError
+from detkit.structures import Boxes
+from detkit.utils.errors import DataError, MissingFileError, UserError
 from detkit.utils.registry import Registry
 
 
 def _unknown_name() -> None:
     Registry("BACKBONE").get("ResNet")
+
+
+def _assertion_of_detkit() -> None:
+    raise AssertionError("what our own code guarantees does not hold")
+
+
+def _programmers_mistake() -> None:
+    Boxes(torch.zeros(3))  # detkit raises, but no user's file or setting is the cause
 
 
 def _bug_in_detkit() -> None:
@@ -47,10 +57,21 @@ def _raise(error: Exception) -> None:
         ),
         pytest.param(
             lambda: _raise(
-                _from_worker(BadImageError, "detkit.utils.image.BadImageError", "a.jpg is empty")
+                _from_worker(DataError, "detkit.utils.errors.DataError", "a.jpg is empty")
             ),
             "error: a.jpg is empty",
             id="raised by detkit in a worker",
+        ),
+        pytest.param(
+            lambda: _raise(
+                _from_worker(
+                    MissingFileError,
+                    "detkit.utils.errors.MissingFileError",
+                    "image file b.jpg does not exist",
+                )
+            ),
+            "error: image file b.jpg does not exist",
+            id="file that detkit misses in a worker",
         ),
         pytest.param(
             lambda: _raise(
@@ -76,7 +97,14 @@ def test_mistake_of_the_user_is_one_message(
     ("function", "kind"),
     [
         pytest.param(_bug_in_detkit, TypeError, id="an operation failed in detkit"),
+        pytest.param(_assertion_of_detkit, AssertionError, id="an assertion of detkit failed"),
+        pytest.param(_programmers_mistake, (ValueError, TypeError), id="wrong call of a class"),
         pytest.param(_error_of_the_users_module, ValueError, id="raised elsewhere"),
+        pytest.param(
+            lambda: _raise(_from_worker(AssertionError, "AssertionError", "does not hold")),
+            AssertionError,
+            id="an assertion of detkit failed in a worker",
+        ),
         pytest.param(
             lambda: _raise(
                 _from_worker(ZeroDivisionError, "ZeroDivisionError", "division by zero")
@@ -127,5 +155,8 @@ def test_message_of_a_key_error_has_no_quotes_around_it() -> None:
     assert message_of(KeyError("no such part")) == "no such part"
 
 
-def test_error_that_was_never_raised_is_not_taken_for_one_of_ours() -> None:
-    assert not is_written_for_users(ValueError("made, not raised"))
+def test_only_errors_of_our_class_and_about_files_are_written_for_users() -> None:
+    assert is_written_for_users(UserError("this setting is wrong"))
+    assert is_written_for_users(FileNotFoundError(2, "No such file or directory", "a.jpg"))
+    assert not is_written_for_users(ValueError("a bug"))
+    assert not is_written_for_users(OSError("socket closed"))
