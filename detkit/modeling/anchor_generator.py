@@ -216,6 +216,7 @@ def anchor_grid(
     x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * strides[1]
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1)
+    # (H, W, 1, 4) + (A, 4): anchors of a cell vary fastest, as in the head's channels-last output.
     return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from detkit.layers.norm import freeze_norm, keep_in_eval_mode
@@ -55,27 +55,23 @@ def _matching(pattern: str, names: Iterable[str], model: nn.Module) -> set[str]:
 
 def _freeze_norms(model: nn.Module, frozen: Collection[str]) -> None:
     # A norm that two modules share has two names, and is replaced under both.
-    named = [
-        (name, m)
-        for name, m in model.named_modules(remove_duplicate=False)
-        if isinstance(m, _NormBase)
+    norms = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _NormBase)
     ]
-    fixed: dict[nn.Module, nn.Module] = {
-        norm: norm for name, norm in named if _any_of(norm.named_buffers(), name, frozen)
-    }
+    fixed: dict[nn.Module, nn.Module] = {}
+    for name, norm in norms:
+        prefix = f"{name}." if name else ""
+        if any(f"{prefix}{leaf}" in frozen for leaf, _ in norm.named_buffers()):
+            fixed[norm] = norm
     for norm in fixed:
+        # With trainable weights only the statistics are fixed.
         if any(parameter.requires_grad for parameter in norm.parameters()):
             keep_in_eval_mode(norm)
         else:
             fixed[norm] = freeze_norm(norm)
-    for name, norm in named:
+    for name, norm in norms:
         if name and fixed.get(norm, norm) is not norm:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, fixed[norm])
-
-
-def _any_of(
-    tensors: Iterable[tuple[str, Tensor]], module_name: str, names: Collection[str]
-) -> bool:
-    prefix = f"{module_name}." if module_name else ""
-    return any(f"{prefix}{name}" in names for name, _ in tensors)

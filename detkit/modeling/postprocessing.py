@@ -34,6 +34,7 @@ def detector_postprocess(
     boxes: Boxes = rescaled.get(name).clone()
     boxes.scale(scale_x, scale_y)
     boxes.clip(rescaled.image_size)
+    # Boxes go first: masks are then painted for those only that stay.
     rescaled.set(name, boxes)
     rescaled = rescaled[boxes.nonempty()]
     if rescaled.has("pred_masks"):
@@ -66,6 +67,7 @@ def sem_seg_postprocess(
     Returns:
         (K, output_height, output_width), interpolated bilinearly.
     """
+    # The padding is cut off before the scores are resized, so that it does not bleed in.
     image = result[None, :, : img_size[0], : img_size[1]]
     return F.interpolate(
         image, size=(output_height, output_width), mode="bilinear", align_corners=False

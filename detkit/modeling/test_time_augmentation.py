@@ -35,6 +35,7 @@ class View:
         """Return a (C, H, W) image as this view shows it, in its dtype."""
         if image.shape[1:] != self.size:
             dtype = image.dtype
+            # Antialiased, as Pillow resizes in the data loader.
             image = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)[
                 0
             ]

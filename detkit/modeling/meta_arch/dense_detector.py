@@ -128,6 +128,7 @@ def decode_level(
     anchor_ids, classes = nonzero_tuple(scores > score_thresh)
     top, order = scores[anchor_ids, classes].topk(min(topk_candidates, len(anchor_ids)))
     anchor_ids, classes = anchor_ids[order], classes[order]
+    # Only the boxes of candidates are decoded.
     boxes = transform.apply_deltas(deltas[anchor_ids], anchors.tensor[anchor_ids])
     candidates = Instances(image_size, pred_boxes=Boxes(boxes), scores=top, pred_classes=classes)
     return candidates[nonzero_tuple(torch.isfinite(boxes).all(dim=1))[0]]

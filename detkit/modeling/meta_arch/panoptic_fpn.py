@@ -111,6 +111,8 @@ class PanopticFPN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         _, sem_seg_losses = self.sem_seg_head(features, labels)
         head_losses, proposal_losses = self.instance_losses(images, features, batched_inputs)
+        # The factor lambda_i of the paper (section 3, training). As in Detectron2 it leaves out the
+        # losses of the RPN.
         weighted = {name: loss * self.instance_loss_weight for name, loss in head_losses.items()}
         return {**sem_seg_losses, **proposal_losses, **weighted}
 
@@ -208,6 +210,7 @@ def _paint_instances(
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= score_thresh]
     masks = instances.pred_masks.to(device=device, dtype=torch.bool)
+    # The id of an instance is the number of those kept so far; both stay on the device.
     last_id = torch.zeros((), dtype=torch.int32, device=device)
     kept = torch.zeros(len(order), dtype=torch.bool, device=device)
     # One after the other, because the pixels of an instance depend on those above it. Nothing in
@@ -224,18 +227,10 @@ def _paint_instances(
     kept_scores = scores[kept_indices].tolist()
     kept_classes = instances.pred_classes.to(device)[kept_indices].tolist()
     things: list[dict[str, Any]] = []
-    for index, score, category in zip(
-        kept_indices.tolist(), kept_scores, kept_classes, strict=True
-    ):
-        things.append(
-            {
-                "id": len(things) + 1,
-                "isthing": True,
-                "score": score,
-                "category_id": category,
-                "instance_id": index,
-            }
-        )
+    rows = zip(kept_indices.tolist(), kept_scores, kept_classes, strict=True)
+    for i, (index, score, category) in enumerate(rows, start=1):
+        thing = {"id": i, "isthing": True, "score": score, "category_id": category}
+        things.append({**thing, "instance_id": index})
     return segments, things
 
 
@@ -250,14 +245,9 @@ def _fill_with_stuff(
     stuff: list[dict[str, Any]] = []
     for label, area in enumerate(areas):
         if label != _THINGS and area >= max(area_thresh, 1):
-            id_of_label[label] = first_id + len(stuff)
-            stuff.append(
-                {
-                    "id": first_id + len(stuff),
-                    "isthing": False,
-                    "category_id": label,
-                    "area": area,
-                }
-            )
+            i = first_id + len(stuff)
+            id_of_label[label] = i
+            stuff.append({"id": i, "isthing": False, "category_id": label, "area": area})
+    # A table of ids by label, looked up for all pixels at once.
     filled = torch.where(is_free, id_of_label.to(semantic.device)[labels], segments)
     return filled, stuff

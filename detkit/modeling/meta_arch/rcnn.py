@@ -97,6 +97,7 @@ class GeneralizedRCNN(Detector):
             proposals, proposal_losses = self.take_field(batched_inputs, "proposals"), {}
         else:
             proposals, proposal_losses = self.proposal_generator(images, features, targets)
+        # Both are trained at once: the heads on the proposals of the present step.
         _, head_losses = self.roi_heads(images, features, proposals, targets)
         return head_losses, proposal_losses
 
@@ -123,6 +124,7 @@ class GeneralizedRCNN(Detector):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is not None:
+            # The second pass of test-time augmentation: boxes are merged already.
             given = [instances.to(self.device) for instances in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, given)
         else:

@@ -118,6 +118,8 @@ class SemSegFPNHead(nn.Module):
             predictions: (N, K, H / S, W / S) logits.
             targets: (N, H, W) int64 labels.
         """
+        # Float32 under autocast too: the sum over all pixels of a batch needs its digits. A sum and
+        # a count instead of the mean, which is NaN if no pixel is labelled.
         total = F.cross_entropy(
             self._upsampled(predictions.float()),
             targets,
@@ -147,6 +149,7 @@ def _scale_head(
             f" {common_stride} times 1, 2, 4, ..."
         )
     layers: list[nn.Module] = []
+    # Upsampled by 2 after each convolution (figure 3 of the paper), not once at the end.
     for k in range(max(1, int(halvings))):
         conv = Conv2d(
             channels if k == 0 else conv_dims,
@@ -233,6 +236,7 @@ def sem_seg_targets(
     ignore_value: int = head.ignore_value  # pyright: ignore[reportAssignmentType]
     num_classes = getattr(head, "num_classes", None)
     shape = (len(images), *images.tensor.shape[-2:])
+    # Padding is labelled as ignored, so it takes no part in the loss.
     targets = torch.full(shape, ignore_value, dtype=torch.int64, device=images.device)
     for i, (x, (height, width)) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
         labels = _checked_labels(x, i, (height, width), num_classes, ignore_value)

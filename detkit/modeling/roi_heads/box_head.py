@@ -67,6 +67,7 @@ class FastRCNNConvFCHead(nn.Sequential):
         self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
         if not fc_dims:
             return
+        # Flattened, not averaged: where in the region a feature lies tells the box.
         in_features = channels * height * width
         self.add_module("flatten", nn.Flatten())
         for k, dim in enumerate(fc_dims, start=1):

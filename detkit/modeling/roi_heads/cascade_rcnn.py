@@ -22,12 +22,8 @@ from detkit.modeling.matcher import Matcher
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_box_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, Predictions
-from detkit.modeling.roi_heads.standard_roi_heads import (
-    Features,
-    Losses,
-    StandardROIHeads,
-    build_pooler,
-)
+from detkit.modeling.roi_heads.roi_heads import Features, Losses
+from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads, build_pooler
 from detkit.structures import Boxes, Instances
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
@@ -299,18 +295,18 @@ def _check_settings(cfg: CfgNode) -> None:
             "MODEL.ROI_HEADS.IOU_THRESHOLDS[0] and MODEL.ROI_BOX_CASCADE_HEAD.IOUS[0] are both the"
             f" overlap of the first stage and must be the same, got {first} and {cascade.IOUS[0]}"
         )
+    # A stage of a cascade ignores no proposal.
     if len(heads.IOU_THRESHOLDS) != 1 or list(heads.IOU_LABELS) != [0, 1]:
         raise ConfigError(
-            "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], since a"
-            f" stage of a cascade ignores no proposal; got {list(heads.IOU_THRESHOLDS)} and"
-            f" {list(heads.IOU_LABELS)}"
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS must be one overlap and [0, 1], for a"
+            f" cascade; got {list(heads.IOU_THRESHOLDS)} and {list(heads.IOU_LABELS)}"
         )
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and (cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON):
         raise ConfigError(
-            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the later branches of"
-            " CascadeROIHeads are trained on the proposals of the first stage: set it to False, or"
-            " use StandardROIHeads"
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but CascadeROIHeads trains its later"
+            " branches on the proposals of the first stage: set it to False"
         )
+    # Otherwise the next stage would not know which of the boxes of a region to start from.
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         raise ConfigError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is False, but the stages of CascadeROIHeads"

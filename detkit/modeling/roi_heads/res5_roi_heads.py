@@ -18,7 +18,12 @@ from detkit.modeling.matcher import Matcher
 from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_mask_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detkit.modeling.roi_heads.roi_heads import ROIHeads, select_foreground_proposals
+from detkit.modeling.roi_heads.roi_heads import (
+    Features,
+    Losses,
+    ROIHeads,
+    select_foreground_proposals,
+)
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.errors import ConfigError
 
@@ -84,14 +89,12 @@ class Res5ROIHeads(ROIHeads):
             )
         if cfg.MODEL.KEYPOINT_ON:
             raise ConfigError(
-                f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch: use"
-                " StandardROIHeads"
+                f"MODEL.KEYPOINT_ON is True, but {cls.__name__} has no keypoint branch"
             )
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES and cfg.MODEL.MASK_ON:
             raise ConfigError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, but the branches of"
-                f" {cls.__name__} share what is pooled from the proposals: set it to False, or use"
-                " StandardROIHeads"
+                f" {cls.__name__} share features of the proposals: set it to False"
             )
         head = cfg.MODEL.ROI_BOX_HEAD
         size = head.POOLER_RESOLUTION
@@ -122,11 +125,8 @@ class Res5ROIHeads(ROIHeads):
         return make_configured_stage(cfg.MODEL.RESNETS, 3, shape.channels or 0)
 
     def losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-    ) -> dict[str, Tensor]:
+        self, features: Features, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> Losses:
         """Return the losses of every branch; see `ROIHeads`."""
         regions = self._regions(features, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(regions.mean(dim=(2, 3)))
@@ -137,28 +137,24 @@ class Res5ROIHeads(ROIHeads):
             losses.update(self.mask_head(regions[torch.cat(is_foreground)], foreground))
         return losses
 
-    def predict(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> list[Instances]:
+    def predict(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the detections of every image, with the fields of every branch."""
         return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
 
     def predict_boxes_only(
-        self, images: ImageList, features: dict[str, Tensor], proposals: Sequence[Instances]
+        self, images: ImageList, features: Features, proposals: Sequence[Instances]
     ) -> list[Instances]:
         """Return the detections without masks."""
         return self._detect_boxes(features, proposals)
 
-    def _detect_boxes(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> list[Instances]:
+    def _detect_boxes(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         regions = self._regions(features, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(regions.mean(dim=(2, 3)))
         instances, _ = self.box_predictor.inference(predictions, proposals)
         return instances
 
     def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: Sequence[Instances]
+        self, features: Features, instances: Sequence[Instances]
     ) -> list[Instances]:
         """Add `pred_masks`, if there is a mask branch, to detected boxes.
 
@@ -177,7 +173,7 @@ class Res5ROIHeads(ROIHeads):
         regions = self._regions(features, [x.pred_boxes for x in instances])
         return self.mask_head(regions, list(instances))
 
-    def _regions(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
+    def _regions(self, features: Features, boxes: Sequence[Boxes]) -> Tensor:
         return self._shared_roi_transform([features[name] for name in self.in_features], boxes)
 
     def _shared_roi_transform(self, features: list[Tensor], boxes: Sequence[Boxes]) -> Tensor:

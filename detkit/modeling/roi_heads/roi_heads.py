@@ -5,7 +5,7 @@ Legend: N images, R proposals of one image, S sampled proposals of one image, M 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,11 @@ from detkit.modeling.sampling import subsample_labels
 from detkit.structures import ImageList, Instances
 from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
+
+Features: TypeAlias = dict[str, Tensor]
+"""Features of the backbone, by name."""
+Losses: TypeAlias = dict[str, Tensor]
+"""Scalar losses, by name."""
 
 
 class ROIHeads(nn.Module):
@@ -67,10 +72,10 @@ class ROIHeads(nn.Module):
     def forward(
         self,
         images: ImageList,
-        features: dict[str, Tensor],
+        features: Features,
         proposals: Sequence[Instances],
         targets: Sequence[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
+    ) -> tuple[list[Instances], Losses]:
         """Look at the proposed regions.
 
         Args:
@@ -94,11 +99,8 @@ class ROIHeads(nn.Module):
         return sampled, self.losses(features, sampled, targets)
 
     def losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-    ) -> dict[str, Tensor]:
+        self, features: Features, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> Losses:
         """Return the losses by name.
 
         Args:
@@ -108,14 +110,12 @@ class ROIHeads(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement losses")
 
-    def predict(
-        self, features: dict[str, Tensor], proposals: Sequence[Instances]
-    ) -> list[Instances]:
+    def predict(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the detections of every image."""
         raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
     def predict_boxes_only(
-        self, images: ImageList, features: dict[str, Tensor], proposals: Sequence[Instances]
+        self, images: ImageList, features: Features, proposals: Sequence[Instances]
     ) -> list[Instances]:
         """Return detections with `pred_boxes`, `scores` and `pred_classes`; the rest is not used.
 
@@ -126,7 +126,7 @@ class ROIHeads(nn.Module):
         return detections
 
     def forward_with_given_boxes(
-        self, features: dict[str, Tensor], instances: Sequence[Instances]
+        self, features: Features, instances: Sequence[Instances]
     ) -> list[Instances]:
         """Add the fields of the other branches, such as masks, to detected boxes.
 

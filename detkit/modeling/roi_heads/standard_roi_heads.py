@@ -4,10 +4,10 @@ Legend: N images, R regions over the batch, C channels, L levels, K classes.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
@@ -22,16 +22,14 @@ from detkit.modeling.roi_heads.build import (
 )
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, Predictions
 from detkit.modeling.roi_heads.roi_heads import (
+    Features,
+    Losses,
     ROIHeads,
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.errors import ConfigError
-
-Losses: TypeAlias = dict[str, Tensor]
-Features: TypeAlias = dict[str, Tensor]
-"""Features of the backbone, by name."""
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -113,6 +111,7 @@ class StandardROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Map config keys to arguments."""
+        # A classmethod per branch, so that a subclass can replace the parts of one.
         return {
             **super().from_config(cfg),
             **cls._init_box_head(cfg, input_shape),
@@ -229,6 +228,8 @@ class StandardROIHeads(ROIHeads):
         predictions = self._run_box_head(features, proposals)
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
+            # The later branches see in training what they see in inference: refined boxes. No
+            # gradient flows through the coordinates.
             with torch.no_grad():
                 boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
             for boxes_i, proposals_i in zip(boxes, proposals, strict=True):
@@ -245,6 +246,7 @@ class StandardROIHeads(ROIHeads):
         """Return the losses of the mask branch for sampled proposals; none without a branch."""
         if not self.mask_on:
             return {}
+        # The loss is defined on foreground only (He et al. 2017, section 3.1).
         foreground, _ = select_foreground_proposals(proposals, self.num_classes)
         boxes = [p.proposal_boxes for p in foreground]
         pooled = _pool(features, self.mask_in_features, self.mask_pooler, boxes)
@@ -325,6 +327,7 @@ def _pool(
     features: Features, names: Sequence[str], pooler: ROIPooler | None, boxes: Sequence[Boxes]
 ) -> Any:
     """Pool the regions from the named features; without a pooler, return the features by name."""
+    # As in Detectron2: heads such as PointRend's sample features at points of their own.
     if pooler is None:
         return {name: features[name] for name in names}
     return pooler([features[name] for name in names], boxes)
