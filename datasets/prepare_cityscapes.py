@@ -1,4 +1,4 @@
-"""Write the label maps that semantic segmentation of Cityscapes trains on, beside those of the download.
+"""Write the label maps of Cityscapes for semantic segmentation, beside those of the download.
 
 python datasets/prepare_cityscapes.py
 """

@@ -1,4 +1,4 @@
-"""Write the label maps of stuff that Panoptic FPN trains on, from COCO's panoptic png.
+"""Write the label maps of stuff for Panoptic FPN, from COCO's panoptic png.
 
 python datasets/prepare_panoptic_fpn.py
 """

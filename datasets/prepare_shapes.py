@@ -1,4 +1,4 @@
-"""Write the generated data set "shapes" by hand, for example with more pictures than training writes by itself.
+"""Write the generated data set "shapes", for example with more images than training generates.
 
 python datasets/prepare_shapes.py --num-train 5000
 """
@@ -21,10 +21,10 @@ def main() -> None:
         help="folder to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-train", type=int, default=800, help="pictures to train on (default: %(default)s)"
+        "--num-train", type=int, default=800, help="training images (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-val", type=int, default=100, help="pictures to evaluate on (default: %(default)s)"
+        "--num-val", type=int, default=100, help="validation images (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)"
@@ -38,7 +38,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     print(
-        f"{folder}: {args.num_train} + {args.num_val} pictures, {time.perf_counter() - start:.1f} s"
+        f"{folder}: {args.num_train} + {args.num_val} images, {time.perf_counter() - start:.1f} s"
     )
 
 

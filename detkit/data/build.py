@@ -227,7 +227,7 @@ def _test_loader_from_config(
 
 
 def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
-    """Return the records of a data set of DATASETS.TEST, with proposals if MODEL.LOAD_PROPOSALS is on.
+    """Return the records of a data set of DATASETS.TEST, with proposals if the model loads them.
 
     Raises:
         ConfigError: There is no proposal file for the data set.

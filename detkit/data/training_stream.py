@@ -137,7 +137,7 @@ def _identity(sample: Item) -> Item:
 
 
 class _SeedWorker:
-    """Seeds a worker process for data sets without indices, which have no draw to seed samples by."""
+    """Seeds a worker process, for data sets without indices: their samples have no draw."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -103,7 +103,7 @@ def register_declared_datasets(entries: Sequence[Mapping[str, Any]]) -> None:
 
     Example:
         >>> from detkit.data import DatasetCatalog
-        >>> entry = {"name": "my_signs", "format": "coco", "images": "photos", "annotations": "a.json"}
+        >>> entry = {"name": "my_signs", "format": "coco", "images": "img", "annotations": "a.json"}
         >>> register_declared_datasets([entry])
         >>> "my_signs" in DatasetCatalog
         True

@@ -1,4 +1,4 @@
-"""Data sets in Pascal VOC's format: a folder of images, and one XML file per image with its objects.
+"""Data sets in Pascal VOC's format: a folder of images, and one XML file of objects per image.
 
     ROOT/JPEGImages/IMAGE.jpg
     ROOT/Annotations/IMAGE.xml

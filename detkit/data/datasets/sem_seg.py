@@ -1,4 +1,4 @@
-"""Data sets for semantic segmentation: a folder of images, and one of png with a class per pixel."""
+"""Data sets for semantic segmentation: a folder of images, and one of label maps as png."""
 
 import functools
 import logging

@@ -46,7 +46,7 @@ class CropTransform(AxisAlignedTransform):
         return coords - [self.x0, self.y0]
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the parts of the polygons within the window; a polygon may have none or several."""
+        """Return the parts of the polygons within the window: none, one or several of each."""
         return clip_polygons(super().apply_polygons(polygons), (self.h, self.w))
 
     def inverse(self) -> Transform:

@@ -20,8 +20,8 @@ class Transform(ABC):
     """One deterministic change of an image.
 
     A subclass defines the change of pixels and of points; those of boxes, polygons and label maps
-    follow from these. Points are `(x, y)` in continuous pixels: the pixel in column c spans [c, c + 1). Inputs
-    are not changed.
+    follow from these. Points are `(x, y)` in continuous pixels: the pixel in column c spans
+    [c, c + 1). Inputs are not changed.
     """
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Transform(ABC):
         return self.apply_image(segmentation)
 
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-        """Return the smallest upright boxes around N transformed boxes, (N, 4) XYXY, not clipped."""
+        """Return the upright boxes around N transformed boxes, (N, 4) XYXY, not clipped."""
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
         corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
         corners = self.apply_coords(corners).reshape(-1, 4, 2)

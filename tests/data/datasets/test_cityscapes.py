@@ -51,8 +51,13 @@ def test_polygons_and_map_give_the_same_instances(folders):
     (by_json,), (by_png,) = (
         load_cityscapes_instances(*folders, from_json=choice) for choice in (True, False)
     )
-    key = lambda a: (a["category_id"], a["iscrowd"])
-    assert sorted(by_json["annotations"], key=key) == sorted(by_png["annotations"], key=key)
+
+    def by_class(annotation):
+        return annotation["category_id"], annotation["iscrowd"]
+
+    assert sorted(by_json["annotations"], key=by_class) == sorted(
+        by_png["annotations"], key=by_class
+    )
     assert {key: by_json[key] for key in ("image_id", "height", "width")} == {
         "image_id": "ulm_0_leftImg8bit.png",
         "height": 40,

@@ -1,10 +1,9 @@
-"""From a region of a grid to the polygons around it, for the masks of the generated data set.
+"""The polygons around a region of a grid, for the masks of the generated data set.
 
-COCO polygons know no holes. A hole is therefore joined to the outline around it by a cut of no
-width, walked once in and once out: under the even-odd rule and under the winding rule alike the cut
-vanishes.
+COCO polygons have no holes. A hole is therefore joined to the outline around it by a cut of zero
+width, once in and once out, which covers no pixel under the even-odd rule and the winding rule.
 
-Shapes: (H, W) grid of cells, (P, 2) corners of a loop in grid units, x before y.
+Legend: (H, W) grid of cells, (P, 2) corners of a loop in grid units, x before y.
 """
 
 from operator import itemgetter
@@ -14,44 +13,41 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# The four ways along the lines of the grid, each a right turn (seen on screen, y down) from the one
-# before.
+# The four directions along the lines of the grid, each a right turn (on screen, y down) from the
+# last one.
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
 
 
 def _next_way(way: int, ways: int) -> int:
-    """The way on from a grid point: the right turn first, so that the walk keeps to cells that
-    share an edge.
+    """Return the direction in which a walk that came along `way` leaves a point.
+
+    `ways` are the directions in which borders leave the point, as bits.
     """
+    # The right turn first, so that the walk stays with cells that share an edge.
     choices = ((way + 1) % 4, way, (way + 3) % 4)
     return next((choice for choice in choices if ways >> choice & 1), way)
 
 
-# _ON[way][ways]: where a walk that came along `way` leaves a point from which borders leave in the
-# set `ways` (bits).
+# A table of `_next_way`, looked up once for each point of a border: _ON[way][ways].
 _ON = tuple(tuple(_next_way(way, ways) for ways in range(16)) for way in range(4))
 
 
 def region_polygons(
     region: npt.NDArray[np.bool_], *, tolerance: float, min_area: float
 ) -> list[FloatArray]:
-    """Return the outlines of a region, one polygon per connected part, holes cut in.
-
-    The outermost corners of every loop are kept, so the polygons span exactly the box of the
-    region.
+    """Return the outlines of a region, one polygon per connected part, with holes cut in.
 
     Args:
         region: (H, W) cells inside; cells that touch only at a corner are not connected.
-        tolerance: How far a simplified outline may stray from the true one, in cells.
+        tolerance: Largest distance of a simplified outline from the exact one, in cells.
         min_area: Parts and holes of fewer cells are left out.
 
     Returns:
-        (P, 2) corners per part, largest part first; cell (0, 0) covers [0, 1] x [0, 1]. Empty for
-        an empty region.
+        (P, 2) corners per part, largest part first; cell (0, 0) covers [0, 1] x [0, 1]. They span
+        exactly the box of the region. Empty for an empty region.
     """
-    loops = sorted(
-        ((signed_area(loop), loop) for loop in trace_loops(region)), key=itemgetter(0), reverse=True
-    )
+    loops = [(signed_area(loop), loop) for loop in trace_loops(region)]
+    loops.sort(key=itemgetter(0), reverse=True)
     outlines = [loop for area, loop in loops if area >= min_area]
     holes: list[list[FloatArray]] = [[] for _ in outlines]
     for area, loop in loops:
@@ -64,8 +60,7 @@ def region_polygons(
 
 
 def trace_loops(region: npt.NDArray[np.bool_]) -> list[FloatArray]:
-    """Walk every border of a region with its cells on the right hand: outlines clockwise on screen, holes the other
-    way.
+    """Return the borders of a region: outlines clockwise on screen, holes counter-clockwise.
 
     Returns:
         (P, 2) corners per loop, in no particular order.
@@ -96,8 +91,9 @@ def trace_loops(region: npt.NDArray[np.bool_]) -> list[FloatArray]:
 
 
 def _border_ways(region: npt.NDArray[np.bool_]) -> tuple[bytes, int]:
-    """Per grid point, row by row, the set of ways in which a border leaves it, as bits; and the
-    points per row.
+    """Return the directions in which borders leave each grid point, and the points per row.
+
+    The directions are bits of one byte per point, row by row; a border has its cells on the right.
     """
     height, width = region.shape
     inside = np.zeros((height + 2, width + 2), bool)
@@ -114,14 +110,16 @@ def _border_ways(region: npt.NDArray[np.bool_]) -> tuple[bytes, int]:
 
 
 def signed_area(loop: FloatArray) -> float:
-    """Area within a loop in cells: positive when it runs clockwise on screen (y down)."""
+    """Return the area of a loop in cells, positive if it runs clockwise on screen (y down)."""
     x, y = loop.T
-    # Without np.roll, which takes longer than all the rest.
+    # Without `np.roll`, which takes longer than all the rest.
     return float(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0]) / 2
 
 
 def simplify_loop(loop: FloatArray, tolerance: float) -> FloatArray:
-    """Leave out corners within `tolerance` of the line between their neighbours, never one of the outermost.
+    """Return a loop without corners that lie within `tolerance` of the line between others.
+
+    The outermost corners are kept, so that the box stays the same.
 
     Source: Ramer 1972; Douglas and Peucker 1973, on the arcs between the four outermost corners.
     """
@@ -129,7 +127,7 @@ def simplify_loop(loop: FloatArray, tolerance: float) -> FloatArray:
     fixed = sorted({int(i) for i in (x.argmin(), y.argmin(), x.argmax(), y.argmax())})
     keep = np.zeros(len(loop), bool)
     keep[fixed] = True
-    # As complex numbers: dividing by the chord turns it into the real segment from 0 to 1.
+    # As complex numbers: dividing by the chord maps it to the real segment from 0 to 1.
     points = np.concatenate([loop, loop]) @ (1, 1j)
     arcs = list(zip(fixed, [*fixed[1:], fixed[0] + len(loop)], strict=True))
     while arcs:
@@ -148,10 +146,10 @@ def simplify_loop(loop: FloatArray, tolerance: float) -> FloatArray:
 
 
 def _innermost_outline(hole: FloatArray, outlines: list[FloatArray]) -> int:
-    """Index of the smallest outline around a hole; outlines come largest first."""
-    # The middle of a cell beside the hole: never on a line of the grid, so inside or outside is not
-    # in doubt. A hole is walked counter-clockwise, so at its northernmost, then westernmost corner
-    # the cell to the north-west is the region's.
+    """Return the index of the smallest outline around a hole; outlines come largest first."""
+    # The middle of a cell beside the hole never lies on a line of the grid. A hole runs
+    # counter-clockwise, so the cell to the north-west of its northernmost, then westernmost corner
+    # belongs to the region.
     corner = hole[np.lexsort((hole[:, 0], hole[:, 1]))[0]]
     middle = corner - 0.5
     around = [i for i, outline in enumerate(outlines) if _contains(outline, middle)]
@@ -159,13 +157,14 @@ def _innermost_outline(hole: FloatArray, outlines: list[FloatArray]) -> int:
 
 
 def _contains(loop: FloatArray, point: FloatArray) -> bool:
-    """Whether a point lies within a loop of grid lines, by the parity of borders to its right."""
+    """Return whether a point lies within a loop, by the parity of borders to its right."""
     (x, y), (next_x, next_y) = loop.T, np.roll(loop, -1, axis=0).T
     crosses = (x == next_x) & ((y > point[1]) != (next_y > point[1])) & (x > point[0])
     return bool(crosses.sum() % 2)
 
 
 def _cut_holes(outline: FloatArray, holes: list[FloatArray]) -> FloatArray:
+    """Return an outline with each hole joined to it at the closest pair of corners."""
     for hole in holes:
         distance = np.linalg.norm(outline[:, None] - hole[None], axis=2)
         i, j = np.unravel_index(distance.argmin(), distance.shape)

@@ -107,7 +107,7 @@ def _register(
     metadata: Mapping[str, Any],
     evaluator_type: str,
 ) -> None:
-    """Register a loader, called with the folder and `args`; `paths` in the folder are metadata too."""
+    """Register a loader of the folder and `args`; `paths` in the folder become metadata."""
     DatasetCatalog.register(name, partial(_load, load, datasets, *args))
     lazy = {key: partial(_path, datasets, *([path] if path else [])) for key, path in paths.items()}
     MetadataCatalog.get(name).set(evaluator_type=evaluator_type, **metadata).set_lazy(**lazy)

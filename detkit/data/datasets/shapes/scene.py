@@ -1,10 +1,10 @@
-"""Scenes of overlapping shapes on textured backgrounds: laid out, drawn and outlined, from a random generator alone.
+"""Scenes of overlapping shapes on textured backgrounds, from a random generator.
 
-A scene is painted back to front into a map that says, for every point of a grid four times finer
-than the image, which object is seen there. Picture, masks, boxes and areas all come from that one
-map, so they cannot disagree.
+A scene is painted back to front into a map of the object that is visible at each point of a grid
+four times finer than the image. Image, masks, boxes and areas all come from that one map, so they
+cannot disagree.
 
-Shapes: (H, W) image, (4H, 4W) fine grid, (P, 2) corners of an outline, x before y, in pixels.
+Legend: (H, W) image, (4H, 4W) fine grid, (P, 2) corners of an outline, x before y, in pixels.
 """
 
 import colorsys
@@ -18,66 +18,60 @@ from PIL import Image, ImageDraw
 from detkit.data.datasets.shapes.outline import region_polygons, signed_area
 
 FloatArray = npt.NDArray[np.float64]
-# Colours and light, in single precision: that is plenty, and twice as fast.
+# Colors and light in single precision, which is exact enough and twice as fast.
 Layer = npt.NDArray[np.floating]
 
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "ring")
-# What a background is drawn with: the stuff of semantic and panoptic models.
+# Textures of the background: the stuff of semantic and panoptic models.
 SHAPES_BACKGROUNDS = ("plain", "striped", "chequered", "grained")
-# The same points on every shape, so that one head learns them for all. They are what can be seen:
-# of a circle, which shows no tilt, the points at the very top and so on; of the others, corners and
-# middles of sides, tilted with them.
+# The same points on every shape, so that one head learns them for all. They are visible features:
+# on a circle, which shows no tilt, its topmost point and so on; on the others, corners and middles
+# of sides, tilted with the shape.
 SHAPES_KEYPOINTS = ("centre", "top", "bottom", "left", "right")
 
 # Landscape, portrait and square, so that aspect-ratio grouping has something to group.
 IMAGE_SIZES = ((128, 160), (144, 192), (160, 192), (160, 160), (192, 144))
 
-# Fine grid cells per pixel side: 16 levels of coverage at an edge, and boxes to a quarter of a
-# pixel.
+# Cells of the fine grid per pixel side: 16 levels of coverage at an edge, and boxes exact to a
+# quarter of a pixel.
 _FINE = 4
-# An object of which less is left to see is not put into the scene at all: a sliver could be
-# labelled neither way fairly.
+# No object may be covered by more than the rest: neither labeling a sliver nor leaving it unlabeled
+# would be fair.
 _MIN_VISIBLE_SHARE = 0.8
-# Share of the objects that are (small, medium, large), and their diameters in pixels. COCO calls an
-# object small below an area of 32^2 and large above 96^2; the upper end is a share of the shorter
-# image side.
+# Shares of (small, medium, large) objects, and their diameters in pixels; large ones have a share
+# of the shorter image side. COCO calls an object small below an area of 32^2, large above 96^2.
 _SIZE_SHARES = (0.2, 0.5, 0.3)
 _SMALL_DIAMETER = (18.0, 30.0)
 _MEDIUM_DIAMETER = (34.0, 84.0)
 _LARGE_SHARE = (0.8, 1.05)
-
-
-# Shapes stand upright, more or less, as things in photographs do. Turned freely, squares, triangles
-# and stars take a network of this size several times as long to tell apart.
+# Shapes stand nearly upright, as things in photographs do. With any angle, a small network takes
+# several times as long to tell squares, triangles and stars apart.
 _MAX_TILT = math.radians(15)
-# Each class has a typical colour, as cells, fruits and road signs have: hues lie this far from it,
-# on a circle of 1.
+# Each class has a typical color, as cells, fruits and road signs have; hues lie within this
+# distance of it, on a circle of 1.
 _HUE_RANGE = 0.06
 
 _ROUND = ("circle", "ring")
-# Radius of a star's inner corners; and x and y of its right arm, and y of the notch between its
-# feet.
+# Radius of a star's inner corners; x and y of its right arm, and y of the notch at its foot.
 _STAR_NOTCH = 0.45
 _STAR_ARM = (math.cos(math.pi / 10), -math.sin(math.pi / 10), _STAR_NOTCH)
-# A point on an outline is looked for this many pixels further in, where no neighbour's edge blurs
-# who is seen.
+# The visibility of a point on an outline is read this many pixels further in, away from the edge.
 _PROBE_DEPTH = 1.5
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene and what can be seen of it.
+    """The visible part of one object of a scene.
 
     Attributes:
         class_index: Index into `SHAPES_CLASSES`.
-        polygons: (P, 2) corners per visible part, largest first, in pixels; a hole is cut in.
-        box: Box around what is visible, XYXY in pixels, `0 <= x1 < x2 <= W`; multiples of a
-            quarter.
+        polygons: (P, 2) corners per visible part, largest first, in pixels, with holes cut in.
+        box: Box around the visible parts, XYXY in pixels, `0 <= x1 < x2 <= W`; multiples of 1/4.
         area: Visible area in square pixels.
         visible_share: Visible share of the whole outline, in (0, 1].
         is_truncated: Whether the image border cuts it.
-        keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 where nothing lies
-            over the point, 1 where another object hides it; all 0 outside of the image.
+        keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 for a visible
+            point, 1 if another object hides it; all 0 outside of the image.
     """
 
     class_index: int
@@ -91,14 +85,14 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it.
+    """An image and its objects.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
         objects: From back to front.
         background: Index into `SHAPES_BACKGROUNDS`.
-        owners: (H, W) uint8: the object seen at the middle of each pixel, from 1 in order of
-            `objects`; 0 for none.
+        owners: (H, W) uint8, number of the object at the middle of each pixel, from 1 in the order
+            of `objects`; 0 for the background.
     """
 
     image: npt.NDArray[np.uint8]
@@ -109,13 +103,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Placed:
-    """An object as it lies in the scene, seen or not.
+    """An object as placed in the scene, visible or not.
 
     Attributes:
         class_index: Index into `SHAPES_CLASSES`.
-        outline: (P, 2) corners in pixels; they may lie outside the image.
-        area: Area within the outline in square pixels.
-        points: (5, 2) the places of `SHAPES_KEYPOINTS`, likewise.
+        outline: (P, 2) corners in pixels; they may lie outside of the image.
+        area: Area of the outline in square pixels.
+        points: (5, 2) positions of `SHAPES_KEYPOINTS`; they may lie outside as well.
     """
 
     class_index: int
@@ -124,18 +118,14 @@ class _Placed:
     points: FloatArray
 
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The whole pixels (x1, y1, x2, y2) of the image outside of which nothing of the object
-        lies.
-        """
-        (x1, y1), (x2, y2) = (
-            np.floor(self.outline.min(axis=0)),
-            np.ceil(self.outline.max(axis=0)) + 1,
-        )
+        """Return the pixels (x1, y1, x2, y2) of the image that contain the whole object."""
+        x1, y1 = np.floor(self.outline.min(axis=0))
+        x2, y2 = np.ceil(self.outline.max(axis=0)) + 1
         return max(int(x1), 0), max(int(y1), 0), min(int(x2), width), min(int(y2), height)
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Lay out and draw one scene; equal generators give equal scenes."""
+    """Return a scene; equal generators give equal scenes."""
     height, width = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
     placed, seen = _lay_out(rng, height, width)
     objects = [_visible_object(obj, seen, index) for index, obj in enumerate(placed, start=1)]
@@ -143,15 +133,17 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(image, objects, background, seen[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE].copy())
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # layout
 
 
 def _lay_out(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
-    """Place objects, the largest at the back; give them and the (4H, 4W) map of who is seen where,
-    0 for nobody.
+    """Place objects, the largest at the back.
+
+    Returns:
+        The objects, and (4H, 4W) uint8, the number of the visible object, from 1, or 0 for none.
     """
     diameters = sorted(
         (_draw_diameter(rng, min(height, width)) for _ in range(rng.integers(2, 6))), reverse=True
@@ -164,11 +156,9 @@ def _lay_out(
         ImageDraw.Draw(drawn).polygon(
             [(x, y) for x, y in (candidate.outline * _FINE).tolist()], fill=len(placed) + 1
         )
-        # One sample a pixel is enough to judge how much is hidden, and sixteen times quicker to
-        # count.
-        pixels = drawn.resize((width, height), Image.Resampling.NEAREST).histogram()[
-            1 : len(placed) + 2
-        ]
+        # One sample per pixel is enough to judge how much is hidden, and sixteen times faster.
+        counts = drawn.resize((width, height), Image.Resampling.NEAREST).histogram()
+        pixels = counts[1 : len(placed) + 2]
         shares = [p / obj.area for p, obj in zip(pixels, [*placed, candidate], strict=True)]
         if min(shares) >= _MIN_VISIBLE_SHARE:
             placed.append(candidate)
@@ -177,9 +167,8 @@ def _lay_out(
 
 
 def _draw_diameter(rng: np.random.Generator, shorter_side: int) -> float:
-    low, high = (_SMALL_DIAMETER, _MEDIUM_DIAMETER, tuple(s * shorter_side for s in _LARGE_SHARE))[
-        rng.choice(3, p=_SIZE_SHARES)
-    ]
+    large = (_LARGE_SHARE[0] * shorter_side, _LARGE_SHARE[1] * shorter_side)
+    low, high = (_SMALL_DIAMETER, _MEDIUM_DIAMETER, large)[rng.choice(3, p=_SIZE_SHARES)]
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
@@ -200,9 +189,7 @@ def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -
 
 
 def _unit_outline(name: str) -> FloatArray:
-    """Corners of a shape, upright in the circle of radius 1 around the origin; a ring is cut open
-    to be a polygon.
-    """
+    """Return the corners of a shape, upright in the circle of radius 1 around the origin."""
     if name == "circle":
         return _on_circle(64)
     if name == "square":
@@ -213,20 +200,21 @@ def _unit_outline(name: str) -> FloatArray:
         radius = np.where(np.arange(10) % 2 == 0, 1.0, _STAR_NOTCH)
         return _on_circle(10) * radius[:, None]
     if name == "ring":
+        # Cut open, to be a polygon.
         closed = np.concatenate([_on_circle(64), _on_circle(64)[:1]])
         return np.concatenate([closed, 0.55 * closed[::-1]])
     raise ValueError(f"no shape is called {name!r}; known: {', '.join(SHAPES_CLASSES)}")
 
 
 def _unit_keypoints(name: str) -> FloatArray:
-    """Places of `SHAPES_KEYPOINTS` on a shape, (5, 2), as `_unit_outline` draws it."""
+    """Return the positions of `SHAPES_KEYPOINTS`, (5, 2), on a shape of `_unit_outline`."""
     if name in _ROUND:
         top, bottom, left, right = (0.0, -1.0), (0.0, 1.0), (-1.0, 0.0), (1.0, 0.0)
     elif name == "square":
         side = math.sqrt(0.5)
         top, bottom, left, right = (0.0, -side), (0.0, side), (-side, 0.0), (side, 0.0)
     else:
-        # Of a triangle, two corners and the middle of the lower side; of a star, three tips and the
+        # On a triangle, the corners and the middle of the lower side; on a star, three tips and the
         # notch at the foot.
         across, down, foot = (math.cos(math.pi / 6), 0.5, 0.5) if name == "triangle" else _STAR_ARM
         top, bottom, left, right = (0.0, -1.0), (0.0, foot), (-across, down), (across, down)
@@ -234,19 +222,17 @@ def _unit_keypoints(name: str) -> FloatArray:
 
 
 def _on_circle(count: int, first: float = -math.pi / 2) -> FloatArray:
-    """Corners of a regular polygon, (count, 2); the first lies at the top unless another angle is
-    given.
-    """
+    """Return the corners of a regular polygon, (count, 2), from the angle `first`, the top."""
     angle = first + 2 * np.pi * np.arange(count) / count
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> SceneObject:
-    """Measure what the map shows of the object whose number in it is `index`."""
+    """Measure the visible part of an object, whose number in the map `seen` is `index`."""
     height, width = (side // _FINE for side in seen.shape)
     x1, y1, x2, y2 = obj.window(height, width)
     region = seen[_FINE * y1 : _FINE * y2, _FINE * x1 : _FINE * x2] == index
-    # Parts under two pixels and detail under a third of a pixel: neither is seen in the picture.
+    # Parts under two pixels and detail under a third of a pixel cannot be seen in the image.
     outlines = region_polygons(region, tolerance=1.4, min_area=2 * _FINE**2)
     polygons = [outline / _FINE + (x1, y1) for outline in outlines]
     corners = np.concatenate(polygons)
@@ -260,26 +246,27 @@ def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> Sc
 
 
 def _seen_keypoints(points: FloatArray, seen: npt.NDArray[np.uint8], index: int) -> FloatArray:
-    """Return (5, 3) points with their visibility; what lies nearer has a larger number in the map."""
+    """Return (5, 3) points with their visibility."""
     height, width = (side // _FINE for side in seen.shape)
     inwards = points[0] - points
     distance = np.linalg.norm(inwards, axis=1, keepdims=True)
     probes = points + inwards / np.maximum(distance, 1e-9) * np.minimum(_PROBE_DEPTH, distance)
     is_inside = np.all((points >= 0) & (points < (width, height)), axis=1)
     column, row = (probes * _FINE).astype(int).T
+    # An object in front has a larger number in the map.
     is_hidden = seen[row.clip(0, seen.shape[0] - 1), column.clip(0, seen.shape[1] - 1)] > index
     visibility = np.where(is_hidden, 1.0, 2.0) * is_inside
     return np.column_stack([points * is_inside[:, None], visibility])
 
 
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # painting
 
 
 def _paint(
     rng: np.random.Generator, placed: list[_Placed], seen: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.uint8], int]:
-    """Colour the map of who is seen where, background and objects each with a texture; edges by coverage.
+    """Paint background and objects, each with a texture, blended at edges by their coverage.
 
     Returns:
         (H, W, 3) uint8, and the index of the background.
@@ -297,19 +284,19 @@ def _paint(
 
 
 def _coverage(region: npt.NDArray[np.bool_]) -> Layer:
-    """Share of every pixel that a region of the fine grid covers: (4H, 4W) to (H, W, 1)."""
+    """Return the share of every pixel, (H, W, 1), that a region of the fine grid covers."""
     reduced = Image.fromarray(region.astype(np.uint8) * 255).reduce(_FINE)
     return np.asarray(reduced, dtype=np.float32)[..., None] / 255
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Layer, int]:
-    """A muted colour with slow clouds, and one of: no pattern, stripes, a chequerboard, grain.
+    """Paint a muted color with slow clouds, and one of the patterns of `SHAPES_BACKGROUNDS`.
 
     Returns:
-        (H, W, 3), 0 to 255, and the index in `SHAPES_BACKGROUNDS`.
+        (H, W, 3), 0 to 255, and the index of the pattern.
     """
     hue, saturation, value = rng.random(), rng.uniform(0.05, 0.25), rng.uniform(0.3, 0.85)
-    colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
+    color = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
     light = 16 * _clouds(rng, height, width, cells=4)
     kind = int(rng.integers(len(SHAPES_BACKGROUNDS)))
     if kind == 1:
@@ -324,23 +311,21 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Laye
     elif kind == 3:
         light += rng.uniform(6, 14) * _clouds(rng, height, width, cells=28)
     tint = 1 + 0.1 * np.stack([_clouds(rng, height, width, cells=2) for _ in range(3)], axis=2)
-    return np.clip((colour + light[..., None]) * tint, 0, 255), kind
+    return np.clip((color + light[..., None]) * tint, 0, 255), kind
 
 
 def _fill(rng: np.random.Generator, hue: float, height: int, width: int) -> Layer:
-    """Paint for the window of one object: a strong colour, shaded along one direction, perhaps
-    striped; (H, W, 3).
-    """
+    """Paint (H, W, 3) for an object: a strong color, shaded in one direction, perhaps striped."""
     saturation, value = rng.uniform(0.55, 1.0), rng.uniform(0.55, 1.0)
-    colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
+    color = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
     shade = 1 + 0.16 * _wave(rng, height, width, period=2.5 * max(height, width))
     if rng.random() < 0.3:
         shade = shade * (1 + 0.12 * np.sign(_wave(rng, height, width, period=rng.uniform(5, 12))))
-    return np.clip(colour * shade[..., None], 0, 255)
+    return np.clip(color * shade[..., None], 0, 255)
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> Layer:
-    """Smooth noise of `cells` hills a side, (H, W), about -2 to 2."""
+    """Return smooth noise with `cells` hills per side, (H, W), about -2 to 2."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), np.float32))
     return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
@@ -348,9 +333,7 @@ def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> La
 def _wave(
     rng: np.random.Generator, height: int, width: int, period: float, angle: float | None = None
 ) -> Layer:
-    """A sine wave of `period` pixels across the image, in a random direction unless one is given;
-    (H, W), -1 to 1.
-    """
+    """Return a sine wave of `period` pixels, (H, W) in [-1, 1], in a given or random direction."""
     angle = rng.uniform(0, 2 * math.pi) if angle is None else angle
     frequency = 2 * math.pi / period
     x = np.arange(width, dtype=np.float32) * (frequency * math.cos(angle))
