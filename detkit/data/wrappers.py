@@ -181,7 +181,7 @@ def _describe(item: Any) -> str:
 
 
 class SeededDataset(Dataset):
-    """Gives each draw of a run random numbers of its own.
+    """Seeds random numbers for each draw of a run.
 
     All generators that augmentations use (Python's, NumPy's, torch's on the CPU) are seeded from
     the run's seed and the draw's number while the sample is made, and restored afterwards. So a

@@ -242,7 +242,7 @@ def test_script_prepares_the_shapes(
     monkeypatch.setattr(sys, "argv", argv)
     main()
     assert (tmp_path / "shapes" / "instances_val.json").is_file()
-    assert "2 + 1 pictures" in capsys.readouterr().out
+    assert "2 + 1 images" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*argv, "--seed", "-1"])
     with pytest.raises(SystemExit, match="2"):
         main()

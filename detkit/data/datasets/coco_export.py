@@ -80,8 +80,9 @@ def records_to_coco_dict(dataset_name: str, records: Sequence[ImageRecord]) -> d
     for record in records:
         image = {"id": image_ids[record["image_id"]], "file_name": record["file_name"]}
         for side in ("height", "width"):
-            if record.get(side) is not None:
-                image[side] = int(record[side])
+            pixels = record.get(side)
+            if pixels is not None:
+                image[side] = int(pixels)
         images.append(image)
     keypoints = _keypoint_entry(dataset_name)
     categories = [

@@ -244,9 +244,8 @@ class ResizeShortestEdge(Augmentation):
             sample_style: "choice" or "range".
             interp: See `ResizeTransform`.
         """
-        lengths = (short_edge_length,)
-        if not isinstance(short_edge_length, int):
-            lengths = tuple(short_edge_length)
+        is_single = isinstance(short_edge_length, int)
+        lengths = (short_edge_length,) if is_single else tuple(short_edge_length)
         if sample_style not in ("choice", "range"):
             raise ValueError(f"sample_style must be 'choice' or 'range', got {sample_style!r}")
         if sample_style == "range" and (len(lengths) not in (1, 2) or lengths[0] > lengths[-1]):
