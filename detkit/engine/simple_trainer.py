@@ -150,8 +150,9 @@ class SimpleTrainer(TrainerBase):
         batch, data_time = self._next_batch()
         random = random_state()
         model = self.model
-        is_local = isinstance(model, DistributedDataParallel) and not is_last
-        with model.no_sync() if is_local else nullcontext():
+        # DistributedDataParallel exchanges the sum of all passes, in the last one.
+        is_wrapped = isinstance(model, DistributedDataParallel)
+        with model.no_sync() if is_wrapped and not is_last else nullcontext():
             losses, error = self.guard.compute_losses(self.compute_losses, batch)
             self.backward(sum_losses(losses) / self.accum_steps)
         self._require_whole_graph()
