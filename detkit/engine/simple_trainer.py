@@ -133,12 +133,7 @@ class SimpleTrainer(TrainerBase):
             for k in range(self.accum_steps)
         ]
         self.after_backward()
-        self.was_skipped = not self.guard.accepts(
-            passes,
-            self.iter,
-            compute_losses=self._compute_losses_alone,
-            gradients_may_overflow=self.gradients_may_overflow,
-        )
+        self.was_skipped = not self.guard.accepts(passes, self)
         if self.was_skipped:
             self._gather_if_due()
             return
@@ -168,8 +163,8 @@ class SimpleTrainer(TrainerBase):
                 losses = self.model(batch)
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
-    def _compute_losses_alone(self, batch: Any) -> dict[str, Tensor]:
-        """As `compute_losses`, without the other processes."""
+    def compute_losses_alone(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch without the other processes."""
         model, self.model = self.model, _unwrapped(self.model)
         try:
             return self.compute_losses(batch)

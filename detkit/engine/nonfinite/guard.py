@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,23 @@ logger = logging.getLogger(__name__)
 # Steps whose losses show whether a run diverges.
 _NUM_RECENT = 20
 
-LossFunction = Callable[[Any], dict[str, Tensor]]
-
 
 class NonFiniteError(UserError, FloatingPointError):
     """A loss or a gradient is infinite or nan; the weights are as they were before the step."""
+
+
+class GuardedTrainer(Protocol):
+    """What a guard asks a trainer."""
+
+    iter: int
+
+    def compute_losses_alone(self, batch: Any) -> dict[str, Tensor]:
+        """Return the model's losses of a batch, without the other processes."""
+        ...
+
+    def gradients_may_overflow(self) -> bool:
+        """Return whether a loss scaler deals with non-finite gradients."""
+        ...
 
 
 class NonFiniteGuard:
@@ -83,7 +95,7 @@ class NonFiniteGuard:
         self._snapshot.take()
 
     def compute_losses(
-        self, compute_losses: LossFunction, batch: Any
+        self, compute_losses: Callable[[Any], dict[str, Tensor]], batch: Any
     ) -> tuple[dict[str, Tensor], str]:
         """Run a forward pass that may raise FloatingPointError, as that of the RPN does.
 
@@ -102,21 +114,12 @@ class NonFiniteGuard:
             with nan_forward(self._model):
                 return compute_losses(batch), str(error)
 
-    def accepts(
-        self,
-        passes: Sequence[Pass],
-        iteration: int,
-        *,
-        compute_losses: LossFunction,
-        gradients_may_overflow: Callable[[], bool],
-    ) -> bool:
+    def accepts(self, passes: Sequence[Pass], trainer: GuardedTrainer) -> bool:
         """Return whether the optimizer may step; if not, the step is undone and logged.
 
         Args:
             passes: The batches of the step, after their backward passes.
-            iteration: Its number.
-            compute_losses: Runs the model without the other processes; for the explanation.
-            gradients_may_overflow: Whether the loss scaler deals with non-finite gradients.
+            trainer: Took them.
 
         Raises:
             NonFiniteError: No more steps may be skipped. The message explains what was found.
@@ -124,23 +127,26 @@ class NonFiniteGuard:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         check = check_step([p.losses for p in passes], gradients)
-        if not check.is_loss_broken and (not check.is_gradient_broken or gradients_may_overflow()):
+        is_broken = check.is_loss_broken or (
+            check.is_gradient_broken and not trainer.gradients_may_overflow()
+        )
+        if not is_broken:
             self._num_steps += 1
             self.losses = mean_by_name(check.losses)
             self._recent_losses.append(sum(self.losses.values()))
             return True
         step = BrokenStep(
-            iteration,
-            passes,
-            check.losses,
-            check.is_loss_broken,
-            self._model,
-            self._optimizer,
-            self._snapshot,
-            compute_losses,
-            list(self._recent_losses),
-            self._num_steps,
-            self.num_skipped,
+            iteration=trainer.iter,
+            passes=passes,
+            losses=check.losses,
+            is_loss_broken=check.is_loss_broken,
+            model=self._model,
+            optimizer=self._optimizer,
+            snapshot=self._snapshot,
+            compute_losses=trainer.compute_losses_alone,
+            recent_losses=list(self._recent_losses),
+            num_steps=self._num_steps,
+            num_skipped=self.num_skipped,
         )
         if self.num_skipped >= self._max_skipped:
             raise NonFiniteError(explain(step, self._dump_dir))
@@ -150,7 +156,7 @@ class NonFiniteGuard:
         get_event_storage().put_scalar("skipped_steps", self.num_skipped, smoothing_hint=False)
         logger.warning(
             "iteration %d is skipped (%d of SOLVER.SKIP_NONFINITE_STEPS=%d): not finite are %s",
-            iteration,
+            step.iteration,
             self.num_skipped,
             self._max_skipped,
             summarize(step),
