@@ -235,7 +235,7 @@ class DetectionCheckpointer:
             )
         state = OrderedDict(chosen)
         # Versions of the modules, by which torch converts what older ones saved.
-        state._metadata = getattr(weights, "_metadata", None)  # pyright: ignore[reportAttributeAccessIssue]
+        vars(state)["_metadata"] = getattr(weights, "_metadata", None)
         self.model.load_state_dict(state, strict=False)
         level = logging.INFO if report.is_complete else logging.WARNING
         logger.log(level, "%s: %s", path, report.summary())
@@ -341,7 +341,7 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     result = OrderedDict((renamed[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", None)
     if metadata is not None and list(renamed) == list(renamed.values()):
-        result._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
+        vars(result)["_metadata"] = metadata
     return result
 
 

@@ -5,6 +5,7 @@ The first bytes of a file choose its reader, not its name: torch's zip and legac
 by name.
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -135,12 +136,12 @@ def require_stored_zip(file: IO[bytes]) -> None:
 
 def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
     try:
-        from safetensors import safe_open  # pyright: ignore[reportMissingImports]
+        safetensors = importlib.import_module("safetensors")
     except ImportError as error:
         raise MissingPackageError(
             f"reading {path} needs the package safetensors: pip install safetensors"
         ) from error
-    with safe_open(local, framework="pt") as file:
+    with safetensors.safe_open(local, framework="pt") as file:
         weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = (file.metadata() or {}).get("detkit")
     # The format has a table of strings beside the tensors; detkit writes JSON there.

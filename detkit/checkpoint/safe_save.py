@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import importlib
 import json
 import os
 import pickle
@@ -131,7 +132,7 @@ def _loadable_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
     if metadata is None:
         return content
     state_dict = OrderedDict(content)  # the one type whose attributes torch's safe reader restores
-    state_dict._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
+    vars(state_dict)["_metadata"] = metadata
     return state_dict
 
 
@@ -195,9 +196,9 @@ def check_weight_format(path: str) -> str:
 
 def _as_safetensors(weights: dict[str, Tensor], metadata: Mapping[str, Any], path: str) -> bytes:
     try:
-        from safetensors.torch import save  # pyright: ignore[reportMissingImports]
+        safetensors = importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise MissingPackageError(
             f"writing {path} needs the package safetensors: pip install safetensors"
         ) from error
-    return save(weights, metadata={"format": "pt", "detkit": json.dumps(metadata)})
+    return safetensors.save(weights, metadata={"format": "pt", "detkit": json.dumps(metadata)})

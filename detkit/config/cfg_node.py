@@ -135,6 +135,7 @@ class CfgNode(_YacsNode):
         new_allowed: bool = False,
     ) -> None:
         super().__init__(init_dict, key_list, new_allowed)
+        # Attributes are settings, so what a node needs itself goes past them, as in yacs.
         self.__dict__["_table"] = KeyTable()
         self.__dict__["_set_here"] = set()
 
@@ -224,7 +225,10 @@ class CfgNode(_YacsNode):
             where = f"{file.where(full_key)}: " if file is not None else ""
             if key not in self:
                 if not self.is_new_allowed():
-                    full_key = _full_chain(full_key, value)
+                    # Down groups of a single key: `RPN.NMS_THRESH` says more than `RPN`.
+                    while isinstance(value, dict) and len(value) == 1:
+                        key, value = next(iter(value.items()))
+                        full_key = f"{full_key}.{key}"
                     where = f"{file.where(full_key)}: " if file is not None else ""
                     raise ConfigKeyError(_unknown_key(full_key, root, where))
                 setattr(self, key, _new_value(value, full_key, where))
@@ -301,15 +305,8 @@ class CfgNode(_YacsNode):
         return node
 
 
-def _full_chain(full_key: str, value: Any) -> str:
-    """Follow groups of a single key down to the setting: `RPN.NMS_THRESH` says more than `RPN`."""
-    while isinstance(value, dict) and len(value) == 1:
-        key, value = next(iter(value.items()))
-        full_key = f"{full_key}.{key}"
-    return full_key
-
-
 def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
+    # Groups too: `MODELL` is near `MODEL`, and far from every full key.
     known = list(root.keys_of_leaves())
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     return (
@@ -337,7 +334,7 @@ def decode(value: Any, present: Any) -> Any:
     try:
         decoded = literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return value
+        return value  # plain text, such as a name or a path
     if isinstance(present, str) and not isinstance(decoded, str | None):
         return value  # a name such as "50" for a setting that holds names
     return decoded
@@ -359,6 +356,7 @@ def coerce(value: Any, present: Any, key: str) -> Any:
         return _as_nested(value, present)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    # Not isinstance: True would pass for the number 1.
     if value is None or type(value) is type(present):
         return value
     if present is None and isinstance(value, _SCALARS):

@@ -145,7 +145,7 @@ def _wrap_function(
         except ValueError as error:
             raise _config_error(error, function.__name__, arguments, kwargs, reads) from error
 
-    wrapped.from_config = from_config  # type: ignore[attr-defined]
+    vars(wrapped)["from_config"] = from_config
     return wrapped
 
 
@@ -188,12 +188,13 @@ def _config_error(
         reads: The keys that `from_config` read.
     """
     message = str(error)
+    # A key read twice counts once; groups are steps on the way to a key.
     values = {read.full_key: read.value for read in reads if not isinstance(read.value, CfgNode)}
     subject = _subject(message, arguments)
     if any(key in message for key in values):
         return ConfigError(f"{name}: {message}")
     if subject in given and subject in arguments:
-        return ConfigError(f"{name}: {message}")  # no key has set it
+        return ConfigError(f"{name}: {message}")  # set by the caller, not by a key
     keys = _responsible_keys(message, subject, arguments, values)
     if keys:
         source = f"set by {', '.join(keys)}"
@@ -209,6 +210,7 @@ def _config_error(
 
 def _subject(message: str, arguments: Mapping[str, Any]) -> str:
     """Return the argument that a message is about, or its first word where it names none."""
+    # `num_classes must be ...`, or `... got num_classes=3`.
     words = re.findall(r"[A-Za-z_]\w*=?", message)
     for i, word in enumerate(words):
         # In the middle of a sentence `norm` or `head` may be plain English; `num_classes` is not.

@@ -22,6 +22,7 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
     _TABLE[name] = KeySpec(default, meaning, **spec)
 
 
+# Sections follow the order of Detectron2's file; keys of detkit stand where their subject is.
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
@@ -92,7 +93,7 @@ _key("MODEL.BACKBONE.FREEZE_AT", 2,
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
 _key("MODEL.RESNETS.DEPTH", 50,
      "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.")
-_key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages given out, of stem, res2 to res5.")
+_key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages returned, of stem, res2 to res5.")
 _key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES)
 _key("MODEL.RESNETS.NUM_GROUPS", 1,
      "Groups of the 3x3 convolution; 32 or 64 in ResNeXt (Xie et al. 2016, arXiv 1611.05431).",
@@ -104,8 +105,7 @@ _key("MODEL.RESNETS.STRIDE_IN_1X1", True,
      "Put a bottleneck's stride in its first 1x1 convolution (MSRA's weights) instead of the 3x3"
      " (torchvision's).")
 _key("MODEL.RESNETS.RES2_OUT_CHANNELS", 256,
-     "Channels of res2; doubles with each stage. Depths 18 and 34 take 64 whatever stands here at"
-     " 256.",
+     "Channels of res2; doubles with each stage. Depths 18 and 34 take 64 if it is left at 256.",
      minimum=1)
 _key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1)
 _key("MODEL.RESNETS.RES5_DILATION", 1, "Dilation of res5: 2 keeps the stride at 16 (DC5).",
@@ -123,7 +123,7 @@ _key("MODEL.RESNETS.DEEP_STEM", False,
 _key("MODEL.RESNETS.AVG_DOWN", False,
      "detkit: average pooling instead of a strided convolution in shortcuts (ResNet-D). arXiv"
      " 1812.01187, model D.")
-_key("MODEL.RESNETS.NUM_STAGES", 4, "detkit: stages there are, from res2 on: 1 to 4.",
+_key("MODEL.RESNETS.NUM_STAGES", 4, "detkit: number of stages, from res2 on: 1 to 4.",
      choices=(1, 2, 3, 4))
 _key("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 2], "detkit: strides of res2 to res5, at least 1.",
      minimum=1)
@@ -142,9 +142,9 @@ _key("MODEL.RESNETS.NORM_EVAL", False,
      " weight and bias learn. NORM: BN or SyncBN.")
 
 _FOREIGN_FEATURES = (
-    "detkit: maps given out, by their stride: s2, s4, s8, s16, s32, as far as the model has them."
+    "detkit: maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
 )
-_FOREIGN_NORM = "detkit: what becomes of its batch norms: FrozenBN, SyncBN, or empty to leave them."
+_FOREIGN_NORM = "detkit: what replaces its batch norms: FrozenBN, SyncBN, or empty to keep them."
 _key("MODEL.TORCHVISION.NAME", "resnet50", "detkit: a classification model of torchvision.models.")
 _key("MODEL.TORCHVISION.WEIGHTS", "",
      "detkit: published weights to start from, such as DEFAULT or IMAGENET1K_V1; empty starts from"
@@ -211,12 +211,12 @@ _key("MODEL.RPN.SMOOTH_L1_BETA", 0.0, "Where smooth L1 turns from square to line
 _key("MODEL.RPN.LOSS_WEIGHT", 1.0, "Factor on both RPN losses.", minimum=0)
 _key("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 12000, "Proposals per level that enter NMS, in training.",
      minimum=1)
-_key("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "The same, in testing.", minimum=1)
+_key("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "The same in testing.", minimum=1)
 _key("MODEL.RPN.POST_NMS_TOPK_TRAIN", 2000,
      "Proposals per image kept after NMS over all levels, in training.",
      minimum=1)
-_key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000, "The same, in testing.", minimum=1)
-_key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two proposals goes.",
+_key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000, "The same in testing.", minimum=1)
+_key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two proposals is dropped.",
      minimum=0)
 
 # --- ROI heads ---
@@ -232,7 +232,7 @@ _key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "Regions sampled per image.", 
 _key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest share of objects among them.", minimum=0)
 _key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
 _key("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5,
-     "IoU above which the lower-scored of two detections of a class goes.",
+     "IoU above which the lower-scored of two detections of a class is dropped.",
      minimum=0)
 _key("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True,
      "Add the ground truth to the proposals in training.")
@@ -253,9 +253,10 @@ _key("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2",
      "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not.",
      choices=_POOLERS)
 _key("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "Fully connected layers.", minimum=0)
-_key("MODEL.ROI_BOX_HEAD.FC_DIM", 1024, "Their width.", minimum=1)
-_key("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, "3x3 convolutions before them.", minimum=0)
-_key("MODEL.ROI_BOX_HEAD.CONV_DIM", 256, "Their channels.", minimum=1)
+_key("MODEL.ROI_BOX_HEAD.FC_DIM", 1024, "Width of the fully connected layers.", minimum=1)
+_key("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, "3x3 convolutions before the fully connected layers.",
+     minimum=0)
+_key("MODEL.ROI_BOX_HEAD.CONV_DIM", 256, "Channels of these convolutions.", minimum=1)
 _key("MODEL.ROI_BOX_HEAD.NORM", "", _NORM_NAMES)
 _key("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False,
      "One box per region instead of one per class.")
@@ -268,7 +269,7 @@ _key("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False,
 _key("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", 0.5,
      "Power of the class frequency it samples by.",
      needs=("MODEL.ROI_BOX_HEAD.USE_FED_LOSS",))
-_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Classes it samples.",
+_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Number of classes that it samples.",
      minimum=1, needs=("MODEL.ROI_BOX_HEAD.USE_FED_LOSS",))
 _key("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", [],
      "detkit: training images that hold each class, in the order of the classes. Empty:"
@@ -287,7 +288,7 @@ _key("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in c
 _key("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0)
 _key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS)
 _key("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "3x3 convolutions before the upsampling.", minimum=0)
-_key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Their channels.", minimum=1)
+_key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Channels of these convolutions.", minimum=1)
 _key("MODEL.ROI_MASK_HEAD.NORM", "", _NORM_NAMES)
 _key("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False,
      "One mask per region instead of one per class.")
@@ -321,11 +322,13 @@ _key("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_sem_seg.", minimum=0
 _key("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0, "Factor on the losses of the instances.",
      minimum=0)
 _key("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "Merge instances and stuff into one map.")
-_key("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.5, "Covered share from which an instance goes.",
+_key("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.5,
+     "Covered share above which an instance is dropped.",
      minimum=0)
-_key("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels goes.", minimum=0)
+_key("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels is dropped.",
+     minimum=0)
 _key("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.5,
-     "Instances below this score go.")
+     "Instances below this score are dropped.")
 
 # --- RetinaNet ---
 
@@ -340,7 +343,9 @@ _key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 obje
 _key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0)
 _key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
 _key("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 1000, "Candidates per level before NMS.", minimum=1)
-_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5, "IoU above which the lower-scored goes.", minimum=0)
+_key("MODEL.RETINANET.NMS_THRESH_TEST", 0.5,
+     "IoU above which the lower-scored detection is dropped.",
+     minimum=0)
 _key("MODEL.RETINANET.CLIP_BEFORE_NMS", False,
      "detkit: clip boxes to the image before NMS, as torchvision does.")
 _key("MODEL.RETINANET.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
@@ -464,7 +469,7 @@ _key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
 _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.",
      minimum=0, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
 _key("SOLVER.OPTIMIZER", "SGD",
-     "detkit: what steps. AdamW wants a smaller BASE_LR (1e-4) and a larger WEIGHT_DECAY (0.05)"
+     "detkit: the optimizer. AdamW wants a smaller BASE_LR (1e-4) and a larger WEIGHT_DECAY (0.05)"
      " than SGD.",
      choices=("SGD", "AdamW"))
 _key("SOLVER.ADAMW.BETAS", (0.9, 0.999),
@@ -514,7 +519,7 @@ _key("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value",
      choices=("value", "norm", "full_model"), needs=("SOLVER.CLIP_GRADIENTS.ENABLED",))
 _key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "Largest absolute value, or largest norm.",
      minimum=0, needs=("SOLVER.CLIP_GRADIENTS.ENABLED",))
-_key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "Which norm.",
+_key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "Order of the norm.",
      minimum=0, needs=("SOLVER.CLIP_GRADIENTS.ENABLED",))
 _key("SOLVER.AMP.ENABLED", False,
      "Mixed precision: convolutions and matrix products in half precision.",
@@ -591,14 +596,16 @@ _key("TEST.NMS.CLASS_AGNOSTIC", False,
 _key("TEST.AUG.ENABLED", False, "Evaluate and predict with several views of an image as well.",
      only_default_trainer=True)
 _key("TEST.AUG.MIN_SIZES", (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-     "Shortest sides it runs at.",
+     "Shortest sides that it resizes images to.",
      minimum=1, needs=("TEST.AUG.ENABLED",))
-_key("TEST.AUG.MAX_SIZE", 4000, "Longest side it runs at.", minimum=1, needs=("TEST.AUG.ENABLED",))
-_key("TEST.AUG.FLIP", True, "Whether it also runs flipped.", needs=("TEST.AUG.ENABLED",))
+_key("TEST.AUG.MAX_SIZE", 4000, "Longest side that it resizes images to.",
+     minimum=1, needs=("TEST.AUG.ENABLED",))
+_key("TEST.AUG.FLIP", True, "Whether to run on flipped images as well.",
+     needs=("TEST.AUG.ENABLED",))
 _key("TEST.PRECISE_BN.ENABLED", False,
      "Recompute the statistics of batch norm layers before each evaluation.",
      only_default_trainer=True)
-_key("TEST.PRECISE_BN.NUM_ITER", 200, "Batches that this takes.",
+_key("TEST.PRECISE_BN.NUM_ITER", 200, "Number of batches for that.",
      minimum=1, needs=("TEST.PRECISE_BN.ENABLED",))
 # fmt: on
 

@@ -96,6 +96,7 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
         raise ConfigError(
             f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}"
         )
+    # Depth first, in the order of the list: a later base overrides an earlier one, the file all.
     merged: list[YamlFile] = []
     for base in bases:
         merged += _with_bases(_resolve(base, path.parent), (*below, path))
@@ -213,6 +214,7 @@ class _Builder:
                     f"{self._file.path}:{line}: a config key must be a string, got {key!r}"
                 )
             full_key = prefix + key
+            # PyYAML takes the last of two: a setting copied to the wrong place would be lost.
             if key in result:
                 raise ConfigError(
                     f"{self._file.path}:{line}: {full_key} is set twice, first in line"
@@ -224,6 +226,7 @@ class _Builder:
 
     def value(self, node: yaml.Node, full_key: str) -> Any:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
+        # Counted here again: an alias is one event above, and its whole tree here.
         self._count += 1
         if self._count > _MAX_NODES:
             raise ConfigError(
@@ -289,6 +292,7 @@ def evaluate_arithmetic(expression: str) -> Any:
     """Evaluate numbers, `+ - * / // % **`, lists, tuples, and list comprehensions over them.
 
     Example:
+        >>> from detkit.config.yaml_loader import evaluate_arithmetic
         >>> evaluate_arithmetic("[[x, x * 2**(1.0/2)] for x in [32, 64]]")
         [[32, 45.254833995939045], [64, 90.50966799187809]]
 
@@ -314,6 +318,7 @@ class _Arithmetic:
         self._steps += 1
         if self._steps > _MAX_STEPS:
             raise ConfigError(f"{self._expression!r} takes more than {_MAX_STEPS} steps")
+        # A list of what is allowed, not of what is forbidden: whatever Python adds is refused.
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return number
@@ -349,6 +354,7 @@ class _Arithmetic:
         return values
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
+        # Numbers only: `[0] * 10**9` would take gigabytes in one step.
         if not all(isinstance(x, int | float) and abs(x) <= _MAX_NUMBER for x in operands):
             raise ConfigError(
                 f"{self._expression!r}: {type(op).__name__} needs numbers up to {_MAX_NUMBER:g},"

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
-from detkit.utils.errors import UnknownNameError
+from detkit.utils.errors import UnknownNameError, UserError
 from detkit.utils.near_miss import did_you_mean
 
 T = TypeVar("T")
+
+
+class DuplicateNameError(UserError, KeyError):
+    """A name that two different objects are registered under."""
 
 
 class Registry:
@@ -35,21 +39,21 @@ class Registry:
     @overload
     def register(self, obj: T) -> T: ...
     def register(self, obj: Any = None) -> Any:
-        """Add an object under its `__name__`: `@REGISTRY.register()`, or `REGISTRY.register(obj)`.
+        """Add an object under its `__name__`: `@R.register()`, or `R.register(obj)`.
 
         Raises:
-            KeyError: Another object has that name. The same definition imported again, such as a
-                reloaded module of the user's, replaces the first one.
+            DuplicateNameError: Another object has that name. The same definition imported again,
+                such as a reloaded module, replaces the first one.
         """
         if obj is None:
             return self._add
         return self._add(obj)
 
-    def _add(self, obj: T) -> T:
-        name = obj.__name__  # type: ignore[attr-defined]
+    def _add(self, obj: Any) -> Any:
+        name = obj.__name__
         known = self._objects.get(name)
         if known is not None and not _same_definition(known, obj):
-            raise KeyError(
+            raise DuplicateNameError(
                 f"{self._name} registry already has {name!r}, from {_where(known)}; the second one"
                 f" comes from {_where(obj)}. Rename one of them."
             )

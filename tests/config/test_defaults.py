@@ -155,11 +155,13 @@ def test_config_of_the_zoo_sets_nothing_to_no_effect(name):
 
 
 def _chain(node, aliases):
-    """`cfg.MODEL.RPN` -> ("MODEL.RPN"), also through a local name given to a group; None for anything else."""
+    """`cfg.MODEL.RPN` or `x.cfg.MODEL.RPN` -> "MODEL.RPN", also through a local name of a group; else None."""
     parts = []
-    while isinstance(node, ast.Attribute):
+    while isinstance(node, ast.Attribute) and node.attr != "cfg":
         parts.append(node.attr)
         node = node.value
+    if isinstance(node, ast.Attribute):
+        return ".".join(reversed(parts))
     if not isinstance(node, ast.Name):
         return None
     if node.id in aliases:
@@ -199,6 +201,30 @@ def keys_read(path):
     return found
 
 
+def keys_read_of_arguments(paths):
+    """Keys that functions read of a group they are called with: `build_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD)`."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    passed = {}  # (function, position) -> groups that it is called with
+    for path, tree in trees.items():
+        for call in [n for n in ast.walk(tree) if isinstance(n, ast.Call)]:
+            name = getattr(call.func, "id", getattr(call.func, "attr", None))
+            for position, argument in enumerate(call.args):
+                group = _chain(argument, {})
+                if group:
+                    where = f"{path.relative_to(ROOT)}:{call.lineno}"
+                    passed.setdefault((name, position), {})[group] = where
+    found = {}
+    for tree in trees.values():
+        for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+            for position, argument in enumerate(function.args.args):
+                groups = passed.get((function.name, position), {})
+                for node in ast.walk(function) if groups else ():
+                    if isinstance(node, ast.Attribute) and _chain(node, {argument.arg: ""}):
+                        for group, where in groups.items():
+                            found.setdefault(f"{group}.{node.attr}", where)
+    return {key: where for key, where in found.items() if _look_up(key) is not ...}
+
+
 def _look_up(key):
     """The setting or group at a key; `...` where there is none."""
     node = get_cfg()
@@ -211,8 +237,9 @@ def _look_up(key):
 
 @pytest.fixture(scope="module")
 def read():
-    found = {}
-    for path in sorted((ROOT / "detkit").rglob("*.py")) + sorted((ROOT / "tools").glob("*.py")):
+    paths = sorted((ROOT / "detkit").rglob("*.py")) + sorted((ROOT / "tools").glob("*.py"))
+    found = keys_read_of_arguments(paths)
+    for path in paths:
         for key, where in keys_read(path).items():
             found.setdefault(key, where)
     return found
