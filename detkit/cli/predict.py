@@ -15,7 +15,7 @@ and `keypoints`, [x, y, score, ...]. Of a model that predicts a class or a segme
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,13 @@ def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:
     if "instances" in output:
         described["instances"] = _describe_instances(output["instances"].to("cpu"), metadata)
     if "panoptic_seg" in output:
-        segments = output["panoptic_seg"][1]
-        described["segments"] = [_describe_segment(info, metadata) for info in segments]
+        described["segments"] = []
+        for info in output["panoptic_seg"][1]:
+            classes = "thing_classes" if info["isthing"] else "stuff_classes"
+            segment = {"category": _name(metadata, classes, info["category_id"]), **info}
+            if "score" in segment:
+                segment["score"] = round(segment["score"], 4)
+            described["segments"].append(segment)
     return described
 
 
@@ -246,14 +251,6 @@ def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, A
         for entry, keypoints in zip(found, flat, strict=True):
             entry["keypoints"] = [round(value, 3) for value in keypoints]
     return found
-
-
-def _describe_segment(info: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
-    classes = "thing_classes" if info["isthing"] else "stuff_classes"
-    described = {"category": _name(metadata, classes, info["category_id"]), **info}
-    if "score" in described:
-        described["score"] = round(described["score"], 4)
-    return described
 
 
 def _name(metadata: Any, classes: str, category: int) -> str:

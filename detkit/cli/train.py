@@ -64,13 +64,14 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     cfg = setup(args)
     if restarts > 0:
         logger.info("restart %d by torchrun: going on from the last checkpoint", restarts)
-    elif (
-        int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-        and not args.resume
-        and not args.eval_only
-    ):
-        _forget_last_checkpoint(cfg.OUTPUT_DIR)
-    _require_weights(cfg, args.resume)
+    last_checkpoint = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    is_new_run = not args.resume and not args.eval_only
+    if may_restart and is_new_run and comm.is_main_process():
+        # A restart of this run must not continue an older run in the same folder.
+        last_checkpoint.unlink(missing_ok=True)
+    if cfg.MODEL.WEIGHTS and not (args.resume and last_checkpoint.exists()):
+        local_checkpoint_file(cfg.MODEL.WEIGHTS)  # fails now, not when data and model are ready
     if args.eval_only:
         model = DefaultTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -101,19 +102,6 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results
-
-
-def _require_weights(cfg: CfgNode, resume: bool) -> None:
-    """Look for MODEL.WEIGHTS now, not when data and model are ready."""
-    # A run that continues loads its checkpoint instead.
-    if cfg.MODEL.WEIGHTS and not (resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()):
-        local_checkpoint_file(cfg.MODEL.WEIGHTS)
-
-
-def _forget_last_checkpoint(output_dir: str) -> None:
-    """Keep a restart of this run from continuing an older run in the same folder."""
-    if comm.is_main_process():
-        (Path(output_dir) / "last_checkpoint").unlink(missing_ok=True)
 
 
 def format_results(results: Mapping[str, Any]) -> str:

@@ -85,7 +85,8 @@ class DatasetCatalogTable:
         raise UnknownNameError(
             f"data set {name!r} is not registered.{did_you_mean(name, self._loaders)} Registered:"
             f" {', '.join(self.list()) or 'none'}. Declare your own in YAML under DATASETS.REGISTER"
-            " ([{name: ..., format: coco, images: ..., annotations: ...}]), or in Python with"
+            " ([{name: ..., format: coco, images: ..., annotations: ...}]), which"
+            " detkit.engine.prepare(cfg) registers, or in Python with"
             " detkit.data.datasets.register_coco_instances, register_pascal_voc or"
             " DatasetCatalog.register, in a module that IMPORTS names."
         )

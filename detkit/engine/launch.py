@@ -165,7 +165,9 @@ def _spawned(
     timeout: datetime.timedelta,
 ) -> None:
     """Join the run from a started process, and call the function."""
-    _share_cpu(num_per_machine)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Otherwise each process would start as many threads as the machine has cores.
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_per_machine))
     _join_run(
         dist_url,
         rank=machine_rank * num_per_machine + local_rank,
@@ -239,12 +241,6 @@ def _join_run(
     comm.set_local(local_rank, local_size)
     comm.synchronize()
     return restarts
-
-
-def _share_cpu(num_processes: int) -> None:
-    """Divide the CPU's cores among the processes of a machine, unless the user has decided."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
 
 
 def _fresh_part(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detkit.config import CfgNode
-from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
+from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detkit.evaluation.coco import COCOEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
@@ -33,7 +33,8 @@ def build_evaluator(
 
     Args:
         cfg: `TEST`, `OUTPUT_DIR`, `DATASETS`, and whether the model predicts masks and keypoints.
-        dataset_name: A registered data set.
+        dataset_name: A registered data set; `detkit.engine.prepare` and the loaders register
+            those that a config declares.
         output_dir: Where the evaluator writes detections. None for `OUTPUT_DIR/inference`, and a
             folder of the data set's name in it if `DATASETS.TEST` names several.
 
@@ -41,7 +42,6 @@ def build_evaluator(
         ConfigError: There is no evaluator of that type.
         ValueError: The data set cannot be scored.
     """
-    register_declared_datasets(cfg.DATASETS.REGISTER)
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if output_dir is None:
         folder = Path(cfg.OUTPUT_DIR) / "inference"

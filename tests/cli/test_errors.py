@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def _error_of_the_users_module() -> None:
 
 
 def _missing_file() -> None:
-    open("/nowhere/at_all.txt")
+    Path("/nowhere/at_all.txt").read_bytes()
 
 
 def _from_worker(kind: type[Exception], name: str, text: str) -> Exception:

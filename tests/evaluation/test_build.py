@@ -7,6 +7,7 @@ from PIL import Image
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.engine import prepare
 from detkit.evaluation import (
     COCOEvaluator,
     LVISEvaluator,
@@ -224,13 +225,16 @@ def test_each_of_several_data_sets_has_its_own_folder(register, make_record, sco
         assert (tmp_path / "inference" / name / "coco_instances_results.json").exists()
 
 
-def test_data_set_that_the_config_declares_is_found(tmp_path):
+def test_data_set_that_the_config_declares_is_found_once_prepared(tmp_path):
     truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     cfg = get_cfg()
     entry = {"name": "declared_for_evaluation", "format": "coco", "images": str(tmp_path)}
     cfg.DATASETS.REGISTER = [{**entry, "annotations": str(tmp_path / "truth.json")}]
+    with pytest.raises(KeyError, match=r"not registered.*prepare\(cfg\)"):
+        build_evaluator(cfg, "declared_for_evaluation")
     try:
+        prepare(cfg)
         assert isinstance(build_evaluator(cfg, "declared_for_evaluation"), COCOEvaluator)
     finally:
         DatasetCatalog.remove("declared_for_evaluation")
