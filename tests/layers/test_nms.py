@@ -155,3 +155,18 @@ def test_unknown_method_names_the_near_one():
 def test_sigma_must_be_positive(sigma):
     with pytest.raises(ValueError, match=f"sigma must be positive, got {sigma}"):
         NMSMethod("gaussian", sigma)
+
+
+def test_soft_score_at_the_minimum_is_dropped_and_at_the_threshold_is_lowered():
+    # IoU of the first two is exactly 0.5, which a linear method counts; 0.5 of 0.5 is the minimum.
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2]])
+    scores, classes = torch.tensor([1.0, 0.5]), torch.zeros(2).long()
+    kept, kept_scores = suppress(boxes, scores, classes, 0.5, LINEAR, min_score=0.125)
+    assert dict(zip(kept.tolist(), kept_scores.tolist(), strict=True)) == {0: 1.0, 1: 0.25}
+    kept, _ = suppress(boxes, scores, classes, 0.5, LINEAR, min_score=0.25)
+    assert kept.tolist() == [0]
+
+
+def test_hard_suppression_keeps_a_box_at_the_threshold():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2]])
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2), 0.5).tolist() == [0, 1]

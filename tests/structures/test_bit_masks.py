@@ -219,3 +219,10 @@ def test_roi_masks_of_other_shapes_are_an_error():
         ValueError, match=r"masks of regions are \(M, h, w\): got shape \(2, 1, 6, 6\)"
     ):
         ROIMasks(torch.zeros(2, 1, 6, 6))
+
+
+def test_cell_that_is_half_covered_belongs_to_the_crop():
+    mask = torch.zeros(1, 4, 4)
+    mask[:, :, :3] = 1  # the second of two cells along x holds one covered column of two
+    crop = BitMasks(mask).crop_and_resize(torch.tensor([[0.0, 0, 4, 4]]), 2)
+    assert crop.tolist() == [[[True, True], [True, True]]]

@@ -93,6 +93,11 @@ def test_images_that_do_not_go_together_are_an_error(images, error, message):
         ImageList.from_tensors(images)
 
 
+def test_image_as_large_as_the_square_fits():
+    batch = ImageList.from_tensors(_images(3), padding_constraints={"square_size": 9})
+    assert batch.tensor.shape[-2:] == (9, 9)
+
+
 def test_image_larger_than_the_square_is_an_error():
     with pytest.raises(ValueError, match="padded to a square of 8: got one of 6 x 9"):
         ImageList.from_tensors(_images(3), padding_constraints={"square_size": 8})

@@ -83,3 +83,8 @@ def test_masks_without_a_box_each_are_an_error():
         ValueError, match=r"need a mask \(h, w\) per box: got masks \(2, 7, 7\) and 1 boxes"
     ):
         paste_masks_in_image(random_masks(2), BOXES[:1], (5, 5))
+
+
+def test_box_without_area_paints_nothing_even_on_the_center_of_a_pixel():
+    box = torch.tensor([[2.5, 2.5, 2.5, 2.5], [2.5, 1.0, 2.5, 4.0]])
+    assert not paste_masks_in_image(torch.ones(2, 7, 7), box, (6, 6), 0.5).any()

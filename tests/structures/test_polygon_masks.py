@@ -143,3 +143,10 @@ def test_crop_without_a_box_each_is_an_error():
         ValueError, match=r"need a box \(x1, y1, x2, y2\) per mask: got \(2, 4\) for 3 masks"
     ):
         three().crop_and_resize(torch.zeros(2, 4), 4)
+
+
+def test_box_smaller_than_a_pixel_is_enlarged_to_the_grid():
+    # The polygon covers the left half of a box that is half a pixel wide and high.
+    left_half = [[1.0, 1.0, 1.25, 1.0, 1.25, 1.5, 1.0, 1.5]]
+    crop = PolygonMasks([left_half]).crop_and_resize(torch.tensor([[1.0, 1.0, 1.5, 1.5]]), 4)
+    assert crop.tolist() == [[[True, True, False, False]] * 4]

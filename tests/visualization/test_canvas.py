@@ -204,3 +204,15 @@ def test_picture_of_another_form_is_refused(image: np.ndarray, message: str) -> 
 def test_scale_must_be_positive() -> None:
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         Canvas(np.zeros((4, 4, 3), np.uint8), scale=0)
+
+
+def test_box_without_size_is_one_pixel() -> None:
+    canvas = _canvas()
+    before = canvas.to_array()
+    canvas.draw_box((5, 6, 5, 6), (250, 1, 2))
+    assert np.argwhere((canvas.to_array() != before).any(axis=2)).tolist() == [[6, 5]]
+
+
+def test_letters_are_white_up_to_a_luma_of_140() -> None:
+    assert readable_on((140, 140, 140)) == (255, 255, 255)
+    assert readable_on((141, 141, 141)) == (0, 0, 0)

@@ -212,3 +212,16 @@ def test_midst_of_a_line_lies_on_it() -> None:
     mask[17, 20:280] = True
     column, row = midst(mask)
     assert mask[int(row), int(column)]
+
+
+def test_names_are_written_from_the_largest_segment_to_the_smallest(monkeypatch) -> None:
+    # A later name may cover an earlier one: the small segment has no other place for its own.
+    segment_map = np.zeros((40, 60), int)
+    segment_map[:, :10], segment_map[:, 10:] = 1, 2
+    texts = []
+    monkeypatch.setattr(
+        Canvas, "draw_text", lambda self, text, position, **kwargs: texts.append(text)
+    )
+    segments = [Segment(1, (9, 9, 9), "small"), Segment(2, (7, 7, 7), "large")]
+    _with_segments(segment_map, segments, min_area=0)
+    assert texts == ["large", "small"]

@@ -382,3 +382,19 @@ def test_output_of_classes_and_instances_shows_both(monkeypatch: pytest.MonkeyPa
     scores[1] = 1
     Visualizer(_grey(), STUFF).draw_output({"instances": _predictions(1), "sem_seg": scores})
     assert sorted(texts) == ["cat 98%", "sky"]
+
+
+def test_small_instances_are_drawn_over_large_ones() -> None:
+    small, large = [20, 20, 60, 60], [10, 20, 150, 110]  # their upper borders share pixels
+    colors = [(250, 0, 0), (0, 0, 250)]
+    for boxes, assigned in (([small, large], colors), ([large, small], colors[::-1])):
+        image = Visualizer(_grey()).overlay_instances(boxes=boxes, assigned_colors=assigned)
+        assert image.get_image()[20, 40].tolist() == [250, 0, 0]
+
+
+def test_output_keeps_an_instance_at_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    predictions = _predictions(1)
+    score = predictions.scores[0].item()
+    Visualizer(_grey()).draw_output({"instances": predictions}, score_threshold=score)
+    assert len(texts) == 1

@@ -99,7 +99,7 @@ class FPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The stride of the coarsest merged map, or a multiple if the bottom-up network needs it."""
+        """The stride of the coarsest merged map, or a multiple that the bottom-up network needs."""
         # With other sizes a map would not be larger than the next by exactly the ratio of strides.
         return self._size_divisibility
 

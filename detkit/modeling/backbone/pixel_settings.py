@@ -32,8 +32,7 @@ class PixelSettings:
     def from_unit_range(cls, mean: Sequence[float], std: Sequence[float]) -> PixelSettings:
         """Return the settings for statistics of RGB images on a scale of 0 to 1."""
         # Three decimals: 0.485 * 255 is 123.675, and should read like that in a YAML file.
-        of_255 = [[round(255 * value, 3) for value in values] for values in (mean, std)]
-        return cls(*of_255)
+        return cls([round(255 * x, 3) for x in mean], [round(255 * x, 3) for x in std])
 
     def in_order(self, image_format: str) -> PixelSettings:
         """Return the same settings for images of another channel order.
@@ -84,7 +83,7 @@ def follow_backbone_pixels(cfg: CfgNode) -> None:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    # In place, not in the copy that `cfg.edited()` makes: the caller's tree builds the loaders, too.
+    # In place, not in the copy that `cfg.edited()` makes: the loaders read the caller's tree, too.
     was_frozen = cfg.is_frozen()
     cfg.defrost()
     if "INPUT.FORMAT" in left:

@@ -318,3 +318,12 @@ def test_stride_that_is_no_power_of_two_is_an_error():
 
     with pytest.raises(ValueError, match=r"strides must be powers of two, .*\[3, 6\]"):
         FPN(Thirds(), in_features=["s3", "s6"], out_channels=5)
+
+
+def test_maps_of_one_stride_are_an_error():
+    class _Twin(_Pyramid):
+        def output_shape(self):
+            return {**super().output_shape(), "twin": ShapeSpec(channels=4, stride=8)}
+
+    with pytest.raises(ValueError, match=r"stride must grow .*have \[8, 8\]"):
+        FPN(_Twin(), ["res3", "twin"], 5)
