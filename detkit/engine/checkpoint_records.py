@@ -11,6 +11,7 @@ from detkit.data import MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
+# What drawing and evaluating need to know without the data set. Paths and counts stay out.
 _KEYS = (
     "thing_classes",
     "thing_dataset_id_to_contiguous_id",

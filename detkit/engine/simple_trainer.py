@@ -143,7 +143,7 @@ class SimpleTrainer(TrainerBase):
     def _forward_backward(self, *, is_last: bool) -> Pass:
         """Take a batch and add its share to the gradients, which the last pass exchanges."""
         batch, data_time = self._next_batch()
-        random = random_state()
+        random = random_state()  # dropout and sampling of a replay must draw the same
         model = self.model
         # DistributedDataParallel exchanges the sum of all passes, in the last one.
         is_wrapped = isinstance(model, DistributedDataParallel)
@@ -239,10 +239,11 @@ class SimpleTrainer(TrainerBase):
         """Load what `rank_state_dict` returned in the process of this number."""
         super().load_rank_state_dict(state_dict)
         self._metrics.load_state(state_dict["ungathered"])
+        # Not strict: parameters, and in the main process all tensors, came with the model.
         self.model.load_state_dict(state_dict.get("buffers", {}), strict=False)
         if "data" in state_dict and isinstance(self.data_loader, HasState):
             self.data_loader.load_state_dict(state_dict["data"])
-            self._batches = None
+            self._batches = None  # a running iterator has read ahead
         else:
             _warn_of_data_without_position()
 
@@ -284,6 +285,7 @@ class SimpleTrainer(TrainerBase):
         self._gather_if_due(prefix)
 
     def _gather_if_due(self, prefix: str = "") -> None:
+        # Also after a skipped step: all processes gather at the same iterations.
         if (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter:
             self._metrics.gather(get_event_storage(), prefix)
 
@@ -369,6 +371,7 @@ def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
             raise ValueError(
                 f"loss {name!r} must be a scalar tensor, got shape {tuple(loss.shape)}"
             )
+    # In float32, whatever the precision of the passes: bfloat16 keeps three digits of a sum.
     return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 

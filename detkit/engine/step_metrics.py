@@ -34,6 +34,7 @@ class StepMetrics:
         for of_iteration in zip(*per_rank, strict=True):
             iteration = of_iteration[0][0]
             values = [dict(values) for _, values in of_iteration]
+            # The slowest process holds up the others, so its wait is the run's.
             storage.put_scalar(
                 "data_time", max(v.pop("data_time") for v in values), cur_iter=iteration
             )

@@ -177,6 +177,8 @@ class TrainerBase:
         self.max_iter = 0
         self.storage = EventStorage(0)
         self.was_skipped = False
+        # By key, those whose `after_step` is yet to be called: a checkpoint is often written by a
+        # hook before them.
         self._hooks_to_come: list[str] = []
         self._loaded: dict[str, Any] | None = None
 
@@ -310,12 +312,14 @@ class TrainerBase:
     def _continue_interrupted_step(self) -> None:
         """Go on where the loaded checkpoint was written: often between two hooks after a step."""
         loaded, self._loaded = self._loaded, None
+        # A run that starts elsewhere than behind the checkpoint takes only its states.
         if loaded is None or loaded["iteration"] + 1 != self.start_iter:
             return
         self.iter = self.storage.iter = loaded["iteration"]
         if comm.is_main_process():
             self.storage.load_state_dict(loaded.get("storage", {}))
         ranks = loaded.get("ranks", [])
+        # Last before training: building models, loaders and writers draws random numbers, too.
         if len(ranks) == comm.get_world_size():
             set_random_state(ranks[comm.get_rank()]["random"])
         self._call_after_step(loaded.get("hooks_to_come", []))

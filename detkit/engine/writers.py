@@ -77,6 +77,7 @@ def build_writers(
         MissingPackageError: wandb or mlflow is named, and not installed.
         ConfigError: A name is unknown, or there twice.
     """
+    # Plain dicts, lists and numbers, as the services take them.
     plain = {} if settings is None else yaml.safe_load(settings.dump())
     folder = Path(output_dir)
     known: dict[str, Callable[[], EventWriter]] = {

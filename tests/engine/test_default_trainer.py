@@ -230,6 +230,8 @@ def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
     assert trainer._trainer.model is trainer.model
     assert trainer._trainer.optimizer is trainer.optimizer
     assert trainer._trainer.data_loader is trainer.data_loader
+    with pytest.raises(AttributeError, match="override run_step, compute_losses or step_optimizer"):
+        trainer._trainer = trainer
 
 
 def test_pictures_are_drawn_every_period_and_at_the_end(tiny_cfg):

@@ -118,6 +118,7 @@ def test_state_of_the_old_checkpoint_is_taken_over_whole(old_run):
     (new_rank,), (old_rank,) = new["_trainer"]["ranks"], old["_trainer"]["ranks"]
     assert same(new_rank["data"], old_rank["data"])
     assert same(new_rank["ungathered"], old_rank["ungathered"])
+    assert "hooks" in new_rank  # which the old version looks for there, too
 
 
 def test_run_ends_as_the_old_version_ended_it(old_run):

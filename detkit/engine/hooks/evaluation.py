@@ -117,6 +117,7 @@ class BestCheckpointer(PeriodicHook):
                 tag_last=False,
                 # The weights, and their mean: no run goes on from this file.
                 checkpointables=[key for key in self._checkpointer.checkpointables if key == "ema"],
+                # After training, `iter` is one behind the last iteration.
                 iteration=min(self.trainer.iter, self.trainer.max_iter - 1),
             )
         else:
@@ -191,6 +192,7 @@ class EarlyStop(PeriodicHook):
             end = self.trainer.iter + 1
             logger.info("%s: training ends after %d iterations", self._reason(), end)
             self.trainer.max_iter = end
+            # The periodic checkpointer has been called for this iteration, as not the last one.
             self._checkpointer.save("model_final", iteration=self.trainer.iter)
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,4 +239,5 @@ def latest_score(storage: EventStorage, name: str) -> tuple[float, int] | None:
             ", ".join(known) or "none",
             did_you_mean(name, known),
         )
+    # Only the main process has results; the others follow its decision.
     return comm.all_gather(latest.get(name))[0]

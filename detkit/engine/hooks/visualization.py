@@ -84,6 +84,7 @@ class VisualizationHook(PeriodicHook):
                 self._max_image_pixels,
             )
             picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
+            # (C, H, W), as the storage's images are.
             image = np.ascontiguousarray(picture.get_image().transpose(2, 0, 1))
             self.trainer.storage.put_image(f"predictions/{index:02d}", image)
         logger.info(
@@ -159,6 +160,7 @@ def draw_truth_and_prediction(
     """
     rgb = read_image(record["file_name"], "RGB", max_pixels=max_image_pixels)
     scale = readable_scale(rgb.shape[:2])
+    # SEGMENTATION: a color per class, so that the two sides can be compared.
     visualizer = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION)
     truth = visualizer.draw_dataset_dict(_comparable(record, output), max_image_pixels)
     prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(

@@ -158,6 +158,8 @@ def collect(step: BrokenStep) -> Evidence:
 
 def find_cause(evidence: Sequence[Evidence]) -> Cause:
     """Return the first cause that the evidence of any process shows, the plainest kind first."""
+    # Rules outside: a fault of one process has spread to the gradients of all, so the plainest
+    # evidence of any process counts for more than what the first process sees.
     for rule in (_broken_weights, _broken_image, _broken_box, _rising_loss, _first_place):
         for of_process in evidence:
             cause = rule(of_process)
@@ -196,6 +198,7 @@ def _broken_image(evidence: Evidence) -> Cause | None:
                 " gives it: a mapper or an augmentation of your own"
             )
     output = evidence.replay.first_output
+    # The first module to finish gets the normalised images, before any arithmetic of the model.
     is_first_input = output is not None and output.ran_first and not output.has_finite_inputs
     if is_first_input and any(_images(evidence)):
         return Cause(
@@ -243,7 +246,7 @@ def _first_place(evidence: Evidence) -> Cause | None:
         module = f"{output.module or 'the model'} ({output.kind})"
         if output.has_finite_inputs and output.dtype == "float16":
             return _overflow(module)
-        if not output.module:
+        if not output.module:  # the whole model, which finishes last
             names = []
             for of_pass in evidence.passes:
                 names += [n for n, value in of_pass.losses.items() if not math.isfinite(value)]

@@ -113,119 +113,85 @@ def with_head(*layers):
 LR = "the learning rate is too high. Settings to look at: SOLVER.BASE_LR lower, SOLVER.WARMUP_I"
 
 
+def case(name, model, found, *items, lr=0.01, steps=1):
+    """A model, its batches of the items, and a part of the message."""
+    return pytest.param(model, [list(items) or [item()]] * steps, lr, found, id=name)
+
+
 @pytest.mark.parametrize(
     ("model", "batches", "lr", "found"),
     [
-        pytest.param(
+        case(
+            "loaded-weights",
             lambda: with_nan("head.bias"),
-            [[item()]],
-            0.01,
             "weights were infinite or nan before the first step (head.bias), as they were loaded."
             " Settings to look at: MODEL.WEIGHTS.",
-            id="loaded-weights",
         ),
-        pytest.param(
-            lambda: Detector(std=math.nan),
-            [[item()]],
-            0.01,
-            "before the first step (std)",
-            id="loaded-statistics",
-        ),
-        pytest.param(
+        case("loaded-statistics", lambda: Detector(math.nan), "before the first step (std)"),
+        case(
+            "step-that-overflows",
             lambda: Loss(lambda x: 100 * x.pow(2).mean()),
-            [[item()]] * 3,
-            1e38,
-            f"the step before made weights infinite or nan (backbone.weight, backbone.bias,"
+            "the step before made weights infinite or nan (backbone.weight, backbone.bias,"
             f" head.weight and 1 more): {LR}",
-            id="step-that-overflows",
+            lr=1e38,
+            steps=3,
         ),
-        pytest.param(
+        case(
+            "image",
             Detector,
-            [[item(image=torch.full((3, 6, 8), math.inf))]],
-            0.01,
             "the image of a.jpg is not finite as the data loader gives it",
-            id="image",
+            item(image=torch.full((3, 6, 8), math.inf)),
         ),
-        pytest.param(
+        case(
+            "normalisation",
             lambda: Detector(std=0.0),
-            [[item()]],
-            0.01,
-            "are not once they are normalised. Settings to look at: MODEL.PIXEL_MEAN, MODEL.PIXEL_S",
-            id="normalisation",
+            "not once they are normalised. Settings to look at: MODEL.PIXEL_MEAN, MODEL.PIXEL_STD",
         ),
-        pytest.param(
+        case(
+            "box-without-width",
             Detector,
-            [[item(), item((3.0, 1.0, 3.0, 6.0))]],
-            0.01,
             "box 0 of a.jpg, [3.0, 1.0, 3.0, 6.0], has no area. detkit's loader leaves such boxes",
-            id="box-without-width",
+            item(),
+            item((3.0, 1.0, 3.0, 6.0)),
         ),
-        pytest.param(
-            Detector, [[item((5.0, 1.0, 3.0, 6.0))]], 0.01, "has no area", id="box-in-wrong-order"
-        ),
-        pytest.param(
-            Detector,
-            [[item((0.0, 0.0, math.nan, 6.0))]],
-            0.01,
-            "is not finite. detkit's",
-            id="box-of-nan",
-        ),
-        pytest.param(Detector, [[item()]] * 400, 2.0, LR, id="rising-loss"),
-        pytest.param(
+        case("box-in-wrong-order", Detector, "has no area", item((5.0, 1.0, 3.0, 6.0))),
+        case("box-of-nan", Detector, "is not finite. detkit's", item((0.0, 0.0, math.nan, 6.0))),
+        case("rising-loss", Detector, LR, lr=2.0, steps=400),
+        case(
+            "float16",
             lambda: with_head(Half(4, 1)),
-            [[item()]],
-            0.01,
             "an overflow in head.0 (Half): float16 ends at 65504. Settings to look at: SOLVER.AMP.D",
-            id="float16",
         ),
-        pytest.param(
+        case(
+            "module",
             lambda: with_head(nn.Linear(4, 1), Log()),
-            [[item()]],
-            0.01,
             "head.1 (Log) makes numbers that are not finite of finite ones.",
-            id="module",
         ),
-        pytest.param(
+        case(
+            "code-between-modules",
             Between,
-            [[item()]],
-            0.01,
             "what head (Linear) is given is not finite, and no module gave it: the data, or code b",
-            id="code-between-modules",
         ),
-        pytest.param(
+        case(
+            "loss-function",
             lambda: Loss(lambda x: (x * 0).log().mean()),
-            [[item()]],
-            0.01,
-            "all modules within are finite, a loss that the model (Loss) makes of them is not: loss_",
-            id="loss-function",
+            "all modules within are finite, a loss that the model (Loss) makes of them is not: loss",
         ),
-        pytest.param(
+        case(
+            "derivative",
             lambda: Loss(lambda x: (x * 0).abs().sqrt().mean()),
-            [[item()]],
-            0.01,
             "their gradient is not from that at the output of head on backwards",
-            id="derivative",
         ),
-        pytest.param(
-            lambda: Loss(Once()),
-            [[item()]],
-            0.01,
-            "finite numbers: it does not repeat itself",
-            id="does-not-repeat",
-        ),
-        pytest.param(
+        case("does-not-repeat", lambda: Loss(Once()), "it does not repeat itself"),
+        case(
+            "no-replay",
             lambda: Loss(Once(RuntimeError("out of memory"))),
-            [[item()]],
-            0.01,
             "could not be replayed (RuntimeError: out of memory).",
-            id="no-replay",
         ),
-        pytest.param(
+        case(
+            "model-that-stops",
             lambda: Loss(stops_by_itself),
-            [[item()]],
-            0.01,
             "boxes contain nan. Likeliest cause: the outputs of all modules are finite up to where",
-            id="model-that-stops",
         ),
     ],
 )
