@@ -116,6 +116,33 @@ def test_progress_is_logged_with_the_time_that_remains(caplog, monkeypatch):
     assert caplog.messages[-1].startswith("inference done: 8 batches in 0:00:00")
 
 
+@pytest.mark.parametrize(
+    ("num_batches", "expected"),
+    [
+        # The first five take 10 s each, all others 1 s; of up to five, all count.
+        pytest.param(
+            5, "inference 10.0000, eval 0.0000, total 10.0000 s/batch)", id="warm-up only"
+        ),
+        pytest.param(
+            7,
+            "inference 1.0000, eval 0.0000, total 1.0000 s/batch), without the first 5",
+            id="more",
+        ),
+    ],
+)
+def test_first_five_batches_do_not_count_in_the_times(num_batches, expected, caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(evaluator_module.time, "perf_counter", lambda: now[0])
+
+    def model(batch):
+        now[0] += 10 if batch[0] < 5 else 1
+        return batch
+
+    with caplog.at_level(logging.INFO):
+        inference_on_dataset(model, [[i] for i in range(num_batches)], None)
+    assert caplog.messages[-1].endswith(expected)
+
+
 def test_every_module_comes_back_in_its_own_mode():
     model = Doubler()
     with inference_context(model):

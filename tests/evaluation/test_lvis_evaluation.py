@@ -202,6 +202,13 @@ def test_federated_rules(other_image, expected, register, make_record, make_inst
     assert math.isnan(metrics["APc"])
 
 
+def test_no_object_is_a_crowd(register, make_record, make_instances):
+    name = add(register, [make_record(1, (BOX, 0, {"iscrowd": 1}))])
+    found = {1: make_instances((BOX, 0, 0.5), (BOX, 0, 0.4))}
+    assert run(LVISEvaluator(name), found)["bbox"]["AP"] == pytest.approx(100)
+    assert run(LVISEvaluator(name), {1: make_instances()})["bbox"]["AP"] == 0
+
+
 def test_limit_is_over_all_classes(register, make_record, make_instances):
     name = add(register, [make_record(1, (BOX, 0))])
     found = {1: make_instances((FAR, 1, 0.9), (BOX, 0, 0.5))}
@@ -223,6 +230,30 @@ def test_frequencies_may_come_from_the_file(register, make_record, make_instance
     metrics = run(LVISEvaluator(name), {1: make_instances((BOX, 0, 0.5))})["bbox"]
     assert metrics["APf"] == pytest.approx(100)
     assert math.isnan(metrics["APr"])
+
+
+def test_classes_of_ten_images_are_rare_and_of_a_hundred_common(
+    register, make_record, make_instances
+):
+    counts = [10, 11, 100, 101]
+    name = register(
+        [make_record(1, *((BOX, k) for k in range(4)))],
+        list("abcd"),
+        class_image_count=[{"id": k, "image_count": count} for k, count in enumerate(counts)],
+    )
+    # Of the rare class and the first of the two common ones the object is found.
+    found = {1: make_instances((BOX, 0, 0.5), (BOX, 1, 0.5))}
+    metrics = run(LVISEvaluator(name), found)["bbox"]
+    assert [metrics[key] for key in ("APr", "APc", "APf")] == pytest.approx([100, 50, 0])
+
+
+@pytest.mark.parametrize(("num_better", "expected"), [(299, 100 / 300), (300, 0)])
+def test_three_hundred_detections_of_an_image_count(
+    num_better, expected, register, make_record, make_instances
+):
+    name = add(register, [make_record(1, (BOX, 0))])
+    found = {1: make_instances(*[(FAR, 0, 0.9)] * num_better, (BOX, 0, 0.5))}
+    assert run(LVISEvaluator(name), found)["bbox"]["AP"] == pytest.approx(expected)
 
 
 def test_unknown_frequencies_are_reported(register, make_record, caplog):

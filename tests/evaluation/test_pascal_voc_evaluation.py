@@ -90,7 +90,9 @@ def test_hand_worked_curve(use_07_metric, expected, register, make_record, score
     assert metrics["AP"] == pytest.approx(100 * expected)
 
 
-@pytest.mark.parametrize(("year", "expected"), [(2007, 100 * 6 / 11), (2012, 50.0), (None, 50.0)])
+@pytest.mark.parametrize(
+    ("year", "expected"), [(2006, 50.0), (2007, 100 * 6 / 11), (2012, 50.0), (None, 50.0)]
+)
 def test_year_chooses_the_metric(year, expected, register, make_record, score):
     name = register(
         [make_record(1, (BOX, 0), (FAR, 0))], **({} if year is None else {"year": year})
@@ -114,6 +116,16 @@ def test_detection_does_not_fall_back_on_the_object_it_overlaps_less(register, m
     name = register([make_record(1, ([0, 0, 50, 50], 0), ([10, 0, 60, 50], 0))])
     found = {1: [([0, 0, 50, 50], 0, 0.9), ([1, 0, 51, 50], 0, 0.8)]}
     assert score(PascalVOCDetectionEvaluator(name), found)["bbox"]["AP50"] == pytest.approx(50)
+
+
+@pytest.mark.parametrize(("difficult", "expected"), [([0, 1], 100), ([1, 0], 0)])
+def test_of_equal_overlaps_the_first_object_counts(
+    difficult, expected, register, make_record, score
+):
+    objects = [(BOX, 0, {"difficult": value}) for value in difficult]
+    name = register([make_record(1, *objects)])
+    metrics = score(PascalVOCDetectionEvaluator(name), {1: [(BOX, 0, 0.5)]})["bbox"]
+    assert metrics["AP"] == pytest.approx(expected)
 
 
 def test_overlap_equal_to_the_threshold_is_enough(register, make_record, score):
@@ -177,6 +189,20 @@ def test_writes_files_for_the_development_kit(register, make_record, score, tmp_
 def test_average_precision_of_a_curve_without_detections_is_zero():
     assert voc_average_precision(np.zeros(0), np.zeros(0), use_07_metric=True) == 0
     assert voc_average_precision(np.zeros(0), np.zeros(0), use_07_metric=False) == 0
+
+
+def test_recall_of_three_tenths_does_not_reach_the_fourth_point():
+    # The kit's fourth point is 3 * 0.1 = 0.30000000000000004; the second is reached exactly.
+    precision = np.ones(3)
+    recall = np.array([0.05, 0.1, 0.3])
+    assert voc_average_precision(recall, precision, use_07_metric=True) == pytest.approx(3 / 11)
+
+
+def test_class_name_with_a_slash_makes_no_folder(register, make_record, score, tmp_path):
+    name = register([make_record(1, (BOX, 0))], ["car/truck"], split="test")
+    score(PascalVOCDetectionEvaluator(name, output_dir=str(tmp_path)), {1: [(BOX, 0, 0.5)]})
+    (path,) = (tmp_path / "voc_results").iterdir()
+    assert path.name == "comp4_det_test_car_truck.txt"
 
 
 def test_output_without_instances_is_an_error(register, make_record):

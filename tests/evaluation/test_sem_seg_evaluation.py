@@ -94,6 +94,21 @@ def test_ground_truth_as_predictions_scores_100(register, make_truth):
         assert math.isnan(value) if metric.endswith("-unseen") else value == 100
 
 
+def test_ignored_pixels_of_a_data_set_with_256_classes(register, make_truth):
+    # The ignored pixels get the number 256, which the file's uint8 does not hold.
+    name = register(
+        make_truth([[0, 1, 9]]), stuff_classes=list(map(str, range(256))), ignore_label=9
+    )
+    scores = torch.nn.functional.one_hot(torch.tensor([[0, 1, 0]]), 256).permute(2, 0, 1)
+    evaluator = SemSegEvaluator(name, sem_seg_loading_fn=read_as_uint8)
+    evaluator.process([{"file_name": "0.jpg"}], [{"sem_seg": scores}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+
+
+def read_as_uint8(file_name):
+    return np.array(Image.open(file_name)).astype(np.uint8)
+
+
 def test_class_without_pixels_does_not_count_though_it_is_predicted(register, make_truth):
     name = register(make_truth([[0, 0, 2, 2]]), stuff_classes=CLASSES)
     metrics = run(SemSegEvaluator(name), {0: [[0, 3, 2, 2]]})["sem_seg"]

@@ -5,7 +5,7 @@ import pytest
 
 from detkit.evaluation.cityscapes.instance import average_precisions, compare_image
 
-CAR, ROAD = 26, 7
+CAR, ROAD, VOID = 26, 7, 0
 
 
 def regions_of(predicted, true, *, true_id=CAR * 1000):
@@ -37,3 +37,42 @@ def test_objects_are_of_a_hundred_pixels_or_more(true, is_object):
 
 def test_group_is_no_object_to_find():
     assert np.isnan(average_precisions([regions_of(200, 200, true_id=CAR)])).all()
+
+
+def first_precision(ids, *predictions):
+    """AP at overlap 0.5 of cars, whose predictions are (first pixel, end, score) of one row."""
+    masks = np.array(
+        [[(np.arange(len(ids)) >= a) & (np.arange(len(ids)) < b)] for a, b, _ in predictions]
+    )
+    scores = np.array([score for _, _, score in predictions])
+    labels = np.full(len(predictions), CAR)
+    (regions,) = compare_image(np.array([ids]), masks, labels, scores, [CAR])
+    return average_precisions([regions])[0]
+
+
+def test_group_below_a_hundred_pixels_excuses_twice():
+    # As in the scripts: 30 of the prediction's 100 pixels count as 60.
+    ids = [CAR * 1000] * 200 + [CAR] * 30 + [ROAD] * 100
+    assert first_precision(ids, (0, 200, 0.5), (200, 300, 0.9)) == 1
+    ids = [CAR * 1000] * 200 + [CAR] * 25 + [ROAD] * 100
+    assert first_precision(ids, (0, 200, 0.5), (200, 300, 0.9)) < 1
+
+
+@pytest.mark.parametrize(("in_void", "is_wrong"), [(50, True), (51, False)])
+def test_prediction_by_more_than_half_in_void_is_not_wrong(in_void, is_wrong):
+    ids = [CAR * 1000] * 200 + [VOID] * in_void + [ROAD] * 100
+    assert (first_precision(ids, (0, 200, 0.5), (200, 300, 0.9)) < 1) == is_wrong
+
+
+def test_empty_masks_are_no_predictions():
+    ids = [CAR * 1000] * 200 + [ROAD] * 100
+    assert first_precision(ids, (0, 200, 0.5), (7, 7, 0.9)) == 1
+
+
+def test_hand_worked_curve():
+    # By falling score: right, wrong, right, of three objects. Precision 1, 1/2, 2/3 at recall 1/3,
+    # 1/3, 2/3, and 1 at recall 0; each is weighted by half the distance between the recalls beside
+    # it, here always 1/6.
+    ids = [CAR * 1000] * 100 + [CAR * 1000 + 1] * 100 + [CAR * 1000 + 2] * 100 + [ROAD] * 100
+    found = first_precision(ids, (0, 100, 0.9), (300, 400, 0.8), (100, 200, 0.7))
+    assert found == pytest.approx((1 + 1 + 1 / 2 + 2 / 3) / 6)

@@ -105,6 +105,10 @@ def test_areas_of_ones_own_count_for_every_task():
     assert (area_suffix("tiny"), area_suffix("small"), area_suffix("all")) == ("_tiny", "s", "")
 
 
+def test_full_overlap_is_a_threshold_like_others():
+    assert coco_protocol(iou_thresholds=[0.5, 1.0]).iou_thresholds == (0.5, 1.0)
+
+
 def test_each_threshold_of_ones_own_is_named():
     protocol = coco_protocol(iou_thresholds=[0.3, 0.5])
     assert protocol.named_thresholds == protocol.iou_thresholds == (0.3, 0.5)

@@ -293,6 +293,17 @@ def test_objects_without_masks_do_not_count_in_the_score_of_masks(register, capl
     assert "have no mask" in caplog.text
 
 
+def test_objects_without_keypoints_need_not_be_found(register):
+    records = [record for record in usable_truth(3) if record["annotations"]]
+    name = register(records, CLASSES)
+    outputs = truth_as_outputs(name)
+    template = records[0]["annotations"][0]
+    records[0]["annotations"].append({**template, "iscrowd": 0})
+    del records[0]["annotations"][-1]["keypoints"]
+    evaluator = COCOEvaluator(name, ["keypoints"], kpt_oks_sigmas=SIGMAS)
+    assert run(evaluator, outputs)["keypoints"]["AP"] == pytest.approx(100)
+
+
 def test_keypoints_beyond_twenty_objects_are_reported(register, caplog):
     records, outputs = random_problem(3)
     annotation = next(
@@ -365,12 +376,14 @@ def test_bad_predictions_are_errors(fields, tasks, message, register):
         run(evaluator, {0: one_detection(**fields)})
 
 
-def test_masks_of_another_size_than_the_image_are_an_error(register):
+@pytest.mark.parametrize("size", [(50, 60), (90, 60), (50, 120)])
+def test_masks_of_another_size_than_the_image_are_an_error(size, register):
     instances = Instances(
-        (50, 60), **one_detection().get_fields(), pred_masks=torch.zeros(1, 50, 60).bool()
+        size, **one_detection().get_fields(), pred_masks=torch.zeros(1, *size).bool()
     )
     evaluator = COCOEvaluator(register(random_problem(3)[0], CLASSES), kpt_oks_sigmas=SIGMAS)
-    with pytest.raises(ValueError, match="for image 0 are 50x60, but the image is 90x120"):
+    message = f"for image 0 are {size[0]}x{size[1]}, but the image is 90x120"
+    with pytest.raises(ValueError, match=message):
         run(evaluator, {0: instances})
 
 

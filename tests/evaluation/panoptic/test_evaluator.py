@@ -87,6 +87,15 @@ def test_ground_truth_may_come_from_the_json_of_coco(
         COCOPanopticEvaluator(register([make_record(1), make_record(2)], **METADATA, **paths))
 
 
+def test_segments_of_records_are_things_unless_they_say_otherwise(register, panoptic_records):
+    for record in panoptic_records:
+        for segment in record["segments_info"][:2]:
+            del segment["isthing"]
+    name = register(panoptic_records, **METADATA)
+    metrics = run(COCOPanopticEvaluator(name), {1: (IDS, SEGMENTS), 2: (IDS, SEGMENTS)})
+    assert metrics["panoptic_seg"]["PQ"] == pytest.approx(100)
+
+
 def test_segments_of_images_that_were_not_predicted_are_missed(register, panoptic_records, caplog):
     name = register(panoptic_records, **METADATA)
     with caplog.at_level(logging.WARNING):
@@ -164,7 +173,8 @@ def test_image_of_another_data_set_is_an_error(register, panoptic_records):
 def test_output_without_segments_is_an_error(register, panoptic_records):
     evaluator = COCOPanopticEvaluator(register(panoptic_records, **METADATA))
     with pytest.raises(
-        ValueError, match=r"needs 'panoptic_seg' in the model's outputs, got the keys \['instances'\]"
+        ValueError,
+        match=r"needs 'panoptic_seg' in the model's outputs, got the keys \['instances'\]",
     ):
         evaluator.process([{"image_id": 1}], [{"instances": None}])
 

@@ -101,6 +101,18 @@ def test_void_counts_neither_in_the_overlap_nor_as_wrong():
     assert counts_of([[1, 0, 0, 0]], [Segment(1, 0)], [[2, 2, 2, 0]], [Segment(2, 1)]) == [0, 0, 1]
 
 
+def test_prediction_that_lies_by_exactly_half_in_void_is_wrong():
+    truth, predicted = [Segment(1, 0)], [Segment(5, 1)]
+    assert counts_of([[1, 1, 0, 0]], truth, [[0, 5, 5, 0]], predicted) == [0, 1, 1]
+    assert counts_of([[1, 1, 0, 0]], truth, [[0, 5, 5, 5]], predicted) == [0, 0, 1]
+
+
+def test_last_of_several_crowds_of_a_category_counts():
+    crowds = [Segment(1, 0, is_crowd=True), Segment(2, 0, is_crowd=True)]
+    assert counts_of([[1, 1, 2, 2]], crowds, [[0, 0, 5, 5]], [Segment(5, 0)]) == [0, 0, 0]
+    assert counts_of([[1, 1, 2, 2]], crowds, [[5, 5, 0, 0]], [Segment(5, 0)]) == [0, 1, 0]
+
+
 def test_crowd_of_the_same_category_excuses_a_prediction():
     crowd = [Segment(1, 0, is_crowd=True)]
     assert counts_of([[1, 1, 1]], crowd, [[5, 5, 0]], [Segment(5, 0)]) == [0, 0, 0]
