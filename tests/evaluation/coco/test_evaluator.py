@@ -401,6 +401,28 @@ def test_best_scored_proposals_count_up_to_the_limit(register, make_record):
     assert proposal_recall_metrics(truth, found, limits=(3,))["AR@3"] == pytest.approx(100)
 
 
+def test_as_many_objects_as_detections_are_not_reported(register, make_record, score, caplog):
+    # Two objects and a crowd region, which need not be found.
+    objects = (BOX, 0), (BOX, 0), (BOX, 0, {"iscrowd": 1})
+    evaluator = COCOEvaluator(register([make_record(1, *objects)]), max_dets_per_image=2)
+    with caplog.at_level(logging.WARNING):
+        score(evaluator, {1: [(BOX, 0, 0.5)]})
+    assert caplog.messages == []
+
+
+def test_of_equal_proposals_the_first_count_up_to_the_limit(register, make_record):
+    truth = load_coco_ground_truth(register([make_record(1, (LARGE, 0))]))
+    for boxes, expected in (([LARGE, SMALL], 100), ([SMALL, LARGE], 0)):
+        found = [proposals(1, boxes, scores=[0.5, 0.5])]
+        metrics = proposal_recall_metrics(truth, found, limits=(1,))
+        assert metrics["AR@1"] == pytest.approx(expected)
+
+
+def test_covered_object_is_not_covered_again():
+    overlaps = np.array([[0.9, 0, 0], [0.8, 0, 0], [0.7, 0, 0]])
+    assert covered_overlaps(overlaps).tolist() == [0.9, 0, 0]
+
+
 def test_one_proposal_does_not_cover_two_objects(register, make_record):
     truth = load_coco_ground_truth(register([make_record(1, (LARGE, 0), (LARGE, 1))]))
     assert proposal_recall_metrics(truth, [proposals(1, [LARGE])])["AR@100"] == pytest.approx(50)

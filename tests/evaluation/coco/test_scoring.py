@@ -254,6 +254,12 @@ def test_ground_truth_as_predictions_scores_100(register):
             )
 
 
+def test_tasks_are_scored_in_the_order_of_coco(register):
+    records, outputs = random_problem(3)
+    evaluator = COCOEvaluator(register(records, CLASSES), ["segm", "bbox"])
+    assert list(run(evaluator, outputs)) == ["bbox", "segm"]
+
+
 def test_thresholds_and_areas_of_ones_own(register, make_record, make_instances):
     # Overlap 0.4 with an object of 100 square pixels, and exactly with one of 400.
     name = register([make_record(1, ([0, 0, 10, 10], 0), ([50, 50, 70, 70], 0))])
@@ -318,6 +324,17 @@ def test_keypoints_beyond_twenty_objects_are_reported(register, caplog):
         run(evaluator, outputs)
     assert "more than 20 objects (up to 21)" in caplog.text
     assert "TEST.KEYPOINT_DETECTIONS_PER_IMAGE" in caplog.text
+
+
+def test_objects_without_labelled_keypoints_are_not_reported(register, caplog):
+    records, outputs = random_problem(3)
+    annotation = next(a for r in records for a in r["annotations"] if not a["iscrowd"])
+    unlabelled = {**annotation, "keypoints": [0.0] * (3 * NUM_KEYPOINTS)}
+    records[0]["annotations"] = [unlabelled] * 21
+    evaluator = COCOEvaluator(register(records, CLASSES), ["keypoints"], kpt_oks_sigmas=SIGMAS)
+    with caplog.at_level(logging.WARNING):
+        run(evaluator, outputs)
+    assert "more than 20 objects" not in caplog.text
 
 
 def test_masks_are_held_encoded(register):
