@@ -60,3 +60,18 @@ def test_result_is_channels_last():
 def test_regions_take_no_gradient():
     rois = _rois(random_boxes(4)).requires_grad_()
     assert not roi_align_rows(_features(), rois, (3, 4), 0.25, 0, True).requires_grad
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param([-1.5, -1.5, -0.5, -0.5], id="first"),
+        pytest.param([23.5, 19.5, 24.5, 20.5], id="last"),
+    ],
+)
+def test_sample_exactly_on_the_outer_border_counts(box):
+    # The map has 20 x 24 pixels; the only sample lies at -1, or at (24, 20).
+    arguments = (_rois(torch.tensor([box])), (1, 1), 1.0, 1, False)
+    got = roi_align_rows(_features(), *arguments)
+    assert got.abs().max() > 0
+    torch.testing.assert_close(got, roi_align(_features(), *arguments))

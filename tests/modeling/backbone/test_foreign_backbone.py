@@ -106,3 +106,12 @@ def test_only_what_a_pyramid_merges_is_given_unless_it_asks_for_more():
 def test_bad_norm_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         _build(**arguments)
+
+
+def test_stage_of_a_parameter_is_the_finest_map_that_depends_on_it():
+    stages = _build().parameter_stages()
+    assert {name.split(".")[1]: stage for name, stage in stages.items()} == {
+        "first": 0,
+        "norm": 0,
+        "second": 1,
+    }
