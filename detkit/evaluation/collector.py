@@ -167,6 +167,7 @@ def _to_columns(
 def _from_columns(columns: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
     """Return the arrays by number of the image and by name."""
     arrays: dict[int, dict[str, np.ndarray]] = {}
+    # Slices of the long arrays, not copies.
     for rows_of_name, rows in columns.items():
         if rows_of_name.startswith(_ROWS_OF):
             name = rows_of_name.removeprefix(_ROWS_OF)

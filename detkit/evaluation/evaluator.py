@@ -142,6 +142,8 @@ def inference_on_dataset(
     )
     evaluator.reset()
     progress = _Progress(num_batches)
+    # Not `inference_mode`: what a model keeps between calls, such as anchors, must still be usable
+    # in training.
     with inference_context(model), torch.no_grad():
         for inputs in data_loader:
             progress.data_ready()
@@ -165,9 +167,7 @@ def inference_context(model: nn.Module | Any) -> Iterator[None]:
     """Run the block with a model in eval mode, and put every module back into its mode at the end.
 
     Within the block, layers keep what they compute from their weights
-    (`detkit.layers.PreparedWeights`). Gradients are left to the caller, who should prefer
-    `torch.no_grad` to `torch.inference_mode`: what a model keeps from one call to the next, such
-    as anchors, must still be usable in training.
+    (`detkit.layers.PreparedWeights`). Gradients are left to the caller.
 
     Args:
         model: A module, or any other callable, which has no modes.

@@ -108,12 +108,11 @@ class LVISEvaluator(COCOEvaluator):
     def _federated(
         self, classes: Iterator[tuple[ClassEntries, ClassEntries]]
     ) -> Iterator[tuple[ClassEntries, ClassEntries]]:
-        """Leave out detections in images that are not annotated for their class, and mark those in
-        images where some objects of it are not annotated.
-        """
+        """Apply LVIS's rules about images that are annotated for some classes only."""
         for category_id, (objects, detections) in zip(
             self._ground_truth.category_ids, classes, strict=True
         ):
+            # Elsewhere nobody looked for the class, so its detections there do not count.
             annotated = {entry["image_id"] for entry in objects}
             annotated |= self._negative.get(category_id, set())
             incomplete = self._not_exhaustive.get(category_id, set())
@@ -161,6 +160,7 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
 def _classes_by_frequency(truth: CocoGroundTruth) -> dict[str, list[int]]:
     """Return the contiguous ids of the rare, common and frequent classes, under r, c and f."""
     metadata = MetadataCatalog.get(truth.dataset_name)
+    # LVIS's files tell the frequency themselves, counted on the training set.
     frequency: dict[int, str] = {}
     if metadata.get("json_file") is not None:
         for category in lvis_categories(metadata.json_file):

@@ -157,6 +157,7 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             predicted = scores.argmax(dim=0).cpu()
             self._confusion += self._count_pixels(file_name, predicted)
+            # Masks are encoded for the result file only; the scores need no more than the counts.
             classes = _NO_CLASSES if self._output_dir is None else torch.unique(predicted).numpy()
             masks = encode_masks(predicted == torch.from_numpy(classes)[:, None, None])
             self._collector.add(_ImagePrediction(file_name, classes, masks))

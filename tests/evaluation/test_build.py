@@ -94,15 +94,26 @@ def test_data_set_is_read_once(evaluator_type, register, make_record, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("evaluator_type", "is_said"), [("coco", False), ("pascal_voc", True), ("sem_seg", True)]
+    ("evaluator_type", "is_said"),
+    [
+        ("coco", False),
+        ("coco_panoptic_seg", False),
+        ("pascal_voc", True),
+        ("sem_seg", True),
+    ],
 )
 def test_thresholds_that_an_evaluator_does_not_look_at_are_named(
     evaluator_type, is_said, register, make_record, caplog
 ):
     cfg = get_cfg()
     cfg.merge_from_list(["TEST.IOU_THRESHOLDS", [0.5], "TEST.AREA_RANGES", [["big", 100.0, 1e9]]])
-    record = {**make_record(1), "sem_seg_file_name": "1.png"}
-    name = register([record], evaluator_type=evaluator_type, stuff_classes=["sky"])
+    segments = {"pan_seg_file_name": "1.png", "segments_info": []}
+    record = {**make_record(1), "sem_seg_file_name": "1.png", **segments}
+    ids = {
+        "thing_dataset_id_to_contiguous_id": {1: 0, 2: 1},
+        "stuff_dataset_id_to_contiguous_id": {3: 0},
+    }
+    name = register([record], evaluator_type=evaluator_type, stuff_classes=["sky"], **ids)
     build_evaluator(cfg, name)
     for key in ("IOU_THRESHOLDS", "AREA_RANGES"):
         said = f"TEST.{key} is set, but has no effect on {name!r}: {evaluator_type} has its own"

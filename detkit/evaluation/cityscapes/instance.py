@@ -223,9 +223,7 @@ def average_precisions(images: Sequence[ClassRegions]) -> np.ndarray:
 
 
 def _outcomes(images: Sequence[ClassRegions], overlap: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the scores of all predictions that count, whether each is right, and the number of
-    objects missed.
-    """
+    """Return scores of predictions that count, whether they are right, and the objects missed."""
     scores, is_right, num_missed = [], [], 0
     for image in images:
         union = image.areas[:, None] + image.true_areas - image.shared

@@ -136,6 +136,7 @@ def count_pixels(
     """
     num_classes = len(labels)
     counts = PixelCounts.zeros(num_classes)
+    # A table from label id to index; K for void.
     index_of = np.full(FIRST_INSTANCE_ID, num_classes)
     index_of[list(labels)] = np.arange(num_classes)
     true = index_of[truth.reshape(-1)]

@@ -193,8 +193,10 @@ def _score_class(
     """Return precision (T, P, A, L) and recall (T, A, L) of one class."""
     area_ranges, limits = protocol.area_ranges_of(task), protocol.limits(task)
     if not objects:
+        # -1, as COCO marks what has no ground truth.
         shape = (len(protocol.iou_thresholds), len(RECALL_POINTS), len(area_ranges), len(limits))
         return np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
+    # Images with neither objects nor detections of the class would change nothing.
     images = sorted({entry["image_id"] for entry in (*objects, *detections)})
     evaluation = COCOeval_faster(
         _coco_index(objects, images),
