@@ -252,6 +252,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
                 scores.append(found_i.scores)
                 classes.append(found_i.pred_classes)
         all_boxes, all_classes = Boxes(torch.cat(boxes)), torch.cat(classes)
+        # Clipped after the views are brought to one image: NMS compares what is reported.
         all_boxes.clip(size)
         keep, kept_scores = self.detection_filter(all_boxes.tensor, torch.cat(scores), all_classes)
         return Instances(

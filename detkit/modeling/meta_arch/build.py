@@ -45,6 +45,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.SOLVER.FREEZE:
         _freeze(model, cfg.SOLVER.FREEZE)
+    # Moved once it is complete; convolutions in the layout that images are batched in.
     return model.to(
         device=resolve_device(cfg.MODEL.DEVICE),
         memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],

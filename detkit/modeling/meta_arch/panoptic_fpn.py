@@ -135,6 +135,7 @@ class PanopticFPN(GeneralizedRCNN):
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        # One backbone pass for both heads, which is the point of the model.
         scores, _ = self.sem_seg_head(features, None)
         found = self.find_instances(images, features, batched_inputs)
         if not do_postprocess:

@@ -106,6 +106,8 @@ class RPN(nn.Module):
             "in_features": rpn.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),
             "anchor_generator": build_anchor_generator(cfg, shapes),
+            # The best anchor of an object is foreground even below the threshold (section 3.1.2):
+            # small objects may have no anchor above it.
             "anchor_matcher": Matcher(
                 rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
             ),

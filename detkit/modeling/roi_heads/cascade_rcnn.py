@@ -175,6 +175,7 @@ class CascadeROIHeads(StandardROIHeads):
     def predict_boxes(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the boxes of the last stage, scored by the mean over all stages (section 4.2)."""
         stages = self._run_stages(features, proposals)
+        # Region by region: no stage drops or reorders regions in inference.
         probs = [self._predictors[k].predict_probs(*stage) for k, stage in enumerate(stages)]
         scores = [torch.stack(probs_i).mean(dim=0) for probs_i in zip(*probs, strict=True)]
         last = self._predictors[-1]

@@ -176,6 +176,7 @@ class FastRCNNOutputLayers(nn.Module):
     def _classification_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         if not self.use_sigmoid_ce:
             return cross_entropy(scores, gt_classes, reduction="mean")
+        # Background is no class of its own here: its column is cut off, and all targets are 0.
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self.fed_loss_cls_weights is not None:
@@ -242,6 +243,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Return, per image, (R_i, 4 K) boxes, or (R_i, 4) where classes share them. Float32."""
         if not proposals:
             return []
+        # All images at once: a few large operations instead of many small ones.
         start = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         boxes = self.box2box_transform.apply_deltas(predictions[1], start)
         return list(boxes.split([len(p) for p in proposals]))

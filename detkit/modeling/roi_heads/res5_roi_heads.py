@@ -129,6 +129,7 @@ class Res5ROIHeads(ROIHeads):
     ) -> Losses:
         """Return the losses of every branch; see `ROIHeads`."""
         regions = self._regions(features, [p.proposal_boxes for p in proposals])
+        # The mean over the cells, as the classifier of a ResNet averages its last stage.
         predictions = self.box_predictor(regions.mean(dim=(2, 3)))
         losses = self.box_predictor.losses(predictions, proposals)
         if self.mask_on:

@@ -65,6 +65,7 @@ class ROIHeads(nn.Module):
             "num_classes": heads.NUM_CLASSES,
             "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": heads.POSITIVE_FRACTION,
+            # Unlike anchors, proposals below the threshold are never foreground.
             "proposal_matcher": Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS),
             "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
         }
