@@ -214,7 +214,8 @@ class ResNet(Backbone):
         Raises:
             ValueError: The depth is another one.
         """
-        check_depth("depth", depth)
+        if depth not in BLOCKS_PER_STAGE:
+            raise ValueError(f"depth must be one of {list(BLOCKS_PER_STAGE)}: got {depth}")
         if block_class is None:
             block_class = BasicBlock if depth < 50 else BottleneckBlock
         out_channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
@@ -235,9 +236,3 @@ class ResNet(Backbone):
             stages.append(blocks)
             in_channels = channels
         return stages
-
-
-def check_depth(where: str, depth: int) -> None:
-    """Check that there is a ResNet of a depth; the error names `where` it comes from."""
-    if depth not in BLOCKS_PER_STAGE:
-        raise ValueError(f"{where} must be one of {list(BLOCKS_PER_STAGE)}: got {depth}")

@@ -20,7 +20,6 @@ from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet import (
     BLOCKS_PER_STAGE,
     ResNet,
-    check_depth,
     make_stage,
 )
 from detkit.modeling.backbone.resnet_blocks import (
@@ -162,7 +161,10 @@ def check_resnet_settings(resnets: CfgNode) -> None:
     Raises:
         ValueError: A setting is out of range, or excludes another; the message names the key.
     """
-    check_depth("MODEL.RESNETS.DEPTH", resnets.DEPTH)
+    if resnets.DEPTH not in BLOCKS_PER_STAGE:
+        raise ConfigError(
+            f"MODEL.RESNETS.DEPTH must be one of {list(BLOCKS_PER_STAGE)}: got {resnets.DEPTH}"
+        )
     if resnets.NUM_STAGES not in range(1, 5):
         raise ConfigError(f"MODEL.RESNETS.NUM_STAGES must be 1 to 4: got {resnets.NUM_STAGES}")
     _check_stage_lists(resnets)
