@@ -259,6 +259,11 @@ def test_two_flips_exchange_nothing():
     assert np.array_equal(transform_keypoints(POINTS, both, (24, 32)), POINTS)
 
 
+def test_vertical_flip_exchanges_nothing():
+    moved = transform_keypoints(POINTS, T.VFlipTransform(24), (24, 32))
+    assert moved[0].tolist() == [[10, 19, 2], [4, 16, 1], [20, 15, 2]]
+
+
 def test_points_outside_of_the_image_are_not_labelled():
     moved = transform_keypoints(POINTS, T.CropTransform(4, 6, 16, 10), (10, 16))
     # Exactly on the border counts as inside, as in Detectron2.

@@ -474,3 +474,9 @@ def test_exchanged_sides_are_explained():
     record = {"file_name": "a.jpg", "image_id": 1, "height": 32, "width": 24}
     with pytest.raises(SizeMismatchError, match="sides are exchanged.*EXIF orientation"):
         check_image_size(record, np.zeros((24, 32, 3)))
+
+
+def test_crop_comes_before_resize_and_flip():
+    mapper = DatasetMapper(configured("INPUT.CROP.ENABLED", True), is_train=True)
+    kinds = [type(augmentation) for augmentation in mapper.augmentations.augs]
+    assert kinds == [T.RandomCropAroundInstance, T.ResizeShortestEdge, T.RandomFlip]

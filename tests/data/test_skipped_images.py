@@ -86,6 +86,18 @@ def test_nothing_but_bad_images_end_the_run(records):
         ids(loader(records[2:3], skip_bad_images=True), 1)
 
 
+def test_only_bad_images_in_a_row_end_the_run(records, monkeypatch):
+    monkeypatch.setattr("detkit.data.training_stream._MAX_SKIPPED_IN_A_ROW", 3)
+    bad, good = records[2], records[0]
+    for order, is_too_many in (([0, 0, 1, 1], False), ([0, 0, 0, 1], True)):
+        loaded = loader([bad, good], sampler=order * 4, skip_bad_images=True)
+        if is_too_many:
+            with pytest.raises(BadImageError, match="3 images in a row"):
+                ids(loaded, 1)
+        else:
+            assert len(ids(loaded, 4)) == 4
+
+
 def test_counts_survive_a_resume(records, caplog):
     whole = loader(records, skip_bad_images=True)
     ids(whole, 12)

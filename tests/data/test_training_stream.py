@@ -71,6 +71,7 @@ def test_samples_taken_and_waiting_make_up_the_batches_so_far(make):
     for batch in batches:
         given += [s["id"] for s in batch]
         assert sorted(given + batches.waiting) == list(range(batches.num_taken))
+        assert batches.waiting == sorted(batches.waiting)
     assert given
 
 
@@ -124,6 +125,26 @@ def test_batches_come_in_the_order_of_the_sampler():
 def test_grouped_batches_are_wide_or_tall():
     loader = build_batch_data_loader(Numbers(), [0, 1, 2, 3, 4, 5], 2, aspect_ratio_grouping=True)
     assert indices(itertools.islice(loader, 2)) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(("batch_size", "workers", "ahead"), [(5, 2, 4), (4, 2, 3), (1, 2, 2)])
+def test_workers_are_ahead_by_a_batch_and_a_little(batch_size, workers, ahead):
+    loader = build_batch_data_loader(Numbers(), range(6), batch_size, num_workers=workers)
+    assert loader.dataset.prefetch_factor == ahead
+
+
+class Noise(IterableDataset):
+    def __iter__(self):
+        yield from (random.random() for _ in range(2))
+
+
+def test_workers_of_all_processes_draw_their_own_numbers(monkeypatch):
+    drawn = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        for batch in build_batch_data_loader(Noise(), None, 1, num_workers=2, seed=3):
+            drawn += batch
+    assert len(set(drawn)) == len(drawn) == 8
 
 
 def test_batch_is_collated_at_the_end():
@@ -255,6 +276,14 @@ def test_position_of_other_processes_is_refused_and_can_be_shared_out(monkeypatc
     stream = make()
     stream.move_to_share([state, {**state, "taken": 21, "waiting": []}])
     assert stream.state_dict() == {**state, "taken": 40, "waiting": [], "world_size": 1}
+
+
+def test_share_of_an_uneven_position_repeats_rather_than_omits(monkeypatch):
+    state = {"waiting": [], "world_size": 3, "seed": 7, "sampler": {}, "skipped": {}}
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    stream = make(batch_size=4)
+    stream.move_to_share([{**state, "taken": taken} for taken in (7, 6, 6)])
+    assert stream.state_dict()["taken"] == 9  # of 19 draws that were taken
 
 
 def test_two_processes_go_on_each_in_its_own_part(monkeypatch):

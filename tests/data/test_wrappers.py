@@ -38,7 +38,7 @@ def test_items_come_out_as_they_went_in(serialize):
     dataset = DatasetFromList(RECORDS, serialize=serialize)
     assert len(dataset) == 5
     assert [dataset[i] for i in range(5)] == RECORDS
-    assert dataset[-1] == RECORDS[-1]
+    assert [dataset[i] for i in range(-5, 0)] == RECORDS
 
 
 @pytest.mark.parametrize("serialize", [True, False])
@@ -148,6 +148,19 @@ def test_sample_depends_on_seed_and_number_alone():
         SeededDataset(Noise(), 4)[Draw(0, 7)][1:]
     }
     assert len(values) == 51
+
+
+@pytest.mark.parametrize(
+    ("seed", "number", "drawn"),
+    [
+        (3, 7, (0.6903324757857193, 0.4079321181393666, 0.4306233525276184)),
+        (0, 0, (0.2584797560128377, 0.5752662672138324, 0.2681640386581421)),
+        (2**40 + 1, 123456, (0.7836835769120187, 0.5614789397541374, 0.7386083602905273)),
+    ],
+)
+def test_random_numbers_of_a_draw_stay_those_of_older_versions(seed, number, drawn):
+    # Otherwise a run that an older version began would not resume bit for bit.
+    assert SeededDataset(Noise(), seed)[Draw(0, number)] == (0, *drawn)
 
 
 def test_generators_are_put_back():

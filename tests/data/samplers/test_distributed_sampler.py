@@ -77,6 +77,12 @@ def test_subset_of_few_images_keeps_one():
     )
 
 
+@pytest.mark.parametrize(("ratio", "count"), [(0.19, 1), (0.2, 2), (0.29, 2), (1.0, 10)])
+def test_size_of_a_subset_is_rounded_down(ratio, count):
+    sampler = RandomSubsetTrainingSampler(10, ratio, seed_shuffle=0, seed_subset=0)
+    assert sampler.num_images == len(set(take(sampler, 30))) == count
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.5, -1.0])
 def test_subset_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ValueError, match=r"DATALOADER.RANDOM_SUBSET_RATIO\) must lie in \(0, 1\]"):
@@ -104,6 +110,20 @@ def test_repeat_factors_by_hand():
         dicts, 0.5, sqrt=False
     )
     assert linear.tolist() == [1, 1, 1, 2]
+
+
+def test_class_counts_once_for_an_image_however_many_objects_it_has():
+    dicts = records([[0, 0, 0], [], [], []])
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, 1.0, sqrt=False
+    )
+    assert factors.tolist() == [4, 1, 1, 1]
+
+
+def test_whole_factor_is_never_rounded_up(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda size, generator: torch.zeros(size))
+    sampler = RepeatFactorTrainingSampler([1.0, 2.0, 1.5], shuffle=False, seed=0)
+    assert take(sampler, 5) == [0, 1, 1, 2, 2]
 
 
 def test_image_without_objects_is_not_repeated():

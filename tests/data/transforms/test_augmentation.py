@@ -121,3 +121,11 @@ def test_augmentation_that_gives_no_transform_is_named():
 def test_image_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W, C\) or \(H, W\), got \(2, 3, 4, 5\)"):
         T.AugInput(np.zeros((2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize(("prob", "drawn", "is_applied"), [(0.0, 0.0, False), (1.0, 0.999, True)])
+def test_probabilities_of_0_and_1_are_certain(prob, drawn, is_applied, monkeypatch):
+    monkeypatch.setattr(np.random, "uniform", lambda: drawn)
+    sample = T.AugInput(np.zeros((4, 6, 3), dtype=np.uint8))
+    applied = T.RandomApply(T.HFlipTransform(6), prob)(sample)
+    assert isinstance(applied, T.HFlipTransform) == is_applied

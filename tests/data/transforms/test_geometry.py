@@ -220,6 +220,13 @@ def test_label_map_is_resized_as_pillow_does(size, dtype):
     assert np.array_equal(resized, np.asarray(expected))
 
 
+@pytest.mark.parametrize(("prob", "drawn", "is_flipped"), [(0.0, 0.0, False), (1.0, 0.999, True)])
+def test_probabilities_of_0_and_1_are_certain(prob, drawn, is_flipped, monkeypatch):
+    monkeypatch.setattr(np.random, "uniform", lambda: drawn)
+    flip = T.RandomFlip(prob).get_transform(noise(7, 11))
+    assert isinstance(flip, T.HFlipTransform) == is_flipped
+
+
 # --- torchvision's resize ---
 
 
