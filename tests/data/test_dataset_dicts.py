@@ -104,6 +104,8 @@ def test_few_keypoints_are_reported(caplog):
         pytest.param((1, 2, math.inf, 8), "box is not finite", id="infinite"),
         pytest.param((32, 2, 10, 8), "box lies outside of the image", id="right-of-the-image"),
         pytest.param((-20, 2, 10, 8), "box lies outside of the image", id="left-of-the-image"),
+        pytest.param((-10, 2, 10, 8), "box lies outside of the image", id="up-to-the-left-edge"),
+        pytest.param((1, 24, 10, 8), "box lies outside of the image", id="from-the-lower-edge"),
     ],
 )
 def test_unusable_boxes_are_dropped_by_id(caplog, box, reason):
@@ -130,7 +132,8 @@ def test_image_whose_boxes_are_all_unusable_is_left_out():
 def test_box_over_the_edge_is_kept_and_reported(caplog):
     register(
         "a",
-        [*GOOD, record(3, annotation((20, 2, 12.5, 8), id=1), annotation((20, 2, 20, 8), id=2))],
+        # Exactly one pixel over the edge is tolerated.
+        [*GOOD, record(3, annotation((20, 2, 13, 8), id=1), annotation((20, 2, 20, 8), id=2))],
     )
     assert len(get_detection_dataset_dicts("a")[-1]["annotations"]) == 2
     assert (
@@ -143,6 +146,14 @@ def test_corners_stored_as_sizes_are_suspected(caplog):
     register("a", [record(i, annotation((15, 12, 30, 22), id=i)) for i in range(5)])
     get_detection_dataset_dicts("a")
     assert "corners (x1, y1, x2, y2) were stored as (x, y, width, height)" in caplog.text
+
+
+def test_a_fifth_of_the_boxes_over_the_edge_is_not_suspicious(caplog):
+    boxes = [(15, 12, 30, 22), *[(1, 2, 10, 8)] * 4]
+    register("a", [record(i, annotation(box, id=i)) for i, box in enumerate(boxes)])
+    get_detection_dataset_dicts("a")
+    assert "1 boxes stick out" in caplog.text
+    assert "corners" not in caplog.text
 
 
 def test_other_modes_and_unknown_sizes_are_not_judged():

@@ -139,6 +139,23 @@ def test_negative_window_and_border_are_refused():
         T.PadTransform(-1, 0, 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("augmentation", "window"),
+    [
+        pytest.param(T.RandomCrop("relative_range", (0.3, 0.5)), (3, 3, 51, 27), id="anywhere"),
+        pytest.param(
+            T.RandomCropAroundInstance("absolute_range", (10, 20)), (41, 18, 10, 15), id="instance"
+        ),
+    ],
+)
+def test_windows_of_a_seed_stay_those_of_older_versions(augmentation, window):
+    # Height before width, y before x: otherwise a run would not resume bit for bit.
+    np.random.seed(0)
+    sample = T.AugInput(np.zeros((40, 60, 3)), boxes=np.array([[3.0, 4, 9, 30], [40, 5, 55, 38]]))
+    crop = augmentation(sample)
+    assert (crop.x0, crop.y0, crop.w, crop.h) == window
+
+
 # --- crops by the label map ---
 
 
@@ -165,6 +182,21 @@ def test_ignored_label_does_not_count():
     aug = T.RandomCrop_CategoryAreaConstraint("relative", (1.0, 1.0), 0.6, ignored_category=1)
     assert not aug._is_varied(two_halves())
     assert T.RandomCrop_CategoryAreaConstraint("relative", (1.0, 1.0), 0.6)._is_varied(two_halves())
+
+
+def test_class_of_exactly_the_largest_share_is_too_large():
+    aug = T.RandomCrop_CategoryAreaConstraint("relative", (1.0, 1.0), 0.5)
+    assert not aug._is_varied(two_halves())
+
+
+def test_tenth_window_is_taken_whatever_it_holds(monkeypatch):
+    aug = T.RandomCrop_CategoryAreaConstraint("absolute", (10, 10), 0.75)
+    monkeypatch.setattr(aug, "_is_varied", lambda labels: False)
+    sizes = []
+    size_of = aug.get_crop_size
+    monkeypatch.setattr(aug, "get_crop_size", lambda size: sizes.append(size) or size_of(size))
+    aug.get_transform(np.zeros((20, 40, 3)), two_halves())
+    assert len(sizes) == 10
 
 
 def test_crop_by_area_of_one_does_not_look_at_labels():
@@ -221,6 +253,11 @@ def test_parts_cover_the_same_pixels_and_stay_inside(seed):
 def test_polygon_inside_stays_itself():
     square = np.array([[1.0, 1], [9, 1], [9, 9], [1, 9]])
     assert clip_polygons([square], SIZE)[0] is square
+
+
+def test_polygon_along_the_border_stays_itself():
+    whole = np.array([[0.0, 0], [50, 0], [50, 40], [0, 40]])
+    assert clip_polygons([whole], SIZE)[0] is whole
 
 
 @pytest.mark.parametrize("offset", [(-100, 0), (0, -100), (60, 0), (0, 60)])

@@ -220,6 +220,11 @@ def test_label_map_is_resized_as_pillow_does(size, dtype):
     assert np.array_equal(resized, np.asarray(expected))
 
 
+def test_half_a_pixel_is_rounded_up():
+    assert T.ResizeShortestEdge.get_output_shape(2, 5, 1, 100) == (1, 3)
+    assert T.ResizeShortestEdge.get_output_shape(5, 2, 1, 100) == (3, 1)
+
+
 @pytest.mark.parametrize(("prob", "drawn", "is_flipped"), [(0.0, 0.0, False), (1.0, 0.999, True)])
 def test_probabilities_of_0_and_1_are_certain(prob, drawn, is_flipped, monkeypatch):
     monkeypatch.setattr(np.random, "uniform", lambda: drawn)
