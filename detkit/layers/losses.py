@@ -90,8 +90,8 @@ def sigmoid_focal_loss(
         alpha: Weight of positives, in [0, 1]; negatives have 1 - alpha. Below 0: no weights.
         gamma: Exponent that lowers the loss of easy examples. 0 is cross entropy.
     """
-    # p_t is the sigmoid of the logit with the sign of the target: no log(0), and no probability that
-    # is kept for the backward pass.
+    # p_t is the sigmoid of the logit with the sign of the target: no log(0), and no probability
+    # that is kept for the backward pass.
     signed = torch.where(targets.bool(), inputs, -inputs)
     loss = -F.logsigmoid(signed)
     if gamma != 0:

@@ -20,8 +20,8 @@ BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 class BoxMode(IntEnum):
     """Format of a box. The integers are stored in data set files: they never change.
 
-    `ABS` is absolute pixels, `REL` a fraction of the image's width and height in [0, 1]. `XYWHA_ABS`
-    is `(center x, center y, width, height, angle)`, the angle in degrees, counter-clockwise.
+    `ABS` is absolute pixels, `REL` a fraction of the image's width and height in [0, 1].
+    `XYWHA_ABS` is `(center x, center y, width, height, angle)`, the angle in degrees, counter-clockwise.
     """
 
     XYXY_ABS = 0

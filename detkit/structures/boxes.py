@@ -187,12 +187,12 @@ def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Return the (N, M) fraction of each of M `boxes2` that each of N `boxes1` covers, in [0, 1]."""
+    """Return the (N, M) fractions, in [0, 1], of M `boxes2` that N `boxes1` cover."""
     return pairwise_intersection(boxes1, boxes2).div_(_positive(boxes2.area()))
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Return the (P, M, 4) distances of points from the left, top, right, bottom sides of boxes.
+    """Return the (P, M, 4) distances of points from left, top, right and bottom sides of boxes.
 
     A value is negative where the point lies outside that side.
 

@@ -4,8 +4,8 @@ Polygons are arrays `[x0, y0, x1, y1, ...]` in pixels, the pixel in column c spa
 several make one mask together. pycocotools decides which pixels a polygon covers, as in COCO
 evaluation. Run lengths are COCO's: pixels column by column, runs of 0 and of 1 in turn, 0 first.
 
-Legend: H and W height and width of the image, P points of a polygon, E edges of an outline: sides of
-    pixels that separate the mask from the rest.
+Legend: H and W height and width of the image, P points of a polygon, E edges of an outline (sides
+    of pixels that separate the mask from the rest).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Canvas:
         alpha: float = 0.5,
         line_width: float | None = None,
     ) -> None:
-        """Fill a polygon (P, 2) at opacity `alpha`. The border is opaque, in `edge_color`."""
+        """Fill a polygon (P, 2) at opacity `alpha`. The border is opaque."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         if len(points) < 3:
             return  # no area: nothing to fill, and its box is drawn anyway

@@ -136,10 +136,12 @@ class FPN(Backbone):
                     lateral /= 2
             merged[number] = lateral
             above = number
+        # After merging: a 3x3 convolution against the aliasing of upsampling (section 3).
         levels: dict[str, Tensor] = {}
         for number in self._numbers:
             levels[f"p{number}"] = self.get_submodule(f"fpn_output{number}")(merged[number])
         if self.top_block is not None:
+            # RetinaNet's P6 reads C5, a map of the bottom-up network; the others read a level.
             source = self.top_block.in_feature
             further = self.top_block(bottom_up[source] if source in bottom_up else levels[source])
             levels.update(zip(self._out_features[len(levels) :], further, strict=True))
@@ -168,6 +170,7 @@ class LastLevelP6P7(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
         super().__init__()
         self.in_feature = in_feature
+        # Plain `nn.Conv2d`: no norm, and the ReLU between them is in `forward`.
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         c2_xavier_fill(self.p6)

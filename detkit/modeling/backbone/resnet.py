@@ -121,6 +121,7 @@ class ResNet(Backbone):
         if checkpointed:
             stage_names = [name for name in names[1:] if name != "linear"]
             check_features("checkpointed", tuple(checkpointed), stage_names)
+        # Later stages are not built: parameters without a gradient stop DistributedDataParallel.
         last = max(names.index(name) for name in self._out_features)
 
         self.stem = stem
@@ -224,6 +225,7 @@ class ResNet(Backbone):
         per_stage = zip(BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True)
         for num_blocks, stride, channels in per_stage:
             if issubclass(block_class, BottleneckBlock):
+                # The paper's bottlenecks widen by 4: 64 to 256 in res2.
                 kwargs["bottleneck_channels"] = channels // 4
             blocks = make_stage(
                 block_class,

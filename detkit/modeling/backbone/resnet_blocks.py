@@ -6,10 +6,6 @@ Recognition, 2015, arXiv 1512.03385. Groups are from ResNeXt: Saining Xie et al.
 Zhang, Zhongyue Zhang, Junyuan Xie, Mu Li: Bag of Tricks for Image Classification with Convolutional
 Neural Networks, 2018, arXiv 1812.01187. Deformable convolutions: see `detkit.layers.deform_conv`.
 
-Every convolution has no bias and is followed by a norm; without a norm (`norm=""`) nothing takes
-the place of the bias, as in Detectron2. ReLU and the residual sum work in place: neither a
-convolution nor a norm needs its own output in the backward pass.
-
 Legend: N images, C channels, H and W height and width, S stride.
 """
 
@@ -43,6 +39,7 @@ def _conv(
     dilation: int = 1,
     groups: int = 1,
 ) -> Conv2d:
+    # No bias: the norm has one. Without a norm nothing takes its place, as in Detectron2.
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -166,6 +163,8 @@ class BasicBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H / S, W / S)."""
+        # ReLU and the residual sum work in place: neither a convolution nor a norm needs its own
+        # output in the backward pass.
         out = self.conv2(F.relu_(self.conv1(x)))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
@@ -320,5 +319,6 @@ class DeformBottleneckBlock(BottleneckBlock):
         offset = self.conv2_offset(x)
         if not self.deform_modulated:
             return self.conv2(x, offset)
+        # Two thirds of the channels are (dy, dx) of each place, the last third its factor.
         offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)
         return self.conv2(x, offset, mask.sigmoid())
