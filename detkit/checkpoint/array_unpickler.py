@@ -1,21 +1,23 @@
-"""A reader of pickles that hold arrays, numbers, strings and containers, and nothing else.
+"""A restricted unpickler for arrays, numbers, strings and containers.
 
 Detectron2's model zoo distributes weights as pickles of NumPy arrays. A pickle is a program: it
-names functions and the arguments to call them with. Here every name outside a short table is
-refused, and those in the table resolve to stand-ins that only record their arguments: NumPy's own
-`dtype.__setstate__` and `ndarray.__setstate__` trust their input. The stand-ins check it, and build
-the tensors at the end.
+names functions and the arguments to call them with. This reader refuses every name outside a short
+table, and resolves those in the table to stand-ins that record the arguments, check them, and build
+tensors. NumPy's own functions are not called, as `dtype.__setstate__` and `ndarray.__setstate__`
+trust their input.
 """
 
 import math
 import pickle
 import pickletools
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 _MEMO_OPCODES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
@@ -23,7 +25,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """A pickle that asks for a function or class that weights do not need."""
+    """A pickle names a function or class that weights do not need."""
 
     def __init__(self, asked_for: str) -> None:
         super().__init__(asked_for)
@@ -31,39 +33,40 @@ class UnsafePickleError(pickle.UnpicklingError):
 
 
 def load_array_pickle(file: IO[bytes]) -> Any:
-    """Load a pickle of arrays without running anything: arrays become tensors, scalars numbers.
+    """Load a pickle with its arrays as tensors and its NumPy scalars as numbers.
 
-    The file must allow `seek`.
+    Args:
+        file: Opened for reading; must support `seek`.
 
     Raises:
-        UnsafePickleError: The pickle asks for anything but arrays and containers.
-        Exception: The pickle is broken; the type depends on where.
+        UnsafePickleError: The pickle names anything besides arrays and containers.
+        Exception: The pickle is damaged; the type depends on the place of the damage.
     """
     require_modest_memo(file)
-    # latin1 maps the strings of Python 2 to the same bytes, which is what arrays are stored in.
+    # Python 2 stored arrays as strings; latin1 maps each character to the byte of the same value.
     return _Plain().convert(_ArrayUnpickler(file, encoding="latin1").load())
 
 
 def require_modest_memo(file: IO[bytes]) -> None:
-    """Refuse a pickle that numbers its objects beyond their count.
+    """Refuse a pickle with memo indices beyond the number of its opcodes.
 
     Raises:
-        pickle.UnpicklingError: It does, or it is incomplete.
+        pickle.UnpicklingError: An index is too large, or the pickle is incomplete.
     """
-    # Python's unpickler keeps objects in an array by number: nine bytes that number one object two
-    # billion take gigabytes.
+    # The memo of Python's unpickler is an array: nine bytes that store one object at index two
+    # billion would allocate gigabytes.
     start = file.tell()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file), start=1):
             if opcode.name in _MEMO_OPCODES and argument is not None and argument > count:
-                raise pickle.UnpicklingError(f"object {count} at the most is numbered {argument}")
+                raise pickle.UnpicklingError(f"opcode {count} uses memo index {argument}")
     except ValueError as error:
         raise pickle.UnpicklingError(str(error)) from error
     file.seek(start)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Resolves the names in `_STAND_INS` and refuses all others."""
+    """Resolves names to the stand-ins below and refuses all others."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _STAND_INS:
@@ -72,23 +75,42 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """A function that a pickle may call."""
+    """A function that a pickle may call in place of the one that it names."""
 
-    # Not the function itself, as a pickle can set attributes of what it gets.
-
-    __slots__ = ("_name", "function")
+    # A wrapper, as a pickle may set attributes of any object, also of a function.
+    __slots__ = ("_function", "_name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name = name
-        self.function = function
+        self._function = function
 
     def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
+        return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
         raise UnsafePickleError(f"a change of {self._name}")
 
 
+_STAND_INS: dict[tuple[str, str], _StandIn] = {}
+
+
+def _stands_for(*full_names: str) -> Callable[[F], F]:
+    """Register a stand-in for a function, under its names in all versions of Python and NumPy."""
+
+    def register(function: F) -> F:
+        for full_name in full_names:
+            module, _, name = full_name.rpartition(".")
+            _STAND_INS[module, name] = _StandIn(full_name, function)
+        return function
+
+    return register
+
+
+_stands_for("builtins.set", "__builtin__.set")(set)
+_stands_for("builtins.frozenset", "__builtin__.frozenset")(frozenset)
+
+
+@_stands_for("collections.OrderedDict")
 class _Dict(dict[Any, Any]):
     """An OrderedDict that ignores attributes, such as torch's `_metadata`."""
 
@@ -96,8 +118,9 @@ class _Dict(dict[Any, Any]):
         pass
 
 
+@_stands_for("numpy.dtype")
 class _Dtype:
-    """A numpy.dtype of numbers."""
+    """A numeric numpy.dtype."""
 
     def __init__(self, code: str, *flags: Any) -> None:
         if code not in _NUMBER_CODES:
@@ -128,8 +151,8 @@ class _Array:
         return _as_tensor(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _as_tensor(data: Any, dtype: Any, shape: Any, order: str) -> Tensor:
-    """Return a tensor with its own memory from raw bytes."""
+def _as_tensor(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> Tensor:
+    """Return a tensor with a copy of raw bytes."""
     if isinstance(data, str):  # from Python 2
         data = data.encode("latin1")
     if not isinstance(data, bytes | bytearray | memoryview) or not isinstance(dtype, _Dtype):
@@ -137,85 +160,66 @@ def _as_tensor(data: Any, dtype: Any, shape: Any, order: str) -> Tensor:
             f"an array must have bytes and a number type, got {type(data).__name__},"
             f" {type(dtype).__name__}"
         )
-    if not isinstance(shape, tuple) or not all(
-        isinstance(side, int) and side >= 0 for side in shape
-    ):
-        raise ValueError(f"an array's shape must be a tuple of sizes, got {shape!r}")
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"the shape of an array must be a tuple of sizes, got {shape!r}")
     number = dtype.resolve()
     if len(data) != math.prod(shape) * number.itemsize:
         raise ValueError(
             f"an array of shape {shape} and type {number} cannot have {len(data)} bytes"
         )
-    array = np.frombuffer(data, dtype=number).reshape(shape, order="F" if order == "F" else "C")
+    array = np.frombuffer(data, dtype=number).reshape(shape, order=order)
     return torch.from_numpy(array.astype(number.newbyteorder("="), order="C", copy=True))
 
 
+# NumPy 2 moved numpy.core to numpy._core.
+@_stands_for("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 def _reconstruct(subtype: Any, *shape_and_type: Any) -> _Array:
-    if subtype is not _NDARRAY:
+    if subtype is not _STAND_INS["numpy", "ndarray"]:
         raise UnsafePickleError(f"an array of class {subtype!r}")
     return _Array()
 
 
+@_stands_for("numpy.ndarray")
+def _ndarray(*args: Any) -> Any:
+    # Only an argument of _reconstruct.
+    raise UnsafePickleError("a call of numpy.ndarray")
+
+
+@_stands_for("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: str) -> _Array:
-    """Build an array as pickle protocol 5 does."""
+    """Build an array from the arguments that pickle protocol 5 stores."""
     array = _Array()
     array.__setstate__((shape, dtype, order == "F", data))
     return array
 
 
+@_stands_for("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 def _scalar(dtype: Any, data: Any) -> Any:
     return _as_tensor(data, dtype, (), "C").item()
 
 
+@_stands_for("_codecs.encode")
 def _encode(text: str, encoding: str) -> bytes:
-    """Build bytes as pickle protocols below 3 do."""
+    """Build bytes from the text that pickle protocols below 3 store."""
     if encoding != "latin1":
         raise UnsafePickleError(f"_codecs.encode(..., {encoding!r})")
     return text.encode("latin1")
 
 
-def _no_bytes(*args: Any) -> bytes:
-    """Build empty bytes as pickle protocol 2 does."""
+@_stands_for("builtins.bytes", "__builtin__.bytes")
+def _empty_bytes(*args: Any) -> bytes:
+    """Build empty bytes, for which pickle protocol 2 calls `bytes()`."""
     if args:
         raise UnsafePickleError("bytes(...) with arguments")
     return b""
 
 
-def _never(*args: Any) -> Any:
-    raise UnsafePickleError("a call of numpy.ndarray")
-
-
-_NDARRAY = _StandIn("numpy.ndarray", _never)
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _StandIn("collections.OrderedDict", _Dict),
-    ("_codecs", "encode"): _StandIn("_codecs.encode", _encode),
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _StandIn("numpy.dtype", _Dtype),
-    # Protocol 2 writes these names as Python 2 had them.
-    **{
-        (module, name): _StandIn(f"{module}.{name}", function)
-        for module in ("__builtin__", "builtins")
-        for name, function in (("set", set), ("frozenset", frozenset), ("bytes", _no_bytes))
-    },
-    # NumPy 2 moved numpy.core to numpy._core.
-    **{
-        (f"numpy.{core}.{module}", name): _StandIn(f"numpy.{core}.{module}.{name}", function)
-        for core in ("core", "_core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", _reconstruct),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
-        )
-    },
-}
-
-
 class _Plain:
-    """Converts what was read to plain containers, numbers and tensors."""
+    """Converts unpickled objects to plain containers, numbers and tensors."""
 
     def __init__(self) -> None:
-        # By identity: a shared object is converted once. The values keep the objects alive, so that
-        # no other gets their id.
+        # By identity: a shared object is converted once. The values keep the objects alive, since
+        # the id of a deleted object may be reused.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def convert(self, obj: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`PeriodicCheckpointer`: periodic checkpoints, of which the newest are kept."""
+"""`PeriodicCheckpointer`: saves periodic checkpoints and keeps the newest."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,12 @@ class PeriodicCheckpointer:
         self.file_prefix = file_prefix
 
     def step(self, iteration: int, **extra: Any) -> None:
-        """Save if it is due; called after each iteration with its number, from 0."""
+        """Save if a checkpoint is due.
+
+        Args:
+            iteration: Number of the iteration that has ended, from 0.
+            **extra: Further entries of the file.
+        """
         extra = {"iteration": iteration, **extra}
         if (iteration + 1) % self.period == 0:
             self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", **extra)
@@ -55,20 +60,20 @@ class PeriodicCheckpointer:
             self.checkpointer.save(f"{self.file_prefix}_final", **extra)
 
     def save(self, name: str, **extra: Any) -> None:
-        """Save now, under another name."""
+        """Save now, under the given name."""
         self.checkpointer.save(name, **extra)
 
     def _delete_older_than(self, iteration: int) -> None:
         """Delete all but the newest `max_to_keep` files up to this iteration."""
-        # From a listing of the folder, so that a resumed run counts the files from before. Files of
-        # later iterations belong to another run.
+        # The folder is listed, so that a resumed run counts the files from before. Files of later
+        # iterations belong to another run.
         if self.max_to_keep is None or not self.checkpointer.save_to_disk:
             return
         pattern = re.compile(rf"{re.escape(self.file_prefix)}_(\d{{7,}})\.pth")
-        found = [
-            (int(match[1]), path)
-            for path in self.checkpointer.get_all_checkpoint_files()
-            if (match := pattern.fullmatch(Path(path).name))
-        ]
-        for _, path in sorted(f for f in found if f[0] <= iteration)[: -self.max_to_keep]:
+        numbered = []
+        for path in self.checkpointer.get_all_checkpoint_files():
+            match = pattern.fullmatch(Path(path).name)
+            if match and int(match[1]) <= iteration:
+                numbered.append((int(match[1]), path))
+        for _, path in sorted(numbered)[: -self.max_to_keep]:
             PathManager.rm(path)

@@ -1,4 +1,4 @@
-"""The checkpoint from which a run resumes: the newest one that is undamaged."""
+"""Selection of the checkpoint to resume from: the newest undamaged one."""
 
 import logging
 import os
@@ -32,21 +32,19 @@ def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
         damage = damage_of(path)
         if not damage:
             if path != last:
-                logger.warning("going on from %s, the newest checkpoint before that is whole", path)
+                logger.warning("resuming from %s, the newest undamaged checkpoint before it", path)
             return path
         logger.error("%s %s", path, damage)
     if len(candidates) == 1:
-        load_checkpoint_file(last)  # raises the better error if it is missing
+        load_checkpoint_file(last)  # raises MissingFileError if the file does not exist
         raise CheckpointError(f"{last} {damage_of(last)}, and there is no checkpoint before it")
-    raise CheckpointError(
-        f"none of {len(candidates)} checkpoints is whole: {', '.join(candidates)}"
-    )
+    raise CheckpointError(f"all {len(candidates)} checkpoints are damaged: {', '.join(candidates)}")
 
 
 def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:
-    """Return the checkpoints with a number below that of `last`, newest first.
+    """Return the numbered checkpoints before `last`, newest first.
 
-    If `last` has no number, all that have one.
+    If `last` has no number (`model_final.pth`), all of them are before it.
     """
     match = _NUMBERED.fullmatch(_name(last))
     limit = int(match[2]) if match else None
@@ -59,26 +57,22 @@ def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:
 
 
 def damage_of(path: str) -> str:
-    """Return what is wrong with a file that detkit wrote as a checkpoint, or "" if nothing is."""
-    # The zip format has a checksum of each tensor, which torch does not check: a file whose end was
-    # written and whose middle was not would load, as weights of zeros.
+    """Return what is wrong with a checkpoint that detkit wrote, or "" if nothing is."""
     try:
         local = Path(PathManager.get_local_path(path))
-        if zipfile.is_zipfile(local):
-            return _damage_of_zip(local)
-        load_checkpoint_file(path)
+        if not zipfile.is_zipfile(local):
+            load_checkpoint_file(path)
+            return ""
     except FileNotFoundError:
-        return "is gone"
+        return "does not exist"
     except CheckpointError as error:
         return str(error).removeprefix(f"{path} ")
-    return ""
-
-
-def _damage_of_zip(local: Path) -> str:
+    # The zip format has a checksum for each tensor, which torch does not verify: after a power cut,
+    # blocks that were never written would load as zeros.
     try:
         with zipfile.ZipFile(local) as file:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                return "is compressed, as no checkpoint is"
+                return "is compressed, unlike checkpoints"
             damaged = file.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
         return f"is damaged: {error}"
@@ -86,11 +80,11 @@ def _damage_of_zip(local: Path) -> str:
 
 
 def remove_half_written(folder: str, names: Sequence[str]) -> None:
-    """Delete the temporary files of killed processes; those of running processes stay."""
+    """Delete the temporary files of killed processes; keep those of running processes."""
     for name in names:
         match = _TEMPORARY.fullmatch(name)
         if match and not _is_running(int(match[1])):
-            logger.info("removing %s, which was never finished", name)
+            logger.info("removing the incomplete file %s", name)
             (Path(folder) / name).unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
-"""Loading of checkpoint files as data: no code in a file is run.
+"""Safe loading of checkpoint files, without running code in them.
 
-The first bytes of a file choose its reader, not its name: torch's zip and legacy formats go to
-`torch.load` with `weights_only=True`, other pickles to `array_unpickler`. Only `.safetensors` goes
-by name.
+The first bytes of a file select its reader: torch's zip and legacy formats are read by `torch.load`
+with `weights_only=True`, other pickles by `array_unpickler`. Only safetensors are recognised by
+the ending of the file name.
 """
 
 import importlib
@@ -26,37 +26,37 @@ _ZIP = b"PK\x03\x04"
 # torch.save before version 1.6: the pickle of a magic number comes first.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
-# Keys of the weights in checkpoints of detkit and Detectron2, of Lightning and MMDetection, and of
-# Detectron.
+# Where checkpoints keep their weights: detkit and Detectron2; Lightning and MMDetection; Detectron.
 _WEIGHT_KEYS = ("model", "state_dict", "blobs")
-# Saved buffers may repeat a few values many times (`Tensor.expand`); weights do not, beyond this.
+# `Tensor.expand` lets a file of a few bytes claim a huge tensor. Small expanded buffers are common,
+# so this many bytes are allowed.
 _MAX_REPEATED_BYTES = 2**26
 
 
 class CheckpointError(WeightsError):
-    """A file that is no checkpoint, is broken, or does not fit the model."""
+    """A file that is not a checkpoint, is damaged, or does not fit the model."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file that asks for functions or classes that weights do not need; none was called."""
+    """A file that names functions or classes that weights do not need; none was called."""
 
 
 def load_checkpoint_file(path: str) -> dict[str, Any]:
-    """Read a checkpoint of any known format onto the CPU.
+    """Load a checkpoint of any known format onto the CPU.
 
     Args:
         path: Local path, or an address that `PathManager` knows (`https://`, `detectron2://`),
-            fetched once and cached.
+            downloaded once and cached.
 
     Returns:
         The content of the file, with the weights under `model`: a dict from name to tensor. A file
         of weights alone becomes `{"model": weights}`.
 
     Raises:
-        MissingFileError: There is no such file.
-        DownloadError: It could not be fetched.
-        UnsafeCheckpointError: The file asks for code; the message names it.
-        CheckpointError: The file is empty, truncated or no checkpoint.
+        MissingFileError: The file does not exist.
+        DownloadError: The file could not be downloaded.
+        UnsafeCheckpointError: The file names code to run; the message says which.
+        CheckpointError: The file is empty, truncated or not a checkpoint.
     """
     local = local_checkpoint_file(path)
     try:
@@ -66,22 +66,22 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     except UnsafePickleError as error:
         raise _unsafe(path, error.asked_for) from error
     except pickle.UnpicklingError as error:
-        # torch's message advises to load the file unsafely: only the refused name is passed on.
+        # torch's message recommends weights_only=False: take over only the name that it refused.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused is not None:
             raise _unsafe(path, refused[1]) from None
         raise CheckpointError(f"{path} is not a readable checkpoint: {_gist(error)}") from None
-    except Exception as error:  # broken files cause any error: MemoryError, RecursionError, ...
+    except Exception as error:  # damaged files raise anything: MemoryError, RecursionError, ...
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_gist(error)}") from error
     return _with_model_key(loaded, path)
 
 
 def local_checkpoint_file(path: str) -> Path:
-    """Return the local file of a path or address, downloaded where needed.
+    """Return the local file of a path or address, downloaded if necessary.
 
     Raises:
-        MissingFileError: There is no such file.
-        DownloadError: It cannot be fetched.
+        MissingFileError: The file does not exist.
+        DownloadError: The file could not be downloaded.
     """
     try:
         local = Path(PathManager.get_local_path(path))
@@ -111,18 +111,23 @@ def _read(local: Path, path: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         if head.startswith(_PICKLE):
             return load_array_pickle(file)
-    raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{_hint(head)}")
+    hint = ""
+    if head.startswith(b"version https://git-lfs"):
+        hint = " It is a pointer of Git LFS: fetch the file itself with `git lfs pull`."
+    elif head.lstrip().startswith(b"<"):
+        hint = " It looks like a web page: check the address of the download."
+    raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{hint}")
 
 
 def require_stored_zip(file: IO[bytes]) -> None:
-    """Refuse a zip archive whose members claim more bytes than the file has.
+    """Refuse a zip archive whose members are larger in total than the file.
 
     Raises:
-        ValueError: They do.
+        ValueError: The members are larger than the file.
         zipfile.BadZipFile: The archive is incomplete.
     """
-    # torch stores members uncompressed. Members that overlap claim too much as well: Fifield 2019,
-    # A better zip bomb.
+    # torch stores members uncompressed, so only zip bombs are larger: compressed members, or
+    # overlapping ones (Fifield 2019, A better zip bomb).
     num_bytes = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         claimed = sum(member.file_size for member in archive.infolist())
@@ -130,7 +135,7 @@ def require_stored_zip(file: IO[bytes]) -> None:
     if claimed > num_bytes:
         raise ValueError(
             f"it is a zip of {num_bytes} bytes whose members claim {claimed}: compressed, or a zip"
-            " bomb; torch.save writes them uncompressed"
+            " bomb"
         )
 
 
@@ -144,7 +149,7 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
     with safetensors.safe_open(local, framework="pt") as file:
         weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = (file.metadata() or {}).get("detkit")
-    # The format has a table of strings beside the tensors; detkit writes JSON there.
+    # safetensors allow a table of strings beside the tensors; detkit stores JSON there.
     if metadata is None:
         return weights
     if not isinstance(parsed := json.loads(metadata), dict):
@@ -155,7 +160,7 @@ def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
 
 
 def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
-    """Move the weights to `model`, from the key that the file has them under."""
+    """Return the checkpoint with its weights under `model`, whatever key the file uses."""
     if not isinstance(loaded, dict):
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict"
@@ -167,15 +172,14 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
     if not any(isinstance(value, Tensor) for value in loaded.values()):
         keys = ", ".join(repr(key) for key in list(loaded)[:8])
         raise CheckpointError(
-            f"{path} is not a checkpoint: it has neither weights nor a 'model' among its keys:"
-            f" {keys}"
+            f"{path} is not a checkpoint: it has no weights, and no 'model' among its keys {keys}"
         )
     return {"model": _checked_weights(loaded, path)}
 
 
 def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
     if not weights:
-        raise CheckpointError(f"{path} holds no weights: its dict of them is empty")
+        raise CheckpointError(f"{path} holds no weights: their dict is empty")
     for name, value in weights.items():
         # Modules may keep any object under `_extra_state` (torch.nn.Module.get_extra_state).
         is_extra = isinstance(name, str) and name.endswith("_extra_state")
@@ -191,7 +195,7 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
 
 def tensor_problem(tensor: Tensor) -> str:
     """Return why a tensor of a file cannot be weights, or "" if it can."""
-    # Meta tensors and expanded ones claim any shape without stored data.
+    # Meta and expanded tensors may have any shape without stored data.
     if tensor.is_meta or tensor.layout != torch.strided:
         return (
             f"a tensor of shape {tuple(tensor.shape)} that is"
@@ -207,23 +211,14 @@ def tensor_problem(tensor: Tensor) -> str:
 
 def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f"{path} asks for {asked_for}, which no weights need. Nothing of it was run. If you trust"
-        " its source, convert it elsewhere to bare weights: torch.save(model.state_dict(),"
-        " 'weights.pth')."
+        f"{path} asks for {asked_for}, which weights do not need. Nothing of it was run. If you"
+        " trust its source, convert it to plain weights: torch.save(model.state_dict(), 'w.pth')."
     )
 
 
 def _gist(error: BaseException) -> str:
-    """Return the type of an error and its first line that is not advice about `weights_only`."""
+    """Return the type of an error and its first line without advice about `weights_only`."""
     for line in str(error).splitlines():
         if line.strip() and "weights_only" not in line:
             return f"{type(error).__name__}: {line.strip()}"
-    return f"{type(error).__name__}: unreadable"
-
-
-def _hint(head: bytes) -> str:
-    if head.startswith(b"version https://git-lfs"):
-        return " It is a pointer of Git LFS: fetch the file itself with `git lfs pull`."
-    if head.lstrip()[:1] == b"<":
-        return " It looks like a web page: the download went to the wrong address."
-    return ""
+    return type(error).__name__

@@ -1,4 +1,4 @@
-"""Writing of files of checkpoints and weights: loadable, and either complete or absent."""
+"""Atomic saving of checkpoints and weights that `safe_load` can read."""
 
 import contextlib
 import enum
@@ -19,66 +19,63 @@ from detkit.utils.errors import MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
 
 WEIGHT_FORMATS = (".pth", ".safetensors", ".pkl")
-"""Endings of files of weights: torch's format, safetensors, Detectron2's pickle of arrays."""
+"""Endings of weight files: torch's format, safetensors, Detectron2's pickle of arrays."""
 
 _SCALARS: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 
 
 def save_checkpoint_file(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Write a checkpoint in torch's format; a crash leaves the old file or the new one.
+    """Save a checkpoint in torch's format; a crash leaves the old file or the new one.
 
     Args:
         checkpoint: Tensors, numbers, strings and containers of them; NumPy values become tensors
             and numbers.
-        path: Local path, or one that `PathManager` knows, where the remote store decides what a
+        path: Local path, or a remote one that `PathManager` knows, whose store decides what a
             crash leaves.
 
     Raises:
-        TypeError: A value has a type that `load_checkpoint_file` would refuse; the message names
-            its place.
-        OSError: The disk is full, or the system refuses otherwise. The old file is unchanged.
+        TypeError: A value has a type that `load_checkpoint_file` would refuse; the message says
+            where in the checkpoint.
+        OSError: The file cannot be written, for example because the disk is full. The old file
+            is unchanged.
     """
     content = _loadable(checkpoint, "checkpoint")
     try:
         with atomic_write(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
+        # torch tries to finish its zip file after an error, and raises a RuntimeError there: the
+        # system's error is in its context.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
         if cause is None:
             raise
         reason = (
             f"the checkpoint could not be written: {cause.strerror or cause}; those written before"
-            " are whole"
+            " are intact"
         )
         raise OSError(cause.errno, reason, path) from error
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """Return the system's error behind one of torch, or None."""
-    # torch finishes its zip file even after an error, and fails again there.
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` at the end of the block, unless the block fails.
 
-    A remote `path` is opened itself: its store decides what a crash leaves.
+    A remote `path` is opened directly.
     """
     if "://" in path:
         with PathManager.open(path, "wb") as file:
             yield cast(IO[bytes], file)
         return
     target = Path(path)
-    # The process id keeps two runs in one folder apart; the leading dot keeps half-written files
-    # out of `*.pth`.
+    # The process id separates two runs in one folder; the leading dot hides incomplete files from
+    # `*.pth`.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
-            # To the disk before the rename: a power cut must not leave an empty file of that name.
+            # To the disk before the rename: otherwise a power cut may leave an empty file.
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -88,24 +85,26 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
+    """Write a rename to the disk, where the system supports it."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems refuse; the file itself is safe
+    except OSError:  # some network file systems refuse; the content of the file is safe
         pass
     finally:
         os.close(descriptor)
 
 
 def _loadable(value: Any, where: str) -> Any:
-    """Return the value in types that a safe reader accepts, or raise a TypeError with its place."""
-    # An error at the first checkpoint of a run is better than one when the last is needed.
+    """Return a value in types that `safe_load` accepts, or raise a TypeError that says where."""
+    # Checked while saving: an error at the first checkpoint of a run is better than at a resume.
+    if value is None or isinstance(value, torch.dtype | torch.device):
+        return value
     if isinstance(value, Tensor):
         plain = value.detach().as_subclass(Tensor)
-        # torch writes the whole storage of a tensor, so a part of a larger one is copied.
+        # torch saves the whole storage of a tensor, so views of a larger one are copied.
         is_part = plain.layout == torch.strided and plain.untyped_storage().nbytes() > plain.nbytes
         return plain.clone() if is_part else plain
     if isinstance(value, np.ndarray):
@@ -113,60 +112,50 @@ def _loadable(value: Any, where: str) -> Any:
     if isinstance(value, np.generic):
         return _loadable(value.item(), where)
     if isinstance(value, Mapping):
-        return _loadable_mapping(value, where)
+        content: OrderedDict[Any, Any] = OrderedDict()
+        for key, item in value.items():
+            content[_loadable(key, where)] = _loadable(item, f"{where}[{key!r}]")
+        metadata = getattr(value, "_metadata", None)  # versions of the modules of a state_dict
+        if metadata is None:
+            return dict(content)
+        # torch's safe reader restores the attributes of an OrderedDict, and of no other type.
+        vars(content)["_metadata"] = metadata
+        return content
     if isinstance(value, list | tuple | set | frozenset):
         items = [_loadable(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, tuple):  # also a named one
+        if isinstance(value, tuple):  # a named one becomes a plain one
             return tuple(items)
         return set(items) if isinstance(value, set | frozenset) else items
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return _loadable_scalar(value, where)
-
-
-def _loadable_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
-    content = {
-        _loadable(key, where): _loadable(item, f"{where}[{key!r}]") for key, item in value.items()
-    }
-    metadata = getattr(value, "_metadata", None)  # versions of the modules of a state_dict
-    if metadata is None:
-        return content
-    state_dict = OrderedDict(content)  # the one type whose attributes torch's safe reader restores
-    vars(state_dict)["_metadata"] = metadata
-    return state_dict
-
-
-def _loadable_scalar(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, torch.dtype | torch.device):
-        return value
     if isinstance(value, enum.Enum):
         return _loadable(value.value, where)
-    for plain in _SCALARS:
-        if isinstance(value, plain):
-            return plain(value)  # subclasses would be pickled by name
+    for plain_type in _SCALARS:
+        if isinstance(value, plain_type):
+            return plain_type(value)  # a subclass would be pickled by its name
     raise TypeError(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be loaded"
-        " again safely. A state must be made of tensors, numbers, text, lists and dicts."
+        " safely; a state must consist of tensors, numbers, strings, lists and dicts"
     )
 
 
 def save_weights_file(
     weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write weights alone, in the format of the ending; a crash leaves the old file or the new one.
+    """Save weights without other states; a crash leaves the old file or the new one.
 
     Args:
         weights: Name -> tensor.
-        path: Ends with one of `WEIGHT_FORMATS`.
-        metadata: Facts about them, such as `thing_classes`: numbers, strings, lists and dicts.
+        path: Its ending, one of `WEIGHT_FORMATS`, selects the format.
+        metadata: Facts about the weights, such as `thing_classes`, that JSON can represent.
 
     Raises:
-        WeightsError: The ending is another one.
-        MissingPackageError: safetensors is not installed; the message has the command.
+        WeightsError: The ending is unknown.
+        MissingPackageError: The format needs safetensors, which is not installed.
     """
     ending = check_weight_format(path)
     metadata = dict(metadata or {})
-    # Copies: the formats write whole storages, more than a view shows, or refuse views.
+    # Copies, as the formats write the whole storage of a view, or refuse views.
     plain = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in weights.items()
@@ -179,26 +168,25 @@ def save_weights_file(
         saved = {"model": arrays, "__author__": "detkit", "metadata": metadata}
         content = pickle.dumps(saved, protocol=4)
     else:
-        content = _as_safetensors(plain, metadata, path)
+        try:
+            safetensors = importlib.import_module("safetensors.torch")
+        except ImportError as error:
+            raise MissingPackageError(
+                f"writing {path} needs the package safetensors: pip install safetensors"
+            ) from error
+        strings = {"format": "pt", "detkit": json.dumps(metadata)}
+        content = safetensors.save(plain, metadata=strings)
     with atomic_write(path) as file:
         file.write(content)
 
 
 def check_weight_format(path: str) -> str:
-    """Return the ending of a path, or raise the WeightsError of `save_weights_file`."""
+    """Return the ending of a path, one of `WEIGHT_FORMATS`.
+
+    Raises:
+        WeightsError: The ending is another one.
+    """
     ending = PurePosixPath(path).suffix
     if ending not in WEIGHT_FORMATS:
-        raise WeightsError(
-            f"{path} must end with one of {', '.join(WEIGHT_FORMATS)}, which tells the format"
-        )
+        raise WeightsError(f"{path} must end with one of {', '.join(WEIGHT_FORMATS)}")
     return ending
-
-
-def _as_safetensors(weights: dict[str, Tensor], metadata: Mapping[str, Any], path: str) -> bytes:
-    try:
-        safetensors = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"writing {path} needs the package safetensors: pip install safetensors"
-        ) from error
-    return safetensors.save(weights, metadata={"format": "pt", "detkit": json.dumps(metadata)})

@@ -57,7 +57,7 @@ def remove(path):
         (empty, "is empty"),
         (zero_in_the_middle, "the checksum of .* is wrong"),
         (overwrite, "is not a checkpoint"),
-        (remove, "is gone"),
+        (remove, "does not exist"),
     ],
 )
 def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path, caplog, damage, message):
@@ -70,7 +70,7 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(tmp_path, caplog, da
     assert len(errors) == 1
     assert str(tmp_path / "model_0000005.pth") in errors[0]
     assert re.search(message, errors[0])
-    assert "going on from" in caplog.text
+    assert "resuming from" in caplog.text
 
 
 def test_several_may_be_damaged(tmp_path):
@@ -85,7 +85,7 @@ def test_run_without_a_whole_checkpoint_does_not_start_anew(tmp_path):
     for iteration in (1, 3, 5):
         empty(tmp_path / f"model_{iteration:07d}.pth")
     with pytest.raises(
-        CheckpointError, match="none of 3 checkpoints is whole: .*model_0000005.pth"
+        CheckpointError, match="all 3 checkpoints are damaged: .*model_0000005.pth"
     ):
         resume(tmp_path)
 

@@ -1,9 +1,8 @@
 """The layout of Caffe2: MSRA's ImageNet weights (`R-50.pkl`) and the model zoo of Detectron.
 
-Names are those of blobs: `res2_0_branch2a_w`, `fpn_inner_res4_5_sum_lateral_w`. Detectron counts
-the background as class 0, and predicts boxes and masks for it. Its anchors and boxes end on the
-last pixel instead of after it, so its detectors, run as Detectron2's, lose up to a pixel of
-precision until they are fine-tuned.
+Names are those of blobs: `res2_0_branch2a_w`, `fpn_inner_res4_5_sum_lateral_w`. In Detectron the
+background is class 0, with boxes and masks of its own. Its anchors and boxes include their last
+pixel, so its detectors are up to one pixel less precise in detkit until they are fine-tuned.
 """
 
 import re
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from detkit.checkpoint.foreign.layout import (
     BGR_OF_CAFFE2,
-    Layout,
     Rule,
     Translation,
     apply_rules,
@@ -48,7 +46,7 @@ _RULES: tuple[Rule, ...] = (
     (r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?", r"fpn_lateral\1"),
     (r"fpn_res(\d)_\d+_sum", r"fpn_output\1"),
     (r"fpn_([67])", r"top_block.p\1"),
-    # The suffix is the level whose copy holds the weights that all levels share.
+    # All levels share these weights; the suffix names the level that stores them.
     (r"conv_rpn(?:_fpn\d)?", "proposal_generator.rpn_head.conv"),
     (r"rpn_cls_logits(?:_fpn\d)?", "proposal_generator.rpn_head.objectness_logits"),
     (r"rpn_bbox_pred(?:_fpn\d)?", "proposal_generator.rpn_head.anchor_deltas"),
@@ -69,7 +67,7 @@ _RULES: tuple[Rule, ...] = (
 
 def looks_like_caffe2(names: Collection[str]) -> bool:
     """Return whether most names follow Caffe2 (`res2_0_branch2a_w`)."""
-    # Most, not any: a state_dict of one's own may hold a parameter that is called `scale_w`.
+    # Most, not any: a user's own state_dict may have a parameter called `scale_w`.
     return sum(bool(_CAFFE2_NAME.match(name)) for name in names) > len(names) / 2
 
 
@@ -84,18 +82,20 @@ def _name_of(name: str, value: Tensor) -> str | None:
         stage, index, branch, offset = block.groups()
         module = f"res{stage}.{index}.{_BRANCHES[branch]}{offset or ''}"
     elif subnet is not None:
-        # Detectron2 numbers convolutions and ReLUs alike.
+        # Detectron2's indices count convolutions and ReLUs.
         module = f"head.{subnet[1]}_subnet.{2 * int(subnet[2])}"
     else:
         module = apply_rules(stem, _RULES)
     return None if module is None else module + _ENDINGS[ending]
 
 
-def _translate(weights: Mapping[str, Tensor], file_name: str) -> Translation:
+def translate_caffe2(weights: Mapping[str, Tensor], file_name: str) -> Translation | None:
+    """Translate Caffe2's names, or return None if the weights have others."""
+    if not looks_like_caffe2(weights):
+        return None
     # Momenta belong to the optimizer.
     kept = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
-    renamed = rename(kept, _name_of)
-    translated = {renamed.get(name, name): value for name, value in kept.items()}
+    translated, renamed = rename(kept, _name_of)
     for name, value in translated.items():
         if name.startswith("roi_heads.box_predictor.cls_score."):
             translated[name] = background_last(value)
@@ -104,22 +104,16 @@ def _translate(weights: Mapping[str, Tensor], file_name: str) -> Translation:
         elif name.startswith("roi_heads.mask_head.predictor.") and len(value) > 1:
             translated[name] = value[1:]  # its mask, unless there is one for all classes
     if any(re.search(r"_bn_(s|gamma)$", name) for name in kept):
-        _add_statistics(translated)
-    # MSRA's own networks have the stride in the first convolution, as in the paper; the ResNeXts,
-    # whose 3x3 is grouped, have it there.
+        # Caffe2 folds the running statistics into weight and bias. With mean 0 and variance
+        # 1 - eps, a norm computes exactly weight * x + bias.
+        for name in [n for n in translated if n.endswith(".norm.weight")]:
+            norm = name.removesuffix("weight")
+            if norm + "running_mean" not in translated:
+                ones = torch.ones_like(translated[name])
+                translated[norm + "running_mean"] = torch.zeros_like(ones)
+                translated[norm + "running_var"] = ones - _FROZEN_BN_EPS
+    # MSRA's ResNets have the stride in the first convolution, as in the paper; the ResNeXts, which
+    # are recognised by their grouped 3x3 convolution, have it in the 3x3.
     conv = translated.get("res2.0.conv2.weight")
     is_grouped = conv is not None and conv.dim() == 4 and conv.shape[0] != conv.shape[1]
     return Translation("Caffe2", translated, renamed, BGR_OF_CAFFE2, stride_in_1x1=not is_grouped)
-
-
-def _add_statistics(weights: dict[str, Tensor]) -> None:
-    """Add the running statistics that Caffe2 folds into the factors and summands of batch norms."""
-    for name in [n for n in weights if n.endswith(".norm.weight")]:
-        norm = name.removesuffix("weight")
-        if norm + "running_mean" not in weights:
-            # With mean 0 and variance 1 - eps a norm computes just weight * x + bias.
-            weights[norm + "running_mean"] = torch.zeros_like(weights[name])
-            weights[norm + "running_var"] = torch.ones_like(weights[name]) - _FROZEN_BN_EPS
-
-
-CAFFE2 = Layout(looks_like_caffe2, _translate)

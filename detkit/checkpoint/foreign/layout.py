@@ -1,24 +1,24 @@
-"""What a foreign layout is: weights of the same networks that others save under other names.
+"""Foreign layouts of weights: the same networks, saved under the names of another project.
 
-Weights also load under wrong settings: only the results are worse. `differing_settings` compares
-what can be seen in the model with what the weights were trained under.
+Weights load under wrong settings too, and only the results are worse. `differing_settings` compares
+the settings of a model with those that the weights were trained with.
 
 Legend: K classes.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 Rule = tuple[str, str]
-"""A pattern for a whole name, and Detectron2's name as a template for `Match.expand`."""
+"""A pattern for a whole name, and the template of Detectron2's name, for `Match.expand`."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How the network that the weights come from expects images, in the units of the config."""
+    """The image format that weights were trained with, in the units of the config."""
 
     format: str
     mean: tuple[float, float, float]
@@ -26,12 +26,12 @@ class Pixels:
     """None if unknown."""
 
     def settings(self) -> str:
-        """Return the config keys and their values."""
+        """Return the config keys and their values, as text."""
         std = "" if self.std is None else f", MODEL.PIXEL_STD {list(self.std)}"
         return f"INPUT.FORMAT {self.format}, MODEL.PIXEL_MEAN {list(self.mean)}{std}"
 
 
-# Means differ in the last digits from source to source, by less than one grey level.
+# Published means differ in the last digits, by less than one grey level.
 _TOLERANCE = 1.0
 
 RGB_OF_TORCHVISION = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -54,36 +54,32 @@ class Translation:
     stride_in_1x1: bool | None = None
     """Whether the first convolution of a bottleneck has the stride; None if unknown."""
     remarks: list[str] = field(default_factory=list)
-    """Changes beside the names, and what the names do not show."""
+    """For the user: changes besides the names, and what the names do not show."""
     unrecognised: list[str] = field(default_factory=list)
     """Names in the file that have no counterpart."""
     class_names: list[str] | None = None
     """Names of the classes in their new order, if known."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How to recognise a layout and translate it."""
-
-    recognises: Callable[[Collection[str]], bool]
-    translate: Callable[[Mapping[str, Tensor], str], Translation]
-    """Called with the weights and the name of their file."""
-
-
 def rename(
     weights: Mapping[str, Tensor], name_of: Callable[[str, Tensor], str | None]
-) -> dict[str, str]:
-    """Map names in the file to Detectron2's, for the tensors that have one."""
-    renamed = {}
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Rename tensors; those for which `name_of` returns None keep their name.
+
+    Returns:
+        The renamed weights, and old name -> new name of those with a new one.
+    """
+    result, renamed = {}, {}
     for name, value in weights.items():
         new = name_of(name, value)
         if new is not None:
             renamed[name] = new
-    return renamed
+        result[name if new is None else new] = value
+    return result, renamed
 
 
 def apply_rules(name: str, rules: Sequence[Rule]) -> str | None:
-    """Return the name that the first matching rule makes, or None."""
+    """Return the name by the first rule that matches, or None."""
     for pattern, template in rules:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -97,24 +93,23 @@ def background_last(rows: Tensor) -> Tensor:
 
 
 def differing_settings(translation: Translation, model: nn.Module) -> list[str]:
-    """Return a sentence for each setting of the model that the weights were not trained under."""
+    """Return a message for each setting of the model that the weights were not trained with."""
     found = []
     layout, pixels = translation.layout, translation.pixels
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
-    # A backbone alone has neither: it takes images as they are.
+    # A plain backbone has neither.
     if pixels is not None and isinstance(mean, Tensor) and isinstance(std, Tensor):
         is_same_std = pixels.std is None or _is_close(std, pixels.std)
         if not (_is_close(mean, pixels.mean) and is_same_std):
             found.append(
-                f"weights of {layout} want images prepared otherwise: set {pixels.settings()}; the"
-                f" model has PIXEL_MEAN {_numbers(mean)}, PIXEL_STD {_numbers(std)}"
+                f"weights of {layout} expect other pixels: set {pixels.settings()}; the model has"
+                f" PIXEL_MEAN {_numbers(mean)}, PIXEL_STD {_numbers(std)}"
             )
     in_1x1 = translation.stride_in_1x1
     if in_1x1 is not None and _has_other_stride(model, in_1x1):
         found.append(
-            f"the bottlenecks of {layout} have their stride in the {'1x1' if in_1x1 else '3x3'}"
-            " convolution, the model's in the other: set MODEL.RESNETS.STRIDE_IN_1X1"
-            f" {in_1x1}"
+            f"bottlenecks of {layout} have their stride in the {'1x1' if in_1x1 else '3x3'}"
+            f" convolution: set MODEL.RESNETS.STRIDE_IN_1X1 {in_1x1}"
         )
     return found
 

@@ -1,17 +1,17 @@
 """The layout of MMDetection: its ResNets, its pyramid, and its two-stage heads since version 2.
 
-Those heads have the semantics of Detectron2's: the background comes last, anchors are centred on
-the corner of a cell (`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and targets divided by 0.1 and 0.2 are
-targets times the weights 10 and 5. Its one-stage heads differ in more than names (RetinaNet's P7
-lacks a ReLU, and its anchors vary ratios slowest): they keep their names and are not loaded.
+These heads agree with Detectron2's: the background is last, anchors are centred on the corner of a
+cell (`MODEL.ANCHOR_GENERATOR.OFFSET 0.0`), and box targets are divided by 0.1 and 0.2, that is,
+multiplied by 10 and 5. Its one-stage heads differ in more than names (RetinaNet's P7 has no ReLU,
+and its anchors are ordered by ratio first): they keep their names and are not loaded.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from detkit.checkpoint.foreign.layout import Layout, Rule, Translation, apply_rules, rename
+from detkit.checkpoint.foreign.layout import Rule, Translation, apply_rules, rename
 from detkit.checkpoint.foreign.torchvision import first_pyramid_level, resnet_name
 
 _RULES: tuple[Rule, ...] = (
@@ -23,16 +23,10 @@ _RULES: tuple[Rule, ...] = (
     (r"roi_head\.mask_head\.upsample\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_head\.mask_head\.conv_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
 )
-# The parts of a ConvModule: a convolution, and its norm, called `bn` or `gn`.
+# A ConvModule consists of a convolution and a norm, which is called `bn` or `gn`.
 _CONV_MODULE = r"(conv|bn|gn)\.(\w+)"
 _DEEP_STEM = r"stem\.([0134678])\.(\w+)"
-
-
-def _is_mmdet(names: Collection[str]) -> bool:
-    return any(
-        name.startswith(("backbone.layer1.0.conv1.", "neck.lateral_convs.", "neck.fpn_convs."))
-        for name in names
-    )
+_OWN_PREFIXES = ("backbone.layer1.0.conv1.", "neck.lateral_convs.", "neck.fpn_convs.")
 
 
 def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
@@ -43,7 +37,7 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
         kind, index, part, tensor = neck.groups()
         where = f"fpn_{'lateral' if kind == 'lateral' else 'output'}{first_level + int(index)}"
         return f"{where}{'' if part == 'conv' else '.norm'}.{tensor}"
-    # A cascade has its stage in front: `roi_head.bbox_head.0.shared_fcs.1.weight`.
+    # In a cascade, the index of the stage comes first: `roi_head.bbox_head.0.shared_fcs.1.weight`.
     head = re.fullmatch(
         rf"roi_head\.(bbox|mask)_head\.(\d\.)?(?:shared_)?convs\.(\d)\.{_CONV_MODULE}", name
     )
@@ -60,32 +54,27 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
 
 
 def _resnet_name(name: str, value: Tensor) -> str | None:
-    """Return `resnet_name`, also of deformable convolutions and of the stem of three 3x3."""
+    """Return `resnet_name`, extended to deformable convolutions and the deep stem."""
     offset = re.fullmatch(r"layer(\d)\.(\d+)\.conv2(?:\.conv)?_offset\.(weight|bias)", name)
     if offset is not None:
         return f"res{int(offset[1]) + 1}.{offset[2]}.conv2_offset.{offset[3]}"
     deep_stem = re.fullmatch(_DEEP_STEM, name)
     if deep_stem is not None:
-        # Numbered as convolution, norm, ReLU, three times.
+        # The indices count convolution, norm and ReLU, three times.
         number, part = divmod(int(deep_stem[1]), 3)
         return f"stem.conv{number + 1}{'.norm' if part == 1 else ''}.{deep_stem[2]}"
     return resnet_name(name, value)
 
 
-def _translate(weights: Mapping[str, Tensor], file_name: str) -> Translation:
+def translate_mmdet(weights: Mapping[str, Tensor], file_name: str) -> Translation | None:
+    """Translate MMDetection's names, or return None if the weights have others."""
+    if not any(name.startswith(_OWN_PREFIXES) for name in weights):
+        return None
     first_level = first_pyramid_level(weights, "backbone.", r"neck\.lateral_convs\.0\.conv\.weight")
-    renamed = rename(weights, lambda name, value: _name_of(name, value, first_level))
-    return Translation(
-        "MMDetection",
-        {renamed.get(name, name): value for name, value in weights.items()},
-        renamed,
-        remarks=[
-            "the names do not tell how images were prepared and where bottlenecks have their"
-            " stride: img_norm_cfg (or data_preprocessor) and style of its config say which"
-            " INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1 to"
-            " set ('pytorch': False, 'caffe': True)"
-        ],
+    remark = (
+        "set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as in img_norm_cfg (or"
+        " data_preprocessor) of its config, and MODEL.RESNETS.STRIDE_IN_1X1 by style: 'pytorch' is"
+        " False, 'caffe' True"
     )
-
-
-MMDET = Layout(_is_mmdet, _translate)
+    translated, renamed = rename(weights, lambda name, value: _name_of(name, value, first_level))
+    return Translation("MMDetection", translated, renamed, remarks=[remark])

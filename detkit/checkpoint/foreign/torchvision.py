@@ -1,14 +1,14 @@
 """torchvision's layouts: its ResNets, and its detectors on a ResNet with a pyramid.
 
-Besides names: torchvision counts the background as class 0, Detectron2 as the last; torchvision
-predicts boxes and masks for it, which are not used. Fully connected layers agree: both flatten
-channels first.
+Besides the names, the background differs: in torchvision it is class 0, with boxes and masks of its
+own that are not used; in Detectron2 it is the last class. Fully connected layers agree, as both
+flatten (channels, height, width).
 
 Legend: K classes without background, A anchors per cell, C categories with background.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from detkit.checkpoint.foreign.layout import (
     RGB_OF_TORCHVISION,
-    Layout,
     Rule,
     Translation,
     apply_rules,
@@ -49,7 +48,7 @@ _HEAD_RULES: tuple[Rule, ...] = (
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.cls_score.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.bbox_pred.\1"),
 )
-# torchvision sets the eps of their batch norms to 0 after loading (overwrite_eps in its builders).
+# After loading these, torchvision sets the eps of the batch norms to 0 (`overwrite_eps`).
 _FILES_WITHOUT_EPS = (
     "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
@@ -57,7 +56,7 @@ _FILES_WITHOUT_EPS = (
     "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
     "retinanet_resnet50_fpn_coco-eeacb38b.pth",
 )
-# COCO's category ids 1 to 90 without any object: 80 classes remain.
+# COCO's category ids go from 1 to 90; these have no objects, so that 80 classes remain.
 _UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _COCO_CATEGORIES = 91
 _COCO_CLASSES = 80
@@ -73,7 +72,7 @@ def resnet_name(name: str, value: Tensor) -> str | None:
     shortcut = re.fullmatch(_BLOCK + r"downsample\.\d\." + _NORM_TENSOR, name)
     if shortcut is not None:
         stage, index, tensor = shortcut.groups()
-        # By its shape, not by its number, which the average pool of a ResNet-D shifts.
+        # By its shape, not by its index, which the average pool of a ResNet-D shifts by one.
         is_conv = value.dim() == 4
         return f"res{int(stage) + 1}.{index}.shortcut{'' if is_conv else '.norm'}.{tensor}"
     return apply_rules(name, _RESNET_RULES)
@@ -81,55 +80,47 @@ def resnet_name(name: str, value: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class _Build:
-    """How a detector is built, as far as the name of a single tensor does not show."""
+    """Properties of a detector that the name of a single tensor does not show."""
 
     first_level: int
     is_deep_rpn: bool
     has_retinanet_norms: bool
 
 
-def _is_resnet(names: Collection[str]) -> bool:
-    return "conv1.weight" in names and "layer1.0.conv1.weight" in names
-
-
-def _translate_resnet(weights: Mapping[str, Tensor], file_name: str) -> Translation:
-    renamed = rename(weights, resnet_name)
+def translate_resnet(weights: Mapping[str, Tensor], file_name: str) -> Translation | None:
+    """Translate a ResNet of torchvision, or return None if the weights are no such ResNet."""
+    if "conv1.weight" not in weights or "layer1.0.conv1.weight" not in weights:
+        return None
+    translated, renamed = rename(weights, resnet_name)
     return Translation(
-        "torchvision's ResNet",
-        {renamed.get(name, name): value for name, value in weights.items()},
-        renamed,
-        RGB_OF_TORCHVISION,
-        stride_in_1x1=False,
+        "torchvision's ResNet", translated, renamed, RGB_OF_TORCHVISION, stride_in_1x1=False
     )
 
 
-def _is_detector(names: Collection[str]) -> bool:
-    return "backbone.body.conv1.weight" in names and any(
-        name.startswith("backbone.fpn.") for name in names
-    )
+def translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Translation | None:
+    """Translate a detector of torchvision, or return None if the weights are no such detector."""
 
+    def any_starts_with(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in weights)
 
-def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Translation:
+    if "backbone.body.conv1.weight" not in weights or not any_starts_with("backbone.fpn."):
+        return None
+    first_lateral = r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"
     build = _Build(
-        first_pyramid_level(
-            weights, "backbone.body.", r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"
-        ),
-        is_deep_rpn=any(name.startswith("rpn.head.conv.1.") for name in weights),
-        has_retinanet_norms=any(
-            name.startswith("head.classification_head.conv.0.1.") for name in weights
-        ),
+        first_pyramid_level(weights, "backbone.body.", first_lateral),
+        is_deep_rpn=any_starts_with("rpn.head.conv.1."),
+        has_retinanet_norms=any_starts_with("head.classification_head.conv.0.1."),
     )
-    renamed = rename(weights, lambda name, value: _detector_name(name, value, build))
-    result = Translation(
-        "torchvision's detector",
-        {renamed.get(name, name): value for name, value in weights.items()},
-        renamed,
-        RGB_OF_TORCHVISION,
-        stride_in_1x1=False,
-    )
-    _drop_background(result.weights)
+    translated, renamed = rename(weights, lambda name, value: _detector_name(name, value, build))
+    _drop_background(translated)
     if build.has_retinanet_norms:
-        _add_biases_before_norms(result.weights)
+        # Convolutions before norms have no bias in torchvision, and one in Detectron2.
+        for name, value in list(translated.items()):
+            if re.fullmatch(r"head\.(cls|bbox)_subnet\.\d+\.weight", name) and value.dim() == 4:
+                translated[name.removesuffix("weight") + "bias"] = value.new_zeros(len(value))
+    result = Translation(
+        "torchvision's detector", translated, renamed, RGB_OF_TORCHVISION, stride_in_1x1=False
+    )
     for model in torchvision.models.list_models(module=torchvision.models.detection):
         for published in torchvision.models.get_model_weights(model):
             if published.url.endswith(f"/{file_name}") and result.class_names is None:
@@ -142,15 +133,22 @@ def _translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transl
 def first_pyramid_level(
     weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str
 ) -> int:
-    """Return the stage (2 for res2) that the first lateral convolution takes; 2 if unknown."""
-    # By its channels: RetinaNet's pyramids begin at res3 but number their parts from 0 too.
-    lateral = next(
-        (value for name, value in weights.items() if re.fullmatch(first_lateral, name)), None
-    )
-    for stage in (1, 2, 3, 4) if lateral is not None else ():
-        convs = (f"{resnet_prefix}layer{stage}.0.conv{last}.weight" for last in (3, 2))
-        out = next((weights[conv].shape[0] for conv in convs if conv in weights), None)
-        if lateral is not None and out == lateral.shape[1]:
+    """Return the stage (2 for res2) that a pyramid starts at; 2 if unknown.
+
+    Args:
+        weights: Name -> tensor.
+        resnet_prefix: Start of the names in the ResNet.
+        first_lateral: Pattern for the name of the first lateral convolution.
+    """
+    # By its input channels: the indices start at 0 in RetinaNet too, whose pyramid starts at res3.
+    laterals = [value for name, value in weights.items() if re.fullmatch(first_lateral, name)]
+    if not laterals:
+        return 2
+    for stage in (1, 2, 3, 4):
+        block = f"{resnet_prefix}layer{stage}.0"
+        # The last convolution of a bottleneck or, without conv3, of a basic block.
+        last = weights.get(f"{block}.conv3.weight", weights.get(f"{block}.conv2.weight"))
+        if last is not None and last.shape[0] == laterals[0].shape[1]:
             return stage + 1
     return 2
 
@@ -166,7 +164,7 @@ def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
 
 
 def _numbered_name(name: str, build: _Build) -> str | None:
-    """Return the name of a part that torchvision numbers from 0 and Detectron2 otherwise."""
+    """Return the name of a part that has different indices in torchvision and Detectron2."""
     pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
     if pyramid is not None:
         kind, index, part, tensor = pyramid.groups()
@@ -178,10 +176,10 @@ def _numbered_name(name: str, build: _Build) -> str | None:
         conv = f"{'conv' if kind == 'box' else 'mask_fcn'}{int(index) + 1}"
         return f"roi_heads.{kind}_head.{conv}{'.norm' if part == '1' else ''}.{tensor}"
     keypoint = re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", name)
-    if keypoint is not None:  # a ReLU after each convolution
+    if keypoint is not None:  # the indices count convolutions and ReLUs
         return f"roi_heads.keypoint_head.conv_fcn{int(keypoint[1]) // 2 + 1}.{keypoint[2]}"
     fully_connected = re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(\w+)", name)
-    if fully_connected is not None:  # after 4 convolutions and the flattening
+    if fully_connected is not None:  # the indices count 4 convolutions, the flattening, and ReLUs
         return f"roi_heads.box_head.fc{(int(fully_connected[1]) - 5) // 2 + 1}.{fully_connected[2]}"
     subnet = re.fullmatch(
         r"head\.(classification|regression)_head\.conv\.(\d)\.(?:(\d)\.)?(weight|bias)", name
@@ -191,22 +189,14 @@ def _numbered_name(name: str, build: _Build) -> str | None:
     kind, index, part, tensor = subnet.groups()
     number = int(index)
     if part is not None:
-        # Older files number convolutions and ReLUs alike, as Detectron2 does; later ones count
-        # blocks of them.
+        # Detectron2's indices count convolutions, norms and ReLUs; these are of blocks of them.
+        # Older files, without `part`, have Detectron2's indices.
         number = (3 if build.has_retinanet_norms else 2) * number + int(part)
     return f"head.{'cls' if kind == 'classification' else 'bbox'}_subnet.{number}.{tensor}"
 
 
-def _add_biases_before_norms(weights: dict[str, Tensor]) -> None:
-    """Add biases of zero to the convolutions of RetinaNet's subnets: Detectron2's have them."""
-    for name in [n for n in weights if re.fullmatch(r"head\.(cls|bbox)_subnet\.\d+\.weight", n)]:
-        value = weights[name]
-        if value.dim() == 4:
-            weights[name.removesuffix("weight") + "bias"] = value.new_zeros(len(value))
-
-
 def _drop_background(weights: dict[str, Tensor]) -> None:
-    """Move the background to the last class, and drop its boxes and masks."""
+    """Move the background to the last class, and drop its boxes and masks, in place."""
     num_anchors = _anchors_per_cell(weights)
     for name, value in weights.items():
         if name.startswith("roi_heads.box_predictor.cls_score."):
@@ -225,27 +215,28 @@ def _anchors_per_cell(weights: Mapping[str, Tensor]) -> int:
 
 
 def fold_frozen_eps(translation: Translation, eps: float) -> None:
-    """Change the variances of a ResNet for detkit's eps of 1e-5, if its norms had another."""
+    """Adapt the variances of a ResNet with another eps to detkit's eps of 1e-5, in place."""
     for name, value in translation.weights.items():
         if re.match(r"(stem|res\d)\.", name) and name.endswith(".running_var"):
             translation.weights[name] = value + (eps - _FROZEN_BN_EPS)
     translation.remarks.append(
-        f"variances of the ResNet moved by {eps - _FROZEN_BN_EPS:g}: its norms had eps {eps:g}"
+        f"changed the variances of the ResNet by {eps - _FROZEN_BN_EPS:g}: its norms had eps"
+        f" {eps:g}, detkit's have {_FROZEN_BN_EPS:g}"
     )
 
 
 def keep_coco_classes(translation: Translation, num_classes: int) -> None:
-    """Reduce a detector of COCO's 90 category ids to the 80 with objects, for a model of these.
+    """Reduce the classifier of COCO's 90 category ids to the 80 classes that have objects.
 
     Args:
-        translation: Changed in place.
-        num_classes: K of the model.
+        translation: Changed in place, if it has 90 classes.
+        num_classes: K of the model; nothing is changed unless it is 80.
     """
     weights = translation.weights
     num_anchors = _anchors_per_cell(weights)
     if "roi_heads.box_predictor.cls_score.bias" in weights:
         categories = len(weights["roi_heads.box_predictor.cls_score.bias"])
-    else:  # RetinaNet has no background; without any classifier there is nothing to reduce
+    else:  # RetinaNet has no background; other models have no classifier
         categories = len(weights.get("head.cls_score.bias", ())) // num_anchors + 1
     if num_classes != _COCO_CLASSES or categories != _COCO_CATEGORIES:
         return
@@ -266,9 +257,5 @@ def keep_coco_classes(translation: Translation, num_classes: int) -> None:
     if translation.class_names is not None:
         translation.class_names = [translation.class_names[i] for i in kept.tolist()]
     translation.remarks.append(
-        "of COCO's 90 category ids the 80 that objects have were kept, in their order"
+        "kept the 80 of COCO's 90 category ids that have objects, in their order"
     )
-
-
-RESNET = Layout(_is_resnet, _translate_resnet)
-DETECTOR = Layout(_is_detector, _translate_detector)

@@ -1,8 +1,8 @@
-"""Translation of foreign weights to the names of Detectron2, and of a model.
+"""Translation of foreign weights to the names of Detectron2 and of a model.
 
-A layout is recognised by its names. A ResNet's tensors, which have no prefix, find their place in a
-model by the end of their names: `stem.conv1.weight` is `backbone.bottom_up.stem.conv1.weight` below
-a pyramid, and the same file serves a bare backbone.
+A layout is recognised by its names. Tensors of a ResNet have no prefix and are placed in a model
+by the end of their names: `stem.conv1.weight` is `backbone.bottom_up.stem.conv1.weight` in a model
+with a pyramid, and the same file fits a plain backbone.
 """
 
 import re
@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from detkit.checkpoint.foreign.caffe2 import CAFFE2
+from detkit.checkpoint.foreign.caffe2 import translate_caffe2
 from detkit.checkpoint.foreign.layout import Translation
-from detkit.checkpoint.foreign.mmdet import MMDET
-from detkit.checkpoint.foreign.torchvision import DETECTOR, RESNET, keep_coco_classes
+from detkit.checkpoint.foreign.mmdet import translate_mmdet
+from detkit.checkpoint.foreign.torchvision import (
+    keep_coco_classes,
+    translate_detector,
+    translate_resnet,
+)
 
-# Detectors first, as they contain ResNets, and have names of Detectron2 with the background
-# elsewhere.
-_LAYOUTS = (DETECTOR, MMDET, CAFFE2, RESNET)
+# Detectors before ResNets, as they contain one.
+_LAYOUTS = (translate_detector, translate_mmdet, translate_caffe2, translate_resnet)
 _BARE = re.compile(r"(stem|res[2-5]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
 _CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
@@ -29,21 +32,21 @@ def translate(weights: Mapping[str, Tensor], file_name: str = "") -> Translation
 
     Args:
         weights: Name -> tensor. Not changed.
-        file_name: Name of their file, by which some published ones are known.
+        file_name: Name of their file; some published files are recognised by it.
 
     Returns:
         None if no foreign layout is recognised.
     """
-    layout = next((layout for layout in _LAYOUTS if layout.recognises(weights)), None)
-    if layout is None:
-        if weights and all(_BARE.match(name) for name in weights):
-            return Translation("a ResNet alone", dict(weights), {})
-        return None
-    translation = layout.translate(weights, file_name)
-    translation.unrecognised = [
-        n for n in translation.weights if n in weights and n not in translation.renamed
-    ]
-    return translation
+    for translate_layout in _LAYOUTS:
+        translation = translate_layout(weights, file_name)
+        if translation is not None:
+            translation.unrecognised = [
+                n for n in translation.weights if n in weights and n not in translation.renamed
+            ]
+            return translation
+    if weights and all(_BARE.match(name) for name in weights):
+        return Translation("a ResNet alone", dict(weights), {})
+    return None
 
 
 def translate_for(
@@ -59,11 +62,11 @@ def translate_for(
         weights: Name -> tensor. Not changed.
         model_state: Name -> tensor of the model.
         file_name: See `translate`.
-        by_suffix: Match the ends of names also if no layout is recognised: Detectron2's
-            `matching_heuristics`.
+        by_suffix: Match the ends of names even if no layout is recognised, as Detectron2 does for
+            files with `matching_heuristics`.
 
     Returns:
-        None if the names are those of the model already.
+        None if the weights already have the names of the model.
     """
     translation = translate(weights, file_name)
     as_they_are = places_by_suffix(weights, model_state)
@@ -76,7 +79,7 @@ def translate_for(
         keep_coco_classes(translation, num_classes)
     places = places_by_suffix(translation.weights, model_state)
     if len(as_they_are) > len(places):
-        # The model is built of foreign parts itself, such as torchvision's ResNet.
+        # The model itself contains foreign parts, such as torchvision's ResNet.
         if all(name == place for name, place in as_they_are.items()):
             return None
         return Translation(
@@ -91,14 +94,22 @@ def translate_for(
 def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Translation | None:
     """Translate weights of a foreign layout to the full names of a GeneralizedRCNN or RetinaNet.
 
-    A ResNet alone keeps its short names, which load into any model.
+    A plain ResNet keeps its short names, which load into any model.
     """
     translation = translate(weights, file_name)
     if translation is None or all(_BARE.match(name) for name in translation.weights):
         return translation
     has_pyramid = any(_PYRAMID.match(name) for name in translation.weights)
     has_heads = any(name.startswith("roi_heads.") for name in translation.weights)
-    full_names = {name: _full_name(name, has_pyramid, has_heads) for name in translation.weights}
+    full_names = {}
+    for name in translation.weights:
+        if _PYRAMID.match(name):
+            full_names[name] = f"backbone.{name}"
+        elif _BARE.match(name):
+            backbone = "backbone.bottom_up." if has_pyramid else "backbone."
+            # Without a pyramid, res5 belongs to the heads.
+            in_heads = has_heads and not has_pyramid and name.startswith("res5.")
+            full_names[name] = f"{'roi_heads.' if in_heads else backbone}{name}"
     translation.weights, translation.renamed = _placed(
         translation.weights, translation.renamed, full_names
     )
@@ -106,10 +117,10 @@ def translate_for_file(weights: Mapping[str, Tensor], file_name: str = "") -> Tr
 
 
 def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Map names to the names of a model that equal them, or end with them.
+    """Map each name to the name in a model that equals it or ends with it.
 
-    Names without such a place are left out. If several parts of the model fit, the part that takes
-    most of the names wins.
+    Names without a match are left out. If several parts of the model match, the part with the most
+    matches is chosen.
     """
     names = dict.fromkeys(names)
     prefixes: dict[str, list[str]] = defaultdict(list)
@@ -132,27 +143,19 @@ def places_by_suffix(names: Iterable[str], model_names: Iterable[str]) -> dict[s
 def _placed(
     weights: Mapping[str, Tensor], renamed: Mapping[str, str], places: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename weights to their places; return them, and the names in the file -> new names."""
+    """Rename translated weights to their places in a model.
+
+    Returns:
+        The weights, and name in the file -> new name.
+    """
     name_in_file = {new: old for old, new in renamed.items()}
     placed = {places.get(name, name): value for name, value in weights.items()}
     names = {name_in_file.get(name, name): places.get(name, name) for name in weights}
     return placed, {old: new for old, new in names.items() if old != new}
 
 
-def _full_name(name: str, has_pyramid: bool, has_heads: bool) -> str:
-    if _PYRAMID.match(name):
-        return f"backbone.{name}"
-    if not _BARE.match(name):
-        return name
-    if has_pyramid:
-        return f"backbone.bottom_up.{name}"
-    return f"roi_heads.{name}" if has_heads and name.startswith("res5.") else f"backbone.{name}"
-
-
 def _num_classes(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a model that has the kind of classifier that the weights
-    have.
-    """
+    """Return K of a model with the same kind of classifier as the weights, else None."""
     rcnn, retinanet = _CLASSIFIERS
     if rcnn in weights and rcnn in model_state:
         return len(model_state[rcnn]) - 1
