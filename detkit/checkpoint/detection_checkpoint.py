@@ -1,4 +1,4 @@
-"""`DetectionCheckpointer`: saves and loads a model together with the states of its training."""
+"""`DetectionCheckpointer`: saves and loads a model and the states of its training."""
 
 import dataclasses
 import logging
@@ -31,7 +31,7 @@ _LAST_CHECKPOINT = "last_checkpoint"
 
 
 class Checkpointable(Protocol):
-    """What can be saved beside the model: an optimizer, a scheduler, a trainer."""
+    """An object with a state to save beside the model: an optimizer, a scheduler, a trainer."""
 
     def state_dict(self) -> Any:
         """Return the state."""
@@ -47,20 +47,20 @@ class HasInitialWeights(Protocol):
     """A part of a model with published weights to start from, such as a backbone of torchvision."""
 
     def load_initial_weights(self) -> str:
-        """Load them, and return what they are; an empty string if random weights are wanted."""
+        """Load the weights and return a description; "" if it starts from random weights."""
         ...
 
 
 class SharedFolderError(UserError, RuntimeError):
-    """A folder that some processes of a run see and others do not."""
+    """A folder that only some processes of a run can see."""
 
 
 class DetectionCheckpointer:
-    """Saves and loads a model and everything that must survive a resume.
+    """Saves and loads a model and everything that a resumed run needs.
 
-    A file holds the weights under `model`, each checkpointable under its own name, `metadata` such
-    as class names, and what the caller of `save` adds (`iteration`). Loading runs no code from a
-    file: see `safe_load`.
+    A file contains the weights under `model`, each checkpointable under its own name, `metadata`
+    such as class names, and what the caller of `save` adds (`iteration`). Loading runs no code from
+    a file: see `safe_load`.
 
     Example:
         >>> import tempfile
@@ -87,7 +87,7 @@ class DetectionCheckpointer:
             model: Saved without the wrappers of DistributedDataParallel and torch.compile.
             save_dir: Folder of the checkpoints; empty to only load.
             save_to_disk: Whether this process writes; None lets the main process write.
-            metadata: Facts about the model for each file, such as `thing_classes`.
+            metadata: Facts about the model to store in each file, such as `thing_classes`.
             **checkpointables: Objects with `state_dict` and `load_state_dict`, by their name in the
                 file.
         """
@@ -123,14 +123,14 @@ class DetectionCheckpointer:
     ) -> None:
         """Write `save_dir/name.pth`.
 
-        In a distributed run every process must call it: all collect their states, and the main
-        process writes.
+        In a distributed run all processes must call it, as states may be gathered; the main process
+        writes.
 
         Args:
             name: Name of the file, without `.pth`.
             tag_last: Record it as the checkpoint to resume from.
-            checkpointables: Names of the objects to save; None saves all. With an empty list, the
-                weights alone, the main process may save without the others.
+            checkpointables: Names of the objects to save; None saves all. With an empty list, for
+                the weights alone, the main process may call it without the others.
             **extra: Further entries of the file, such as `iteration`.
 
         Raises:
@@ -160,29 +160,27 @@ class DetectionCheckpointer:
     ) -> dict[str, Any]:
         """Load the weights, and the states of the checkpointables.
 
+        Afterwards, `load_report` lists the tensors that matched and those that did not.
+
         Args:
-            path: File or address; empty loads only the published weights that parts of the model
-                name.
+            path: File or address; empty loads only published weights, see `load_initial_weights`.
             checkpointables: Names of the objects to load; None loads all, an empty list the weights
                 alone.
-            strict: Accept only a file that fills every learned tensor of the model, as evaluation
-                needs it.
-            averaged: Load the running mean of the weights, which a run with MODEL_EMA.ENABLED
-                saves.
+            strict: Require a value for every learned tensor of the model, as evaluation does.
+            averaged: Load the average of the weights that a run with MODEL_EMA.ENABLED saves.
 
         Returns:
             The other entries of the file (`iteration`, `metadata`, ...); empty without a path.
-            `load_report` holds what matched.
 
         Raises:
-            CheckpointError: The file is broken or unsafe.
-            CheckpointError: It has nothing for this model, or not all and `strict` is set.
-            MissingFileError: There is no such file.
+            CheckpointError: The file is damaged or unsafe.
+            CheckpointError: No tensor fits the model, or not all do and `strict` is set.
+            MissingFileError: The file does not exist.
             ConfigError: `strict` is set and the path is empty.
         """
         if not path:
             if strict:
-                raise ConfigError("no weights are given: set MODEL.WEIGHTS to a checkpoint")
+                raise ConfigError("no weights given: set MODEL.WEIGHTS to a checkpoint")
             parts = load_initial_weights(self.model)
             logger.info(
                 "no checkpoint given: the model%s starts from random weights",
@@ -192,7 +190,13 @@ class DetectionCheckpointer:
         checkpoint = self._load_file(path)
         weights = checkpoint.pop("model")
         if averaged:
-            weights = _averaged_weights(checkpoint, path)
+            if "ema" not in checkpoint:
+                raise CheckpointError(
+                    f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for:"
+                    " only a run with MODEL_EMA.ENABLED saves them"
+                )
+            logger.info("%s: taking the averaged weights", path)
+            weights = OrderedDict(checkpoint["ema"]["weights"])
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
         class_names = self._load_model(weights, path, strict=strict, by_suffix=by_suffix)
         if class_names is not None:
@@ -201,16 +205,17 @@ class DetectionCheckpointer:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
             else:
-                logger.warning("%s has no state of %r: it starts afresh", path, key)
+                logger.warning("%s has no state of %r, which starts anew", path, key)
         return checkpoint
 
     def _load_file(self, path: str) -> dict[str, Any]:
+        # A method, as subclasses written for Detectron2 override it to read further formats.
         return load_checkpoint_file(path)
 
     def _load_model(
         self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
     ) -> list[str] | None:
-        """Load the weights, and return the names of their classes if the layout has them."""
+        """Load the weights, and return the names of their classes if their layout has them."""
         model_state = self.model.state_dict()
         weights = _without_wrappers(weights, model_state)
         translation = translate_for(
@@ -218,7 +223,7 @@ class DetectionCheckpointer:
         )
         if translation is not None:
             weights = translation.weights
-        # Before matching: a ResNet-50 fills the first blocks of a ResNet-101 without a complaint.
+        # Before matching, where a ResNet-50 would fill the first blocks of a ResNet-101.
         check_depth(weights, model_state, path)
         chosen, report = match_weights(weights, model_state)
         if translation is not None:
@@ -226,15 +231,22 @@ class DetectionCheckpointer:
             report = dataclasses.replace(report, layout=layout, renamed=renamed)
         self.load_report = report
         if not report.matched:
-            raise CheckpointError(_nothing_matches(path, weights, model_state, report))
+            if report.mismatched:
+                reason = f"no tensor has the model's shape. {report.summary()}"
+            else:
+                layout = f" It has the layout of {report.layout}." if report.layout else ""
+                reason = (
+                    f"none of its {len(weights)} names is in the model.{layout} In the file:"
+                    f" {_some(weights)}. In the model: {_some(model_state)}."
+                )
+            raise CheckpointError(f"{path} holds weights of another model: {reason}")
         if strict and not report.is_complete:
             raise CheckpointError(
-                f"{path} does not fill the model: {report.summary()}. Every learned tensor is"
-                " needed: check that the config is that of the checkpoint, or allow a partial load"
-                " on purpose (--allow-partial)."
+                f"{path} does not fill the model: {report.summary()}. Use the config of the"
+                " checkpoint, or allow a partial load (--allow-partial)."
             )
         state = OrderedDict(chosen)
-        # Versions of the modules, by which torch converts what older ones saved.
+        # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
         self.model.load_state_dict(state, strict=False)
         level = logging.INFO if report.is_complete else logging.WARNING
@@ -253,38 +265,34 @@ class DetectionCheckpointer:
     ) -> dict[str, Any]:
         """Load the last checkpoint in `save_dir` with all states, or else the weights at `path`.
 
-        A damaged last checkpoint is logged, and the newest whole one before it is loaded.
+        If the last checkpoint is damaged, this is logged, and the newest undamaged one is loaded.
 
         Args:
             path: File or address to start from.
-            resume: Look for a checkpoint of this run first.
-            strict: See `load`; for `path` only: a checkpoint of the run must always fit.
+            resume: Look for a checkpoint in `save_dir` first.
+            strict: See `load`; checkpoints in `save_dir` are always loaded strictly.
             averaged: See `load`; not for a run that continues training.
 
         Returns:
             See `load`.
 
         Raises:
-            CheckpointError: All checkpoints of the run are damaged.
-            SharedFolderError: Some processes of a distributed run see a last checkpoint and others
-                do not.
+            CheckpointError: All checkpoints in `save_dir` are damaged.
+            SharedFolderError: Only some processes of a distributed run see a last checkpoint.
         """
-        if resume and self._all_have_checkpoint():
-            return self.load(self._file_to_resume_from(), strict=True, averaged=averaged)
-        return self.load(path, checkpointables=[], strict=strict, averaged=averaged)
-
-    def _all_have_checkpoint(self) -> bool:
-        found = comm.all_gather(self.has_checkpoint())
+        found = comm.all_gather(self.has_checkpoint()) if resume else [False]
         if len(set(found)) > 1:
             without = [rank for rank, has in enumerate(found) if not has]
             raise SharedFolderError(
                 f"processes {without} see no {_LAST_CHECKPOINT} in {self.save_dir}, the others do: "
                 "OUTPUT_DIR must be a folder that all machines share"
             )
-        return found[0]
+        if found[0]:
+            return self.load(self._file_to_resume_from(), strict=True, averaged=averaged)
+        return self.load(path, checkpointables=[], strict=strict, averaged=averaged)
 
     def _file_to_resume_from(self) -> str:
-        """Return the newest whole checkpoint, the same in all processes: the main one decides."""
+        """Return the newest undamaged checkpoint; the main process chooses it for all."""
         found = ("", "")
         if comm.is_main_process():
             if self.save_to_disk and "://" not in self.save_dir:
@@ -294,18 +302,18 @@ class DetectionCheckpointer:
                 found = (newest_whole_checkpoint(last, every), "")
             except CheckpointError as error:
                 found = ("", str(error))
-        # The error too: the other processes would wait for ever at the next collective.
+        # Errors are gathered too: otherwise the other processes would wait for ever.
         path, problem = comm.all_gather(found)[0]
         if problem:
             raise CheckpointError(problem)
         return path
 
     def has_checkpoint(self) -> bool:
-        """Return whether `save_dir` names a last checkpoint."""
+        """Return whether a last checkpoint is recorded in `save_dir`."""
         return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, _LAST_CHECKPOINT))
 
     def get_checkpoint_file(self) -> str:
-        """Return the path of the last checkpoint, or an empty string when there is none."""
+        """Return the path of the last checkpoint, or "" if there is none."""
         if not self.has_checkpoint():
             return ""
         with PathManager.open(_join(self.save_dir, _LAST_CHECKPOINT), "r") as file:
@@ -325,16 +333,6 @@ class DetectionCheckpointer:
             file.write(last_filename_basename.encode())
 
 
-def _averaged_weights(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
-    if "ema" not in checkpoint:
-        raise CheckpointError(
-            f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for: they are"
-            " saved in a run with MODEL_EMA.ENABLED"
-        )
-    logger.info("%s: taking the averaged weights", path)
-    return OrderedDict(checkpoint["ema"]["weights"])
-
-
 def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights without the prefixes of DistributedDataParallel and torch.compile."""
     renamed = strip_wrapper_prefixes(weights, model_state)
@@ -343,21 +341,6 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     if metadata is not None and list(renamed) == list(renamed.values()):
         vars(result)["_metadata"] = metadata
     return result
-
-
-def _nothing_matches(
-    path: str, weights: Mapping[str, Any], model_state: Mapping[str, Any], report: LoadReport
-) -> str:
-    if report.mismatched:
-        return (
-            f"{path} holds weights of another model: no tensor has the model's shape."
-            f" {report.summary()}"
-        )
-    layout = f" It has the layout of {report.layout}." if report.layout else ""
-    return (
-        f"{path} holds weights of another model: none of its {len(weights)} names is in the"
-        f" model.{layout} In the file: {_some(weights)}. In the model: {_some(model_state)}."
-    )
 
 
 def _some(names: Iterable[str]) -> str:
@@ -380,17 +363,17 @@ def _join(folder: str, name: str) -> str:
 
 
 def load_initial_weights(model: nn.Module, loaded: Collection[str] = ()) -> list[str]:
-    """Let each part load its published weights, unless a checkpoint has brought weights for it.
+    """Load the published weights of each part that a checkpoint has not filled.
 
-    This happens when weights are loaded, not when a model is built: resuming, evaluating and
-    predicting from a checkpoint download nothing.
+    Called when weights are loaded, not when a model is built: resuming, evaluating and predicting
+    from a checkpoint download nothing.
 
     Args:
-        model: Its parts are changed.
-        loaded: Names of the model's tensors that a checkpoint has filled.
+        model: Changed in place.
+        loaded: Names of the tensors that a checkpoint has filled.
 
     Returns:
-        The names of the parts that have loaded some.
+        The names of the parts that have loaded weights.
     """
     parts = []
     for name, module in model.named_modules():

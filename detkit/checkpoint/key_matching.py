@@ -1,4 +1,4 @@
-"""Matching of a checkpoint's tensors with a model's, and a report of those that did not match."""
+"""Matching of the tensors of a checkpoint with those of a model, and a report of the result."""
 
 import re
 from collections import defaultdict
@@ -12,12 +12,11 @@ from detkit.checkpoint.safe_load import CheckpointError
 
 # Prefixes of all names in DistributedDataParallel and torch.compile.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-# A count of batches for a momentum that nobody uses; old and converted checkpoints lack it.
+# The batch count of norms without a momentum, which are rare; old and converted files lack it.
 _NOT_LEARNED = re.compile(r"(^|\.)num_batches_tracked$")
-# Constants that Detectron2 kept in its files and that follow from the config.
+# Constants that Detectron2 saves; here they follow from the config.
 _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
-# RetinaNet has it only after the first training step: a file may hold it for a model that does not
-# have it yet, and the model needs no value.
+# RetinaNet creates it in the first training step: either side may lack it.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 # Convolutions of detkit's ResNets, and of those of torchvision and timm.
 _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
@@ -25,15 +24,15 @@ _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weig
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of a model, by the names of the model."""
+    """Which tensors of a checkpoint and of a model matched, by the names of the model."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
-    """Tensors of the model that the checkpoint does not have."""
+    """Tensors of the model that are not in the checkpoint."""
     unexpected: tuple[str, ...]
-    """Tensors of the checkpoint that the model does not have."""
+    """Tensors of the checkpoint that are not in the model."""
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Name -> different shapes in the checkpoint and in the model; these are not loaded."""
+    """Name -> shapes in the checkpoint and in the model, if they differ; these are not loaded."""
     layout: str = ""
     """Layout of the checkpoint, if its names were translated."""
     renamed: dict[str, str] = field(default_factory=dict)
@@ -45,7 +44,7 @@ class LoadReport:
         return not self.missing and not self.mismatched
 
     def summary(self) -> str:
-        """Return the report in a line: `loaded 2/3 tensors; re-initialised: box_predictor.*`."""
+        """Return the report as a line: `loaded 2/3 tensors; re-initialised: box_predictor.*`."""
         unloaded = [*self.missing, *self.mismatched]
         total = len(self.matched) + len(unloaded)
         parts = [f"loaded {len(self.matched)}/{total} tensors"]
@@ -73,7 +72,7 @@ class LoadReport:
 def match_weights(
     weights: Mapping[str, Any], model_state: Mapping[str, Any]
 ) -> tuple[dict[str, Any], LoadReport]:
-    """Choose the tensors whose name and shape the model has.
+    """Select the tensors of a checkpoint that have the name and shape of one in the model.
 
     Args:
         weights: Name -> tensor, from a checkpoint.
@@ -92,17 +91,14 @@ def match_weights(
             chosen[name] = weights[name]
         else:
             mismatched[name] = (shape_in_file, shape_in_model)
+    missing = [n for n in model_state if n not in weights and not _is_optional(n)]
+    unexpected = [
+        name
+        for name in weights
+        if name not in model_state and not _is_optional(name) and not _CONSTANTS.search(name)
+    ]
+    report = LoadReport(tuple(chosen), tuple(missing), tuple(unexpected), mismatched)
     grown = {name: value for name, value in weights.items() if _GROWN_IN_TRAINING.search(name)}
-    report = LoadReport(
-        matched=tuple(chosen),
-        missing=tuple(n for n in model_state if n not in weights and not _is_optional(n)),
-        unexpected=tuple(
-            n
-            for n in weights
-            if n not in model_state and not _is_optional(n) and not _CONSTANTS.search(n)
-        ),
-        mismatched=mismatched,
-    )
     return {**chosen, **grown}, report
 
 
@@ -111,9 +107,9 @@ def _is_optional(name: str) -> bool:
 
 
 def strip_wrapper_prefixes(names: Iterable[str], model_names: Iterable[str]) -> dict[str, str]:
-    """Map the names of a checkpoint to those without the prefixes of wrappers.
+    """Map the names of a checkpoint to names without the prefixes of DDP and torch.compile.
 
-    A prefix that all names of the model share belongs to the model and stays.
+    A prefix that all names of the model share is kept, as it belongs to the model.
     """
     model_names = list(model_names)
     stripped = {name: name for name in names}
@@ -125,11 +121,11 @@ def strip_wrapper_prefixes(names: Iterable[str], model_names: Iterable[str]) -> 
 
 
 def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
-    """Name a set of tensors compactly: `a.b.*` is all tensors of `universe` below `a.b`.
+    """Return a compact list of tensor names: `a.b.*` stands for all of `universe` below `a.b`.
 
     Args:
-        names: The tensors to name, all of them in `universe`.
-        universe: All tensors.
+        names: The names to list, all of them in `universe`.
+        universe: All names.
 
     Example:
         >>> from detkit.checkpoint.key_matching import group_names
@@ -146,8 +142,12 @@ def group_names(names: Iterable[str], universe: Iterable[str]) -> list[str]:
     groups: dict[str, None] = {}  # an ordered set
     for name in universe:
         if name in wanted:
-            whole = next((m for m in _modules_above(name) if size[m] == size_wanted[m]), None)
-            groups[name if whole is None else f"{whole}.*" if whole else "*"] = None
+            group = name
+            for module in _modules_above(name):
+                if size[module] == size_wanted[module]:  # the outermost module that is complete
+                    group = f"{module}.*" if module else "*"
+                    break
+            groups[group] = None
     return list(groups)
 
 
@@ -159,21 +159,20 @@ def check_depth(names: Iterable[str], model_names: Iterable[str], path: str) -> 
         model_names: Of the tensors of the model.
         path: The file, for the message.
     """
-    # A ResNet-101 has all names of a ResNet-50, with the same shapes: loaded by name, one fills the
-    # other, and the features are meaningless.
+    # A ResNet-101 has all names of a ResNet-50, with the same shapes: the weights of one load into
+    # the other, and the features are meaningless.
     if difference := depth_difference(names, model_names):
         raise CheckpointError(
             f"{path} holds weights of a ResNet of another depth: {difference}. Set"
-            " MODEL.RESNETS.DEPTH (or the name in MODEL.TORCHVISION, MODEL.TIMM) to theirs, or"
-            " choose other weights."
+            " MODEL.RESNETS.DEPTH (or the name in MODEL.TORCHVISION or MODEL.TIMM) to match."
         )
 
 
 def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
-    """Return how the depths of two ResNets differ, or "" if they do not or one is missing."""
+    """Return how the depths of two ResNets differ, or "" if they are equal or one is missing."""
     in_file, in_model = _stages(names), _stages(model_names)
     for stage, (blocks_in_model, convs_in_model) in in_model.items():
-        # Blocks without a place in the model keep their short name: res4.6 beside backbone.res4.0.
+        # Blocks that the model does not have keep their short name: res4.6 and backbone.res4.0.
         found = [in_file[name] for name in in_file if f".{stage}".endswith(f".{name}")]
         blocks, convs = max((n for n, _ in found), default=0), max((n for _, n in found), default=0)
         if found and (blocks, convs) != (blocks_in_model, convs_in_model):
@@ -185,7 +184,7 @@ def depth_difference(names: Iterable[str], model_names: Iterable[str]) -> str:
 
 
 def _stages(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return, for each stage, its number of blocks and of convolutions in a block."""
+    """Return the number of blocks, and of convolutions in a block, by stage."""
     found: dict[str, tuple[int, int]] = {}
     for name in names:
         match = _RESNET_CONV.fullmatch(name)
@@ -196,7 +195,7 @@ def _stages(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def _modules_above(name: str) -> list[str]:
-    """Return the modules that a tensor is in, outermost first: "", "a", "a.b" for a.b.weight."""
+    """Return the modules that contain a tensor: "", "a", "a.b" for a.b.weight."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 

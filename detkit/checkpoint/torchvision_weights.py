@@ -1,7 +1,8 @@
-"""`torchvision://NAME` and `torchvision://NAME/WEIGHTS`: the weights that torchvision publishes.
+"""Addresses of torchvision's published weights: `torchvision://NAME[/WEIGHTS]`.
 
-`torchvision://resnet50` are the weights that torchvision calls DEFAULT,
-`torchvision://resnet50/IMAGENET1K_V1` those of that name. They share torchvision's own cache.
+`torchvision://resnet50` selects the DEFAULT weights of a model, and
+`torchvision://resnet50/IMAGENET1K_V1` the weights of that name. Files are stored in torchvision's
+cache.
 """
 
 import re
@@ -18,7 +19,7 @@ from detkit.utils.file_io import DownloadHandler, PathManager
 from detkit.utils.near_miss import did_you_mean
 
 _PREFIX = "torchvision://"
-# By torch.hub's rule, the name of a file ends with the first digits of its hash.
+# torch.hub's convention: file names end with the first digits of the hash.
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")
 
 
@@ -29,7 +30,7 @@ def torchvision_weights(address: str) -> Any:
         address: `torchvision://NAME` or `torchvision://NAME/WEIGHTS`; the prefix is optional.
 
     Raises:
-        ConfigError: torchvision has no such model, or no weights of that name for it.
+        ConfigError: torchvision has no such model, or the model has no such weights.
     """
     name, _, weights_name = address.removeprefix(_PREFIX).strip("/").partition("/")
     known = torchvision.models.list_models()
@@ -47,11 +48,11 @@ def torchvision_weights(address: str) -> Any:
 
 
 def torchvision_weights_file(address: str) -> Path:
-    """Return the local file of an address, downloaded and checked if needed.
+    """Return the local file of an address, downloaded and verified if necessary.
 
     Raises:
         ConfigError: See `torchvision_weights`.
-        DownloadError: See `fetch`; offline, the message says which file to place where.
+        DownloadError: See `fetch`.
     """
     url, name = torchvision_weights(address).url, published_file_name(address)
     found = _HASH.search(name)
@@ -60,7 +61,7 @@ def torchvision_weights_file(address: str) -> Path:
 
 
 def published_file_name(path: str) -> str:
-    """Return the name of the file of a path or address; `torchvision://` addresses hide it."""
+    """Return the file name of a path or address, also of a `torchvision://` address."""
     if path.startswith(_PREFIX):
         path = urlsplit(torchvision_weights(path).url).path
     return PurePosixPath(path).name

@@ -1,4 +1,4 @@
-"""`build_optimizer` and `build_lr_scheduler`: from the SOLVER keys to torch objects."""
+"""`build_optimizer` and `build_lr_scheduler`: torch objects from the SOLVER keys."""
 
 import logging
 from collections.abc import Callable
@@ -28,10 +28,10 @@ CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build the optimizer that SOLVER.OPTIMIZER names, over the parameters of `model` that train.
+    """Build the optimizer of SOLVER.OPTIMIZER for the trainable parameters of a model.
 
     Raises:
-        ConfigError: A SOLVER key has a value that cannot train, or nothing in the model trains.
+        ConfigError: A SOLVER key is out of range, or no parameter of the model trains.
     """
     solver = cfg.SOLVER
     _require_choice(solver.OPTIMIZER, OPTIMIZERS, "SOLVER.OPTIMIZER")
@@ -41,8 +41,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        # BIAS_LR_FACTOR is among these: given as `bias_lr_factor`, it would replace the other
-        # factors on biases, not multiply them.
+        # Includes BIAS_LR_FACTOR: the argument `bias_lr_factor` would replace the other factors on
+        # biases instead of multiplying them.
         lr_factor_func=lr_factor_func(cfg, model),
     )
     if solver.OPTIMIZER == "SGD":
@@ -75,8 +75,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer:
     """Clip gradients before each step of the optimizer if SOLVER.CLIP_GRADIENTS.ENABLED is set.
 
-    `value` clips each element, `norm` scales the gradient of each parameter by itself, as
-    Detectron2 does, and `full_model` scales all gradients by their common norm.
+    As in Detectron2, `value` clips each element, `norm` the norm of each parameter's gradient, and
+    `full_model` the norm of all gradients together.
 
     Args:
         cfg: Read for SOLVER.CLIP_GRADIENTS.
@@ -93,14 +93,13 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
         return optimizer
     _require_choice(settings.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
     _require_positive(settings.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
-    # Read here: the hook must not follow a config that is edited later.
+    # Read once: the hook must not depend on a config that is edited later.
     clip_type, value, norm_type = settings.CLIP_TYPE, settings.CLIP_VALUE, settings.NORM_TYPE
 
     def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        groups = optimizer.param_groups
-        parameters: list[Tensor] = [
-            p for group in groups for p in group["params"] if p.grad is not None
-        ]
+        parameters: list[Tensor] = []
+        for group in optimizer.param_groups:
+            parameters += [p for p in group["params"] if p.grad is not None]
         if clip_type == "value":
             clip_grad_value_(parameters, value)
         elif clip_type == "full_model":
@@ -109,16 +108,14 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
             for parameter in parameters:
                 clip_grad_norm_(parameter, value, norm_type)
 
-    # A hook of the step comes after the unscaling of a GradScaler, which is where clipping belongs,
-    # and keeps class and state of the optimizer. Detectron2 makes a subclass instead.
+    # A pre-hook of the step runs after GradScaler has unscaled the gradients, and keeps class and
+    # state of the optimizer; Detectron2 creates a subclass instead.
     optimizer.register_step_pre_hook(clip)
     return optimizer
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
-    """Build the schedule that SOLVER.LR_SCHEDULER_NAME names, after a warm-up.
-
-    It steps once per iteration.
+    """Build the schedule of SOLVER.LR_SCHEDULER_NAME, with a warm-up; it steps per iteration.
 
     Raises:
         ConfigError: The name is unknown, or a SOLVER key is out of range.
@@ -138,7 +135,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
             max_iter,
         )
     multiplier = WarmupParamScheduler(
-        _COURSES[name](cfg),
+        _SCHEDULES[name](cfg),
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_length=min(solver.WARMUP_ITERS / max_iter, 1.0),
         warmup_method=solver.WARMUP_METHOD,
@@ -150,12 +147,12 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
 def _multi_step(cfg: CfgNode) -> ParamScheduler:
     steps, max_iter = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
     if any(step < 1 for step in steps) or any(a >= b for a, b in pairwise(steps)):
-        raise ConfigError(f"SOLVER.STEPS must be positive and rise, got {steps}")
-    # fvcore refuses milestones behind the end; a short trial run of a long schedule has them.
+        raise ConfigError(f"SOLVER.STEPS must be positive and increasing, got {steps}")
+    # fvcore refuses milestones after the end, which a short trial run of a long schedule has.
     unreached = [step for step in steps if step >= max_iter]
     if unreached:
         logger.warning(
-            "SOLVER.STEPS %s are not reached: training ends at SOLVER.MAX_ITER=%d",
+            "SOLVER.STEPS %s have no effect: training ends at SOLVER.MAX_ITER=%d",
             unreached,
             max_iter,
         )
@@ -180,15 +177,14 @@ def _step_with_fixed_gamma(cfg: CfgNode) -> ParamScheduler:
     return StepWithFixedGamma(cfg.SOLVER.NUM_DECAYS, cfg.SOLVER.GAMMA)
 
 
-_COURSES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
+_SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
     "WarmupMultiStepLR": _multi_step,
     "WarmupCosineLR": _cosine,
     "WarmupStepWithFixedGammaLR": _step_with_fixed_gamma,
 }
 
 
-# The table of keys has the same limits. They hold for merged settings, and code may assign others:
-# `cfg.SOLVER.BASE_LR = 0`.
+# `KeySpec` checks these limits while merging; `cfg.SOLVER.BASE_LR = 0` in code bypasses it.
 def _require_choice(value: Any, choices: tuple[str, ...], key: str) -> None:
     if value not in choices:
         hint = did_you_mean(str(value), choices)

@@ -1,4 +1,4 @@
-"""Learning rate schedules: a warm-up and a course over the run, as factors on the learning rates.
+"""Learning rate schedules, with a warm-up, as factors on the base learning rates.
 
 A `ParamScheduler` of fvcore maps progress (iteration / max_iter, in [0, 1]) to a factor;
 `LRMultiplier` applies it to the learning rates of an optimizer.
@@ -36,16 +36,16 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_method: str = "linear",
         rescale_interval: bool = False,
     ) -> None:
-        """Put a warm-up in front of `scheduler`.
+        """Combine a warm-up with `scheduler`.
 
         Args:
-            scheduler: The course of the factor over the whole run.
+            scheduler: Schedule of the factor over the whole run.
             warmup_factor: Factor at the first iteration, relative to that of `scheduler`.
-            warmup_length: Share of the run that warms up, in [0, 1].
-            warmup_method: `linear` rises to the value of `scheduler` at the end of the warm-up;
-                `constant` stays at the first.
-            rescale_interval: Start `scheduler` at the end of the warm-up, squeezed into the rest of
-                the run. Otherwise it runs from the beginning, and the warm-up covers its start.
+            warmup_length: Fraction of the run for the warm-up, in [0, 1].
+            warmup_method: `linear` increases to the value of `scheduler` at the end of the warm-up;
+                `constant` keeps the first value.
+            rescale_interval: Start `scheduler` after the warm-up and rescale it to the rest of the
+                run. Otherwise the warm-up replaces the start of `scheduler`.
 
         Raises:
             ValueError: `warmup_method` is unknown, or `warmup_length` is not in [0, 1].
@@ -68,10 +68,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class StepWithFixedGamma(ParamScheduler):
-    """Multiplies by `gamma`, `num_decays` times at equal distances.
+    """Multiplies the factor by `gamma` at `num_decays` equally spaced points of the run.
 
-    Unlike fvcore's class of a similar name, it returns the last value at progress 1 instead of an
-    IndexError.
+    Unlike fvcore's StepWithFixedGammaParamScheduler, it does not raise an IndexError at progress 1.
     """
 
     def __init__(self, num_decays: int, gamma: float) -> None:
@@ -79,7 +78,7 @@ class StepWithFixedGamma(ParamScheduler):
         self._gamma = gamma
 
     def __call__(self, where: float) -> float:
-        # The run has one interval more than it has decays: the first is without one.
+        # N decays divide the run into N + 1 intervals.
         decays = int((where + self.WHERE_EPSILON) * (self._num_decays + 1))
         return self._gamma ** min(decays, self._num_decays)
 
@@ -93,10 +92,10 @@ class LRMultiplier(LRScheduler):
         """Attach to an optimizer and set the learning rates of the first iteration.
 
         Args:
-            optimizer: Its present learning rates are the base values.
+            optimizer: Its current learning rates are the base values.
             multiplier: Maps progress in [0, 1) to a factor.
             max_iter: Iterations of the whole run, at least 1.
-            last_iter: The last iteration that was trained; -1 at the start.
+            last_iter: The last iteration that is done; -1 at the start.
 
         Raises:
             ValueError: `max_iter` is below 1.
@@ -109,17 +108,17 @@ class LRMultiplier(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group for the coming iteration."""
-        # After the last iteration torch asks for one more, which no step uses: repeat the last.
+        # torch asks once more after the last iteration; no step uses that value.
         iteration = min(self.last_epoch, self._max_iter - 1)
         factor = self._multiplier(iteration / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return position and base learning rates; the course follows from the config."""
+        """Return position and base learning rates; the schedule itself is in the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a saved position. The saved base learning rates replace those of the config.
+        """Restore a position; the saved base learning rates replace those of the config.
 
         Raises:
             ConfigError: The number of parameter groups differs.
@@ -129,12 +128,11 @@ class LRMultiplier(LRScheduler):
             raise ConfigError(
                 f"the saved schedule has {len(saved)} parameter groups, this one"
                 f" {len(self.base_lrs)}: SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, LR_MULT, LAYER_DECAY"
-                " or the frozen layers differ from the run that is resumed"
+                " or the frozen layers differ from those of the resumed run"
             )
         if saved != self.base_lrs:
             logger.warning(
-                "resuming with the checkpoint's base learning rates %s; those of this config, %s,"
-                " have no effect",
+                "resuming with base learning rates %s of the checkpoint, not %s of the config",
                 sorted(set(saved)),
                 sorted(set(self.base_lrs)),
             )

@@ -1,4 +1,4 @@
-"""Which parameters are optimized, and with which learning rate and weight decay each.
+"""Parameter groups of an optimizer: learning rate and weight decay of each parameter.
 
 Factors on the learning rates come from SOLVER.LR_MULT, by name, and SOLVER.LAYER_DECAY, by depth.
 """
@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from detkit.config import CfgNode, configurable
+from detkit.config import configurable
 from detkit.utils.errors import ConfigError
 from detkit.utils.near_miss import did_you_mean
 
 ParamGroup = dict[str, Any]
 
-# Their subclasses too: a norm layer of the user's own is mostly derived from one of these.
+# Subclasses included: most custom norm layers are derived from one of these.
 NORM_TYPES = (
     _BatchNorm,
     _InstanceNorm,
@@ -33,7 +33,7 @@ class HasParameterStages(Protocol):
     """A network that knows the depth of its parameters, as detkit's backbones do."""
 
     def parameter_stages(self) -> dict[str, int]:
-        """Return the stage of each parameter by its name: 0 for those nearest to the image."""
+        """Return the stage of each parameter by name, 0 being the closest to the image."""
         ...
 
 
@@ -47,26 +47,25 @@ def get_default_optimizer_params(
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[ParamGroup]:
-    """Return the parameters that train, in groups of equal settings, for an optimizer of torch.
+    """Return the trainable parameters in groups of equal settings, for an optimizer of torch.
 
-    A setting that is None is left out of the groups, so that the optimizer's default holds.
+    A setting that is None is left to the default of the optimizer.
 
     Args:
-        model: Parameters without `requires_grad` are left out; a shared one is taken once.
+        model: Parameters without `requires_grad` are skipped; a shared one is used once.
         base_lr: Learning rate of every parameter.
         weight_decay: Weight decay of every parameter.
         weight_decay_norm: Weight decay of all parameters of norm layers, if it differs.
-        bias_lr_factor: Factor on the learning rate of parameters called `bias`, those of norm
-            layers included.
-        weight_decay_bias: Weight decay of parameters called `bias`, if it differs; wins over
+        bias_lr_factor: Factor on the learning rate of parameters called `bias`, norms included.
+        weight_decay_bias: Weight decay of parameters called `bias`, if it differs; overrides
             `weight_decay_norm`.
-        lr_factor_func: From the full name of a parameter to the factor on its learning rate.
-        overrides: Settings by a parameter's own name (`"pos_embed": {"weight_decay": 0.0}`); they
-            win over everything else.
+        lr_factor_func: Maps the full name of a parameter to the factor on its learning rate.
+        overrides: Settings by the last part of a parameter's name (`"pos_embed": {"weight_decay":
+            0.0}`); they override everything else.
 
     Raises:
         ValueError: A factor on the learning rate is given without `base_lr`.
-        ValueError: `bias` is in `overrides` besides `bias_lr_factor` or `weight_decay_bias`.
+        ValueError: `overrides` has `bias`, and `bias_lr_factor` or `weight_decay_bias` is given.
         ConfigError: No parameter of the model trains.
     """
     if base_lr is None and (bias_lr_factor != 1.0 or lr_factor_func is not None):
@@ -78,8 +77,8 @@ def get_default_optimizer_params(
     by_name = dict(overrides or {})
     if for_bias and "bias" in by_name:
         raise ValueError(
-            "overrides has 'bias', which bias_lr_factor and weight_decay_bias set too: give one or"
-            f" the other, got overrides['bias']={dict(by_name['bias'])} and {for_bias}"
+            "bias_lr_factor and weight_decay_bias set 'bias' too: give them or overrides['bias'],"
+            f" got {for_bias} and {dict(by_name['bias'])}"
         )
     if for_bias:
         by_name["bias"] = for_bias
@@ -98,7 +97,7 @@ def get_default_optimizer_params(
             groups.append({"params": [parameter], **settings})
     if not groups:
         raise ConfigError(
-            "no parameter of the model trains: every one has requires_grad=False (see"
+            "no parameter of the model trains: all have requires_grad=False (see"
             " MODEL.BACKBONE.FREEZE_AT, SOLVER.FREEZE)"
         )
     return reduce_param_groups(groups)
@@ -110,8 +109,7 @@ def _without_none(settings: dict[str, float | None]) -> dict[str, float]:
 
 def reduce_param_groups(groups: Iterable[ParamGroup]) -> list[ParamGroup]:
     """Merge groups of equal settings, in the order in which the settings first appear."""
-    # Optimizers update all tensors of a group in one launch: a step on a GPU is fast with few
-    # groups.
+    # Optimizers update all tensors of a group in one kernel launch: few groups are faster on a GPU.
     merged: dict[tuple[tuple[str, Any], ...], ParamGroup] = {}
     for group in groups:
         settings = {name: value for name, value in group.items() if name != "params"}
@@ -120,16 +118,14 @@ def reduce_param_groups(groups: Iterable[ParamGroup]) -> list[ParamGroup]:
     return list(merged.values())
 
 
-def _lr_factors_from_config(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    return {
+@configurable(
+    from_config=lambda cfg, model: {
         "model": model,
         "lr_mult": cfg.SOLVER.LR_MULT,
         "layer_decay": cfg.SOLVER.LAYER_DECAY,
         "bias_lr_factor": cfg.SOLVER.BIAS_LR_FACTOR,
     }
-
-
-@configurable(from_config=_lr_factors_from_config)
+)
 def lr_factor_func(
     model: nn.Module,
     *,
@@ -137,20 +133,20 @@ def lr_factor_func(
     layer_decay: float = 1.0,
     bias_lr_factor: float = 1.0,
 ) -> Callable[[str], float]:
-    """Return the function from the full name of a parameter to the factor on its learning rate.
+    """Return a function from the full name of a parameter to the factor on its learning rate.
 
     The factor is the product of the three below. Also called as `lr_factor_func(cfg, model)`.
 
     Args:
-        model: Each pattern must be found in the name of one of its parameters that train.
-        lr_mult: Pairs of a regular expression, searched in names, and a factor above 0. Where
-            several are found, the last one counts.
+        model: Its trainable parameters get the factors.
+        lr_mult: Pairs of a regular expression, searched in names, and a factor above 0. If several
+            match a name, the last one counts.
         layer_decay: See `layer_decay_factors`.
-        bias_lr_factor: For parameters called `bias`.
+        bias_lr_factor: Factor for parameters called `bias`.
 
     Raises:
         ValueError: An item of `lr_mult` is not such a pair.
-        ValueError: A pattern is found in no name.
+        ValueError: A pattern matches no trainable parameter.
         ValueError: `layer_decay` is below 1 and the model has no stages.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -171,13 +167,12 @@ def lr_factor_func(
 
 
 def layer_decay_factors(model: nn.Module, decay: float) -> dict[str, float]:
-    """Return the factors on the learning rates of a backbone, by the name of the parameter.
+    """Return the factors on the learning rates of a backbone, by parameter name.
 
-    In a backbone of S stages, the stem being stage 0, they are `decay ** (S - stage)`. Everything
-    behind it has the factor 1 and is left out.
+    With S stages, of which the stem is stage 0, the factor is `decay ** (S - stage)`. Parameters
+    outside the backbone have the factor 1 and are not in the result.
 
-    Source: the decay per layer of Bao et al. 2022, arXiv 2106.08254, appendix, with stages in the
-        place of layers.
+    Source: layer decay of Bao et al. 2022, arXiv 2106.08254, appendix, by stages instead of layers.
 
     Raises:
         ValueError: `decay` is not in (0, 1].
@@ -198,8 +193,8 @@ def layer_decay_factors(model: nn.Module, decay: float) -> dict[str, float]:
             factors[f"{prefix}.{name}" if prefix else name] = decay ** (count - stage)
     if not factors:
         raise ValueError(
-            f"layer_decay is {decay}, but no backbone of the model has stages: give yours a method"
-            " parameter_stages() -> {name of a parameter: stage, from 0}, or use lr_mult"
+            f"layer_decay is {decay}, but no backbone of the model has a method parameter_stages()"
+            " -> {parameter name: stage, from 0}; add one, or use lr_mult"
         )
     return factors
 
@@ -212,8 +207,8 @@ def _checked_pair(index: int, pair: Any) -> tuple[re.Pattern[str], float]:
     is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not is_number or not 0 < factor < float("inf"):
         raise ValueError(
-            f"{where}: the factor of {pattern!r} must be above 0, got {factor!r} (SOLVER.FREEZE"
-            " freezes)"
+            f"{where}: the factor of {pattern!r} must be above 0, got {factor!r}; to freeze, use"
+            " SOLVER.FREEZE"
         )
     try:
         return re.compile(pattern), float(factor)
@@ -222,15 +217,12 @@ def _checked_pair(index: int, pair: Any) -> tuple[re.Pattern[str], float]:
 
 
 def _found_nowhere(index: int, pattern: str, model: nn.Module, trained: Sequence[str]) -> str:
-    """Return the message for a pattern without a parameter: frozen ones, or near misses."""
+    """Return the message for a pattern that matches no trainable parameter."""
     start = f"lr_mult[{index}]: {pattern!r} is found in the name of no parameter that trains."
     frozen = [name for name, _ in model.named_parameters() if re.search(pattern, name)]
     if frozen:
-        return f"{start} {len(frozen)} that are frozen have it, such as {frozen[0]}."
-    modules: dict[str, None] = {}  # an ordered set of all modules that hold parameters
-    for name in trained:
-        parts = name.split(".")
-        modules.update(dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts))))
-    # Near misses compare names: without the marks of a regular expression.
+        return f"{start} {len(frozen)} that are frozen match, such as {frozen[0]}."
+    modules = [name for name, _ in model.named_modules() if name]
+    # Near misses compare names, so the syntax of regular expressions is removed.
     plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
     return f"{start}{did_you_mean(plain, [*modules, *trained])}"

@@ -1,7 +1,7 @@
-"""The metrics of a run: a storage for scalars and pictures, and writers to files and the console.
+"""Metrics of a run: a storage for scalars and images, and writers to files and the console.
 
-Scalars may be tensors on any device. They are copied to the host together, when a writer reads
-them, so that a training step never waits for the device just to log its losses.
+Scalars may be tensors on any device. They are copied to the host in one batch when a writer reads
+them: logging a loss does not synchronize with the device.
 """
 
 import datetime
@@ -35,28 +35,25 @@ __all__ = [
 ]
 
 _storages: list["EventStorage"] = []
-# Values of each scalar in a checkpoint: the writers' medians are over this many.
+# Values per scalar in a checkpoint: the default window of the writers' medians.
 _KEPT_VALUES = 20
-# Pictures that wait to be written. Without TensorBoard nobody reads them, and a run must not
-# collect them for days.
+# Images that wait for a writer; without TensorBoard, none reads them.
 _KEPT_IMAGES = 32
-# Scalars that wait to be copied to the host. Only writers read them, which the main process alone
-# has; the others would collect them for ever.
+# Scalars that wait for their copy to the host; only the main process has writers that read them.
 _MAX_PENDING = 10_000
-# Values kept of a scalar: all of a run of days could take gigabytes.
+# Values kept per scalar: all values of a long run could take gigabytes.
 _MAX_VALUES = 10_000
 
 
 def get_event_storage() -> "EventStorage":
-    """Return the storage of the innermost `with EventStorage(...)` that is active.
+    """Return the storage of the innermost active `with EventStorage(...)`.
 
     Raises:
-        RuntimeError: None is active.
+        RuntimeError: No storage is active.
     """
     if not _storages:
         raise RuntimeError(
-            "get_event_storage() needs an active EventStorage: wrap the code in `with"
-            " EventStorage(0):`"
+            "get_event_storage() needs an active EventStorage: use `with EventStorage(0):`"
         )
     return _storages[-1]
 
@@ -67,7 +64,15 @@ def has_event_storage() -> bool:
 
 
 class EventStorage:
-    """Scalars and pictures of a run, by name and iteration. Active inside its own `with` block."""
+    """Scalars and images of a run, by name and iteration; active inside its `with` block.
+
+    Example:
+        >>> from detkit.utils.events import EventStorage, get_event_storage
+        >>> with EventStorage(start_iter=7) as storage:
+        ...     get_event_storage().put_scalar("loss", 0.5)
+        >>> storage.latest()
+        {'loss': (0.5, 7)}
+    """
 
     def __init__(self, start_iter: int = 0) -> None:
         self.iter = start_iter
@@ -90,14 +95,14 @@ class EventStorage:
 
         Args:
             name: For example `loss_cls`; TensorBoard groups `a/b` under a.
-            value: A number, or a tensor of one element, which is read later.
-            smoothing_hint: Whether the console shows a median of the last values, for a noisy loss,
-                or the last one, for a rate.
+            value: A number or a tensor of one element, which is read later.
+            smoothing_hint: Whether writers show a median of the last values, as for a loss, or the
+                last one, as for a learning rate.
             cur_iter: Iteration of the value, if not the current one.
 
         Raises:
             ValueError: A tensor has more than one element.
-            ValueError: The name had another smoothing hint before.
+            ValueError: The name was used with the other smoothing hint.
         """
         name = self._prefix + name
         if isinstance(value, Tensor):
@@ -105,7 +110,7 @@ class EventStorage:
                 raise ValueError(
                     f"scalar {name!r} must have one element, got shape {tuple(value.shape)}"
                 )
-            # A clone, as the tensor may change in place before it is read.
+            # Cloned, as the tensor may be changed in place before it is read.
             value = value.detach().reshape(()).clone()
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(
@@ -123,31 +128,31 @@ class EventStorage:
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, name: str, image: Any) -> None:
-        """Add a picture for TensorBoard.
+        """Add an image for TensorBoard.
 
         Args:
-            name: Tag of the picture.
+            name: Tag of the image.
             image: (C, H, W) tensor or array, uint8 in [0, 255] or float in [0, 1], RGB.
         """
         self._images.append((self._prefix + name, image, self.iter))
 
     def images(self) -> list[tuple[str, Any, int]]:
-        """Return the last 32 pictures since `clear_images`, as (name, picture, iteration)."""
+        """Return up to 32 images since `clear_images`, as (name, image, iteration)."""
         return list(self._images)
 
     def clear_images(self) -> None:
-        """Drop the pictures, once they are written."""
+        """Drop the images, once they are written."""
         self._images.clear()
 
     def history(self, name: str) -> HistoryBuffer:
-        """Return the last 10,000 values of a scalar; their `global_avg` is over all values.
+        """Return up to 10,000 last values of a scalar; `global_avg` covers all values.
 
         Raises:
             KeyError: No scalar has that name.
         """
         self._fetch()
         if name not in self._history:
-            raise KeyError(f"no scalar {name!r} was put; there are {sorted(self._history)}")
+            raise KeyError(f"no scalar {name!r} was put, only {sorted(self._history)}")
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
@@ -161,7 +166,7 @@ class EventStorage:
         return dict(self._latest)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Return `latest`, with the median of `window_size` values for scalars to be smoothed."""
+        """Return `latest`, with the median of `window_size` values for smoothed scalars."""
         shown = self.latest()
         for name, (_, iteration) in shown.items():
             if self._smoothed[name]:
@@ -177,7 +182,7 @@ class EventStorage:
         return dict(sorted(by_iter.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next lines of the writers need; pictures are not included."""
+        """Return the values that the writers need after a resume; images are not included."""
         return {
             name: {
                 "values": [list(value) for value in history.values()[-_KEPT_VALUES:]],
@@ -188,7 +193,7 @@ class EventStorage:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a state; nothing may have been put before."""
+        """Restore a state into a new storage."""
         for name, scalar in state_dict.items():
             for value, iteration in scalar["values"]:
                 self._history[name].update(value, iteration)
@@ -210,21 +215,21 @@ class EventStorage:
             self._prefix = before
 
     def _fetch(self) -> None:
-        """Copy waiting scalars to the host, those of a device with one copy."""
+        """Copy pending scalars to the host, with one copy per device."""
         pending, self._pending = self._pending, []
         if not pending:
             return
-        by_device: dict[torch.device, list[int]] = defaultdict(list)
+        numbers = [0.0] * len(pending)
+        by_device: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
         for i, (_, value, _) in enumerate(pending):
             if isinstance(value, Tensor):
-                by_device[value.device].append(i)
-        numbers = [0.0 if isinstance(value, Tensor) else float(value) for _, value, _ in pending]
-        for device, where in by_device.items():
+                by_device[value.device][i] = value
+            else:
+                numbers[i] = float(value)
+        for device, tensors in by_device.items():
             dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-            fetched = torch.stack(
-                [torch.as_tensor(pending[i][1]).to(dtype) for i in where]
-            ).tolist()
-            for i, number in zip(where, fetched, strict=True):
+            fetched = torch.stack([tensor.to(dtype) for tensor in tensors.values()]).tolist()
+            for i, number in zip(tensors, fetched, strict=True):
                 numbers[i] = number
         for (name, _, iteration), number in zip(pending, numbers, strict=True):
             self._history[name].update(number, iteration)
@@ -245,20 +250,20 @@ class EventWriter(ABC):
 
     @abstractmethod
     def write(self) -> None:
-        """Write what is new in the active storage."""
+        """Write the new values of the active storage."""
 
     def open(self) -> None:  # noqa: B027 - optional
-        """Get ready, after `load_state_dict` and before the first step: errors come early."""
+        """Prepare for writing; called after `load_state_dict` and before the first step."""
 
     def close(self) -> None:  # noqa: B027 - optional
         """Release files and connections."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the output, so that a resumed run writes nothing twice."""
+        """Return the position in the output, from which a resumed run continues."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027 - optional
-        """Continue from a saved position, and remove what a killed run has written after it."""
+        """Continue from a position, and remove what a killed run wrote after it."""
 
 
 class LineWriter(EventWriter):
@@ -271,11 +276,11 @@ class LineWriter(EventWriter):
     header = ""
 
     def __init__(self, path: str, window_size: int = 20) -> None:
-        """Set the file; it is opened for appending at the first write.
+        """Set the file, which is opened at the first write.
 
         Args:
-            path: Of the file; its folder is created if missing.
-            window_size: Values in the median of scalars with a smoothing hint.
+            path: Path of the file; its folder is created if missing.
+            window_size: Number of values in medians.
         """
         self._path = Path(path)
         self._file: TextIO | None = None
@@ -285,7 +290,7 @@ class LineWriter(EventWriter):
     @staticmethod
     @abstractmethod
     def iteration_of(line: str) -> float:
-        """Return the iteration of a line; infinity for an incomplete one, as a kill leaves it."""
+        """Return the iteration of a line, or infinity if a kill left it incomplete."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_write": self._last_write}
@@ -298,7 +303,7 @@ class LineWriter(EventWriter):
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[len(head) :]
         kept = [line for line in lines if self.iteration_of(line) <= self._last_write]
         if kept != lines:
-            # Not in place: a second kill would lose the lines of a run of days.
+            # Not in place: a second kill could lose all lines.
             temporary = self._path.with_name(f".{self._path.name}.tmp")
             temporary.write_text("".join([*head, *kept]), encoding="utf-8")
             temporary.replace(self._path)
@@ -328,7 +333,7 @@ class JSONWriter(LineWriter):
         for iteration, scalars in new.items():
             line: dict[str, float | None] = {"iteration": iteration}
             for name, value in scalars.items():
-                # JSON has no nan, which is the AP of a class without ground truth.
+                # JSON has no nan, which is for example the AP of a class without ground truth.
                 line[name] = value if math.isfinite(value) else None
             self._open().write(json.dumps(line, sort_keys=True) + "\n")
             self._last_write = iteration
@@ -343,14 +348,14 @@ class JSONWriter(LineWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars and pictures for TensorBoard, through `torch.utils.tensorboard`."""
+    """Writes scalars and images for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20) -> None:
-        """Set the folder; the file is opened at the first write.
+        """Set the folder, whose event file is opened at the first write.
 
         Args:
             log_dir: Folder of the event files.
-            window_size: Values in the median of scalars with a smoothing hint.
+            window_size: Number of values in medians.
         """
         self._log_dir = log_dir
         self._purge_step: int | None = None
@@ -371,7 +376,7 @@ class TensorboardXWriter(EventWriter):
 
     def _open(self) -> Any:
         if self._writer is None:
-            # The import takes a second, which only runs that write should pay.
+            # Imported here, as it takes a second.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step)
@@ -382,7 +387,7 @@ class TensorboardXWriter(EventWriter):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._last_write = state_dict["last_write"]
-        # From there on TensorBoard ignores what the killed run has written.
+        # TensorBoard ignores what a killed run wrote from this step on.
         self._purge_step = self._last_write + 1
 
     def close(self) -> None:
@@ -397,8 +402,8 @@ class CommonMetricPrinter(EventWriter):
         """Set the length of the run.
 
         Args:
-            max_iter: Iterations of the whole run, for the remaining time; None leaves it out.
-            window_size: Values in the medians shown.
+            max_iter: Iterations of the whole run; None if unknown, then no remaining time is shown.
+            window_size: Number of values in medians.
         """
         self._logger = logging.getLogger("detkit.train")
         self._max_iter = max_iter
@@ -408,7 +413,7 @@ class CommonMetricPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         if self._max_iter is not None and storage.iter >= self._max_iter:
-            return  # hooks that run after training write too; the last line is already there
+            return  # hooks write once more after training; the last line is already logged
         shown = storage.latest_with_smoothing_hint(self._window_size)
         of = "" if self._max_iter is None else f"/{self._max_iter}"
         parts = [f"iter: {storage.iter + 1}{of}"]
@@ -417,7 +422,7 @@ class CommonMetricPrinter(EventWriter):
             storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
             parts.append(f"eta: {datetime.timedelta(seconds=int(seconds))}")
         for name, (value, _) in shown.items():
-            # `val/loss_cls` and the like are scores of an evaluation, not of this iteration.
+            # `val/loss_cls` and the like belong to an evaluation, not to this iteration.
             if "loss" in name and "/" not in name:
                 parts.append(f"{name}: {value:.4g}")
         for name in ("time", "data_time"):
@@ -435,7 +440,7 @@ class CommonMetricPrinter(EventWriter):
         histories = storage.histories()
         if "time" in histories:
             return histories["time"].median(1000) * remaining
-        # A loop of the user's own without the timing hook: the time between two lines.
+        # In a custom loop without the timing hook, use the time since the last line.
         now, last = time.perf_counter(), self._last
         self._last = (storage.iter, now)
         if last is None or storage.iter == last[0]:
@@ -444,13 +449,12 @@ class CommonMetricPrinter(EventWriter):
 
 
 class ProgressBar(EventWriter):
-    """A progress bar with speed and remaining time on a terminal, and nothing elsewhere.
+    """Shows a progress bar if the output is a terminal.
 
-    It reads no scalars, so writing it at every step does not wait for the device.
+    It reads no scalars: writing it in every iteration does not synchronize with the device.
     """
 
     def __init__(self, max_iter: int) -> None:
-        """Create a bar of `max_iter` iterations."""
         self._bar = tqdm(
             total=max_iter,
             file=sys.stdout,
@@ -460,7 +464,7 @@ class ProgressBar(EventWriter):
         )
 
     def write(self) -> None:
-        # Not counted: a resumed run begins in the middle.
+        # Set, not incremented: a resumed run starts in the middle.
         self._bar.n = min(get_event_storage().iter + 1, self._bar.total)
         self._bar.refresh()
 
@@ -469,7 +473,7 @@ class ProgressBar(EventWriter):
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory of the process in MiB: of the CUDA device, or else resident memory."""
+    """Return the peak memory of the process on its CUDA device, or else in RAM, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:

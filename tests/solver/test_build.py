@@ -84,7 +84,7 @@ def test_step_at_or_beyond_the_end_is_named_in_a_warning(caplog):
     with caplog.at_level(logging.WARNING, logger="detkit"):
         got = rates(make_cfg(STEPS=(5, 10, 30000)))
     assert got == pytest.approx([1] * 5 + [0.1] * 5)
-    assert "SOLVER.STEPS [10, 30000] are not reached" in caplog.text
+    assert "SOLVER.STEPS [10, 30000] have no effect" in caplog.text
 
 
 def test_warmup_longer_than_training_is_shortened_and_named(caplog):
@@ -109,7 +109,7 @@ def test_one_iteration_run_has_a_schedule():
         pytest.param({"MAX_ITER": 0}, "SOLVER.MAX_ITER must be at least 1", id="max-iter"),
         pytest.param(
             {"STEPS": (5, 3)},
-            r"SOLVER.STEPS must be positive and rise, got \[5, 3\]",
+            r"SOLVER.STEPS must be positive and increasing, got \[5, 3\]",
             id="steps-fall",
         ),
         pytest.param({"STEPS": (0, 3)}, "SOLVER.STEPS must be positive", id="step-zero"),

@@ -119,7 +119,7 @@ def test_overrides_win_over_everything():
 
 
 def test_bias_set_twice_is_an_error():
-    with pytest.raises(ValueError, match="one or the other"):
+    with pytest.raises(ValueError, match="set 'bias' too"):
         get_default_optimizer_params(
             Net(), base_lr=1.0, bias_lr_factor=2.0, overrides={"bias": {"lr": 3.0}}
         )
