@@ -1,6 +1,6 @@
-"""Communication between the processes of one run; every function also works in a single process.
+"""Collective operations of the processes of a run; all also work in a single process.
 
-The CPU group is gloo, so that Python objects never travel through the GPU.
+Python objects are sent through a gloo group, without the GPU.
 """
 
 import functools
@@ -51,17 +51,17 @@ def get_local_size() -> int:
 
 
 def set_num_restarts(count: int) -> None:
-    """Record how often the run was restarted; called once, by the launcher."""
+    """Record the number of restarts of the run; called once, by the launcher."""
     _LOCAL["restarts"] = count
 
 
 def get_num_restarts() -> int:
-    """Return how often torchrun has restarted the run, on any of its machines."""
+    """Return the number of restarts of the run by torchrun."""
     return _LOCAL.get("restarts", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 def is_main_process() -> bool:
-    """Return whether this is rank 0, the process that writes files and logs."""
+    """Return whether this process has rank 0, which writes files and logs."""
     return get_rank() == 0
 
 
@@ -77,12 +77,12 @@ def synchronize() -> None:
 
 @functools.lru_cache
 def _cpu_group() -> Any:
-    """Return a gloo group over all ranks: the default group unless that is NCCL's."""
+    """Return a gloo group of all ranks: the default group, unless that is NCCL's."""
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
 
 
 def all_gather(obj: T) -> list[T]:
-    """Gather the objects of all processes, by rank. They are pickled: keep them small."""
+    """Return the objects of all processes, by rank. They are pickled and should be small."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * get_world_size()
@@ -91,7 +91,7 @@ def all_gather(obj: T) -> list[T]:
 
 
 def gather(obj: T, dst: int = 0) -> list[T]:
-    """Gather the objects of all processes in rank `dst`, by rank; the others get an empty list."""
+    """Return the objects of all processes, by rank, in rank `dst`; an empty list in the others."""
     if get_world_size() == 1:
         return [obj]
     gathered: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
@@ -105,7 +105,7 @@ def all_reduce_max_int(number: int) -> int:
         return number
     value = torch.tensor(number, dtype=torch.int64)
     dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_cpu_group())
-    return int(value)  # of a CPU tensor: no device is waited for, so every iteration may ask
+    return int(value)  # a CPU tensor: no synchronization with a device
 
 
 def all_reduce_max(values: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def reduce_dict(values: dict[str, Tensor], average: bool = True) -> dict[str, Te
     if world_size == 1 or not values:
         return values
     with torch.no_grad():
-        names = sorted(values)  # other processes may have filled their dicts in another order
+        names = sorted(values)  # the order of the keys may differ between processes
         stacked = torch.stack([values[name] for name in names])
         dist.reduce(stacked, dst=0)
         if average and get_rank() == 0:
@@ -149,23 +149,25 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     """Concatenate the arrays of all processes in rank 0, by name and in order of rank.
 
     Args:
-        arrays: By name, along the first axis; a process may lack some names.
+        arrays: Arrays to concatenate along the first axis, by name; names may differ between
+            processes.
 
     Returns:
         The arrays in rank 0, None in the others.
 
     Raises:
-        ValueError: Arrays of a name that are not empty differ in type, or in more than the first
-            axis. All processes raise it.
+        ValueError: Non-empty arrays of a name differ in type, or in the shape after the first axis;
+            raised in all processes.
     """
     if get_world_size() == 1:
         return dict(arrays)
     layouts = all_gather({name: (array.dtype.str, array.shape) for name, array in arrays.items()})
     gathered: dict[str, np.ndarray] = {}
-    for name in sorted({name for layout in layouts for name in layout}):
+    for name in sorted(set().union(*layouts)):
         given = {rank: layout[name] for rank, layout in enumerate(layouts) if name in layout}
         filled = {rank: layout for rank, layout in given.items() if layout[1][0] > 0}
-        # Empty arrays say nothing: their type is NumPy's default. One stands for all if all are.
+        # Empty arrays are ignored, as they often have NumPy's default type. If all are empty, the
+        # first one defines the result.
         of_name = filled or dict(list(given.items())[:1])
         if len({(dtype, shape[1:]) for dtype, shape in of_name.values()}) > 1:
             raise ValueError(
@@ -180,8 +182,8 @@ def concatenate_in_main(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 def _concatenate_in_main(
     own: np.ndarray | None, layouts: Mapping[int, tuple[str, tuple]]
 ) -> np.ndarray | None:
-    # Sent as bytes, straight to their place, one process at a time: a gather of pickles would hold
-    # everything twice in rank 0.
+    # Received as bytes, directly in the result and from one process at a time: a gather of pickles
+    # would need twice the memory in rank 0.
     if not is_main_process():
         if own is not None and own.size:
             dist.send(_bytes_of(np.ascontiguousarray(own)), dst=0, group=_cpu_group())
@@ -200,12 +202,12 @@ def _concatenate_in_main(
 
 
 def _bytes_of(array: np.ndarray) -> Tensor:
-    """Return the memory of an array that is contiguous and not empty."""
+    """Return a view of the bytes of a contiguous array that is not empty."""
     return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def sum_to_main(tensor: Tensor) -> Tensor:
-    """Sum a CPU tensor over the processes in rank 0; the others get their own back."""
+    """Return the sum of a CPU tensor over the processes in rank 0, the input in the others."""
     if get_world_size() == 1:
         return tensor
     total = tensor.clone()

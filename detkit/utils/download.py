@@ -1,8 +1,7 @@
-"""Downloads over https into a cache: whole, checked, and safe with several processes at once.
+"""Downloads over https into a cache: atomic, verified, and safe with several processes.
 
-The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`, with the layout of Detectron2, so that
-its downloads are found. With `DETKIT_OFFLINE=1` no socket is opened: a missing file is an error
-that names its address and its place.
+The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`, with Detectron2's layout, so that both
+share it. With `DETKIT_OFFLINE=1`, a missing file is an error that says what to place where.
 """
 
 import contextlib
@@ -23,12 +22,12 @@ from detkit.utils.errors import ConfigError, UserError
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("https",)
-"""Not http: anybody on the way could answer."""
+"""Without http, where anybody on the network could replace the file."""
 _TIMEOUT = 60.0  # seconds without a byte
 
 
 class DownloadError(UserError, OSError):
-    """A file that could not be downloaded whole."""
+    """A file that could not be downloaded completely."""
 
 
 def is_offline() -> bool:
@@ -37,7 +36,7 @@ def is_offline() -> bool:
 
 
 def cache_path(url: str) -> Path:
-    """Return the place of a download in the cache: the path of its address, without the host."""
+    """Return the path of a download in the cache: that of its address, without the host."""
     folder = os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache"
     return Path(folder).expanduser() / urlsplit(url).path.lstrip("/")
 
@@ -45,39 +44,23 @@ def cache_path(url: str) -> Path:
 def fetch(
     url: str, path: Path | None = None, *, sha256: str = "", schemes: tuple[str, ...] = SCHEMES
 ) -> Path:
-    """Return a local copy of a file, from the cache or else from its address.
+    """Return the local copy of a file, downloaded if it does not exist.
 
     Args:
         url: Address.
-        path: Place of the copy; None for `cache_path`.
-        sha256: First digits of the hash of the content; empty checks nothing. Existing files are
-            trusted.
-        schemes: Those that are accepted, of `url` and of its redirects.
+        path: Path of the copy; None for `cache_path`.
+        sha256: First digits of the hash, checked after a download; empty skips the check.
+        schemes: Accepted schemes of `url` and of its redirects.
 
     Raises:
         ConfigError: The address has another scheme, or no file name.
-        DownloadError: The file is missing and the network is forbidden.
-        DownloadError: The download was cut short, or the hash differs. Nothing is left behind.
+        DownloadError: The file does not exist, and `DETKIT_OFFLINE` is set.
+        DownloadError: The download is incomplete or its hash differs; it is deleted.
         OSError: The server cannot be reached.
     """
     path = cache_path(url) if path is None else path
     if path.is_file():
         return path
-    _check_address(url, schemes)
-    if is_offline():
-        raise DownloadError(
-            f"DETKIT_OFFLINE is set: download {url} on a machine with network, and place it as"
-            f" {path}"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(path)):  # the second process waits, and then finds the file
-        if not path.is_file():
-            logger.info("downloading %s to %s", url, path)
-            _download(url, path, sha256, schemes)
-    return path
-
-
-def _check_address(url: str, schemes: tuple[str, ...]) -> None:
     parts = urlsplit(url)
     if parts.scheme not in schemes:
         raise ConfigError(f"{url} is not fetched: only {', '.join(schemes)} is")
@@ -85,10 +68,21 @@ def _check_address(url: str, schemes: tuple[str, ...]) -> None:
         raise ConfigError(f"{url} names no file")
     if ".." in parts.path.split("/"):
         raise ConfigError(f"{url} leads out of the cache: '..' in its path")
+    if is_offline():
+        raise DownloadError(
+            f"DETKIT_OFFLINE is set: download {url} on a machine with network, and place it as"
+            f" {path}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(str(path)):  # other processes wait, and then find the file
+        if not path.is_file():
+            logger.info("downloading %s to %s", url, path)
+            _download(url, path, sha256, schemes)
+    return path
 
 
 def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> None:
-    # Under its own name in the same folder, then renamed: a reader sees the whole file or none.
+    # To a temporary file in the same folder, then renamed: readers never see a part of the file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     opener = urllib.request.build_opener(_Redirects(schemes))
     try:
@@ -97,35 +91,21 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
             temporary.open("wb") as file,
         ):
             shutil.copyfileobj(answer, file, 1 << 20)
-        _check_length(url, temporary, answer.headers.get("Content-Length"))
-        _check_hash(url, temporary, sha256)
+        size, announced = temporary.stat().st_size, answer.headers.get("Content-Length")
+        if size == 0:
+            raise DownloadError(f"{url} is empty")
+        if announced is not None and size != int(announced):
+            raise DownloadError(f"incomplete download of {url}: {size} of {announced} bytes")
+        digest = hashlib.sha256()
+        with temporary.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        found = digest.hexdigest()
+        if not found.startswith(sha256):
+            raise DownloadError(f"{url} has sha256 {found}, expected one that starts with {sha256}")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _check_length(url: str, path: Path, announced: str | None) -> None:
-    size = path.stat().st_size
-    if size == 0:
-        raise DownloadError(f"{url} is empty")
-    if announced is not None and size != int(announced):
-        raise DownloadError(
-            f"the download of {url} was cut short: {size} of {announced} bytes came"
-        )
-
-
-def _check_hash(url: str, path: Path, sha256: str) -> None:
-    if not sha256:
-        return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(sha256):
-        raise DownloadError(
-            f"{url} is not what it should be: its sha256 is {digest.hexdigest()}, expected"
-            f" {sha256}..."
-        )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -1,4 +1,4 @@
-"""The environment of a run: seeds, devices, memory, versions."""
+"""Environment of a run: seeds, devices, memory, versions."""
 
 import ctypes
 import importlib.metadata
@@ -21,16 +21,14 @@ logger = logging.getLogger(__name__)
 
 # Parameters of glibc's mallopt, from its malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
-# Set by users who choose or tune an allocator themselves.
+# Set by users who select or tune an allocator.
 _ALLOCATOR_VARIABLES = (
     "GLIBC_TUNABLES",
     "LD_PRELOAD",
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
 )
-
-
-# What `collect_env_info` lists.
+# Listed by `collect_env_info`.
 _PACKAGES = (
     "detkit",
     "torch",
@@ -60,15 +58,17 @@ def torch_version() -> tuple[int, int]:
 
 
 def seed_all_rng(seed: int | None = None) -> int:
-    """Seed Python, NumPy and torch (every device), and return the seed.
+    """Seed Python, NumPy and torch (all devices), and return the seed.
 
     Args:
-        seed: In [0, 2**32); None draws one from the operating system and logs it, so that the run
-            can be repeated.
+        seed: In [0, 2**32); None draws a random seed and logs it.
+
+    Raises:
+        ConfigError: The seed is out of range.
     """
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
-        logger.info("SEED is negative: drew the seed %d", seed)
+        logger.info("SEED is negative: using the random seed %d", seed)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"a seed (SEED) must lie in [0, 2**32), got {seed}")
     random.seed(seed)
@@ -79,7 +79,7 @@ def seed_all_rng(seed: int | None = None) -> int:
 
 def random_state() -> dict[str, Any]:
     """Return the states of the generators of Python, NumPy, torch, and CUDA if it is in use."""
-    # In plain numbers and tensors: checkpoints hold nothing else.
+    # As numbers and tensors, which checkpoints can hold.
     version, python, gauss = random.getstate()
     _, numpy, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -102,7 +102,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned; the state of CUDA only if there is a CUDA device."""
+    """Restore the states from `random_state`; that of CUDA only if there is a CUDA device."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
     keys = numpy["state"].numpy().astype(np.uint32)
@@ -113,10 +113,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn MODEL.DEVICE into a device: "auto" picks cuda, then mps, then cpu.
+    """Return the device of MODEL.DEVICE; "auto" selects cuda, then mps, then cpu.
 
     Raises:
-        ConfigError: The name is not a device, or torch cannot use it on this machine.
+        ConfigError: The name is not a device, or the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -141,23 +141,22 @@ def resolve_device(name: str) -> torch.device:
 
 
 def reuse_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, instead of returning it to the system.
+    """Let this process reuse freed memory of CPU tensors instead of returning it to the system.
 
-    The process stays as large as it once was. Affects CPU tensors only.
+    The process keeps its peak size.
 
     Returns:
-        Whether it was done: only with glibc, and only if no environment variable chooses or tunes
+        Whether this was done: only with glibc, and only if no environment variable selects or tunes
         an allocator.
     """
-    # glibc maps each block above 32 MB anew and unmaps it when it is freed, so every large feature
-    # map begins with a page fault per 4 KB: 13 % of the time of a Faster R-CNN R50-FPN on one image
+    # glibc maps each block above 32 MB anew and unmaps it when it is freed, so that writing a large
+    # feature map causes a page fault per 4 KB: 13 % of the time of Faster R-CNN R50-FPN on an image
     # of 800x1067 (209,000 faults, none with this).
-    if platform.libc_ver()[0] != "glibc" or any(
-        os.environ.get(name) for name in _ALLOCATOR_VARIABLES
-    ):
+    is_tuned = any(os.environ.get(name) for name in _ALLOCATOR_VARIABLES)
+    if platform.libc_ver()[0] != "glibc" or is_tuned:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Older versions refuse so high a threshold. No maps at all cost more in fragmentation.
+    # Older versions of glibc refuse this threshold. Without maps there is more fragmentation.
     if not mallopt(_M_MMAP_THRESHOLD, 1 << 30):
         mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never
@@ -169,7 +168,11 @@ def collect_env_info() -> str:
     """Return a table of versions, devices and environment variables, for logs and bug reports."""
     rows = [("platform", platform.platform()), ("python", sys.version.split()[0])]
     rows += [(name, _version(name)) for name in _PACKAGES]
-    rows += [("CPU threads", str(torch.get_num_threads())), ("CUDA", _cuda())]
+    cuda = "not available"
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        cuda = f"{torch.version.cuda}: {', '.join(names)}"
+    rows += [("CPU threads", str(torch.get_num_threads())), ("CUDA", cuda)]
     rows += [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
     return tabulate(rows, tablefmt="plain")
 
@@ -179,10 +182,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cuda() -> str:
-    if not torch.cuda.is_available():
-        return "not available"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{torch.version.cuda}: {', '.join(names)}"

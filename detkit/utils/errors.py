@@ -1,22 +1,22 @@
-"""Errors that a user can act on: a setting, a file, a command line.
+"""Errors in what a user provides: settings, files, command lines.
 
-The command line prints such an error as one message and exits with status 2; every other exception
-keeps its traceback. Each class is also the built-in error of its kind, so `except ValueError` works
-as everywhere in Python. Code that is called with values instead of a config (structures, layers,
-heads) raises the plain built-in ones: there the mistake is the programmer's.
+The command line prints such an error as one message and exits with status 2; other exceptions are
+shown with their traceback. Each class is also the built-in error of its kind, for `except
+ValueError`. Code that is called with values instead of a config (structures, layers, heads) raises
+the built-in errors, as the mistake is then in the calling code.
 """
 
 
 class UserError(Exception):
-    """Base of errors with a complete message: what was required, what was given, and where."""
+    """Base class; the message says what was required, what was given, and where."""
 
     def __str__(self) -> str:
-        # KeyError would show the repr of its argument, and OSError would look for an errno.
+        # Not as KeyError, which shows the repr of the message, or OSError, which adds an errno.
         return str(self.args[0]) if self.args else ""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting, or a combination of settings, that cannot be used."""
+    """An invalid setting, or an invalid combination of settings."""
 
 
 class UnknownNameError(UserError, KeyError):
@@ -24,7 +24,7 @@ class UnknownNameError(UserError, KeyError):
 
 
 class DataError(UserError, ValueError):
-    """An image, an annotation or a file of predictions whose content cannot be used."""
+    """An image, an annotation or a file of predictions with invalid content."""
 
 
 class WeightsError(UserError, ValueError):
@@ -36,4 +36,4 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class MissingPackageError(UserError, ImportError):
-    """An optional package that a setting or a file needs and that is not installed."""
+    """An optional package that is needed and not installed."""

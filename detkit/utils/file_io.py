@@ -1,4 +1,4 @@
-"""Paths: one `PathManager` for files, URLs and zoo addresses, and the folder of the data sets."""
+"""`PathManager` for files, URLs and model zoo addresses, and the folders of data and configs."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ _CATALOG = {
 
 
 class DownloadHandler(PathHandler):
-    """Opens `https://` addresses, downloaded once by `fetch`, which refuses http and ftp."""
+    """Opens `https://` addresses, downloaded once; `fetch` refuses http and ftp."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["https://", "http://", "ftp://"]
@@ -44,12 +44,12 @@ class DownloadHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         if set(mode) & set("wax+"):
-            raise OSError(f"{path}: what is downloaded can only be read")
+            raise OSError(f"{path} can only be read, got mode {mode!r}")
         return Path(self._get_local_path(path)).open(mode, buffering)
 
 
 class Detectron2Handler(DownloadHandler):
-    """Opens `detectron2://X` as the file X of Detectron2's public model zoo, downloaded once."""
+    """Opens `detectron2://X`, the file X of Detectron2's model zoo, downloaded once."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [_DETECTRON2_PREFIX]
@@ -80,7 +80,7 @@ PathManager.register_handler(CatalogHandler())
 
 
 def dataset_root() -> Path:
-    """Return the folder of built-in and relative data sets: `$DETKIT_DATASETS`, else `datasets`."""
+    """Return the folder of built-in and relative data sets: `$DETKIT_DATASETS` or `datasets`."""
     return Path(os.environ.get("DETKIT_DATASETS", "datasets")).expanduser()
 
 
@@ -88,12 +88,10 @@ def packaged_configs() -> Path:
     """Return the folder of detkit's YAML files: in the package, or beside it in a checkout.
 
     Raises:
-        MissingFileError: Neither exists: the installation is damaged.
+        MissingFileError: Neither folder exists.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
             return folder
-    raise MissingFileError(
-        f"detkit's configs are neither in {package} nor beside it; reinstall detkit"
-    )
+    raise MissingFileError(f"no configs of detkit in {package} or beside it: reinstall detkit")

@@ -1,4 +1,4 @@
-"""Log lines: one handler for the console, one file per process."""
+"""Logging to the console and to one file per process."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ _seen: Counter[tuple[Any, ...]] = Counter()
 
 
 class _ColorFormatter(logging.Formatter):
-    """Colours time and logger name by the level; spells out warnings and errors."""
+    """Colours time and logger name by the level; adds the level to warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"[{self.formatTime(record, _DATE)} {record.name}]"
@@ -30,7 +30,7 @@ class _ColorFormatter(logging.Formatter):
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Prints around a progress bar instead of through it."""
+    """Prints lines above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -47,14 +47,14 @@ def setup_logger(
     color: bool = True,
     name: str = "detkit",
 ) -> logging.Logger:
-    """Set up the logger `name` and return it. A second call replaces the handlers.
+    """Configure the logger `name` and return it; a second call replaces the handlers.
 
     Args:
-        output: A folder, which gets `log.txt`, or a file that ends in `.txt` or `.log`; None logs
-            to the console only. Ranks above 0 add `.rankN` to the name, and log to the file only.
+        output: A folder for `log.txt`, or a file that ends with `.txt` or `.log`; None logs to the
+            console only. Ranks above 0 append `.rankN` to the name, and log to the file only.
         distributed_rank: Rank of this process.
-        color: Colour the console when it is a terminal.
-        name: Root of the loggers to set up.
+        color: Whether to use colours on a terminal.
+        name: Name of the logger; those below it inherit the configuration.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.INFO)
@@ -70,18 +70,16 @@ def setup_logger(
         )
         logger.addHandler(console)
     if output is not None:
-        file = logging.FileHandler(_log_file(Path(output), distributed_rank), encoding="utf-8")
+        path = Path(output)
+        if path.suffix not in (".txt", ".log"):
+            path = path / "log.txt"
+        if distributed_rank > 0:
+            path = path.with_name(f"{path.name}.rank{distributed_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(plain)
         logger.addHandler(file)
     return logger
-
-
-def _log_file(output: Path, rank: int) -> Path:
-    path = output if output.suffix in (".txt", ".log") else output / "log.txt"
-    if rank > 0:
-        path = path.with_name(f"{path.name}.rank{rank}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def log_first_n(
@@ -92,8 +90,8 @@ def log_first_n(
     Args:
         level: See `logging`, for example `logging.WARNING`.
         message: The text.
-        n: How often, counted over the whole process.
-        key: What counts as the same message; None is the text itself.
+        n: Number of times, counted over the whole process.
+        key: Identifies the message; None for its text.
         name: The logger to use.
     """
     counted = (name, message if key is None else key)

@@ -1,4 +1,4 @@
-"""Train and eval modes of a model, put back after code that changes them."""
+"""`preserved_modes`: restores the train and eval modes of a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def preserved_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` back into the mode, train or eval, that it had on entry.
+    """Restore the mode, train or eval, of every module of `model` at the end of the block.
 
     Example:
         >>> from torch import nn
@@ -19,14 +19,14 @@ def preserved_modes(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    # By `train()`, not by assignment to `training`: a module may override it, as torchvision's
-    # feature extractors do, which exchange their graph there.
+    # By `train()` instead of assigning `training`: torchvision's feature extractors override it to
+    # exchange their graph.
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        # Parents come before their children in `modules()`, so what a parent's `train()` spreads to
-        # its children is set right by their own turn.
+        # A parent's `train()` changes its children too; they come later in `modules()` and are then
+        # restored themselves.
         for module, was_training in modes:
             if module.training != was_training:
                 module.train(was_training)

@@ -27,14 +27,14 @@ def near_misses(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     if "." not in name:
         return list(dict.fromkeys(exact + close))[:limit]
 
-    # Dotted names: the last part may be right, or nearly, and the parents wrong.
+    # In dotted names, the last part may be (nearly) right and the parents wrong.
     by_leaf: dict[str, list[str]] = {}
     for k in known:
         by_leaf.setdefault(_leaf(k), []).append(k)
     same_leaf: list[str] = []
     for leaf in difflib.get_close_matches(_leaf(name), by_leaf, n=2, cutoff=0.8):
         same_leaf += by_leaf[leaf]
-    # A last part that only one name has says more than parents that many names share.
+    # A unique last part is a better hint than parents that many names share.
     only = by_leaf.get(_leaf(name), [])
     only = only if len(only) == 1 else []
     return list(dict.fromkeys(exact + only + close + same_leaf))[:limit]

@@ -1,4 +1,4 @@
-"""Tables from names to classes or functions, from which a config selects parts."""
+"""Registries of classes and functions that a config selects by name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class DuplicateNameError(UserError, KeyError):
-    """A name that two different objects are registered under."""
+    """A name under which another object is already registered."""
 
 
 class Registry:
@@ -42,8 +42,8 @@ class Registry:
         """Add an object under its `__name__`: `@R.register()`, or `R.register(obj)`.
 
         Raises:
-            DuplicateNameError: Another object has that name. The same definition imported again,
-                such as a reloaded module, replaces the first one.
+            DuplicateNameError: Another object has that name. An object defined in the same place,
+                as in a reloaded module, replaces the first one.
         """
         if obj is None:
             return self._add
@@ -52,10 +52,10 @@ class Registry:
     def _add(self, obj: Any) -> Any:
         name = obj.__name__
         known = self._objects.get(name)
-        if known is not None and not _same_definition(known, obj):
+        if known is not None and known is not obj and _where(known) != _where(obj):
             raise DuplicateNameError(
-                f"{self._name} registry already has {name!r}, from {_where(known)}; the second one"
-                f" comes from {_where(obj)}. Rename one of them."
+                f"{self._name} registry already has {name!r}, from {_where(known)}: rename"
+                f" {_where(obj)}"
             )
         self._objects[name] = obj
         return obj
@@ -72,7 +72,7 @@ class Registry:
         known = ", ".join(sorted(self._objects)) or "none"
         raise UnknownNameError(
             f"{name!r} is not registered as {self._name}.{hint} Registered: {known}. "
-            "A part of your own registers when its module is imported: name that module in IMPORTS."
+            "To register a part of your own, add its module to IMPORTS."
         )
 
     def __contains__(self, name: object) -> bool:
@@ -86,10 +86,6 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({self._name}: {', '.join(sorted(self._objects))})"
-
-
-def _same_definition(a: Any, b: Any) -> bool:
-    return a is b or _where(a) == _where(b)
 
 
 def _where(obj: Any) -> str:

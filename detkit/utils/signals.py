@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and the exit status of a run that did."""
+"""Handling of the signals that stop a run."""
 
 import contextlib
 import os
@@ -9,20 +9,20 @@ from types import FrameType
 from typing import Any
 
 STOPPED = 75
-"""Exit status of a run that has saved and can continue with --resume (EX_TEMPFAIL, sysexits.h)."""
+"""Exit status of a stopped run that can continue with --resume (EX_TEMPFAIL of sysexits.h)."""
 
-# Slurm can send SIGUSR1 some time before the end of a job; Windows has none.
-_ASKING = [
+# Slurm can send SIGUSR1 before the end of a job; Windows does not have it.
+_STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]
 
 
 @contextlib.contextmanager
 def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
-    """Call a function with the number of each signal to stop, instead of ending the process.
+    """Call a function with the number of each stop signal, instead of ending the process.
 
-    A second Ctrl-C ends the process at once. Without effect outside the main thread, which alone
-    receives signals.
+    A second Ctrl-C ends the process immediately. Has no effect outside the main thread, as only
+    that receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,11 +30,11 @@ def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            # The system's handler: Python's own does not run during a wait for another process.
+            # The default of the system: Python's handler does not run while a collective waits.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         call(number)
 
-    before = {number: signal.signal(number, receive) for number in _ASKING}
+    before = {number: signal.signal(number, receive) for number in _STOP_SIGNALS}
     try:
         yield
     finally:
@@ -43,10 +43,10 @@ def asked_to_stop(call: Callable[[int], Any]) -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """Let a worker process ignore signals to stop; a second SIGTERM ends it."""
-    # All processes of a run get the signal. The parent still finishes a step, for which it may need
-    # data, and ends its workers itself; a hanging one by SIGTERM.
-    for number in _ASKING:
+    """Let a worker process ignore stop signals; a second SIGTERM ends it."""
+    # All processes of a run get the signal. The parent finishes its step, for which it may need
+    # data, and ends its workers itself, by SIGTERM if one hangs.
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     received: list[int] = []
 

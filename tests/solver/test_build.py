@@ -115,7 +115,9 @@ def test_one_iteration_run_has_a_schedule():
         pytest.param({"STEPS": (0, 3)}, "SOLVER.STEPS must be positive", id="step-zero"),
         pytest.param({"WARMUP_ITERS": -1}, "SOLVER.WARMUP_ITERS must be at least 0", id="warmup"),
         pytest.param(
-            {"WARMUP_METHOD": "exp"}, "SOLVER.WARMUP_METHOD must be one of linear, constant; got", id="method"
+            {"WARMUP_METHOD": "exp"},
+            "SOLVER.WARMUP_METHOD must be one of linear, constant; got",
+            id="method",
         ),
         pytest.param({"BASE_LR": 0.0}, "SOLVER.BASE_LR must be above 0", id="base-lr"),
         pytest.param(

@@ -99,7 +99,7 @@ def test_other_base_rate_in_the_config_is_reported_on_resume(caplog):
     state = LRMultiplier(sgd(0.5), ConstantParamScheduler(1.0), 10).state_dict()
     with caplog.at_level(logging.WARNING, logger="detkit"):
         LRMultiplier(sgd(0.1), ConstantParamScheduler(1.0), 10).load_state_dict(state)
-    assert "checkpoint's base learning rates [0.5]" in caplog.text
+    assert "base learning rates [0.5] of the checkpoint, not [0.1]" in caplog.text
 
 
 def test_other_number_of_groups_is_an_error_on_resume():

@@ -230,7 +230,7 @@ def test_pattern_that_only_frozen_parameters_have_says_so():
         ),
         pytest.param([2, "head"], "must be a pair", id="reversed"),
         pytest.param(
-            ["head", 0], r"factor of 'head' must be above 0, got 0 \(SOLVER\.FREEZE", id="zero"
+            ["head", 0], r"factor of 'head' must be above 0, got 0; .* SOLVER\.FREEZE", id="zero"
         ),
         pytest.param(["head", "x"], "must be above 0, got 'x'", id="text"),
         pytest.param(["head", float("nan")], "must be above 0, got nan", id="nan"),
