@@ -1,9 +1,8 @@
-"""Which config keys a meta-architecture reads, declared by the architecture itself.
+"""The config keys that each meta-architecture reads, declared by the architecture itself.
 
-Data checks, `detkit predict` and test-time augmentation look them up here, so that a model of your
-own is as well known to them as detkit's. The table fills when the modules of the models are
-imported. A program that builds a data loader without any model therefore knows none: nothing is
-checked against a number of classes then, as for a model that declares nothing.
+Data checks, `detkit predict` and test-time augmentation look them up here, for detkit's models and
+for your own. Importing the module of a model fills the table. Without a declaration, for example in
+a program that builds a data loader and no model, the number of classes is not checked.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +21,14 @@ ModelClass = TypeVar("ModelClass", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Architecture:
-    """The keys that a meta-architecture reads; None or empty where it has no such thing.
+    """The keys that a meta-architecture reads; None or empty where it has none.
 
     Args:
         num_classes: Key of the number of object classes.
         num_stuff_classes: Key of the number of classes of its semantic head.
         score_thresholds: Keys of the scores below which detections are dropped.
-        nms_threshold: Key of the IoU from which detections of a class suppress each other.
-        branches: The keys of `BRANCHES` that it has a use for.
+        nms_threshold: Key of the IoU above which detections of a class suppress each other.
+        branches: The keys of `BRANCHES` that it supports.
     """
 
     num_classes: str | None = None
@@ -52,20 +51,13 @@ def declare_architecture(
 ) -> Callable[[ModelClass], ModelClass]:
     """Declare the keys of a meta-architecture, beside `@META_ARCH_REGISTRY.register()`.
 
-    Keys are full ones, those under MODEL.CUSTOM included. Training data are then checked against
-    the number of classes, `detkit predict` sets the score thresholds, and a switch of `BRANCHES`
-    that is on without a branch for it is an error. A subclass declares its own.
-
-    Args:
-        num_classes: See `Architecture`, as for all others.
-        num_stuff_classes: Likewise.
-        score_thresholds: Likewise.
-        nms_threshold: Likewise.
-        branches: Likewise.
+    Training data are then checked against the number of classes, `detkit predict` sets the score
+    thresholds, and enabling a switch of `BRANCHES` that is not in `branches` is an error. Arguments
+    are full keys, also under MODEL.CUSTOM; see `Architecture`. A subclass declares its own.
 
     Raises:
-        ConfigKeyError: A key is not declared.
-        ValueError: A branch is none of `BRANCHES`.
+        ConfigKeyError: A key is unknown.
+        ValueError: A branch is not in `BRANCHES`.
 
     Example:
         >>> from detkit.config import declare_architecture, find_architecture
@@ -98,19 +90,19 @@ def declare_architecture(
 
 
 def find_architecture(model: str | type) -> Architecture | None:
-    """Return what an architecture declares, or None where it declares nothing.
+    """Return the declaration of an architecture, or None.
 
     Args:
-        model: Its registered name; or its class, which may also inherit a declaration.
+        model: Its registered name, or its class, which may inherit a declaration.
     """
     names = [model] if isinstance(model, str) else [base.__name__ for base in model.__mro__]
     return next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
 
 
 def score_threshold_keys(name: str) -> tuple[str, ...]:
-    """Return the score thresholds of an architecture, or those of all where it declares nothing.
+    """Return the keys of the score thresholds of an architecture.
 
-    A model of one's own is often built of detkit's parts, which read their usual keys.
+    Without a declaration, return those of all: custom models often consist of detkit's parts.
     """
     architecture = find_architecture(name)
     if architecture is not None:

@@ -1,7 +1,7 @@
-"""The tree of settings: declared keys, checked values, and errors that name file, line and key.
+"""`CfgNode`: the tree of settings, with checked values and errors that name file, line and key.
 
-`CfgNode` is yacs's tree (a dict of dicts with attribute access, `freeze`, `clone`, `dump`) with its
-merging replaced: yacs reports neither file nor line, and accepts any value of the right type.
+It extends yacs's tree (nested dicts with attribute access, `freeze`, `clone`, `dump`) and replaces
+its merging, which reports neither file nor line and accepts any value of the right type.
 """
 
 import copy
@@ -34,22 +34,22 @@ class ConfigKeyError(UnknownNameError):
 
 
 class KeyRead(NamedTuple):
-    """A setting, or a group of them, that code has read."""
+    """A setting, or a group of settings, that code has read."""
 
     full_key: str
     value: Any
 
 
-# The list to which every node reports what is read from it, while one is listening. The nodes
-# report, instead of a view of the tree that records: what is built keeps no view when it is over.
+# While not None, all nodes append their reads to it. Nodes report reads themselves, as a recording
+# view of the tree could stay in the objects that are built from it.
 _reads: ContextVar[list[tuple["CfgNode", str]] | None] = ContextVar("reads", default=None)
 
 
 @contextmanager
 def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
-    """Append to `reads` what the code inside reads from any tree by attribute, in that order.
+    """Append to `reads` the settings that the block reads by attribute from any tree, in order.
 
-    A recording inside another one has its reads to itself.
+    A nested recording keeps its reads from the outer one.
     """
     seen: list[tuple[CfgNode, str]] = []
     token = _reads.set(seen)
@@ -57,7 +57,7 @@ def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
         yield
     finally:
         _reads.reset(token)
-        # A node does not know its own key. Whoever reads a leaf has read its group before.
+        # A node does not know its own key, but its group was read before it.
         prefixes: dict[int, str] = {}
         for node, name in seen:
             full_key = prefixes.get(id(node), "") + name
@@ -69,18 +69,18 @@ def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class KeySpec:
-    """What a declared key means and which values it takes.
+    """Declaration of a key: its default, meaning and legal values.
 
     Args:
-        default: Its value in a fresh config; the type of the value.
-        meaning: For users, in a sentence or two.
+        default: Default value, which also defines the type.
+        meaning: Description for users, in a sentence or two.
         choices: The legal values; None allows any.
         minimum: Smallest legal number, or element of a list.
-        in_epochs: Whether the number may be given in passes over the training data, as `2ep`.
-        needs: (key, value, ...): read only where that key has one of the values; (key,) alone:
-            where it is neither empty nor False.
-        path_fields: Of a list of mappings, the fields that are paths relative to the YAML file.
-        only_default_trainer: Whether `DefaultTrainer` reads it, and no training loop of one's own.
+        in_epochs: Whether the number may be given in epochs, as `2ep`.
+        needs: (key, value, ...): only read if that key has one of the values; (key,): only read if
+            that key is neither empty nor False.
+        path_fields: In a list of mappings, the fields that are paths relative to the YAML file.
+        only_default_trainer: Whether only `DefaultTrainer` reads it, not tools/plain_train_net.py.
         unread: Why no code reads the key; empty for keys that are read.
     """
 
@@ -109,7 +109,7 @@ class KeySpec:
 
 
 class KeyTable(dict[str, KeySpec]):
-    """The specs by full key. All copies of a tree share one: nothing changes it."""
+    """The specs by full key; never changed, so that all copies of a tree share it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KeyTable":
         return self
@@ -135,7 +135,7 @@ class CfgNode(_YacsNode):
         new_allowed: bool = False,
     ) -> None:
         super().__init__(init_dict, key_list, new_allowed)
-        # Attributes are settings, so what a node needs itself goes past them, as in yacs.
+        # In `__dict__`, as in yacs, because attributes are settings.
         self.__dict__["_table"] = KeyTable()
         self.__dict__["_set_here"] = set()
 
@@ -144,7 +144,7 @@ class CfgNode(_YacsNode):
         self.__dict__["_set_here"].add(name)
 
     def set_key_table(self, table: KeyTable) -> None:
-        """Attach the specs of the declared keys to the root, so that merging checks values."""
+        """Set the specs by which merging into this root checks values."""
         self.__dict__["_table"] = table
 
     def __getattr__(self, name: str) -> Any:
@@ -158,18 +158,16 @@ class CfgNode(_YacsNode):
         raise AttributeError(f"no config key {name!r} here.{did_you_mean(name, self)}")
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merge the settings of a YAML file, after those of the files that it names in `_BASE_`.
+        """Merge the settings of a YAML file, after those of the files in its `_BASE_`.
 
         Args:
-            cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X that comes with
-                detkit. `_BASE_` takes the same forms, or a path relative to the file that says it,
-                or a list of such.
-            allow_unsafe: Without effect; accepted for calls written for Detectron2.
+            cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X in detkit's
+                configs. `_BASE_` has the same form, or is relative to its file, or a list of these.
+            allow_unsafe: Has no effect; accepted for compatibility with Detectron2.
 
         Raises:
-            MissingFileError: The file or one of its bases is missing.
-            ConfigError: The file is not YAML.
-            ConfigError: A tag in it would run code.
+            MissingFileError: The file or one of its bases does not exist.
+            ConfigError: The file is not YAML, or has a tag that runs code.
             ConfigError: Its bases form a circle.
             ConfigError: A value has the wrong type or is out of range.
             ConfigKeyError: A key is unknown.
@@ -205,7 +203,7 @@ class CfgNode(_YacsNode):
                 f"settings come in pairs KEY VALUE, got {len(cfg_list)} words: {list(cfg_list)}"
             )
         for full_key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
-            # One nested mapping per pair runs through the same checks as a file.
+            # As a nested mapping, a pair is checked like a file.
             tree: Any = value
             for part in reversed(str(full_key).split(".")):
                 tree = {part: tree}
@@ -214,18 +212,17 @@ class CfgNode(_YacsNode):
     def _merge(
         self, tree: dict[str, Any], root: "CfgNode", path: tuple[str, ...], file: YamlFile | None
     ) -> None:
-        """Merge a plain tree into this node, which lies at `path` below `root`."""
+        """Merge a plain tree into this node, which is at `path` below `root`."""
         if self.is_frozen():
             raise AttributeError(
-                "this config is frozen; merge into `cfg.clone()` after `defrost()`, or before"
-                " `freeze()`"
+                "this config is frozen: call `defrost()` first, or use `with cfg.edited()`"
             )
         for key, value in tree.items():
             full_key = ".".join((*path, key))
             where = f"{file.where(full_key)}: " if file is not None else ""
             if key not in self:
                 if not self.is_new_allowed():
-                    # Down groups of a single key: `RPN.NMS_THRESH` says more than `RPN`.
+                    # Follow groups of a single key: `RPN.NMS_THRESH` is a better hint than `RPN`.
                     while isinstance(value, dict) and len(value) == 1:
                         key, value = next(iter(value.items()))
                         full_key = f"{full_key}.{key}"
@@ -256,7 +253,7 @@ class CfgNode(_YacsNode):
 
     @contextmanager
     def edited(self) -> Iterator["CfgNode"]:
-        """Yield an unfrozen copy to change; on exit it is frozen if this tree is.
+        """Yield an unfrozen copy, which is frozen at the end of the block if this tree is.
 
         Example:
             >>> from detkit.config import get_cfg
@@ -281,7 +278,7 @@ class CfgNode(_YacsNode):
                 yield prefix + key
 
     def is_set(self, full_key: str) -> bool:
-        """Return whether a file, a command line or code has set a key, even to its default.
+        """Return whether a file, the command line or code has set a key, even to its default.
 
         Raises:
             ConfigKeyError: The key is unknown.
@@ -306,17 +303,17 @@ class CfgNode(_YacsNode):
 
 
 def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
-    # Groups too: `MODELL` is near `MODEL`, and far from every full key.
+    # With groups: `MODELL` is close to `MODEL`, and not to any full key.
     known = list(root.keys_of_leaves())
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     return (
         f"{where}unknown config key {full_key}.{did_you_mean(full_key, [*known, *sorted(groups)])} "
-        "Keys of your own parts go under MODEL.CUSTOM."
+        "Put keys of your own under MODEL.CUSTOM."
     )
 
 
 def _new_value(value: Any, full_key: str, where: str) -> Any:
-    """Return a value for a key that no table declares, such as one below MODEL.CUSTOM."""
+    """Return the value of an undeclared key, such as one below MODEL.CUSTOM."""
     if isinstance(value, dict):
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
@@ -328,15 +325,15 @@ def _new_value(value: Any, full_key: str, where: str) -> Any:
 
 
 def decode(value: Any, present: Any) -> Any:
-    """Read a string as the Python literal in it, unless the setting itself is a string."""
+    """Return the Python literal in a string, unless the setting itself is a string."""
     if not isinstance(value, str):
         return value
     try:
         decoded = literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return value  # plain text, such as a name or a path
+        return value  # text, such as a name or a path
     if isinstance(present, str) and not isinstance(decoded, str | None):
-        return value  # a name such as "50" for a setting that holds names
+        return value  # text that looks like a number, such as the name "50"
     return decoded
 
 
@@ -344,19 +341,19 @@ def coerce(value: Any, present: Any, key: str) -> Any:
     """Return a value in the type of the present one.
 
     Args:
-        value: As a file or `decode` gives it.
+        value: Value from a file or from `decode`.
         present: The value that it replaces.
-        key: Where it was set and as what, for messages.
+        key: Place and key, for messages.
 
     Raises:
-        ConfigError: The value has another type, or holds objects that are no plain values.
+        ConfigError: The value has another type, or contains other objects than plain values.
     """
     if isinstance(value, list | tuple) and isinstance(present, list | tuple):
         _require_plain(value, key)
         return _as_nested(value, present)
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # Not isinstance: True would pass for the number 1.
+    # Not isinstance, for which True is an int.
     if value is None or type(value) is type(present):
         return value
     if present is None and isinstance(value, _SCALARS):
@@ -372,7 +369,8 @@ def coerce(value: Any, present: Any, key: str) -> Any:
 
 
 def _as_nested(value: Any, present: Any) -> Any:
-    """Copy nested lists, with tuples where the present value has them: a dump has lists only."""
+    """Copy nested lists, with tuples where the present value has them."""
+    # YAML has lists only.
     if not isinstance(value, list | tuple):
         return copy.deepcopy(value)
     inner = present[0] if isinstance(present, list | tuple) and present else None
@@ -381,11 +379,11 @@ def _as_nested(value: Any, present: Any) -> Any:
 
 
 def _require_plain(value: Any, key: str) -> None:
-    """Raise unless a value consists of numbers, strings, None, lists and mappings."""
+    """Raise a ConfigError unless a value consists of numbers, strings, None, lists and dicts."""
     if isinstance(value, list | tuple | dict):
         for item in value.values() if isinstance(value, dict) else value:
             _require_plain(item, key)
     elif not isinstance(value, _SCALARS):
         raise ConfigError(
-            f"{key} holds {value!r}, of type {type(value).__name__}; settings are plain values"
+            f"{key} must be a plain value, got {value!r}, of type {type(value).__name__}"
         )

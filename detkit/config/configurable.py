@@ -1,4 +1,4 @@
-"""`@configurable`: call a class or function with a config, or with plain arguments."""
+"""`@configurable`: lets a class or function be called with a config or with plain arguments."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Self = TypeVar("Self")
 
-# A message that fits no single key names the keys themselves up to this many, else their groups.
+# A message names at most this many keys; beyond, it names their groups.
 _MAX_KEYS = 3
 
 
 class _Configurable(Protocol[P, R_co]):
-    """What may be called: the arguments as they are declared, or a config."""
+    """A callable that takes its declared arguments or a config."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -38,8 +38,8 @@ class _Init(Protocol[P]):
     def __get__(self, instance: object, owner: type, /) -> _Configurable[P, None]: ...
 
 
-# The second half of the union accepts every call. Type checkers must accept a call by both halves,
-# so it hides nothing; it lets a subclass declare an `__init__` of another signature.
+# `Callable[..., None]` lets a subclass declare an `__init__` with another signature. It hides no
+# error: type checkers accept a call only if both members of the union do.
 @overload
 def configurable(
     init_func: Callable[Concatenate[Self, P], None],
@@ -55,16 +55,16 @@ def configurable(
 ) -> Any:
     """Let a class or a function be called with a config in place of its arguments.
 
-    On an `__init__`, the class brings a classmethod `from_config(cls, cfg, ...)`; on a function,
-    `from_config` is given to the decorator. It returns the arguments by name. Arguments given
-    beside the config win over those it returns, unless `from_config` takes them itself. Called
-    without a config, the class or function is what it is without the decorator.
+    A class with a decorated `__init__` needs a classmethod `from_config(cls, cfg, ...)`; for a
+    function, `from_config` is an argument of the decorator. It returns the arguments by name.
+    Arguments given beside the config override those it returns, unless `from_config` takes them
+    itself. A call without a config is not changed.
 
-    A constructor checks and names its arguments and need not know the keys. A ValueError raised
-    while a class is built from a config (by `from_config`, the constructor, or the function
-    itself) becomes a `ConfigError` that also names the class and the keys:
-    `RPN: nms_thresh must be at most 1, got 7 (set by MODEL.RPN.NMS_THRESH)`. What the `from_config`
-    of a function raises stays as it is: it may do work of its own, such as loading a data set.
+    Constructors check arguments by name and do not know the keys. A ValueError raised in a call
+    with a config (by the `from_config` of a class, the constructor, or the function) becomes a
+    `ConfigError` that names class and keys:
+    `RPN: nms_thresh must be at most 1, got 7 (set by MODEL.RPN.NMS_THRESH)`. Errors of a function's
+    `from_config` are not changed, as it may do other work, such as loading a data set.
 
     Example:
         >>> from detkit.config import configurable, get_cfg
@@ -82,8 +82,8 @@ def configurable(
         [80, 3, 4]
 
     Raises:
-        TypeError: It decorates something other than an `__init__` or a function with `from_config`;
-            `from_config` is missing, is no classmethod, or does not take `cfg` first.
+        TypeError: It decorates neither an `__init__` nor a function with `from_config`.
+        TypeError: `from_config` is missing, not a classmethod, or does not take `cfg` first.
     """
     if init_func is not None:
         return _wrap_init(init_func)
@@ -157,7 +157,7 @@ def _called_with_cfg(*args: Any, **kwargs: Any) -> bool:
 def _explicit_arguments(
     from_config: Callable[..., dict[str, Any]], reads: list[KeyRead], *args: Any, **kwargs: Any
 ) -> dict[str, Any]:
-    """Return the arguments by name, and append the keys that `from_config` reads to `reads`."""
+    """Return the arguments by name; append the keys that `from_config` reads to `reads`."""
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
         raise TypeError(
@@ -178,23 +178,22 @@ def _config_error(
     given: Mapping[str, Any],
     reads: Sequence[KeyRead],
 ) -> ValueError:
-    """Return the error with the name of what was built, and the keys that set what it complains of.
+    """Return a ConfigError with the name of the class and the keys that set the invalid argument.
 
     Args:
-        error: What the constructor or `from_config` raised.
-        name: Of the class or function.
-        arguments: What the constructor was called with; empty where `from_config` raised.
-        given: Arguments that came from the caller, not from the config.
+        error: Raised by the constructor or `from_config`.
+        name: Name of the class or function.
+        arguments: Arguments of the constructor; empty if `from_config` raised.
+        given: Arguments that the caller gave beside the config.
         reads: The keys that `from_config` read.
     """
     message = str(error)
-    # A key read twice counts once; groups are steps on the way to a key.
+    # A key that was read twice counts once; groups are read on the way to a key.
     values = {read.full_key: read.value for read in reads if not isinstance(read.value, CfgNode)}
     subject = _subject(message, arguments)
-    if any(key in message for key in values):
+    is_set_by_caller = subject in given and subject in arguments
+    if not values or is_set_by_caller or any(key in message for key in values):
         return ConfigError(f"{name}: {message}")
-    if subject in given and subject in arguments:
-        return ConfigError(f"{name}: {message}")  # set by the caller, not by a key
     keys = _responsible_keys(message, subject, arguments, values)
     if keys:
         source = f"set by {', '.join(keys)}"
@@ -203,17 +202,15 @@ def _config_error(
     else:
         groups = dict.fromkeys(key.rpartition(".")[0] for key in values)
         source = f"built from the settings of {', '.join(groups)}"
-    return ConfigError(
-        f"{name}: {message.rstrip('.')} ({source})" if values else f"{name}: {message}"
-    )
+    return ConfigError(f"{name}: {message.rstrip('.')} ({source})")
 
 
 def _subject(message: str, arguments: Mapping[str, Any]) -> str:
-    """Return the argument that a message is about, or its first word where it names none."""
-    # `num_classes must be ...`, or `... got num_classes=3`.
+    """Return the argument that a message is about, or the first word if it names no argument."""
+    # The message is like `num_classes must be ...` or `... got num_classes=3`.
     words = re.findall(r"[A-Za-z_]\w*=?", message)
     for i, word in enumerate(words):
-        # In the middle of a sentence `norm` or `head` may be plain English; `num_classes` is not.
+        # In the middle of a sentence, `norm` or `head` may be plain English, unlike `num_classes`.
         if word.rstrip("=") in arguments and (i == 0 or "_" in word or "=" in word):
             return word.rstrip("=")
     return words[0].rstrip("=") if words else ""
@@ -222,20 +219,16 @@ def _subject(message: str, arguments: Mapping[str, Any]) -> str:
 def _responsible_keys(
     message: str, subject: str, arguments: Mapping[str, Any], values: Mapping[str, Any]
 ) -> list[str]:
-    """Return the keys whose value went into the argument `subject`; none if that is unclear."""
+    """Return the keys that set the argument `subject`; none if that is unclear."""
     if subject in arguments:
         argument = arguments[subject]
-        parts = argument if isinstance(argument, list | tuple) else ()
-        matching = [
-            key
-            for key, value in values.items()
-            if _equals(value, argument) or any(_equals(value, part) for part in parts)
-        ]
-    else:  # raised before there were arguments, by a part that has names of its own
+        parts = [argument, *(argument if isinstance(argument, list | tuple) else ())]
+        matching = [k for k, value in values.items() if any(_equals(value, p) for p in parts)]
+    else:  # raised by `from_config`, or by a part whose arguments have other names
         matching = [key for key, value in values.items() if _is_shown(value, message)]
 
-    # Many settings are 0 or True. Among those of the right value, the names decide:
-    # `pre_nms_topk` is PRE_NMS_TOPK_TRAIN and PRE_NMS_TOPK_TEST.
+    # Many settings are 0 or True. Among keys with the right value, those with the most words of the
+    # argument's name are chosen: PRE_NMS_TOPK_TRAIN and PRE_NMS_TOPK_TEST for `pre_nms_topk`.
     words = set(subject.lower().split("_"))
     alike = {key: len(words & set(key.rpartition(".")[2].lower().split("_"))) for key in values}
     candidates = matching or [key for key in values if alike[key] == len(words)]
@@ -246,18 +239,20 @@ def _responsible_keys(
 
 
 def _equals(value: Any, argument: Any) -> bool:
-    """Return whether a setting and an argument are the same, lists and tuples being alike."""
+    """Return whether a setting equals an argument; a list may equal a tuple."""
     if isinstance(value, list | tuple):
         return (
             isinstance(argument, list | tuple)
             and len(value) == len(argument)
             and all(map(_equals, value, argument))
         )
-    # An argument may also be a tensor or a module, which `==` must not meet.
+    # Other arguments are not compared: `==` of tensors is element-wise.
     return isinstance(argument, int | float | str | None) and value == argument
 
 
 def _is_shown(value: Any, message: str) -> bool:
-    text = repr(list(value) if isinstance(value, tuple) else value)
-    also = repr(tuple(value)) if isinstance(value, list | tuple) else text
-    return any(re.search(rf"(?<![\w.]){re.escape(t)}(?![\w.])", message) for t in (text, also))
+    """Return whether a message contains a value, as a list or a tuple, not inside a longer word."""
+    texts = [repr(value)]
+    if isinstance(value, list | tuple):
+        texts = [repr(list(value)), repr(tuple(value))]
+    return any(re.search(rf"(?<![\w.]){re.escape(text)}(?![\w.])", message) for text in texts)

@@ -16,28 +16,27 @@ class MissingModuleError(UserError, ModuleNotFoundError):
 
 
 def import_user_modules(names: Sequence[str]) -> None:
-    """Import the modules that IMPORTS names; the working directory is searched first.
+    """Import the modules in IMPORTS; the working directory is searched first.
 
-    This runs the user's own code. Merging a YAML file never does.
+    This runs code of the user, which merging a YAML file does not.
 
     Raises:
-        MissingModuleError: A module is not found; the message says where it was searched.
+        MissingModuleError: A module is not found.
     """
     if not names:
         return
     here = str(Path.cwd())
     if here not in sys.path:
-        # A script in tools/ or an installed command has its own folder first on the path.
+        # Python puts the folder of a script, not the working directory, first on the path.
         sys.path.insert(0, here)
     for name in names:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-                raise  # it is found; something that it imports is not
+                raise  # the module exists; one that it imports does not
             raise MissingModuleError(
-                f"IMPORTS names {name!r}, which is not found. Looked in the working directory"
-                f" {here} and on the Python path. Write it as in an import statement:"
-                " my_package.my_backbone, without .py."
+                f"IMPORTS names {name!r}, which is not found in the working directory {here} or on"
+                " the Python path. Write it as in an import statement: my_package.my_backbone."
             ) from error
         logger.info("imported %s", name)

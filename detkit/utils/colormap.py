@@ -1,4 +1,4 @@
-"""Colours: a palette for classes and instances in pictures, and segment ids in panoptic pngs."""
+"""Palette for classes and instances, and colours of segment ids in panoptic pngs."""
 
 import functools
 
@@ -26,13 +26,13 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-# Near-black, near-white and grey are colours of the picture itself.
+# Without near-black, near-white and grey, which are common in images.
 _LIGHTNESS = (0.5, 0.9)
 _MIN_CHROMA = 0.07
 
 
 def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
-    """Return the palette, (80, 3), with the most different colours first.
+    """Return the palette, (80, 3); the first colours are the most different.
 
     Args:
         rgb: Red first; otherwise blue first, as in OpenCV and Detectron2.
@@ -43,24 +43,24 @@ def colormap(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]
 
 
 def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
-    """Return a colour for each class, RGB in 0 to 255: the first colours of a long palette.
-
-    After some thousand classes, colours repeat.
-    """
+    """Return an RGB colour in [0, 255] for each class; they repeat after some thousand classes."""
     palette = np.round(_palette(max(num_classes, _NUM_COLORS)) * 255).astype(int).tolist()
-    chosen = (palette[index % len(palette)] for index in range(num_classes))
-    return [(red, green, blue) for red, green, blue in chosen]
+    colors = []
+    for index in range(num_classes):
+        red, green, blue = palette[index % len(palette)]
+        colors.append((red, green, blue))
+    return colors
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:
-    """Return one colour of the palette at random (NumPy's global generator), (3,)."""
+    """Return a random colour of the palette, (3,), drawn with NumPy's global generator."""
     return colormap(rgb, maximum)[np.random.randint(_NUM_COLORS)]
 
 
 def random_colors(
     count: int, rgb: bool = False, maximum: float = 255
 ) -> list[npt.NDArray[np.float32]]:
-    """Return `count` different colours of the palette at random, each (3,).
+    """Return `count` different random colours of the palette, each (3,).
 
     Raises:
         ValueError: `count` is larger than the palette.
@@ -74,26 +74,24 @@ def random_colors(
 @functools.cache
 def _palette(count: int) -> npt.NDArray[np.float32]:
     """Return colours, RGB in [0, 1], (count, 3) or fewer if there are no more."""
-    # Made instead of written down, so that it has any length: each colour is the candidate farthest
-    # from all before it, in a space where equal distances look equally different.
+    # Greedy farthest-point sampling, for any length: each colour is the candidate farthest from all
+    # previous ones in OKLab, where equal distances look equally different.
     steps = np.linspace(0, 1, 16)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _oklab(candidates)
+    linear = np.where(
+        candidates <= 0.04045, candidates / 12.92, ((candidates + 0.055) / 1.055) ** 2.4
+    )
+    lab = np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     usable = (lightness >= _LIGHTNESS[0]) & (lightness <= _LIGHTNESS[1]) & (chroma >= _MIN_CHROMA)
     candidates, lab = candidates[usable], lab[usable]
-    # The first is the one of the largest chroma: any would do, if it is always the same.
+    # Start with the largest chroma, so that the palette is deterministic.
     chosen = [int(np.hypot(lab[:, 1], lab[:, 2]).argmax())]
     distance = np.full(len(lab), np.inf)
     while len(chosen) < min(count, len(candidates)):
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
         chosen.append(int(distance.argmax()))
     return candidates[chosen].astype(np.float32)
-
-
-def _oklab(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T
 
 
 def rgb2id(color: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Image files before decoding: which formats are opened, and how many pixels they may claim.
+"""Opening of image files with limits on their formats and their number of pixels.
 
-A file of a kilobyte may claim to be 60,000 pixels wide and high; decoding it would take 10 GB.
+A file of a kilobyte may have a header with 60,000 x 60,000 pixels, which decode to 10 GB.
 """
 
 import contextlib
@@ -17,15 +17,13 @@ from detkit.utils.errors import DataError
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit: half a gigabyte as RGB."""
 
-# Formats of photographs and label maps. Others of Pillow's start programs: EPS runs Ghostscript.
 # fmt: off
+# Formats of photographs and label maps. Others may start programs: EPS runs Ghostscript.
 _FORMATS = (
     "JPEG", "PNG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA",
     "PCX", "SGI",
 )
-# fmt: on
-# What PIL raises on damaged files; which one depends on the format and on the place of the damage.
-# fmt: off
+# Raised by PIL for damaged files, depending on the format and on the place of the damage.
 PIL_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
     struct.error, OverflowError, ZeroDivisionError, MemoryError, RuntimeError,
@@ -38,7 +36,7 @@ _pillow = threading.Lock()
 
 
 class BadImageError(DataError):
-    """An image file that cannot be used; the message names it."""
+    """An image file that cannot be used."""
 
 
 @contextlib.contextmanager
@@ -50,11 +48,11 @@ def opened_image(
     Args:
         data: The bytes of the file.
         file_name: For messages.
-        max_pixels: Most pixels that it may have.
+        max_pixels: Largest number of pixels.
 
     Raises:
-        BadImageError: The file is empty, damaged, larger, or of no known format. Errors of PIL
-            inside the block become one as well.
+        BadImageError: The file is empty, damaged, of an unknown format, or has more pixels; or PIL
+            raises an error inside the block.
     """
     try:
         with _open(data) as image:
@@ -63,7 +61,14 @@ def opened_image(
     except BadImageError:
         raise
     except PIL_ERRORS as error:
-        raise _unreadable(file_name, data, error) from error
+        if not data:
+            problem = f"image file {file_name} is empty (0 bytes)"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            start = f"its {len(data)} bytes start {data[:12]!r}"
+            problem = f"{file_name} is not an image that can be read: {start}"
+        else:
+            problem = f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}"
+        raise BadImageError(problem) from error
 
 
 def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> None:
@@ -76,24 +81,29 @@ def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> No
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return `(width, height)` from the header of a JPEG file, or None if it is irregular.
+    """Return `(width, height)` from the header of a JPEG file, or None if it is irregular."""
+    for marker, position in jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+    return None
 
-    Source: ITU-T T.81, annex B: segments of a marker and a length follow each other up to the start
-        of scan (0xDA).
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of each segment of a JPEG file before the start of scan.
+
+    Source: ITU-T T.81, annex B: a segment is 0xFF, a marker, a length of two bytes, and content.
     """
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
         if marker == _JPEG_START_OF_SCAN:
-            return None
-        # Any number of 0xFF bytes may stand before a marker.
-        position += (
-            1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        )
-    return None
+            return
+        if marker == 0xFF:  # any number of these may precede a marker
+            position += 1
+            continue
+        yield marker, position
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
 
 
 @functools.cache
@@ -103,23 +113,11 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit is a global that no config could raise; ours is checked by the caller.
+    # Pillow's own limit is a global variable, which a config cannot raise: it is replaced by
+    # `require_pixels`.
     with _pillow:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(io.BytesIO(data), formats=_known_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-def _unreadable(file_name: str, data: bytes, error: Exception) -> BadImageError:
-    if len(data) == 0:
-        return BadImageError(f"image file {file_name} is empty (0 bytes)")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return BadImageError(
-            f"{file_name} is not an image that can be read: its {len(data)} bytes start"
-            f" {data[:12]!r}"
-        )
-    return BadImageError(
-        f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}"
-    )

@@ -254,7 +254,7 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make,
         monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", None)
     else:
         monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", decode)
-    monkeypatch.setattr("detkit.utils.image._decode_with_pil", decode)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
     path = tmp_path / "bomb.img"
     path.write_bytes(make(60000, 50000))
     for read in (read_image, read_label_map):
