@@ -130,20 +130,26 @@ def _register(
     load: Callable[..., list[ImageRecord]],
     paths: Mapping[str, str],
     metadata: Mapping[str, Any],
+    **options: Any,
 ) -> None:
-    """Register a loader, called with the name and with `paths` below the root.
+    """Register a loader, called with `paths` below the root and with `options`.
 
     The paths are metadata too.
     """
-    DatasetCatalog.register(name, functools.partial(_load, load, name, **paths))
+    DatasetCatalog.register(name, functools.partial(_load, load, name, paths, options))
     lazy = {key: functools.partial(_below_root, path) for key, path in paths.items()}
     MetadataCatalog.get(name).set(**metadata).set_lazy(**lazy)
 
 
-def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> list[ImageRecord]:
+def _load(
+    load: Callable[..., list[ImageRecord]],
+    name: str,
+    paths: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> list[ImageRecord]:
     """Call a loader; the error for a missing file tells where all of them are expected."""
     try:
-        return load(name, **{key: _below_root(path) for key, path in paths.items()})
+        return load(**{key: _below_root(path) for key, path in paths.items()}, **options)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{error}. Data set {name!r} takes {', '.join(paths.values())} below {dataset_root()}"
@@ -155,46 +161,10 @@ def _load(load: Callable[..., list[ImageRecord]], name: str, **paths: str) -> li
 # Nobody can correct public files: bad polygons in them are dropped, with a count.
 
 
-def _load_coco(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
-    return load_coco_json(json_file, image_root, name, drop_bad_polygons=True)
-
-
-def _load_coco_panoptic(
-    name: str, *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str
-) -> list[ImageRecord]:
-    metadata = coco_panoptic_metadata()
-    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
-
-
-def _load_coco_separated(
-    name: str, *, json_file: str, image_root: str, sem_seg_root: str, **panoptic: str
-) -> list[ImageRecord]:
-    return load_separated(json_file, image_root, sem_seg_root, name, drop_bad_polygons=True)
-
-
-def _load_sem_seg(name: str, *, image_root: str, sem_seg_root: str) -> list[ImageRecord]:
-    return load_sem_seg(sem_seg_root, image_root)
-
-
-def _load_lvis(name: str, *, json_file: str, image_root: str) -> list[ImageRecord]:
-    return load_lvis_json(json_file, image_root, name, drop_bad_polygons=True)
-
-
-def _load_cityscapes_instances(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
-    return load_cityscapes_instances(image_dir, gt_dir)
-
-
-def _load_cityscapes_semantic(name: str, *, image_dir: str, gt_dir: str) -> list[ImageRecord]:
-    return load_cityscapes_semantic(image_dir, gt_dir)
-
-
-def _load_voc(name: str, *, dirname: str) -> list[ImageRecord]:
-    return load_voc_instances(dirname, MetadataCatalog.get(name).split, VOC_CLASSES)
-
-
 def _register_coco(name: str, images: str, json_file: str, metadata: Mapping[str, Any]) -> None:
     paths = {"json_file": json_file, "image_root": images}
-    _register(name, _load_coco, paths, {"evaluator_type": "coco", **metadata})
+    metadata = {"evaluator_type": "coco", **metadata}
+    _register(name, load_coco_json, paths, metadata, dataset_name=name, drop_bad_polygons=True)
 
 
 def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -> None:
@@ -210,20 +180,38 @@ def _register_coco_panoptic(name: str, images: str, json_file: str, stem: str) -
         "ignore_label": IGNORE_LABEL,
         "label_divisor": LABEL_DIVISOR,
     }
-    separated = coco_panoptic_separated_metadata()
-    _register(name, _load_coco_panoptic, panoptic, {**evaluated, **coco_panoptic_metadata()})
-    _register(
-        f"{name}_separated", _load_coco_separated, {**panoptic, **stuff}, {**evaluated, **separated}
-    )
-    only = {"evaluator_type": "sem_seg", "ignore_label": IGNORE_LABEL, **separated}
+    _register(name, _load_panoptic, panoptic, {**evaluated, **coco_panoptic_metadata()})
+    classes = coco_panoptic_separated_metadata()
+    separated = f"{name}_separated"
+    paths = {**panoptic, **stuff}
+    _register(separated, _load_separated, paths, {**evaluated, **classes}, dataset_name=separated)
+    only = {"evaluator_type": "sem_seg", "ignore_label": IGNORE_LABEL, **classes}
     _register(f"{name}_stuffonly", _load_sem_seg, {"image_root": images, **stuff}, only)
+
+
+def _load_panoptic(
+    *, image_root: str, panoptic_root: str, panoptic_json: str, json_file: str
+) -> list[ImageRecord]:
+    metadata = coco_panoptic_metadata()
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, metadata)
+
+
+def _load_separated(
+    *, dataset_name: str, json_file: str, image_root: str, sem_seg_root: str, **panoptic: str
+) -> list[ImageRecord]:
+    return load_separated(json_file, image_root, sem_seg_root, dataset_name, drop_bad_polygons=True)
+
+
+def _load_sem_seg(*, image_root: str, sem_seg_root: str) -> list[ImageRecord]:
+    return load_sem_seg(sem_seg_root, image_root)
 
 
 def _register_lvis(name: str, json_file: str) -> None:
     # "cocofied": LVIS' annotations of COCO's classes.
     classes = coco_metadata() if name.endswith("_cocofied") else {}
     paths = {"json_file": json_file, "image_root": "coco"}
-    _register(name, _load_lvis, paths, {"evaluator_type": "lvis", **classes})
+    metadata = {"evaluator_type": "lvis", **classes}
+    _register(name, load_lvis_json, paths, metadata, dataset_name=name, drop_bad_polygons=True)
     if "_train" in name:  # only the frequency of a class in training matters
         count = functools.partial(_image_count_below_root, json_file)
         MetadataCatalog.get(name).set_lazy(class_image_count=count)
@@ -236,8 +224,8 @@ def _image_count_below_root(json_file: str) -> list[dict[str, int]] | None:
 def _register_cityscapes(split: str) -> None:
     paths = {"image_dir": f"cityscapes/leftImg8bit/{split}", "gt_dir": f"cityscapes/gtFine/{split}"}
     for task, evaluator, load in (
-        ("instance", "cityscapes_instance", _load_cityscapes_instances),
-        ("sem", "cityscapes_sem_seg", _load_cityscapes_semantic),
+        ("instance", "cityscapes_instance", load_cityscapes_instances),
+        ("sem", "cityscapes_sem_seg", load_cityscapes_semantic),
     ):
         metadata = {"evaluator_type": evaluator, "ignore_label": IGNORE_LABEL}
         metadata |= cityscapes_metadata()
@@ -247,7 +235,8 @@ def _register_cityscapes(split: str) -> None:
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:
     note_voc_metadata(name, VOC_CLASSES)
     metadata = {"evaluator_type": "pascal_voc", "year": year, "split": split}
-    _register(name, _load_voc, {"dirname": folder}, metadata)
+    paths = {"dirname": folder}
+    _register(name, load_voc_instances, paths, metadata, split=split, class_names=VOC_CLASSES)
 
 
 register_builtin_datasets()

@@ -74,6 +74,19 @@ def _lazy_paths(**paths: str) -> dict[str, Callable[[], str]]:
     return {key: functools.partial(_located, path) for key, path in paths.items()}
 
 
+def _loader(
+    load: Callable[..., list[ImageRecord]], paths: Mapping[str, str], **options: Any
+) -> functools.partial[list[ImageRecord]]:
+    """Return a loader that calls `load` with located paths and with `options`."""
+    return functools.partial(_load, load, paths, options)
+
+
+def _load(
+    load: Callable[..., list[ImageRecord]], paths: Mapping[str, str], options: Mapping[str, Any]
+) -> list[ImageRecord]:
+    return load(**{key: _located(path) for key, path in paths.items()}, **options)
+
+
 def _thing_classes(classes: Sequence[str] | None) -> dict[str, Any]:
     if classes is None:
         return {}
@@ -81,39 +94,19 @@ def _thing_classes(classes: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _coco(entry: Entry) -> Registration:
-    loader = functools.partial(
-        _load_coco,
-        entry["name"],
-        entry["images"],
-        entry["annotations"],
-        entry["classes"],
-        drop_bad_polygons=entry.get("drop_bad_polygons", False),
-    )
     metadata = _thing_classes(entry["classes"])
     if "keypoints" in entry:
         metadata["keypoint_names"] = list(entry["keypoints"])
         metadata["keypoint_flip_map"] = left_right_pairs(entry["keypoints"])
         if "flip_pairs" in entry:
             metadata["keypoint_flip_map"] = [tuple(pair) for pair in entry["flip_pairs"]]
-    paths = _lazy_paths(json_file=entry["annotations"], image_root=entry["images"])
-    return Registration(loader, metadata, paths)
-
-
-def _load_coco(
-    name: str,
-    images: str,
-    annotations: str,
-    classes: tuple[str, ...] | None,
-    *,
-    drop_bad_polygons: bool,
-) -> list[ImageRecord]:
-    return load_coco_json(
-        _located(annotations),
-        _located(images),
-        name,
-        classes=classes,
-        drop_bad_polygons=drop_bad_polygons,
-    )
+    paths = {"json_file": entry["annotations"], "image_root": entry["images"]}
+    options = {
+        "dataset_name": entry["name"],
+        "classes": entry["classes"],
+        "drop_bad_polygons": entry.get("drop_bad_polygons", False),
+    }
+    return Registration(_loader(load_coco_json, paths, **options), metadata, _lazy_paths(**paths))
 
 
 def _voc(entry: Entry) -> Registration:
@@ -150,17 +143,13 @@ def _load_voc(
 
 
 def _lvis(entry: Entry) -> Registration:
-    name, images, annotations = entry["name"], entry["images"], entry["annotations"]
-    lazy = {
-        **_lazy_paths(json_file=annotations, image_root=images),
-        "class_image_count": functools.partial(_image_count, annotations),
-    }
-    loader = functools.partial(_load_lvis, name, images, annotations)
-    return Registration(loader, {"evaluator_type": "lvis"}, lazy)
-
-
-def _load_lvis(name: str, images: str, annotations: str) -> list[ImageRecord]:
-    return load_lvis_json(_located(annotations), _located(images), name)
+    paths = {"json_file": entry["annotations"], "image_root": entry["images"]}
+    count = functools.partial(_image_count, entry["annotations"])
+    return Registration(
+        _loader(load_lvis_json, paths, dataset_name=entry["name"]),
+        {"evaluator_type": "lvis"},
+        {**_lazy_paths(**paths), "class_image_count": count},
+    )
 
 
 def _image_count(annotations: str) -> list[dict[str, int]] | None:
@@ -169,19 +158,19 @@ def _image_count(annotations: str) -> list[dict[str, int]] | None:
 
 def _sem_seg(entry: Entry) -> Registration:
     images, labels, classes = entry["images"], entry["labels"], list(entry["classes"])
-    ending = entry.get("image_ending", "jpg").removeprefix(".")
     metadata = {
         "evaluator_type": "sem_seg",
         "stuff_classes": classes,
         "stuff_colors": class_colors(len(classes)),
         "ignore_label": entry.get("ignore_label", IGNORE_LABEL),
     }
-    loader = functools.partial(_load_sem_seg, labels, images, ending)
-    return Registration(loader, metadata, _lazy_paths(image_root=images, sem_seg_root=labels))
-
-
-def _load_sem_seg(labels: str, images: str, ending: str) -> list[ImageRecord]:
-    return load_sem_seg(_located(labels), _located(images), image_ext=ending)
+    paths = {"gt_root": labels, "image_root": images}
+    ending = entry.get("image_ending", "jpg").removeprefix(".")
+    return Registration(
+        _loader(load_sem_seg, paths, image_ext=ending),
+        metadata,
+        _lazy_paths(image_root=images, sem_seg_root=labels),
+    )
 
 
 def _panoptic(entry: Entry) -> Registration:
@@ -197,12 +186,11 @@ def _panoptic(entry: Entry) -> Registration:
         "ignore_label": IGNORE_LABEL,
         "label_divisor": LABEL_DIVISOR,
     }
-    loader = functools.partial(_load_panoptic, entry["name"], **paths)
+    loader = _loader(_load_panoptic, paths, name=entry["name"])
     return Registration(loader, metadata, _lazy_paths(**paths))
 
 
-def _load_panoptic(name: str, **paths: str) -> list[ImageRecord]:
-    located = {key: _located(path) for key, path in paths.items()}
+def _load_panoptic(*, name: str, **located: str) -> list[ImageRecord]:
     json_file, images = located["panoptic_json"], located["image_root"]
     categories = section(read_json(json_file), "categories", json_file)
     categories = sorted(categories, key=lambda category: category["id"])

@@ -34,6 +34,14 @@ def test_images_come_in_the_order_of_their_ids(write_coco):
     ] == [2, 5, 9]
 
 
+def test_classes_come_in_the_order_of_their_ids(write_coco):
+    categories = [{"id": 7, "name": "ant"}, {"id": 10, "name": "cow"}, {"id": 3, "name": "cat"}]
+    file = write_coco(2, categories=categories)
+    records = load_coco_json(*file, dataset_name="mine")
+    assert MetadataCatalog.get("mine").thing_classes == ["cat", "ant", "cow"]
+    assert [r["annotations"][0]["category_id"] for r in records] == [0, 1]
+
+
 def test_optional_keys_are_kept(write_coco):
     full = {
         **BOX,

@@ -57,6 +57,15 @@ def test_segments_get_contiguous_ids(write, tmp_path):
     ]
 
 
+def test_category_of_both_kinds_is_a_thing(write):
+    both = {**META, "stuff_dataset_id_to_contiguous_id": {9: 2, 7: 3}}
+    (record,) = load_coco_panoptic_json(*write(), both)
+    assert (record["segments_info"][1]["category_id"], record["segments_info"][1]["isthing"]) == (
+        1,
+        True,
+    )
+
+
 def test_png_holds_ids(write):
     _, _, folder = write()
     assert np.unique(read_panoptic_png(f"{folder}/0.png")).tolist() == [0, 5, 70000]

@@ -6,6 +6,7 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
+from detkit.utils.colormap import class_colors
 
 COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
 VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
@@ -195,7 +196,8 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
     write_coco(1)
     write_image("segments/0.png")
     write_image("labels/0.png")
-    names = (("sky", 9, 0), ("dog", 7, 1), ("cat", 3, 1))
+    # In the order of neither ids nor names.
+    names = (("sky", 9, 0), ("ant", 7, 1), ("cat", 3, 1), ("bog", 12, 0))
     content = {
         "annotations": [
             {"image_id": 0, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 9}]}
@@ -213,12 +215,13 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
     if is_separated:
         assert (metadata.thing_classes, metadata.stuff_classes) == (
             ["cat", "dog"],
-            ["things", "sky"],
+            ["things", "sky", "bog"],
         )
-        assert len(metadata.stuff_colors) == 2
+        assert metadata.stuff_colors == class_colors(3)
         assert record["annotations"]
     else:
-        assert metadata.stuff_classes == ["cat", "dog", "sky"]
+        assert metadata.stuff_classes == ["cat", "ant", "sky", "bog"]
+        assert metadata.thing_colors == metadata.stuff_colors == class_colors(4)
         assert record["segments_info"][0]["category_id"] == 2
     assert len(DatasetCatalog.get("mine")) == 1  # and loads again
 

@@ -36,7 +36,7 @@ def test_xml_without_objects_is_background(write_voc, make_voc_xml):
     assert load(write_voc({"a": make_voc_xml()}))[0]["annotations"] == []
 
 
-@pytest.mark.parametrize("size", [None, (0, 0)])
+@pytest.mark.parametrize("size", [None, (0, 0), (0, 32), (24, 0)])
 def test_size_that_the_xml_lacks_is_that_of_the_image(write_voc, make_voc_xml, size):
     record = load(write_voc({"a": make_voc_xml(size=size)}))[0]
     assert (record["height"], record["width"]) == (24, 32)
@@ -60,6 +60,12 @@ def test_images_of_other_kinds_are_found(write_voc, make_voc_xml, suffix):
     assert load(write_voc({"a.b": make_voc_xml()}, suffix=suffix))[0]["file_name"].endswith(
         "a.b" + suffix
     )
+
+
+def test_of_two_images_of_one_name_the_first_by_suffix_counts(write_voc, make_voc_xml):
+    root = write_voc({"a": make_voc_xml()}, suffix=".png")
+    write_voc({"a": make_voc_xml()}, suffix=".jpg")
+    assert load(root)[0]["file_name"].endswith("a.jpg")
 
 
 def test_encodings_are_understood(write_voc, make_voc_xml):
@@ -198,7 +204,7 @@ def test_missing_xml_and_image_are_named(write_voc, make_voc_xml):
     ("lines", "message"),
     [
         ("a\na\n", r"lists images more than once: 'a'"),
-        ("a -1\nb  1\n", r"one image per line; 'a -1' looks like VOC's list for one class"),
+        ("a -1\nb  1\nc 0\n", r"one image per line; 'a -1' looks like VOC's list for one class"),
         ("../../a\n", r"names inside the image folder, it has '../../a'"),
         ("/a\n", r"names inside the image folder"),
     ],

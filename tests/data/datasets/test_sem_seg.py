@@ -36,6 +36,16 @@ def test_pairs_are_found_in_folders_too(folders, caplog):
     assert f"no image in {images}: d" in caplog.text
 
 
+def test_pairs_come_in_the_order_of_their_names(tmp_path):
+    names = [f"{(37 * i) % 50:02d}" for i in range(50)]
+    for folder, ending in (("labels", "png"), ("images", "jpg")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.{ending}").touch()
+    records = load_sem_seg(str(tmp_path / "labels"), str(tmp_path / "images"))
+    assert [record["image_id"] for record in records] == sorted(names)
+
+
 def test_no_pair_is_an_error_with_both_folders(folders):
     labels, images = folders
     with pytest.raises(

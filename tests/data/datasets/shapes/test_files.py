@@ -4,11 +4,13 @@ import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.pascal_voc import load_voc_instances
 from detkit.data.datasets.shapes import SHAPES_CLASSES, ensure_shapes, files, generate_shapes
+from detkit.data.datasets.shapes.scene import draw_scene
 from detkit.structures import BoxMode, ImageRecord
 
 
@@ -71,6 +73,17 @@ def test_json_lists_the_classes_and_numbers_annotations_once(small: Path) -> Non
     assert [c["name"] for c in content["categories"]] == list(SHAPES_CLASSES)
     ids = [a["id"] for a in content["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
+
+
+def test_keypoints_of_the_scenes_come_back_from_the_json(small: Path) -> None:
+    records = load_coco_json(str(small / "instances_train.json"), str(small / "JPEGImages"))
+    for index, record in enumerate(records):
+        scene = draw_scene(np.random.default_rng([1, 0, index]))
+        for annotation, obj in zip(record.get("annotations", []), scene.objects, strict=True):
+            points = np.reshape(annotation.get("keypoints", []), (-1, 3))
+            is_labelled = obj.keypoints[:, 2] > 0
+            assert np.array_equal(points[:, 2], obj.keypoints[:, 2])
+            assert np.abs(points - obj.keypoints)[is_labelled].max() <= 0.00501
 
 
 def test_xml_counts_pixels_from_one(small: Path) -> None:
