@@ -289,6 +289,7 @@ def masks_of(
     polygons = [mask for mask in segmentations if isinstance(mask, list)]
     if mask_format == "polygon" and len(polygons) == len(segmentations):
         return PolygonMasks(polygons)
+    # One array for all, filled in place, instead of a stack of copies.
     bitmaps = np.zeros((len(segmentations), *image_size), dtype=bool)
     for bitmap, mask in zip(bitmaps, segmentations, strict=True):
         if isinstance(mask, list):
@@ -417,6 +418,7 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
             dataset_names[0],
             ", ".join(names),
         )
+    # A pair works in both directions; keypoints without one stay what they are.
     mirrored = dict(pairs) | {right: left for left, right in pairs}
     return np.array([names.index(mirrored.get(name, name)) for name in names], dtype=np.int64)
 

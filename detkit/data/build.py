@@ -45,7 +45,11 @@ def _train_loader_from_config(
     sampler: Iterable[int] | None = None,
 ) -> dict[str, Any]:
     if dataset is None:
-        _require_named(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+        if not cfg.DATASETS.TRAIN:
+            raise ConfigError(
+                "DATASETS.TRAIN is empty: set it to the names of registered data sets, such as"
+                " ('coco_2017_train',)"
+            )
         dataset = _checked_records(
             cfg,
             cfg.DATASETS.TRAIN,
@@ -54,6 +58,7 @@ def _train_loader_from_config(
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             needs_masks=cfg.MODEL.MASK_ON,
         )
+    # Order and augmentation must be drawn from the same seed in every process.
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if sampler is None and not isinstance(dataset, IterableDataset):
         sampler = build_train_sampler(cfg, dataset, seed)
@@ -68,14 +73,6 @@ def _train_loader_from_config(
         "timeout": cfg.DATALOADER.TIMEOUT,
         "skip_bad_images": cfg.DATALOADER.ON_BAD_IMAGE == "skip",
     }
-
-
-def _require_named(names: Sequence[str], key: str) -> None:
-    if not names:
-        raise ConfigError(
-            f"{key} is empty: set it to the names of registered data sets, such as"
-            " ('coco_2017_train',)"
-        )
 
 
 def _checked_records(cfg: CfgNode, names: Sequence[str], *args: Any, **kwargs: Any) -> list[Any]:
@@ -203,6 +200,7 @@ def _samples_and_sampler(
             dataset = MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
         return dataset, None
     if isinstance(dataset, list):
+        # Without copies: serialized items are new objects at each read.
         dataset = DatasetFromList(dataset, copy=False)
     if sampler is None:
         sampler = default_sampler(len(dataset))
@@ -240,6 +238,7 @@ def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:
 
 def _test_proposal_files(cfg: CfgNode, names: Sequence[str]) -> list[str]:
     """Return the proposal file of each data set."""
+    # Shorter lists are allowed, so that only the data sets that are used need a file.
     files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
     missing = [name for name in names if name not in files]
     if missing:

@@ -118,7 +118,7 @@ def print_instances_class_histogram(
 def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
     """Lay the classes out in columns, first down, then across, with the total last."""
     cells = [*rows.items(), ("total", sum(rows.values()))]
-    height = -(-len(cells) // num_columns)
+    height = -(-len(cells) // num_columns)  # rounded up
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = itertools.zip_longest(*columns, fillvalue=(None, None))
     return tabulate(
@@ -146,6 +146,7 @@ def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> li
         known = MetadataCatalog.get(name).get("class_image_count")
         if known is None:
             for record in DatasetCatalog.get(name):
+                # A set: an image counts once for a class, however many objects it shows.
                 totals.update({a["category_id"] for a in record.get("annotations", [])})
             continue
         if len(known) != num_classes:

@@ -283,6 +283,7 @@ def _without_bad_boxes(records: list[ImageRecord], report: DataReport) -> list[I
         return [_where(records[places[k][0]], places[k][1]) for k in np.flatnonzero(mask)]
 
     bad = np.zeros(len(annotations), dtype=bool)
+    # Each annotation is counted for its first problem only.
     for reason, mask in _box_problems(boxes, limits).items():
         mask = mask & is_checked & ~bad
         report.add_boxes(reason, named(mask))
@@ -307,6 +308,7 @@ def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray,
     """Return the boxes, (M, 4) XYXY, and (M,) which can be checked: upright, in absolute pixels."""
     modes = np.array([int(annotation["bbox_mode"]) for annotation in annotations], dtype=np.int64)
     is_checked = np.isin(modes, _CHECKED_MODES)
+    # Others, such as rotated boxes of five numbers, are replaced by a box that passes all checks.
     values = [
         a["bbox"] if ok else (0, 0, 1, 1) for a, ok in zip(annotations, is_checked, strict=True)
     ]
@@ -318,6 +320,7 @@ def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray,
 
 def _box_problems(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     """Return reason -> (M,) bool, for boxes (M, 4) XYXY and sizes (M, 2), width before height."""
+    # NaN compares as false, so that such boxes are reported as not finite alone.
     with np.errstate(invalid="ignore"):
         return {
             "box is not finite": np.any(~np.isfinite(boxes), axis=1),

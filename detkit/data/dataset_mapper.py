@@ -123,6 +123,7 @@ class DatasetMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read `INPUT`, and what the model needs besides boxes."""
         augmentations = build_augmentation(cfg, is_train)
+        # First, as in Detectron2: sizes of the crop are meant in pixels of the original image.
         has_crop = cfg.INPUT.CROP.ENABLED and is_train
         if has_crop:
             augmentations.insert(0, build_crop(cfg))
@@ -169,6 +170,7 @@ class DatasetMapper:
             DataError: An object has no usable mask or keypoints; the message names annotation and
                 file.
         """
+        # A shallow copy is enough: nothing inside the record is changed.
         record = cast(ImageRecord, dict(dataset_dict))
         annotations = record.pop("annotations", None)
         sem_seg_file = record.pop("sem_seg_file_name", None)

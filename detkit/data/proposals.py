@@ -43,6 +43,7 @@ def load_proposals_into_dataset(
         DataError: The file does not hold proposals, or lacks an image.
     """
     content = _read(proposal_file)
+    # As text: an id may be an integer in the data set and text in the file, or the reverse.
     places = {str(image_id): index for index, image_id in enumerate(content["ids"])}
     missing = [record for record in records if str(record["image_id"]) not in places]
     if missing:
@@ -57,6 +58,7 @@ def load_proposals_into_dataset(
         index = places[str(record["image_id"])]
         boxes = np.asarray(content["boxes"][index], dtype=np.float32)
         logits = np.asarray(content["objectness_logits"][index], dtype=np.float32)
+        # No proposals may come as an empty list, which NumPy gives the shape (0,).
         boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
         if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
             raise DataError(
@@ -150,6 +152,7 @@ def transformed_proposals(
     logits = torch.from_numpy(
         np.asarray(record.get("proposal_objectness_logits"), dtype=np.float32)
     )
+    # Clipped before the choice: a proposal outside of the image must not take a place.
     proposal_boxes.clip(image_size)
     keep = proposal_boxes.nonempty(threshold=min_box_size)
     proposals = Instances(image_size)

@@ -123,6 +123,7 @@ def _masks_of_json(file: Path) -> Iterator[_Mask]:
     size = (content["imgHeight"], content["imgWidth"])
     canvas = Image.new("I", size[::-1])
     draw, objects = ImageDraw.Draw(canvas), content["objects"]
+    # Later objects of the list lie in front of earlier ones.
     for number, entry in enumerate(objects, start=1):
         if entry["label"] not in _NOT_DRAWN:
             draw.polygon([tuple(point) for point in entry["polygon"]], fill=number)
@@ -140,6 +141,8 @@ def _masks_of_json(file: Path) -> Iterator[_Mask]:
 def _masks_of_png(file: Path) -> Iterator[_Mask]:
     """Yield the instances of a map of ids: 1000 * label + number, or the label for a group."""
     ids = read_label_map(str(file)).astype(np.int64)
+    # Things only: two megapixels, most of them road and buildings, are compared once, not once for
+    # each instance.
     rows, columns = np.nonzero(ids >= min(_THINGS))
     values = ids[rows, columns]
     for instance_id in np.unique(values).tolist():

@@ -150,6 +150,7 @@ def records_of_content(
         json_file, entries, to_contiguous, keys, drop_bad_polygons=drop_bad_polygons
     )
     records = []
+    # In the order of ids, as COCO's own tools: the order of a file is arbitrary.
     for image_id in sorted(images):
         record = _image_record(images[image_id], folder, image_keys)
         if annotations is not None:

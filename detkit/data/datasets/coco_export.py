@@ -119,6 +119,7 @@ def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
     metadata = MetadataCatalog.get(dataset_name)
     names = list(metadata.get("keypoint_names") or ())
     rules = metadata.get("keypoint_connection_rules") or ()
+    # COCO's skeletons count keypoints from 1.
     skeleton = [[names.index(a) + 1, names.index(b) + 1] for a, b, _ in rules]
     return {"keypoints": names, "skeleton": skeleton} if names else {}
 
@@ -131,6 +132,7 @@ def category_ids_of(dataset_name: str) -> list[int]:
     """
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
     category_ids = list(range(len(class_names_of(dataset_name))))
+    # From the highest id to the lowest, which overwrites the others.
     for dataset_id in sorted(to_contiguous, reverse=True):
         category_ids[to_contiguous[dataset_id]] = dataset_id
     return category_ids
@@ -148,6 +150,7 @@ def coco_image_ids(dataset_name: str, records: Sequence[ImageRecord]) -> dict[in
     """
     first_use: dict[int | str, ImageRecord] = {}
     for record in records:
+        # `setdefault` returns the record that had the id first.
         other = first_use.setdefault(record["image_id"], record)
         if other is not record:
             raise DataError(

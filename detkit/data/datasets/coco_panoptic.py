@@ -227,6 +227,7 @@ def merge_to_panoptic(
     Raises:
         DataError: An image that has a label map has no record of detection.
     """
+    # By file, not by id: label maps are identified by their names alone.
     by_file = {record["file_name"]: record for record in detection_dicts}
     stray = [record["file_name"] for record in sem_seg_dicts if record["file_name"] not in by_file]
     if stray:
@@ -256,6 +257,7 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
         mode, pixels = image.mode, np.asarray(image)
     if mode not in ("RGB", "RGBA"):
         raise DataError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
+    # In int32: 65536 * 255 does not fit into the bytes of the image.
     red, green, blue = pixels[:, :, :3].astype(np.int32).transpose(2, 0, 1)
     return red + 256 * green + 65536 * blue
 
@@ -282,6 +284,7 @@ def separate_coco_semantic_from_panoptic(
     require_panoptic_files(annotations, panoptic_root, panoptic_json)
     Path(sem_seg_root).mkdir(parents=True, exist_ok=True)
     for annotation in annotations:
+        # Pixels of no segment are unlabeled, and not trained on.
         segment_ids = read_panoptic_png(f"{panoptic_root}/{annotation['file_name']}")
         labels = np.full(segment_ids.shape, IGNORE_LABEL, np.uint8)
         for segment in annotation["segments_info"]:

@@ -109,6 +109,7 @@ def register_declared_datasets(entries: Sequence[Mapping[str, Any]]) -> None:
         True
     """
     checked = [_checked(entry, f"DATASETS.REGISTER[{i}]") for i, entry in enumerate(entries)]
+    # Only after all were checked, so that a mistake leaves nothing half registered.
     for entry in checked:
         register_declared(entry)
 

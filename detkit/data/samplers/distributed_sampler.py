@@ -52,6 +52,7 @@ class _EndlessSampler(Sampler[int]):
         generator.manual_seed(self._seed)
         while True:
             indices = self._epoch_indices(generator)
+            # A permutation per epoch, not independent draws: every image is seen equally often.
             if self._shuffle:
                 indices = indices[torch.randperm(len(indices), generator=generator)]
             yield from indices.tolist()
@@ -178,6 +179,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         )
 
     def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        # Drawn anew in each epoch, so that the mean over epochs is the factor.
         round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
         return torch.arange(len(self._whole)).repeat_interleave((self._whole + round_up).long())
 

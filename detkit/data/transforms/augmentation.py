@@ -121,6 +121,7 @@ class Augmentation(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+# Cached, because it is asked for each augmentation of each sample.
 @functools.cache
 def _argument_names(kind: type[Augmentation]) -> list[str]:
     """Return the names of the arguments of `get_transform`, without `self`."""
@@ -185,6 +186,7 @@ def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
     Raises:
         TypeError: The argument is neither.
     """
+    # By their methods: augmentations written for Detectron2 have other base classes.
     if hasattr(tfm_or_aug, "apply_image"):
         return _Fixed(tfm_or_aug)  # type: ignore[arg-type]
     if callable(tfm_or_aug) and hasattr(tfm_or_aug, "get_transform"):

@@ -235,6 +235,7 @@ class RandomCrop(Augmentation):
         """Draw a window."""
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))
+        # The order of the draws is part of a run's reproducibility: y before x.
         y0 = int(np.random.randint(height - crop_h + 1))
         x0 = int(np.random.randint(width - crop_w + 1))
         return CropTransform(x0, y0, crop_w, crop_h, width, height)

@@ -33,7 +33,7 @@ class HFlipTransform(AxisAlignedTransform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Return a mirrored view; the mapper makes the one copy."""
-        return img[:, ::-1]
+        return img[:, ::-1]  # continuous coordinates: no width - 1 in `apply_coords`
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Return the mirrored points."""

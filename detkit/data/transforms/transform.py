@@ -39,6 +39,7 @@ class Transform(ABC):
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
         """Return the upright boxes around N transformed boxes, (N, 4) XYXY, not clipped."""
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
+        # All four corners: a rotation, say, may move any of them to the outside.
         corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
         corners = self.apply_coords(corners).reshape(-1, 4, 2)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
@@ -82,6 +83,7 @@ class AxisAlignedTransform(Transform):
     def apply_box(self, box: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
         """Return N transformed boxes, (N, 4) XYXY, not clipped to the image."""
         corners = np.asarray(box, dtype=np.float64).reshape(-1, 2)
+        # A flip exchanges the corners, so that the smaller coordinate has to be found again.
         first, second = self.apply_coords(corners).reshape(-1, 2, 2).swapaxes(0, 1)
         return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=1)
 
