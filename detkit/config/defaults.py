@@ -1,8 +1,8 @@
-"""Every setting: its default, what it means, in which unit, and which values are legal.
+"""All settings: default, meaning, unit and legal values.
 
-Names and defaults are those of Detectron2 0.6, except where the text says detkit. `SIZE` means
-pixels of the resized image unless said otherwise; thresholds and fractions lie in [0, 1]. A key
-that no code reads says so in `unread`, and a run that sets it logs a warning.
+Names and defaults are those of Detectron2 0.6, except where the text says detkit. Sizes are in
+pixels of the resized image unless said otherwise; thresholds and fractions are in [0, 1]. Setting a
+key with `unread`, which no code reads, logs a warning.
 """
 
 from copy import deepcopy
@@ -22,61 +22,60 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
     _TABLE[name] = KeySpec(default, meaning, **spec)
 
 
-# Sections follow the order of Detectron2's file; keys of detkit stand where their subject is.
+# Sections have the order of Detectron2's file; detkit's keys are in the section of their subject.
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 # fmt: off
-# A table rather than code: name and default, then the meaning, then what a value is checked for.
+# A table: name and default, then the meaning, then the checks of a value.
 
 # --- The run ---
 
 _key("VERSION", 2, "Version of the key names. Only 2 is understood.",
      choices=(2,), unread="a marker in files")
 _key("OUTPUT_DIR", "./output",
-     "Folder of everything that a run writes: log, metrics, checkpoints, results, pictures.")
+     "Folder of all outputs of a run: log, metrics, checkpoints, results, images.")
 _key("SEED", -1,
-     "Seed of every random number generator; negative draws a new one, which the log names.")
+     "Seed of all random number generators; negative draws a random seed and logs it.")
 _key("DETERMINISTIC", False,
-     "detkit: let torch choose operations that give the same bits every time, if slower; what has"
-     " none is named in a warning. Two runs with the same SEED are alike on a CPU.")
+     "detkit: use deterministic algorithms of torch, which may be slower; operations without one"
+     " log a warning. Two runs with the same SEED are identical on a CPU.")
 _key("CHECKPOINT_KEEP", 0,
-     "detkit: periodic checkpoints that stay on disk, the newest; 0 keeps all. The final and the"
-     " best come on top.",
+     "detkit: number of periodic checkpoints to keep, the newest; 0 keeps all. The final and the"
+     " best checkpoint are kept as well.",
      minimum=0, only_default_trainer=True)
-_key("CUDNN_BENCHMARK", False, "Let cuDNN time its algorithms. Pays off when image sizes repeat.")
+_key("CUDNN_BENCHMARK", False, "Let cuDNN benchmark its algorithms. Faster if image sizes repeat.")
 _key("FLOAT32_PRECISION", "",
-     "torch.set_float32_matmul_precision; empty leaves torch's own default.",
+     "Argument of torch.set_float32_matmul_precision; empty keeps torch's default.",
      choices=("", "highest", "high", "medium"))
 _key("WRITERS", ["console", "json", "tensorboard"],
-     "detkit: where metrics go: console, json (metrics.json), csv (metrics.csv:"
-     " iteration,name,value), tensorboard, wandb, mlflow (packages of their own).")
+     "detkit: outputs of metrics: console, json (metrics.json), csv (metrics.csv:"
+     " iteration,name,value), tensorboard, wandb, mlflow (the last two need their packages).")
 _key("VIS_PERIOD", 0,
-     "Iterations between pictures of predictions beside ground truth; 0 draws none.",
+     "Iterations between images of predictions and ground truth; 0 draws none.",
      minimum=0, in_epochs=True, needs=("DATASETS.TEST",), only_default_trainer=True)
 _key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
 _key("IMPORTS", [],
-     "detkit: the user's modules to import before anything is built, so that their parts are"
-     " registered.")
+     "detkit: Python modules to import before anything is built, to register the parts in them.")
 
 # --- Model ---
 
 _key("MODEL.DEVICE", "auto",
-     "Where the model runs: auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps. Detectron2:"
+     "Device of the model: auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps. Detectron2:"
      " cuda.")
-_key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the whole model.")
+_key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the model.")
 _key("MODEL.WEIGHTS", "",
-     "Weights to start from: path, https://, detectron2:// or torchvision:// address; empty for"
-     " random ones.")
+     "Initial weights: path, https://, detectron2:// or torchvision:// address; empty for random"
+     " weights.")
 _key("MODEL.MEMORY_FORMAT", "channels_last",
-     "detkit: layout of images and convolutions in memory. channels_last is the faster on CPUs and"
-     " on GPUs with tensor cores; the numbers are the same.",
+     "detkit: memory layout of images and convolutions. channels_last is faster on CPUs and on GPUs"
+     " with tensor cores.",
      choices=("channels_last", "contiguous"))
 _key("MODEL.PIXEL_MEAN", [103.530, 116.280, 123.675],
-     "Per channel, in the order of INPUT.FORMAT, on a scale of 0 to 255 (ImageNet's, in BGR). Its"
+     "Mean per channel in the order of INPUT.FORMAT, in [0, 255] (default: ImageNet's in BGR). Its"
      " length is the number of input channels.")
 _key("MODEL.PIXEL_STD", [1.0, 1.0, 1.0],
-     "Divides the image after the mean; 1 for MSRA's weights, [57.375, 57.12, 58.395] for weights"
+     "Standard deviation per channel; 1 for MSRA's weights, [57.375, 57.12, 58.395] for weights"
      " trained on normalised images.")
 _key("MODEL.MASK_ON", False, "Predict instance masks.")
 _key("MODEL.KEYPOINT_ON", False, "Predict keypoints.")
@@ -85,9 +84,8 @@ _key("MODEL.LOAD_PROPOSALS", False,
 
 _key("MODEL.BACKBONE.NAME", "build_resnet_backbone", "Registered name of the backbone's builder.")
 _key("MODEL.BACKBONE.FREEZE_AT", 2,
-     "Stages kept fixed, counted from the stem: 0 none, 1 the stem, 2 the stem and res2, ... 5"
-     " all. In models of torchvision and timm, what the maps of strides up to 2^FREEZE_AT are made"
-     " of, which is the same for ResNets.",
+     "Number of frozen stages: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. In models of"
+     " torchvision and timm, all layers up to stride 2^FREEZE_AT.",
      choices=(0, 1, 2, 3, 4, 5))
 
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
@@ -132,29 +130,28 @@ _key("MODEL.RESNETS.DILATION_PER_STAGE", [1, 1, 1, 1],
      " short for stride 1 and dilation 2 in res5.",
      minimum=1)
 _key("MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, False, False, False],
-     "detkit: in training, res2 to res5 keep the inputs of their blocks only and compute the rest"
-     " twice: less memory, more time, the same gradients. Chen et al. 2016, arXiv 1604.06174.")
+     "detkit: activation checkpointing of the blocks in res2 to res5: less memory, more time, the"
+     " same gradients. Chen et al. 2016, arXiv 1604.06174.")
 _key("MODEL.RESNETS.ZERO_INIT_LAST_NORM", False,
-     "detkit: the last norm of each block starts at zero, so that blocks start as the identity."
-     " Needs a norm that learns. Goyal et al. 2017, arXiv 1706.02677.")
+     "detkit: initialise the last norm of each block with zero, so that blocks start as the"
+     " identity. Needs a trainable norm. Goyal et al. 2017, arXiv 1706.02677.")
 _key("MODEL.RESNETS.NORM_EVAL", False,
-     "detkit: batch norms normalise by their running statistics in training too, which stay fixed;"
-     " weight and bias learn. NORM: BN or SyncBN.")
+     "detkit: keep batch norms in eval mode in training: fixed running statistics, trainable weight"
+     " and bias. NORM: BN or SyncBN.")
 
 _FOREIGN_FEATURES = (
-    "detkit: maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
+    "detkit: feature maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
 )
-_FOREIGN_NORM = "detkit: what replaces its batch norms: FrozenBN, SyncBN, or empty to keep them."
+_FOREIGN_NORM = "detkit: replacement of its batch norms: FrozenBN, SyncBN, or empty to keep them."
 _key("MODEL.TORCHVISION.NAME", "resnet50", "detkit: a classification model of torchvision.models.")
 _key("MODEL.TORCHVISION.WEIGHTS", "",
-     "detkit: published weights to start from, such as DEFAULT or IMAGENET1K_V1; empty starts from"
-     " random ones.")
+     "detkit: published weights, such as DEFAULT or IMAGENET1K_V1; empty for random weights.")
 _key("MODEL.TORCHVISION.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
 _key("MODEL.TORCHVISION.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 _key("MODEL.TIMM.NAME", "resnet50",
      "detkit: a model of timm, with or without a tag of its weights: resnet50.a1_in1k.")
 _key("MODEL.TIMM.PRETRAINED", False,
-     "detkit: start from the published weights that the tag names, or the default tag.")
+     "detkit: start from the published weights of its tag, or of the default tag.")
 _key("MODEL.TIMM.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
 _key("MODEL.TIMM.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 
@@ -163,13 +160,13 @@ _key("MODEL.FPN.IN_FEATURES", [],
 _key("MODEL.FPN.OUT_CHANNELS", 256, "Channels of every level.", minimum=1)
 _key("MODEL.FPN.NORM", "", _NORM_NAMES)
 _key("MODEL.FPN.P6_FROM", "C5",
-     "detkit: what RetinaNet's P6 is made of, the backbone's coarsest map (C5) or the pyramid's"
+     "detkit: input of RetinaNet's P6, the coarsest map of the backbone (C5) or of the pyramid"
      " (P5).",
      choices=("C5", "P5"))
-_key("MODEL.FPN.FUSE_TYPE", "sum", "How a level joins the one above: their sum or their mean.",
+_key("MODEL.FPN.FUSE_TYPE", "sum", "How a level is merged with the one above: sum or mean.",
      choices=("sum", "avg"))
 
-_key("MODEL.CUSTOM", {}, "detkit: free keys for parts of your own; nothing below it is checked.",
+_key("MODEL.CUSTOM", {}, "detkit: keys for parts of your own; their values are not checked.",
      unread="for code of your own")
 
 # --- Anchors and proposals ---
@@ -185,23 +182,23 @@ _key("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0,
      "Offset of the anchor centres in units of the stride, in [0, 1).",
      minimum=0)
 
-_key("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "Registered name, or PrecomputedProposals for none.")
+_key("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "Registered name; PrecomputedProposals uses no RPN.")
 _key("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0, "Shortest side of a proposal, in pixels.", minimum=0)
 
 _key("MODEL.RPN.HEAD_NAME", "StandardRPNHead",
      "Registered name. Ren et al. 2015, arXiv 1506.01497.")
-_key("MODEL.RPN.IN_FEATURES", ["res4"], "Features that the RPN slides over.")
+_key("MODEL.RPN.IN_FEATURES", ["res4"], "Input features of the RPN.")
 _key("MODEL.RPN.CONV_DIMS", [-1],
-     "Channels of the head's convolutions; -1 keeps those of the input.")
+     "Output channels of the head's convolutions; -1 keeps the number of input channels.")
 _key("MODEL.RPN.BOUNDARY_THRESH", -1,
-     "Anchors that leave the image by more than this many pixels are not trained; -1 trains all.")
+     "Anchors that exceed the image by more pixels are ignored in training; -1 uses all anchors.")
 _key("MODEL.RPN.IOU_THRESHOLDS", [0.3, 0.7],
-     "IoU between anchors and objects that separates IOU_LABELS.",
+     "Thresholds on the IoU of anchors and objects, between IOU_LABELS.",
      minimum=0)
 _key("MODEL.RPN.IOU_LABELS", [0, -1, 1],
      "0 background, -1 ignored, 1 object, below, between and above the thresholds.")
 _key("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256, "Anchors sampled per image.", minimum=1)
-_key("MODEL.RPN.POSITIVE_FRACTION", 0.5, "Largest share of objects among them.", minimum=0)
+_key("MODEL.RPN.POSITIVE_FRACTION", 0.5, "Largest fraction of positives in the sample.", minimum=0)
 _key("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
 _key("MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the box deltas.", choices=_BOX_LOSSES)
 _key("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_rpn_loc, besides LOSS_WEIGHT.",
@@ -209,13 +206,15 @@ _key("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_rpn_loc, besides LOS
 _key("MODEL.RPN.SMOOTH_L1_BETA", 0.0, "Where smooth L1 turns from square to line; 0 is L1.",
      minimum=0)
 _key("MODEL.RPN.LOSS_WEIGHT", 1.0, "Factor on both RPN losses.", minimum=0)
-_key("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 12000, "Proposals per level that enter NMS, in training.",
+_key("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 12000, "Proposals per level before NMS, in training.",
      minimum=1)
-_key("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "The same in testing.", minimum=1)
+_key("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000, "Proposals per level before NMS, in testing.", minimum=1)
 _key("MODEL.RPN.POST_NMS_TOPK_TRAIN", 2000,
-     "Proposals per image kept after NMS over all levels, in training.",
+     "Proposals per image after NMS, over all levels, in training.",
      minimum=1)
-_key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000, "The same in testing.", minimum=1)
+_key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000,
+     "Proposals per image after NMS, over all levels, in testing.",
+     minimum=1)
 _key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two proposals is dropped.",
      minimum=0)
 
@@ -223,13 +222,14 @@ _key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two propo
 
 _key("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "Registered name.")
 _key("MODEL.ROI_HEADS.NUM_CLASSES", 80, "Object classes, background not counted.", minimum=1)
-_key("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "Features that regions are pooled from.")
+_key("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "Features from which regions are pooled.")
 _key("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5],
-     "IoU with an object from which a proposal counts as one.",
+     "IoU with an object from which a proposal is positive.",
      minimum=0)
 _key("MODEL.ROI_HEADS.IOU_LABELS", [0, 1], "Labels below and above the thresholds.")
 _key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "Regions sampled per image.", minimum=1)
-_key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest share of objects among them.", minimum=0)
+_key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest fraction of positives in the sample.",
+     minimum=0)
 _key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
 _key("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5,
      "IoU above which the lower-scored of two detections of a class is dropped.",
@@ -247,7 +247,7 @@ _key("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0,
      minimum=0)
 _key("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1)
 _key("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0,
-     "Samples per cell and direction; 0 takes as many as the region's size asks for.",
+     "Sampling points per cell and axis; 0 adapts it to the size of the region.",
      minimum=0)
 _key("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2",
      "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not.",
@@ -267,20 +267,20 @@ _key("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False,
      "Federated loss (LVIS). Zhou et al. 2021, arXiv 2103.07461.",
      only_default_trainer=True)
 _key("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", 0.5,
-     "Power of the class frequency it samples by.",
+     "Exponent of the class frequency, by which the federated loss samples classes.",
      needs=("MODEL.ROI_BOX_HEAD.USE_FED_LOSS",))
-_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Number of classes that it samples.",
+_key("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 50, "Number of sampled classes.",
      minimum=1, needs=("MODEL.ROI_BOX_HEAD.USE_FED_LOSS",))
 _key("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", [],
-     "detkit: training images that hold each class, in the order of the classes. Empty:"
-     " DefaultTrainer takes them from DATASETS.TRAIN; elsewhere all classes are as frequent.",
+     "detkit: number of training images with each class, in the order of the classes. If empty,"
+     " DefaultTrainer counts them in DATASETS.TRAIN; without it, all classes are equally frequent.",
      minimum=0, needs=("MODEL.ROI_BOX_HEAD.USE_FED_LOSS",))
 
 _key("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
      ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
      "Factors on (dx, dy, dw, dh), per stage. Cai and Vasconcelos 2017, arXiv 1712.00726.")
 _key("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6, 0.7),
-     "IoU from which a box is an object, per stage.")
+     "IoU with an object from which a box is positive, per stage.")
 
 _key("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
      "Registered name. He et al. 2017, arXiv 1703.06870.")
@@ -301,18 +301,18 @@ _key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.",
 _key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.")
 _key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1)
 _key("MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 1,
-     "Images with fewer visible keypoints are not trained on.",
+     "Images with fewer visible keypoints are not used in training.",
      minimum=0)
 _key("MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", True,
-     "Divide the loss by the visible keypoints of the batch instead of a constant.")
+     "Divide the loss by the number of visible keypoints in the batch instead of a constant.")
 _key("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", 1.0, "Factor on loss_keypoint.", minimum=0)
 
 # --- Semantic and panoptic segmentation ---
 
 _key("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead",
      "Registered name. Kirillov et al. 2019, arXiv 1901.02446.")
-_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"], "Features that it merges.")
-_key("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 255, "Label of pixels that are not trained.")
+_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"], "Input features.")
+_key("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 255, "Label of pixels without a loss.")
 _key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 54, "Classes, stuff and things.", minimum=1)
 _key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 128, "Channels of its convolutions.", minimum=1)
 _key("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 4, "Stride of its output.", minimum=1)
@@ -323,9 +323,9 @@ _key("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0, "Factor on the losses of th
      minimum=0)
 _key("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "Merge instances and stuff into one map.")
 _key("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 0.5,
-     "Covered share above which an instance is dropped.",
+     "An instance is dropped if a larger fraction of it is covered by better ones.",
      minimum=0)
-_key("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff of fewer pixels is dropped.",
+_key("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 4096, "Stuff with fewer pixels is dropped.",
      minimum=0)
 _key("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.5,
      "Instances below this score are dropped.")
@@ -335,10 +335,10 @@ _key("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.5,
 _key("MODEL.RETINANET.NUM_CLASSES", 80, "Object classes. Lin et al. 2017, arXiv 1708.02002.",
      minimum=1)
 _key("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"],
-     "Features that the heads slide over.")
+     "Input features of the heads.")
 _key("MODEL.RETINANET.NUM_CONVS", 4, "Convolutions per head.", minimum=0)
 _key("MODEL.RETINANET.NORM", "", _NORM_NAMES)
-_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU that separates IOU_LABELS.", minimum=0)
+_key("MODEL.RETINANET.IOU_THRESHOLDS", [0.4, 0.5], "IoU between IOU_LABELS.", minimum=0)
 _key("MODEL.RETINANET.IOU_LABELS", [0, -1, 1], "0 background, -1 ignored, 1 object.")
 _key("MODEL.RETINANET.PRIOR_PROB", 0.01, "Score of every class at the start.", minimum=0)
 _key("MODEL.RETINANET.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
@@ -357,21 +357,20 @@ _key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against backgr
 
 # --- Input ---
 
-_key("INPUT.FORMAT", "BGR", "Channel order of the images that the model sees.",
+_key("INPUT.FORMAT", "BGR", "Channel order of the model's input images.",
      choices=("BGR", "RGB", "L"))
 _key("INPUT.MAX_IMAGE_PIXELS", 178_956_970,
-     "detkit: images, label maps and panoptic pngs whose header claims more pixels are refused"
-     " before they are decoded. As RGB, 178,956,970 pixels, Pillow's own limit, are half a"
-     " gigabyte. What prepares data without a config (datasets/, the masks of Cityscapes' pngs)"
-     " keeps to that number.",
+     "detkit: images, label maps and panoptic pngs with more pixels in their header are refused"
+     " before decoding. The default is Pillow's limit, half a gigabyte as RGB; code without a"
+     " config (datasets/, the masks of Cityscapes) always uses it.",
      minimum=1)
 _key("INPUT.MIN_SIZE_TRAIN", (800,),
-     "Length of the shortest side in training, in pixels; several to draw from.",
+     "Length of the shortest side in training, in pixels; one of several is drawn.",
      minimum=0)
 _key("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice",
      "Draw one of MIN_SIZE_TRAIN, or from the range between two.",
      choices=("choice", "range"))
-_key("INPUT.MAX_SIZE_TRAIN", 1333, "Longest side in training, in pixels; wins over MIN_SIZE_TRAIN.",
+_key("INPUT.MAX_SIZE_TRAIN", 1333, "Longest side in training, in pixels; overrides MIN_SIZE_TRAIN.",
      minimum=1)
 _key("INPUT.MIN_SIZE_TEST", 800, "Shortest side in testing, in pixels; 0 does not resize.",
      minimum=0)
@@ -384,19 +383,18 @@ _key("INPUT.RANDOM_FLIP", "horizontal", "Flip with probability 0.5.",
      choices=("horizontal", "vertical", "none"))
 _key("INPUT.CROP.ENABLED", False, "Crop at random in training, before the resize.")
 _key("INPUT.CROP.TYPE", "relative_range",
-     "How CROP.SIZE is meant: relative (a share of the side), relative_range (between it and 1),"
+     "Unit of CROP.SIZE: relative (fraction of the side), relative_range (from that fraction to 1),"
      " absolute (pixels), absolute_range (pixels, from and to).",
      choices=("relative", "relative_range", "absolute", "absolute_range"),
      needs=("INPUT.CROP.ENABLED",))
 _key("INPUT.CROP.SIZE", [0.9, 0.9], "(height, width), or (from, to) for absolute_range.",
      minimum=0, needs=("INPUT.CROP.ENABLED",))
 _key("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.0,
-     "detkit: a crop shows no class of the label map on more than this share, in (0, 1]; 1 does"
-     " not look. DeepLab's projects of Detectron2 add the key. Chen et al. 2018, arXiv 1802.02611.",
+     "detkit: largest fraction of a crop that one class of the label map may cover, in (0, 1]; 1"
+     " disables the check. From Detectron2's DeepLab project; Chen et al. 2018, arXiv 1802.02611.",
      minimum=0, needs=("INPUT.CROP.ENABLED",))
 _key("INPUT.MASK_FORMAT", "polygon",
-     "How masks reach the model: polygon where all masks of an image are polygons, bitmask always"
-     " drawn.",
+     "Format of ground-truth masks: polygon, if all masks of an image are polygons; or bitmask.",
      choices=("polygon", "bitmask"))
 
 # --- Data ---
@@ -404,8 +402,8 @@ _key("INPUT.MASK_FORMAT", "polygon",
 _key("DATASETS.TRAIN", (), "Names of the data sets to train on.")
 _key("DATASETS.TEST", (), "Names of the data sets to evaluate on.")
 _key("DATASETS.REGISTER", [],
-     "detkit: data sets of your own: a list of {name, format: coco|voc|lvis|sem_seg|coco_panoptic,"
-     " images, ...}; paths relative to the YAML file or to $DETKIT_DATASETS.",
+     "detkit: your own data sets, a list of {name, format: coco|voc|lvis|sem_seg|coco_panoptic,"
+     " images, ...}; paths are relative to the YAML file or to $DETKIT_DATASETS.",
      path_fields=("images", "annotations", "root", "split", "labels", "segments", "instances"))
 _key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.",
      needs=("MODEL.LOAD_PROPOSALS",))
@@ -418,104 +416,101 @@ _key("DATALOADER.NUM_WORKERS", 4,
      "Processes that load images, per training process; 0 loads in the training process.",
      minimum=0)
 _key("DATALOADER.TIMEOUT", 600.0,
-     "detkit: seconds after which a worker process that gives nothing ends the run, with its name;"
-     " 0 waits for ever.",
+     "detkit: seconds without data from a worker process after which the run ends with an error; 0"
+     " disables the limit.",
      minimum=0)
 _key("DATALOADER.ON_BAD_IMAGE", "raise",
-     "detkit: training images that are missing, damaged or of another size than their record says:"
-     " raise ends the run, skip goes on without them and logs which and how many. Evaluation"
-     " always ends: scores of other images mean something else.",
+     "detkit: for training images that are missing, damaged or of another size than in their"
+     " record: raise ends the run; skip leaves them out and logs them. Evaluation always raises,"
+     " as scores on a part of the images are not comparable.",
      choices=("raise", "skip"))
 _key("DATALOADER.ASPECT_RATIO_GROUPING", True,
-     "Batch wide images with wide ones, so that less is padded.")
+     "Batch wide images and tall images separately, for less padding.")
 _key("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "Order of the training images.",
      choices=("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"))
 _key("DATALOADER.REPEAT_THRESHOLD", 0.0,
-     "Share of images below which a class is repeated (RepeatFactorTrainingSampler).",
+     "Fraction of images with a class below which it is repeated (RepeatFactorTrainingSampler).",
      minimum=0, needs=("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"))
 _key("DATALOADER.REPEAT_SQRT", True,
-     "Repeat by the square root of threshold / share. Gupta et al. 2019, arXiv 1908.03195.",
+     "Repeat sqrt(threshold / fraction) times. Gupta et al. 2019, arXiv 1908.03195.",
      needs=("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"))
 _key("DATALOADER.RANDOM_SUBSET_RATIO", 1.0,
-     "detkit: share of the images to train on, drawn once, in (0, 1]"
+     "detkit: fraction of the images to train on, drawn once, in (0, 1]"
      " (RandomSubsetTrainingSampler).",
      minimum=0, needs=("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"))
 _key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True,
-     "Leave out training images without objects; how many is logged.")
+     "Remove training images without objects, and log their number.")
 
 # --- Solver ---
 
-_key("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "Course of the learning rate.",
+_key("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "Learning rate schedule.",
      choices=("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"))
 _key("SOLVER.MAX_ITER", 40000, "Training iterations.", minimum=1)
 _key("SOLVER.MAX_EPOCH", 0.0,
-     "detkit: passes over the training images, in the place of MAX_ITER; 0 leaves that. With it or"
-     " without, STEPS, WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD and VIS_PERIOD take '2ep'"
-     " for two passes.",
+     "detkit: epochs, which replace MAX_ITER; 0 uses MAX_ITER. In any case, STEPS, WARMUP_ITERS,"
+     " CHECKPOINT_PERIOD, TEST.EVAL_PERIOD and VIS_PERIOD accept '2ep' for two epochs.",
      minimum=0)
 _key("SOLVER.IMS_PER_BATCH", 16,
-     "Images per pass, over all processes; an iteration is SOLVER.ACCUM_STEPS passes.",
+     "Images per forward pass, over all processes; an iteration has SOLVER.ACCUM_STEPS passes.",
      minimum=1)
 _key("SOLVER.ACCUM_STEPS", 1,
-     "detkit: passes per iteration, the gradients of which are averaged: an effective batch of"
-     " ACCUM_STEPS * IMS_PER_BATCH images. MAX_ITER, STEPS and periods count iterations.",
+     "detkit: passes per iteration, whose gradients are averaged: an effective batch of ACCUM_STEPS"
+     " * IMS_PER_BATCH images. MAX_ITER, STEPS and periods count iterations.",
      minimum=1, only_default_trainer=True)
 _key("SOLVER.SKIP_NONFINITE_STEPS", 0,
-     "detkit: how many iterations of a run with losses or gradients that are not finite are left"
-     " out, each with a warning; the next one stops the run. Those that the loss scaling of fp16"
-     " leaves out do not count.",
+     "detkit: number of iterations with non-finite losses or gradients to skip in a run, each with"
+     " a warning; the next one stops the run. Steps that fp16 loss scaling skips are not counted.",
      minimum=0, only_default_trainer=True)
 _key("SOLVER.BASE_LR", 0.001, "Learning rate after the warm-up.", minimum=0)
 _key("SOLVER.BASE_LR_END", 0.0, "Learning rate at the end of WarmupCosineLR.",
      minimum=0, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
 _key("SOLVER.OPTIMIZER", "SGD",
-     "detkit: the optimizer. AdamW wants a smaller BASE_LR (1e-4) and a larger WEIGHT_DECAY (0.05)"
+     "detkit: the optimizer. AdamW needs a smaller BASE_LR (1e-4) and a larger WEIGHT_DECAY (0.05)"
      " than SGD.",
      choices=("SGD", "AdamW"))
 _key("SOLVER.ADAMW.BETAS", (0.9, 0.999),
-     "detkit: decay of AdamW's two running means, each in [0, 1).",
+     "detkit: AdamW's two decay rates of running means, each in [0, 1).",
      minimum=0, needs=("SOLVER.OPTIMIZER", "AdamW"))
-_key("SOLVER.ADAMW.EPS", 1e-8, "detkit: what AdamW adds to its denominator, above 0.",
+_key("SOLVER.ADAMW.EPS", 1e-8, "detkit: AdamW's addend to the denominator, above 0.",
      minimum=0, needs=("SOLVER.OPTIMIZER", "AdamW"))
 _key("SOLVER.LR_MULT", [],
-     "detkit: pairs [regular expression, factor] on the learning rates of the parameters with a"
-     " name that it is found in; where several are, the last pair counts. [['^backbone', 0.1]]")
+     "detkit: pairs [regular expression, factor] for the learning rates of parameters whose name"
+     " matches, such as [['^backbone', 0.1]]. If several match, the last pair counts.")
 _key("SOLVER.LAYER_DECAY", 1.0,
-     "detkit: factor on the learning rate of the backbone's last stage, once more for each stage"
-     " before it (stem, res2, ..., res5; one per stride in models of torchvision and timm). In (0,"
-     " 1]; 1 for none.",
+     "detkit: factor on the learning rate of the backbone's last stage, applied once more for each"
+     " earlier stage (stem, res2, ..., res5; strides in models of torchvision and timm). In (0,"
+     " 1]; 1 disables it.",
      minimum=0)
 _key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", minimum=0, needs=("SOLVER.OPTIMIZER", "SGD"))
-_key("SOLVER.NESTEROV", False, "Nesterov's momentum.", needs=("SOLVER.OPTIMIZER", "SGD"))
+_key("SOLVER.NESTEROV", False, "Use Nesterov momentum.", needs=("SOLVER.OPTIMIZER", "SGD"))
 _key("SOLVER.WEIGHT_DECAY", 0.0001, "Weight decay.", minimum=0)
 _key("SOLVER.FREEZE", [],
-     "detkit: regular expressions; tensors with a name that one is found in do not train,"
-     " statistics of batch norms included. Names are those of the state_dict: '^backbone',"
-     " 'rpn_head\\.conv'.")
+     "detkit: regular expressions, searched in the names of the state_dict: '^backbone',"
+     " 'rpn_head\\.conv'. Tensors that match are frozen, also statistics of batch norms.")
 _key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
-_key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None takes WEIGHT_DECAY.",
+_key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None uses WEIGHT_DECAY.",
      minimum=0)
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
 _key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0)
-_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate falls.",
+_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate decreases.",
      minimum=0, in_epochs=True)
 _key("SOLVER.NUM_DECAYS", 3, "Number of decays of WarmupStepWithFixedGammaLR.",
      minimum=1, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"))
-_key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Share of the learning rate at the first iteration.",
+_key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Fraction of the learning rate at the first iteration.",
      minimum=0)
 _key("SOLVER.WARMUP_ITERS", 1000, "Iterations until the full learning rate.",
      minimum=0, in_epochs=True)
-_key("SOLVER.WARMUP_METHOD", "linear", "Course of the warm-up.", choices=("linear", "constant"))
+_key("SOLVER.WARMUP_METHOD", "linear", "Schedule of the warm-up.", choices=("linear", "constant"))
 _key("SOLVER.RESCALE_INTERVAL", False,
-     "Measure the schedule's intervals after the warm-up instead of from the start.")
+     "Rescale the schedule to the iterations after the warm-up.")
 _key("SOLVER.CHECKPOINT_PERIOD", 5000, "Iterations between checkpoints.", minimum=1, in_epochs=True)
 _key("SOLVER.REFERENCE_WORLD_SIZE", 0,
-     "Processes that the settings were chosen for: batch, learning rate and schedule follow the"
-     " number there are, linearly. 0 leaves them.",
+     "Number of processes that the settings are for: batch size, learning rate and schedule are"
+     " scaled linearly to the actual number. 0 disables it.",
      minimum=0, only_default_trainer=True)
 _key("SOLVER.CLIP_GRADIENTS.ENABLED", False, "Clip gradients before each step.")
 _key("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value",
-     "value: each element; norm: each parameter; full_model: the norm over all parameters.",
+     "value: each element; norm: the norm per parameter; full_model: the norm of all gradients.",
      choices=("value", "norm", "full_model"), needs=("SOLVER.CLIP_GRADIENTS.ENABLED",))
 _key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "Largest absolute value, or largest norm.",
      minimum=0, needs=("SOLVER.CLIP_GRADIENTS.ENABLED",))
@@ -525,93 +520,93 @@ _key("SOLVER.AMP.ENABLED", False,
      "Mixed precision: convolutions and matrix products in half precision.",
      only_default_trainer=True)
 _key("SOLVER.AMP.DTYPE", "auto",
-     "detkit: bf16; fp16 with loss scaling, on CUDA only; auto: fp16 on CUDA, as in Detectron2,"
-     " and bf16 elsewhere.",
+     "detkit: bf16; fp16, with loss scaling, on CUDA only; or auto: fp16 on CUDA, as in Detectron2,"
+     " otherwise bf16.",
      choices=("auto", "bf16", "fp16"), needs=("SOLVER.AMP.ENABLED",))
 
-# --- The best weights, and an early end ---
+# --- Best checkpoint and early stopping ---
 
 _key("BEST_METRIC", "",
-     "detkit: score of the evaluation whose best model is saved as model_best.pth, such as"
-     " bbox/AP, or DATASET/bbox/AP where DATASETS.TEST names several; empty for none.",
+     "detkit: metric of the evaluation whose best model is saved as model_best.pth, such as"
+     " bbox/AP, or DATASET/bbox/AP if DATASETS.TEST has several; empty saves none.",
      only_default_trainer=True)
-_key("BEST_METRIC_MODE", "max", "detkit: whether the largest or the smallest is best.",
+_key("BEST_METRIC_MODE", "max", "detkit: whether the largest or the smallest value is best.",
      choices=("max", "min"), needs=("BEST_METRIC",))
 _key("EARLY_STOP.PATIENCE", 0,
-     "detkit: end the run after so many evaluations in a row without a better BEST_METRIC; 0 never"
-     " does.",
+     "detkit: end the run after this number of consecutive evaluations without a better"
+     " BEST_METRIC; 0 disables it.",
      minimum=0, only_default_trainer=True)
 
-# --- Averaged weights ---
+# --- Moving average of the weights ---
 
 _key("MODEL_EMA.ENABLED", False,
-     "detkit: keep a running mean of the weights and of the norms' statistics. Checkpoints hold it"
-     " as `ema`; each evaluation scores it too, as bbox_EMA, ...",
+     "detkit: keep a moving average of the weights and of the norms' statistics. It is saved in"
+     " checkpoints as `ema`, and each evaluation also reports its scores, as bbox_EMA, ...",
      only_default_trainer=True)
-_key("MODEL_EMA.DECAY", 0.999, "detkit: share of the mean that each iteration keeps, in [0, 1).",
+_key("MODEL_EMA.DECAY", 0.999, "detkit: decay rate of the average per iteration, in [0, 1).",
      minimum=0, needs=("MODEL_EMA.ENABLED",))
 _key("MODEL_EMA.WARMUP", True,
-     "detkit: keep less in the first iterations, (1 + n) / (10 + n) in the n-th.",
+     "detkit: use a lower decay rate at the start: at most (1 + n) / (10 + n) in iteration n.",
      needs=("MODEL_EMA.ENABLED",))
 _key("MODEL_EMA.USE_FOR_PREDICTION", False,
-     "detkit: prediction and --eval-only take the mean out of the checkpoint MODEL.WEIGHTS."
-     " Otherwise, and for training, MODEL.WEIGHTS always is the weights themselves.")
+     "detkit: use the average in the checkpoint MODEL.WEIGHTS for prediction and --eval-only."
+     " Training always starts from the weights themselves.")
 
 # --- Test ---
 
 _key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.",
      minimum=0, in_epochs=True, needs=("DATASETS.TEST",))
 _key("TEST.COMPUTE_LOSS", False,
-     "detkit: with each evaluation, also give the losses on DATASETS.TEST, as val/loss_cls, ...,"
-     " val/total_loss; statistics of norms and random numbers stay as they are.",
+     "detkit: also report the losses on DATASETS.TEST with each evaluation, as val/loss_cls, ...,"
+     " val/total_loss. Statistics of norms and random number generators are not changed.",
      needs=("DATASETS.TEST",), only_default_trainer=True)
 _key("TEST.DETECTIONS_PER_IMAGE", 100,
-     "Most detections per image, in the model and in the evaluation.",
+     "Maximum number of detections per image, in the model and in the evaluation.",
      minimum=1)
 _key("TEST.EXPECTED_RESULTS", [],
-     "Scores to verify: [[task, metric, value, tolerance], ...]. A run that misses one fails.",
+     "Scores to verify, [[task, metric, value, tolerance], ...]; the run fails if one differs.",
      only_default_trainer=True)
 _key("TEST.KEYPOINT_OKS_SIGMAS", [],
-     "Spread of each keypoint in the keypoint metric, relative to the object's size, above 0;"
-     " empty takes COCO's 17.",
+     "OKS sigma of each keypoint, relative to the size of the object, above 0; empty uses COCO's"
+     " 17.",
      needs=("MODEL.KEYPOINT_ON",))
 _key("TEST.KEYPOINT_DETECTIONS_PER_IMAGE", 20,
-     "detkit: most detections per image and class that the keypoint metric scores. 20 is COCO's.",
+     "detkit: maximum number of detections per image and class in the keypoint metric; COCO's is"
+     " 20.",
      minimum=1, needs=("MODEL.KEYPOINT_ON",))
 _key("TEST.IOU_THRESHOLDS", [],
-     "detkit: overlaps in (0, 1], rising, that COCO's AP is averaged over; each is given by itself"
-     " as well. Empty takes COCO's 0.50, 0.55, ..., 0.95.")
+     "detkit: IoU thresholds of COCO's AP, increasing, in (0, 1]; the AP at each is also reported."
+     " Empty uses COCO's 0.50, 0.55, ..., 0.95.")
 _key("TEST.AREA_RANGES", [],
-     "detkit: sizes of objects that COCO's AP is given for: [[name, smallest, largest], ...] in"
-     " square pixels. Empty takes COCO's small, medium and large.")
+     "detkit: size classes of objects for COCO's AP, [[name, smallest, largest], ...] in square"
+     " pixels. Empty uses COCO's small, medium and large.")
 _key("TEST.NMS.METHOD", "hard",
-     "detkit: how detections suppress each other in the ROI heads and in RetinaNet: hard drops"
-     " what overlaps a better one, linear and gaussian lower its score. Bodla et al. 2017, arXiv"
-     " 1704.04503.",
+     "detkit: NMS of the ROI heads and of RetinaNet: hard drops detections that overlap a better"
+     " one; linear and gaussian lower their score (Soft-NMS, Bodla et al. 2017, arXiv 1704.04503).",
      choices=("hard", "linear", "gaussian"))
 _key("TEST.NMS.SIGMA", 0.5, "detkit: width of the gaussian, exp(-IoU^2 / SIGMA). Above 0.",
      minimum=0, needs=("TEST.NMS.METHOD", "gaussian"))
 _key("TEST.NMS.CLASS_AGNOSTIC", False,
-     "detkit: detections of different classes suppress each other too.")
-_key("TEST.AUG.ENABLED", False, "Evaluate and predict with several views of an image as well.",
+     "detkit: detections of different classes also suppress each other.")
+_key("TEST.AUG.ENABLED", False, "Also evaluate and predict with test-time augmentation.",
      only_default_trainer=True)
 _key("TEST.AUG.MIN_SIZES", (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-     "Shortest sides that it resizes images to.",
+     "Shortest sides of the resized images.",
      minimum=1, needs=("TEST.AUG.ENABLED",))
-_key("TEST.AUG.MAX_SIZE", 4000, "Longest side that it resizes images to.",
+_key("TEST.AUG.MAX_SIZE", 4000, "Longest side of the resized images.",
      minimum=1, needs=("TEST.AUG.ENABLED",))
-_key("TEST.AUG.FLIP", True, "Whether to run on flipped images as well.",
+_key("TEST.AUG.FLIP", True, "Also use flipped images.",
      needs=("TEST.AUG.ENABLED",))
 _key("TEST.PRECISE_BN.ENABLED", False,
      "Recompute the statistics of batch norm layers before each evaluation.",
      only_default_trainer=True)
-_key("TEST.PRECISE_BN.NUM_ITER", 200, "Number of batches for that.",
+_key("TEST.PRECISE_BN.NUM_ITER", 200, "Number of batches to compute them from.",
      minimum=1, needs=("TEST.PRECISE_BN.ENABLED",))
 # fmt: on
 
 
 def get_cfg() -> CfgNode:
-    """Return a fresh tree of all settings at their defaults."""
+    """Return a new tree of all settings with their defaults."""
     cfg = CfgNode()
     for name, spec in _TABLE.items():
         *groups, leaf = name.split(".")
@@ -624,10 +619,10 @@ def get_cfg() -> CfgNode:
 
 
 def explain(key: str) -> str:
-    """Return what a key means, its default and its legal values, as text.
+    """Return the meaning, default and legal values of a key, as text.
 
     Raises:
-        ConfigKeyError: The key is unknown; the message lists near misses.
+        ConfigKeyError: The key is unknown.
 
     Example:
         >>> from detkit.config import explain
@@ -658,7 +653,7 @@ def explain(key: str) -> str:
 
 
 def unread_settings(cfg: CfgNode) -> dict[str, str]:
-    """Return the keys that a config sets although no code reads them, each with the reason."""
+    """Return the keys that a config sets and no code reads, each with the reason."""
     return {
         name: spec.unread
         for name, spec in _TABLE.items()
@@ -667,7 +662,7 @@ def unread_settings(cfg: CfgNode) -> dict[str, str]:
 
 
 def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
-    """Return the keys that a config sets in vain, each with the setting that it would need.
+    """Return the keys that a config sets without effect, each with the deciding setting.
 
     Example:
         >>> from detkit.config import get_cfg, settings_without_effect
@@ -689,5 +684,5 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
 
 
 def default_trainer_settings() -> dict[str, Any]:
-    """Return the keys that only `DefaultTrainer` reads, each with its default, which is off."""
+    """Return the keys that only `DefaultTrainer` reads, with their defaults, which disable them."""
     return {name: spec.default for name, spec in _TABLE.items() if spec.only_default_trainer}

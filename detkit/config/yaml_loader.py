@@ -1,7 +1,7 @@
-"""YAML as data: no file runs code, keys know their lines, and `_BASE_` names files to merge first.
+"""Safe loading of YAML configs, with the line of each key and the files in `_BASE_`.
 
-Detectron2's RetinaNet file computes its anchor sizes with a Python expression under the tag
-`!!python/object/apply:eval`. `evaluate_arithmetic` evaluates that one; any other tag is an error.
+Detectron2's RetinaNet config computes its anchor sizes with a Python expression under the tag
+`!!python/object/apply:eval`, which `evaluate_arithmetic` evaluates. Other tags are an error.
 """
 
 import ast
@@ -24,32 +24,32 @@ _PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 }
-# No config comes near these limits. They stop small files that stand for huge trees: aliases of
-# aliases ("billion laughs"), bases of bases (2^n files), brackets in brackets (libyaml's composer
-# recurses in C, where depth would end the process).
+# Far above any real config, against small files that expand to huge trees: aliases of aliases
+# ("billion laughs"), bases of bases (2^n files), and nested brackets (libyaml's composer recurses
+# in C, where a stack overflow ends the process).
 _MAX_BYTES = 2**22
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64
 _MAX_FILES = 100
-# The same for arithmetic: `9 ** 9 ** 9` and nested comprehensions.
+# The same for arithmetic, against `9 ** 9 ** 9` and nested comprehensions.
 _MAX_STEPS = 10_000
 _MAX_NUMBER = 1e18
 _MAX_EXPONENT = 64
 
-# libyaml where it is built in: ten times faster, the same grammar.
+# libyaml, if PyYAML is built with it: ten times faster, with the same grammar.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class YamlFile:
-    """A parsed file: its tree of plain values, and the line, from 1, of every full key in it."""
+    """A parsed file: its tree of plain values, and the line, from 1, of each full key."""
 
     path: Path
     tree: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
 
     def where(self, full_key: str) -> str:
-        """Return `file:line` of a key, or of the closest parent that the file sets."""
+        """Return `file:line` of a key, or of its closest parent in the file."""
         while full_key and full_key not in self.lines:
             full_key = full_key.rpartition(".")[0]
         return f"{self.path}:{self.lines[full_key]}" if full_key else str(self.path)
@@ -62,12 +62,12 @@ def files_with_bases(
 
     Args:
         name: A path, `detkit://NAME` or `~/...`; see `CfgNode.merge_from_file`.
-        path_fields: By the full key of a list of mappings, the fields that are paths. Those that
-            exist beside the file become absolute; others are later searched in `$DETKIT_DATASETS`.
+        path_fields: Fields that are paths, by the full key of a list of mappings. Paths that exist
+            beside the file become absolute; others are later searched in `$DETKIT_DATASETS`.
 
     Raises:
-        MissingFileError: The file or one of its bases is missing.
-        ConfigError: One is not YAML.
+        MissingFileError: The file or one of its bases does not exist.
+        ConfigError: A file is not YAML.
         ConfigError: The bases form a circle, or are more than 100 files.
     """
     files = _with_bases(_resolve(name, Path.cwd()), ())
@@ -80,11 +80,9 @@ def files_with_bases(
 def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
     if path in below:
         circle = " -> ".join(str(p) for p in (*below[below.index(path) :], path))
-        raise ConfigError(f"{BASE_KEY} goes in a circle: {circle}")
+        raise ConfigError(f"{BASE_KEY} forms a circle: {circle}")
     if len(below) >= _MAX_FILES:
-        raise ConfigError(
-            f"{below[0]} has more than {_MAX_FILES} files below each other as {BASE_KEY}"
-        )
+        raise ConfigError(f"{below[0]} has a chain of more than {_MAX_FILES} files in {BASE_KEY}")
     try:
         file = load_yaml(path)
     except FileNotFoundError as error:
@@ -96,14 +94,12 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
         raise ConfigError(
             f"{file.where(BASE_KEY)}: {BASE_KEY} must be a path or a list of paths, got {bases!r}"
         )
-    # Depth first, in the order of the list: a later base overrides an earlier one, the file all.
+    # Depth first, in the order of the list: later bases override earlier ones, and the file all.
     merged: list[YamlFile] = []
     for base in bases:
         merged += _with_bases(_resolve(base, path.parent), (*below, path))
         if len(merged) >= _MAX_FILES:
-            raise ConfigError(
-                f"{path} stands for more than {_MAX_FILES} files once {BASE_KEY} is followed"
-            )
+            raise ConfigError(f"{path} includes more than {_MAX_FILES} files through {BASE_KEY}")
     return [*merged, file]
 
 
@@ -113,7 +109,7 @@ def _resolve(name: str, folder: Path) -> Path:
     try:
         return (folder / Path(name).expanduser()).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        # Links in a circle, no user of that name, a null byte.
+        # A circle of links, an unknown user after `~`, or a null byte.
         raise MissingFileError(f"no config file {name!r}: {error}") from error
 
 
@@ -125,32 +121,32 @@ def _make_absolute(file: YamlFile, full_key: str, fields: Sequence[str]) -> None
         for name in fields:
             value = entry.get(name) if isinstance(entry, dict) else None
             if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
-                continue  # a split is a file, or a bare name that may also be that of a folder
+                continue  # a split without .txt is a name, even if a folder has that name too
             beside = file.path.parent / Path(value).expanduser()
             try:
                 if beside.exists():
                     entry[name] = str(beside.resolve())
             except (OSError, ValueError):
-                continue  # too long a name, say: whoever opens the path reports it
+                continue  # an invalid path, such as a name too long, is reported when it is opened
 
 
 def load_yaml(path: Path) -> YamlFile:
     """Load a YAML file whose top level is a mapping; an empty file is an empty mapping.
 
     Raises:
-        MissingFileError: The file is missing or cannot be opened.
-        ConfigError: It is not YAML, too large or too deeply nested.
-        ConfigError: A tag in it is refused, a key stands twice, or a key is not a string.
+        MissingFileError: The file does not exist or cannot be opened.
+        ConfigError: The file is not YAML, too large or too deeply nested.
+        ConfigError: A tag is refused, a key is set twice, or a key is not a string.
     """
     try:
         with path.open("rb") as opened:
             data = opened.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: this is no config")
+            raise ConfigError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: not a config")
         text = data.decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MissingFileError(f"no config file {path}") from error
-    except OSError as error:  # too long a name, no permission
+    except OSError as error:  # no permission, or a name that is too long
         raise MissingFileError(f"cannot open config file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a YAML text file: {error}") from error
@@ -160,7 +156,7 @@ def load_yaml(path: Path) -> YamlFile:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         if mark is not None and "nesting depth" in str(error):
-            # libyaml's scanner has a limit of its own, and reads ahead of the events.
+            # libyaml's scanner has its own limit, and reads ahead of the events.
             raise _nested_too_deep(path, mark) from error
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     file = YamlFile(path, {})
@@ -173,7 +169,7 @@ def load_yaml(path: Path) -> YamlFile:
 
 
 def _require_modest(text: str, path: Path) -> None:
-    """Check depth and size on the stream of events, which takes no memory, before composing."""
+    """Raise a ConfigError if a file is too deep or too large, without building its tree."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -184,19 +180,16 @@ def _require_modest(text: str, path: Path) -> None:
             raise _nested_too_deep(path, event.start_mark)
         if count > 2 * _MAX_NODES:
             raise ConfigError(
-                f"{path}:{event.start_mark.line + 1}: more than {_MAX_NODES} values: this is no"
-                " config"
+                f"{path}:{event.start_mark.line + 1}: more than {_MAX_NODES} values: not a config"
             )
 
 
 def _nested_too_deep(path: Path, mark: Any) -> ConfigError:
-    return ConfigError(
-        f"{path}:{mark.line + 1}: nested more than {_MAX_DEPTH} deep: this is no config"
-    )
+    return ConfigError(f"{path}:{mark.line + 1}: nested more than {_MAX_DEPTH} deep: not a config")
 
 
 class _Builder:
-    """Turns composed YAML nodes into plain values, and counts them."""
+    """Converts composed YAML nodes to plain values, and counts them."""
 
     def __init__(self, file: YamlFile) -> None:
         self._file = file
@@ -214,7 +207,7 @@ class _Builder:
                     f"{self._file.path}:{line}: a config key must be a string, got {key!r}"
                 )
             full_key = prefix + key
-            # PyYAML takes the last of two: a setting copied to the wrong place would be lost.
+            # PyYAML silently takes the last of two.
             if key in result:
                 raise ConfigError(
                     f"{self._file.path}:{line}: {full_key} is set twice, first in line"
@@ -226,27 +219,24 @@ class _Builder:
 
     def value(self, node: yaml.Node, full_key: str) -> Any:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
-        # Counted here again: an alias is one event above, and its whole tree here.
+        # Counted again: an alias was one event in `_require_modest`, and is a whole tree here.
         self._count += 1
         if self._count > _MAX_NODES:
             raise ConfigError(
-                f"{where}: more than {_MAX_NODES} values once aliases are followed: this is no"
-                " config"
+                f"{where}: more than {_MAX_NODES} values through aliases: not a config"
             )
         if node.tag == _EVAL_TAG:
             return _evaluate_tag(node, where)
         if node.tag not in _PLAIN_TAGS:
             raise ConfigError(
-                f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: YAML is data, and"
-                " runs nothing"
+                f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: configs run no code"
             )
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._scalars.construct_object(node)
             except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError,
                     ArithmeticError) as error:  # fmt: skip
-                # PyYAML does not check the text behind a tag such as !!bool or !!timestamp before
-                # it takes it apart.
+                # PyYAML parses the text after a tag such as !!bool or !!timestamp without checks.
                 raise ConfigError(
                     f"{where}: {full_key} has an unreadable value {node.value!r}: {error}"
                 ) from error
@@ -308,7 +298,7 @@ def evaluate_arithmetic(expression: str) -> Any:
 
 
 class _Arithmetic:
-    """A visitor of the syntax tree that accepts a handful of node types."""
+    """Evaluates a syntax tree, and accepts a few node types only."""
 
     def __init__(self, expression: str) -> None:
         self._expression = expression
@@ -318,7 +308,7 @@ class _Arithmetic:
         self._steps += 1
         if self._steps > _MAX_STEPS:
             raise ConfigError(f"{self._expression!r} takes more than {_MAX_STEPS} steps")
-        # A list of what is allowed, not of what is forbidden: whatever Python adds is refused.
+        # An allowlist: any other syntax, also of later versions of Python, is refused.
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return number
@@ -336,22 +326,15 @@ class _Arithmetic:
                 elt=item,
                 generators=[ast.comprehension(target=ast.Name(id=name), iter=values, ifs=[])],
             ):
-                return [
-                    self.visit(item, {**names, name: value})
-                    for value in self._sequence(values, names)
-                ]
+                sequence = self.visit(values, names)
+                if not isinstance(sequence, list | tuple):
+                    raise ConfigError(
+                        f"{ast.unparse(values)!r} in {self._expression!r} is not a list"
+                    )
+                return [self.visit(item, {**names, name: value}) for value in sequence]
         raise ConfigError(
-            f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic over"
-            " numbers is understood"
+            f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic is allowed"
         )
-
-    def _sequence(self, node: ast.expr, names: dict[str, Any]) -> list[Any] | tuple[Any, ...]:
-        values = self.visit(node, names)
-        if not isinstance(values, list | tuple):
-            raise ConfigError(
-                f"{ast.unparse(node)!r} in {self._expression!r} is no list to loop over"
-            )
-        return values
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
         # Numbers only: `[0] * 10**9` would take gigabytes in one step.
@@ -362,7 +345,7 @@ class _Arithmetic:
             )
         if isinstance(op, ast.Pow) and abs(operands[1]) > _MAX_EXPONENT:
             raise ConfigError(
-                f"{self._expression!r}: an exponent beyond {_MAX_EXPONENT} is refused, got"
+                f"{self._expression!r}: exponents must be at most {_MAX_EXPONENT}, got"
                 f" {operands[1]}"
             )
         try:
@@ -370,5 +353,5 @@ class _Arithmetic:
         except ArithmeticError as error:
             raise ConfigError(f"{self._expression!r}: {error}") from error
         if isinstance(result, complex):
-            raise ConfigError(f"{self._expression!r}: a root of a negative number")
+            raise ConfigError(f"{self._expression!r} takes a root of a negative number")
         return result
