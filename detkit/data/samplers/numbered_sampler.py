@@ -60,8 +60,8 @@ class NumberedSampler(Sampler[Draw]):
         """Yield the draws of this process."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         start, waiting = self.start, frozenset(self.waiting)
-        # The stream is drawn from its beginning: skipping a million indices takes half a second, and
-        # no sampler needs a way to start in the middle.
+        # The stream is drawn from its beginning: skipping a million indices takes half a second,
+        # and no sampler needs a way to start in the middle.
         for k, index in enumerate(self.sampler):
             if k >= start or k in waiting:
                 yield Draw(index, k * world_size + rank)
