@@ -338,6 +338,7 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     renamed = strip_wrapper_prefixes(weights, model_state)
     result = OrderedDict((renamed[name], value) for name, value in weights.items())
     metadata = getattr(weights, "_metadata", None)
+    # Its keys are names of modules, which no longer match if a prefix was removed.
     if metadata is not None and list(renamed) == list(renamed.values()):
         vars(result)["_metadata"] = metadata
     return result

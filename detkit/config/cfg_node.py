@@ -283,7 +283,7 @@ class CfgNode(_YacsNode):
         Raises:
             ConfigKeyError: The key is unknown.
         """
-        self.get_by_full_key(full_key)
+        self.get_by_full_key(full_key)  # raises for an unknown key
         group, _, name = full_key.rpartition(".")
         node = self.get_by_full_key(group) if group else self
         return name in node.__dict__["_set_here"]
@@ -331,6 +331,7 @@ def decode(value: Any, present: Any) -> Any:
     try:
         decoded = literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        # Deeply nested brackets exhaust the parser: MemoryError or RecursionError.
         return value  # text, such as a name or a path
     if isinstance(present, str) and not isinstance(decoded, str | None):
         return value  # text that looks like a number, such as the name "50"
@@ -351,9 +352,10 @@ def coerce(value: Any, present: Any, key: str) -> Any:
     if isinstance(value, list | tuple) and isinstance(present, list | tuple):
         _require_plain(value, key)
         return _as_nested(value, present)
+    # YAML reads `1` as an int. The reverse, 1.5 for an int, would lose the fraction: an error.
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # Not isinstance, for which True is an int.
+    # Not isinstance, for which True is an int. None is accepted for any key, as in yacs.
     if value is None or type(value) is type(present):
         return value
     if present is None and isinstance(value, _SCALARS):

@@ -117,7 +117,7 @@ def _wrap_init(init_func: Callable[..., None]) -> Callable[..., None]:
             arguments = _explicit_arguments(from_config, reads, *args, **kwargs)
             init_func(self, **arguments)
         except UserError:
-            raise
+            raise  # complete already, for example from a part that was built inside
         except ValueError as error:
             raise _config_error(error, cls.__name__, arguments, kwargs, reads) from error
 
@@ -145,7 +145,7 @@ def _wrap_function(
         except ValueError as error:
             raise _config_error(error, function.__name__, arguments, kwargs, reads) from error
 
-    vars(wrapped)["from_config"] = from_config
+    vars(wrapped)["from_config"] = from_config  # an attribute as in Detectron2
     return wrapped
 
 
@@ -164,6 +164,7 @@ def _explicit_arguments(
             f"{from_config.__qualname__} must take `cfg` as its first argument, has"
             f" {list(parameters)}"
         )
+    # As in Detectron2, a `from_config` with *args or **kwargs receives all arguments.
     overrides: dict[str, Any] = {}
     if not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name not in parameters}

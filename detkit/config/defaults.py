@@ -23,6 +23,7 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
 
 
 # Sections have the order of Detectron2's file; detkit's keys are in the section of their subject.
+# Detectron2's names. The generalized IoU losses (giou, diou, ciou) work on decoded boxes.
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
@@ -613,6 +614,7 @@ def get_cfg() -> CfgNode:
         node: Any = cfg
         for group in groups:
             node = node.setdefault(group, CfgNode())
+        # An empty dict declares a group that accepts any key: MODEL.CUSTOM.
         node[leaf] = CfgNode(new_allowed=True) if spec.default == {} else deepcopy(spec.default)
     cfg.set_key_table(_TABLE)
     return cfg

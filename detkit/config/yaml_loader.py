@@ -143,7 +143,7 @@ def load_yaml(path: Path) -> YamlFile:
             data = opened.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: not a config")
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")  # some Windows editors write a byte order mark
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MissingFileError(f"no config file {path}") from error
     except OSError as error:  # no permission, or a name that is too long
@@ -178,7 +178,7 @@ def _require_modest(text: str, path: Path) -> None:
             depth -= 1
         if depth > _MAX_DEPTH:
             raise _nested_too_deep(path, event.start_mark)
-        if count > 2 * _MAX_NODES:
+        if count > 2 * _MAX_NODES:  # a collection has two events, start and end
             raise ConfigError(
                 f"{path}:{event.start_mark.line + 1}: more than {_MAX_NODES} values: not a config"
             )

@@ -46,6 +46,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         lr_factor_func=lr_factor_func(cfg, model),
     )
     if solver.OPTIMIZER == "SGD":
+        # torch has these checks too, but its messages do not name the keys.
         if solver.NESTEROV and not solver.MOMENTUM > 0:
             raise ConfigError(
                 f"SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0, got {solver.MOMENTUM}"
@@ -134,6 +135,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
             solver.WARMUP_ITERS,
             max_iter,
         )
+    # fvcore's schedulers work on progress in [0, 1], so the warm-up becomes a fraction of the run.
     multiplier = WarmupParamScheduler(
         _SCHEDULES[name](cfg),
         warmup_factor=solver.WARMUP_FACTOR,
@@ -192,5 +194,5 @@ def _require_choice(value: Any, choices: tuple[str, ...], key: str) -> None:
 
 
 def _require_positive(value: float, key: str) -> None:
-    if not value > 0:
+    if not value > 0:  # not `value <= 0`, which is False for NaN
         raise ConfigError(f"{key} must be above 0, got {value!r}")

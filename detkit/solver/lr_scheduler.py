@@ -60,6 +60,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
             warmup = ConstantParamScheduler(first)
         else:
             raise ValueError(f"warmup_method must be linear or constant, got {warmup_method!r}")
+        # "rescaled" maps the interval of a part to [0, 1]; "fixed" passes on the progress of the
+        # run, so that a warm-up does not move the milestones.
         super().__init__(
             [warmup, scheduler],
             lengths=[warmup_length, 1.0 - warmup_length],
@@ -78,7 +80,8 @@ class StepWithFixedGamma(ParamScheduler):
         self._gamma = gamma
 
     def __call__(self, where: float) -> float:
-        # N decays divide the run into N + 1 intervals.
+        # N decays divide the run into N + 1 intervals. The epsilon compensates rounding errors of
+        # iteration / max_iter, which may be just below the start of an interval.
         decays = int((where + self.WHERE_EPSILON) * (self._num_decays + 1))
         return self._gamma ** min(decays, self._num_decays)
 

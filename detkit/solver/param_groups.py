@@ -17,7 +17,8 @@ from detkit.utils.near_miss import did_you_mean
 
 ParamGroup = dict[str, Any]
 
-# Subclasses included: most custom norm layers are derived from one of these.
+# Subclasses included: most custom norm layers are derived from one of these. `_BatchNorm` is the
+# common base of BatchNorm1d to 3d and SyncBatchNorm.
 NORM_TYPES = (
     _BatchNorm,
     _InstanceNorm,
@@ -204,6 +205,7 @@ def _checked_pair(index: int, pair: Any) -> tuple[re.Pattern[str], float]:
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
         raise ValueError(f"{where} must be a pair [regular expression, factor], got {pair!r}")
     pattern, factor = pair
+    # In Python, True is an int; comparisons with NaN are False.
     is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not is_number or not 0 < factor < float("inf"):
         raise ValueError(
