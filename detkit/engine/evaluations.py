@@ -20,14 +20,13 @@ from detkit.data import (
     get_test_records,
 )
 from detkit.data.annotations import create_keypoint_hflip_indices
-from detkit.engine.buffer_snapshot import BufferSnapshot
 from detkit.engine.simple_trainer import sum_losses
 from detkit.modeling import GeneralizedRCNNWithTTA
 from detkit.utils import comm
 from detkit.utils.env import random_state, seed_all_rng, set_random_state
 from detkit.utils.errors import DataError
 from detkit.utils.events import EventStorage
-from detkit.utils.modes import preserved_modes
+from detkit.utils.module_state import BufferSnapshot, preserved_modes
 
 # Anchors and regions are sampled alike each time: losses of two evaluations can be compared.
 _SEED = 0

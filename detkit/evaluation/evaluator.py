@@ -15,7 +15,7 @@ from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError
-from detkit.utils.modes import preserved_modes
+from detkit.utils.module_state import preserved_modes
 
 logger = logging.getLogger(__name__)
 

@@ -84,9 +84,7 @@ def test_run_without_a_whole_checkpoint_does_not_start_anew(tmp_path):
     save_three(tmp_path)
     for iteration in (1, 3, 5):
         empty(tmp_path / f"model_{iteration:07d}.pth")
-    with pytest.raises(
-        CheckpointError, match="all 3 checkpoints are damaged: .*model_0000005.pth"
-    ):
+    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged: .*model_0000005.pth"):
         resume(tmp_path)
 
 

@@ -188,18 +188,14 @@ def test_bases_that_multiply_are_refused(cfg, tmp_path):
     put(tmp_path, "0.yaml", "SEED: 1\n")
     for i in range(1, 40):
         path = put(tmp_path, f"{i}.yaml", f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\n")
-    with pytest.raises(
-        ValueError, match=r"\.yaml includes more than 100 files through _BASE_"
-    ):
+    with pytest.raises(ValueError, match=r"\.yaml includes more than 100 files through _BASE_"):
         cfg.merge_from_file(path)
 
 
 def test_endless_bases_are_refused(cfg, tmp_path):
     for i in range(101):
         path = put(tmp_path, f"{i}.yaml", f"_BASE_: {i - 1}.yaml\n")
-    with pytest.raises(
-        ValueError, match=r"100\.yaml has a chain of more than 100 files in _BASE_"
-    ):
+    with pytest.raises(ValueError, match=r"100\.yaml has a chain of more than 100 files in _BASE_"):
         cfg.merge_from_file(path)
 
 

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from detkit.engine import DefaultTrainer
-from detkit.engine.tracking_writers import MlflowWriter, WandbWriter
+from detkit.engine.writers import MlflowWriter, WandbWriter
 from detkit.utils.events import EventStorage
 
 ENVIRONMENT = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_MODE", "WANDB_RUN_ID")
@@ -137,7 +137,7 @@ def test_offline_files_of_wandb_itself_hold_each_step_once(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     code = """if True:
         import sys, torch
-        from detkit.engine.tracking_writers import WandbWriter
+        from detkit.engine.writers import WandbWriter
         from detkit.utils.events import EventStorage
         folder, first, last = sys.argv[1], *map(int, sys.argv[2:4])
         writer = WandbWriter(folder, {"A": {"B": (1, 2)}})

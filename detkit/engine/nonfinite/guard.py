@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from detkit.engine.buffer_snapshot import BufferSnapshot
 from detkit.engine.nonfinite.replay import BrokenStep, Pass, are_finite, dense_values
 from detkit.engine.nonfinite.report import explain, summarize
 from detkit.engine.step_metrics import mean_by_name
@@ -19,6 +18,7 @@ from detkit.layers.norm import SyncBatchNorm2d
 from detkit.utils import comm
 from detkit.utils.errors import UserError
 from detkit.utils.events import get_event_storage
+from detkit.utils.module_state import BufferSnapshot
 
 logger = logging.getLogger(__name__)
 

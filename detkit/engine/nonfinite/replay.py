@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from detkit.engine.buffer_snapshot import BufferSnapshot
 from detkit.structures import Instances
 from detkit.utils.env import random_state, set_random_state
 from detkit.utils.events import EventStorage
+from detkit.utils.module_state import BufferSnapshot
 
 
 class Pass(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.utils.errors import UserError
-from detkit.utils.modes import preserved_modes
+from detkit.utils.module_state import preserved_modes
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)

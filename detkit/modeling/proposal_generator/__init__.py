@@ -10,8 +10,7 @@ from detkit.modeling.proposal_generator.proposals import (
     add_ground_truth_to_proposals,
     find_top_rpn_proposals,
 )
-from detkit.modeling.proposal_generator.rpn import RPN
-from detkit.modeling.proposal_generator.rpn_head import StandardRPNHead
+from detkit.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 
 __all__ = [
     "PROPOSAL_GENERATOR_REGISTRY",

@@ -1,9 +1,37 @@
-"""`BufferSnapshot`: a model's buffers, to be restored after a skipped step or an extra pass."""
+"""The state of a model beside its weights, put back after code that changes it: modes and buffers."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Restore the mode, train or eval, of every module of `model` at the end of the block.
+
+    Example:
+        >>> from torch import nn
+        >>> from detkit.utils.module_state import preserved_modes
+        >>> model = nn.Dropout()
+        >>> with preserved_modes(model):
+        ...     _ = model.eval()
+        >>> model.training
+        True
+    """
+    # By `train()` instead of assigning `training`: torchvision's feature extractors override it to
+    # exchange their graph.
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        # A parent's `train()` changes its children too; they come later in `modules()` and are then
+        # restored themselves.
+        for module, was_training in modes:
+            if module.training != was_training:
+                module.train(was_training)
 
 
 class BufferSnapshot:
