@@ -21,7 +21,7 @@ for path in map(Path, sys.argv[1:] or sorted((ROOT / "notebooks").glob("*.ipynb"
     if any(cell.get("outputs") for cell in notebook.cells):
         sys.exit(f"{path.name} is committed with outputs; clear them")
     start = time.time()
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
     print(f"{path.name}: {time.time() - start:.0f} s")
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
