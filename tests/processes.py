@@ -16,6 +16,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+# Autograd starts its threads at the first backward pass, one per device that torch knows by then, and a process that
+# has such threads cannot fork one that trains. When the tests are collected there is only the CPU, which needs none;
+# later, a test may have registered more.
+torch.zeros(1, requires_grad=True).sum().backward()
+
 _TIMEOUT = 60.0
 _LIFETIME = 300
 
