@@ -1,3 +1,3 @@
-"""detkit: object detection in the Detectron2 vocabulary, in pure Python on torch and torchvision."""
+"""detkit: object detection with Detectron2's vocabulary, in pure Python on current torch."""
 
 __version__ = "0.1.0"

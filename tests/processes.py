@@ -42,7 +42,7 @@ def fork(function, *args, output=None):
         torch.cuda.is_available, torch.cuda.device_count = bool, int  # nothing, and none
         if output is not None:
             # pytest has put files of its own into the place of these.
-            sys.stdout = sys.stderr = open(output, "a", buffering=1)
+            sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
             os.dup2(sys.stdout.fileno(), 1)
             os.dup2(sys.stdout.fileno(), 2)
         status = int(function(*args) or 0)

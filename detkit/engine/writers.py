@@ -1,7 +1,7 @@
 """The writers of a run's metrics, by the names of the key WRITERS.
 
-Console, `metrics.json` and TensorBoard are in `utils/events`; here are a CSV file and the services that
-track experiments, Weights & Biases and MLflow.
+Console, `metrics.json` and TensorBoard are in `utils/events`; here are a CSV file and the services
+that track experiments, Weights & Biases and MLflow.
 """
 
 import csv

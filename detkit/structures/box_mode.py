@@ -21,7 +21,8 @@ class BoxMode(IntEnum):
     """Format of a box. The integers are stored in data set files: they never change.
 
     `ABS` is absolute pixels, `REL` a fraction of the image's width and height in [0, 1].
-    `XYWHA_ABS` is `(center x, center y, width, height, angle)`, the angle in degrees, counter-clockwise.
+    `XYWHA_ABS` is `(center x, center y, width, height, angle)`; the angle is in degrees and turns
+    counter-clockwise.
     """
 
     XYXY_ABS = 0

@@ -1,4 +1,4 @@
-"""The state of a model beside its weights, put back after code that changes it: modes and buffers."""
+"""Restoring what a model holds beside its weights: train and eval modes, and buffers."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -54,7 +54,7 @@ def test_heatmap_equals_the_slow_reference():
     cells, valid = Keypoints(points).to_heatmap(boxes, 56)
     expected = [
         [slow_keypoint_cell(p, box, 56) for p in row]
-        for row, box in zip(points.tolist(), boxes.tolist())
+        for row, box in zip(points.tolist(), boxes.tolist(), strict=True)
     ]
     assert cells.tolist() == [[cell for cell, _ in row] for row in expected]
     assert valid.tolist() == [[int(counts) for _, counts in row] for row in expected]

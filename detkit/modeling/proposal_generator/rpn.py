@@ -3,8 +3,8 @@
 Source: Ren et al. 2015, arXiv 1506.01497; on a pyramid: Lin et al. 2016, arXiv 1612.03144,
     section 4.1.
 
-Legend: N images, C channels, L levels of H x W cells, A anchors per cell, B numbers per box (4), R_l = H_l * W_l * A anchors
-of level l, R anchors of all levels, M objects in one image.
+Legend: N images, C channels, L levels of H x W cells, A anchors per cell, B numbers per box (4),
+R_l = H_l * W_l * A anchors of level l, R anchors of all levels, M objects in one image.
 """
 
 from collections import OrderedDict

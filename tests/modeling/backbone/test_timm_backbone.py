@@ -11,8 +11,8 @@ from detkit.modeling.backbone import build_backbone
 
 timm = pytest.importorskip("timm", reason="timm is an optional extra")
 
-from detkit.modeling.backbone import TimmBackbone
-from detkit.modeling.backbone.timm_backbone import placed_weights
+from detkit.modeling.backbone import TimmBackbone  # noqa: E402
+from detkit.modeling.backbone.timm_backbone import placed_weights  # noqa: E402
 
 STAGES = ["s4", "s8", "s16", "s32"]
 TINY = "mobilenetv3_small_050"

@@ -280,8 +280,8 @@ def test_federated_loss_without_sigmoid_names_the_keys():
     ],
 )
 def test_federated_weights_must_fit_the_classes(counts, message):
+    cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
     with pytest.raises(ValueError, match=f"MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS {message}"):
-        cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
         FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
 
 
