@@ -280,9 +280,12 @@ def test_federated_loss_without_sigmoid_names_the_keys():
     ],
 )
 def test_federated_weights_must_fit_the_classes(counts, message):
-    cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
-    with pytest.raises(ValueError, match=f"MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS {message}"):
+    def build():
+        cfg = federated_cfg("MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS", counts)
         FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+
+    with pytest.raises(ValueError, match=f"MODEL.ROI_BOX_HEAD.FED_LOSS_CLASS_COUNTS {message}"):
+        build()
 
 
 def test_unknown_box_loss_is_found_when_the_layers_are_built():
