@@ -278,8 +278,7 @@ def build_writers(
         # namespace package, without an origin.
         if spec is None or spec.origin is None:
             raise MissingPackageError(
-                f'WRITERS names {name}, which is not installed: pip install "detkit[{name}]", or'
-                f" pip install {name}"
+                f"WRITERS names {name}, which is not installed: pip install {name}"
             )
     PathManager.mkdirs(output_dir)
     return [known[name]() for name in names]

@@ -167,8 +167,7 @@ def _timm() -> ModuleType:
         import timm.models
     except ModuleNotFoundError as error:
         raise MissingTimmError(
-            'build_timm_backbone needs timm, which is not installed: pip install "detkit[timm]", or'
-            " pip install timm"
+            "build_timm_backbone needs timm, which is not installed: pip install timm"
         ) from error
     return timm
 
