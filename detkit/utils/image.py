@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
-from detkit.utils.errors import ConfigError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.errors import ConfigError
 from detkit.utils.image_file import (
+    JPEG_MARK,
     MAX_IMAGE_PIXELS,
     BadImageError,
     jpeg_segments,
     jpeg_size,
     opened_image,
+    read_image_bytes,
     require_pixels,
 )
 from detkit.utils.near_miss import did_you_mean
@@ -37,8 +39,7 @@ IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV")
 _decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: keep the number of channels
 
-_JPEG_MARK = b"\xff\xd8\xff"
-_EXIF_MARK = b"Exif\x00\x00"
+_JPEG_APP1 = 0xE1
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -49,7 +50,7 @@ class SizeMismatchError(BadImageError):
 def read_image(
     file_name: str, format: str = "BGR", *, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> np.ndarray:
-    """Read an image file as an array, rotated upright by its EXIF orientation.
+    """Read an image file as an array, turned upright by the orientation in its metadata.
 
     Palettes and CMYK are converted, transparency is dropped, 16-bit grey keeps its upper 8 bits,
     and the first frame of an animation is read.
@@ -73,37 +74,35 @@ def read_image(
             f"image format (INPUT.FORMAT) must be one of {', '.join(IMAGE_FORMATS)}, got"
             f" {format!r}.{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
-    data = _read_bytes(file_name)
-    size = jpeg_size(data) if data.startswith(_JPEG_MARK) else None
+    data = read_image_bytes(file_name)
+    size = jpeg_size(data) if data.startswith(JPEG_MARK) else None
     if size is not None:
-        require_pixels(size, file_name, max_pixels)
+        require_pixels(data, size, file_name, max_pixels)
     pixels = _decode_jpeg(data, format) if size is not None else None
-    if pixels is not None and not _jpeg_has_exif(data):
+    if pixels is None:
+        with opened_image(data, file_name, max_pixels) as image:
+            pixels = upright_pixels(image, "RGB" if format == "BGR" else format)
+        if format == "L":
+            pixels = pixels[:, :, None]
+        return pixels[:, :, ::-1] if format == "BGR" else pixels
+    # PIL takes 0.1 ms to find the orientation, which is in one of these segments (EXIF or XMP).
+    if all(marker != _JPEG_APP1 for marker, _ in jpeg_segments(data)):
         return pixels
     with opened_image(data, file_name, max_pixels) as image:
-        orientation = _orientation(image)
-        if pixels is None:
-            converted = _to_eight_bits(image).convert("RGB" if format == "BGR" else format)
-            pixels = np.array(converted)
-            if format == "L":
-                pixels = pixels[:, :, None]
-            elif format == "BGR":
-                pixels = pixels[:, :, ::-1]
-    return _upright(pixels, orientation)
+        return _turned(pixels, _orientation(image))
 
 
 def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
-    """Read a png of labels as an (H, W) array of integers; of a palette, the indices.
+    """Read a png of labels as an upright (H, W) array of integers; of a palette, the indices.
 
     Raises:
         MissingFileError: The file does not exist.
         BadImageError: The file is empty, truncated, not an image, has several channels, or has more
             than `max_pixels`.
     """
-    data = _read_bytes(file_name)
+    data = read_image_bytes(file_name)
     with opened_image(data, file_name, max_pixels) as image:
-        image.load()
-        labels = np.array(image)
+        labels = upright_pixels(image)
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise BadImageError(
             f"label map {file_name} must hold one integer per pixel; it has mode {image.mode},"
@@ -119,10 +118,30 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         MissingFileError: The file does not exist.
         BadImageError: The file is empty or not an image.
     """
+    data = read_image_bytes(file_name)
     # Without a limit of pixels, as nothing is decoded.
-    with opened_image(_read_bytes(file_name), file_name, sys.maxsize) as image:
-        width, height = image.size
+    with opened_image(data, file_name, sys.maxsize, header_only=True) as image:
+        # As stored: depending on its version and on the tag, PIL's size of a TIFF is the upright
+        # one.
+        is_tiff = isinstance(image, TiffImageFile)
+        width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
+    """Return a copy of the pixels of an opened image, turned upright.
+
+    Args:
+        image: As opened.
+        mode: The PIL mode of 8 bits per channel to convert to; None returns the values as stored.
+    """
+    # Before the orientation is asked for: PIL turns a TIFF upright as it loads it, and then takes
+    # the orientation out of the metadata.
+    image.load()
+    # Without `convert` where there is nothing to convert: it would copy.
+    is_ready = mode is None or image.mode == mode
+    pixels = np.array(image if is_ready else _to_eight_bits(image).convert(mode))
+    return _turned(pixels, _orientation(image))
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
@@ -135,16 +154,6 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
     pixels = np.ascontiguousarray(pixels[:, :, 0] if format == "L" else pixels, dtype=np.uint8)
     size = pixels.shape[1], pixels.shape[0]
     return np.array(Image.frombytes(format, size, pixels.tobytes()).convert("RGB"))
-
-
-def _read_bytes(file_name: str) -> bytes:
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"image file {file_name} does not exist") from error
-    assert isinstance(data, bytes)
-    return data
 
 
 def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
@@ -167,19 +176,10 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     return rgb[:, :, ::-1] if format == "BGR" else rgb
 
 
-def _jpeg_has_exif(data: bytes) -> bool:
-    """Return whether a JPEG file has an EXIF block."""
-    # PIL takes 0.1 ms to find out.
-    for marker, position in jpeg_segments(data):
-        if marker == 0xE1 and data.startswith(_EXIF_MARK, position + 4):
-            return True
-    return False
-
-
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Convert an image of a mode that PIL's `convert` clips or warns about."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= 2**16:
             raise ValueError(
@@ -198,16 +198,20 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8."""
+    """Return how to turn the image upright: 1 (not at all) to 8, of its EXIF data, else of XMP.
+
+    For sizes and pixels of every format.
+    """
     try:
-        value: Any = image.getexif().get(_EXIF_ORIENTATION, 1)
+        # Not `image.getexif`, which decodes a PNG file.
+        value: Any = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF blocks raise anything, and are ignored
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return int(value) if value in range(1, 9) else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate (H, W, C) pixels upright: CIPA DC-008 (Exif 2.3), tag 0x0112."""
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Rotate (H, W) or (H, W, C) pixels upright: CIPA DC-008 (Exif 2.3), tag 0x0112."""
     if orientation == 1:
         return pixels
     if orientation >= 5:  # a transposition, then the flips below

@@ -9,13 +9,18 @@ import io
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
-from detkit.utils.errors import DataError
+from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.file_io import PathManager
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Pillow's own limit: half a gigabyte as RGB."""
+"""Pillow's own limit: half a gigabyte as RGB, and three times as much while it is decoded."""
+MAX_SCANS = 32
+"""Scans that a JPEG of the largest number of pixels may have; a smaller one may have more."""
 
 # fmt: off
 # Formats of photographs and label maps. Others may start programs: EPS runs Ghostscript.
@@ -32,6 +37,11 @@ PIL_ERRORS = (
 # fmt: on
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_START_OF_SCAN = 0xDA
+_JPEG_SCAN_MARK = bytes((0xFF, _JPEG_START_OF_SCAN))
+JPEG_MARK = b"\xff\xd8\xff"
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _pillow = threading.Lock()
 
 
@@ -39,9 +49,30 @@ class BadImageError(DataError):
     """An image file that cannot be used."""
 
 
+def read_image_bytes(file_name: str, kind: str = "image file") -> bytes:
+    """Return the content of a file, which `PathManager` opens; messages call it `kind`.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        BadImageError: It is a folder, a pipe or a device.
+    """
+    path = Path(file_name)
+    if not path.is_file() and path.exists():  # /dev/zero would fill the memory, a pipe wait
+        raise BadImageError(f"{kind} {file_name} is not a regular file")
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            return cast(bytes, file.read())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{kind} {file_name} does not exist") from error
+
+
 @contextlib.contextmanager
 def opened_image(
-    data: bytes, file_name: str, max_pixels: int = MAX_IMAGE_PIXELS
+    data: bytes,
+    file_name: str,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    *,
+    header_only: bool = False,
 ) -> Iterator[Image.Image]:
     """Open an image with PIL, which reads its header.
 
@@ -49,14 +80,15 @@ def opened_image(
         data: The bytes of the file.
         file_name: For messages.
         max_pixels: Largest number of pixels.
+        header_only: Whether size and metadata are wanted alone.
 
     Raises:
         BadImageError: The file is empty, damaged, of an unknown format, or has more pixels; or PIL
             raises an error inside the block.
     """
     try:
-        with _open(data) as image:
-            require_pixels(image.size, file_name, max_pixels)
+        with _open(_png_metadata(data) if header_only else data) as image:
+            require_pixels(data, image.size, file_name, max_pixels)
             yield image
     except BadImageError:
         raise
@@ -71,12 +103,34 @@ def opened_image(
         raise BadImageError(problem) from error
 
 
-def require_pixels(size: tuple[int, int], file_name: str, max_pixels: int) -> None:
-    """Raise a BadImageError if `(width, height)` is more than `max_pixels`."""
-    if size[0] * size[1] > max_pixels:
+def require_pixels(data: bytes, size: tuple[int, int], file_name: str, max_pixels: int) -> None:
+    """Raise a BadImageError if an image of `(width, height)` is too large to decode.
+
+    Args:
+        data: The bytes of the file, whose scans are counted if it is a JPEG.
+        size: What its header says.
+        file_name: For messages.
+        max_pixels: Largest number of pixels, and a thirty-second of the largest number of pixels
+            in all scans.
+    """
+    width, height = size
+    if width * height > max_pixels:
         raise BadImageError(
-            f"image file {file_name} claims to be {size[0]}x{size[1]} (width x height), more than"
+            f"image file {file_name} claims to be {width}x{height} (width x height), more than"
             f" the {max_pixels} pixels that INPUT.MAX_IMAGE_PIXELS allows"
+        )
+    # An empty scan is ten bytes long, and makes libjpeg go over all pixels once more. Programs
+    # write about ten scans. The mark cannot occur within one; counting takes 0.2 ms for a file of
+    # 640x480, most of which are too small to need it.
+    limit = MAX_SCANS * max_pixels // max(width * height, 1)
+    if not data.startswith(JPEG_MARK) or len(data) <= 10 * limit:
+        return
+    scans = data.count(_JPEG_SCAN_MARK)
+    if scans > limit:
+        raise BadImageError(
+            f"image file {file_name} has {scans} scans of {width}x{height} pixels (width x"
+            f" height), more than {MAX_SCANS} times the {max_pixels} pixels that"
+            " INPUT.MAX_IMAGE_PIXELS allows: save it as a baseline JPEG"
         )
 
 
@@ -104,6 +158,21 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             continue
         yield marker, position
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def _png_metadata(data: bytes) -> bytes:
+    """Return a PNG file without its pixels, and other files as they are."""
+    # EXIF data and texts may follow the pixels, and PIL decodes all of them to get there.
+    if not data.startswith(_PNG_MARK):
+        return data
+    kept = [_PNG_MARK]
+    position = len(_PNG_MARK)
+    while position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] in _PNG_METADATA:
+            kept.append(data[position:end])
+        position = end
+    return b"".join([*kept, _PNG_END])
 
 
 @functools.cache

@@ -1,16 +1,19 @@
 """Reading image files: orientation, channel order, unusual files, and messages that name the file."""
 
 import io
+import os
 import re
 import struct
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from detkit.utils.image import convert_image_to_rgb, read_image, read_image_size, read_label_map
-from detkit.utils.image_file import BadImageError, jpeg_size
+from detkit.utils.image_file import MAX_SCANS, BadImageError, jpeg_size
 
 EXIF_ORIENTATION = 0x0112
 
@@ -27,9 +30,7 @@ def write(path, pixels, **options):
 
 
 def write_oriented(path, orientation, pixels, **options):
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
-    return write(path, pixels, exif=exif, **options)
+    return write(path, pixels, exif=exif_block(orientation), **options)
 
 
 # How a camera stores an upright picture under each orientation: what the EXIF standard says about row 0 and column 0.
@@ -45,17 +46,88 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def xmp_block(orientation):
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF'
+        ' xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
+        ' xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+        f' tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    )
+
+
+def exif_block(orientation):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return exif
+
+
+def png_text(xmp):
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp)
+    return info
+
+
+# Format -> options for nearly lossless pixels, and the option that stores XMP.
+FORMATS = {
+    "JPEG": ({"quality": 100, "subsampling": 0}, lambda xmp: {"xmp": xmp.encode()}),
+    "PNG": ({}, lambda xmp: {"pnginfo": png_text(xmp)}),
+    "WEBP": ({"lossless": True}, lambda xmp: {"xmp": xmp.encode()}),
+    "TIFF": ({}, lambda xmp: {"tiffinfo": {700: xmp.encode()}}),
+    "AVIF": ({"quality": 100, "subsampling": "4:4:4"}, lambda xmp: {"xmp": xmp.encode()}),
+}
+
+
+@pytest.mark.parametrize("source", ["exif", "xmp"])
+@pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_image_comes_out_upright(tmp_path, orientation, suffix):
+def test_image_comes_out_upright(tmp_path, orientation, file_format, source):
+    if file_format in ("WEBP", "AVIF") and not features.check(file_format.lower()):
+        pytest.skip(f"this Pillow writes no {file_format}")
     upright = picture()
     stored = np.ascontiguousarray(STORED[orientation](upright))
-    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
-    path = write_oriented(tmp_path / f"a.{suffix}", orientation, stored, **options)
+    options, xmp_option = FORMATS[file_format]
+    if source == "exif":
+        mark = {"exif": exif_block(orientation)}
+    else:
+        mark = xmp_option(xmp_block(orientation))
+    path = write(tmp_path / "a.img", stored, format=file_format, **options, **mark)
     found = read_image(path, "RGB")
     assert found.shape == upright.shape
-    assert np.abs(found.astype(int) - upright).max() <= 4
+    assert np.abs(found.astype(int) - upright).max() <= 8
     assert read_image_size(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_and_png_of_one_orientation_are_equal(tmp_path, orientation, compression):
+    stored = picture()
+    png = write_oriented(tmp_path / "a.png", orientation, stored)
+    tiff = write_oriented(tmp_path / "a.tif", orientation, stored, compression=compression)
+    for mode in ("BGR", "L"):
+        assert np.array_equal(read_image(tiff, mode), read_image(png, mode))
+    assert read_image_size(tiff) == read_image_size(png)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_label_map_comes_out_upright(tmp_path, orientation, suffix):
+    upright = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    path = write_oriented(tmp_path / f"a.{suffix}", orientation, stored)
+    assert np.array_equal(read_label_map(path), upright)
+
+
+def test_exif_behind_the_pixels_of_a_png_counts_without_decoding_them(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_oriented(path, 6, picture())
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    # The chunk that ends the file takes 12 bytes.
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert read_image(str(path)).shape == (32, 24, 3)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert read_image_size(str(path)) == (32, 24)
 
 
 @pytest.mark.parametrize("value", [0, 9, 700])
@@ -264,6 +336,41 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make,
         ):
             read(str(path))
     assert read_image_size(str(path)) == (60000, 50000)  # which decodes nothing
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "pil"])
+def test_scans_of_a_jpeg_count_like_pixels(tmp_path, monkeypatch, decoder):
+    if decoder == "pil":
+        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", None)
+    path = tmp_path / "a.jpg"
+    write(path, picture(), progressive=True)
+    data = path.read_bytes()
+    scans = data[data.index(b"\xff\xda") : -2]
+    num_scans = scans.count(b"\xff\xda")
+    expected = read_image(str(path))
+    repeats = MAX_SCANS // num_scans
+    path.write_bytes(data[:-2] + scans * (repeats - 1) + data[-2:])
+    assert read_image(str(path), max_pixels=24 * 32).shape == expected.shape
+    path.write_bytes(data[:-2] + scans * repeats + data[-2:])
+    count = num_scans * (repeats + 1)
+    with pytest.raises(BadImageError, match=rf"a\.jpg has {count} scans of 32x24 .*baseline JPEG"):
+        read_image(str(path), max_pixels=24 * 32)
+    assert read_image(str(path)).shape == expected.shape  # harmless at this size
+
+
+def test_reading_copies_an_image_no_more_than_needed(tmp_path):
+    path = write(tmp_path / "a.png", np.zeros((1000, 1000, 3), np.uint8))
+    with patch.object(Image.Image, "convert", side_effect=AssertionError("copied")):
+        assert read_image(path).shape == (1000, 1000, 3)
+
+
+@pytest.mark.parametrize("read", [read_image, read_image_size, read_label_map])
+def test_pipes_and_devices_are_no_images(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.jpg", "."):
+        with pytest.raises(BadImageError, match="is not a regular file"):
+            read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "webp", "tiff"])

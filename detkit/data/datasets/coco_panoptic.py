@@ -22,7 +22,8 @@ from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
-from detkit.utils.image_file import opened_image
+from detkit.utils.image import upright_pixels
+from detkit.utils.image_file import opened_image, read_image_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -248,13 +249,8 @@ def read_panoptic_png(file_name: str) -> np.ndarray:
         BadImageError: It is empty, damaged or too large.
         DataError: It is not an RGB image.
     """
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = cast(bytes, file.read())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"panoptic png {file_name} does not exist") from error
-    with opened_image(data, file_name) as image:
-        mode, pixels = image.mode, np.asarray(image)
+    with opened_image(read_image_bytes(file_name, "panoptic png"), file_name) as image:
+        mode, pixels = image.mode, upright_pixels(image)
     if mode not in ("RGB", "RGBA"):
         raise DataError(f"panoptic png {file_name} must be an RGB image, is of mode {mode}")
     # In int32: 65536 * 255 does not fit into the bytes of the image.
