@@ -1,8 +1,11 @@
 """A loader that reports which worker process died, or that none answers, with the likely cause."""
 
+import contextlib
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -68,34 +71,85 @@ class WatchedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         items = super().__iter__()
-        start = time.monotonic()
-        while True:
-            try:
-                item = next(items)
-            except StopIteration:
+        watch = _Watch(self.limit, getattr(items, "_workers", ()))
+        try:
+            while True:
+                watch.start_waiting()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:
+                    if watch.has_ended_workers:
+                        watch.join_workers()
+                        raise WorkerError(
+                            f"no data came for {self.limit:g} seconds (DATALOADER.TIMEOUT) from"
+                            f" {self.num_workers} worker processes. Likely cause: a file system"
+                            " that hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS"
+                            " 0 shows where; raise the limit if an image may take as long."
+                        ) from error
+                    if _DEAD.match(str(error)):
+                        raise WorkerError(_death(error)) from error
+                    if not _LATE.match(str(error)):
+                        raise
+                    continue  # torch's iterator is unchanged by a timeout, and waits on
+                watch.stop_waiting()
+                yield item
+        finally:
+            watch.stop()
+
+
+class _Watch:
+    """Kills worker processes once a loader has waited for them longer than a limit.
+
+    In a thread: torch's own timeout does not cover the memory of a tensor, for which the reader
+    asks the worker that made it, and a frozen one (SIGSTOP, a file system that hangs) never
+    answers. Killed and not terminated: a frozen process does not receive SIGTERM, and Python would
+    wait for its end.
+    """
+
+    def __init__(self, limit: float, workers: Sequence[BaseProcess]) -> None:
+        self.has_ended_workers = False
+        self._limit = limit
+        self._workers = workers
+        self._waiting_since: float | None = None
+        self._stopped = threading.Event()
+        if limit > 0:
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def start_waiting(self) -> None:
+        # Kept through torch's timeouts, which come while nothing has.
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+
+    def stop_waiting(self) -> None:
+        self._waiting_since = None
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def join_workers(self) -> None:
+        for worker in self._workers:
+            while worker.is_alive():
+                # torch raises an error for each worker that dies, wherever the process is.
+                with contextlib.suppress(RuntimeError):
+                    worker.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(self._limit, _LOOK_PERIOD)):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since >= self._limit:
+                self.has_ended_workers = True
+                for worker in self._workers:
+                    worker.kill()
                 return
-            except RuntimeError as error:
-                if _DEAD.match(str(error)):
-                    raise WorkerError(_death(error)) from error
-                if not _LATE.match(str(error)):
-                    raise
-                if time.monotonic() - start >= self.limit:
-                    raise WorkerError(
-                        f"no data came for {self.limit:g} seconds (DATALOADER.TIMEOUT) from"
-                        f" {self.num_workers} worker processes. Likely cause: a file system that"
-                        " hangs, or a deadlock in code of your own. DATALOADER.NUM_WORKERS 0 shows"
-                        " where; raise the limit if an image may take as long."
-                    ) from error
-                continue  # torch's iterator is unchanged by a timeout, and waits on
-            yield item
-            start = time.monotonic()
 
 
 def _leave_signals(worker_id: int) -> None:
     leave_signals_to_parent()
 
 
-def _death(error: RuntimeError) -> str:
+def _death(error: Exception) -> str:
     """Return torch's report of a dead worker, with the likely cause."""
     # torch says that a worker exited, and in the error before it by which signal.
     lines = [str(e).partition("\n")[0].strip(" .") for e in (error, error.__cause__)]

@@ -1,9 +1,11 @@
+import multiprocessing
 import os
 import signal
 import sys
 import time
 
 import pytest
+import torch
 
 from detkit.config import get_cfg
 from detkit.data import build_detection_train_loader
@@ -118,3 +120,35 @@ def test_other_errors_pass():
 
     with pytest.raises(RuntimeError, match="mine"):
         list(WatchedLoader(Fails(fail), batch_size=None))
+
+
+class Tensors:
+    """Tensors of shared memory, which the reader fetches from the worker that made them."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((1000,), index)
+
+
+@pytest.mark.parametrize("number_of_items", [1, 3])
+def test_frozen_workers_end_the_wait_and_do_not_outlive_it(number_of_items):
+    items = iter(WatchedLoader(Tensors(), batch_size=None, num_workers=2, timeout=1))
+    for _ in range(number_of_items):
+        next(items)
+    time.sleep(0.3)  # they have made what may wait, and freeze beside it
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="no data came for 1 seconds"):
+        list(items)
+    assert time.monotonic() - start < 10
+    assert not multiprocessing.active_children()
+
+
+def test_reader_may_take_its_time():
+    items = iter(WatchedLoader(Tensors(), batch_size=None, num_workers=1, timeout=0.3))
+    first = next(items)
+    time.sleep(1)
+    assert [first[0], *(item[0] for item in items)] == list(range(8))
