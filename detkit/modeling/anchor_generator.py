@@ -7,7 +7,6 @@ Legend: L feature levels, A anchors per cell, H x W cells of a level.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,7 +117,7 @@ class DefaultAnchorGenerator(AnchorGenerator):
             self.register_buffer(
                 f"cell_anchors_{i}", self.generate_cell_anchors(sizes_i, ratios_i), persistent=False
             )
-        self._cache: OrderedDict[Any, list[Tensor]] = OrderedDict()
+        self._cache: dict[Any, list[Tensor]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -162,14 +161,16 @@ class DefaultAnchorGenerator(AnchorGenerator):
             )
         grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
         key = (grid_sizes, self.cell_anchors_0.device, self.cell_anchors_0.dtype)
-        if key not in self._cache:
+        cached = self._cache
+        grids = cached.get(key)
+        if grids is None:
             # A tensor created in inference mode could not take part in a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = self._grids(grid_sizes)
-        self._cache.move_to_end(key)
-        if len(self._cache) > _MAX_CACHED_SIZES:
-            self._cache.popitem(last=False)
-        return [Boxes(anchors) for anchors in self._cache[key]]
+                grids = self._grids(grid_sizes)
+        # The latest last, in a new dict: threads that share the model may be reading the old one.
+        others = [(other, cached[other]) for other in cached if other != key]
+        self._cache = dict([*others[1 - _MAX_CACHED_SIZES :], (key, grids)])
+        return [Boxes(anchors) for anchors in grids]
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         return [

@@ -1,5 +1,7 @@
 """Tests of detkit.modeling.anchor_generator."""
 
+import sys
+
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -85,6 +87,47 @@ def test_number_of_cached_sizes_is_bounded():
     for width in range(1, 40):
         generator([feature(1, width), feature(1, 1)])
     assert len(generator._cache) <= 16
+
+
+def test_least_recent_size_is_the_one_given_up():
+    generator = make()
+    sizes = [[feature(1, width), feature(1, 1)] for width in range(1, 18)]
+    kept = generator(sizes[0])[0].tensor
+    for size in sizes[1:16]:
+        generator(size)
+    generator(sizes[0])
+    generator(sizes[16])
+    assert generator(sizes[0])[0].tensor is kept
+
+
+def test_threads_may_share_a_generator():
+    # Between any two lines of one call, others come for more sizes than are kept.
+    generator, forward = make(), DefaultAnchorGenerator.forward.__code__
+    others = [[feature(1, width), feature(1, 1)] for width in range(1, 19)]
+    lines = 0
+
+    def interfere(frame, event, _):
+        nonlocal lines
+        if frame.f_code is not forward:
+            return None
+        if event == "line":
+            lines += 1
+            sys.settrace(None)
+            for size in others:
+                generator(size)
+            sys.settrace(interfere)
+        return interfere
+
+    size = [feature(3, 5), feature(2, 3)]
+    expected = make()(size)[0].tensor
+    before = sys.gettrace()
+    sys.settrace(interfere)
+    try:
+        found = generator(size)
+    finally:
+        sys.settrace(before)
+    assert lines > 5
+    assert torch.equal(found[0].tensor, expected)
 
 
 def test_rows_and_columns_may_have_strides_of_their_own():

@@ -51,9 +51,11 @@ class Detector(nn.Module):
         if not all(std > 0 for std in pixel_std):
             raise ValueError(f"pixel_std must be positive, got {list(pixel_std)}")
         self.backbone = backbone
-        self.memory_format = memory_format
+        # `torch.save` of a whole model cannot hold the format itself.
+        self._is_channels_last = memory_format == torch.channels_last
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
-        mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
+        # As floats: of whole numbers, torch would make integers, which do not divide in place.
+        mean, std = (torch.tensor([float(v) for v in values]) for values in (pixel_mean, pixel_std))
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
 
@@ -71,6 +73,11 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         """Device of the model, to which images are moved."""
         return self.pixel_mean.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of the batch."""
+        return torch.channels_last if self._is_channels_last else torch.contiguous_format
 
     def forward(self, batched_inputs: list[ModelInput]) -> Any:
         """Return `losses` in training, else `inference`."""

@@ -1,5 +1,7 @@
 """Tests of detkit.modeling.meta_arch.base."""
 
+import io
+
 import pytest
 import torch
 
@@ -46,6 +48,20 @@ def test_images_given_are_not_changed():
     before = x.clone()
     make().preprocess_image([{"image": x}])
     torch.testing.assert_close(x, before)
+
+
+def test_whole_numbers_normalise_like_floats():
+    inputs = [{"image": image()}]
+    whole = make(pixel_mean=[100, 110, 120], pixel_std=[1, 2, 4]).preprocess_image(inputs)
+    assert torch.equal(whole.tensor, make().preprocess_image(inputs).tensor)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_torch_can_save_a_whole_model(memory_format):
+    file = io.BytesIO()
+    torch.save(make(memory_format=memory_format), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False).memory_format == memory_format
 
 
 @pytest.mark.parametrize(
