@@ -10,6 +10,7 @@ trust their input.
 import math
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable
 from typing import IO, Any, Literal, TypeVar
 
@@ -20,7 +21,15 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NUMBER_CODES = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
-_MEMO_OPCODES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_CHANGES = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"))
+_VALUES = {"NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+# Limits of `require_modest_pickle`, far above any checkpoint. The work is the number of objects in
+# all objects that are put into others.
+_MAX_DEPTH = 64
+_FREE_WORK = 2**20
+_WORK_PER_BYTE = 64
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -42,27 +51,124 @@ def load_array_pickle(file: IO[bytes]) -> Any:
         UnsafePickleError: The pickle names anything besides arrays and containers.
         Exception: The pickle is damaged; the type depends on the place of the damage.
     """
-    require_modest_memo(file)
+    start = file.tell()
+    require_modest_pickle(file)
+    file.seek(start)
     # Python 2 stored arrays as strings; latin1 maps each character to the byte of the same value.
     return _Plain().convert(_ArrayUnpickler(file, encoding="latin1").load())
 
 
-def require_modest_memo(file: IO[bytes]) -> None:
-    """Refuse a pickle with memo indices beyond the number of its opcodes.
+class _Built:
+    """What is known of an object that a pickle builds, before it is built."""
+
+    __slots__ = ("check", "depth", "hash", "is_used", "largest", "size")
+
+    def __init__(self, value: Any = None) -> None:
+        # Texts count by their length, as `repr` writes them out wherever they are shared.
+        is_text = isinstance(value, str | bytes | bytearray)
+        self.size = 1 + (len(value) // 64 if is_text else 0)
+        self.depth = 0
+        self.is_used = False
+        self.largest = abs(value) if isinstance(value, int) else 0
+        self.hash = hash((len(value), repr(value[:64]))) if is_text else hash(value)
+        self.check = hash(repr(value)) if isinstance(value, int | float) else self.hash
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def add(self, items: list[Any]) -> None:
+        for item in items:
+            item.is_used = True
+            self.size += item.size
+            self.depth = max(self.depth, item.depth + 1)
+            self.largest = max(self.largest, item.largest)
+        # Otherwise `size` is wrong. Python fills containers before it puts them into others.
+        if self.is_used:
+            raise pickle.UnpicklingError("an object changes after its use in another or in itself")
+
+
+def require_modest_pickle(file: IO[bytes], num_bytes: int = 0) -> None:
+    """Refuse a pickle that takes far more time, stack or memory than its length suggests.
+
+    Its opcodes are followed without building anything: only the size of each object, with shared
+    parts counted each time, its depth, and its hash. Hashing, comparing and printing of nested
+    tuples run in C, without an end that could be awaited or a depth that is checked.
+
+    Args:
+        file: Opened for reading; is left at the end of the pickle.
+        num_bytes: Bytes for the storages of torch that the pickle names.
 
     Raises:
-        pickle.UnpicklingError: An index is too large, or the pickle is incomplete.
+        pickle.UnpicklingError: A limit is exceeded, or the pickle is incomplete.
     """
-    # The memo of Python's unpickler is an array: nine bytes that store one object at index two
-    # billion would allocate gigabytes.
-    start = file.tell()
+    stack: list[_Built] = []
+    marks: list[int] = []
+    memo: dict[int, _Built] = {}
+    checks: dict[int, set[int]] = {}
+    storages: dict[int, int] = {}
+    work = 0
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise pickle.UnpicklingError(f"opcode {count}: {problem}, which no weights need")
+
+    start, count = file.tell(), 0
+    operations: Any = pickletools.genops(file)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file), start=1):
-            if opcode.name in _MEMO_OPCODES and argument is not None and argument > count:
-                raise pickle.UnpicklingError(f"opcode {count} uses memo index {argument}")
-    except ValueError as error:
-        raise pickle.UnpicklingError(str(error)) from error
-    file.seek(start)
+        for count, (opcode, argument, position) in enumerate(operations, start=1):
+            before, name = opcode.stack_before, opcode.name
+            if name in _PUTS:
+                index = len(memo) if argument is None else argument
+                # The memo of Python's unpickler is an array: nine bytes that store one object at
+                # index two billion would allocate gigabytes.
+                require(index <= count, f"memo index {index}")
+                memo[index] = stack[-1]
+                continue
+            if name in _GETS or name == "DUP":
+                stack.append(stack[-1] if name == "DUP" else memo[argument])
+                continue
+            if name == "MARK":
+                marks.append(len(stack))
+                continue
+            if name == "POP" and marks and marks[-1] == len(stack):
+                marks.pop()
+                continue
+            if pickletools.markobject in before:
+                first = marks.pop() - before.index(pickletools.markobject)
+            else:
+                first = len(stack) - len(before)
+            if first < 0:
+                raise pickle.UnpicklingError(f"opcode {count} takes objects that do not exist")
+            items = stack[first:]
+            del stack[first:]
+            if not opcode.stack_after:
+                continue
+            built = items.pop(0) if name in _CHANGES else _Built(_VALUES.get(name, argument))
+            built.add(items)
+            if "TUPLE" in name:
+                built.hash, built.check = hash(tuple(items)), hash(str([i.check for i in items]))
+            elif items and name not in _CHANGES:  # what a call returns is like nothing else
+                built.hash = built.check = id(built)
+            if name == "BINPERSID":
+                # A storage of torch: its type, key, device and length.
+                storages[items[0].hash] = items[0].largest
+                total = sum(storages.values())
+                require(total <= num_bytes, f"{total} numbers in {num_bytes} bytes")
+            require(built.largest.bit_length() <= 256, "an integer of more than 256 bits")
+            require(built.depth <= _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep")
+            work += sum(item.size for item in items)
+            require(
+                work <= _FREE_WORK + _WORK_PER_BYTE * (position - start),
+                "objects that contain each other millions of times",
+            )
+            # A dict with many keys of one hash takes quadratic time.
+            if "TUPLE" in name or built.largest >= sys.hash_info.modulus:
+                same = checks.setdefault(built.hash, set())
+                same.add(built.check)
+                require(len(same) <= 50, "many different objects of equal hash")
+            stack.append(built)
+    except (ValueError, LookupError) as error:
+        raise pickle.UnpicklingError(f"opcode {count}: {error}") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -160,8 +266,9 @@ def _as_tensor(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> T
             f"an array must have bytes and a number type, got {type(data).__name__},"
             f" {type(dtype).__name__}"
         )
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"the shape of an array must be a tuple of sizes, got {shape!r}")
+    is_shape = isinstance(shape, tuple) and len(shape) <= 64  # NumPy's most
+    if not is_shape or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"the shape of an array must be a tuple of sizes, got {shape!r:.80}")
     number = dtype.resolve()
     if len(data) != math.prod(shape) * number.itemsize:
         raise ValueError(
@@ -175,7 +282,7 @@ def _as_tensor(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> T
 @_stands_for("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 def _reconstruct(subtype: Any, *shape_and_type: Any) -> _Array:
     if subtype is not _STAND_INS["numpy", "ndarray"]:
-        raise UnsafePickleError(f"an array of class {subtype!r}")
+        raise UnsafePickleError(f"an array of class {subtype!r:.80}")
     return _Array()
 
 

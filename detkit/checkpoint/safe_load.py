@@ -6,10 +6,12 @@ the ending of the file name.
 """
 
 import importlib
+import io
 import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +19,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pickle
+from detkit.checkpoint.array_unpickler import (
+    UnsafePickleError,
+    load_array_pickle,
+    require_modest_pickle,
+)
 from detkit.utils.download import DownloadError, is_offline
 from detkit.utils.errors import MissingFileError, MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
@@ -105,9 +111,8 @@ def _read(local: Path, path: str) -> Any:
             raise CheckpointError(f"{path} is empty")
         if local.suffix == ".safetensors":
             return _read_safetensors(local, path)
-        if head.startswith(_ZIP):
-            require_stored_zip(file)
         if head.startswith((_ZIP, _LEGACY_TORCH)):
+            require_modest_torch(file)
             return torch.load(file, map_location="cpu", weights_only=True)
         if head.startswith(_PICKLE):
             return load_array_pickle(file)
@@ -119,24 +124,58 @@ def _read(local: Path, path: str) -> Any:
     raise CheckpointError(f"{path} is not a checkpoint: it starts with {head[:24]!r}.{hint}")
 
 
-def require_stored_zip(file: IO[bytes]) -> None:
-    """Refuse a zip archive whose members are larger in total than the file.
+def require_modest_torch(file: IO[bytes]) -> None:
+    """Refuse a file of torch whose pickles or members claim more than it holds.
 
     Raises:
-        ValueError: The members are larger than the file.
+        ValueError: It is a zip bomb.
         zipfile.BadZipFile: The archive is incomplete.
+        pickle.UnpicklingError: See `require_modest_pickle`.
     """
-    # torch stores members uncompressed, so only zip bombs are larger: compressed members, or
-    # overlapping ones (Fifield 2019, A better zip bomb).
     num_bytes = file.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(file) as archive:
-        claimed = sum(member.file_size for member in archive.infolist())
     file.seek(0)
-    if claimed > num_bytes:
-        raise ValueError(
-            f"it is a zip of {num_bytes} bytes whose members claim {claimed}: compressed, or a zip"
-            " bomb"
-        )
+    if file.read(len(_ZIP)) != _ZIP:
+        file.seek(0)
+        for _ in range(5):  # a magic number, the version, the system, the content, and its keys
+            require_modest_pickle(file, num_bytes)
+    else:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            # torch stores members uncompressed, so only zip bombs are larger: compressed members,
+            # or overlapping ones (Fifield 2019, A better zip bomb).
+            claimed = sum(member.file_size for member in members)
+            is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            if is_compressed or claimed > num_bytes or not _has_one_directory(file, archive):
+                raise ValueError(
+                    f"it is a zip of {num_bytes} bytes whose members claim {claimed}: compressed,"
+                    " with two directories, or a zip bomb. Save it again with torch.save"
+                )
+            for member in members:
+                if member.filename.lower().endswith("data.pkl"):
+                    require_modest_pickle(io.BytesIO(archive.read(member)), num_bytes)
+    file.seek(0)
+
+
+def _has_one_directory(file: IO[bytes], archive: zipfile.ZipFile) -> bool:
+    """Return whether every reader finds the directory that Python's zipfile has found."""
+    # zipfile looks for the directory right before its end record, torch where the record says.
+    # Both agree if the records are the last bytes of the file, without gaps and comments.
+    end = file.seek(-22, os.SEEK_END)
+    signature, size, offset, comment = struct.unpack("<4s8x2IH", file.read(22))
+    file.seek(max(0, end - 76))
+    records = file.read(76)
+    if records[56:60] == b"PK\x06\x07":  # zip64: another end record, and a locator of it
+        (located,) = struct.unpack("<8xQ4x", records[56:])
+        end -= 76
+        if located != end:
+            return False
+        size, offset = struct.unpack("<40x2Q", records[:56])
+    return (
+        signature == b"PK\x05\x06"
+        and comment == 0
+        and offset + size == end
+        and archive.start_dir == offset
+    )
 
 
 def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
@@ -170,7 +209,7 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
             rest = {name: value for name, value in loaded.items() if name != key}
             return {**rest, "model": _checked_weights(loaded[key], path)}
     if not any(isinstance(value, Tensor) for value in loaded.values()):
-        keys = ", ".join(repr(key) for key in list(loaded)[:8])
+        keys = ", ".join(f"{key!r:.40}" for key in list(loaded)[:8])
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no weights, and no 'model' among its keys {keys}"
         )
@@ -185,11 +224,12 @@ def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
         is_extra = isinstance(name, str) and name.endswith("_extra_state")
         if not isinstance(name, str) or not (isinstance(value, Tensor) or is_extra):
             raise CheckpointError(
-                f"{path} is not a checkpoint: {name!r} is a {type(value).__name__}, not a tensor"
+                f"{path} is not a checkpoint: {name!r:.80} is a {type(value).__name__},"
+                " not a tensor"
             )
         problem = tensor_problem(value) if isinstance(value, Tensor) else ""
         if problem:
-            raise CheckpointError(f"{path} is not a checkpoint: {name!r} is {problem}")
+            raise CheckpointError(f"{path} is not a checkpoint: {name!r:.80} is {problem}")
     return weights
 
 
@@ -211,7 +251,7 @@ def tensor_problem(tensor: Tensor) -> str:
 
 def _unsafe(path: str, asked_for: str) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(
-        f"{path} asks for {asked_for}, which weights do not need. Nothing of it was run. If you"
+        f"{path} asks for {asked_for:.80}, which weights do not need. Nothing of it was run. If you"
         " trust its source, convert it to plain weights: torch.save(model.state_dict(), 'w.pth')."
     )
 
@@ -220,5 +260,5 @@ def _gist(error: BaseException) -> str:
     """Return the type of an error and its first line without advice about `weights_only`."""
     for line in str(error).splitlines():
         if line.strip() and "weights_only" not in line:
-            return f"{type(error).__name__}: {line.strip()}"
+            return f"{type(error).__name__}: {line.strip():.300}"
     return type(error).__name__
