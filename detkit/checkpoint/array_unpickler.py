@@ -28,6 +28,7 @@ _VALUES = {"NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Limits of `require_modest_pickle`, far above any checkpoint. The work is the number of objects in
 # all objects that are put into others.
 _MAX_DEPTH = 64
+_MAX_EQUAL_HASHES = 50
 _FREE_WORK = 2**20
 _WORK_PER_BYTE = 64
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -64,14 +65,18 @@ class _Built:
     __slots__ = ("check", "depth", "hash", "is_used", "largest", "size")
 
     def __init__(self, value: Any = None) -> None:
-        # Texts count by their length, as `repr` writes them out wherever they are shared.
-        is_text = isinstance(value, str | bytes | bytearray)
-        self.size = 1 + (len(value) // 64 if is_text else 0)
-        self.depth = 0
-        self.is_used = False
-        self.largest = abs(value) if isinstance(value, int) else 0
-        self.hash = hash((len(value), repr(value[:64]))) if is_text else hash(value)
-        self.check = hash(repr(value)) if isinstance(value, int | float) else self.hash
+        self.size, self.depth, self.largest, self.is_used = 1, 0, 0, False
+        # A second hash, which differs for numbers of equal hash.
+        self.hash = self.check = id(self) if isinstance(value, bytes | bytearray) else hash(value)
+        if isinstance(value, int):
+            self.largest = abs(value)
+            if self.largest >= sys.hash_info.modulus:
+                self.check = hash(str(value))
+        elif isinstance(value, float):
+            self.check = hash(repr(value))
+        elif isinstance(value, str | bytes | bytearray):
+            # By length, as `repr` writes a text out wherever it is shared.
+            self.size += len(value) // 64
 
     def __hash__(self) -> int:
         return self.hash
@@ -80,8 +85,10 @@ class _Built:
         for item in items:
             item.is_used = True
             self.size += item.size
-            self.depth = max(self.depth, item.depth + 1)
-            self.largest = max(self.largest, item.largest)
+            if item.depth >= self.depth:
+                self.depth = item.depth + 1
+            if item.largest > self.largest:
+                self.largest = item.largest
         # Otherwise `size` is wrong. Python fills containers before it puts them into others.
         if self.is_used:
             raise pickle.UnpicklingError("an object changes after its use in another or in itself")
@@ -105,23 +112,20 @@ def require_modest_pickle(file: IO[bytes], num_bytes: int = 0) -> None:
     marks: list[int] = []
     memo: dict[int, _Built] = {}
     checks: dict[int, set[int]] = {}
-    storages: dict[int, int] = {}
-    work = 0
-
-    def require(condition: bool, problem: str) -> None:
-        if not condition:
-            raise pickle.UnpicklingError(f"opcode {count}: {problem}, which no weights need")
-
-    start, count = file.tell(), 0
+    storages: set[int] = set()
+    work = claimed = count = 0
+    start, problem = file.tell(), ""
     operations: Any = pickletools.genops(file)
     try:
         for count, (opcode, argument, position) in enumerate(operations, start=1):
-            before, name = opcode.stack_before, opcode.name
+            name = opcode.name
             if name in _PUTS:
                 index = len(memo) if argument is None else argument
                 # The memo of Python's unpickler is an array: nine bytes that store one object at
                 # index two billion would allocate gigabytes.
-                require(index <= count, f"memo index {index}")
+                if index > count:
+                    problem = f"memo index {index}"
+                    break
                 memo[index] = stack[-1]
                 continue
             if name in _GETS or name == "DUP":
@@ -133,42 +137,51 @@ def require_modest_pickle(file: IO[bytes], num_bytes: int = 0) -> None:
             if name == "POP" and marks and marks[-1] == len(stack):
                 marks.pop()
                 continue
+            before = opcode.stack_before
             if pickletools.markobject in before:
                 first = marks.pop() - before.index(pickletools.markobject)
             else:
                 first = len(stack) - len(before)
             if first < 0:
-                raise pickle.UnpicklingError(f"opcode {count} takes objects that do not exist")
+                raise LookupError("it takes objects that do not exist")
             items = stack[first:]
             del stack[first:]
             if not opcode.stack_after:
                 continue
-            built = items.pop(0) if name in _CHANGES else _Built(_VALUES.get(name, argument))
+            is_change, is_tuple = name in _CHANGES, "TUPLE" in name
+            built = items.pop(0) if is_change else _Built(_VALUES.get(name, argument))
+            size = built.size
             built.add(items)
-            if "TUPLE" in name:
+            work += built.size - size
+            if is_tuple:
                 built.hash, built.check = hash(tuple(items)), hash(str([i.check for i in items]))
-            elif items and name not in _CHANGES:  # what a call returns is like nothing else
+            elif items and not is_change:  # what a call returns is like nothing else
                 built.hash = built.check = id(built)
-            if name == "BINPERSID":
+            if name == "BINPERSID" and items[0].hash not in storages:
                 # A storage of torch: its type, key, device and length.
-                storages[items[0].hash] = items[0].largest
-                total = sum(storages.values())
-                require(total <= num_bytes, f"{total} numbers in {num_bytes} bytes")
-            require(built.largest.bit_length() <= 256, "an integer of more than 256 bits")
-            require(built.depth <= _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep")
-            work += sum(item.size for item in items)
-            require(
-                work <= _FREE_WORK + _WORK_PER_BYTE * (position - start),
-                "objects that contain each other millions of times",
-            )
+                storages.add(items[0].hash)
+                claimed += items[0].largest
             # A dict with many keys of one hash takes quadratic time.
-            if "TUPLE" in name or built.largest >= sys.hash_info.modulus:
+            if is_tuple or built.largest >= sys.hash_info.modulus:
                 same = checks.setdefault(built.hash, set())
                 same.add(built.check)
-                require(len(same) <= 50, "many different objects of equal hash")
+                if len(same) > _MAX_EQUAL_HASHES:
+                    problem = f"more than {_MAX_EQUAL_HASHES} different objects of equal hash"
+            if claimed > num_bytes:
+                problem = f"{claimed} numbers in {num_bytes} bytes"
+            elif built.largest.bit_length() > 256:
+                problem = "an integer of more than 256 bits"
+            elif built.depth > _MAX_DEPTH:
+                problem = f"objects nested more than {_MAX_DEPTH} deep"
+            elif work > _FREE_WORK + _WORK_PER_BYTE * (position - start):
+                problem = "objects that contain each other millions of times"
+            if problem:
+                break
             stack.append(built)
     except (ValueError, LookupError) as error:
         raise pickle.UnpicklingError(f"opcode {count}: {error}") from error
+    if problem:
+        raise pickle.UnpicklingError(f"opcode {count}: {problem}, which no weights need")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
