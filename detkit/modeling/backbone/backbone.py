@@ -21,6 +21,7 @@ class Backbone(nn.Module, ABC):
     `_out_feature_strides`, or overrides `output_shape`.
     """
 
+    # Detectron2's names: subclasses written for it set them.
     _out_features: list[str]
     _out_feature_channels: dict[str, int]
     _out_feature_strides: dict[str, int]
@@ -73,19 +74,12 @@ def select_features(
     """Return the shapes of the named features, in the order of the names.
 
     Args:
-        input_shape: What the backbone gives, by name.
-        names: What the head asks for.
+        input_shape: Shapes of the backbone's features, by name.
+        names: Features that the head needs.
         key: Config key that holds the names, for the error message.
 
     Raises:
         ValueError: No name is given, or the backbone has no such feature.
     """
-    if not names:
-        raise ValueError(f"{key} names no feature; the backbone has {', '.join(input_shape)}")
-    for name in names:
-        if name not in input_shape:
-            hint = did_you_mean(name, input_shape)
-            raise ValueError(
-                f"{key} asks for {name!r}, but the backbone gives {', '.join(input_shape)}.{hint}"
-            )
+    check_features(key, names, input_shape)
     return [input_shape[name] for name in names]

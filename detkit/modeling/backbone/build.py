@@ -33,8 +33,9 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
     if not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
         raise TypeError(
-            f"MODEL.BACKBONE.NAME: {name!r} must give a detkit.modeling.Backbone, gave {kind}"
+            f"MODEL.BACKBONE.NAME: {name!r} must build a detkit.modeling.Backbone, got {kind}"
         )
+    # A wrong stride would not raise an error later: boxes would be learnt at the wrong places.
     try:
         check_output_shape(backbone, input_shape.channels or len(cfg.MODEL.PIXEL_MEAN))
     except OutputShapeError as error:

@@ -64,7 +64,8 @@ def parameters_behind(
         with torch.enable_grad():
             outputs = torch.func.functional_call(module, stand_ins, (images,))
             for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
-                # A parameter that the map does not depend on has no gradient.
+                # A parameter that the map does not depend on has no gradient. The sum is any scalar
+                # of the map; the graph is retained because maps share most of it.
                 gradients = torch.autograd.grad(
                     value.sum(), leaves, retain_graph=True, allow_unused=True
                 )
@@ -84,6 +85,7 @@ def _with_stand_ins(
     """Return `use(copies of the module's tensors, images)` on the meta device, else on its own."""
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
 
+    # Copies, so that neither gradients nor changes in place reach the module itself.
     def on(device: torch.device | str) -> T:
         stand_ins = {name: t.detach().to(device, copy=True) for name, t in tensors.items()}
         return use(stand_ins, torch.zeros(2, channels, *image_size, device=device))
@@ -117,6 +119,7 @@ def check_output_shape(backbone: Backbone, channels: int) -> None:
     parts = [module for module in backbone.modules() if isinstance(module, Backbone)]
     if all(type(part).__module__.startswith("detkit.") for part in parts):
         return
+    # The coarsest map has the fewest cells, so it sets the size of the image.
     unit = 1
     for part in parts:
         strides = [shape.stride or 0 for shape in part.output_shape().values()]
@@ -149,13 +152,13 @@ def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
     name, declared = type(part).__name__, part.output_shape()
     if not isinstance(outputs, Mapping):
         raise OutputShapeError(
-            f"{name}.forward must give features by name, a dict: got {type(outputs).__name__}"
+            f"{name}.forward must return features by name, a dict: got {type(outputs).__name__}"
         )
     for feature in declared:
         if feature not in outputs:
             hint = did_you_mean(feature, outputs)
             raise OutputShapeError(
-                f"{name}.output_shape declares {feature!r}, forward gives only"
+                f"{name}.output_shape declares {feature!r}, forward returns only"
                 f" {list(outputs)}.{hint}"
             )
     image_size = inputs[0].shape[-2:] if inputs and isinstance(inputs[0], Tensor) else None
@@ -163,7 +166,7 @@ def _compare(part: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
         if feature not in declared:
             hint = did_you_mean(feature, declared)
             raise OutputShapeError(
-                f"{name}.forward gives {feature!r}, output_shape declares {list(declared)}.{hint}"
+                f"{name}.forward returns {feature!r}, output_shape declares {list(declared)}.{hint}"
             )
         if problem := _difference(declared[feature], value, image_size):
             raise OutputShapeError(f"{name}.output_shape declares {feature!r} with {problem}")
@@ -173,11 +176,11 @@ def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | Non
     """Return how a feature differs from its declaration; empty if it does not."""
     shape = tuple(value.shape)
     if declared.channels is not None and shape[1] != declared.channels:
-        return f"{declared.channels} channels, forward gives {shape[1]}: shape {shape}"
+        return f"{declared.channels} channels, forward returns {shape[1]}: shape {shape}"
     if not declared.stride or image_size is None:
         return ""
     if len(shape) != 4:
-        return f"stride {declared.stride}, forward gives no map (N, C, H, W): shape {shape}"
+        return f"stride {declared.stride}, forward returns no map (N, C, H, W): shape {shape}"
     found, is_other = set(), False
     for side, image_side in zip(shape[2:], image_size, strict=True):
         # One cell more or less is rounding, or a convolution without padding.
@@ -187,6 +190,6 @@ def _difference(declared: ShapeSpec, value: Tensor, image_size: torch.Size | Non
         return ""
     strides = " and ".join(f"{stride:g}" for stride in sorted(found))
     return (
-        f"stride {declared.stride}, forward gives stride {strides}: a map of"
+        f"stride {declared.stride}, forward returns stride {strides}: a map of"
         f" {shape[2]}x{shape[3]} for an image of {image_size[0]}x{image_size[1]}"
     )

@@ -43,21 +43,26 @@ def feature_map_of(value: Any) -> FeatureMap | None:
     """Return the map that an output for `PROBE_SIZE` is; None if its stride is no power of two."""
     if not isinstance(value, Tensor) or value.dim() != 4:
         return None
+    # Swin and its like return (N, H, W, C).
     for first, is_channels_last in ((2, False), (1, True)):
         height, width = value.shape[first : first + 2]
         if 0 < height <= PROBE_SIZE[0]:
             stride = PROBE_SIZE[0] // height
             is_power_of_two = stride & (stride - 1) == 0
+            # Both sides: a global pooling to 1x1 has a power of two along the height, too.
             if is_power_of_two and (height * stride, width * stride) == PROBE_SIZE:
                 channels = value.shape[3 if is_channels_last else 1]
                 return FeatureMap(channels, stride, is_channels_last)
     return None
 
 
-def features_to_merge(out_features: Sequence[str], in_features: Sequence[str]) -> list[str]:
-    """Return those of the features that a pyramid merges: parameters of others get no gradient."""
+def features_to_merge(out_features: Sequence[str], in_features: Sequence[str] | None) -> list[str]:
+    """Return those of the features that a pyramid merges; None for no pyramid returns all."""
+    if in_features is None:
+        return list(out_features)
+    # Parameters of other features would get no gradient.
     merged = [name for name in out_features if name in in_features]
-    # A pyramid that asks for more is refused by its builder, which then has all names to list.
+    # If the pyramid needs more, its builder raises an error that lists all features.
     return merged if len(merged) == len(in_features) > 0 else list(out_features)
 
 
@@ -84,8 +89,8 @@ class ForeignBackbone(Backbone):
             out_features: Names of the maps to return.
             in_channels: C of the images.
             freeze_at: Freeze what maps of strides up to 2^freeze_at are computed from, and the
-                statistics of batch norms there. For a ResNet 1 is the stem and 2 is res2, as in
-                detkit's own. 0 freezes nothing.
+                statistics of batch norms there: 1 is the stem of a ResNet, 2 its res2. 0 freezes
+                nothing.
             norm: "FrozenBN" fixes the statistics and parameters of every batch norm, "SyncBN"
                 computes statistics over all processes; "" leaves the norms as they are.
             freeze_norm: Returns the frozen counterpart of a batch norm.
@@ -124,6 +129,7 @@ class ForeignBackbone(Backbone):
             # DistributedDataParallel waits for a gradient of each parameter that trains, which one
             # that no map depends on never gets.
             parameter.requires_grad_(name in used and name not in frozen)
+        # A list: modules are replaced on the way.
         for name, module in list(body.named_modules()):
             if _is_batch_norm(module) and (norm == "FrozenBN" or f"{name}.weight" in frozen):
                 body.set_submodule(name, freeze_norm(module))
@@ -187,6 +193,7 @@ class ForeignBackbone(Backbone):
         if missing:
             first = ", ".join(missing[:3])
             raise WeightsError(f"{source} lacks {len(missing)} of {len(own)} tensors: {first}, ...")
+        # Not strict: counters that are missing keep their 0.
         self.body.load_state_dict(present, strict=False)
         return source
 

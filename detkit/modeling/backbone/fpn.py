@@ -127,6 +127,7 @@ class FPN(Backbone):
         for name, number in coarse_to_fine:
             lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
             if above is not None:
+                # Nearest, as in the paper (section 3). By more than 2 where stages are left out.
                 upsampled = F.interpolate(
                     merged[above], scale_factor=2.0 ** (above - number), mode="nearest"
                 )
@@ -136,7 +137,7 @@ class FPN(Backbone):
                     lateral /= 2
             merged[number] = lateral
             above = number
-        # After merging: a 3x3 convolution against the aliasing of upsampling (section 3).
+        # A 3x3 convolution after merging reduces the aliasing of upsampling (section 3).
         levels: dict[str, Tensor] = {}
         for number in self._numbers:
             levels[f"p{number}"] = self.get_submodule(f"fpn_output{number}")(merged[number])
@@ -159,6 +160,7 @@ class LastLevelMaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return [(N, C, H / 2, W / 2)]."""
+        # A window of one pixel: the paper's P6 is P5 subsampled (section 4.1).
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
@@ -179,6 +181,7 @@ class LastLevelP6P7(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return [(N, C, H / 2, W / 2), (N, C, H / 4, W / 4)]."""
         p6 = self.p6(x)
+        # Not in place: P6 is a level itself, without the ReLU.
         return [p6, self.p7(F.relu(p6))]
 
 
@@ -214,18 +217,14 @@ def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet with the pyramid of `build_fpn`.
 
     Raises:
-        ValueError: A setting is out of range; the message names the key.
+        ConfigError: A setting is out of range; the message names the key.
     """
     return build_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet with the pyramid of `build_retinanet_fpn`.
-
-    Raises:
-        ValueError: A setting is out of range; the message names the key.
-    """
+    """Build a ResNet with the pyramid of `build_retinanet_fpn`; see `build_resnet_fpn_backbone`."""
     return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
@@ -250,10 +249,15 @@ def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
 
 
 def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    layer = get_norm(norm, out_channels)
-    padding = kernel_size // 2
-    channels = (in_channels, out_channels)
-    conv = Conv2d(*channels, kernel_size, padding=padding, bias=layer is None, norm=layer)
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+    )
+    # Not MSRA's, which is for a ReLU: no ReLU follows these convolutions.
     c2_xavier_fill(conv)
     return conv
 

@@ -18,6 +18,7 @@ from detkit.layers import CheckpointedSequential, CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.resnet_blocks import BasicBlock, BottleneckBlock
 
+# Table 1 of the paper.
 BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -129,6 +130,7 @@ class ResNet(Backbone):
         self._out_feature_channels = {"stem": stem.out_channels}
         self.stage_names = tuple(name for name in names[1 : last + 1] if name != "linear")
         stride, channels = stem.stride, stem.out_channels
+        # Not strict: there may be more stages than are built.
         for name, blocks in zip(self.stage_names, stages, strict=False):
             container = CheckpointedSequential if name in checkpointed else nn.Sequential
             self.add_module(name, container(*blocks))
@@ -139,6 +141,7 @@ class ResNet(Backbone):
         self.linear = None
         if num_classes is not None and "linear" in self._out_features:
             self.linear = nn.Linear(channels, num_classes)
+            # Goyal et al. 2017, arXiv 1706.02677, section 5.1.
             nn.init.normal_(self.linear.weight, std=0.01)
             nn.init.zeros_(self.linear.bias)
         self.freeze(freeze_at)
@@ -163,6 +166,7 @@ class ResNet(Backbone):
             if name in self._out_features:
                 outputs[name] = x
         if self.linear is not None:
+            # Global average pooling, and so images of any size.
             outputs["linear"] = self.linear(x.mean(dim=(2, 3)))
         return outputs
 
@@ -222,6 +226,7 @@ class ResNet(Backbone):
         out_channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
         stages = []
         in_channels = 64
+        # res2 keeps the resolution: the max-pool of the stem has halved it already.
         per_stage = zip(BLOCKS_PER_STAGE[depth], (1, 2, 2, 2), out_channels, strict=True)
         for num_blocks, stride, channels in per_stage:
             if issubclass(block_class, BottleneckBlock):

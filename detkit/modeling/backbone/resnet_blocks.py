@@ -56,10 +56,10 @@ def _conv(
 
 
 class PooledConv2d(Conv2d):
-    """A 1x1 convolution of the mean over each S x S pixels, instead of one with stride S.
+    """A 1x1 convolution of the mean over each S x S pixels, instead of one with stride S."""
 
-    A strided 1x1 convolution reads one of S x S pixels and ignores the others.
-    """
+    # A strided 1x1 convolution reads one of S x S pixels and ignores the others (model D of the bag
+    # of tricks).
 
     def __init__(
         self, in_channels: int, out_channels: int, pool_stride: int, norm: nn.Module | None
@@ -79,6 +79,7 @@ class PooledConv2d(Conv2d):
 def _shortcut(
     in_channels: int, out_channels: int, stride: int, norm: Norm, avg_down: bool
 ) -> Conv2d | None:
+    # The identity wherever it fits (option B of He et al., section 4.1).
     if in_channels == out_channels and stride == 1:
         return None
     if not avg_down or stride == 1:
@@ -114,6 +115,7 @@ class DeepStem(CNNBlockBase):
             raise ValueError(
                 f"a deep stem needs an even number of out_channels: got {out_channels}"
             )
+        # 32, 32 and 64 channels, as model C of the bag of tricks.
         half = out_channels // 2
         self.conv1 = _conv(in_channels, half, 3, stride=2, norm=norm)
         self.conv2 = _conv(half, half, 3, norm=norm)
@@ -186,19 +188,14 @@ class BottleneckBlock(CNNBlockBase):
         dilation: int = 1,
         avg_down: bool = False,
     ) -> None:
-        """Build the block.
+        """Build the block. Arguments that are not listed are those of `BasicBlock`.
 
         Args:
-            in_channels: Channels of the input.
-            out_channels: Channels of the output.
             bottleneck_channels: Channels of the 3x3 convolution.
-            stride: S
             num_groups: Groups of the 3x3 convolution.
-            norm: As in `get_norm`.
             stride_in_1x1: Put the stride in the first 1x1 convolution, as the paper and MSRA's
                 weights do, instead of the 3x3, as torchvision's do.
             dilation: Dilation of the 3x3 convolution.
-            avg_down: Put the stride of the shortcut in an average pooling before its convolution.
 
         Raises:
             ValueError: The groups do not divide the channels of the 3x3 convolution.
@@ -211,6 +208,7 @@ class BottleneckBlock(CNNBlockBase):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm, avg_down)
         self.conv1 = _conv(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm)
+        # Any module to a type checker: `DeformBottleneckBlock` puts another class there.
         self.conv2: nn.Module = _conv(
             bottleneck_channels,
             bottleneck_channels,
@@ -229,6 +227,7 @@ class BottleneckBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H / S, W / S)."""
+        # In place as in `BasicBlock`.
         out = F.relu_(self.conv1(x))
         out = self.conv3(F.relu_(self._spatial(out)))
         out += x if self.shortcut is None else self.shortcut(x)
@@ -242,8 +241,7 @@ class BottleneckBlock(CNNBlockBase):
 class DeformBottleneckBlock(BottleneckBlock):
     """A bottleneck whose 3x3 convolution is deformable.
 
-    `conv2_offset`, a convolution over the same map, predicts the offsets. It starts from zero, so
-    that a new block samples the regular grid.
+    `conv2_offset`, a convolution over the same map, predicts the offsets.
     """
 
     def __init__(
@@ -261,18 +259,10 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
     ) -> None:
-        """Build the block, with two arguments more than `BottleneckBlock`.
+        """Build the block. Arguments that are not listed are those of `BottleneckBlock`.
 
         Args:
-            in_channels: Channels of the input.
-            out_channels: Channels of the output.
-            bottleneck_channels: Channels of the 3x3 convolution.
-            stride: S
-            num_groups: Groups of the 3x3 convolution.
-            norm: As in `get_norm`.
-            stride_in_1x1: Put the stride in the first 1x1 convolution.
             dilation: Dilation of the 3x3 convolution and of `conv2_offset`.
-            avg_down: Put the stride of the shortcut in an average pooling before its convolution.
             deform_modulated: Modulate the samples (v2), by factors in (0, 1) that start at 0.5.
             deform_num_groups: Groups of offsets.
         """
@@ -289,6 +279,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         )
         self.deform_modulated = deform_modulated
         stride_3x3 = 1 if stride_in_1x1 else stride
+        # Numbers for each of the 9 places of the kernel: dy and dx, and with modulation a factor.
         self.conv2_offset = Conv2d(
             bottleneck_channels,
             (3 if deform_modulated else 2) * 9 * deform_num_groups,
@@ -297,6 +288,8 @@ class DeformBottleneckBlock(BottleneckBlock):
             padding=dilation,
             dilation=dilation,
         )
+        # From zero: a new block samples the regular grid (Dai et al. 2017, arXiv 1703.06211,
+        # section 2.3).
         for parameter in self.conv2_offset.parameters():
             nn.init.zeros_(parameter)
         deform_class = ModulatedDeformConv if deform_modulated else DeformConv

@@ -17,11 +17,7 @@ from detkit.layers import (
 )
 from detkit.modeling.backbone.backbone import check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet import (
-    BLOCKS_PER_STAGE,
-    ResNet,
-    make_stage,
-)
+from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet, make_stage
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
     BasicStem,
@@ -59,6 +55,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         stem = stem_class(in_channels, resnets.STEM_OUT_CHANNELS, norm)
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
+    # Only as far as the last map is needed, as in `ResNet`.
     num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
     stages = []
     in_channels = stem.out_channels
@@ -98,6 +95,7 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
     if name == "res5" and resnets.RES5_DILATION == 2:
         stride, dilation = 1, 2  # the dilation stands in for the stride: the resolution stays
     res2_channels = resnets.RES2_OUT_CHANNELS
+    # Table 1 of the paper: basic blocks do not widen their output by 4.
     if resnets.DEPTH < 50 and res2_channels == 256:
         res2_channels = 64
     block_class, arguments = _block(resnets, index)
@@ -116,6 +114,7 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS, {name}: {error}") from error
     if resnets.ZERO_INIT_LAST_NORM:
+        # Each block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
         for block in blocks:
             assert isinstance(block, BasicBlock | BottleneckBlock)
             assert block.last_norm is not None
@@ -152,6 +151,7 @@ def _block(resnets: CfgNode, index: int) -> tuple[type[CNNBlockBase], dict[str, 
 
 
 def _bottleneck_channels(resnets: CfgNode, index: int) -> int:
+    # "32x8d" is 32 groups of 8 channels in res2; stages double the width of a group.
     return resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**index
 
 
@@ -161,12 +161,19 @@ def check_resnet_settings(resnets: CfgNode) -> None:
     Raises:
         ValueError: A setting is out of range, or excludes another; the message names the key.
     """
-    if resnets.DEPTH not in BLOCKS_PER_STAGE:
-        raise ConfigError(
-            f"MODEL.RESNETS.DEPTH must be one of {list(BLOCKS_PER_STAGE)}: got {resnets.DEPTH}"
-        )
-    if resnets.NUM_STAGES not in range(1, 5):
-        raise ConfigError(f"MODEL.RESNETS.NUM_STAGES must be 1 to 4: got {resnets.NUM_STAGES}")
+    legal_values = {
+        "DEPTH": BLOCKS_PER_STAGE,
+        "NUM_STAGES": (1, 2, 3, 4),
+        "RES5_DILATION": (1, 2),
+        "NORM": NORM_NAMES,
+    }
+    for key, legal in legal_values.items():
+        value = resnets[key]
+        if value not in legal:
+            hint = did_you_mean(value, NORM_NAMES) if key == "NORM" else ""
+            raise ConfigError(
+                f"MODEL.RESNETS.{key} must be one of {list(legal)}: got {value!r}.{hint}"
+            )
     _check_stage_lists(resnets)
     _check_res5_dilation(resnets)
     _check_norm(resnets)
@@ -180,6 +187,7 @@ def check_resnet_settings(resnets: CfgNode) -> None:
 def _check_stage_lists(resnets: CfgNode) -> None:
     numbers = ("STRIDE_PER_STAGE", "DILATION_PER_STAGE")
     flags = ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE")
+    # Types too: `cfg.MODEL.RESNETS.STRIDE_PER_STAGE = ...` in Python passes by the config's checks.
     for key in (*numbers, *flags):
         values = list(resnets[key])
         if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
@@ -194,10 +202,6 @@ def _check_stage_lists(resnets: CfgNode) -> None:
 
 
 def _check_res5_dilation(resnets: CfgNode) -> None:
-    if resnets.RES5_DILATION not in (1, 2):
-        raise ConfigError(
-            f"MODEL.RESNETS.RES5_DILATION must be 1 or 2: got {resnets.RES5_DILATION}"
-        )
     if resnets.RES5_DILATION == 1:
         return
     if resnets.NUM_STAGES < 4:
@@ -214,11 +218,6 @@ def _check_res5_dilation(resnets: CfgNode) -> None:
 
 def _check_norm(resnets: CfgNode) -> None:
     norm = resnets.NORM
-    if norm not in NORM_NAMES:
-        hint = did_you_mean(norm, NORM_NAMES)
-        raise ConfigError(
-            f"MODEL.RESNETS.NORM must be one of {list(NORM_NAMES)}: got {norm!r}.{hint}"
-        )
     if resnets.NORM_EVAL and norm not in ("BN", "SyncBN"):
         raise ConfigError(
             "MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN:"

@@ -72,9 +72,9 @@ class TimmBackbone(ForeignBackbone):
             name: As in `timm.create_model`, with or without the tag of its weights.
             out_features: Names of the maps to return; stages that no map needs are left out.
             pretrained: Whether `load_initial_weights` loads the published weights.
-            norm: "", "FrozenBN" or "SyncBN", as in `ForeignBackbone`.
-            freeze_at: 2^freeze_at is the coarsest stride that is frozen, as in `ForeignBackbone`.
-            in_channels: C of the images.
+            norm: See `ForeignBackbone`.
+            freeze_at: Likewise.
+            in_channels: Likewise.
 
         Raises:
             MissingTimmError: timm is not installed; the message says how to install it.
@@ -87,9 +87,11 @@ class TimmBackbone(ForeignBackbone):
         size_arguments, maps = _probe(timm, arguments, name, in_channels)
         by_name = {f"s{feature.stride}": index for index, feature in maps.items()}
         check_features("out_features", out_features, by_name)
+        # Finer maps are kept even if they are not returned: freezing counts from the stem.
         last = max(by_name[feature] for feature in out_features)
         kept = {feature: index for feature, index in by_name.items() if index <= last}
         arguments |= {"out_indices": tuple(kept.values()), **size_arguments}
+        # Weights come later, from `load_initial_weights`: a run that resumes downloads nothing.
         body = timm.create_model(**arguments, pretrained=False)
         _cut_off_blocks(timm, body, after=body.feature_info.module_name(last))
         is_alone = comm.get_world_size() == 1
@@ -102,6 +104,7 @@ class TimmBackbone(ForeignBackbone):
             norm=norm,
             # timm's own functions, which keep the activation that its norms may hold.
             freeze_norm=timm.layers.freeze_batch_norm_2d,
+            # nn.SyncBatchNorm needs a process group; alone, a batch norm computes the same.
             sync_norm=(lambda norm: norm) if is_alone else timm.layers.convert_sync_batchnorm,
         )
         self.name, self.pretrained = name, pretrained
@@ -111,19 +114,11 @@ class TimmBackbone(ForeignBackbone):
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, merged: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Return the arguments that `MODEL.TIMM` sets.
-
-        Args:
-            cfg: The config.
-            input_shape: The input's channels.
-            merged: Features that a pyramid merges; other features are left out. None for no
-                pyramid.
-        """
+        """Return the arguments that `MODEL.TIMM` sets, for a pyramid only the `merged` features."""
         settings = cfg.MODEL.TIMM
-        features = settings.OUT_FEATURES
         return {
             "name": settings.NAME,
-            "out_features": features if merged is None else features_to_merge(features, merged),
+            "out_features": features_to_merge(settings.OUT_FEATURES, merged),
             "pretrained": settings.PRETRAINED,
             "norm": settings.NORM,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -208,8 +203,11 @@ def _probe(
             model = timm.create_model(**arguments, **size_arguments)
             outputs = dry_forward(model, PROBE_SIZE, in_channels)
         except Exception as error:
+            # Any kind: most families refuse arguments that they do not have by a TypeError, images
+            # of another size by an assertion.
             failures.append(error)
             continue
+        # The last map of a stride has passed through all layers of its resolution.
         last_of_stride = {}
         for index, value in enumerate(outputs):
             feature = feature_map_of(value)
@@ -223,6 +221,7 @@ def _probe(
             )
         return size_arguments, dict(last_of_stride[stride] for stride in sorted(last_of_stride))
     height, width = PROBE_SIZE
+    # The first failure is that of the model as it is; the others may only refuse an argument.
     raise ValueError(
         f"name: {name!r} does not give features of an image of {height}x{width} ({failures[0]}),"
         " and so cannot be a backbone: it may be made for images of one size, or not give features"
@@ -252,14 +251,16 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 @made_for_pixels(_pixel_settings)
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_fpn`, without maps that it does not merge."""
-    warn_of_unset_pixels(cfg)
-    return build_fpn(cfg, TimmBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES))
+    return build_fpn(cfg, _body_of_pyramid(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_retinanet_fpn`, without maps it does not merge."""
+    return build_retinanet_fpn(cfg, _body_of_pyramid(cfg, input_shape))
+
+
+def _body_of_pyramid(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     warn_of_unset_pixels(cfg)
-    body = TimmBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
-    return build_retinanet_fpn(cfg, body)
+    return TimmBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)

@@ -65,8 +65,8 @@ class TorchvisionBackbone(ForeignBackbone):
             name: As in `torchvision.models.get_model`.
             out_features: Names of the maps to return; layers that no map needs are left out.
             weights: Name in the model's weight enum, for `load_initial_weights`; "" for none.
-            norm: "", "FrozenBN" or "SyncBN", as in `ForeignBackbone`.
-            freeze_at: 2^freeze_at is the coarsest stride that is frozen, as in `ForeignBackbone`.
+            norm: See `ForeignBackbone`.
+            freeze_at: Likewise.
 
         Raises:
             ValueError: A model, weights or a feature of that name does not exist.
@@ -81,11 +81,13 @@ class TorchvisionBackbone(ForeignBackbone):
         strides = {f"s{feature.stride}": feature.stride for feature in nodes.values()}
         check_features("out_features", out_features, strides)
         coarsest = max(strides[feature] for feature in out_features)
+        # Finer maps are kept even if they are not returned: freezing counts from the stem.
         maps, return_nodes = {}, {}
         for node, feature in nodes.items():
             if feature.stride <= coarsest:
                 maps[f"s{feature.stride}"] = feature
                 return_nodes[node] = f"s{feature.stride}"
+        # The graphs of training and evaluation may differ, as by dropout: no reason for a warning.
         body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
         super().__init__(
             body=body.train(),
@@ -102,24 +104,16 @@ class TorchvisionBackbone(ForeignBackbone):
     def from_config(
         cls, cfg: CfgNode, input_shape: ShapeSpec, merged: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Return the arguments that `MODEL.TORCHVISION` sets.
-
-        Args:
-            cfg: The config.
-            input_shape: The input's channels.
-            merged: Features that a pyramid merges; other features are left out. None for no
-                pyramid.
-        """
+        """Return the arguments that `MODEL.TORCHVISION` sets; see `TimmBackbone` for `merged`."""
         if input_shape.channels != 3:
             raise ConfigError(
                 "torchvision's models take images of 3 channels, MODEL.PIXEL_MEAN has"
                 f" {input_shape.channels} numbers"
             )
         settings = cfg.MODEL.TORCHVISION
-        features = settings.OUT_FEATURES
         return {
             "name": settings.NAME,
-            "out_features": features if merged is None else features_to_merge(features, merged),
+            "out_features": features_to_merge(settings.OUT_FEATURES, merged),
             "weights": settings.WEIGHTS,
             "norm": settings.NORM,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -139,6 +133,7 @@ def _sync_norm(norm: nn.Module) -> nn.Module:
     assert isinstance(norm, nn.BatchNorm2d)
     synchronised = get_norm("SyncBN", norm.num_features)
     assert isinstance(synchronised, nn.BatchNorm2d | nn.SyncBatchNorm)
+    # MobileNetV3 and some EfficientNets have others than the default, such as an eps of 1e-3.
     synchronised.eps, synchronised.momentum = norm.eps, norm.momentum
     synchronised.load_state_dict(norm.state_dict())
     return synchronised
@@ -158,6 +153,7 @@ def stage_nodes(model: nn.Module, name: str) -> dict[str, FeatureMap]:
     strides = [feature.stride for _, feature in maps]
     paths = [node.split(".") for node, _ in maps]
     ends = {}
+    # Stride 1 is the image.
     for stride in sorted(set(strides) - {1}):
         coarser = [index for index, other in enumerate(strides) if other > stride]
         end = _beginning(paths, strides, coarser[0], stride) if coarser else len(maps)
@@ -186,6 +182,7 @@ def _maps_in_order(model: nn.Module, name: str) -> list[tuple[str, FeatureMap]]:
     """Return the nodes whose values are maps of a power-of-two stride, in order of computation."""
     try:
         train_nodes, eval_nodes = get_graph_node_names(model, suppress_diff_warning=True)
+        # Every node in evaluation, in which the dry run is; training has to name some node as well.
         traced = create_feature_extractor(
             model,
             train_return_nodes=train_nodes[-1:],
@@ -229,6 +226,7 @@ def _pixel_settings(cfg: CfgNode) -> PixelSettings:
     name, weights = cfg.MODEL.TORCHVISION.NAME, cfg.MODEL.TORCHVISION.WEIGHTS
     _check_name("MODEL.TORCHVISION.NAME", name)
     entry = _published("MODEL.TORCHVISION.WEIGHTS", name, weights or "DEFAULT")
+    # An entry holds the preprocessing that its weights were evaluated with.
     transforms = entry.transforms()
     return PixelSettings.from_unit_range(transforms.mean, transforms.std)
 
@@ -245,15 +243,16 @@ def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Torchvis
 @made_for_pixels(_pixel_settings)
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_fpn`, without maps that it does not merge."""
-    warn_of_unset_pixels(cfg)
-    body = TorchvisionBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
-    return build_fpn(cfg, body)
+    return build_fpn(cfg, _body_of_pyramid(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 @made_for_pixels(_pixel_settings)
 def build_retinanet_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_retinanet_fpn`, without maps it does not merge."""
+    return build_retinanet_fpn(cfg, _body_of_pyramid(cfg, input_shape))
+
+
+def _body_of_pyramid(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
     warn_of_unset_pixels(cfg)
-    body = TorchvisionBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)
-    return build_retinanet_fpn(cfg, body)
+    return TorchvisionBackbone(cfg, input_shape, merged=cfg.MODEL.FPN.IN_FEATURES)

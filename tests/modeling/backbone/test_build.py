@@ -62,7 +62,7 @@ def test_what_is_no_backbone_is_an_error(registry):
     cfg.MODEL.BACKBONE.NAME = "build_nothing"
     with pytest.raises(
         TypeError,
-        match=r"MODEL.BACKBONE.NAME: 'build_nothing' must give a .*Backbone, gave Identity",
+        match=r"MODEL.BACKBONE.NAME: 'build_nothing' must build a .*Backbone, got Identity",
     ):
         build_backbone(cfg)
 

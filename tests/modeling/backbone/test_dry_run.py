@@ -55,11 +55,11 @@ def test_true_output_shape_passes(kind, caplog):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        pytest.param({"s4": (7, 4)}, "declares 's4' with 7 channels, forward gives 5", id="channels"),
-        pytest.param({"s8": (6, 16)}, "declares 's8' with stride 16, forward gives stride 8: a map of 16x24 for an image of 128x192", id="too coarse"),
-        pytest.param({"s8": (6, 4)}, "declares 's8' with stride 4, forward gives stride 8", id="too fine"),
-        pytest.param({"s16": (6, 16)}, r"declares 's16', forward gives only \['s4', 's8'\]", id="missing"),
-        pytest.param({"s4": None}, r"forward gives 's4', output_shape declares \['s8'\]", id="extra"),
+        pytest.param({"s4": (7, 4)}, "declares 's4' with 7 channels, forward returns 5", id="channels"),
+        pytest.param({"s8": (6, 16)}, "declares 's8' with stride 16, forward returns stride 8: a map of 16x24 for an image of 128x192", id="too coarse"),
+        pytest.param({"s8": (6, 4)}, "declares 's8' with stride 4, forward returns stride 8", id="too fine"),
+        pytest.param({"s16": (6, 16)}, r"declares 's16', forward returns only \['s4', 's8'\]", id="missing"),
+        pytest.param({"s4": None}, r"forward returns 's4', output_shape declares \['s8'\]", id="extra"),
     ],
 )  # fmt: skip
 def test_wrong_output_shape_is_named(kind, declared, message):
@@ -72,7 +72,9 @@ def test_height_and_width_may_differ_in_stride():
         def forward(self, x):
             return {name: value[..., ::2] for name, value in super().forward(x).items()}
 
-    with pytest.raises(OutputShapeError, match="'s4' with stride 4, forward gives stride 4 and 8"):
+    with pytest.raises(
+        OutputShapeError, match="'s4' with stride 4, forward returns stride 4 and 8"
+    ):
         check_output_shape(Wide(), 3)
 
 
@@ -106,7 +108,7 @@ def test_map_without_height_and_width_is_an_error():
             return {name: value.mean((2, 3)) for name, value in super().forward(x).items()}
 
     with pytest.raises(
-        OutputShapeError, match=r"forward gives no map \(N, C, H, W\): shape \(2, 5\)"
+        OutputShapeError, match=r"forward returns no map \(N, C, H, W\): shape \(2, 5\)"
     ):
         check_output_shape(Pooled(), 3)
 

@@ -229,7 +229,7 @@ def test_training_without_ground_truth_is_an_error():
 
 def test_unknown_feature_names_the_key():
     with pytest.raises(
-        ValueError, match="MODEL.RETINANET.IN_FEATURES asks for 'p5', but the backbone gives p3, p4"
+        ValueError, match=r"MODEL.RETINANET.IN_FEATURES must be of \['p3', 'p4'\]: got 'p5'"
     ):
         make("MODEL.RETINANET.IN_FEATURES", ["p3", "p5"])
 

@@ -191,7 +191,7 @@ def test_head_without_features_is_an_error():
 
 
 def test_unknown_feature_is_an_error():
-    with pytest.raises(ValueError, match=r"MODEL.SEM_SEG_HEAD.IN_FEATURES asks for 'p7'"):
+    with pytest.raises(ValueError, match=r"MODEL.SEM_SEG_HEAD.IN_FEATURES must be of .*: got 'p7'"):
         build_sem_seg_head(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p7"]), SHAPES)
 
 

@@ -227,7 +227,7 @@ def test_training_without_ground_truth_is_an_error():
 
 
 def test_feature_that_the_backbone_lacks_names_the_key():
-    with pytest.raises(ValueError, match="MODEL.RPN.IN_FEATURES asks for 'p3'"):
+    with pytest.raises(ValueError, match=r"MODEL.RPN.IN_FEATURES must be of .*: got 'p3'"):
         RPN(config(), {"p4": ShapeSpec(channels=4, stride=16)})
 
 

@@ -285,7 +285,7 @@ def test_entry_points_of_the_branches_can_be_overridden_as_in_detectron2():
 
 def test_unknown_feature_names_the_key():
     with pytest.raises(
-        ValueError, match="MODEL.ROI_HEADS.IN_FEATURES asks for 'p4', but the backbone gives p2, p3"
+        ValueError, match=r"MODEL.ROI_HEADS.IN_FEATURES must be of \['p2', 'p3'\]: got 'p4'"
     ):
         make("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p4"])
 
