@@ -32,10 +32,12 @@ from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
+from detkit.utils.text import distinct_names
 from detkit.visualization import ColorMode, Visualizer, readable_scale
 
 logger = logging.getLogger(__name__)
 
+_RESULTS = "predictions.json"
 # A picture in one of these formats is written in its own format, any other one as JPEG.
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -59,7 +61,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="FILE", help=config_help)
     input_help = "image files, folders of images, or patterns (*, **)"
     add("--input", required=True, nargs="+", metavar="PATH", help=input_help)
-    output_help = "folder for the pictures and predictions.json; made if absent"
+    output_help = "folder for the pictures and predictions.json, not that of the inputs"
     add("--output", required=True, metavar="DIR", help=output_help)
     add(
         "--confidence-threshold",
@@ -79,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
     """Predict, write, and report the files that could not be read."""
     cfg = _setup(args)
     inputs = find_images(args.input)
+    folder, pictures = Path(args.output).expanduser(), _picture_names(inputs)
+    _prepare_output(folder, inputs, pictures)
     predictor = DefaultPredictor(cfg, allow_partial=args.allow_partial)
     # The predictor turns BGR into RGB by itself where the model wants that.
     image_format = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    for path, picture in zip(inputs, _picture_names(inputs), strict=True):
+    for path, picture in zip(inputs, pictures, strict=True):
         try:
             image = read_image(str(path), image_format, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
         except (BadImageError, OSError) as error:
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("%s: %s", path, ", ".join(counts) or "a class for every pixel")
     # An image a line: as easy to search as to parse.
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (folder / "predictions.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (folder / _RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if unreadable:
         raise DataError(
             f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}."
@@ -180,14 +182,38 @@ def _glob(pattern: Path) -> Iterable[Path]:
 
 def _picture_names(inputs: Sequence[Path]) -> list[str]:
     """Return a file name for each picture; equal names from different folders are numbered."""
-    names: dict[str, None] = {}
+    names = []
     for path in inputs:
         suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".jpg"
-        name, number = f"{path.stem}{suffix}", 2
-        while name in names:
-            name, number = f"{path.stem}_{number}{suffix}", number + 1
-        names[name] = None
-    return list(names)
+        names.append(f"{path.stem}{suffix}")
+    return distinct_names(names)
+
+
+def _prepare_output(folder: Path, inputs: Sequence[Path], pictures: Sequence[str]) -> None:
+    """Make the folder of the pictures, and refuse one in which they would overwrite others.
+
+    Raises:
+        ConfigError: It is the folder of an input, or holds files of these names that no earlier
+            prediction wrote.
+    """
+    place = folder.resolve()
+    if any(place in (path.parent.resolve(), path.resolve().parent) for path in inputs):
+        raise ConfigError(
+            f"--output {folder} is the folder of the inputs, whose files the pictures could"
+            " overwrite: give another folder"
+        )
+    results = folder / _RESULTS
+    if not results.exists():
+        taken = [name for name in pictures if (folder / name).exists()]
+        if taken:
+            raise ConfigError(
+                f"--output {folder} already holds {len(taken)} of the {len(pictures)} pictures,"
+                f" such as {taken[0]}, and no {_RESULTS} of an earlier prediction: give another"
+                " folder, or remove what may be overwritten"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        # From the start, so that what an interrupted prediction leaves may be overwritten.
+        results.write_text("[]\n", encoding="utf-8")
 
 
 def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def test_equal_names_from_different_folders_are_numbered() -> None:
     paths = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "c/x.tif", "c/x_2.jpg", "d/X.png")]
     names = _picture_names(paths)
     assert names == ["x.jpg", "x_2.jpg", "x_3.jpg", "x_2_2.jpg", "X.png"]
+    assert _picture_names([Path("001.jpg"), Path("001.png")]) == ["001.jpg", "001.png"]
+    assert _picture_names([Path("a.jpg"), Path("b/A.JPG")]) == ["a.jpg", "A_2.JPG"]
     assert len(set(names)) == len(paths)
 
 
@@ -110,7 +112,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
     (tmp_path / "c.yaml").write_text("SEED: 1\n")
 
-    def run(model: nn.Module) -> int:
+    def run(model: nn.Module, output: str = "out") -> int:
         class Predictor:
             metadata = Metadata("x").set(stuff_classes=["sky", "sea"])
 
@@ -122,7 +124,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr("detkit.cli.predict.DefaultPredictor", Predictor)
         words = ["--config-file", str(tmp_path / "c.yaml"), "--input", str(tmp_path / "a.jpg")]
-        return main([*words, "--output", str(tmp_path / "out")])
+        return main([*words, "--output", str(tmp_path / output)])
 
     return run
 
@@ -140,6 +142,40 @@ def test_classes_of_pixels_are_drawn_and_written(predict, tmp_path: Path) -> Non
     labels = np.asarray(Image.open(tmp_path / "out" / entry["sem_seg"]))
     assert labels.tolist() == [[1] * 20 + [0] * 20] * 30
     assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).max() > 50
+
+
+@pytest.mark.parametrize("output", [".", "link"])
+def test_folder_of_the_inputs_is_refused_for_the_output(
+    predict, tmp_path: Path, capsys, output: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    original = (tmp_path / "a.jpg").read_bytes()
+    assert predict(Segmentor(), output) == 2
+    assert "is the folder of the inputs" in capsys.readouterr().err
+    assert (tmp_path / "a.jpg").read_bytes() == original
+
+
+def test_pictures_that_no_prediction_wrote_are_not_overwritten(
+    predict, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.jpg").write_bytes(b"mine")
+    assert predict(Segmentor()) == 2
+    assert "already holds 1 of the 1 pictures, such as a.jpg, and no" in capsys.readouterr().err
+    assert (tmp_path / "out/a.jpg").read_bytes() == b"mine"
+    (tmp_path / "out/a.jpg").unlink()
+    for _ in range(2):  # the second one overwrites the pictures of the first
+        assert predict(Segmentor()) == 0
+
+
+def test_interrupted_prediction_may_be_repeated(predict, tmp_path: Path, capsys) -> None:
+    class Interrupted(Segmentor):
+        def forward(self, batch):
+            raise KeyboardInterrupt
+
+    assert predict(Interrupted()) == 130
+    (tmp_path / "out/a.jpg").touch()
+    assert predict(Segmentor()) == 0
 
 
 def test_model_that_only_proposes_is_refused(predict, capsys) -> None:

@@ -16,6 +16,7 @@ from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.text import distinct_names
 from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ def write_pictures(
     Args:
         cfg: Read for `DATASETS.TEST` and `INPUT`.
         model: Runs in eval mode, and comes back in the modes it was in.
-        folder: Where the pictures go, as `DATASET_IMAGE.jpg`; older ones of that name are replaced.
+        folder: Where the pictures go, as `DATASET_IMAGE.jpg`, numbered where names are equal;
+            older ones of that name are replaced.
         limit: At most so many pictures per data set.
         min_score: Predictions below it are not drawn: of a picture that shows every box down to a
             score of 0.05, nobody sees what the model is sure of.
@@ -111,20 +113,22 @@ def write_pictures(
         The files written.
     """
     mapper = DatasetMapper(cfg, is_train=False)
-    written = []
+    drawn: list[tuple[str, ImageRecord]] = []
     for name in cfg.DATASETS.TEST:
         records = get_test_records(cfg, name)
-        for record in records[:: max(len(records) // limit, 1)][:limit]:
-            picture = draw_truth_and_prediction(
-                record,
-                _predict(model, mapper, record),
-                MetadataCatalog.get(name),
-                min_score,
-                cfg.INPUT.MAX_IMAGE_PIXELS,
-            )
-            path = folder / f"{name}_{Path(record['file_name']).stem}.jpg"
-            picture.save(path)
-            written.append(path)
+        drawn += [(name, r) for r in records[:: max(len(records) // limit, 1)][:limit]]
+    # `a.jpg` beside `a.png`, or images of one name in two folders, are two pictures.
+    files = distinct_names(f"{name}_{Path(r['file_name']).stem}.jpg" for name, r in drawn)
+    written = [folder / file for file in files]
+    for path, (name, record) in zip(written, drawn, strict=True):
+        picture = draw_truth_and_prediction(
+            record,
+            _predict(model, mapper, record),
+            MetadataCatalog.get(name),
+            min_score,
+            cfg.INPUT.MAX_IMAGE_PIXELS,
+        )
+        picture.save(path)
     return written
 
 

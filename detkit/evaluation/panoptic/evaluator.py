@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from detkit.data.catalog import MetadataCatalog
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator, output_of
@@ -32,6 +32,7 @@ from detkit.utils.colormap import id2rgb, rgb2id
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.text import distinct_names
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._max_image_pixels = max_image_pixels
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
+        records = DatasetCatalog.get(dataset_name) if records is None else records
+        # From all records, so that every process gives an image the same name.
+        stems = [Path(record.get("file_name", str(record["image_id"]))).stem for record in records]
+        names = distinct_names(f"{stem}.png" for stem in stems)
+        self._png_names = {r["image_id"]: name for r, name in zip(records, names, strict=True)}
         self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
         self._collector = ImageCollector(_ImageSegments, dataset_name, self._truth)
 
@@ -133,7 +139,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 category = self._categories.number_of(info["isthing"], info["category_id"], where)
                 predicted.append(Segment(int(info["id"]), category))
             counts = self._count(image_id, predicted_ids, predicted)
-            file_name = f"{Path(model_input.get('file_name', str(image_id))).stem}.png"
+            file_name = self._png_names[image_id]
             segments = np.array([(s.id, s.category) for s in predicted], np.int64).reshape(-1, 2)
             self._collector.add(_ImageSegments(image_id, counts, file_name, segments))
             if self._output_dir is not None:

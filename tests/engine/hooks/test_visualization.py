@@ -247,6 +247,28 @@ def test_small_data_set_gives_a_picture_of_every_image(cfg, tmp_path: Path) -> N
     assert len(write_pictures(cfg, OneBox(0.9), tmp_path / "pictures", limit=12)) == 5
 
 
+def test_images_of_one_stem_have_pictures_of_their_own(cfg, tmp_path: Path) -> None:
+    files = []
+    for file in ("a/001.png", "b/001.png", "b/001.jpg"):
+        files.append(tmp_path / file)
+        files[-1].parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(files[-1])
+    DatasetCatalog.register(
+        "stems",
+        lambda: [
+            {"file_name": str(file), "image_id": i, "height": 64, "width": 64, "annotations": []}
+            for i, file in enumerate(files)
+        ],
+    )
+    cfg.merge_from_list(["DATASETS.TEST", "('stems',)"])
+    written = write_pictures(cfg, OneBox(0.9), tmp_path / "pictures")
+    assert [path.name for path in written] == [
+        "stems_001.jpg",
+        "stems_001_2.jpg",
+        "stems_001_3.jpg",
+    ]
+
+
 def test_model_runs_in_eval_mode_and_comes_back_in_its_own(cfg, tmp_path: Path) -> None:
     model = OneBox(0.9).train()
     write_pictures(cfg, model, tmp_path / "pictures", limit=1)

@@ -138,6 +138,21 @@ def test_files_have_the_format_of_coco(register, panoptic_records, tmp_path):
     np.testing.assert_array_equal(rgb2id(png), IDS)
 
 
+def test_images_of_one_name_in_two_folders_have_pngs_of_their_own(
+    register, panoptic_records, tmp_path
+):
+    for folder, record in zip("ab", panoptic_records, strict=True):
+        record["file_name"] = f"{folder}/1.jpg"
+    name = register(panoptic_records, **METADATA)
+    predictions = {2: (np.zeros_like(IDS), []), 1: (IDS, SEGMENTS)}
+    run(COCOPanopticEvaluator(name, str(tmp_path / "out")), predictions)
+    written = json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
+    for annotation in written:
+        png = Image.open(tmp_path / "out/panoptic_predictions" / annotation["file_name"])
+        ids = predictions[annotation["image_id"]][0]
+        np.testing.assert_array_equal(rgb2id(np.array(png)), ids)
+
+
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [

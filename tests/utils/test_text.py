@@ -1,0 +1,40 @@
+"""Tests of detkit.utils.text."""
+
+import pytest
+
+from detkit.utils.text import distinct_names, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("plain, größe 💥 猫 قطة", None, id="scripts"),
+        pytest.param("ن\u200cن 👩\u200d👧", None, id="joiners"),
+        pytest.param("wide\u3000space", None, id="space"),
+        pytest.param("a\nerror: b", r"a\nerror: b", id="newline"),
+        pytest.param("\x1b[2J\r\x9b31m\x7f\x00", r"\x1b[2J\r\x9b31m\x7f\x00", id="control"),
+        pytest.param("a\u2028b\u2029\x85", r"a\u2028b\u2029\x85", id="separators"),
+        pytest.param("gpj.\u202ea", r"gpj.\u202ea", id="direction"),
+        pytest.param("\udcff.png", r"\udcff.png", id="bytes of no text"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_what_acts_on_a_terminal_is_written_out(text, expected):
+    assert printable(text) == (text if expected is None else expected)
+    printable(text).encode()
+
+
+def test_kept_characters_stay():
+    assert printable("a\n\tb\x1b", keep="\n") == "a\n\\tb\\x1b"
+
+
+def test_no_two_names_are_equal_on_any_system():
+    names = ["a.jpg", "b.jpg", "a.jpg", "A.JPG", "a_2.jpg", "a", "a", "c.tar.gz", "c.tar.gz"]
+    distinct = distinct_names(names)
+    assert len({name.casefold() for name in distinct}) == len(names)
+    assert distinct[:4] == ["a.jpg", "b.jpg", "a_2.jpg", "A_3.JPG"]
+    assert [name.rpartition(".")[2].lower() for name in distinct[:5]] == ["jpg"] * 5
+
+
+def test_many_equal_names_are_numbered():
+    assert distinct_names(["x"] * 3) == ["x", "x_2", "x_3"]
