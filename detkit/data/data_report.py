@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.structures import ImageRecord
+from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def print_instances_class_histogram(
     counts: Counter[int] = Counter()
     for record in dataset_dicts:
         for annotation in record.get("annotations", ()):
-            if annotation.get("iscrowd", 0) == 0:
+            if not as_flag(annotation.get("iscrowd")):
                 counts[annotation["category_id"]] += 1
     rows = {name: counts[class_id] for class_id, name in enumerate(class_names or ())}
     for class_id, count in sorted(counts.items()):

@@ -17,7 +17,7 @@ from detkit.data.data_report import (
     print_instances_class_histogram,
 )
 from detkit.data.proposals import load_proposals_into_dataset
-from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def get_detection_dataset_dicts(
             records = load_proposals_into_dataset(records, proposal_files[number])
         all_records += records
     report = DataReport(names)
-    all_records = _without_bad_boxes(all_records, report)
+    all_records = _without_bad_objects(all_records, report, needs_masks=needs_masks)
     all_records = _filtered(all_records, filter_empty, min_keypoints, report)
     log_report(report)
     if not all_records:
@@ -189,7 +189,7 @@ def _check_masks(name: str, records: Sequence[ImageRecord]) -> None:
         _where(record, index)
         for record in records
         for index, annotation in enumerate(record.get("annotations", ()))
-        if "segmentation" not in annotation and annotation.get("iscrowd", 0) == 0
+        if "segmentation" not in annotation and not as_flag(annotation.get("iscrowd"))
     ]
     if lacking:
         raise ConfigError(
@@ -231,7 +231,7 @@ def filter_images_with_few_keypoints(
 
 
 def _has_object(record: ImageRecord) -> bool:
-    return any(annotation.get("iscrowd", 0) == 0 for annotation in record.get("annotations", ()))
+    return not all(as_flag(a.get("iscrowd")) for a in record.get("annotations", ()))
 
 
 def _num_visible_keypoints(record: ImageRecord) -> int:
@@ -261,8 +261,10 @@ def _filtered(
     return records
 
 
-def _without_bad_boxes(records: list[ImageRecord], report: DataReport) -> list[ImageRecord]:
-    """Leave out annotations whose box cannot be used, and fill in the report.
+def _without_bad_objects(
+    records: list[ImageRecord], report: DataReport, *, needs_masks: bool
+) -> list[ImageRecord]:
+    """Leave out annotations whose box or mask cannot be used, and fill in the report.
 
     The records are not changed.
     """
@@ -288,10 +290,15 @@ def _without_bad_boxes(records: list[ImageRecord], report: DataReport) -> list[I
         mask = mask & is_checked & ~bad
         report.add_boxes(reason, named(mask))
         bad |= mask
+    if needs_masks:
+        # Readers leave an empty list where a mask had nothing that can be used.
+        has_no_mask = np.array([_is_empty_mask(a) for a in annotations], dtype=bool) & ~bad
+        report.add_boxes("mask has nothing that can be used", named(has_no_mask))
+        bad |= has_no_mask
     over_edge = (boxes[:, :2] < -EDGE_TOLERANCE) | (boxes[:, 2:] > limits + EDGE_TOLERANCE)
     report.sticking_out = named(np.any(over_edge, axis=1) & is_checked & ~bad)
     for annotation, is_bad in zip(annotations, bad, strict=True):
-        report.num_crowd += annotation.get("iscrowd", 0) != 0 and not is_bad
+        report.num_crowd += as_flag(annotation.get("iscrowd")) and not is_bad
 
     records = list(records)
     left_out = {places[k] for k in np.flatnonzero(bad)}
@@ -302,6 +309,12 @@ def _without_bad_boxes(records: list[ImageRecord], report: DataReport) -> list[I
         ]
         records[i] = record
     return records
+
+
+def _is_empty_mask(annotation: AnnotationRecord) -> bool:
+    """Return whether an object has a mask without polygons."""
+    mask = annotation.get("segmentation")
+    return isinstance(mask, list) and not mask
 
 
 def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from detkit.data.annotations import (
 )
 from detkit.data.proposals import transformed_proposals
 from detkit.data.transforms.build import build_augmentation, build_crop
-from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput
+from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput, as_flag
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
@@ -181,7 +181,7 @@ class DatasetMapper:
         objects: list[AnnotationRecord] = []
         sem_seg = None
         if self.is_train:
-            objects = [a for a in annotations or [] if a.get("iscrowd", 0) == 0]
+            objects = [a for a in annotations or [] if not as_flag(a.get("iscrowd"))]
             if sem_seg_file:
                 sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
         aug_input = T.AugInput(image, boxes=boxes_of(objects), sem_seg=sem_seg)

@@ -38,7 +38,7 @@ from detkit.evaluation.detections import (
 )
 from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.testing import metrics_table, per_class_table
-from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput
+from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput, as_flag
 from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ def _image_truth(dataset_name: str, record: ImageRecord, num_classes: int) -> _I
         box = list(annotation["bbox"])
         boxes.append(BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS))
         classes.append(class_id)
-        ignored.append(bool(annotation.get("difficult") or annotation.get("iscrowd")))
+        ignored.append(any(as_flag(annotation.get(key)) for key in ("difficult", "iscrowd")))
     return _ImageTruth(
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
         np.array(classes, dtype=np.int64),

@@ -29,6 +29,7 @@ from detkit.structures.records import (
     ModelInput,
     ModelOutput,
     RLERecord,
+    as_flag,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PolygonMasks",
     "RLERecord",
     "ROIMasks",
+    "as_flag",
     "bitmask_to_polygons",
     "bitmask_to_rle",
     "heatmaps_to_keypoints",

@@ -10,6 +10,7 @@ Legend: H and W height and width of the image, P points of a polygon, E edges of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ from detkit.structures.records import RLERecord
 
 # Untyped: its annotations cover only one of the forms that its functions take.
 _COCO: Any = coco_mask
+
+# pycocotools holds every fifth of a pixel along an outline in memory, and counts them in 32 bits: a
+# coordinate of 4e7 ends the process.
+_MAX_COORDINATE = 1_000_000
+_MAX_OUTLINE = 10_000_000
 
 # Sides of pixels are walked with the mask at the right: directions in clockwise order, y pointing
 # down.
@@ -39,7 +45,8 @@ def as_polygon(polygon: ArrayLike) -> np.ndarray:
     """Return a polygon as (2 P,) float64 `[x0, y0, ...]`; not a copy if it is one already.
 
     Raises:
-        ValueError: It is not a flat list of finite numbers.
+        ValueError: It is not a flat list of numbers, or one is not finite or beyond a million.
+        ValueError: Its outline is longer than ten million pixels.
         ValueError: An x has no y.
         ValueError: There are fewer than 3 points.
     """
@@ -50,14 +57,29 @@ def as_polygon(polygon: ArrayLike) -> np.ndarray:
         raise ValueError(f"a polygon has a y for every x: got {len(points)} numbers")
     if len(points) < 6:
         raise ValueError(f"a polygon needs at least 3 points: got {len(points) // 2}")
-    if not np.isfinite(points).all():
+    farthest = float(np.abs(points).max())
+    if not math.isfinite(farthest):
         raise ValueError("a polygon has finite coordinates: got NaN or infinity")
+    if farthest > _MAX_COORDINATE:
+        raise ValueError(
+            f"a polygon has coordinates of at most {_MAX_COORDINATE:,} pixels: got {farthest:g}"
+        )
+    # Measured only where so many points could make an outline that long.
+    if farthest * len(points) > _MAX_OUTLINE:
+        corners = points.reshape(-1, 2)
+        outline = float(np.abs(np.diff(corners, axis=0, append=corners[:1])).sum())
+        if outline > _MAX_OUTLINE:
+            raise ValueError(
+                f"the outline of a polygon has at most {_MAX_OUTLINE:,} pixels: got {outline:.0f}"
+            )
     return points
 
 
 def polygon_runs(polygons: Sequence[np.ndarray], height: int, width: int) -> list[Any]:
     """Return the run lengths of each polygon, of which there is at least one, for pycocotools."""
-    return _COCO.frPyObjects(polygons, height, width)
+    # Checked when they were read, but scaled since: on the grid of a tiny box, hugely.
+    near = [np.clip(polygon, -_MAX_COORDINATE, _MAX_COORDINATE) for polygon in polygons]
+    return _COCO.frPyObjects(near, height, width)
 
 
 def decode_runs(runs: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -141,7 +163,10 @@ def rle_counts(rle: Mapping[str, Any]) -> np.ndarray:
             counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
         )
     elif isinstance(counts, (list, tuple, np.ndarray)):
-        lengths = np.asarray(counts, dtype=np.int64)
+        lengths = np.asarray(counts)
+        if lengths.size and (lengths.dtype.kind not in "iuf" or (lengths % 1 != 0).any()):
+            raise ValueError(f"the runs of a mask are whole numbers: got {str(counts)[:60]}")
+        lengths = lengths.astype(np.int64)
     else:
         raise ValueError(
             "counts of a run-length mask are a list of lengths or a text: got"

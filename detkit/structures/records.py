@@ -9,6 +9,7 @@ Legend: C channels, H and W height and width, K classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from detkit.structures.box_mode import BoxMode
 from detkit.structures.instances import Instances
+from detkit.utils.errors import DataError
 
 
 class RLERecord(TypedDict):
@@ -39,7 +41,10 @@ class AnnotationRecord(_AnnotationKeys, total=False):
     id: int
     """The annotation's number in its file: error messages name it."""
     iscrowd: int
-    """1 for a group of objects in one annotation: not trained on, ignored by COCO evaluation."""
+    """1 for a group of objects in one annotation: not trained on, ignored by COCO evaluation.
+
+    Read it, and the other flags, by `as_flag`.
+    """
     difficult: int
     """1 for an object that Pascal VOC evaluation ignores."""
     segmentation: list[list[float]] | RLERecord | np.ndarray
@@ -52,6 +57,43 @@ class AnnotationRecord(_AnnotationKeys, total=False):
     """
     area: float
     """Area in square pixels as the data set gives it: COCO's small, medium and large go by it."""
+
+
+_FLAGS = {0: 0, 1: 1, None: 0, "": 0, "0": 0, "false": 0, "no": 0, "1": 1, "true": 1, "yes": 1}
+
+
+def as_flag(value: Any) -> int:
+    """Return 1 or 0 for a flag such as `iscrowd`, in any form that annotation tools write it in.
+
+    Readers, filters, mapper, export and evaluators all ask here: a text "0" that is true for one of
+    them and false for another silently takes objects out of training or of the score.
+
+    Args:
+        value: A boolean, a number (all but 0 mean 1), or text of one, yes or no, true or false.
+            None, NaN and empty text mean 0, as does a missing flag.
+
+    Raises:
+        DataError: The value is none of these.
+
+    Example:
+        >>> [as_flag(value) for value in (None, "0", 0.0, False, "1", True)]
+        [0, 0, 0, 0, 1, 1]
+    """
+    try:
+        return _FLAGS[value]  # numbers and booleans that are equal have equal hashes
+    except (KeyError, TypeError):
+        pass
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _FLAGS:
+            return _FLAGS[text]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise DataError(f"a flag is 0 or 1, got {value!r}")
+    return int(number == number and number != 0)
 
 
 class _SegmentKeys(TypedDict):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import BoxMode, Instances
+from detkit.structures import BoxMode, Instances, as_flag
 from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import colormap, rgb2id
 from detkit.utils.errors import DataError
@@ -165,9 +165,9 @@ class Visualizer:
             box_mode = annotation["bbox_mode"]
             boxes.append(BoxMode.convert(annotation["bbox"], box_mode, BoxMode.XYXY_ABS))
             name = self._things.name(annotation["category_id"])
-            if annotation.get("iscrowd"):
+            if as_flag(annotation.get("iscrowd")):
                 name += " (crowd)"
-            elif annotation.get("difficult"):
+            elif as_flag(annotation.get("difficult")):
                 name += " (difficult)"
             names.append(name)
         keypoints = [annotation.get("keypoints") for annotation in annotations]
@@ -226,7 +226,7 @@ class Visualizer:
             text = (self._things if is_thing else self._stuff).name(category)
             if "score" in info:
                 text += f" {info['score']:.0%}"
-            if info.get("iscrowd"):
+            if as_flag(info.get("iscrowd")):
                 text += " (crowd)"
             segments.append(Segment(info["id"], color, text))
         return self._draw_segments(to_integers(panoptic_seg), segments, area_threshold, alpha)

@@ -12,7 +12,8 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
+from detkit.structures.mask_formats import rle_counts
 from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) ->
         counts = segmentation["counts"]
         if isinstance(counts, list):  # uncompressed runs alternate, starting with background
             return float(sum(counts[1::2]))
-        return float(mask_util.area({"size": segmentation["size"], "counts": counts}))
+        return float(rle_counts(segmentation)[1::2].sum())
     return sum(_polygon_area(polygon) for polygon in segmentation)
 
 
@@ -215,7 +216,14 @@ def _annotation_entries(
                 "image_id": image_ids[record["image_id"]],
                 "category_id": category_ids[class_id],
             }
-            entries.append(keys | _annotation_content(annotation))
+            try:
+                entries.append(keys | _annotation_content(annotation))
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise DataError(
+                    f"object {len(entries) + 1} in image {record['image_id']!r}"
+                    f" ({record['file_name']}) of data set {dataset_name!r} cannot be read:"
+                    f" {error!r}"
+                ) from error
     return entries
 
 
@@ -225,9 +233,9 @@ def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
     content: dict[str, Any] = {
         "bbox": box,
         "area": annotation_area(annotation, box),
-        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "iscrowd": as_flag(annotation.get("iscrowd")),
     }
-    if annotation.get("difficult"):
+    if as_flag(annotation.get("difficult")):
         content["difficult"] = 1
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, np.ndarray) or segmentation:

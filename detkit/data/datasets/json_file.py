@@ -5,13 +5,15 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import PurePath
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
+
+_NUMBERS = frozenset((int, float))
 
 
 @contextlib.contextmanager
@@ -38,8 +40,8 @@ def read_json(json_file: str) -> dict[str, Any]:
     """
     path = PathManager.get_local_path(json_file)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        # From bytes: then `json` itself sees a byte order mark, and UTF-16 of Windows' tools.
+        content = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise MissingFileError(f"annotation file {json_file} does not exist") from error
     except (ValueError, RecursionError) as error:
@@ -99,6 +101,8 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
             raise DataError(
                 f"{kind} number {number} (from 0) of {json_file} has no id: {shortened(entry)}"
             )
+        if type(entry["id"]) is float and entry["id"].is_integer():
+            entry["id"] = int(entry["id"])
     kinds = {type(entry["id"]) for entry in entries}
     if len(kinds) > 1 or not kinds <= {int, str}:
         strange = next(entry for entry in entries if type(entry["id"]) is not int)
@@ -109,6 +113,44 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f"{json_file} uses {kind} ids more than once: {listed(repeated)}")
+
+
+def known_id(value: Any, known: Collection[Any]) -> Any:
+    """Return the id among `known` that a reference means; None if there is none.
+
+    Tools write `"1"` or 1.0 where the list that it points to has 1, or the other way round.
+    """
+    spellings = [value] if isinstance(value, int | float | str) else []
+    if isinstance(value, bool):  # true equals 1, and means no id
+        spellings = []
+    elif isinstance(value, int):
+        spellings.append(str(value))
+    elif isinstance(value, str):
+        number = as_number(value)
+        spellings.append(number if str(number) == value.strip() else value)
+    return next((spelling for spelling in spellings if spelling in known), None)
+
+
+def as_number(value: Any) -> int | float | None:
+    """Return a number, also one that is written as text; None for anything else."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+        return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def as_numbers(values: Any) -> list[Any] | None:
+    """Return a list of numbers, where some may be written as text; None for anything else."""
+    if not isinstance(values, list):
+        return None
+    # By type rather than by isinstance, in an eighth of the time: all polygons of COCO's training
+    # set go through here.
+    if _NUMBERS.issuperset(map(type, values)):
+        return values
+    numbers = list(map(as_number, values))
+    return None if None in numbers else numbers
 
 
 def listed(values: Sequence[Any], limit: int = 10) -> str:

@@ -14,9 +14,10 @@ import functools
 import logging
 import math
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, cast
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -24,7 +25,7 @@ from xml.parsers import expat
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import VOC_CLASSES
 from detkit.data.datasets.json_file import listed
-from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager
@@ -33,6 +34,11 @@ from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+_EAST_ASIAN = re.compile(
+    rb"<\?xml\s[^>]{0,40}?encoding\s*=\s*['\"]"
+    rb"((?:gb|big5|shift|sjis|euc|cp9|ms9|ks|iso-2022)[\w.-]{0,20})['\"][^>]{0,40}>",
+    re.IGNORECASE,
+)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -107,6 +113,7 @@ def load_voc_folders(
     Raises:
         MissingFileError: A folder, the split, an XML file or an image does not exist.
         DataError: An XML file is damaged or declares entities, or a box lacks a number.
+        DataError: Several images have the name of an XML file, and its `<filename>` names none.
         DataError: Objects have classes that are not in `class_names`; the message lists all classes
             expected and found.
     """
@@ -130,10 +137,19 @@ def load_voc_folders(
         roots[name] = parse_xml_without_entities(data, path)
     _check_classes(roots, class_names, annotations)
     ids = {class_name: index for index, class_name in enumerate(class_names)}
-    records = [
-        _record(name, image_of[name], root, ids, os.path.join(annotations, f"{name}.xml"))
-        for name, root in roots.items()
-    ]
+    records, unclear = [], list[str]()
+    for name, root in roots.items():
+        path = os.path.join(annotations, f"{name}.xml")
+        image_file = _image_of(root, image_of[name], path)
+        records.append(_record(name, image_file, root, ids, path, unclear))
+    if unclear:
+        logger.warning(
+            "%d objects in %s have a <difficult> that is neither 0 nor 1, and count as not"
+            " difficult: %s",
+            len(unclear),
+            annotations,
+            _listed(sorted(set(unclear))),
+        )
     logger.info("loaded %d images in Pascal VOC format from %s", len(records), annotations)
     return records
 
@@ -200,14 +216,29 @@ def _other_splits(split_file: str) -> str:
     return f". Splits there: {', '.join(found) or 'none'}.{hint}"
 
 
-def _images_by_name(images: str) -> dict[str, str]:
-    """Return name without suffix -> path."""
+def _image_of(root: Element, image_files: Sequence[str], path: str) -> str:
+    """Return the image of an XML file: the only one of its name, or the one that it names."""
+    if len(image_files) == 1:
+        return image_files[0]
+    # Written on Windows, it may hold a path with backslashes.
+    named = PureWindowsPath((root.findtext("filename") or "").strip()).name
+    chosen = [file for file in image_files if PurePath(file).name == named]
+    if not chosen:
+        raise DataError(
+            f"{path} may be about any of {', '.join(image_files)}: name the image in its"
+            f" <filename> (now {named!r}), or move the others out of the folder"
+        )
+    return chosen[0]
+
+
+def _images_by_name(images: str) -> dict[str, list[str]]:
+    """Return name without suffix -> paths, of which there is rarely more than one."""
     # One listing instead of a look for each image and suffix.
-    found: dict[str, str] = {}
+    found: defaultdict[str, list[str]] = defaultdict(list)
     for entry in sorted(_listing(images, "images")):
         path = PurePath(entry)
         if path.suffix.lower() in _IMAGE_SUFFIXES:
-            found.setdefault(path.stem, os.path.join(images, entry))
+            found[path.stem].append(os.path.join(images, entry))
     return found
 
 
@@ -235,6 +266,10 @@ def parse_xml_without_entities(data: bytes, path: str) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = refuse
     try:
+        # expat knows no East Asian encodings.
+        declared = _EAST_ASIAN.match(data)
+        if declared:
+            data = data[len(declared[0]) :].decode(declared[1].decode("ascii")).encode()
         parser.Parse(data, True)
     except DataError:
         raise
@@ -264,7 +299,12 @@ def _check_classes(roots: dict[str, Element], class_names: Sequence[str], annota
 
 
 def _record(
-    name: str, image_file: str, root: Element, ids: dict[str, int], path: str
+    name: str,
+    image_file: str,
+    root: Element,
+    ids: dict[str, int],
+    path: str,
+    unclear: list[str],
 ) -> ImageRecord:
     height = width = 0
     size = root.find("size")
@@ -279,11 +319,15 @@ def _record(
         "image_id": name,
         "height": height,
         "width": width,
-        "annotations": [_annotation(obj, i, ids, path) for i, obj in enumerate(objects, start=1)],
+        "annotations": [
+            _annotation(obj, i, ids, path, unclear) for i, obj in enumerate(objects, start=1)
+        ],
     }
 
 
-def _annotation(obj: Element, number: int, ids: dict[str, int], path: str) -> AnnotationRecord:
+def _annotation(
+    obj: Element, number: int, ids: dict[str, int], path: str, unclear: list[str]
+) -> AnnotationRecord:
     where = f"object {number} of {path}"
     box = obj.find("bndbox")
     if box is None:
@@ -296,7 +340,11 @@ def _annotation(obj: Element, number: int, ids: dict[str, int], path: str) -> An
         "iscrowd": 0,
     }
     if obj.find("difficult") is not None:
-        record["difficult"] = int(_number(obj, "difficult", where))
+        try:
+            record["difficult"] = as_flag(obj.findtext("difficult"))
+        except DataError:  # make-sense wrote "Unspecified" for years
+            record["difficult"] = 0
+            unclear.append(obj.findtext("difficult") or "")
     return cast(AnnotationRecord, record)
 
 

@@ -123,6 +123,8 @@ class COCOEvaluator(DatasetEvaluator):
         # Now, and not after an hour of inference.
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
+        if "segm" in (self._tasks or ()):
+            self._ground_truth.encode_masks()
         image_ids = self._ground_truth.image_ids
         self._detections = ImageCollector(ImageDetections, dataset_name, image_ids)
         self._proposals = ImageCollector(ImageDetections, dataset_name, image_ids)

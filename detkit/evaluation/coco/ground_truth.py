@@ -20,6 +20,7 @@ from detkit.data.datasets.coco_export import (
     records_to_coco_dict,
 )
 from detkit.structures import ImageRecord
+from detkit.structures.mask_formats import as_polygon, polygon_runs, rle_counts
 from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class CocoGroundTruth:
             )
         return masks
 
+    def encode_masks(self) -> None:
+        """Encode all masks now, for their errors; otherwise the first score does it."""
+        _ = self._masks
+
     def mask_entry(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the compressed mask of an annotation, as `segmentation`.
 
@@ -118,16 +123,19 @@ class CocoGroundTruth:
             )
         try:
             if not isinstance(segmentation, Mapping):
-                polygons: Any = mask_util.frPyObjects(segmentation, *size)
-                rle: Any = mask_util.merge(polygons)
-            elif isinstance(segmentation["counts"], list):
-                runs: Any = segmentation
-                rle = mask_util.frPyObjects(runs, *segmentation["size"])
+                polygons = [as_polygon(polygon) for polygon in segmentation]
+                rle: Any = mask_util.merge(polygon_runs(polygons, *size))
             else:
+                # pycocotools reads and writes beyond its memory where runs and size differ.
+                rle_counts(segmentation)
                 counts = segmentation["counts"]
-                counts = counts.encode("ascii") if isinstance(counts, str) else counts
-                rle = {"size": segmentation["size"], "counts": counts}
-        except (ValueError, TypeError, IndexError) as error:
+                if isinstance(counts, list):
+                    runs: Any = segmentation
+                    rle = mask_util.frPyObjects(runs, *segmentation["size"])
+                else:
+                    counts = counts.encode("ascii") if isinstance(counts, str) else counts
+                    rle = {"size": segmentation["size"], "counts": counts}
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise DataError(f"the mask of {where} cannot be read: {error}") from error
         if tuple(rle["size"]) != size:
             raise DataError(

@@ -10,7 +10,7 @@ from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.coco_panoptic import require_panoptic_files
 from detkit.data.datasets.json_file import DataFolder, read_json, section
 from detkit.evaluation.panoptic.quality import Segment
-from detkit.structures import ImageRecord
+from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import DataError
 
 
@@ -164,7 +164,7 @@ def _truth_of_record(record: ImageRecord, categories: PanopticCategories) -> Pan
     for info in record.get("segments_info", ()):
         # Records hold contiguous ids, those of things and of stuff apart.
         category = categories.number_of(info.get("isthing", True), info["category_id"], where)
-        segments.append(Segment(info["id"], category, bool(info.get("iscrowd"))))
+        segments.append(Segment(info["id"], category, bool(as_flag(info.get("iscrowd")))))
     return PanopticTruth(record["pan_seg_file_name"], segments)
 
 
@@ -174,5 +174,5 @@ def _segments_of_entry(
     segments = []
     for info in entry["segments_info"]:
         category = categories.number_of_dataset_id(info["category_id"], where)
-        segments.append(Segment(info["id"], category, bool(info.get("iscrowd"))))
+        segments.append(Segment(info["id"], category, bool(as_flag(info.get("iscrowd")))))
     return segments

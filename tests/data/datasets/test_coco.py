@@ -129,8 +129,8 @@ def test_registered_data_set_loads(write_coco):
             {"images": [{**IMAGE, "width": 0}]}, r"image 0 \(0.jpg\) .* has width 0", id="no-width"
         ),
         pytest.param(
-            {"images": [{**IMAGE, "height": "24"}]},
-            "has height '24', need pixels",
+            {"images": [{**IMAGE, "height": "24px"}]},
+            "has height '24px', need pixels",
             id="text-height",
         ),
         pytest.param({"categories": [{"id": 3}]}, "category 3 of .* needs a name", id="no-name"),
@@ -160,7 +160,7 @@ def test_registered_data_set_loads(write_coco):
             id="no-box",
         ),
         pytest.param(
-            {"annotations": [{**BOX, "bbox": [1, 2, "3", 4]}]}, "four numbers", id="text-in-box"
+            {"annotations": [{**BOX, "bbox": [1, 2, "3cm", 4]}]}, "four numbers", id="text-in-box"
         ),
     ],
 )

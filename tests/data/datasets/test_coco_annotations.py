@@ -1,10 +1,13 @@
 """Masks and keypoints of COCO files: what is taken over, and what is refused with the annotation and the file named."""
 
+import numpy as np
 import pytest
 
 from detkit.data import MetadataCatalog
 from detkit.data.datasets import load_coco_json
 from detkit.data.datasets.coco_annotations import polygon_problem, rle_problem
+from detkit.structures.mask_formats import bitmask_to_rle
+from detkit.utils.errors import DataError
 
 BOX = {"id": 7, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
 TRIANGLE = [0, 0, 4, 0, 4, 4]
@@ -57,7 +60,7 @@ def test_bad_mask_is_an_error_with_annotation_and_file(write_coco, segmentation,
 
 
 def test_masks_of_all_formats_live_in_one_image(write_coco):
-    compressed = {"size": [24, 32], "counts": "PPYd0"}
+    compressed = bitmask_to_rle(np.eye(24, 32))
     masks = [[TRIANGLE], RLE, compressed]
     read = load(
         write_coco, *({**BOX, "id": i, "segmentation": mask} for i, mask in enumerate(masks))
@@ -83,10 +86,103 @@ def test_mask_is_not_measured_against_an_unknown_size(write_coco):
 def test_bad_polygons_of_public_data_sets_are_counted(write_coco, caplog):
     first = {**BOX, "segmentation": [TRIANGLE, [1, 1, 5, 5]]}
     second = {**BOX, "id": 8, "segmentation": [[1, 1, 5, 5]]}
-    (left,) = load(write_coco, first, second, drop_bad_polygons=True)
+    left, without = load(write_coco, first, second, drop_bad_polygons=True)
     assert left["segmentation"] == [TRIANGLE]
+    assert (without["segmentation"], without["bbox"]) == ([], [1, 2, 3, 4])
     assert "left out 2 polygons" in caplog.text
-    assert "1 annotations that have no other: 8" in caplog.text
+    assert "annotations that have no other keep their box: 8" in caplog.text
+
+
+def test_polygon_without_points_is_no_mask(write_coco):
+    (read,) = load(write_coco, {**BOX, "segmentation": [[]]})
+    assert "segmentation" not in read
+
+
+def test_mask_wholly_outside_of_its_image_is_named(write_coco, caplog):
+    beside = [40, 2, 50, 2, 50, 9]
+    (read,) = load(write_coco, {**BOX, "segmentation": [beside]})
+    assert read["segmentation"] == []
+    assert "mask of 1 annotations lies wholly outside of its image" in caplog.text
+    (read,) = load(write_coco, {**BOX, "segmentation": [beside, TRIANGLE]})
+    assert read["segmentation"] == [beside, TRIANGLE]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        pytest.param([[4e7, 1, 9, 1, 9, 9]], "at most 1,000,000 pixels: got 4e.07", id="far"),
+        pytest.param([[float("nan"), 1, 9, 1, 9, 9]], "finite coordinates", id="nan"),
+        pytest.param([[10**400, 1, 9, 1, 9, 9]], "cannot be drawn", id="huge"),
+        pytest.param(
+            [[9e5, 0, -9e5, 0] * 10], "outline of a polygon has at most 10,000,000", id="long"
+        ),
+        pytest.param(
+            {"size": [24, 32], "counts": "b'PPYd0'"}, "cannot be read", id="bytes-as-text"
+        ),
+        pytest.param({"size": [24, 32], "counts": "PPYd0"}, "must add up to 768", id="too-long"),
+        pytest.param({"size": [24, 32], "counts": [700.5, 67.5]}, "whole numbers", id="halves"),
+        pytest.param({"size": [24, 32], "counts": [800, -32]}, "some negative", id="negative"),
+    ],
+)
+def test_mask_that_would_end_the_process_is_an_error(write_coco, mask, message):
+    with pytest.raises(DataError, match=rf"annotation 7 of .*{message}.*drop_bad_polygons"):
+        load(write_coco, {**BOX, "segmentation": mask})
+    (left,) = load(write_coco, {**BOX, "segmentation": mask}, drop_bad_polygons=True)
+    assert left["segmentation"] == []
+
+
+@pytest.mark.parametrize("crowd", [1, True, 1.0, "1", " True ", "yes"])
+def test_every_form_of_a_set_flag_is_a_crowd(write_coco, crowd):
+    (read,) = load(write_coco, {**BOX, "iscrowd": crowd})
+    assert read["iscrowd"] == 1
+
+
+@pytest.mark.parametrize("crowd", [0, False, 0.0, "0", "false", None, float("nan"), ""])
+def test_every_form_of_an_unset_flag_is_no_crowd(write_coco, crowd):
+    (read,) = load(write_coco, {**BOX, "iscrowd": crowd})
+    assert type(read["iscrowd"]) is int and read["iscrowd"] == 0
+
+
+def test_flag_without_meaning_is_an_error(write_coco):
+    with pytest.raises(DataError, match=r"annotation 7 of .*json has a wrong iscrowd: .* 'maybe'"):
+        load(write_coco, {**BOX, "iscrowd": "maybe"})
+
+
+def test_numbers_may_be_text(write_coco):
+    written = {
+        "bbox": ["1", "2.5", 3, "4"],
+        "area": "12",
+        "segmentation": [["0", "0", "4", "0", "4", "4"]],
+        "keypoints": ["1", "2", "2"],
+        "image_id": "0",
+        "category_id": 3.0,
+    }
+    (read,) = load(write_coco, {**BOX, **written})
+    assert read["bbox"] == [1, 2.5, 3, 4]
+    assert read["area"] == 12
+    assert read["segmentation"] == [TRIANGLE]
+    assert read["keypoints"] == [1.5, 2.5, 2]
+    assert read["category_id"] == 0
+
+
+@pytest.mark.parametrize("area", [None, float("nan"), -5])
+def test_area_that_says_nothing_is_measured_instead(write_coco, area):
+    (read,) = load(write_coco, {**BOX, "area": area})
+    assert "area" not in read
+
+
+def test_booleans_are_no_numbers_and_no_ids(write_coco):
+    with pytest.raises(DataError, match="needs a bbox of four numbers"):
+        load(write_coco, {**BOX, "bbox": [True, True, True, True]})
+    with pytest.raises(
+        DataError, match="name an image that the file does not list: image_id False"
+    ):
+        load(write_coco, {**BOX, "image_id": False})
+
+
+def test_id_of_nothing_keeps_its_quotes(write_coco):
+    with pytest.raises(DataError, match="category_id '3a' in annotations 7"):
+        load(write_coco, {**BOX, "category_id": "3a"})
 
 
 def test_keypoints_of_another_number_than_the_category_names_are_an_error(write_coco):

@@ -171,7 +171,8 @@ def test_bad_polygons_are_left_out_where_that_is_asked_for(write_coco, root, cap
         match=r"annotation 2 of .*train.json .* or leave such .* drop_bad_polygons: true",
     ):
         DatasetCatalog.get("mine")
-    assert [a["id"] for a in DatasetCatalog.get("other")[0]["annotations"]] == [1]
+    annotations = DatasetCatalog.get("other")[0]["annotations"]
+    assert [a["segmentation"] for a in annotations] == [good, []]
     assert "left out 1 polygons" in caplog.text
 
 

@@ -152,3 +152,9 @@ def test_name_that_leads_out_is_refused_with_file_and_folder(root, name):
     ) as error:
         DataFolder(root, "a.json").path_of(name)
     assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_encodings_of_windows_are_read(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes('{"name": "żółw"}'.encode(encoding))
+    assert read_json(str(tmp_path / "a.json")) == {"name": "żółw"}

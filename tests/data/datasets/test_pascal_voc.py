@@ -7,6 +7,7 @@ import pytest
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_voc_folders, load_voc_instances, register_pascal_voc
 from detkit.structures import BoxMode
+from detkit.utils.errors import DataError
 
 CLASSES = ("cell", "platelet")
 
@@ -62,11 +63,49 @@ def test_images_of_other_kinds_are_found(write_voc, make_voc_xml, suffix):
     )
 
 
-def test_of_two_images_of_one_name_the_first_by_suffix_counts(write_voc, make_voc_xml):
-    annotations = {f"image_{i}": make_voc_xml() for i in range(12)}
-    root = write_voc(annotations, suffix=".png")
-    write_voc(annotations, suffix=".jpg")
-    assert all(record["file_name"].endswith(".jpg") for record in load(root))
+@pytest.mark.parametrize("named", ["a.png", "C:\\data\\a.png", " a.png "])
+def test_of_two_images_of_one_name_the_xml_says_which(write_voc, make_voc_xml, named):
+    xml = make_voc_xml().replace("<annotation>", f"<annotation><filename>{named}</filename>")
+    root = write_voc({"a": xml}, suffix=".png")
+    write_voc({"a": xml}, suffix=".jpg")
+    assert load(root)[0]["file_name"].endswith("a.png")
+
+
+@pytest.mark.parametrize("named", ["", "<filename>a.bmp</filename>"])
+def test_two_images_of_one_name_are_refused_if_the_xml_names_neither(
+    write_voc, make_voc_xml, named
+):
+    xml = make_voc_xml().replace("<annotation>", f"<annotation>{named}")
+    root = write_voc({"a": xml}, suffix=".png")
+    write_voc({"a": xml}, suffix=".jpg")
+    with pytest.raises(DataError, match=r"a.xml may be about any of .*a.jpg, .*a.png: name the"):
+        load(root)
+
+
+@pytest.mark.parametrize("text", ["Unspecified", "", "maybe"])
+def test_difficult_that_says_nothing_is_not_difficult(write_voc, make_voc_xml, text, caplog):
+    xml = make_voc_xml([("cell", (1, 1, 5, 5))]).replace(
+        "<bndbox>", f"<difficult>{text}</difficult><bndbox>"
+    )
+    assert load(write_voc({"a": xml}))[0]["annotations"][0]["difficult"] == 0
+    assert ("1 objects in" in caplog.text) == bool(text)
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "Shift_JIS", "big5", "euc-jp"])
+def test_east_asian_encodings_are_understood(write_voc, make_voc_xml, encoding):
+    root = write_voc({"a": ""})
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + make_voc_xml([("人", (1, 1, 5, 5))])
+    (root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert load(root, classes=["人"])[0]["annotations"][0]["category_id"] == 0
+
+
+def test_east_asian_bytes_that_are_damaged_are_an_error(write_voc):
+    root = write_voc({"a": ""})
+    (root / "Annotations" / "a.xml").write_bytes(
+        b"<?xml version='1' encoding='gb2312'?><a>\xff</a>"
+    )
+    with pytest.raises(DataError, match="is not valid XML: 'gb2312' codec"):
+        load(root)
 
 
 def test_encodings_are_understood(write_voc, make_voc_xml):
