@@ -14,6 +14,7 @@ from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.config import CfgNode, get_cfg
 from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detkit.engine.checkpoint_records import expect_classes_of_checkpoint
 from detkit.engine.hooks.visualization import write_pictures
 from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
@@ -75,12 +76,13 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.eval_only:
         model = DefaultTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(
+        loaded = checkpointer.resume_or_load(
             cfg.MODEL.WEIGHTS,
             resume=args.resume,
             strict=not args.allow_partial,
             averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
         )
+        expect_classes_of_checkpoint(cfg, loaded.get("metadata"))
         results = DefaultTrainer.test(cfg, model)
     else:
         trainer = DefaultTrainer(cfg)

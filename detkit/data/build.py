@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from detkit.config import CfgNode, configurable, find_architecture
-from detkit.data.catalog import DatasetCatalog
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.dataset_dicts import get_detection_dataset_dicts
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
@@ -217,11 +217,30 @@ def _test_loader_from_config(
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
     proposals = _test_proposal_files(cfg, names) if cfg.MODEL.LOAD_PROPOSALS else None
     return {
-        "dataset": _checked_records(cfg, names, filter_empty=False, proposal_files=proposals),
+        "dataset": _checked_records(
+            cfg,
+            names,
+            filter_empty=False,
+            proposal_files=proposals,
+            model_classes=_model_classes(cfg, names),
+        ),
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "timeout": cfg.DATALOADER.TIMEOUT,
     }
+
+
+def _model_classes(cfg: CfgNode, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the model's classes, as far as they are known; none otherwise."""
+    architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
+    if architecture is None or architecture.num_classes is None:
+        return ()
+    # Those of the checkpoint that is evaluated, or else of the data trained on.
+    known = [MetadataCatalog.get(name).get("model_classes") for name in names]
+    known += [MetadataCatalog.get(name).get("thing_classes") for name in cfg.DATASETS.TRAIN[:1]]
+    classes = next((value for value in known if value is not None), ())
+    # A config that only evaluates may keep the training data of the config it is based on.
+    return classes if len(classes) == cfg.get_by_full_key(architecture.num_classes) else ()
 
 
 def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:

@@ -39,6 +39,7 @@ def get_detection_dataset_dicts(
     num_classes_key: str = ROI_HEADS_KEY,
     num_stuff_classes: int | None = None,
     num_stuff_classes_key: str = SEM_SEG_HEAD_KEY,
+    model_classes: Sequence[str] = (),
     needs_masks: bool = False,
 ) -> list[ImageRecord]:
     """Return the records of one or several data sets, one after the other.
@@ -55,6 +56,8 @@ def get_detection_dataset_dicts(
         num_classes_key: The config key that sets K, for messages.
         num_stuff_classes: Classes of the model's semantic head, to check the data sets against;
             None does not check.
+        model_classes: Names of the model's classes, which test sets must have in the same order;
+            those that find their classes in their files then match them by name. Empty if unknown.
         needs_masks: Whether every object that is trained on must have a mask.
 
     Raises:
@@ -74,9 +77,13 @@ def get_detection_dataset_dicts(
             "need a proposal file (DATASETS.PROPOSAL_FILES_*) per data set: got"
             f" {len(proposal_files)} files for {len(names)} data sets ({', '.join(names)})"
         )
+    for name in names if model_classes else ():
+        _expect_classes(name, model_classes)
     per_name = {name: _load(name) for name in names}
     _check_same_classes(names)
     for name, records in per_name.items():
+        if model_classes:
+            _check_class_order(name, model_classes)
         if num_classes is not None:
             check_dataset_against_model(name, records, num_classes, num_classes_key)
         if num_stuff_classes is not None:
@@ -121,6 +128,26 @@ def _check_same_classes(names: Sequence[str]) -> None:
                 "data sets that are used together need the same classes in the same order:"
                 f" {names[0]!r} has {first}, {name!r} has {classes}"
             )
+
+
+def _expect_classes(name: str, model_classes: Sequence[str]) -> None:
+    """Have a data set number its classes as a model does, if its loader can choose."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        metadata.set(model_classes=list(model_classes))
+
+
+def _check_class_order(name: str, model_classes: Sequence[str]) -> None:
+    found = MetadataCatalog.get(name).get("thing_classes")
+    # Things come first where stuff is listed with them.
+    if found is None or list(found[: len(model_classes)]) == list(model_classes):
+        return
+    raise ConfigError(
+        f"data set {name!r} does not have the model's classes in the model's order. The model, as"
+        f" its training data: {_shortened(', '.join(model_classes))}. {name!r}:"
+        f" {_shortened(', '.join(found))}. Scores would compare different classes: give its entry"
+        f" under DATASETS.REGISTER `classes: [{_shortened(', '.join(model_classes))}]`"
+    )
 
 
 def check_dataset_against_model(

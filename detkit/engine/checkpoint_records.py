@@ -1,7 +1,7 @@
 """What a checkpoint records beside the state of a run: the classes of its model, its settings."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -37,6 +37,19 @@ def class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
         if value is not None:
             record[key] = value
     return record
+
+
+def expect_classes_of_checkpoint(cfg: CfgNode, metadata: Any) -> None:
+    """Have the data sets of DATASETS.TEST match the classes of a checkpoint by name.
+
+    Args:
+        cfg: Read for `DATASETS.TEST`.
+        metadata: Of the checkpoint. Only what `class_metadata` returned is taken: published weights
+            may spell the names of the same classes in another way.
+    """
+    if isinstance(metadata, Mapping) and "dataset" in metadata and metadata.get("thing_classes"):
+        for name in cfg.DATASETS.TEST:
+            MetadataCatalog.get(name).set(model_classes=list(metadata["thing_classes"]))
 
 
 class ConfigRecord:

@@ -15,6 +15,7 @@ from detkit.data import (
     build_detection_test_loader,
     build_detection_train_loader,
     build_train_sampler,
+    get_test_records,
 )
 from detkit.data.datasets import register_coco_instances
 from detkit.data.samplers import (
@@ -24,6 +25,7 @@ from detkit.data.samplers import (
 )
 from detkit.data.wrappers import SampleError
 from detkit.utils import comm
+from detkit.utils.errors import ConfigError
 from detkit.utils.image import BadImageError
 
 
@@ -44,6 +46,34 @@ def cfg(write_coco):
     }
     cfg.merge_from_list([item for pair in settings.items() for item in pair])
     return cfg
+
+
+def test_test_set_is_matched_to_the_training_set_by_name(cfg, write_coco):
+    swapped = [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]
+    path, root = write_coco(2, "test.json", categories=swapped)
+    register_coco_instances("test", {}, path, root)
+    build_detection_train_loader(cfg)
+    build_detection_test_loader(cfg, "test")
+    assert MetadataCatalog.get("test").thing_classes == ["cat", "dog"]
+    records = get_test_records(cfg, "test")
+    assert [record["annotations"][0]["category_id"] for record in records] == [1, 0]
+
+
+def test_test_set_that_keeps_another_order_is_an_error_with_the_remedy(cfg, write_coco):
+    path, root = write_coco(2, "test.json")
+    register_coco_instances("test", {}, path, root, classes=["dog", "cat"])
+    build_detection_train_loader(cfg)
+    with pytest.raises(
+        ConfigError, match=r"training data: cat, dog\. 'test': dog, cat\. .*\[cat, dog\]"
+    ):
+        build_detection_test_loader(cfg, "test")
+
+
+def test_training_data_of_another_model_do_not_count(cfg, write_coco):
+    MetadataCatalog.get("other").set(thing_classes=["a", "b", "c"])
+    cfg.DATASETS.TRAIN = ("other",)
+    build_detection_test_loader(cfg, "mine")
+    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
 
 
 def take(loader, count):

@@ -4,7 +4,12 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.data import MetadataCatalog
-from detkit.engine.checkpoint_records import ConfigRecord, changed_settings, class_metadata
+from detkit.engine.checkpoint_records import (
+    ConfigRecord,
+    changed_settings,
+    class_metadata,
+    expect_classes_of_checkpoint,
+)
 
 
 @pytest.fixture
@@ -22,6 +27,22 @@ def test_first_data_set_says_what_is_known_of_the_classes_alone(streets):
         "stuff_classes": ["road"],
         "ignore_label": 255,
     }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        pytest.param({"dataset": "train", "thing_classes": ["a", "b"]}, ["a", "b"], id="own"),
+        pytest.param({"thing_classes": ["a", "b"]}, None, id="published"),
+        pytest.param({"dataset": "train"}, None, id="no-names"),
+        pytest.param(None, None, id="none"),
+    ],
+)
+def test_test_sets_match_the_classes_of_an_own_checkpoint(streets, metadata, expected):
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = (streets,)
+    expect_classes_of_checkpoint(cfg, metadata)
+    assert MetadataCatalog.get(streets).get("model_classes") == expected
 
 
 def test_without_data_sets_nothing_is_known():

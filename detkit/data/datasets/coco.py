@@ -93,8 +93,10 @@ def load_coco_json(
         dataset_name: If given, class names and ids become metadata of this data set.
         extra_annotation_keys: Further keys of annotations to keep.
         classes: Names of the classes to use, in the order of their ids; annotations of other
-            classes are left out, and their number is logged. None takes all categories in the order
-            of their ids in the file.
+            classes are left out, and their number is logged. The file may lack some. None takes
+            the `model_classes` in the data set's metadata, which a test set has: then objects of
+            other classes are an error. Without these, all categories in the order of their ids in
+            the file.
         drop_bad_polygons: Drop polygons of fewer than three points, with a count, instead of
             raising an error.
 
@@ -141,7 +143,12 @@ def records_of_content(
     images = by_id(section(content, "images", json_file), "image", json_file)
     entries = by_id(section(content, "categories", json_file), "category", json_file)
     names = _category_names(entries, json_file)
-    to_contiguous = {key: k for k, key in enumerate(_used_categories(names, classes, json_file))}
+    matched = None
+    if classes is None and dataset_name is not None:
+        classes = matched = MetadataCatalog.get(dataset_name).get("model_classes")
+    used = _used_categories(names, classes, json_file, must_match=matched is not None)
+    class_names = list(names.values()) if classes is None else list(classes)
+    to_contiguous = {key: k for k, key in enumerate(used) if key is not None}
     annotations = content.get("annotations")
     if annotations is None:
         logger.info("%s has no annotations: it can only be used for prediction", json_file)
@@ -160,40 +167,79 @@ def records_of_content(
         records.append(record)
     reader.log_dropped()
     if len(to_contiguous) < len(names):
-        _log_left_out(annotations or [], names, to_contiguous, json_file)
+        counts = _left_out(annotations or [], names, to_contiguous)
+        if counts and matched is not None:
+            raise DataError(
+                f"{json_file} has objects of classes that the model does not have: {counts}. The"
+                f" model has {', '.join(matched)}. Correct the names, or leave these objects"
+                f" out by `classes: [{', '.join(matched)}]` in the entry of {dataset_name!r} under"
+                " DATASETS.REGISTER"
+            )
+        if counts:
+            logger.warning(
+                "left out annotations of %s whose class is not among `classes`: %s",
+                json_file,
+                counts,
+            )
     logger.info("loaded %d images in COCO format from %s", len(records), json_file)
     if dataset_name is not None:
         metadata = MetadataCatalog.get(dataset_name)
-        note_classes(metadata, [names[key] for key in to_contiguous], to_contiguous, json_file)
+        note_classes(metadata, class_names, to_contiguous, json_file)
         note_keypoints(metadata, [entries[key] for key in to_contiguous], json_file)
     return records
 
 
 def _category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:
-    """Return category id -> name, in the order of the ids."""
+    """Return category id -> name, in the order of the ids; equal names get their ids added."""
     for category in categories.values():
         if not isinstance(category.get("name"), str):
             raise DataError(
                 f"category {category['id']} of {json_file} needs a name: {shortened(category)}"
             )
-    return {key: categories[key]["name"] for key in sorted(categories)}
+    names = {key: categories[key]["name"] for key in sorted(categories)}
+    counts = Counter(names.values())
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        logger.warning(
+            "%s has several categories of one name, which get their ids added: %s",
+            json_file,
+            listed(repeated),
+        )
+    return {key: f"{name} (id {key})" if counts[name] > 1 else name for key, name in names.items()}
 
 
 def _used_categories(
-    names: dict[Any, str], classes: Sequence[str] | None, json_file: str
+    names: dict[Any, str], classes: Sequence[str] | None, json_file: str, *, must_match: bool
 ) -> list[Any]:
-    """Return the category ids to use, in the order of the contiguous ids."""
+    """Return the category id of each class in the order of the contiguous ids.
+
+    It is None for a class that the file lacks. That may be: many tools write the categories only of
+    which there are objects. But a name that resembles one of the file's other categories is a
+    mistake, as are names of which the file has none.
+
+    Args:
+        names: Category id -> name.
+        classes: The names to use; None uses all.
+        json_file: The file, for messages.
+        must_match: The classes are those of a model, and not the user's choice.
+    """
     if classes is None:
         return list(names)
     ids = {name: key for key, name in names.items()}
-    unknown = [name for name in classes if name not in ids]
-    if unknown:
+    left_out = [name for name in ids if name not in classes]
+    lacking = [name for name in classes if name not in ids]
+    ambiguous = [n for n in lacking if any(other.startswith(f"{n} (id ") for other in left_out)]
+    hint = next((h for name in lacking if (h := did_you_mean(name, left_out))), "")
+    if ambiguous or hint or (len(lacking) == len(classes) and (ids or not must_match)):
+        several = f" Several categories are called {', '.join(ambiguous)}." if ambiguous else ""
         raise DataError(
             f"{json_file} has no category"
-            f" {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], ids)} Expected classes:"
+            f" {', '.join(map(repr, lacking))}.{hint}{several} Expected classes:"
             f" {', '.join(classes)}. Found in the file: {', '.join(ids) or 'none'}."
         )
-    return [ids[name] for name in classes]
+    if lacking:
+        logger.warning("%s lists no category %s: it has no object", json_file, listed(lacking))
+    return [ids.get(name) for name in classes]
 
 
 def _annotations_per_image(
@@ -257,19 +303,13 @@ def _image_record(image: dict[str, Any], folder: DataFolder, keys: Sequence[str]
     return cast(ImageRecord, record)
 
 
-def _log_left_out(
-    annotations: list[dict[str, Any]],
-    names: dict[Any, str],
-    to_contiguous: dict[Any, int],
-    json_file: str,
-) -> None:
+def _left_out(
+    annotations: list[dict[str, Any]], names: dict[Any, str], to_contiguous: dict[Any, int]
+) -> str:
+    """Return how many annotations of which other classes there are, as text."""
     categories = (annotation["category_id"] for annotation in annotations)
     left_out = Counter(names[key] for key in categories if key not in to_contiguous)
-    if left_out:
-        counts = ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
-        logger.warning(
-            "left out annotations of %s whose class is not among `classes`: %s", json_file, counts
-        )
+    return ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
 
 
 def note_classes(

@@ -112,6 +112,9 @@ def class_names_of(dataset_name: str) -> list[str]:
             f"data set {dataset_name!r} has no class names: "
             f"set MetadataCatalog.get({dataset_name!r}).thing_classes = [...]"
         )
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:  # one would overwrite the score of the other
+        raise DataError(f"data set {dataset_name!r} has class names twice: {', '.join(repeated)}")
     return list(names)
 
 
@@ -128,11 +131,12 @@ def _keypoint_entry(dataset_name: str) -> dict[str, Any]:
 def category_ids_of(dataset_name: str) -> list[int]:
     """Return the category id of each contiguous class id in the data set's own files.
 
-    It is the contiguous id itself if the data set has no other ones, and the lowest one if several
-    ids share a class.
+    It is the contiguous id itself if the data set has no other ones, the lowest one if several ids
+    share a class, and one that is not in use for a class that the files lack.
     """
     to_contiguous = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
-    category_ids = list(range(len(class_names_of(dataset_name))))
+    unused = max(to_contiguous, default=-1) + 1
+    category_ids = list(range(unused, unused + len(class_names_of(dataset_name))))
     # From the highest id to the lowest, which overwrites the others.
     for dataset_id in sorted(to_contiguous, reverse=True):
         category_ids[to_contiguous[dataset_id]] = dataset_id

@@ -120,14 +120,14 @@ def known_id(value: Any, known: Collection[Any]) -> Any:
 
     Tools write `"1"` or 1.0 where the list that it points to has 1, or the other way round.
     """
-    spellings = [value] if isinstance(value, int | float | str) else []
-    if isinstance(value, bool):  # true equals 1, and means no id
-        spellings = []
-    elif isinstance(value, int):
-        spellings.append(str(value))
-    elif isinstance(value, str):
+    spellings: list[Any] = []
+    # true equals 1, and means no id.
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        spellings = [value, str(value)]
+    if isinstance(value, str):
         number = as_number(value)
-        spellings.append(number if str(number) == value.strip() else value)
+        if str(number) == value.strip():
+            spellings.append(number)
     return next((spelling for spelling in spellings if spelling in known), None)
 
 

@@ -6,7 +6,9 @@ import pytest
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_coco_json, register_coco_instances
 from detkit.data.datasets.coco import note_keypoints
+from detkit.data.datasets.coco_export import category_ids_of
 from detkit.structures import BoxMode
+from detkit.utils.errors import DataError
 
 IMAGE = {"id": 0, "file_name": "0.jpg", "height": 24, "width": 32}
 BOX = {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
@@ -204,6 +206,52 @@ def test_classes_that_the_file_lacks_list_expected_and_found(write_coco):
         match=r"no category 'cats'. Did you mean 'cat'.*Expected classes: cats, dog. Found .*cat, dog",
     ):
         load_coco_json(*write_coco(), classes=["cats", "dog"])
+
+
+def test_class_without_object_may_be_missing_in_the_file(write_coco, caplog):
+    path, root = write_coco()
+    records = load_coco_json(path, root, "mine", classes=["cat", "yak", "dog"])
+    assert [r["annotations"][0]["category_id"] for r in records] == [0, 2, 0]
+    assert MetadataCatalog.get("mine").thing_classes == ["cat", "yak", "dog"]
+    assert MetadataCatalog.get("mine").thing_dataset_id_to_contiguous_id == {3: 0, 7: 2}
+    assert category_ids_of("mine") == [3, 9, 7]
+    assert "lists no category yak" in caplog.text
+
+
+@pytest.mark.parametrize("order", [["dog", "cat"], ["dog", "yak", "cat"]])
+def test_classes_of_a_model_are_matched_by_name(write_coco, order):
+    MetadataCatalog.get("mine").set(model_classes=order)
+    records = load_coco_json(*write_coco(), dataset_name="mine")
+    found = [order[r["annotations"][0]["category_id"]] for r in records]
+    assert found == ["cat", "dog", "cat"]
+    assert MetadataCatalog.get("mine").thing_classes == order
+
+
+def test_objects_that_a_model_does_not_know_are_an_error_with_the_remedy(write_coco):
+    MetadataCatalog.get("mine").set(model_classes=["cat"])
+    path, root = write_coco()
+    with pytest.raises(
+        DataError, match=r"does not have: dog: 1\. .* `classes: \[cat\]` in the entry"
+    ):
+        load_coco_json(path, root, "mine")
+    assert len(load_coco_json(path, root, "mine", classes=["cat"])) == 3
+
+
+TWO_CATS = [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]
+
+
+def test_two_categories_of_one_name_are_kept_apart(write_coco, caplog):
+    records = load_coco_json(*write_coco(categories=TWO_CATS), dataset_name="mine")
+    assert [r["annotations"][0]["category_id"] for r in records] == [0, 1, 0]
+    assert MetadataCatalog.get("mine").thing_classes == ["cat (id 3)", "cat (id 7)"]
+    assert "several categories of one name" in caplog.text
+
+
+def test_name_of_two_categories_picks_neither(write_coco):
+    path, root = write_coco(categories=[*TWO_CATS, {"id": 9, "name": "dog"}])
+    with pytest.raises(DataError, match="no category 'cat'.* Several categories are called cat"):
+        load_coco_json(path, root, classes=["cat", "dog"])
+    assert len(load_coco_json(path, root, classes=["cat (id 7)", "dog"])) == 3
 
 
 def test_not_a_number_is_read_for_the_report_to_find(write_coco):
