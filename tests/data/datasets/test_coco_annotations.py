@@ -140,7 +140,7 @@ def test_every_form_of_a_set_flag_is_a_crowd(write_coco, crowd):
 @pytest.mark.parametrize("crowd", [0, False, 0.0, "0", "false", None, float("nan"), ""])
 def test_every_form_of_an_unset_flag_is_no_crowd(write_coco, crowd):
     (read,) = load(write_coco, {**BOX, "iscrowd": crowd})
-    assert type(read["iscrowd"]) is int and read["iscrowd"] == 0
+    assert (type(read["iscrowd"]), read["iscrowd"]) == (int, 0)
 
 
 def test_flag_without_meaning_is_an_error(write_coco):
