@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from detkit.layers.cpu.prepared_weights import prepared
 from detkit.layers.cpu.winograd import transform_weight, winograd_applies, winograd_conv2d
-from detkit.layers.norm import FixedNorm, FrozenBatchNorm2d, fixed_norm, scale_and_shift
+from detkit.layers.norm import (
+    FixedNorm,
+    FrozenBatchNorm2d,
+    fixed_norm,
+    get_norm,
+    scale_and_shift,
+)
 
 Block = TypeVar("Block", bound="CNNBlockBase")
 
@@ -166,3 +172,25 @@ def c2_msra_fill(module: _Weighted) -> None:
     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, norm: str | None) -> Conv2d:
+    """Build a 3x3 convolution with norm and ReLU, as heads stack them, filled by `c2_msra_fill`.
+
+    Args:
+        in_channels: C
+        out_channels: K
+        norm: As in `get_norm`. Without a norm the convolution has a bias.
+    """
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        padding=1,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        # In place: neither a convolution nor a norm needs its own output in the backward pass.
+        activation=nn.ReLU(inplace=True),
+    )
+    c2_msra_fill(conv)
+    return conv

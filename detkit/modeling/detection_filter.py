@@ -18,7 +18,7 @@ class DetectionFilter:
     score_thresh: float
     """Detections must score higher."""
     nms_thresh: float
-    """IoU above which the lower-scored of two boxes of a class goes."""
+    """IoU above which the lower-scored of two boxes of a class is suppressed."""
     topk: int
     """Largest number of detections per image; negative keeps all."""
     nms: NMSMethod = NMSMethod()
@@ -29,9 +29,8 @@ class DetectionFilter:
 
         Args:
             boxes: (N, 4)
-            scores: (N,), above `score_thresh`. Whether they are is the caller's business: it
-                filters before it decodes boxes, and here only scores that a soft suppression
-                lowers are compared again.
+            scores: (N,), above `score_thresh`: callers filter before they decode boxes. Only
+                scores that soft suppression lowers are compared with it here.
             classes: (N,) int64
 
         Returns:

@@ -29,7 +29,9 @@ def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ValueError: A pattern is found in no name.
     """
     names = list(model.state_dict())
-    frozen = set().union(*(_matching(pattern, names, model) for pattern in patterns))
+    frozen: set[str] = set()
+    for pattern in patterns:
+        frozen |= _matching(pattern, names, model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in frozen:
             parameter.requires_grad_(False)

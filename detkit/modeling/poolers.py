@@ -64,7 +64,7 @@ class ROIPooler(nn.Module):
         canonical_box_size: int = 224,
         canonical_level: int = 4,
     ) -> None:
-        """Make a pooler per level.
+        """Build a pooler per level.
 
         Args:
             output_size: Side of the grid, or (height, width).

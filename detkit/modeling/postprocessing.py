@@ -34,7 +34,7 @@ def detector_postprocess(
     boxes: Boxes = rescaled.get(name).clone()
     boxes.scale(scale_x, scale_y)
     boxes.clip(rescaled.image_size)
-    # Boxes go first: masks are then painted for those only that stay.
+    # Empty boxes are dropped first, so that masks are painted for the others only.
     rescaled.set(name, boxes)
     rescaled = rescaled[boxes.nonempty()]
     if rescaled.has("pred_masks"):

@@ -36,9 +36,8 @@ class View:
         if image.shape[1:] != self.size:
             dtype = image.dtype
             # Antialiased, as Pillow resizes in the data loader.
-            image = F.interpolate(image[None].float(), self.size, mode="bilinear", antialias=True)[
-                0
-            ]
+            batch = image[None].float()
+            (image,) = F.interpolate(batch, self.size, mode="bilinear", antialias=True)
             if not dtype.is_floating_point:
                 # Bytes again, as a resized image from the data loader has them.
                 image = image.round().clamp(0, 255).to(dtype)
@@ -110,10 +109,7 @@ class DatasetMapperTTA:
             else:
                 new_width = min_size
             shrink = min(1.0, self.max_size / max(new_height, new_width))
-            size = (
-                max(1, int(new_height * shrink + 0.5)),
-                max(1, int(new_width * shrink + 0.5)),
-            )
+            size = (max(1, int(new_height * shrink + 0.5)), max(1, int(new_width * shrink + 0.5)))
             for is_mirrored in (False, True) if self.flip else (False,):
                 view = View(size, is_mirrored)
                 view_input: ModelInput = {"image": view.image(image)}
@@ -127,7 +123,7 @@ class DatasetMapperTTA:
 
 
 class GeneralizedRCNNWithTTA(nn.Module):
-    """A model that detects in several views of every image. It is called as the model itself.
+    """A model that detects in several views of every image, and is called like the model itself.
 
     Boxes of all views are merged by NMS. Masks and keypoints are then predicted for the merged
     boxes in every view, and averaged cell by cell before they are thresholded.
@@ -179,7 +175,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         )
         if self._branch_is_on("keypoint") and tta_mapper.flip and keypoint_flip_indices is None:
             raise ConfigError(
-                "TEST.AUG.FLIP is on and the model predicts keypoints: give keypoint_flip_indices,"
+                "TEST.AUG.FLIP is on and the model predicts keypoints: pass keypoint_flip_indices,"
                 " the keypoint that each one is in a mirrored image"
             )
         self.train(model.training)

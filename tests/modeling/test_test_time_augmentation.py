@@ -230,7 +230,7 @@ def test_settings_come_from_the_config():
 
 def test_mirrored_keypoints_need_their_pairs():
     mapper = DatasetMapperTTA(min_sizes=[40], max_size=100, flip=True)
-    with pytest.raises(ValueError, match="give keypoint_flip_indices"):
+    with pytest.raises(ValueError, match="pass keypoint_flip_indices"):
         GeneralizedRCNNWithTTA(model=model(), tta_mapper=mapper)
 
 

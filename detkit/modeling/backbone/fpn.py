@@ -267,8 +267,6 @@ def _level_number(stride: int) -> int:
 
 
 def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
-    if len(in_features) == 0:
-        raise ValueError(f"a pyramid needs at least one input feature of {list(shapes)}: got none")
     check_features("input features", in_features, shapes)
     strides = [shapes[name].stride or 0 for name in in_features]
     if any(stride < 1 or stride & (stride - 1) for stride in strides):

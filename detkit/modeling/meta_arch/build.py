@@ -58,7 +58,8 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Mo
 
 
 def _check_branches(cfg: CfgNode) -> None:
-    """Raise for a branch that is on and that the model lacks: its scores would be missed late."""
+    """Raise a ConfigError if a branch is on that the model does not have."""
+    # Otherwise only the evaluation after training would show it, by missing scores.
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = find_architecture(name)
     if architecture is None:
@@ -66,7 +67,7 @@ def _check_branches(cfg: CfgNode) -> None:
     for key in BRANCHES:
         if cfg.get_by_full_key(key) and key not in architecture.branches:
             raise ConfigError(
-                f"{key} is True, but MODEL.META_ARCHITECTURE {name} has no use for it: set it to"
+                f"{key} is True, but MODEL.META_ARCHITECTURE {name} does not use it: set it to"
                 " False, or choose GeneralizedRCNN"
             )
 

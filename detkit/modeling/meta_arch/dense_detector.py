@@ -38,7 +38,7 @@ class DenseDetector(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `Detector`.
+        """Set the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
             head: A list of L features to `HeadOutput`.

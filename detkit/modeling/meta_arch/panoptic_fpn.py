@@ -54,7 +54,7 @@ class PanopticFPN(GeneralizedRCNN):
         combine_stuff_area_thresh: float = 4096,
         combine_instances_score_thresh: float = 0.5,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `GeneralizedRCNN`.
+        """Set the parts. Arguments that are not listed are those of `GeneralizedRCNN`.
 
         Args:
             roi_heads: See `ROIHeads`. They predict masks, unless `combine_on` is off.

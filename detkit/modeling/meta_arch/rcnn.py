@@ -54,7 +54,7 @@ class GeneralizedRCNN(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `Detector`.
+        """Set the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
             proposal_generator: See `PROPOSAL_GENERATOR_REGISTRY`. None takes `proposals` from the
@@ -112,7 +112,7 @@ class GeneralizedRCNN(Detector):
         Args:
             batched_inputs: N inputs.
             detected_instances: Instances with `pred_boxes` and `pred_classes`, in the coordinates
-                of the inputs. Boxes are then not searched; only masks and keypoints are added.
+                of the inputs. Then no boxes are detected; only masks and keypoints are added.
             do_postprocess: Whether to return `ModelOutput`s, rescaled to the size that each input
                 asks for. Otherwise Instances are returned, in the coordinates of the inputs.
 
@@ -170,7 +170,7 @@ class ProposalNetwork(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `Detector`.
+        """Set the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
             proposal_generator: See `PROPOSAL_GENERATOR_REGISTRY`.

@@ -105,8 +105,8 @@ class RetinaNetHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        # Nearly all anchors are background: from a score of one half, the first losses of the many
-        # would drown those of the few objects (section 3.3 of the paper).
+        # Nearly all anchors are background: from a score of one half, their losses would outweigh
+        # those of the few objects at first (section 3.3 of the paper).
         prior = -math.log((1 - prior_prob) / prior_prob)
         nn.init.constant_(self.get_parameter("cls_score.bias"), prior)
 
@@ -159,14 +159,10 @@ class RetinaNetHead(nn.Module):
             raise ValueError(
                 f"the head is built for {self.num_levels} levels, got {len(features)} features"
             )
-        logits = [
-            self.cls_score(_run_subnet(self.cls_subnet, x, level))
-            for level, x in enumerate(features)
-        ]
-        deltas = [
-            self.bbox_pred(_run_subnet(self.bbox_subnet, x, level))
-            for level, x in enumerate(features)
-        ]
+        logits, deltas = [], []
+        for level, x in enumerate(features):
+            logits.append(self.cls_score(_run_subnet(self.cls_subnet, x, level)))
+            deltas.append(self.bbox_pred(_run_subnet(self.bbox_subnet, x, level)))
         return logits, deltas
 
 
@@ -216,7 +212,7 @@ class RetinaNet(DenseDetector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `DenseDetector`.
+        """Set the parts. Arguments that are not listed are those of `DenseDetector`.
 
         Args:
             head: See `RetinaNetHead`.
@@ -401,7 +397,7 @@ class RetinaNet(DenseDetector):
         """Return detections with `pred_boxes`, `scores` and `pred_classes`, best first."""
         logits, deltas = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
-        wanted = DetectionFilter(
+        detection_filter = DetectionFilter(
             self.test_score_thresh,
             self.test_nms_thresh,
             self.max_detections_per_image,
@@ -416,7 +412,7 @@ class RetinaNet(DenseDetector):
                     logits_l[i].sigmoid(),
                     deltas_l[i],
                     self.box2box_transform,
-                    score_thresh=wanted.score_thresh,
+                    score_thresh=self.test_score_thresh,
                     topk_candidates=self.test_topk_candidates,
                     image_size=size_i,
                 )
@@ -424,7 +420,9 @@ class RetinaNet(DenseDetector):
             found = Instances.cat(levels)
             if self.test_clip_before_nms:
                 found.pred_boxes.clip(size_i)
-            keep, scores = wanted(found.pred_boxes.tensor, found.scores, found.pred_classes)
+            keep, scores = detection_filter(
+                found.pred_boxes.tensor, found.scores, found.pred_classes
+            )
             found = found[keep]
             found.scores = scores
             results.append(found)

@@ -6,7 +6,6 @@ Legend: N images, K classes, C channels, H x W pixels of a padded image, S the s
     output.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable, declare_architecture
-from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
+from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill
+from detkit.layers.conv import conv_norm_relu
 from detkit.modeling.backbone import Backbone, select_features
 from detkit.modeling.meta_arch.base import Detector
 from detkit.modeling.meta_arch.build import (
@@ -108,8 +108,11 @@ class SemSegFPNHead(nn.Module):
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
         """Return (N, K, H / S, W / S) logits."""
-        scaled = [self.get_submodule(name)(features[name]) for name in self.in_features]
-        return self.predictor(functools.reduce(torch.add, scaled))
+        first, *others = [self.get_submodule(name)(features[name]) for name in self.in_features]
+        total = first
+        for scaled in others:
+            total = total + scaled
+        return self.predictor(total)
 
     def losses(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the cross entropy per labelled pixel; 0 if none is labelled.
@@ -151,17 +154,7 @@ def _scale_head(
     layers: list[nn.Module] = []
     # Upsampled by 2 after each convolution (figure 3 of the paper), not once at the end.
     for k in range(max(1, int(halvings))):
-        conv = Conv2d(
-            channels if k == 0 else conv_dims,
-            conv_dims,
-            kernel_size=3,
-            padding=1,
-            bias=not norm,
-            norm=get_norm(norm, conv_dims),
-            activation=nn.ReLU(inplace=True),
-        )
-        c2_msra_fill(conv)
-        layers.append(conv)
+        layers.append(conv_norm_relu(channels if k == 0 else conv_dims, conv_dims, norm))
         if halvings:
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
     return nn.Sequential(*layers)
@@ -182,7 +175,7 @@ class SemanticSegmentor(Detector):
         pixel_std: Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `Detector`.
+        """Set the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
             sem_seg_head: See `SEM_SEG_HEADS_REGISTRY`.

@@ -50,7 +50,7 @@ def find_top_rpn_proposals(
         logits: (N, K) float32.
         level_ids: (K,) level of each candidate; a box suppresses boxes of its level only.
         image_sizes: N times (height, width).
-        nms_thresh: IoU above which the lower-scored of two boxes goes.
+        nms_thresh: IoU above which the lower-scored of two boxes is suppressed.
         post_nms_topk: At most this many proposals per image.
         min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
         training: Whether numbers that are not finite raise an error. In inference they are dropped.

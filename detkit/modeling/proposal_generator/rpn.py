@@ -156,7 +156,7 @@ class RPN(nn.Module):
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
     ) -> None:
-        """Put the parts together.
+        """Set the parts.
 
         Args:
             in_features: Names of the L features, in the order of the anchor generator.
@@ -168,7 +168,7 @@ class RPN(nn.Module):
             positive_fraction: Largest share of them that is foreground.
             pre_nms_topk: Proposals per level before NMS, in (training, inference).
             post_nms_topk: Proposals per image after NMS, in (training, inference).
-            nms_thresh: IoU above which the lower-scored of two proposals of a level goes.
+            nms_thresh: IoU above which the lower-scored of two proposals of a level is suppressed.
             min_box_size: Proposals must be wider and higher than this, in pixels.
             anchor_boundary_thresh: Anchors that extend over the image by more pixels than this are
                 not trained; negative trains all.

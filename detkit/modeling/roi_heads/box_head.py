@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, c2_xavier_fill, get_norm
+from detkit.layers import ShapeSpec, c2_xavier_fill
+from detkit.layers.conv import conv_norm_relu
 from detkit.modeling.roi_heads.build import ROI_BOX_HEAD_REGISTRY
 
 
@@ -52,17 +53,7 @@ class FastRCNNConvFCHead(nn.Sequential):
             )
         # Order and names of the layers are those of Detectron2's checkpoints: conv1, ..., fc1, ...
         for k, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
-            self.add_module(f"conv{k}", conv)
+            self.add_module(f"conv{k}", conv_norm_relu(channels, dim, conv_norm))
             channels = dim
         self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
         if not fc_dims:
@@ -95,5 +86,5 @@ class FastRCNNConvFCHead(nn.Sequential):
         return self._output_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn pooled features (R, C, H, W) into (R, F), or (R, F, H, W) without an FC layer."""
+        """Return (R, F) for pooled features (R, C, H, W), or (R, F, H, W) without an FC layer."""
         return super().forward(x)

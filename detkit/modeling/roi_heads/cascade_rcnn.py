@@ -33,7 +33,7 @@ from detkit.utils.events import get_event_storage, has_event_storage
 class CascadeROIHeads(StandardROIHeads):
     """A box branch of S stages. The other branches are those of `StandardROIHeads`.
 
-    They look at the boxes of the last stage, and are trained on the proposals of the first.
+    They use the boxes of the last stage, and are trained on the proposals of the first.
     """
 
     box_head: nn.ModuleList
@@ -60,7 +60,7 @@ class CascadeROIHeads(StandardROIHeads):
         keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `StandardROIHeads`.
+        """Set the parts. Arguments that are not listed are those of `StandardROIHeads`.
 
         Args:
             proposal_matchers: One per stage: the overlap that makes a proposal foreground there.
@@ -227,8 +227,8 @@ class CascadeROIHeads(StandardROIHeads):
         for boxes_i, size_i in zip(boxes, image_sizes, strict=True):
             clipped = Boxes(boxes_i.detach())
             clipped.clip(size_i)
-            # Empty boxes go in training only: in inference the scores of all stages are averaged
-            # region by region.
+            # Empty boxes are dropped in training only: in inference the scores of all stages are
+            # averaged region by region.
             if self.training:
                 clipped = clipped[clipped.nonempty()]
             proposals.append(Instances(size_i, proposal_boxes=clipped))

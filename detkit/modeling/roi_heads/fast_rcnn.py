@@ -321,39 +321,15 @@ def fast_rcnn_inference(
         >>> regions[0].tolist()
         [1, 2]
     """
-    wanted = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
     instances: list[Instances] = []
     regions: list[Tensor] = []
     for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True):
-        instances_i, regions_i = _detect_in_image(boxes_i, scores_i, shape_i, wanted)
+        instances_i, regions_i = fast_rcnn_inference_single_image(
+            boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms
+        )
         instances.append(instances_i)
         regions.append(regions_i)
     return instances, regions
-
-
-def _detect_in_image(
-    boxes: Tensor, scores: Tensor, image_shape: tuple[int, int], wanted: DetectionFilter
-) -> tuple[Instances, Tensor]:
-    # A region with a number that is not finite is left out as a whole: its other numbers mean
-    # nothing either.
-    is_finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-    scores = scores[:, :-1]
-    # The threshold comes first: of some 80,000 candidates (1,000 regions, 80 classes) it mostly
-    # leaves a few hundred.
-    regions, classes = nonzero_tuple((scores > wanted.score_thresh) & is_finite[:, None])
-    scores = scores[regions, classes]
-    boxes = boxes.unflatten(1, (-1, 4))
-    box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
-    candidates = Boxes(boxes[regions, box_classes])
-    candidates.clip(image_shape)
-    keep, scores = wanted(candidates.tensor, scores, classes)
-    instances = Instances(
-        image_shape,
-        pred_boxes=Boxes(candidates.tensor[keep]),
-        scores=scores,
-        pred_classes=classes[keep],
-    )
-    return instances, regions[keep]
 
 
 def fast_rcnn_inference_single_image(
@@ -366,8 +342,27 @@ def fast_rcnn_inference_single_image(
     nms: NMSMethod = NMSMethod(),
 ) -> tuple[Instances, Tensor]:
     """Return the detections of one image; see `fast_rcnn_inference`."""
-    wanted = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
-    return _detect_in_image(boxes, scores, image_shape, wanted)
+    # A region with a number that is not finite is left out as a whole: its other numbers mean
+    # nothing either.
+    is_finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    scores = scores[:, :-1]
+    # The threshold comes first: of some 80,000 candidates (1,000 regions, 80 classes) it mostly
+    # leaves a few hundred.
+    regions, classes = nonzero_tuple((scores > score_thresh) & is_finite[:, None])
+    scores = scores[regions, classes]
+    boxes = boxes.unflatten(1, (-1, 4))
+    box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
+    candidates = Boxes(boxes[regions, box_classes])
+    candidates.clip(image_shape)
+    detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
+    keep, scores = detection_filter(candidates.tensor, scores, classes)
+    instances = Instances(
+        image_shape,
+        pred_boxes=Boxes(candidates.tensor[keep]),
+        scores=scores,
+        pred_classes=classes[keep],
+    )
+    return instances, regions[keep]
 
 
 def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tensor) -> Tensor:

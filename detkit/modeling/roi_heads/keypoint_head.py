@@ -60,8 +60,8 @@ def keypoint_rcnn_loss(
         cells.append(cells_i)
         is_valid.append(is_valid_i)
     valid = cat(is_valid)
-    # Keypoints that do not count are ignored instead of left out: their number would be a shape,
-    # and a wait for the device.
+    # Keypoints without a label or outside the proposal are ignored, not left out: their number
+    # would be a shape, and a wait for the device.
     target = cat(cells).masked_fill(valid == 0, _IGNORED).flatten()
     # Float32 under autocast too: this is a softmax over some thousand cells.
     logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
@@ -195,8 +195,7 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
             raise ValueError(
                 f"the keypoint head needs the channels of its input, got {input_shape}"
             )
-        # Order and names of the layers are those of Detectron2's checkpoints; `layers` runs them
-        # in this order.
+        # Names are those of Detectron2's checkpoints; `layers` runs the layers in this order.
         for k, dim in enumerate(conv_dims, start=1):
             self.add_module(f"conv_fcn{k}", Conv2d(channels, dim, kernel_size=3, padding=1))
             self.add_module(f"conv_fcn_relu{k}", nn.ReLU(inplace=True))

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, cat, get_norm
+from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, cat
+from detkit.layers.conv import conv_norm_relu
 from detkit.modeling.roi_heads.build import ROI_MASK_HEAD_REGISTRY
 from detkit.structures import Instances
 from detkit.utils.errors import DataError
@@ -160,20 +161,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
             raise ValueError("conv_dims is empty, but needs the channels of the upsampling")
         if channels is None:
             raise ValueError(f"the mask head needs the channels of its input, got {input_shape}")
-        # Order and names of the layers are those of Detectron2's checkpoints; `layers` runs them
-        # in this order.
+        # Names are those of Detectron2's checkpoints; `layers` runs the layers in this order.
         for k, dim in enumerate(conv_dims[:-1], start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
-            self.add_module(f"mask_fcn{k}", conv)
+            self.add_module(f"mask_fcn{k}", conv_norm_relu(channels, dim, conv_norm))
             channels = dim
         self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU(inplace=True)

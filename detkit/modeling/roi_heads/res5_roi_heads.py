@@ -47,7 +47,7 @@ class Res5ROIHeads(ROIHeads):
         box_predictor: FastRCNNOutputLayers,
         mask_head: nn.Module | None = None,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `ROIHeads`.
+        """Set the parts. Arguments that are not listed are those of `ROIHeads`.
 
         Args:
             in_features: Name of the one feature that regions are pooled from.

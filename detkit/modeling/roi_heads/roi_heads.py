@@ -26,7 +26,7 @@ Losses: TypeAlias = dict[str, Tensor]
 
 
 class ROIHeads(nn.Module):
-    """Base of the heads that look at regions.
+    """Base of the heads that classify and refine regions.
 
     A subclass implements `losses` and `predict`, or a `forward` of its own.
     """
@@ -77,7 +77,7 @@ class ROIHeads(nn.Module):
         proposals: Sequence[Instances],
         targets: Sequence[Instances] | None = None,
     ) -> tuple[list[Instances], Losses]:
-        """Look at the proposed regions.
+        """Compute the losses of sampled proposals in training, else the detections.
 
         Args:
             images: The batch.

@@ -67,7 +67,7 @@ class StandardROIHeads(ROIHeads):
         keypoint_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
     ) -> None:
-        """Keep the parts. Arguments that are not listed are those of `ROIHeads`.
+        """Set the parts. Arguments that are not listed are those of `ROIHeads`.
 
         Args:
             box_in_features: Names of the L features that regions are pooled from, finest first.
@@ -175,7 +175,7 @@ class StandardROIHeads(ROIHeads):
     def predict(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the detections of every image, with the fields of every branch."""
         detections = cast(list[Instances], self._forward_box(features, proposals))
-        # The later branches look at the detected boxes, not at the proposals: those are fewer and
+        # The later branches use the detected boxes, not the proposals: those are fewer and
         # more accurate (He et al. 2017, section 3.1, inference).
         return self.forward_with_given_boxes(features, detections)
 

@@ -71,7 +71,7 @@ def test_unknown_model_offers_a_near_miss():
 def test_branch_that_the_model_lacks_is_an_error(architecture, key):
     with pytest.raises(
         ValueError,
-        match=f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} has no use",
+        match=f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {architecture} does not use it",
     ):
         build_model(config(META_ARCHITECTURE=architecture, **{key: True}))
 
