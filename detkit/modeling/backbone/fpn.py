@@ -267,7 +267,7 @@ def _level_number(stride: int) -> int:
 
 
 def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
-    check_features("input features", in_features, shapes)
+    check_features("in_features", in_features, shapes)
     strides = [shapes[name].stride or 0 for name in in_features]
     if any(stride < 1 or stride & (stride - 1) for stride in strides):
         raise ValueError(

@@ -38,11 +38,7 @@ from detkit.utils.near_miss import did_you_mean
 
 # Transformers are built for images of one size unless one of these is passed; which one depends on
 # the family.
-_SIZE_ARGUMENTS: tuple[dict[str, bool], ...] = (
-    {},
-    {"strict_img_size": False},
-    {"dynamic_img_size": True},
-)
+_SIZE_ARGUMENTS = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
 
 class MissingTimmError(UserError, ModuleNotFoundError):

@@ -190,12 +190,8 @@ class ProposalNetwork(Detector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
         arguments = super().from_config(cfg)
-        return {
-            **arguments,
-            "proposal_generator": build_proposal_generator(
-                cfg, arguments["backbone"].output_shape()
-            ),
-        }
+        shapes = arguments["backbone"].output_shape()
+        return {**arguments, "proposal_generator": build_proposal_generator(cfg, shapes)}
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of the proposal generator by name, for inputs with `instances`."""

@@ -187,10 +187,8 @@ class SemanticSegmentor(Detector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to arguments."""
         arguments = super().from_config(cfg)
-        return {
-            **arguments,
-            "sem_seg_head": build_sem_seg_head(cfg, arguments["backbone"].output_shape()),
-        }
+        shapes = arguments["backbone"].output_shape()
+        return {**arguments, "sem_seg_head": build_sem_seg_head(cfg, shapes)}
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of the head by name, for inputs with `sem_seg`."""

@@ -213,7 +213,7 @@ def test_images_of_any_size_are_padded_to_what_it_divides(features, divisor):
             "got 'rse3'. Did you mean 'res3'",
             id="unknown feature",
         ),
-        pytest.param({"in_features": []}, "at least one input feature", id="no feature"),
+        pytest.param({"in_features": []}, "in_features needs at least one of", id="no feature"),
         pytest.param(
             {"in_features": ["res4", "res2"]},
             r"stride must grow .*have \[16, 4\]",

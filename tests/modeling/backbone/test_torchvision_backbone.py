@@ -328,7 +328,7 @@ def test_pyramid_leaves_out_what_it_does_not_merge(name, levels):
 
 
 def test_feature_that_the_model_does_not_give_to_the_pyramid_is_an_error():
-    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: input features must be of \['s4', 's8', 's16', 's32'\]: got 's64'"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"MODEL.FPN.IN_FEATURES: in_features must be of \['s4', 's8', 's16', 's32'\]: got 's64'"):  # fmt: skip
         build_backbone(_config("MODEL.FPN.IN_FEATURES", ["s32", "s64"]))
 
 
