@@ -5,7 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -18,6 +18,7 @@ from detkit.checkpoint.key_matching import (
     strip_wrapper_prefixes,
 )
 from detkit.checkpoint.resume_file import newest_whole_checkpoint, remove_half_written
+from detkit.checkpoint.run_folder import LAST_CHECKPOINT, recorded_run
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
 from detkit.checkpoint.torchvision_weights import published_file_name
@@ -27,7 +28,7 @@ from detkit.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
-_LAST_CHECKPOINT = "last_checkpoint"
+_MAX_NAME = 255
 
 
 class Checkpointable(Protocol):
@@ -284,7 +285,7 @@ class DetectionCheckpointer:
         if len(set(found)) > 1:
             without = [rank for rank, has in enumerate(found) if not has]
             raise SharedFolderError(
-                f"processes {without} see no {_LAST_CHECKPOINT} in {self.save_dir}, the others do: "
+                f"processes {without} see no {LAST_CHECKPOINT} in {self.save_dir}, the others do: "
                 "OUTPUT_DIR must be a folder that all machines share"
             )
         if found[0]:
@@ -299,7 +300,8 @@ class DetectionCheckpointer:
                 remove_half_written(self.save_dir, PathManager.ls(self.save_dir))
             last, every = self.get_checkpoint_file(), self.get_all_checkpoint_files()
             try:
-                found = (newest_whole_checkpoint(last, every), "")
+                run = recorded_run(self.save_dir)
+                found = (newest_whole_checkpoint(last, every, run), "")
             except CheckpointError as error:
                 found = ("", str(error))
         # Errors are gathered too: otherwise the other processes would wait for ever.
@@ -310,14 +312,20 @@ class DetectionCheckpointer:
 
     def has_checkpoint(self) -> bool:
         """Return whether a last checkpoint is recorded in `save_dir`."""
-        return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, _LAST_CHECKPOINT))
+        return bool(self.save_dir) and PathManager.exists(_join(self.save_dir, LAST_CHECKPOINT))
 
     def get_checkpoint_file(self) -> str:
-        """Return the path of the last checkpoint, or "" if there is none."""
+        """Return the path of the last checkpoint, or "" if there is none, or its record damaged."""
         if not self.has_checkpoint():
             return ""
-        with PathManager.open(_join(self.save_dir, _LAST_CHECKPOINT), "r") as file:
-            return _join(self.save_dir, str(file.read()).strip())
+        path = _join(self.save_dir, LAST_CHECKPOINT)
+        with PathManager.open(path, "rb") as file:
+            name = cast(bytes, file.read()).decode(errors="replace").strip()
+        # A power cut may leave it empty, or zeros in it.
+        if not name or not name.isprintable() or len(name) > _MAX_NAME:
+            logger.error("%s names no file: %r", path, name[:_MAX_NAME])
+            return ""
+        return _join(self.save_dir, name)
 
     def get_all_checkpoint_files(self) -> list[str]:
         """Return the paths of all checkpoints in `save_dir`, sorted by name."""
@@ -328,7 +336,7 @@ class DetectionCheckpointer:
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record a file of `save_dir` as the one to resume from."""
-        path = _join(self.save_dir, _LAST_CHECKPOINT)
+        path = _join(self.save_dir, LAST_CHECKPOINT)
         with atomic_write(path) as file:
             file.write(last_filename_basename.encode())
 

@@ -16,29 +16,48 @@ _NUMBERED = re.compile(r"(.+)_(\d{7,})\.pth")
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def newest_whole_checkpoint(last: str, paths: Iterable[str]) -> str:
+def newest_whole_checkpoint(last: str, paths: Iterable[str], run: str | None = None) -> str:
     """Return the last checkpoint or, if it is damaged, the newest undamaged one before it.
 
     Args:
-        last: The one that the run has recorded as its last.
+        last: The one that the run has recorded as its last; "" if the record is damaged.
         paths: All checkpoints of the folder; only numbered ones are considered.
+        run: Identity of the run, which those before the last one must have; None takes any.
 
     Raises:
         CheckpointError: All are damaged.
         MissingFileError: `last` does not exist, and there is no other.
     """
-    candidates = [last, *checkpoints_before(last, paths)]
+    candidates = [*filter(None, [last]), *checkpoints_before(last, paths)]
     for path in candidates:
         damage = damage_of(path)
+        if not damage and path != last and run is not None and _run_of(path) != run:
+            damage = "is of another run"
         if not damage:
             if path != last:
                 logger.warning("resuming from %s, the newest undamaged checkpoint before it", path)
             return path
         logger.error("%s %s", path, damage)
+    if not candidates:
+        raise CheckpointError(
+            "last_checkpoint is damaged, and no checkpoint has a number: write the name of the file"
+            " to resume from, such as model_final.pth, into it"
+        )
     if len(candidates) == 1:
-        load_checkpoint_file(last)  # raises MissingFileError if the file does not exist
-        raise CheckpointError(f"{last} {damage_of(last)}, and there is no checkpoint before it")
-    raise CheckpointError(f"all {len(candidates)} checkpoints are damaged: {', '.join(candidates)}")
+        load_checkpoint_file(candidates[0])  # raises MissingFileError if the file does not exist
+        raise CheckpointError(
+            f"{candidates[0]} {damage_of(candidates[0])}, and there is no checkpoint before it"
+        )
+    raise CheckpointError(
+        f"all {len(candidates)} checkpoints are damaged: {', '.join(candidates)} (those of another"
+        " run do not count)"
+    )
+
+
+def _run_of(path: str) -> str:
+    """Return the identity of the run that wrote a checkpoint; "" if it has none."""
+    trainer = load_checkpoint_file(path).get("trainer")
+    return trainer.get("run", "") if isinstance(trainer, dict) else ""
 
 
 def checkpoints_before(last: str, paths: Iterable[str]) -> list[str]:

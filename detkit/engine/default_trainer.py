@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import detkit.engine.hooks as hooks
 from detkit.checkpoint import DetectionCheckpointer
+from detkit.checkpoint.run_folder import new_identity, training_in
 from detkit.config import CfgNode
 from detkit.data import (
     DatasetMapper,
@@ -84,6 +85,7 @@ class DefaultTrainer(SimpleTrainer):
         checkpointer: Saves and loads the model and the state of the run.
         ema: The running mean of the weights; None without MODEL_EMA.ENABLED.
         cfg: The config, scaled to the number of processes.
+        run: The identity of the run, which its checkpoints and `run.json` in OUTPUT_DIR carry.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -131,6 +133,7 @@ class DefaultTrainer(SimpleTrainer):
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
             self.checkpointer.add_checkpointable("ema", self.ema)
+        self.run, self._is_new_run = new_identity(), True
         self._last_eval_results: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
 
@@ -143,7 +146,8 @@ class DefaultTrainer(SimpleTrainer):
     def _trainer(self, trainer: object) -> None:
         raise AttributeError(
             "there is no trainer within a DefaultTrainer: override run_step, compute_losses or"
-            f" step_optimizer in the subclass instead of setting {type(trainer).__name__}"
+            f" step_optimizer in the subclass instead of setting {type(trainer).__name__}, or"
+            " build_model, build_train_loader, build_optimizer for other parts of the same step"
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -154,9 +158,7 @@ class DefaultTrainer(SimpleTrainer):
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
-        if not resume:
-            return
-        if self.checkpointer.has_checkpoint():
+        if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
             if self.start_iter >= self.max_iter:
                 logger.warning(
@@ -167,10 +169,6 @@ class DefaultTrainer(SimpleTrainer):
                     self.start_iter,
                     self.max_iter,
                 )
-        else:
-            # Killed before its first checkpoint: what the writers have of it would come twice.
-            for hook in self._hooks:
-                hook.load_state_dict(hook.state_dict())
 
     def build_hooks(self) -> Sequence[HookBase | None]:
         """Build the hooks in the order in which they run.
@@ -220,9 +218,12 @@ class DefaultTrainer(SimpleTrainer):
         Raises:
             NonFiniteError: A loss or a gradient is infinite or nan.
             RuntimeError: The results miss TEST.EXPECTED_RESULTS.
+            FolderInUseError: Another process trains in OUTPUT_DIR.
         """
         cfg = self.cfg
-        super().train(self.start_iter, self.max_iter)
+        folder = cfg.OUTPUT_DIR if comm.is_main_process() else ""
+        with training_in(folder, self.run, is_new=self._is_new_run):
+            super().train(self.start_iter, self.max_iter)
         if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(cfg, self._last_eval_results or {})
         return self._last_eval_results
@@ -237,10 +238,11 @@ class DefaultTrainer(SimpleTrainer):
         steps = {key: state[key] for key in _STEP_STATE}
         for key in ("optimizer", "grad_scaler", "skipped_steps"):
             del state[key]
-        return {**state, "_trainer": steps}
+        return {**state, "_trainer": steps, "run": self.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state returned by `state_dict`."""
+        self.run, self._is_new_run = state_dict.get("run", ""), False  # absent in older files
         steps = state_dict["_trainer"]
         # In older files, each of the two trainers had saved a part of what a process knows.
         both = zip(steps.get("ranks", []), state_dict.get("ranks", []), strict=True)

@@ -8,6 +8,7 @@ iterations once the number of images is known; class counts come from the metada
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -33,10 +34,11 @@ _PERIODS = (
 def prepare(cfg: CfgNode) -> None:
     """Make a config usable in this process: imports, declared data sets, pixel statistics.
 
-    Imports the modules of IMPORTS, registers the data sets of DATASETS.REGISTER, and sets pixel
-    mean, standard deviation and channel order as the backbone expects them (see
-    `follow_backbone_pixels`). A second call changes nothing. `default_setup`, `DefaultTrainer` and
-    `DefaultPredictor` call it; code that builds models or evaluators by itself calls it first.
+    Imports the modules of IMPORTS, registers the data sets of DATASETS.REGISTER, sets pixel mean,
+    standard deviation and channel order as the backbone expects them (see `follow_backbone_pixels`)
+    and expands `~` (see `expand_home`). A second call changes nothing. `default_setup`,
+    `DefaultTrainer` and `DefaultPredictor` call it; code that builds models or evaluators by itself
+    calls it first.
 
     Args:
         cfg: Changed, also when it is frozen.
@@ -46,9 +48,34 @@ def prepare(cfg: CfgNode) -> None:
         >>> cfg = get_cfg()
         >>> prepare(cfg)
     """
+    expand_home(cfg)
     import_user_modules(cfg.IMPORTS)
     register_declared_datasets(cfg.DATASETS.REGISTER)
     follow_backbone_pixels(cfg)
+
+
+def expand_home(cfg: CfgNode) -> None:
+    """Replace a leading `~` of OUTPUT_DIR by the home folder, as no shell does in a YAML file.
+
+    Args:
+        cfg: Changed, also when it is frozen.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    if not cfg.OUTPUT_DIR.startswith("~"):
+        return
+    folder = os.path.expanduser(cfg.OUTPUT_DIR)
+    if folder == cfg.OUTPUT_DIR:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} names the home folder of a user that is not known here; a folder"
+            f" of that name is ./{folder}"
+        )
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = folder
+    if was_frozen:
+        cfg.freeze()
 
 
 def run_config(

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from detkit.checkpoint.run_folder import lock_folder
 from detkit.config import CfgNode, settings_without_effect, unread_settings
-from detkit.engine.run_config import prepare
+from detkit.engine.run_config import expand_home, prepare
 from detkit.engine.writers import build_writers
 from detkit.utils import comm
 from detkit.utils.env import collect_env_info, resolve_device, reuse_freed_memory, seed_all_rng
@@ -21,6 +22,9 @@ from detkit.utils.file_io import PathManager
 from detkit.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
+
+# First line of the settings that a run writes: a file without it is the user's own.
+_HEADER = "# All settings of a run, written by detkit; the next run in this folder replaces them."
 
 _EXAMPLES = """\
 examples:
@@ -97,15 +101,24 @@ class _Settings(argparse.Action):
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Set up a run: log files, `prepare`, seeds, and a record of settings and machine.
 
-    Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`.
+    Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`, or `config.run.yaml` where
+    `config.yaml` is a file of the user's own. Unless it only evaluates, a run keeps `OUTPUT_DIR`
+    for itself until the process ends or has trained.
 
     Args:
         cfg: The settings; changed as in `prepare`, and not otherwise.
-        args: The parsed command line; logged, and read for `eval_only`.
+        args: The parsed command line; logged, and read for `eval_only` and `config_file`.
+
+    Raises:
+        FolderInUseError: Another process trains in `OUTPUT_DIR`.
     """
+    expand_home(cfg)
     rank = comm.get_rank()
+    is_eval_only = getattr(args, "eval_only", False)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         PathManager.mkdirs(cfg.OUTPUT_DIR)
+        if not is_eval_only and "://" not in cfg.OUTPUT_DIR:
+            lock_folder(cfg.OUTPUT_DIR)  # before anything is written
     comm.synchronize()  # the folder must exist before any process opens its log in it
     for name in ("fvcore", "detkit"):
         setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
@@ -117,10 +130,22 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     for key, reason in settings_without_effect(cfg).items():
         logger.warning("%s is set, but has no effect: %s", key, reason)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
-        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        path.write_text(cfg.dump(), encoding="utf-8")
+        path = _place_of_settings(Path(cfg.OUTPUT_DIR), getattr(args, "config_file", ""))
+        path.write_text(f"{_HEADER}\n{cfg.dump()}", encoding="utf-8")
         logger.info("all settings are in %s", path)
-    _set_numerics(cfg, getattr(args, "eval_only", False))
+    _set_numerics(cfg, is_eval_only)
+
+
+def _place_of_settings(folder: Path, config_file: str) -> Path:
+    """Return the file for the settings of a run, which replaces none that the user has written."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return path
+    with path.open(encoding="utf-8", errors="replace") as file:
+        is_of_a_run = file.readline().startswith(_HEADER)
+    # The user may have changed the file of an earlier run, whose first line it still has.
+    is_read = bool(config_file) and os.path.realpath(config_file) == os.path.realpath(path)
+    return path if is_of_a_run and not is_read else folder / "config.run.yaml"
 
 
 def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None:

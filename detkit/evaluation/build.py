@@ -17,6 +17,7 @@ from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError
+from detkit.utils.file_io import file_stem
 from detkit.utils.image import read_label_map
 from detkit.utils.near_miss import did_you_mean
 
@@ -45,7 +46,9 @@ def build_evaluator(
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if output_dir is None:
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        output_dir = str(folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder)
+        if len(cfg.DATASETS.TEST) > 1:
+            folder /= file_stem(dataset_name)
+        output_dir = str(folder)
     if evaluator_type not in _BUILDERS:
         raise ConfigError(
             f"data set {dataset_name!r} asks for an evaluator of type {evaluator_type!r}; there are"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detkit.checkpoint import CheckpointError, load_checkpoint_file
+from detkit.checkpoint.run_folder import recorded_run
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.engine import DefaultTrainer, hooks
 from detkit.evaluation import DatasetEvaluator
@@ -127,6 +128,40 @@ def test_without_resume_an_old_checkpoint_is_not_looked_at(tiny_cfg):
     assert trainer.start_iter == 0
 
 
+def test_new_run_that_dies_early_is_what_a_resume_continues(tiny_cfg):
+    DefaultTrainer(tiny_cfg).train()
+    first = DefaultTrainer(tiny_cfg)
+    first.register_hooks([hooks.CallbackHook(before_step=lambda trainer: 1 / 0)])
+    with pytest.raises(ZeroDivisionError):
+        first.train()
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+
+
+def test_run_that_fails_before_it_begins_leaves_the_other_one_to_a_resume(tiny_cfg):
+    before = DefaultTrainer(tiny_cfg)
+    before.train()
+    DefaultTrainer(tiny_cfg).resume_or_load(resume=False)
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == tiny_cfg.SOLVER.MAX_ITER
+    assert trainer.run == before.run == recorded_run(tiny_cfg.OUTPUT_DIR)
+
+
+def test_two_runs_in_one_folder_do_not_mix_their_metrics(tiny_cfg):
+    def iterations(path):
+        return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+
+    first = DefaultTrainer(tiny_cfg)
+    first.train()
+    DefaultTrainer(tiny_cfg).train()
+    output = Path(tiny_cfg.OUTPUT_DIR)
+    expected = iterations(output / f"run_{first.run}" / "metrics.json")
+    assert iterations(output / "metrics.json") == expected
+    assert expected == sorted(set(expected)) != []
+
+
 def test_weights_of_another_model_stop_the_run(tiny_cfg, tmp_path):
     torch.save({"model": {"other.weight": torch.ones(1)}}, tmp_path / "w.pth")
     tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
@@ -230,7 +265,10 @@ def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
     assert trainer._trainer.model is trainer.model
     assert trainer._trainer.optimizer is trainer.optimizer
     assert trainer._trainer.data_loader is trainer.data_loader
-    with pytest.raises(AttributeError, match="override run_step, compute_losses or step_optimizer"):
+    with pytest.raises(
+        AttributeError,
+        match="override run_step, compute_losses or step_optimizer .* setting DefaultTrainer, or build_model, ",
+    ):
         trainer._trainer = trainer
 
 

@@ -1,17 +1,22 @@
 import argparse
 import logging
 import os
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from detkit.checkpoint.run_folder import FolderInUseError, lock_folder
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog
 from detkit.engine import default_argument_parser, default_setup, default_writers
 from detkit.engine.setup import refuse_settings
+from detkit.utils.errors import ConfigError
 from detkit.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+from tests.processes import end_of, fork
 
 ARGS = argparse.Namespace(eval_only=False)
 
@@ -69,6 +74,68 @@ class TestSetup:
         again = get_cfg()
         again.merge_from_file(str(output / "config.yaml"))
         assert again == tiny_cfg
+
+    def test_settings_replace_those_of_an_earlier_run_and_no_file_of_the_users(self, tiny_cfg):
+        own = Path(tiny_cfg.OUTPUT_DIR) / "config.yaml"
+        default_setup(tiny_cfg, ARGS)
+        tiny_cfg.SOLVER.MAX_ITER = 7
+        default_setup(tiny_cfg, ARGS)
+        assert "MAX_ITER: 7" in own.read_text()
+        own.write_text("# a week of work\n")
+        default_setup(tiny_cfg, ARGS)
+        assert own.read_text() == "# a week of work\n"
+        assert "MAX_ITER: 7" in own.with_name("config.run.yaml").read_text()
+
+    def test_settings_that_a_run_reads_are_not_replaced(self, tiny_cfg):
+        default_setup(tiny_cfg, ARGS)
+        path = Path(tiny_cfg.OUTPUT_DIR) / "config.yaml"
+        path.write_text(path.read_text() + "# a remark\n")
+        default_setup(tiny_cfg, argparse.Namespace(config_file=str(path)))
+        assert path.read_text().endswith("# a remark\n")
+
+    @pytest.mark.parametrize("is_frozen", [False, True])
+    def test_home_folder_is_expanded(self, tiny_cfg, tmp_path, monkeypatch, is_frozen):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        tiny_cfg.OUTPUT_DIR = "~/run"
+        if is_frozen:
+            tiny_cfg.freeze()
+        default_setup(tiny_cfg, ARGS)
+        assert str(tmp_path / "home" / "run") == tiny_cfg.OUTPUT_DIR
+        assert tiny_cfg.is_frozen() is is_frozen
+        assert (tmp_path / "home" / "run" / "log.txt").exists()
+        assert not (tmp_path / "~").exists()
+
+    def test_home_folder_of_nobody_is_an_error(self, tiny_cfg):
+        tiny_cfg.OUTPUT_DIR = "~nobody-of-that-name/run"
+        with pytest.raises(
+            ConfigError, match=r"home folder of a user .* \./~nobody-of-that-name/run"
+        ):
+            default_setup(tiny_cfg, ARGS)
+
+    @pytest.mark.parametrize("eval_only", [False, True])
+    def test_training_in_the_folder_of_a_running_one_is_refused_before_it_writes(
+        self, tiny_cfg, eval_only
+    ):
+        ready, wait = os.pipe()
+
+        def first():
+            lock_folder(tiny_cfg.OUTPUT_DIR)
+            os.write(wait, b"1")
+            signal.pause()
+
+        child = fork(first)
+        os.read(ready, 1)
+        try:
+            args = argparse.Namespace(eval_only=eval_only)
+            with (
+                nullcontext() if eval_only else pytest.raises(FolderInUseError, match="OUTPUT_DIR")
+            ):
+                default_setup(tiny_cfg, args)
+            assert (Path(tiny_cfg.OUTPUT_DIR) / "config.yaml").exists() is eval_only
+        finally:
+            os.kill(child, signal.SIGKILL)
+            end_of(child)
 
     def test_registers_declared_data_sets(self, tiny_cfg):
         default_setup(tiny_cfg, ARGS)

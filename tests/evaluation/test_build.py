@@ -236,6 +236,25 @@ def test_each_of_several_data_sets_has_its_own_folder(register, make_record, sco
         assert (tmp_path / "inference" / name / "coco_instances_results.json").exists()
 
 
+@pytest.mark.parametrize("name", ["../../../outside", "..", "a/../../b"])
+def test_name_of_a_data_set_does_not_lead_out_of_the_folder(
+    register, make_record, score, tmp_path, name
+):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "a" / "b" / "c")
+    records = [make_record(1)]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(register(records)).thing_classes
+    try:
+        cfg.DATASETS.TEST = (name, "other")
+        score(build_evaluator(cfg, name), {1: []})
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    (found,) = tmp_path.rglob("coco_instances_results.json")
+    assert found.parents[1] == tmp_path / "a" / "b" / "c" / "inference"
+
+
 def test_data_set_that_the_config_declares_is_found_once_prepared(tmp_path):
     truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))

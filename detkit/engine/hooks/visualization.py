@@ -14,6 +14,7 @@ from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
 from detkit.engine.train_loop import PeriodicHook
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
+from detkit.utils.file_io import file_stem
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.text import distinct_names
@@ -118,7 +119,9 @@ def write_pictures(
         records = get_test_records(cfg, name)
         drawn += [(name, r) for r in records[:: max(len(records) // limit, 1)][:limit]]
     # `a.jpg` beside `a.png`, or images of one name in two folders, are two pictures.
-    files = distinct_names(f"{name}_{Path(r['file_name']).stem}.jpg" for name, r in drawn)
+    files = distinct_names(
+        f"{file_stem(name)}_{Path(r['file_name']).stem}.jpg" for name, r in drawn
+    )
     written = [folder / file for file in files]
     for path, (name, record) in zip(written, drawn, strict=True):
         picture = draw_truth_and_prediction(

@@ -243,6 +243,17 @@ def test_pictures_are_spread_over_the_data_set_up_to_the_limit(cfg, tmp_path: Pa
     assert all(path.is_file() for path in written)
 
 
+def test_name_of_a_data_set_does_not_lead_out_of_the_folder(cfg, tmp_path: Path) -> None:
+    records = DatasetCatalog.get("shapes_val")
+    DatasetCatalog.register("../../outside", lambda: records)
+    try:
+        cfg.DATASETS.TEST = ("../../outside",)
+        (path,) = write_pictures(cfg, OneBox(0.9), tmp_path / "a" / "pictures", limit=1)
+    finally:
+        DatasetCatalog.remove("../../outside")
+    assert path.parent == tmp_path / "a" / "pictures"
+
+
 def test_small_data_set_gives_a_picture_of_every_image(cfg, tmp_path: Path) -> None:
     assert len(write_pictures(cfg, OneBox(0.9), tmp_path / "pictures", limit=12)) == 5
 
