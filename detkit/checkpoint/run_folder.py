@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.utils.errors import UserError
-from detkit.utils.file_io import file_stem
+from detkit.utils.text import file_stem
 
 try:
     import fcntl

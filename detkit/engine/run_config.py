@@ -8,7 +8,6 @@ iterations once the number of images is known; class counts come from the metada
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -65,12 +64,13 @@ def expand_home(cfg: CfgNode) -> None:
     """
     if not cfg.OUTPUT_DIR.startswith("~"):
         return
-    folder = os.path.expanduser(cfg.OUTPUT_DIR)
-    if folder == cfg.OUTPUT_DIR:
+    try:
+        folder = str(Path(cfg.OUTPUT_DIR).expanduser())
+    except RuntimeError:
         raise ConfigError(
-            f"OUTPUT_DIR {folder} names the home folder of a user that is not known here; a folder"
-            f" of that name is ./{folder}"
-        )
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} names the home folder of a user that is not known here; a"
+            f" folder of that name is ./{cfg.OUTPUT_DIR}"
+        ) from None
     was_frozen = cfg.is_frozen()
     cfg.defrost()
     cfg.OUTPUT_DIR = folder

@@ -144,7 +144,7 @@ def _place_of_settings(folder: Path, config_file: str) -> Path:
     with path.open(encoding="utf-8", errors="replace") as file:
         is_of_a_run = file.readline().startswith(_HEADER)
     # The user may have changed the file of an earlier run, whose first line it still has.
-    is_read = bool(config_file) and os.path.realpath(config_file) == os.path.realpath(path)
+    is_read = bool(config_file) and Path(config_file).resolve() == path.resolve()
     return path if is_of_a_run and not is_read else folder / "config.run.yaml"
 
 

@@ -17,9 +17,9 @@ from detkit.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator
 from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError
-from detkit.utils.file_io import file_stem
 from detkit.utils.image import read_label_map
 from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import file_stem
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """`PathManager` for files, URLs and model zoo addresses, and the folders of data and configs."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,7 @@ from detkit.utils.download import fetch
 from detkit.utils.errors import MissingFileError
 from detkit.utils.near_miss import did_you_mean
 
-__all__ = ["PathManager", "dataset_root", "file_stem", "packaged_configs"]
-
-# What must not be in the name of a file, on Windows neither; `%` keeps different names different.
-_SPECIAL = re.compile(r'^\.|[\x00-\x1f\x7f/\\%:*?"<>|]')
+__all__ = ["PathManager", "dataset_root", "packaged_configs"]
 
 _DETECTRON2_PREFIX = "detectron2://"
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -87,7 +83,8 @@ class HomeHandler(NativePathHandler):
         return super()._get_local_path(self._get_path_with_cwd(path), force, **kwargs)
 
     def _get_path_with_cwd(self, path: str) -> str:
-        return super()._get_path_with_cwd(os.path.expanduser(path))
+        # Not by Path, which raises for `~x` where no user has that name: it may be a file's own.
+        return super()._get_path_with_cwd(os.path.expanduser(path))  # noqa: PTH111
 
 
 PathManager = _PathManager()
@@ -95,19 +92,6 @@ PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
 PathManager.register_handler(CatalogHandler())
 PathManager.register_handler(HomeHandler())
-
-
-def file_stem(name: str) -> str:
-    """Return a name, such as that of a data set, as a part of a path that stays in its folder.
-
-    Different names stay different; those without separators and other special characters, and
-    without a dot at the start, stay as they are.
-
-    Example:
-        >>> file_stem("my.cells_val"), file_stem("../x")
-        ('my.cells_val', '%2E.%2Fx')
-    """
-    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 
 def dataset_root() -> Path:

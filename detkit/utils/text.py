@@ -1,5 +1,6 @@
 """Names from files as texts: without characters that act on what shows them, and as file names."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -9,6 +10,8 @@ from pathlib import PurePath
 _ACTING = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
 # Formats without which Persian, Hindi and emojis are spelt wrongly.
 _JOINERS = frozenset("\u200c\u200d")
+# What must not be in the name of a file, on Windows neither; `%` keeps different names different.
+_SPECIAL = re.compile(r'^\.|[\x00-\x1f\x7f/\\%:*?"<>|]')
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -52,3 +55,16 @@ def distinct_names(names: Iterable[str]) -> list[str]:
             candidate, number = f"{path.stem}_{number}{path.suffix}", number + 1
         distinct[candidate.casefold()] = candidate
     return list(distinct.values())
+
+
+def file_stem(name: str) -> str:
+    """Return a name, such as that of a data set, as a part of a path that stays in its folder.
+
+    Different names stay different; those without separators and other special characters, and
+    without a dot at the start, stay as they are.
+
+    Example:
+        >>> file_stem("my.cells_val"), file_stem("../x")
+        ('my.cells_val', '%2E.%2Fx')
+    """
+    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)

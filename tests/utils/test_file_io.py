@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from detkit.utils import file_io
-from detkit.utils.file_io import PathManager, dataset_root, file_stem, packaged_configs
+from detkit.utils.file_io import PathManager, dataset_root, packaged_configs
 
 
 def test_dataset_root_follows_the_environment(monkeypatch):
@@ -78,33 +78,6 @@ def test_unknown_catalog_address_has_near_misses():
         match=r"catalog://ImageNetPretrained/FAIR/R-50-NG .*Did you mean .*R-50-GN",
     ):
         PathManager.get_local_path("catalog://ImageNetPretrained/FAIR/R-50-NG")
-
-
-@pytest.mark.parametrize("name", ["coco_2017_val", "my.cells-1", "größe", "a b"])
-def test_plain_names_are_their_own_stems(name):
-    assert file_stem(name) == name
-
-
-def test_stems_stay_in_their_folder_and_apart(tmp_path):
-    names = [
-        "..",
-        ".",
-        "../x",
-        "/etc/x",
-        "a/b",
-        "a_b",
-        "a%2Fb",
-        "a\\b",
-        "C:x",
-        "a\nb",
-        ".x",
-        "a\0b",
-    ]
-    stems = [file_stem(name) for name in names]
-    assert len(set(stems)) == len(names)
-    for stem in stems:
-        (tmp_path / stem).write_text("")  # a file, right here
-    assert len(list(tmp_path.iterdir())) == len(names)
 
 
 def test_home_folder_is_expanded(tmp_path, monkeypatch):

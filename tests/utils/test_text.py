@@ -2,7 +2,7 @@
 
 import pytest
 
-from detkit.utils.text import distinct_names, printable
+from detkit.utils.text import distinct_names, file_stem, printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,30 @@ def test_no_two_names_are_equal_on_any_system():
 
 def test_many_equal_names_are_numbered():
     assert distinct_names(["x"] * 3) == ["x", "x_2", "x_3"]
+
+
+@pytest.mark.parametrize("name", ["coco_2017_val", "my.cells-1", "größe", "a b"])
+def test_plain_names_are_their_own_stems(name):
+    assert file_stem(name) == name
+
+
+def test_stems_stay_in_their_folder_and_apart(tmp_path):
+    names = [
+        "..",
+        ".",
+        "../x",
+        "/etc/x",
+        "a/b",
+        "a_b",
+        "a%2Fb",
+        "a\\b",
+        "C:x",
+        "a\nb",
+        ".x",
+        "a\0b",
+    ]
+    stems = [file_stem(name) for name in names]
+    assert len(set(stems)) == len(names)
+    for stem in stems:
+        (tmp_path / stem).write_text("")  # a file, right here
+    assert len(list(tmp_path.iterdir())) == len(names)

@@ -14,10 +14,9 @@ from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
 from detkit.engine.train_loop import PeriodicHook
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
-from detkit.utils.file_io import file_stem
 from detkit.utils.image import read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
-from detkit.utils.text import distinct_names
+from detkit.utils.text import distinct_names, file_stem
 from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
 
 logger = logging.getLogger(__name__)
