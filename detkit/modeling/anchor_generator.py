@@ -173,12 +173,11 @@ class DefaultAnchorGenerator(AnchorGenerator):
         return [Boxes(anchors) for anchors in grids]
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
-        return [
-            anchor_grid(cell_anchors, size, (stride, stride), self.offset)
-            for cell_anchors, size, stride in zip(
-                self.cell_anchors, grid_sizes, self.strides, strict=True
-            )
-        ]
+        grids = []
+        levels = zip(self.cell_anchors, grid_sizes, self.strides, strict=True)
+        for cell_anchors, size, stride in levels:
+            grids.append(anchor_grid(cell_anchors, size, (stride, stride), self.offset))
+        return grids
 
 
 def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
@@ -233,8 +232,9 @@ def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[f
             f"{name} must be one list for all, or one for each of the {num_levels} feature levels;"
             f" got {len(per_level)} lists: {values}"
         )
-    if not all(level and all(v > 0 for v in level) for level in per_level):
-        raise ValueError(f"{name} must have positive numbers on every level, got {values}")
+    for level in per_level:
+        if not level or not all(v > 0 for v in level):
+            raise ValueError(f"{name} must have positive numbers on every level, got {values}")
     return per_level
 
 

@@ -26,7 +26,7 @@ def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: A pattern is not a regular expression.
-        ValueError: A pattern is found in no name.
+        ValueError: A pattern matches no name.
     """
     names = list(model.state_dict())
     frozen: set[str] = set()
@@ -48,20 +48,17 @@ def _matching(pattern: str, names: Iterable[str], model: nn.Module) -> set[str]:
     if not found:
         plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
         known = [*(name for name, _ in model.named_modules() if name), *names]
-        raise ValueError(
-            f"{pattern!r} is found in the name of no tensor of the"
-            f" model.{did_you_mean(plain, known)}"
-        )
+        hint = did_you_mean(plain, known)
+        raise ValueError(f"{pattern!r} matches the name of no tensor of the model.{hint}")
     return found
 
 
 def _freeze_norms(model: nn.Module, frozen: Collection[str]) -> None:
+    norms: list[tuple[str, _NormBase]] = []
     # A norm that two modules share has two names, and is replaced under both.
-    norms = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, _NormBase)
-    ]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _NormBase):
+            norms.append((name, module))
     fixed: dict[nn.Module, nn.Module] = {}
     for name, norm in norms:
         prefix = f"{name}." if name else ""

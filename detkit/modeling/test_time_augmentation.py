@@ -99,7 +99,7 @@ class DatasetMapperTTA:
         """Return the views of an input, each with its `image`, and `proposals` if there are any."""
         image = model_input["image"]
         height, width = image.shape[1:]
-        shown: list[tuple[ModelInput, View]] = []
+        views: list[tuple[ModelInput, View]] = []
         for min_size in self.min_sizes:
             # Rounded as Detectron2 does.
             scale = min_size / min(height, width)
@@ -118,8 +118,8 @@ class DatasetMapperTTA:
                     boxes = view.boxes_into(proposals.proposal_boxes.tensor, (height, width))
                     fields = {**proposals.get_fields(), "proposal_boxes": Boxes(boxes)}
                     view_input["proposals"] = Instances(size, **fields)
-                shown.append((view_input, view))
-        return shown
+                views.append((view_input, view))
+        return views
 
 
 class GeneralizedRCNNWithTTA(nn.Module):
@@ -226,22 +226,22 @@ class GeneralizedRCNNWithTTA(nn.Module):
         # Moved to the device before it is resized: that is quicker than nine sizes of a picture
         # on the CPU, and one transfer instead of nine.
         on_device = dict(model_input, image=model_input["image"].to(self.model.device))
-        shown = self.tta_mapper(cast(ModelInput, on_device))
-        merged = self._merged_boxes(shown, size)
+        views = self.tta_mapper(cast(ModelInput, on_device))
+        merged = self._merged_boxes(views, size)
         if not self._has_branches():
             return merged
-        self._add_to_boxes(merged, shown)
+        self._add_to_boxes(merged, views)
         return detector_postprocess(merged, *size)
 
     def _merged_boxes(
-        self, shown: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
+        self, views: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
     ) -> Instances:
         """Detect boxes in all views, and merge them by NMS in an image of the given size."""
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         classes: list[Tensor] = []
-        for start in range(0, len(shown), self.batch_size):
-            batch = shown[start : start + self.batch_size]
+        for start in range(0, len(views), self.batch_size):
+            batch = views[start : start + self.batch_size]
             found = self._boxes_in([x for x, _ in batch])
             for found_i, (_, view) in zip(found, batch, strict=True):
                 boxes.append(view.boxes_out(found_i.pred_boxes.tensor, size))
@@ -261,7 +261,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             return self.model.detect_boxes(inputs)
         return cast(list[Instances], self.model.inference(inputs, do_postprocess=False))
 
-    def _add_to_boxes(self, merged: Instances, shown: Sequence[tuple[ModelInput, View]]) -> None:
+    def _add_to_boxes(self, merged: Instances, views: Sequence[tuple[ModelInput, View]]) -> None:
         """Set `pred_masks` and `pred_keypoints` to the means over the views.
 
         Cells of a mask or heatmap are relative to the box, so those of all sizes can be averaged.
@@ -269,7 +269,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         # Summed up view by view: the maps of all at once would take V times the memory.
         masks: Tensor | None = None
         heatmaps: Tensor | None = None
-        for result, view in self._with_fields(merged, shown):
+        for result, view in self._with_fields(merged, views):
             if result.has("pred_masks"):
                 maps = result.pred_masks.flip(3) if view.is_mirrored else result.pred_masks
                 masks = maps if masks is None else masks + maps
@@ -280,17 +280,17 @@ class GeneralizedRCNNWithTTA(nn.Module):
                     maps = maps.flip(3)[:, self.keypoint_flip_indices]
                 heatmaps = maps if heatmaps is None else heatmaps + maps
         if masks is not None:
-            merged.pred_masks = masks / len(shown)
+            merged.pred_masks = masks / len(views)
         if heatmaps is not None:
-            keypoints = heatmaps_to_keypoints(heatmaps / len(shown), merged.pred_boxes.tensor)
+            keypoints = heatmaps_to_keypoints(heatmaps / len(views), merged.pred_boxes.tensor)
             merged.pred_keypoints = keypoints[:, :, [0, 1, 3]]
 
     def _with_fields(
-        self, merged: Instances, shown: Sequence[tuple[ModelInput, View]]
+        self, merged: Instances, views: Sequence[tuple[ModelInput, View]]
     ) -> Iterator[tuple[Instances, View]]:
         """Yield the merged boxes in each view, with the fields that the model adds to them."""
-        for start in range(0, len(shown), self.batch_size):
-            batch = shown[start : start + self.batch_size]
+        for start in range(0, len(views), self.batch_size):
+            batch = views[start : start + self.batch_size]
             given: list[Instances] = []
             for _, view in batch:
                 boxes = view.boxes_into(merged.pred_boxes.tensor, merged.image_size)
@@ -299,8 +299,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
             results = cast(GeneralizedRCNN, self.model).inference(
                 [x for x, _ in batch], given, do_postprocess=False
             )
-            views = [view for _, view in batch]
-            yield from zip(cast(list[Instances], results), views, strict=True)
+            for result, (_, view) in zip(cast(list[Instances], results), batch, strict=True):
+                yield result, view
 
     def _has_branches(self) -> bool:
         return self._branch_is_on("mask") or self._branch_is_on("keypoint")

@@ -144,7 +144,7 @@ def test_norm_that_is_the_model_itself_is_frozen():
 def test_pattern_that_matches_nothing_is_an_error_with_near_misses():
     with pytest.raises(
         ValueError,
-        match=r"'\^bdoy\\\\.0' is found in the name of no tensor .*Did you mean 'body.0'",
+        match=r"'\^bdoy\\\\.0' matches the name of no tensor .*Did you mean 'body.0'",
     ):
         freeze_matching(Net(), ["head", r"^bdoy\.0"])
 

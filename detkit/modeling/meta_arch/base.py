@@ -55,7 +55,8 @@ class Detector(nn.Module):
         self._is_channels_last = memory_format == torch.channels_last
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
         # As floats: of whole numbers, torch would make integers, which do not divide in place.
-        mean, std = (torch.tensor([float(v) for v in values]) for values in (pixel_mean, pixel_std))
+        mean = torch.tensor([float(value) for value in pixel_mean])
+        std = torch.tensor([float(value) for value in pixel_std])
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
 

@@ -417,15 +417,15 @@ class RetinaNet(DenseDetector):
                     image_size=size_i,
                 )
                 levels.append(candidates)
-            found = Instances.cat(levels)
+            detections = Instances.cat(levels)
             if self.test_clip_before_nms:
-                found.pred_boxes.clip(size_i)
+                detections.pred_boxes.clip(size_i)
             keep, scores = detection_filter(
-                found.pred_boxes.tensor, found.scores, found.pred_classes
+                detections.pred_boxes.tensor, detections.scores, detections.pred_classes
             )
-            found = found[keep]
-            found.scores = scores
-            results.append(found)
+            detections = detections[keep]
+            detections.scores = scores
+            results.append(detections)
         return results
 
     def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:

@@ -60,8 +60,8 @@ def keypoint_rcnn_loss(
         cells.append(cells_i)
         is_valid.append(is_valid_i)
     valid = cat(is_valid)
-    # Keypoints without a label or outside the proposal are ignored, not left out: their number
-    # would be a shape, and a wait for the device.
+    # Keypoints without a label or outside the proposal are ignored, not left out: the number of
+    # the others would be a shape, which waits for the device.
     target = cat(cells).masked_fill(valid == 0, _IGNORED).flatten()
     # Float32 under autocast too: this is a softmax over some thousand cells.
     logits = pred_keypoint_logits.float().flatten(2).flatten(0, 1)
