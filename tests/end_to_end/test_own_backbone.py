@@ -82,7 +82,7 @@ def test_wrong_channels_in_the_example_are_named(
     )
     assert train.main(["--config-file", "my_backbone.yaml", "MODEL.DEVICE", "cpu"]) == 2
     assert (
-        "StridedConvs.output_shape declares 's16' with 80 channels, forward gives 64"
+        "StridedConvs.output_shape declares 's16' with 80 channels, forward returns 64"
         in capsys.readouterr().err
     )
 
