@@ -27,6 +27,7 @@ from detkit.config import get_cfg
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
 from detkit.utils.errors import ConfigError
+from detkit.utils.text import printable
 
 _EPILOG = """examples:
   torchvision's detector:    torchvision://fasterrcnn_resnet50_fpn frcnn.pth
@@ -98,7 +99,7 @@ def convert(args: argparse.Namespace) -> int:
     save_weights_file(chosen, args.output, metadata)
     print(_table(report, translation))
     for remark in translation.remarks:
-        print(remark)
+        print(printable(remark))
     print(
         f"{translation.layout or 'the names are left as they are'}; {report.summary()}; written to"
         f" {args.output}"
@@ -142,4 +143,5 @@ def _table(report: LoadReport, translation: Translation) -> str:
         rows.append(("other shape", name_in_file.get(name, name), name, shapes))
     rows += [("missing", "", name, "") for name in report.missing]
     headers = ["", "name in the file", "name in detkit", "shape"]
-    return tabulate(rows, headers=headers, tablefmt="plain")
+    cells = [map(printable, row) for row in rows]
+    return tabulate(cells, headers=headers, tablefmt="plain")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detkit.utils.errors import UserError
+from detkit.utils.text import printable
 
 # torch's data loader raises an error of a worker process again, as the same type with one text: the
 # name of the worker, its traceback, and the message at the end.
@@ -40,8 +41,10 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
     except (UserError, OSError) as error:
         if os.environ.get("DETKIT_TRACEBACK") == "1" or not is_written_for_users(error):
             raise
+        # What begins a line of its own is indented: it may be within a name.
+        message = printable(message_of(error), keep="\n\t").replace("\n", "\n  ")
         print(
-            f"error: {message_of(error)}\n(DETKIT_TRACEBACK=1 shows where it was raised)",
+            f"error: {message}\n(DETKIT_TRACEBACK=1 shows where it was raised)",
             file=sys.stderr,
         )
         return 2

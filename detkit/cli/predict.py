@@ -32,7 +32,7 @@ from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
-from detkit.utils.text import distinct_names
+from detkit.utils.text import distinct_names, printable
 from detkit.visualization import ColorMode, Visualizer, readable_scale
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             image = read_image(str(path), image_format, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
         except (BadImageError, OSError) as error:
             logger.error("%s", message_of(error))
-            unreadable.append(str(path))
+            unreadable.append(printable(str(path)))
             continue
         found = predictor(image)
         if "instances" not in found and "sem_seg" not in found:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
             f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}."
             f" The others are in {folder}."
         )
-    print(folder.resolve())
+    print(printable(str(folder.resolve())))
     return 0
 
 

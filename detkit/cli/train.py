@@ -19,6 +19,7 @@ from detkit.engine.hooks.visualization import write_pictures
 from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
 from detkit.utils import comm
+from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
                 pictures[0].parent,
             )
         if results:
-            print(format_results(results))
-        print(Path(cfg.OUTPUT_DIR).resolve(), flush=True)
+            print(printable(format_results(results), keep="\n"))
+        print(printable(str(Path(cfg.OUTPUT_DIR).resolve())), flush=True)
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results

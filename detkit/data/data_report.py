@@ -14,6 +14,7 @@ from tabulate import tabulate
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
+from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ def print_instances_class_histogram(
 
 def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
     """Lay the classes out in columns, first down, then across, with the total last."""
-    cells = [*rows.items(), ("total", sum(rows.values()))]
+    cells = [(printable(name), count) for name, count in rows.items()]
+    cells.append(("total", sum(rows.values())))
     height = -(-len(cells) // num_columns)  # rounded up
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = itertools.zip_longest(*columns, fillvalue=(None, None))

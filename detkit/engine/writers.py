@@ -33,6 +33,7 @@ from detkit.utils.events import (
 )
 from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class CSVWriter(LineWriter):
     def write(self) -> None:
         scalars = get_event_storage().latest_with_smoothing_hint(self._window_size)
         new = sorted(
-            (i, name, value) for name, (value, i) in scalars.items() if i > self._last_write
+            (i, printable(name), value)
+            for name, (value, i) in scalars.items()
+            if i > self._last_write
         )
         csv.writer(self._open(), lineterminator="\n").writerows(new)
         self._open().flush()

@@ -40,6 +40,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput, as_flag
 from detkit.utils.errors import DataError
+from detkit.utils.text import distinct_names, printable
 
 logger = logging.getLogger(__name__)
 
@@ -243,9 +244,9 @@ def write_devkit_files(
             detections_i.classes.tolist(), detections_i.scores.tolist(), boxes, strict=True
         ):
             lines[class_id].append(" ".join(map(str, [detections_i.image_id, score, *box])) + "\n")
-    for name, lines_of_class in zip(class_names, lines, strict=True):
-        # A class called "car/truck" would name a folder.
-        file_name = f"comp4_det_{split}_{name}.txt".replace("/", "_")
+    # A class called "car/truck" would name a folder.
+    names = [printable(f"comp4_det_{split}_{name}.txt").replace("/", "_") for name in class_names]
+    for file_name, lines_of_class in zip(distinct_names(names), lines, strict=True):
         (folder / file_name).write_text("".join(lines_of_class), encoding="utf-8")
     logger.info("wrote detections in the format of the VOC development kit to %s", folder)
 

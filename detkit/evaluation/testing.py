@@ -11,6 +11,7 @@ from tabulate import tabulate
 from detkit.config import CfgNode
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,9 @@ def table(
         headers: One per column.
         name_columns: Indices of the columns that hold names.
     """
+    cells = [[printable(c) if isinstance(c, str) else c for c in row] for row in rows]
     return tabulate(
-        rows,
+        cells,
         headers=headers,
         tablefmt="pipe",
         floatfmt=".3f",

@@ -1,5 +1,6 @@
 """Logging to the console and to one file per process."""
 
+import copy
 import logging
 import sys
 from collections import Counter
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from detkit.utils.text import printable
 
 _COLORS = {
     logging.DEBUG: "36",
@@ -19,7 +22,19 @@ _DATE = "%m/%d %H:%M:%S"
 _seen: Counter[tuple[Any, ...]] = Counter()
 
 
-class _ColorFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Writes out control characters: names of files and classes may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Lines that the message itself begins, as for a table, stay; one that begins within a name
+        # could pass for a line of ours.
+        kept = "\n\t" if "\n" in str(record.msg) else "\t"
+        record = copy.copy(record)
+        record.msg, record.args = printable(record.getMessage(), keep=kept), None
+        return printable(super().format(record), keep="\n\t")  # with the traceback
+
+
+class _ColorFormatter(_Formatter):
     """Colours time and logger name by the level; adds the level to warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -62,7 +77,7 @@ def setup_logger(
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    plain = logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", datefmt=_DATE)
+    plain = _Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", datefmt=_DATE)
     if distributed_rank == 0:
         console = _ConsoleHandler(sys.stdout)
         console.setFormatter(

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from detkit.utils.text import printable
+
 Color = tuple[int, int, int]
 Points = npt.ArrayLike
 Rectangle = tuple[int, int, int, int]
@@ -209,6 +211,7 @@ class Canvas:
 
     def text_size(self, text: str, font_size: int | None = None) -> tuple[int, int]:
         """Return width and height in pixels of a text with its background."""
+        text = printable(text)
         font_size = font_size or self.font_size
         font = _font(font_size, text.isascii())
         padding = _padding(font_size)
@@ -236,6 +239,7 @@ class Canvas:
             font_size: In pixels.
             alpha: Opacity of the background.
         """
+        text = printable(text)  # Pillow measures no text with a line break
         font_size = font_size or self.font_size
         width, height = self.text_size(text, font_size)
         x = max(min(round(position[0]), self.width - width), 0)

@@ -162,3 +162,12 @@ def test_only_errors_of_our_class_and_about_files_are_written_for_users() -> Non
     assert is_written_for_users(FileNotFoundError(2, "No such file or directory", "a.jpg"))
     assert not is_written_for_users(ValueError("a bug"))
     assert not is_written_for_users(OSError("socket closed"))
+
+
+def test_name_in_a_message_neither_begins_a_line_nor_acts_on_a_terminal(capsys) -> None:
+    assert (
+        run_command(_raise, DataError("cannot read a\nerror: \x1b[31mall is well\udcff.png")) == 2
+    )
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first == "error: cannot read a"
+    assert second == r"  error: \x1b[31mall is well\udcff.png"

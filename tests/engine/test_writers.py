@@ -110,3 +110,13 @@ def test_key_selects_the_files_of_a_run_and_a_resume_repeats_no_row(tiny_cfg):
     assert set(found) == whole - {
         ("5", "time")
     }  # the clock leaves out the first steps after a start
+
+
+def test_name_with_a_line_break_stays_in_its_row(tmp_path):
+    writer = CSVWriter(str(tmp_path / "m.csv"))
+    with EventStorage(3) as storage:
+        storage.put_scalar('bbox/AP-a,"b\n9,\x1b[31mc\ud800', 1.0)
+        writer.write()
+    writer.close()
+    _, row = csv.reader((tmp_path / "m.csv").read_text().splitlines())
+    assert row == ["3", r'bbox/AP-a,"b\n9,\x1b[31mc\ud800', "1.0"]

@@ -98,5 +98,10 @@ def test_table_of_classes_has_every_class_and_keeps_names_that_look_like_numbers
     ]
 
 
+def test_name_in_a_table_stays_in_its_row():
+    _, _, row = per_class_table({"AP-a\nb\x1b": 1.0}).splitlines()
+    assert r"a\nb\x1b" in row
+
+
 def test_table_of_no_classes_is_empty():
     assert per_class_table({"AP": 1.0}) == ""

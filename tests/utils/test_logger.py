@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 from detkit.utils.logger import log_first_n, setup_logger
 
@@ -20,6 +21,23 @@ def test_other_ranks_write_their_own_file_only(tmp_path, capsys):
 def test_file_name_may_be_given(tmp_path):
     setup_logger(str(tmp_path / "sub" / "run.log"), name="detkit_test_c").warning("careful")
     assert "WARNING: careful" in (tmp_path / "sub" / "run.log").read_text()
+
+
+def test_names_neither_begin_a_line_nor_act_on_a_terminal(tmp_path, capsys):
+    logger = setup_logger(str(tmp_path), name="detkit_test_e")
+    name = "a\n[11/26 detkit] ERROR: all is lost \x1b[2J\udcff"
+    logger.info("%s: %d objects", name, 3)
+    logger.info("classes:\n%s", "| cat \x1b[31m |\n| dog |")
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logger.exception("no good: %s", Path(name))
+    shown = capsys.readouterr().out
+    for text in (shown, (tmp_path / "log.txt").read_text()):
+        assert r"a\n[11/26 detkit] ERROR: all is lost \x1b[2J\udcff: 3 objects" in text
+        assert "\n| dog |\n" in text
+        assert "\nTraceback (most recent call last):\n" in text
+        assert "\x1b" not in text
 
 
 def test_message_shows_n_times(caplog):

@@ -163,6 +163,12 @@ def test_text_stays_inside_the_picture() -> None:
     assert not painted[height:].any()
 
 
+def test_text_with_a_line_break_is_one_line() -> None:
+    canvas = Canvas(np.zeros((60, 200, 3), np.uint8))
+    assert canvas.text_size("a\nb\x1b") == canvas.text_size(r"a\nb\x1b")
+    canvas.draw_text("a\nb", (0, 0))
+
+
 def test_text_wider_than_the_picture_starts_at_its_left() -> None:
     canvas = _canvas(30, 30)
     canvas.draw_text("a very long name of a class", (5, 5), background=RED, alpha=1)
