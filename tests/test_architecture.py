@@ -88,6 +88,7 @@ def test_utils_are_leaves():
     allowed = {
         "detkit.utils.errors",
         "detkit.utils.near_miss",
+        "detkit.utils.text",
         "detkit.utils.file_io",
         "detkit.utils.download",
         "detkit.utils.image_file",

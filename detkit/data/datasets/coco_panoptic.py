@@ -17,7 +17,7 @@ from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import load_coco_json
-from detkit.data.datasets.json_file import DataFolder, read_json, section
+from detkit.data.datasets.json_file import DataFolder, read_json, require_ids_of_64_bits, section
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, MissingFileError
@@ -107,6 +107,8 @@ def require_panoptic_files(
                 f" {sorted(annotation)}"
             )
         folder.path_of(annotation["file_name"])
+        ids = [segment.get("id") for segment in annotation["segments_info"]]
+        require_ids_of_64_bits([annotation["image_id"], *ids], "image or segment", json_file)
     # One listing of the folder instead of a hundred thousand looks at files.
     present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
     missing = []

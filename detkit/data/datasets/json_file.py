@@ -5,7 +5,7 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,6 +14,7 @@ from detkit.utils.file_io import PathManager
 from detkit.utils.near_miss import did_you_mean
 
 _NUMBERS = frozenset((int, float))
+_LARGEST_ID = 2**63
 
 
 @contextlib.contextmanager
@@ -93,7 +94,7 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
 
     Raises:
         DataError: An entry has no id.
-        DataError: The ids are neither all integers nor all text.
+        DataError: The ids are neither all integers nor all text, or are larger than 64 bits.
         DataError: Two entries have the same id.
     """
     for number, entry in enumerate(entries):
@@ -109,10 +110,23 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
         raise DataError(
             f"{json_file} needs {kind} ids that are all integers, or all text: {shortened(strange)}"
         )
+    require_ids_of_64_bits((entry["id"] for entry in entries), kind, json_file)
     counts = Counter(entry["id"] for entry in entries)
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f"{json_file} uses {kind} ids more than once: {listed(repeated)}")
+
+
+def require_ids_of_64_bits(ids: Iterable[Any], kind: str, json_file: str) -> None:
+    """Raise a DataError if an id is an integer of more than 64 bits."""
+    # Python's hash of an integer is the rest of a division by 2^61 - 1: a dictionary of its
+    # multiples would take hours.
+    for value in ids:
+        if type(value) is int and not -_LARGEST_ID <= value <= _LARGEST_ID:
+            raise DataError(
+                f"{json_file} has the {kind} id {shortened(value, 40)}, need integers of at most 64"
+                " bits, or text"
+            )
 
 
 def known_id(value: Any, known: Collection[Any]) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.coco_panoptic import require_panoptic_files
-from detkit.data.datasets.json_file import DataFolder, read_json, section
+from detkit.data.datasets.json_file import DataFolder, read_json, require_ids_of_64_bits, section
 from detkit.evaluation.panoptic.quality import Segment
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import DataError
@@ -128,6 +128,8 @@ def load_panoptic_ground_truth(
     elif metadata.get("panoptic_json") is not None and metadata.get("panoptic_root") is not None:
         json_file, root = metadata.panoptic_json, str(metadata.panoptic_root)
         annotations = section(read_json(json_file), "annotations", json_file)
+        ids = (annotation.get("image_id") for annotation in annotations)
+        require_ids_of_64_bits(ids, "image", json_file)
         entries = {annotation["image_id"]: annotation for annotation in annotations}
         folder = DataFolder(root, json_file)
         for record in records:

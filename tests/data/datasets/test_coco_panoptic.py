@@ -113,6 +113,19 @@ def test_annotation_without_segments_is_refused(write):
         load_coco_panoptic_json(path, *folders, META)
 
 
+@pytest.mark.parametrize("key", ["image_id", "id"])
+def test_ids_of_more_than_64_bits_are_refused(write, key):
+    path, *folders = write()
+    with open(path) as file:
+        content = json.load(file)
+    entry = content["annotations"][0]
+    (entry if key == "image_id" else entry["segments_info"][0])[key] = 2**70
+    with open(path, "w") as file:
+        json.dump(content, file)
+    with pytest.raises(ValueError, match="id 1180591620717411303424, need integers of at most 64"):
+        load_coco_panoptic_json(path, *folders, META)
+
+
 def test_absent_and_grey_png_are_named(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match=r"grey.png must be an RGB image, is of mode L"):

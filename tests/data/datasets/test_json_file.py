@@ -158,3 +158,15 @@ def test_name_that_leads_out_is_refused_with_file_and_folder(root, name):
 def test_encodings_of_windows_are_read(tmp_path, encoding):
     (tmp_path / "a.json").write_bytes('{"name": "żółw"}'.encode(encoding))
     assert read_json(str(tmp_path / "a.json")) == {"name": "żółw"}
+
+
+def test_ids_whose_hashes_are_equal_are_refused_at_once():
+    entries = [{"id": number * (2**61 - 1)} for number in range(200_000)]
+    with pytest.raises(
+        ValueError, match=r"a\.json has the image id 11529215046068469755, .* 64 bits"
+    ):
+        by_id(entries, "image", "a.json")
+
+
+def test_ids_of_64_bits_are_read():
+    assert len(by_id([{"id": 2**63 - 1}, {"id": -(2**63)}, {"id": 0}], "image", "a.json")) == 3
