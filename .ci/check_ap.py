@@ -1,5 +1,5 @@
-"""Check what the main job left behind: `check_ap.py LOG MIN_AP`. The log's last line is the output
-folder.
+"""Check what the main job left behind: `check_ap.py LOG MIN_AP`. The log's last line is the folder
+of the pictures, within the output folder.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 log, min_ap = Path(sys.argv[1]), float(sys.argv[2])
-output = Path(log.read_text(encoding="utf-8").strip().splitlines()[-1].strip())
+output = Path(log.read_text(encoding="utf-8").strip().splitlines()[-1].strip()).parent
 scores = [
     json.loads(line) for line in (output / "metrics.json").read_text(encoding="utf-8").splitlines()
 ]

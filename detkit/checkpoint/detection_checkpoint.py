@@ -25,6 +25,7 @@ from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.file_io import PathManager
+from detkit.utils.logger import FILE_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,8 @@ class DetectionCheckpointer:
         self.model.load_state_dict(state, strict=False)
         level = logging.INFO if report.is_complete else logging.WARNING
         logger.log(level, "%s: %s", path, report.summary())
+        if not report.is_complete or report.unexpected:
+            logger.info("tensors of %s:\n%s", path, report.details(), extra=FILE_ONLY)
         load_initial_weights(self.model, loaded=state)
         if translation is None:
             return None

@@ -1,7 +1,7 @@
 """Matching of the tensors of a checkpoint with those of a model, and a report of the result."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,9 @@ _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 # Convolutions of detkit's ResNets, and of those of torchvision and timm.
 _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
+
+# Modules in a line of the report.
+_MAX_LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,20 @@ class LoadReport:
         return not self.missing and not self.mismatched
 
     def summary(self) -> str:
-        """Return the report as a line: `loaded 2/3 tensors; re-initialised: box_predictor.*`."""
+        """Return the report in short: `loaded 2/3 tensors (66%); re-initialised: head.fc.*`.
+
+        `by_module` says for which modules, and `details` lists all names.
+        """
         unloaded = [*self.missing, *self.mismatched]
         total = len(self.matched) + len(unloaded)
         parts = [f"loaded {len(self.matched)}/{total} tensors"]
+        if unloaded:
+            parts[0] += f" ({100 * len(self.matched) // total}%)"
         if self.layout:
             parts.append(f"recognised {self.layout}, {len(self.renamed)} names translated")
         if unloaded:
             parts.append(
-                "re-initialised: " + ", ".join(group_names(unloaded, [*self.matched, *unloaded]))
+                "re-initialised: " + _first(group_names(unloaded, [*self.matched, *unloaded]))
             )
         if self.mismatched:
             shown = [
@@ -65,8 +73,30 @@ class LoadReport:
             groups = group_names(
                 self.unexpected, [*self.matched, *self.mismatched, *self.unexpected]
             )
-            parts.append("left over in the file: " + ", ".join(groups))
+            parts.append("left over in the file: " + _first(groups))
         return "; ".join(parts)
+
+    def by_module(self) -> str:
+        """Return a line per module of the model: `backbone.bottom_up  loaded 265/265 (100%)`."""
+        total: Counter[str] = Counter()
+        loaded: Counter[str] = Counter()
+        matched = set(self.matched)
+        for name in [*self.matched, *self.missing, *self.mismatched]:
+            module = ".".join(name.split(".")[:-1][:2])
+            total[module] += 1
+            loaded[module] += name in matched
+        return "\n".join(
+            f"{module or '(model)'}  loaded {loaded[module]}/{count}"
+            f" ({100 * loaded[module] // count}%)"
+            for module, count in sorted(total.items())
+        )
+
+    def details(self) -> str:
+        """Return `by_module`, and all names that did not match: for a file, not for a screen."""
+        lists = {"missing": self.missing, "other shape": self.mismatched}
+        lists["left over in the file"] = self.unexpected
+        lines = [f"{what}: {name}" for what, names in lists.items() for name in names]
+        return "\n".join([self.by_module(), *lines])
 
 
 def match_weights(
@@ -203,6 +233,11 @@ def _modules_above(name: str) -> list[str]:
 def _all_start_with(names: Iterable[str], prefix: str) -> bool:
     names = list(names)
     return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f", and {more} more" if more > 0 else "")
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -95,13 +95,13 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         pictures = write_pictures(cfg, model, Path(cfg.OUTPUT_DIR) / "pictures")
         if pictures:
             logger.info(
-                "predictions beside ground truth: %d pictures in %s",
+                "settings, log and scores are in %s, %d pictures of predictions beside ground truth"
+                " in",
+                cfg.OUTPUT_DIR,
                 len(pictures),
-                pictures[0].parent,
             )
-        if results:
-            print(printable(format_results(results), keep="\n"))
-        print(printable(str(Path(cfg.OUTPUT_DIR).resolve())), flush=True)
+        folder = pictures[0].parent if pictures else Path(cfg.OUTPUT_DIR)
+        print(printable(str(folder.resolve())), flush=True)
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
+from detkit.utils.logger import MAX_CLASSES, ONCE
 from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,10 @@ class DataReport:
 
 def log_report(report: DataReport) -> None:
     """Log the table, and warn of what was left out or will be clipped."""
-    logger.info("data of %s:\n%s", ", ".join(report.names), report.table())
+    logger.info("data of %s:\n%s", ", ".join(report.names), report.table(), extra=ONCE)
     for reason, where in report.dropped_boxes.items():
-        logger.warning("%d annotations are left out, %s: %s", len(where), reason, listed(where))
+        count = counted(len(where), "annotation is", "annotations are")
+        logger.warning("%s left out, %s: %s", count, reason, listed(where), extra=ONCE)
     if report.sticking_out:
         suspicion = ""
         if len(report.sticking_out) > _SUSPICIOUS_SHARE * report.num_annotations:
@@ -68,19 +70,22 @@ def log_report(report: DataReport) -> None:
                 " height)."
             )
         logger.warning(
-            "%d boxes stick out of their image by more than %g pixel and will be clipped: %s.%s",
-            len(report.sticking_out),
+            "%s out of %s image by more than %g pixel and will be clipped: %s.%s",
+            counted(len(report.sticking_out), "box sticks", "boxes stick"),
+            "its" if len(report.sticking_out) == 1 else "their",
             EDGE_TOLERANCE,
             listed(report.sticking_out),
             suspicion,
+            extra=ONCE,
         )
     if report.dropped_images:
         logger.warning(
-            "%d of %d images are left out (see the table). Images of background teach what is no"
+            "%d of %s left out (see the table). Images of background teach what is no"
             " object: DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them, in keypoint models with"
             " MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0.",
             report.dropped_images.total(),
-            report.num_images,
+            counted(report.num_images, "image is", "images are"),
+            extra=ONCE,
         )
 
 
@@ -102,17 +107,22 @@ def print_instances_class_histogram(
     for class_id, count in sorted(counts.items()):
         if class_id not in range(len(class_names or ())):
             rows[f"class {class_id}"] = count
-    logger.info(
-        "objects per class, over %d images:\n%s", len(dataset_dicts), _histogram_table(rows)
-    )
+    head = f"objects per class, over {counted(len(dataset_dicts), 'image', 'images')}"
+    shown = ONCE
+    if len(rows) > MAX_CLASSES:
+        fewest, most = min(rows.values()), max(rows.values())
+        short = f"{head}: {fewest:,} to {most:,} of each of {len(rows)} (the table is in log.txt)"
+        shown = {**ONCE, "console": short}
+    logger.info("%s:\n%s", head, _histogram_table(rows), extra=shown)
     absent = [name for name, count in rows.items() if count == 0]
     if absent:
         logger.warning(
-            "%d of %d classes have no object: %s. Classes with objects: %s.",
+            "%d of %s no object: %s. Classes with objects: %s.",
             len(absent),
-            len(rows),
+            counted(len(rows), "class has", "classes have"),
             listed(absent),
             listed([name for name, count in rows.items() if count]) or "none",
+            extra=ONCE,
         )
 
 
@@ -159,6 +169,16 @@ def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> li
         for class_id, entry in enumerate(sorted(known, key=lambda entry: entry["id"])):
             totals[class_id] += entry["image_count"]
     return [totals[class_id] for class_id in range(num_classes)]
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "image", "images"), counted(800, "image", "images")
+        ('1 image', '800 images')
+    """
+    return f"{count} {one if count == 1 else many}"
 
 
 def listed(values: Sequence[str], limit: int = 10) -> str:

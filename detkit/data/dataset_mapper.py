@@ -33,6 +33,7 @@ from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInp
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.logger import FILE_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,10 @@ class DatasetMapper:
         self.max_image_pixels = max_image_pixels
         self.memory_format = memory_format
         logger.info(
-            "augmentations in %s: %s", "training" if is_train else "testing", list(augmentations)
+            "augmentations in %s: %s",
+            "training" if is_train else "testing",
+            list(augmentations),
+            extra=FILE_ONLY,
         )
 
     @classmethod

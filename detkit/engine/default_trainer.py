@@ -41,6 +41,7 @@ from detkit.engine.model_report import (
 )
 from detkit.engine.run_config import (
     in_folder,
+    iterations_per_epoch,
     run_config,
     scaled_to_processes,
     without_augmentation,
@@ -58,9 +59,10 @@ from detkit.evaluation import (
 from detkit.modeling import GeneralizedRCNNWithTTA, build_model
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
+from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventWriter, ProgressBar
-from detkit.utils.logger import setup_logger
+from detkit.utils.logger import FILE_ONLY, setup_logger
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +115,20 @@ class DefaultTrainer(SimpleTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         logger.info(
-            "effective batch: %d images per iteration (%d passes of SOLVER.IMS_PER_BATCH=%d over"
-            " %d processes)",
+            "effective batch: %d images per iteration (%d x SOLVER.IMS_PER_BATCH=%d, on %d x %s)",
             cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS,
             cfg.SOLVER.ACCUM_STEPS,
             cfg.SOLVER.IMS_PER_BATCH,
             comm.get_world_size(),
+            resolve_device(cfg.MODEL.DEVICE),
         )
-        logger.info("modules:\n%s", format_module_table(module_rows(model, optimizer)))
+        rows = module_rows(model, optimizer)
+        summary = (
+            f"{type(model).__name__} of {sum(row.num_parameters for row in rows):,} parameters,"
+            f" {sum(row.num_trained for row in rows):,} of which are trained"
+        )
+        modules = format_module_table(rows)
+        logger.info("modules:\n%s", modules, extra={"console": summary})
         self.checkpointer = DetectionCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -207,7 +215,8 @@ class DefaultTrainer(SimpleTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Build the writers of metrics that WRITERS names."""
         cfg = self.cfg
-        return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter, cfg)
+        per_epoch = iterations_per_epoch(cfg, self.data_loader)
+        return build_writers(cfg.WRITERS, cfg.OUTPUT_DIR, self.max_iter, cfg, per_epoch)
 
     def train(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Train from the start iteration to SOLVER.MAX_ITER.
@@ -253,7 +262,7 @@ class DefaultTrainer(SimpleTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model, on its device."""
         model = build_model(cfg)
-        logger.info("model:\n%s", model)
+        logger.info("model:\n%s", model, extra=FILE_ONLY)
         return model
 
     @classmethod
@@ -337,7 +346,7 @@ class DefaultTrainer(SimpleTrainer):
             if isinstance(model, GeneralizedRCNNWithTTA):
                 results[name] = named_as_augmented(results[name])
             if comm.is_main_process():
-                logger.info("results on %s:", name)
+                logger.info("results on %s:", name, extra=FILE_ONLY)
                 print_csv_format(results[name])
         return results
 

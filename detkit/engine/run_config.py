@@ -165,6 +165,11 @@ def _epochs_to_iterations(cfg: CfgNode, loader: Iterable[Any]) -> None:
     if not cfg.SOLVER.MAX_EPOCH and not any(isinstance(length, str) for length in lengths):
         return  # the number of images, which not all data have, is not needed
     num_images = _images_per_epoch(loader)
+    if num_images is None:
+        raise ConfigError(
+            "SOLVER.MAX_EPOCH and periods in epochs need training data of a known number: give"
+            " iterations instead"
+        )
     batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
 
     def count(length: int | str, key: str) -> int:
@@ -205,15 +210,20 @@ def iterations_of(length: int | str, key: str, *, num_images: int, batch: int) -
     return math.ceil(Fraction(match.group(1)) * num_images / batch)
 
 
-def _images_per_epoch(loader: Any) -> int:
+def iterations_per_epoch(cfg: CfgNode, loader: Any) -> float | None:
+    """Return how many iterations go once through the training data; None if it is not known."""
+    num_images = _images_per_epoch(loader)
+    if not num_images:
+        return None
+    return num_images / (cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS)
+
+
+def _images_per_epoch(loader: Any) -> int | None:
     try:
         # Else a loader of the user's own, which like torch's has a data set with a length.
         return loader.num_images if hasattr(loader, "num_images") else len(loader.dataset)
     except (AttributeError, TypeError):
-        raise ConfigError(
-            "SOLVER.MAX_EPOCH and periods in epochs need training data of a known number: give"
-            " iterations instead"
-        ) from None
+        return None
 
 
 def _add_class_counts(cfg: CfgNode) -> None:

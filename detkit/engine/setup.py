@@ -19,7 +19,7 @@ from detkit.utils.env import collect_env_info, resolve_device, reuse_freed_memor
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventWriter
 from detkit.utils.file_io import PathManager
-from detkit.utils.logger import setup_logger
+from detkit.utils.logger import FILE_ONLY, setup_logger
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,10 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name in ("fvcore", "detkit"):
         setup_logger(cfg.OUTPUT_DIR or None, distributed_rank=rank, name=name)
     prepare(cfg)
-    logger.info("process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info())
-    logger.info("command line: %s", args)
+    logger.info(
+        "process %d of %d\n%s", rank, comm.get_world_size(), collect_env_info(), extra=FILE_ONLY
+    )
+    logger.info("command line: %s", args, extra=FILE_ONLY)
     for key, reason in unread_settings(cfg).items():
         logger.warning("%s is set, but this version does not read it: %s", key, reason)
     for key, reason in settings_without_effect(cfg).items():
@@ -132,7 +134,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         path = _place_of_settings(Path(cfg.OUTPUT_DIR), getattr(args, "config_file", ""))
         path.write_text(f"{_HEADER}\n{cfg.dump()}", encoding="utf-8")
-        logger.info("all settings are in %s", path)
+        logger.info("all settings are in %s, everything that is logged in log.txt beside it", path)
     _set_numerics(cfg, is_eval_only)
 
 

@@ -243,6 +243,7 @@ def build_writers(
     output_dir: str,
     max_iter: int | None = None,
     settings: CfgNode | None = None,
+    iterations_per_epoch: float | None = None,
 ) -> list[EventWriter]:
     """Build the writers that the names select, in their order.
 
@@ -251,6 +252,7 @@ def build_writers(
         output_dir: Folder of the files; made if absent.
         max_iter: Iterations of the run, for the remaining time.
         settings: Those of the run, which wandb and mlflow show beside the metrics.
+        iterations_per_epoch: For the epoch on the console.
 
     Raises:
         MissingPackageError: wandb or mlflow is named, and not installed.
@@ -260,7 +262,7 @@ def build_writers(
     plain = {} if settings is None else yaml.safe_load(settings.dump())
     folder = Path(output_dir)
     known: dict[str, Callable[[], EventWriter]] = {
-        "console": lambda: CommonMetricPrinter(max_iter),
+        "console": lambda: CommonMetricPrinter(max_iter, iterations_per_epoch=iterations_per_epoch),
         "json": lambda: JSONWriter(str(folder / "metrics.json")),
         "csv": lambda: CSVWriter(str(folder / "metrics.csv")),
         "tensorboard": lambda: TensorboardXWriter(output_dir),

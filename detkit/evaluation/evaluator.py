@@ -216,13 +216,10 @@ class _Progress:
         logger.info("inference %s: %s%s", count, self._rates(), eta)
 
     def log_total(self) -> None:
-        logger.info(
-            "inference done: %d batches in %s (%s)%s",
-            self._done,
-            _duration(time.perf_counter() - self._first_start),
-            self._rates(),
-            "" if self._done <= _NUM_WARMUP else f", without the first {_NUM_WARMUP}",
-        )
+        seconds = _duration(time.perf_counter() - self._first_start)
+        done = f"inference done: {self._done} batches in {seconds} ({self._rates()})"
+        without = "" if self._done <= _NUM_WARMUP else f", without the first {_NUM_WARMUP}"
+        logger.info("%s%s", done, without, extra={"console": done})
 
     def _lap(self, stage: str) -> None:
         now = time.perf_counter()

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from detkit.config import CfgNode
 from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.logger import FILE_ONLY
 from detkit.utils.near_miss import did_you_mean
 from detkit.utils.text import printable
 
@@ -28,12 +29,14 @@ def print_csv_format(results: Mapping[str, Mapping[str, float]]) -> None:
     """
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
-            logger.info("copypaste: %s=%s", task, metrics)
+            logger.info("copypaste: %s=%s", task, metrics, extra=FILE_ONLY)
             continue
         overall = _overall(metrics)
-        logger.info("copypaste: Task: %s", task)
-        logger.info("copypaste: %s", ",".join(overall))
-        logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in overall.values()))
+        logger.info("copypaste: Task: %s", task, extra=FILE_ONLY)
+        logger.info("copypaste: %s", ",".join(overall), extra=FILE_ONLY)
+        logger.info(
+            "copypaste: %s", ",".join(f"{value:.4f}" for value in overall.values()), extra=FILE_ONLY
+        )
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def write_json(path: Path, content: Any, what: str) -> None:
     """Write a result file, and log what it holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
-    logger.info("wrote %s to %s", what, path)
+    logger.info("wrote %s to %s", what, path, extra=FILE_ONLY)
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

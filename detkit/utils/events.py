@@ -23,6 +23,8 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from tqdm import tqdm
 
+from detkit.utils.logger import MAX_COLUMNS
+
 __all__ = [
     "CommonMetricPrinter",
     "EventStorage",
@@ -43,6 +45,8 @@ _KEPT_IMAGES = 32
 _MAX_PENDING = 10_000
 # Values kept per scalar: all values of a long run could take gigabytes.
 _MAX_VALUES = 10_000
+# Behind the time that the console shows: `[12:30:59] `.
+_CONSOLE_COLUMNS = MAX_COLUMNS - 11
 
 
 def get_event_storage() -> "EventStorage":
@@ -396,15 +400,27 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs a line with iteration, remaining time, losses, times, learning rate and memory."""
+    """Logs a line with iteration, remaining time, losses, times, learning rate and memory.
 
-    def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
+    The console shows of it what fits.
+    """
+
+    def __init__(
+        self,
+        max_iter: int | None = None,
+        window_size: int = 20,
+        *,
+        iterations_per_epoch: float | None = None,
+    ) -> None:
         """Set the length of the run.
 
         Args:
             max_iter: Iterations of the whole run; None if unknown, then no remaining time is shown.
             window_size: Number of values in medians.
+            iterations_per_epoch: Iterations that go once through the data; None if unknown, then no
+                epoch is shown.
         """
+        self._iterations_per_epoch = iterations_per_epoch
         self._logger = logging.getLogger("detkit.train")
         self._max_iter = max_iter
         self._window_size = window_size
@@ -417,21 +433,30 @@ class CommonMetricPrinter(EventWriter):
         shown = storage.latest_with_smoothing_hint(self._window_size)
         of = "" if self._max_iter is None else f"/{self._max_iter}"
         parts = [f"iter: {storage.iter + 1}{of}"]
+        if self._iterations_per_epoch:
+            parts.append(f"epoch: {(storage.iter + 1) / self._iterations_per_epoch:.2f}")
         seconds = self._remaining_seconds(storage)
         if seconds is not None:
             storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
             parts.append(f"eta: {datetime.timedelta(seconds=int(seconds))}")
+        short = list(parts)
         for name, (value, _) in shown.items():
             # `val/loss_cls` and the like belong to an evaluation, not to this iteration.
             if "loss" in name and "/" not in name:
                 parts.append(f"{name}: {value:.4g}")
+                short.append(f"{name.removeprefix('loss_')}: {value:.2g}")
         for name in ("time", "data_time"):
             if name in shown:
                 parts.append(f"{name}: {shown[name][0]:.4f}s")
         if "lr" in shown:
             parts.append(f"lr: {shown['lr'][0]:.5g}")
+            short.append(f"lr: {shown['lr'][0]:.2g}")
         parts.append(f"max_mem: {peak_memory_mb():.0f}M")
-        self._logger.info("  ".join(parts))
+        line = short[0]
+        for part in short[1:]:
+            if len(f"{line}  {part}") <= _CONSOLE_COLUMNS:
+                line += f"  {part}"
+        self._logger.info("  ".join(parts), extra={"console": line})
 
     def _remaining_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None:
@@ -465,7 +490,10 @@ class ProgressBar(EventWriter):
 
     def write(self) -> None:
         # Set, not incremented: a resumed run starts in the middle.
-        self._bar.n = min(get_event_storage().iter + 1, self._bar.total)
+        done = min(get_event_storage().iter + 1, self._bar.total)
+        if not self._bar.n:
+            self._bar.initial = done - 1  # what an earlier run has done says nothing of the speed
+        self._bar.n = done
         self._bar.refresh()
 
     def close(self) -> None:

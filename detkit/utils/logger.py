@@ -1,14 +1,22 @@
-"""Logging to the console and to one file per process."""
+"""Logging to the console and to one file per process.
+
+The file gets everything, with the names of the loggers. The console is for reading: a record logged
+with `extra=FILE_ONLY` is left out there, one with `extra={"console": text}` is shown as that text,
+and one with `extra=ONCE` is shown the first time only.
+"""
 
 import copy
 import logging
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from detkit.utils.errors import UserError
 from detkit.utils.text import printable
 
 _COLORS = {
@@ -19,6 +27,12 @@ _COLORS = {
     logging.CRITICAL: "1;31",
 }
 _DATE = "%m/%d %H:%M:%S"
+FILE_ONLY = {"console": ""}
+ONCE = {"once": True}
+# Columns of the console: longer lines of text are hard to read, also in wider terminals.
+MAX_COLUMNS = 120
+# Classes of a table on the console; longer ones are for the file alone.
+MAX_CLASSES = 30
 _seen: Counter[tuple[Any, ...]] = Counter()
 
 
@@ -34,20 +48,59 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record), keep="\n\t")  # with the traceback
 
 
-class _ColorFormatter(_Formatter):
-    """Colours time and logger name by the level; adds the level to warnings and errors."""
+class _ConsoleFormatter(_Formatter):
+    """Formats as `[12:30:59] text`, with the level of warnings and errors.
+
+    On a terminal, the time has the colour of the level, and lines are broken between words.
+    """
+
+    def __init__(self, *, is_terminal: bool, color: bool) -> None:
+        super().__init__("%(message)s")
+        self._is_terminal = is_terminal
+        self._color = color and is_terminal
 
     def format(self, record: logging.LogRecord) -> str:
-        head = f"[{self.formatTime(record, _DATE)} {record.name}]"
-        level = f" {record.levelname}:" if record.levelno >= logging.WARNING else ""
-        text = super().format(record)
-        return f"\x1b[{_COLORS.get(record.levelno, '0')}m{head}{level}\x1b[0m {text}"
+        head = f"[{self.formatTime(record, '%H:%M:%S')}]"
+        if record.levelno >= logging.WARNING:
+            head += f" {record.levelname}:"
+        record = copy.copy(record)
+        if text := getattr(record, "console", ""):
+            record.msg, record.args = text, None
+        # What a user did is told in words; the file has the traceback, as of all errors.
+        if record.exc_info and isinstance(record.exc_info[1], UserError):
+            record.exc_info = record.exc_text = None
+        text = f"{head} {super().format(record)}"
+        if self._is_terminal:
+            text = "\n".join(map(_wrapped, text.split("\n")))
+        if self._color:
+            colored = f"\x1b[{_COLORS.get(record.levelno, '0')}m{head}\x1b[0m"
+            text = text.replace(head, colored, 1)
+        return text
+
+
+def _wrapped(line: str) -> str:
+    width = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
+    if len(line) <= width or line.startswith(("|", " ")):  # a table, a traceback
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Prints lines above a progress bar."""
+    """Prints what is meant for the console, above a progress bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "console", None) == "":
+            return
+        if getattr(record, "once", False):
+            if record.getMessage() in self._shown:
+                return
+            self._shown.add(record.getMessage())
         try:
             tqdm.write(self.format(record), file=self.stream)
             self.flush()
@@ -80,9 +133,7 @@ def setup_logger(
     plain = _Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", datefmt=_DATE)
     if distributed_rank == 0:
         console = _ConsoleHandler(sys.stdout)
-        console.setFormatter(
-            _ColorFormatter("%(message)s") if color and sys.stdout.isatty() else plain
-        )
+        console.setFormatter(_ConsoleFormatter(is_terminal=sys.stdout.isatty(), color=color))
         logger.addHandler(console)
     if output is not None:
         path = Path(output)

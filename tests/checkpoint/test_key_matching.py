@@ -42,7 +42,7 @@ def test_report_groups_what_is_reinitialised_and_left_over():
     assert report.mismatched == {"head.cls.weight": ((81, 2), (3, 2))}
     assert not report.is_complete
     assert report.summary() == (
-        "loaded 2/5 tensors; re-initialised: head.*; other shapes: head.cls.weight (81, 2) in the file, (3, 2) in the model; "
+        "loaded 2/5 tensors (40%); re-initialised: head.*; other shapes: head.cls.weight (81, 2) in the file, (3, 2) in the model; "
         "left over in the file: mask.*"
     )
 
@@ -177,3 +177,21 @@ def test_other_blocks_are_told():
     assert "3 blocks of 2 convolutions in the file, 3 of 3 in the model" in depth_difference(
         names(convs=2), names()
     )
+
+
+def test_report_of_a_large_file_is_short_and_its_details_are_complete():
+    names = [f"{part}.layer{i}.weight" for part in ("body", "head") for i in range(200)]
+    model = {name: torch.zeros(1) for name in names}
+    in_file = {
+        name: torch.zeros(1) for name in names if not name.endswith(("5.weight", "7.weight"))
+    }
+    in_file |= {f"old{i}.weight": torch.zeros(1) for i in range(500)}
+    report = match_weights(in_file, model)[1]
+    assert report.summary().startswith(
+        "loaded 320/400 tensors (80%); re-initialised: body.layer5.*"
+    )
+    assert "and 74 more" in report.summary()
+    assert len(report.summary()) < 500
+    assert "body.layer5  loaded 0/1 (0%)" in report.details()
+    assert "missing: head.layer197.weight" in report.details()
+    assert "left over in the file: old499.weight" in report.details()

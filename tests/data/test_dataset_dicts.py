@@ -113,7 +113,7 @@ def test_unusable_boxes_are_dropped_by_id(caplog, box, reason):
     register("a", [*GOOD, bad])
     kept = get_detection_dataset_dicts("a")[-1]["annotations"]
     assert [a["id"] for a in kept] == [41]
-    assert f"1 annotations are left out, {reason}: annotation 42 of 3.jpg" in caplog.text
+    assert f"1 annotation is left out, {reason}: annotation 42 of 3.jpg" in caplog.text
     assert len(bad["annotations"]) == 2
 
 
@@ -137,7 +137,7 @@ def test_box_over_the_edge_is_kept_and_reported(caplog):
     )
     assert len(get_detection_dataset_dicts("a")[-1]["annotations"]) == 2
     assert (
-        "1 boxes stick out of their image by more than 1 pixel and will be clipped: annotation 2 of 3.jpg"
+        "1 box sticks out of its image by more than 1 pixel and will be clipped: annotation 2 of 3.jpg"
         in caplog.text
     )
 
@@ -152,7 +152,7 @@ def test_a_fifth_of_the_boxes_over_the_edge_is_not_suspicious(caplog):
     boxes = [(15, 12, 30, 22), *[(1, 2, 10, 8)] * 4]
     register("a", [record(i, annotation(box, id=i)) for i, box in enumerate(boxes)])
     get_detection_dataset_dicts("a")
-    assert "1 boxes stick out" in caplog.text
+    assert "1 box sticks out" in caplog.text
     assert "corners" not in caplog.text
 
 

@@ -41,7 +41,7 @@ def test_picture_shows_truth_and_prediction_side_by_side(trained: Path, datasets
         assert picture.width > 2 * width
 
 
-def test_evaluating_saved_weights_repeats_the_results_and_prints_the_folder_last(
+def test_evaluating_saved_weights_repeats_the_results_and_prints_the_folder_of_pictures_last(
     trained: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [
@@ -54,15 +54,10 @@ def test_evaluating_saved_weights_repeats_the_results_and_prints_the_folder_last
     assert train.main(argv) == 0
     assert _detections(workplace / "out") == _detections(trained)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(workplace / "out")
-    assert [cell.strip() for cell in lines[-4].split("|")][2:-1] == [
-        "AP",
-        "AP50",
-        "AP75",
-        "APs",
-        "APm",
-        "APl",
-    ]
+    assert lines[-1] == str(workplace / "out" / "pictures")
+    assert any((workplace / "out" / "pictures").iterdir())
+    heads = [[cell.strip() for cell in line.split("|")][1:-1] for line in lines]
+    assert heads.count(["AP", "AP50", "AP75", "APs", "APm", "APl"]) == 1
     assert lines[-2].startswith("| bbox ")
 
 
@@ -127,7 +122,8 @@ def test_voc_tree_trains_and_is_scored_by_voc_ap(
     argv += ["DATASETS.TRAIN", "('shapes_voc_train',)", "DATASETS.TEST", "('shapes_voc_val',)"]
     assert train.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in lines[-4].split("|")][2:-1] == ["AP", "AP50", "AP75"]
+    heads = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert heads.count(["", "AP", "AP50", "AP75", ""]) == 1
 
 
 def test_voc_and_coco_train_alike(trained: Path, workplace: Path) -> None:
@@ -247,3 +243,24 @@ def test_script_prepares_the_shapes(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "seed >= 0" in capsys.readouterr().err
+
+
+def test_screen_of_a_run_is_short_and_says_everything_once(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "out").mkdir(exist_ok=True)
+    assert train.main(["--config-file", "tiny.yaml", "SOLVER.MAX_ITER", "2"]) == 0
+    screen = capsys.readouterr().out
+    log = (workplace / "out" / "log.txt").read_text()
+    for once in (
+        "| shapes_train ",
+        "| shapes_val ",
+        "average precision of boxes on",
+        "iter: 1/2  epoch: ",
+    ):
+        assert screen.count(once) == 1, once
+    for in_file_only in ("Namespace(", "(backbone): ", "copypaste", "detkit.engine", "lr x"):
+        assert in_file_only in log
+        assert in_file_only not in screen
+    assert len(screen.splitlines()) < 60
+    assert max(map(len, screen.replace("WARNING: ", "\n").splitlines())) < 300

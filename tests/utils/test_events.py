@@ -16,6 +16,7 @@ from detkit.utils.events import (
     has_event_storage,
     peak_memory_mb,
 )
+from detkit.utils.logger import setup_logger
 
 
 def lines(path):
@@ -268,3 +269,15 @@ def test_tensors_that_nobody_asks_for_do_not_pile_up():
         storage.put_scalar(f"loss_{storage.iter % 2}", torch.ones(()))
     assert num_tensors() - before <= 10_000
     assert [len(history.values()) for history in storage.histories().values()] == [7_500, 7_500]
+
+
+def test_console_shows_the_epoch_and_what_fits(capsys):
+    setup_logger()
+    losses = {f"loss_cls_stage{i}": 0.123456 for i in range(9)}
+    with EventStorage(19) as storage:
+        storage.put_scalars(total_loss=1.5, time=0.5, **losses)
+        storage.put_scalar("lr", 0.01, smoothing_hint=False)
+        CommonMetricPrinter(max_iter=90000, iterations_per_epoch=80).write()
+    line = capsys.readouterr().out.rstrip("\n")
+    assert "iter: 20/90000  epoch: 0.25  eta: 12:29:50  total_loss: 1.5  cls_stage0: 0.12" in line
+    assert len(line) <= 120

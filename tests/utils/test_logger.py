@@ -1,7 +1,12 @@
 import logging
+import re
+import sys
 from pathlib import Path
 
-from detkit.utils.logger import log_first_n, setup_logger
+import pytest
+
+from detkit.utils.errors import ConfigError
+from detkit.utils.logger import FILE_ONLY, ONCE, log_first_n, setup_logger
 
 
 def test_console_and_file_get_each_line_once(tmp_path, capsys):
@@ -47,3 +52,64 @@ def test_message_shows_n_times(caplog):
             log_first_n(logging.INFO, "once", name="detkit_test_d")
             log_first_n(logging.INFO, "twice", n=2, key="k", name="detkit_test_d")
     assert sorted(caplog.messages) == ["once", "twice", "twice"]
+
+
+def setup(tmp_path, capsys):
+    """Return a logger, and a function that returns what its console and its file got."""
+    logger = setup_logger(str(tmp_path), name="detkit_test_e")
+    return logger, lambda: (capsys.readouterr().out, (tmp_path / "log.txt").read_text())
+
+
+def test_logger_names_are_in_the_file_only(tmp_path, capsys):
+    logger, read = setup(tmp_path, capsys)
+    logger.info("hello")
+    console, file = read()
+    assert re.fullmatch(r"\[\d\d:\d\d:\d\d\] hello\n", console)
+    assert "detkit_test_e] INFO: hello" in file
+
+
+def test_what_is_for_the_file_is_not_on_the_console(tmp_path, capsys):
+    logger, read = setup(tmp_path, capsys)
+    logger.info("a long table", extra=FILE_ONLY)
+    logger.info("in full", extra={"console": "in short"})
+    console, file = read()
+    assert console.endswith("] in short\n")
+    assert console.count("\n") == 1
+    assert "a long table" in file
+    assert "in full" in file
+
+
+def test_what_is_for_once_is_on_the_console_once_per_run(tmp_path, capsys):
+    logger, read = setup(tmp_path, capsys)
+    for _ in range(2):
+        logger.info("800 images", extra=ONCE)
+    console, file = read()
+    assert console.count("800 images") == 1
+    assert file.count("800 images") == 2
+    setup_logger(str(tmp_path), name="detkit_test_e").info("800 images", extra=ONCE)
+    assert "800 images" in read()[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shown"), [(ConfigError("no such key"), False), (ValueError("a bug"), True)]
+)
+def test_traceback_of_a_users_mistake_is_in_the_file_only(tmp_path, capsys, error, is_shown):
+    logger, read = setup(tmp_path, capsys)
+    try:
+        raise error
+    except ValueError:
+        logger.exception("stopped")
+    console, file = read()
+    assert ("Traceback" in console) == is_shown
+    assert "Traceback" in file
+
+
+def test_long_lines_are_broken_on_a_terminal_and_tables_are_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    table = "| " + "x" * 150
+    setup_logger(name="detkit_test_f").info("%s\n%s", "many words " * 40, table)
+    *text, last = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert len(text) > 3
+    assert max(map(len, text)) <= 120
+    assert last == table

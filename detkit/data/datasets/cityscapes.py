@@ -19,6 +19,7 @@ from detkit.data.datasets.json_file import read_json
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
+from detkit.utils.logger import FILE_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def load_cityscapes_instances(
     for image, annotation_file in _pairs(image_dir, gt_dir, ending):
         masks = _masks_of_json(annotation_file) if from_json else _masks_of_png(annotation_file)
         records.append(_record(image, masks))
-    logger.info("loaded %d images of Cityscapes from %s", len(records), image_dir)
+    logger.info("loaded %d images of Cityscapes from %s", len(records), image_dir, extra=FILE_ONLY)
     return records
 
 

@@ -31,6 +31,7 @@ from detkit.data.datasets.json_file import (
 from detkit.structures import ImageRecord
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import DataError
+from detkit.utils.logger import FILE_ONLY
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def records_of_content(
                 json_file,
                 counts,
             )
-    logger.info("loaded %d images in COCO format from %s", len(records), json_file)
+    logger.info("loaded %d images in COCO format from %s", len(records), json_file, extra=FILE_ONLY)
     if dataset_name is not None:
         metadata = MetadataCatalog.get(dataset_name)
         note_classes(metadata, class_names, to_contiguous, json_file)

@@ -24,6 +24,7 @@ from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import upright_pixels
 from detkit.utils.image_file import opened_image, read_image_bytes
+from detkit.utils.logger import FILE_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,12 @@ def load_coco_panoptic_json(
                 "segments_info": segments_info,
             }
         )
-    logger.info("loaded %d images in COCO's panoptic format from %s", len(records), json_file)
+    logger.info(
+        "loaded %d images in COCO's panoptic format from %s",
+        len(records),
+        json_file,
+        extra=FILE_ONLY,
+    )
     return cast(list[ImageRecord], records)
 
 

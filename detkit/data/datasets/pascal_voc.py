@@ -30,6 +30,7 @@ from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
+from detkit.utils.logger import FILE_ONLY
 from detkit.utils.near_miss import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,9 @@ def load_voc_folders(
             annotations,
             _listed(sorted(set(unclear))),
         )
-    logger.info("loaded %d images in Pascal VOC format from %s", len(records), annotations)
+    logger.info(
+        "loaded %d images in Pascal VOC format from %s", len(records), annotations, extra=FILE_ONLY
+    )
     return records
 
 

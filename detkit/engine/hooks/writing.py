@@ -7,7 +7,7 @@ from typing import Any
 
 from detkit.engine.train_loop import HookBase, PeriodicHook, call_all
 from detkit.utils import comm
-from detkit.utils.events import EventWriter
+from detkit.utils.events import CommonMetricPrinter, EventWriter
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,15 @@ class PeriodicWriter(PeriodicHook):
     def before_train(self) -> None:
         for writer in self._writers:
             writer.open()
+
+    def after_step(self) -> None:
+        super().after_step()
+        # A line at once, to see that it runs; the files keep their period.
+        is_first = self.trainer.iter == self.trainer.start_iter < self.trainer.max_iter - 1
+        if is_first and self._period > 1 and "total_loss" in self.trainer.storage.latest():
+            for writer in self._writers:
+                if isinstance(writer, CommonMetricPrinter):
+                    writer.write()
 
     def act(self) -> None:
         for writer in self._writers:

@@ -39,6 +39,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
+from detkit.utils.logger import FILE_ONLY, MAX_CLASSES
 
 logger = logging.getLogger(__name__)
 
@@ -221,12 +222,18 @@ class COCOEvaluator(DatasetEvaluator):
         self._warn_of_crowded_images(task)
         scores = score_detections(truth, detections, protocol, task)
         metrics = coco_metrics(scores, truth.class_names, protocol.named_thresholds)
-        for kind, text in (
-            ("average precision of %s", metrics_table(metrics)),
-            ("average recall of %s", metrics_table(coco_recalls(scores))),
-            ("average precision of %s per class", per_class_table(metrics)),
+        is_short = len(truth.class_names) <= MAX_CLASSES
+        for kind, text, shown in (
+            ("average precision of %s", metrics_table(metrics), None),
+            ("average recall of %s", metrics_table(coco_recalls(scores)), FILE_ONLY),
+            (
+                "average precision of %s per class",
+                per_class_table(metrics),
+                None if is_short else FILE_ONLY,
+            ),
         ):
-            logger.info("COCO %s on %s:\n%s", kind % NOUNS[task], truth.dataset_name, text)
+            what = kind % NOUNS[task]
+            logger.info("COCO %s on %s:\n%s", what, truth.dataset_name, text, extra=shown)
         return metrics
 
     def _check_keypoints_of_objects(self) -> None:

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 
 from detkit.engine import DefaultTrainer, TrainerBase, hooks
-from detkit.utils.events import EventWriter, JSONWriter, get_event_storage
+from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, get_event_storage
 from detkit.utils.image_file import BadImageError
 
 
 class Trainer(TrainerBase):
     def run_step(self):
         self.storage.put_scalar("loss", float(self.iter))
+
+
+class LossTrainer(TrainerBase):
+    def run_step(self):
+        self.storage.put_scalar("total_loss", float(self.iter))
 
 
 class Recorder(EventWriter):
@@ -39,6 +44,19 @@ def test_writes_every_period_after_the_last_iteration_and_when_all_is_done():
     writer = Recorder()
     train(5, hooks.PeriodicWriter([writer], period=2))
     assert writer.calls == [1, 3, 4, 5, "closed"]
+
+
+@pytest.mark.parametrize(("start", "shown"), [(0, [1, 20, 25]), (20, [21, 25]), (24, [25])])
+def test_console_has_the_first_iteration_at_once_and_files_do_not(start, shown, tmp_path, caplog):
+    trainer, file = LossTrainer(), tmp_path / "metrics.json"
+    writers = [CommonMetricPrinter(25), JSONWriter(str(file))]
+    trainer.register_hooks([hooks.PeriodicWriter(writers)])
+    with caplog.at_level(logging.INFO, logger="detkit.train"):
+        trainer.train(start, 25)
+    lines = [m for m in caplog.messages if m.startswith("iter: ")]
+    assert [int(line[6:].split("/")[0]) for line in lines] == shown
+    written = [json.loads(line)["iteration"] + 1 for line in file.read_text().splitlines()]
+    assert written == [i for i in shown if i != start + 1 or i == 25]
 
 
 def test_results_put_after_training_are_written(tmp_path):
