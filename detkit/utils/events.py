@@ -23,8 +23,6 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from tqdm import tqdm
 
-from detkit.utils.logger import MAX_COLUMNS
-
 __all__ = [
     "CommonMetricPrinter",
     "EventStorage",
@@ -45,8 +43,8 @@ _KEPT_IMAGES = 32
 _MAX_PENDING = 10_000
 # Values kept per scalar: all values of a long run could take gigabytes.
 _MAX_VALUES = 10_000
-# Behind the time that the console shows: `[12:30:59] `.
-_CONSOLE_COLUMNS = MAX_COLUMNS - 11
+# With the time that the console shows before it, `[12:30:59] `, a line has 120 columns at most.
+_CONSOLE_COLUMNS = 109
 
 
 def get_event_storage() -> "EventStorage":

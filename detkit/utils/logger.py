@@ -29,8 +29,8 @@ _COLORS = {
 _DATE = "%m/%d %H:%M:%S"
 FILE_ONLY = {"console": ""}
 ONCE = {"once": True}
-# Columns of the console: longer lines of text are hard to read, also in wider terminals.
-MAX_COLUMNS = 120
+# Columns of a terminal to use: longer lines of text are hard to read.
+_MAX_COLUMNS = 120
 # Classes of a table on the console; longer ones are for the file alone.
 MAX_CLASSES = 30
 _seen: Counter[tuple[Any, ...]] = Counter()
@@ -79,7 +79,7 @@ class _ConsoleFormatter(_Formatter):
 
 
 def _wrapped(line: str) -> str:
-    width = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
+    width = min(shutil.get_terminal_size().columns, _MAX_COLUMNS)
     if len(line) <= width or line.startswith(("|", " ")):  # a table, a traceback
         return line
     return textwrap.fill(
