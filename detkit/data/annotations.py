@@ -395,8 +395,8 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
             and `keypoint_flip_map`.
 
     Raises:
-        ConfigError: A data set has no keypoint names or pairs, they differ, or a pair names an
-            unknown keypoint.
+        ConfigError: A data set has no keypoint names or pairs, they differ, a name comes twice, or
+            a pair names an unknown keypoint.
     """
     dataset_names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if not dataset_names:
@@ -404,6 +404,13 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
             "no data set is named whose metadata could say which keypoints a mirror exchanges"
         )
     names = _same_metadata(dataset_names, "keypoint_names")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(
+            f"data set {dataset_names[0]!r} has several keypoints called {', '.join(repeated)}, so"
+            " that it is not known which ones a mirror exchanges: give them names that differ, or"
+            " set INPUT.RANDOM_FLIP none (and TEST.AUG.FLIP False)"
+        )
     pairs = [tuple(pair) for pair in _same_metadata(dataset_names, "keypoint_flip_map")]
     stray = sorted({name for pair in pairs for name in pair} - set(names))
     if stray:

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 # Rounding puts many boxes of public data sets half a pixel over the edge.
 EDGE_TOLERANCE = 1.0
+CROWDS_HINT = (
+    " An annotation with iscrowd 1 stands for a group: if these are single objects, which some"
+    " tools mark so because their masks are run lengths, set iscrowd to 0."
+)
 _SUSPICIOUS_SHARE = 0.2
 
 
@@ -42,9 +46,14 @@ class DataReport:
         if where:
             self.dropped_boxes.setdefault(reason, []).extend(where)
 
+    @property
+    def num_objects(self) -> int:
+        """Annotations that are neither left out nor regions of crowds."""
+        num_dropped = sum(len(where) for where in self.dropped_boxes.values())
+        return self.num_annotations - self.num_crowd - num_dropped
+
     def table(self) -> str:
         """Return the counts, with a line for each reason that left something out."""
-        num_dropped = sum(len(where) for where in self.dropped_boxes.values())
         rows: list[tuple[str, int]] = [("images", self.num_images)]
         rows += [(f"- left out: {reason}", count) for reason, count in self.dropped_images.items()]
         rows.append(("images used", self.num_images - self.dropped_images.total()))
@@ -52,7 +61,7 @@ class DataReport:
         rows += [(f"- left out: {key}", len(where)) for key, where in self.dropped_boxes.items()]
         if self.num_crowd:
             rows.append(("- regions of crowds, not trained on", self.num_crowd))
-        rows.append(("objects", self.num_annotations - self.num_crowd - num_dropped))
+        rows.append(("objects", self.num_objects))
         return tabulate(rows, headers=[", ".join(self.names), "number"], tablefmt="pipe")
 
 
@@ -77,6 +86,12 @@ def log_report(report: DataReport) -> None:
             listed(report.sticking_out),
             suspicion,
             extra=ONCE,
+        )
+    if report.num_crowd and report.num_objects == 0:
+        logger.warning(
+            "all %d annotations are regions of crowds: none is an object to train on or to find.%s",
+            report.num_crowd,
+            CROWDS_HINT,
         )
     if report.dropped_images:
         logger.warning(

@@ -10,6 +10,7 @@ import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.data_report import (
+    CROWDS_HINT,
     EDGE_TOLERANCE,
     DataReport,
     listed,
@@ -26,6 +27,7 @@ ROI_HEADS_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 SEM_SEG_HEAD_KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 # Metadata that tell where a data set comes from.
 _SOURCES = ("json_file", "panoptic_json", "dirname", "image_root")
+_ONLY_CROWDS = "regions of crowds only"
 _CHECKED_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
@@ -90,6 +92,7 @@ def get_detection_dataset_dicts(
             _check_stuff_against_model(name, num_stuff_classes)
         if needs_masks:
             _check_masks(name, records)
+        _check_not_fractions(name, records)
     all_records: list[ImageRecord] = []
     for number, name in enumerate(names):
         records = per_name[name]
@@ -225,6 +228,25 @@ def _check_masks(name: str, records: Sequence[ImageRecord]) -> None:
         )
 
 
+def _check_not_fractions(name: str, records: Sequence[ImageRecord]) -> None:
+    """Refuse a data set all of whose boxes lie within the first pixel of their image."""
+    first = None
+    for record in records:
+        for index, annotation in enumerate(record.get("annotations", ())):
+            x0, y0, x1, y1, *_ = (*annotation["bbox"], 0, 0, 0, 0)
+            if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+                x1, y1 = x0 + x1, y0 + y1
+            if annotation["bbox_mode"] not in _CHECKED_MODES or not (x1 <= 1 and y1 <= 1):
+                return  # at the first box, as a rule
+            first = first or f"{_where(record, index)}: {list(annotation['bbox'])}"
+    if first is not None:
+        raise DataError(
+            f"all boxes of data set {name!r} lie within the first pixel of their image, such as"
+            f" that of {first}. They are probably fractions of the image: multiply x and width by"
+            " the width of the image, y and height by its height"
+        )
+
+
 def _stray_class_ids(
     records: Iterable[ImageRecord], num_classes: int
 ) -> dict[object, tuple[int, str]]:
@@ -276,7 +298,7 @@ def _filtered(
     # Data sets of label maps alone have no annotations at all, and lack nothing.
     if filter_empty and any("annotations" in record for record in records):
         steps.append(("no annotation with a usable box", lambda r: bool(r.get("annotations"))))
-        steps.append(("regions of crowds only", _has_object))
+        steps.append((_ONLY_CROWDS, _has_object))
     if min_keypoints > 0:
         reason = f"fewer than {min_keypoints} visible keypoints"
         steps.append((reason, lambda r: _num_visible_keypoints(r) >= min_keypoints))
@@ -380,9 +402,10 @@ def _where(record: ImageRecord, index: int) -> str:
 def _nothing_left(report: DataReport) -> str:
     reasons = [f"{count} images: {reason}" for reason, count in report.dropped_images.items()]
     reasons += [f"{len(where)} boxes: {reason}" for reason, where in report.dropped_boxes.items()]
+    crowds = CROWDS_HINT if _ONLY_CROWDS in report.dropped_images else ""
     return (
         f"no usable image in {', '.join(map(repr, report.names))}: all {report.num_images} were"
-        f" left out ({'; '.join(reasons)}). DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+        f" left out ({'; '.join(reasons)}).{crowds} DATALOADER.FILTER_EMPTY_ANNOTATIONS"
         " False keeps images without objects, in keypoint models with"
         " MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0."
     )

@@ -84,6 +84,13 @@ class LVISEvaluator(COCOEvaluator):
         )
         truth = self._ground_truth
         self._negative = _images_by_category("neg_category_ids", truth)
+        if not self._negative:
+            logger.warning(
+                "no image of %s has neg_category_ids: detections of a class count only in images"
+                " that show it, so scores come out too high. Where every class is annotated in"
+                " every image, give the data set `evaluator: coco` under DATASETS.REGISTER",
+                dataset_name,
+            )
         self._not_exhaustive = _images_by_category("not_exhaustive_category_ids", truth)
         self._classes_by_frequency = _classes_by_frequency(truth)
 
@@ -146,7 +153,7 @@ def _images_by_category(key: str, truth: CocoGroundTruth) -> dict[int, set[int]]
     numbers = image_numbers(truth)
     images: dict[int, set[int]] = {}
     for record in truth.records:
-        for category_id in record.get(key, ()):
+        for category_id in record.get(key) or ():
             images.setdefault(category_id, set()).add(numbers[truth.image_ids[record["image_id"]]])
     unknown = sorted(set(images) - set(truth.category_ids))
     if unknown:

@@ -25,6 +25,7 @@ from detkit.data.annotations import (
 )
 from detkit.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detkit.structures.mask_formats import bitmask_to_rle, polygons_to_bitmask, rle_to_bitmask
+from detkit.utils.errors import ConfigError
 
 
 def annotation(box=(1, 2, 10, 8), mode=BoxMode.XYWH_ABS, category_id=0, **more):
@@ -304,6 +305,14 @@ def test_metadata_must_name_keypoints_alike():
         create_keypoint_hflip_indices("d")
     with pytest.raises(ValueError, match="no data set is named"):
         create_keypoint_hflip_indices([])
+
+
+def test_two_keypoints_of_one_name_are_refused():
+    noted("a", ["foot", "body", "foot"], [])
+    with pytest.raises(
+        ConfigError, match="'a' has several keypoints called foot, .*RANDOM_FLIP none"
+    ):
+        create_keypoint_hflip_indices("a")
 
 
 def test_names_without_any_pair_are_worth_a_warning(caplog):

@@ -15,6 +15,7 @@ from detkit.data import (
     print_instances_class_histogram,
 )
 from detkit.structures import BoxMode
+from detkit.utils.errors import DataError
 
 
 def annotation(box=(1, 2, 10, 8), category_id=0, **more):
@@ -49,6 +50,52 @@ GOOD = [record(0, annotation()), record(1, annotation(category_id=1), annotation
 @pytest.fixture(autouse=True)
 def _log(caplog):
     caplog.set_level(logging.INFO)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        pytest.param([(0.2, 0.3, 0.5, 0.4), (0.1, 0.1, 0.9, 0.9)], id="xywh"),
+        pytest.param([(0, 0, 1, 1)], id="whole-image"),
+        pytest.param([(-0.8, -0.7, 0.3, 0.2)], id="voc"),
+    ],
+)
+def test_boxes_as_fractions_are_refused(boxes):
+    register("a", GOOD)
+    register("b", [record(i, annotation(box, id=7)) for i, box in enumerate(boxes)])
+    with pytest.raises(
+        DataError, match=r"boxes of data set 'b' .* annotation 7 of 0.jpg: .*fractions"
+    ):
+        get_detection_dataset_dicts(["a", "b"])
+
+
+def test_one_small_box_among_others_is_no_fraction():
+    register("a", [record(0, annotation((0, 0, 1, 1)), annotation())])
+    assert len(get_detection_dataset_dicts("a")[0]["annotations"]) == 2
+
+
+def test_objects_without_usable_mask_are_left_out_where_masks_are_needed(caplog):
+    triangle = [[1, 1, 5, 1, 5, 5]]
+    register("a", [record(0, annotation(segmentation=triangle), annotation(id=8, segmentation=[]))])
+    assert len(get_detection_dataset_dicts("a")[0]["annotations"]) == 2
+    (left,) = get_detection_dataset_dicts("a", needs_masks=True)[0]["annotations"]
+    assert left["segmentation"] == triangle
+    assert "mask has nothing that can be used: annotation 8 of 0.jpg" in caplog.text
+
+
+def test_crowds_alone_are_said_with_the_remedy(caplog):
+    register("a", [record(0, annotation(iscrowd=True))])
+    assert get_detection_dataset_dicts("a", filter_empty=False)
+    assert "all 1 annotations are regions of crowds" in caplog.text
+    with pytest.raises(DataError, match="regions of crowds only.* set iscrowd to 0"):
+        get_detection_dataset_dicts("a")
+
+
+@pytest.mark.parametrize("crowd", ["0", 0.0, None, False])
+def test_every_form_of_an_unset_flag_is_an_object(crowd):
+    records = [record(0, annotation(iscrowd=crowd))]
+    register("a", records)
+    assert get_detection_dataset_dicts("a") == records
 
 
 def test_records_of_several_data_sets_come_in_order():

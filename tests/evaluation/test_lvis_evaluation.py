@@ -202,6 +202,13 @@ def test_federated_rules(other_image, expected, register, make_record, make_inst
     assert math.isnan(metrics["APc"])
 
 
+@pytest.mark.parametrize("negative", [[], None])
+def test_images_without_negatives_are_said(register, make_record, negative, caplog):
+    name = add(register, [{**make_record(0, (BOX, 0)), "neg_category_ids": negative}])
+    LVISEvaluator(name, ["bbox"])
+    assert "has neg_category_ids: detections" in caplog.text
+
+
 def test_no_object_is_a_crowd(register, make_record, make_instances):
     name = add(register, [make_record(1, (BOX, 0, {"iscrowd": 1}))])
     found = {1: make_instances((BOX, 0, 0.5), (BOX, 0, 0.4))}

@@ -143,7 +143,7 @@ def records_of_content(
     """
     images = by_id(section(content, "images", json_file), "image", json_file)
     entries = by_id(section(content, "categories", json_file), "category", json_file)
-    names = _category_names(entries, json_file)
+    names = category_names(entries, json_file)
     matched = None
     if classes is None and dataset_name is not None:
         classes = matched = MetadataCatalog.get(dataset_name).get("model_classes")
@@ -190,7 +190,7 @@ def records_of_content(
     return records
 
 
-def _category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:
+def category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:
     """Return category id -> name, in the order of the ids; equal names get their ids added."""
     for category in categories.values():
         if not isinstance(category.get("name"), str):
@@ -349,7 +349,7 @@ def note_keypoints(
         json_file: The file, for messages.
 
     Raises:
-        DataError: The metadata has other keypoints, or the skeleton names others.
+        DataError: The metadata has other keypoints.
     """
     kinds = [category for category in categories if category.get("keypoints")]
     # With several kinds of keypoints, nothing says which one a model is to learn.
@@ -369,15 +369,18 @@ def note_keypoints(
         return
     try:
         ends = [(int(a), int(b)) for a, b in skeleton]
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"the skeleton in {json_file} must be pairs of numbers, got {skeleton!r}"
-        ) from error
-    stray = [end for pair in ends for end in pair if not 1 <= end <= len(names)]
-    if stray:
-        raise DataError(
-            f"the skeleton in {json_file} names keypoints {listed(stray)}, of 1 to {len(names)}"
+    except (TypeError, ValueError, OverflowError):
+        ends = []
+    # No error: the lines are for pictures alone.
+    if not ends or not all(1 <= end <= len(names) for pair in ends for end in pair):
+        logger.warning(
+            "%s: the skeleton must be pairs of keypoints, which count from 1 to %d; it is not"
+            " drawn: %s",
+            json_file,
+            len(names),
+            shortened(skeleton, 80),
         )
+        return
     # A skeleton counts keypoints from 1.
     rules = [
         (names[a - 1], names[b - 1], color)

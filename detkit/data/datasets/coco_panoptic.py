@@ -8,8 +8,9 @@ Format: https://cocodataset.org/#format-data, section 4.
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -17,9 +18,18 @@ from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import load_coco_json
-from detkit.data.datasets.json_file import DataFolder, read_json, require_ids_of_64_bits, section
+from detkit.data.datasets.json_file import (
+    DataFolder,
+    by_id,
+    known_id,
+    listed,
+    read_json,
+    require_ids_of_64_bits,
+    section,
+    shortened,
+)
 from detkit.data.datasets.sem_seg import load_sem_seg
-from detkit.structures import ImageRecord
+from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import upright_pixels
@@ -40,7 +50,8 @@ def load_coco_panoptic_json(
 
     Args:
         json_file: Its path.
-        image_dir: Folder of images; they have the names of the png, but end in .jpg.
+        image_dir: Folder of images. Their names are those in `images` of the json, by `image_id`;
+            without an entry there, those of the png with the ending .jpg.
         gt_dir: Folder of the png.
         meta: `thing_dataset_id_to_contiguous_id` and `stuff_dataset_id_to_contiguous_id`.
 
@@ -52,8 +63,12 @@ def load_coco_panoptic_json(
         DataError: The json lacks a part, names a file outside of the folders, or a segment has an
             unknown category.
     """
-    annotations = section(read_json(json_file), "annotations", json_file)
+    content = read_json(json_file)
+    annotations = panoptic_annotations(content, json_file)
     require_panoptic_files(annotations, gt_dir, json_file)
+    listed_images = by_id(
+        section({"images": [], **content}, "images", json_file), "image", json_file
+    )
     things = meta["thing_dataset_id_to_contiguous_id"]
     stuff = meta["stuff_dataset_id_to_contiguous_id"]
     images, segments = DataFolder(image_dir, json_file), DataFolder(gt_dir, json_file)
@@ -61,17 +76,20 @@ def load_coco_panoptic_json(
     for annotation in annotations:
         segments_info = []
         for segment in annotation["segments_info"]:
-            category = segment["category_id"]
-            if category not in things and category not in stuff:
+            category = known_id(segment["category_id"], {**stuff, **things})
+            if category is None:
                 raise DataError(
                     f"segment {segment['id']} of image id {annotation['image_id']!r} in"
-                    f" {json_file} has category {category!r}, which is neither a thing nor stuff of"
-                    " the data set"
+                    f" {json_file} has category {segment['category_id']!r}, which is neither a"
+                    " thing nor stuff of the data set"
                 )
             is_thing = category in things
             class_id = things[category] if is_thing else stuff[category]
             segments_info.append({**segment, "category_id": class_id, "isthing": is_thing})
-        image = str(Path(annotation["file_name"]).with_suffix(".jpg"))
+        image_id = known_id(annotation["image_id"], listed_images)
+        image = listed_images[image_id].get("file_name") if image_id is not None else None
+        if not isinstance(image, str) or not image:
+            image = str(Path(annotation["file_name"]).with_suffix(".jpg"))
         records.append(
             {
                 "file_name": images.path_of(image),
@@ -89,21 +107,17 @@ def load_coco_panoptic_json(
     return cast(list[ImageRecord], records)
 
 
-def require_panoptic_files(
-    annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str
-) -> None:
-    """Check that the annotations of a panoptic json are complete, and that their png exist.
+def panoptic_annotations(content: dict[str, Any], json_file: str) -> list[dict[str, Any]]:
+    """Return the annotations of a panoptic json, one per image, after checking their form.
 
     Args:
-        annotations: Of the json.
-        gt_dir: Folder of the png.
-        json_file: The json's path, for messages.
+        content: Of the json.
+        json_file: Its path, for messages.
 
     Raises:
-        MissingFileError: A png does not exist; the message names the first, and its image.
-        DataError: An annotation lacks a part, or names a png outside of the folder.
+        DataError: An annotation or a segment lacks a part, or two have the same image.
     """
-    folder = DataFolder(gt_dir, json_file)
+    annotations = section(content, "annotations", json_file)
     for annotation in annotations:
         required = ("image_id", "file_name", "segments_info")
         lacking = [key for key in required if key not in annotation]
@@ -112,9 +126,45 @@ def require_panoptic_files(
                 f"an annotation of {json_file} lacks {', '.join(lacking)}; it has"
                 f" {sorted(annotation)}"
             )
-        folder.path_of(annotation["file_name"])
-        ids = [segment.get("id") for segment in annotation["segments_info"]]
+        where = f"the annotation of image id {annotation['image_id']!r} in {json_file}"
+        if not isinstance(annotation["file_name"], str):
+            raise DataError(f"{where} needs a file_name that is text")
+        for segment in section(annotation, "segments_info", where):
+            if not {"id", "category_id"} <= segment.keys() or type(segment["id"]) is not int:
+                raise DataError(
+                    f"{where} needs segments with id, a whole number, and category_id; it has"
+                    f" {shortened(segment, 80)}"
+                )
+            try:
+                as_flag(segment.get("iscrowd"))
+            except DataError as error:
+                raise DataError(f"{where} has a wrong iscrowd: {error}") from error
+        ids = [segment["id"] for segment in annotation["segments_info"]]
         require_ids_of_64_bits([annotation["image_id"], *ids], "image or segment", json_file)
+    counts = Counter(str(annotation["image_id"]) for annotation in annotations)
+    repeated = [image_id for image_id, count in counts.items() if count > 1]
+    if repeated:
+        raise DataError(f"{json_file} has several annotations of one image: {listed(repeated)}")
+    return annotations
+
+
+def require_panoptic_files(
+    annotations: Sequence[Mapping[str, Any]], gt_dir: str, json_file: str
+) -> None:
+    """Check that the png of a panoptic json exist.
+
+    Args:
+        annotations: Of the json, from `panoptic_annotations`.
+        gt_dir: Folder of the png.
+        json_file: The json's path, for messages.
+
+    Raises:
+        MissingFileError: A png does not exist; the message names the first, and its image.
+        DataError: An annotation names a png outside of the folder.
+    """
+    folder = DataFolder(gt_dir, json_file)
+    for annotation in annotations:
+        folder.path_of(annotation["file_name"])
     # One listing of the folder instead of a hundred thousand looks at files.
     present = set(PathManager.ls(gt_dir)) if PathManager.isdir(gt_dir) else set()
     missing = []
@@ -225,7 +275,12 @@ def load_separated(
     instances = load_coco_json(
         instances_json, image_root, name, drop_bad_polygons=drop_bad_polygons
     )
-    return merge_to_panoptic(instances, load_sem_seg(sem_seg_root, image_root))
+    # The label maps tell nothing of the endings of the images, which are jpg as a rule.
+    endings = {PurePath(record["file_name"]).suffix[1:] for record in instances}
+    labelled = []
+    for ending in sorted(endings):
+        labelled += load_sem_seg(sem_seg_root, image_root, image_ext=ending)
+    return merge_to_panoptic(instances, labelled)
 
 
 def merge_to_panoptic(
@@ -234,10 +289,14 @@ def merge_to_panoptic(
     """Return the records of detection, each with the label map of the same image.
 
     Raises:
-        DataError: An image that has a label map has no record of detection.
+        DataError: An image that has a label map has no record of detection, or two have one file.
     """
     # By file, not by id: label maps are identified by their names alone.
     by_file = {record["file_name"]: record for record in detection_dicts}
+    if len(by_file) < len(detection_dicts):
+        counts = Counter(record["file_name"] for record in detection_dicts)
+        repeated = [file for file, count in counts.items() if count > 1]
+        raise DataError(f"several images with instances have one file: {listed(repeated, 3)}")
     stray = [record["file_name"] for record in sem_seg_dicts if record["file_name"] not in by_file]
     if stray:
         raise DataError(
@@ -284,7 +343,7 @@ def separate_coco_semantic_from_panoptic(
         MissingFileError: A png does not exist.
         DataError: The json lacks a part, or names a file outside of the folder.
     """
-    annotations = section(read_json(panoptic_json), "annotations", panoptic_json)
+    annotations = panoptic_annotations(read_json(panoptic_json), panoptic_json)
     require_panoptic_files(annotations, panoptic_root, panoptic_json)
     Path(sem_seg_root).mkdir(parents=True, exist_ok=True)
     for annotation in annotations:

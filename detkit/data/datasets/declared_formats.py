@@ -17,19 +17,20 @@ from detkit.data.datasets.builtin_meta import (
     left_right_pairs,
     stuff_metadata,
 )
-from detkit.data.datasets.coco import load_coco_json
+from detkit.data.datasets.coco import category_names, load_coco_json
 from detkit.data.datasets.coco_panoptic import (
     IGNORE_LABEL,
     LABEL_DIVISOR,
     load_coco_panoptic_json,
     load_separated,
 )
-from detkit.data.datasets.json_file import read_json, section
+from detkit.data.datasets.json_file import by_id, listed, read_json, section
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg
-from detkit.structures import ImageRecord
+from detkit.structures import ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
+from detkit.utils.errors import DataError
 from detkit.utils.file_io import dataset_root
 
 Entry = Mapping[str, Any]
@@ -192,10 +193,17 @@ def _panoptic(entry: Entry) -> Registration:
 
 def _load_panoptic(*, name: str, **located: str) -> list[ImageRecord]:
     json_file, images = located["panoptic_json"], located["image_root"]
-    categories = section(read_json(json_file), "categories", json_file)
-    categories = sorted(categories, key=lambda category: category["id"])
-    things = [category for category in categories if category.get("isthing", 1)]
-    stuff = [category for category in categories if not category.get("isthing", 1)]
+    found = by_id(section(read_json(json_file), "categories", json_file), "category", json_file)
+    names = category_names(found, json_file)
+    categories = [{**found[key], "name": name} for key, name in names.items()]
+    without_kind = [category["name"] for category in categories if "isthing" not in category]
+    if without_kind:
+        raise DataError(
+            f"{len(without_kind)} of {len(categories)} categories of {json_file} lack isthing: 1"
+            f" for things, which are counted, 0 for stuff: {listed(without_kind)}"
+        )
+    things = [category for category in categories if as_flag(category["isthing"])]
+    stuff = [category for category in categories if not as_flag(category["isthing"])]
     known = MetadataCatalog.get(name)
     if "json_file" in located:
         first, *colors = class_colors(len(stuff) + 1)

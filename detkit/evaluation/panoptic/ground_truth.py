@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
-from detkit.data.datasets.coco_panoptic import require_panoptic_files
-from detkit.data.datasets.json_file import DataFolder, read_json, require_ids_of_64_bits, section
+from detkit.data.datasets.coco_panoptic import panoptic_annotations, require_panoptic_files
+from detkit.data.datasets.json_file import DataFolder, known_id, read_json
 from detkit.evaluation.panoptic.quality import Segment
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import DataError
@@ -83,12 +83,13 @@ class PanopticCategories:
         Raises:
             DataError: There is no such category.
         """
-        if dataset_id not in self._numbers_by_dataset_id:
+        known = known_id(dataset_id, self._numbers_by_dataset_id)
+        if known is None:
             raise DataError(
                 f"{where} has a segment of category {dataset_id}, which data set {self._name!r}"
                 " lacks"
             )
-        return self._numbers_by_dataset_id[dataset_id]
+        return self._numbers_by_dataset_id[known]
 
 
 @dataclass(frozen=True)
@@ -127,20 +128,20 @@ def load_panoptic_ground_truth(
             truth[record["image_id"]] = _truth_of_record(record, categories)
     elif metadata.get("panoptic_json") is not None and metadata.get("panoptic_root") is not None:
         json_file, root = metadata.panoptic_json, str(metadata.panoptic_root)
-        annotations = section(read_json(json_file), "annotations", json_file)
-        ids = (annotation.get("image_id") for annotation in annotations)
-        require_ids_of_64_bits(ids, "image", json_file)
+        annotations = panoptic_annotations(read_json(json_file), json_file)
         entries = {annotation["image_id"]: annotation for annotation in annotations}
-        folder = DataFolder(root, json_file)
+        folder, used = DataFolder(root, json_file), []
         for record in records:
             image_id = record["image_id"]
-            if image_id not in entries:
+            key = known_id(image_id, entries)
+            if key is None:
                 raise DataError(f"{json_file} has no annotation of image {image_id!r}")
-            entry = entries[image_id]
+            entry = entries[key]
+            used.append(entry)
             segments = _segments_of_entry(entry, f"image {image_id!r} in {json_file}", categories)
             truth[image_id] = PanopticTruth(folder.path_of(entry["file_name"]), segments)
         # Now, and not after an hour of inference.
-        require_panoptic_files([entries[i] for i in truth], root, json_file)
+        require_panoptic_files(used, root, json_file)
     else:
         raise DataError(
             f"data set {dataset_name!r} has no panoptic ground truth: its records need"

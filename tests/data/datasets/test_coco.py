@@ -365,13 +365,11 @@ def test_other_keypoints_than_noted_list_expected_and_found(metadata):
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "message"),
-    [
-        ([[1, 4]], r"names keypoints 4, of 1 to 3"),
-        ([[0, 1]], "names keypoints 0"),
-        ([[1]], "must be pairs of numbers"),
-    ],
+    "skeleton",
+    [[[1, 4]], [[0, 1]], [[1]], [1, 2, 2, 3], "1-2", [["nose", "tail"]], [[float("inf"), 1]], 7],
 )
-def test_skeleton_of_other_keypoints_is_an_error(metadata, skeleton, message):
-    with pytest.raises(ValueError, match=message):
-        note_keypoints(metadata, [{**CAT, "skeleton": skeleton}], "a.json")
+def test_skeleton_of_other_keypoints_is_not_drawn(metadata, skeleton, caplog):
+    note_keypoints(metadata, [{**CAT, "skeleton": skeleton}], "a.json")
+    assert metadata.keypoint_names == CAT["keypoints"]
+    assert metadata.get("keypoint_connection_rules") is None
+    assert "a.json: the skeleton must be pairs of keypoints, which count from 1 to 3" in caplog.text

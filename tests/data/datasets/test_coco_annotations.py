@@ -226,11 +226,6 @@ def test_names_pairs_and_lines_of_keypoints_are_noted(write_coco):
     ]
 
 
-def test_skeleton_that_names_no_keypoint_is_an_error(write_coco):
-    with pytest.raises(ValueError, match="names keypoints 4, of 1 to 3"):
-        load(write_coco, BOX, categories=[{**NAMED[0], "skeleton": [[1, 4]]}], dataset_name="named")
-
-
 def test_object_without_keypoints_has_none(write_coco):
     (read,) = load(write_coco, {**BOX, "keypoints": []}, categories=NAMED)
     assert "keypoints" not in read

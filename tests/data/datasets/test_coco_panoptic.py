@@ -14,7 +14,8 @@ from detkit.data.datasets import (
     register_coco_panoptic_separated,
     separate_coco_semantic_from_panoptic,
 )
-from detkit.data.datasets.coco_panoptic import read_panoptic_png
+from detkit.data.datasets.coco_panoptic import load_separated, read_panoptic_png
+from detkit.utils.errors import DataError
 
 META = {
     "thing_dataset_id_to_contiguous_id": {3: 0, 7: 1},
@@ -179,3 +180,56 @@ def test_label_map_of_an_unknown_image_is_refused():
         merge_to_panoptic(
             [], [{"file_name": "a.jpg", "image_id": "a", "sem_seg_file_name": "a.png"}]
         )
+
+
+def test_images_have_the_names_that_the_json_lists(write, tmp_path):
+    path, *folders = write()
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    content["images"] = [{"id": "0", "file_name": "photo.png"}]
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    (record,) = load_coco_panoptic_json(path, *folders, META)
+    assert record["file_name"] == str(tmp_path / "images/photo.png")
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        pytest.param({"category_id": 9}, "segments with id", id="no-id"),
+        pytest.param({"id": "5", "category_id": 9}, "segments with id", id="text-id"),
+        pytest.param({"id": 5}, "category_id; it has", id="no-category"),
+        pytest.param({"id": 5, "category_id": 9, "iscrowd": "x"}, "wrong iscrowd", id="crowd"),
+    ],
+)
+def test_segments_are_checked(write, segment, message):
+    with pytest.raises(DataError, match=rf"annotation of image id 0 in .*json .*{message}"):
+        load_coco_panoptic_json(*write([segment]), META)
+
+
+def test_two_annotations_of_one_image_are_refused(write, tmp_path):
+    path, *folders = write()
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    content["annotations"] *= 2
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="several annotations of one image: 0"):
+        load_coco_panoptic_json(path, *folders, META)
+
+
+def test_categories_may_be_written_as_text(write):
+    segments = [{"id": 5, "category_id": "9"}]
+    (record,) = load_coco_panoptic_json(*write(segments), META)
+    assert record["segments_info"][0]["category_id"] == 2
+
+
+def test_png_images_are_paired_with_their_label_maps(write_coco, write_image):
+    images = [{"id": 0, "file_name": "a.png", "height": 24, "width": 32}]
+    path, root = write_coco(1, images=images)
+    write_image("images/a.png")
+    label = write_image("labels/a.png")
+    (record,) = load_separated(path, root, label[: -len("/a.png")], "mine")
+    assert (record["file_name"], record["sem_seg_file_name"]) == (f"{root}/a.png", label)
+
+
+def test_two_images_of_one_file_do_not_shadow_each_other():
+    detections = [{"file_name": "a.jpg", "image_id": i} for i in range(2)]
+    with pytest.raises(DataError, match="several images with instances have one file: a.jpg"):
+        merge_to_panoptic(detections, [{"file_name": "a.jpg"}])

@@ -7,6 +7,7 @@ import pytest
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
 from detkit.utils.colormap import class_colors
+from detkit.utils.errors import DataError
 
 COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
 VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
@@ -225,6 +226,14 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
         assert metadata.thing_colors == metadata.stuff_colors == class_colors(4)
         assert record["segments_info"][0]["category_id"] == 2
     assert len(DatasetCatalog.get("mine")) == 1  # and loads again
+
+
+def test_panoptic_categories_of_no_kind_are_refused(root):
+    categories = [{"id": 1, "name": "ant", "isthing": "1"}, {"id": 2, "name": "sky"}]
+    (root / "panoptic.json").write_text(json.dumps({"annotations": [], "categories": categories}))
+    register_declared_datasets([PANOPTIC])
+    with pytest.raises(DataError, match=r"1 of 2 categories of .*json lack isthing: .*: sky"):
+        DatasetCatalog.get("mine")
 
 
 def test_lvis(root):
