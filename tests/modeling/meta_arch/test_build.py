@@ -100,5 +100,5 @@ def test_parts_that_solver_freeze_names_do_not_train():
 def test_solver_freeze_that_matches_nothing_is_an_error_that_names_the_key():
     cfg = config()
     cfg.SOLVER.FREEZE = ["cnov"]
-    with pytest.raises(ValueError, match="SOLVER.FREEZE: 'cnov' is found .*Did you mean 'conv'"):
+    with pytest.raises(ValueError, match="SOLVER.FREEZE: 'cnov' matches .*Did you mean 'conv'"):
         build_model(cfg)
