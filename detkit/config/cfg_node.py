@@ -330,6 +330,7 @@ def decode(value: Any, present: Any) -> Any:
         return value
     try:
         decoded = literal_eval(value)
+        str(decoded)  # a ValueError for an integer of thousands of digits, also in a list
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         # Deeply nested brackets exhaust the parser: MemoryError or RecursionError.
         return value  # text, such as a name or a path
@@ -354,6 +355,8 @@ def coerce(value: Any, present: Any, key: str) -> Any:
         return _as_nested(value, present)
     # YAML reads `1` as an int. The reverse, 1.5 for an int, would lose the fraction: an error.
     if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > 1023:
+            raise ConfigError(f"{key} must be a number below 1e308, got {value!s:.20}...")
         return float(value)
     # Not isinstance, for which True is an int. None is accepted for any key, as in yacs.
     if value is None or type(value) is type(present):

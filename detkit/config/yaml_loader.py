@@ -6,6 +6,8 @@ Detectron2's RetinaNet config computes its anchor sizes with a Python expression
 
 import ast
 import operator
+import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from detkit.utils.errors import ConfigError, MissingFileError
+from detkit.utils.errors import ConfigError, MissingFileError, UserError
 from detkit.utils.file_io import packaged_configs
 
 BASE_KEY = "_BASE_"
@@ -31,6 +33,7 @@ _MAX_BYTES = 2**22
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64
 _MAX_FILES = 100
+_MAX_DIGITS = 64
 # The same for arithmetic, against `9 ** 9 ** 9` and nested comprehensions.
 _MAX_STEPS = 10_000
 _MAX_NUMBER = 1e18
@@ -139,12 +142,17 @@ def load_yaml(path: Path) -> YamlFile:
         ConfigError: A tag is refused, a key is set twice, or a key is not a string.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # A pipe would wait for ever for somebody who writes to it.
+            raise MissingFileError(f"no config file {path}: it is a folder, a pipe or a device")
         with path.open("rb") as opened:
             data = opened.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB: not a config")
         text = data.decode("utf-8-sig")  # some Windows editors write a byte order mark
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except UserError:
+        raise
+    except FileNotFoundError as error:
         raise MissingFileError(f"no config file {path}") from error
     except OSError as error:  # no permission, or a name that is too long
         raise MissingFileError(f"cannot open config file {path}: {error.strerror}") from error
@@ -232,6 +240,7 @@ class _Builder:
                 f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: configs run no code"
             )
         if isinstance(node, yaml.ScalarNode):
+            _require_plain_number(node, f"{where}: {full_key}")
             try:
                 return self._scalars.construct_object(node)
             except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError,
@@ -249,6 +258,23 @@ class _Builder:
             return [self.value(item, full_key) for item in node.value]
         finally:
             self._open.remove(id(node))
+
+
+def _require_plain_number(node: yaml.ScalarNode, where: str) -> None:
+    """Raise a ConfigError for a number that YAML 1.1 reads as another one than most people."""
+    text = node.value
+    if node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        return
+    if len(text) > _MAX_DIGITS:
+        raise ConfigError(
+            f"{where} must be a number of at most {_MAX_DIGITS} characters, got {text:.20}..."
+        )
+    is_octal = node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-9_]+", text)
+    if ":" in text or is_octal:
+        raise ConfigError(
+            f"{where} is {text}, which YAML 1.1 reads in base {8 if is_octal else 60}: write a"
+            f" decimal number, or '{text}' in quotes if it is a text"
+        )
 
 
 def _short(tag: str) -> str:
@@ -293,8 +319,11 @@ def evaluate_arithmetic(expression: str) -> Any:
     try:
         tree = ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"{expression!r} is not an arithmetic expression: {error}") from error
-    return _Arithmetic(expression).visit(tree.body, {})
+        raise ConfigError(f"{expression!r:.80} is not an arithmetic expression: {error}") from error
+    try:
+        return _Arithmetic(expression).visit(tree.body, {})
+    except RecursionError as error:
+        raise ConfigError(f"{expression!r:.80} is nested too deep") from error
 
 
 class _Arithmetic:
@@ -304,16 +333,26 @@ class _Arithmetic:
         self._expression = expression
         self._steps = 0
 
-    def visit(self, node: ast.expr, names: dict[str, Any]) -> Any:
+    def _step(self) -> None:
         self._steps += 1
         if self._steps > _MAX_STEPS:
-            raise ConfigError(f"{self._expression!r} takes more than {_MAX_STEPS} steps")
+            raise ConfigError(f"{self._expression!r:.80} takes more than {_MAX_STEPS} steps")
+
+    def _copy(self, value: Any) -> Any:
+        # Not the value itself: `[[x, x] for x in ...]` would double its size in a single step.
+        self._step()
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item) for item in value)
+        return value
+
+    def visit(self, node: ast.expr, names: dict[str, Any]) -> Any:
+        self._step()
         # An allowlist: any other syntax, also of later versions of Python, is refused.
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return number
             case ast.Name(id=name) if name in names:
-                return names[name]
+                return self._copy(names[name])
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
                 return self._apply(op, self.visit(operand, names))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:

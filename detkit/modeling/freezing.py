@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from detkit.layers.norm import freeze_norm, keep_in_eval_mode
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.name_pattern import close_names, names_with
 
 
 def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -25,7 +24,7 @@ def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             and `$` anchor.
 
     Raises:
-        ValueError: A pattern is not a regular expression.
+        ValueError: A pattern is not a regular expression, or takes too long to search.
         ValueError: A pattern matches no name.
     """
     names = list(model.state_dict())
@@ -40,15 +39,10 @@ def freeze_matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _matching(pattern: str, names: Iterable[str], model: nn.Module) -> set[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    found = {name for name in names if regex.search(name)}
+    found = set(names_with(pattern, names))
     if not found:
-        plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
         known = [*(name for name, _ in model.named_modules() if name), *names]
-        hint = did_you_mean(plain, known)
+        hint = close_names(pattern, known)
         raise ValueError(f"{pattern!r} matches the name of no tensor of the model.{hint}")
     return found
 

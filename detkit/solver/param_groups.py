@@ -3,7 +3,6 @@
 Factors on the learning rates come from SOLVER.LR_MULT, by name, and SOLVER.LAYER_DECAY, by depth.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from detkit.config import configurable
 from detkit.utils.errors import ConfigError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.name_pattern import close_names, names_with
 
 ParamGroup = dict[str, Any]
 
@@ -154,9 +153,12 @@ def lr_factor_func(
     by_name: dict[str, float] = {}
     for index, pair in enumerate(lr_mult):
         pattern, factor = _checked_pair(index, pair)
-        found = [name for name in trained if pattern.search(name)]
+        try:
+            found = names_with(pattern, trained)
+        except ValueError as error:
+            raise ValueError(f"lr_mult[{index}]: {error}") from error
         if not found:
-            raise ValueError(_found_nowhere(index, pattern.pattern, model, trained))
+            raise ValueError(_found_nowhere(index, pattern, model, trained))
         by_name.update(dict.fromkeys(found, factor))
     by_depth = layer_decay_factors(model, layer_decay)
 
@@ -200,7 +202,7 @@ def layer_decay_factors(model: nn.Module, decay: float) -> dict[str, float]:
     return factors
 
 
-def _checked_pair(index: int, pair: Any) -> tuple[re.Pattern[str], float]:
+def _checked_pair(index: int, pair: Any) -> tuple[str, float]:
     where = f"lr_mult[{index}]"
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
         raise ValueError(f"{where} must be a pair [regular expression, factor], got {pair!r}")
@@ -212,19 +214,14 @@ def _checked_pair(index: int, pair: Any) -> tuple[re.Pattern[str], float]:
             f"{where}: the factor of {pattern!r} must be above 0, got {factor!r}; to freeze, use"
             " SOLVER.FREEZE"
         )
-    try:
-        return re.compile(pattern), float(factor)
-    except re.error as error:
-        raise ValueError(f"{where}: {pattern!r} is not a regular expression: {error}") from error
+    return pattern, float(factor)
 
 
 def _found_nowhere(index: int, pattern: str, model: nn.Module, trained: Sequence[str]) -> str:
     """Return the message for a pattern that matches no trainable parameter."""
     start = f"lr_mult[{index}]: {pattern!r} is found in the name of no parameter that trains."
-    frozen = [name for name, _ in model.named_parameters() if re.search(pattern, name)]
+    frozen = names_with(pattern, (name for name, _ in model.named_parameters()))
     if frozen:
         return f"{start} {len(frozen)} that are frozen match, such as {frozen[0]}."
     modules = [name for name, _ in model.named_modules() if name]
-    # Near misses compare names, so the syntax of regular expressions is removed.
-    plain = re.sub(r"\\(.)", r"\1", pattern).strip("^$.*")
-    return f"{start}{did_you_mean(plain, [*modules, *trained])}"
+    return f"{start}{close_names(pattern, [*modules, *trained])}"

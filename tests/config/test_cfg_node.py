@@ -6,6 +6,7 @@ import yaml
 
 from detkit.config import CfgNode, ConfigKeyError, get_cfg
 from detkit.config.cfg_node import coerce
+from detkit.utils.errors import ConfigError
 
 
 def write(folder, name, text):
@@ -217,3 +218,16 @@ def test_value_comes_in_the_type_of_the_setting(value, present, expected):
 def test_value_of_another_type_is_an_error(value, present, message):
     with pytest.raises(ValueError, match=message):
         coerce(value, present, "f:1: K")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", "1" + "0" * 400, r"SOLVER\.BASE_LR must be a number below 1e308"),
+        ("SOLVER.MAX_ITER", "0x" + "f" * 5000, r"SOLVER\.MAX_ITER must be .*int"),
+        ("SOLVER.STEPS", "[0x" + "f" * 5000 + "]", r"SOLVER\.STEPS must be a list"),
+    ],
+)
+def test_integer_of_hundreds_of_digits_is_refused(cfg, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        cfg.merge_from_list([key, value])

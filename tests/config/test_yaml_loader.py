@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from detkit.config import get_cfg
@@ -121,11 +123,51 @@ def test_arithmetic(expression, value):
 @pytest.mark.parametrize(
     "expression",
     ["f(1)", "a", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "2 ** 65", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
-     "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]"],
+     "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]",
+     "[[x, x] for x in " * 50 + "[1, 1]" + "]" * 50, "[(x, x, x) for x in " * 12 + "[1]" + "]" * 12],
 )  # fmt: skip
 def test_everything_else_is_refused(expression):
     with pytest.raises(ValueError):
         evaluate_arithmetic(expression)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("0100", r"0100, which YAML 1\.1 reads in base 8: write", id="octal"),
+        pytest.param("-0_17", "base 8", id="octal-with-sign"),
+        pytest.param("!!int '010'", "base 8", id="octal-by-tag"),
+        pytest.param("1:30", r"1:30, which YAML 1\.1 reads in base 60.* in quotes", id="base-60"),
+        pytest.param("1:30.5", "base 60", id="base-60-with-fraction"),
+        pytest.param("1" + ":1" * 2_000_000, "at most 64 characters, got 1:1:1", id="4-MB"),
+        pytest.param("0x" + "f" * 5000, "at most 64 characters", id="hexadecimal"),
+        pytest.param("1" + "0" * 400, "at most 64 characters", id="decimal"),
+    ],
+)
+def test_number_that_is_not_what_it_looks_like_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"a\.yaml:1: A .*{message}"):
+        load_yaml(write(tmp_path, f"A: {text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-1_000", -1000), ("0x1F", 31), ("0.10", 0.1), ("1.5e+3", 1500.0), ("'0100'", "0100"), ("'1:30'", "1:30"),
+     ("09", "09"), ("a:b", "a:b"), ("12:30:00 x", "12:30:00 x")],
+)  # fmt: skip
+def test_other_numbers_and_texts_are_read(tmp_path, text, value):
+    assert load_yaml(write(tmp_path, f"A: {text}\n")).tree == {"A": value}
+
+
+def test_long_sum_is_refused():
+    with pytest.raises(ValueError, match=r"'1\+1\+.* is nested too deep") as error:
+        evaluate_arithmetic("1+" * 1500 + "1")
+    assert len(str(error.value)) < 200
+
+
+def test_pipe_in_place_of_a_file_is_refused(cfg, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(FileNotFoundError, match=r"no config file .*pipe\.yaml: it is a .*pipe"):
+        cfg.merge_from_file(put(tmp_path, "a.yaml", "_BASE_: pipe.yaml\n"))
 
 
 # --- _BASE_ ---
