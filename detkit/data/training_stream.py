@@ -345,7 +345,8 @@ class TrainingStream(IterableDataset):
         some images around those places are seen twice, or not in this epoch.
         """
         given = sum(state["taken"] - len(state["waiting"]) for state in states)
-        self._draws.move_to(given // comm.get_world_size())
+        given *= states[0]["world_size"] / len(states)  # one process may have saved alone
+        self._draws.move_to(int(given) // comm.get_world_size())
         if comm.is_main_process():  # one process must hold the sum; which one does not matter
             self._batches.skipped = sum(
                 (Counter(state.get("skipped", {})) for state in states), Counter[str]()

@@ -237,6 +237,12 @@ class DefaultTrainer(SimpleTrainer):
             verify_results(cfg, self._last_eval_results or {})
         return self._last_eval_results
 
+    def save_on_failure(self) -> None:
+        """Write a checkpoint of the last whole iteration, in the main process."""
+        if comm.is_main_process() and self.iter >= 0:
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            logger.error("a hook has failed; iteration %d is saved, --resume goes on", self.iter)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the run.
 

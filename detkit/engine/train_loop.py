@@ -32,6 +32,7 @@ class HookBase:
 
     A hook whose state must survive a resume has `state_dict` and `load_state_dict`. Where a hook
     writes a checkpoint after a step, a resumed run first calls `after_step` of the hooks behind it.
+    Where `before_step` or `after_step` raises, a trainer with checkpoints writes one first.
 
     Attributes:
         trainer: The trainer, from registration on.
@@ -180,6 +181,7 @@ class TrainerBase:
         # By key, those whose `after_step` is yet to be called: a checkpoint is often written by a
         # hook before them.
         self._hooks_to_come: list[str] = []
+        self._is_failing = False
         self._loaded: dict[str, Any] | None = None
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -240,8 +242,12 @@ class TrainerBase:
         # Evaluation and other hooks may step the storage as they like: each iteration starts from
         # the trainer's count.
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.before_step()
+        try:
+            for hook in self._hooks:
+                hook.before_step()
+        except Exception:
+            self._save_on_failure(self.iter - 1, [])
+            raise
 
     def after_backward(self) -> None:
         """Call the hooks between the backward pass and the optimizer's step."""
@@ -255,15 +261,19 @@ class TrainerBase:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the run. All processes must call it: it is gathered from all.
 
+        But not when a hook has failed: the others may wait in it, and for ever.
+
         It holds the iteration, the states of the hooks, the hooks yet to be called after this
         iteration's step, the last values measured, and `rank_state_dict` of each process.
         """
+        own = self.rank_state_dict()
+        alone = [own, *({} for _ in range(1, comm.get_world_size()))]
         return {
             "iteration": self.iter,
             "hooks": self._hook_states(lambda hook: hook.state_dict()),
             "hooks_to_come": list(self._hooks_to_come),
             "storage": self.storage.state_dict(),
-            "ranks": comm.gather(self.rank_state_dict()),
+            "ranks": alone if self._is_failing else comm.gather(own),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -283,7 +293,7 @@ class TrainerBase:
                 )
         self._loaded = state_dict
         ranks = state_dict.get("ranks", [])
-        if len(ranks) == comm.get_world_size():
+        if _are_of_all(ranks):
             self.load_rank_state_dict(ranks[comm.get_rank()])
         else:
             self.share_out_rank_states(ranks)
@@ -305,7 +315,7 @@ class TrainerBase:
         logger.warning(
             "the checkpoint has the states of %d processes, this run has %d: it cannot go on"
             " exactly as it was",
-            len(states),
+            sum(map(bool, states)),
             comm.get_world_size(),
         )
 
@@ -320,7 +330,7 @@ class TrainerBase:
             self.storage.load_state_dict(loaded.get("storage", {}))
         ranks = loaded.get("ranks", [])
         # Last before training: building models, loaders and writers draws random numbers, too.
-        if len(ranks) == comm.get_world_size():
+        if _are_of_all(ranks):
             set_random_state(ranks[comm.get_rank()]["random"])
         self._call_after_step(loaded.get("hooks_to_come", []))
 
@@ -328,8 +338,25 @@ class TrainerBase:
         hooks = self._hooks_by_key()
         for k, key in enumerate(keys):
             self._hooks_to_come = list(keys[k + 1 :])
-            if key in hooks:
-                hooks[key].after_step()
+            try:
+                if key in hooks:
+                    hooks[key].after_step()
+            except Exception:
+                self._save_on_failure(self.iter, keys[k:])
+                raise
+
+    def _save_on_failure(self, iteration: int, hooks_to_come: Sequence[str]) -> None:
+        """Save the last whole iteration; a resumed run begins with the hook that has failed."""
+        now, self.iter = self.iter, iteration
+        self._hooks_to_come, self._is_failing = list(hooks_to_come), True
+        try:
+            self.save_on_failure()
+        except Exception as error:  # the first error is the one to show, and often the cause
+            logger.error("iteration %d could not be saved: %s", iteration, error)
+        self.iter, self._is_failing = now, False
+
+    def save_on_failure(self) -> None:
+        """Save the state, without the other processes, before the error of a hook ends the run."""
 
     def _hook_states(self, state_of: Callable[[HookBase], dict[str, Any]]) -> dict[str, Any]:
         """Return the states of the hooks that have one."""
@@ -345,6 +372,11 @@ class TrainerBase:
             counts[name] = counts.get(name, 0) + 1
             by_key[name if counts[name] == 1 else f"{name}#{counts[name]}"] = hook
         return by_key
+
+
+def _are_of_all(ranks: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether each process of this run finds its own."""
+    return len(ranks) == comm.get_world_size() and all(ranks)
 
 
 def call_all(functions: Iterable[Callable[[], Any]]) -> None:

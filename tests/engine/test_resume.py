@@ -12,6 +12,7 @@ import torch
 from detkit.checkpoint import load_checkpoint_file
 from detkit.engine import DefaultTrainer, hooks
 from detkit.utils.env import seed_all_rng
+from detkit.utils.events import JSONWriter
 from tests.same import same
 
 
@@ -108,6 +109,49 @@ def test_resumed_run_equals_the_undisturbed_one(resumed_cfg, tmp_path, killed_at
     for k, place in enumerate(killed_at):
         run(resumed_cfg, resume=k > 0, killed_at=place)
     assert same(outcome(resumed_cfg, run(resumed_cfg, resume=True)[0]), expected)
+
+
+@pytest.mark.parametrize("place", ["before_step", "after_step", "evaluation", "writer"])
+def test_error_in_a_hook_costs_no_iteration(resumed_cfg, tmp_path, place, monkeypatch):
+    expected = outcome(resumed_cfg, run(resumed_cfg)[0])
+    resumed_cfg.OUTPUT_DIR = str(tmp_path / "again")
+    resumed_cfg.SOLVER.CHECKPOINT_PERIOD = 100
+
+    def fail(*args):
+        raise ValueError("a hook fails")
+
+    class Fails(Noisy):
+        def build_hooks(self):
+            def fail_once(trainer):
+                if trainer.iter == 3:
+                    fail()
+
+            return [*super().build_hooks(), hooks.CallbackHook(**{place: fail_once})]
+
+    with monkeypatch.context() as patch:
+        if place == "evaluation":
+            patch.setattr(Noisy, "test", classmethod(fail))
+        elif place == "writer":
+            patch.setattr(JSONWriter, "write", fail)
+        base = Fails if "step" in place else Noisy
+        seed_all_rng(resumed_cfg.SEED)
+        trainer = base(resumed_cfg)
+        with pytest.raises(ValueError, match="a hook fails"):
+            trainer.train()
+    done = {"before_step": 2, "after_step": 3, "evaluation": 1, "writer": 0}[place]
+    assert Path(trainer.checkpointer.get_checkpoint_file()).stem == f"model_{done:07d}"
+    resumed_cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    resumed, _ = run(resumed_cfg, resume=True)
+    assert resumed.start_iter == done + 1
+    assert same(outcome(resumed_cfg, resumed), expected)
+
+
+def test_hook_that_fails_before_the_first_step_leaves_no_checkpoint(resumed_cfg):
+    trainer = Noisy(resumed_cfg)
+    trainer.register_hooks([hooks.CallbackHook(before_step=lambda trainer: 1 / 0)])
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert not trainer.checkpointer.has_checkpoint()
 
 
 def test_run_without_a_seed_of_its_own_keeps_the_one_it_drew(resumed_cfg, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What `DefaultTrainer` does in two processes, against one that does the same alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,29 @@ def test_settings_for_one_process_follow_to_two(tiny_cfg, tmp_path):
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MAX_ITER, tiny_cfg.SOLVER.STEPS = 0.25, 6, (4,)
     expected = (2, 4, 0.5, 3, (2,), 3)  # as many images in each process
     assert together(scaled_settings, tiny_cfg, folder=tmp_path) == [expected] * 2
+
+
+def evaluate_in_vain(cfg):
+    """Train until the evaluation fails; the processes save without each other."""
+
+    class Trainer(DefaultTrainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            raise ValueError("no space left")
+
+    trainer = Trainer(cfg)
+    with pytest.raises(ValueError, match="no space left"):
+        trainer.train()
+    return trainer.checkpointer.get_checkpoint_file()
+
+
+def test_error_in_an_evaluation_costs_no_iteration(tiny_cfg, tmp_path):
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 2, 100
+    tiny_cfg.TEST.EVAL_PERIOD = 2
+    files = together(evaluate_in_vain, tiny_cfg, folder=tmp_path)
+    assert Path(files[0]).name == "model_0000001.pth"
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    assert trainer.data_loader.state_dict()["taken"] == 4  # images so far, of both processes
+    assert trainer.train()
