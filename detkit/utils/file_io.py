@@ -1,6 +1,8 @@
 """`PathManager` for files, URLs and model zoo addresses, and the folders of data and configs."""
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from detkit.utils.download import fetch
 from detkit.utils.errors import MissingFileError
 from detkit.utils.near_miss import did_you_mean
 
-__all__ = ["PathManager", "dataset_root", "packaged_configs"]
+__all__ = ["PathManager", "dataset_root", "files_below", "packaged_configs"]
 
+logger = logging.getLogger(__name__)
+
+_MAX_NAMED = 5
 _DETECTRON2_PREFIX = "detectron2://"
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 _CATALOG_PREFIX = "catalog://"
@@ -92,6 +97,56 @@ PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
 PathManager.register_handler(CatalogHandler())
 PathManager.register_handler(HomeHandler())
+
+
+def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, list[str]]:
+    """Return the files below a folder by their names without ending, in the order of names.
+
+    Hidden files and folders, such as macOS's `._x.jpg` and Jupyter's `.ipynb_checkpoints`, and
+    files of other endings are left out; a log message counts and names them.
+
+    Args:
+        folder: With all folders in it, linked ones too.
+        endings: Such as `.jpg`; small and capital letters are the same.
+        what: The files are, for messages: `images`.
+
+    Returns:
+        Name -> file names of that name, relative to the folder, with `/`.
+
+    Raises:
+        MissingFileError: The folder does not exist.
+    """
+    root = PathManager.get_local_path(folder)
+    if not Path(root).is_dir():
+        raise MissingFileError(f"folder {folder} of {what} does not exist")
+    found: dict[str, list[str]] = {}
+    hidden, others = [], []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden += [f"{name}/" for name in folders if name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(place).relative_to(root)
+        for file in sorted(files):
+            name = (below / file).as_posix()
+            ending = next((e for e in endings if file.lower().endswith(e.lower())), None)
+            if file.startswith("."):
+                hidden.append(name)
+            elif ending is None:
+                others.append(name)
+            else:
+                found.setdefault(name[: -len(ending)], []).append(name)
+    for left_out, reason in ((hidden, "hidden"), (others, f"without {' or '.join(endings)}")):
+        if left_out:
+            names = ", ".join(sorted(left_out)[:_MAX_NAMED])
+            more = ", ..." if len(left_out) > _MAX_NAMED else ""
+            message = "left out of %s in %s: %d that are %s: %s%s"
+            logger.info(message, what, folder, len(left_out), reason, names, more)
+    return dict(sorted(found.items()))
 
 
 def dataset_root() -> Path:

@@ -11,13 +11,14 @@ Legend: K classes.
 """
 
 import functools
+import json
 import logging
 import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePath, PureWindowsPath
+from collections.abc import Container, Sequence
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -28,7 +29,7 @@ from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.file_io import PathManager, files_below
 from detkit.utils.image import read_image_size
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.near_miss import did_you_mean
@@ -99,13 +100,14 @@ def load_voc_folders(
     """Load a folder of images and a folder of XML files.
 
     Args:
-        images: Folder of the images: for each XML file one of the same name, with the suffix
-            `.jpg`, `.png` or another usual one.
-        annotations: Folder of the XML files. One without `<object>` is an image of background; one
-            without `<size>` (or with size 0, as some tools write) gets the size of its image.
+        images: Folder of the images, with all folders in it: for each XML file one of the same
+            name, with the suffix `.jpg`, `.png` or another usual one.
+        annotations: Folder of the XML files, with all folders in it. One without `<object>` is an
+            image of background; one without `<size>` (or with size 0, as some tools write) gets the
+            size of its image.
         class_names: In the order of their ids.
-        split_file: Text file with one name per line, without suffix; None reads every XML file, in
-            the order of names.
+        split_file: Text file with one name per line, with or without suffix; None reads every XML
+            file, in the order of names.
 
     Returns:
         The images in the order of the split. `category_id` is in [0, K); difficult objects are
@@ -114,34 +116,57 @@ def load_voc_folders(
     Raises:
         MissingFileError: A folder, the split, an XML file or an image does not exist.
         DataError: An XML file is damaged or declares entities, or a box lacks a number.
+        DataError: Two XML files are about one image.
         DataError: Several images have the name of an XML file, and its `<filename>` names none.
         DataError: Objects have classes that are not in `class_names`; the message lists all classes
             expected and found.
     """
     class_names = _require_class_names(class_names, annotations)
-    names = _names_in_folder(annotations) if split_file is None else _names_in_split(split_file)
+    split = None if split_file is None else _split_text(split_file)
+    xml_files = files_below(annotations, [".xml"], "annotations")
     image_of = _images_by_name(images)
-    missing = [name for name in names if name not in image_of]
+    if split is None:
+        names = list(xml_files)
+        if not names:
+            raise MissingFileError(f"folder {annotations} of annotations holds no .xml file")
+    else:
+        names = _names_in_split(split, str(split_file), image_of)
+    # Folders of the one may be missing in the other.
+    images_of = {
+        name: image_of.get(name) or image_of.get(PurePosixPath(name).name, []) for name in names
+    }
+    missing = [name for name in names if not images_of[name]]
     if missing:
         raise MissingFileError(
             f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
             f" {_listed(missing)}; looked for names ending in {', '.join(_IMAGE_SUFFIXES)}"
         )
+    paths: dict[str, str] = {}
     roots: dict[str, Element] = {}
     for name in names:
-        path = os.path.join(annotations, f"{name}.xml")
-        try:
-            data = Path(PathManager.get_local_path(path)).read_bytes()
-        except FileNotFoundError as error:
-            named_in = f", though {split_file} lists it" if split_file else ""
-            raise MissingFileError(f"annotation file {path} does not exist{named_in}") from error
-        roots[name] = parse_xml_without_entities(data, path)
-    _check_classes(roots, class_names, annotations)
+        files = xml_files.get(name, [f"{name}.xml"])
+        if len(files) > 1:
+            raise DataError(f"{annotations} has {' and '.join(files)}: remove one of them")
+        paths[name] = path = os.path.join(annotations, files[0])
+        if name not in xml_files:
+            raise MissingFileError(
+                f"annotation file {path} does not exist, though {split_file} lists it"
+            )
+        roots[name] = parse_xml_without_entities(
+            Path(PathManager.get_local_path(path)).read_bytes(), path
+        )
+    _check_classes(roots, paths, class_names, annotations)
     ids = {class_name: index for index, class_name in enumerate(class_names)}
     records, unclear = [], list[str]()
+    xml_of: dict[str, str] = {}
     for name, root in roots.items():
-        path = os.path.join(annotations, f"{name}.xml")
-        image_file = _image_of(root, image_of[name], path)
+        path = paths[name]
+        image_file = _image_of(root, images_of[name], path)
+        if xml_of.setdefault(image_file, path) != path:
+            raise DataError(
+                f"{xml_of[image_file]} and {path} are both about {image_file}: move one of them out"
+                " of the folder"
+            )
         records.append(_record(name, image_file, root, ids, path, unclear))
     if unclear:
         logger.warning(
@@ -151,6 +176,10 @@ def load_voc_folders(
             annotations,
             _listed(sorted(set(unclear))),
         )
+    unused = sorted({file for files in image_of.values() for file in files} - xml_of.keys())
+    if unused and split is None:
+        message = "left out of images in %s: %d that are without an .xml file: %s"
+        logger.info(message, images, len(unused), listed(unused, 5))
     logger.info(
         "loaded %d images in Pascal VOC format from %s", len(records), annotations, extra=FILE_ONLY
     )
@@ -168,28 +197,27 @@ def _require_class_names(class_names: Sequence[str], where: str) -> tuple[str, .
     return tuple(class_names)
 
 
-def _listing(folder: str, what: str) -> list[str]:
-    if not PathManager.isdir(folder):
-        raise MissingFileError(f"folder {folder} of {what} does not exist")
-    return PathManager.ls(folder)
-
-
-def _names_in_folder(annotations: str) -> list[str]:
-    entries = _listing(annotations, "annotations")
-    names = sorted(PurePath(entry).stem for entry in entries if entry.endswith(".xml"))
-    if not names:
-        raise MissingFileError(f"folder {annotations} of annotations holds no .xml file")
-    return names
-
-
-def _names_in_split(split_file: str) -> list[str]:
+def _split_text(split_file: str) -> str:
     try:
-        text = Path(PathManager.get_local_path(split_file)).read_text(encoding="utf-8")
+        data = Path(PathManager.get_local_path(split_file)).read_bytes()
+        return data.decode(json.detect_encoding(data))  # Windows' tools write UTF-16
+    except UnicodeDecodeError as error:
+        raise DataError(f"split file {split_file} must be text in UTF-8: {error}") from error
     except FileNotFoundError as error:
         raise MissingFileError(
             f"split file {split_file} does not exist{_other_splits(split_file)}"
         ) from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _names_in_split(text: str, split_file: str, known: Container[str]) -> list[str]:
+    names = []
+    for line in text.splitlines():
+        name = line.strip().replace("\\", "/").removeprefix("./")
+        # Lists of other tools have file names.
+        ending = PurePosixPath(name).suffix
+        is_file = name not in known and ending.lower() in (*_IMAGE_SUFFIXES, ".xml")
+        names.append(name.removesuffix(ending) if is_file else name)
+    names = [name for name in names if name]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"split file {split_file} lists images more than once: {_listed(repeated)}")
@@ -235,14 +263,17 @@ def _image_of(root: Element, image_files: Sequence[str], path: str) -> str:
 
 
 def _images_by_name(images: str) -> dict[str, list[str]]:
-    """Return name without suffix -> paths, of which there is rarely more than one."""
-    # One listing instead of a look for each image and suffix.
+    """Return name without suffix -> paths, of which there is rarely more than one.
+
+    An image in a folder of the folder is there by its name alone, too, unless that of another.
+    """
+    files = files_below(images, _IMAGE_SUFFIXES, "images")
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for entry in sorted(_listing(images, "images")):
-        path = PurePath(entry)
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
-            found[path.stem].append(os.path.join(images, entry))
-    return found
+    for name, entries in files.items():
+        for key in {name, PurePosixPath(name).name}:
+            if key == name or key not in files:
+                found[key] += [os.path.join(images, entry) for entry in entries]
+    return dict(found)
 
 
 def parse_xml_without_entities(data: bytes, path: str) -> Element:
@@ -281,12 +312,14 @@ def parse_xml_without_entities(data: bytes, path: str) -> Element:
     return builder.close()
 
 
-def _check_classes(roots: dict[str, Element], class_names: Sequence[str], annotations: str) -> None:
+def _check_classes(
+    roots: dict[str, Element], paths: dict[str, str], class_names: Sequence[str], annotations: str
+) -> None:
     found: Counter[str] = Counter()
     first_file: dict[str, str] = {}
     for name, root in roots.items():
         for obj in root.findall("object"):
-            class_name = _text(obj, "name", os.path.join(annotations, f"{name}.xml"))
+            class_name = _text(obj, "name", paths[name])
             found[class_name] += 1
             first_file.setdefault(class_name, name)
     unknown = [class_name for class_name in found if class_name not in class_names]

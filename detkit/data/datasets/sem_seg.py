@@ -3,14 +3,13 @@
 import functools
 import logging
 import os
-from pathlib import PurePosixPath
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.json_file import listed
 from detkit.structures import ImageRecord
-from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.errors import DataError
+from detkit.utils.file_io import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +37,21 @@ def load_sem_seg(
 
     Raises:
         MissingFileError: A folder does not exist.
-        DataError: There is no pair.
+        DataError: There is no pair, or two files differ in the case of their ending alone.
     """
-    labels, images = _stems(gt_root, gt_ext), _stems(image_root, image_ext)
+    label_files = files_below(gt_root, [f".{gt_ext}"], "label maps")
+    image_files = files_below(image_root, [f".{image_ext}"], "images")
+    labels, images = set(label_files), set(image_files)
     both = sorted(labels & images)
     if not both:
         raise DataError(
             f"no image .{image_ext} in {image_root} ({len(images)} of them) has a label map"
             f" .{gt_ext} of the same name in {gt_root} ({len(labels)} of them)"
         )
+    for root, files in ((gt_root, label_files), (image_root, image_files)):
+        for same in files.values():
+            if len(same) > 1:
+                raise DataError(f"{root} has {' and '.join(same)}: remove one of them")
     unlabelled = images - labels if warn_of_unlabelled else set()
     for missing, root, kind in (
         (unlabelled, gt_root, "label map"),
@@ -59,9 +64,9 @@ def load_sem_seg(
             )
     return [
         {
-            "file_name": os.path.join(image_root, f"{stem}.{image_ext}"),
+            "file_name": os.path.join(image_root, image_files[stem][0]),
             "image_id": stem,
-            "sem_seg_file_name": os.path.join(gt_root, f"{stem}.{gt_ext}"),
+            "sem_seg_file_name": os.path.join(gt_root, label_files[stem][0]),
         }
         for stem in both
     ]
@@ -87,16 +92,3 @@ def register_sem_seg(
     )
     noted = {"evaluator_type": "sem_seg", "ignore_label": 255, **metadata}
     MetadataCatalog.get(name).set(image_root=image_root, sem_seg_root=gt_root, **noted)
-
-
-def _stems(root: str, extension: str) -> set[str]:
-    """Return the names of the files below a folder, without their extension."""
-    local = PathManager.get_local_path(root)
-    if not os.path.isdir(local):
-        raise MissingFileError(f"folder {root} does not exist")
-    suffix = f".{extension}"
-    found = set()
-    for folder, _, files in os.walk(local, followlinks=True):
-        below = PurePosixPath(os.path.relpath(folder, local).replace(os.sep, "/"))
-        found |= {str(below / file[: -len(suffix)]) for file in files if file.endswith(suffix)}
-    return found

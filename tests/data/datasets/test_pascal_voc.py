@@ -268,3 +268,86 @@ def test_bad_split_files_are_refused(write_voc, make_voc_xml, lines, message):
 def test_bad_class_names_are_refused(tmp_path, classes, error, message):
     with pytest.raises(error, match=message):
         register_pascal_voc("mine", str(tmp_path), "train", 2012, classes)
+
+
+def load_all(root):
+    return load_voc_folders(str(root / "JPEGImages"), str(root / "Annotations"), CLASSES)
+
+
+def test_capital_endings_are_read(write_voc, make_voc_xml):
+    root = write_voc({"a": make_voc_xml([("cell", (1, 1, 5, 5))])}, suffix=".JPG")
+    (root / "Annotations" / "a.xml").rename(root / "Annotations" / "a.XML")
+    for records in (load(root), load_all(root)):
+        assert [len(r["annotations"]) for r in records] == [1]
+        assert records[0]["file_name"].endswith("a.JPG")
+
+
+def test_files_left_out_are_counted_and_named(write_voc, make_voc_xml, caplog):
+    root = write_voc({"a": make_voc_xml(), "b": make_voc_xml()})
+    (root / "Annotations" / "b.xml").unlink()
+    for name in ("._a.xml", ".ipynb_checkpoints/a-checkpoint.xml", "classes.txt"):
+        (root / "Annotations" / name).parent.mkdir(exist_ok=True)
+        (root / "Annotations" / name).write_bytes(b"\0")
+    (root / "JPEGImages" / "._a.jpg").touch()
+    with caplog.at_level("INFO", logger="detkit"):
+        assert [r["image_id"] for r in load_all(root)] == ["a"]
+    for text in (
+        "Annotations: 2 that are hidden: ._a.xml, .ipynb_checkpoints/",
+        "Annotations: 1 that are without .xml: classes.txt",
+        "JPEGImages: 1 that are hidden: ._a.jpg",
+        "JPEGImages: 1 that are without an .xml file: ",
+    ):
+        assert text in caplog.text
+    assert "b.jpg" in caplog.text
+
+
+def test_folders_in_the_folders_are_read(write_voc, make_voc_xml, write_image):
+    root = write_voc({"cam_a/1": make_voc_xml(), "cam_b/1": make_voc_xml(), "2": make_voc_xml()})
+    for records in (load(root), load_all(root)):
+        assert {r["image_id"]: r["file_name"] for r in records} == {
+            name: str(root / "JPEGImages" / f"{name}.jpg") for name in ("cam_a/1", "cam_b/1", "2")
+        }
+    # A link that leads back ends nowhere.
+    (root / "JPEGImages" / "back").symlink_to(root / "JPEGImages")
+    assert len(load_all(root)) == 3
+
+
+@pytest.mark.parametrize("nested", ["JPEGImages", "Annotations"])
+def test_folders_of_one_side_may_be_missing_on_the_other(write_voc, make_voc_xml, nested):
+    root = write_voc({"a": make_voc_xml()})
+    (file,) = (root / nested).iterdir()
+    (root / nested / "part").mkdir()
+    file.rename(root / nested / "part" / file.name)
+    (record,) = load_all(root)
+    assert record["file_name"].endswith("a.jpg")
+
+
+def test_two_xml_files_about_one_image_are_refused(write_voc, make_voc_xml):
+    root = write_voc({"a": make_voc_xml()})
+    (root / "Annotations" / "old").mkdir()
+    (root / "Annotations" / "old" / "a.xml").write_text(make_voc_xml())
+    with pytest.raises(DataError, match=r"a\.xml and .*old/a\.xml are both about .*a\.jpg"):
+        load_all(root)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(b"\xef\xbb\xbfa\r\nb.c\r\n", id="byte order mark"),
+        pytest.param("\ufeffa\nb.c\n".encode("utf-16-le"), id="utf-16"),
+        pytest.param(b"a.jpg\nb.c.JPG\n", id="images"),
+        pytest.param(b"a.xml\nb.c.xml\n", id="xml files"),
+        pytest.param(b"./a\nb.c\n", id="from here"),
+    ],
+)
+def test_names_in_a_split_are_understood(write_voc, make_voc_xml, lines):
+    root = write_voc({"a": make_voc_xml(), "b.c": make_voc_xml()})
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(lines)
+    assert [r["image_id"] for r in load(root)] == ["a", "b.c"]
+
+
+def test_split_that_is_no_text_is_named(write_voc, make_voc_xml):
+    root = write_voc({"a": make_voc_xml()})
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"a\n\xff\xfe\xfa")
+    with pytest.raises(DataError, match=r"train\.txt must be text in UTF-8"):
+        load(root)

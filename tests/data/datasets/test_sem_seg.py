@@ -1,5 +1,7 @@
 """Images and label maps of the same name."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -55,8 +57,22 @@ def test_no_pair_is_an_error_with_both_folders(folders):
         load_sem_seg(labels, images, image_ext="tif")
 
 
+def test_hidden_files_are_left_out_and_endings_may_be_capital(folders, caplog):
+    labels, images = folders
+    for root, ending in ((labels, "png"), (images, "jpg")):
+        for name in (f"._a.{ending}", f".ipynb_checkpoints/a.{ending}", f"E.{ending.upper()}"):
+            path = Path(root) / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    with caplog.at_level("INFO", logger="detkit"):
+        records = load_sem_seg(labels, images)
+    assert [r["image_id"] for r in records] == ["E", "a", "sub/b"]
+    assert records[0]["file_name"].endswith("E.JPG")
+    assert "2 that are hidden: ._a.png, .ipynb_checkpoints/" in caplog.text
+
+
 def test_absent_folder_is_named(folders):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="folder nowhere of label maps does not exist"):
         load_sem_seg("nowhere", folders[1])
 
 
