@@ -509,6 +509,10 @@ _key("SOLVER.REFERENCE_WORLD_SIZE", 0,
      "Number of processes that the settings are for: batch size, learning rate and schedule are"
      " scaled linearly to the actual number. 0 disables it.",
      minimum=0, only_default_trainer=True)
+_key("SOLVER.REFERENCE_BATCH", 0,
+     "detkit: images per iteration that BASE_LR is for; the rates grow linearly with the actual"
+     " number, IMS_PER_BATCH * ACCUM_STEPS. Lengths stay: give them in epochs. 0 disables it.",
+     minimum=0)
 _key("SOLVER.CLIP_GRADIENTS.ENABLED", False, "Clip gradients before each step.")
 _key("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value",
      "value: each element; norm: the norm per parameter; full_model: the norm of all gradients.",

@@ -1,9 +1,10 @@
 """From the config that a user wrote to the config of a run: the only place that rewrites settings.
 
-The steps have an order, and `run_config` is the one place that knows it: batch and learning rate
-follow the number of processes; imports, declared data sets and pixel statistics (`prepare`) come
-before the data, which are decoded in the channel order that the backbone wants; epochs become
-iterations once the number of images is known; class counts come from the metadata of the data.
+The steps have an order, and `run_config` is the one place that knows it: the learning rate follows
+the batch, and both follow the number of processes; imports, declared data sets and pixel statistics
+(`prepare`) come before the data, which are decoded in the channel order that the backbone wants;
+epochs become iterations once the number of images is known; class counts come from the metadata of
+the data.
 """
 
 import logging
@@ -21,6 +22,9 @@ from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+# Epochs of a schedule that is likely to be meant for other data: those of COCO's configs are 12 to
+# 108 on COCO.
+_MANY_EPOCHS = 200
 # Periods that may be given in epochs, beside those of SOLVER.STEPS.
 _PERIODS = (
     "SOLVER.WARMUP_ITERS",
@@ -94,13 +98,44 @@ def run_config(
         ConfigError: A length is no number of iterations or epochs, the data have no known number,
             or the batch cannot be shared out.
     """
+    cfg = scaled_to_batch(cfg)
     cfg = (scale or scaled_to_processes)(cfg, comm.get_world_size()).clone()
     prepare(cfg)
     loader = build_train_loader(cfg)
     with cfg.edited() as cfg:
         _epochs_to_iterations(cfg, loader)
         _add_class_counts(cfg)
+    _warn_of_long_schedule(cfg, loader)
     return cfg, loader
+
+
+def scaled_to_batch(cfg: CfgNode) -> CfgNode:
+    """Return the config with its learning rates for the batch; see SOLVER.REFERENCE_BATCH.
+
+    Source: the linear scaling rule, as in `scaled_to_processes`.
+
+    Args:
+        cfg: Not changed; returned itself where nothing is to be scaled.
+    """
+    reference, batch = cfg.SOLVER.REFERENCE_BATCH, _batch(cfg)
+    if reference in (0, batch):
+        return cfg
+    with cfg.edited() as cfg:
+        cfg.SOLVER.BASE_LR *= batch / reference
+        cfg.SOLVER.BASE_LR_END *= batch / reference
+        cfg.SOLVER.REFERENCE_BATCH = batch  # scaling again changes nothing
+    logger.info(
+        "learning rate %g for %d images per iteration, scaled from SOLVER.REFERENCE_BATCH=%d",
+        cfg.SOLVER.BASE_LR,
+        batch,
+        reference,
+    )
+    return cfg
+
+
+def _batch(cfg: CfgNode) -> int:
+    """Return the number of images of an iteration."""
+    return cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
 
 
 def scaled_to_processes(cfg: CfgNode, num_processes: int) -> CfgNode:
@@ -144,6 +179,7 @@ def scaled_to_processes(cfg: CfgNode, num_processes: int) -> CfgNode:
         solver.CHECKPOINT_PERIOD = shrunk(solver.CHECKPOINT_PERIOD) or 1
         cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and (shrunk(cfg.TEST.EVAL_PERIOD) or 1)
         solver.REFERENCE_WORLD_SIZE = num_processes  # scaling again changes nothing
+        solver.REFERENCE_BATCH = round(solver.REFERENCE_BATCH * scale)  # the rate is scaled
     logger.info(
         "scaled from %d to %d processes: batch %d, learning rate %g, %d iterations",
         reference,
@@ -170,7 +206,7 @@ def _epochs_to_iterations(cfg: CfgNode, loader: Iterable[Any]) -> None:
             "SOLVER.MAX_EPOCH and periods in epochs need training data of a known number: give"
             " iterations instead"
         )
-    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
+    batch = _batch(cfg)
 
     def count(length: int | str, key: str) -> int:
         return iterations_of(length, key, num_images=num_images, batch=batch)
@@ -215,7 +251,23 @@ def iterations_per_epoch(cfg: CfgNode, loader: Any) -> float | None:
     num_images = _images_per_epoch(loader)
     if not num_images:
         return None
-    return num_images / (cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS)
+    return num_images / _batch(cfg)
+
+
+def _warn_of_long_schedule(cfg: CfgNode, loader: Any) -> None:
+    per_epoch = iterations_per_epoch(cfg, loader)
+    if not per_epoch or cfg.SOLVER.MAX_EPOCH:
+        return
+    epochs = cfg.SOLVER.MAX_ITER / per_epoch
+    if epochs >= _MANY_EPOCHS:
+        logger.warning(
+            "SOLVER.MAX_ITER=%d is %d epochs of %g iterations: the schedule of a larger data set?"
+            " SOLVER.MAX_EPOCH sets the length in epochs; own_data/faster_rcnn.yaml and the other"
+            " configs in own_data have settings for data of your own (detkit configs own_data)",
+            cfg.SOLVER.MAX_ITER,
+            epochs,
+            round(per_epoch, 1),
+        )
 
 
 def _images_per_epoch(loader: Any) -> int | None:

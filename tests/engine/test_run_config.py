@@ -12,6 +12,7 @@ from detkit.engine.run_config import (
     iterations_of,
     prepare,
     run_config,
+    scaled_to_batch,
     scaled_to_processes,
     without_augmentation,
 )
@@ -261,3 +262,45 @@ def test_evaluation_on_the_way_goes_without_augmentation(tiny_cfg):
 def test_folder_lies_within_the_output_directory(tiny_cfg):
     tiny_cfg.freeze()
     assert Path(in_folder(tiny_cfg, "TTA").OUTPUT_DIR) == Path(tiny_cfg.OUTPUT_DIR) / "TTA"
+
+
+@pytest.mark.parametrize(
+    ("batch", "accum", "rate"), [(4, 1, 0.02), (2, 1, 0.01), (8, 2, 0.08), (1, 4, 0.02)]
+)
+def test_rate_follows_the_images_of_an_iteration(tiny_cfg, batch, accum, rate):
+    words = ["SOLVER.REFERENCE_BATCH", 4, "SOLVER.BASE_LR", 0.02, "SOLVER.IMS_PER_BATCH", batch]
+    tiny_cfg.merge_from_list([*words, "SOLVER.ACCUM_STEPS", accum])
+    cfg = scaled_to_batch(tiny_cfg)
+    assert pytest.approx(rate) == cfg.SOLVER.BASE_LR
+    assert scaled_to_batch(cfg) is cfg
+    assert tiny_cfg.SOLVER.BASE_LR == 0.02
+
+
+def test_rate_is_scaled_once_for_batch_and_processes(tiny_cfg):
+    words = ["SOLVER.REFERENCE_BATCH", 16, "SOLVER.REFERENCE_WORLD_SIZE", 1]
+    tiny_cfg.merge_from_list([*words, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.02])
+    cfg = scaled_to_batch(scaled_to_processes(scaled_to_batch(tiny_cfg), 2))
+    assert cfg.SOLVER.IMS_PER_BATCH == 8
+    assert pytest.approx(0.01) == cfg.SOLVER.BASE_LR
+
+
+def test_batch_without_a_reference_leaves_the_rate_alone(tiny_cfg):
+    assert scaled_to_batch(tiny_cfg) is tiny_cfg
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        pytest.param(["SOLVER.MAX_ITER", 90000], "MAX_ITER=90000 is 30000 epochs", id="coco's"),
+        pytest.param(["SOLVER.MAX_ITER", 300], "", id="a hundred epochs"),
+        pytest.param(["SOLVER.MAX_EPOCH", 500], "", id="asked for in epochs"),
+    ],
+)
+def test_schedule_of_a_larger_data_set_is_told(tiny_cfg, caplog, settings, warned):
+    class Loader:
+        num_images = 6
+
+    tiny_cfg.merge_from_list([*settings, "SOLVER.IMS_PER_BATCH", 2])
+    run_config(tiny_cfg, lambda cfg: Loader())
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert (warned in warnings[0]) if warned else not warnings

@@ -205,3 +205,20 @@ def test_entry_looks_like_those_that_were_published(name):
 def test_config_names_the_same_run_in_its_head(name):
     config = Path(__file__).resolve().parents[2] / "configs" / f"{name}.yaml"
     assert f"{name} (id {PUBLISHED_WEIGHTS[name].split('/')[0]})" in config.read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in list_configs() if n.startswith("own_data/")])
+def test_config_for_own_data_starts_from_a_published_detector_and_counts_in_epochs(name):
+    cfg = get_config(name)
+    address = cfg.MODEL.WEIGHTS.removeprefix("detectron2://")
+    folder, number, file = address.rsplit("/", 2)
+    assert PUBLISHED_WEIGHTS[folder] == f"{number}/{file}"
+    published = get_config(folder)
+    assert published.MODEL.MASK_ON == cfg.MODEL.MASK_ON
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())
+    assert cfg.SOLVER.MAX_EPOCH > 0
+    assert all(str(step).endswith("ep") for step in cfg.SOLVER.STEPS)
+    # The linear rule, from the rate and batch of the published schedule.
+    scale = cfg.SOLVER.IMS_PER_BATCH / published.SOLVER.IMS_PER_BATCH
+    assert pytest.approx(published.SOLVER.BASE_LR * scale) == cfg.SOLVER.BASE_LR
+    assert cfg.SOLVER.REFERENCE_BATCH == cfg.SOLVER.IMS_PER_BATCH
