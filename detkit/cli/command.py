@@ -12,6 +12,8 @@ from detkit import __version__
 COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
+    "configs": "list the configs that come with detkit, a line each (configs WORD: some of them)",
+    "config": "explain a setting: config explain SOLVER.BASE_LR",
     "convert-weights": (
         "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their"
         " format"
@@ -30,6 +32,7 @@ _EXAMPLES = """examples:
   detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
   detkit train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
   detkit predict --config-file my.yaml --input photos/ --output found/ MODEL.WEIGHTS model.pth
+  detkit predict --config-file faster_rcnn_R_50_FPN_3x --input photos/ --output found/
 
 detkit COMMAND --help explains a command. Configs that come with detkit are found by their name.
 """

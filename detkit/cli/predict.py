@@ -25,7 +25,7 @@ from PIL import Image
 from detkit.cli.errors import message_of, run_command
 from detkit.config import CfgNode, get_cfg, score_threshold_keys
 from detkit.engine import DefaultPredictor, prepare
-from detkit.model_zoo import find_config
+from detkit.model_zoo import find_config, published_weights
 from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
 from detkit.utils.colormap import id2rgb
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
@@ -72,7 +72,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
-    opts_help = "settings, such as MODEL.WEIGHTS model.pth; last"
+    opts_help = (
+        "settings, such as MODEL.WEIGHTS model.pth; last. A config that comes with detkit takes the"
+        " weights published for it where there are any"
+    )
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
     return parser
 
@@ -134,7 +137,10 @@ def _setup(args: argparse.Namespace) -> CfgNode:
         )
     setup_logger()
     cfg = get_cfg()
-    cfg.merge_from_file(find_config(args.config_file))
+    config_file = find_config(args.config_file)
+    cfg.merge_from_file(config_file)
+    # What training starts from, such as a backbone, finds no objects.
+    cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
     cfg.merge_from_list(args.opts)
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
     # Already here, so that less goes through non-maximum suppression.

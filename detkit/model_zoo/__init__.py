@@ -7,6 +7,7 @@ from detkit.model_zoo.model_zoo import (
     get_config,
     get_config_file,
     list_configs,
+    published_weights,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "get_config",
     "get_config_file",
     "list_configs",
+    "published_weights",
 ]

@@ -137,19 +137,29 @@ def get_checkpoint_url(config_path: str) -> str:
         MissingFileError: No packaged config has that name.
         WeightsError: There are no published weights for it.
     """
-    name = (
-        Path(get_config_file(config_path))
-        .relative_to(packaged_configs())
-        .with_suffix("")
-        .as_posix()
+    path = get_config_file(config_path)
+    if address := published_weights(path):
+        return address
+    name = Path(path).relative_to(packaged_configs()).with_suffix("").as_posix()
+    hint = did_you_mean(name, PUBLISHED_WEIGHTS)
+    raise WeightsError(
+        f"Detectron2 published no weights for {name}; it did for {len(PUBLISHED_WEIGHTS)}"
+        f" others.{hint}"
     )
-    if name not in PUBLISHED_WEIGHTS:
-        hint = did_you_mean(name, PUBLISHED_WEIGHTS)
-        raise WeightsError(
-            f"Detectron2 published no weights for {name}; it did for {len(PUBLISHED_WEIGHTS)}"
-            f" others.{hint}"
-        )
-    return f"{PREFIX}{name}/{PUBLISHED_WEIGHTS[name]}"
+
+
+def published_weights(config_file: str) -> str:
+    """Return the address of the weights that Detectron2 published for a config, or "".
+
+    Args:
+        config_file: Path of a YAML file; only those of detkit have published weights.
+    """
+    try:
+        relative = Path(config_file).resolve().relative_to(packaged_configs().resolve())
+    except ValueError:
+        return ""
+    name = relative.with_suffix("").as_posix()
+    return f"{PREFIX}{name}/{PUBLISHED_WEIGHTS[name]}" if name in PUBLISHED_WEIGHTS else ""
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:

@@ -6,6 +6,7 @@ import pytest
 
 from detkit.cli import main
 from detkit.cli.command import COMMANDS
+from detkit.model_zoo import list_configs
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +59,36 @@ def test_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "detkit", "--version"], check=True, capture_output=True, text=True
     )
     assert done.stdout.startswith("detkit ")
+
+
+def test_configs_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    names = [line.split()[0] for line in lines if ".yaml" in line]
+    assert names == [name for name in list_configs() if "Base-" not in name]
+    (line,) = [
+        line for line in lines if line.startswith("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    ]
+    assert line.split()[1] == "*"
+
+
+def test_configs_with_a_word_are_those_that_have_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs", "own_data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if ".yaml" in line] == [
+        "own_data/faster_rcnn.yaml",
+        "own_data/faster_rcnn_small.yaml",
+        "own_data/mask_rcnn.yaml",
+    ]
+    assert main(["configs", "own_dta"]) == 2
+    assert "Did you mean 'own_data'" in capsys.readouterr().err
+
+
+def test_config_explains_a_key_and_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "explain", "SOLVER.NUM_DECAYS", "EARLY_STOP"]) == 0
+    text = capsys.readouterr().out
+    assert "SOLVER.NUM_DECAYS = 3\nNumber of decays" in text
+    assert "EARLY_STOP.PATIENCE" in text
+    assert main(["config", "explain", "SOLVER.BASE_LRR"]) == 2
+    assert "SOLVER.BASE_LR" in capsys.readouterr().err

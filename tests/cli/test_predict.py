@@ -19,6 +19,7 @@ from detkit.cli.predict import (
 )
 from detkit.config import declare_architecture
 from detkit.data import Metadata
+from detkit.model_zoo import get_checkpoint_url
 from detkit.structures import Boxes, Instances, rle_to_bitmask
 from detkit.utils.colormap import rgb2id
 
@@ -282,3 +283,17 @@ def test_classes_of_pixels_come_back_however_many(tmp_path, num_classes: int) ->
 def test_instances_alone_write_no_map(tmp_path) -> None:
     assert write_maps({"instances": instances()}, tmp_path, "a.jpg") == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def _weights(config_file: str, *opts: str) -> str:
+    argv = ["--config-file", config_file, "--input", "a.jpg", "--output", "out", *opts]
+    return _setup(_parser("predict").parse_args(argv)).MODEL.WEIGHTS
+
+
+def test_packaged_config_predicts_with_its_published_weights(tmp_path: Path) -> None:
+    name = "COCO-Detection/faster_rcnn_R_50_FPN_3x"
+    assert _weights("faster_rcnn_R_50_FPN_3x") == get_checkpoint_url(name)
+    assert _weights(name, "MODEL.WEIGHTS", "mine.pth") == "mine.pth"
+    assert _weights(name, "MODEL.WEIGHTS", "") == ""
+    (tmp_path / "own.yaml").write_text(f"_BASE_: detkit://{name}.yaml\n")
+    assert "R-50.pkl" in _weights(str(tmp_path / "own.yaml"))

@@ -1,0 +1,60 @@
+"""`detkit configs`: list the configs that come with detkit."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from detkit.cli.errors import run_command
+from detkit.model_zoo import get_config_file, list_configs, published_weights
+from detkit.utils.errors import UnknownNameError
+from detkit.utils.near_miss import did_you_mean
+
+# How the first line of a config begins; common parts of others begin otherwise.
+_HEAD = "# Reproduces: "
+_COLUMNS = 120
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    word_help = "only those with it in their name, such as own_data or mask"
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help=word_help)
+    return run_command(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a line per config; a star marks those with published weights."""
+    heads = {name: _first_line(name) for name in list_configs()}
+    described = {
+        name: head.removeprefix(_HEAD).removeprefix("nothing published; ")
+        for name, head in heads.items()
+        if head.startswith(_HEAD)
+    }
+    chosen = [name for name in described if args.word.lower() in name.lower()]
+    if not chosen:
+        words = {part for name in described for part in Path(name).parts}
+        raise UnknownNameError(
+            f"no config has {args.word!r} in its name.{did_you_mean(args.word, words)}"
+        )
+    width = max(map(len, chosen))
+    lines = []
+    for name in chosen:
+        star = "*" if published_weights(get_config_file(name)) else " "
+        line = f"{name:<{width}} {star} {described[name]}"
+        lines.append(line if len(line) <= _COLUMNS else line[: _COLUMNS - 3] + "...")
+    lines.append("")
+    lines.append(
+        "* has published weights: detkit predict --config-file NAME finds objects with them"
+    )
+    # At once, so that `| head` ends it without an error.
+    print("\n".join(lines))
+
+
+def _first_line(name: str) -> str:
+    with Path(get_config_file(name)).open(encoding="utf-8") as file:
+        return file.readline().strip().rstrip(".")
