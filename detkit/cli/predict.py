@@ -24,6 +24,7 @@ from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
 from detkit.config import CfgNode, get_cfg, score_threshold_keys
+from detkit.config.user_modules import add_no_imports
 from detkit.engine import DefaultPredictor, prepare
 from detkit.model_zoo import find_config, published_weights
 from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
@@ -72,6 +73,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
+    add_no_imports(parser)
     opts_help = (
         "settings, such as MODEL.WEIGHTS model.pth; last. A config that comes with detkit takes the"
         " weights published for it where there are any"

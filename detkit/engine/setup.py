@@ -12,6 +12,7 @@ import torch
 
 from detkit.checkpoint.run_folder import lock_folder
 from detkit.config import CfgNode, settings_without_effect, unread_settings
+from detkit.config.user_modules import add_no_imports
 from detkit.engine.run_config import expand_home, prepare
 from detkit.engine.writers import build_writers
 from detkit.utils import comm
@@ -62,6 +63,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     partial_help = "evaluate weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
     gpus_help = "processes on this machine, one per GPU (default: 1)"
+    add_no_imports(parser)
     add("--num-gpus", type=int, default=1, help=gpus_help)
     add("--num-machines", type=int, default=1, help="machines (default: 1)")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")

@@ -1,7 +1,8 @@
 """Downloads over https into a cache: atomic, verified, and safe with several processes.
 
-The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`, with Detectron2's layout, so that both
-share it. With `DETKIT_OFFLINE=1`, a missing file is an error that says what to place where.
+The cache is `$FVCORE_CACHE`, else `~/.torch/iopath_cache`. For files of Detectron2's host it has
+Detectron2's layout, so that both share them. With `DETKIT_OFFLINE=1`, a missing file is an error
+that says what to place where.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMES = ("https",)
 """Without http, where anybody on the network could replace the file."""
+_DETECTRON2_HOST = "dl.fbaipublicfiles.com"
 _TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -36,9 +38,23 @@ def is_offline() -> bool:
 
 
 def cache_path(url: str) -> Path:
-    """Return the path of a download in the cache: that of its address, without the host."""
-    folder = os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache"
-    return Path(folder).expanduser() / urlsplit(url).path.lstrip("/")
+    """Return the path of a download in the cache: `HOST/PATH`, with a hash of the query.
+
+    Files of Detectron2's own host are where Detectron2 has them, without the host.
+
+    Raises:
+        ConfigError: The path leads out of the cache.
+    """
+    parts = urlsplit(url)
+    host = "" if parts.netloc == _DETECTRON2_HOST else parts.netloc.lower().replace(":", "_")
+    root = Path(os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache").expanduser()
+    path = root / host / parts.path.lstrip("/")
+    if parts.query:
+        digest = hashlib.sha256(parts.query.encode()).hexdigest()[:16]
+        path = path.with_name(f"{path.stem}-{digest}{path.suffix}")
+    if "\0" in url or not path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{url!r} leads out of the cache {root}")
+    return path
 
 
 def fetch(
@@ -53,21 +69,19 @@ def fetch(
         schemes: Accepted schemes of `url` and of its redirects.
 
     Raises:
-        ConfigError: The address has another scheme, or no file name.
+        ConfigError: The address has another scheme, or no file name, or leads out of the cache.
         DownloadError: The file does not exist, and `DETKIT_OFFLINE` is set.
         DownloadError: The download is incomplete or its hash differs; it is deleted.
         OSError: The server cannot be reached.
     """
-    path = cache_path(url) if path is None else path
-    if path.is_file():
-        return path
     parts = urlsplit(url)
     if parts.scheme not in schemes:
         raise ConfigError(f"{url} is not fetched: only {', '.join(schemes)} is")
     if not parts.netloc or not parts.path.strip("/") or parts.path.endswith("/"):
         raise ConfigError(f"{url} names no file")
-    if ".." in parts.path.split("/"):
-        raise ConfigError(f"{url} leads out of the cache: '..' in its path")
+    path = cache_path(url) if path is None else path
+    if path.is_file():
+        return path
     if is_offline():
         raise DownloadError(
             f"DETKIT_OFFLINE is set: download {url} on a machine with network, and place it as"

@@ -68,6 +68,10 @@ def no_sockets(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+def place_of(server):
+    return f"127.0.0.1_{server.server_port}"
+
+
 def files(folder):
     return sorted(
         str(p.relative_to(folder))
@@ -78,11 +82,11 @@ def files(folder):
 
 def test_file_is_fetched_once(server, tmp_path):
     path = fetch(f"{server.url}/a/weights.pth", schemes=HTTP)
-    assert path == tmp_path / "a" / "weights.pth"
+    assert path == tmp_path / place_of(server) / "a" / "weights.pth"
     assert path.read_bytes() == CONTENT
     assert fetch(f"{server.url}/a/weights.pth", schemes=HTTP) == path
     assert server.asked == ["/a/weights.pth"]
-    assert files(tmp_path) == ["a/weights.pth"]
+    assert files(tmp_path) == [f"{place_of(server)}/a/weights.pth"]
 
 
 def test_place_may_be_given(server, tmp_path):
@@ -100,7 +104,7 @@ def test_right_hash_passes_and_wrong_hash_leaves_nothing(server, tmp_path):
         OSError, match=rf"wrong\.pth has sha256 {right}, expected one that starts with 0000"
     ):
         fetch(f"{server.url}/wrong.pth", sha256="0000", schemes=HTTP)
-    assert files(tmp_path) == ["right.pth"]
+    assert files(tmp_path) == [f"{place_of(server)}/right.pth"]
 
 
 def test_download_that_is_cut_short_leaves_nothing(server, tmp_path):
@@ -151,7 +155,7 @@ def test_two_processes_ask_at_once_and_one_downloads(server, tmp_path):
 
 def test_offline_opens_no_socket_and_names_the_place(no_sockets, monkeypatch, tmp_path):
     monkeypatch.setenv("DETKIT_OFFLINE", "1")
-    place = re.escape(str(tmp_path / "models" / "w.pth"))
+    place = re.escape(str(tmp_path / "x.org" / "models" / "w.pth"))
     with pytest.raises(
         OSError, match=rf"DETKIT_OFFLINE is set: download https://x\.org/models/w\.pth .*{place}$"
     ):
@@ -160,7 +164,8 @@ def test_offline_opens_no_socket_and_names_the_place(no_sockets, monkeypatch, tm
 
 def test_offline_takes_what_is_there(no_sockets, monkeypatch, tmp_path):
     monkeypatch.setenv("DETKIT_OFFLINE", "1")
-    (tmp_path / "w.pth").write_bytes(b"weights")
+    (tmp_path / "x.org").mkdir()
+    (tmp_path / "x.org" / "w.pth").write_bytes(b"weights")
     assert fetch("https://x.org/w.pth").read_bytes() == b"weights"
 
 
@@ -178,7 +183,10 @@ def test_values_of_the_variable(monkeypatch, value, offline):
         ("http://x.org/w.pth", r"http://x\.org/w\.pth is not fetched: only https is"),
         ("file:///etc/passwd", "is not fetched"),
         ("https://x.org/", "names no file"),
-        ("https://x.org/a/../../w.pth", "leads out of the cache"),
+        ("https://x.org/a/../../../w.pth", "leads out of the cache"),
+        ("https://../w.pth", "leads out of the cache"),
+        ("https://dl.fbaipublicfiles.com/../w.pth", "leads out of the cache"),
+        ("https://x.org/w\0.pth", "leads out of the cache"),
     ],
 )
 def test_addresses_that_are_refused(no_sockets, url, message):
@@ -192,3 +200,32 @@ def test_cache_is_where_detectron2_has_it(monkeypatch):
         cache_path("https://dl.fbaipublicfiles.com/detectron2/a/b.pkl")
         == Path("~/.torch/iopath_cache/detectron2/a/b.pkl").expanduser()
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://alice.example/model_final.pth", "https://mallory.example/model_final.pth"),
+        ("https://drive.example/uc?id=AAA", "https://drive.example/uc?id=BBB"),
+        ("https://drive.example/uc?id=AAA", "https://drive.example/uc"),
+        ("https://x.example/w.pth", "https://x.example:8443/w.pth"),
+        (
+            "https://mallory.example/detectron2/a/b.pkl",
+            "https://dl.fbaipublicfiles.com/detectron2/a/b.pkl",
+        ),
+    ],
+)
+def test_different_addresses_have_different_places(one, other):
+    assert cache_path(one) != cache_path(other)
+
+
+def test_ending_survives_a_query():
+    assert cache_path("https://x.example/w.safetensors?download=1").suffix == ".safetensors"
+
+
+def test_scheme_is_refused_although_a_file_is_there(no_sockets, tmp_path):
+    place = cache_path("http://x.org/w.pth")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    with pytest.raises(ValueError, match="only https is"):
+        fetch("http://x.org/w.pth")
