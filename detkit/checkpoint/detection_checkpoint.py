@@ -16,11 +16,12 @@ from detkit.checkpoint.key_matching import (
     check_depth,
     match_weights,
     strip_wrapper_prefixes,
+    unusual_values,
 )
 from detkit.checkpoint.resume_file import newest_whole_checkpoint, remove_half_written
 from detkit.checkpoint.run_folder import LAST_CHECKPOINT, recorded_run
 from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
-from detkit.checkpoint.safe_save import atomic_write, save_checkpoint_file
+from detkit.checkpoint.safe_save import atomic_write, loadable_metadata, save_checkpoint_file
 from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, UserError
@@ -141,7 +142,7 @@ class DetectionCheckpointer:
         checkpoint = {"model": self.model.state_dict()}
         for key in self.checkpointables if checkpointables is None else checkpointables:
             checkpoint[key] = self.checkpointables[key].state_dict()
-        checkpoint.update(metadata=self.metadata, **extra)
+        checkpoint.update(metadata=loadable_metadata(self.metadata), **extra)
         if not self.save_dir or not self.save_to_disk:
             return
         PathManager.mkdirs(self.save_dir)
@@ -251,6 +252,14 @@ class DetectionCheckpointer:
         # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
         self.model.load_state_dict(state, strict=False)
+        if odd := unusual_values(chosen, model_state):
+            more = f", and {len(odd) - 4} more tensors" if len(odd) > 4 else ""
+            logger.warning(
+                "%s holds values that no trained model has: %s%s. Export or train it again.",
+                path,
+                "; ".join(odd[:4]),
+                more,
+            )
         level = logging.INFO if report.is_complete else logging.WARNING
         logger.log(level, "%s: %s", path, report.summary())
         if not report.is_complete or report.unexpected:

@@ -1,5 +1,6 @@
 """Matching of the tensors of a checkpoint with those of a model, and a report of the result."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,8 @@ _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 # Convolutions of detkit's ResNets, and of those of torchvision and timm.
 _RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
 
+# Weights and statistics of trained networks stay below 1e6.
+_HUGE = 1e10
 # Modules in a line of the report.
 _MAX_LISTED = 6
 
@@ -130,6 +133,33 @@ def match_weights(
     report = LoadReport(tuple(chosen), tuple(missing), tuple(unexpected), mismatched)
     grown = {name: value for name, value in weights.items() if _GROWN_IN_TRAINING.search(name)}
     return {**chosen, **grown}, report
+
+
+def unusual_values(weights: Mapping[str, Any], model_state: Mapping[str, Any]) -> list[str]:
+    """Return for each tensor with values that training does not give its name and what it holds.
+
+    Args:
+        weights: Name -> tensor that is loaded.
+        model_state: Name -> tensor, from the model's `state_dict`.
+    """
+    found = []
+    for name, value in weights.items():
+        if name not in model_state or not isinstance(value, Tensor) or not value.numel():
+            continue
+        if not model_state[name].is_floating_point():
+            continue
+        if not value.is_floating_point():
+            found.append(f"{name} is of type {str(value.dtype).removeprefix('torch.')}")
+            continue
+        # The extrema are NaN if any value is, and a pass over the values is all they cost.
+        wide = value.detach() if value.element_size() >= 4 else value.detach().float()
+        low, high = (float(extremum) for extremum in wide.aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):
+            count = value.numel() - int(value.isfinite().sum())
+            found.append(f"{name} has {count} of {value.numel()} values that are NaN or infinite")
+        elif max(-low, high) > _HUGE:
+            found.append(f"{name} has values up to {max(-low, high):.1e}")
+    return found
 
 
 def _is_optional(name: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import enum
 import importlib
 import json
+import logging
 import os
 import pickle
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from detkit.utils.errors import MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_FORMATS = (".pth", ".safetensors", ".pkl")
 """Endings of weight files: torch's format, safetensors, Detectron2's pickle of arrays."""
@@ -139,6 +142,18 @@ def _loadable(value: Any, where: str) -> Any:
     )
 
 
+def loadable_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that `load_checkpoint_file` would accept, and warn about the others."""
+    # These are for later readers only: no checkpoint is worth losing for them.
+    kept = {}
+    for name, value in metadata.items():
+        try:
+            kept[name] = _loadable(value, f"metadata[{name!r}]")
+        except (TypeError, RecursionError) as error:
+            logger.warning("not saved in the checkpoint: %s", error)
+    return kept
+
+
 def save_weights_file(
     weights: Mapping[str, Tensor], path: str, metadata: Mapping[str, Any] | None = None
 ) -> None:
@@ -154,7 +169,7 @@ def save_weights_file(
         MissingPackageError: The format needs safetensors, which is not installed.
     """
     ending = check_weight_format(path)
-    metadata = dict(metadata or {})
+    metadata = loadable_metadata(metadata or {})
     # Copies, as the formats write the whole storage of a view, or refuse views.
     plain = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -174,7 +189,7 @@ def save_weights_file(
             raise MissingPackageError(
                 f"writing {path} needs the package safetensors: pip install safetensors"
             ) from error
-        strings = {"format": "pt", "detkit": json.dumps(metadata)}
+        strings = {"format": "pt", "detkit": json.dumps(metadata, default=str)}
         content = safetensors.save(plain, metadata=strings)
     with atomic_write(path) as file:
         file.write(content)

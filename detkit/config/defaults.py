@@ -57,8 +57,8 @@ _key("VIS_PERIOD", 0,
      minimum=0, in_epochs=True, needs=("DATASETS.TEST",), only_default_trainer=True)
 _key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
 _key("IMPORTS", [],
-     "detkit: Python modules to import before anything is built, to register the parts in them. This"
-     " runs their code; --no-imports and DETKIT_NO_IMPORTS=1 refuse it.")
+     "detkit: Python modules to import before anything is built, to register the parts in them."
+     " This runs their code; --no-imports and DETKIT_NO_IMPORTS=1 refuse it.")
 
 # --- Model ---
 

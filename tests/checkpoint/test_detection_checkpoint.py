@@ -334,3 +334,25 @@ def test_strict_load_of_a_partial_checkpoint_fetches_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="does not fill the model"):
         DetectionCheckpointer(model).load(path, strict=True)
     assert model["backbone"].times == 0
+
+
+def test_metadata_of_odd_types_does_not_cost_the_checkpoint(tmp_path, caplog):
+    metadata = {
+        "thing_classes": ("a", "b"),
+        "colours": {"a", "b"},
+        "draw": print,
+        "size": np.int64(3),
+    }
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 1), str(tmp_path), metadata=metadata)
+    checkpointer.save("model")
+    assert "metadata['draw'] is a builtins.builtin_function_or_method" in caplog.text
+    got = checkpointer.load(str(tmp_path / "model.pth"))["metadata"]
+    assert got == {"thing_classes": ("a", "b"), "colours": {"a", "b"}, "size": 3}
+
+
+def test_weights_that_are_not_numbers_are_said(tmp_path, caplog):
+    torch.save(
+        {"weight": torch.full((1, 2), float("nan")), "bias": torch.ones(1)}, tmp_path / "w.pth"
+    )
+    DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"))
+    assert "w.pth holds values that no trained model has: weight has 2 of 2 values" in caplog.text

@@ -6,6 +6,7 @@ from detkit.checkpoint.key_matching import (
     group_names,
     match_weights,
     strip_wrapper_prefixes,
+    unusual_values,
 )
 
 
@@ -195,3 +196,29 @@ def test_report_of_a_large_file_is_short_and_its_details_are_complete():
     assert "body.layer5  loaded 0/1 (0%)" in report.details()
     assert "missing: head.layer197.weight" in report.details()
     assert "left over in the file: old499.weight" in report.details()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.full((4,), float("nan")), "w has 4 of 4 values that are NaN or infinite"),
+        (torch.tensor([1.0, float("inf"), 0, 0]), "w has 1 of 4 values"),
+        (torch.full((4,), 1e300, dtype=torch.float64), "w has values up to 1.0e+300"),
+        (torch.full((4,), -1e20), "w has values up to 1.0e+20"),
+        (torch.ones(4, dtype=torch.bool), "w is of type bool"),
+        (torch.ones(4, dtype=torch.complex64), "w is of type complex64"),
+        (torch.ones(4, dtype=torch.int8), "w is of type int8"),
+    ],
+)
+def test_values_of_no_trained_model_are_named(value, said):
+    (found,) = unusual_values(
+        {"w": value, "n": torch.tensor(3)}, {"w": torch.zeros(4), "n": torch.tensor(0)}
+    )
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(4), torch.tensor([1e5, -1e5]), torch.zeros(0), torch.ones(2).half()]
+)
+def test_usual_values_are_not_named(value):
+    assert unusual_values({"w": value}, {"w": torch.zeros(value.shape)}) == []
