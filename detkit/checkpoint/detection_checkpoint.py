@@ -332,7 +332,7 @@ class DetectionCheckpointer:
             return ""
         path = _join(self.save_dir, LAST_CHECKPOINT)
         with PathManager.open(path, "rb") as file:
-            name = cast(bytes, file.read()).decode(errors="replace").strip()
+            name = cast(bytes, file.read()).decode("utf-8-sig", errors="replace").strip()
         # A power cut may leave it empty, or zeros in it.
         if not name or not name.isprintable() or len(name) > _MAX_NAME:
             logger.error("%s names no file: %r", path, name[:_MAX_NAME])

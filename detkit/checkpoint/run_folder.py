@@ -1,8 +1,8 @@
 """The folder of a run: the identity of the run that it belongs to, and the lock of its training.
 
-Each run has an identity, a text that no other run has. Its checkpoints carry it, and `run.json` in
-its folder does, which the process that trains keeps locked. A run that version 0.1.0 or older began
-has "", as its checkpoints and its folder say nothing.
+Each run has an identity, a text that no other run has. Its checkpoints carry it, and so does
+`detkit_run.json` in its folder, which the process that trains keeps locked. A run that version
+0.1.0 began has "", as its checkpoints and its folder say nothing.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ except ImportError:  # Windows, where folders are not locked
 
 logger = logging.getLogger(__name__)
 
-_RECORD = "run.json"
+_RECORD = "detkit_run.json"
 LAST_CHECKPOINT = "last_checkpoint"
 # What runs append to; their checkpoints are told apart by the identity in them.
 _METRICS = ("metrics.json", "metrics.csv", "events.out.tfevents.*")

@@ -87,7 +87,7 @@ class DefaultTrainer(SimpleTrainer):
         checkpointer: Saves and loads the model and the state of the run.
         ema: The running mean of the weights; None without MODEL_EMA.ENABLED.
         cfg: The config, scaled to the number of processes.
-        run: The identity of the run, which its checkpoints and `run.json` in OUTPUT_DIR carry.
+        run: The identity of the run, which its checkpoints and its folder carry.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

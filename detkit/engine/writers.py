@@ -74,8 +74,11 @@ class CSVWriter(LineWriter):
 
     @staticmethod
     def iteration_of(line: str) -> float:
-        cells = next(csv.reader([line]), [])
-        is_whole = line.endswith("\n") and len(cells) == len(_HEADER) and cells[0].isdigit()
+        try:
+            cells = next(csv.reader([line]), [])
+        except csv.Error:
+            return math.inf
+        is_whole = line.endswith("\n") and len(cells) == len(_HEADER) and cells[0].isdecimal()
         return int(cells[0]) if is_whole else math.inf
 
 

@@ -34,6 +34,8 @@ __all__ = [
     "has_event_storage",
 ]
 
+logger = logging.getLogger(__name__)
+
 _storages: list["EventStorage"] = []
 # Values per scalar in a checkpoint: the default window of the writers' medians.
 _KEPT_VALUES = 20
@@ -302,12 +304,16 @@ class LineWriter(EventWriter):
         if not self._path.exists():
             return
         head = [self.header] if self.header else []
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[len(head) :]
+        # Bytes that are not UTF-8, which a crash may leave, make their line a damaged one, and are
+        # not an error.
+        with self._path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            lines = list(file)[len(head) :]
         kept = [line for line in lines if self.iteration_of(line) <= self._last_write]
         if kept != lines:
             # Not in place: a second kill could lose all lines.
             temporary = self._path.with_name(f".{self._path.name}.tmp")
-            temporary.write_text("".join([*head, *kept]), encoding="utf-8")
+            text = "".join([*head, *kept])
+            temporary.write_bytes(text.encode("utf-8", errors="surrogateescape"))
             temporary.replace(self._path)
 
     def close(self) -> None:
@@ -315,6 +321,10 @@ class LineWriter(EventWriter):
             self._file.close()
 
     def _open(self) -> TextIO:
+        if self._file is not None and not self._path.exists():
+            logger.warning("%s was deleted while the run goes on: it begins anew", self._path)
+            self._file.close()
+            self._file = None
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8", newline="")
@@ -344,9 +354,10 @@ class JSONWriter(LineWriter):
     @staticmethod
     def iteration_of(line: str) -> float:
         try:
-            return json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError):
+            iteration = json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return math.inf
+        return iteration if type(iteration) is int else math.inf
 
 
 class TensorboardXWriter(EventWriter):

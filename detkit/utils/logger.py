@@ -7,6 +7,7 @@ and one with `extra=ONCE` is shown the first time only.
 
 import copy
 import logging
+import logging.handlers
 import shutil
 import sys
 import textwrap
@@ -108,6 +109,20 @@ class _ConsoleHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+class _FileHandler(logging.handlers.WatchedFileHandler):
+    """Begins its file again where somebody has deleted it, be it with its folder."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of looking for the file, on a network share for example
+            self.handleError(record)
+
+    def _open(self) -> TextIO:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+
 def setup_logger(
     output: str | None = None,
     distributed_rank: int = 0,
@@ -142,7 +157,7 @@ def setup_logger(
         if distributed_rank > 0:
             path = path.with_name(f"{path.name}.rank{distributed_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _FileHandler(path, encoding="utf-8")
         file.setFormatter(plain)
         logger.addHandler(file)
     return logger

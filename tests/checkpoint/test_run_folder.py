@@ -33,7 +33,7 @@ def test_folder_remembers_its_run(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0", b"[1]", b'{"pid": 1}', b"{", b"\xff"])
 def test_damaged_record_is_none(tmp_path, content):
-    (tmp_path / "run.json").write_bytes(content)
+    (tmp_path / "detkit_run.json").write_bytes(content)
     assert recorded_run(str(tmp_path)) is None
     with training_in(str(tmp_path), "a", is_new=True):
         assert recorded_run(str(tmp_path)) == "a"
@@ -53,7 +53,7 @@ def test_second_process_is_refused_until_the_first_one_ends_even_by_a_kill(tmp_p
     worker = int(os.read(ready, 20))
     with pytest.raises(FolderInUseError, match=rf"another run is training in .*process {child} on"):
         lock_folder(str(tmp_path))
-    assert json.loads((tmp_path / "run.json").read_text())["pid"] == child
+    assert json.loads((tmp_path / "detkit_run.json").read_text())["pid"] == child
     os.kill(child, signal.SIGKILL)
     end_of(child)
     os.close(lock_folder(str(tmp_path)))
@@ -150,3 +150,10 @@ def test_damaged_last_checkpoint_without_a_numbered_one_says_what_to_do(tmp_path
     (tmp_path / "last_checkpoint").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"write the name .* such as model_final\.pth"):
         resumed(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["model_0000001.pth\r\n", "\ufeffmodel_0000001.pth"])
+def test_last_checkpoint_written_by_hand_is_read(tmp_path, content):
+    save(tmp_path, "a", 1, 3)
+    (tmp_path / "last_checkpoint").write_bytes(content.encode())
+    assert resumed(tmp_path) == 1

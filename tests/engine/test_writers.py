@@ -120,3 +120,15 @@ def test_name_with_a_line_break_stays_in_its_row(tmp_path):
     writer.close()
     _, row = csv.reader((tmp_path / "m.csv").read_text().splitlines())
     assert row == ["3", r'bbox/AP-a,"b\n9,\x1b[31mc\ud800', "1.0"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff,a,1\n", "²,a,1\n".encode(), b"\0" * 50, b'2,"' + b"a" * 200000 + b'",1\n', b"2,a"],
+)
+def test_damaged_rows_are_dropped_when_a_run_goes_on(tmp_path, damage):
+    path = tmp_path / "metrics.csv"
+    good = b"iteration,name,value\n1,a,2\n"
+    path.write_bytes(good + damage)
+    CSVWriter(str(path)).load_state_dict({"last_write": 5})
+    assert path.read_bytes() == good

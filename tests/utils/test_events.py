@@ -1,6 +1,7 @@
 import gc
 import itertools
 import json
+import shutil
 import time
 
 import pytest
@@ -281,3 +282,41 @@ def test_console_shows_the_epoch_and_what_fits(capsys):
     line = capsys.readouterr().out.rstrip("\n")
     assert "iter: 20/90000  epoch: 0.25  eta: 12:29:50  total_loss: 1.5  cls_stage0: 0.12" in line
     assert len(line) <= 120
+
+
+DAMAGES = [
+    pytest.param(b"\xff\xfe\x00\n", id="not UTF-8"),
+    pytest.param(b"\0" * 100, id="zeros"),
+    pytest.param(b'{"iteration": "3"}\n', id="text"),
+    pytest.param(b'{"iteration": null}\n', id="null"),
+    pytest.param(b'{"iteration": true}\n', id="boolean"),
+    pytest.param(b'{"iteration": NaN}\n', id="nan"),
+    pytest.param(b"[1]\n3\n", id="no object"),
+    pytest.param(b"[" * 100000 + b"\n", id="deep"),
+    pytest.param(b'{"iteration": 1, "a', id="cut off"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_damaged_lines_are_dropped_when_a_run_goes_on(tmp_path, damage, place):
+    path = tmp_path / "metrics.json"
+    damage = damage.rstrip(b"\n") + b"\n"
+    good = '{"a": "größe \u2028", "iteration": 1}\n'.encode()
+    path.write_bytes(damage + good if place == "before" else good + damage)
+    JSONWriter(str(path)).load_state_dict({"last_write": 5})
+    assert path.read_bytes() == good
+
+
+def test_deleted_file_begins_anew(tmp_path, caplog):
+    path = tmp_path / "run" / "metrics.json"
+    writer = JSONWriter(str(path))
+    with EventStorage(0) as storage:
+        for storage.iter in range(3):
+            storage.put_scalar("a", 1.0)
+            writer.write()
+            if storage.iter == 1:
+                shutil.rmtree(tmp_path / "run")
+    writer.close()
+    assert json.loads(path.read_text()) == {"iteration": 2, "a": 1.0}
+    assert "metrics.json was deleted" in caplog.text

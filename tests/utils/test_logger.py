@@ -1,5 +1,6 @@
 import logging
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,3 +114,11 @@ def test_long_lines_are_broken_on_a_terminal_and_tables_are_not(tmp_path, capsys
     assert len(text) > 3
     assert max(map(len, text)) <= 120
     assert last == table
+
+
+def test_deleted_folder_of_the_log_is_made_again(tmp_path):
+    logger = setup_logger(str(tmp_path / "run"), name="detkit_deleted_log_test")
+    logger.info("first")
+    shutil.rmtree(tmp_path / "run")
+    logger.info("second")
+    assert (tmp_path / "run" / "log.txt").read_text().endswith("second\n")
