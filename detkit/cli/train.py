@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
             averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
         )
         expect_classes_of_checkpoint(cfg, loaded.get("metadata"))
+        DefaultTrainer.check_test_data(cfg)
         results = DefaultTrainer.test(cfg, model)
     else:
         trainer = DefaultTrainer(cfg)

@@ -16,6 +16,7 @@ from detkit.data.dataset_dicts import get_detection_dataset_dicts
 from detkit.data.dataset_mapper import DatasetMapper
 from detkit.data.datasets import register_declared_datasets
 from detkit.data.proposals import load_proposals_into_dataset
+from detkit.data.record_files import check_images, check_label_maps, require_files
 from detkit.data.samplers import (
     InferenceSampler,
     RandomSubsetTrainingSampler,
@@ -58,6 +59,11 @@ def _train_loader_from_config(
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             needs_masks=cfg.MODEL.MASK_ON,
         )
+        # A mapper of the user's own may read images in another way.
+        if mapper is None and cfg.DATALOADER.ON_BAD_IMAGE != "skip":
+            names = ", ".join(cfg.DATASETS.TRAIN)
+            require_files(names, dataset)
+            _check_label_maps(cfg, cfg.DATASETS.TRAIN[0], dataset)
     # Order and augmentation must be drawn from the same seed in every process.
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     if sampler is None and not isinstance(dataset, IterableDataset):
@@ -241,6 +247,27 @@ def _model_classes(cfg: CfgNode, names: Sequence[str]) -> Sequence[str]:
     classes = next((value for value in known if value is not None), ())
     # A config that only evaluates may keep the training data of the config it is based on.
     return classes if len(classes) == cfg.get_by_full_key(architecture.num_classes) else ()
+
+
+def check_test_files(cfg: CfgNode, dataset_name: str) -> None:
+    """Look at the files of a data set of DATASETS.TEST, for their errors before a run.
+
+    Raises:
+        MissingFileError: An image or a label map does not exist.
+        DataError: One cannot be used.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    require_files(dataset_name, records)
+    check_images(dataset_name, records)
+    _check_label_maps(cfg, dataset_name, records)
+
+
+def _check_label_maps(cfg: CfgNode, name: str, records: Sequence[ImageRecord]) -> None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("stuff_classes"):
+        ignore_label = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        num_classes, max_pixels = len(metadata.stuff_classes), cfg.INPUT.MAX_IMAGE_PIXELS
+        check_label_maps(name, records, num_classes, ignore_label, max_pixels)
 
 
 def get_test_records(cfg: CfgNode, dataset_name: str) -> list[ImageRecord]:

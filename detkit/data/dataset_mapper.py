@@ -278,6 +278,17 @@ def check_image_size(record: ImageRecord, image: np.ndarray) -> None:
         SizeMismatchError: The sizes differ, so that boxes would lie in the wrong places.
     """
     height, width = image.shape[:2]
+    require_image_size(record, (height, width))
+    record["height"], record["width"] = height, width
+
+
+def require_image_size(record: ImageRecord, image_size: tuple[int, int]) -> None:
+    """Check that an image of `(height, width)` has the size in its record, if that has one.
+
+    Raises:
+        SizeMismatchError: The sizes differ.
+    """
+    height, width = image_size
     expected = (record.get("height"), record.get("width"))
     if None not in expected and expected != (height, width):
         hint = ""
@@ -290,7 +301,6 @@ def check_image_size(record: ImageRecord, image: np.ndarray) -> None:
             f"image {record['file_name']} is {width}x{height} (width x height), but its record"
             f" says {expected[1]}x{expected[0]}.{hint}"
         )
-    record["height"], record["width"] = height, width
 
 
 def image_to_tensor(

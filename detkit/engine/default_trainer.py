@@ -24,6 +24,7 @@ from detkit.data import (
     build_detection_train_loader,
     get_test_records,
 )
+from detkit.data.build import check_test_files
 from detkit.engine.checkpoint_records import ConfigRecord, class_metadata
 from detkit.engine.evaluations import (
     build_validation_loader,
@@ -97,7 +98,7 @@ class DefaultTrainer(SimpleTrainer):
             setup_logger()
         # The data first: what is wrong with them shows before anything else takes time.
         cfg, data_loader = run_config(cfg, self.build_train_loader, self.auto_scale_workers)
-        self._check_test_data(cfg)
+        self.check_test_data(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
@@ -362,16 +363,21 @@ class DefaultTrainer(SimpleTrainer):
         return scaled_to_processes(cfg, num_workers)
 
     @classmethod
-    def _check_test_data(cls, cfg: CfgNode) -> None:
-        """Build loaders and evaluators for their errors, to see these before training."""
+    def check_test_data(cls, cfg: CfgNode) -> None:
+        """Build loaders and evaluators, and look at files, for their errors before a run."""
         # A subclass that tests in another way may need neither.
         if cls.test.__func__ is not DefaultTrainer.test.__func__:
             return
         for name in cfg.DATASETS.TEST:
             cls.build_test_loader(cfg, name)
-            cls.build_evaluator(cfg, name)
+            evaluator = cls.build_evaluator(cfg, name)
             if cfg.TEST.COMPUTE_LOSS:
                 build_validation_loader(cfg, name)
+            # A loader of the user's own may read images in another way.
+            if cls.build_test_loader.__func__ is DefaultTrainer.build_test_loader.__func__:
+                check_test_files(cfg, name)
+            if isinstance(evaluator, DatasetEvaluator):
+                evaluator.check_files()
 
     def _test_and_keep_results(self) -> Callable[[], Mapping[str, Any]]:
         # The hook must not keep the trainer, which has the hook: see `register_hooks`.

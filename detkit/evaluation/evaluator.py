@@ -44,6 +44,9 @@ class DatasetEvaluator:
         {'detections': {'count': 4}}
     """
 
+    def check_files(self) -> None:
+        """Look into files that are read image by image, for their errors before a training run."""
+
     def reset(self) -> None:
         """Remove what was processed."""
         raise NotImplementedError
@@ -85,6 +88,11 @@ class DatasetEvaluators(DatasetEvaluator):
 
     def __init__(self, evaluators: Iterable[DatasetEvaluator]) -> None:
         self._evaluators = list(evaluators)
+
+    def check_files(self) -> None:
+        """Have every evaluator look into its files."""
+        for evaluator in self._evaluators:
+            evaluator.check_files()
 
     def reset(self) -> None:
         """Reset every evaluator."""

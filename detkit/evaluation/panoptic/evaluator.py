@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.record_files import spread
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
 from detkit.evaluation.evaluator import DatasetEvaluator, output_of
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "predictions.json"
 PNG_FOLDER = "panoptic_predictions"
+_NUM_CHECKED = 50
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
         Raises:
             FileNotFoundError: A png that its json names does not exist.
-            DataError: The data set has no panoptic ground truth.
+            DataError: The data set has no panoptic ground truth, or a png does not fit.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
@@ -110,7 +112,35 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         names = distinct_names(f"{stem}.png" for stem in stems)
         self._png_names = {r["image_id"]: name for r, name in zip(records, names, strict=True)}
         self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
+        self._records = records
         self._collector = ImageCollector(_ImageSegments, dataset_name, self._truth)
+
+    def check_files(self) -> None:
+        """Look into some pngs, spread over the data set.
+
+        Raises:
+            BadImageError: One cannot be read.
+            DataError: One has another size than its image, or none of its segments.
+        """
+        for record in spread(self._records, _NUM_CHECKED):
+            self._check_png(record)
+
+    def _check_png(self, record: ImageRecord) -> None:
+        truth = self._truth[record["image_id"]]
+        ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
+        expected = (record.get("height", ids.shape[0]), record.get("width", ids.shape[1]))
+        if ids.shape != expected:
+            raise DataError(
+                f"panoptic png {truth.file_name} is {ids.shape}, its image {record['file_name']}"
+                f" {expected} (height, width)"
+            )
+        listed = {segment.id for segment in truth.segments}
+        found = set(np.unique(ids).tolist())
+        if listed and not listed & found:
+            raise DataError(
+                f"panoptic png {truth.file_name} shows none of its segments {sorted(listed)[:5]},"
+                f" but the ids {sorted(found)[:5]}: a pixel holds red + 256 green + 65536 blue"
+            )
 
     def reset(self) -> None:
         """Remove what was processed."""
