@@ -25,6 +25,7 @@ from PIL import Image
 from detkit.cli.errors import message_of, run_command
 from detkit.config import CfgNode, get_cfg, score_threshold_keys
 from detkit.config.user_modules import add_no_imports
+from detkit.data.datasets.json_file import listed
 from detkit.engine import DefaultPredictor, prepare
 from detkit.model_zoo import find_config, published_weights
 from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
@@ -71,6 +72,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="SCORE",
         help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
     )
+    hide_help = "draw no names and scores into the pictures"
+    add("--hide-labels", action="store_true", help=hide_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
     add_no_imports(parser)
@@ -109,7 +112,13 @@ def run(args: argparse.Namespace) -> int:
         rgb = convert_image_to_rgb(image, image_format)
         height, width = rgb.shape[:2]
         scale = readable_scale((height, width))
-        drawing = Visualizer(rgb, predictor.metadata, scale, ColorMode.SEGMENTATION)
+        drawing = Visualizer(
+            rgb,
+            predictor.metadata,
+            scale,
+            ColorMode.SEGMENTATION,
+            show_labels=not args.hide_labels,
+        )
         drawing.draw_output(found).save(folder / picture)
         entry = {"file": str(path), "picture": picture, "height": height, "width": width}
         entry |= describe_output(found, predictor.metadata) | write_maps(found, folder, picture)
@@ -157,7 +166,8 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
     """Return the files that paths, folders and patterns stand for, in order, each once.
 
     A file that is named is returned whether it is an image or not, so that reading it can say what
-    is wrong. Of a folder or pattern, only files with the suffix of an image are returned.
+    is wrong. Of a folder or pattern, only files with the suffix of an image are returned that are
+    not hidden, and of a folder not those in its folders; what is left out is counted and named.
 
     Raises:
         MissingFileError: A path is not there, or a folder or pattern holds no image.
@@ -168,9 +178,25 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         if path.is_file():
             found[path] = None
             continue
-        candidates = path.iterdir() if path.is_dir() else _glob(path)
         suffixes = Image.registered_extensions()
-        images = sorted(p for p in candidates if p.is_file() and p.suffix.lower() in suffixes)
+        images: list[Path] = []
+        left_out: dict[str, list[str]] = {}
+        for file in sorted(path.iterdir() if path.is_dir() else _glob(path)):
+            # macOS's `._x.jpg` and Jupyter's folders, but not what the user names.
+            if any(part.startswith(".") and part not in path.parts for part in file.parts):
+                left_out.setdefault("hidden", []).append(file.name)
+            elif file.is_dir():
+                if path.is_dir():  # a pattern has gone into it where it was meant to
+                    reason = "folders (with `PATH/**/*` they are read, too)"
+                    left_out.setdefault(reason, []).append(file.name)
+            elif file.suffix.lower() in suffixes:
+                images.append(file)
+            else:
+                left_out.setdefault("without the suffix of an image", []).append(file.name)
+        for reason, names in left_out.items():
+            logger.info(
+                "left out of --input %s: %d %s: %s", name, len(names), reason, listed(names, 5)
+            )
         if not images:
             raise MissingFileError(
                 f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}"

@@ -5,7 +5,15 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["class_colors", "colormap", "id2rgb", "random_color", "random_colors", "rgb2id"]
+__all__ = [
+    "class_colors",
+    "colormap",
+    "id2rgb",
+    "random_color",
+    "random_colors",
+    "rgb2id",
+    "skeleton_colors",
+]
 
 _NUM_COLORS = 80
 _MOST_IDS = 256**3
@@ -50,6 +58,15 @@ def class_colors(num_classes: int) -> list[tuple[int, int, int]]:
         red, green, blue = palette[index % len(palette)]
         colors.append((red, green, blue))
     return colors
+
+
+def skeleton_colors(count: int) -> list[tuple[int, int, int]]:
+    """Return RGB colours in [0, 255] for the lines between keypoints: light, and no class's."""
+    # Off the grid of levels, multiples of 17, that colours of classes are chosen from.
+    tints = []
+    for red, green, blue in class_colors(count):
+        tints.append((160 + red * 35 // 100, 160 + green * 35 // 100, 160 + blue * 35 // 100))
+    return tints
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:

@@ -6,14 +6,18 @@ Points are (x, y) in pixels of the picture; the pixel in column c spans [c, c + 
 Legend: H and W height and width of the picture, P points.
 """
 
+import contextlib
 import functools
+import logging
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from detkit.utils.logger import log_first_n
 from detkit.utils.text import printable
 
 Color = tuple[int, int, int]
@@ -25,16 +29,30 @@ Rectangle = tuple[int, int, int, int]
 _FINE = 4
 
 # The font that comes with Pillow has ASCII letters only. Other names are written with the first of
-# these that the system has (Windows, macOS, Linux); those with Chinese, Japanese and Korean come
-# first.
+# these that the system (Windows, macOS, Linux) and the name's letters have.
 _WIDE_FONTS = (
-    "msyh.ttc",
-    "Arial Unicode.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "DroidSansFallbackFull.ttf",
     "DejaVuSans.ttf",
     "arial.ttf",
+    "NotoSans-Regular.ttf",
+    "msyh.ttc",
+    "malgun.ttf",
+    "Nirmala.ttc",
+    "Nirmala.ttf",
+    "LeelawUI.ttf",
+    "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "FreeSans.ttf",
+    "NotoSansArabic-Regular.ttf",
+    "NotoSansBengali-Regular.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "NotoSansTamil-Regular.ttf",
+    "NotoSansThai-Regular.ttf",
 )
+_NO_CHARACTER = "\uffff"  # which no font has: drawn as what the font shows in place of a letter
 
 
 class Canvas:
@@ -211,9 +229,8 @@ class Canvas:
 
     def text_size(self, text: str, font_size: int | None = None) -> tuple[int, int]:
         """Return width and height in pixels of a text with its background."""
-        text = printable(text)
         font_size = font_size or self.font_size
-        font = _font(font_size, text.isascii())
+        text, font = _written(text, font_size)
         padding = _padding(font_size)
         ascent, descent = font.getmetrics()
         return math.ceil(font.getlength(text)) + 2 * padding, ascent + descent + padding
@@ -239,7 +256,6 @@ class Canvas:
             font_size: In pixels.
             alpha: Opacity of the background.
         """
-        text = printable(text)  # Pillow measures no text with a line break
         font_size = font_size or self.font_size
         width, height = self.text_size(text, font_size)
         x = max(min(round(position[0]), self.width - width), 0)
@@ -248,8 +264,9 @@ class Canvas:
             self._fill_rectangle((x, y, x + width, y + height), background, alpha)
         color = color or readable_on(background or (0, 0, 0))
         padding = _padding(font_size)
+        text, font = _written(text, font_size)
         ImageDraw.Draw(self._image).text(
-            (x + padding, y + padding // 2), text, font=_font(font_size, text.isascii()), fill=color
+            (x + padding, y + padding // 2), text, font=font, fill=color
         )
 
     # -- painting
@@ -318,13 +335,43 @@ def _padding(font_size: int) -> int:
     return max(2, font_size // 5)
 
 
+@functools.lru_cache(maxsize=1024)
+def _written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return a text as it can be written, and the font for it."""
+    text = printable(text)  # Pillow measures no text with a line break
+    if text.isascii():
+        return text, _default_font(size)
+    lacking = {font: _missing(text, font) for font in (*_wide_fonts(size), _default_font(size))}
+    font = min(lacking, key=lambda font: len(lacking[font]))
+    if lacking[font]:
+        log_first_n(
+            logging.WARNING,
+            f"no font here has all letters of {text!r}: install one, such as Noto Sans. In pictures,"
+            " such letters are written as numbers.",
+            key="letters without a font",
+        )
+    written = [c.encode("unicode_escape").decode() if c in lacking[font] else c for c in text]
+    return "".join(written), font
+
+
+def _missing(text: str, font: ImageFont.FreeTypeFont) -> set[str]:
+    """Return the letters and signs that a font lacks; marks on letters are not looked for."""
+    placeholder = bytes(font.getmask(_NO_CHARACTER))
+    letters = {c for c in text if unicodedata.category(c)[0] in "LNPS"}
+    return {c for c in letters if bytes(font.getmask(c)) == placeholder}
+
+
 @functools.cache
-def _font(size: int, is_ascii: bool) -> ImageFont.FreeTypeFont:
-    for name in () if is_ascii else _WIDE_FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
+def _wide_fonts(size: int) -> list[ImageFont.FreeTypeFont]:
+    fonts = []
+    for name in _WIDE_FONTS:
+        with contextlib.suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
+    return fonts
+
+
+@functools.cache
+def _default_font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError(

@@ -3,6 +3,7 @@
 Legend: H and W height and width of a segment map, K keypoints of an object.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -25,15 +26,31 @@ _MIDLINE_COLOR = (255, 90, 60)
 # of any name.
 _GRID = 64
 
+# Labels of more than this share of the picture are written smaller: they would hide what they name.
+_DENSE_SHARE = 0.1
+_SMALLEST_FONT = 8
+
 ConnectionRule = tuple[str, str, Sequence[int]]
 """Two names of keypoints, and the RGB colour of the line between them."""
 
 
 def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Color]]) -> None:
-    """Write (text, XYXY box, colour) at the boxes, clear of earlier labels where possible."""
+    """Write (text, XYXY box, colour) at the boxes, clear of earlier labels where possible.
+
+    Labels that would take much of the picture are written smaller, and those of them that find no
+    free place are left out.
+    """
+    labels = list(labels)
+    sizes = [canvas.text_size(text) for text, _, _ in labels]
+    share = sum(width * height for width, height in sizes) / (canvas.width * canvas.height)
+    is_dense = share > _DENSE_SHARE
+    font_size = canvas.font_size
+    if is_dense:
+        smallest = min(_SMALLEST_FONT, font_size)
+        font_size = max(round(font_size * math.sqrt(_DENSE_SHARE / share)), smallest)
     taken: list[tuple[float, float, float, float]] = []
     for text, (x1, y1, x2, y2), color in labels:
-        width, height = canvas.text_size(text)
+        width, height = canvas.text_size(text, font_size)
         # In order of preference: above the box, inside it at the top, below it, inside it at the
         # bottom; left-aligned with it, then right-aligned.
         places = [(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
@@ -49,9 +66,11 @@ def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Col
             ]
             if not any(overlaps):
                 free.append((x, y))
+        if is_dense and not free:
+            continue
         x, y = (free or inside or places)[0]
         taken.append((x, y, x + width, y + height))
-        canvas.draw_text(text, (x, y), background=color)
+        canvas.draw_text(text, (x, y), background=color, font_size=font_size)
 
 
 def draw_keypoints(

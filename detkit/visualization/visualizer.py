@@ -4,6 +4,7 @@ Legend: M objects in one image, K keypoints of each, (H, W) the image.
 """
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Visualizer:
         metadata: Any = None,
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
+        show_labels: bool = True,
     ) -> None:
         """Start from a picture; it is copied, not changed.
 
@@ -72,6 +74,7 @@ class Visualizer:
             scale: Size of the output relative to the input. Labels of small pictures need more than
                 1 to be readable.
             instance_mode: What colours stand for.
+            show_labels: Whether names and scores are written.
 
         Raises:
             ValueError: The picture has another shape or type, or `scale` is not positive.
@@ -89,6 +92,7 @@ class Visualizer:
         self._keypoint_names = list(getattr(metadata, "keypoint_names", None) or [])
         self._connection_rules = list(getattr(metadata, "keypoint_connection_rules", None) or [])
         self._mode = instance_mode
+        self._show_labels = show_labels
 
     # -- predictions and annotations
 
@@ -293,7 +297,7 @@ class Visualizer:
                     names=self._keypoint_names if len(points[i]) else [],
                     connection_rules=self._connection_rules,
                 )
-        if corners is not None and labels is not None:
+        if corners is not None and labels is not None and self._show_labels:
             draw_labels(self._canvas, [(labels[i], corners[i].tolist(), colors[i]) for i in order])
         return self.get_output()
 
@@ -336,7 +340,9 @@ class Visualizer:
             )
         if self._mode is ColorMode.IMAGE_BW:
             self._canvas.grey_out(np.isin(segment_map, [segment.id for segment in segments]))
-        if min_area is None:
+        if not self._show_labels:
+            min_area = math.inf
+        elif min_area is None:
             min_area = _NAMED_AREA * segment_map.size
         draw_segments(self._canvas, segment_map, segments, alpha=alpha, min_area=min_area)
         return self.get_output()

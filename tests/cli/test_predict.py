@@ -57,6 +57,20 @@ def test_pattern_gives_what_fits(
     assert [path.as_posix() for path in find_images([pattern])] == names
 
 
+def test_what_is_left_out_of_a_folder_is_counted_and_named(photos: Path, caplog) -> None:
+    (photos / "._a.jpg").touch()
+    (photos / ".ipynb_checkpoints").mkdir()
+    (photos / ".ipynb_checkpoints/a.jpg").touch()
+    with caplog.at_level("INFO", logger="detkit"):
+        assert _names(find_images([str(photos)]), photos) == ["a.PNG", "b.jpg"]
+    assert "2 hidden: ._a.jpg, .ipynb_checkpoints" in caplog.text
+    assert "1 folders (with `PATH/**/*` they are read, too): deep" in caplog.text
+    assert "1 without the suffix of an image: notes.txt" in caplog.text
+    assert _names(find_images([str(photos / "**/*")]), photos) == ["a.PNG", "b.jpg", "deep/c.jpg"]
+    hidden = [str(photos / "._a.jpg"), str(photos / ".ipynb_checkpoints")]
+    assert _names(find_images(hidden), photos) == ["._a.jpg", ".ipynb_checkpoints/a.jpg"]
+
+
 def test_named_file_is_given_whatever_it_is(photos: Path) -> None:
     assert _names(find_images([str(photos / "notes.txt")]), photos) == ["notes.txt"]
 

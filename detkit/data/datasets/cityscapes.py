@@ -86,7 +86,7 @@ def write_train_ids(gt_dir: str) -> int:
     from_ids = np.full(256, 255, np.uint8)
     for train_id, label in enumerate(CITYSCAPES_LABELS):
         from_ids[label.id] = train_id
-    files = sorted(Path(gt_dir).rglob("*_gtFine_labelIds.png"))
+    files = sorted(Path(gt_dir).rglob("[!.]*_gtFine_labelIds.png"))
     for file in files:
         labels = Image.fromarray(from_ids[read_label_map(str(file))])
         labels.save(file.with_name(file.name.replace("_labelIds", "_labelTrainIds")))
@@ -98,7 +98,7 @@ def _pairs(image_dir: str, gt_dir: str, ending: str) -> list[tuple[Path, Path]]:
     if not Path(image_dir).is_dir():
         raise MissingFileError(f"folder {image_dir} of Cityscapes does not exist")
     pairs = []
-    for image in sorted(Path(image_dir).glob(f"*/*{_IMAGE_ENDING}")):
+    for image in sorted(Path(image_dir).glob(f"*/[!.]*{_IMAGE_ENDING}")):
         name = image.name.removesuffix(_IMAGE_ENDING) + ending
         pairs.append((image, Path(gt_dir, image.parent.name, name)))
     if not pairs:

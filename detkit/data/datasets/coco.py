@@ -29,7 +29,7 @@ from detkit.data.datasets.json_file import (
     shortened,
 )
 from detkit.structures import ImageRecord
-from detkit.utils.colormap import class_colors
+from detkit.utils.colormap import class_colors, skeleton_colors
 from detkit.utils.errors import DataError
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.near_miss import did_you_mean
@@ -384,6 +384,6 @@ def note_keypoints(
     # A skeleton counts keypoints from 1.
     rules = [
         (names[a - 1], names[b - 1], color)
-        for (a, b), color in zip(ends, class_colors(len(ends)), strict=True)
+        for (a, b), color in zip(ends, skeleton_colors(len(ends)), strict=True)
     ]
     metadata.set(keypoint_connection_rules=rules)

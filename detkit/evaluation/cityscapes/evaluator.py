@@ -77,7 +77,7 @@ class CityscapesEvaluator(DatasetEvaluator):
                 f" {dataset_name!r}: set MetadataCatalog.get({dataset_name!r}).gt_dir"
             )
         # Only listed here; each file is read when its image comes.
-        files = sorted(Path(folder).glob(f"*/*{_INSTANCE_FILES}"))
+        files = sorted(Path(folder).glob(f"*/[!.]*{_INSTANCE_FILES}"))
         if not files:
             raise DataError(
                 f"no ground truth of data set {dataset_name!r}: {folder} has no"

@@ -30,7 +30,7 @@ from detkit.data.datasets.shapes.scene import (
     SHAPES_KEYPOINTS,
 )
 from detkit.structures.records import ImageRecord
-from detkit.utils.colormap import class_colors
+from detkit.utils.colormap import class_colors, skeleton_colors
 from detkit.utils.file_io import dataset_root
 
 _NAMES = (*SHAPES_CLASSES, *SHAPES_BACKGROUNDS)
@@ -53,7 +53,7 @@ def register_shapes(datasets: str | os.PathLike[str] | None = None) -> None:
             when the data are loaded. The shapes lie in `shapes` within it and are generated when
             first loaded.
     """
-    points = class_colors(len(SHAPES_KEYPOINTS) - 1)
+    points = skeleton_colors(len(SHAPES_KEYPOINTS) - 1)
     coco = {
         "thing_classes": list(SHAPES_CLASSES),
         "keypoint_names": list(SHAPES_KEYPOINTS),
