@@ -12,6 +12,7 @@ import logging
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -346,8 +347,8 @@ def _written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     if lacking[font]:
         log_first_n(
             logging.WARNING,
-            f"no font here has all letters of {text!r}: install one, such as Noto Sans. In pictures,"
-            " such letters are written as numbers.",
+            f"no font here has all letters of {text!r}, which pictures show as numbers: install one"
+            " that has, such as Noto Sans",
             key="letters without a font",
         )
     written = [c.encode("unicode_escape").decode() if c in lacking[font] else c for c in text]
@@ -356,9 +357,13 @@ def _written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 def _missing(text: str, font: ImageFont.FreeTypeFont) -> set[str]:
     """Return the letters and signs that a font lacks; marks on letters are not looked for."""
-    placeholder = bytes(font.getmask(_NO_CHARACTER))
+
+    def drawn(character: str) -> bytes:
+        return bytes(cast(Any, font.getmask(character)))
+
+    placeholder = drawn(_NO_CHARACTER)
     letters = {c for c in text if unicodedata.category(c)[0] in "LNPS"}
-    return {c for c in letters if bytes(font.getmask(c)) == placeholder}
+    return {c for c in letters if drawn(c) == placeholder}
 
 
 @functools.cache

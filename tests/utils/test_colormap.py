@@ -8,6 +8,7 @@ from detkit.utils.colormap import (
     random_color,
     random_colors,
     rgb2id,
+    skeleton_colors,
 )
 
 
@@ -92,3 +93,10 @@ def test_colours_and_ids_are_inverse(shape):
 def test_id_that_no_colour_holds_is_an_error(ids):
     with pytest.raises(ValueError, match=rf"\[0, 16777216\), got {ids[0]} to {ids[0]}"):
         id2rgb(np.array(ids))
+
+
+def test_colours_of_skeletons_are_those_of_no_class():
+    lines = skeleton_colors(40)
+    assert len(set(lines)) == 40
+    assert not set(lines) & set(class_colors(3000))
+    assert all(160 <= level <= 255 for color in lines for level in color)

@@ -1,7 +1,12 @@
+import logging
+from collections import Counter
+
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from detkit.visualization import Canvas
+from detkit.visualization import canvas as canvas_module
 from detkit.visualization.canvas import readable_on
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -167,6 +172,43 @@ def test_text_with_a_line_break_is_one_line() -> None:
     canvas = Canvas(np.zeros((60, 200, 3), np.uint8))
     assert canvas.text_size("a\nb\x1b") == canvas.text_size(r"a\nb\x1b")
     canvas.draw_text("a\nb", (0, 0))
+
+
+@pytest.fixture
+def fonts(monkeypatch: pytest.MonkeyPatch):
+    """Sets the fonts that the system has."""
+    monkeypatch.setattr("detkit.utils.logger._seen", Counter())
+    caches = (canvas_module._written, canvas_module._wide_fonts)
+
+    def use(*names: str) -> None:
+        monkeypatch.setattr(canvas_module, "_WIDE_FONTS", names)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield use
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_letters_that_no_font_has_are_written_as_numbers(fonts, caplog) -> None:
+    fonts("no such font.ttf")
+    canvas = Canvas(np.zeros((60, 200, 3), np.uint8))
+    logging.getLogger("detkit").propagate = True
+    assert canvas.text_size("猫 98%") == canvas.text_size(r"\u732b 98%")
+    canvas.draw_text("猫 98%", (0, 0))
+    assert "no font here has all letters of '猫 98%'" in caplog.text
+
+
+def test_font_is_the_one_that_has_the_letters(fonts) -> None:
+    try:
+        wide = ImageFont.truetype("DejaVuSans.ttf", 20)
+    except OSError:
+        pytest.skip("this system lacks the font DejaVuSans")
+    fonts("DejaVuSans.ttf")
+    text, font = canvas_module._written("größe Жук ∑", 20)
+    assert (text, font.path) == ("größe Жук ∑", wide.path)
+    text, _ = canvas_module._written("Жук 猫", 20)
+    assert text == r"Жук \u732b"
 
 
 def test_text_wider_than_the_picture_starts_at_its_left() -> None:

@@ -76,6 +76,28 @@ def test_labels_that_touch_do_not_overlap(positions) -> None:
     assert positions[1][1] == positions[0][1]
 
 
+def test_labels_of_dense_scenes_are_smaller_and_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(
+        Canvas,
+        "draw_text",
+        lambda self, text, position, *, font_size, **_: written.append((*position, font_size)),
+    )
+    rng = np.random.default_rng(0)
+    corners = rng.uniform((0, 0), (300, 220), (300, 2))
+    boxes = np.concatenate([corners, corners + 20], axis=1).tolist()
+    canvas = _canvas()
+    draw_labels(canvas, [("person 98%", box, (9, 9, 9)) for box in boxes[:2]])
+    assert [size for *_, size in written] == [canvas.font_size] * 2
+    written.clear()
+    draw_labels(canvas, [("person 98%", box, (9, 9, 9)) for box in boxes])
+    assert {size for *_, size in written} == {8}
+    assert 5 < len(written) < 100
+    width, height = canvas.text_size("person 98%", 8)
+    for i, (x, y, _) in enumerate(written):
+        assert all(abs(x - a) >= width or abs(y - b) >= height for a, b, _ in written[:i])
+
+
 def test_no_labels_change_nothing() -> None:
     canvas = _canvas()
     draw_labels(canvas, [])

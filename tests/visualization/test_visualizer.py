@@ -398,3 +398,15 @@ def test_output_keeps_an_instance_at_the_threshold(monkeypatch: pytest.MonkeyPat
     score = predictions.scores[0].item()
     Visualizer(_grey()).draw_output({"instances": predictions}, score_threshold=score)
     assert len(texts) == 1
+
+
+def test_labels_can_be_hidden() -> None:
+    image = np.full((120, 160, 3), 90, np.uint8)
+    boxes = [[20, 30, 90, 100]]
+    hidden = Visualizer(image, show_labels=False).overlay_instances(boxes=boxes, labels=["cat"])
+    bare = Visualizer(image).overlay_instances(boxes=boxes)
+    assert np.array_equal(hidden.get_image(), bare.get_image())
+    labels = np.ones((120, 160), np.int64)
+    hidden = Visualizer(image, show_labels=False).draw_sem_seg(labels)
+    bare = Visualizer(image).draw_sem_seg(labels, area_threshold=10**6)
+    assert np.array_equal(hidden.get_image(), bare.get_image())
