@@ -26,7 +26,7 @@ _MIDLINE_COLOR = (255, 90, 60)
 # of any name.
 _GRID = 64
 
-# Labels of more than this share of the picture are written smaller: they would hide what they name.
+# Largest share of the picture that labels of a dense scene take: more would hide what they name.
 _DENSE_SHARE = 0.1
 _SMALLEST_FONT = 8
 
@@ -37,8 +37,8 @@ ConnectionRule = tuple[str, str, Sequence[int]]
 def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Color]]) -> None:
     """Write (text, XYXY box, colour) at the boxes, clear of earlier labels where possible.
 
-    Labels that would take much of the picture are written smaller, and those of them that find no
-    free place are left out.
+    Labels that would take much of the picture are written smaller, and left out where they find no
+    free place, or where those before them take a tenth of the picture.
     """
     labels = list(labels)
     sizes = [canvas.text_size(text) for text, _, _ in labels]
@@ -48,6 +48,7 @@ def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Col
     if is_dense:
         smallest = min(_SMALLEST_FONT, font_size)
         font_size = max(round(font_size * math.sqrt(_DENSE_SHARE / share)), smallest)
+    room = _DENSE_SHARE * canvas.width * canvas.height
     taken: list[tuple[float, float, float, float]] = []
     for text, (x1, y1, x2, y2), color in labels:
         width, height = canvas.text_size(text, font_size)
@@ -66,8 +67,9 @@ def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Col
             ]
             if not any(overlaps):
                 free.append((x, y))
-        if is_dense and not free:
+        if is_dense and (room < width * height or not free):
             continue
+        room -= width * height
         x, y = (free or inside or places)[0]
         taken.append((x, y, x + width, y + height))
         canvas.draw_text(text, (x, y), background=color, font_size=font_size)
