@@ -45,9 +45,10 @@ def new_identity() -> str:
 def recorded_run(folder: str) -> str | None:
     """Return the identity of the run that a folder belongs to; None if nothing is recorded."""
     try:
-        return _parsed((Path(folder) / _RECORD).read_bytes()).get("run")
+        run = _parsed((Path(folder) / _RECORD).read_bytes()).get("run")
     except OSError:
         return None
+    return run if isinstance(run, str) else None
 
 
 @contextlib.contextmanager

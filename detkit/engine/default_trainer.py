@@ -178,6 +178,8 @@ class DefaultTrainer(SimpleTrainer):
                     self.start_iter,
                     self.max_iter,
                 )
+        elif resume:
+            logger.info("%s has no checkpoint to resume: a new run begins", self.cfg.OUTPUT_DIR)
 
     def build_hooks(self) -> Sequence[HookBase | None]:
         """Build the hooks in the order in which they run.

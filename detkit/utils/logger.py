@@ -68,7 +68,9 @@ class _ConsoleFormatter(_Formatter):
         if text := getattr(record, "console", ""):
             record.msg, record.args = text, None
         # What a user did is told in words; the file has the traceback, as of all errors.
-        if record.exc_info and isinstance(record.exc_info[1], UserError):
+        # Likewise of the system about a file, such as a full disk.
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UserError) or getattr(error, "filename", None) is not None:
             record.exc_info = record.exc_text = None
         text = f"{head} {super().format(record)}"
         if self._is_terminal:

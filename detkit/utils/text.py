@@ -1,5 +1,6 @@
 """Names from files as texts: without characters that act on what shows them, and as file names."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from pathlib import PurePath
 _ACTING = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
 # Formats without which Persian, Hindi and emojis are spelt wrongly.
 _JOINERS = frozenset("\u200c\u200d")
+# File systems take 255, of which endings and other parts of a name need some.
+_MAX_BYTES = 150
 # What must not be in the name of a file, on Windows neither; `%` keeps different names different.
 _SPECIAL = re.compile(r'^\.|[\x00-\x1f\x7f/\\%:*?"<>|]')
 
@@ -60,11 +63,14 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 def file_stem(name: str) -> str:
     """Return a name, such as that of a data set, as a part of a path that stays in its folder.
 
-    Different names stay different; those without separators and other special characters, and
-    without a dot at the start, stay as they are.
+    Different names stay different; those without separators and other special characters, without
+    a dot at the start, and of at most 150 bytes stay as they are.
 
     Example:
         >>> file_stem("my.cells_val"), file_stem("../x")
         ('my.cells_val', '%2E.%2Fx')
     """
-    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    stem = _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    if len(stem.encode()) <= _MAX_BYTES:
+        return stem
+    return f"{stem[:30]}%{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -31,7 +31,9 @@ def test_folder_remembers_its_run(tmp_path):
     assert recorded_run(str(tmp_path)) == "a"
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"[1]", b'{"pid": 1}', b"{", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0", b"[1]", b'{"pid": 1}', b"{", b"\xff", b'{"run": 5}']
+)
 def test_damaged_record_is_none(tmp_path, content):
     (tmp_path / "detkit_run.json").write_bytes(content)
     assert recorded_run(str(tmp_path)) is None

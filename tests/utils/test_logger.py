@@ -92,13 +92,19 @@ def test_what_is_for_once_is_on_the_console_once_per_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "is_shown"), [(ConfigError("no such key"), False), (ValueError("a bug"), True)]
+    ("error", "is_shown"),
+    [
+        (ConfigError("no such key"), False),
+        (OSError(28, "No space left", "file"), False),
+        (OSError("a bug"), True),
+        (ValueError("a bug"), True),
+    ],
 )
 def test_traceback_of_a_users_mistake_is_in_the_file_only(tmp_path, capsys, error, is_shown):
     logger, read = setup(tmp_path, capsys)
     try:
         raise error
-    except ValueError:
+    except (ValueError, OSError):
         logger.exception("stopped")
     console, file = read()
     assert ("Traceback" in console) == is_shown
