@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from detkit.checkpoint.foreign.layout import Rule, Translation, apply_rules, rename
-from detkit.checkpoint.foreign.torchvision import first_pyramid_level, resnet_name
+from detkit.checkpoint.foreign.torchvision import pyramid_level, resnet_name
 
 _RULES: tuple[Rule, ...] = (
     (r"rpn_head\.rpn_conv\.(\w+)", r"proposal_generator.rpn_head.conv.\1"),
@@ -25,7 +25,6 @@ _RULES: tuple[Rule, ...] = (
 )
 # A ConvModule consists of a convolution and a norm, which is called `bn` or `gn`.
 _CONV_MODULE = r"(conv|bn|gn)\.(\w+)"
-_DEEP_STEM = r"stem\.([0134678])\.(\w+)"
 _OWN_PREFIXES = ("backbone.layer1.0.conv1.", "neck.lateral_convs.", "neck.fpn_convs.")
 
 
@@ -54,15 +53,10 @@ def _name_of(name: str, value: Tensor, first_level: int) -> str | None:
 
 
 def _resnet_name(name: str, value: Tensor) -> str | None:
-    """Return `resnet_name`, extended to deformable convolutions and the deep stem."""
+    """Return `resnet_name`, extended to deformable convolutions."""
     offset = re.fullmatch(r"layer(\d)\.(\d+)\.conv2(?:\.conv)?_offset\.(weight|bias)", name)
     if offset is not None:
         return f"res{int(offset[1]) + 1}.{offset[2]}.conv2_offset.{offset[3]}"
-    deep_stem = re.fullmatch(_DEEP_STEM, name)
-    if deep_stem is not None:
-        # The indices count convolution, norm and ReLU, three times.
-        number, part = divmod(int(deep_stem[1]), 3)
-        return f"stem.conv{number + 1}{'.norm' if part == 1 else ''}.{deep_stem[2]}"
     return resnet_name(name, value)
 
 
@@ -70,7 +64,7 @@ def translate_mmdet(weights: Mapping[str, Tensor], file_name: str) -> Translatio
     """Translate MMDetection's names, or return None if the weights have others."""
     if not any(name.startswith(_OWN_PREFIXES) for name in weights):
         return None
-    first_level = first_pyramid_level(weights, "backbone.", r"neck\.lateral_convs\.0\.conv\.weight")
+    first_level = pyramid_level(weights, "backbone.", r"neck\.lateral_convs\.0\.conv\.weight")
     remark = (
         "set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD as in img_norm_cfg (or"
         " data_preprocessor) of its config, and MODEL.RESNETS.STRIDE_IN_1X1 by style: 'pytorch' is"

@@ -25,6 +25,8 @@ from detkit.checkpoint.foreign.layout import (
 )
 
 _BLOCK = r"layer(\d)\.(\d+)\."
+# Convolution, norm and ReLU, three times: `stem` in MMDetection, `conv1` and `bn1` in timm.
+_DEEP_STEM = r"(?:stem|conv1)\.([0134678])\.(\w+)"
 _NORM_TENSOR = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _RESNET_RULES: tuple[Rule, ...] = (
     (r"conv1\.(weight|bias)", r"stem.conv1.\1"),
@@ -75,6 +77,10 @@ def resnet_name(name: str, value: Tensor) -> str | None:
         # By its shape, not by its index, which the average pool of a ResNet-D shifts by one.
         is_conv = value.dim() == 4
         return f"res{int(stage) + 1}.{index}.shortcut{'' if is_conv else '.norm'}.{tensor}"
+    deep_stem = re.fullmatch(_DEEP_STEM, name)
+    if deep_stem is not None:
+        number, part = divmod(int(deep_stem[1]), 3)
+        return f"stem.conv{number + 1}{'.norm' if part == 1 else ''}.{deep_stem[2]}"
     return apply_rules(name, _RESNET_RULES)
 
 
@@ -82,16 +88,26 @@ def resnet_name(name: str, value: Tensor) -> str | None:
 class _Build:
     """Properties of a detector that the name of a single tensor does not show."""
 
-    first_level: int
+    levels: dict[int, int]
+    """Stage that each lateral convolution takes, by its index."""
+    body: str
+    """Prefix of the names in the ResNet."""
     is_deep_rpn: bool
     has_retinanet_norms: bool
 
 
 def translate_resnet(weights: Mapping[str, Tensor], file_name: str) -> Translation | None:
     """Translate a ResNet of torchvision, or return None if the weights are no such ResNet."""
-    if "conv1.weight" not in weights or "layer1.0.conv1.weight" not in weights:
+    is_deep = "conv1.0.weight" in weights or "stem.0.weight" in weights
+    if not (is_deep or "conv1.weight" in weights) or "layer1.0.conv1.weight" not in weights:
         return None
-    translated, renamed = rename(weights, resnet_name)
+
+    def name_of(name: str, value: Tensor) -> str | None:
+        # With a stem of three convolutions, `bn1` is the norm of the last one.
+        is_last_norm = is_deep and name.startswith("bn1.")
+        return resnet_name(name.replace("bn1.", "conv1.7.") if is_last_norm else name, value)
+
+    translated, renamed = rename(weights, name_of)
     return Translation(
         "torchvision's ResNet", translated, renamed, RGB_OF_TORCHVISION, stride_in_1x1=False
     )
@@ -103,11 +119,18 @@ def translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transla
     def any_starts_with(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in weights)
 
-    if "backbone.body.conv1.weight" not in weights or not any_starts_with("backbone.fpn."):
+    # By its heads too: the backbone may have no pyramid, or be no ResNet.
+    heads = ("rpn.head.cls_logits.", "head.classification_head.cls_logits.")
+    has_pyramid = "backbone.body.conv1.weight" in weights and any_starts_with("backbone.fpn.")
+    if not has_pyramid and not any(map(any_starts_with, heads)):
         return None
-    first_lateral = r"backbone\.fpn\.inner_blocks\.0\.(?:0\.)?weight"
+    body = "backbone.body." if any_starts_with("backbone.body.") else "backbone."
+    lateral = r"backbone\.fpn\.inner_blocks\.{}\.(?:0\.)?weight"
+    first = pyramid_level(weights, body, lateral.format(0))
     build = _Build(
-        first_pyramid_level(weights, "backbone.body.", first_lateral),
+        # `returned_layers` [1, 4] has laterals of res2 and res5 alone.
+        {i: pyramid_level(weights, body, lateral.format(i), first + i) for i in range(10)},
+        body,
         is_deep_rpn=any_starts_with("rpn.head.conv.1."),
         has_retinanet_norms=any_starts_with("head.classification_head.conv.0.1."),
     )
@@ -130,32 +153,33 @@ def translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transla
     return result
 
 
-def first_pyramid_level(
-    weights: Mapping[str, Tensor], resnet_prefix: str, first_lateral: str
+def pyramid_level(
+    weights: Mapping[str, Tensor], resnet_prefix: str, lateral: str, unknown: int = 2
 ) -> int:
-    """Return the stage (2 for res2) that a pyramid starts at; 2 if unknown.
+    """Return the stage (2 for res2) that a lateral convolution of a pyramid takes.
 
     Args:
         weights: Name -> tensor.
         resnet_prefix: Start of the names in the ResNet.
-        first_lateral: Pattern for the name of the first lateral convolution.
+        lateral: Pattern for the name of the convolution.
+        unknown: Returned if no stage has its channels.
     """
     # By its input channels: the indices start at 0 in RetinaNet too, whose pyramid starts at res3.
-    laterals = [value for name, value in weights.items() if re.fullmatch(first_lateral, name)]
+    laterals = [value for name, value in weights.items() if re.fullmatch(lateral, name)]
     if not laterals:
-        return 2
+        return unknown
     for stage in (1, 2, 3, 4):
         block = f"{resnet_prefix}layer{stage}.0"
         # The last convolution of a bottleneck or, without conv3, of a basic block.
         last = weights.get(f"{block}.conv3.weight", weights.get(f"{block}.conv2.weight"))
         if last is not None and last.shape[0] == laterals[0].shape[1]:
             return stage + 1
-    return 2
+    return unknown
 
 
 def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
-    if name.startswith("backbone.body."):
-        return resnet_name(name.removeprefix("backbone.body."), value)
+    if name.startswith(build.body) and not name.startswith("backbone.fpn."):
+        return resnet_name(name.removeprefix(build.body), value)
     rpn_conv = re.fullmatch(r"rpn\.head\.conv\.(?:(\d)\.0\.)?(weight|bias)", name)
     if rpn_conv is not None:
         number = f".conv{rpn_conv[1]}" if build.is_deep_rpn else ""
@@ -168,7 +192,7 @@ def _numbered_name(name: str, build: _Build) -> str | None:
     pyramid = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:(\d)\.)?(\w+)", name)
     if pyramid is not None:
         kind, index, part, tensor = pyramid.groups()
-        where = f"fpn_{'lateral' if kind == 'inner' else 'output'}{build.first_level + int(index)}"
+        where = f"fpn_{'lateral' if kind == 'inner' else 'output'}{build.levels[int(index)]}"
         return f"{where}{'.norm' if part == '1' else ''}.{tensor}"
     convs = re.fullmatch(r"roi_heads\.(box|mask)_head\.(\d)\.([01])\.(\w+)", name)
     if convs is not None:

@@ -80,11 +80,18 @@ def translate_for(
     places = places_by_suffix(translation.weights, model_state)
     if len(as_they_are) > len(places):
         # The model itself contains foreign parts, such as torchvision's ResNet.
-        if all(name == place for name, place in as_they_are.items()):
+        # Heads of a detector may still need the translation.
+        is_own = all(name == place for name, place in as_they_are.items())
+        if is_own and places.keys() <= as_they_are.keys():
             return None
-        return Translation(
-            translation.layout, *_placed(weights, {}, as_they_are), pixels=translation.pixels
-        )
+        name_in_file = {new: old for old, new in translation.renamed.items()}
+        for name in list(translation.weights):
+            old = name_in_file.get(name, name)
+            if name not in places and old in as_they_are:
+                translation.weights.pop(name)
+                translation.renamed.pop(old, None)
+                translation.weights[old] = weights[old]
+                places[old] = as_they_are[old]
     translation.weights, translation.renamed = _placed(
         translation.weights, translation.renamed, places
     )

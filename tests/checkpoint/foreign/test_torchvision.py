@@ -222,6 +222,86 @@ def test_norms_of_a_retinanet_are_counted_among_its_layers():
     assert {f"head.cls_subnet.{i}.weight" for i in (0, 1, 3, 4)} <= names
 
 
+@pytest.mark.parametrize("body", ["backbone.", "backbone.body."])
+def test_detector_without_pyramid_is_translated(body):
+    weights = {"rpn.head.cls_logits.bias": torch.ones(3)}
+    weights |= {
+        f"{body}{name}": torch.ones(1) for name in ("conv1.weight", "layer4.0.conv2.weight")
+    }
+    weights["roi_heads.box_predictor.cls_score.bias"] = torch.arange(3.0)
+    translated = translate(weights).weights
+    assert set(translated) == {
+        "proposal_generator.rpn_head.objectness_logits.bias",
+        "stem.conv1.weight",
+        "res5.0.conv2.weight",
+        "roi_heads.box_predictor.cls_score.bias",
+    }
+    assert translated["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 0]
+
+
+def test_detector_on_another_backbone_has_its_background_last():
+    weights = {
+        "backbone.0.0.weight": torch.ones(1),
+        "rpn.head.cls_logits.bias": torch.ones(3),
+        "roi_heads.box_predictor.cls_score.bias": torch.arange(3.0),
+    }
+    model = {
+        "backbone.model.0.0.weight": 0,
+        "roi_heads.box_predictor.cls_score.bias": torch.ones(3),
+    }
+    translation = translate_for(weights, model)
+    got = translation.weights["roi_heads.box_predictor.cls_score.bias"]
+    assert got.tolist() == [1, 2, 0]
+    assert translation.unrecognised == ["backbone.0.0.weight"]
+
+
+def test_foreign_backbone_in_the_model_and_heads_are_both_matched():
+    body = {f"layer1.{i}.conv1.weight": torch.ones(1) for i in range(9)}
+    weights = {f"backbone.body.{name}": value for name, value in body.items()}
+    weights["rpn.head.cls_logits.bias"] = torch.ones(3)
+    weights["roi_heads.box_predictor.cls_score.bias"] = torch.arange(3.0)
+    head = "roi_heads.box_predictor.cls_score.bias"
+    model = {f"net.backbone.body.{name}": value for name, value in body.items()}
+    model |= {
+        head: torch.ones(3),
+        "proposal_generator.rpn_head.objectness_logits.bias": torch.ones(3),
+    }
+    translation = translate_for(weights, model)
+    assert set(translation.weights) == set(model)
+    assert translation.weights[head].tolist() == [1, 2, 0]
+
+
+def test_laterals_belong_to_the_stages_whose_channels_they_take():
+    weights = {"backbone.body.conv1.weight": torch.ones(1)}
+    for stage, channels in ((1, 256), (2, 512), (3, 1024), (4, 2048)):
+        weights[f"backbone.body.layer{stage}.0.conv3.weight"] = torch.ones(channels, 1, 1, 1)
+    for index, channels in enumerate((256, 2048)):  # returned_layers=[1, 4]
+        weights[f"backbone.fpn.inner_blocks.{index}.0.weight"] = torch.ones(1, channels, 1, 1)
+        weights[f"backbone.fpn.layer_blocks.{index}.0.weight"] = torch.ones(1, 1, 3, 3)
+    names = {name for name in translate(weights).weights if name.startswith("fpn")}
+    assert names == {f"fpn_{kind}{i}.weight" for kind in ("lateral", "output") for i in (2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("stem", "last_norm"), [("stem", "stem.7."), ("conv1", "bn1.")], ids=["mmdet", "timm"]
+)
+def test_bare_resnet_with_a_deep_stem_is_translated(stem, last_norm, tmp_path):
+    model = detkit_resnet(50, DEEP_STEM=True)
+    weights = random_torchvision_model("resnet50").state_dict()
+    weights = {n: v for n, v in weights.items() if not n.startswith(("conv1.", "bn1."))}
+    for number, (conv, norm) in enumerate(((0, 1), (3, 4), (6, 7)), start=1):
+        ours = getattr(model.stem, f"conv{number}")
+        weights[f"{stem}.{conv}.weight"] = torch.full_like(ours.weight, number)
+        prefix = last_norm if number == 3 else f"{stem}.{norm}."
+        for name, value in ours.norm.state_dict().items():
+            weights[prefix + name] = torch.full_like(value, number)
+    torch.save(weights, tmp_path / "w.pth")
+    DetectionCheckpointer(model).load(str(tmp_path / "w.pth"), strict=True)
+    for number in (1, 2, 3):
+        conv = getattr(model.stem, f"conv{number}")
+        assert conv.weight.unique().tolist() == conv.norm.bias.unique().tolist() == [number]
+
+
 def test_background_goes_to_its_place_or_away():
     weights = translate(detector_weights()).weights
     assert weights["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 3, 0]
