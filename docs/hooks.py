@@ -105,7 +105,8 @@ def _key_entry(key: str, spec: Any) -> str:
         lines.append(f"At least <code>{spec.minimum:g}</code>.")
     if spec.in_epochs:
         lines.append("Accepts epochs: <code>'2ep'</code>.")
-    lines += [f"Has an effect only with {need}." for need in _needs(spec)]
+    lines += [f"Has an effect only with {need}." for need in _needs(spec.needs)]
+    lines += [f"Has no effect with {need}." for need in _needs(spec.unless)]
     if spec.unread:
         lines.append(f"Not read by this version: {html.escape(spec.unread, quote=False)}.")
     default = html.escape(repr(spec.default))
@@ -116,12 +117,10 @@ def _key_entry(key: str, spec: Any) -> str:
     )
 
 
-def _needs(spec: Any) -> Iterator[str]:
-    """Return the settings without which a key has no effect, as text."""
-    needs = getattr(spec, "needs", None) or ()
-    if needs and isinstance(needs[0], str):
-        needs = (needs,)
-    for key, *values in needs:
+def _needs(condition: tuple[Any, ...]) -> Iterator[str]:
+    """Return the settings on which the effect of a key depends, as text."""
+    if condition:
+        key, *values = condition
         wanted = " or ".join(f"<code>{html.escape(repr(value))}</code>" for value in values)
         yield f"<a href='#{key}'><code>{key}</code></a> {wanted}"
 

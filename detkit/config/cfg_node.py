@@ -79,6 +79,7 @@ class KeySpec:
         in_epochs: Whether the number may be given in epochs, as `2ep`.
         needs: (key, value, ...): only read if that key has one of the values; (key,): only read if
             that key is neither empty nor False.
+        unless: (key, value, ...): not read if that key has one of the values.
         path_fields: In a list of mappings, the fields that are paths relative to the YAML file.
         only_default_trainer: Whether only `DefaultTrainer` reads it, not tools/plain_train_net.py.
         unread: Why no code reads the key; empty for keys that are read.
@@ -90,6 +91,7 @@ class KeySpec:
     minimum: float | None = None
     in_epochs: bool = False
     needs: tuple[Any, ...] = ()
+    unless: tuple[Any, ...] = ()
     path_fields: tuple[str, ...] = ()
     only_default_trainer: bool = False
     unread: str = ""

@@ -25,6 +25,18 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
 # Sections have the order of Detectron2's file; detkit's keys are in the section of their subject.
 # Detectron2's names. The generalized IoU losses (giou, diou, ciou) work on decoded boxes.
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+# Parts that do not read the keys of others; parts of the user's own may read any.
+_FOREIGN_BACKBONES = (
+    "MODEL.BACKBONE.NAME",
+    "build_torchvision_backbone",
+    "build_torchvision_fpn_backbone",
+    "build_retinanet_torchvision_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_retinanet_timm_fpn_backbone",
+)
+_RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
+_RETINANET = ("MODEL.META_ARCHITECTURE", "RetinaNet")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 # fmt: off
@@ -92,54 +104,67 @@ _key("MODEL.BACKBONE.FREEZE_AT", 2,
 
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
 _key("MODEL.RESNETS.DEPTH", 50,
-     "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.")
+     "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages returned, of stem, res2 to res5.")
-_key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES)
+_key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES,
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.NUM_GROUPS", 1,
      "Groups of the 3x3 convolution; 32 or 64 in ResNeXt (Xie et al. 2016, arXiv 1611.05431).",
-     minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.WIDTH_PER_GROUP", 64,
      "Channels per group in the bottleneck of res2; doubles with each stage.",
-     minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.STRIDE_IN_1X1", True,
      "Put a bottleneck's stride in its first 1x1 convolution (MSRA's weights) instead of the 3x3"
-     " (torchvision's).")
+     " (torchvision's).",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.RES2_OUT_CHANNELS", 256,
      "Channels of res2; doubles with each stage. Depths 18 and 34 take 64 if it is left at 256.",
-     minimum=1)
-_key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1,
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.RES5_DILATION", 1, "Dilation of res5: 2 keeps the stride at 16 (DC5).",
-     choices=(1, 2))
+     choices=(1, 2),
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, False],
      "Deformable 3x3 convolutions in res2 to res5, of bottlenecks only. Dai et al. 2017, arXiv"
-     " 1703.06211.")
+     " 1703.06211.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEFORM_MODULATED", False,
-     "Deformable convolution with modulation (v2): arXiv 1811.11168.")
+     "Deformable convolution with modulation (v2): arXiv 1811.11168.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of channels with offsets of their own.",
-     minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEEP_STEM", False,
      "detkit: three 3x3 convolutions instead of a 7x7 in the stem. He et al. 2018, arXiv"
-     " 1812.01187, model C.")
+     " 1812.01187, model C.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.AVG_DOWN", False,
      "detkit: average pooling instead of a strided convolution in shortcuts (ResNet-D). arXiv"
-     " 1812.01187, model D.")
+     " 1812.01187, model D.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.NUM_STAGES", 4, "detkit: number of stages, from res2 on: 1 to 4.",
-     choices=(1, 2, 3, 4))
+     choices=(1, 2, 3, 4),
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 2], "detkit: strides of res2 to res5, at least 1.",
-     minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DILATION_PER_STAGE", [1, 1, 1, 1],
      "detkit: dilations of the 3x3 convolutions in res2 to res5, at least 1. RES5_DILATION: 2 is"
      " short for stride 1 and dilation 2 in res5.",
-     minimum=1)
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, False, False, False],
      "detkit: activation checkpointing of the blocks in res2 to res5: less memory, more time, the"
-     " same gradients. Chen et al. 2016, arXiv 1604.06174.")
+     " same gradients. Chen et al. 2016, arXiv 1604.06174.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.ZERO_INIT_LAST_NORM", False,
      "detkit: initialise the last norm of each block with zero, so that blocks start as the"
-     " identity. Needs a trainable norm. Goyal et al. 2017, arXiv 1706.02677.")
+     " identity. Needs a trainable norm. Goyal et al. 2017, arXiv 1706.02677.",
+     unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.NORM_EVAL", False,
      "detkit: keep batch norms in eval mode in training: fixed running statistics, trainable weight"
-     " and bias. NORM: BN or SyncBN.")
+     " and bias. NORM: BN or SyncBN.",
+     unless=_FOREIGN_BACKBONES)
 
 _FOREIGN_FEATURES = (
     "detkit: feature maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
@@ -223,7 +248,8 @@ _key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two propo
 # --- ROI heads ---
 
 _key("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "Registered name.")
-_key("MODEL.ROI_HEADS.NUM_CLASSES", 80, "Object classes, background not counted.", minimum=1)
+_key("MODEL.ROI_HEADS.NUM_CLASSES", 80, "Object classes, background not counted.", minimum=1,
+     unless=_RETINANET)
 _key("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "Features from which regions are pooled.")
 _key("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5],
      "IoU with an object from which a proposal is positive.",
@@ -232,14 +258,16 @@ _key("MODEL.ROI_HEADS.IOU_LABELS", [0, 1], "Labels below and above the threshold
 _key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "Regions sampled per image.", minimum=1)
 _key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest fraction of positives in the sample.",
      minimum=0)
-_key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.")
+_key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.",
+     unless=_RETINANET)
 _key("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5,
      "IoU above which the lower-scored of two detections of a class is dropped.",
-     minimum=0)
+     minimum=0, unless=_RETINANET)
 _key("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True,
      "Add the ground truth to the proposals in training.")
 
-_key("MODEL.ROI_BOX_HEAD.NAME", "", "Registered name of the box head.")
+_key("MODEL.ROI_BOX_HEAD.NAME", "", "Registered name of the box head.",
+     unless=_RES5_HEADS)
 _key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.",
      choices=_BOX_LOSSES)
 _key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_box_reg.", minimum=0)
@@ -254,12 +282,16 @@ _key("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0,
 _key("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2",
      "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not.",
      choices=_POOLERS)
-_key("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "Fully connected layers.", minimum=0)
-_key("MODEL.ROI_BOX_HEAD.FC_DIM", 1024, "Width of the fully connected layers.", minimum=1)
+_key("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "Fully connected layers.", minimum=0,
+     unless=_RES5_HEADS)
+_key("MODEL.ROI_BOX_HEAD.FC_DIM", 1024, "Width of the fully connected layers.", minimum=1,
+     unless=_RES5_HEADS)
 _key("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, "3x3 convolutions before the fully connected layers.",
-     minimum=0)
-_key("MODEL.ROI_BOX_HEAD.CONV_DIM", 256, "Channels of these convolutions.", minimum=1)
-_key("MODEL.ROI_BOX_HEAD.NORM", "", _NORM_NAMES)
+     minimum=0, unless=_RES5_HEADS)
+_key("MODEL.ROI_BOX_HEAD.CONV_DIM", 256, "Channels of these convolutions.", minimum=1,
+     unless=_RES5_HEADS)
+_key("MODEL.ROI_BOX_HEAD.NORM", "", _NORM_NAMES,
+     unless=_RES5_HEADS)
 _key("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False,
      "One box per region instead of one per class.")
 _key("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", False,
@@ -493,9 +525,10 @@ _key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
 _key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None uses WEIGHT_DECAY.",
      minimum=0)
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
-_key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0)
+_key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0,
+     unless=("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
 _key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate decreases.",
-     minimum=0, in_epochs=True)
+     minimum=0, in_epochs=True, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"))
 _key("SOLVER.NUM_DECAYS", 3, "Number of decays of WarmupStepWithFixedGammaLR.",
      minimum=1, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"))
 _key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Fraction of the learning rate at the first iteration.",
@@ -652,6 +685,9 @@ def explain(key: str) -> str:
     if spec.needs:
         decider, *values = spec.needs
         lines.append(f"Needs: {decider}{' = ' if values else ''}{' or '.join(map(repr, values))}")
+    if spec.unless:
+        decider, *values = spec.unless
+        lines.append(f"Not read with: {decider} = {' or '.join(map(repr, values))}")
     if spec.only_default_trainer:
         lines.append("Read by DefaultTrainer, not by tools/plain_train_net.py.")
     if spec.unread:
@@ -680,13 +716,16 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
     """
     found = {}
     for name, spec in _TABLE.items():
-        if not spec.needs or cfg.get_by_full_key(name) == spec.default:
+        value = cfg.get_by_full_key(name)
+        if value == spec.default or value == ():  # an empty list asks for nothing
             continue
-        decider, *values = spec.needs
-        decision = cfg.get_by_full_key(decider)
-        is_met = decision in values if values else bool(decision)
-        if not is_met:
-            found[name] = f"{decider} is {decision!r}"
+        for condition, is_needed in ((spec.needs, True), (spec.unless, False)):
+            if condition:
+                decider, *values = condition
+                decision = cfg.get_by_full_key(decider)
+                is_met = decision in values if values else bool(decision)
+                if is_met != is_needed:
+                    found[name] = f"{decider} is {decision!r}"
     return found
 
 

@@ -131,8 +131,16 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("command line: %s", args, extra=FILE_ONLY)
     for key, reason in unread_settings(cfg).items():
         logger.warning("%s is set, but this version does not read it: %s", key, reason)
+    by_reason: dict[str, list[str]] = {}
     for key, reason in settings_without_effect(cfg).items():
-        logger.warning("%s is set, but has no effect: %s", key, reason)
+        by_reason.setdefault(reason, []).append(key)
+    for reason, keys in by_reason.items():
+        form = (
+            "%s is set, but has no effect: %s"
+            if len(keys) == 1
+            else ("%s are set, but have no effect: %s")
+        )
+        logger.warning(form, ", ".join(keys), reason)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
         path = _place_of_settings(Path(cfg.OUTPUT_DIR), getattr(args, "config_file", ""))
         path.write_text(f"{_HEADER}\n{cfg.dump()}", encoding="utf-8")

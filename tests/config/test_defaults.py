@@ -275,3 +275,35 @@ def test_checker_follows_aliases(tmp_path):
             return path.relative_to(root)
 
     assert set(keys_read(Fake())) >= {"MODEL.RPN.NMS_THRESH", "SEED", "MODEL.NOPE"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.RESNETS.DEPTH", 101], "MODEL.RESNETS.DEPTH"),
+        (["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.RESNETS.NORM", "BN"], "MODEL.RESNETS.NORM"),
+        (["MODEL.ROI_BOX_HEAD.NUM_FC", 2], "MODEL.ROI_BOX_HEAD.NUM_FC"),
+        (["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"], "MODEL.ROI_BOX_HEAD.NAME"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.STEPS", (5,)], "SOLVER.STEPS"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.GAMMA", 0.5], "SOLVER.GAMMA"),
+    ],
+)  # fmt: skip
+def test_keys_that_the_chosen_part_does_not_read_are_named(settings, unread):
+    cfg = get_cfg()
+    cfg.merge_from_list(settings)
+    assert list(settings_without_effect(cfg)) == [unread]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["MODEL.BACKBONE.NAME", "my_backbone", "MODEL.RESNETS.DEPTH", 101],
+        ["MODEL.ROI_HEADS.NAME", "MyHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", 2],
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.GAMMA", 0.5],
+    ],
+)
+def test_parts_of_the_users_own_may_read_any_key(settings):
+    cfg = get_cfg()
+    cfg.merge_from_list(settings)
+    assert settings_without_effect(cfg) == {}

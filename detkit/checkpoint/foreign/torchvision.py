@@ -33,6 +33,8 @@ _RESNET_RULES: tuple[Rule, ...] = (
     (rf"bn1\.{_NORM_TENSOR}", r"stem.conv1.norm.\1"),
     (r"fc\.(weight|bias)", r"linear.\1"),
 )
+# The children of a ResNet, by their index in a sequence; 2 and 3 are ReLU and pooling.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _HEAD_RULES: tuple[Rule, ...] = (
     (r"backbone\.fpn\.extra_blocks\.(p6|p7)\.(\w+)", r"top_block.\1.\2"),
     (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
@@ -92,6 +94,8 @@ class _Build:
     """Stage that each lateral convolution takes, by its index."""
     body: str
     """Prefix of the names in the ResNet."""
+    is_sequential: bool
+    """Whether the ResNet is a sequence of its children, as in `nn.Sequential(*children[:-2])`."""
     is_deep_rpn: bool
     has_retinanet_norms: bool
 
@@ -131,6 +135,7 @@ def translate_detector(weights: Mapping[str, Tensor], file_name: str) -> Transla
         # `returned_layers` [1, 4] has laterals of res2 and res5 alone.
         {i: pyramid_level(weights, body, lateral.format(i), first + i) for i in range(10)},
         body,
+        "backbone.4.0.conv1.weight" in weights,
         is_deep_rpn=any_starts_with("rpn.head.conv.1."),
         has_retinanet_norms=any_starts_with("head.classification_head.conv.0.1."),
     )
@@ -179,7 +184,11 @@ def pyramid_level(
 
 def _detector_name(name: str, value: Tensor, build: _Build) -> str | None:
     if name.startswith(build.body) and not name.startswith("backbone.fpn."):
-        return resnet_name(name.removeprefix(build.body), value)
+        name = name.removeprefix(build.body)
+        if build.is_sequential:
+            index, _, rest = name.partition(".")
+            name = f"{_CHILDREN.get(index, index)}.{rest}"
+        return resnet_name(name, value)
     rpn_conv = re.fullmatch(r"rpn\.head\.conv\.(?:(\d)\.0\.)?(weight|bias)", name)
     if rpn_conv is not None:
         number = f".conv{rpn_conv[1]}" if build.is_deep_rpn else ""

@@ -239,6 +239,14 @@ def test_detector_without_pyramid_is_translated(body):
     assert translated["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 0]
 
 
+def test_sequence_of_the_children_of_a_resnet_is_translated():
+    theirs = torch.nn.Sequential(*list(random_torchvision_model("resnet18").children())[:-2])
+    weights = {f"backbone.{name}": value for name, value in theirs.state_dict().items()}
+    weights["rpn.head.cls_logits.bias"] = torch.ones(3)
+    ours = set(detkit_resnet(18, NORM="BN").state_dict())
+    assert set(translate(weights).weights) >= ours
+
+
 def test_detector_on_another_backbone_has_its_background_last():
     weights = {
         "backbone.0.0.weight": torch.ones(1),
