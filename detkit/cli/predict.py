@@ -124,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
         entry |= describe_output(found, predictor.metadata) | write_maps(found, folder, picture)
         entries.append(entry)
         counts = [
-            f"{len(entry[key])} {word}"
-            for key, word in (("instances", "objects"), ("segments", "segments"))
+            f"{len(entry[key])} {word}{'' if len(entry[key]) == 1 else 's'}"
+            for key, word in (("instances", "object"), ("segments", "segment"))
             if key in entry
         ]
         logger.info("%s: %s", path, ", ".join(counts) or "a class for every pixel")

@@ -26,6 +26,8 @@ EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
 """A number of passes over the training data, such as `2ep`."""
 
 _SCALARS = (int, float, str, bool, type(None))
+# A list whose quotes the shell has taken: [console,json].
+_WORDS = re.compile(r"[\[(]\s*([A-Za-z_][\w./:-]*(?:\s*,\s*[A-Za-z_][\w./:-]*)*)\s*,?\s*[\])]")
 _TYPE_NAMES = {list: "a list", tuple: "a list", str: "a string", int: "an int"}
 
 
@@ -335,6 +337,9 @@ def decode(value: Any, present: Any) -> Any:
         str(decoded)  # a ValueError for an integer of thousands of digits, also in a list
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         # Deeply nested brackets exhaust the parser: MemoryError or RecursionError.
+        words = _WORDS.fullmatch(value) if isinstance(present, list | tuple) else None
+        if words is not None:
+            return [word.strip() for word in words[1].split(",")]
         return value  # text, such as a name or a path
     if isinstance(present, str) and not isinstance(decoded, str | None):
         return value  # text that looks like a number, such as the name "50"
@@ -368,7 +373,8 @@ def coerce(value: Any, present: Any, key: str) -> Any:
     expected = _TYPE_NAMES.get(type(present), f"a {type(present).__name__}")
     hint = ""
     if isinstance(present, list | tuple) and isinstance(value, str | int | float):
-        hint = f" Write [{value!r}]."
+        items = value.split(",") if isinstance(value, str) else [value]
+        hint = f" Write {items!r}."
     raise ConfigError(
         f"{key} must be {expected}, such as {present!r}; got {value!r}, of type"
         f" {type(value).__name__}.{hint}"

@@ -13,6 +13,7 @@ from detkit.data.data_report import (
     CROWDS_HINT,
     EDGE_TOLERANCE,
     DataReport,
+    counted,
     listed,
     log_report,
     print_instances_class_histogram,
@@ -181,7 +182,7 @@ def check_dataset_against_model(
     problems = []
     if stray:
         found = "; ".join(
-            f"{class_id!r} ({count} objects, first in {file})"
+            f"{class_id!r} ({counted(count, 'object', 'objects')}, first in {file})"
             for class_id, (count, file) in stray.items()
         )
         problems.append(f"has class ids outside of the range 0 to {num_classes - 1}: {found}")
@@ -191,6 +192,15 @@ def check_dataset_against_model(
         )
     if names is not None and not any(_is_stray(class_id, len(names)) for class_id in stray):
         advice = f"set {num_classes_key} to {len(names)}"
+        used = {a["category_id"] for record in records for a in record.get("annotations", ())}
+        unused = [name for k, name in enumerate(names) if k not in used]
+        if len(names) - len(unused) == num_classes:
+            kept = ", ".join(name for name in names if name not in unused)
+            # Exports of Roboflow begin with such a class, which is the name of the project.
+            advice += (
+                f", or leave out {listed(unused)}, of which there is no object: `classes: [{kept}]`"
+                " in the entry of the data set under DATASETS.REGISTER"
+            )
     elif names is None and all(isinstance(k, int) and k >= 0 for k in stray):
         advice = f"set {num_classes_key} to at least {max(int(str(k)) for k in stray) + 1}"
     else:

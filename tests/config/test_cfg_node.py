@@ -231,3 +231,14 @@ def test_value_of_another_type_is_an_error(value, present, message):
 def test_integer_of_hundreds_of_digits_is_refused(cfg, key, value, message):
     with pytest.raises(ConfigError, match=message):
         cfg.merge_from_list([key, value])
+
+
+@pytest.mark.parametrize("text", ["[console,wandb]", "[console, wandb]", "(console,wandb,)"])
+def test_list_whose_quotes_the_shell_has_taken_is_read(cfg, text):
+    cfg.merge_from_list(["WRITERS", text])
+    assert list(cfg.WRITERS) == ["console", "wandb"]
+
+
+def test_advice_for_a_list_without_brackets_is_a_list(cfg):
+    with pytest.raises(ConfigError, match=r"Write \['console', 'wandb'\]"):
+        cfg.merge_from_list(["WRITERS", "console,wandb"])

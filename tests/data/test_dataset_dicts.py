@@ -15,7 +15,7 @@ from detkit.data import (
     print_instances_class_histogram,
 )
 from detkit.structures import BoxMode
-from detkit.utils.errors import DataError
+from detkit.utils.errors import ConfigError, DataError
 
 
 def annotation(box=(1, 2, 10, 8), category_id=0, **more):
@@ -272,7 +272,7 @@ def test_classes_that_fit():
             [0, 7],
             None,
             2,
-            ["7 (1 objects, first in 1.jpg)", "NUM_CLASSES to at least 8"],
+            ["7 (1 object, first in 1.jpg)", "NUM_CLASSES to at least 8"],
             id="no-names",
         ),
         pytest.param(
@@ -404,3 +404,14 @@ def test_stuff_classes_must_fit_the_model():
         match=r"'a' .* 2 stuff classes \(things, sky\), the model 54; set MODEL.SEM_SEG_HEAD",
     ):
         get_detection_dataset_dicts("a", num_stuff_classes=54)
+
+
+def test_class_without_objects_may_be_left_out():
+    # As Roboflow exports: class 0 is the name of the project.
+    register(
+        "a",
+        [record(1, annotation(category_id=1), annotation(category_id=2))],
+        ("pets", "cat", "dog"),
+    )
+    with pytest.raises(ConfigError, match=r"to 3, or leave out pets, .*`classes: \[cat, dog\]`"):
+        get_detection_dataset_dicts("a", num_classes=2)

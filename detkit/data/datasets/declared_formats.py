@@ -30,8 +30,9 @@ from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
-from detkit.utils.errors import DataError
+from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import dataset_root
+from detkit.utils.near_miss import did_you_mean
 
 Entry = Mapping[str, Any]
 
@@ -85,7 +86,29 @@ def _loader(
 def _load(
     load: Callable[..., list[ImageRecord]], paths: Mapping[str, str], options: Mapping[str, Any]
 ) -> list[ImageRecord]:
-    return load(**{key: _located(path) for key, path in paths.items()}, **options)
+    return load(**{key: _existing(path, key) for key, path in paths.items()}, **options)
+
+
+def _existing(path: str, key: str) -> str:
+    """Return a located path: of a folder where `key` ends with `root`, of a file otherwise.
+
+    Raises:
+        MissingFileError: The folder is not there, or it is a file, or the file a folder.
+    """
+    located, is_folder = Path(_located(path)), key.endswith("root")
+    if is_folder and not located.exists():
+        # Misspelt beside the YAML file, it was not taken for a path relative to it.
+        parents = [p for p in (located.parent, Path(path).parent) if p.is_dir()]
+        names = [entry.name for parent in parents for entry in parent.iterdir()]
+        raise MissingFileError(
+            f"DATASETS.REGISTER names a folder that does not exist: {path}, as"
+            f" {located.absolute()}.{did_you_mean(located.name, names)} Paths are relative to the"
+            " YAML file or to $DETKIT_DATASETS"
+        )
+    if located.exists() and located.is_dir() != is_folder:
+        wanted, found = ("folder", "file") if is_folder else ("file", "folder")
+        raise MissingFileError(f"DATASETS.REGISTER needs a {wanted}, {path} is a {found}")
+    return str(located)
 
 
 def _thing_classes(classes: Sequence[str] | None) -> dict[str, Any]:
@@ -128,7 +151,7 @@ def _load_voc(
     split: str | None,
     classes: tuple[str, ...],
 ) -> list[ImageRecord]:
-    base = Path(_located(root or ""))
+    base = Path(_existing(root, "root") if root else _located(""))
     images = _located(images) if images else str(base / "JPEGImages")
     annotations = _located(annotations) if annotations else str(base / "Annotations")
     if not root:

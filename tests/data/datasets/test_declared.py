@@ -7,7 +7,7 @@ import pytest
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
 from detkit.utils.colormap import class_colors
-from detkit.utils.errors import DataError
+from detkit.utils.errors import DataError, MissingFileError
 
 COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
 VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
@@ -231,12 +231,15 @@ def test_panoptic_joined_and_separated(write_coco, write_image, root, is_separat
 def test_panoptic_categories_of_no_kind_are_refused(root):
     categories = [{"id": 1, "name": "ant", "isthing": "1"}, {"id": 2, "name": "sky"}]
     (root / "panoptic.json").write_text(json.dumps({"annotations": [], "categories": categories}))
+    for folder in (PANOPTIC["images"], PANOPTIC["segments"]):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     register_declared_datasets([PANOPTIC])
     with pytest.raises(DataError, match=r"1 of 2 categories of .*json lack isthing: .*: sky"):
         DatasetCatalog.get("mine")
 
 
 def test_lvis(root):
+    (root / "coco").mkdir()
     image = {"id": 7, "coco_url": "http://x/train2017/7.jpg", "neg_category_ids": [1]}
     category = {"id": 1, "name": "a", "image_count": 3}
     (root / "lvis.json").write_text(
@@ -389,3 +392,22 @@ def without(entry, *fields):
 def test_wrong_entries_are_explained(entry, error, message):
     with pytest.raises(error, match=message):
         register_declared_datasets([entry])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param(
+            {"images": "photoz"}, "does not exist: photoz, .*mean 'photos'", id="misspelt"
+        ),
+        pytest.param({"images": "a.json"}, "needs a folder, .*a.json is a file", id="file"),
+        pytest.param({"annotations": "photos"}, "needs a file, .*photos is a folder", id="folder"),
+    ],
+)
+def test_folder_is_checked_before_anything_is_read(root, changed, message):
+    (root / "photos").mkdir()
+    (root / "a.json").write_text("{}")
+    entry = {"name": "mine", "format": "coco", "images": "photos", "annotations": "a.json"}
+    register_declared_datasets([{**entry, **changed}])
+    with pytest.raises(MissingFileError, match=message):
+        DatasetCatalog.get("mine")
