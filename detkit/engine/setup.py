@@ -104,8 +104,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Set up a run: log files, `prepare`, seeds, and a record of settings and machine.
 
     Writes `OUTPUT_DIR/log.txt` and `OUTPUT_DIR/config.yaml`, or `config.run.yaml` where
-    `config.yaml` is a file of the user's own. Unless it only evaluates, a run keeps `OUTPUT_DIR`
-    for itself until the process ends or has trained.
+    `config.yaml` is a file of the user's own, or is there before an evaluation. Unless it only
+    evaluates, a run keeps `OUTPUT_DIR` for itself until the process ends or has trained.
 
     Args:
         cfg: The settings; changed as in `prepare`, and not otherwise.
@@ -142,22 +142,22 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
         logger.warning(form, ", ".join(keys), reason)
     if comm.is_main_process() and cfg.OUTPUT_DIR:
-        path = _place_of_settings(Path(cfg.OUTPUT_DIR), getattr(args, "config_file", ""))
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        if path.exists() and (is_eval_only or _is_users_own(path, args)):
+            path = path.with_name("config.run.yaml")
         path.write_text(f"{_HEADER}\n{cfg.dump()}", encoding="utf-8")
         logger.info("all settings are in %s, everything that is logged in log.txt beside it", path)
     _set_numerics(cfg, is_eval_only)
 
 
-def _place_of_settings(folder: Path, config_file: str) -> Path:
-    """Return the file for the settings of a run, which replaces none that the user has written."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        return path
+def _is_users_own(path: Path, args: argparse.Namespace) -> bool:
+    """Return whether settings were written by the user, and not by an earlier run."""
     with path.open(encoding="utf-8", errors="replace") as file:
         is_of_a_run = file.readline().startswith(_HEADER)
-    # The user may have changed the file of an earlier run, whose first line it still has.
+    # What is read may have been changed by the user, and keeps its first line.
+    config_file = getattr(args, "config_file", "")
     is_read = bool(config_file) and Path(config_file).resolve() == path.resolve()
-    return path if is_of_a_run and not is_read else folder / "config.run.yaml"
+    return is_read or not is_of_a_run
 
 
 def refuse_settings(cfg: CfgNode, idle: Mapping[str, Any], program: str) -> None:

@@ -93,6 +93,15 @@ class TestSetup:
         default_setup(tiny_cfg, argparse.Namespace(config_file=str(path)))
         assert path.read_text().endswith("# a remark\n")
 
+    def test_evaluation_leaves_the_settings_of_the_training(self, tiny_cfg):
+        default_setup(tiny_cfg, ARGS)
+        path = Path(tiny_cfg.OUTPUT_DIR) / "config.yaml"
+        before = path.read_text()
+        tiny_cfg.MODEL.WEIGHTS = "model_final.pth"
+        default_setup(tiny_cfg, argparse.Namespace(eval_only=True))
+        assert path.read_text() == before
+        assert "model_final.pth" in path.with_name("config.run.yaml").read_text()
+
     @pytest.mark.parametrize("is_frozen", [False, True])
     def test_home_folder_is_expanded(self, tiny_cfg, tmp_path, monkeypatch, is_frozen):
         monkeypatch.chdir(tmp_path)
