@@ -53,6 +53,7 @@ _WIDE_FONTS = (
     "NotoSansTamil-Regular.ttf",
     "NotoSansThai-Regular.ttf",
 )
+_LONGEST_TEXT = 200
 _NO_CHARACTER = "\uffff"  # which no font has: drawn as what the font shows in place of a letter
 
 
@@ -339,7 +340,7 @@ def _padding(font_size: int) -> int:
 @functools.lru_cache(maxsize=1024)
 def _written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Return a text as it can be written, and the font for it."""
-    text = printable(text)  # Pillow measures no text with a line break
+    text = printable(text[:_LONGEST_TEXT])  # Pillow measures no text with a line break
     if text.isascii():
         return text, _default_font(size)
     lacking = {font: _missing(text, font) for font in (*_wide_fonts(size), _default_font(size))}

@@ -211,6 +211,11 @@ def test_font_is_the_one_that_has_the_letters(fonts) -> None:
     assert text == r"Жук \u732b"
 
 
+def test_endless_text_is_cut() -> None:
+    canvas = Canvas(np.zeros((60, 200, 3), np.uint8))
+    assert canvas.text_size("a" * 3_000_000) == canvas.text_size("a" * 200)
+
+
 def test_text_wider_than_the_picture_starts_at_its_left() -> None:
     canvas = _canvas(30, 30)
     canvas.draw_text("a very long name of a class", (5, 5), background=RED, alpha=1)
