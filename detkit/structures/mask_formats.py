@@ -166,7 +166,8 @@ def rle_counts(rle: Mapping[str, Any]) -> np.ndarray:
         lengths = np.asarray(counts)
         if lengths.size and (lengths.dtype.kind not in "iuf" or (lengths % 1 != 0).any()):
             raise ValueError(f"the runs of a mask are whole numbers: got {str(counts)[:60]}")
-        lengths = lengths.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # beyond 64 bits: the sum is wrong then
+            lengths = lengths.astype(np.int64)
     else:
         raise ValueError(
             "counts of a run-length mask are a list of lengths or a text: got"

@@ -5,7 +5,6 @@ when the data set is loaded and not hours later in a worker process.
 """
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ _MIN_POLYGON_POINTS = 3
 _COUNTS = (str, bytes, list)
 # A sum of coordinates that no polygon with one out of bounds has.
 _NEAR = 1e6
+_MAX = 2**62
 
 
 class AnnotationReader:
@@ -117,7 +117,8 @@ class AnnotationReader:
         else:
             record.pop("keypoints", None)
         box = as_numbers(annotation.get("bbox"))
-        if box is None or len(box) != 4:
+        # JSON has whole numbers that no float can hold.
+        if box is None or len(box) != 4 or any(type(v) is int and abs(v) > _MAX for v in box):
             raise DataError(
                 f"{self._name(annotation)} needs a bbox of four numbers [x, y, width, height], has"
                 f" {shortened(annotation.get('bbox'), 80)}"
@@ -192,7 +193,7 @@ class AnnotationReader:
                 f" visibility), has {found} numbers"
             )
         numbers = as_numbers(keypoints)
-        if numbers is None or not math.isfinite(sum(numbers)):
+        if numbers is None or not abs(sum(numbers)) < _MAX:
             raise DataError(
                 f"{self._name(annotation)} needs keypoints that are numbers, has"
                 f" {shortened(keypoints, 80)}"

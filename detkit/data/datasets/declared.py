@@ -14,13 +14,14 @@ Fields of all formats:
                   coco_panoptic_seg; without it, that of the format: coco for coco and voc
 Fields of coco:
     annotations   the JSON file
-    classes       optional: names in the order of their ids; picks and orders categories
+    classes       optional: names in the order of their ids; picks and orders categories, of which
+                  the file may lack some
     keypoints     optional: names of the keypoints, if the JSON file does not name them
     flip_pairs    optional: pairs of names that a mirror exchanges; without it, those that differ
                   in left and right
     drop_bad_polygons
-                  optional: true drops polygons of fewer than three points, with a count; otherwise
-                  they are an error
+                  optional: true drops polygons and run lengths that cannot be used, with a count,
+                  and keeps the boxes; otherwise they are an error
 Fields of voc:
     classes       names in the order of their ids
     root          a folder with VOC's own layout: JPEGImages, Annotations, ImageSets/Main

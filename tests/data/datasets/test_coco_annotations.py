@@ -171,6 +171,13 @@ def test_area_that_says_nothing_is_measured_instead(write_coco, area):
     assert "area" not in read
 
 
+def test_numbers_that_no_float_holds_are_an_error(write_coco):
+    with pytest.raises(DataError, match="needs a bbox of four numbers"):
+        load(write_coco, {**BOX, "bbox": [1, 2, 10**400, 3]})
+    with pytest.raises(DataError, match="needs keypoints that are numbers"):
+        load(write_coco, {**BOX, "keypoints": [1, 10**400, 2]})
+
+
 def test_booleans_are_no_numbers_and_no_ids(write_coco):
     with pytest.raises(DataError, match="needs a bbox of four numbers"):
         load(write_coco, {**BOX, "bbox": [True, True, True, True]})
