@@ -8,6 +8,7 @@ the ending of the file name.
 import importlib
 import io
 import json
+import logging
 import os
 import pickle
 import re
@@ -27,6 +28,8 @@ from detkit.checkpoint.array_unpickler import (
 from detkit.utils.download import DownloadError, is_offline
 from detkit.utils.errors import MissingFileError, MissingPackageError, WeightsError
 from detkit.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
 
 _ZIP = b"PK\x03\x04"
 # torch.save before version 1.6: the pickle of a magic number comes first.
@@ -204,6 +207,9 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict"
         )
+    if "metadata" in loaded and not _is_metadata(loaded["metadata"]):
+        logger.warning("%s: its metadata are not read: they must name classes by text", path)
+        loaded = {**loaded, "metadata": {}}
     for key in _WEIGHT_KEYS:
         if isinstance(loaded.get(key), dict):
             rest = {name: value for name, value in loaded.items() if name != key}
@@ -214,6 +220,17 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
             f"{path} is not a checkpoint: it has no weights, and no 'model' among its keys {keys}"
         )
     return {"model": _checked_weights(loaded, path)}
+
+
+def _is_metadata(metadata: Any) -> bool:
+    """Return whether metadata are facts by name, and their lists of classes consist of text."""
+    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+        return False
+    lists = [value for key, value in metadata.items() if key.endswith("_classes") and value]
+    return all(
+        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        for names in lists
+    )
 
 
 def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:

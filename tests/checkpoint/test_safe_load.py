@@ -466,6 +466,16 @@ def test_zip_whose_second_directory_only_torch_sees_is_refused(tmp_path):
         load_checkpoint_file(str(path))
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [5, ["a"], {3: 4}, {"thing_classes": 5}, {"stuff_classes": [1]}, {"thing_classes": "ab"}],
+)
+def test_metadata_that_name_no_classes_are_left_out(tmp_path, caplog, metadata):
+    torch.save({"model": WEIGHTS, "metadata": metadata}, tmp_path / "w.pth")
+    assert load_checkpoint_file(str(tmp_path / "w.pth"))["metadata"] == {}
+    assert "w.pth: its metadata are not read" in caplog.text
+
+
 def test_long_names_do_not_fill_messages(tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"a" * 10**6: 1}))
