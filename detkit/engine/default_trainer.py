@@ -241,10 +241,20 @@ class DefaultTrainer(SimpleTrainer):
         return self._last_eval_results
 
     def save_on_failure(self) -> None:
-        """Write a checkpoint of the last whole iteration, in the main process."""
-        if comm.is_main_process() and self.iter >= 0:
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-            logger.error("a hook has failed; iteration %d is saved, --resume goes on", self.iter)
+        """Write a checkpoint of the last whole iteration, in the main process.
+
+        With several processes it is `model_failed.pth`, and not the one to resume from: it lacks
+        the states of the others, whose end may be what has failed, and a restart must be exact.
+        """
+        if not comm.is_main_process() or self.iter < 0:
+            return
+        is_whole = comm.get_world_size() == 1
+        name = f"model_{self.iter:07d}" if is_whole else "model_failed"
+        self.checkpointer.save(name, tag_last=is_whole, iteration=self.iter)
+        goes_on = "--resume goes on" if is_whole else "in last_checkpoint, --resume goes on from it"
+        logger.error(
+            "a hook has failed; iteration %d is saved as %s.pth: %s", self.iter, name, goes_on
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the run.
