@@ -132,7 +132,7 @@ def evaluate_in_vain(cfg):
     return trainer.checkpointer.get_checkpoint_file()
 
 
-def test_error_in_an_evaluation_costs_no_iteration_but_exactness(tiny_cfg, tmp_path):
+def test_error_in_an_evaluation_leaves_a_checkpoint_to_go_on_from(tiny_cfg, tmp_path):
     tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 2, 100
     tiny_cfg.TEST.EVAL_PERIOD = 2
     files = together(evaluate_in_vain, tiny_cfg, folder=tmp_path)
