@@ -5,6 +5,7 @@ when the data set is loaded and not hours later in a worker process.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -118,7 +119,7 @@ class AnnotationReader:
             record.pop("keypoints", None)
         box = as_numbers(annotation.get("bbox"))
         # JSON has whole numbers that no float can hold.
-        if box is None or len(box) != 4 or any(type(v) is int and abs(v) > _MAX for v in box):
+        if box is None or len(box) != 4 or _MAX < abs(sum(box)) < math.inf:
             raise DataError(
                 f"{self._name(annotation)} needs a bbox of four numbers [x, y, width, height], has"
                 f" {shortened(annotation.get('bbox'), 80)}"
