@@ -26,7 +26,7 @@ from detkit import __version__
 from detkit.cli.errors import run_command
 from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError, UnknownNameError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 CONTESTS: dict[str, Callable[[torch.device, bool], Contest]] = {
     "infer": infer_contest,

@@ -87,7 +87,6 @@ def test_utils_are_leaves():
     # Leaves that the other leaves share.
     allowed = {
         "detkit.utils.errors",
-        "detkit.utils.near_miss",
         "detkit.utils.text",
         "detkit.utils.file_io",
         "detkit.utils.download",

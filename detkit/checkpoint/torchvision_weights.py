@@ -16,7 +16,7 @@ import torchvision
 from detkit.utils.download import fetch
 from detkit.utils.errors import ConfigError
 from detkit.utils.file_io import DownloadHandler, PathManager
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 _PREFIX = "torchvision://"
 # torch.hub's convention: file names end with the first digits of the hash.

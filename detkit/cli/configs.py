@@ -7,7 +7,7 @@ from pathlib import Path
 from detkit.cli.errors import run_command
 from detkit.model_zoo import get_config_file, list_configs, published_weights
 from detkit.utils.errors import UnknownNameError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 # How the first line of a config begins; common parts of others begin otherwise.
 _HEAD = "# Reproduces: "

@@ -18,7 +18,7 @@ from yacs.config import CfgNode as _YacsNode
 
 from detkit.config.yaml_loader import YamlFile, files_with_bases
 from detkit.utils.errors import ConfigError, UnknownNameError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError, UnknownNameError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 # Inside the classes below, `list` is a method.
 Names = list[str]

@@ -32,8 +32,7 @@ from detkit.utils.events import (
     get_event_storage,
 )
 from detkit.utils.file_io import PathManager
-from detkit.utils.near_miss import did_you_mean
-from detkit.utils.text import printable
+from detkit.utils.text import did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from detkit.evaluation.sem_seg_evaluation import SemSegEvaluator
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import read_label_map
-from detkit.utils.near_miss import did_you_mean
-from detkit.utils.text import file_stem
+from detkit.utils.text import did_you_mean, file_stem
 
 logger = logging.getLogger(__name__)
 

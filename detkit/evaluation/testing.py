@@ -11,8 +11,7 @@ from tabulate import tabulate
 from detkit.config import CfgNode
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.near_miss import did_you_mean
-from detkit.utils.text import printable
+from detkit.utils.text import did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms as _torchvision_batched_nms
 
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
 """Legal values of `NMSMethod.method`."""

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from detkit.utils import comm
 from detkit.utils.logger import log_first_n
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 
 class FrozenBatchNorm2d(nn.Module):

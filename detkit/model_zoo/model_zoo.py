@@ -9,7 +9,7 @@ from detkit.config import CfgNode, get_cfg
 from detkit.modeling import build_model
 from detkit.utils.errors import MissingFileError, WeightsError
 from detkit.utils.file_io import packaged_configs
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
 # Config without `.yaml` -> what follows it in the address: the number of the training run, and the

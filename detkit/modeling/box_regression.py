@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detkit.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 # Largest log of a change in size. Training starts with wild deltas, whose exp() would overflow.
 DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detkit.layers import ROIAlign
 from detkit.structures import Boxes
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 _ALIGNED = {"ROIAlign": False, "ROIAlignV2": True}
 

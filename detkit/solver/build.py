@@ -18,7 +18,7 @@ from detkit.config import CfgNode
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
 from detkit.solver.param_groups import get_default_optimizer_params, lr_factor_func
 from detkit.utils.errors import ConfigError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

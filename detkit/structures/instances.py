@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 
 class Instances:

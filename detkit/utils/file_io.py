@@ -11,7 +11,7 @@ from iopath.common.file_io import PathManager as _PathManager
 
 from detkit.utils.download import fetch
 from detkit.utils.errors import MissingFileError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 __all__ = ["PathManager", "dataset_root", "files_below", "packaged_configs"]
 

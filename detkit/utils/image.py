@@ -24,7 +24,7 @@ from detkit.utils.image_file import (
     read_image_bytes,
     require_pixels,
 )
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 with contextlib.suppress(ImportError):
     import torchvision.io  # noqa: F401 - registers torch.ops.image

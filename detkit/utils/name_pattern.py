@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 _SECONDS = 10
 _SEARCH = """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
 from detkit.utils.errors import UnknownNameError, UserError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 T = TypeVar("T")
 

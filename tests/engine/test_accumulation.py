@@ -133,7 +133,7 @@ def test_key_sets_the_passes_and_the_effective_batch_is_logged(tiny_cfg, caplog)
     with caplog.at_level(logging.INFO, logger="detkit"):
         trainer = DefaultTrainer(tiny_cfg)
     assert (
-        "effective batch: 6 images per iteration (3 passes of SOLVER.IMS_PER_BATCH=2 over 1 processes)"
+        "effective batch: 6 images per iteration (3 x SOLVER.IMS_PER_BATCH=2, on 1 x cpu)"
         in caplog.text
     )
     seen = []

@@ -32,7 +32,7 @@ from detkit.structures import ImageRecord
 from detkit.utils.colormap import class_colors, skeleton_colors
 from detkit.utils.errors import DataError
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

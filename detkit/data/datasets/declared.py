@@ -56,7 +56,7 @@ from typing import Any
 
 from detkit.data.datasets.declared_formats import FORMATS, register_declared
 from detkit.utils.errors import ConfigError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 _TEXTS = (
     "name",

@@ -32,7 +32,7 @@ from detkit.structures import ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import dataset_root
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 Entry = Mapping[str, Any]
 

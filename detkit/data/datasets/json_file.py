@@ -11,7 +11,7 @@ from typing import Any
 
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 _NUMBERS = frozenset((int, float))
 _LARGEST_ID = 2**63

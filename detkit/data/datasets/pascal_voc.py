@@ -32,7 +32,7 @@ from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager, files_below
 from detkit.utils.image import read_image_size
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

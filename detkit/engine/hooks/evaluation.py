@@ -11,7 +11,7 @@ from detkit.evaluation import flatten_results_dict
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventStorage
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

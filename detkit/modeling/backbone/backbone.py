@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from detkit.layers import ShapeSpec
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 
 class Backbone(nn.Module, ABC):

@@ -16,7 +16,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.utils.errors import UserError
 from detkit.utils.module_state import preserved_modes
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.modeling.backbone.dry_run import parameters_behind
 from detkit.utils.errors import WeightsError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from detkit.modeling.backbone.resnet_blocks import (
     DeformBottleneckBlock,
 )
 from detkit.utils.errors import ConfigError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 

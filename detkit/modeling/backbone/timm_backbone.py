@@ -34,7 +34,7 @@ from detkit.modeling.backbone.pixel_settings import (
 from detkit.utils import comm
 from detkit.utils.download import is_offline
 from detkit.utils.errors import MissingFileError, UserError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 # Transformers are built for images of one size unless one of these is passed; which one depends on
 # the family.

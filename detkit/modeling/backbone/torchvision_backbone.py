@@ -37,7 +37,7 @@ from detkit.modeling.backbone.pixel_settings import (
     warn_of_unset_pixels,
 )
 from detkit.utils.errors import ConfigError
-from detkit.utils.near_miss import did_you_mean
+from detkit.utils.text import did_you_mean
 
 # The published files of DenseNet are older than torchvision's code: norm.1 in them is norm1.
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(\.)")
