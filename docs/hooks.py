@@ -130,14 +130,17 @@ def _needs(condition: tuple[Any, ...]) -> Iterator[str]:
 
 def _model_zoo() -> str:
     parts = []
-    for folder in sorted(path for path in (ROOT / "configs").iterdir() if path.is_dir()):
+    configs = ROOT / "configs"
+    for folder in sorted(path for path in configs.rglob("*") if path.is_dir()):
         rows = []
         for path in sorted(folder.glob("*.yaml")):
             about = _first_lines(path)
             if "Reproduces" in about:
                 rows.append(_zoo_row(path, about))
-        head = "| config | what | score | cost |\n|---|---|---|---|\n"
-        parts.append(f"## {folder.name}\n\n{head}" + "\n".join(rows) + "\n")
+        if rows:
+            head = "| config | what | score | cost |\n|---|---|---|---|\n"
+            title = folder.relative_to(configs).as_posix()
+            parts.append(f"## {title}\n\n{head}" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
@@ -155,10 +158,13 @@ def _first_lines(path: Path) -> dict[str, str]:
 def _zoo_row(path: Path, about: dict[str, str]) -> str:
     none = about.get("Score and cost", "")
     what = about["Reproduces"].removeprefix("nothing published; ")
+    # Each row says whose number it is: this table is what a user chooses a model by.
+    published = about.get("Published score", "")
+    score = f"{published} (the source's)" if published else about.get("Score", none)
     cells = [
-        f"[`{path.stem}`]({SOURCE}/configs/{path.parent.name}/{path.name})",
+        f"[`{path.stem}`]({SOURCE}/{path.relative_to(ROOT).as_posix()})",
         what[0].upper() + what[1:],
-        about.get("Published score", about.get("Score", none)),
+        score,
         about.get("Published cost", about.get("Cost", "")),
     ]
     cells = [cell.replace("; not measured here", "").replace("|", "\\|") for cell in cells]

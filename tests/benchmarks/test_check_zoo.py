@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from check_zoo import compare_with_recorded, main
+from check_zoo import compare_recipe_with_recorded, compare_with_recorded, main
 
 from detkit.config import get_cfg
+from detkit.model_zoo import get_config_file
 from detkit.modeling import META_ARCH_REGISTRY
 
-RECORD = Path(__file__).resolve().parents[1] / "golden" / "state_dicts.json.gz"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+RECORD = GOLDEN / "state_dicts.json.gz"
 RPN = "COCO-Detection/rpn_R_50_FPN_1x.yaml"
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 
@@ -58,6 +60,12 @@ def test_name_that_is_not_recorded_is_an_error(capsys):
     assert "faster_rcnn_R_18_FPN_shapes.yaml: not among the" in capsys.readouterr().err
 
 
+def test_config_in_python_is_known_by_the_name_of_its_twin(record, recorded, capsys):
+    path = record({"projects/ViTDet/configs/COCO/no_such.py": recorded[RPN]})
+    assert main(["--recorded", path]) == 1
+    assert "no packaged config is called 'ViTDet/COCO/no_such.yaml'" in capsys.readouterr().out
+
+
 def test_absent_record_is_an_error(tmp_path, capsys):
     assert main(["--recorded", str(tmp_path / "x.gz")]) == 2
     assert "--recorded" in capsys.readouterr().err
@@ -66,7 +74,51 @@ def test_absent_record_is_an_error(tmp_path, capsys):
 @pytest.mark.slow
 def test_whole_zoo_is_as_recorded(capsys):
     assert main([]) == 0
-    assert "92 of 92 models as recorded" in capsys.readouterr().out
+    assert "137 of 137 models as recorded" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def fcos():
+    models = json.loads(gzip.decompress((GOLDEN / "lazy_zoo.json.gz").read_bytes()))
+    return models["configs/COCO-Detection/fcos_R_50_FPN_1x.py"]
+
+
+@pytest.fixture
+def fcos_recipe(fcos):
+    """A config with the recipe of FCOS; its model does not matter here."""
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
+    cfg.TEST.EVAL_PERIOD = 5000
+    return cfg
+
+
+def test_recipe_as_recorded_does_not_differ(fcos_recipe, fcos):
+    assert compare_recipe_with_recorded(fcos_recipe, fcos) == []
+
+
+def test_model_without_recorded_recipe_has_no_difference(cfg, own_record):
+    assert compare_recipe_with_recorded(cfg, own_record) == []
+
+
+def test_other_batch_size_is_given_with_the_wanted_one(fcos_recipe, fcos):
+    fcos_recipe.SOLVER.IMS_PER_BATCH = 8
+    assert compare_recipe_with_recorded(fcos_recipe, fcos) == ["SOLVER.IMS_PER_BATCH: 8, not 16"]
+
+
+def test_other_schedule_is_found_where_it_differs(fcos_recipe, fcos):
+    fcos_recipe.SOLVER.STEPS = [60001, 80000]
+    assert compare_recipe_with_recorded(fcos_recipe, fcos) == [
+        "learning rate's factor: 1, not 0.1, at iteration 60000"
+    ]
+
+
+def test_layer_decay_of_a_vit_is_compared(fcos_recipe, fcos):
+    recorded = copy.deepcopy(fcos)
+    decay = "functools.partial(<function get_vit_lr_decay_rate>, lr_decay_rate=0.7, num_layers=12)"
+    recorded["settings"]["optimizer"]["params.lr_factor_func"] = decay
+    assert compare_recipe_with_recorded(fcos_recipe, recorded) == [
+        "SOLVER.LAYER_DECAY: 1.0, not 0.7"
+    ]
 
 
 @pytest.fixture(scope="module")
