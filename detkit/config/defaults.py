@@ -36,6 +36,7 @@ _FOREIGN_BACKBONES = (
     "build_retinanet_timm_fpn_backbone",
 )
 _RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
+_AUGMENTATIONS = ("INPUT.AUGMENTATIONS",)
 _RETINANET = ("MODEL.META_ARCHITECTURE", "RetinaNet")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
@@ -398,14 +399,23 @@ _key("INPUT.MAX_IMAGE_PIXELS", 178_956_970,
      " before decoding. The default is Pillow's limit, half a gigabyte as RGB; code without a"
      " config (datasets/, the masks of Cityscapes) always uses it.",
      minimum=1)
+_key("INPUT.AUGMENTATIONS", [],
+     "detkit: augmentations in training, in this order, in place of *_SIZE_TRAIN, RANDOM_FLIP and"
+     " CROP: [{name: ResizeScale, min_scale: 0.1, max_scale: 2, target_height: 1024, target_width:"
+     " 1024}, {name: FixedSizeCrop, crop_size: [1024, 1024]}, {name: RandomFlip}]. The fields are"
+     " the arguments of the class in AUGMENTATION_REGISTRY; `p` is the probability to apply it.")
+_key("INPUT.RECOMPUTE_BOXES", False,
+     "detkit: replace boxes by those around the augmented masks, which is more exact after a crop."
+     " INPUT.CROP does so in any case.",
+     needs=("MODEL.MASK_ON",))
 _key("INPUT.MIN_SIZE_TRAIN", (800,),
      "Length of the shortest side in training, in pixels; one of several is drawn.",
-     minimum=0)
+     minimum=0, unless=_AUGMENTATIONS)
 _key("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice",
      "Draw one of MIN_SIZE_TRAIN, or from the range between two.",
-     choices=("choice", "range"))
+     choices=("choice", "range"), unless=_AUGMENTATIONS)
 _key("INPUT.MAX_SIZE_TRAIN", 1333, "Longest side in training, in pixels; overrides MIN_SIZE_TRAIN.",
-     minimum=1)
+     minimum=1, unless=_AUGMENTATIONS)
 _key("INPUT.MIN_SIZE_TEST", 800, "Shortest side in testing, in pixels; 0 does not resize.",
      minimum=0)
 _key("INPUT.MAX_SIZE_TEST", 1333, "Longest side in testing, in pixels.", minimum=1)
@@ -414,8 +424,9 @@ _key("INPUT.RESIZE", "detectron2",
      " keeps pixels as floats, and rounds sides down.",
      choices=("detectron2", "torchvision"))
 _key("INPUT.RANDOM_FLIP", "horizontal", "Flip with probability 0.5.",
-     choices=("horizontal", "vertical", "none"))
-_key("INPUT.CROP.ENABLED", False, "Crop at random in training, before the resize.")
+     choices=("horizontal", "vertical", "none"), unless=_AUGMENTATIONS)
+_key("INPUT.CROP.ENABLED", False, "Crop at random in training, before the resize.",
+     unless=_AUGMENTATIONS)
 _key("INPUT.CROP.TYPE", "relative_range",
      "Unit of CROP.SIZE: relative (fraction of the side), relative_range (from that fraction to 1),"
      " absolute (pixels), absolute_range (pixels, from and to).",

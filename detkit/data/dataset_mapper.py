@@ -28,7 +28,7 @@ from detkit.data.annotations import (
     transformed_masks,
 )
 from detkit.data.proposals import transformed_proposals
-from detkit.data.transforms.build import build_augmentation, build_crop
+from detkit.data.transforms.build import build_augmentation, build_crop, mirrors
 from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput, as_flag
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
@@ -128,7 +128,7 @@ class DatasetMapper:
         """Read `INPUT`, and what the model needs besides boxes."""
         augmentations = build_augmentation(cfg, is_train)
         # First, as in Detectron2: sizes of the crop are meant in pixels of the original image.
-        has_crop = cfg.INPUT.CROP.ENABLED and is_train
+        has_crop = cfg.INPUT.CROP.ENABLED and is_train and not cfg.INPUT.AUGMENTATIONS
         if has_crop:
             augmentations.insert(0, build_crop(cfg))
         topk = None
@@ -136,7 +136,7 @@ class DatasetMapper:
             topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
             if is_train:
                 topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
-        is_mirrored = is_train and cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "horizontal"
+        is_mirrored = is_train and cfg.MODEL.KEYPOINT_ON and mirrors(augmentations)
         is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
         return {
             "is_train": is_train,
@@ -146,7 +146,9 @@ class DatasetMapper:
             "memory_format": torch.channels_last if is_interleaved else torch.contiguous_format,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
-            "recompute_boxes": has_crop and cfg.MODEL.MASK_ON,
+            "recompute_boxes": is_train
+            and (has_crop or cfg.INPUT.RECOMPUTE_BOXES)
+            and cfg.MODEL.MASK_ON,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
             "keypoint_hflip_indices": _keypoint_hflip_indices(cfg) if is_mirrored else None,

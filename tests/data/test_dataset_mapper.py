@@ -140,6 +140,33 @@ def test_boxes_lie_on_what_they_mark(tmp_path, seed):
     assert (sample["instances"].gt_boxes.tensor[0] - drawn).abs().max() <= 1.5
 
 
+def test_large_scale_jitter_moves_boxes_and_masks_together(rich):
+    items = [
+        {"name": "RandomFlip"},
+        {
+            "name": "ResizeScale",
+            "min_scale": 0.5,
+            "max_scale": 2.0,
+            "target_height": 90,
+            "target_width": 120,
+        },
+        {"name": "FixedSizeCrop", "crop_size": [90, 120], "pad": False},
+    ]
+    settings = ["INPUT.AUGMENTATIONS", items, "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"]
+    cfg = configured(*settings, "INPUT.RECOMPUTE_BOXES", True)
+    mapper, kept = DatasetMapper(cfg, is_train=True), 0
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(rich)
+        instances = sample["instances"]
+        assert max(sample["image"].shape[1:]) <= 120
+        assert instances.image_size == tuple(sample["image"].shape[1:])
+        boxes = instances.gt_masks.get_bounding_boxes().tensor
+        assert torch.equal(instances.gt_boxes.tensor, boxes)
+        kept += len(instances)
+    assert kept > 0
+
+
 def test_ground_truth_is_that_of_one_annotation_at_a_time(record):
     mapper = DatasetMapper(
         is_train=True,

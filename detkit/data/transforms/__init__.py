@@ -1,6 +1,7 @@
 """Augmentation of images and of everything annotated on them; imported as `T`."""
 
 from detkit.data.transforms.augmentation import (
+    AUGMENTATION_REGISTRY,
     AugInput,
     Augmentation,
     AugmentationList,
@@ -16,6 +17,7 @@ from detkit.data.transforms.color import (
 )
 from detkit.data.transforms.crop import (
     CropTransform,
+    FixedSizeCrop,
     PadTransform,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
@@ -25,6 +27,7 @@ from detkit.data.transforms.geometry import (
     HFlipTransform,
     RandomFlip,
     Resize,
+    ResizeScale,
     ResizeShortestEdge,
     ResizeTransform,
     TorchvisionResizeShortestEdge,
@@ -34,11 +37,13 @@ from detkit.data.transforms.geometry import (
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "AugInput",
     "Augmentation",
     "AugmentationList",
     "BlendTransform",
     "CropTransform",
+    "FixedSizeCrop",
     "HFlipTransform",
     "NoOpTransform",
     "PadTransform",
@@ -52,6 +57,7 @@ __all__ = [
     "RandomLighting",
     "RandomSaturation",
     "Resize",
+    "ResizeScale",
     "ResizeShortestEdge",
     "ResizeTransform",
     "TorchvisionResizeShortestEdge",

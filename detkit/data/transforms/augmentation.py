@@ -18,6 +18,10 @@ from typing import Any
 import numpy as np
 
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
+from detkit.utils.registry import Registry
+
+AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
+AUGMENTATION_REGISTRY.__doc__ = """Augmentations by the `name` in `INPUT.AUGMENTATIONS`: classes, or functions that return one."""
 
 
 class AugInput:
@@ -142,6 +146,7 @@ class _Fixed(Augmentation):
         return repr(self.transform)
 
 
+@AUGMENTATION_REGISTRY.register()
 class AugmentationList(Augmentation):
     """Several augmentations, one after the other; each sees the sample as the last one left it."""
 

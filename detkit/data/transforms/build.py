@@ -1,7 +1,11 @@
 """The augmentations that a config asks for."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from detkit.config import CfgNode
 from detkit.data import transforms as T
+from detkit.utils.errors import ConfigError, UserError
 
 # Values of INPUT.RESIZE.
 _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
@@ -13,10 +17,16 @@ _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Build the resize and the flip that `INPUT` describes for training, or the resize for testing.
 
-    The random crop is not among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
+    `INPUT.AUGMENTATIONS`, if there are any, take their place in training. The random crop is not
+    among them, as in Detectron2: `DatasetMapper.from_config` puts it first.
+
+    Raises:
+        ConfigError: An item of `INPUT.AUGMENTATIONS` is wrong; the message names it.
     """
     if not is_train:
         return [build_test_resize(cfg)]
+    if cfg.INPUT.AUGMENTATIONS:
+        return named_augmentations(cfg.INPUT.AUGMENTATIONS)
     resize = _RESIZES[cfg.INPUT.RESIZE]
     augmentations: list[T.Augmentation] = [
         resize(
@@ -27,6 +37,58 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
     return augmentations
+
+
+def named_augmentations(
+    items: Sequence[Mapping[str, Any]], key: str = "INPUT.AUGMENTATIONS"
+) -> list[T.Augmentation]:
+    """Build the augmentations that a list describes.
+
+    Args:
+        items: Each has the `name` of an augmentation in `AUGMENTATION_REGISTRY`, the arguments of
+            its constructor, and optionally `p`, the probability to apply it. `AugmentationList` has
+            `augs`, a list like this one.
+        key: The config key, for error messages.
+
+    Raises:
+        ConfigError: An item has no name, an unknown one, or other arguments than its class takes.
+
+    Example:
+        >>> named_augmentations([{"name": "RandomFlip", "prob": 0.3}])
+        [RandomFlip(prob=0.3, horizontal=True, vertical=False)]
+    """
+    augmentations: list[T.Augmentation] = []
+    for index, item in enumerate(items):
+        where = f"{key}[{index}]"
+        if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+            raise ConfigError(
+                f"{where} must be a mapping with a name, such as {{name: RandomFlip}}: got {item!r}"
+            )
+        arguments = {name: value for name, value in item.items() if name not in ("name", "p")}
+        try:
+            if isinstance(arguments.get("augs"), list):
+                arguments["augs"] = named_augmentations(arguments["augs"], f"{where}.augs")
+            augmentation = T.AUGMENTATION_REGISTRY.get(item["name"])(**arguments)
+            if "p" in item:
+                augmentation = T.RandomApply(augmentation, item["p"])
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, UserError) as error:
+            raise ConfigError(f"{where}: {item['name']}: {error}") from error
+        augmentations.append(augmentation)
+    return augmentations
+
+
+def mirrors(augmentations: Sequence[T.Augmentation | T.Transform]) -> bool:
+    """Return whether one of the augmentations exchanges left and right."""
+    for augmentation in augmentations:
+        if isinstance(augmentation, T.RandomFlip) and augmentation.horizontal:
+            return True
+        if isinstance(augmentation, T.AugmentationList) and mirrors(augmentation.augs):
+            return True
+        if isinstance(augmentation, T.RandomApply) and mirrors([augmentation.aug]):
+            return True
+    return False
 
 
 def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:

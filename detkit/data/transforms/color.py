@@ -7,7 +7,7 @@ Legend: H and W height and width, C channels.
 
 import numpy as np
 
-from detkit.data.transforms.augmentation import Augmentation
+from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation
 from detkit.data.transforms.transform import AxisAlignedTransform, Transform
 
 # Weights of red, green and blue in gray. Source: ITU-R BT.601.
@@ -71,6 +71,7 @@ class _RandomStrength(Augmentation):
         return float(np.random.uniform(self.intensity_min, self.intensity_max))
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomContrast(_RandomStrength):
     """Blends the image with its mean (strength below 1), or away from it."""
 
@@ -82,6 +83,7 @@ class RandomContrast(_RandomStrength):
         )
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomBrightness(_RandomStrength):
     """Blends the image with black (strength below 1), or away from it."""
 
@@ -91,6 +93,7 @@ class RandomBrightness(_RandomStrength):
         return BlendTransform(src_image=0.0, src_weight=1 - strength, dst_weight=strength)
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomSaturation(_RandomStrength):
     """Blends an RGB image with its gray version (strength below 1), or away from it."""
 
@@ -102,6 +105,7 @@ class RandomSaturation(_RandomStrength):
         return BlendTransform(src_image=gray, src_weight=1 - strength, dst_weight=strength)
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomLighting(Augmentation):
     """Shifts the colors of an RGB image along the principal components of ImageNet's colors.
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detkit.data.transforms.augmentation import Augmentation
-from detkit.data.transforms.transform import AxisAlignedTransform, Transform
+from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation
+from detkit.data.transforms.transform import AxisAlignedTransform, Transform, TransformList
 from detkit.utils.errors import DataError
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
@@ -188,6 +188,7 @@ class PadTransform(AxisAlignedTransform):
         return CropTransform(self.x0, self.y0, self.orig_w, self.orig_h, padded_w, padded_h)
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomCrop(Augmentation):
     """Cuts out a window of a given or drawn size, anywhere in the image.
 
@@ -257,6 +258,7 @@ class RandomCrop(Augmentation):
         return max(1, math.floor(height * first + 0.5)), max(1, math.floor(width * second + 0.5))
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomCropAroundInstance(RandomCrop):
     """Cuts out a window around the center of a random object; anywhere if there is no object.
 
@@ -276,6 +278,7 @@ class RandomCropAroundInstance(RandomCrop):
         return CropTransform(x0, y0, crop_w, crop_h, width, height)
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomCrop_CategoryAreaConstraint(RandomCrop):
     """Cuts out a window in which no class of the label map has more than a share of the pixels.
 
@@ -330,6 +333,57 @@ class RandomCrop_CategoryAreaConstraint(RandomCrop):
         if self.ignored_category is not None:
             counts = counts[found != self.ignored_category]
         return len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
+
+
+@AUGMENTATION_REGISTRY.register()
+class FixedSizeCrop(Augmentation):
+    """Cuts out a window of a fixed size, and pads what is smaller at the right and the bottom.
+
+    Example:
+        >>> import numpy as np
+        >>> FixedSizeCrop((30, 40)).get_transform(np.zeros((20, 40, 3))).apply_image(
+        ...     np.zeros((20, 40, 3))
+        ... ).shape
+        (30, 40, 3)
+    """
+
+    def __init__(
+        self,
+        crop_size: Sequence[int],
+        pad: bool = True,
+        pad_value: float = 128.0,
+        seg_pad_value: int = 255,
+    ) -> None:
+        """Take the window's `(height, width)` in pixels.
+
+        Args:
+            crop_size: At least 1 each.
+            pad: Whether smaller images are padded; the model pads a batch anyway, with the mean.
+            pad_value: Pixel value of the padding.
+            seg_pad_value: Its label in label maps.
+        """
+        if len(crop_size) != 2 or min(crop_size) < 1:
+            raise ValueError(
+                f"crop_size must be (height, width), at least 1 each, got {list(crop_size)}"
+            )
+        self.crop_size = (int(crop_size[0]), int(crop_size[1]))
+        self.pad, self.pad_value, self.seg_pad_value = pad, pad_value, seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a window."""
+        height, width = image.shape[:2]
+        crop_h, crop_w = min(self.crop_size[0], height), min(self.crop_size[1], width)
+        # One draw for both axes, as in Detectron2: the window moves along the image's diagonal.
+        share = np.random.uniform()
+        y0, x0 = round((height - crop_h) * share), round((width - crop_w) * share)
+        crop = CropTransform(x0, y0, crop_w, crop_h, width, height)
+        below, right = self.crop_size[0] - crop_h, self.crop_size[1] - crop_w
+        if not self.pad or not (below or right):
+            return crop
+        padding = PadTransform(
+            0, 0, right, below, crop_w, crop_h, self.pad_value, self.seg_pad_value
+        )
+        return TransformList([crop, padding])
 
 
 def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:

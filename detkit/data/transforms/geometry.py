@@ -12,7 +12,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from detkit.data.transforms.augmentation import Augmentation, require_probability
+from detkit.data.transforms.augmentation import (
+    AUGMENTATION_REGISTRY,
+    Augmentation,
+    require_probability,
+)
 from detkit.data.transforms.transform import AxisAlignedTransform, NoOpTransform, Transform
 
 BILINEAR = int(Image.Resampling.BILINEAR)
@@ -173,6 +177,7 @@ def resize_array(img: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarra
     return (array[:, :, 0] if img.ndim == 2 else array)[order]
 
 
+@AUGMENTATION_REGISTRY.register()
 class RandomFlip(Augmentation):
     """Mirrors with probability `prob`, either left and right or top and bottom.
 
@@ -202,6 +207,7 @@ class RandomFlip(Augmentation):
         return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
 
 
+@AUGMENTATION_REGISTRY.register()
 class Resize(Augmentation):
     """Scales to a fixed size, without regard to the aspect ratio."""
 
@@ -216,6 +222,7 @@ class Resize(Augmentation):
         return ResizeTransform(height, width, *self.shape, self.interp)
 
 
+@AUGMENTATION_REGISTRY.register()
 class ResizeShortestEdge(Augmentation):
     """Scales the shorter side to a drawn length and the longer one to at most `max_size`.
 
@@ -294,6 +301,51 @@ class ResizeShortestEdge(Augmentation):
         return max(1, math.floor(newh + 0.5)), max(1, math.floor(neww + 0.5))
 
 
+@AUGMENTATION_REGISTRY.register()
+class ResizeScale(Augmentation):
+    """Scales to fit into a target size times a drawn factor: the scale of large-scale jitter.
+
+    The aspect ratio is kept. With factors from 0.1 to 2 and a `FixedSizeCrop` of the target size it
+    is the augmentation of Ghiasi et al. 2020, arXiv 2012.07177, section 3.
+
+    Example:
+        >>> import numpy as np
+        >>> ResizeScale(0.5, 0.5, 1024, 1024).get_transform(np.zeros((480, 640, 3)))
+        ResizeTransform(h=480, w=640, new_h=384, new_w=512, interp=2)
+    """
+
+    def __init__(
+        self,
+        min_scale: float,
+        max_scale: float,
+        target_height: int,
+        target_width: int,
+        interp: int = BILINEAR,
+    ) -> None:
+        """Take the range of the factor, above 0, and the target size in pixels."""
+        if not 0 < min_scale <= max_scale:
+            raise ValueError(
+                f"the factors must be above 0 and min_scale at most max_scale, got {min_scale=},"
+                f" {max_scale=}"
+            )
+        if min(target_height, target_width) < 1:
+            raise ValueError(
+                f"the target size must be at least 1, got {target_height=}, {target_width=}"
+            )
+        self.min_scale, self.max_scale = min_scale, max_scale
+        self.target_height, self.target_width = target_height, target_width
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a factor."""
+        height, width = image.shape[:2]
+        factor = np.random.uniform(self.min_scale, self.max_scale)
+        scale = min(self.target_height * factor / height, self.target_width * factor / width)
+        # round() is Detectron2's np.round here: half to even. A thin image keeps one pixel.
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+        return ResizeTransform(height, width, new_height, new_width, self.interp)
+
+
 class TorchvisionResizeTransform(ResizeTransform):
     """Scales to a new size bilinearly, in float32 and without antialiasing."""
 
@@ -314,6 +366,7 @@ class TorchvisionResizeTransform(ResizeTransform):
         return array[:, :, 0] if img.ndim == 2 else array
 
 
+@AUGMENTATION_REGISTRY.register()
 class TorchvisionResizeShortestEdge(ResizeShortestEdge):
     """The resize of torchvision's detectors, for weights that were trained with it.
 

@@ -290,3 +290,27 @@ def test_crop_cuts_polygons():
     square = np.array([[0.0, 0], [10, 0], [10, 10], [0, 10]])
     (part,) = T.CropTransform(4, 6, 20, 20).apply_polygons([square])
     assert sorted(part.tolist()) == [[0, 0], [0, 4], [6, 0], [6, 4]]
+
+
+@pytest.mark.parametrize("size", [(20, 90), (90, 20), (60, 70), (10, 10)])
+@pytest.mark.parametrize("pad", [True, False])
+def test_fixed_size_crop(size, pad):
+    np.random.seed(0)
+    image = np.ones((*size, 3), dtype=np.uint8)
+    cropped = T.FixedSizeCrop((40, 50), pad, 7).get_transform(image).apply_image(image)
+    height, width = min(size[0], 40), min(size[1], 50)
+    assert cropped.shape[:2] == ((40, 50) if pad else (height, width))
+    assert (cropped[:height, :width] == 1).all()
+    assert (cropped[height:] == 7).all()
+    assert (cropped[:, width:] == 7).all()
+
+
+def test_fixed_size_crop_pads_label_maps_with_their_own_value():
+    labels = np.zeros((3, 3), dtype=np.uint8)
+    transform = T.FixedSizeCrop((4, 3)).get_transform(labels)
+    assert transform.apply_segmentation(labels)[3].tolist() == [255, 255, 255]
+
+
+def test_wrong_fixed_size_is_an_error():
+    with pytest.raises(ValueError, match=r"crop_size must be \(height, width\), at least 1"):
+        T.FixedSizeCrop((0, 5))

@@ -285,3 +285,23 @@ def test_torchvisions_image_of_another_size_is_an_error():
         T.TorchvisionResizeTransform(20, 30, 40, 60).apply_image(
             np.ones((21, 30, 3), dtype=np.uint8)
         )
+
+
+def test_scaled_image_fits_into_the_target_times_the_factor():
+    np.random.seed(3)
+    augmentation = T.ResizeScale(0.1, 2.0, 100, 200)
+    factor = np.random.RandomState(3).uniform(0.1, 2.0)
+    transform = augmentation.get_transform(np.zeros((50, 40, 3), dtype=np.uint8))
+    assert transform.new_h == round(100 * factor)
+    assert transform.new_w == round(80 * factor)
+
+
+def test_very_thin_image_keeps_a_pixel_at_any_scale():
+    transform = T.ResizeScale(0.1, 0.1, 10, 10).get_transform(np.zeros((1, 1000, 3), np.uint8))
+    assert (transform.new_h, transform.new_w) == (1, 1)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 5, 5), (2, 1, 5, 5), (1, 1, 0, 5)])
+def test_wrong_scale_is_an_error(arguments):
+    with pytest.raises(ValueError, match="min_scale|target"):
+        T.ResizeScale(*arguments)
