@@ -21,7 +21,9 @@ from detkit.data.transforms.transform import NoOpTransform, Transform, Transform
 from detkit.utils.registry import Registry
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
-AUGMENTATION_REGISTRY.__doc__ = """Augmentations by the `name` in `INPUT.AUGMENTATIONS`: classes, or functions that return one."""
+AUGMENTATION_REGISTRY.__doc__ = (
+    """Augmentations by the `name` in `INPUT.AUGMENTATIONS`: classes or functions."""
+)
 
 
 class AugInput:
