@@ -4,8 +4,21 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+        ],
+    ),
+]
+"""Values of a parametrised `device`."""
 
 
 def iou_of_two_boxes(a, b) -> float:
@@ -23,14 +36,47 @@ def slow_pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(len(boxes1), len(boxes2))
 
 
-def slow_batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+def iou_of_two_rotated_boxes(a, b) -> float:
+    """Return the intersection over union of two boxes (x, y, w, h, angle): one is cut by each side of the other."""
+
+    def corners(box):
+        x, y, w, h, angle = box
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        signs = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+        # In the image y points down, and a positive angle turns counter-clockwise.
+        return [
+            (x + i * w / 2 * cos + j * h / 2 * sin, y - i * w / 2 * sin + j * h / 2 * cos)
+            for i, j in signs
+        ]
+
+    polygon = corners(a)
+    for p, q in itertools.pairwise([*corners(b), corners(b)[0]]):
+        kept = []
+        for r, s in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+            inside_r, inside_s = (
+                (q[0] - p[0]) * (v[1] - p[1]) - (q[1] - p[1]) * (v[0] - p[0]) for v in (r, s)
+            )
+            if inside_r >= 0:
+                kept.append(r)
+            if (inside_r >= 0) != (inside_s >= 0):
+                t = inside_r / (inside_r - inside_s)
+                kept.append((r[0] + t * (s[0] - r[0]), r[1] + t * (s[1] - r[1])))
+        polygon = kept
+    shared = sum(
+        (r[0] * s[1] - s[0] * r[1]) / 2
+        for r, s in zip(polygon, polygon[1:] + polygon[:1], strict=True)
+    )
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def slow_batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, iou=iou_of_two_boxes
+) -> Tensor:
     """Return the indices of the boxes that no better box of their own class overlaps, best first."""
     kept: list[int] = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
         rivals = [j for j in kept if idxs[j] == idxs[i]]
-        if all(
-            iou_of_two_boxes(boxes[i].tolist(), boxes[j].tolist()) <= iou_threshold for j in rivals
-        ):
+        if all(iou(boxes[i].tolist(), boxes[j].tolist()) <= iou_threshold for j in rivals):
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 
@@ -110,6 +156,35 @@ def slow_roi_align(
     return torch.from_numpy(out).to(features.dtype)
 
 
+def slow_roi_align_rotated(
+    features: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+) -> Tensor:
+    """Return (R, C, P, P): the mean of samples in each cell of a grid over each (image, x, y, w, h, angle)."""
+    maps = features.double().numpy()
+    rows, columns = output_size
+    out = np.zeros((len(rois), maps.shape[1], rows, columns))
+    for r, (image, x, y, w, h, angle) in enumerate(rois.tolist()):
+        x, y = x * spatial_scale - 0.5, y * spatial_scale - 0.5
+        cell_w, cell_h = w * spatial_scale / columns, h * spatial_scale / rows
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        along_y = sampling_ratio or math.ceil(cell_h)
+        along_x = sampling_ratio or math.ceil(cell_w)
+        for i, j in itertools.product(range(rows), range(columns)):
+            samples = []
+            for a, b in itertools.product(range(along_y), range(along_x)):
+                v = (i - rows / 2 + (a + 0.5) / along_y) * cell_h
+                u = (j - columns / 2 + (b + 0.5) / along_x) * cell_w
+                point = (v * cos - u * sin + y, v * sin + u * cos + x)
+                samples.append(slow_bilinear_sample(maps[int(image)], *point))
+            if samples:
+                out[r, :, i, j] = np.mean(samples, axis=0)
+    return torch.from_numpy(out).to(features.dtype)
+
+
 def slow_deform_conv(x, offset, mask, weight, stride: int, padding: int, dilation: int) -> Tensor:
     """Return (N, C_out, H_out, W_out) of a modulated deformable 3 x 3 convolution, one sample after the other.
 
@@ -152,6 +227,13 @@ def random_boxes(count: int, size: float = 100.0, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator) * size
     return torch.cat([corners.min(dim=1).values, corners.max(dim=1).values], dim=1)
+
+
+def random_rotated_boxes(count: int, size: float = 100.0, seed: int = 0) -> Tensor:
+    """Return (count, 5) XYWHA boxes around a square of that size, many of which overlap."""
+    random = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed))
+    scale = torch.tensor([size, size, 0.6 * size, 0.4 * size, 720.0])
+    return random * scale + torch.tensor([0.0, 0.0, 1.0, 1.0, -360.0])
 
 
 def slow_anchors(

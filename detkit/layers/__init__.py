@@ -13,7 +13,14 @@ from detkit.layers.losses import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
-from detkit.layers.nms import NMS_METHODS, NMSMethod, batched_nms, suppress
+from detkit.layers.nms import (
+    NMS_METHODS,
+    NMSMethod,
+    batched_nms,
+    batched_nms_rotated,
+    nms_rotated,
+    suppress,
+)
 from detkit.layers.norm import (
     NORM_NAMES,
     CycleBatchNormList,
@@ -23,8 +30,9 @@ from detkit.layers.norm import (
     get_norm,
 )
 from detkit.layers.roi_align import ROIAlign
+from detkit.layers.roi_align_rotated import ROIAlignRotated
 from detkit.layers.tensor_ops import cat, nonzero_tuple
-from detkit.structures import paste_masks_in_image
+from detkit.structures import pairwise_iou_rotated, paste_masks_in_image
 
 __all__ = [
     "NMS_METHODS",
@@ -41,8 +49,10 @@ __all__ = [
     "NMSMethod",
     "PreparedWeights",
     "ROIAlign",
+    "ROIAlignRotated",
     "ShapeSpec",
     "batched_nms",
+    "batched_nms_rotated",
     "c2_msra_fill",
     "c2_xavier_fill",
     "cat",
@@ -53,7 +63,9 @@ __all__ = [
     "diou_loss",
     "get_norm",
     "giou_loss",
+    "nms_rotated",
     "nonzero_tuple",
+    "pairwise_iou_rotated",
     "paste_masks_in_image",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: hard and soft, per class or over all.
+"""Non-maximum suppression: hard and soft, per class or over all; of rotated boxes too.
 
 Legend: N boxes, G groups (classes), M boxes of the largest group.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms as _torchvision_batched_nms
 
+from detkit.structures import pairwise_iou_rotated
 from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
@@ -52,6 +54,78 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     # The offset separates classes only if no coordinate is negative.
     boxes = boxes - boxes.min()
     return _torchvision_batched_nms(boxes, scores.to(boxes.dtype), idxs, iou_threshold)
+
+
+# Boxes that are compared with all lower-scored ones at a time.
+_NMS_BLOCK = 512
+
+
+def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Drop each rotated box that overlaps a better one.
+
+    Args:
+        boxes: (N, 5) XYWHA.
+        scores: (N,)
+        iou_threshold: A box is dropped if its IoU with a kept one is above this.
+
+    Returns:
+        int64 indices of the boxes that stay, in descending order of score.
+
+    Raises:
+        ValueError: The shapes do not match.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 5 or scores.shape != boxes.shape[:1]:
+        shapes = f"{tuple(boxes.shape)} and {tuple(scores.shape)}"
+        raise ValueError(f"need boxes (N, 5) and scores (N,): got {shapes}")
+    left = scores.argsort(descending=True, stable=True)
+    kept = [left[:0]]
+    # Block by block, best first: memory for N x N overlaps is never needed, and what an earlier
+    # block suppresses is not compared again.
+    while len(left) > 0:
+        block, left = left[:_NMS_BLOCK], left[_NMS_BLOCK:]
+        overlaps = pairwise_iou_rotated(boxes[block], boxes[block]) > iou_threshold
+        # Which of a block stay depends on one after the other: on the host, a copy per block.
+        rows = overlaps.triu(diagonal=1).cpu().numpy()
+        is_kept = np.ones(len(rows), dtype=bool)
+        for i, row in enumerate(rows):
+            if is_kept[i]:
+                is_kept &= ~row
+        block = block[torch.from_numpy(is_kept).to(boxes.device)]
+        kept.append(block)
+        left = left[~(pairwise_iou_rotated(boxes[block], boxes[left]) > iou_threshold).any(dim=0)]
+    return torch.cat(kept)
+
+
+def batched_nms_rotated(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
+) -> Tensor:
+    """Drop each rotated box that overlaps a better one of its own class.
+
+    Args:
+        boxes: (N, 5) XYWHA.
+        scores: (N,)
+        idxs: (N,) int64 class (or pyramid level) of each box, at least 0.
+        iou_threshold: A box is dropped if its IoU with a kept one is above this.
+
+    Returns:
+        int64 indices of the boxes that stay, in descending order of score.
+
+    Raises:
+        ValueError: The shapes do not match.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 5 or idxs.shape != boxes.shape[:1]:
+        shapes = f"{tuple(boxes.shape)} and {tuple(idxs.shape)}"
+        raise ValueError(f"need boxes (N, 5) and idxs (N,): got {shapes}")
+    if boxes.shape[0] == 0:
+        return idxs.new_zeros(0, dtype=torch.int64)
+    # Moved apart by class, as in `batched_nms`, and in float64 for the same reason.
+    boxes = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+    reach = boxes[:, 2:4].norm(dim=1) / 2
+    lowest = (boxes[:, :2].amin(dim=1) - reach).min()
+    extent = (boxes[:, :2].amax(dim=1) + reach).max() - lowest + 1
+    offsets = idxs.to(boxes.dtype) * extent
+    boxes = torch.cat([boxes[:, :2] + offsets[:, None], boxes[:, 2:]], dim=1)
+    return nms_rotated(boxes, scores, iou_threshold)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ from detkit.structures.records import (
     RLERecord,
     as_flag,
 )
+from detkit.structures.rotated_boxes import (
+    RotatedBoxes,
+    pairwise_iou_rotated,
+    rotated_box_corners,
+)
 
 __all__ = [
     "AnnotationRecord",
@@ -46,6 +51,7 @@ __all__ = [
     "PolygonMasks",
     "RLERecord",
     "ROIMasks",
+    "RotatedBoxes",
     "as_flag",
     "bitmask_to_polygons",
     "bitmask_to_rle",
@@ -54,10 +60,12 @@ __all__ = [
     "pairwise_intersection",
     "pairwise_ioa",
     "pairwise_iou",
+    "pairwise_iou_rotated",
     "pairwise_point_box_distance",
     "paste_masks_in_image",
     "polygon_area",
     "polygons_to_bitmask",
     "polygons_to_rle",
     "rle_to_bitmask",
+    "rotated_box_corners",
 ]

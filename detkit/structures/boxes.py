@@ -9,10 +9,12 @@ Legend: N boxes, M boxes of a second set, P points.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+AnyBoxes = TypeVar("AnyBoxes", bound="Boxes")
 
 
 class Boxes:
@@ -30,6 +32,8 @@ class Boxes:
     """
 
     tensor: Tensor
+    box_dim: ClassVar[int] = 4
+    """Numbers per box; `RotatedBoxes`, a subclass, has 5."""
 
     def __init__(self, tensor: Tensor | Sequence[Sequence[float]] | Any) -> None:
         """Hold (N, 4) coordinates; a float32 tensor is kept, anything else converted.
@@ -41,19 +45,19 @@ class Boxes:
         """
         coordinates = torch.as_tensor(tensor).to(torch.float32)
         if coordinates.numel() == 0:
-            coordinates = coordinates.reshape(-1, 4)
-        if coordinates.dim() != 2 or coordinates.shape[1] != 4:
+            coordinates = coordinates.reshape(-1, self.box_dim)
+        if coordinates.dim() != 2 or coordinates.shape[1] != self.box_dim:
             shape = tuple(coordinates.shape)
-            raise ValueError(f"boxes need coordinates of shape (N, 4): got {shape}")
+            raise ValueError(f"boxes need coordinates of shape (N, {self.box_dim}): got {shape}")
         self.tensor = coordinates
 
-    def clone(self) -> Boxes:
+    def clone(self: AnyBoxes) -> AnyBoxes:
         """Return a copy with its own memory."""
-        return Boxes(self.tensor.clone())
+        return type(self)(self.tensor.clone())
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Boxes:
+    def to(self: AnyBoxes, device: torch.device | str, non_blocking: bool = False) -> AnyBoxes:
         """Return the boxes on another device. Not a copy when they are there already."""
-        return Boxes(self.tensor.to(device=device, non_blocking=non_blocking))
+        return type(self)(self.tensor.to(device=device, non_blocking=non_blocking))
 
     def area(self) -> Tensor:
         """Return the (N,) areas in square pixels."""
@@ -106,11 +110,11 @@ class Boxes:
         self.tensor = torch.stack([x, y], dim=2).flatten(1)
 
     @classmethod
-    def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
+    def cat(cls: type[AnyBoxes], boxes_list: Sequence[AnyBoxes]) -> AnyBoxes:
         """Join several sets into one with its own memory. No sets give no boxes (on the CPU)."""
-        check_class(Boxes, boxes_list)
+        check_class(cls, boxes_list)
         if len(boxes_list) == 0:
-            return cls(torch.empty(0, 4))
+            return cls(torch.empty(0, cls.box_dim))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
     @property
@@ -118,7 +122,7 @@ class Boxes:
         """The device that holds the coordinates."""
         return self.tensor.device
 
-    def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Boxes:
+    def __getitem__(self: AnyBoxes, item: int | slice | Tensor | Sequence[int]) -> AnyBoxes:
         """Select boxes by an index (giving one box), a slice, a bool mask, or int64 indices.
 
         Raises:
@@ -128,24 +132,24 @@ class Boxes:
         if isinstance(item, int):
             if not -len(self) <= item < len(self):
                 raise IndexError(f"box {item} of {len(self)}")
-            return Boxes(self.tensor[item].unsqueeze(0))
+            return type(self)(self.tensor[item].unsqueeze(0))
         selected = self.tensor[item]
         if selected.dim() != 2:
             shape = tuple(selected.shape)
             raise ValueError(
                 f"indexing {len(self)} boxes with {item} gives shape {shape}, not boxes"
             )
-        return Boxes(selected)
+        return type(self)(selected)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Iterate over the boxes, each a tensor (4,)."""
+        """Iterate over the boxes, each a tensor (box_dim,)."""
         yield from self.tensor
 
     def __repr__(self) -> str:
-        return f"Boxes({self.tensor})"
+        return f"{type(self).__name__}({self.tensor})"
 
 
 def check_class(cls: type, items: Sequence[object]) -> None:

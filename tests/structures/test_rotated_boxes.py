@@ -1,0 +1,236 @@
+import math
+import pickle
+
+import pytest
+import torch
+
+from detkit.structures import (
+    Boxes,
+    BoxMode,
+    Instances,
+    RotatedBoxes,
+    pairwise_iou_rotated,
+    rotated_box_corners,
+)
+from detkit.structures.rotated_boxes import pairwise_iou
+from tests.helpers import (
+    DEVICES,
+    iou_of_two_rotated_boxes,
+    random_boxes,
+    random_rotated_boxes,
+    slow_pairwise_iou,
+)
+
+
+def as_rotated(boxes: torch.Tensor, angle: float = 0.0) -> torch.Tensor:
+    """Return (N, 4) XYXY boxes as XYWHA."""
+    xywh = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    rotated = BoxMode.convert(xywh, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
+    rotated[:, 4] = angle
+    return rotated
+
+
+def test_nothing_gives_no_boxes():
+    for boxes in (RotatedBoxes([]), RotatedBoxes.cat([])):
+        assert boxes.tensor.shape == (0, 5)
+        assert boxes.area().shape == boxes.nonempty().shape == (0,)
+        boxes.clip((10, 10))
+        boxes.scale(2, 3)
+        boxes.normalize_angles()
+        assert boxes.upright().tensor.shape == (0, 4)
+
+
+def test_other_shapes_are_an_error():
+    with pytest.raises(ValueError, match=r"boxes need coordinates of shape \(N, 5\): got \(2, 4\)"):
+        RotatedBoxes(torch.zeros(2, 4))
+
+
+def test_upright_boxes_cannot_be_joined_with_rotated_ones():
+    with pytest.raises(TypeError, match=r"RotatedBoxes.cat takes RotatedBoxes: item 0 is Boxes"):
+        RotatedBoxes.cat([Boxes([[0, 0, 1, 1]])])
+
+
+def test_selected_copied_and_joined_boxes_stay_rotated():
+    boxes = RotatedBoxes(random_rotated_boxes(4))
+    first, rest = boxes[0], boxes[torch.tensor([False, True, True, True])]
+    joined = RotatedBoxes.cat([first, rest])
+    for same in (joined, boxes.clone(), boxes.to("cpu"), pickle.loads(pickle.dumps(boxes))):
+        assert type(same) is RotatedBoxes
+        assert torch.equal(same.tensor, boxes.tensor)
+    instances = Instances((9, 9), gt_boxes=boxes)
+    assert torch.equal(Instances.cat([instances[:1], instances[1:]]).gt_boxes.tensor, boxes.tensor)
+
+
+def test_normalized_angles_have_the_same_direction():
+    tensor = random_rotated_boxes(50)
+    tensor[:, 4] *= 5
+    tensor[:2, 4] = torch.tensor([180.0, -180.0])
+    boxes = RotatedBoxes(tensor)
+    before = tensor.clone()
+    boxes.normalize_angles()
+    assert torch.equal(tensor, before)
+    angles = boxes.tensor[:, 4]
+    assert (angles >= -180).all()
+    assert (angles < 180).all()
+    torch.testing.assert_close(boxes.tensor[:, :4], tensor[:, :4])
+    for function in (torch.cos, torch.sin):
+        torch.testing.assert_close(
+            function(torch.deg2rad(angles)),
+            function(torch.deg2rad(tensor[:, 4])),
+            atol=1e-4,
+            rtol=0,
+        )
+
+
+@pytest.mark.parametrize("angle", [0.0, 1.0, -0.5, 360.0])
+def test_clip_cuts_nearly_upright_boxes_as_upright_ones(angle):
+    corners = random_boxes(30, size=200) - 50
+    boxes, upright = RotatedBoxes(as_rotated(corners, angle)), Boxes(corners)
+    boxes.clip((80, 100))
+    upright.clip((80, 100))
+    torch.testing.assert_close(boxes.area(), upright.area(), atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(boxes.get_centers(), upright.get_centers())
+
+
+def test_clip_leaves_turned_boxes_alone():
+    tensor = random_rotated_boxes(40)
+    boxes = RotatedBoxes(tensor)
+    boxes.clip((20, 30), clip_angle_threshold=45.0)
+    changed = (boxes.tensor[:, :4] != tensor[:, :4]).any(dim=1)
+    assert 0 < changed.sum() < 40
+    assert (boxes.tensor[changed, 4].abs() <= 45).all()
+    assert (boxes.area() <= RotatedBoxes(tensor).area()).all()
+
+
+def test_sides_at_or_below_the_threshold_are_empty():
+    boxes = RotatedBoxes([[0, 0, 3, 2, 50], [0, 0, 0, 2, 50], [0, 0, 2, -1, 0]])
+    assert boxes.nonempty().tolist() == [True, False, False]
+    assert boxes.nonempty(2).tolist() == [False, False, False]
+
+
+def test_inside_by_the_corners():
+    # The half diagonal of the square is 7.07.
+    boxes = RotatedBoxes([[7, 7, 10, 10, 45], [7.2, 7.2, 10, 10, 45], [7, 7, 10, 10, 0]])
+    assert boxes.inside_box((20, 20)).tolist() == [False, True, True]
+    assert boxes.inside_box((20, 20), boundary_threshold=1).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("box", "corners"),
+    [
+        pytest.param([2, 1, 4, 2, 0], [[0, 0], [4, 0], [4, 2], [0, 2]], id="upright"),
+        # Counter-clockwise in the image: the side on top turns to the left.
+        pytest.param([0, 0, 4, 2, 90], [[-1, 2], [-1, -2], [1, -2], [1, 2]], id="turned by 90"),
+    ],
+)
+def test_corners_by_hand(box, corners):
+    found = rotated_box_corners(torch.tensor([box], dtype=torch.float32))
+    torch.testing.assert_close(found[0], torch.tensor(corners, dtype=torch.float32))
+
+
+def test_upright_box_is_the_one_of_the_conversion():
+    tensor = random_rotated_boxes(20)
+    expected = BoxMode.convert(tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+    torch.testing.assert_close(RotatedBoxes(tensor).upright().tensor, expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "factors", "expected"),
+    [
+        pytest.param([10, 20, 4, 2, 0], (2, 3), [20, 60, 8, 6, 0], id="upright"),
+        pytest.param([10, 20, 4, 2, 90], (2, 3), [20, 60, 12, 4, 90], id="on its side"),
+        pytest.param([10, 20, 4, 2, -130], (2, 2), [20, 40, 8, 4, -130], id="same factor"),
+        # Width side (cos 45, -sin 45) * 4 becomes (1, -2) * 2.83; the height side (1, 1) becomes (1, 2).
+        pytest.param(
+            [0, 0, 4, 2, 45],
+            (1, 2),
+            [0, 0, 4 * 2.5**0.5, 2 * 2.5**0.5, math.degrees(math.atan2(1, 2))],
+            id="turned",
+        ),
+    ],
+)
+def test_scale_by_hand(box, factors, expected):
+    boxes = RotatedBoxes([box])
+    boxes.scale(*factors)
+    torch.testing.assert_close(boxes.tensor[0], torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_iou_equals_clipping_polygons(device):
+    boxes1, boxes2 = random_rotated_boxes(40), random_rotated_boxes(40, seed=1)
+    # The same box; turned about its center by a right, a straight and a tiny angle; on whole numbers and right angles.
+    boxes2[:25] = boxes1[:25]
+    boxes2[5:10, 4] += 90
+    boxes2[10:15, 4] += 180
+    boxes2[15:20, 4] += 1e-3
+    boxes1[25:, :4], boxes2[25:, :4] = boxes1[25:, :4].round(), boxes2[25:, :4].round()
+    boxes1[25:, 4], boxes2[25:, 4] = 0, (boxes2[25:, 4] / 90).round() * 90
+    expected = [[iou_of_two_rotated_boxes(a, b) for b in boxes2.tolist()] for a in boxes1.tolist()]
+    found = pairwise_iou_rotated(boxes1.to(device), boxes2.to(device)).cpu()
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(pairwise_iou_rotated(boxes2, boxes1), found.T, atol=1e-7, rtol=1e-6)
+    assert (found.diag()[:5] == 1).all()
+
+
+@pytest.mark.parametrize("angle", [0, 90, -90, 180, 720])
+def test_iou_of_upright_boxes_equals_that_of_boxes(angle):
+    corners1, corners2 = random_boxes(30), random_boxes(40, seed=1)
+    boxes1, boxes2 = as_rotated(corners1), as_rotated(corners2, angle)
+    if angle in (90, -90):
+        boxes2[:, 2:4] = boxes2[:, 2:4].flip(1)
+    found = pairwise_iou(RotatedBoxes(boxes1), RotatedBoxes(boxes2))
+    torch.testing.assert_close(found, slow_pairwise_iou(corners1, corners2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("box1", "box2", "expected"),
+    [
+        pytest.param([1, 1, 2**0.5, 2**0.5, 45], [1, 1, 2, 2, 0], 0.5, id="diamond in a square"),
+        pytest.param([5, 5, 10, 6, 55], [5, 5, 10, 6, -35], 36 / 84, id="a cross"),
+        pytest.param(
+            [299.5, 417.37, 600, 364.259186, 27.1828],
+            [299.5, 417.37, 600, 364.259155, 27.1828],
+            364.259155 / 364.259186,
+            id="large, nearly the same",
+        ),
+        pytest.param([565, 565, 10, 10, 0], [565, 565, 10, 8.3, 0], 0.83, id="shared sides"),
+        pytest.param([1e5, 1e5, 1000, 1e-3, 33], [1e5, 1e5, 1000, 1e-3, 33], 1.0, id="thin, far"),
+        pytest.param([1e5, 0, 999, 1e-3, 33], [1e5, 0, 999, 2e-3, 213], 0.5, id="thin, half"),
+        pytest.param([3, 3, 8, 2, -45], [6, 0, 8, 2, -45], 0.0, id="parallel, apart"),
+        pytest.param([0, 0, 2, 2, 0], [2, 0, 2, 2, 0], 0.0, id="touching at a side"),
+        pytest.param([0, 0, 2, 2, 0], [2, 2, 2, 2, 0], 0.0, id="touching at a corner"),
+        pytest.param([0, 0, 0, 5, 0], [0, 0, 0, 5, 0], 0.0, id="no area"),
+        pytest.param([0, 0, -2, -2, 0], [0, 0, 2, 2, 0], 0.0, id="negative sides"),
+        pytest.param([0, 0, 2, 2, float("nan")], [0, 0, 2, 2, 0], 0.0, id="not a number"),
+        pytest.param([160, 153, 230, 23, -37], [-1e17, 1e18, 1e3, 1e3, 1612], 0.0, id="far off"),
+    ],
+)
+def test_iou_by_hand(box1, box2, expected, device):
+    boxes1, boxes2 = torch.tensor([box1]).float(), torch.tensor([box2]).float()
+    found = pairwise_iou_rotated(boxes1.to(device), boxes2.to(device))
+    assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_iou_without_boxes_is_empty():
+    assert pairwise_iou_rotated(torch.zeros(0, 5), torch.zeros(3, 5)).shape == (0, 3)
+    assert pairwise_iou_rotated(torch.zeros(3, 5), torch.zeros(0, 5)).shape == (3, 0)
+
+
+def test_iou_of_upright_coordinates_is_an_error():
+    with pytest.raises(ValueError, match=r"rotated boxes are \(N, 5\) XYWHA: got \(3, 4\)"):
+        pairwise_iou_rotated(torch.zeros(2, 5), torch.zeros(3, 4))
+
+
+def test_iou_in_small_steps_is_the_same(monkeypatch):
+    boxes1, boxes2 = random_rotated_boxes(30), random_rotated_boxes(20, seed=1)
+    whole = pairwise_iou_rotated(boxes1, boxes2)
+    monkeypatch.setattr("detkit.structures.rotated_boxes._MAX_CANDIDATES", 70)
+    monkeypatch.setattr("detkit.structures.rotated_boxes._MAX_PAIRS", {"cpu": 7})
+    assert torch.equal(pairwise_iou_rotated(boxes1, boxes2), whole)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_as_many_boxes_as_anchors(device):
+    anchors = torch.zeros(1_300_000, 5, device=device)
+    assert pairwise_iou_rotated(anchors[:5], anchors).shape == (5, 1_300_000)
