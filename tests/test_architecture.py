@@ -22,6 +22,7 @@ FLOORS = {
     "model_zoo": 5,
     "export": 5,
     "cli": 6,
+    "as_detectron2": 7,
 }
 
 

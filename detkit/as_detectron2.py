@@ -1,0 +1,154 @@
+"""`import detectron2` gives detkit, for code that was written for Detectron2 and stays as it is.
+
+Three ways, for a script, a command and a tool that cannot be edited:
+
+```
+import detkit.as_detectron2                      # above the first import of detectron2
+python -m detkit.as_detectron2 train_net.py ...  # or -m package.module
+DETKIT_AS_DETECTRON2=1 python train_net.py ...   # where detkit is installed
+```
+
+Each `detectron2.x.y` is the module `detkit.x.y`; `detkit.utils.detectron2_names` has the table of
+modules that are called otherwise here, and what is left out.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# The version of Detectron2 that the names follow, for scripts that test for it.
+DETECTRON2_VERSION = "0.6"
+
+_PROJECTS = "detectron2.projects"
+# Tells the processes of `multiprocessing` which script they belong to.
+_SCRIPT = "DETKIT_AS_DETECTRON2_SCRIPT"
+
+
+class AliasError(ImportError):
+    """A real detectron2 is in the way."""
+
+
+class _Alias(MetaPathFinder, Loader):
+    """Finds `detectron2.x.y` as `detkit.x.y`, the same module under a second name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "detectron2":
+            return ModuleSpec(fullname, self, is_package=True)
+        if not fullname.startswith("detectron2."):
+            return None
+        if fullname == _PROJECTS:
+            spec = ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = _project_folders()
+            return spec
+        if fullname.startswith(_PROJECTS + "."):
+            return _project_beside(fullname, path)
+        own_name = "detkit" + fullname.removeprefix("detectron2")
+        try:
+            module = importlib.import_module(own_name)
+        except ModuleNotFoundError as error:
+            if error.name != own_name:
+                raise
+            return None
+        return ModuleSpec(
+            fullname, self, loader_state=module, is_package=hasattr(module, "__path__")
+        )
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module = spec.loader_state
+        if module is not None:
+            # The import system is about to replace it; `exec_module` puts it back.
+            spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ == "detectron2":
+            module.__version__ = DETECTRON2_VERSION  # type: ignore[attr-defined]
+            module.__doc__ = "detkit, under the name of Detectron2."
+            return
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def install() -> None:
+    """Make `import detectron2` give detkit from now on; a second call does nothing.
+
+    Raises:
+        AliasError: A real detectron2 has been imported.
+    """
+    if any(type(finder).__name__ == _Alias.__name__ for finder in sys.meta_path):
+        return
+    real = sys.modules.get("detectron2")
+    if real is not None:
+        raise AliasError(
+            f"a real detectron2 is imported already, from {getattr(real, '__file__', None)}:"
+            " import detkit.as_detectron2 above it, or do without the alias"
+        )
+    installed = PathFinder.find_spec("detectron2")
+    # A folder without __init__.py, such as one of projects, is no Detectron2.
+    if installed is not None and installed.origin is not None:
+        warnings.warn(
+            f"detectron2 is detkit from now on; the one in {installed.origin} is not used",
+            stacklevel=3,
+        )
+    sys.meta_path.insert(0, _Alias())
+    # What users' code logs as detectron2.x is shown like detkit's own.
+    logging.getLogger("detectron2").parent = logging.getLogger("detkit")
+
+
+def _project_folders() -> list[str]:
+    """Return the folders on the path that are `detectron2/projects`."""
+    folders = [Path(entry or ".") / "detectron2" / "projects" for entry in sys.path]
+    return [str(folder) for folder in folders if folder.is_dir()]
+
+
+def _project_beside(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """Find a project as Detectron2 does: installed, or as `projects/Any-Name/project` beside."""
+    if (found := PathFinder.find_spec(fullname, path)) is not None:
+        return found
+    if fullname.count(".") > 2:
+        return None
+    name = fullname.rpartition(".")[2]
+    for entry in sys.path:
+        root = Path(entry or ".")
+        folders = [root, *root.glob("projects/*"), *root.glob("../projects/*"), *root.glob("*")]
+        for folder in folders:
+            if (folder / name / "__init__.py").is_file():
+                return PathFinder.find_spec(fullname, [str(folder)])
+    return None
+
+
+def _run_script(script: str, names: dict[str, Any]) -> None:
+    """Run a file in a module's names, as the main program or as what a new process repeats."""
+    names["__file__"] = script
+    exec(compile(Path(script).read_bytes(), script, "exec"), names)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1:] == ["-m"]:
+        sys.exit("usage: python -m detkit.as_detectron2 SCRIPT|-m MODULE [ARGUMENTS ...]")
+    importlib.import_module("detkit.as_detectron2")
+    if sys.argv[1] == "-m":
+        del sys.argv[:2]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        del sys.argv[0]
+        os.environ[_SCRIPT] = str(Path(sys.argv[0]).resolve())
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        _run_script(sys.argv[0], globals())
+elif __name__ == "__mp_main__":
+    importlib.import_module("detkit.as_detectron2")
+    _run_script(os.environ[_SCRIPT], globals())
+else:
+    install()

@@ -1,0 +1,63 @@
+import importlib
+
+import pytest
+
+from detkit.utils.detectron2_names import (
+    LEFT_OUT,
+    LEFT_OUT_PACKAGES,
+    RENAMED,
+    ROOMS,
+    LeftOutError,
+    answer,
+    answer_detectron2_names,
+)
+
+
+@pytest.mark.parametrize("module", sorted(ROOMS))
+def test_rooms_exist_and_the_module_can_be_imported(module):
+    importlib.import_module(f"detkit.{module}")
+    for room in ROOMS[module]:
+        importlib.import_module(f"detkit.{room}")
+
+
+@pytest.mark.parametrize("name", sorted(RENAMED))
+def test_renamed_names_are_found(name):
+    module, _, attribute = name.rpartition(".")
+    room, _, own_name = RENAMED[name].rpartition(".")
+    ours = getattr(importlib.import_module(f"detkit.{room}"), own_name)
+    assert getattr(importlib.import_module(f"detkit.{module}"), attribute) is ours
+
+
+@pytest.mark.parametrize("name", sorted(LEFT_OUT))
+def test_left_out_names_are_imported_and_fail_in_use(name):
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(f"detkit.{module}"), attribute)
+    with pytest.raises(LeftOutError, match="(is|are) left out"):
+        found()
+    with pytest.raises(LeftOutError, match="(is|are) left out"):
+        _ = found.load
+    assert not hasattr(found, "__wrapped__")
+
+
+def test_classes_derived_from_what_is_left_out_fail_when_built():
+    base = importlib.import_module("detkit.tracking.base_tracker").BaseTracker
+
+    class Mine(base):
+        pass
+
+    with pytest.raises(LeftOutError, match="detectron2.tracking is left out"):
+        Mine()
+    assert set(LEFT_OUT_PACKAGES) == {"tracking"}
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'detkit.layers' has no attribute 'aspp2'"):
+        answer("layers", "aspp2")
+
+
+def test_second_call_adds_nothing():
+    import sys
+
+    before = list(sys.meta_path)
+    answer_detectron2_names()
+    assert sys.meta_path == before
