@@ -19,49 +19,30 @@ from detkit.utils.errors import UserError
 # Module of Detectron2 -> modules of detkit that have its names, relative to the package. A module
 # that detkit has as well is asked first.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "checkpoint": (),
-    "checkpoint.c2_model_loading": (),
-    "checkpoint.catalog": (),
-    "config": (),
-    "config.compat": (),
     "config.config": ("config", "config.defaults"),
-    "config.defaults": (),
-    "config.instantiate": (),
-    "config.lazy": (),
-    "data": (),
     "data.build": ("data", "data.dataset_dicts", "data.training_stream"),
-    "data.catalog": (),
     "data.common": ("data.wrappers", "data.training_stream"),
     "data.datasets": ("data.datasets.lvis",),
     "data.datasets.cityscapes_panoptic": ("data.datasets.cityscapes",),
     "data.datasets.coco": ("data.datasets.coco_export", "data.datasets.sem_seg"),
     "data.datasets.register_coco": ("data.datasets",),
-    "data.samplers": (),
     "data.samplers.grouped_batch_sampler": ("data.samplers",),
-    "data.transforms": (),
     "data.transforms.augmentation": ("data.transforms",),
     "data.transforms.augmentation_impl": ("data.transforms",),
     "data.transforms.transform": ("data.transforms",),
-    "engine": (),
     "engine.defaults": ("engine",),
     "engine.hooks": ("engine.train_loop",),
     "engine.train_loop": ("engine.simple_trainer",),
-    "evaluation": (),
     "evaluation.cityscapes_evaluation": ("evaluation", "evaluation.cityscapes.evaluator"),
     "evaluation.coco_evaluation": (
         "evaluation",
         "evaluation.coco.evaluator",
         "evaluation.coco.results",
     ),
-    "evaluation.fast_eval_api": (),
     "evaluation.panoptic_evaluation": ("evaluation", "evaluation.panoptic.evaluator"),
     "evaluation.rotated_coco_evaluation": ("evaluation",),
-    "evaluation.sem_seg_evaluation": (),
-    "export": (),
-    "layers": (),
     "layers.batch_norm": ("layers", "layers.norm"),
     "layers.blocks": ("layers",),
-    "layers.deform_conv": (),
     "layers.mask_ops": ("structures.mask_ops", "layers"),
     "layers.nms": ("layers",),
     "layers.roi_align": ("layers",),
@@ -69,37 +50,22 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "layers.rotated_boxes": ("structures",),
     "layers.shape_spec": ("layers",),
     "layers.wrappers": ("layers",),
-    "modeling": (),
-    "modeling.anchor_generator": (),
-    "modeling.backbone": (),
     "modeling.backbone.fpn": ("modeling.backbone",),
     "modeling.backbone.resnet": ("modeling.backbone.resnet_blocks", "modeling.backbone"),
-    "modeling.box_regression": (),
-    "modeling.meta_arch": (),
-    "modeling.meta_arch.dense_detector": (),
     "modeling.meta_arch.semantic_seg": ("modeling.meta_arch",),
-    "modeling.mmdet_wrapper": (),
-    "modeling.poolers": (),
     "modeling.proposal_generator": ("modeling.proposal_generator.rpn",),
     "modeling.proposal_generator.proposal_utils": ("modeling.proposal_generator.proposals",),
     "modeling.proposal_generator.rpn": ("modeling.proposal_generator",),
     "modeling.proposal_generator.rrpn": ("modeling.proposal_generator",),
-    "modeling.roi_heads": (),
     "modeling.roi_heads.box_head": ("modeling.roi_heads",),
-    "modeling.roi_heads.fast_rcnn": (),
     "modeling.roi_heads.keypoint_head": ("modeling.roi_heads",),
     "modeling.roi_heads.mask_head": ("modeling.roi_heads",),
     "modeling.roi_heads.roi_heads": ("modeling.roi_heads",),
     "modeling.roi_heads.rotated_fast_rcnn": ("modeling.roi_heads",),
-    "modeling.sampling": (),
-    "model_zoo.model_zoo": (),
     "solver": ("solver.lr_scheduler",),
     "solver.build": ("solver.param_groups",),
-    "structures": (),
     "structures.boxes": ("structures",),
     "structures.masks": ("structures", "structures.mask_formats"),
-    "structures.rotated_boxes": (),
-    "tracking": (),
     "utils.collect_env": ("utils.env",),
     "utils.visualizer": ("visualization", "visualization.visualizer"),
     "utils.video_visualizer": ("visualization",),
@@ -157,6 +123,10 @@ LEFT_OUT: dict[str, str] = {
 LEFT_OUT_PACKAGES: dict[str, str] = {
     "tracking": "detectron2.tracking is left out: track boxes with a package made for it",
 }
+
+
+# Modules that are asked for names that they lack.
+_MODULES = {*ROOMS, *(name.rpartition(".")[0] for name in (*RENAMED, *LEFT_OUT))}
 
 
 class LeftOutError(UserError, NotImplementedError):
@@ -220,14 +190,14 @@ class _EmptyModule(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Lets the modules of `ROOMS` answer names that they lack."""
+    """Lets modules answer names of Detectron2 that they lack."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         is_left_out = name.partition(".")[0] in LEFT_OUT_PACKAGES
-        if package != "detkit" or not (name in ROOMS or is_left_out):
+        if package != "detkit" or not (name in _MODULES or is_left_out):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
