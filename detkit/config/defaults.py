@@ -37,7 +37,7 @@ _FOREIGN_BACKBONES = (
 )
 _RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
 _AUGMENTATIONS = ("INPUT.AUGMENTATIONS",)
-_RETINANET = ("MODEL.META_ARCHITECTURE", "RetinaNet")
+_DENSE = ("MODEL.META_ARCHITECTURE", "RetinaNet", "FCOS")
 _POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 # fmt: off
@@ -250,7 +250,7 @@ _key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two propo
 
 _key("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "Registered name.")
 _key("MODEL.ROI_HEADS.NUM_CLASSES", 80, "Object classes, background not counted.", minimum=1,
-     unless=_RETINANET)
+     unless=_DENSE)
 _key("MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "Features from which regions are pooled.")
 _key("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.5],
      "IoU with an object from which a proposal is positive.",
@@ -260,10 +260,10 @@ _key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "Regions sampled per image.", 
 _key("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.25, "Largest fraction of positives in the sample.",
      minimum=0)
 _key("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "Detections below this score are dropped.",
-     unless=_RETINANET)
+     unless=_DENSE)
 _key("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5,
      "IoU above which the lower-scored of two detections of a class is dropped.",
-     minimum=0, unless=_RETINANET)
+     minimum=0, unless=_DENSE)
 _key("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", True,
      "Add the ground truth to the proposals in training.")
 
@@ -389,6 +389,30 @@ _key("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", 0.1, "Where smooth L1 turns from squ
      minimum=0)
 _key("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 2.0, "Exponent of the focal loss.", minimum=0)
 _key("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.25, "Weight of objects against background.")
+
+# --- FCOS ---
+
+_key("MODEL.FCOS.NUM_CLASSES", 80,
+     "detkit: object classes. Tian et al. 2019, arXiv 1904.01355.",
+     minimum=1)
+_key("MODEL.FCOS.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"],
+     "detkit: input features of the head, finest first.")
+_key("MODEL.FCOS.NUM_CONVS", 4, "detkit: convolutions per subnet of the head.", minimum=0)
+_key("MODEL.FCOS.NORM", "GN", _NORM_NAMES)
+_key("MODEL.FCOS.PRIOR_PROB", 0.01, "detkit: score of every class at the start.", minimum=0)
+_key("MODEL.FCOS.CENTER_SAMPLING_RADIUS", 1.5,
+     "detkit: distance from the centre of an object, in strides, within which cells are trained on"
+     " it.",
+     minimum=0)
+_key("MODEL.FCOS.SCORE_THRESH_TEST", 0.2,
+     "detkit: detections below this score, the geometric mean of class and centreness, are"
+     " dropped.")
+_key("MODEL.FCOS.TOPK_CANDIDATES_TEST", 1000, "detkit: candidates per level before NMS.", minimum=1)
+_key("MODEL.FCOS.NMS_THRESH_TEST", 0.6,
+     "detkit: IoU above which the lower-scored detection is dropped.",
+     minimum=0)
+_key("MODEL.FCOS.FOCAL_LOSS_GAMMA", 2.0, "detkit: exponent of the focal loss.", minimum=0)
+_key("MODEL.FCOS.FOCAL_LOSS_ALPHA", 0.25, "detkit: weight of objects against background.")
 
 # --- Input ---
 
@@ -631,7 +655,7 @@ _key("TEST.AREA_RANGES", [],
      "detkit: size classes of objects for COCO's AP, [[name, smallest, largest], ...] in square"
      " pixels. Empty uses COCO's small, medium and large.")
 _key("TEST.NMS.METHOD", "hard",
-     "detkit: NMS of the ROI heads and of RetinaNet: hard drops detections that overlap a better"
+     "detkit: NMS of the ROI heads, RetinaNet and FCOS: hard drops detections that overlap a better"
      " one; linear and gaussian lower their score (Soft-NMS, Bodla et al. 2017, arXiv 1704.04503).",
      choices=("hard", "linear", "gaussian"))
 _key("TEST.NMS.SIGMA", 0.5, "detkit: width of the gaussian, exp(-IoU^2 / SIGMA). Above 0.",

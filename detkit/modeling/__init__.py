@@ -21,13 +21,15 @@ from detkit.modeling.backbone import (
     follow_backbone_pixels,
     make_stage,
 )
-from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch import (
+    FCOS,
     META_ARCH_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     DenseDetector,
     Detector,
+    FCOSHead,
     GeneralizedRCNN,
     PanopticFPN,
     ProposalNetwork,
@@ -71,6 +73,7 @@ from detkit.modeling.test_time_augmentation import DatasetMapperTTA, Generalized
 __all__ = [
     "ANCHOR_GENERATOR_REGISTRY",
     "BACKBONE_REGISTRY",
+    "FCOS",
     "FPN",
     "META_ARCH_REGISTRY",
     "PROPOSAL_GENERATOR_REGISTRY",
@@ -84,11 +87,13 @@ __all__ = [
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
     "Box2BoxTransform",
+    "Box2BoxTransformLinear",
     "CascadeROIHeads",
     "DatasetMapperTTA",
     "DefaultAnchorGenerator",
     "DenseDetector",
     "Detector",
+    "FCOSHead",
     "FastRCNNOutputLayers",
     "GeneralizedRCNN",
     "GeneralizedRCNNWithTTA",

@@ -1,12 +1,14 @@
 """Boxes as deltas from other boxes, which is what heads predict, and the losses on them.
 
 Source: Girshick et al. 2013, arXiv 1311.2524, appendix C; the clamp on sizes is Detectron's.
+Distances to the sides: Tian et al. 2019, arXiv 1904.01355, section 3.1.
 
 Legend: N boxes, K deltas per box (classes, or 1), P foreground boxes.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +18,18 @@ from detkit.utils.text import did_you_mean
 
 # Largest log of a change in size. Training starts with wild deltas, whose exp() would overflow.
 DEFAULT_SCALE_CLAMP = math.log(1000.0 / 16)
+
+
+class BoxTransform(Protocol):
+    """Converts between boxes and deltas."""
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return the (N, 4) deltas that lead from (N, 4) boxes to (N, 4) others."""
+        ...
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Return the (N, 4 K) boxes that (N, 4 K) deltas lead to from (N, 4) boxes."""
+        ...
 
 
 class Box2BoxTransform:
@@ -100,6 +114,32 @@ class Box2BoxTransform:
         return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=2).flatten(1)
 
 
+class Box2BoxTransformLinear:
+    """Converts between boxes and the distances of their four sides from a point.
+
+    The point is the centre of the source box, and distances are in units of its width and height:
+    `(left, top, right, bottom)`, all positive where the point is inside the target.
+    """
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return (N, 4) distances of the centres of boxes (N, 4) to the sides of others (N, 4)."""
+        width, height, x, y = _size_and_center(src_boxes)
+        x1, y1, x2, y2 = target_boxes.unbind(dim=1)
+        distances = [(x - x1) / width, (y - y1) / height, (x2 - x) / width, (y2 - y) / height]
+        return torch.stack(distances, dim=1)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Return the boxes (N, 4 K), float32, of distances (N, 4 K) from the centres of (N, 4).
+
+        Negative distances count as 0, so that every box is valid.
+        """
+        # Float32 under autocast too, as in `Box2BoxTransform`.
+        width, height, x, y = (t[:, None] for t in _size_and_center(boxes.float()))
+        left, top, right, bottom = deltas.float().relu().unflatten(1, (-1, 4)).unbind(dim=2)
+        sides = [x - left * width, y - top * height, x + right * width, y + bottom * height]
+        return torch.stack(sides, dim=2).flatten(1)
+
+
 def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return width, height, and the x and y of the centre of (N, 4) boxes."""
     x1, y1, x2, y2 = boxes.unbind(dim=1)
@@ -133,7 +173,7 @@ def box_regression_loss(
     src_boxes: Tensor,
     gt_boxes: Tensor,
     *,
-    transform: Box2BoxTransform,
+    transform: BoxTransform,
     loss_type: str,
     smooth_l1_beta: float,
 ) -> Tensor:

@@ -51,6 +51,15 @@ RETINANET = {
     "MODEL.RETINANET.NUM_CONVS": 1,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[12, 17], [24, 34], [48, 68], [96, 136], [192, 270]],
 }
+FCOS = {
+    "MODEL.META_ARCHITECTURE": "FCOS",
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    # Two objects with nearly the same centre share the cells of stride 8 there.
+    "MODEL.FCOS.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6", "p7"],
+    "MODEL.FCOS.NUM_CLASSES": 5,
+    "MODEL.FCOS.NUM_CONVS": 1,
+    "MODEL.FCOS.NORM": "",
+}
 FAMILIES = {
     "box": ("faster_rcnn", {}),
     "mask": ("faster_rcnn", {"MODEL.MASK_ON": True}),
@@ -58,6 +67,7 @@ FAMILIES = {
     "cascade": ("faster_rcnn", CASCADE),
     "C4": ("faster_rcnn", C4),
     "RetinaNet": ("faster_rcnn", RETINANET),
+    "FCOS": ("faster_rcnn", FCOS),
     "semantic": ("semantic", {}),
     "panoptic": ("panoptic_fpn", {"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64}),
 }

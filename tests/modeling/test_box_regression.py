@@ -8,6 +8,7 @@ import torch
 from detkit.modeling.box_regression import (
     BOX_LOSS_TYPES,
     Box2BoxTransform,
+    Box2BoxTransformLinear,
     box_regression_loss,
     check_box_loss_type,
 )
@@ -55,6 +56,20 @@ def test_deltas_by_hand():
         torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[1.0, 4, 21, 24]])
     )
     torch.testing.assert_close(deltas, torch.tensor([[6.0, 2.0, 5 * math.log(2), 0.0]]))
+
+
+def test_distances_by_hand():
+    cell = torch.tensor([[10.0, 10, 18, 26]])  # centre (14, 18), 8 wide and 16 high
+    target = torch.tensor([[10.0, 2, 30, 34]])
+    distances = Box2BoxTransformLinear().get_deltas(cell, target)
+    assert distances.tolist() == [[0.5, 1.0, 2.0, 1.0]]
+    assert Box2BoxTransformLinear().apply_deltas(distances, cell).tolist() == target.tolist()
+
+
+def test_negative_distances_count_as_zero():
+    cell = torch.tensor([[10.0, 10, 18, 26]])
+    box = Box2BoxTransformLinear().apply_deltas(torch.tensor([[-1.0, 1, 1, -9]]), cell)
+    assert box.tolist() == [[14.0, 2.0, 22.0, 18.0]]
 
 
 def test_every_delta_has_a_weight_of_its_own():

@@ -8,6 +8,7 @@ from detkit.modeling.meta_arch.build import (
     build_sem_seg_head,
 )
 from detkit.modeling.meta_arch.dense_detector import DenseDetector
+from detkit.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detkit.modeling.meta_arch.panoptic_fpn import (
     PanopticFPN,
     combine_semantic_and_instance_outputs,
@@ -17,10 +18,12 @@ from detkit.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detkit.modeling.meta_arch.semantic_seg import SemanticSegmentor, SemSegFPNHead
 
 __all__ = [
+    "FCOS",
     "META_ARCH_REGISTRY",
     "SEM_SEG_HEADS_REGISTRY",
     "DenseDetector",
     "Detector",
+    "FCOSHead",
     "GeneralizedRCNN",
     "PanopticFPN",
     "ProposalNetwork",

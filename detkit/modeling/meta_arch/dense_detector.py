@@ -5,19 +5,27 @@ Legend: N images, L levels, A anchors per cell, H x W cells of a level, R_l = H_
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detkit.config import declare_architecture
-from detkit.layers import nonzero_tuple
+from detkit.layers import nonzero_tuple, sigmoid_focal_loss
 from detkit.modeling.backbone import Backbone
-from detkit.modeling.box_regression import Box2BoxTransform
+from detkit.modeling.box_regression import BoxTransform
+from detkit.modeling.detection_filter import DetectionFilter
 from detkit.modeling.meta_arch.base import Detector, rescale_outputs
 from detkit.structures import Boxes, ImageList, Instances, ModelInput, ModelOutput
+from detkit.utils.events import get_event_storage, has_event_storage
 
 HeadOutput = tuple[list[Tensor], ...]
 """One list per kind of prediction, each with a map (N, A * D, H, W) per level."""
+
+
+# The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron:
+# the number itself varies much in a batch of one or two images.
+_NORMALIZER_MOMENTUM = 0.9
 
 
 # Not an architecture itself: test-time augmentation uses these keys for subclasses without any.
@@ -27,6 +35,8 @@ HeadOutput = tuple[list[Tensor], ...]
 )
 class DenseDetector(Detector):
     """A backbone and a head. A subclass implements `forward_training` and `forward_inference`."""
+
+    loss_normalizer: Tensor | None
 
     def __init__(
         self,
@@ -50,6 +60,9 @@ class DenseDetector(Detector):
             shapes = backbone.output_shape()
             head_in_features = sorted(shapes, key=lambda name: shapes[name].stride or 0)
         self.head_in_features = list(head_in_features)
+        # None, and so not in the state_dict, until the first training step: a fresh model has the
+        # names of Detectron2's checkpoints, and a resumed run goes on from its own average.
+        self.register_buffer("loss_normalizer", None)
 
     def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses by name, for inputs with `instances`."""
@@ -87,6 +100,56 @@ class DenseDetector(Detector):
         """Return the detections of every image, in the coordinates of the network's input."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_inference")
 
+    @torch.no_grad()
+    def update_normalizer(self, num_positive: Tensor, num_images: int, initial: float) -> Tensor:
+        """Update the moving average of foreground anchors in a batch, and return it.
+
+        Args:
+            num_positive: Scalar; foreground anchors in this batch.
+            num_images: N
+            initial: The average before the first batch.
+        """
+        if has_event_storage():
+            get_event_storage().put_scalar("num_pos_anchors", num_positive / num_images)
+        value = num_positive.clamp(min=1).float()
+        old = self.loss_normalizer
+        if old is None:
+            old = torch.full_like(value, initial)
+        self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
+        return self.loss_normalizer
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Weights with an average restore it; those without, such as Detectron2's, reset it.
+        saved = state_dict.get(f"{prefix}loss_normalizer")
+        self.loss_normalizer = (
+            None if saved is None else torch.zeros_like(saved, device=self.device)
+        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def focal_loss_of_levels(
+    logits: Sequence[Tensor], labels: Tensor, *, alpha: float, gamma: float
+) -> Tensor:
+    """Sum the focal loss over all classes of all anchors that are not ignored.
+
+    Args:
+        logits: Per level (N, R_l, K).
+        labels: (N, R) int64 over all levels: a class in [0, K), K background, -1 ignored.
+        alpha: See `sigmoid_focal_loss`.
+        gamma: Likewise.
+    """
+    classes = torch.arange(logits[0].shape[-1], device=labels.device)
+    labels_by_level = labels.split([x.shape[1] for x in logits], dim=1)
+    losses: list[Tensor] = []
+    # Level by level, and ignored anchors by a factor of 0: joining the levels and selecting
+    # anchors would copy the largest tensors of the model, and wait for the device.
+    for logits_l, labels_l in zip(logits, labels_by_level, strict=True):
+        # Background, K, equals no class: all its targets are 0.
+        targets = labels_l[..., None] == classes
+        loss = sigmoid_focal_loss(logits_l, targets, alpha=alpha, gamma=gamma)
+        losses.append(loss.masked_fill(labels_l[..., None] < 0, 0.0).sum())
+    return torch.stack(losses).sum()
+
 
 def predictions_by_anchor(maps: Tensor, dim: int) -> Tensor:
     """Turn a map (N, A * D, H, W) into (N, H * W * A, D) float32, the order of the anchors.
@@ -103,7 +166,7 @@ def decode_level(
     anchors: Boxes,
     scores: Tensor,
     deltas: Tensor,
-    transform: Box2BoxTransform,
+    transform: BoxTransform,
     *,
     score_thresh: float,
     topk_candidates: int,
@@ -132,3 +195,49 @@ def decode_level(
     boxes = transform.apply_deltas(deltas[anchor_ids], anchors.tensor[anchor_ids])
     candidates = Instances(image_size, pred_boxes=Boxes(boxes), scores=top, pred_classes=classes)
     return candidates[nonzero_tuple(torch.isfinite(boxes).all(dim=1))[0]]
+
+
+def detect(
+    anchors: Sequence[Boxes],
+    scores: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    transform: BoxTransform,
+    detection_filter: DetectionFilter,
+    *,
+    topk_candidates: int,
+    image_size: tuple[int, int],
+    clip_before_nms: bool = False,
+) -> Instances:
+    """Return the detections in one image from the predictions of all levels, best first.
+
+    Args:
+        anchors: Per level the R_l anchors.
+        scores: Per level (R_l, K) in [0, 1].
+        deltas: Per level (R_l, 4).
+        transform: Encodes boxes as deltas.
+        detection_filter: What candidates pass.
+        topk_candidates: Largest number of candidates per level.
+        image_size: (height, width) of the image.
+        clip_before_nms: Whether to clip boxes to the image before they suppress each other.
+    """
+    levels = [
+        decode_level(
+            anchors_l,
+            scores_l,
+            deltas_l,
+            transform,
+            score_thresh=detection_filter.score_thresh,
+            topk_candidates=topk_candidates,
+            image_size=image_size,
+        )
+        for anchors_l, scores_l, deltas_l in zip(anchors, scores, deltas, strict=True)
+    ]
+    candidates = Instances.cat(levels)
+    if clip_before_nms:
+        candidates.pred_boxes.clip(image_size)
+    keep, kept_scores = detection_filter(
+        candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes
+    )
+    detections = candidates[keep]
+    detections.scores = kept_scores
+    return detections

@@ -25,7 +25,6 @@ from detkit.layers import (
     cat,
     get_norm,
     nonzero_tuple,
-    sigmoid_focal_loss,
 )
 from detkit.modeling.anchor_generator import (
     AnchorGenerator,
@@ -44,16 +43,14 @@ from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     HeadOutput,
-    decode_level,
+    detect,
+    focal_loss_of_levels,
     predictions_by_anchor,
 )
 from detkit.structures import Boxes, ImageList, Instances
-from detkit.utils.events import get_event_storage, has_event_storage
 
-# The losses are divided by a moving average of the foreground anchors in a batch, as in Detectron:
-# the number itself varies much in a batch of one or two images. Both numbers are Detectron2's.
+# Detectron2's: the average number of foreground anchors before the first batch.
 _INITIAL_NORMALIZER = 100.0
-_NORMALIZER_MOMENTUM = 0.9
 
 
 class RetinaNetHead(nn.Module):
@@ -62,6 +59,8 @@ class RetinaNetHead(nn.Module):
     The levels share both subnets. Batch norm shares its weights but keeps statistics per level,
     since they differ there. Any other norm is shared completely.
     """
+
+    _features_key = "MODEL.RETINANET.IN_FEATURES"
 
     @configurable
     def __init__(
@@ -93,7 +92,7 @@ class RetinaNetHead(nn.Module):
             raise ValueError(f"prior_prob must be between 0 and 1, got {prior_prob}")
         self.num_levels = len(input_shape)
         in_channels = same_on_all_levels(
-            [shape.channels for shape in input_shape], "channels", "MODEL.RETINANET.IN_FEATURES"
+            [shape.channels for shape in input_shape], "channels", self._features_key
         )
         self.cls_subnet = self._subnet(in_channels, conv_dims, norm)
         self.bbox_subnet = self._subnet(in_channels, conv_dims, norm)
@@ -155,18 +154,23 @@ class RetinaNetHead(nn.Module):
         Raises:
             ValueError: There are not L features.
         """
+        self.check_levels(features)
+        logits, deltas = [], []
+        for level, x in enumerate(features):
+            logits.append(self.cls_score(run_subnet(self.cls_subnet, x, level)))
+            deltas.append(self.bbox_pred(run_subnet(self.bbox_subnet, x, level)))
+        return logits, deltas
+
+    def check_levels(self, features: Sequence[Tensor]) -> None:
+        """Raise a ValueError if there are not L features."""
         if len(features) != self.num_levels:
             raise ValueError(
                 f"the head is built for {self.num_levels} levels, got {len(features)} features"
             )
-        logits, deltas = [], []
-        for level, x in enumerate(features):
-            logits.append(self.cls_score(_run_subnet(self.cls_subnet, x, level)))
-            deltas.append(self.bbox_pred(_run_subnet(self.bbox_subnet, x, level)))
-        return logits, deltas
 
 
-def _run_subnet(subnet: nn.Sequential, x: Tensor, level: int) -> Tensor:
+def run_subnet(subnet: nn.Sequential, x: Tensor, level: int) -> Tensor:
+    """Return the map (N, C, H, W) of one level after the layers of a subnet."""
     for layer in subnet:
         x = layer(x, level) if isinstance(layer, CycleBatchNormList) else layer(x)
     return x
@@ -180,8 +184,6 @@ def _run_subnet(subnet: nn.Sequential, x: Tensor, level: int) -> Tensor:
 )
 class RetinaNet(DenseDetector):
     """Classifies and refines every anchor of a feature pyramid."""
-
-    loss_normalizer: Tensor | None
 
     @configurable
     def __init__(
@@ -254,9 +256,6 @@ class RetinaNet(DenseDetector):
         self.test_nms = test_nms
         self.test_clip_before_nms = test_clip_before_nms
         self.max_detections_per_image = max_detections_per_image
-        # None, and so not in the state_dict, until the first training step: a fresh model has the
-        # names of Detectron2's checkpoints, and a resumed run goes on from its own average.
-        self.register_buffer("loss_normalizer", None)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -305,7 +304,7 @@ class RetinaNet(DenseDetector):
         labels = torch.stack([labels_i for labels_i, _ in labelled])
         gt_boxes = torch.stack([boxes_i for _, boxes_i in labelled])
         is_positive = (labels >= 0) & (labels != self.num_classes)
-        normalizer = self._update_normalizer(is_positive.sum(), len(labels))
+        normalizer = self.update_normalizer(is_positive.sum(), len(labels), _INITIAL_NORMALIZER)
         # One wait for the device, to compare boxes of the few foreground anchors only.
         positive = nonzero_tuple(is_positive)
         loss_box_reg = box_regression_loss(
@@ -316,8 +315,11 @@ class RetinaNet(DenseDetector):
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
+        loss_cls = focal_loss_of_levels(
+            logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
         return {
-            "loss_cls": self._focal_loss(logits, labels) / normalizer,
+            "loss_cls": loss_cls / normalizer,
             "loss_box_reg": loss_box_reg / normalizer,
         }
 
@@ -348,49 +350,6 @@ class RetinaNet(DenseDetector):
             labelled.append((labels, gt_i.gt_boxes.tensor[matches]))
         return labelled
 
-    def _focal_loss(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Sum over all classes of all anchors that are not ignored.
-
-        Args:
-            logits: Per level (N, R_l, K).
-            labels: (N, R), see `label_anchors`.
-        """
-        classes = torch.arange(self.num_classes, device=labels.device)
-        labels_by_level = labels.split([x.shape[1] for x in logits], dim=1)
-        losses: list[Tensor] = []
-        # Level by level, and ignored anchors by a factor of 0: joining the levels and selecting
-        # anchors would copy the largest tensors of the model, and wait for the device.
-        for logits_l, labels_l in zip(logits, labels_by_level, strict=True):
-            loss = sigmoid_focal_loss(
-                logits_l,
-                # Background, K, equals no class: all its targets are 0.
-                labels_l[..., None] == classes,
-                alpha=self.focal_loss_alpha,
-                gamma=self.focal_loss_gamma,
-            )
-            losses.append(loss.masked_fill(labels_l[..., None] < 0, 0.0).sum())
-        return torch.stack(losses).sum()
-
-    @torch.no_grad()
-    def _update_normalizer(self, num_positive: Tensor, num_images: int) -> Tensor:
-        """Update the moving average of foreground anchors in a batch, and return it."""
-        if has_event_storage():
-            get_event_storage().put_scalar("num_pos_anchors", num_positive / num_images)
-        value = num_positive.clamp(min=1).float()
-        old = self.loss_normalizer
-        if old is None:
-            old = torch.full_like(value, _INITIAL_NORMALIZER)
-        self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
-        return self.loss_normalizer
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Weights with an average restore it; those without, such as Detectron2's, reset it.
-        saved = state_dict.get(f"{prefix}loss_normalizer")
-        self.loss_normalizer = (
-            None if saved is None else torch.zeros_like(saved, device=self.device)
-        )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: HeadOutput
     ) -> list[Instances]:
@@ -403,30 +362,19 @@ class RetinaNet(DenseDetector):
             self.max_detections_per_image,
             self.test_nms,
         )
-        results: list[Instances] = []
-        for i, size_i in enumerate(images.image_sizes):
-            levels: list[Instances] = []
-            for anchors_l, logits_l, deltas_l in zip(anchors, logits, deltas, strict=True):
-                candidates = decode_level(
-                    anchors_l,
-                    logits_l[i].sigmoid(),
-                    deltas_l[i],
-                    self.box2box_transform,
-                    score_thresh=self.test_score_thresh,
-                    topk_candidates=self.test_topk_candidates,
-                    image_size=size_i,
-                )
-                levels.append(candidates)
-            detections = Instances.cat(levels)
-            if self.test_clip_before_nms:
-                detections.pred_boxes.clip(size_i)
-            keep, scores = detection_filter(
-                detections.pred_boxes.tensor, detections.scores, detections.pred_classes
+        return [
+            detect(
+                anchors,
+                [logits_l[i].sigmoid() for logits_l in logits],
+                [deltas_l[i] for deltas_l in deltas],
+                self.box2box_transform,
+                detection_filter,
+                topk_candidates=self.test_topk_candidates,
+                image_size=size_i,
+                clip_before_nms=self.test_clip_before_nms,
             )
-            detections = detections[keep]
-            detections.scores = scores
-            results.append(detections)
-        return results
+            for i, size_i in enumerate(images.image_sizes)
+        ]
 
     def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:
         """Return per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
