@@ -32,6 +32,13 @@ from detkit.utils.errors import ConfigError
 
 Item = TypeVar("Item")
 
+MODEL_NAMES = {
+    "thing_classes": "model_classes",
+    "stuff_classes": "model_stuff_classes",
+    "keypoint_names": "model_keypoints",
+}
+"""Metadata of a data set -> the metadata of test sets that hold what the model has there."""
+
 
 def trivial_batch_collator(batch: list[Item]) -> list[Item]:
     """Return the list of samples unchanged: a model takes a list."""
@@ -85,6 +92,8 @@ def _checked_records(cfg: CfgNode, names: Sequence[str], *args: Any, **kwargs: A
     """Return what `get_detection_dataset_dicts` does, checked against the model's classes."""
     # For who builds a loader right after `get_cfg`, without `detkit.engine.prepare`.
     register_declared_datasets(cfg.DATASETS.REGISTER)
+    is_used = {"boxes": True, "polygons": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    kwargs["uses"] = [kind for kind, flag in is_used.items() if flag]
     architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
     if architecture is not None and architecture.num_classes is not None:
         key = architecture.num_classes
@@ -228,7 +237,9 @@ def _test_loader_from_config(
             names,
             filter_empty=False,
             proposal_files=proposals,
-            model_classes=_model_classes(cfg, names),
+            model_classes=_model_names(cfg, names, "thing_classes"),
+            model_stuff_classes=_model_names(cfg, names, "stuff_classes"),
+            model_keypoints=_model_names(cfg, names, "keypoint_names"),
         ),
         "mapper": DatasetMapper(cfg, is_train=False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
@@ -236,17 +247,28 @@ def _test_loader_from_config(
     }
 
 
-def _model_classes(cfg: CfgNode, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of the model's classes, as far as they are known; none otherwise."""
+def _model_names(cfg: CfgNode, names: Sequence[str], key: str) -> Sequence[str]:
+    """Return the names that the model has for its classes or keypoints; none if not known.
+
+    Args:
+        cfg: Config.
+        names: The data sets to evaluate on.
+        key: The metadata that name them, a key of `MODEL_NAMES`.
+    """
     architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
-    if architecture is None or architecture.num_classes is None:
+    count_keys = {
+        "thing_classes": architecture and architecture.num_classes,
+        "stuff_classes": architecture and architecture.num_stuff_classes,
+        "keypoint_names": cfg.MODEL.KEYPOINT_ON and "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+    }
+    if not count_keys[key]:
         return ()
     # Those of the checkpoint that is evaluated, or else of the data trained on.
-    known = [MetadataCatalog.get(name).get("model_classes") for name in names]
-    known += [MetadataCatalog.get(name).get("thing_classes") for name in cfg.DATASETS.TRAIN[:1]]
-    classes = next((value for value in known if value is not None), ())
+    known = [MetadataCatalog.get(name).get(MODEL_NAMES[key]) for name in names]
+    known += [MetadataCatalog.get(name).get(key) for name in cfg.DATASETS.TRAIN[:1]]
+    found = next((value for value in known if value is not None), ())
     # A config that only evaluates may keep the training data of the config it is based on.
-    return classes if len(classes) == cfg.get_by_full_key(architecture.num_classes) else ()
+    return found if len(found) == cfg.get_by_full_key(count_keys[key]) else ()
 
 
 def check_test_files(cfg: CfgNode, dataset_name: str) -> None:
@@ -258,7 +280,7 @@ def check_test_files(cfg: CfgNode, dataset_name: str) -> None:
     """
     records = DatasetCatalog.get(dataset_name)
     require_files(dataset_name, records)
-    check_images(dataset_name, records)
+    check_images(dataset_name, records, cfg.INPUT.MAX_IMAGE_PIXELS)
     _check_label_maps(cfg, dataset_name, records)
 
 

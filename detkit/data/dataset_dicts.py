@@ -3,6 +3,7 @@
 Legend: K classes, M annotations over all images.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -43,7 +44,10 @@ def get_detection_dataset_dicts(
     num_stuff_classes: int | None = None,
     num_stuff_classes_key: str = SEM_SEG_HEAD_KEY,
     model_classes: Sequence[str] = (),
+    model_stuff_classes: Sequence[str] = (),
+    model_keypoints: Sequence[str] = (),
     needs_masks: bool = False,
+    uses: Sequence[str] = ("boxes",),
 ) -> list[ImageRecord]:
     """Return the records of one or several data sets, one after the other.
 
@@ -61,14 +65,19 @@ def get_detection_dataset_dicts(
             None does not check.
         model_classes: Names of the model's classes, which test sets must have in the same order;
             those that find their classes in their files then match them by name. Empty if unknown.
+        model_stuff_classes: Likewise of its semantic head, by the order alone.
+        model_keypoints: Likewise of its keypoints.
         needs_masks: Whether every object that is trained on must have a mask.
+        uses: What a model takes of the objects, of "boxes", "polygons" and "keypoints".
 
     Raises:
         UnknownNameError: A name is not registered.
         ConfigError: No name is given, the number of proposal files differs, or the data sets have
             different classes.
         ConfigError: A data set does not fit K or `num_stuff_classes`, or lacks masks.
-        DataError: A data set has no image, a proposal file does not fit, or no image is left.
+        ConfigError: The stuff classes or keypoints of a data set are not those of the model.
+        DataError: A data set has no image, a proposal file does not fit, or no image is left; or
+            its coordinates are fractions of the image.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
@@ -87,13 +96,16 @@ def get_detection_dataset_dicts(
     for name, records in per_name.items():
         if model_classes:
             _check_class_order(name, model_classes)
+        _check_same_names(name, "stuff_classes", model_stuff_classes)
+        _check_same_names(name, "keypoint_names", model_keypoints)
         if num_classes is not None:
             check_dataset_against_model(name, records, num_classes, num_classes_key)
         if num_stuff_classes is not None:
             _check_stuff_against_model(name, num_stuff_classes)
         if needs_masks:
             _check_masks(name, records)
-        _check_not_fractions(name, records)
+        for kind in uses:
+            _check_not_fractions(name, records, kind)
     all_records: list[ImageRecord] = []
     for number, name in enumerate(names):
         records = per_name[name]
@@ -124,9 +136,8 @@ def _load(name: str) -> list[ImageRecord]:
 
 
 def _check_same_classes(names: Sequence[str]) -> None:
-    first = MetadataCatalog.get(names[0]).get("thing_classes")
-    for name in names[1:]:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+    for name, key in itertools.product(names[1:], ("thing_classes", "stuff_classes")):
+        first, classes = (MetadataCatalog.get(n).get(key) for n in (names[0], name))
         if classes != first:
             raise ConfigError(
                 "data sets that are used together need the same classes in the same order:"
@@ -151,6 +162,19 @@ def _check_class_order(name: str, model_classes: Sequence[str]) -> None:
         f" its training data: {_shortened(', '.join(model_classes))}. {name!r}:"
         f" {_shortened(', '.join(found))}. Scores would compare different classes: give its entry"
         f" under DATASETS.REGISTER `classes: [{_shortened(', '.join(model_classes))}]`"
+    )
+
+
+def _check_same_names(name: str, key: str, expected: Sequence[str]) -> None:
+    found = MetadataCatalog.get(name).get(key)
+    if not expected or not found or list(found) == list(expected):
+        return
+    kind, field = ("stuff classes", "classes") if key == "stuff_classes" else ("keypoints",) * 2
+    raise ConfigError(
+        f"data set {name!r} does not have the model's {kind} in the model's order. The model, as"
+        f" its training data: {_shortened(', '.join(expected))}. {name!r}:"
+        f" {_shortened(', '.join(found))}. Scores would compare different ones: bring them into"
+        f" one order, in the files and in `{field}` of the entries under DATASETS.REGISTER"
     )
 
 
@@ -238,23 +262,53 @@ def _check_masks(name: str, records: Sequence[ImageRecord]) -> None:
         )
 
 
-def _check_not_fractions(name: str, records: Sequence[ImageRecord]) -> None:
-    """Refuse a data set all of whose boxes lie within the first pixel of their image."""
-    first = None
+def _check_not_fractions(name: str, records: Sequence[ImageRecord], kind: str) -> None:
+    """Refuse a data set whose boxes, polygons or keypoints all lie within the first pixel."""
+    numbers_of, first = _NUMBERS_OF[kind], None
     for record in records:
         for index, annotation in enumerate(record.get("annotations", ())):
-            x0, y0, x1, y1, *_ = (*annotation["bbox"], 0, 0, 0, 0)
-            if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
-                x1, y1 = x0 + x1, y0 + y1
-            if annotation["bbox_mode"] not in _CHECKED_MODES or not (x1 <= 1 and y1 <= 1):
-                return  # at the first box, as a rule
-            first = first or f"{_where(record, index)}: {list(annotation['bbox'])}"
+            numbers = numbers_of(annotation)
+            if not numbers:
+                continue
+            if not max(numbers) <= 1:
+                return  # at the first object, as a rule
+            first = first or f"{_where(record, index)}: {_shortened(str(list(numbers)), 80)}"
     if first is not None:
         raise DataError(
-            f"all boxes of data set {name!r} lie within the first pixel of their image, such as"
+            f"all {kind} of data set {name!r} lie within the first pixel of their image, such as"
             f" that of {first}. They are probably fractions of the image: multiply x and width by"
             " the width of the image, y and height by its height"
         )
+
+
+def _box_corner(annotation: AnnotationRecord) -> Sequence[float]:
+    """Return the lower right corner of a box; far away where its form is not checked."""
+    x0, y0, x1, y1, *_ = (*annotation["bbox"], 0, 0, 0, 0)
+    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+        return (x0 + x1, y0 + y1)
+    return (x1, y1) if annotation["bbox_mode"] in _CHECKED_MODES else (np.inf,)
+
+
+def _polygon_numbers(annotation: AnnotationRecord) -> Sequence[float]:
+    mask = annotation.get("segmentation")
+    if not isinstance(mask, list):
+        return () if mask is None else (np.inf,)
+    return [number for polygon in mask for number in polygon]
+
+
+def _keypoint_numbers(annotation: AnnotationRecord) -> Sequence[float]:
+    """Return x and y of the labelled keypoints, as in the file, which counts pixels from 0."""
+    points = list(annotation.get("keypoints", ()))
+    labelled = zip(points[0::3], points[1::3], points[2::3], strict=False)
+    return [number - 0.5 for x, y, visibility in labelled if visibility > 0 for number in (x, y)]
+
+
+# The coordinates of an object; empty if it has none.
+_NUMBERS_OF = {
+    "boxes": _box_corner,
+    "polygons": _polygon_numbers,
+    "keypoints": _keypoint_numbers,
+}
 
 
 def _stray_class_ids(

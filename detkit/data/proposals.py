@@ -52,12 +52,20 @@ def load_proposals_into_dataset(
             f" images, first for image id {missing[0]['image_id']!r} ({missing[0]['file_name']});"
             f" it has {len(places)} images. Was it made for another data set?"
         )
-    mode = BoxMode(int(content.get("bbox_mode", BoxMode.XYXY_ABS)))
+    try:
+        mode = BoxMode(int(content.get("bbox_mode", BoxMode.XYXY_ABS)))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"proposal file {proposal_file} has a wrong bbox_mode: {error}") from error
     with_proposals = []
+    farthest = 0.0
     for record in records:
         index = places[str(record["image_id"])]
-        boxes = np.asarray(content["boxes"][index], dtype=np.float32)
-        logits = np.asarray(content["objectness_logits"][index], dtype=np.float32)
+        where = f"proposal file {proposal_file}, image id {record['image_id']!r}:"
+        try:
+            boxes = np.asarray(content["boxes"][index], dtype=np.float32)
+            logits = np.asarray(content["objectness_logits"][index], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where} boxes and scores must be numbers: {error}") from error
         # No proposals may come as an empty list, which NumPy gives the shape (0,).
         boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
         if boxes.ndim != 2 or boxes.shape[1] != 4 or logits.shape != boxes.shape[:1]:
@@ -65,12 +73,20 @@ def load_proposals_into_dataset(
                 f"proposal file {proposal_file} needs (P, 4) boxes and (P,) scores for image id"
                 f" {record['image_id']!r}, has {boxes.shape} and {logits.shape}"
             )
+        if not np.isfinite(boxes).all() or np.isnan(logits).any():
+            raise DataError(f"{where} has boxes that are not finite, or scores that are NaN")
+        farthest = max(farthest, float(np.abs(boxes).max(initial=0.0)))
         order = logits.argsort()[::-1]
         record = record.copy()
         record["proposal_boxes"] = boxes[order]
         record["proposal_objectness_logits"] = logits[order]
         record["proposal_bbox_mode"] = mode
         with_proposals.append(record)
+    if 0 < farthest <= 1 and mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        raise DataError(
+            f"all boxes of proposal file {proposal_file} lie within the first pixel: they are"
+            " probably fractions of the image; multiply them by its width and height"
+        )
     return with_proposals
 
 
@@ -110,6 +126,9 @@ def _read(proposal_file: str) -> dict[str, Any]:
             f"proposal file {proposal_file} lacks {', '.join(missing)}; it has"
             f" {', '.join(map(str, content))}"
         )
+    kinds = {key: type(content[key]).__name__ for key in _REQUIRED}
+    if not all(isinstance(content[key], list | tuple | np.ndarray) for key in _REQUIRED):
+        raise DataError(f"proposal file {proposal_file} needs lists, one entry per image: {kinds}")
     lengths = {key: len(content[key]) for key in _REQUIRED}
     if len(set(lengths.values())) != 1:
         raise DataError(

@@ -17,7 +17,8 @@ from detkit.data.data_report import listed
 from detkit.data.dataset_mapper import require_image_size
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.image import read_image_size, read_label_map
+from detkit.utils.image import read_image, read_image_size, read_label_map
+from detkit.utils.image_file import MAX_IMAGE_PIXELS, read_image_bytes, require_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ _KINDS = {
     "sem_seg_file_name": "label maps",
     "pan_seg_file_name": "panoptic png",
 }
-_MAX_IMAGES, _MAX_LABEL_MAPS = 1000, 50
+_MAX_IMAGES, _MAX_LABEL_MAPS, _MAX_DECODED = 1000, 50, 50
+# What a whole JPEG or PNG ends with.
+_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")
 
 
 def spread(items: Sequence[Item], limit: int) -> Sequence[Item]:
@@ -77,17 +80,32 @@ def _missing(paths: Sequence[str]) -> Iterator[str]:
             yield path
 
 
-def check_images(name: str, records: Sequence[ImageRecord]) -> None:
-    """Check that the images of a data set can be opened, and have the size in their record.
+def check_images(
+    name: str, records: Sequence[ImageRecord], max_pixels: int = MAX_IMAGE_PIXELS
+) -> None:
+    """Check that the images of a data set are whole, and have the size in their record.
+
+    Args:
+        name: Of the data set, for messages.
+        records: Its images.
+        max_pixels: As in `read_image`.
 
     Raises:
         DataError: Some have not; the message counts them and says what is wrong with the first.
     """
-    problems = []
+    problems, num_decoded = [], 0
     looked_at = spread([r for r in records if "://" not in str(r["file_name"])], _MAX_IMAGES)
     for record in looked_at:
+        file = record["file_name"]
         try:
-            require_image_size(record, read_image_size(record["file_name"]))
+            size = read_image_size(file)
+            require_image_size(record, size)
+            data = read_image_bytes(file)
+            require_pixels(data, (size[1], size[0]), file, max_pixels)
+            # The end of most files tells that they are whole, in no time; the others are decoded.
+            if not data.endswith(_ENDS) and num_decoded < _MAX_DECODED:
+                num_decoded += 1
+                read_image(file, max_pixels=max_pixels)
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -136,6 +154,15 @@ def check_label_maps(
             f" (first in {seen[stray[0]]}), which are neither classes (0 to {num_classes - 1}) nor"
             f" the ignore_label {ignore_label}: number the classes from 0 in the files, or correct"
             " `classes` or `ignore_label` in its entry under DATASETS.REGISTER"
+        )
+    if set(seen) == {ignore_label}:
+        logger.warning(
+            "the label maps of %r that were looked at (%d) hold nothing but %d, its ignore_label:"
+            " no pixel is learned or scored. Correct the files, or set another `ignore_label` in"
+            " the data set's entry",
+            name,
+            len(labelled),
+            ignore_label,
         )
     if num_classes > 1 and labelled and set(seen) == {0, ignore_label}:
         logger.warning(

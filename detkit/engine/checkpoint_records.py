@@ -8,6 +8,9 @@ import yaml
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
+from detkit.data.build import MODEL_NAMES
+from detkit.data.datasets.json_file import shortened
+from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +43,44 @@ def class_metadata(dataset_names: Sequence[str]) -> dict[str, Any]:
 
 
 def expect_classes_of_checkpoint(cfg: CfgNode, metadata: Any) -> None:
-    """Have the data sets of DATASETS.TEST match the classes of a checkpoint by name.
+    """Have the data sets of DATASETS.TEST match the classes and keypoints of a checkpoint by name.
 
     Args:
         cfg: Read for `DATASETS.TEST`.
         metadata: Of the checkpoint. Only what `class_metadata` returned is taken: published weights
             may spell the names of the same classes in another way.
     """
-    if isinstance(metadata, Mapping) and "dataset" in metadata and metadata.get("thing_classes"):
-        for name in cfg.DATASETS.TEST:
-            MetadataCatalog.get(name).set(model_classes=list(metadata["thing_classes"]))
+    for key, model_key in MODEL_NAMES.items() if _is_of_a_run(metadata) else ():
+        for name in cfg.DATASETS.TEST if metadata.get(key) else ():
+            MetadataCatalog.get(name).set(**{model_key: list(metadata[key])})
+
+
+def require_classes_of_checkpoint(cfg: CfgNode, metadata: Any) -> None:
+    """Check that DATASETS.TRAIN has the classes of the checkpoint that a run continues from.
+
+    Args:
+        cfg: Read for `DATASETS.TRAIN`, which have been loaded.
+        metadata: Of the checkpoint.
+
+    Raises:
+        ConfigError: Classes, stuff classes or keypoints have other names or another order.
+    """
+    now = class_metadata(cfg.DATASETS.TRAIN)
+    for key in MODEL_NAMES if _is_of_a_run(metadata) else ():
+        before, found = metadata.get(key), now.get(key)
+        if before and found and list(before) != list(found):
+            kind = key.replace("_names", "s").replace("_", " ")
+            raise ConfigError(
+                f"the run to resume was trained on other {kind}, or in another order:"
+                f" {shortened(list(before))}; data set {now['dataset']!r} now has"
+                f" {shortened(list(found))}. Put the data back, give them that order by"
+                " `classes` in the entry under DATASETS.REGISTER, or start a new run in another"
+                " OUTPUT_DIR"
+            )
+
+
+def _is_of_a_run(metadata: Any) -> bool:
+    return isinstance(metadata, Mapping) and "dataset" in metadata
 
 
 class ConfigRecord:

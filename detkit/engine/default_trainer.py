@@ -25,7 +25,11 @@ from detkit.data import (
     get_test_records,
 )
 from detkit.data.build import check_test_files
-from detkit.engine.checkpoint_records import ConfigRecord, class_metadata
+from detkit.engine.checkpoint_records import (
+    ConfigRecord,
+    class_metadata,
+    require_classes_of_checkpoint,
+)
 from detkit.engine.evaluations import (
     build_validation_loader,
     named_as_augmented,
@@ -165,9 +169,10 @@ class DefaultTrainer(SimpleTrainer):
         Args:
             resume: Look for a checkpoint of this run first.
         """
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        loaded = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
         if resume and self.checkpointer.has_checkpoint():
+            require_classes_of_checkpoint(self.cfg, loaded.get("metadata"))
             self.start_iter = self.iter + 1
             if self.start_iter >= self.max_iter:
                 logger.warning(

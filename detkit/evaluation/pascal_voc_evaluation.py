@@ -261,6 +261,11 @@ def _image_truth(dataset_name: str, record: ImageRecord, num_classes: int) -> _I
                 f" id {class_id} in image {record['image_id']!r} ({record['file_name']})"
             )
         box = list(annotation["bbox"])
+        if not np.isfinite(box).all():
+            raise DataError(
+                f"an object in image {record['image_id']!r} ({record['file_name']}) of data set"
+                f" {dataset_name!r} has the box {box}, which is not finite: correct or remove it"
+            )
         boxes.append(BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS))
         classes.append(class_id)
         ignored.append(any(as_flag(annotation.get(key)) for key in ("difficult", "iscrowd")))

@@ -42,6 +42,29 @@ def test_images_that_cannot_be_used_are_named(write_image, tmp_path):
     check_images("x", [record(wide, height=24, width=32)])
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif"])
+def test_image_that_is_not_whole_is_named(name, tmp_path):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    check_images("x", [record(path)])
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=f"1 of 1 images .*{name} is damaged or truncated"):
+        check_images("x", [record(path)])
+
+
+def test_bytes_behind_the_end_of_an_image_do_not_matter(write_image):
+    path = write_image("a.jpg")
+    with open(path, "ab") as file:
+        file.write(b"a comment of the camera")
+    check_images("x", [record(path)])
+
+
+def test_image_of_more_pixels_than_allowed_is_named(write_image):
+    with pytest.raises(DataError, match=r"more than the 100 pixels that INPUT.MAX_IMAGE_PIXELS"):
+        check_images("x", [record(write_image("a.jpg"))], max_pixels=100)
+
+
 @pytest.fixture
 def labelled(write_image, tmp_path):
     def write(*values, shape=(24, 32)):

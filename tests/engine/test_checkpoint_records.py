@@ -1,5 +1,7 @@
 """What a checkpoint records of classes and settings."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from detkit.config import get_cfg
@@ -9,7 +11,9 @@ from detkit.engine.checkpoint_records import (
     changed_settings,
     class_metadata,
     expect_classes_of_checkpoint,
+    require_classes_of_checkpoint,
 )
+from detkit.utils.errors import ConfigError
 
 
 @pytest.fixture
@@ -43,6 +47,32 @@ def test_test_sets_match_the_classes_of_an_own_checkpoint(streets, metadata, exp
     cfg.DATASETS.TEST = (streets,)
     expect_classes_of_checkpoint(cfg, metadata)
     assert MetadataCatalog.get(streets).get("model_classes") == expected
+
+
+def test_test_sets_get_the_stuff_classes_and_keypoints_of_an_own_checkpoint(streets):
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = (streets,)
+    record = {"dataset": "train", "stuff_classes": ["sky", "road"], "keypoint_names": ("nose",)}
+    expect_classes_of_checkpoint(cfg, record)
+    metadata = MetadataCatalog.get(streets)
+    assert metadata.model_stuff_classes == ["sky", "road"]
+    assert metadata.model_keypoints == ["nose"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        pytest.param({"stuff_classes": ["sky"]}, r"other stuff classes.*'sky'.*'road'", id="stuff"),
+        pytest.param({"stuff_classes": ("road",)}, None, id="same"),
+        pytest.param({"keypoint_names": ["nose"]}, None, id="not-known-now"),
+    ],
+)
+def test_run_goes_on_with_its_classes_only(streets, record, message):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (streets,)
+    expected = nullcontext() if message is None else pytest.raises(ConfigError, match=message)
+    with expected:
+        require_classes_of_checkpoint(cfg, {"dataset": "x", **record})
 
 
 def test_without_data_sets_nothing_is_known():

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from detkit.checkpoint import CheckpointError, load_checkpoint_file
 from detkit.checkpoint.run_folder import recorded_run
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.engine import DefaultTrainer, hooks
 from detkit.evaluation import DatasetEvaluator
-from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.errors import ConfigError
 
 
 def metrics(cfg):
@@ -415,90 +414,34 @@ def with_an_image_without_ground_truth(cfg):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (with_lost_annotations, "all.jsonx"),
         (
             with_other_keypoints,
             "3 keypoints, but there are 2 spreads.* set TEST.KEYPOINT_OKS_SIGMAS",
         ),
-        (with_lost_proposals, "lost.pkl .*does not exist"),
         (with_too_few_proposal_files, "DATASETS.PROPOSAL_FILES_TEST .*none for 'tiny_val'"),
         (with_unknown_evaluator, "'tiny_val' asks for an evaluator of type 'coco_panoptik'"),
         (with_an_image_without_ground_truth, "ground truth.* 1.png"),
     ],
 )
-def test_faults_of_the_test_data_are_found_before_training(tiny_cfg, spoil, message):
+def test_settings_that_do_not_fit_the_test_data_are_found_before_training(tiny_cfg, spoil, message):
     spoil(tiny_cfg)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         NoModel(tiny_cfg)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        pytest.param({"bbox": [1, 2, "x", 4]}, "annotation 0 .*needs a bbox", id="box-text"),
-        pytest.param({"bbox": [1, 2, 3]}, "annotation 0 .*needs a bbox", id="box-short"),
-        pytest.param({"bbox": None}, "annotation 0 .*needs a bbox", id="box-null"),
-        pytest.param({"iscrowd": "maybe"}, "annotation 0 .*wrong iscrowd", id="crowd"),
-        pytest.param({"area": "big"}, "annotation 0 .*needs an area", id="area"),
-        pytest.param({"image_id": "zero"}, "name an image .*image_id 'zero'", id="image-id"),
-        pytest.param({"category_id": True}, "name a category .*category_id True", id="category-id"),
-        pytest.param({"id": 1}, "annotation ids more than once: 1", id="id-twice"),
-        pytest.param({"segmentation": "b'xx'"}, "annotation 0 .*polygons or a", id="mask-text"),
-        pytest.param(
-            {"segmentation": [[1, 2, 3, 4]]}, "annotation 0 .*of 2 points", id="two-points"
-        ),
-        pytest.param({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "even", id="odd-polygon"),
-        pytest.param({"segmentation": [[4e7, 2, 3, 4, 5, 6]]}, "1,000,000", id="far-polygon"),
-        pytest.param({"segmentation": [[float("nan"), 2, 3, 4, 5, 6]]}, "finite", id="nan-polygon"),
-        pytest.param(
-            {"segmentation": {"size": [40, 48], "counts": "b'PPYd0'"}}, "cannot be read", id="rle"
-        ),
-        pytest.param(
-            {"segmentation": {"size": [4, 4], "counts": [16]}}, "but its image is", id="rle-size"
-        ),
-        pytest.param({"keypoints": [1, 2]}, "annotation 0 .*three numbers each", id="keypoints"),
-        pytest.param({"keypoints": ["a", 1, 2]}, "keypoints that are numbers", id="keypoint-text"),
-    ],
-)
-def test_faults_of_test_annotations_are_found_before_training(tiny_cfg, changes, message):
-    path = Path(tiny_cfg.DATASETS.REGISTER[1]["annotations"])
+def test_classes_in_another_order_end_a_resumed_run_before_its_first_step(tiny_cfg):
+    DefaultTrainer(tiny_cfg).train()
+    path = Path(tiny_cfg.DATASETS.REGISTER[0]["annotations"])
     content = json.loads(path.read_text())
-    content["annotations"][0].update({"id": 0, **changes})
-    content["annotations"][1]["id"] = 1
-    for number, annotation in enumerate(content["annotations"][2:], start=2):
-        annotation["id"] = number
-    (path.parent / "val.json").write_text(json.dumps(content))
-    tiny_cfg.DATASETS.REGISTER[1]["annotations"] = str(path.parent / "val.json")
-    with pytest.raises(DataError, match=message):
-        NoModel(tiny_cfg)
-
-
-def lose(path):
-    path.unlink()
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def turn(path):
-    Image.new("RGB", (8, 9)).save(path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lose, "1 of 6 images of data set 'tiny_val' do not exist: .*0.png"),
-        (empty, "1 of 6 images of data set 'tiny_val' .*0.png is empty"),
-        (turn, "1 of 6 images of data set 'tiny_val' .*is 8x9"),
-    ],
-)
-def test_faults_of_test_images_are_found_before_training(tiny_cfg, spoil, message):
-    # Training skips bad images, evaluation cannot.
-    tiny_cfg.DATALOADER.ON_BAD_IMAGE = "skip"
-    spoil(Path(tiny_cfg.DATASETS.REGISTER[1]["images"]) / "0.png")
-    with pytest.raises((DataError, MissingFileError), match=message):
-        NoModel(tiny_cfg)
+    content["categories"] = [{"id": 1, "name": "green"}, {"id": 2, "name": "red"}]
+    path.write_text(json.dumps(content))
+    for name in ("tiny_train", "tiny_val"):
+        MetadataCatalog.remove(name)
+    trainer = DefaultTrainer(tiny_cfg)
+    with pytest.raises(
+        ConfigError, match=r"\['red', 'green'\]; .*'tiny_train' now has .*`classes`"
+    ):
+        trainer.resume_or_load(resume=True)
 
 
 def test_who_tests_in_another_way_needs_no_evaluator(tiny_cfg):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
-from detkit.data.datasets.json_file import read_json
+from detkit.data.datasets.json_file import read_json, section, shortened
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
@@ -28,6 +28,7 @@ _THINGS = cityscapes_metadata()["thing_dataset_id_to_contiguous_id"]
 _THING_NAMES = {name: index for index, name in enumerate(cityscapes_metadata()["thing_classes"])}
 # Cityscapes' scripts do not draw these: their ids are negative.
 _NOT_DRAWN = ("license plate", "license plategroup")
+_FARTHEST = 1e6
 
 
 def load_cityscapes_instances(
@@ -48,13 +49,13 @@ def load_cityscapes_instances(
 
     Raises:
         MissingFileError: A folder or an annotation file is missing.
-        DataError: An annotation has another size than its image.
+        DataError: An annotation has another size than its image, or cannot be read.
     """
     ending = "_gtFine_polygons.json" if from_json else "_gtFine_instanceIds.png"
-    records = []
+    masks_of, records = _masks_of_json if from_json else _masks_of_png, []
     for image, annotation_file in _pairs(image_dir, gt_dir, ending):
-        masks = _masks_of_json(annotation_file) if from_json else _masks_of_png(annotation_file)
-        records.append(_record(image, masks))
+        size = read_image_size(str(image))
+        records.append(_record(image, size, masks_of(annotation_file, size)))
     logger.info("loaded %d images of Cityscapes from %s", len(records), image_dir, extra=FILE_ONLY)
     return records
 
@@ -113,35 +114,60 @@ def _pairs(image_dir: str, gt_dir: str, ending: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-# One object: its class, whether it is a crowd, its window (x, y), its pixels there (h, w), and the
-# image's size.
-_Mask = tuple[int, bool, tuple[int, int], np.ndarray, tuple[int, int]]
+# One object: its class, whether it is a crowd, its window (x, y), and its pixels there (h, w).
+_Mask = tuple[int, bool, tuple[int, int], np.ndarray]
 
 
-def _masks_of_json(file: Path) -> Iterator[_Mask]:
+def _masks_of_json(file: Path, image_size: tuple[int, int]) -> Iterator[_Mask]:
     """Draw all polygons, and yield what remains visible of each object."""
     content = read_json(str(file))
-    size = (content["imgHeight"], content["imgWidth"])
-    canvas = Image.new("I", size[::-1])
-    draw, objects = ImageDraw.Draw(canvas), content["objects"]
+    _require_size(file, (content.get("imgHeight"), content.get("imgWidth")), image_size)
+    objects = section(content, "objects", str(file))
+    corners_of = [_corners(entry, f"object {i} of {file}") for i, entry in enumerate(objects)]
+    canvas = Image.new("I", (image_size[1], image_size[0]))
+    draw = ImageDraw.Draw(canvas)
     # Later objects of the list lie in front of earlier ones.
-    for number, entry in enumerate(objects, start=1):
+    for number, (entry, corners) in enumerate(zip(objects, corners_of, strict=True), start=1):
         if entry["label"] not in _NOT_DRAWN:
-            draw.polygon([tuple(point) for point in entry["polygon"]], fill=number)
+            draw.polygon(corners.reshape(-1).tolist(), fill=number)
     drawn = np.asarray(canvas)
-    for number, entry in enumerate(objects, start=1):
+    for number, (entry, corners) in enumerate(zip(objects, corners_of, strict=True), start=1):
         name = entry["label"].removesuffix("group")
         if name in _THING_NAMES:
-            corners = np.array(entry["polygon"], dtype=np.float64)
             x, y = (int(side) for side in np.maximum(np.floor(corners.min(axis=0)), 0))
             right, bottom = (int(side) for side in np.ceil(corners.max(axis=0)) + 1)
             window = drawn[y : max(bottom, 0), x : max(right, 0)] == number
-            yield _THING_NAMES[name], entry["label"] != name, (x, y), window, size
+            yield _THING_NAMES[name], entry["label"] != name, (x, y), window
 
 
-def _masks_of_png(file: Path) -> Iterator[_Mask]:
+def _corners(entry: dict[str, Any], where: str) -> np.ndarray:
+    """Return the corners of an object's polygon, (P, 2) float64 x and y."""
+    if not isinstance(entry.get("label"), str):
+        raise DataError(f"{where} (from 0) needs a label, has {shortened(entry)}")
+    try:
+        corners = np.array(entry.get("polygon"), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        corners = np.zeros(0)
+    if corners.shape[1:] != (2,) or len(corners) < 2 or not np.abs(corners).max() <= _FARTHEST:
+        raise DataError(
+            f"{where} (from 0), {entry['label']}, needs a polygon of corners [x, y] in pixels, has"
+            f" {shortened(entry.get('polygon'))}"
+        )
+    return corners
+
+
+def _require_size(file: Path, size: tuple[Any, ...], image_size: tuple[int, int]) -> None:
+    if size != image_size:
+        raise DataError(
+            f"annotation {file} is {size[1]}x{size[0]} (width x height), its image"
+            f" {image_size[1]}x{image_size[0]}"
+        )
+
+
+def _masks_of_png(file: Path, image_size: tuple[int, int]) -> Iterator[_Mask]:
     """Yield the instances of a map of ids: 1000 * label + number, or the label for a group."""
     ids = read_label_map(str(file)).astype(np.int64)
+    _require_size(file, ids.shape, image_size)
     # Things only: two megapixels, most of them road and buildings, are compared once, not once for
     # each instance.
     rows, columns = np.nonzero(ids >= min(_THINGS))
@@ -153,25 +179,19 @@ def _masks_of_png(file: Path) -> Iterator[_Mask]:
             y, bottom = int(own_rows.min()), int(own_rows.max()) + 1
             x, right = int(own_columns.min()), int(own_columns.max()) + 1
             window = ids[y:bottom, x:right] == instance_id
-            yield _THINGS[label], instance_id < 1000, (x, y), window, ids.shape
+            yield _THINGS[label], instance_id < 1000, (x, y), window
 
 
-def _record(image: Path, masks: Iterator[_Mask]) -> ImageRecord:
-    height, width = read_image_size(str(image))
+def _record(image: Path, size: tuple[int, int], masks: Iterator[_Mask]) -> ImageRecord:
     annotations = []
-    for class_index, is_crowd, corner, window, size in masks:
-        if size != (height, width):
-            raise DataError(
-                f"the annotation of {image} is {size[1]}x{size[0]} (width x height), the image"
-                f" {width}x{height}"
-            )
+    for class_index, is_crowd, corner, window in masks:
         if window.any():
             annotations.append(_annotation(class_index, is_crowd, corner, window, size))
     return {
         "file_name": str(image),
         "image_id": image.name,
-        "height": height,
-        "width": width,
+        "height": size[0],
+        "width": size[1],
         "annotations": annotations,
     }
 

@@ -152,7 +152,10 @@ def records_of_content(
     to_contiguous = {key: k for k, key in enumerate(used) if key is not None}
     annotations = content.get("annotations")
     if annotations is None:
-        logger.info("%s has no annotations: it can only be used for prediction", json_file)
+        logger.warning(
+            "%s has no 'annotations': it can only be used for prediction, and scores on it are nan",
+            json_file,
+        )
     per_image = _annotations_per_image(annotations or [], images, names, json_file)
     folder = DataFolder(image_root, json_file)
     keys = (*_ANNOTATION_KEYS, *extra_annotation_keys)
@@ -167,6 +170,17 @@ def records_of_content(
             record["annotations"] = reader.records(images[image_id], per_image[image_id])
         records.append(record)
     reader.log_dropped()
+    counts = Counter(record["file_name"] for record in records)
+    repeated = [file for file, count in counts.items() if count > 1]
+    if repeated:
+        logger.warning(
+            "%s lists %d files as several images each: their objects are learned and scored apart,"
+            " so that those of the others count as background. Give all annotations of a file one"
+            " image_id: %s",
+            json_file,
+            len(repeated),
+            listed(repeated, 3),
+        )
     if len(to_contiguous) < len(names):
         counts = _left_out(annotations or [], names, to_contiguous)
         if counts and matched is not None:

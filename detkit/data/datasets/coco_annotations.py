@@ -106,7 +106,7 @@ class AnnotationReader:
         record: dict[str, Any] = {key: annotation[key] for key in self.keys if key in annotation}
         # `[[]]` has no mask either.
         mask = record.pop("segmentation", None)
-        if mask and (isinstance(mask, dict) or any(polygon != [] for polygon in mask)):
+        if mask and (not isinstance(mask, list) or any(polygon != [] for polygon in mask)):
             record["segmentation"] = self._segmentation(annotation, size)
         if record.get("keypoints"):
             # COCO's files number pixels; records, like boxes and polygons, measure from the corner

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -226,7 +227,7 @@ def _annotation_entries(
                 raise DataError(
                     f"object {len(entries) + 1} in image {record['image_id']!r}"
                     f" ({record['file_name']}) of data set {dataset_name!r} cannot be read:"
-                    f" {error!r}"
+                    f" {error if isinstance(error, ValueError) else repr(error)}"
                 ) from error
     return entries
 
@@ -234,6 +235,8 @@ def _annotation_entries(
 def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
     corners = list(annotation["bbox"])
     box = [float(x) for x in BoxMode.convert(corners, annotation["bbox_mode"], BoxMode.XYWH_ABS)]
+    if not math.isfinite(sum(box)):
+        raise ValueError(f"its box {corners} is not finite: correct or remove it")
     content: dict[str, Any] = {
         "bbox": box,
         "area": annotation_area(annotation, box),

@@ -141,6 +141,9 @@ def panoptic_annotations(content: dict[str, Any], json_file: str) -> list[dict[s
                 raise DataError(f"{where} has a wrong iscrowd: {error}") from error
         ids = [segment["id"] for segment in annotation["segments_info"]]
         require_ids_of_64_bits([annotation["image_id"], *ids], "image or segment", json_file)
+        if len(set(ids)) < len(ids):
+            repeated = [key for key, count in Counter(ids).items() if count > 1]
+            raise DataError(f"{where} lists segments more than once: {listed(repeated)}")
     counts = Counter(str(annotation["image_id"]) for annotation in annotations)
     repeated = [image_id for image_id, count in counts.items() if count > 1]
     if repeated:

@@ -225,8 +225,12 @@ def _load_panoptic(*, name: str, **located: str) -> list[ImageRecord]:
             f"{len(without_kind)} of {len(categories)} categories of {json_file} lack isthing: 1"
             f" for things, which are counted, 0 for stuff: {listed(without_kind)}"
         )
-    things = [category for category in categories if as_flag(category["isthing"])]
-    stuff = [category for category in categories if not as_flag(category["isthing"])]
+    try:
+        is_thing = [as_flag(category["isthing"]) for category in categories]
+    except DataError as error:
+        raise DataError(f"a category of {json_file} has a wrong isthing: {error}") from error
+    things = [category for category, flag in zip(categories, is_thing, strict=True) if flag]
+    stuff = [category for category, flag in zip(categories, is_thing, strict=True) if not flag]
     known = MetadataCatalog.get(name)
     if "json_file" in located:
         first, *colors = class_colors(len(stuff) + 1)

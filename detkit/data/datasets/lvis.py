@@ -9,12 +9,19 @@ Source: Gupta et al. 2019, arXiv 1908.03195; format: https://www.lvisdataset.org
 
 import functools
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import records_of_content
-from detkit.data.datasets.json_file import garbage_collection_off, read_json, section
+from detkit.data.datasets.json_file import (
+    garbage_collection_off,
+    known_id,
+    read_json,
+    section,
+    shortened,
+)
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import PathManager
@@ -58,9 +65,12 @@ def load_lvis_json(
             raise DataError(
                 f"image {image.get('id')} of {json_file} has neither coco_url nor file_name"
             )
-    for category in section(content, "categories", json_file):
+    categories = section(content, "categories", json_file)
+    for category in categories:
         # The first synonym is the readable name, as in Detectron2.
-        category["name"] = next(iter(category.get("synonyms") or ()), category.get("name"))
+        if isinstance(category.get("synonyms"), list) and category["synonyms"]:
+            category["name"] = category["synonyms"][0]
+    _check_category_lists(content["images"], {c.get("id") for c in categories}, json_file)
     return records_of_content(
         content,
         json_file,
@@ -70,6 +80,23 @@ def load_lvis_json(
         drop_bad_polygons=drop_bad_polygons,
         image_keys=_IMAGE_KEYS,
     )
+
+
+def _check_category_lists(
+    images: list[dict[str, Any]], known: Collection[Any], json_file: str
+) -> None:
+    """Check that the lists of categories of images hold ids of `known`, and write them as there."""
+    for image in images:
+        for key in _IMAGE_KEYS:
+            values = image.get(key)
+            ids = [known_id(v, known) for v in values] if isinstance(values, list) else None
+            if values is not None and (ids is None or None in ids):
+                raise DataError(
+                    f"image {image.get('id')} of {json_file} needs {key} that is a list of category"
+                    f" ids of the file, has {shortened(values, 80)}"
+                )
+            if ids is not None:
+                image[key] = ids
 
 
 def register_lvis_instances(

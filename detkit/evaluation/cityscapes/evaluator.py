@@ -6,20 +6,21 @@ process if a file is missing, and writes into the current folder.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detkit.data.catalog import MetadataCatalog
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS
+from detkit.data.record_files import spread
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.errors import DataError
-from detkit.utils.image import read_label_map
+from detkit.utils.image import read_image_size, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.text import did_you_mean
 
@@ -31,6 +32,7 @@ FIRST_INSTANCE_ID = 1000
 """Instance ids are 1000 times the label and the object's number; lower ones are labels."""
 _INSTANCE_FILES = "_gtFine_instanceIds.png"
 _LABEL_FILES = "_gtFine_labelIds.png"
+_NUM_CHECKED = 50
 
 
 class CityscapesEvaluator(DatasetEvaluator):
@@ -99,6 +101,35 @@ class CityscapesEvaluator(DatasetEvaluator):
         self._labels = [LABEL_IDS[name] for name in self._class_names]
         self._collector = ImageCollector(self.item_type, dataset_name, self._frames)
 
+    def check_files(self) -> None:
+        """Look for the pngs of all images, and into some of them, spread over the data set.
+
+        Raises:
+            DataError: An image has no ground truth, or that has another size or unknown labels.
+            BadImageError: A png cannot be read.
+        """
+        frames = {}
+        for record in DatasetCatalog.get(self._dataset_name):
+            frame = _frame_of(record["file_name"])
+            frames[frame] = record["file_name"]
+            if frame not in self._frames:
+                raise DataError(
+                    f"image {record['file_name']} of data set {self._dataset_name!r} has no"
+                    f" {frame}{_INSTANCE_FILES} in its ground truth"
+                )
+        for frame in spread(list(frames), _NUM_CHECKED):
+            size = read_image_size(frames[frame])
+            for path, truth in self._truth_files(frame):
+                if truth.shape != size:
+                    raise DataError(
+                        f"ground truth {path} is {truth.shape}, its image {frames[frame]} {size}"
+                        " (height, width)"
+                    )
+
+    def _truth_files(self, frame: str) -> Iterator[tuple[Path, np.ndarray]]:
+        """Yield the pngs that an image is compared with, and what is in them."""
+        yield self._frames[frame], self._instance_ids(frame)
+
     def reset(self) -> None:
         """Remove what was processed."""
         self._collector.reset()
@@ -120,8 +151,7 @@ class CityscapesEvaluator(DatasetEvaluator):
                     "Cityscapes' scores need 'file_name' in every input, got the keys"
                     f" {sorted(model_input)}"
                 )
-            # Images are called CITY_SEQUENCE_FRAME_leftImg8bit.png.
-            frame = Path(model_input["file_name"]).stem.removesuffix("_leftImg8bit")
+            frame = _frame_of(model_input["file_name"])
             self._collector.check(frame)
             self._collector.add(self._compare(frame, output))
 
@@ -160,5 +190,16 @@ class CityscapesEvaluator(DatasetEvaluator):
         return read_label_map(str(self._frames[frame]), max_pixels=self._max_image_pixels)
 
     def _label_ids(self, frame: str) -> np.ndarray:
-        path = self._frames[frame].with_name(frame + _LABEL_FILES)
-        return read_label_map(str(path), max_pixels=self._max_image_pixels)
+        path = self._label_file(frame)
+        labels = read_label_map(str(path), max_pixels=self._max_image_pixels)
+        if labels.size and labels.max() >= FIRST_INSTANCE_ID:
+            raise DataError(f"ground truth {path} has the label {labels.max()}, which is none")
+        return labels
+
+    def _label_file(self, frame: str) -> Path:
+        return self._frames[frame].with_name(frame + _LABEL_FILES)
+
+
+def _frame_of(file_name: str) -> str:
+    """Return the frame of an image, which is called CITY_SEQUENCE_FRAME_leftImg8bit.png."""
+    return Path(file_name).stem.removesuffix("_leftImg8bit")

@@ -10,8 +10,9 @@ Legend: K evaluated classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -102,6 +103,10 @@ class CityscapesSemSegEvaluator(CityscapesEvaluator):
     item_type = _ImagePixels
     scored = "pixels"
     class_prefix = "IoU-"
+
+    def _truth_files(self, frame: str) -> Iterator[tuple[Path, np.ndarray]]:
+        yield from super()._truth_files(frame)
+        yield self._label_file(frame), self._label_ids(frame)
 
     def _compare(self, frame: str, output: ModelOutput) -> _ImagePixels:
         scores = output_of(output, "sem_seg", "Cityscapes' IoU")

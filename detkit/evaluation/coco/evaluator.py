@@ -237,7 +237,14 @@ class COCOEvaluator(DatasetEvaluator):
         return metrics
 
     def _check_keypoints_of_objects(self) -> None:
-        for annotation in self._ground_truth.coco["annotations"]:
+        annotations = self._ground_truth.coco["annotations"]
+        if annotations and not any(a.get("num_keypoints") for a in annotations):
+            logger.warning(
+                "no object of %s has a labelled keypoint: the score of keypoints is nan. They are"
+                " `keypoints` in the annotations, x, y and visibility of each",
+                self._ground_truth.dataset_name,
+            )
+        for annotation in annotations:
             if annotation.get("keypoints"):
                 where = f"image {annotation['image_id']} of {self._ground_truth.dataset_name!r}"
                 who = f"object {annotation['id']} in {where} has"

@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog
+from detkit.data.data_report import listed
 from detkit.data.datasets.coco_export import (
     category_ids_of,
     class_names_of,
@@ -61,14 +62,16 @@ class CocoGroundTruth:
         # Cached: the polygons are encoded once, not in each evaluation of a training run.
         annotations = self.coco["annotations"]
         masks = {a["id"]: self._encode(a) for a in annotations if a.get("segmentation")}
-        missing = len(annotations) - len(masks)
-        if missing:
+        if len(masks) < len(annotations):
+            lacking = {a["image_id"] for a in annotations if a["id"] not in masks}
+            files = [image["file_name"] for image in self.coco["images"] if image["id"] in lacking]
             logger.warning(
                 "%d of %d objects of %s have no mask: in the score of masks they do not count, and"
-                " neither do detections that lie mostly in their boxes",
-                missing,
+                " neither do detections that lie mostly in their boxes. They are in %s",
+                len(annotations) - len(masks),
                 len(annotations),
                 self.dataset_name,
+                listed(files, 3),
             )
         return masks
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.data_report import listed
 from detkit.data.record_files import spread
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
@@ -122,10 +123,19 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             BadImageError: One cannot be read.
             DataError: One has another size than its image, or none of its segments.
         """
-        for record in spread(self._records, _NUM_CHECKED):
-            self._check_png(record)
+        problems = [p for r in spread(self._records, _NUM_CHECKED) if (p := self._check_png(r))]
+        if problems:
+            logger.warning(
+                "%d of the panoptic png of %s that were looked at do not show the segments that"
+                " their json lists; what is listed and not drawn can never be found, what is drawn"
+                " and not listed does not count: %s",
+                len(problems),
+                self._dataset_name,
+                listed(problems, 3),
+            )
 
-    def _check_png(self, record: ImageRecord) -> None:
+    def _check_png(self, record: ImageRecord) -> str:
+        """Return how a png differs from the list of its segments; empty if it does not."""
         truth = self._truth[record["image_id"]]
         ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
         expected = (record.get("height", ids.shape[0]), record.get("width", ids.shape[1]))
@@ -134,13 +144,18 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 f"panoptic png {truth.file_name} is {ids.shape}, its image {record['file_name']}"
                 f" {expected} (height, width)"
             )
-        listed = {segment.id for segment in truth.segments}
+        named = {segment.id for segment in truth.segments}
         found = set(np.unique(ids).tolist())
-        if listed and not listed & found:
+        if named and not named & found:
             raise DataError(
-                f"panoptic png {truth.file_name} shows none of its segments {sorted(listed)[:5]},"
+                f"panoptic png {truth.file_name} shows none of its segments {sorted(named)[:5]},"
                 f" but the ids {sorted(found)[:5]}: a pixel holds red + 256 green + 65536 blue"
             )
+        differing = (named - found, found - named - {0})  # 0 is no segment
+        if not any(differing):
+            return ""
+        undrawn, unlisted = (sorted(ids)[:5] for ids in differing)
+        return f"{truth.file_name} (not drawn: {undrawn}, not listed: {unlisted})"
 
     def reset(self) -> None:
         """Remove what was processed."""

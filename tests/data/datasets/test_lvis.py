@@ -58,6 +58,19 @@ def test_images_lie_in_cocos_folders(write):
     assert record["annotations"][0]["category_id"] == 1
 
 
+def test_ids_in_the_lists_of_images_may_be_text(write):
+    image = {**IMAGE, "neg_category_ids": ["1"], "not_exhaustive_category_ids": [2.0]}
+    (record,) = load_lvis_json(write(image), "coco/")
+    assert (record["not_exhaustive_category_ids"], record["neg_category_ids"]) == ([2], [1])
+
+
+def test_synonyms_that_are_no_list_name_no_class(write):
+    categories = [{**CATEGORIES[0], "synonyms": "clock"}, CATEGORIES[1]]
+    load_lvis_json(write(categories=categories), "coco/", "clocks")
+    assert MetadataCatalog.get("clocks").thing_classes == ["aerosol_can", "alarm_clock"]
+    MetadataCatalog.remove("clocks")
+
+
 def test_image_without_address_has_a_file_name(write):
     image = {key: value for key, value in IMAGE.items() if key != "coco_url"}
     assert (
