@@ -19,7 +19,6 @@ from torch import nn
 
 from detkit.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from detkit.cli.errors import run_command
-from detkit.cli.train import format_results
 from detkit.config import CfgNode, default_trainer_settings, get_cfg
 from detkit.data import build_detection_test_loader, build_detection_train_loader
 from detkit.engine import (
@@ -33,7 +32,7 @@ from detkit.engine.hooks import PeriodicWriter
 from detkit.engine.run_config import run_config
 from detkit.engine.setup import refuse_settings
 from detkit.engine.writers import build_writers
-from detkit.evaluation import build_evaluator, inference_on_dataset
+from detkit.evaluation import build_evaluator, inference_on_dataset, print_csv_format
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
 from detkit.solver import build_lr_scheduler, build_optimizer
@@ -52,8 +51,8 @@ def do_test(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         loader = build_detection_test_loader(cfg, name)
         evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR) / "inference" / name))
         results[name] = inference_on_dataset(model, loader, evaluator)
-    if comm.is_main_process():
-        print(format_results(results))
+        if comm.is_main_process():
+            print_csv_format(results[name])  # to log.txt; the evaluators have shown their tables
     return results
 
 

@@ -14,6 +14,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -207,9 +208,8 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict"
         )
-    if "metadata" in loaded and not _is_metadata(loaded["metadata"]):
-        logger.warning("%s: its metadata are not read: they must name classes by text", path)
-        loaded = {**loaded, "metadata": {}}
+    if "metadata" in loaded:
+        loaded = {**loaded, "metadata": _usable_metadata(loaded["metadata"], path)}
     for key in _WEIGHT_KEYS:
         if isinstance(loaded.get(key), dict):
             rest = {name: value for name, value in loaded.items() if name != key}
@@ -222,14 +222,46 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
     return {"model": _checked_weights(loaded, path)}
 
 
-def _is_metadata(metadata: Any) -> bool:
-    """Return whether metadata are facts by name, and their lists of classes consist of text."""
-    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+def _usable_metadata(saved: Any, path: str) -> dict[str, Any]:
+    """Return the entries of a checkpoint's metadata that are what their names say."""
+    if not isinstance(saved, Mapping):
+        logger.warning("the metadata in %s are no table of names: they are left out", path)
+        return {}
+    usable = {key: value for key, value in saved.items() if _is_usable(key, value)}
+    left_out = [key for key in saved if key not in usable]
+    if left_out:
+        names = ", ".join(f"{key!r:.40}" for key in left_out[:5])
+        logger.warning("metadata in %s that cannot be used are left out: %s", path, names)
+    return usable
+
+
+def _is_usable(key: Any, value: Any) -> bool:
+    if not isinstance(key, str):
         return False
-    lists = [value for key, value in metadata.items() if key.endswith("_classes") and value]
-    return all(
-        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        for names in lists
+    if key in ("thing_classes", "stuff_classes", "keypoint_names"):
+        return _is_list(value) and all(isinstance(name, str) for name in value)
+    if key in ("thing_colors", "stuff_colors"):
+        return _is_list(value) and all(map(_is_color, value))
+    if key == "keypoint_connection_rules":
+        return _is_list(value) and all(
+            _is_list(rule)
+            and len(rule) == 3
+            and all(isinstance(end, str) for end in rule[:2])
+            and _is_color(rule[2])
+            for rule in value
+        )
+    return key != "ignore_label" or value is None or isinstance(value, int)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_color(value: Any) -> bool:
+    return (
+        _is_list(value)
+        and len(value) == 3
+        and all(isinstance(level, int | float) and 0 <= level <= 255 for level in value)
     )
 
 

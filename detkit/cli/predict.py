@@ -31,10 +31,11 @@ from detkit.model_zoo import find_config, published_weights
 from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
 from detkit.utils.colormap import id2rgb
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
+from detkit.utils.events import progress_bar
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
-from detkit.utils.text import distinct_names, printable
+from detkit.utils.text import counted, distinct_names, printable
 from detkit.visualization import ColorMode, Visualizer, readable_scale
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="SCORE",
         help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
     )
-    hide_help = "draw no names and scores into the pictures"
+    hide_help = "draw no names and scores into the pictures, as VIS_LABELS False"
     add("--hide-labels", action="store_true", help=hide_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     image_format = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
     entries: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    for path, picture in zip(inputs, pictures, strict=True):
+    for path, picture in progress_bar(list(zip(inputs, pictures, strict=True)), leave=False):
         try:
             image = read_image(str(path), image_format, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
         except (BadImageError, OSError) as error:
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             predictor.metadata,
             scale,
             ColorMode.SEGMENTATION,
-            show_labels=not args.hide_labels,
+            show_labels=cfg.VIS_LABELS,
         )
         drawing.draw_output(found).save(folder / picture)
         entry = {"file": str(path), "picture": picture, "height": height, "width": width}
@@ -133,9 +134,10 @@ def run(args: argparse.Namespace) -> int:
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     (folder / _RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if unreadable:
+        others = f" The pictures of the others are in {folder}." if entries else ""
         raise DataError(
-            f"{len(unreadable)} of {len(inputs)} inputs could not be read: {', '.join(unreadable)}."
-            f" The others are in {folder}."
+            f"{len(unreadable)} of {counted(len(inputs), 'input', 'inputs')} could not be read:"
+            f" {', '.join(unreadable)}.{others}"
         )
     print(printable(str(folder.resolve())))
     return 0
@@ -152,6 +154,7 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_file(config_file)
     # What training starts from, such as a backbone, finds no objects.
     cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
+    cfg.VIS_LABELS = not args.hide_labels and cfg.VIS_LABELS
     cfg.merge_from_list(args.opts)
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
     # Already here, so that less goes through non-maximum suppression.
@@ -187,7 +190,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
                 left_out.setdefault("hidden", []).append(file.name)
             elif file.is_dir():
                 if path.is_dir():  # a pattern has gone into it where it was meant to
-                    reason = "folders (with `PATH/**/*` they are read, too)"
+                    reason = "not looked into (`PATH/**/*` reads the folders, too)"
                     left_out.setdefault(reason, []).append(file.name)
             elif file.suffix.lower() in suffixes:
                 images.append(file)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
@@ -106,23 +104,3 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results
-
-
-def format_results(results: Mapping[str, Any]) -> str:
-    """Return the metrics of each task as a text table, without those per class.
-
-    Args:
-        results: Task -> metric -> value; or one such mapping per data set.
-    """
-    is_per_dataset = all(
-        isinstance(value, Mapping) for task in results.values() for value in task.values()
-    )
-    if is_per_dataset:
-        return "\n\n".join(f"{name}\n{format_results(of_one)}" for name, of_one in results.items())
-    tables = []
-    for task, metrics in results.items():
-        # The name of a metric of one class ends with it, as AP-person; evaluators log these.
-        overall = {name: value for name, value in metrics.items() if "-" not in name}
-        row, headers = [task, *overall.values()], ["", *overall]
-        tables.append(tabulate([row], headers=headers, floatfmt=".1f", tablefmt="github"))
-    return "\n\n".join(tables)

@@ -68,6 +68,9 @@ _key("WRITERS", ["console", "json", "tensorboard"],
 _key("VIS_PERIOD", 0,
      "Iterations between images of predictions and ground truth; 0 draws none.",
      minimum=0, in_epochs=True, needs=("DATASETS.TEST",), only_default_trainer=True)
+_key("VIS_LABELS", True,
+     "detkit: write names and scores into pictures, those of training, of its end and of detkit"
+     " predict.")
 _key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
 _key("IMPORTS", [],
      "detkit: Python modules to import before anything is built, to register the parts in them."

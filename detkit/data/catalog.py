@@ -125,7 +125,7 @@ class Metadata:
         self.__dict__["name"] = name
         self.__dict__["_lazy"] = {}
 
-    def set(self, **kwargs: Any) -> Metadata:
+    def set(self, /, **kwargs: Any) -> Metadata:
         """Set several attributes, and return this object."""
         for key, value in kwargs.items():
             setattr(self, key, value)

@@ -15,7 +15,7 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
 from detkit.utils.logger import MAX_CLASSES, ONCE
-from detkit.utils.text import printable
+from detkit.utils.text import counted, printable
 
 logger = logging.getLogger(__name__)
 
@@ -184,16 +184,6 @@ def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> li
         for class_id, entry in enumerate(sorted(known, key=lambda entry: entry["id"])):
             totals[class_id] += entry["image_count"]
     return [totals[class_id] for class_id in range(num_classes)]
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """Return a number with its noun.
-
-    Example:
-        >>> counted(1, "image", "images"), counted(800, "image", "images")
-        ('1 image', '800 images')
-    """
-    return f"{count} {one if count == 1 else many}"
 
 
 def listed(values: Sequence[str], limit: int = 10) -> str:

@@ -1,6 +1,8 @@
 """A loader that reports which worker process died, or that none answers, with the likely cause."""
 
 import contextlib
+import logging
+import os
 import re
 import threading
 import time
@@ -12,7 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from detkit.utils.errors import UserError
+from detkit.utils.logger import log_first_n
 from detkit.utils.signals import leave_signals_to_parent
+from detkit.utils.text import counted
 
 DEFAULT_TIMEOUT = 600.0
 # A worker that a signal or an error ended is reported at once. One that ended as if all were well
@@ -68,6 +72,17 @@ class WatchedLoader(DataLoader):
             generator=torch.Generator().manual_seed(0),
             **kwargs,
         )
+
+    def check_worker_number_rationality(self) -> None:
+        """Say once that there are more workers than cores, in place of torch's warning."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        if cores and self.num_workers > cores:
+            log_first_n(
+                logging.INFO,
+                f"{self.num_workers} processes load images (DATALOADER.NUM_WORKERS), more than the"
+                f" {counted(cores, 'core', 'cores')} of this machine",
+                key="more workers than cores",
+            )
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         items = super().__iter__()

@@ -11,7 +11,6 @@ from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode
 from detkit.data import Metadata, MetadataCatalog
 from detkit.data.dataset_mapper import image_to_tensor
-from detkit.data.datasets.json_file import listed
 from detkit.data.transforms.build import build_test_resize
 from detkit.engine.evaluations import with_test_time_augmentation
 from detkit.engine.run_config import prepare
@@ -120,9 +119,10 @@ class DefaultPredictor:
             )
 
 
-def _metadata(saved: Any, cfg: CfgNode) -> Metadata:
+def _metadata(saved: Mapping[str, Any], cfg: CfgNode) -> Metadata:
     """Return the class names of a checkpoint, else those of the test set."""
-    saved = _usable_metadata(saved, cfg.MODEL.WEIGHTS)
+    own = {*dir(Metadata), "name"}
+    saved = {key: value for key, value in saved.items() if key not in own}
     # The checkpoint comes first: it says what the model was trained on, and DATASETS.TEST may name
     # a data set of other classes.
     if saved.get("thing_classes") or saved.get("stuff_classes"):
@@ -134,47 +134,3 @@ def _metadata(saved: Any, cfg: CfgNode) -> Metadata:
         cfg.MODEL.WEIGHTS,
     )
     return Metadata("no data set")
-
-
-def _usable_metadata(saved: Any, weights: str) -> dict[str, Any]:
-    """Return the entries of a checkpoint's metadata that are what their names say."""
-    if not isinstance(saved, Mapping):
-        logger.warning("the metadata in %s is no table of names: it is left out", weights)
-        return {}
-    usable = {key: value for key, value in saved.items() if _is_usable(key, value)}
-    left_out = [key for key in saved if key not in usable]
-    if left_out:
-        logger.warning(
-            "metadata in %s that cannot be used is left out: %s", weights, listed(left_out, 5)
-        )
-    return usable
-
-
-def _is_usable(key: Any, value: Any) -> bool:
-    if not isinstance(key, str) or hasattr(Metadata, key) or key in ("name", "self"):
-        return False
-    if key in ("thing_classes", "stuff_classes", "keypoint_names"):
-        return _is_list(value) and all(isinstance(name, str) for name in value)
-    if key in ("thing_colors", "stuff_colors"):
-        return _is_list(value) and all(map(_is_color, value))
-    if key == "keypoint_connection_rules":
-        return _is_list(value) and all(
-            _is_list(rule)
-            and len(rule) == 3
-            and all(isinstance(end, str) for end in rule[:2])
-            and _is_color(rule[2])
-            for rule in value
-        )
-    return key != "ignore_label" or value is None or isinstance(value, int)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _is_color(value: Any) -> bool:
-    return (
-        _is_list(value)
-        and len(value) == 3
-        and all(isinstance(level, int | float) and 0 <= level <= 255 for level in value)
-    )

@@ -218,7 +218,9 @@ class TrainerBase:
                     self.after_step()
                 self.iter = max(start_iter, self.max_iter)
             except Exception:
-                logger.exception("training stopped at iteration %d", self.iter)
+                text = f"training stopped at iteration {self.iter}"
+                # Where the error ends, Python shows the traceback.
+                logger.exception("%s", text, extra={"console": text})
                 raise
             finally:
                 self.after_train()

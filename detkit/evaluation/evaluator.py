@@ -15,6 +15,8 @@ from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError
+from detkit.utils.events import progress_bar
+from detkit.utils.logger import FILE_ONLY
 from detkit.utils.module_state import preserved_modes
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,7 @@ def inference_on_dataset(
     progress = _Progress(num_batches)
     # Not `inference_mode`: what a model keeps between calls, such as anchors, must still be usable
     # in training.
-    with inference_context(model), torch.no_grad():
+    with progress.bar, inference_context(model), torch.no_grad():
         for inputs in data_loader:
             progress.data_ready()
             outputs = model(inputs)
@@ -192,6 +194,8 @@ class _Progress:
     """Measures and logs data, compute and evaluation time per batch, and the remaining time."""
 
     def __init__(self, num_batches: int | None) -> None:
+        hidden = not comm.is_main_process()
+        self.bar = progress_bar(total=num_batches, desc="evaluation", leave=False, disable=hidden)
         self._num_batches = num_batches
         self._done = 0
         self._measured = 0
@@ -213,6 +217,7 @@ class _Progress:
         self._lap("eval")
         self._done += 1
         self._measured += 1
+        self.bar.update()
         if self._last - self._last_logged <= _LOG_INTERVAL_SECONDS:
             return
         self._last_logged = self._last
@@ -221,7 +226,8 @@ class _Progress:
             per_batch = (self._last - self._measured_from) / max(self._measured, 1)
             count = f"{self._done}/{self._num_batches}"
             eta = f" eta {_duration(per_batch * max(self._num_batches - self._done, 0))}"
-        logger.info("inference %s: %s%s", count, self._rates(), eta)
+        shown = None if self.bar.disable else FILE_ONLY
+        logger.info("inference %s: %s%s", count, self._rates(), eta, extra=shown)
 
     def log_total(self) -> None:
         seconds = _duration(time.perf_counter() - self._first_start)

@@ -40,6 +40,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.testing import metrics_table, per_class_table
 from detkit.structures import BoxMode, ImageRecord, ModelInput, ModelOutput, as_flag
 from detkit.utils.errors import DataError
+from detkit.utils.logger import shown_if_short
 from detkit.utils.text import distinct_names, printable
 
 logger = logging.getLogger(__name__)
@@ -138,12 +139,14 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         explain_scores(self._collector, detections, num_objects)
         metrics = self._metrics(self._score(detections))
         kind = "11-point" if self._use_07_metric else "all-point"
-        for what, text in (
-            ("average precision", metrics_table(metrics)),
-            ("AP per class", per_class_table(metrics, "AP-")),
-            ("AP50 per class", per_class_table(metrics, "AP50-")),
+        per_class = shown_if_short(len(self._class_names))
+        for what, text, shown in (
+            ("average precision", metrics_table(metrics), None),
+            ("AP per class", per_class_table(metrics, "AP-"), per_class),
+            ("AP50 per class", per_class_table(metrics, "AP50-"), per_class),
         ):
-            logger.info("Pascal VOC %s %s on %s:\n%s", kind, what, self._dataset_name, text)
+            what = f"Pascal VOC {kind} {what}"
+            logger.info("%s on %s:\n%s", what, self._dataset_name, text, extra=shown)
         return OrderedDict(bbox=metrics)
 
     def _score(self, detections: list[ImageDetections]) -> np.ndarray:

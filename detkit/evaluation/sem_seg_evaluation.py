@@ -28,6 +28,7 @@ from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_label_map
+from detkit.utils.logger import shown_if_short
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ class SemSegEvaluator(DatasetEvaluator):
             "per class on %s:\n%s",
             self._dataset_name,
             table(per_class, ["class", "IoU", "ACC"], name_columns=[0]),
+            extra=shown_if_short(len(self._class_names)),
         )
         results["sem_seg"] = metrics
         return results

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -438,7 +438,7 @@ class CommonMetricPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         if self._max_iter is not None and storage.iter >= self._max_iter:
-            return  # hooks write once more after training; the last line is already logged
+            return  # a loop may write once more after training; the last line is already logged
         shown = storage.latest_with_smoothing_hint(self._window_size)
         of = "" if self._max_iter is None else f"/{self._max_iter}"
         parts = [f"iter: {storage.iter + 1}{of}"]
@@ -482,6 +482,20 @@ class CommonMetricPrinter(EventWriter):
         return (now - last[1]) / (storage.iter - last[0]) * remaining
 
 
+def progress_bar(
+    iterable: Iterable[Any] | None = None, *, disable: bool = False, **settings: Any
+) -> Any:
+    """Return tqdm's progress bar, which shows nothing where the output is not a terminal.
+
+    Args:
+        iterable: What to go through; None for a bar that is updated by hand.
+        disable: Whether to show nothing on a terminal either.
+        **settings: Further arguments of `tqdm`.
+    """
+    disable = disable or not sys.stdout.isatty()
+    return tqdm(iterable, file=sys.stdout, disable=disable, dynamic_ncols=True, **settings)
+
+
 class ProgressBar(EventWriter):
     """Shows a progress bar if the output is a terminal.
 
@@ -489,13 +503,7 @@ class ProgressBar(EventWriter):
     """
 
     def __init__(self, max_iter: int) -> None:
-        self._bar = tqdm(
-            total=max_iter,
-            file=sys.stdout,
-            disable=not sys.stdout.isatty(),
-            unit="it",
-            dynamic_ncols=True,
-        )
+        self._bar = progress_bar(total=max_iter, unit="it")
 
     def write(self) -> None:
         # Set, not incremented: a resumed run starts in the middle.

@@ -1,8 +1,8 @@
 """Logging to the console and to one file per process.
 
 The file gets everything, with the names of the loggers. The console is for reading: a record logged
-with `extra=FILE_ONLY` is left out there, one with `extra={"console": text}` is shown as that text,
-and one with `extra=ONCE` is shown the first time only.
+with `extra=FILE_ONLY` is left out there, one with `extra={"console": text}` is shown as that text
+alone, and one with `extra=ONCE` is shown the first time only.
 """
 
 import copy
@@ -34,7 +34,13 @@ ONCE = {"once": True}
 _MAX_COLUMNS = 120
 # Classes of a table on the console; longer ones are for the file alone.
 MAX_CLASSES = 30
+
 _seen: Counter[tuple[Any, ...]] = Counter()
+
+
+def shown_if_short(num_classes: int) -> dict[str, str] | None:
+    """Return the `extra` with which to log a table that has an entry per class."""
+    return None if num_classes <= MAX_CLASSES else FILE_ONLY
 
 
 class _Formatter(logging.Formatter):
@@ -67,6 +73,7 @@ class _ConsoleFormatter(_Formatter):
         record = copy.copy(record)
         if text := getattr(record, "console", ""):
             record.msg, record.args = text, None
+            record.exc_info = record.exc_text = None
         # What a user did is told in words; the file has the traceback, as of all errors.
         # Likewise of the system about a file, such as a full disk.
         error = record.exc_info[1] if record.exc_info else None

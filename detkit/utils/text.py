@@ -123,3 +123,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not close:
         return ""
     return " Did you mean " + " or ".join(repr(c) for c in close) + "?"
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "image", "images"), counted(800, "image", "images")
+        ('1 image', '800 images')
+    """
+    return f"{count} {one if count == 1 else many}"

@@ -466,14 +466,46 @@ def test_zip_whose_second_directory_only_torch_sees_is_refused(tmp_path):
         load_checkpoint_file(str(path))
 
 
+CLASSES = {"thing_classes": ["a", "b"]}
+
+
 @pytest.mark.parametrize(
-    "metadata",
-    [5, ["a"], {3: 4}, {"thing_classes": 5}, {"stuff_classes": [1]}, {"thing_classes": "ab"}],
+    ("metadata", "kept"),
+    [
+        pytest.param(["a"], {}, id="list"),
+        pytest.param("a", {}, id="text"),
+        pytest.param({**CLASSES, 5: 1}, CLASSES, id="number as key"),
+        pytest.param({"thing_classes": [1, 2]}, {}, id="numbers as names"),
+        pytest.param({"thing_classes": "ab"}, {}, id="text as names"),
+        pytest.param({"thing_classes": {"a": 1}}, {}, id="table as names"),
+        pytest.param({"thing_classes": torch.zeros(2)}, {}, id="tensor as names"),
+        pytest.param({**CLASSES, "thing_colors": [[1e9, -5, float("nan")]]}, CLASSES, id="colour"),
+        pytest.param({**CLASSES, "thing_colors": "xy"}, CLASSES, id="text as colours"),
+        pytest.param({**CLASSES, "keypoint_names": 5}, CLASSES, id="number as keypoints"),
+        pytest.param(
+            {**CLASSES, "keypoint_connection_rules": [["a", "b", 5]]}, CLASSES, id="rules"
+        ),
+    ],
 )
-def test_metadata_that_name_no_classes_are_left_out(tmp_path, caplog, metadata):
+def test_metadata_of_other_kinds_are_left_out_with_a_warning(tmp_path, metadata, kept, caplog):
     torch.save({"model": WEIGHTS, "metadata": metadata}, tmp_path / "w.pth")
-    assert load_checkpoint_file(str(tmp_path / "w.pth"))["metadata"] == {}
-    assert "w.pth: its metadata are not read" in caplog.text
+    assert load_checkpoint_file(str(tmp_path / "w.pth"))["metadata"] == kept
+    assert "w.pth" in caplog.text
+    assert "left out" in caplog.text
+
+
+def test_metadata_are_taken_whole(tmp_path):
+    metadata = {
+        "dataset": "x",
+        **CLASSES,
+        "thing_colors": [(255, 0, 9), [0, 0, 0]],
+        "ignore_label": 255,
+        "keypoint_names": ["n", "m"],
+        "keypoint_flip_map": [],
+        "keypoint_connection_rules": [("n", "m", (1, 2, 3))],
+    }
+    torch.save({"model": WEIGHTS, "metadata": metadata}, tmp_path / "w.pth")
+    assert load_checkpoint_file(str(tmp_path / "w.pth"))["metadata"] == metadata
 
 
 def test_long_names_do_not_fill_messages(tmp_path):

@@ -64,7 +64,7 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(photos: Path, caplog)
     with caplog.at_level("INFO", logger="detkit"):
         assert _names(find_images([str(photos)]), photos) == ["a.PNG", "b.jpg"]
     assert "2 hidden: ._a.jpg, .ipynb_checkpoints" in caplog.text
-    assert "1 folders (with `PATH/**/*` they are read, too): deep" in caplog.text
+    assert "1 not looked into (`PATH/**/*` reads the folders, too): deep" in caplog.text
     assert "1 without the suffix of an image: notes.txt" in caplog.text
     assert _names(find_images([str(photos / "**/*")]), photos) == ["a.PNG", "b.jpg", "deep/c.jpg"]
     hidden = [str(photos / "._a.jpg"), str(photos / ".ipynb_checkpoints")]
@@ -213,6 +213,20 @@ def test_threshold_goes_to_the_keys_that_the_model_declares(tmp_path: Path) -> N
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
     cfg = _setup(_parser(None).parse_args([*words, "MODEL.CUSTOM.THRESH", "0.3"]))
     assert cfg.MODEL.CUSTOM.THRESH == 0.3  # the user's own wins
+
+
+def test_labels_are_hidden_by_option_and_key() -> None:
+    words = ["--config-file", "Base-RetinaNet.yaml", "--input", "x", "--output", "y"]
+    assert _setup(_parser(None).parse_args(words)).VIS_LABELS
+    assert not _setup(_parser(None).parse_args([*words, "--hide-labels"])).VIS_LABELS
+    assert not _setup(_parser(None).parse_args([*words, "VIS_LABELS", "False"])).VIS_LABELS
+
+
+def test_nothing_is_said_of_others_where_no_input_could_be_read(predict, tmp_path, capsys) -> None:
+    (tmp_path / "a.jpg").write_text("no picture")
+    assert predict(Segmentor()) == 2
+    assert "1 of 1 input could not be read: " in (error := capsys.readouterr().err)
+    assert "The pictures of" not in error
 
 
 METADATA = SimpleNamespace(thing_classes=["cat", "dog"], stuff_classes=["things", "sky"])

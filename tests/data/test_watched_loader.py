@@ -152,3 +152,15 @@ def test_reader_may_take_its_time():
     first = next(items)
     time.sleep(1)
     assert [first[0], *(item[0] for item in items)] == list(range(8))
+
+
+def test_more_workers_than_cores_are_told_once_in_words_of_a_key(caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with caplog.at_level("INFO", logger="detkit"):
+        for _ in range(2):
+            assert list(WatchedLoader([1, 2], num_workers=2, batch_size=None)) == [1, 2]
+    told = [m for m in caplog.messages if "more than the 1 core" in m]
+    assert told == [
+        "2 processes load images (DATALOADER.NUM_WORKERS), more than the 1 core of this machine"
+    ]
+    assert not [w for w in recwarn if "worker processes" in str(w.message)]

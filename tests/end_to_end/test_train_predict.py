@@ -110,7 +110,10 @@ def test_unreadable_input_is_named_and_the_others_are_written(
     good = datasets / "shapes" / "JPEGImages" / "val_000000.jpg"
     argv = ["--config-file", "tiny.yaml", "--input", "notes.jpg", str(good), "--output", "found"]
     assert predict.main([*argv, "MODEL.WEIGHTS", str(trained / "model_final.pth")]) == 2
-    assert "1 of 2 inputs could not be read: notes.jpg" in capsys.readouterr().err
+    assert (
+        "1 of 2 inputs could not be read: notes.jpg. The pictures of the others"
+        in capsys.readouterr().err
+    )
     assert (workplace / "found" / "val_000000.jpg").is_file()
 
 
@@ -164,7 +167,7 @@ def test_loop_written_out_trains_like_the_trainer(
         next(m for m in expected if "loss_cls" in m)["loss_cls"], rel=1e-4
     )
     assert (workplace / "out" / "model_final.pth").is_file()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| bbox ")
+    assert "| bbox " not in capsys.readouterr().out  # the evaluator shows the scores
 
 
 def test_loop_written_out_resumes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

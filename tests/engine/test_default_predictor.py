@@ -4,7 +4,7 @@ import torch
 
 from detkit.checkpoint import CheckpointError
 from detkit.engine import DefaultPredictor, DefaultTrainer
-from detkit.engine.default_predictor import _usable_metadata
+from detkit.engine.default_predictor import _metadata
 from detkit.layers.cpu.prepared_weights import prepared
 from detkit.modeling import build_model
 
@@ -139,42 +139,8 @@ def test_what_is_no_image_is_named(trained_cfg, bad, error, message):
         DefaultPredictor(trained_cfg)(bad)
 
 
-CLASSES = {"thing_classes": ["a", "b"]}
-
-
-@pytest.mark.parametrize(
-    ("metadata", "kept"),
-    [
-        pytest.param(["a"], {}, id="list"),
-        pytest.param("a", {}, id="text"),
-        pytest.param({**CLASSES, 5: 1}, CLASSES, id="number as key"),
-        pytest.param({"thing_classes": [1, 2]}, {}, id="numbers as names"),
-        pytest.param({"thing_classes": "ab"}, {}, id="text as names"),
-        pytest.param({"thing_classes": {"a": 1}}, {}, id="table as names"),
-        pytest.param({"thing_classes": torch.zeros(2)}, {}, id="tensor as names"),
-        pytest.param({**CLASSES, "name": "x", "self": 1, "get": 2}, CLASSES, id="taken names"),
-        pytest.param({**CLASSES, "__class__": 1}, CLASSES, id="dunder"),
-        pytest.param({**CLASSES, "thing_colors": [[1e9, -5, float("nan")]]}, CLASSES, id="colour"),
-        pytest.param({**CLASSES, "thing_colors": "xy"}, CLASSES, id="text as colours"),
-        pytest.param({**CLASSES, "keypoint_names": 5}, CLASSES, id="number as keypoints"),
-        pytest.param(
-            {**CLASSES, "keypoint_connection_rules": [["a", "b", 5]]}, CLASSES, id="rules"
-        ),
-    ],
-)
-def test_metadata_of_other_kinds_is_left_out_with_a_warning(metadata, kept, caplog):
-    assert _usable_metadata(metadata, "x.pth") == kept
-    assert "left out" in caplog.text
-
-
-def test_metadata_of_a_checkpoint_is_taken_whole():
-    metadata = {
-        "dataset": "x",
-        **CLASSES,
-        "thing_colors": [(255, 0, 9), [0, 0, 0]],
-        "ignore_label": 255,
-        "keypoint_names": ["n", "m"],
-        "keypoint_flip_map": [],
-        "keypoint_connection_rules": [("n", "m", (1, 2, 3))],
-    }
-    assert _usable_metadata(metadata, "x.pth") == metadata
+def test_metadata_that_are_named_as_attributes_of_their_table_are_left_out(trained_cfg):
+    own = {"thing_classes": ["a", "b"], "name": "x", "self": 1, "get": 2, "__class__": 3}
+    metadata = _metadata(own, trained_cfg)
+    assert metadata.name == trained_cfg.MODEL.WEIGHTS
+    assert metadata.get("thing_classes") == ["a", "b"]

@@ -5,6 +5,8 @@ import weakref
 import pytest
 
 from detkit.engine import HookBase, TrainerBase, hooks
+from detkit.utils.logger import setup_logger
+from tests.loggers import restored_loggers
 
 
 class Recorder(HookBase):
@@ -187,3 +189,18 @@ def test_periodic_hook_does_not_act_at_the_end_of_a_run_that_failed():
 def test_negative_period_is_an_error():
     with pytest.raises(ValueError, match="period must be at least 0, got -1"):
         Periodic(-1)
+
+
+def test_traceback_of_an_error_is_in_the_file_and_left_to_python_on_the_console(tmp_path, capsys):
+    class Failing(TrainerBase):
+        def run_step(self):
+            raise ValueError("no such thing")
+
+    with restored_loggers():
+        setup_logger(str(tmp_path))
+        with pytest.raises(ValueError, match="no such thing"):
+            Failing().train(0, 9)
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+    shown = capsys.readouterr().out
+    assert "ERROR: training stopped at iteration 0" in shown
+    assert "Traceback" not in shown

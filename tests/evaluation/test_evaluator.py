@@ -1,4 +1,6 @@
+import io
 import logging
+import sys
 
 import pytest
 import torch
@@ -168,3 +170,17 @@ def test_evaluator_interface_is_abstract():
     for call in (lambda e: e.reset(), lambda e: e.process([], []), lambda e: e.evaluate()):
         with pytest.raises(NotImplementedError):
             call(DatasetEvaluator())
+
+
+def test_terminal_has_a_bar_in_place_of_lines(caplog, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(evaluator_module, "_LOG_INTERVAL_SECONDS", -1.0)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with caplog.at_level(logging.INFO, logger="detkit"):
+        inference_on_dataset(Doubler(), [[1], [2]], None)
+    assert "evaluation:   0%" in sys.stdout.getvalue()
+    lines = [r for r in caplog.records if r.getMessage().startswith("inference 1/2")]
+    assert [line.console for line in lines] == [""]

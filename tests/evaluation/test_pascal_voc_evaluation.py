@@ -223,3 +223,14 @@ def test_image_id_that_two_images_share_is_an_error(register, make_record):
     name = register([make_record("x"), make_record("x")])
     with pytest.raises(ValueError, match="uses image id 'x' twice"):
         PascalVOCDetectionEvaluator(name)
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(30, 3), (31, 1)])
+def test_long_tables_are_in_the_file_only(num_classes, shown, register, score, caplog):
+    record = {"file_name": "1.jpg", "image_id": 1, "height": 100, "width": 100, "annotations": []}
+    name = register([record], [f"class {i}" for i in range(num_classes)])
+    with caplog.at_level(logging.INFO, logger="detkit"):
+        score(PascalVOCDetectionEvaluator(name), {})
+    tables = [r for r in caplog.records if r.getMessage().startswith("Pascal VOC all-point")]
+    assert len(tables) == 3
+    assert sum(getattr(table, "console", None) != "" for table in tables) == shown

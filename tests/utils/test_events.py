@@ -1,7 +1,9 @@
 import gc
+import io
 import itertools
 import json
 import shutil
+import sys
 import time
 
 import pytest
@@ -16,6 +18,7 @@ from detkit.utils.events import (
     get_event_storage,
     has_event_storage,
     peak_memory_mb,
+    progress_bar,
 )
 from detkit.utils.logger import setup_logger
 
@@ -320,3 +323,15 @@ def test_deleted_file_begins_anew(tmp_path, caplog):
     writer.close()
     assert json.loads(path.read_text()) == {"iteration": 2, "a": 1.0}
     assert "metrics.json was deleted" in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(is_terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal() if is_terminal else io.StringIO())
+    assert list(progress_bar([1, 2], desc="images")) == [1, 2]
+    assert ("images: 100%" in sys.stdout.getvalue()) == is_terminal

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from detkit.utils.errors import ConfigError
-from detkit.utils.logger import FILE_ONLY, ONCE, log_first_n, setup_logger
+from detkit.utils.logger import (
+    FILE_ONLY,
+    ONCE,
+    log_first_n,
+    setup_logger,
+    shown_if_short,
+)
 
 
 def test_console_and_file_get_each_line_once(tmp_path, capsys):
@@ -128,3 +134,8 @@ def test_deleted_folder_of_the_log_is_made_again(tmp_path):
     shutil.rmtree(tmp_path / "run")
     logger.info("second")
     assert (tmp_path / "run" / "log.txt").read_text().endswith("second\n")
+
+
+def test_tables_of_many_classes_are_for_the_file():
+    assert shown_if_short(30) is None
+    assert shown_if_short(31) == FILE_ONLY

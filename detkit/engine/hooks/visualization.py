@@ -40,6 +40,8 @@ class VisualizationHook(PeriodicHook):
         num_images: int = 4,
         score_threshold: float = 0.5,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        *,
+        show_labels: bool = True,
     ) -> None:
         """Set what to draw.
 
@@ -54,6 +56,7 @@ class VisualizationHook(PeriodicHook):
                 time.
             score_threshold: Predictions below this score are not drawn.
             max_image_pixels: As `max_pixels` in `read_image`.
+            show_labels: Whether names and scores are written.
         """
         super().__init__(period)
         self._model = model
@@ -64,6 +67,7 @@ class VisualizationHook(PeriodicHook):
         self._num_images = num_images
         self._score_threshold = score_threshold
         self._max_image_pixels = max_image_pixels
+        self._show_labels = show_labels
         self._records: list[ImageRecord] | None = None
 
     def act(self) -> None:
@@ -72,9 +76,7 @@ class VisualizationHook(PeriodicHook):
     def draw(self) -> None:
         """Draw all pictures now."""
         if self._records is None:
-            records = self._load_records()
-            count = min(self._num_images, len(records))
-            self._records = [records[i * len(records) // count] for i in range(count)]
+            self._records = _spread(self._load_records(), self._num_images)
         self._output_dir.mkdir(parents=True, exist_ok=True)
         for index, record in enumerate(self._records):
             picture = draw_truth_and_prediction(
@@ -83,6 +85,7 @@ class VisualizationHook(PeriodicHook):
                 self._metadata,
                 self._score_threshold,
                 self._max_image_pixels,
+                show_labels=self._show_labels,
             )
             picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
             # (C, H, W), as the storage's images are.
@@ -101,7 +104,7 @@ def write_pictures(
     """Draw predictions beside ground truth for images spread over each test set.
 
     Args:
-        cfg: Read for `DATASETS.TEST` and `INPUT`.
+        cfg: Read for `DATASETS.TEST`, `INPUT` and `VIS_LABELS`.
         model: Runs in eval mode, and comes back in the modes it was in.
         folder: Where the pictures go, as `DATASET_IMAGE.jpg`, numbered where names are equal;
             older ones of that name are replaced.
@@ -115,8 +118,7 @@ def write_pictures(
     mapper = DatasetMapper(cfg, is_train=False)
     drawn: list[tuple[str, ImageRecord]] = []
     for name in cfg.DATASETS.TEST:
-        records = get_test_records(cfg, name)
-        drawn += [(name, r) for r in records[:: max(len(records) // limit, 1)][:limit]]
+        drawn += [(name, record) for record in _spread(get_test_records(cfg, name), limit)]
     # `a.jpg` beside `a.png`, or images of one name in two folders, are two pictures.
     files = distinct_names(
         f"{file_stem(name)}_{Path(r['file_name']).stem}.jpg" for name, r in drawn
@@ -129,9 +131,16 @@ def write_pictures(
             MetadataCatalog.get(name),
             min_score,
             cfg.INPUT.MAX_IMAGE_PIXELS,
+            show_labels=cfg.VIS_LABELS,
         )
         picture.save(path)
     return written
+
+
+def _spread(records: Sequence[ImageRecord], limit: int) -> list[ImageRecord]:
+    """Return at most `limit` records, evenly spaced."""
+    count = min(limit, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
 
 
 def _predict(
@@ -153,6 +162,8 @@ def draw_truth_and_prediction(
     metadata: Any = None,
     score_threshold: float = 0.5,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    *,
+    show_labels: bool = True,
 ) -> VisImage:
     """Draw the ground truth of an image on the left, and a model's output on the right.
 
@@ -163,16 +174,17 @@ def draw_truth_and_prediction(
         metadata: Names and colors of the classes.
         score_threshold: Instances below it are not drawn.
         max_image_pixels: As `max_pixels` in `read_image`, of image and ground truth.
+        show_labels: Whether names and scores are written.
     """
     rgb = read_image(record["file_name"], "RGB", max_pixels=max_image_pixels)
     scale = readable_scale(rgb.shape[:2])
     # SEGMENTATION: a color per class, so that the two sides can be compared.
-    visualizer = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION)
-    truth = visualizer.draw_dataset_dict(_comparable(record, output), max_image_pixels)
-    prediction = Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION).draw_output(
-        output, score_threshold
+    left, right = (
+        Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION, show_labels=show_labels)
+        for _ in range(2)
     )
-    return side_by_side(truth, prediction)
+    truth = left.draw_dataset_dict(_comparable(record, output), max_image_pixels)
+    return side_by_side(truth, right.draw_output(output, score_threshold))
 
 
 def _comparable(record: ImageRecord, output: ModelOutput) -> ImageRecord:

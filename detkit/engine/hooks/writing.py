@@ -76,9 +76,10 @@ class PeriodicWriter(PeriodicHook):
             writer.write()
 
     def after_train(self) -> None:
-        # Hooks that ran before may have put results; and a writer that fails must not keep the
-        # others open.
-        call_all(call for writer in self._writers for call in (writer.write, writer.close))
+        # Hooks that ran before may have put results; lines of the console are of whole steps, and
+        # have been written. A writer that fails must not keep the others open.
+        late = [w.write for w in self._writers if not isinstance(w, CommonMetricPrinter)]
+        call_all([*late, *(writer.close for writer in self._writers)])
 
 
 class SkippedImages(HookBase):

@@ -22,6 +22,7 @@ from detkit.structures import ModelInput, ModelOutput
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image_size, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.logger import shown_if_short
 from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -173,9 +174,9 @@ class CityscapesEvaluator(DatasetEvaluator):
             self._dataset_name,
             metrics_table(metrics),
         )
-        logger.info(
-            "per class on %s:\n%s", self._dataset_name, per_class_table(metrics, self.class_prefix)
-        )
+        text = per_class_table(metrics, self.class_prefix)
+        shown = shown_if_short(len(self._class_names))
+        logger.info("per class on %s:\n%s", self._dataset_name, text, extra=shown)
         return results
 
     def _compare(self, frame: str, output: ModelOutput) -> Any:

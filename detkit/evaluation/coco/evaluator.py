@@ -39,7 +39,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
-from detkit.utils.logger import FILE_ONLY, MAX_CLASSES
+from detkit.utils.logger import FILE_ONLY, shown_if_short
 
 logger = logging.getLogger(__name__)
 
@@ -222,14 +222,13 @@ class COCOEvaluator(DatasetEvaluator):
         self._warn_of_crowded_images(task)
         scores = score_detections(truth, detections, protocol, task)
         metrics = coco_metrics(scores, truth.class_names, protocol.named_thresholds)
-        is_short = len(truth.class_names) <= MAX_CLASSES
         for kind, text, shown in (
             ("average precision of %s", metrics_table(metrics), None),
             ("average recall of %s", metrics_table(coco_recalls(scores)), FILE_ONLY),
             (
                 "average precision of %s per class",
                 per_class_table(metrics),
-                None if is_short else FILE_ONLY,
+                shown_if_short(len(truth.class_names)),
             ),
         ):
             what = kind % NOUNS[task]

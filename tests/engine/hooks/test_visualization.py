@@ -322,3 +322,12 @@ def test_pictures_of_a_model_on_given_proposals(cfg, tmp_path: Path) -> None:
     cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     with pytest.raises(ValueError, match="there is none for 'shapes_val'"):
         write_pictures(cfg, OneBox(0.9), tmp_path / "pictures")
+
+
+def test_names_and_scores_may_be_left_out(cfg, tmp_path: Path) -> None:
+    drawn = {}
+    for shown in (True, False):
+        cfg.VIS_LABELS = shown
+        (path,) = write_pictures(cfg, OneBox(0.9), tmp_path / str(shown), limit=1)
+        drawn[shown] = np.asarray(Image.open(path))
+    assert (drawn[True] != drawn[False]).any()

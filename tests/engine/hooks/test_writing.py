@@ -182,3 +182,15 @@ def test_evaluation_skips_nothing(tiny_cfg, tmp_path):
     (tmp_path / "data" / "images" / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 of 6 images .*tiny_val.*0\.png is empty"):
         DefaultTrainer(tiny_cfg)
+
+
+def test_step_that_fails_has_no_line_of_metrics(caplog):
+    def fail(trainer):
+        raise ValueError("no such thing")
+
+    trainer = LossTrainer()
+    writing = hooks.PeriodicWriter([CommonMetricPrinter(9)], period=2)
+    trainer.register_hooks([hooks.CallbackHook(before_step=fail), writing])
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="no such thing"):
+        trainer.train(0, 9)
+    assert not any(message.startswith("iter: ") for message in caplog.messages)
