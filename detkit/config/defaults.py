@@ -12,8 +12,6 @@ from detkit.config.cfg_node import CfgNode, KeySpec, KeyTable
 
 _TABLE = KeyTable()
 
-_ROTATED = "rotated boxes are not supported"
-
 
 def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
     """Declare a key. `spec`: see `KeySpec`."""
@@ -207,8 +205,8 @@ _key("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]],
      "Square roots of anchor areas in pixels: one list per level, or one list for all levels.")
 _key("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]],
      "Height / width, per level or for all levels.")
-_key("MODEL.ANCHOR_GENERATOR.ANGLES", [[-90, 0, 90]], "Degrees, for rotated anchors.",
-     unread=_ROTATED)
+_key("MODEL.ANCHOR_GENERATOR.ANGLES", [[-90, 0, 90]],
+     "Degrees counter-clockwise of RotatedAnchorGenerator, per level or for all levels.")
 _key("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0,
      "Offset of the anchor centres in units of the stride, in [0, 1).",
      minimum=0)
@@ -230,7 +228,8 @@ _key("MODEL.RPN.IOU_LABELS", [0, -1, 1],
      "0 background, -1 ignored, 1 object, below, between and above the thresholds.")
 _key("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 256, "Anchors sampled per image.", minimum=1)
 _key("MODEL.RPN.POSITIVE_FRACTION", 0.5, "Largest fraction of positives in the sample.", minimum=0)
-_key("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0), "Factors on (dx, dy, dw, dh).")
+_key("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0),
+     "Factors on (dx, dy, dw, dh); RRPN has a fifth, on the angle in radians.")
 _key("MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the box deltas.", choices=_BOX_LOSSES)
 _key("MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_rpn_loc, besides LOSS_WEIGHT.",
      minimum=0)
@@ -275,7 +274,8 @@ _key("MODEL.ROI_BOX_HEAD.NAME", "", "Registered name of the box head.",
 _key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1", "Loss of the boxes.",
      choices=_BOX_LOSSES)
 _key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 1.0, "Factor on loss_box_reg.", minimum=0)
-_key("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0), "Factors on (dx, dy, dw, dh).")
+_key("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0),
+     "Factors on (dx, dy, dw, dh); RROIHeads have a fifth, on the angle in radians.")
 _key("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.0,
      "Where smooth L1 turns from square to line; 0 is L1.",
      minimum=0)
@@ -284,7 +284,8 @@ _key("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0,
      "Sampling points per cell and axis; 0 adapts it to the size of the region.",
      minimum=0)
 _key("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2",
-     "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not.",
+     "ROIAlignV2 shifts by half a pixel (aligned), ROIAlign does not. RROIHeads need"
+     " ROIAlignRotated.",
      choices=_POOLERS)
 _key("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "Fully connected layers.", minimum=0,
      unless=_RES5_HEADS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms as _torchvision_batched_nms
 
-from detkit.structures import pairwise_iou_rotated
+from detkit.structures import matched_pairwise_iou_rotated, pairwise_iou_rotated
 from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
@@ -57,7 +57,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 # Boxes that are compared with all lower-scored ones at a time.
-_NMS_BLOCK = 512
+_NMS_BLOCK = 256
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -83,7 +83,7 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     # block suppresses is not compared again.
     while len(left) > 0:
         block, left = left[:_NMS_BLOCK], left[_NMS_BLOCK:]
-        overlaps = pairwise_iou_rotated(boxes[block], boxes[block]) > iou_threshold
+        overlaps = _overlaps(boxes[block], boxes[block], iou_threshold)
         # Which of a block stay depends on one after the other: on the host, a copy per block.
         rows = overlaps.triu(diagonal=1).cpu().numpy()
         is_kept = np.ones(len(rows), dtype=bool)
@@ -92,8 +92,12 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
                 is_kept &= ~row
         block = block[torch.from_numpy(is_kept).to(boxes.device)]
         kept.append(block)
-        left = left[~(pairwise_iou_rotated(boxes[block], boxes[left]) > iou_threshold).any(dim=0)]
+        left = left[~_overlaps(boxes[block], boxes[left], iou_threshold).any(dim=0)]
     return torch.cat(kept)
+
+
+def _overlaps(boxes1: Tensor, boxes2: Tensor, iou_threshold: float) -> Tensor:
+    return pairwise_iou_rotated(boxes1, boxes2, above=iou_threshold) > iou_threshold
 
 
 def batched_nms_rotated(
@@ -169,7 +173,7 @@ def suppress(
     """Suppress overlapping detections of one image.
 
     Args:
-        boxes: (N, 4) XYXY.
+        boxes: (N, 4) XYXY, or (N, 5) XYWHA.
         scores: (N,), positive and above `min_score`.
         classes: (N,) int64.
         iou_threshold: IoU above which (linear: from which on) a better box suppresses. A gaussian
@@ -184,7 +188,8 @@ def suppress(
     """
     groups = torch.zeros_like(classes) if nms.class_agnostic else classes
     if nms.method == "hard" or len(boxes) == 0:
-        keep = batched_nms(boxes, scores, groups, iou_threshold)
+        hard = batched_nms if boxes.shape[1] == 4 else batched_nms_rotated
+        keep = hard(boxes, scores, groups, iou_threshold)
         keep = keep[:topk] if topk >= 0 else keep
         return keep, scores[keep]
     # All groups at once: in every round each picks the best box it has left, and lowers the others.
@@ -201,7 +206,8 @@ def suppress(
         best_score, best = left.max(dim=1)
         picked.append(index.gather(1, best[:, None])[:, 0])
         picked_scores.append(best_score)
-        iou = _iou_with_one(boxes_of, boxes_of.gather(1, best[:, None, None].expand(-1, 1, 4)))
+        best_boxes = boxes_of.take_along_dim(best[:, None, None], dim=1)
+        iou = _iou_with_one(boxes_of, best_boxes)
         if nms.method == "gaussian":
             decay = torch.exp(-(iou**2) / nms.sigma)
         else:
@@ -228,7 +234,10 @@ def _group_table(groups: Tensor) -> Tensor:
 
 
 def _iou_with_one(boxes: Tensor, one: Tensor) -> Tensor:
-    """Return (G, M) IoU of the boxes (G, M, 4) of each group with one box (G, 1, 4)."""
+    """Return (G, M) IoU of the boxes (G, M, 4 or 5) of each group with one box (G, 1, 4 or 5)."""
+    if boxes.shape[2] == 5:
+        pairs = boxes.flatten(0, 1), one.expand_as(boxes).flatten(0, 1)
+        return matched_pairwise_iou_rotated(*pairs).view(boxes.shape[:2])
     top_left = torch.maximum(boxes[..., :2], one[..., :2])
     bottom_right = torch.minimum(boxes[..., 2:], one[..., 2:])
     shared = (bottom_right - top_left).clamp(min=0).prod(dim=2)

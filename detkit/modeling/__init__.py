@@ -4,6 +4,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
+    RotatedAnchorGenerator,
     TorchvisionAnchorGenerator,
     build_anchor_generator,
 )
@@ -21,7 +22,11 @@ from detkit.modeling.backbone import (
     follow_backbone_pixels,
     make_stage,
 )
-from detkit.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
+from detkit.modeling.box_regression import (
+    Box2BoxTransform,
+    Box2BoxTransformLinear,
+    Box2BoxTransformRotated,
+)
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch import (
     FCOS,
@@ -45,7 +50,9 @@ from detkit.modeling.poolers import ROIPooler
 from detkit.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detkit.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
+    RPN,
     RPN_HEAD_REGISTRY,
+    RRPN,
     build_proposal_generator,
     build_rpn_head,
 )
@@ -62,6 +69,7 @@ from detkit.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     Res5ROIHeads,
     ROIHeads,
+    RROIHeads,
     StandardROIHeads,
     build_box_head,
     build_keypoint_head,
@@ -81,13 +89,16 @@ __all__ = [
     "ROI_HEADS_REGISTRY",
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
+    "RPN",
     "RPN_HEAD_REGISTRY",
+    "RRPN",
     "SEM_SEG_HEADS_REGISTRY",
     "Backbone",
     "BaseKeypointRCNNHead",
     "BaseMaskRCNNHead",
     "Box2BoxTransform",
     "Box2BoxTransformLinear",
+    "Box2BoxTransformRotated",
     "CascadeROIHeads",
     "DatasetMapperTTA",
     "DefaultAnchorGenerator",
@@ -105,10 +116,12 @@ __all__ = [
     "ProposalNetwork",
     "ROIHeads",
     "ROIPooler",
+    "RROIHeads",
     "Res5ROIHeads",
     "ResNet",
     "RetinaNet",
     "RetinaNetHead",
+    "RotatedAnchorGenerator",
     "SemSegFPNHead",
     "SemanticSegmentor",
     "ShapeSpec",

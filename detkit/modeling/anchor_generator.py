@@ -3,7 +3,7 @@
 Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.1; one size per pyramid level: Lin et al.
     2016, arXiv 1612.03144.
 
-Legend: L feature levels, A anchors per cell, H x W cells of a level.
+Legend: L feature levels, A anchors per cell, H x W cells of a level, B numbers per anchor.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
-from detkit.structures import Boxes
+from detkit.structures import Boxes, RotatedBoxes
 from detkit.utils.errors import ConfigError
 from detkit.utils.registry import Registry
 
@@ -42,6 +42,8 @@ class AnchorGenerator(nn.Module):
 
     box_dim: int = 4
     """Numbers that describe an anchor."""
+    box_class: type[Boxes] = Boxes
+    """What anchors are returned as."""
 
     @property
     def num_anchors(self) -> list[int]:
@@ -170,7 +172,7 @@ class DefaultAnchorGenerator(AnchorGenerator):
         # The latest last, in a new dict: threads that share the model may be reading the old one.
         others = [(other, cached[other]) for other in cached if other != key]
         self._cache = dict([*others[1 - _MAX_CACHED_SIZES :], (key, grids)])
-        return [Boxes(anchors) for anchors in grids]
+        return [self.box_class(anchors) for anchors in grids]
 
     def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         grids = []
@@ -202,10 +204,10 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
 def anchor_grid(
     cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float
 ) -> Tensor:
-    """Return (H * W * A, 4) anchors: those of a cell, shifted to every cell.
+    """Return (H * W * A, B) anchors: those of a cell, shifted to every cell.
 
     Args:
-        cell_anchors: (A, 4)
+        cell_anchors: (A, B): XYXY, or XYWHA of rotated ones.
         grid_size: (H, W)
         strides: Pixels from row to row, and from column to column.
         offset: Centre of the first anchor in units of the stride.
@@ -215,12 +217,15 @@ def anchor_grid(
     y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * strides[0]
     x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * strides[1]
     y, x = torch.meshgrid(y, x, indexing="ij")
-    shifts = torch.stack([x, y, x, y], dim=-1)
-    # (H, W, 1, 4) + (A, 4): anchors of a cell vary fastest, as in the head's channels-last output.
-    return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
+    is_upright = cell_anchors.shape[1] == 4
+    shifts = torch.stack([x, y, x, y] if is_upright else [x, y, *[torch.zeros_like(x)] * 3], dim=-1)
+    # (H, W, 1, B) + (A, B): anchors of a cell vary fastest, as in the head's channels-last output.
+    return (shifts[:, :, None] + cell_anchors).reshape(-1, cell_anchors.shape[1])
 
 
-def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[float]]:
+def _per_level(
+    values: Sequence[Any], num_levels: int, name: str, *, positive: bool = True
+) -> list[list[float]]:
     """Return one list of numbers per level, from an argument that may give one for all levels."""
     if values and not isinstance(values[0], Sequence):
         values = [values]
@@ -233,8 +238,9 @@ def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[f
             f" got {len(per_level)} lists: {values}"
         )
     for level in per_level:
-        if not level or not all(v > 0 for v in level):
-            raise ValueError(f"{name} must have positive numbers on every level, got {values}")
+        if not level or (positive and not all(v > 0 for v in level)):
+            kind = "positive numbers" if positive else "numbers"
+            raise ValueError(f"{name} must have {kind} on every level, got {values}")
     return per_level
 
 
@@ -286,3 +292,57 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
             strides = (height // size[0], width // size[1])
             grids.append(anchor_grid(cell_anchors, size, strides, self.offset))
         return grids
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class RotatedAnchorGenerator(DefaultAnchorGenerator):
+    """Places the same A rotated anchors, sizes times aspect ratios times angles, around every cell.
+
+    Angles vary fastest, then ratios, then sizes. A ratio is height / width before the anchor is
+    turned.
+
+    Source: Ma et al. 2017, arXiv 1703.01086, section III-C.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling import RotatedAnchorGenerator
+        >>> generator = RotatedAnchorGenerator(
+        ...     sizes=[[32.0]], aspect_ratios=[[1.0]], strides=[16], angles=[[0, 45]]
+        ... )
+        >>> (anchors,) = generator([torch.zeros(1, 256, 2, 3)])
+        >>> len(anchors), anchors.tensor[1].tolist()
+        (12, [8.0, 8.0, 32.0, 32.0, 45.0])
+    """
+
+    box_dim = 5
+    box_class = RotatedBoxes
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+        angles: Sequence[Sequence[float]] | Sequence[float],
+        offset: float = 0.5,
+    ) -> None:
+        """Lay out the anchors of one cell per level; arguments as in `DefaultAnchorGenerator`.
+
+        Args:
+            angles: In degrees, counter-clockwise: one list per level; a single list, or plain
+                numbers, serve all levels.
+        """
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+        angles = _per_level(angles, len(self.strides), "angles", positive=False)
+        for i, (upright, angles_i) in enumerate(zip(self.cell_anchors, angles, strict=True)):
+            anchors = upright.new_zeros(len(upright), len(angles_i), 5)
+            anchors[..., 2:4] = (upright[:, 2:] - upright[:, :2])[:, None]
+            anchors[..., 4] = upright.new_tensor(angles_i)
+            self.register_buffer(f"cell_anchors_{i}", anchors.flatten(0, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        """Map config keys to arguments."""
+        angles = cfg.MODEL.ANCHOR_GENERATOR.ANGLES
+        return {**super().from_config(cfg, input_shape), "angles": angles}

@@ -3,17 +3,18 @@
 Source: Girshick et al. 2013, arXiv 1311.2524, appendix C; the clamp on sizes is Detectron's.
 Distances to the sides: Tian et al. 2019, arXiv 1904.01355, section 3.1.
 
-Legend: N boxes, K deltas per box (classes, or 1), P foreground boxes.
+Legend: N boxes, K deltas per box (classes, or 1), P foreground boxes, B numbers per box.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from detkit.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
+from detkit.structures.rotated_boxes import normalized
 from detkit.utils.text import did_you_mean
 
 # Largest log of a change in size. Training starts with wild deltas, whose exp() would overflow.
@@ -47,20 +48,24 @@ class Box2BoxTransform:
         [[0.5, 0.25, 0.0, 0.0]]
     """
 
+    delta_names: ClassVar[tuple[str, ...]] = ("dx", "dy", "dw", "dh")
+
     def __init__(self, weights: Sequence[float], scale_clamp: float = DEFAULT_SCALE_CLAMP) -> None:
         """Set the scale of the deltas.
 
         Args:
-            weights: Factors on (dx, dy, dw, dh), which bring the targets of a loss to a variance
-                of about 1.
+            weights: Factors on the deltas, one for each of `delta_names`, which bring the targets
+                of a loss to a variance of about 1.
             scale_clamp: Upper limit of `dw` and `dh`, without weights, when deltas are applied.
 
         Raises:
-            ValueError: `weights` are not four positive numbers.
+            ValueError: `weights` are not as many positive numbers.
         """
-        if len(weights) != 4 or not all(w > 0 for w in weights):
+        if len(weights) != len(self.delta_names) or not all(w > 0 for w in weights):
+            count = {4: "four", 5: "five"}[len(self.delta_names)]
+            names = ", ".join(self.delta_names)
             raise ValueError(
-                f"weights must be four positive numbers for (dx, dy, dw, dh), got {weights}"
+                f"weights must be {count} positive numbers for ({names}), got {weights}"
             )
         self.weights = tuple(float(w) for w in weights)
         self.scale_clamp = scale_clamp
@@ -140,6 +145,74 @@ class Box2BoxTransformLinear:
         return torch.stack(sides, dim=2).flatten(1)
 
 
+class Box2BoxTransformRotated(Box2BoxTransform):
+    """Converts between rotated boxes XYWHA and deltas `(dx, dy, dw, dh, da)`.
+
+    The first four are those of `Box2BoxTransform`: the centre moves along the axes of the image,
+    not along the sides of the box. `da` is the change of the angle in radians.
+
+    Example:
+        >>> import torch
+        >>> from detkit.modeling import Box2BoxTransformRotated
+        >>> transform = Box2BoxTransformRotated(weights=(1.0, 1.0, 1.0, 1.0, 1.0))
+        >>> source = torch.tensor([[0.0, 0.0, 10.0, 20.0, 170.0]])
+        >>> target = torch.tensor([[5.0, 5.0, 10.0, 20.0, -100.0]])
+        >>> deltas = transform.get_deltas(source, target)
+        >>> [round(delta, 4) for delta in deltas[0].tolist()]
+        [0.5, 0.25, 0.0, 0.0, 1.5708]
+    """
+
+    delta_names = ("dx", "dy", "dw", "dh", "da")
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """Return the (N, 5) deltas that lead from one set of boxes, (N, 5), to another.
+
+        The angle changes by [-180, 180) degrees. Sides must be positive, which is not checked.
+        """
+        src_x, src_y, src_w, src_h, src_a = src_boxes.unbind(dim=1)
+        target_x, target_y, target_w, target_h, target_a = target_boxes.unbind(dim=1)
+        deltas = [
+            (target_x - src_x) / src_w,
+            (target_y - src_y) / src_h,
+            torch.log(target_w / src_w),
+            torch.log(target_h / src_h),
+            torch.deg2rad(normalized(target_a - src_a)),
+        ]
+        # Numbers, not a tensor of weights: on a GPU that would be a copy, and a wait, per call.
+        weighted = [w * delta for w, delta in zip(self.weights, deltas, strict=True)]
+        return torch.stack(weighted, dim=1)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Return the boxes that deltas lead to.
+
+        Args:
+            deltas: (N, 5 K). Those of class k are the columns 5 k to 5 k + 4.
+            boxes: (N, 5) to start from.
+
+        Returns:
+            (N, 5 K) float32, angles in [-180, 180).
+
+        Raises:
+            ValueError: The shapes do not fit.
+        """
+        if deltas.dim() != 2 or deltas.shape[1] % 5 or boxes.shape != (deltas.shape[0], 5):
+            raise ValueError(
+                f"need deltas (N, 5 K) and boxes (N, 5): got {tuple(deltas.shape)} and"
+                f" {tuple(boxes.shape)}"
+            )
+        x, y, width, height, angle = boxes.float()[:, None].unbind(dim=2)
+        columns = deltas.float().unflatten(1, (-1, 5)).unbind(dim=2)
+        dx, dy, dw, dh, da = (d / w for d, w in zip(columns, self.weights, strict=True))
+        moved = [
+            dx * width + x,
+            dy * height + y,
+            torch.exp(dw.clamp(max=self.scale_clamp)) * width,
+            torch.exp(dh.clamp(max=self.scale_clamp)) * height,
+            normalized(torch.rad2deg(da) + angle),
+        ]
+        return torch.stack(moved, dim=2).flatten(1)
+
+
 def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return width, height, and the x and y of the centre of (N, 4) boxes."""
     x1, y1, x2, y2 = boxes.unbind(dim=1)
@@ -153,17 +226,22 @@ BOX_LOSS_TYPES = ("smooth_l1", *_IOU_LOSSES)
 """Legal values of `box_reg_loss_type`."""
 
 
-def check_box_loss_type(loss_type: str) -> str:
+def check_box_loss_type(loss_type: str, transform: BoxTransform | None = None) -> str:
     """Return the loss type if it is known. Heads check it when they are built.
 
     Raises:
-        ValueError: It is not known.
+        ValueError: It is not known, or not defined on the boxes of the transform.
     """
     if loss_type not in BOX_LOSS_TYPES:
         hint = did_you_mean(loss_type, BOX_LOSS_TYPES)
         raise ValueError(
             f"box_reg_loss_type must be one of {', '.join(BOX_LOSS_TYPES)}, got"
             f" {loss_type!r}.{hint}"
+        )
+    if loss_type in _IOU_LOSSES and isinstance(transform, Box2BoxTransformRotated):
+        raise ValueError(
+            f"box_reg_loss_type of rotated boxes must be smooth_l1: {loss_type} compares upright"
+            " boxes"
         )
     return loss_type
 
@@ -180,9 +258,9 @@ def box_regression_loss(
     """Sum the loss of boxes that are predicted as deltas.
 
     Args:
-        pred_deltas: (P, 4). Float32 arithmetic whatever the dtype.
-        src_boxes: (P, 4) anchors or proposals that the deltas start from.
-        gt_boxes: (P, 4) boxes they should lead to.
+        pred_deltas: (P, B). Float32 arithmetic whatever the dtype.
+        src_boxes: (P, B) anchors or proposals that the deltas start from.
+        gt_boxes: (P, B) boxes they should lead to.
         transform: Encodes boxes as deltas.
         loss_type: `smooth_l1` compares deltas; `giou`, `diou` and `ciou` compare boxes.
         smooth_l1_beta: Where smooth L1 turns from quadratic to linear; 0 is L1.

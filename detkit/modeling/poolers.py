@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detkit.layers import ROIAlign
+from detkit.layers import ROIAlign, ROIAlignRotated
 from detkit.structures import Boxes
 from detkit.utils.text import did_you_mean
 
-_ALIGNED = {"ROIAlign": False, "ROIAlignV2": True}
+_POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIAlignRotated")
 
 
 def assign_boxes_to_levels(
@@ -44,7 +44,10 @@ def assign_boxes_to_levels(
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> Tensor:
-    """Return (R, 5) float32 rows of image index and box, for the boxes of all images in order."""
+    """Return (R, 5) float32 rows of image index and box, for the boxes of all images in order.
+
+    Of rotated boxes, (R, 6).
+    """
     boxes = torch.cat([boxes.tensor for boxes in box_lists])
     # Filled image by image from the lengths on the host: repeat_interleave would fetch them from
     # the device.
@@ -70,7 +73,8 @@ class ROIPooler(nn.Module):
             output_size: Side of the grid, or (height, width).
             scales: 1 / stride of each of the L features: falling powers of two without a gap.
             sampling_ratio: Samples per cell and axis; 0 takes about one per feature pixel.
-            pooler_type: `ROIAlignV2`, or `ROIAlign` without the half-pixel shift, as in Detectron.
+            pooler_type: `ROIAlignV2`, or `ROIAlign` without the half-pixel shift, as in Detectron;
+                `ROIAlignRotated` for rotated boxes.
             canonical_box_size: See `assign_boxes_to_levels`; 224 is ImageNet's crop.
             canonical_level: See `assign_boxes_to_levels`; 4 is the level of stride 16.
 
@@ -82,11 +86,10 @@ class ROIPooler(nn.Module):
         self.output_size = (
             (output_size, output_size) if isinstance(output_size, int) else output_size
         )
-        if pooler_type not in _ALIGNED:
-            hint = did_you_mean(pooler_type, _ALIGNED)
-            raise ValueError(
-                f"pooler_type must be one of {', '.join(_ALIGNED)}, got {pooler_type!r}.{hint}"
-            )
+        if pooler_type not in _POOLER_TYPES:
+            hint = did_you_mean(pooler_type, _POOLER_TYPES)
+            known = ", ".join(_POOLER_TYPES)
+            raise ValueError(f"pooler_type must be one of {known}, got {pooler_type!r}.{hint}")
         # A level is the log of its stride.
         levels = [-math.log2(scale) for scale in scales]
         self.min_level = round(levels[0]) if levels else 0
@@ -101,9 +104,12 @@ class ROIPooler(nn.Module):
         self.canonical_level = canonical_level
         self.level_poolers = nn.ModuleList()
         for scale in scales:
-            self.level_poolers.append(
-                ROIAlign(self.output_size, scale, sampling_ratio, _ALIGNED[pooler_type])
-            )
+            if pooler_type == "ROIAlignRotated":
+                pooler = ROIAlignRotated(self.output_size, scale, sampling_ratio)
+            else:
+                aligned = pooler_type == "ROIAlignV2"
+                pooler = ROIAlign(self.output_size, scale, sampling_ratio, aligned)
+            self.level_poolers.append(pooler)
 
     def forward(self, x: Sequence[Tensor], box_lists: Sequence[Boxes]) -> Tensor:
         """Pool the regions of all images.

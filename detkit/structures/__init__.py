@@ -33,6 +33,7 @@ from detkit.structures.records import (
 )
 from detkit.structures.rotated_boxes import (
     RotatedBoxes,
+    matched_pairwise_iou_rotated,
     pairwise_iou_rotated,
     rotated_box_corners,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "bitmask_to_rle",
     "heatmaps_to_keypoints",
     "matched_pairwise_iou",
+    "matched_pairwise_iou_rotated",
     "pairwise_intersection",
     "pairwise_ioa",
     "pairwise_iou",

@@ -11,6 +11,7 @@ from tests.helpers import (
     slow_batched_nms,
     slow_soft_nms,
 )
+from tests.structures.test_rotated_boxes import as_rotated
 
 LINEAR, GAUSSIAN = NMSMethod("linear"), NMSMethod("gaussian", sigma=0.3)
 
@@ -213,3 +214,12 @@ def test_rotated_shapes_that_do_not_match_are_an_error(suppress_rotated):
     idxs = [torch.zeros(3).long()] if suppress_rotated is batched_nms_rotated else []
     with pytest.raises(ValueError, match=r"need boxes \(N, 5\)"):
         suppress_rotated(torch.zeros(3, 4), torch.zeros(3), *idxs, 0.5)
+
+
+@pytest.mark.parametrize("nms", [NMSMethod(), LINEAR, GAUSSIAN], ids=["hard", "linear", "gaussian"])
+def test_candidates_at_angle_0_are_suppressed_as_upright_ones(nms):
+    boxes, scores, classes = candidates(60)
+    expected, expected_scores = suppress(boxes, scores, classes, 0.3, nms, min_score=0.1)
+    kept, kept_scores = suppress(as_rotated(boxes), scores, classes, 0.3, nms, min_score=0.1)
+    assert torch.equal(kept, expected)
+    torch.testing.assert_close(kept_scores, expected_scores, atol=1e-4, rtol=1e-4)

@@ -12,10 +12,12 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
+    RotatedAnchorGenerator,
     anchor_grid,
     build_anchor_generator,
     generate_cell_anchors,
 )
+from detkit.structures import RotatedBoxes
 from tests.helpers import slow_anchors
 
 
@@ -227,3 +229,37 @@ def test_anchors_are_torchvisions(sizes, strides, image_size):
     )
     assert torch.equal(torch.cat([boxes.tensor for boxes in ours(features)]), wanted[0])
     assert ours.num_anchors == [3 * len(sizes_i) for sizes_i in sizes]
+
+
+def test_rotated_anchors_are_sizes_times_ratios_times_angles():
+    cfg = get_cfg()
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.25, 1]]
+    cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [0, 45]
+    generator = build_anchor_generator(cfg, [ShapeSpec(stride=4)])
+    assert generator.num_anchors == [8]
+    assert generator.box_dim == 5
+    (anchors,) = generator([feature(1, 2)])
+    assert type(anchors) is RotatedBoxes
+    cell = [[64, 16, 0], [64, 16, 45], [32, 32, 0], [32, 32, 45]]
+    cell += [[128, 32, 0], [128, 32, 45], [64, 64, 0], [64, 64, 45]]
+    expected = [[x, 0, *anchor] for x in (0, 4) for anchor in cell]
+    torch.testing.assert_close(anchors.tensor, torch.tensor(expected).float())
+
+
+def test_rotated_anchors_around_an_upright_one_are_that_anchor():
+    settings = {"sizes": [[16], [40]], "aspect_ratios": [[0.5, 3.0]], "strides": (4, 8)}
+    upright = make(**settings, offset=0.5)([feature(3, 4), feature(2, 2)])
+    generator = RotatedAnchorGenerator(**settings, offset=0.5, angles=[[0], [-180]])
+    for boxes, rotated in zip(upright, generator([feature(3, 4), feature(2, 2)]), strict=True):
+        torch.testing.assert_close(rotated.upright().tensor, boxes.tensor)
+
+
+def test_angles_of_another_number_of_levels_are_an_error():
+    with pytest.raises(
+        ValueError, match="angles must be one list for all, or one for each of the 2"
+    ):
+        RotatedAnchorGenerator(
+            sizes=[[16]], aspect_ratios=[[1.0]], strides=(4, 8), angles=[[0], [1], [2]]
+        )

@@ -9,9 +9,11 @@ from detkit.modeling.box_regression import (
     BOX_LOSS_TYPES,
     Box2BoxTransform,
     Box2BoxTransformLinear,
+    Box2BoxTransformRotated,
     box_regression_loss,
     check_box_loss_type,
 )
+from tests.helpers import random_rotated_boxes
 
 
 def random_boxes(num, seed):
@@ -197,3 +199,53 @@ def test_unknown_type_names_the_legal_ones():
         ValueError, match="box_reg_loss_type must be one of smooth_l1, giou.*Did you mean 'giou'"
     ):
         check_box_loss_type("gIoU")
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_rotated_apply_inverts_get(num_classes):
+    transform = Box2BoxTransformRotated((5, 5, 10, 10, 2))
+    source, target = random_rotated_boxes(20), random_rotated_boxes(20, seed=1)
+    deltas = transform.get_deltas(source, target)
+    assert (deltas[:, 4].abs() <= 2 * math.pi + 1e-5).all()
+    found = transform.apply_deltas(deltas.repeat(1, num_classes), source)
+    expected = target.repeat(1, num_classes)
+    # Angles are the same up to whole turns.
+    turns = (found - expected)[:, 4::5] / 360
+    torch.testing.assert_close(turns, turns.round(), atol=1e-5, rtol=0)
+    assert ((found[:, 4::5] >= -180) & (found[:, 4::5] < 180)).all()
+    found[:, 4::5] = expected[:, 4::5]
+    torch.testing.assert_close(found, expected)
+
+
+def test_rotated_deltas_of_upright_boxes_are_those_of_boxes():
+    source, target = random_boxes(20, 0), random_boxes(20, 1)
+    as_rotated = [
+        torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2], torch.zeros(20, 1)], dim=1)
+        for b in (source, target)
+    ]
+    deltas = Box2BoxTransformRotated((10, 10, 5, 5, 1)).get_deltas(*as_rotated)
+    expected = Box2BoxTransform((10, 10, 5, 5)).get_deltas(source, target)
+    torch.testing.assert_close(deltas[:, :4], expected)
+    assert not deltas[:, 4].any()
+
+
+def test_rotated_wild_sizes_are_limited():
+    transform = Box2BoxTransformRotated((1, 1, 1, 1, 1))
+    found = transform.apply_deltas(
+        torch.tensor([[0.0, 0, 1e4, 1e4, 0]]), torch.tensor([[5.0, 5, 16, 16, 30]])
+    )
+    torch.testing.assert_close(found, torch.tensor([[5.0, 5, 1000, 1000, 30]]))
+
+
+def test_rotated_weights_and_shapes_that_do_not_fit_are_errors():
+    with pytest.raises(ValueError, match=r"weights must be five positive numbers for \(dx, dy, dw"):
+        Box2BoxTransformRotated((1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"deltas \(N, 5 K\) and boxes \(N, 5\): got \(2, 4\)"):
+        Box2BoxTransformRotated((1,) * 5).apply_deltas(torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+def test_losses_of_upright_boxes_are_refused_for_rotated_ones():
+    transform = Box2BoxTransformRotated((1,) * 5)
+    assert check_box_loss_type("smooth_l1", transform) == "smooth_l1"
+    with pytest.raises(ValueError, match="rotated boxes must be smooth_l1: giou compares upright"):
+        check_box_loss_type("giou", transform)

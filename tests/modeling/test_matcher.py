@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from detkit.modeling.matcher import Matcher
-from detkit.structures import Boxes, pairwise_iou
-from tests.helpers import slow_match
+from detkit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from tests.helpers import random_rotated_boxes, slow_match
 
 
 def random_quality(num_gt, num_pred, seed):
@@ -95,6 +95,17 @@ def test_boxes_matched_in_groups_are_matched_as_at_once(num_gt, max_pairs, low_q
     expected_matches, expected_labels = matcher(pairwise_iou(truth, boxes))
     assert matches.tolist() == expected_matches.tolist()
     assert labels.tolist() == expected_labels.tolist()
+
+
+@pytest.mark.parametrize("max_pairs", [1, 1000])
+def test_rotated_boxes_are_matched_by_their_own_overlap(max_pairs):
+    matcher = Matcher([0.2, 0.4], [0, -1, 1], allow_low_quality_matches=True)
+    truth, boxes = RotatedBoxes(random_rotated_boxes(6)), RotatedBoxes(random_rotated_boxes(30, 80))
+    matches, labels = matcher.match_boxes(truth, boxes, max_pairs=max_pairs)
+    expected_matches, expected_labels = matcher(pairwise_iou_rotated(truth.tensor, boxes.tensor))
+    assert matches.tolist() == expected_matches.tolist()
+    assert labels.tolist() == expected_labels.tolist()
+    assert 0 < (labels == 1).sum() < 30
 
 
 _CROWD = """

@@ -9,7 +9,8 @@ from detkit.modeling.poolers import (
     assign_boxes_to_levels,
     convert_boxes_to_pooler_format,
 )
-from detkit.structures import Boxes
+from detkit.structures import Boxes, RotatedBoxes
+from tests.structures.test_rotated_boxes import as_rotated
 
 
 def boxes_of_side(*sides):
@@ -112,3 +113,15 @@ def test_unknown_type_offers_a_near_miss():
         match="pooler_type must be one of ROIAlign, ROIAlignV2.*Did you mean 'ROIAlignV2'",
     ):
         make(pooler_type="RoIAlignV2")
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("scales", [(1 / 16,), (1 / 4, 1 / 8, 1 / 16, 1 / 32)], ids=["one", "four"])
+def test_rotated_regions_at_angle_0_are_pooled_as_upright_ones(scales, sampling_ratio):
+    x = pyramid(strides=[round(1 / scale) for scale in scales])
+    box_lists = [boxes_of_side(300, 20, 150), boxes_of_side(), boxes_of_side(460)]
+    x = [torch.cat([x_l, x_l[:1]]) for x_l in x]
+    rotated = [RotatedBoxes(as_rotated(boxes.tensor)) for boxes in box_lists]
+    found = make(scales, pooler_type="ROIAlignRotated", sampling_ratio=sampling_ratio)(x, rotated)
+    expected = make(scales, sampling_ratio=sampling_ratio)(x, box_lists)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

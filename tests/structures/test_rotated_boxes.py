@@ -222,6 +222,17 @@ def test_iou_of_upright_coordinates_is_an_error():
         pairwise_iou_rotated(torch.zeros(2, 5), torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+def test_iou_above_a_threshold_is_the_same_there(threshold):
+    boxes1, boxes2 = random_rotated_boxes(60), random_rotated_boxes(60, seed=1)
+    boxes2[:30] = boxes1[:30] + torch.rand(30, 5, generator=torch.Generator().manual_seed(0))
+    whole = pairwise_iou_rotated(boxes1, boxes2)
+    found = pairwise_iou_rotated(boxes1, boxes2, above=threshold)
+    assert torch.equal(found.where(whole > threshold, 0), whole.where(whole > threshold, 0))
+    assert (whole > threshold).any()
+    assert threshold == 0 or (found == 0).sum() > (whole == 0).sum()
+
+
 def test_iou_in_small_steps_is_the_same(monkeypatch):
     boxes1, boxes2 = random_rotated_boxes(30), random_rotated_boxes(20, seed=1)
     whole = pairwise_iou_rotated(boxes1, boxes2)

@@ -38,10 +38,10 @@ def build_proposal_generator(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) ->
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if name == "PrecomputedProposals":
         return None
-    if name == "RPN" and cfg.MODEL.LOAD_PROPOSALS:
+    if name in ("RPN", "RRPN") and cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(
-            "MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is RPN, which finds"
-            " its own: set that to PrecomputedProposals"
+            f"MODEL.LOAD_PROPOSALS is True, but MODEL.PROPOSAL_GENERATOR.NAME is {name}, which"
+            " finds its own: set that to PrecomputedProposals"
         )
     return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.layers import batched_nms, nonzero_tuple
-from detkit.structures import Boxes, Instances
+from detkit.layers import batched_nms, batched_nms_rotated, nonzero_tuple
+from detkit.structures import Boxes, Instances, RotatedBoxes
 
 # The logit of a probability of 1 - 1e-10: ground truth ranks above every predicted proposal.
 _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
@@ -39,6 +39,7 @@ def find_top_rpn_proposals(
     post_nms_topk: int,
     min_box_size: float,
     training: bool,
+    box_class: type[Boxes] = Boxes,
 ) -> list[Instances]:
     """Clip candidates to the image, drop small ones, and suppress overlaps level by level.
 
@@ -46,7 +47,7 @@ def find_top_rpn_proposals(
     `top_indices_per_level` does it, so that only the picked ones need to be decoded.
 
     Args:
-        boxes: (N, K, 4) float32.
+        boxes: (N, K, 4) float32; (N, K, 5) if they are rotated.
         logits: (N, K) float32.
         level_ids: (K,) level of each candidate; a box suppresses boxes of its level only.
         image_sizes: N times (height, width).
@@ -54,6 +55,7 @@ def find_top_rpn_proposals(
         post_nms_topk: At most this many proposals per image.
         min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
         training: Whether numbers that are not finite raise an error. In inference they are dropped.
+        box_class: What boxes are: `Boxes` or `RotatedBoxes`.
 
     Returns:
         N Instances with `proposal_boxes` and `objectness_logits`, best first.
@@ -69,22 +71,23 @@ def find_top_rpn_proposals(
             " SOLVER.BASE_LR too high for the batch, too few SOLVER.WARMUP_ITERS, or weights that"
             " do not belong to this model."
         )
+    nms = batched_nms_rotated if issubclass(box_class, RotatedBoxes) else batched_nms
     proposals: list[Instances] = []
     for boxes_i, logits_i, finite_i, size_i in zip(
         boxes, logits, is_finite, image_sizes, strict=True
     ):
-        clipped = Boxes(boxes_i)
+        clipped = box_class(boxes_i)
         clipped.clip(size_i)
         # Indices, found once: a mask would be searched, and waited for, at each of the three
         # selections.
         (valid,) = nonzero_tuple(finite_i & clipped.nonempty(threshold=min_box_size))
         valid_boxes, valid_logits = clipped.tensor[valid], logits_i[valid]
-        keep = batched_nms(valid_boxes, valid_logits, level_ids[valid], nms_thresh)
+        keep = nms(valid_boxes, valid_logits, level_ids[valid], nms_thresh)
         keep = keep[:post_nms_topk]
         proposals.append(
             Instances(
                 size_i,
-                proposal_boxes=Boxes(valid_boxes[keep]),
+                proposal_boxes=box_class(valid_boxes[keep]),
                 objectness_logits=valid_logits[keep],
             )
         )

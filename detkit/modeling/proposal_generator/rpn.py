@@ -3,13 +3,14 @@
 Source: Ren et al. 2015, arXiv 1506.01497; on a pyramid: Lin et al. 2016, arXiv 1612.03144,
     section 4.1.
 
-Legend: N images, C channels, L levels of H x W cells, A anchors per cell, B numbers per box (4),
-R_l = H_l * W_l * A anchors of level l, R anchors of all levels, M objects in one image.
+Legend: N images, C channels, L levels of H x W cells, A anchors per cell, B numbers per box (4; 5
+if rotated), R_l = H_l * W_l * A anchors of level l, R anchors of all levels, M objects in one
+image.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,8 @@ class StandardRPNHead(nn.Module):
 class RPN(nn.Module):
     """Scores and refines the anchors of every level, and returns the best as proposals."""
 
+    transform_class: ClassVar[type[Box2BoxTransform]] = Box2BoxTransform
+
     @configurable
     def __init__(
         self,
@@ -192,7 +195,7 @@ class RPN(nn.Module):
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
         self.loss_weight = loss_weight
-        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
+        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type, box2box_transform)
         self.smooth_l1_beta = smooth_l1_beta
 
     @classmethod
@@ -209,7 +212,7 @@ class RPN(nn.Module):
             "anchor_matcher": Matcher(
                 rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
             ),
-            "box2box_transform": Box2BoxTransform(weights=rpn.BBOX_REG_WEIGHTS),
+            "box2box_transform": cls.transform_class(weights=rpn.BBOX_REG_WEIGHTS),
             "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": rpn.POSITIVE_FRACTION,
             "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
@@ -272,9 +275,9 @@ class RPN(nn.Module):
 
         Returns:
             Per image (R,) int8 labels: 1 foreground, 0 background, -1 not used.
-            Per image (R, 4) boxes matched with the anchors; they mean something for label 1 only.
+            Per image (R, B) boxes matched with the anchors; they mean something for label 1 only.
         """
-        all_anchors = Boxes.cat(list(anchors))
+        all_anchors = type(anchors[0]).cat(list(anchors))
         labels: list[Tensor] = []
         matched_boxes: list[Tensor] = []
         for gt_i in gt_instances:
@@ -336,7 +339,7 @@ class RPN(nn.Module):
         )
         loss_loc = box_regression_loss(
             cat(list(pred_anchor_deltas), dim=1)[positive],
-            Boxes.cat(list(anchors)).tensor[positive[1]],
+            type(anchors[0]).cat(list(anchors)).tensor[positive[1]],
             torch.stack(list(gt_boxes))[positive],
             transform=self.box2box_transform,
             loss_type=self.box_reg_loss_type,
@@ -393,4 +396,5 @@ class RPN(nn.Module):
             post_nms_topk=self.post_nms_topk[self.training],
             min_box_size=self.min_box_size,
             training=self.training,
+            box_class=type(anchors[0]),
         )

@@ -24,6 +24,7 @@ from detkit.modeling.roi_heads.roi_heads import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
+from detkit.modeling.roi_heads.rotated_fast_rcnn import RotatedFastRCNNOutputLayers, RROIHeads
 from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
     "KRCNNConvDeconvUpsampleHead",
     "MaskRCNNConvUpsampleHead",
     "ROIHeads",
+    "RROIHeads",
     "Res5ROIHeads",
+    "RotatedFastRCNNOutputLayers",
     "StandardROIHeads",
     "build_box_head",
     "build_keypoint_head",

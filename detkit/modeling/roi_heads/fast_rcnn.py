@@ -3,12 +3,12 @@
 Source: Girshick 2015, arXiv 1504.08083.
 
 Legend: N images, R regions over the batch, R_i regions of image i, K classes, F features per
-    region, D candidates above the threshold.
+    region, D candidates above the threshold, B numbers per box (4; 5 of rotated boxes).
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,17 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import NMSMethod, ShapeSpec, cat, cross_entropy, nonzero_tuple
 from detkit.modeling.box_regression import (
     Box2BoxTransform,
+    Box2BoxTransformRotated,
     box_regression_loss,
     check_box_loss_type,
 )
 from detkit.modeling.detection_filter import DetectionFilter, nms_method
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
 
 Predictions: TypeAlias = tuple[Tensor, Tensor]
-"""Class logits (R, K + 1), background last, and deltas (R, 4 K) or (R, 4)."""
+"""Class logits (R, K + 1), background last, and deltas (R, B K) or (R, B)."""
 
 # With a sigmoid per class, nearly all answers are no: starting from a probability of 0.01 keeps the
 # first losses small. Source: Lin et al. 2017, arXiv 1708.02002, section 3.3.
@@ -38,6 +39,7 @@ class FastRCNNOutputLayers(nn.Module):
     """A linear layer for the classes and one for the deltas, with their losses and inference."""
 
     fed_loss_cls_weights: Tensor | None
+    transform_class: ClassVar[type[Box2BoxTransform]] = Box2BoxTransform
 
     @configurable
     def __init__(
@@ -83,12 +85,15 @@ class FastRCNNOutputLayers(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.box2box_transform = box2box_transform
+        is_rotated = isinstance(box2box_transform, Box2BoxTransformRotated)
+        self.box_class = RotatedBoxes if is_rotated else Boxes
+        self.box_dim = self.box_class.box_dim
         self.test_score_thresh = test_score_thresh
         self.test_nms_thresh = test_nms_thresh
         self.test_topk_per_image = test_topk_per_image
         self.test_nms = test_nms
         self.smooth_l1_beta = smooth_l1_beta
-        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type)
+        self.box_reg_loss_type = check_box_loss_type(box_reg_loss_type, box2box_transform)
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
         self.loss_weight = loss_weight
@@ -105,7 +110,8 @@ class FastRCNNOutputLayers(nn.Module):
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         in_features = (channels or 1) * (height or 1) * (width or 1)
         self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, 4 if cls_agnostic_bbox_reg else 4 * num_classes)
+        num_boxes = 1 if cls_agnostic_bbox_reg else num_classes
+        self.bbox_pred = nn.Linear(in_features, num_boxes * self.box_dim)
         # The standard deviations of section 2.3.
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
@@ -128,7 +134,7 @@ class FastRCNNOutputLayers(nn.Module):
             weights = [count**head.FED_LOSS_FREQ_WEIGHT_POWER for count in counts]
         return {
             "input_shape": input_shape,
-            "box2box_transform": Box2BoxTransform(weights=head.BBOX_REG_WEIGHTS),
+            "box2box_transform": cls.transform_class(weights=head.BBOX_REG_WEIGHTS),
             "num_classes": heads.NUM_CLASSES,
             "test_score_thresh": heads.SCORE_THRESH_TEST,
             "test_nms_thresh": heads.NMS_THRESH_TEST,
@@ -196,10 +202,11 @@ class FastRCNNOutputLayers(nn.Module):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
             dim=0,
         )
-        if deltas.shape[1] == 4:
+        if deltas.shape[1] == self.box_dim:
             deltas = deltas[foreground]
         else:
-            deltas = deltas.unflatten(1, (self.num_classes, 4))[foreground, gt_classes[foreground]]
+            deltas = deltas.unflatten(1, (self.num_classes, self.box_dim))
+            deltas = deltas[foreground, gt_classes[foreground]]
         loss = box_regression_loss(
             deltas,
             proposal_boxes[foreground],
@@ -235,12 +242,13 @@ class FastRCNNOutputLayers(nn.Module):
             self.test_nms_thresh,
             self.test_topk_per_image,
             self.test_nms,
+            self.box_class,
         )
 
     def predict_boxes(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> list[Tensor]:
-        """Return, per image, (R_i, 4 K) boxes, or (R_i, 4) where classes share them. Float32."""
+        """Return, per image, (R_i, B K) boxes, or (R_i, B) where classes share them. Float32."""
         if not proposals:
             return []
         # All images at once: a few large operations instead of many small ones.
@@ -251,18 +259,19 @@ class FastRCNNOutputLayers(nn.Module):
     def predict_boxes_for_gt_classes(
         self, predictions: Predictions, proposals: Sequence[Instances]
     ) -> list[Tensor]:
-        """Return, per image, the (R_i, 4) boxes predicted for the `gt_classes` of the proposals.
+        """Return, per image, the (R_i, B) boxes predicted for the `gt_classes` of the proposals.
 
         Background has no box; its regions get that of the last class.
         """
         boxes = self.predict_boxes(predictions, proposals)
-        if predictions[1].shape[1] == 4:
+        if predictions[1].shape[1] == self.box_dim:
             return boxes
         chosen = []
         for boxes_i, proposals_i in zip(boxes, proposals, strict=True):
             classes_i = proposals_i.gt_classes.clamp(0, self.num_classes - 1)
             rows_i = torch.arange(len(classes_i), device=classes_i.device)
-            chosen.append(boxes_i.unflatten(1, (self.num_classes, 4))[rows_i, classes_i])
+            boxes_i = boxes_i.unflatten(1, (self.num_classes, self.box_dim))
+            chosen.append(boxes_i[rows_i, classes_i])
         return chosen
 
     def predict_probs(
@@ -296,17 +305,19 @@ def fast_rcnn_inference(
     nms_thresh: float,
     topk_per_image: int,
     nms: NMSMethod = NMSMethod(),
+    box_class: type[Boxes] = Boxes,
 ) -> tuple[list[Instances], list[Tensor]]:
     """Return the detections of every image.
 
     Args:
-        boxes: Per image (R_i, 4 K), or (R_i, 4) for boxes that all classes share.
+        boxes: Per image (R_i, B K), or (R_i, B) for boxes that all classes share.
         scores: Per image (R_i, K + 1) in [0, 1], the last column background.
         image_shapes: N times (height, width).
         score_thresh: See `DetectionFilter`.
         nms_thresh: Likewise.
         topk_per_image: Likewise.
         nms: Likewise.
+        box_class: What boxes are: `Boxes` or `RotatedBoxes`.
 
     Returns:
         Per image Instances with `pred_boxes`, `scores` and `pred_classes`, best first.
@@ -325,7 +336,7 @@ def fast_rcnn_inference(
     regions: list[Tensor] = []
     for boxes_i, scores_i, shape_i in zip(boxes, scores, image_shapes, strict=True):
         instances_i, regions_i = fast_rcnn_inference_single_image(
-            boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms
+            boxes_i, scores_i, shape_i, score_thresh, nms_thresh, topk_per_image, nms, box_class
         )
         instances.append(instances_i)
         regions.append(regions_i)
@@ -340,6 +351,7 @@ def fast_rcnn_inference_single_image(
     nms_thresh: float,
     topk_per_image: int,
     nms: NMSMethod = NMSMethod(),
+    box_class: type[Boxes] = Boxes,
 ) -> tuple[Instances, Tensor]:
     """Return the detections of one image; see `fast_rcnn_inference`."""
     # A region with a number that is not finite is left out as a whole: its other numbers mean
@@ -350,15 +362,15 @@ def fast_rcnn_inference_single_image(
     # leaves a few hundred.
     regions, classes = nonzero_tuple((scores > score_thresh) & is_finite[:, None])
     scores = scores[regions, classes]
-    boxes = boxes.unflatten(1, (-1, 4))
+    boxes = boxes.unflatten(1, (-1, box_class.box_dim))
     box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
-    candidates = Boxes(boxes[regions, box_classes])
+    candidates = box_class(boxes[regions, box_classes])
     candidates.clip(image_shape)
     detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
     keep, scores = detection_filter(candidates.tensor, scores, classes)
     instances = Instances(
         image_shape,
-        pred_boxes=Boxes(candidates.tensor[keep]),
+        pred_boxes=candidates[keep],
         scores=scores,
         pred_classes=classes[keep],
     )

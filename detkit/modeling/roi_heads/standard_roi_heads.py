@@ -233,7 +233,7 @@ class StandardROIHeads(ROIHeads):
             with torch.no_grad():
                 boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
             for boxes_i, proposals_i in zip(boxes, proposals, strict=True):
-                proposals_i.proposal_boxes = Boxes(boxes_i)
+                proposals_i.proposal_boxes = type(proposals_i.proposal_boxes)(boxes_i)
         return losses
 
     def predict_boxes(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:

@@ -301,7 +301,7 @@ def test_unknown_pooler_names_the_legal_ones():
     cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
     with pytest.raises(
         ValueError,
-        match="pooler_type must be one of ROIAlign, ROIAlignV2, got 'ROIPool'.*HEAD.POOLER_TYPE",
+        match="pooler_type must be one of ROIAlign, ROIAlignV2, ROIAlignRotated, got 'ROIPool'.*HEAD.POOLER_TYPE",
     ):
         build_roi_heads(cfg, SHAPES)
 
