@@ -32,6 +32,8 @@ _FOREIGN_BACKBONES = (
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
 )
 _RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
 _AUGMENTATIONS = ("INPUT.AUGMENTATIONS",)
@@ -184,6 +186,53 @@ _key("MODEL.TIMM.PRETRAINED", False,
 _key("MODEL.TIMM.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
 _key("MODEL.TIMM.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 
+_key("MODEL.VIT.PATCH_SIZE", 16,
+     "detkit: side of a patch in pixels, for build_vit_fpn_backbone. Dosovitskiy et al. 2020, arXiv"
+     " 2010.11929; Li et al. 2022, arXiv 2203.16527. Defaults are ViT-B of ViTDet.",
+     minimum=1)
+_key("MODEL.VIT.EMBED_DIM", 768, "detkit: channels: 768 in ViT-B, 1024 in -L, 1280 in -H.",
+     minimum=1)
+_key("MODEL.VIT.DEPTH", 12, "detkit: blocks: 12 in ViT-B, 24 in -L, 32 in -H.", minimum=1)
+_key("MODEL.VIT.NUM_HEADS", 12, "detkit: heads of the attention: 12 in ViT-B, 16 in -L and -H.",
+     minimum=1)
+_key("MODEL.VIT.MLP_RATIO", 4.0, "detkit: hidden channels of the MLPs, in EMBED_DIM.", minimum=0)
+_key("MODEL.VIT.QKV_BIAS", True, "detkit: a bias of queries, keys and values.")
+_DROP_PATH = (
+    "detkit: probability to drop the branches of the last block in training, less before it."
+)
+_key("MODEL.VIT.DROP_PATH_RATE", 0.1, _DROP_PATH, minimum=0)
+_key("MODEL.VIT.WINDOW_SIZE", 14,
+     "detkit: side of the attention's windows, in patches; 0 attends globally in all blocks.",
+     minimum=0)
+_key("MODEL.VIT.GLOBAL_BLOCKS", [2, 5, 8, 11],
+     "detkit: blocks that attend globally, from 0; the others within windows.",
+     minimum=0, needs=("MODEL.VIT.WINDOW_SIZE",))
+_key("MODEL.VIT.RESIDUAL_BLOCKS", [],
+     "detkit: blocks that are followed by a bottleneck of convolutions.",
+     minimum=0)
+_key("MODEL.VIT.ABSOLUTE_POSITIONS", True, "detkit: add learnt positions to the patches.")
+_key("MODEL.VIT.RELATIVE_POSITIONS", True,
+     "detkit: decomposed relative positions in the attention. Li et al. 2021, arXiv 2112.01526.")
+_key("MODEL.VIT.IMAGE_SIZE", 1024,
+     "detkit: side of the images, in pixels, that the relative positions of global blocks are for;"
+     " they are interpolated for others.",
+     minimum=1, needs=("MODEL.VIT.RELATIVE_POSITIONS",))
+_key("MODEL.VIT.PRETRAIN_IMAGE_SIZE", 224,
+     "detkit: side of the images that the absolute positions are for; they are interpolated.",
+     minimum=1, needs=("MODEL.VIT.ABSOLUTE_POSITIONS",))
+_key("MODEL.VIT.PRETRAIN_CLS_TOKEN", True,
+     "detkit: whether the absolute positions have a row for a class token, which is not used.",
+     needs=("MODEL.VIT.ABSOLUTE_POSITIONS",))
+_CHECKPOINT = (
+    "detkit: activation checkpointing of each block: less memory, more time, the same gradients."
+)
+_key("MODEL.VIT.CHECKPOINT", False, _CHECKPOINT)
+_TRAINED_BLOCKS = (
+    "detkit: train the last blocks only, this many; 0 freezes the whole transformer, -1 trains all"
+    " of it. Frozen parts take no memory for gradients. In place of BACKBONE.FREEZE_AT."
+)
+_key("MODEL.VIT.TRAINED_BLOCKS", -1, _TRAINED_BLOCKS, minimum=-1)
+
 _key("MODEL.FPN.IN_FEATURES", [],
      "Backbone stages that the pyramid merges, finest first. Lin et al. 2016, arXiv 1612.03144.")
 _key("MODEL.FPN.OUT_CHANNELS", 256, "Channels of every level.", minimum=1)
@@ -194,6 +243,14 @@ _key("MODEL.FPN.P6_FROM", "C5",
      choices=("C5", "P5"))
 _key("MODEL.FPN.FUSE_TYPE", "sum", "How a level is merged with the one above: sum or mean.",
      choices=("sum", "avg"))
+
+_key("MODEL.FPN.SQUARE_PAD", 0,
+     "detkit: pad images to a square of this side, in pixels; 0 pads to the largest of a batch.",
+     minimum=0)
+_key("MODEL.FPN.SCALE_FACTORS", [4.0, 2.0, 1.0, 0.5],
+     "detkit: sizes of the levels of a plain transformer's pyramid, relative to its map. Li et al."
+     " 2022, arXiv 2203.16527.",
+     minimum=0, needs=("MODEL.BACKBONE.NAME", "build_vit_fpn_backbone"))
 
 _key("MODEL.CUSTOM", {}, "detkit: keys for parts of your own; their values are not checked.",
      unread="for code of your own")
@@ -563,6 +620,9 @@ _key("SOLVER.FREEZE", [],
 _key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", minimum=0)
 _key("SOLVER.WEIGHT_DECAY_BIAS", None, "Weight decay of biases; None uses WEIGHT_DECAY.",
      minimum=0)
+_key("SOLVER.WEIGHT_DECAY_OVERRIDES", [],
+     "detkit: pairs [last part of a parameter's name, weight decay], such as [['pos_embed', 0.0]];"
+     " they override the other weight decays.")
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
 _key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0,
      unless=("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from detkit.checkpoint import HasInitialWeights, LoadReport
-from detkit.layers import FrozenBatchNorm2d
+from detkit.layers import FrozenBatchNorm2d, LayerNorm2d
 from detkit.layers.norm import SyncBatchNorm2d, stays_in_eval_mode
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,6 @@ def _norm_kind(module: nn.Module) -> str:
         return f"{'SyncBN' if is_synchronized else 'BN'} {mode}"
     if isinstance(module, nn.GroupNorm):
         return "GN"
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | LayerNorm2d):
         return "LN"
     return type(module).__name__ if "Norm" in type(module).__name__ else ""

@@ -24,19 +24,22 @@ class CheckpointedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of the last module."""
-        if not torch.is_grad_enabled():
-            return super().forward(input)
         for module in self:
-
-            def contexts(
-                module: nn.Module = module,
-            ) -> tuple[AbstractContextManager, AbstractContextManager]:
-                return nullcontext(), _copied_statistics(module)
-
-            output = checkpoint(module, input, use_reentrant=False, context_fn=contexts)
-            assert isinstance(output, Tensor)
-            input = output
+            input = checkpointed(module, input)
         return input
+
+
+def checkpointed(module: nn.Module, input: Tensor) -> Tensor:
+    """Return the output of a module that keeps only its input for the backward pass."""
+    if not torch.is_grad_enabled():
+        return module(input)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _copied_statistics(module)
+
+    output = checkpoint(module, input, use_reentrant=False, context_fn=contexts)
+    assert isinstance(output, Tensor)
+    return output
 
 
 @contextmanager

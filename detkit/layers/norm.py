@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -115,15 +116,28 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel, (N, C, H, W) to the same."""
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel, (N, C, H, W) to the same.
+
+    Not an `nn.LayerNorm`: in Detectron2, weight decay treats its weight and bias like those of
+    other layers (`SOLVER.WEIGHT_DECAY_NORM` does not apply), and the recipes of ViTDet count on it.
+    """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
-        super().__init__(num_channels, eps=eps)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.eps = eps
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        channels = self.weight.shape
+        x = F.layer_norm(x.permute(0, 2, 3, 1), channels, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Show channels and epsilon."""
+        return f"{len(self.weight)}, eps={self.eps}"
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -44,6 +44,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         # Includes BIAS_LR_FACTOR: the argument `bias_lr_factor` would replace the other factors on
         # biases instead of multiplying them.
         lr_factor_func=lr_factor_func(cfg, model),
+        overrides=_weight_decay_overrides(solver.WEIGHT_DECAY_OVERRIDES, model),
     )
     if solver.OPTIMIZER == "SGD":
         # torch has these checks too, but its messages do not name the keys.
@@ -71,6 +72,26 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
             weight_decay=solver.WEIGHT_DECAY,
         )
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _weight_decay_overrides(pairs: Any, model: nn.Module) -> dict[str, dict[str, float]]:
+    """Return the overrides of `get_default_optimizer_params` for SOLVER.WEIGHT_DECAY_OVERRIDES."""
+    known = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    overrides = {}
+    for index, pair in enumerate(pairs):
+        where = f"SOLVER.WEIGHT_DECAY_OVERRIDES[{index}]"
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ConfigError(
+                f"{where} must be a pair [last part of a name, weight decay]: got {pair!r}"
+            )
+        name, decay = pair
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise ConfigError(f"{where}: no parameter of the model is called {name!r}.{hint}")
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not decay >= 0:
+            raise ConfigError(f"{where}: the weight decay must be at least 0, got {decay!r}")
+        overrides[name] = {"weight_decay": float(decay)}
+    return overrides
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer:

@@ -71,7 +71,6 @@ def test_equal_settings_make_one_group():
     "norm",
     [
         pytest.param(nn.SyncBatchNorm(4), id="sync"),
-        pytest.param(LayerNorm2d(4), id="layer, over channels"),
         pytest.param(nn.GroupNorm(2, 4), id="group"),
         pytest.param(nn.LayerNorm(4), id="layer"),
         pytest.param(nn.InstanceNorm2d(4, affine=True), id="instance"),
@@ -81,6 +80,14 @@ def test_equal_settings_make_one_group():
 def test_norm_types_are_recognised(norm):
     groups = get_default_optimizer_params(norm, weight_decay=1.0, weight_decay_norm=0.0)
     assert [g["weight_decay"] for g in groups] == [0.0]
+
+
+def test_layer_norm_over_channels_decays_as_other_layers_do():
+    # As in Detectron2, whose LN is not among its norm types: ViTDet's heads and pyramid.
+    groups = get_default_optimizer_params(
+        LayerNorm2d(4), weight_decay=1.0, weight_decay_norm=0.0
+    )
+    assert [g["weight_decay"] for g in groups] == [1.0]
 
 
 def test_frozen_parameters_are_left_out():

@@ -41,6 +41,13 @@ from detkit.modeling.backbone.torchvision_backbone import (
     build_torchvision_backbone,
     build_torchvision_fpn_backbone,
 )
+from detkit.modeling.backbone.transformer import (
+    SimpleFeaturePyramid,
+    ViT,
+    build_simple_pyramid,
+    build_vit_backbone,
+    build_vit_fpn_backbone,
+)
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -55,8 +62,10 @@ __all__ = [
     "LastLevelP6P7",
     "PixelSettings",
     "ResNet",
+    "SimpleFeaturePyramid",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "ViT",
     "build_backbone",
     "build_fpn",
     "build_resnet_backbone",
@@ -65,10 +74,13 @@ __all__ = [
     "build_retinanet_resnet_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
     "build_retinanet_torchvision_fpn_backbone",
+    "build_simple_pyramid",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_torchvision_backbone",
     "build_torchvision_fpn_backbone",
+    "build_vit_backbone",
+    "build_vit_fpn_backbone",
     "follow_backbone_pixels",
     "made_for_pixels",
     "make_configured_stage",

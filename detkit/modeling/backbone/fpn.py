@@ -231,7 +231,15 @@ def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
 def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     fpn = cfg.MODEL.FPN
     try:
-        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+        return FPN(
+            bottom_up,
+            fpn.IN_FEATURES,
+            fpn.OUT_CHANNELS,
+            fpn.NORM,
+            top_block,
+            fpn.FUSE_TYPE,
+            fpn.SQUARE_PAD,
+        )
     except ValueError as error:
         raise ConfigError(f"MODEL.FPN: {error}") from error
 
