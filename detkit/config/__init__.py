@@ -7,7 +7,7 @@ from detkit.config.architectures import (
     find_architecture,
     score_threshold_keys,
 )
-from detkit.config.cfg_node import EPOCHS, CfgNode, ConfigKeyError
+from detkit.config.cfg_node import EPOCHS, SHARE, CfgNode, ConfigKeyError
 from detkit.config.configurable import configurable
 from detkit.config.defaults import (
     default_trainer_settings,
@@ -21,6 +21,7 @@ from detkit.config.user_modules import import_user_modules
 __all__ = [
     "BRANCHES",
     "EPOCHS",
+    "SHARE",
     "Architecture",
     "CfgNode",
     "ConfigKeyError",

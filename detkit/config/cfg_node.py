@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 EPOCHS = re.compile(r"(\d+\.?\d*|\.\d+)ep")
 """A number of passes over the training data, such as `2ep`."""
+SHARE = re.compile(r"(\d+\.?\d*|\.\d+)%")
+"""A part of the run, such as `0.5%`."""
 
 _SCALARS = (int, float, str, bool, type(None))
 # A list whose quotes the shell has taken: [console,json].
@@ -79,6 +81,7 @@ class KeySpec:
         choices: The legal values; None allows any.
         minimum: Smallest legal number, or element of a list.
         in_epochs: Whether the number may be given in epochs, as `2ep`.
+        in_shares: Whether it may also be a share of the run, as `0.5%`.
         needs: (key, value, ...): only read if that key has one of the values; (key,): only read if
             that key is neither empty nor False.
         unless: (key, value, ...): not read if that key has one of the values.
@@ -92,6 +95,7 @@ class KeySpec:
     choices: tuple[Any, ...] | None = None
     minimum: float | None = None
     in_epochs: bool = False
+    in_shares: bool = False
     needs: tuple[Any, ...] = ()
     unless: tuple[Any, ...] = ()
     path_fields: tuple[str, ...] = ()
@@ -247,6 +251,8 @@ class CfgNode(_YacsNode):
         spec: KeySpec | None = self.__dict__["_table"].get(full_key)
         if spec is not None and spec.in_epochs:
             if isinstance(value, str) and EPOCHS.fullmatch(value):
+                return value
+            if isinstance(value, str) and spec.in_shares and SHARE.fullmatch(value):
                 return value
             present = spec.default  # the present value may be in epochs, a string
         value = coerce(decode(value, present), present, f"{where}{full_key}")

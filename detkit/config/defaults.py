@@ -626,14 +626,17 @@ _key("SOLVER.WEIGHT_DECAY_OVERRIDES", [],
 _key("SOLVER.BIAS_LR_FACTOR", 1.0, "Factor on the learning rate of biases.", minimum=0)
 _key("SOLVER.GAMMA", 0.1, "Factor on the learning rate at each of STEPS.", minimum=0,
      unless=("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"))
-_key("SOLVER.STEPS", (30000,), "Iterations at which the learning rate decreases.",
-     minimum=0, in_epochs=True, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"))
+_key("SOLVER.STEPS", (30000,),
+     "Iterations at which the learning rate decreases; '60%' is a share of the run.",
+     minimum=0, in_epochs=True, in_shares=True,
+     needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"))
 _key("SOLVER.NUM_DECAYS", 3, "Number of decays of WarmupStepWithFixedGammaLR.",
      minimum=1, needs=("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"))
 _key("SOLVER.WARMUP_FACTOR", 1.0 / 1000, "Fraction of the learning rate at the first iteration.",
      minimum=0)
-_key("SOLVER.WARMUP_ITERS", 1000, "Iterations until the full learning rate.",
-     minimum=0, in_epochs=True)
+_key("SOLVER.WARMUP_ITERS", 1000,
+     "Iterations until the full learning rate; '0.5%' is a share of the run.",
+     minimum=0, in_epochs=True, in_shares=True)
 _key("SOLVER.WARMUP_METHOD", "linear", "Schedule of the warm-up.", choices=("linear", "constant"))
 _key("SOLVER.RESCALE_INTERVAL", False,
      "Rescale the schedule to the iterations after the warm-up.")

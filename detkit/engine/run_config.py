@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from detkit.config import EPOCHS, CfgNode, import_user_modules
+from detkit.config import EPOCHS, SHARE, CfgNode, import_user_modules
 from detkit.data import count_images_per_class, register_declared_datasets
 from detkit.modeling import follow_backbone_pixels
 from detkit.utils import comm
@@ -198,7 +198,8 @@ def _epochs_to_iterations(cfg: CfgNode, loader: Iterable[Any]) -> None:
     rounded up to whole iterations.
     """
     lengths = [cfg.get_by_full_key(key) for key in _PERIODS] + list(cfg.SOLVER.STEPS)
-    if not cfg.SOLVER.MAX_EPOCH and not any(isinstance(length, str) for length in lengths):
+    in_epochs = [length for length in lengths if isinstance(length, str) and "%" not in length]
+    if not cfg.SOLVER.MAX_EPOCH and not in_epochs:
         return  # the number of images, which not all data have, is not needed
     num_images = _images_per_epoch(loader)
     if num_images is None:
@@ -208,7 +209,9 @@ def _epochs_to_iterations(cfg: CfgNode, loader: Iterable[Any]) -> None:
         )
     batch = _batch(cfg)
 
-    def count(length: int | str, key: str) -> int:
+    def count(length: int | str, key: str) -> int | str:
+        if isinstance(length, str) and SHARE.fullmatch(length):
+            return length  # of any number of iterations: see `build_lr_scheduler`
         return iterations_of(length, key, num_images=num_images, batch=batch)
 
     for key in _PERIODS:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD, AdamW, Optimizer
 
-from detkit.config import CfgNode
+from detkit.config import SHARE, CfgNode
 from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
 from detkit.solver.param_groups import get_default_optimizer_params, lr_factor_func
 from detkit.utils.errors import ConfigError
@@ -148,27 +148,39 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
     _require_choice(solver.WARMUP_METHOD, ("linear", "constant"), "SOLVER.WARMUP_METHOD")
     if max_iter < 1:
         raise ConfigError(f"SOLVER.MAX_ITER must be at least 1, got {max_iter}")
-    if solver.WARMUP_ITERS < 0:
+    warmup_iters = _iterations(solver.WARMUP_ITERS, max_iter, "SOLVER.WARMUP_ITERS")
+    if warmup_iters < 0:
         raise ConfigError(f"SOLVER.WARMUP_ITERS must be at least 0, got {solver.WARMUP_ITERS}")
-    if max_iter < solver.WARMUP_ITERS:
+    if max_iter < warmup_iters:
         logger.warning(
             "SOLVER.WARMUP_ITERS=%d is longer than training: it is shortened to SOLVER.MAX_ITER=%d",
-            solver.WARMUP_ITERS,
+            warmup_iters,
             max_iter,
         )
     # fvcore's schedulers work on progress in [0, 1], so the warm-up becomes a fraction of the run.
     multiplier = WarmupParamScheduler(
         _SCHEDULES[name](cfg),
         warmup_factor=solver.WARMUP_FACTOR,
-        warmup_length=min(solver.WARMUP_ITERS / max_iter, 1.0),
+        warmup_length=min(warmup_iters / max_iter, 1.0),
         warmup_method=solver.WARMUP_METHOD,
         rescale_interval=solver.RESCALE_INTERVAL,
     )
     return LRMultiplier(optimizer, multiplier, max_iter=max_iter)
 
 
+def _iterations(length: int | str, max_iter: int, key: str) -> float:
+    """Return a length in iterations; '0.5%' is a share of the run, not rounded."""
+    if not isinstance(length, str):
+        return length
+    match = SHARE.fullmatch(length)
+    if match is None:
+        raise ConfigError(f"{key} must be iterations, or a share such as '0.5%': got {length!r}")
+    return float(match[1]) / 100 * max_iter
+
+
 def _multi_step(cfg: CfgNode) -> ParamScheduler:
-    steps, max_iter = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    max_iter = cfg.SOLVER.MAX_ITER
+    steps = [round(_iterations(step, max_iter, "SOLVER.STEPS")) for step in cfg.SOLVER.STEPS]
     if any(step < 1 for step in steps) or any(a >= b for a, b in pairwise(steps)):
         raise ConfigError(f"SOLVER.STEPS must be positive and increasing, got {steps}")
     # fvcore refuses milestones after the end, which a short trial run of a long schedule has.

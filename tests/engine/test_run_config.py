@@ -146,6 +146,12 @@ def test_parts_of_epochs_are_exact_and_numbers_stay(epochs, iterations):
     assert iterations_of(epochs, "K", num_images=30, batch=1) == iterations
 
 
+def test_shares_need_no_number_of_images_and_stay(tiny_cfg):
+    tiny_cfg.merge_from_list(["SOLVER.STEPS", ["60%", 8], "SOLVER.WARMUP_ITERS", "0.5%"])
+    cfg, _ = run_config(tiny_cfg, lambda cfg: iter([]))
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (("60%", 8), "0.5%")
+
+
 @pytest.mark.parametrize("text", ["2", "ep", "2 ep", "-1ep", "2epochs"])
 def test_another_text_names_its_key(text):
     with pytest.raises(

@@ -6,6 +6,7 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.solver import build_lr_scheduler, build_optimizer, maybe_add_gradient_clipping
+from detkit.utils.errors import ConfigError
 
 
 def make_cfg(**solver):
@@ -48,6 +49,36 @@ def test_multi_step_falls_at_each_step():
 def test_warmup_precedes_multi_step():
     got = rates(make_cfg(STEPS=(6,), WARMUP_ITERS=4, WARMUP_FACTOR=0.2))
     assert got == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_shares_of_the_run():
+    shares = make_cfg(STEPS=("60%",), WARMUP_ITERS="40%", WARMUP_FACTOR=0.2)
+    assert rates(shares) == rates(make_cfg(STEPS=(6,), WARMUP_ITERS=4, WARMUP_FACTOR=0.2))
+
+
+def test_share_of_the_warmup_is_not_rounded():
+    got = rates(make_cfg(WARMUP_ITERS="25%", WARMUP_FACTOR=0.0), 3)
+    assert got == pytest.approx([0, 0.4, 0.8])
+
+
+@pytest.mark.parametrize("key", ["WARMUP_ITERS", "STEPS"])
+def test_other_texts_than_shares_are_refused(key):
+    value = ("half",) if key == "STEPS" else "half"
+    with pytest.raises(ConfigError, match=f"SOLVER.{key} must be iterations, or a share such as"):
+        rates(make_cfg(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["bias"], r"OVERRIDES\[0\] must be a pair"),
+        ([["bais", 0.0]], r"OVERRIDES\[0\]: no parameter of the model is called 'bais'.*bias"),
+        ([["bias", -1.0]], r"OVERRIDES\[0\]: the weight decay must be at least 0, got -1"),
+    ],
+)
+def test_wrong_weight_decay_override_is_named(pairs, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(make_cfg(WEIGHT_DECAY_OVERRIDES=pairs), nn.Linear(2, 2))
 
 
 def test_cosine_goes_from_base_to_end():

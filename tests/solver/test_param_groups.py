@@ -84,9 +84,7 @@ def test_norm_types_are_recognised(norm):
 
 def test_layer_norm_over_channels_decays_as_other_layers_do():
     # As in Detectron2, whose LN is not among its norm types: ViTDet's heads and pyramid.
-    groups = get_default_optimizer_params(
-        LayerNorm2d(4), weight_decay=1.0, weight_decay_norm=0.0
-    )
+    groups = get_default_optimizer_params(LayerNorm2d(4), weight_decay=1.0, weight_decay_norm=0.0)
     assert [g["weight_decay"] for g in groups] == [1.0]
 
 
