@@ -66,18 +66,21 @@ class LoadReport:
                 "re-initialised: " + _first(group_names(unloaded, [*self.matched, *unloaded]))
             )
         if self.mismatched:
-            shown = [
-                f"{name} {a} in the file, {b} in the model"
-                for name, (a, b) in self.mismatched.items()
-            ]
-            more = f", and {len(shown) - 4} more" if len(shown) > 4 else ""
-            parts.append("other shapes: " + "; ".join(shown[:4]) + more)
+            first, *others = self._other_shapes()
+            more = f", and {len(others)} more" if others else ""
+            parts.append(f"other shapes: {first}{more}")
         if self.unexpected:
             groups = group_names(
                 self.unexpected, [*self.matched, *self.mismatched, *self.unexpected]
             )
             parts.append("left over in the file: " + _first(groups))
         return "; ".join(parts)
+
+    def _other_shapes(self) -> list[str]:
+        return [
+            f"{name} {in_file} in the file, {in_model} in the model"
+            for name, (in_file, in_model) in self.mismatched.items()
+        ]
 
     def by_module(self) -> str:
         """Return a line per module of the model: `backbone.bottom_up  loaded 265/265 (100%)`."""
@@ -96,7 +99,7 @@ class LoadReport:
 
     def details(self) -> str:
         """Return `by_module`, and all names that did not match: for a file, not for a screen."""
-        lists = {"missing": self.missing, "other shape": self.mismatched}
+        lists = {"missing": self.missing, "other shape": self._other_shapes()}
         lists["left over in the file"] = self.unexpected
         lines = [f"{what}: {name}" for what, names in lists.items() for name in names]
         return "\n".join([self.by_module(), *lines])

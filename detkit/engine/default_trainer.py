@@ -68,6 +68,7 @@ from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventWriter, ProgressBar
 from detkit.utils.logger import FILE_ONLY, setup_logger
+from detkit.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +120,10 @@ class DefaultTrainer(SimpleTrainer):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
         logger.info(
-            "effective batch: %d images per iteration (%d x SOLVER.IMS_PER_BATCH=%d, on %d x %s)",
-            cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS,
+            "effective batch: %s per iteration (%d x SOLVER.IMS_PER_BATCH=%d, on %d x %s)",
+            counted(batch, "image", "images"),
             cfg.SOLVER.ACCUM_STEPS,
             cfg.SOLVER.IMS_PER_BATCH,
             comm.get_world_size(),

@@ -19,6 +19,7 @@ from detkit.data import count_images_per_class, register_declared_datasets
 from detkit.modeling import follow_backbone_pixels
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError
+from detkit.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,9 @@ def scaled_to_batch(cfg: CfgNode) -> CfgNode:
         cfg.SOLVER.BASE_LR_END *= batch / reference
         cfg.SOLVER.REFERENCE_BATCH = batch  # scaling again changes nothing
     logger.info(
-        "learning rate %g for %d images per iteration, scaled from SOLVER.REFERENCE_BATCH=%d",
+        "learning rate %g for %s per iteration, scaled from SOLVER.REFERENCE_BATCH=%d",
         cfg.SOLVER.BASE_LR,
-        batch,
+        counted(batch, "image", "images"),
         reference,
     )
     return cfg

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
+import sys
 import urllib.request
 import uuid
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from iopath.common.file_io import file_lock
+from tqdm import tqdm
 
 from detkit.utils.errors import ConfigError, UserError
 
@@ -103,8 +104,19 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
         with (
             contextlib.closing(opener.open(url, timeout=_TIMEOUT)) as answer,
             temporary.open("wb") as file,
+            tqdm(
+                total=int(answer.headers.get("Content-Length") or 0) or None,
+                file=sys.stdout,
+                disable=not sys.stdout.isatty(),
+                dynamic_ncols=True,
+                leave=False,
+                unit="B",
+                unit_scale=True,
+            ) as bar,
         ):
-            shutil.copyfileobj(answer, file, 1 << 20)
+            while part := answer.read(1 << 20):
+                file.write(part)
+                bar.update(len(part))
         size, announced = temporary.stat().st_size, answer.headers.get("Content-Length")
         if size == 0:
             raise DownloadError(f"{url} is empty")

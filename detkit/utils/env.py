@@ -68,7 +68,7 @@ def seed_all_rng(seed: int | None = None) -> int:
     """
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little")
-        logger.info("SEED is negative: using the random seed %d", seed)
+        logger.info("random seed of this run: %d (SEED repeats it)", seed)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"a seed (SEED) must lie in [0, 2**32), got {seed}")
     random.seed(seed)

@@ -503,7 +503,10 @@ class ProgressBar(EventWriter):
     """
 
     def __init__(self, max_iter: int) -> None:
-        self._bar = progress_bar(total=max_iter, unit="it")
+        self._max_iter = max_iter
+
+    def open(self) -> None:
+        self._bar = progress_bar(total=self._max_iter, unit="it")
 
     def write(self) -> None:
         # Set, not incremented: a resumed run starts in the middle.

@@ -181,6 +181,7 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
 def test_progress_bar_is_silent_when_output_is_no_terminal(capsys):
     with EventStorage(3):
         bar = ProgressBar(10)
+        bar.open()
         bar.write()
         bar.close()
     assert capsys.readouterr() == ("", "")
