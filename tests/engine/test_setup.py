@@ -174,7 +174,7 @@ class TestSetup:
     def test_negative_seed_is_drawn_and_logged(self, tiny_cfg):
         tiny_cfg.SEED = -1
         default_setup(tiny_cfg, ARGS)
-        assert "using the random seed" in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
+        assert "random seed of this run: " in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
 
     def test_setting_that_nothing_reads_is_named(self, tiny_cfg):
         tiny_cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[0]]
