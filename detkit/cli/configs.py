@@ -1,6 +1,8 @@
 """`detkit configs`: list the configs that come with detkit."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +53,11 @@ def run(args: argparse.Namespace) -> None:
     lines.append(
         "* has published weights: detkit predict --config-file NAME finds objects with them"
     )
-    # At once, so that `| head` ends it without an error.
-    print("\n".join(lines))
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        # Python writes the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _first_line(name: str) -> str:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
-from detkit.utils.logger import MAX_CLASSES, ONCE
+from detkit.utils.logger import FILE_ONLY, MAX_CLASSES, ONCE
 from detkit.utils.text import counted, printable
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ CROWDS_HINT = (
     " tools mark so because their masks are run lengths, set iscrowd to 0."
 )
 _SUSPICIOUS_SHARE = 0.2
+_NOTABLE_SHARE = 0.01
 
 
 @dataclass
@@ -93,14 +94,17 @@ def log_report(report: DataReport) -> None:
             report.num_crowd,
             CROWDS_HINT,
         )
-    if report.dropped_images:
+    num_dropped = report.dropped_images.total()
+    if num_dropped:
+        # The table counts them; where they are few, that is enough for a screen.
+        shown = ONCE if num_dropped >= _NOTABLE_SHARE * report.num_images else FILE_ONLY
         logger.warning(
             "%d of %s left out (see the table). Images of background teach what is no"
             " object: DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them, in keypoint models with"
             " MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0.",
-            report.dropped_images.total(),
+            num_dropped,
             counted(report.num_images, "image is", "images are"),
-            extra=ONCE,
+            extra=shown,
         )
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,14 @@ def test_configs_with_a_word_are_those_that_have_it(capsys: pytest.CaptureFixtur
     ]
     assert main(["configs", "own_dta"]) == 2
     assert "Did you mean 'own_data'" in capsys.readouterr().err
+
+
+def test_reader_of_the_list_may_stop_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["configs"]) == 0
 
 
 def test_config_explains_a_key_and_a_group(capsys: pytest.CaptureFixture[str]) -> None:

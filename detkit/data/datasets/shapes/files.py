@@ -16,6 +16,7 @@ smaller set is the beginning of a larger one.
 """
 
 import json
+import logging
 import os
 import tempfile
 import xml.etree.ElementTree as ET
@@ -36,6 +37,8 @@ from detkit.data.datasets.shapes.scene import (
 )
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 _STAMP_FILE = "shapes.json"
@@ -78,6 +81,7 @@ def generate_shapes(
             " missing or unreadable). Move them away, or name another folder in DETKIT_DATASETS."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("generating %d images in %s", num_train + num_val, folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workplace:
         made = Path(workplace) / "made"
         _write_data_set(made, stamp)
