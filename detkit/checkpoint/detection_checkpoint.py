@@ -20,7 +20,7 @@ from detkit.checkpoint.key_matching import (
 )
 from detkit.checkpoint.resume_file import newest_whole_checkpoint, remove_half_written
 from detkit.checkpoint.run_folder import LAST_CHECKPOINT, recorded_run
-from detkit.checkpoint.safe_load import CheckpointError, load_checkpoint_file
+from detkit.checkpoint.safe_load import CheckpointError, checked_weights, load_checkpoint_file
 from detkit.checkpoint.safe_save import atomic_write, loadable_metadata, save_checkpoint_file
 from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
@@ -193,14 +193,16 @@ class DetectionCheckpointer:
         checkpoint = self._load_file(path)
         weights = checkpoint.pop("model")
         if averaged:
-            if "ema" not in checkpoint:
+            ema = checkpoint.get("ema")
+            weights = ema.get("weights") if isinstance(ema, dict) else None
+            if not isinstance(weights, dict):
                 raise CheckpointError(
                     f"{path} has no averaged weights, which MODEL_EMA.USE_FOR_PREDICTION asks for:"
                     " only a run with MODEL_EMA.ENABLED saves them"
                 )
             logger.info("%s: taking the averaged weights", path)
-            weights = OrderedDict(checkpoint["ema"]["weights"])
-        by_suffix = bool(checkpoint.pop("matching_heuristics", False))
+            weights = OrderedDict(checked_weights(weights, path))
+        by_suffix = checkpoint.pop("matching_heuristics", False) is True
         class_names = self._load_model(weights, path, strict=strict, by_suffix=by_suffix)
         if class_names is not None:
             checkpoint.setdefault("metadata", {"thing_classes": class_names})

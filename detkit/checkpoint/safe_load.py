@@ -213,13 +213,13 @@ def _with_model_key(loaded: Any, path: str) -> dict[str, Any]:
     for key in _WEIGHT_KEYS:
         if isinstance(loaded.get(key), dict):
             rest = {name: value for name, value in loaded.items() if name != key}
-            return {**rest, "model": _checked_weights(loaded[key], path)}
+            return {**rest, "model": checked_weights(loaded[key], path)}
     if not any(isinstance(value, Tensor) for value in loaded.values()):
         keys = ", ".join(f"{key!r:.40}" for key in list(loaded)[:8])
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no weights, and no 'model' among its keys {keys}"
         )
-    return {"model": _checked_weights(loaded, path)}
+    return {"model": checked_weights(loaded, path)}
 
 
 def _usable_metadata(saved: Any, path: str) -> dict[str, Any]:
@@ -265,7 +265,12 @@ def _is_color(value: Any) -> bool:
     )
 
 
-def _checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
+def checked_weights(weights: dict[Any, Any], path: str) -> dict[str, Tensor]:
+    """Return the weights of a file if they are tensors by name, with their numbers stored.
+
+    Raises:
+        CheckpointError: They are not.
+    """
     if not weights:
         raise CheckpointError(f"{path} holds no weights: their dict is empty")
     for name, value in weights.items():

@@ -83,7 +83,7 @@ def convert(args: argparse.Namespace) -> int:
     weights = {unwrapped[name]: value for name, value in checkpoint["model"].items()}
     file_name = published_file_name(args.input)
     if model_state:
-        by_suffix = bool(checkpoint.get("matching_heuristics"))
+        by_suffix = checkpoint.get("matching_heuristics") is True
         translation = translate_for(weights, model_state, file_name, by_suffix=by_suffix)
     else:
         translation = translate_for_file(weights, file_name)

@@ -17,6 +17,7 @@ from detkit.utils.text import printable
 # torch's data loader raises an error of a worker process again, as the same type with one text: the
 # name of the worker, its traceback, and the message at the end.
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+_MAX_MESSAGE = 4000  # characters: a name or value in it may be of any length
 _INTERRUPTED = 128 + 2  # what a shell reports for a process that SIGINT ended
 
 
@@ -41,8 +42,11 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
     except (UserError, OSError) as error:
         if os.environ.get("DETKIT_TRACEBACK") == "1" or not is_written_for_users(error):
             raise
+        message = message_of(error)
+        if len(message) > _MAX_MESSAGE:
+            message = f"{message[: _MAX_MESSAGE // 2]} [...] {message[-_MAX_MESSAGE // 2 :]}"
         # What begins a line of its own is indented: it may be within a name.
-        message = printable(message_of(error), keep="\n\t").replace("\n", "\n  ")
+        message = printable(message, keep="\n\t").replace("\n", "\n  ")
         print(
             f"error: {message}\n(DETKIT_TRACEBACK=1 shows where it was raised)",
             file=sys.stderr,

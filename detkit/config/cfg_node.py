@@ -6,6 +6,7 @@ its merging, which reports neither file nor line and accepts any value of the ri
 
 import copy
 import logging
+import math
 import re
 from ast import literal_eval
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ SHARE = re.compile(r"(\d+\.?\d*|\.\d+)%")
 _SCALARS = (int, float, str, bool, type(None))
 # A list whose quotes the shell has taken: [console,json].
 _WORDS = re.compile(r"[\[(]\s*([A-Za-z_][\w./:-]*(?:\s*,\s*[A-Za-z_][\w./:-]*)*)\s*,?\s*[\])]")
+_MAX_LITERAL = 2**17  # characters, as of a word of a Linux command line; Python's parser is slow
 _TYPE_NAMES = {list: "a list", tuple: "a list", str: "a string", int: "an int"}
 
 
@@ -79,7 +81,7 @@ class KeySpec:
         default: Default value, which also defines the type.
         meaning: Description for users, in a sentence or two.
         choices: The legal values; None allows any.
-        minimum: Smallest legal number, or element of a list.
+        minimum: Smallest legal number, also in a list. All numbers must be finite.
         in_epochs: Whether the number may be given in epochs, as `2ep`.
         in_shares: Whether it may also be a share of the run, as `0.5%`.
         needs: (key, value, ...): only read if that key has one of the values; (key,): only read if
@@ -109,11 +111,21 @@ class KeySpec:
             if isinstance(value, str):
                 hint = did_you_mean(value, [c for c in self.choices if isinstance(c, str)])
             return f"must be one of {', '.join(map(repr, self.choices))}, got {value!r}.{hint}"
-        if self.minimum is not None:
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(n, int | float) and n < self.minimum for n in numbers):
+        for number in _numbers(value):
+            is_float = isinstance(number, float)
+            if not (math.isfinite(number) if is_float else number.bit_length() < 64):
+                return f"must be {'a finite number' if is_float else 'below 2**63'}, got {value!r}"
+            if self.minimum is not None and number < self.minimum:
                 return f"must be at least {self.minimum:g}, got {value!r}"
         return ""
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
 
 
 class KeyTable(dict[str, KeySpec]):
@@ -313,8 +325,14 @@ class CfgNode(_YacsNode):
 
 
 def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
-    # With groups: `MODELL` is close to `MODEL`, and not to any full key.
     known = list(root.keys_of_leaves())
+    if full_key in known:
+        nested = ": {".join(full_key.split("."))
+        return (
+            f"{where}{full_key} is a key of a group in a YAML file:"
+            f" {nested}: ...{'}' * full_key.count('.')}"
+        )
+    # With groups: `MODELL` is close to `MODEL`, and not to any full key.
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     return (
         f"{where}unknown config key {full_key}.{did_you_mean(full_key, [*known, *sorted(groups)])} "
@@ -327,16 +345,20 @@ def _new_value(value: Any, full_key: str, where: str) -> Any:
     if isinstance(value, dict):
         node = CfgNode(new_allowed=True)
         for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}{full_key} must have texts as keys, got {key!r}")
             node[key] = _new_value(item, f"{full_key}.{key}", where)
         return node
-    value = decode(value, None)
-    _require_plain(value, f"{where}{full_key}")
-    return copy.deepcopy(value)
+    decoded = decode(value, None)
+    if isinstance(decoded, dict):
+        return _new_value(decoded, full_key, where)
+    _require_plain(decoded, f"{where}{full_key}")
+    return copy.deepcopy(decoded)
 
 
 def decode(value: Any, present: Any) -> Any:
     """Return the Python literal in a string, unless the setting itself is a string."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _MAX_LITERAL:
         return value
     try:
         decoded = literal_eval(value)

@@ -356,3 +356,25 @@ def test_weights_that_are_not_numbers_are_said(tmp_path, caplog):
     )
     DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"))
     assert "w.pth holds values that no trained model has: weight has 2 of 2 values" in caplog.text
+
+
+@pytest.mark.parametrize("ema", [[1], {"weights": None}, {}, None])
+def test_averaged_weights_of_another_type_are_named(tmp_path, ema):
+    torch.save({"model": nn.Linear(2, 1).state_dict(), "ema": ema}, tmp_path / "w.pth")
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 1))
+    with pytest.raises(CheckpointError, match=r"w\.pth has no averaged weights"):
+        checkpointer.load(str(tmp_path / "w.pth"), averaged=True)
+
+
+def test_averaged_weights_that_are_no_tensors_are_named(tmp_path):
+    ema = {"weights": {"weight": "x"}}
+    torch.save({"model": nn.Linear(2, 1).state_dict(), "ema": ema}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="'weight' is a str, not a tensor"):
+        DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"), averaged=True)
+
+
+def test_odd_flags_and_metadata_of_a_file_are_not_used(tmp_path):
+    odd = {"matching_heuristics": torch.zeros(3), "metadata": {"thing_classes": torch.zeros(2)}}
+    torch.save({"model": nn.Linear(2, 1).state_dict(), **odd}, tmp_path / "w.pth")
+    got = DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"))
+    assert got["metadata"] == {}

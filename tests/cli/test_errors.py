@@ -171,3 +171,15 @@ def test_name_in_a_message_neither_begins_a_line_nor_acts_on_a_terminal(capsys) 
     first, second, _ = capsys.readouterr().err.splitlines()
     assert first == "error: cannot read a"
     assert second == r"  error: \x1b[31mall is well\udcff.png"
+
+
+def test_message_of_megabytes_is_cut(capsys):
+    def fail() -> None:
+        raise UserError("begin " + "x" * 10**6 + " end")
+
+    assert run_command(fail) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 5000
+    assert said.startswith("error: begin x")
+    assert "x [...] x" in said
+    assert "x end\n" in said

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import time
 
 import pytest
 import yaml
@@ -34,6 +35,11 @@ def test_file_overrides_default_and_leaves_the_rest(cfg, tmp_path):
         pytest.param("DATASETS:\n  TRAIN: mine\n", ValueError, r"DATASETS\.TRAIN must be a list.*Write \['mine'\]", id="text-for-list"),
         pytest.param("INPUT:\n  FORMAT: rgb\n", ValueError, r"a\.yaml:2: INPUT\.FORMAT must be one of 'BGR', 'RGB', 'L', got 'rgb'\. Did you mean 'RGB'", id="bad-choice"),
         pytest.param("SOLVER:\n  BASE_LR: -1.0\n", ValueError, r"SOLVER\.BASE_LR must be at least 0, got -1", id="below-minimum"),
+        pytest.param("SOLVER:\n  BASE_LR: .inf\n", ValueError, r"a\.yaml:2: SOLVER\.BASE_LR must be a finite number, got inf", id="infinite"),
+        pytest.param("INPUT:\n  MIN_SIZE_TRAIN: [.nan]\n", ValueError, r"MIN_SIZE_TRAIN must be a finite number", id="not-a-number-in-a-list"),
+        pytest.param("SEED: 18446744073709551616\n", ValueError, r"a\.yaml:1: SEED must be below 2\*\*63", id="integer-of-65-bits"),
+        pytest.param("SOLVER.BASE_LR: 1\n", ConfigKeyError, r"a\.yaml:1: SOLVER\.BASE_LR is a key of a group in a YAML file: SOLVER: \{BASE_LR: \.\.\.\}", id="dotted-key"),
+        pytest.param("MODEL: {CUSTOM: {a: '{1: 2}'}}\n", ValueError, r"MODEL\.CUSTOM\.a must have texts as keys, got 1", id="key-of-a-literal"),
         pytest.param("SOLVER: 3\n", ValueError, r"a\.yaml:1: SOLVER is a group of keys", id="value-for-group"),
         pytest.param("- 1\n- 2\n", ValueError, r"a\.yaml must hold a mapping", id="list-at-top"),
         pytest.param("_BASE_: 3\n", ValueError, r"a\.yaml:1: _BASE_ must be a path or a list of paths, got 3", id="bad-base"),
@@ -161,6 +167,26 @@ def test_list_reads_python_literals(cfg):
 def test_whole_number_serves_as_float(cfg):
     cfg.merge_from_list(["SOLVER.BASE_LR", "1"])
     assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+def test_literal_dict_below_custom_is_a_group(cfg):
+    cfg.merge_from_list(["MODEL.CUSTOM.head", "{'dim': 64, 'names': ['a']}"])
+    assert cfg.MODEL.CUSTOM.head.dim == 64
+
+
+@pytest.mark.parametrize("text", ["1e999", "[[8, 1e999]]"])
+def test_infinite_number_on_the_command_line_is_refused(cfg, text):
+    key = "SOLVER.BASE_LR" if text[0] == "1" else "MODEL.ANCHOR_GENERATOR.SIZES"
+    with pytest.raises(ConfigError, match="must be a finite number, got .*inf"):
+        cfg.merge_from_list([key, text])
+
+
+def test_megabytes_of_text_are_not_parsed_as_a_literal(cfg):
+    text = "1" + "+1" * 2**20
+    start = time.perf_counter()
+    cfg.merge_from_list(["OUTPUT_DIR", text])
+    assert text == cfg.OUTPUT_DIR
+    assert time.perf_counter() - start < 1
 
 
 def test_text_stays_text_where_text_is_expected(cfg):
