@@ -159,7 +159,7 @@ def _zoo_row(path: Path, about: dict[str, str]) -> str:
     none = about.get("Score and cost", "")
     what = about["Reproduces"].removeprefix("nothing published; ")
     # Each row says whose number it is: this table is what a user chooses a model by.
-    published = about.get("Published score", "")
+    published = about.get("Published score", "").partition(";")[0]
     score = f"{published} (the source's)" if published else about.get("Score", none)
     cells = [
         f"[`{path.stem}`]({SOURCE}/{path.relative_to(ROOT).as_posix()})",

@@ -29,6 +29,9 @@ _FOREIGN_BACKBONES = (
     "build_torchvision_backbone",
     "build_torchvision_fpn_backbone",
     "build_retinanet_torchvision_fpn_backbone",
+    "build_regnet_backbone",
+    "build_regnet_fpn_backbone",
+    "build_retinanet_regnet_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
@@ -169,6 +172,26 @@ _key("MODEL.RESNETS.NORM_EVAL", False,
      "detkit: keep batch norms in eval mode in training: fixed running statistics, trainable weight"
      " and bias. NORM: BN or SyncBN.",
      unless=_FOREIGN_BACKBONES)
+
+_key("MODEL.REGNET.DEPTH", 23,
+     "detkit: blocks. Radosavovic et al. 2020, arXiv 2003.13678. The default is RegNetX-4.0GF.",
+     minimum=1)
+_key("MODEL.REGNET.W_0", 96, "detkit: width of the first block before rounding, a multiple of 8.",
+     minimum=8)
+_key("MODEL.REGNET.W_A", 38.65, "detkit: increase of the width from block to block.", minimum=0)
+_key("MODEL.REGNET.W_M", 2.43, "detkit: ratio of the widths of two stages, above 1.", minimum=1)
+_key("MODEL.REGNET.GROUP_WIDTH", 40, "detkit: channels in each group of the 3x3 convolutions.",
+     minimum=1)
+_key("MODEL.REGNET.SE_RATIO", 0.0,
+     "detkit: squeeze-and-excitation, in channels per input channel of the block; 0 (RegNet X) for"
+     " none, 0.25 in RegNet Y.",
+     minimum=0)
+_key("MODEL.REGNET.STEM_WIDTH", 32, "detkit: channels of the stem.", minimum=1)
+_key("MODEL.REGNET.NORM", "BN", f"detkit: {_NORM_NAMES}")
+_key("MODEL.REGNET.OUT_FEATURES", ["s1", "s2", "s3", "s4"],
+     "detkit: stages returned, of stem and s1 (stride 4) to s4 (stride 32).")
+_key("MODEL.REGNET.CHECKPOINT", False,
+     "detkit: activation checkpointing of the blocks: less memory, more time, the same gradients.")
 
 _FOREIGN_FEATURES = (
     "detkit: feature maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
@@ -459,7 +482,7 @@ _key("MODEL.FCOS.NUM_CLASSES", 80,
 _key("MODEL.FCOS.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"],
      "detkit: input features of the head, finest first.")
 _key("MODEL.FCOS.NUM_CONVS", 4, "detkit: convolutions per subnet of the head.", minimum=0)
-_key("MODEL.FCOS.NORM", "GN", _NORM_NAMES)
+_key("MODEL.FCOS.NORM", "GN", f"detkit: {_NORM_NAMES}")
 _key("MODEL.FCOS.PRIOR_PROB", 0.01, "detkit: score of every class at the start.", minimum=0)
 _key("MODEL.FCOS.CENTER_SAMPLING_RADIUS", 1.5,
      "detkit: distance from the centre of an object, in strides, within which cells are trained on"

@@ -239,8 +239,10 @@ class SimpleTrainer(TrainerBase):
         """Load what `rank_state_dict` returned in the process of this number."""
         super().load_rank_state_dict(state_dict)
         self._metrics.load_state(state_dict["ungathered"])
-        # Not strict: parameters, and in the main process all tensors, came with the model.
-        self.model.load_state_dict(state_dict.get("buffers", {}), strict=False)
+        # In the main process all tensors came with the model; a second, empty load would reset what
+        # a model grows in training, such as RetinaNet's normaliser.
+        if "buffers" in state_dict:
+            self.model.load_state_dict(state_dict["buffers"], strict=False)  # without parameters
         if "data" in state_dict and isinstance(self.data_loader, HasState):
             self.data_loader.load_state_dict(state_dict["data"])
             self._batches = None  # a running iterator has read ahead

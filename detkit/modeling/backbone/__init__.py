@@ -16,6 +16,12 @@ from detkit.modeling.backbone.pixel_settings import (
     follow_backbone_pixels,
     made_for_pixels,
 )
+from detkit.modeling.backbone.regnet import (
+    RegNet,
+    build_regnet_backbone,
+    build_regnet_fpn_backbone,
+    build_retinanet_regnet_fpn_backbone,
+)
 from detkit.modeling.backbone.resnet import ResNet, make_stage
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
@@ -61,6 +67,7 @@ __all__ = [
     "LastLevelMaxPool",
     "LastLevelP6P7",
     "PixelSettings",
+    "RegNet",
     "ResNet",
     "SimpleFeaturePyramid",
     "TimmBackbone",
@@ -68,9 +75,12 @@ __all__ = [
     "ViT",
     "build_backbone",
     "build_fpn",
+    "build_regnet_backbone",
+    "build_regnet_fpn_backbone",
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_fpn",
+    "build_retinanet_regnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
     "build_retinanet_torchvision_fpn_backbone",

@@ -1,0 +1,49 @@
+"""Models and backbones from YAML alone: two steps of training, and the second again after a restart, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.checkpoint import load_checkpoint_file
+from detkit.cli import train
+from tests.same import same
+
+REGNET = """
+  BACKBONE: {NAME: build_regnet_fpn_backbone}
+  REGNET: {DEPTH: 6, W_0: 8, W_A: 8, W_M: 2, GROUP_WIDTH: 8, STEM_WIDTH: 8, SE_RATIO: %s}
+  FPN: {IN_FEATURES: [s1, s2, s3]}
+  RPN: {IN_FEATURES: [p2, p3, p4]}
+  ROI_HEADS: {IN_FEATURES: [p2, p3, p4]}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64]]}
+"""
+MODELS = {
+    "RegNet X": REGNET % 0.0,
+    "RegNet Y, checkpointed": (REGNET % 0.25).replace("REGNET: {", "REGNET: {CHECKPOINT: True, "),
+    "FCOS": """
+  META_ARCHITECTURE: FCOS
+  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
+  FCOS: {NUM_CLASSES: 5, NUM_CONVS: 1, NORM: "", IN_FEATURES: [p2, p3, p4, p5, p6, p7]}
+""",
+}
+"""By name: the keys below MODEL that it needs beside those of a small Faster R-CNN."""
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_model_trains_and_resumes_exactly(workplace: Path, model: str) -> None:
+    config = workplace / "config.yaml"
+    config.write_text(f"_BASE_: tiny.yaml\nDATASETS: {{TEST: []}}\nMODEL:{MODELS[model]}")
+    settings = ["SOLVER.CHECKPOINT_PERIOD", "1"]
+    assert train.main(["--config-file", str(config), *settings]) == 0
+    first = load_checkpoint_file("out/model_final.pth")
+    assert all(value.isfinite().all() for value in first["model"].values())
+
+    for name in ("model_final.pth", "model_0000001.pth"):
+        Path("out", name).unlink(missing_ok=True)
+    Path("out/last_checkpoint").write_text("model_0000000.pth")
+    torch.manual_seed(123)
+    assert train.main(["--config-file", str(config), "--resume", *settings]) == 0
+    second = load_checkpoint_file("out/model_final.pth")
+    assert same(second["model"], first["model"])
+    optimizers = [run["trainer"]["_trainer"]["optimizer"] for run in (first, second)]
+    assert same(*optimizers)
