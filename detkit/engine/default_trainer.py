@@ -51,8 +51,8 @@ from detkit.engine.run_config import (
     scaled_to_processes,
     without_augmentation,
 )
-from detkit.engine.simple_trainer import SimpleTrainer, default_precision
-from detkit.engine.train_loop import HookBase
+from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer, default_precision
+from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.writers import build_writers
 from detkit.evaluation import (
     DatasetEvaluator,
@@ -95,6 +95,13 @@ class DefaultTrainer(SimpleTrainer):
         cfg: The config, scaled to the number of processes.
         run: The identity of the run, which its checkpoints and its folder carry.
     """
+
+    # Set on the class for trainers of Detectron2's users, whose `__init__` does not call ours.
+    ema: ModelEMA | None = None
+    run = ""
+    _is_new_run = True
+    _last_eval_results: dict[str, Any] | None = None
+    _trainer_of_steps: TrainerBase | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build everything from a config, which is not changed."""
@@ -144,26 +151,36 @@ class DefaultTrainer(SimpleTrainer):
             # Weak, as for hooks: the trainer is freed without waiting for a collection.
             trainer=weakref.proxy(self),
         )
-        self.ema: ModelEMA | None = None
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
             self.checkpointer.add_checkpointable("ema", self.ema)
-        self.run, self._is_new_run = new_identity(), True
-        self._last_eval_results: dict[str, Any] | None = None
+        self.run = new_identity()
         self.register_hooks(self.build_hooks())
 
     @property
-    def _trainer(self) -> SimpleTrainer:
-        """This trainer, under the name in which Detectron2 keeps a trainer of the steps."""
-        return self
+    def _trainer(self) -> TrainerBase:
+        """The trainer of the steps, as in Detectron2: this one, unless a subclass sets another."""
+        return self._trainer_of_steps or self
 
     @_trainer.setter
-    def _trainer(self, trainer: object) -> None:
-        raise AttributeError(
-            "there is no trainer within a DefaultTrainer: override run_step, compute_losses or"
-            f" step_optimizer in the subclass instead of setting {type(trainer).__name__}, or"
-            " build_model, build_train_loader, build_optimizer for other parts of the same step"
-        )
+    def _trainer(self, trainer: TrainerBase) -> None:
+        # An `__init__` of the subclass's own builds a trainer of the steps instead of calling ours.
+        # Its parts become this trainer's, for the hooks and the state of the run; if its class has
+        # a step of its own, that is run.
+        parts = {k: v for k, v in vars(trainer).items() if k not in vars(TrainerBase())}
+        vars(self).update(parts)
+        if type(trainer) not in (SimpleTrainer, AMPTrainer):
+            self._trainer_of_steps = trainer
+
+    def run_step(self) -> None:
+        """Train one iteration."""
+        if self._trainer_of_steps is None:
+            super().run_step()
+            return
+        steps = self._trainer_of_steps
+        steps.iter, steps.max_iter, steps.storage = self.iter, self.max_iter, self.storage
+        steps.run_step()
+        self.was_skipped = steps.was_skipped
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
@@ -191,7 +208,8 @@ class DefaultTrainer(SimpleTrainer):
     def build_hooks(self) -> Sequence[HookBase | None]:
         """Build the hooks in the order in which they run.
 
-        That is timing, schedule, saving, evaluation, pictures, writing.
+        That is timing, schedule, saving, evaluation, pictures, writing. In the main process the
+        last one writes the metrics: what measures more goes before it, `insert(-1, hook)`.
         """
         cfg = self.cfg
         found: list[HookBase] = [hooks.IterationTimer()]
@@ -209,17 +227,16 @@ class DefaultTrainer(SimpleTrainer):
                 max_to_keep=cfg.CHECKPOINT_KEEP or None,
             )
         )
+        found.append(hooks.StopOnSignal(self.checkpointer))
         found += self._evaluation_hooks()
+        if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
+            found.append(hooks.SkippedImages(self.data_loader))
         if comm.is_main_process():
             if cfg.VIS_PERIOD and cfg.DATASETS.TEST:
                 found.append(self._visualization())
             found.append(hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1))
             # So late that they write what the hooks before have measured.
             found.append(hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD))
-        if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
-            found.append(hooks.SkippedImages(self.data_loader))
-        # Last, so that an iteration is whole when the run stops.
-        found.append(hooks.StopOnSignal(self.checkpointer))
         return found
 
     def build_writers(self) -> list[EventWriter]:
@@ -241,7 +258,10 @@ class DefaultTrainer(SimpleTrainer):
         """
         cfg = self.cfg
         folder = cfg.OUTPUT_DIR if comm.is_main_process() else ""
-        with training_in(folder, self.run, is_new=self._is_new_run):
+        is_new = self._is_new_run
+        if not self.run:  # after an `__init__` of the subclass's own
+            self.run, is_new = new_identity(), self.start_iter == 0
+        with training_in(folder, self.run, is_new=is_new):
             super().train(self.start_iter, self.max_iter)
         if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(cfg, self._last_eval_results or {})
@@ -269,6 +289,12 @@ class DefaultTrainer(SimpleTrainer):
         The file format has that of the steps under `_trainer`, from a time when a trainer within
         the trainer ran them.
         """
+        if self._trainer_of_steps is not None:
+            return {
+                **TrainerBase.state_dict(self),
+                "_trainer": self._trainer_of_steps.state_dict(),
+                "run": self.run,
+            }
         state = super().state_dict()
         steps = {key: state[key] for key in _STEP_STATE}
         for key in ("optimizer", "grad_scaler", "skipped_steps"):
@@ -279,6 +305,10 @@ class DefaultTrainer(SimpleTrainer):
         """Load a state returned by `state_dict`."""
         self.run, self._is_new_run = state_dict.get("run", ""), False  # absent in older files
         steps = state_dict["_trainer"]
+        if self._trainer_of_steps is not None:
+            TrainerBase.load_state_dict(self, state_dict)
+            self._trainer_of_steps.load_state_dict(steps)
+            return
         # In older files, each of the two trainers had saved a part of what a process knows.
         both = zip(steps.get("ranks", []), state_dict.get("ranks", []), strict=True)
         ranks = [{**of_steps, **of_run} for of_steps, of_run in both]
@@ -351,16 +381,25 @@ class DefaultTrainer(SimpleTrainer):
                 f" {len(cfg.DATASETS.TEST)}"
             )
         results = cls._test_per_dataset(cfg, model, evaluators)
-        if cfg.TEST.AUG.ENABLED:
+        # Not where it augments already. A subclass with the method that Detectron2's train_net.py
+        # has evaluates with augmentation itself.
+        is_done = isinstance(model, GeneralizedRCNNWithTTA) or hasattr(cls, "test_with_TTA")
+        if cfg.TEST.AUG.ENABLED and not is_done:
             augmented = with_test_time_augmentation(cfg, model)
             cfg = in_folder(cfg, "TTA")
-            for name, result in cls._test_per_dataset(cfg, augmented, evaluators).items():
+            for name, result in cls._test_per_dataset(
+                cfg, augmented, evaluators, named_as_augmented
+            ).items():
                 results[name] = {**results[name], **result}
         return results if len(results) > 1 else next(iter(results.values()))
 
     @classmethod
     def _test_per_dataset(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None,
+        named: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
         """Return task -> metric -> value by name of the data set."""
         results: OrderedDict[str, Any] = OrderedDict()
@@ -368,9 +407,7 @@ class DefaultTrainer(SimpleTrainer):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
-            if isinstance(model, GeneralizedRCNNWithTTA):
-                results[name] = named_as_augmented(results[name])
+            results[name] = named(inference_on_dataset(model, loader, evaluator))
             if comm.is_main_process():
                 logger.info("results on %s:", name, extra=FILE_ONLY)
                 print_csv_format(results[name])

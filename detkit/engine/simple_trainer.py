@@ -46,20 +46,25 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(
         self,
-        model: nn.Module,
-        data_loader: Iterable[Any],
-        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        data_loader: Iterable[Any] = (),
+        optimizer: Optimizer | None = None,
         gather_metric_period: int = 1,
         accum_steps: int = 1,
         max_skipped_steps: int = 0,
         dump_dir: str | None = None,
         precision: torch.dtype | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
+        *,
+        zero_grad_before_forward: bool = True,
+        async_write_metrics: bool = False,
     ) -> None:
         """Keep the parts and set the model to training mode.
 
         Args:
-            model: Takes a batch, returns a loss or a dict of losses, which are added.
+            model: Takes a batch, returns a loss or a dict of losses, which are added. None is for
+                trainers that get their parts later, such as subclasses of `DefaultTrainer` with an
+                `__init__` of their own, which set `_trainer`.
             data_loader: Endless.
             optimizer: Steps once per iteration.
             gather_metric_period: Iterations between two gatherings of the metrics of all processes.
@@ -73,6 +78,8 @@ class SimpleTrainer(TrainerBase):
             precision: Type of convolutions and matrix products under autocast; parameters stay
                 float32. None trains in full precision.
             grad_scaler: Scales the loss; None takes torch's, enabled for float16 only.
+            zero_grad_before_forward: Detectron2's; gradients are always cleared before.
+            async_write_metrics: Detectron2's; metrics never wait for the device.
 
         Raises:
             ValueError: `gather_metric_period` or `accum_steps` is below 1.
@@ -80,6 +87,8 @@ class SimpleTrainer(TrainerBase):
             ConfigError: `precision` is float16 and the model is not on CUDA.
         """
         super().__init__()
+        if model is None or optimizer is None:
+            return
         if accum_steps < 1:
             raise ValueError(f"accum_steps must be at least 1, got {accum_steps}")
         if gather_metric_period < 1:
@@ -332,8 +341,20 @@ class AMPTrainer(SimpleTrainer):
         accum_steps: int = 1,
         max_skipped_steps: int = 0,
         dump_dir: str | None = None,
+        *,
+        zero_grad_before_forward: bool = True,
+        log_grad_scaler: bool = False,
+        async_write_metrics: bool = False,
     ) -> None:
-        """Build a `SimpleTrainer`; `precision` None takes `default_precision(model)`."""
+        """Build a `SimpleTrainer`; `precision` None takes `default_precision(model)`.
+
+        The keyword arguments are Detectron2's. `log_grad_scaler` stores the scale of each step as
+        `[metric]/grad_scaler`; the others change nothing here.
+        """
+        # Up to Detectron2 0.6, the scaler is the fourth argument.
+        if isinstance(gather_metric_period, torch.amp.GradScaler):
+            gather_metric_period, grad_scaler = 1, gather_metric_period
+        self.log_grad_scaler = log_grad_scaler
         super().__init__(
             model,
             data_loader,

@@ -36,9 +36,11 @@ class HookBase:
 
     Attributes:
         trainer: The trainer, from registration on.
+        runs_last: Whether the hook is called behind all others, wherever it is registered.
     """
 
     trainer: "TrainerBase"
+    runs_last = False
 
     def before_train(self) -> None:
         """Run before the first step."""
@@ -185,7 +187,9 @@ class TrainerBase:
         self._loaded: dict[str, Any] | None = None
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
-        """Add hooks, which run in the order in which they were added; None is skipped.
+        """Add hooks; None is skipped.
+
+        They run in the order in which they were added, those with `runs_last` behind the others.
 
         Raises:
             TypeError: A hook is not a `HookBase`.
@@ -231,13 +235,13 @@ class TrainerBase:
 
     def before_train(self) -> None:
         """Call the hooks before the first step."""
-        for hook in self._hooks:
+        for hook in self._hooks_in_order():
             hook.before_train()
 
     def after_train(self) -> None:
         """Call the hooks after the last step: all, even if one raises, so that files are closed."""
         self.storage.iter = self.iter
-        call_all(hook.after_train for hook in self._hooks)
+        call_all(hook.after_train for hook in self._hooks_in_order())
 
     def before_step(self) -> None:
         """Call the hooks before a step."""
@@ -245,7 +249,7 @@ class TrainerBase:
         # the trainer's count.
         self.storage.iter = self.iter
         try:
-            for hook in self._hooks:
+            for hook in self._hooks_in_order():
                 hook.before_step()
         except Exception:
             self._save_on_failure(self.iter - 1, [])
@@ -253,7 +257,7 @@ class TrainerBase:
 
     def after_backward(self) -> None:
         """Call the hooks between the backward pass and the optimizer's step."""
-        for hook in self._hooks:
+        for hook in self._hooks_in_order():
             hook.after_backward()
 
     def after_step(self) -> None:
@@ -365,11 +369,14 @@ class TrainerBase:
         states = {key: state_of(hook) for key, hook in self._hooks_by_key().items()}
         return {key: state for key, state in states.items() if state}
 
+    def _hooks_in_order(self) -> list[HookBase]:
+        return sorted(self._hooks, key=lambda hook: hook.runs_last)
+
     def _hooks_by_key(self) -> dict[str, HookBase]:
         """Return the hooks by class name, numbered from the second of a class on."""
         by_key: dict[str, HookBase] = {}
         counts: dict[str, int] = {}
-        for hook in self._hooks:
+        for hook in self._hooks_in_order():
             name = type(hook).__qualname__
             counts[name] = counts.get(name, 0) + 1
             by_key[name if counts[name] == 1 else f"{name}#{counts[name]}"] = hook

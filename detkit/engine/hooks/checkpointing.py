@@ -34,9 +34,12 @@ class StopOnSignal(HookBase):
     """On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: finish the iteration, save, exit with `STOPPED`.
 
     A second Ctrl-C ends the process at once. Once training is finished and saved, and only
-    evaluation is left, the first signal does. To be registered last, so that all hooks have seen
-    the iteration, and in every process: they agree on the iteration after which they stop.
+    evaluation is left, the first signal does. It runs behind all other hooks, which have seen the
+    iteration then. To be registered in every process: they agree on the iteration after which they
+    stop.
     """
+
+    runs_last = True
 
     def __init__(self, checkpointer: DetectionCheckpointer, file_prefix: str = "model") -> None:
         """Keep what saves, and the start of the file's name, as for periodic checkpoints."""

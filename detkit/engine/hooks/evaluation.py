@@ -37,10 +37,14 @@ class EvalHook(PeriodicHook):
             ValueError: `eval_period` is negative.
         """
         super().__init__(eval_period, after_train=eval_after_train)
-        self._function = eval_function
+        self._func = eval_function
 
     def act(self) -> None:
-        results = self._function()
+        self._do_eval()
+
+    def _do_eval(self) -> None:
+        # Detectron2's name, which its users' subclasses override.
+        results = self._func()
         if results:
             if not isinstance(results, Mapping):
                 raise TypeError(

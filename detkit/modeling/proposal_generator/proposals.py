@@ -30,6 +30,48 @@ def top_indices_per_level(logits: Sequence[Tensor], topk: int) -> list[Tensor]:
 
 
 def find_top_rpn_proposals(
+    proposals: Sequence[Tensor],
+    pred_objectness_logits: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    nms_thresh: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Return `select_proposals` of the best boxes of every level.
+
+    The RPN itself picks the best before it decodes them.
+
+    Args:
+        proposals: Per level (N, R_l, 4) boxes.
+        pred_objectness_logits: Per level (N, R_l).
+        image_sizes: See `select_proposals`.
+        nms_thresh: Likewise.
+        pre_nms_topk: At most this many boxes of a level.
+        post_nms_topk: See `select_proposals`.
+        min_box_size: Likewise.
+        training: Likewise.
+    """
+    picked = top_indices_per_level(pred_objectness_logits, pre_nms_topk)
+    boxes, logits, level_ids = [], [], []
+    for level, idx in enumerate(picked):
+        boxes.append(proposals[level].gather(1, idx[..., None].expand(-1, -1, 4)))
+        logits.append(pred_objectness_logits[level].gather(1, idx))
+        level_ids.append(torch.full_like(idx[0], level))
+    return select_proposals(
+        torch.cat(boxes, dim=1),
+        torch.cat(logits, dim=1),
+        torch.cat(level_ids),
+        image_sizes,
+        nms_thresh=nms_thresh,
+        post_nms_topk=post_nms_topk,
+        min_box_size=min_box_size,
+        training=training,
+    )
+
+
+def select_proposals(
     boxes: Tensor,
     logits: Tensor,
     level_ids: Tensor,
@@ -42,9 +84,6 @@ def find_top_rpn_proposals(
     box_class: type[Boxes] = Boxes,
 ) -> list[Instances]:
     """Clip candidates to the image, drop small ones, and suppress overlaps level by level.
-
-    Detectron2's function of this name also picks the best of each level before. Here
-    `top_indices_per_level` does it, so that only the picked ones need to be decoded.
 
     Args:
         boxes: (N, K, 4) float32; (N, K, 5) if they are rotated.
@@ -113,12 +152,15 @@ def add_ground_truth_to_proposals(
             f"need ground truth for every image: got {len(gt)} for {len(proposals)} images"
         )
     return [
-        _add_ground_truth(gt_i, proposals_i)
+        add_ground_truth_to_proposals_single_image(gt_i, proposals_i)
         for gt_i, proposals_i in zip(gt, proposals, strict=True)
     ]
 
 
-def _add_ground_truth(gt: Instances | Boxes, proposals: Instances) -> Instances:
+def add_ground_truth_to_proposals_single_image(
+    gt: Instances | Boxes, proposals: Instances
+) -> Instances:
+    """Append the ground truth to the proposals of an image; see `add_ground_truth_to_proposals`."""
     gt_boxes = gt if isinstance(gt, Boxes) else gt.gt_boxes
     if len(gt_boxes) == 0:
         return proposals

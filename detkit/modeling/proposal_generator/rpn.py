@@ -35,13 +35,11 @@ from detkit.modeling.proposal_generator.build import (
     RPN_HEAD_REGISTRY,
     build_rpn_head,
 )
-from detkit.modeling.proposal_generator.proposals import (
-    find_top_rpn_proposals,
-    top_indices_per_level,
-)
+from detkit.modeling.proposal_generator.proposals import select_proposals, top_indices_per_level
 from detkit.modeling.sampling import subsample_masks
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
+from detkit.utils.overriding import is_overridden
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -293,12 +291,23 @@ class RPN(nn.Module):
                 matched_boxes.append(gt_boxes.tensor[matches_i])
             else:
                 matched_boxes.append(torch.zeros_like(all_anchors.tensor))
+        if is_overridden(self, RPN._subsample_labels):
+            return [self._subsample_labels(labels_i) for labels_i in labels], matched_boxes
         # All images at once, without waiting for the device.
+        return list(self._subsample_labels(torch.stack(labels))), matched_boxes
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        """Return int8 labels in which the anchors that are not sampled are -1.
+
+        A subclass that overrides it is called with the labels of one image at a time.
+
+        Args:
+            label: (..., R) labels: 1, 0 or -1.
+        """
         positive, negative = subsample_masks(
-            torch.stack(labels), self.batch_size_per_image, self.positive_fraction, bg_label=0
+            label, self.batch_size_per_image, self.positive_fraction, bg_label=0
         )
-        sampled = torch.where(positive, 1, torch.where(negative, 0, -1)).to(torch.int8)
-        return list(sampled), matched_boxes
+        return torch.where(positive, 1, torch.where(negative, 0, -1)).to(torch.int8)
 
     def losses(
         self,
@@ -373,24 +382,54 @@ class RPN(nn.Module):
         # The best of each level are picked before boxes are decoded: of some 270,000 anchors per
         # image a few thousand.
         picked = top_indices_per_level(pred_objectness_logits, self.pre_nms_topk[self.training])
-        logits: list[Tensor] = []
+        if is_overridden(self, RPN._decode_proposals):
+            decoded = self._decode_proposals(list(anchors), list(pred_anchor_deltas))
+            return self._proposals_of(
+                [_gathered(x, idx) for x, idx in zip(decoded, picked, strict=True)],
+                pred_objectness_logits,
+                picked,
+                image_sizes,
+            )
         deltas: list[Tensor] = []
         start: list[Tensor] = []
-        level_ids: list[Tensor] = []
         for level, idx in enumerate(picked):
-            deltas_l = pred_anchor_deltas[level]
-            logits.append(pred_objectness_logits[level].gather(1, idx))
-            deltas.append(deltas_l.gather(1, idx[..., None].expand(-1, -1, deltas_l.shape[-1])))
+            deltas.append(_gathered(pred_anchor_deltas[level], idx))
             start.append(anchors[level].tensor[idx])
-            level_ids.append(torch.full_like(idx[0], level))
         start_boxes = cat(start, dim=1)
         boxes = self.box2box_transform.apply_deltas(
             cat(deltas, dim=1).flatten(0, 1), start_boxes.flatten(0, 1)
         )
-        return find_top_rpn_proposals(
-            boxes.view_as(start_boxes),
-            cat(logits, dim=1),
-            cat(level_ids, dim=0),
+        return self._proposals_of(
+            [boxes.view_as(start_boxes)], pred_objectness_logits, picked, image_sizes
+        )
+
+    def _decode_proposals(
+        self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """Return per level the (N, R_l, B) boxes of all anchors.
+
+        For subclasses that override it; otherwise only the best anchors are decoded.
+        """
+        return [
+            self.box2box_transform.apply_deltas(
+                deltas_l.flatten(0, 1), anchors_l.tensor.repeat(len(deltas_l), 1)
+            ).view_as(deltas_l)
+            for anchors_l, deltas_l in zip(anchors, pred_anchor_deltas, strict=True)
+        ]
+
+    def _proposals_of(
+        self,
+        boxes: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Reduce the picked boxes, (N, K, B) in the order of the levels, to proposals."""
+        pairs = zip(logits, picked, strict=True)
+        return select_proposals(
+            cat(list(boxes), dim=1),
+            cat([logits_l.gather(1, idx) for logits_l, idx in pairs], dim=1),
+            cat([torch.full_like(idx[0], level) for level, idx in enumerate(picked)], dim=0),
             image_sizes,
             nms_thresh=self.nms_thresh,
             post_nms_topk=self.post_nms_topk[self.training],
@@ -398,3 +437,8 @@ class RPN(nn.Module):
             training=self.training,
             box_class=type(anchors[0]),
         )
+
+
+def _gathered(values: Tensor, idx: Tensor) -> Tensor:
+    """Return the (N, K, B) values at indices (N, K) of (N, R_l, B)."""
+    return values.gather(1, idx[..., None].expand(-1, -1, values.shape[-1]))

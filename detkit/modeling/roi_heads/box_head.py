@@ -25,8 +25,8 @@ class FastRCNNConvFCHead(nn.Sequential):
     @configurable
     def __init__(
         self,
-        *,
         input_shape: ShapeSpec,
+        *,
         conv_dims: Sequence[int],
         fc_dims: Sequence[int],
         conv_norm: str = "",

@@ -26,6 +26,7 @@ from detkit.modeling.detection_filter import DetectionFilter, nms_method
 from detkit.structures import Boxes, Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
+from detkit.utils.overriding import is_overridden
 
 Predictions: TypeAlias = tuple[Tensor, Tensor]
 """Class logits (R, K + 1), background last, and deltas (R, B K) or (R, B)."""
@@ -44,8 +45,8 @@ class FastRCNNOutputLayers(nn.Module):
     @configurable
     def __init__(
         self,
-        *,
         input_shape: ShapeSpec,
+        *,
         box2box_transform: Box2BoxTransform,
         num_classes: int,
         test_score_thresh: float = 0.0,
@@ -182,14 +183,40 @@ class FastRCNNOutputLayers(nn.Module):
     def _classification_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         if not self.use_sigmoid_ce:
             return cross_entropy(scores, gt_classes, reduction="mean")
+        return self.sigmoid_cross_entropy_loss(scores, gt_classes)
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return the loss of a sigmoid per class, over the sampled classes of a federated loss.
+
+        Args:
+            pred_class_logits: (R, K + 1), of which the last column is not used.
+            gt_classes: (R,) in [0, K].
+        """
+        scores = pred_class_logits
         # Background is no class of its own here: its column is cut off, and all targets are 0.
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self.fed_loss_cls_weights is not None:
-            loss = loss * sample_federated_classes(
-                gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights
-            )
+            arguments = (gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights)
+            if is_overridden(self, FastRCNNOutputLayers.get_fed_loss_classes):
+                *first, weights = arguments
+                classes = self.get_fed_loss_classes(*first, self.num_classes, weights)
+                # Background, which it may return as a class, has no column.
+                is_sampled = torch.zeros_like(weights.new_empty(self.num_classes + 1))
+                is_sampled = is_sampled.index_fill(0, classes, 1.0)[:-1]
+            else:
+                is_sampled = sample_federated_classes(*arguments)
+            loss = loss * is_sampled
         return loss.sum() / max(len(gt_classes), 1)
+
+    def get_fed_loss_classes(
+        self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
+    ) -> Tensor:
+        """Return the classes of a federated loss; see `sample_federated_classes`.
+
+        For subclasses that override it: the loss itself needs no indices, which wait for a device.
+        """
+        return nonzero_tuple(sample_federated_classes(gt_classes, num_fed_loss_classes, weight))[0]
 
     def _box_reg_loss(
         self, deltas: Tensor, proposals: Sequence[Instances], gt_classes: Tensor, foreground: Tensor
@@ -202,6 +229,34 @@ class FastRCNNOutputLayers(nn.Module):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
             dim=0,
         )
+        if is_overridden(self, FastRCNNOutputLayers.box_reg_loss):
+            return self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        return self._loss_of(deltas, proposal_boxes, gt_boxes, gt_classes, foreground)
+
+    def box_reg_loss(
+        self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
+    ) -> Tensor:
+        """Return the loss of the deltas of the true class over the foreground regions.
+
+        For subclasses that override it or call it.
+
+        Args:
+            proposal_boxes: (R, B).
+            gt_boxes: (R, B); they mean something for foreground only.
+            pred_deltas: (R, B K) or (R, B).
+            gt_classes: (R,) in [0, K].
+        """
+        (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
+        return self._loss_of(pred_deltas, proposal_boxes, gt_boxes, gt_classes, foreground)
+
+    def _loss_of(
+        self,
+        deltas: Tensor,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        foreground: Tensor,
+    ) -> Tensor:
         if deltas.shape[1] == self.box_dim:
             deltas = deltas[foreground]
         else:

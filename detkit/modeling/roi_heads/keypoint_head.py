@@ -168,8 +168,8 @@ class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
     @configurable
     def __init__(
         self,
-        *,
         input_shape: ShapeSpec,
+        *,
         num_keypoints: int,
         conv_dims: Sequence[int],
         loss_weight: float = 1.0,

@@ -135,8 +135,8 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
     @configurable
     def __init__(
         self,
-        *,
         input_shape: ShapeSpec,
+        *,
         num_classes: int,
         conv_dims: Sequence[int],
         conv_norm: str = "",

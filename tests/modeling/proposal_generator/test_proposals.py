@@ -7,7 +7,7 @@ import torch
 
 from detkit.modeling.proposal_generator.proposals import (
     add_ground_truth_to_proposals,
-    find_top_rpn_proposals,
+    select_proposals,
     top_indices_per_level,
 )
 from detkit.structures import Boxes, Instances
@@ -25,7 +25,7 @@ def find(boxes, logits, level_ids=None, **kwargs):
         **kwargs,
     }
     level_ids = torch.zeros(boxes.shape[1], dtype=torch.int64) if level_ids is None else level_ids
-    return find_top_rpn_proposals(boxes, logits, level_ids, [SIZE] * len(boxes), **arguments)
+    return select_proposals(boxes, logits, level_ids, [SIZE] * len(boxes), **arguments)
 
 
 def test_top_of_every_level_comes_best_first():
