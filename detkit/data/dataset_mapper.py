@@ -4,6 +4,7 @@ Legend: H and W height and width of the image that the model sees, C channels, M
     image.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any, cast
@@ -34,6 +35,7 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.logger import FILE_ONLY
+from detkit.utils.overriding import is_overridden
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +208,34 @@ class DatasetMapper:
             labels = np.ascontiguousarray(aug_input.sem_seg, dtype=np.int64)
             model_input["sem_seg"] = torch.from_numpy(labels)
         if self.is_train and annotations is not None:
-            model_input["instances"] = self._ground_truth(objects, aug_input, transforms, record)
+            if is_overridden(self, DatasetMapper._transform_annotations):
+                # It may change the objects in place.
+                model_input["annotations"] = copy.deepcopy(annotations)
+                self._transform_annotations(model_input, transforms, aug_input.image.shape[:2])
+            else:
+                model_input["instances"] = self._ground_truth(
+                    objects, aug_input.boxes, aug_input.image.shape[:2], transforms, record
+                )
         return cast(ModelInput, model_input)
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
+    ) -> None:
+        """Replace the `annotations` of a model input by `instances`, the ground truth.
+
+        For subclasses that override it, as they do in Detectron2 to add labels of their own.
+
+        Args:
+            dataset_dict: The model input, changed in place.
+            transforms: What was done to the image.
+            image_shape: (height, width) of the transformed image.
+        """
+        annotations = dataset_dict.pop("annotations")
+        objects = [a for a in annotations if not as_flag(a.get("iscrowd"))]
+        boxes = transforms.apply_box(boxes_of(objects))
+        dataset_dict["instances"] = self._ground_truth(
+            objects, boxes, image_shape, transforms, cast(ImageRecord, dataset_dict)
+        )
 
     def _label_map(
         self, sem_seg_file: str, record: ImageRecord, image_size: tuple[int, ...]
@@ -224,13 +252,14 @@ class DatasetMapper:
     def _ground_truth(
         self,
         objects: list[AnnotationRecord],
-        aug_input: T.AugInput,
+        boxes: np.ndarray | None,
+        image_size: tuple[int, int],
         transforms: T.Transform,
         record: ImageRecord,
     ) -> Instances:
-        height, width = aug_input.image.shape[:2]
-        assert aug_input.boxes is not None
-        boxes = clip_boxes(aug_input.boxes, (height, width))
+        height, width = image_size
+        assert boxes is not None
+        boxes = clip_boxes(boxes, image_size)
         masks = None
         if self.use_instance_mask:
             original_size = (record.get("height", 0), record.get("width", 0))

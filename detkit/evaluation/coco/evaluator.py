@@ -3,12 +3,20 @@
 Legend: N proposals and M objects in one image, G objects in all images.
 """
 
+import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from pycocotools.coco import COCO
+
+from detkit.config import CfgNode
+from detkit.data import MetadataCatalog
 
 from detkit.evaluation.coco.ground_truth import (
     CocoGroundTruth,
@@ -19,6 +27,8 @@ from detkit.evaluation.coco.results import (
     AREA_RANGES,
     IOU_THRESHOLDS,
     TASKS,
+    CocoScores,
+    Predictions,
     area_suffix,
     coco_metrics,
     coco_protocol,
@@ -39,7 +49,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
-from detkit.utils.logger import FILE_ONLY, shown_if_short
+from detkit.utils.logger import FILE_ONLY, log_first_n, shown_if_short
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +71,14 @@ class COCOEvaluator(DatasetEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks: Sequence[str] | None = None,
+        tasks: Sequence[str] | CfgNode | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
         kpt_oks_sigmas: Sequence[float] = (),
+        allow_cached_coco: bool = True,
         keypoint_max_dets_per_image: int | None = None,
         iou_thresholds: Sequence[float] = (),
         area_ranges: Sequence[Sequence[str | float]] = (),
@@ -77,7 +89,7 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             dataset_name: A registered data set.
             tasks: What to score, of "bbox", "segm" and "keypoints". None scores what the model
-                predicts.
+                predicts, and so does a config, which old scripts pass.
             distributed: Whether to score the predictions of all processes together, in the main
                 one; else each process scores its own.
             output_dir: Where `coco_instances_results.json` is written, in COCO's result format with
@@ -85,8 +97,10 @@ class COCOEvaluator(DatasetEvaluator):
                 are not numbers. None writes nothing.
             max_dets_per_image: Detections per image and class that are scored, best score first;
                 None for COCO's 100.
+            use_fast_impl: Detectron2's; there is one implementation.
             kpt_oks_sigmas: Spread of each keypoint, relative to the size of the object; empty for
                 COCO's 17.
+            allow_cached_coco: Detectron2's; the ground truth is no cached file.
             keypoint_max_dets_per_image: As `max_dets_per_image`, for keypoints; None for COCO's 20.
             iou_thresholds: Overlaps that AP is averaged over, the AP at each of which is then
                 reported separately. Empty for COCO's.
@@ -100,6 +114,12 @@ class COCOEvaluator(DatasetEvaluator):
             ConfigError: A number is out of its range, or the objects have another number of
                 keypoints than there are spreads.
         """
+        if isinstance(tasks, CfgNode):
+            log_first_n(
+                logging.WARNING,
+                "COCOEvaluator(name, cfg, ...) is an old form: pass the tasks, or nothing",
+            )
+            tasks = None
         if isinstance(tasks, str):
             raise ValueError(
                 f'tasks must be a list of names, such as ["{tasks}"], got the string {tasks!r}'
@@ -129,11 +149,24 @@ class COCOEvaluator(DatasetEvaluator):
         image_ids = self._ground_truth.image_ids
         self._detections = ImageCollector(ImageDetections, dataset_name, image_ids)
         self._proposals = ImageCollector(ImageDetections, dataset_name, image_ids)
+        # What subclasses written for Detectron2 use.
+        self._predictions: list[dict[str, Any]] = []
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._cpu_device = torch.device("cpu")
+        self._logger = logger
+        self._do_evaluation = True
+
+    @cached_property
+    def _coco_api(self) -> COCO:
+        # Of a copy, since it writes into the annotations.
+        return COCO(copy.deepcopy(self._ground_truth.coco))
 
     def reset(self) -> None:
         """Remove what was processed."""
         self._detections.reset()
         self._proposals.reset()
+        self._predictions = []
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
         """Add one batch of outputs with `instances`, `proposals`, or both.
@@ -177,8 +210,11 @@ class COCOEvaluator(DatasetEvaluator):
             )
         return detections
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
+    def evaluate(self, img_ids: Collection[int | str] | None = None) -> dict[str, dict[str, float]]:
         """Score what was processed.
+
+        Args:
+            img_ids: The images that count; None for all.
 
         Returns:
             `bbox` and, if they are scored, `segm` and `keypoints` with AP, AP50, AP75, APs (not of
@@ -186,34 +222,73 @@ class COCOEvaluator(DatasetEvaluator):
             ARl@1000, in [0, 100]. nan without ground truth; 0, with a warning that says why, with
             ground truth but without predictions. Empty in all processes but the main one.
         """
+        # Those that the `process` of a subclass has put there instead.
+        own = Predictions.of(self._predictions)
+        self._predictions = []
+        for collector, found in (
+            (self._detections, own.detections),
+            (self._proposals, own.proposals),
+        ):
+            for of_image in found:
+                collector.add(of_image)
         detections = self._detections.gather(self._distributed)
         proposals = self._proposals.gather(self._distributed)
-        results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._results = OrderedDict()
         if detections is None or proposals is None:
-            return results
-        truth = self._ground_truth
+            return self._results
+        predictions = Predictions(detections, proposals)
         if proposals:
-            metrics = proposal_recall_metrics(truth, proposals)
-            results["box_proposals"] = metrics
-            logger.info(
-                "recall of proposals on %s:\n%s", truth.dataset_name, metrics_table(metrics)
-            )
-            if not detections:
-                return results
+            self._eval_box_proposals(predictions)
+        if detections or not proposals:
+            self._eval_predictions(predictions, img_ids)
+        return self._results
+
+    # Methods of Detectron2's evaluator, which subclasses override.
+
+    def _eval_box_proposals(self, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Put the recall of the proposals into `_results`."""
+        truth = self._ground_truth
+        metrics = proposal_recall_metrics(truth, Predictions.of(predictions).proposals)
+        self._results["box_proposals"] = metrics
+        logger.info("recall of proposals on %s:\n%s", truth.dataset_name, metrics_table(metrics))
+
+    def _eval_predictions(
+        self,
+        predictions: Sequence[Mapping[str, Any]],
+        img_ids: Collection[int | str] | None = None,
+    ) -> None:
+        """Put the scores of the detections into `_results`.
+
+        Args:
+            predictions: A dict per image; see `Predictions`.
+            img_ids: The images that count; None for all.
+        """
+        detections, truth = list(Predictions.of(predictions).detections), self._ground_truth
         if self._output_dir is not None:
             dicts = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
             write_json(self._output_dir / self.results_file, dicts, f"{len(dicts)} detections")
         explain_scores(self._detections, detections, truth.num_objects)
         tasks = self._tasks
         if tasks is None:
-            tasks = ["bbox"]
-            if any(d.masks is not None for d in detections):
-                tasks.append("segm")
-            if any(d.keypoints is not None for d in detections):
-                tasks.append("keypoints")
-        for task in tasks:
-            results[task] = self._evaluate_task(task, detections)
-        return results
+            tasks = self._tasks_from_predictions(predictions)
+        if img_ids is not None:
+            detections = [d for d in detections if d.image_id in img_ids]
+            self._ground_truth = truth.only(img_ids)
+        try:
+            for task in tasks:
+                self._results[task] = self._evaluate_task(task, detections)
+        finally:
+            self._ground_truth = truth
+
+    def _tasks_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return what the predictions can be scored for."""
+        detections = Predictions.of(predictions).detections
+        tasks = ["bbox"]
+        if any(d.masks is not None for d in detections):
+            tasks.append("segm")
+        if any(d.keypoints is not None for d in detections):
+            tasks.append("keypoints")
+        return tasks
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
         truth, protocol = self._ground_truth, self._protocol
@@ -221,7 +296,22 @@ class COCOEvaluator(DatasetEvaluator):
             self._check_keypoints_of_objects()
         self._warn_of_crowded_images(task)
         scores = score_detections(truth, detections, protocol, task)
-        metrics = coco_metrics(scores, truth.class_names, protocol.named_thresholds)
+        return self._derive_coco_results(scores, task, truth.class_names)
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Return the metrics of a task by name, and log them.
+
+        Args:
+            coco_eval: `CocoScores`, or a `COCOeval` of pycocotools that has accumulated.
+            iou_type: The task.
+            class_names: (K,) as the scores have them; None for those of the data set.
+        """
+        truth, task = self._ground_truth, iou_type
+        class_names = truth.class_names if class_names is None else class_names
+        scores = CocoScores.of(coco_eval)
+        metrics = coco_metrics(scores, class_names, self._protocol.named_thresholds)
         for kind, text, shown in (
             ("average precision of %s", metrics_table(metrics), None),
             ("average recall of %s", metrics_table(coco_recalls(scores)), FILE_ONLY),

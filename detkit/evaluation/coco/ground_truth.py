@@ -3,8 +3,9 @@
 Legend: N images, M objects in one image, K classes.
 """
 
+import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,6 +75,15 @@ class CocoGroundTruth:
                 listed(files, 3),
             )
         return masks
+
+    def only(self, image_ids: Collection[int | str]) -> "CocoGroundTruth":
+        """Return the ground truth of some of the images, by the ids of the records."""
+        ids = {of_record: id_ for of_record, id_ in self.image_ids.items() if of_record in image_ids}
+        kept = set(ids.values())
+        images = [image for image in self.coco["images"] if image["id"] in kept]
+        annotations = [a for a in self.coco["annotations"] if a["image_id"] in kept]
+        coco = {**self.coco, "images": images, "annotations": annotations}
+        return dataclasses.replace(self, coco=coco, image_ids=ids)
 
     def encode_masks(self) -> None:
         """Encode all masks now, for their errors; otherwise the first score does it."""

@@ -8,11 +8,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from detkit.evaluation.detections import ImageDetections, take_instances
+from detkit.evaluation.detections import (
+    ImageDetections,
+    detections_from_proposals,
+    take_instances,
+)
 from detkit.structures import Instances
 from detkit.utils.errors import ConfigError
 
@@ -224,6 +229,82 @@ def coco_result_dicts(
     return results
 
 
+def detections_from_results(
+    results: Iterable[Mapping[str, Any]], image_id: int | str
+) -> ImageDetections:
+    """Return the detections of COCO result dicts of one image; inverts `instances_to_coco_json`."""
+    results = list(results)
+    boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
+    masks = keypoints = None
+    if results and "segmentation" in results[0]:
+        masks = [
+            {**rle, "counts": rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]}
+            for rle in (result["segmentation"] for result in results)
+        ]
+    if results and "keypoints" in results[0]:
+        flat = np.array([result["keypoints"] for result in results])
+        keypoints = flat.reshape(len(flat), -1, 3) + np.array([0.5, 0.5, 0.0])
+    return ImageDetections(
+        image_id,
+        np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        np.array([result["score"] for result in results], dtype=np.float64),
+        np.array([result["category_id"] for result in results], dtype=np.int64),
+        masks,
+        keypoints,
+    )
+
+
+class Predictions(Sequence[dict[str, Any]]):
+    """The predictions of all images, in the form in which Detectron2's evaluators pass them on.
+
+    That is a list of dicts with `image_id` and `instances`, a list of COCO result dicts with
+    contiguous class ids, or `proposals`. They are made when they are looked at.
+    """
+
+    def __init__(
+        self, detections: Sequence[ImageDetections], proposals: Sequence[ImageDetections]
+    ) -> None:
+        """Keep the detections and the proposals, each at most one entry per image."""
+        self.detections = detections
+        self.proposals = proposals
+
+    def __len__(self) -> int:
+        return len(self.detections) + len(self.proposals)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        index = range(len(self))[index]
+        if index >= len(self.detections):
+            found = self.proposals[index - len(self.detections)]
+            return {"image_id": found.image_id, "proposals": found}
+        found = self.detections[index]
+        category_ids = range(int(found.classes.max(initial=-1)) + 1)
+        results = coco_result_dicts([found], {found.image_id: 0}, category_ids)
+        instances = [{**result, "image_id": found.image_id} for result in results]
+        return {"image_id": found.image_id, "instances": instances}
+
+    @classmethod
+    def of(cls, predictions: Sequence[Mapping[str, Any]]) -> "Predictions":
+        """Return the predictions of dicts as this class makes them."""
+        if isinstance(predictions, Predictions):
+            return predictions
+        return cls(
+            [
+                detections_from_results(prediction["instances"], prediction["image_id"])
+                for prediction in predictions
+                if "instances" in prediction
+            ],
+            [
+                found
+                if isinstance(found, ImageDetections)
+                else detections_from_proposals(prediction["image_id"], found)
+                for prediction in predictions
+                if (found := prediction.get("proposals")) is not None
+            ],
+        )
+
+
 def keypoints_flat(keypoints: np.ndarray) -> np.ndarray:
     """Return (R, J, 3) keypoints in COCO's layout and pixel coordinates, (R, 3 J) float64."""
     # COCO numbers pixels, where a model's coordinates are continuous: the center of pixel 0 is 0.5.
@@ -281,6 +362,49 @@ class CocoScores:
         index = -1 if limit is None else self.limits.index(limit)
         rows = self._rows(iou_threshold)
         return _mean_of_valid(self.recall[rows, :, self.areas.index(area), index])
+
+    # As `pycocotools.cocoeval.COCOeval` has them, for evaluators written for Detectron2.
+
+    @property
+    def eval(self) -> dict[str, np.ndarray]:
+        """`precision` (T, P, K, A, L) and `recall` (T, K, A, L)."""
+        return {"precision": self.precision, "recall": self.recall}
+
+    @property
+    def params(self) -> SimpleNamespace:
+        """`iouThrs`, `recThrs`, `maxDets` and `areaRngLbl`: what the axes stand for."""
+        return SimpleNamespace(
+            iouThrs=np.array(self.iou_thresholds),
+            recThrs=RECALL_POINTS,
+            maxDets=self.limits,
+            areaRngLbl=list(self.areas),
+        )
+
+    @property
+    def stats(self) -> np.ndarray:
+        """AP, AP50, AP75 and AP by area, then AR by limit and by area, in [0, 1]; -1 if unknown."""
+        sizes = self.areas[1:]
+        values = [
+            *(self.average_precision(threshold) for threshold in (None, 0.5, 0.75)),
+            *(self.average_precision(area=area) for area in sizes),
+            *(self.average_recall(limit) for limit in self.limits),
+            *(self.average_recall(area=area) for area in sizes),
+        ]
+        return np.nan_to_num(np.array(values), nan=-1.0)
+
+    @classmethod
+    def of(cls, coco_eval: Any) -> "CocoScores":
+        """Return the scores of an object with the `eval` and `params` of pycocotools."""
+        if isinstance(coco_eval, CocoScores):
+            return coco_eval
+        params = coco_eval.params
+        return cls(
+            np.asarray(coco_eval.eval["precision"]),
+            np.asarray(coco_eval.eval["recall"]),
+            list(params.maxDets),
+            tuple(np.asarray(params.iouThrs).tolist()),
+            tuple(params.areaRngLbl),
+        )
 
     def _rows(self, iou_threshold: float | None) -> slice:
         if iou_threshold is None:
