@@ -1,16 +1,18 @@
 import json
 import logging
 import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from detkit.checkpoint import CheckpointError, load_checkpoint_file
+import detkit.engine.default_trainer as default_trainer
+from detkit.checkpoint import CheckpointError, DetectionCheckpointer, load_checkpoint_file
 from detkit.checkpoint.run_folder import recorded_run
 from detkit.data import DatasetCatalog, MetadataCatalog
-from detkit.engine import DefaultTrainer, hooks
+from detkit.engine import DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detkit.evaluation import DatasetEvaluator
 from detkit.utils.errors import ConfigError
 
@@ -54,7 +56,9 @@ def test_checkpoint_names_the_classes_and_their_ids(tiny_cfg):
 def test_hooks_come_in_their_order(tiny_cfg):
     tiny_cfg.VIS_PERIOD = 2
     tiny_cfg.TEST.PRECISE_BN.ENABLED = True
-    names = [type(hook).__name__ for hook in DefaultTrainer(tiny_cfg)._hooks]
+    trainer = DefaultTrainer(tiny_cfg)
+    assert type(trainer._hooks[-1]).__name__ == "PeriodicWriter"
+    names = [type(hook).__name__ for hook in trainer._hooks_in_order()]
     assert names == [
         "IterationTimer",
         "LRScheduler",
@@ -266,11 +270,94 @@ def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
     assert trainer._trainer.model is trainer.model
     assert trainer._trainer.optimizer is trainer.optimizer
     assert trainer._trainer.data_loader is trainer.data_loader
-    with pytest.raises(
-        AttributeError,
-        match="override run_step, compute_losses or step_optimizer .* setting DefaultTrainer, or build_model, ",
-    ):
-        trainer._trainer = trainer
+
+
+class OwnSteps(SimpleTrainer):
+    """A trainer of steps with a step of its own."""
+
+    num_steps = 0
+
+    def run_step(self):
+        self.num_steps += 1
+        super().run_step()
+
+
+class OwnInit(DefaultTrainer):
+    """A trainer whose `__init__` does not call ours, as in many projects."""
+
+    steps_class = SimpleTrainer
+
+    def __init__(self, cfg):
+        self.call_base()
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = self.steps_class(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+
+    def call_base(self):
+        TrainerBase.__init__(self)
+
+
+class OwnInitOverSuper(OwnInit):
+    """The same, with the call that a copy of Detectron2's own `__init__` has."""
+
+    def call_base(self):
+        super(DefaultTrainer, self).__init__()
+
+
+class OwnInitAndSteps(OwnInit):
+    steps_class = OwnSteps
+
+
+@pytest.mark.parametrize("trainer_class", [OwnInit, OwnInitOverSuper, OwnInitAndSteps])
+def test_trainer_whose_init_does_not_call_ours_trains_and_resumes(tiny_cfg, trainer_class):
+    trainer = trainer_class(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    assert "bbox" in trainer.train()
+    if trainer_class is OwnInitAndSteps:
+        assert trainer._trainer.num_steps == 6
+    weights = trainer.model.conv.weight.detach().clone()
+    assert metrics(tiny_cfg)[-1]["iteration"] >= 5
+    tiny_cfg.SOLVER.MAX_ITER = 8
+    resumed = trainer_class(tiny_cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 6
+    torch.testing.assert_close(resumed.model.conv.weight, weights)
+    assert resumed.optimizer.state_dict()["state"]
+    resumed.train()
+    assert resumed.iter == 8
+
+
+def test_hook_before_the_last_is_written(tiny_cfg):
+    class Trainer(DefaultTrainer):
+        def build_hooks(self):
+            found = super().build_hooks()
+            put = hooks.CallbackHook(after_step=lambda t: t.storage.put_scalar("mine", t.iter))
+            found.insert(-1, put)
+            return found
+
+    Trainer(tiny_cfg).train()
+    assert [line["mine"] for line in metrics(tiny_cfg) if "mine" in line] == [2.5]  # the median
+
+
+def test_model_that_augments_already_is_tested_as_it_is(tiny_cfg, monkeypatch):
+    class Wrapped(torch.nn.Module):
+        pass
+
+    asked = []
+    monkeypatch.setattr(default_trainer, "GeneralizedRCNNWithTTA", Wrapped)
+    monkeypatch.setattr(
+        DefaultTrainer, "_test_per_dataset", lambda *args: asked.append(args) or {"x": {"bbox": {}}}
+    )
+    tiny_cfg.TEST.AUG.ENABLED = True
+    assert DefaultTrainer.test(tiny_cfg, Wrapped()) == {"bbox": {}}
+    assert len(asked) == 1
 
 
 def test_pictures_are_drawn_every_period_and_at_the_end(tiny_cfg):

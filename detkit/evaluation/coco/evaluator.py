@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
+from faster_coco_eval import COCO
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
-
 from detkit.evaluation.coco.ground_truth import (
     CocoGroundTruth,
     boxes_xyxy,

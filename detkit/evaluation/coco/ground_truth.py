@@ -78,7 +78,9 @@ class CocoGroundTruth:
 
     def only(self, image_ids: Collection[int | str]) -> "CocoGroundTruth":
         """Return the ground truth of some of the images, by the ids of the records."""
-        ids = {of_record: id_ for of_record, id_ in self.image_ids.items() if of_record in image_ids}
+        ids = {
+            of_record: id_ for of_record, id_ in self.image_ids.items() if of_record in image_ids
+        }
         kept = set(ids.values())
         images = [image for image in self.coco["images"] if image["id"] in kept]
         annotations = [a for a in self.coco["annotations"] if a["image_id"] in kept]

@@ -238,7 +238,12 @@ def detections_from_results(
     masks = keypoints = None
     if results and "segmentation" in results[0]:
         masks = [
-            {**rle, "counts": rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]}
+            {
+                **rle,
+                "counts": rle["counts"].encode()
+                if isinstance(rle["counts"], str)
+                else rle["counts"],
+            }
             for rle in (result["segmentation"] for result in results)
         ]
     if results and "keypoints" in results[0]:

@@ -197,15 +197,15 @@ class FastRCNNOutputLayers(nn.Module):
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self.fed_loss_cls_weights is not None:
-            arguments = (gt_classes, self.fed_loss_num_classes, self.fed_loss_cls_weights)
+            num_sampled, weights = self.fed_loss_num_classes, self.fed_loss_cls_weights
             if is_overridden(self, FastRCNNOutputLayers.get_fed_loss_classes):
-                *first, weights = arguments
-                classes = self.get_fed_loss_classes(*first, self.num_classes, weights)
+                classes = self.get_fed_loss_classes(
+                    gt_classes, num_sampled, self.num_classes, weights
+                )
                 # Background, which it may return as a class, has no column.
-                is_sampled = torch.zeros_like(weights.new_empty(self.num_classes + 1))
-                is_sampled = is_sampled.index_fill(0, classes, 1.0)[:-1]
+                is_sampled = weights.new_zeros(self.num_classes + 1).index_fill(0, classes, 1)[:-1]
             else:
-                is_sampled = sample_federated_classes(*arguments)
+                is_sampled = sample_federated_classes(gt_classes, num_sampled, weights)
             loss = loss * is_sampled
         return loss.sum() / max(len(gt_classes), 1)
 

@@ -7,6 +7,7 @@ import torch
 
 from detkit.modeling.proposal_generator.proposals import (
     add_ground_truth_to_proposals,
+    find_top_rpn_proposals,
     select_proposals,
     top_indices_per_level,
 )
@@ -32,6 +33,20 @@ def test_top_of_every_level_comes_best_first():
     logits = [torch.tensor([[1.0, 3, 2], [3, 1, 2]]), torch.tensor([[5.0], [6]])]
     indices = top_indices_per_level(logits, 2)
     assert [i.tolist() for i in indices] == [[[1, 2], [0, 2]], [[0], [0]]]
+
+
+def test_best_of_every_level_are_picked_before_they_are_suppressed():
+    levels = [random_boxes(30, seed=1)[None], random_boxes(5, seed=2)[None]]
+    logits = [torch.randn(1, 30), torch.randn(1, 5)]
+    (proposals,) = find_top_rpn_proposals(levels, logits, [SIZE], 0.7, 10, 8, 0.0, False)
+    best = logits[0][0].topk(10).indices
+    (expected,) = find(
+        torch.cat([levels[0][:, best], levels[1]], dim=1),
+        torch.cat([logits[0][:, best], logits[1]], dim=1),
+        torch.tensor([0] * 10 + [1] * 5),
+        post_nms_topk=8,
+    )
+    torch.testing.assert_close(proposals.proposal_boxes.tensor, expected.proposal_boxes.tensor)
 
 
 def test_proposals_are_those_of_the_slow_reference():
