@@ -38,6 +38,8 @@ def find_top_rpn_proposals(
     post_nms_topk: int,
     min_box_size: float,
     training: bool,
+    *,
+    box_class: type[Boxes] = Boxes,
 ) -> list[Instances]:
     """Return `select_proposals` of the best boxes of every level.
 
@@ -52,11 +54,12 @@ def find_top_rpn_proposals(
         post_nms_topk: See `select_proposals`.
         min_box_size: Likewise.
         training: Likewise.
+        box_class: Likewise.
     """
     picked = top_indices_per_level(pred_objectness_logits, pre_nms_topk)
     boxes, logits, level_ids = [], [], []
     for level, idx in enumerate(picked):
-        boxes.append(proposals[level].gather(1, idx[..., None].expand(-1, -1, 4)))
+        boxes.append(proposals[level].take_along_dim(idx[..., None], dim=1))
         logits.append(pred_objectness_logits[level].gather(1, idx))
         level_ids.append(torch.full_like(idx[0], level))
     return select_proposals(
@@ -68,6 +71,7 @@ def find_top_rpn_proposals(
         post_nms_topk=post_nms_topk,
         min_box_size=min_box_size,
         training=training,
+        box_class=box_class,
     )
 
 

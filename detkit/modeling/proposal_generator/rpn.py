@@ -389,6 +389,7 @@ class RPN(nn.Module):
                 pred_objectness_logits,
                 picked,
                 image_sizes,
+                type(anchors[0]),
             )
         deltas: list[Tensor] = []
         start: list[Tensor] = []
@@ -400,7 +401,11 @@ class RPN(nn.Module):
             cat(deltas, dim=1).flatten(0, 1), start_boxes.flatten(0, 1)
         )
         return self._proposals_of(
-            [boxes.view_as(start_boxes)], pred_objectness_logits, picked, image_sizes
+            [boxes.view_as(start_boxes)],
+            pred_objectness_logits,
+            picked,
+            image_sizes,
+            type(anchors[0]),
         )
 
     def _decode_proposals(
@@ -423,6 +428,7 @@ class RPN(nn.Module):
         logits: Sequence[Tensor],
         picked: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
+        box_class: type[Boxes],
     ) -> list[Instances]:
         """Reduce the picked boxes, (N, K, B) in the order of the levels, to proposals."""
         pairs = zip(logits, picked, strict=True)
@@ -435,7 +441,7 @@ class RPN(nn.Module):
             post_nms_topk=self.post_nms_topk[self.training],
             min_box_size=self.min_box_size,
             training=self.training,
-            box_class=type(anchors[0]),
+            box_class=box_class,
         )
 
 

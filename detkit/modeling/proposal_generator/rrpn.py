@@ -8,17 +8,13 @@ Legend: N images, L levels, R_l anchors of level l.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import ShapeSpec, cat
+from detkit.layers import ShapeSpec
 from detkit.modeling.box_regression import Box2BoxTransformRotated
 from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
-from detkit.modeling.proposal_generator.proposals import (
-    find_top_rpn_proposals,
-    top_indices_per_level,
-)
+from detkit.modeling.proposal_generator.proposals import find_top_rpn_proposals
 from detkit.modeling.proposal_generator.rpn import RPN
 from detkit.structures import Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
@@ -81,18 +77,14 @@ def find_top_rrpn_proposals(
     Returns:
         N Instances with `proposal_boxes` and `objectness_logits`, best first.
     """
-    picked = top_indices_per_level(pred_objectness_logits, pre_nms_topk)
-    boxes = [b.take_along_dim(i[..., None], dim=1) for b, i in zip(proposals, picked, strict=True)]
-    logits = [x.gather(1, i) for x, i in zip(pred_objectness_logits, picked, strict=True)]
-    level_ids = [torch.full_like(idx[0], level) for level, idx in enumerate(picked)]
     return find_top_rpn_proposals(
-        cat(boxes, dim=1),
-        cat(logits, dim=1),
-        cat(level_ids, dim=0),
+        proposals,
+        pred_objectness_logits,
         image_sizes,
-        nms_thresh=nms_thresh,
-        post_nms_topk=post_nms_topk,
-        min_box_size=min_box_size,
-        training=training,
+        nms_thresh,
+        pre_nms_topk,
+        post_nms_topk,
+        min_box_size,
+        training,
         box_class=RotatedBoxes,
     )
