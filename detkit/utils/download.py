@@ -9,12 +9,15 @@ import contextlib
 import hashlib
 import logging
 import os
+import string
 import sys
 import urllib.request
 import uuid
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.error import URLError
+from urllib.parse import quote, urlsplit
 
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
@@ -48,6 +51,8 @@ def cache_path(url: str) -> Path:
     """
     parts = urlsplit(url)
     host = "" if parts.netloc == _DETECTRON2_HOST else parts.netloc.lower().replace(":", "_")
+    if host and "." not in host:
+        host += "."  # a host of the local network may be called like a folder of Detectron2
     root = Path(os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache").expanduser()
     path = root / host / parts.path.lstrip("/")
     if parts.query:
@@ -72,10 +77,13 @@ def fetch(
     Raises:
         ConfigError: The address has another scheme, or no file name, or leads out of the cache.
         DownloadError: The file does not exist, and `DETKIT_OFFLINE` is set.
+        DownloadError: The server cannot be reached, or does not send the file.
         DownloadError: The download is incomplete or its hash differs; it is deleted.
-        OSError: The server cannot be reached.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url} is not an address: {error}") from error
     if parts.scheme not in schemes:
         raise ConfigError(f"{url} is not fetched: only {', '.join(schemes)} is")
     if not parts.netloc or not parts.path.strip("/") or parts.path.endswith("/"):
@@ -102,7 +110,10 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
     opener = urllib.request.build_opener(_Redirects(schemes))
     try:
         with (
-            contextlib.closing(opener.open(url, timeout=_TIMEOUT)) as answer,
+            # Spaces and other letters than ASCII's are quoted, as browsers do.
+            contextlib.closing(
+                opener.open(quote(url, string.punctuation), timeout=_TIMEOUT)
+            ) as answer,
             temporary.open("wb") as file,
             tqdm(
                 total=int(answer.headers.get("Content-Length") or 0) or None,
@@ -130,6 +141,8 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
         if not found.startswith(sha256):
             raise DownloadError(f"{url} has sha256 {found}, expected one that starts with {sha256}")
         temporary.replace(path)
+    except (URLError, TimeoutError, HTTPException, ValueError) as error:
+        raise DownloadError(f"{url}: {error or type(error).__name__}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from detkit.utils.download import cache_path, fetch, is_offline
+from detkit.utils.download import DownloadError, cache_path, fetch, is_offline
+from detkit.utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 100
 HTTP = ("http",)
@@ -117,6 +118,51 @@ def test_missing_file_is_an_error(server, tmp_path):
     with pytest.raises(OSError, match="404"):
         fetch(f"{server.url}/gone", schemes=HTTP)
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"SSH-2.0-x\r\n", id="another-protocol"),
+        pytest.param(b"HTTP/1.1 200 " + b"a" * 70_000 + b"\r\n\r\n", id="endless-line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", id="many-headers"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: three\r\n\r\nabc", id="length-in-words"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", id="bad-chunk"),
+        pytest.param(b"", id="nothing"),
+    ],
+)  # fmt: skip
+def test_answer_that_is_no_file_is_a_users_error(tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_answer_once, args=(listening, answer))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/w.pth"
+        with pytest.raises(DownloadError, match=r"/w\.pth: \S"):
+            fetch(url, tmp_path / "w.pth", schemes=HTTP)
+        thread.join()
+    assert files(tmp_path) == []
+
+
+def _answer_once(listening, answer):
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
+def test_spaces_and_letters_of_an_address_are_quoted(server, tmp_path):
+    fetch(f"{server.url}/my größe\r\nX: y/w.pth", tmp_path / "w.pth", schemes=HTTP)
+    assert server.asked == ["/my%20gr%C3%B6%C3%9Fe%0D%0AX:%20y/w.pth"]
+
+
+@pytest.mark.parametrize("url", ["https://[::1/w.pth", "http://127.0.0.1:abc/w.pth"])
+def test_what_is_no_address_is_a_users_error(tmp_path, url):
+    with pytest.raises(UserError, match=r"Invalid IPv6 URL|nonnumeric port"):
+        fetch(url, tmp_path / "w.pth", schemes=("http", "https"))
+
+
+def test_host_named_like_a_folder_of_detectron2_has_a_place_of_its_own():
+    ours = cache_path("https://dl.fbaipublicfiles.com/detectron2/x/w.pkl")
+    assert cache_path("https://detectron2/x/w.pkl") != ours
 
 
 def test_redirect_to_another_scheme_is_not_followed(server):
