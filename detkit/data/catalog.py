@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
+
+import numpy as np
 
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError, UnknownNameError
@@ -17,17 +20,16 @@ Records = list[ImageRecord]
 Loader = Callable[[], Records]
 
 
-class DatasetCatalogTable:
+class DatasetCatalogTable(UserDict[str, Loader]):
     """Name -> function that loads the data set's records; the one instance is `DatasetCatalog`.
+
+    A dict otherwise, as in Detectron2: `DatasetCatalog[name]` is the function.
 
     Example:
         >>> DatasetCatalog.register("my_two_cells", lambda: [{"file_name": "a.jpg", "image_id": 1}])
         >>> len(DatasetCatalog.get("my_two_cells"))
         1
     """
-
-    def __init__(self) -> None:
-        self._loaders: dict[str, Loader] = {}
 
     def register(self, name: str, func: Loader) -> None:
         """Add a data set.
@@ -50,7 +52,7 @@ class DatasetCatalogTable:
                 f"data set {name!r} must be registered with a function that returns records, got"
                 f" {func!r}"
             )
-        known = self._loaders.get(name)
+        known = self.data.get(name)
         if known is not None and not _same_loader(known, func):
             raise ConfigError(
                 f"data set {name!r} is already registered with other contents: {_describe(known)};"
@@ -58,9 +60,9 @@ class DatasetCatalogTable:
                 " functools.partial so that equal ones can be recognized, or call"
                 f" DatasetCatalog.remove({name!r}) first."
             )
-        self._loaders[name] = func
+        self.data[name] = func
 
-    def get(self, name: str) -> Records:
+    def get(self, name: str) -> Records:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load a data set's records.
 
         Raises:
@@ -68,22 +70,22 @@ class DatasetCatalogTable:
                 add one.
         """
         self._require(name)
-        return self._loaders[name]()
+        return self.data[name]()
 
     def list(self) -> Names:
         """Return all names, sorted."""
-        return sorted(self._loaders)
+        return sorted(self.data)
 
     def remove(self, name: str) -> None:
         """Remove a data set; its metadata stays until `MetadataCatalog.remove`."""
         self._require(name)
-        del self._loaders[name]
+        del self.data[name]
 
     def _require(self, name: str) -> None:
-        if name in self._loaders:
+        if name in self.data:
             return
         raise UnknownNameError(
-            f"data set {name!r} is not registered.{did_you_mean(name, self._loaders)} Registered:"
+            f"data set {name!r} is not registered.{did_you_mean(name, self.data)} Registered:"
             f" {', '.join(self.list()) or 'none'}. Declare your own in YAML under DATASETS.REGISTER"
             " ([{name: ..., format: coco, images: ..., annotations: ...}]), which"
             " detkit.engine.prepare(cfg) registers, or in Python with"
@@ -91,14 +93,8 @@ class DatasetCatalogTable:
             " DatasetCatalog.register, in a module that IMPORTS names."
         )
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._loaders
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.list())
-
-    def __len__(self) -> int:
-        return len(self._loaders)
 
     def __repr__(self) -> str:
         return f"DatasetCatalog({', '.join(self.list())})"
@@ -121,7 +117,7 @@ class Metadata:
     name: str
     _lazy: dict[str, Callable[[], Any]]
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "N/A") -> None:
         self.__dict__["name"] = name
         self.__dict__["_lazy"] = {}
 
@@ -174,34 +170,25 @@ class Metadata:
         return f"Metadata({', '.join(f'{k}={_shortened(v)}' for k, v in self.as_dict().items())})"
 
 
-class MetadataCatalogTable:
-    """Name -> `Metadata`, created when first asked for; the one instance is `MetadataCatalog`."""
+class MetadataCatalogTable(UserDict[str, Metadata]):
+    """Name -> `Metadata`, created by `get` when first asked for; see `MetadataCatalog`."""
 
-    def __init__(self) -> None:
-        self._metadata: dict[str, Metadata] = {}
-
-    def get(self, name: str) -> Metadata:
+    def get(self, name: str) -> Metadata:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the metadata of a data set, empty if none was set."""
         if not name:
             raise ValueError("metadata needs the name of a data set, got an empty one")
-        return self._metadata.setdefault(name, Metadata(name))
+        return self.data.setdefault(name, Metadata(name))
 
     def list(self) -> Names:
         """Return all names, sorted."""
-        return sorted(self._metadata)
+        return sorted(self.data)
 
     def remove(self, name: str) -> None:
         """Remove the metadata of a data set, if there is any."""
-        self._metadata.pop(name, None)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._metadata
+        self.data.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.list())
-
-    def __len__(self) -> int:
-        return len(self._metadata)
 
     def __repr__(self) -> str:
         return f"MetadataCatalog({', '.join(self.list())})"
@@ -236,9 +223,11 @@ def _equal(first: Any, second: Any) -> bool:
     """Return whether two values of metadata are equal, lists and tuples being alike."""
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
+        return np.array_equal(first, second)
     try:
-        return bool(first == second)
-    except (TypeError, ValueError):  # arrays, for example, have no single answer
+        return first is second or bool(first == second)
+    except (TypeError, ValueError):  # values that have no single answer
         return False
 
 

@@ -1,9 +1,13 @@
 """Palette for classes and instances, and colours of segment ids in panoptic pngs."""
 
 import functools
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageColor
 
 __all__ = [
     "class_colors",
@@ -13,6 +17,7 @@ __all__ = [
     "random_colors",
     "rgb2id",
     "skeleton_colors",
+    "to_color",
 ]
 
 _NUM_COLORS = 80
@@ -67,6 +72,63 @@ def skeleton_colors(count: int) -> list[tuple[int, int, int]]:
     for red, green, blue in class_colors(count):
         tints.append((160 + red * 35 // 100, 160 + green * 35 // 100, 160 + blue * 35 // 100))
     return tints
+
+
+AnyColor = str | Sequence[float] | npt.NDArray[Any]
+"""What `to_color` takes."""
+
+# Matplotlib's, which scripts of Detectron2's users have: one letter, and its cycle of ten.
+_LETTERS = {
+    "b": "#0000ff",
+    "g": "#008000",
+    "r": "#ff0000",
+    "c": "#00bfbf",
+    "m": "#bf00bf",
+    "y": "#bfbf00",
+    "k": "#000000",
+    "w": "#ffffff",
+}
+_CYCLE = {
+    "blue": "#1f77b4",
+    "orange": "#ff7f0e",
+    "green": "#2ca02c",
+    "red": "#d62728",
+    "purple": "#9467bd",
+    "brown": "#8c564b",
+    "pink": "#e377c2",
+    "gray": "#7f7f7f",
+    "olive": "#bcbd22",
+    "cyan": "#17becf",
+}
+
+
+def to_color(color: AnyColor) -> tuple[int, int, int]:
+    """Return a colour as RGB in 0 to 255.
+
+    Args:
+        color: A name as in CSS or matplotlib ("palegreen", "g", "tab:blue", "C0", "#ff8800"), or
+            three or four numbers, of which the fourth, an opacity, is not used. Numbers that are
+            all 1 or below are shares, others are levels from 0 to 255.
+
+    Raises:
+        ValueError: There is no colour of that name, or there are not three numbers.
+
+    Example:
+        >>> to_color("r"), to_color((1.0, 0.5, 0.0)), to_color([12, 200, 31])
+        ((255, 0, 0), (255, 128, 0), (12, 200, 31))
+    """
+    if isinstance(color, str):
+        name = _LETTERS.get(color, color)
+        if re.fullmatch(r"C\d+", color):
+            name = list(_CYCLE.values())[int(color[1:]) % len(_CYCLE)]
+        name = _CYCLE.get(color.removeprefix("tab:"), name) if ":" in color else name
+        return ImageColor.getrgb(name)[:3]
+    levels = np.asarray(color, dtype=np.float64).reshape(-1)
+    if len(levels) not in (3, 4):
+        raise ValueError(f"a colour has three numbers or a name, got {color!r}")
+    levels = levels[:3] * (255 if levels[:3].max() <= 1 else 1)
+    red, green, blue = (int(level) for level in np.rint(levels).clip(0, 255))
+    return red, green, blue
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:

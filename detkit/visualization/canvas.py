@@ -209,12 +209,14 @@ class Canvas:
             self._blend(ImageChops.subtract(coverage, inside), (x1, y1), edge_color, 1.0)
 
     def tint(
-        self, colors: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], *, alpha: float = 0.5
+        self, colors: npt.NDArray[np.uint8], where: npt.NDArray[Any], *, alpha: float = 0.5
     ) -> None:
-        """Blend in `colors` (H, W, 3) in the pixels `where` (H, W); other sizes are stretched."""
+        """Blend in `colors` (H, W, 3) in the pixels `where` (H, W); other sizes are stretched.
+
+        `where` is bool, or the share of each pixel that is tinted, in [0, 1].
+        """
         overlay = Image.fromarray(colors).resize(self._image.size, Image.Resampling.NEAREST)
-        level = np.uint8(round(255 * alpha))
-        coverage = Image.fromarray(where.astype(np.uint8) * level)
+        coverage = Image.fromarray(np.rint(where * (255 * alpha)).astype(np.uint8))
         self._image.paste(
             overlay, (0, 0), coverage.resize(self._image.size, Image.Resampling.NEAREST)
         )

@@ -26,23 +26,31 @@ class VisImage:
         (48, 64)
     """
 
-    def __init__(self, image: npt.NDArray[np.uint8]) -> None:
-        """Hold an (H, W, 3) uint8 RGB picture."""
+    def __init__(self, image: npt.NDArray[np.uint8] | Canvas, scale: float = 1.0) -> None:
+        """Hold an (H, W, 3) uint8 RGB picture, or a canvas as it is at each time.
+
+        Args:
+            image: The picture.
+            scale: Size of the output relative to the picture.
+        """
+        if not isinstance(image, Canvas) and scale != 1.0:
+            image = Canvas(image, scale).to_array()
         self._image = image
+        self.scale = scale
 
     @property
     def height(self) -> int:
         """Height in pixels."""
-        return self._image.shape[0]
+        return self.get_image().shape[0]
 
     @property
     def width(self) -> int:
         """Width in pixels."""
-        return self._image.shape[1]
+        return self.get_image().shape[1]
 
     def get_image(self) -> npt.NDArray[np.uint8]:
         """Return the picture, (H, W, 3) uint8 RGB."""
-        return self._image
+        return self._image.to_array() if isinstance(self._image, Canvas) else self._image
 
     def save(self, filepath: str | os.PathLike[str]) -> None:
         """Write the picture in the format of the file's suffix; create its folder if needed.
@@ -56,7 +64,7 @@ class VisImage:
         path.parent.mkdir(parents=True, exist_ok=True)
         # 4:4:4 where it is a JPEG: thin coloured lines would smear otherwise. Other formats ignore
         # both settings.
-        Image.fromarray(self._image).save(path, quality=92, subsampling=0)
+        Image.fromarray(self.get_image()).save(path, quality=92, subsampling=0)
 
 
 def readable_scale(image_size: tuple[int, int]) -> float:

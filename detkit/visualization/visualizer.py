@@ -13,12 +13,19 @@ import numpy.typing as npt
 
 from detkit.structures import BoxMode, Instances, as_flag
 from detkit.structures.records import ImageRecord, ModelOutput
-from detkit.utils.colormap import colormap, rgb2id
+from detkit.utils.colormap import AnyColor, colormap, random_color, rgb2id, to_color
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.overriding import is_overridden
 from detkit.visualization.canvas import Canvas, Color
-from detkit.visualization.overlay import Segment, draw_keypoints, draw_labels, draw_segments
+from detkit.visualization.overlay import (
+    Segment,
+    draw_keypoints,
+    draw_labels,
+    draw_segments,
+    midst,
+)
 from detkit.visualization.plain_values import (
     binary_mask,
     common_length,
@@ -67,7 +74,7 @@ class Visualizer:
         """Start from a picture; it is copied, not changed.
 
         Args:
-            img_rgb: (H, W, 3) uint8, red first.
+            img_rgb: (H, W, 3) uint8, red first; numbers with a fraction are cut to 0 to 255.
             metadata: Read for `thing_classes`, `thing_colors`, `stuff_classes`, `stuff_colors`,
                 `ignore_label`, `keypoint_names` and `keypoint_connection_rules`. Without names, the
                 numbers of classes are shown.
@@ -79,7 +86,13 @@ class Visualizer:
         Raises:
             ValueError: The picture has another shape or type, or `scale` is not positive.
         """
-        self._canvas = Canvas(np.asarray(img_rgb), scale)
+        img_rgb = np.asarray(img_rgb)
+        if img_rgb.dtype.kind == "f":
+            img_rgb = img_rgb.clip(0, 255).astype(np.uint8)
+        # Detectron2's names, for subclasses.
+        self.img, self.metadata = img_rgb, metadata
+        self._canvas = Canvas(img_rgb, scale)
+        self.output = VisImage(self._canvas)
         # Not `scale`: the output has whole pixels, so its two sides may be scaled a little
         # differently.
         height, width = img_rgb.shape[:2]
@@ -91,7 +104,7 @@ class Visualizer:
         self._ignore_label = 255 if ignore_label is None else ignore_label
         self._keypoint_names = list(getattr(metadata, "keypoint_names", None) or [])
         self._connection_rules = list(getattr(metadata, "keypoint_connection_rules", None) or [])
-        self._mode = instance_mode
+        self._instance_mode = instance_mode
         self._show_labels = show_labels
 
     # -- predictions and annotations
@@ -245,7 +258,7 @@ class Visualizer:
         labels: Sequence[str] | None = None,
         masks: Any = None,
         keypoints: Any = None,
-        assigned_colors: Sequence[Sequence[float]] | None = None,
+        assigned_colors: Sequence[AnyColor] | None = None,
         alpha: float = 0.4,
     ) -> VisImage:
         """Draw instances, the largest first: masks, boxes, keypoints, and labels on top.
@@ -258,7 +271,8 @@ class Visualizer:
                 `BitMasks`, or (M, H, W).
             keypoints: `Keypoints`, or (M, K, 3) x, y and score or visibility; or a list of 3 K
                 numbers, or None, per instance.
-            assigned_colors: RGB per instance, 0 to 255.
+            assigned_colors: A colour per instance, RGB in 0 to 255 or 0 to 1, or a name: see
+                `to_color`.
             alpha: Opacity of masks.
 
         Raises:
@@ -278,7 +292,7 @@ class Visualizer:
         )
         if assigned_colors is None:
             assigned_colors = self._colors(None, count)
-        colors = [_as_color(color) for color in assigned_colors]
+        colors = [to_color(color) for color in assigned_colors]
         order = list(range(count))
         if corners is not None:
             areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
@@ -287,45 +301,194 @@ class Visualizer:
             self._overlay_masks([all_masks[i] for i in order], [colors[i] for i in order], alpha)
         if corners is not None:
             for i in order:
-                self._canvas.draw_box(corners[i].tolist(), colors[i])
+                box = (corners[i] / np.tile(self._stretch, 2)).tolist()
+                self.draw_box(box, alpha=1.0, edge_color=_as_shares(colors[i]))
         if points is not None:
             for i in order:
-                draw_keypoints(
-                    self._canvas,
-                    points[i] * [*self._stretch, 1],
-                    colors[i],
-                    names=self._keypoint_names if len(points[i]) else [],
-                    connection_rules=self._connection_rules,
-                )
+                if is_overridden(self, Visualizer.draw_and_connect_keypoints):
+                    self.draw_and_connect_keypoints(points[i])
+                else:
+                    self._draw_keypoints(points[i], colors[i])
         if corners is not None and labels is not None and self._show_labels:
-            draw_labels(self._canvas, [(labels[i], corners[i].tolist(), colors[i]) for i in order])
+            if is_overridden(self, Visualizer.draw_text):
+                for i in order:
+                    corner = (corners[i][:2] / self._stretch).tolist()
+                    color = _as_shares(colors[i])
+                    self.draw_text(labels[i], corner, color=color, horizontal_alignment="left")
+            else:
+                found = [(labels[i], corners[i].tolist(), colors[i]) for i in order]
+                draw_labels(self._canvas, found)
         return self.get_output()
 
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
         return VisImage(self._canvas.to_array())
 
+    # -- parts, for subclasses that draw more and for scripts; coordinates are those of the input
+
+    def draw_text(
+        self,
+        text: str,
+        position: Sequence[float],
+        *,
+        font_size: float | None = None,
+        color: AnyColor = "g",
+        horizontal_alignment: str = "center",
+        rotation: float = 0,
+    ) -> VisImage:
+        """Write a line of text on a dark ground, below a point.
+
+        Args:
+            text: What to write.
+            position: x and y of the point.
+            font_size: In points of the output; None for a size that fits the picture.
+            color: Of the letters; see `to_color`. A dark one is brightened.
+            horizontal_alignment: Whether the point is at the "left", "center" or "right".
+            rotation: Detectron2's; text is always level.
+        """
+        size = None if font_size is None else max(1, round(font_size * 1.4))
+        x, y = np.asarray(position, dtype=np.float64) * self._stretch
+        width, _ = self._canvas.text_size(text, size)
+        x -= {"left": 0.0, "center": width / 2, "right": float(width)}[horizontal_alignment]
+        letters = np.maximum(to_color(color), 51)
+        brightest = tuple(int(level) for level in np.where(letters == letters.max(), 255, letters))
+        self._canvas.draw_text(
+            text,
+            (x, y),
+            color=(brightest[0], brightest[1], brightest[2]),
+            background=(0, 0, 0),
+            font_size=size,
+        )
+        return self.output
+
+    def draw_box(
+        self,
+        box_coord: Sequence[float],
+        alpha: float = 0.5,
+        edge_color: AnyColor = "g",
+        line_style: str = "-",
+    ) -> VisImage:
+        """Draw the border of an XYXY box; `line_style` is Detectron2's and changes nothing."""
+        box = np.asarray(box_coord, dtype=np.float64) * np.tile(self._stretch, 2)
+        self._canvas.draw_box(box.tolist(), to_color(edge_color), alpha=alpha)
+        return self.output
+
+    def draw_circle(
+        self, circle_coord: Sequence[float], color: AnyColor, radius: float = 3
+    ) -> VisImage:
+        """Fill a circle around a point; the radius is in pixels of the output."""
+        center = (np.asarray(circle_coord, dtype=np.float64) * self._stretch).tolist()
+        self._canvas.draw_circle(center, to_color(color), radius=radius)
+        return self.output
+
+    def draw_line(
+        self,
+        x_data: Sequence[float],
+        y_data: Sequence[float],
+        color: AnyColor,
+        linestyle: str = "-",
+        linewidth: float | None = None,
+    ) -> VisImage:
+        """Draw straight lines from point to point; `linestyle` changes nothing."""
+        points = np.stack([np.asarray(x_data), np.asarray(y_data)], axis=1) * self._stretch
+        self._canvas.draw_line(points, to_color(color), line_width=linewidth)
+        return self.output
+
+    def draw_binary_mask(
+        self,
+        binary_mask: Any,
+        color: AnyColor | None = None,
+        *,
+        edge_color: AnyColor | None = None,
+        text: str | None = None,
+        alpha: float = 0.5,
+        area_threshold: float = 10,
+    ) -> VisImage:
+        """Tint the pixels of a mask.
+
+        Args:
+            binary_mask: (H, W), not 0 where the object is.
+            color: None for a random one.
+            edge_color: Of the outline; None for that of the mask.
+            text: Written in the middle.
+            alpha: Opacity.
+            area_threshold: Masks of fewer pixels get no text.
+        """
+        mask = to_array(binary_mask) != 0
+        fill = to_color(random_color(rgb=True, maximum=1) if color is None else color)
+        edge = fill if edge_color is None else to_color(edge_color)
+        self._canvas.draw_mask(mask, fill, alpha=alpha, edge_color=edge)
+        if text is not None and mask.sum() > max(area_threshold, 0):
+            self.draw_text(text, midst(mask).tolist(), color=_as_shares(fill))
+        return self.output
+
+    def draw_soft_mask(
+        self,
+        soft_mask: Any,
+        color: AnyColor | None = None,
+        *,
+        text: str | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Tint pixels by how much they belong to a mask, (H, W) in [0, 1].
+
+        See `draw_binary_mask`.
+        """
+        shares = to_array(soft_mask)
+        fill = to_color(random_color(rgb=True, maximum=1) if color is None else color)
+        colors = np.broadcast_to(np.array(fill, dtype=np.uint8), (*shares.shape, 3))
+        self._canvas.tint(np.ascontiguousarray(colors), shares, alpha=alpha)
+        if text is not None and (shares > 0.5).any():
+            self.draw_text(text, midst(shares > 0.5).tolist(), color=_as_shares(fill))
+        return self.output
+
+    def draw_polygon(
+        self,
+        segment: Any,
+        color: AnyColor,
+        edge_color: AnyColor | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Fill a polygon, (P, 2) points, and draw its border, opaque."""
+        points = np.asarray(segment, dtype=np.float64).reshape(-1, 2) * self._stretch
+        edge = None if edge_color is None else to_color(edge_color)
+        self._canvas.draw_polygon(points, to_color(color), edge_color=edge, alpha=alpha)
+        return self.output
+
+    def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
+        """Draw the keypoints of one object, (K, 3), in red, and the lines between them."""
+        self._draw_keypoints(to_array(keypoints), (255, 0, 0))
+        return self.output
+
+    def _draw_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
+        draw_keypoints(
+            self._canvas,
+            keypoints * [*self._stretch, 1],
+            color,
+            names=self._keypoint_names if len(keypoints) else [],
+            connection_rules=self._connection_rules,
+        )
+
     def _colors(self, classes: Sequence[int] | None, count: int) -> list[Color]:
-        if classes is None or self._mode is not ColorMode.SEGMENTATION:
+        if classes is None or self._instance_mode is not ColorMode.SEGMENTATION:
             palette = colormap(rgb=True)
             return [_as_color(palette[i % len(palette)]) for i in range(count)]
         return [self._things.color(c) for c in classes]
 
     def _overlay_masks(self, masks: Sequence[Any], colors: Sequence[Color], alpha: float) -> None:
-        if self._mode is ColorMode.IMAGE_BW:
+        if self._instance_mode is ColorMode.IMAGE_BW:
             binary = [binary_mask(m, *self._image_size) for m in masks if m is not None]
             self._canvas.grey_out(np.any([np.zeros(self._image_size, bool), *binary], axis=0))
         for mask, color in zip(masks, colors, strict=True):
             if mask is None:
                 continue
             if not is_polygons(mask):
-                self._canvas.draw_mask(
-                    binary_mask(mask, *self._image_size), color, alpha=alpha, edge_color=color
-                )
+                bitmap, shares = binary_mask(mask, *self._image_size), _as_shares(color)
+                self.draw_binary_mask(bitmap, shares, edge_color=shares, alpha=alpha)
                 continue
             for polygon in mask:
-                points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * self._stretch
-                self._canvas.draw_polygon(points, color, alpha=alpha)
+                points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+                self.draw_polygon(points, _as_shares(color), alpha=alpha)
 
     def _draw_segments(
         self,
@@ -338,7 +501,7 @@ class Visualizer:
             raise DataError(
                 f"a map has the size of its picture, {self._image_size}: got {segment_map.shape}"
             )
-        if self._mode is ColorMode.IMAGE_BW:
+        if self._instance_mode is ColorMode.IMAGE_BW:
             self._canvas.grey_out(np.isin(segment_map, [segment.id for segment in segments]))
         if not self._show_labels:
             min_area = math.inf
@@ -363,6 +526,12 @@ class _Classes:
             return _as_color(self._colors[index])
         palette = colormap(rgb=True)
         return _as_color(palette[index % len(palette)])
+
+
+def _as_shares(color: Color) -> tuple[float, float, float]:
+    """Return a colour as Detectron2's methods pass it on: RGB in [0, 1]."""
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
 
 
 def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:

@@ -14,12 +14,12 @@ CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
 @pytest.fixture(autouse=True)
 def _catalogs_as_before():
     """Forget what a test registers."""
-    loaders, metadata = dict(DatasetCatalog._loaders), dict(MetadataCatalog._metadata)
+    loaders, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
-    DatasetCatalog._loaders.clear()
-    DatasetCatalog._loaders.update(loaders)
-    MetadataCatalog._metadata.clear()
-    MetadataCatalog._metadata.update(metadata)
+    DatasetCatalog.data.clear()
+    DatasetCatalog.data.update(loaders)
+    MetadataCatalog.data.clear()
+    MetadataCatalog.data.update(metadata)
 
 
 @pytest.fixture

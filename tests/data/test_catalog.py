@@ -4,9 +4,10 @@ import functools
 import importlib
 import sys
 
+import numpy as np
 import pytest
 
-from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.utils.errors import ConfigError, UnknownNameError
 
 
@@ -162,3 +163,26 @@ def test_lazy_metadata_is_computed_at_each_look(monkeypatch):
 def test_metadata_needs_a_name():
     with pytest.raises(ValueError, match="empty"):
         MetadataCatalog.get("")
+
+
+def test_catalogs_are_dicts_of_functions_and_metadata():
+    def load():
+        return []
+
+    DatasetCatalog.register("one", load)
+    metadata = MetadataCatalog.get("one").set(thing_classes=["a"])
+    assert DatasetCatalog["one"] is load
+    assert MetadataCatalog["one"] is metadata
+    assert ("one", metadata) in list(MetadataCatalog.items())
+    assert DatasetCatalog.pop("one") is load
+    assert "one" not in DatasetCatalog.keys()  # noqa: SIM118
+    MetadataCatalog.clear()
+    assert len(MetadataCatalog) == 0
+
+
+def test_metadata_without_a_name_and_with_arrays():
+    metadata = Metadata().set(thing_colors=np.zeros((2, 3)))
+    assert metadata.name == "N/A"
+    metadata.thing_colors = np.zeros((2, 3))
+    with pytest.raises(ConfigError, match="is already"):
+        metadata.thing_colors = np.ones((2, 3))

@@ -9,6 +9,7 @@ from detkit.utils.colormap import (
     random_colors,
     rgb2id,
     skeleton_colors,
+    to_color,
 )
 
 
@@ -100,3 +101,27 @@ def test_colours_of_skeletons_are_those_of_no_class():
     assert len(set(lines)) == 40
     assert not set(lines) & set(class_colors(3000))
     assert all(160 <= level <= 255 for color in lines for level in color)
+
+
+@pytest.mark.parametrize(
+    ("color", "expected"),
+    [
+        pytest.param("palegreen", (152, 251, 152), id="css"),
+        pytest.param("g", (0, 128, 0), id="letter"),
+        pytest.param("tab:blue", (31, 119, 180), id="tab"),
+        pytest.param("C1", (255, 127, 14), id="cycle"),
+        pytest.param("#ff8800", (255, 136, 0), id="hex"),
+        pytest.param((0.9, 0.35, 0.27), (230, 89, 69), id="shares"),
+        pytest.param(np.array([0.0, 0.0, 1.0, 0.5]), (0, 0, 255), id="shares_with_opacity"),
+        pytest.param([12, 200, 31], (12, 200, 31), id="levels"),
+    ],
+)
+def test_colours_of_every_form(color, expected):
+    assert to_color(color) == expected
+
+
+def test_what_is_no_colour_is_refused():
+    with pytest.raises(ValueError, match="unknown color"):
+        to_color("no such colour")
+    with pytest.raises(ValueError, match="three numbers or a name"):
+        to_color([1, 2])

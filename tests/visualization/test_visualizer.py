@@ -410,3 +410,80 @@ def test_labels_can_be_hidden() -> None:
     hidden = Visualizer(image, show_labels=False).draw_sem_seg(labels)
     bare = Visualizer(image).draw_sem_seg(labels, area_threshold=10**6)
     assert np.array_equal(hidden.get_image(), bare.get_image())
+
+
+def test_colours_are_shares_levels_or_names():
+    mask = np.zeros((1, 120, 160), bool)
+    mask[:, 20:60, 20:60] = True
+    for color in ((1.0, 0.0, 0.0), (255, 0, 0), "red"):
+        picture = Visualizer(_grey()).overlay_instances(
+            masks=mask, assigned_colors=[color], alpha=1.0
+        )
+        assert picture.get_image()[40, 40].tolist() == [255, 0, 0]
+
+
+def test_picture_of_fractions_is_cut_to_levels():
+    picture = np.full((40, 50, 3), 300.5)
+    picture[0] = -3.0
+    drawn = Visualizer(picture, scale=2.0).output.get_image()
+    assert drawn.shape == (80, 100, 3)
+    assert drawn[-1, -1].tolist() == [255, 255, 255]
+    assert drawn[0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("part", "arguments"),
+    [
+        ("draw_box", ([20, 20, 60, 60], 1.0, "r")),
+        ("draw_circle", ([40, 40], "r")),
+        ("draw_line", ([20, 60], [40, 40], "r")),
+        ("draw_polygon", ([[20, 20], [60, 20], [40, 60]], "r")),
+        ("draw_text", ("a", (40, 40))),
+        ("draw_and_connect_keypoints", (torch.tensor([[40.0, 40, 1]]),)),
+        ("draw_binary_mask", (np.eye(120, 160, dtype=np.uint8) * 7, "r")),
+        ("draw_soft_mask", (np.linspace(0, 1, 120 * 160).reshape(120, 160), "r")),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_each_part_draws_by_itself(part, arguments, scale):
+    visualizer = Visualizer(np.zeros((120, 160, 3), np.uint8), scale=scale)
+    drawn = getattr(visualizer, part)(*arguments).get_image()
+    assert drawn.any()
+    assert drawn.shape == (120 * scale, 160 * scale, 3)
+
+
+def test_soft_mask_tints_by_share():
+    shares = np.zeros((40, 40))
+    shares[:, 20:] = [[0.5] * 20]
+    drawn = Visualizer(np.zeros((40, 40, 3), np.uint8)).draw_soft_mask(shares, "w", alpha=1.0)
+    assert drawn.get_image()[5, [5, 30], 0].tolist() == [0, 128]
+
+
+def test_overridden_parts_are_the_ones_that_are_called():
+    called = []
+
+    class Own(Visualizer):
+        def draw_box(self, box_coord, alpha=0.5, edge_color="g", line_style="-"):
+            called.append("box")
+
+        def draw_text(self, text, position, **kwargs):
+            called.append(text)
+
+        def draw_polygon(self, segment, color, edge_color=None, alpha=0.5):
+            called.append("polygon")
+
+        def draw_binary_mask(self, binary_mask, color=None, **kwargs):
+            called.append("mask")
+
+        def draw_and_connect_keypoints(self, keypoints):
+            called.append("keypoints")
+
+    Own(_grey()).overlay_instances(
+        boxes=[[20, 30, 90, 100], [0, 0, 5, 5]],
+        labels=["first", "second"],
+        masks=[[[20, 30, 90, 30, 90, 100]], np.ones((120, 160), bool)],
+        keypoints=[[30, 40, 2], None],
+    )
+    assert called == [
+        *("polygon", "mask", "box", "box", "keypoints", "keypoints", "first", "second"),
+    ]
