@@ -60,6 +60,7 @@ class Run:
         task: Device and image size.
         train_batch: Images per training step.
         infer_batches: Images per forward pass, one measurement each.
+        rounds: Fewest per measurement.
         seconds: Of rounds per measurement.
         deadline: `time.monotonic()` after which no measurement starts.
         backend: Of torch.compile.
@@ -69,6 +70,7 @@ class Run:
     task: Task
     train_batch: int
     infer_batches: tuple[int, ...]
+    rounds: int
     seconds: float
     deadline: float
     backend: str
@@ -226,7 +228,7 @@ def _with_cudnn_benchmark(run: Run, name: str, step: Callable[[], Any]) -> None:
     torch.backends.cudnn.benchmark = True
     try:
         step()
-        seconds = _seconds(step, run.device, 3, run.seconds / 2)
+        seconds = _seconds(step, run.device, run.rounds, run.seconds / 2)
         run.add(f"{name} detkit CUDNN_BENCHMARK", ms=statistics.median(seconds) * 1e3)
     finally:
         torch.backends.cudnn.benchmark = before
@@ -258,7 +260,7 @@ def _contest(
             run.add(f"{name} waits", places=places)
     seconds: dict[str, list[float]] = {side: [] for side in functions}
     start = time.monotonic()
-    while len(seconds["detkit"]) < 3 or time.monotonic() - start < run.seconds:
+    while len(seconds["detkit"]) < run.rounds or time.monotonic() - start < run.seconds:
         for side, function in functions.items():
             seconds[side] += _seconds(function, run.device, 1)
         if len(seconds["detkit"]) == 30:
@@ -291,7 +293,9 @@ def _profile(run: Run, name: str, function: Callable[[], Any]) -> None:
         for event in profiler.events() or []
         if event.device_type.name == "CUDA" and not _is_annotation(event.name)
     ]
-    span = statistics.median(_seconds(function, run.device, 3))  # without the profiler's own cost
+    span = statistics.median(
+        _seconds(function, run.device, run.rounds)
+    )  # without the profiler's own cost
     busy = busy_time(kernels) / 1e6
     run.add(f"{name} profile", kernels=len(kernels), busy_ms=busy * 1e3, idle=1 - busy / span)
     key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
@@ -329,7 +333,7 @@ def _graph(run: Run, pair: Pair) -> None:
             with torch.no_grad(), autocast(run.device, dtype):
                 replay = graphed(plain, static)
             times = {"eager": [], "graph": []}
-            for _ in range(10):
+            for _ in range(4 * run.rounds):
                 backbone.forward = plain
                 times["eager"] += _seconds(infer, run.device, 1)
                 backbone.forward = replay
@@ -396,7 +400,7 @@ def _compare_compiled(
     first = time.perf_counter() - start
     function()
     times: dict[str, list[float]] = {"eager": [], "compiled": []}
-    for _ in range(5):
+    for _ in range(2 * run.rounds):
         for mode, forward in (("eager", plain), ("compiled", compiled_forward)):
             backbone.forward = forward
             times[mode] += _seconds(function, run.device, 1)
@@ -541,7 +545,8 @@ def _run_alone(args: argparse.Namespace) -> None:
         task=Task(device, size, is_tiny=args.tiny),
         train_batch=2 if args.tiny else 16,
         infer_batches=batches,
-        seconds=0.1 if args.tiny else 3.0,
+        rounds=1 if args.tiny else 3,
+        seconds=0.0 if args.tiny else 3.0,
         deadline=time.monotonic() + args.budget,
         backend="eager" if args.tiny else "inductor",
         folder=Path(args.alone),

@@ -5,13 +5,16 @@ Legend: N boxes, G groups (classes), M boxes of the largest group.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms as _torchvision_batched_nms
+from torchvision.ops import nms as _torchvision_nms
 
+from detkit.layers.cpu.switch import is_traced
+from detkit.layers.tensor_ops import nonzero_tuple
 from detkit.structures import matched_pairwise_iou_rotated, pairwise_iou_rotated
 from detkit.utils.text import did_you_mean
 
@@ -47,13 +50,56 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         raise ValueError(f"need boxes (N, 4), scores (N,) and idxs (N,): got {shapes}")
     if boxes.shape[0] == 0:
         return idxs.new_zeros(0, dtype=torch.int64)
-    # torchvision keeps classes apart by an offset of (largest coordinate + 1) per class. With a
-    # thousand classes the offsets reach a million pixels, where float32 has steps of an eighth of a
-    # pixel, and the result would differ from that of class by class. MPS has no float64.
+    # Offsets keep classes apart. With a thousand classes they reach a million pixels, where float32
+    # has steps of an eighth of a pixel, and the result would differ from that of class by class.
+    # MPS has no float64.
     boxes = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
-    # The offset separates classes only if no coordinate is negative.
+    scores = scores.to(boxes.dtype)
     boxes = boxes - boxes.min()
-    return _torchvision_batched_nms(boxes, scores.to(boxes.dtype), idxs, iou_threshold)
+    is_cpu = boxes.device.type == "cpu"
+    if is_traced() or len(boxes) <= (1000 if is_cpu else _MOST_ON_GPU):
+        return _nms_apart(boxes, scores, idxs, iou_threshold)
+    # All classes at once would compare each pair of boxes, and class by class search all boxes once
+    # per class: 5,000 classes took minutes. Sorted by class, each is a slice; small ones share one.
+    order = scores.argsort(descending=True, stable=True)
+    order = order[idxs[order].argsort(stable=True)]
+    boxes, sorted_scores = boxes[order], scores[order]
+    _, row, counts = idxs[order].unique_consecutive(return_inverse=True, return_counts=True)
+    kept = []
+    for start, end in _slices(counts.tolist(), 256 if is_cpu else _MOST_ON_GPU):
+        boxes_s, groups_s = boxes[start:end], row[start:end] - row[start]
+        keep_s = _nms_apart(boxes_s, sorted_scores[start:end], groups_s, iou_threshold)
+        kept.append(start + keep_s)
+    keep = order[torch.cat(kept)].sort().values
+    return keep[scores[keep].argsort(descending=True, stable=True)]
+
+
+# Boxes that one suppression takes on a GPU: a bit for each pair is 78 MB.
+_MOST_ON_GPU = 25_000
+
+
+def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress within groups: each is moved to a place of its own, beyond the largest coordinate.
+
+    Args:
+        boxes: (N, 4), N at least 1. Negative coordinates would bring groups together.
+        scores: (N,)
+        groups: (N,) int64
+        iou_threshold: See `batched_nms`.
+    """
+    offsets = groups.to(boxes.dtype) * (boxes.max() + 1)
+    return _torchvision_nms(boxes + offsets[:, None], scores, iou_threshold)
+
+
+def _slices(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Cut a sequence of groups into slices of whole groups, of `most` boxes unless one has more."""
+    start = end = 0
+    for count in counts:
+        if end > start and end + count - start > most:
+            yield start, end
+            start = end
+        end += count
+    yield start, end
 
 
 # Boxes that are compared with all lower-scored ones at a time.
@@ -188,9 +234,7 @@ def suppress(
     """
     groups = torch.zeros_like(classes) if nms.class_agnostic else classes
     if nms.method == "hard" or len(boxes) == 0:
-        hard = batched_nms if boxes.shape[1] == 4 else batched_nms_rotated
-        keep = hard(boxes, scores, groups, iou_threshold)
-        keep = keep[:topk] if topk >= 0 else keep
+        keep = _suppress_hard(boxes, scores, groups, iou_threshold, topk)
         return keep, scores[keep]
     # All groups at once: in every round each picks the best box it has left, and lowers the others.
     # There are as many rounds as the largest group has boxes; nothing is fetched from the device in
@@ -220,6 +264,25 @@ def suppress(
     order = kept_scores.argsort(descending=True, stable=True)
     order = order[:topk] if topk >= 0 else order
     return kept[order], kept_scores[order].to(scores.dtype)
+
+
+def _suppress_hard(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, topk: int
+) -> Tensor:
+    suppress_all = batched_nms if boxes.shape[1] == 4 else batched_nms_rotated
+    if topk < 0:
+        return suppress_all(boxes, scores, groups, iou_threshold)
+    # A box stays or goes by what is better: the best thousand mostly hold all that is asked for, of
+    # the 80,000 candidates that a threshold near 0 leaves, or of 5,000,000 with many classes.
+    most = max(1000, 10 * topk)
+    while most < len(boxes) and not is_traced():
+        lowest = scores.topk(most).values[-1]
+        (best,) = nonzero_tuple(scores >= lowest)  # with those that score the same
+        keep = best[suppress_all(boxes[best], scores[best], groups[best], iou_threshold)]
+        if len(keep) >= topk:
+            return keep[:topk]
+        most *= 8
+    return suppress_all(boxes, scores, groups, iou_threshold)[:topk]
 
 
 def _group_table(groups: Tensor) -> Tensor:

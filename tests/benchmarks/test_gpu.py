@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def tiny_run(folder, seconds=60.0):
     task = Task(CPU, (64, 96), is_tiny=True)
-    return gpu.Run(task, 2, (1,), 0.1, time.monotonic() + seconds, "eager", folder)
+    return gpu.Run(task, 2, (1,), 1, 0.0, time.monotonic() + seconds, "eager", folder)
 
 
 def rows_of(folder):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor
+from waits import Waits
 
 from detkit.layers import NMSMethod, batched_nms, batched_nms_rotated, nms_rotated, suppress
 from tests.helpers import (
@@ -115,6 +116,31 @@ def test_hard_is_batched_nms(topk):
     expected = batched_nms(boxes, scores, classes, 0.3)
     assert torch.equal(kept, expected if topk < 0 else expected[:topk])
     assert torch.equal(kept_scores, scores[kept])
+
+
+@pytest.mark.parametrize(
+    ("size", "topk"),
+    [
+        pytest.param(2000.0, 20, id="the best hold enough"),
+        pytest.param(30.0, 400, id="all are needed"),
+        pytest.param(2000.0, 0, id="none"),
+    ],
+)
+def test_best_of_many_are_the_first_of_all(size, topk):
+    boxes, scores = random_boxes(6000, size=size), _scores(6000)
+    scores[scores < 0.9] = 0.5  # equal scores at the place where the best are cut off
+    classes = torch.arange(6000) % 3
+    kept, _ = suppress(boxes, scores, classes, 0.5, NMSMethod(), topk=topk)
+    assert torch.equal(kept, batched_nms(boxes, scores, classes, 0.5)[:topk])
+
+
+@pytest.mark.parametrize("num_classes", [80, 5000])
+def test_number_of_classes_does_not_multiply_the_work(num_classes):
+    boxes, classes = random_boxes(20_000, size=1000.0), torch.arange(20_000) % num_classes
+    with Waits() as operators:
+        batched_nms(boxes, _scores(20_000), classes, 0.5)
+    assert operators.kinds["nms"] <= 80
+    assert operators.kinds["nonzero"] == 0  # no search of all boxes per class
 
 
 def test_hard_over_classes_takes_them_for_one():
