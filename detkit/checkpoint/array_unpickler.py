@@ -154,7 +154,7 @@ class _Reader(_Unpickler):
     def load_build(self) -> None:
         state, obj = self.stack.pop(), self.stack[-1]
         if type(obj) is not _Recorded or obj.state is not None:
-            raise UnsafePickleError(f"a change of {obj!r:.80}")
+            raise UnsafePickleError(f"a change of {getattr(obj, 'name', obj)!r:.80}")
         obj.state = state
 
     dispatch: Any = {

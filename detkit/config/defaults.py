@@ -840,7 +840,13 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
         {'SOLVER.NUM_DECAYS': "SOLVER.LR_SCHEDULER_NAME is 'WarmupMultiStepLR'"}
     """
     found = {}
+    # These heads build a res5 of their own, whatever the backbone is.
+    has_res5 = (
+        cfg.MODEL.META_ARCHITECTURE not in _DENSE
+    ) and cfg.MODEL.ROI_HEADS.NAME in _RES5_HEADS
     for name, spec in _TABLE.items():
+        if has_res5 and spec.unless is _FOREIGN_BACKBONES:
+            continue
         value = cfg.get_by_full_key(name)
         if value == spec.default or value == ():  # an empty list asks for nothing
             continue

@@ -378,6 +378,13 @@ class TensorboardXWriter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
+        is_there = "://" in self._log_dir or any(Path(self._log_dir).glob("events.out.tfevents.*"))
+        if self._writer is not None and not is_there:
+            logger.warning("the events in %s were deleted: they begin anew", self._log_dir)
+            # Without it, the thread of the former writer ends the run with an error.
+            Path(self._log_dir).mkdir(parents=True, exist_ok=True)
+            self.close()
+            self._writer = None
         new = storage.new_by_iteration(self._last_write, self._window_size)
         for iteration, scalars in new.items():
             for name, value in scalars.items():

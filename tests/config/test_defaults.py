@@ -108,6 +108,23 @@ def test_defaults_are_no_settings():
         pytest.param(
             ["INPUT.CROP.SIZE", [0.5, 0.5], "INPUT.CROP.ENABLED", True], {}, id="switched on"
         ),
+        pytest.param(
+            ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.RESNETS.NORM", "BN"],
+            {},
+            id="res5 of the heads beside another backbone",
+        ),
+        pytest.param(
+            [
+                "MODEL.BACKBONE.NAME",
+                "build_timm_backbone",
+                "MODEL.RESNETS.NORM",
+                "BN",
+                "MODEL.META_ARCHITECTURE",
+                "RetinaNet",
+            ],
+            {"MODEL.RESNETS.NORM": "MODEL.BACKBONE.NAME is 'build_timm_backbone'"},
+            id="another backbone without such heads",
+        ),
     ],
 )
 def test_what_is_set_to_no_effect_is_named(settings, expected):
@@ -280,8 +297,8 @@ def test_checker_follows_aliases(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "unread"),
     [
-        (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.RESNETS.DEPTH", 101], "MODEL.RESNETS.DEPTH"),
-        (["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.RESNETS.NORM", "BN"], "MODEL.RESNETS.NORM"),
+        (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.RESNETS.DEPTH", 101, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.RESNETS.DEPTH"),
+        (["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.RESNETS.NORM", "BN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.RESNETS.NORM"),
         (["MODEL.ROI_BOX_HEAD.NUM_FC", 2], "MODEL.ROI_BOX_HEAD.NUM_FC"),
         (["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"], "MODEL.ROI_BOX_HEAD.NAME"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),

@@ -178,6 +178,22 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     assert events.Tags()["images"] == ["p"]
 
 
+def test_tensorboard_begins_anew_where_its_folder_was_deleted(tmp_path, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    writer = TensorboardXWriter(str(folder))
+    with EventStorage(0) as storage:
+        for storage.iter in range(3):
+            storage.put_scalar("a", 1.0)
+            writer.write()
+            if storage.iter == 0:
+                shutil.rmtree(folder)
+    writer.close()
+    assert [e.step for e in EventAccumulator(str(folder)).Reload().Scalars("a")] == [1, 2]
+    assert caplog.text.count("were deleted") == 1
+
+
 def test_progress_bar_is_silent_when_output_is_no_terminal(capsys):
     with EventStorage(3):
         bar = ProgressBar(10)
