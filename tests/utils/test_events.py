@@ -188,6 +188,7 @@ def test_tensorboard_begins_anew_where_its_folder_was_deleted(tmp_path, caplog):
             storage.put_scalar("a", 1.0)
             writer.write()
             if storage.iter == 0:
+                writer._writer.flush()  # its thread writes, too
                 shutil.rmtree(folder)
     writer.close()
     assert [e.step for e in EventAccumulator(str(folder)).Reload().Scalars("a")] == [1, 2]
