@@ -100,6 +100,9 @@ _key("MODEL.PIXEL_STD", [1.0, 1.0, 1.0],
      " trained on normalised images.")
 _key("MODEL.MASK_ON", False, "Predict instance masks.")
 _key("MODEL.KEYPOINT_ON", False, "Predict keypoints.")
+_key("MODEL.ROTATED_BOXES", False,
+     "detkit: boxes have an angle. Ground truth is RotatedBoxes, and detections are scored by"
+     " RotatedCOCOEvaluator. Needs RotatedAnchorGenerator, RRPN and RROIHeads.")
 _key("MODEL.LOAD_PROPOSALS", False,
      "Take proposals from DATASETS.PROPOSAL_FILES_* instead of an RPN.")
 
