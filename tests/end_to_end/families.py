@@ -60,6 +60,41 @@ FCOS = {
     "MODEL.FCOS.NUM_CONVS": 1,
     "MODEL.FCOS.NORM": "",
 }
+VIT = {
+    "MODEL.BACKBONE.NAME": "build_vit_fpn_backbone",
+    "MODEL.FPN.NORM": "LN",
+    "MODEL.VIT.PATCH_SIZE": 8,
+    "MODEL.VIT.EMBED_DIM": 48,
+    "MODEL.VIT.DEPTH": 3,
+    "MODEL.VIT.NUM_HEADS": 3,
+    "MODEL.VIT.WINDOW_SIZE": 4,
+    "MODEL.VIT.GLOBAL_BLOCKS": [2],
+    "MODEL.VIT.DROP_PATH_RATE": 0.0,
+    "MODEL.FPN.SCALE_FACTORS": [2.0, 1.0, 0.5],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64]],
+}
+SWIN = {
+    "MODEL.BACKBONE.NAME": "build_swin_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.SWIN.EMBED_DIM": 24,
+    "MODEL.SWIN.DEPTHS": [1, 2, 1, 1],
+    "MODEL.SWIN.WINDOW_SIZE": 4,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
+    "MODEL.FPN.IN_FEATURES": ["p0", "p1", "p2", "p3"],
+}
+MVIT = {
+    "MODEL.BACKBONE.NAME": "build_mvit_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.MVIT.EMBED_DIM": 16,
+    "MODEL.MVIT.DEPTH": 5,
+    "MODEL.MVIT.LAST_BLOCKS": [0, 1, 3, 4],
+    "MODEL.MVIT.WINDOW_SIZE": 8,
+    "MODEL.MVIT.IMAGE_SIZE": 64,
+    "MODEL.MVIT.DROP_PATH_RATE": 0.0,
+    "MODEL.FPN.IN_FEATURES": ["scale2", "scale3", "scale4", "scale5"],
+}
 FAMILIES = {
     "box": ("faster_rcnn", {}),
     "mask": ("faster_rcnn", {"MODEL.MASK_ON": True}),
@@ -68,6 +103,9 @@ FAMILIES = {
     "C4": ("faster_rcnn", C4),
     "RetinaNet": ("faster_rcnn", RETINANET),
     "FCOS": ("faster_rcnn", FCOS),
+    "ViT": ("faster_rcnn", VIT),
+    "Swin": ("faster_rcnn", SWIN),
+    "MViT": ("faster_rcnn", MVIT),
     "semantic": ("semantic", {}),
     "panoptic": ("panoptic_fpn", {"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64}),
 }

@@ -20,23 +20,24 @@ REGNET = """
 MODELS = {
     "RegNet X": REGNET % 0.0,
     "RegNet Y, checkpointed": (REGNET % 0.25).replace("REGNET: {", "REGNET: {CHECKPOINT: True, "),
-    "ResNet variants": """
-  BACKBONE: {NAME: build_resnet_fpn_backbone}
-  RESNETS:
-    DEPTH: 50
-    WIDTH_PER_GROUP: 8
-    NUM_STAGES: 5
-    BLOCKS_PER_STAGE: [1, 1, 1, 1, 2]
-    OUT_FEATURES: [res2, res3, res4, res5, res6]
-    NORM: GN
-    NORM_GROUPS: 8
-    CONV_WS: True
-    DEFORM_ON_PER_STAGE: [False, False, True, True, True]
-    DEFORM_ON_STRIDE: False
-    PLUGINS:
-      - {name: ContextBlock, position: after_conv3, stages: [res4]}
-      - {name: SqueezeExcitation, position: after_conv2}
-  FPN: {IN_FEATURES: [res2, res3, res4, res5, res6]}
+    "ViT": """
+  BACKBONE: {NAME: build_vit_fpn_backbone}
+  VIT: {EMBED_DIM: 32, DEPTH: 3, NUM_HEADS: 2, WINDOW_SIZE: 2, GLOBAL_BLOCKS: [2], DROP_PATH_RATE: 0.3}
+  FPN: {NORM: LN, SQUARE_PAD: 96}
+""",
+    "ViT, last block trained": """
+  BACKBONE: {NAME: build_vit_fpn_backbone}
+  VIT: {EMBED_DIM: 32, DEPTH: 2, NUM_HEADS: 2, WINDOW_SIZE: 0, RESIDUAL_BLOCKS: [1], TRAINED_BLOCKS: 1}
+""",
+    "Swin, checkpointed": """
+  BACKBONE: {NAME: build_swin_fpn_backbone, FREEZE_AT: 0}
+  SWIN: {EMBED_DIM: 8, DEPTHS: [1, 2, 1, 1], NUM_HEADS: [1, 1, 2, 2], CHECKPOINT: True}
+  FPN: {IN_FEATURES: [p0, p1, p2, p3]}
+""",
+    "MViT": """
+  BACKBONE: {NAME: build_mvit_fpn_backbone, FREEZE_AT: 0}
+  MVIT: {EMBED_DIM: 8, DEPTH: 5, LAST_BLOCKS: [0, 1, 3, 4], WINDOW_SIZE: 8, IMAGE_SIZE: 64}
+  FPN: {IN_FEATURES: [scale2, scale3, scale4, scale5]}
 """,
     "FCOS": """
   META_ARCHITECTURE: FCOS

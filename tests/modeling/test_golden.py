@@ -13,6 +13,7 @@ import torch
 
 from detkit.config import find_architecture, get_cfg
 from detkit.modeling import build_model
+from detkit.modeling.backbone.transformer.attention import DropPath
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.structures import Boxes, Instances, PolygonMasks, pairwise_iou
 
@@ -21,7 +22,11 @@ CASES = {
     "faster_fpn": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
 }
 # Those that it describes in Python: one image, no steps, but the settings of each parameter's optimizer.
-LAZY_CASES = {"fcos_R_50_FPN_1x": "COCO-Detection/fcos_R_50_FPN_1x.yaml"}
+LAZY_CASES = {
+    "fcos_R_50_FPN_1x": "COCO-Detection/fcos_R_50_FPN_1x.yaml",
+    "mask_rcnn_mvitv2_t_3x": "MViTv2/mask_rcnn_mvitv2_t_3x.yaml",
+    "cascade_mask_rcnn_vitdet_b_100ep": "ViTDet/COCO/cascade_mask_rcnn_vitdet_b_100ep.yaml",
+}
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (240, 320)
 LAST_LAYERS = ("cls_score", "bbox_pred", "predictor", "objectness_logits", "anchor_deltas")
@@ -228,10 +233,19 @@ def check_detections(image, recorded, observed):
         assert is_close[is_same.any(dim=1)].float().mean() >= 0.97
 
 
-@pytest.mark.parametrize("case", LAZY_CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case.startswith("fcos") else pytest.param(case, marks=pytest.mark.slow)
+        for case in LAZY_CASES
+    ],
+)
 def test_model_that_detectron2_describes_in_python_has_its_numbers(case):
     recorded = load(case)
     cfg, model = build(LAZY_CASES[case])
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
     observed = inference_numbers(model.eval(), (11,))
     num_classes = cfg.get_by_full_key(find_architecture(cfg.MODEL.META_ARCHITECTURE).num_classes)
     observed |= loss_numbers(model.train(), [training_input(21, num_classes)], step=0)
@@ -246,7 +260,8 @@ def test_model_that_detectron2_describes_in_python_has_its_numbers(case):
     errors = {
         name: relative_error(observed[name], recorded[name])
         for name in recorded
-        if name.startswith(kinds)
+        # The bias of the keys adds the same to all logits of a query: its gradient is rounding.
+        if name.startswith(kinds) and not name.endswith("attn.norm_k.bias")
     }
     assert {name: error for name, error in errors.items() if not error < 2e-3} == {}
     check_detections(0, recorded, observed)

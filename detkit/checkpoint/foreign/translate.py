@@ -22,7 +22,7 @@ from detkit.checkpoint.foreign.torchvision import (
 
 # Detectors before ResNets, as they contain one.
 _LAYOUTS = (translate_detector, translate_mmdet, translate_caffe2, translate_resnet)
-_BARE = re.compile(r"(stem|res[2-6]|linear)\.")
+_BARE = re.compile(r"(stem|res[2-5]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
 _CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
 

@@ -32,8 +32,7 @@ from detkit.utils.errors import ConfigError
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
     ],
     nms_threshold="MODEL.ROI_HEADS.NMS_THRESH_TEST",
-    # Rotated boxes have no masks, which it merges.
-    branches=[key for key in BRANCHES if key != "MODEL.ROTATED_BOXES"],
+    branches=BRANCHES,
 )
 class PanopticFPN(GeneralizedRCNN):
     """A `GeneralizedRCNN` with a head that classifies pixels beside it."""

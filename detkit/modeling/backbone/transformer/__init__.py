@@ -1,5 +1,15 @@
 """Transformers as backbones."""
 
+from detkit.modeling.backbone.transformer.mvit import (
+    MViT,
+    build_mvit_backbone,
+    build_mvit_fpn_backbone,
+)
+from detkit.modeling.backbone.transformer.swin import (
+    SwinTransformer,
+    build_swin_backbone,
+    build_swin_fpn_backbone,
+)
 from detkit.modeling.backbone.transformer.vit import (
     SimpleFeaturePyramid,
     ViT,
@@ -9,9 +19,15 @@ from detkit.modeling.backbone.transformer.vit import (
 )
 
 __all__ = [
+    "MViT",
     "SimpleFeaturePyramid",
+    "SwinTransformer",
     "ViT",
+    "build_mvit_backbone",
+    "build_mvit_fpn_backbone",
     "build_simple_pyramid",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
     "build_vit_backbone",
     "build_vit_fpn_backbone",
 ]

@@ -264,8 +264,10 @@ class ViT(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read `MODEL.VIT`."""
         vit = cfg.MODEL.VIT
-        windows = [k for k in range(vit.DEPTH) if vit.WINDOW_SIZE and k not in vit.GLOBAL_BLOCKS]
-        _check_blocks("MODEL.VIT.GLOBAL_BLOCKS", vit.GLOBAL_BLOCKS, vit.DEPTH)
+        windows = []
+        if vit.WINDOW_SIZE:
+            _check_blocks("MODEL.VIT.GLOBAL_BLOCKS", vit.GLOBAL_BLOCKS, vit.DEPTH)
+            windows = [k for k in range(vit.DEPTH) if k not in vit.GLOBAL_BLOCKS]
         return {
             "img_size": vit.IMAGE_SIZE,
             "patch_size": vit.PATCH_SIZE,
