@@ -105,6 +105,14 @@ def test_records_of_several_data_sets_come_in_order():
     assert [r["image_id"] for r in get_detection_dataset_dicts("b")] == [5]
 
 
+@pytest.mark.parametrize(("num_good", "on_screen"), [(99, True), (100, False)])
+def test_a_few_images_left_out_are_for_the_file(num_good, on_screen, caplog):
+    register("a", [*(record(i, annotation()) for i in range(num_good)), record(num_good)])
+    get_detection_dataset_dicts("a")
+    (told,) = [r for r in caplog.records if "left out (see the table)" in r.getMessage()]
+    assert (getattr(told, "console", None) != "") == on_screen
+
+
 def test_images_without_objects_are_left_out_loudly(caplog):
     crowd = record(8, annotation(iscrowd=1))
     register("a", [*GOOD, record(7), crowd, {"file_name": "9.jpg", "image_id": 9}])

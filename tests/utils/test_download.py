@@ -1,8 +1,10 @@
 import hashlib
 import http.server
+import io
 import multiprocessing
 import re
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -88,6 +90,15 @@ def test_file_is_fetched_once(server, tmp_path):
     assert fetch(f"{server.url}/a/weights.pth", schemes=HTTP) == path
     assert server.asked == ["/a/weights.pth"]
     assert files(tmp_path) == [f"{place_of(server)}/a/weights.pth"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(is_terminal, server, tmp_path, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stdout", screen)
+    fetch(f"{server.url}/weights.pth", tmp_path / "a.pth", schemes=HTTP)
+    assert ("/25.6k" in screen.getvalue()) == is_terminal
 
 
 def test_place_may_be_given(server, tmp_path):
