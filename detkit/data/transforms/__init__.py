@@ -6,10 +6,15 @@ from detkit.data.transforms.augmentation import (
     Augmentation,
     AugmentationList,
     RandomApply,
+    StandardAugInput,
+    TransformGen,
     apply_augmentations,
+    apply_transform_gens,
 )
 from detkit.data.transforms.color import (
     BlendTransform,
+    ColorTransform,
+    PILColorTransform,
     RandomBrightness,
     RandomContrast,
     RandomLighting,
@@ -18,6 +23,7 @@ from detkit.data.transforms.color import (
 from detkit.data.transforms.crop import (
     CropTransform,
     FixedSizeCrop,
+    MinIoURandomCrop,
     PadTransform,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
@@ -26,6 +32,7 @@ from detkit.data.transforms.crop import (
 from detkit.data.transforms.geometry import (
     HFlipTransform,
     RandomFlip,
+    RandomResize,
     Resize,
     ResizeScale,
     ResizeShortestEdge,
@@ -35,6 +42,13 @@ from detkit.data.transforms.geometry import (
     VFlipTransform,
 )
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
+from detkit.data.transforms.warp import (
+    ExtentTransform,
+    GridSampleTransform,
+    RandomExtent,
+    RandomRotation,
+    RotationTransform,
+)
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -42,10 +56,15 @@ __all__ = [
     "Augmentation",
     "AugmentationList",
     "BlendTransform",
+    "ColorTransform",
     "CropTransform",
+    "ExtentTransform",
     "FixedSizeCrop",
+    "GridSampleTransform",
     "HFlipTransform",
+    "MinIoURandomCrop",
     "NoOpTransform",
+    "PILColorTransform",
     "PadTransform",
     "RandomApply",
     "RandomBrightness",
@@ -53,17 +72,24 @@ __all__ = [
     "RandomCrop",
     "RandomCropAroundInstance",
     "RandomCrop_CategoryAreaConstraint",
+    "RandomExtent",
     "RandomFlip",
     "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
     "RandomSaturation",
     "Resize",
     "ResizeScale",
     "ResizeShortestEdge",
     "ResizeTransform",
+    "RotationTransform",
+    "StandardAugInput",
     "TorchvisionResizeShortestEdge",
     "TorchvisionResizeTransform",
     "Transform",
+    "TransformGen",
     "TransformList",
     "VFlipTransform",
     "apply_augmentations",
+    "apply_transform_gens",
 ]

@@ -123,14 +123,27 @@ class Augmentation(ABC):
         return np.random.uniform(low, high, size)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
-        return f"{type(self).__name__}({arguments})"
+        """Return the call that builds it, as far as its arguments are attributes.
+
+        Without those that have their default.
+        """
+        arguments = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = vars(self).get(name, parameter.default)
+            if value is not parameter.default and np.any(value != parameter.default):
+                arguments.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 # Cached, because it is asked for each augmentation of each sample.
 @functools.cache
 def _argument_names(kind: type[Augmentation]) -> list[str]:
-    """Return the names of the arguments of `get_transform`, without `self`."""
+    """Return the names of the arguments of `get_transform`, without `self`.
+
+    A class of Detectron2's older form lists the names of parts in `input_args` instead.
+    """
+    if getattr(kind, "input_args", None) is not None:
+        return list(kind.input_args)  # pyright: ignore[reportAttributeAccessIssue]
     parameters = list(inspect.signature(kind.get_transform).parameters.values())[1:]
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
@@ -141,7 +154,7 @@ class _Fixed(Augmentation):
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
-    def get_transform(self) -> Transform:
+    def get_transform(self, *args: Any) -> Transform:
         return self.transform
 
     def __repr__(self) -> str:
@@ -166,7 +179,7 @@ class AugmentationList(Augmentation):
         return TransformList([aug(aug_input) for aug in self.augs])
 
     def __repr__(self) -> str:
-        return f"AugmentationList({self.augs})"
+        return f"AugmentationList[{', '.join(map(repr, self.augs))}]"
 
 
 class RandomApply(Augmentation):
@@ -177,14 +190,17 @@ class RandomApply(Augmentation):
         self.prob = require_probability(prob)
 
     def get_transform(self, *args: Any) -> Transform:
-        """Raise an error: the augmentation inside has to see the sample itself."""
-        raise NotImplementedError(
-            "RandomApply decides while it is applied: call it with an AugInput"
-        )
+        """Draw whether to apply the augmentation inside, which gets the arguments."""
+        if self._rand_range() < self.prob:
+            return self.aug.get_transform(*args)
+        return NoOpTransform()
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change the sample, or leave it unchanged."""
-        return self.aug(aug_input) if np.random.uniform() < self.prob else NoOpTransform()
+        return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()
+
+    def __repr__(self) -> str:
+        return f"RandomApply({self.aug!r}, prob={self.prob})"
 
 
 def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
@@ -213,6 +229,18 @@ def apply_augmentations(
     sample = AugInput(inputs)
     transforms = sample.apply_augmentations(augmentations)
     return sample.image, transforms
+
+
+def apply_transform_gens(
+    transform_gens: Sequence[Augmentation | Transform], image: AugInput | np.ndarray
+) -> tuple[AugInput | np.ndarray, TransformList]:
+    """Return `apply_augmentations`, under its older name."""
+    return apply_augmentations(transform_gens, image)
+
+
+# Detectron2's older names.
+TransformGen = Augmentation
+StandardAugInput = AugInput
 
 
 def require_probability(prob: float) -> float:

@@ -55,7 +55,7 @@ def named_augmentations(
 
     Example:
         >>> named_augmentations([{"name": "RandomFlip", "prob": 0.3}])
-        [RandomFlip(prob=0.3, horizontal=True, vertical=False)]
+        [RandomFlip(prob=0.3)]
     """
     augmentations: list[T.Augmentation] = []
     for index, item in enumerate(items):

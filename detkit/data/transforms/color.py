@@ -5,10 +5,14 @@ Strengths and formulas are those of Detectron2; strength 1 leaves an image uncha
 Legend: H and W height and width, C channels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from PIL import Image
 
 from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation
-from detkit.data.transforms.transform import AxisAlignedTransform, Transform
+from detkit.data.transforms.transform import AxisAlignedTransform, NoOpTransform, Transform
 
 # Weights of red, green and blue in gray. Source: ITU-R BT.601.
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114])
@@ -52,6 +56,40 @@ class BlendTransform(AxisAlignedTransform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Return the label map itself."""
         return segmentation
+
+
+class ColorTransform(AxisAlignedTransform):
+    """Changes the pixels by a function of the image."""
+
+    def __init__(self, op: Callable[[Any], Any]) -> None:
+        """Take the function, of an array (H, W, C), to one of the same shape."""
+        if not callable(op):
+            raise ValueError(f"op must be a function of an image, got {op!r}")
+        self.op = op
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return what the function returns."""
+        return self.op(img)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the points themselves."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the label map itself."""
+        return segmentation
+
+    def inverse(self) -> Transform:
+        """Return the transform that leaves everything: the geometry is not changed."""
+        return NoOpTransform()
+
+
+class PILColorTransform(ColorTransform):
+    """A `ColorTransform` by a function of a PIL image, such as those of `ImageOps`."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return what the function returns, as an array."""
+        return np.asarray(self.op(Image.fromarray(np.ascontiguousarray(img))))
 
 
 class _RandomStrength(Augmentation):

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation
-from detkit.data.transforms.transform import AxisAlignedTransform, Transform, TransformList
+from detkit.data.transforms.transform import (
+    AxisAlignedTransform,
+    NoOpTransform,
+    Transform,
+    TransformList,
+)
 from detkit.utils.errors import DataError
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
@@ -384,6 +389,69 @@ class FixedSizeCrop(Augmentation):
             0, 0, right, below, crop_w, crop_h, self.pad_value, self.seg_pad_value
         )
         return TransformList([crop, padding])
+
+
+@AUGMENTATION_REGISTRY.register()
+class MinIoURandomCrop(Augmentation):
+    """Cuts out a window that overlaps every object by at least a drawn IoU, or leaves the image.
+
+    Objects whose centre lies outside the window do not count.
+
+    Source: Liu et al. 2015, arXiv 1512.02325, section 2.2.
+    """
+
+    def __init__(
+        self,
+        min_ious: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        min_crop_size: float = 0.3,
+        mode_trials: int = 1000,
+        crop_trials: int = 50,
+    ) -> None:
+        """Take the overlaps.
+
+        Args:
+            min_ious: One of them is drawn, or 0, or none: then the image stays whole.
+            min_crop_size: Smallest side of the window, in sides of the image.
+            mode_trials: How often an overlap is drawn before the image is left as it is.
+            crop_trials: Windows that are drawn for an overlap.
+        """
+        self.min_ious = min_ious
+        self.min_crop_size = min_crop_size
+        self.mode_trials = mode_trials
+        self.crop_trials = crop_trials
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
+        """Draw a window."""
+        height, width = image.shape[:2]
+        if boxes is None or len(boxes) == 0:
+            return NoOpTransform()
+        for _ in range(self.mode_trials):
+            min_iou = np.random.choice((1.0, *self.min_ious, 0.0))
+            if min_iou == 1:
+                return NoOpTransform()
+            for _ in range(self.crop_trials):
+                crop_w = np.random.uniform(self.min_crop_size * width, width)
+                crop_h = np.random.uniform(self.min_crop_size * height, height)
+                if not 0.5 <= crop_h / crop_w <= 2:
+                    continue
+                left, top = np.random.uniform(width - crop_w), np.random.uniform(height - crop_h)
+                window = np.array([left, top, left + crop_w, top + crop_h]).astype(int)
+                if self._is_kept(window, boxes, min_iou):
+                    x0, y0, x1, y1 = window.tolist()
+                    return CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)
+        return NoOpTransform()
+
+    @staticmethod
+    def _is_kept(window: np.ndarray, boxes: np.ndarray, min_iou: float) -> bool:
+        sides = window[2:] - window[:2]
+        if min(sides) < 1:
+            return False
+        low, high = np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + sides.prod() - shared
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        has_center = ((centers > window[:2]) & (centers < window[2:])).all(axis=1)
+        return bool((shared / union).min() >= min_iou and has_center.any())
 
 
 def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:

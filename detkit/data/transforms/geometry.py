@@ -223,6 +223,24 @@ class Resize(Augmentation):
 
 
 @AUGMENTATION_REGISTRY.register()
+class RandomResize(Augmentation):
+    """Scales to one of several sizes, without regard to the aspect ratio."""
+
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = BILINEAR) -> None:
+        """Take the sizes `(height, width)`, at least one."""
+        if not shape_list:
+            raise ValueError("shape_list needs at least one (height, width)")
+        self.shape_list = shape_list
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a size."""
+        new_height, new_width = self.shape_list[np.random.randint(len(self.shape_list))]
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, new_height, new_width, self.interp)
+
+
+@AUGMENTATION_REGISTRY.register()
 class ResizeShortestEdge(Augmentation):
     """Scales the shorter side to a drawn length and the longer one to at most `max_size`.
 

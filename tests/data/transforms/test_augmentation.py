@@ -125,7 +125,53 @@ def test_image_of_another_shape_is_refused():
 
 @pytest.mark.parametrize(("prob", "drawn", "is_applied"), [(0.0, 0.0, False), (1.0, 0.999, True)])
 def test_probabilities_of_0_and_1_are_certain(prob, drawn, is_applied, monkeypatch):
-    monkeypatch.setattr(np.random, "uniform", lambda: drawn)
+    monkeypatch.setattr(np.random, "uniform", lambda *args: drawn)
     sample = T.AugInput(np.zeros((4, 6, 3), dtype=np.uint8))
     applied = T.RandomApply(T.HFlipTransform(6), prob)(sample)
     assert isinstance(applied, T.HFlipTransform) == is_applied
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "text"),
+    [
+        (T.RandomFlip(), "RandomFlip()"),
+        (T.RandomFlip(0.3), "RandomFlip(prob=0.3)"),
+        (T.RandomRotation([0, 0], center=[[0, 1]]), None),
+        (
+            T.AugmentationList([T.RandomFlip(), T.NoOpTransform()]),
+            "AugmentationList[RandomFlip(), NoOpTransform()]",
+        ),
+        (T.RandomApply(T.RandomFlip(), 0.2), "RandomApply(RandomFlip(), prob=0.2)"),
+    ],
+)
+def test_augmentations_show_the_arguments_that_are_no_defaults(augmentation, text):
+    assert text is None or repr(augmentation) == text
+    assert type(augmentation).__name__ in repr(augmentation)
+
+
+def test_input_args_name_the_parts_of_an_older_augmentation():
+    class Named(T.TransformGen):
+        input_args = ("image", "boxes")
+
+        def get_transform(self, picture, rectangles):
+            assert picture.shape == (4, 6, 3)
+            assert rectangles.shape == (1, 4)
+            return T.HFlipTransform(picture.shape[1])
+
+    sample = T.StandardAugInput(np.zeros((4, 6, 3), np.uint8), boxes=np.array([[0.0, 0, 2, 2]]))
+    Named()(sample)
+    assert sample.boxes.tolist() == [[4, 0, 6, 2]]
+
+
+def test_apply_transform_gens_returns_image_and_transforms():
+    image = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    flipped, transforms = T.apply_transform_gens([T.RandomFlip(1.0)], image)
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    assert len(transforms) == 1
+
+
+def test_random_apply_can_be_asked_for_its_transform():
+    image = np.zeros((4, 6, 3), np.uint8)
+    always = T.RandomApply(T.RandomFlip(1.0), 1.0).get_transform(image)
+    assert isinstance(always, T.HFlipTransform)
+    assert isinstance(T.RandomApply(T.HFlipTransform(6), 0.0).get_transform(image), T.NoOpTransform)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import ImageOps
 
 from detkit.data import transforms as T
 
@@ -81,3 +82,17 @@ def test_augmentation_of_colours_needs_colours(aug):
 def test_bounds_the_wrong_way_round_are_refused():
     with pytest.raises(ValueError, match="must not exceed"):
         T.RandomBrightness(1.5, 0.5)
+
+
+def test_functions_of_arrays_and_of_pil_images_change_pixels_only():
+    image = np.random.default_rng(0).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(
+        T.ColorTransform(lambda x: 255 - x).apply_image(image), 255 - image
+    )
+    solarized = T.PILColorTransform(lambda x: ImageOps.solarize(x, 99))
+    expected = np.where(image < 99, image, 255 - image)
+    np.testing.assert_array_equal(solarized.apply_image(image), expected)
+    np.testing.assert_array_equal(solarized.apply_box([[1, 2, 3, 4]]), [[1, 2, 3, 4]])
+    np.testing.assert_array_equal(solarized.apply_segmentation(image[:, :, 0]), image[:, :, 0])
+    with pytest.raises(ValueError, match="must be a function"):
+        T.ColorTransform(3)

@@ -314,3 +314,21 @@ def test_fixed_size_crop_pads_label_maps_with_their_own_value():
 def test_wrong_fixed_size_is_an_error():
     with pytest.raises(ValueError, match=r"crop_size must be \(height, width\), at least 1"):
         T.FixedSizeCrop((0, 5))
+
+
+def test_window_of_min_iou_keeps_objects_as_asked():
+    image = np.zeros((80, 100, 3), np.uint8)
+    boxes = np.array([[20.0, 20, 60, 60], [50, 30, 90, 70]])
+    np.random.seed(0)
+    augmentation = T.MinIoURandomCrop(min_ious=(0.3,), min_crop_size=0.3)
+    kinds = set()
+    for _ in range(60):
+        tfm = augmentation.get_transform(image, boxes)
+        kinds.add(type(tfm))
+        if isinstance(tfm, T.CropTransform):
+            assert 0.45 <= tfm.h / tfm.w <= 2.2
+            window = np.array([tfm.x0, tfm.y0, tfm.x0 + tfm.w, tfm.y0 + tfm.h])
+            centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+            assert ((centers > window[:2]) & (centers < window[2:])).all(axis=1).any()
+    assert kinds == {T.CropTransform, T.NoOpTransform}
+    assert isinstance(augmentation.get_transform(image, boxes[:0]), T.NoOpTransform)

@@ -305,3 +305,12 @@ def test_very_thin_image_keeps_a_pixel_at_any_scale():
 def test_wrong_scale_is_an_error(arguments):
     with pytest.raises(ValueError, match="min_scale|target"):
         T.ResizeScale(*arguments)
+
+
+def test_one_of_the_listed_sizes_is_drawn():
+    image = np.zeros((10, 20, 3), np.uint8)
+    resize = T.RandomResize([(5, 6), (7, 8)])
+    sizes = {resize.get_transform(image).apply_image(image).shape[:2] for _ in range(30)}
+    assert sizes == {(5, 6), (7, 8)}
+    with pytest.raises(ValueError, match="at least one"):
+        T.RandomResize([])
