@@ -18,7 +18,7 @@ from detkit.checkpoint.array_unpickler import UnsafePickleError, load_array_pick
 from detkit.data import transforms as T
 from detkit.structures import Boxes, BoxMode, ImageRecord, Instances
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.file_io import PathManager, require_regular_file
 
 # Detectron's names for the same things.
 _OLD_NAMES = {"indexes": "ids", "scores": "objectness_logits"}
@@ -91,6 +91,7 @@ def load_proposals_into_dataset(
 
 
 def _read(proposal_file: str) -> dict[str, Any]:
+    require_regular_file(proposal_file, "proposal file")
     try:
         with PathManager.open(proposal_file, "rb") as file:
             content = load_array_pickle(cast(Any, file))

@@ -4,16 +4,23 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from iopath.common.file_io import NativePathHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
 from detkit.utils.download import fetch
-from detkit.utils.errors import MissingFileError
+from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.text import did_you_mean
 
-__all__ = ["PathManager", "dataset_root", "files_below", "packaged_configs"]
+__all__ = [
+    "PathManager",
+    "dataset_root",
+    "files_below",
+    "packaged_configs",
+    "read_file",
+    "require_regular_file",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +104,33 @@ PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
 PathManager.register_handler(CatalogHandler())
 PathManager.register_handler(HomeHandler())
+
+
+def require_regular_file(
+    file_name: str, kind: str = "file", error: type[DataError] = DataError
+) -> None:
+    """Raise `error` for a folder, a pipe or a device; messages call the file `kind`.
+
+    `/dev/zero` would fill the memory, and a pipe wait for ever. Missing files and addresses pass.
+    """
+    path = Path(file_name)
+    if not path.is_file() and path.exists():
+        raise error(f"{kind} {file_name} is not a regular file")
+
+
+def read_file(file_name: str, kind: str = "file", error: type[DataError] = DataError) -> bytes:
+    """Return the content of a file, which `PathManager` opens; messages call it `kind`.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        DataError: `error`; it is a folder, a pipe or a device.
+    """
+    require_regular_file(file_name, kind, error)
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            return cast(bytes, file.read())
+    except FileNotFoundError as missing:
+        raise MissingFileError(f"{kind} {file_name} does not exist") from missing
 
 
 def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, list[str]]:

@@ -9,13 +9,11 @@ import io
 import struct
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
 
 from PIL import Image
 
-from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.errors import DataError
+from detkit.utils.file_io import read_file
 
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit: half a gigabyte as RGB, and three times as much while it is decoded."""
@@ -50,20 +48,13 @@ class BadImageError(DataError):
 
 
 def read_image_bytes(file_name: str, kind: str = "image file") -> bytes:
-    """Return the content of a file, which `PathManager` opens; messages call it `kind`.
+    """Return the content of a file; see `read_file`.
 
     Raises:
         MissingFileError: The file does not exist.
         BadImageError: It is a folder, a pipe or a device.
     """
-    path = Path(file_name)
-    if not path.is_file() and path.exists():  # /dev/zero would fill the memory, a pipe wait
-        raise BadImageError(f"{kind} {file_name} is not a regular file")
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            return cast(bytes, file.read())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{kind} {file_name} does not exist") from error
+    return read_file(file_name, kind, BadImageError)
 
 
 @contextlib.contextmanager

@@ -268,16 +268,16 @@ def rle_problem(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> s
             "needs a run-length mask with size [height, width] and counts, has"
             f" {shortened(dict(rle), 80)}"
         )
-    if image_size is not None and tuple(size) != tuple(image_size):
-        return (
-            f"has a run-length mask of {size[0]}x{size[1]} (height x width), but its image is "
-            f"{image_size[0]}x{image_size[1]}"
-        )
     is_number_list = as_numbers(list(size)) == list(size)
     if not is_number_list or (isinstance(counts, list) and as_numbers(counts) != counts):
         return (
             "needs a run-length mask whose size and counts are numbers, has"
             f" {shortened(dict(rle), 80)}"
+        )
+    if image_size is not None and tuple(size) != tuple(image_size):
+        return (
+            f"has a run-length mask of {size[0]}x{size[1]} (height x width), but its image is "
+            f"{image_size[0]}x{image_size[1]}"
         )
     if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
         return (

@@ -6,11 +6,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
-from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import PathManager
+from detkit.utils.errors import DataError
+from detkit.utils.file_io import read_file
 from detkit.utils.text import did_you_mean
 
 _NUMBERS = frozenset((int, float))
@@ -39,12 +39,10 @@ def read_json(json_file: str) -> dict[str, Any]:
         MissingFileError: The file does not exist.
         DataError: It is not valid JSON, or not an object.
     """
-    path = PathManager.get_local_path(json_file)
+    data = read_file(json_file, "annotation file")
     try:
         # From bytes: then `json` itself sees a byte order mark, and UTF-16 of Windows' tools.
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"annotation file {json_file} does not exist") from error
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         # Not `JSONDecodeError`: a number of thousands of digits is a plain ValueError.
         raise DataError(f"annotation file {json_file} is not valid JSON: {error}") from error

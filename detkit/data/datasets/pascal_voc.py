@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -29,7 +29,7 @@ from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import PathManager, files_below
+from detkit.utils.file_io import PathManager, files_below, read_file
 from detkit.utils.image import read_image_size
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.text import did_you_mean
@@ -152,9 +152,7 @@ def load_voc_folders(
             raise MissingFileError(
                 f"annotation file {path} does not exist, though {split_file} lists it"
             )
-        roots[name] = parse_xml_without_entities(
-            Path(PathManager.get_local_path(path)).read_bytes(), path
-        )
+        roots[name] = parse_xml_without_entities(read_file(path, "annotation file"), path)
     _check_classes(roots, paths, class_names, annotations)
     ids = {class_name: index for index, class_name in enumerate(class_names)}
     records, unclear = [], list[str]()
@@ -199,7 +197,7 @@ def _require_class_names(class_names: Sequence[str], where: str) -> tuple[str, .
 
 def _split_text(split_file: str) -> str:
     try:
-        data = Path(PathManager.get_local_path(split_file)).read_bytes()
+        data = read_file(split_file, "split file")
         return data.decode(json.detect_encoding(data))  # Windows' tools write UTF-16
     except UnicodeDecodeError as error:
         raise DataError(f"split file {split_file} must be text in UTF-8: {error}") from error

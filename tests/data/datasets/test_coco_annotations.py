@@ -119,6 +119,11 @@ def test_mask_wholly_outside_of_its_image_is_named(write_coco, caplog):
         pytest.param(
             {"size": [24, 32], "counts": "b'PPYd0'"}, "cannot be read", id="bytes-as-text"
         ),
+        pytest.param(
+            {"size": ["24", "32"], "counts": [768]},
+            "whose size and counts are numbers",
+            id="size-as-text",
+        ),
         pytest.param({"size": [24, 32], "counts": "PPYd0"}, "must add up to 768", id="too-long"),
         pytest.param({"size": [24, 32], "counts": [700.5, 67.5]}, "whole numbers", id="halves"),
         pytest.param({"size": [24, 32], "counts": [800, -32]}, "some negative", id="negative"),

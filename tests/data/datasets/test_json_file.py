@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 
 import pytest
 
@@ -12,6 +13,7 @@ from detkit.data.datasets.json_file import (
     section,
     shortened,
 )
+from detkit.utils.errors import DataError
 
 
 def test_missing_file_is_named(tmp_path):
@@ -25,6 +27,12 @@ def test_missing_file_is_named(tmp_path):
 def test_invalid_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(str(tmp_path / "a.json"))
+
+
+def test_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"annotation file .*a\.json is not a regular file"):
         read_json(str(tmp_path / "a.json"))
 
 
