@@ -23,6 +23,8 @@ from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 from tqdm import tqdm
 
+from detkit.utils.text import printable
+
 __all__ = [
     "CommonMetricPrinter",
     "EventStorage",
@@ -388,10 +390,10 @@ class TensorboardXWriter(EventWriter):
         new = storage.new_by_iteration(self._last_write, self._window_size)
         for iteration, scalars in new.items():
             for name, value in scalars.items():
-                self._open().add_scalar(name, value, iteration)
+                self._open().add_scalar(printable(name), value, iteration)
             self._last_write = iteration
         for name, image, iteration in storage.images():
-            self._open().add_image(name, image, iteration)
+            self._open().add_image(printable(name), image, iteration)
         storage.clear_images()
 
     def _open(self) -> Any:

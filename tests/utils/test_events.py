@@ -169,12 +169,14 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     writer = TensorboardXWriter(str(tmp_path))
     with EventStorage() as storage:
         storage.put_scalar("a", 4.0)
+        storage.put_scalar("AP-\x1b[2J\n\ud800", 0.5)  # a class of a hostile file
         storage.put_image("p", torch.zeros(3, 8, 8, dtype=torch.uint8))
         writer.write()
         assert storage.images() == []
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Scalars("a")[0].value == 4.0
+    assert events.Scalars("AP-\\x1b[2J\\n\\ud800")[0].value == 0.5
     assert events.Tags()["images"] == ["p"]
 
 
