@@ -11,6 +11,7 @@ from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.config import CfgNode, get_cfg
+from detkit.data import DatasetCatalog
 from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detkit.engine.checkpoint_records import expect_classes_of_checkpoint
 from detkit.engine.hooks.visualization import write_pictures
@@ -64,6 +65,12 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     cfg = setup(args)
     if restarts > 0:
         logger.info("restart %d by torchrun: going on from the last checkpoint", restarts)
+    # Checks, evaluations and pictures all ask for the test data.
+    with DatasetCatalog.kept(cfg.DATASETS.TEST):
+        return _run(cfg, args)
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     last_checkpoint = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     is_new_run = not args.resume and not args.eval_only

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import pickle
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from detkit.structures import ImageRecord
+from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.text import did_you_mean
 
 # Inside the classes below, `list` is a method.
 Names = list[str]
 Records = list[ImageRecord]
+PickledRecords = list[bytes]
 Loader = Callable[[], Records]
+# Bytes of pickled records that are kept in all.
+_MAX_KEPT = 2**29
 
 
 class DatasetCatalogTable(UserDict[str, Loader]):
@@ -30,6 +36,11 @@ class DatasetCatalogTable(UserDict[str, Loader]):
         >>> len(DatasetCatalog.get("my_two_cells"))
         1
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The loader that was called, and what it returned, pickled; None before that.
+        self._kept: dict[str, tuple[Loader, PickledRecords] | None] = {}
 
     def register(self, name: str, func: Loader) -> None:
         """Add a data set.
@@ -63,14 +74,52 @@ class DatasetCatalogTable(UserDict[str, Loader]):
         self.data[name] = func
 
     def get(self, name: str) -> Records:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Load a data set's records.
+        """Load a data set's records, which are the caller's own: nobody else sees changes to them.
 
         Raises:
             UnknownNameError: Nothing has that name; the message lists the closest names and how to
                 add one.
         """
         self._require(name)
-        return self.data[name]()
+        loader, kept = self.data[name], self._kept.get(name)
+        if kept is not None and kept[0] is loader:
+            with garbage_collection_off():
+                return [pickle.loads(record) for record in kept[1]]  # written by `_keep`
+        records = loader()
+        if name in self._kept:
+            self._keep(name, loader, records)
+        return records
+
+    def _keep(self, name: str, loader: Loader, records: Records) -> None:
+        self._kept[name] = None
+        num_bytes = sum(len(r) for kept in self._kept.values() if kept for r in kept[1])
+        # Pickled, they take a tenth of the memory, and worker processes share it.
+        pickled: PickledRecords = []
+        for record in records:
+            pickled.append(pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL))
+            num_bytes += len(pickled[-1])
+            if num_bytes > _MAX_KEPT:
+                return
+        self._kept[name] = loader, pickled
+
+    @contextlib.contextmanager
+    def kept(self, names: Iterable[str]) -> Iterator[None]:
+        """Within the block, load each of these data sets once, and return copies after that.
+
+        For data sets that are asked for again and again, as each evaluation of a run does. Those
+        that take more than half a gigabyte are loaded each time, as are all outside of the block.
+        Blocks may lie within each other.
+
+        Args:
+            names: Data sets whose records can be pickled.
+        """
+        added = [name for name in dict.fromkeys(names) if name not in self._kept]
+        self._kept |= dict.fromkeys(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                del self._kept[name]
 
     def list(self) -> Names:
         """Return all names, sorted."""

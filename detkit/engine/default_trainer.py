@@ -18,6 +18,7 @@ from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.run_folder import new_identity, training_in
 from detkit.config import CfgNode
 from detkit.data import (
+    DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
@@ -110,7 +111,8 @@ class DefaultTrainer(SimpleTrainer):
             setup_logger()
         # The data first: what is wrong with them shows before anything else takes time.
         cfg, data_loader = run_config(cfg, self.build_train_loader, self.auto_scale_workers)
-        self.check_test_data(cfg)
+        with DatasetCatalog.kept(cfg.DATASETS.TEST):
+            self.check_test_data(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
@@ -261,7 +263,8 @@ class DefaultTrainer(SimpleTrainer):
         is_new = self._is_new_run
         if not self.run:  # after an `__init__` of the subclass's own
             self.run, is_new = new_identity(), self.start_iter == 0
-        with training_in(folder, self.run, is_new=is_new):
+        run = training_in(folder, self.run, is_new=is_new)
+        with run, DatasetCatalog.kept(cfg.DATASETS.TEST):
             super().train(self.start_iter, self.max_iter)
         if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(cfg, self._last_eval_results or {})

@@ -1,6 +1,8 @@
 """Environment of a run: seeds, devices, memory, versions."""
 
+import contextlib
 import ctypes
+import gc
 import importlib.metadata
 import logging
 import os
@@ -8,7 +10,7 @@ import platform
 import random
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,21 @@ def resolve_device(name: str) -> torch.device:
             f"MODEL.DEVICE is {name!r}, but this machine has none. Set MODEL.DEVICE to cpu or auto."
         )
     return device
+
+
+@contextlib.contextmanager
+def garbage_collection_off() -> Iterator[None]:
+    """Switch Python's garbage collector off while millions of lists and dicts are built.
+
+    There is no garbage, and looking for it takes 40 % of the time to load COCO's training set.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def reuse_freed_memory() -> bool:

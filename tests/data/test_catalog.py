@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from detkit.data import DatasetCatalog, Metadata, MetadataCatalog
+from detkit.data import DatasetCatalog, Metadata, MetadataCatalog, catalog
 from detkit.utils.errors import ConfigError, UnknownNameError
 
 
@@ -98,6 +98,50 @@ def test_removed_data_set_can_be_replaced():
     DatasetCatalog.remove("mine")
     DatasetCatalog.register("mine", functools.partial(load, 3))
     assert len(DatasetCatalog.get("mine")) == 3
+
+
+@pytest.fixture
+def counted():
+    """Registers `mine`; the list grows with each load."""
+    loads = []
+    DatasetCatalog.register("mine", lambda: [loads.append(1), load(3)][1])
+    return loads
+
+
+def test_kept_data_set_is_loaded_once_and_given_in_copies(counted):
+    with DatasetCatalog.kept(["mine", "not_registered"]):
+        for _ in range(3):
+            records = DatasetCatalog.get("mine")
+            assert records == load(3)
+            records[0]["image_id"] = 99
+            del records[1:]
+        assert len(counted) == 1
+    DatasetCatalog.get("mine")
+    DatasetCatalog.get("mine")
+    assert len(counted) == 3
+
+
+def test_inner_block_keeps_what_the_outer_one_has(counted):
+    with DatasetCatalog.kept(["mine"]):
+        with DatasetCatalog.kept(["mine"]):
+            DatasetCatalog.get("mine")
+        DatasetCatalog.get("mine")
+    assert len(counted) == 1
+
+
+def test_data_set_that_is_replaced_is_loaded_anew(counted):
+    with DatasetCatalog.kept(["mine"]):
+        DatasetCatalog.get("mine")
+        DatasetCatalog.remove("mine")
+        DatasetCatalog.register("mine", functools.partial(load, 1))
+        assert len(DatasetCatalog.get("mine")) == 1
+
+
+def test_data_sets_that_take_too_much_are_loaded_each_time(counted, monkeypatch):
+    monkeypatch.setattr(catalog, "_MAX_KEPT", 100)
+    with DatasetCatalog.kept(["mine"]):
+        assert DatasetCatalog.get("mine") == DatasetCatalog.get("mine") == load(3)
+    assert len(counted) == 2
 
 
 def test_unknown_name_lists_near_misses_and_how_to_register():

@@ -12,6 +12,9 @@ from PIL import Image
 from detkit.cli import predict, train
 from detkit.config import default_trainer_settings
 from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets import load_coco_json
+from detkit.data.datasets.shapes import register
+from detkit.structures import ImageRecord
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -58,6 +61,18 @@ def test_evaluating_saved_weights_repeats_the_results_and_prints_the_folder_of_p
     assert any((workplace / "out" / "pictures").iterdir())
     heads = [[cell.strip() for cell in line.split("|")][1:-1] for line in lines]
     assert heads.count(["AP", "AP50", "AP75", "APs", "APm", "APl"]) == 1
+
+
+def test_test_data_are_read_once_per_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(json_file: str, *args: str) -> list[ImageRecord]:
+        read.append(Path(json_file).name)
+        return load_coco_json(json_file, *args)
+
+    monkeypatch.setattr(register, "load_coco_json", counting)
+    assert train.main(["--config-file", "tiny.yaml", "TEST.EVAL_PERIOD", "1"]) == 0
+    assert sorted(read) == ["instances_train.json", "instances_val.json"]
 
 
 def test_resumed_run_goes_on_where_the_last_one_ended(workplace: Path) -> None:

@@ -1,3 +1,4 @@
+import gc
 import os
 import platform
 import random
@@ -10,6 +11,7 @@ import torch
 
 from detkit.utils.env import (
     collect_env_info,
+    garbage_collection_off,
     random_state,
     resolve_device,
     reuse_freed_memory,
@@ -138,3 +140,19 @@ def test_table_names_what_a_bug_report_needs(monkeypatch):
         "/somewhere",
     ):
         assert word in table
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_collection_is_afterwards_as_before(was_on):
+    @garbage_collection_off()
+    def fail():
+        raise KeyError(gc.isenabled())
+
+    try:
+        if not was_on:
+            gc.disable()
+        with pytest.raises(KeyError, match="False"):
+            fail()
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable()

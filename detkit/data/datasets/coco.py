@@ -20,7 +20,6 @@ from detkit.data.datasets.json_file import (
     DataFolder,
     as_number,
     by_id,
-    garbage_collection_off,
     known_id,
     listed,
     read_json,
@@ -30,6 +29,7 @@ from detkit.data.datasets.json_file import (
 )
 from detkit.structures import ImageRecord
 from detkit.utils.colormap import class_colors, skeleton_colors
+from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import DataError
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.text import did_you_mean
@@ -274,10 +274,12 @@ def _require_known(
     annotations: list[dict[str, Any]], key: str, known: dict[Any, Any], kind: str, json_file: str
 ) -> None:
     """Check that `known` has the id in each annotation's `key`, and write it as `known` does."""
+    values = [annotation.get(key) for annotation in annotations]
+    # As a rule, and ten times as fast; COCO's training set has 860,000.
+    if set(map(type, values)) <= {int, str} and all(map(known.__contains__, values)):
+        return
     stray = []
-    for annotation in annotations:
-        value = annotation.get(key)
-        # Nearly all are found at once; COCO's training set has 860,000.
+    for annotation, value in zip(annotations, values, strict=True):
         if type(value) in (int, str) and value in known:
             continue
         annotation[key] = known_id(value, known)
@@ -286,10 +288,10 @@ def _require_known(
             stray.append(annotation)
     if stray:
         # With quotes, where there are any: "1" is not 1.
-        values = [shortened(annotation.get(key), 40) for annotation in stray]
+        found = [shortened(annotation.get(key), 40) for annotation in stray]
         raise DataError(
             f"{len(stray)} annotations of {json_file} name {kind} that the file does not list:"
-            f" {key} {listed(list(dict.fromkeys(values)))} in annotations"
+            f" {key} {listed(list(dict.fromkeys(found)))} in annotations"
             f" {listed([annotation['id'] for annotation in stray])}"
         )
 

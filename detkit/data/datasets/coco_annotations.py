@@ -106,7 +106,7 @@ class AnnotationReader:
         record: dict[str, Any] = {key: annotation[key] for key in self.keys if key in annotation}
         # `[[]]` has no mask either.
         mask = record.pop("segmentation", None)
-        if mask and (not isinstance(mask, list) or any(polygon != [] for polygon in mask)):
+        if mask and (not isinstance(mask, list) or mask[0] or any(p != [] for p in mask)):
             record["segmentation"] = self._segmentation(annotation, size)
         if record.get("keypoints"):
             # COCO's files number pixels; records, like boxes and polygons, measure from the corner
@@ -163,7 +163,7 @@ class AnnotationReader:
             numbers = as_numbers(polygon)
             if numbers == []:
                 continue
-            problem = polygon_problem(polygon if numbers is None else numbers)
+            problem = polygon_problem(polygon, numbers)
             if problem is None:
                 good.append(numbers)
             else:
@@ -216,31 +216,35 @@ class AnnotationReader:
         return f"annotation {annotation['id']} of {self.json_file}"
 
 
-def polygon_problem(polygon: Any) -> str | None:
+def polygon_problem(polygon: Any, numbers: list[Any] | None) -> str | None:
     """Return what is wrong with a polygon `[x0, y0, x1, y1, ...]`, None if nothing is.
 
     Its area is not checked.
+
+    Args:
+        polygon: As in the file.
+        numbers: What `as_numbers` makes of it.
     """
-    if not isinstance(polygon, list):
-        return f"needs polygons that are lists of numbers, has {shortened(polygon, 80)}"
-    if as_numbers(polygon) is None:
+    if numbers is None:
+        if not isinstance(polygon, list):
+            return f"needs polygons that are lists of numbers, has {shortened(polygon, 80)}"
         stray = next(value for value in polygon if as_number(value) is None)
         return f"has a polygon with {shortened(stray, 40)} among its numbers"
-    if len(polygon) % 2:
+    if len(numbers) % 2:
         return (
-            f"has a polygon of {len(polygon)} numbers, but x and y alternate: the number must be"
+            f"has a polygon of {len(numbers)} numbers, but x and y alternate: the number must be"
             " even"
         )
-    if len(polygon) < 2 * _MIN_POLYGON_POINTS:
+    if len(numbers) < 2 * _MIN_POLYGON_POINTS:
         return (
-            f"has a polygon of {len(polygon) // 2} points, {shortened(polygon, 80)}: it needs at"
+            f"has a polygon of {len(numbers) // 2} points, {shortened(polygon, 80)}: it needs at"
             f" least {_MIN_POLYGON_POINTS}"
         )
     # Nearly all polygons pass here, in less time than an array takes to build; NaN does not.
-    if sum(map(abs, polygon)) < _NEAR:
+    if sum(map(abs, numbers)) < _NEAR:
         return None
     try:
-        as_polygon(polygon)
+        as_polygon(numbers)
     except (ValueError, OverflowError) as error:
         return f"has a polygon that cannot be drawn: {error}"
     return None

@@ -1,11 +1,10 @@
 """Annotation files in JSON: their lists, the ids in them, and the folder of the files they name."""
 
 import contextlib
-import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -15,21 +14,6 @@ from detkit.utils.text import did_you_mean
 
 _NUMBERS = frozenset((int, float))
 _LARGEST_ID = 2**63
-
-
-@contextlib.contextmanager
-def garbage_collection_off() -> Iterator[None]:
-    """Switch Python's garbage collector off while millions of lists and dicts are built.
-
-    There is no garbage, and looking for it takes 40 % of the time to load COCO's training set.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def read_json(json_file: str) -> dict[str, Any]:
@@ -95,6 +79,11 @@ def require_unique_ids(entries: list[dict[str, Any]], kind: str, json_file: str)
         DataError: The ids are neither all integers nor all text, or are larger than 64 bits.
         DataError: Two entries have the same id.
     """
+    ids: list[Any] = [entry.get("id") for entry in entries]
+    # Nearly always; of 860,000 annotations, the thorough checks take most of a second.
+    is_plain = set(map(type, ids)) == {int} and -_LARGEST_ID <= min(ids) <= max(ids) <= _LARGEST_ID
+    if is_plain and len(set(ids)) == len(ids):
+        return
     for number, entry in enumerate(entries):
         if "id" not in entry:
             raise DataError(

@@ -16,13 +16,13 @@ from typing import Any
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import records_of_content
 from detkit.data.datasets.json_file import (
-    garbage_collection_off,
     known_id,
     read_json,
     section,
     shortened,
 )
 from detkit.structures import ImageRecord
+from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import PathManager
 

@@ -6,6 +6,7 @@ import pytest
 from detkit.data import MetadataCatalog
 from detkit.data.datasets import load_coco_json
 from detkit.data.datasets.coco_annotations import polygon_problem, rle_problem
+from detkit.data.datasets.json_file import as_numbers
 from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.errors import DataError
 
@@ -257,5 +258,9 @@ def test_object_without_keypoints_has_none(write_coco):
 )
 def test_masks_are_numbers(segmentation, message):
     polygons = segmentation if isinstance(segmentation, list) else []
-    problem = polygon_problem(polygons[0]) if polygons else rle_problem(segmentation, None)
+    problem = (
+        polygon_problem(polygons[0], as_numbers(polygons[0]))
+        if polygons
+        else rle_problem(segmentation, None)
+    )
     assert message in (problem or "")

@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 
@@ -7,7 +6,6 @@ import pytest
 from detkit.data.datasets.json_file import (
     DataFolder,
     by_id,
-    garbage_collection_off,
     listed,
     read_json,
     section,
@@ -108,22 +106,6 @@ def test_long_lists_and_entries_are_cut():
     assert listed(range(12), limit=3) == "0, 1, 2, ... (12 in all)"
     assert shortened({"id": 1}) == "{'id': 1}"
     assert len(shortened({"id": "x" * 500})) == 200
-
-
-@pytest.mark.parametrize("was_on", [True, False])
-def test_garbage_collection_is_afterwards_as_before(was_on):
-    @garbage_collection_off()
-    def fail():
-        raise KeyError(gc.isenabled())
-
-    try:
-        if not was_on:
-            gc.disable()
-        with pytest.raises(KeyError, match="False"):
-            fail()
-        assert gc.isenabled() is was_on
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(
