@@ -43,7 +43,7 @@ def import_user_modules(names: Sequence[str]) -> None:
 
     Raises:
         ConfigError: There are names, and `--no-imports` or `DETKIT_NO_IMPORTS=1` forbids imports.
-        ConfigError: A module ends the program.
+        ConfigError: A name is relative or no text, or a module ends the program.
         MissingModuleError: A module is not found.
     """
     if not names:
@@ -59,8 +59,13 @@ def import_user_modules(names: Sequence[str]) -> None:
         # Python puts the folder of a script, not the working directory, first on the path.
         sys.path.insert(0, here)
     for name in names:
+        if not isinstance(name, str) or not name or name.startswith(".") or name == "__main__":
+            raise ConfigError(
+                f"IMPORTS must name modules as an import statement does, such as my_package.heads;"
+                f" got {name!r}"
+            )
         try:
-            found = importlib.util.find_spec(name.partition(".")[0]) if name else None
+            found = importlib.util.find_spec(name.partition(".")[0])
             if found is not None and name not in sys.modules:
                 where = found.origin or ", ".join(found.submodule_search_locations or ())
                 logger.warning("IMPORTS runs code: importing %s from %s", name, where)

@@ -73,3 +73,9 @@ def test_module_that_exits_is_named(module):
     module("import sys; sys.exit(0)\n")
     with pytest.raises(ConfigError, match=r"'user_part_c' of IMPORTS ends the program"):
         import_user_modules(["user_part_c"])
+
+
+@pytest.mark.parametrize("name", [".heads", "", 5, None, "__main__"])
+def test_what_is_no_name_of_a_module_is_refused(name):
+    with pytest.raises(ConfigError, match="as an import statement does.* got"):
+        import_user_modules([name])
