@@ -26,13 +26,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from gpu_models import Pair, Task, autocast
+from gpu_models import Pair, Task, autocast, config_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from waits import Waits
@@ -172,6 +172,52 @@ def compiled(run: Run) -> None:
     run.attempt("faster compiled train bf16", lambda: _compiled_train(run, pair))
 
 
+def transformer(run: Run) -> None:
+    """Training steps of ViTDet's Mask R-CNN with ViT-B on squares of 1024 pixels, in bf16."""
+    settings: list[Any] = []
+    side = 1024
+    if run.task.is_tiny:
+        side = 64
+        settings = ["MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 3, "MODEL.VIT.NUM_HEADS", 2]
+        settings += ["MODEL.VIT.GLOBAL_BLOCKS", [2], "MODEL.FPN.SQUARE_PAD", side]
+        settings += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.FPN.OUT_CHANNELS", 16]
+    task = replace(run.task, image_size=(side, side))
+    for batch, is_checkpointed in ((1, False), (2, False), (4, False), (4, True)):
+        name = f"ViT-B train bf16 batch {batch}{' checkpointed' * is_checkpointed}"
+        with_checkpoints = [*settings, "MODEL.VIT.CHECKPOINT", is_checkpointed]
+        run.attempt(
+            name,
+            lambda n=name, s=with_checkpoints, b=batch: _transformer_step(run, n, s, b, task),
+        )
+
+
+def _transformer_step(run: Run, name: str, settings: list[Any], batch: int, task: Task) -> None:
+    with _precision("bf16") as dtype:
+        before = _start_of_peak(run.device)
+        config = "ViTDet/COCO/mask_rcnn_vitdet_b_100ep.yaml"
+        step = config_step(config, settings, batch, task, dtype)
+        step()
+        seconds = _seconds(step, run.device, run.rounds)
+        memory = (_peak_memory(run.device) - before) / 2**20
+        counter = FlopCounterMode(display=False)
+        with counter:
+            step()
+        middle = statistics.median(seconds)
+        rate = counter.get_total_flops() / middle / matrix_rate(run.device, "bf16")
+        run.add(
+            name,
+            ms=middle * 1e3,
+            images_per_s=batch / middle,
+            peak=rate,
+            memory_mb=memory,
+            low=min(seconds) * 1e3,
+            high=max(seconds) * 1e3,
+            rounds=len(seconds),
+        )
+        if batch == 4 and "checkpointed" not in name:
+            _profile(run, name, step)
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the benchmark, in a process of its own.
@@ -192,6 +238,7 @@ PARTS: dict[str, Part] = {
     "faster": Part(lambda run: detector("faster", run), 75),
     "compiled": Part(compiled, 90),
     "retinanet": Part(lambda run: detector("retinanet", run), 60),
+    "vit": Part(transformer, 60),
 }
 
 

@@ -28,6 +28,7 @@ from torchvision.ops import misc
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkit.checkpoint import DetectionCheckpointer
+from detkit.config import CfgNode
 from detkit.engine import SimpleTrainer
 from detkit.layers import PreparedWeights
 from detkit.model_zoo import get_config
@@ -133,15 +134,7 @@ class Pair:
             self._our_input(image, *of_image)
             for image, of_image in zip(images, objects, strict=True)
         ]
-        trainer = SimpleTrainer(
-            self.ours.train(),
-            repeat(batch),
-            build_optimizer(self.cfg, self.ours),
-            precision=None if dtype == torch.float32 else dtype,
-        )
-        trainer.iter, trainer.max_iter = 0, 1 << 30
-        trainer.storage = EventStorage()
-        trainer.storage.__enter__()
+        step = _training_step(self.cfg, self.ours, batch, dtype)
         theirs = self.theirs.train()
         optimizer = torch.optim.SGD(
             [p for p in theirs.parameters() if p.requires_grad],
@@ -162,15 +155,12 @@ class Pair:
                 raise FloatingPointError("torchvision's loss is not finite")
             optimizer.step()
 
-        return {"detkit": trainer.run_step, "torchvision": step_of_theirs}
+        return {"detkit": step, "torchvision": step_of_theirs}
 
     def _our_input(
         self, image: Tensor, boxes: Tensor, classes: Tensor, polygons: list[np.ndarray]
     ) -> Any:
-        instances = Instances(self.task.image_size, gt_boxes=Boxes(boxes), gt_classes=classes)
-        if self.kind == "mask":
-            instances.gt_masks = PolygonMasks([[polygon] for polygon in polygons])
-        return {"image": _interleaved(image), "instances": instances}
+        return _model_input(image, boxes, classes, polygons if self.kind == "mask" else None)
 
     def _their_target(
         self, boxes: Tensor, classes: Tensor, polygons: list[np.ndarray]
@@ -182,6 +172,54 @@ class Pair:
             bitmaps = BitMasks.from_polygon_masks(masks, *self.task.image_size)
             target["masks"] = bitmaps.tensor.to(device, torch.uint8)
         return target
+
+
+def config_step(
+    name: str, settings: list[Any], batch_size: int, task: Task, dtype: torch.dtype
+) -> Callable[[], None]:
+    """Return a function that trains a packaged config with masks one step, from random weights.
+
+    Args:
+        name: Of the config.
+        settings: Keys and values that override it.
+        batch_size: Images per step.
+        task: Device and image size.
+        dtype: Of the mixed precision; float32 for none.
+    """
+    cfg = get_config(name)
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", str(task.device), *settings])
+    cfg.merge_from_list(["SOLVER.BASE_LR", _LEARNING_RATE, "MODEL.ROI_HEADS.NUM_CLASSES", 90])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    objects = [example_objects(i, task) for i in range(batch_size)]
+    images = example_images(batch_size, task)
+    batch = [_model_input(image, *o) for image, o in zip(images, objects, strict=True)]
+    return _training_step(cfg, model, batch, dtype)
+
+
+def _training_step(
+    cfg: CfgNode, model: nn.Module, batch: list[Any], dtype: torch.dtype
+) -> Callable[[], None]:
+    trainer = SimpleTrainer(
+        model.train(),
+        repeat(batch),
+        build_optimizer(cfg, model),
+        precision=None if dtype == torch.float32 else dtype,
+    )
+    trainer.iter, trainer.max_iter = 0, 1 << 30
+    trainer.storage = EventStorage()
+    trainer.storage.__enter__()
+    return trainer.run_step
+
+
+def _model_input(
+    image: Tensor, boxes: Tensor, classes: Tensor, polygons: list[np.ndarray] | None
+) -> Any:
+    size = (image.shape[1], image.shape[2])
+    instances = Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+    if polygons is not None:
+        instances.gt_masks = PolygonMasks([[polygon] for polygon in polygons])
+    return {"image": _interleaved(image), "instances": instances}
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
