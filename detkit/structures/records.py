@@ -92,7 +92,7 @@ def as_flag(value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         number = math.inf
     if math.isinf(number):
-        raise DataError(f"a flag is 0 or 1, got {value!r}")
+        raise DataError(f"a flag is 0 or 1, got {repr(value)[:80]}")
     return int(number == number and number != 0)
 
 

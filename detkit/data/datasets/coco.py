@@ -167,7 +167,7 @@ def records_of_content(
     for image_id in sorted(images):
         record = _image_record(images[image_id], folder, image_keys)
         if annotations is not None:
-            record["annotations"] = reader.records(images[image_id], per_image[image_id])
+            record["annotations"] = reader.records(record, per_image[image_id])
         records.append(record)
     reader.log_dropped()
     counts = Counter(record["file_name"] for record in records)

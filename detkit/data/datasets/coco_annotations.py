@@ -70,6 +70,10 @@ class AnnotationReader:
     ) -> list[AnnotationRecord]:
         """Return the records of one image's annotations, in their order.
 
+        Args:
+            image: The image's record.
+            annotations: Its annotations, as in the file.
+
         Raises:
             DataError: A box, a mask or a list of keypoints is not what the format asks for.
         """

@@ -20,6 +20,7 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.json_file import (
     DataFolder,
+    as_number,
     by_id,
     known_id,
     listed,
@@ -130,11 +131,15 @@ def panoptic_annotations(content: dict[str, Any], json_file: str) -> list[dict[s
         if not isinstance(annotation["file_name"], str):
             raise DataError(f"{where} needs a file_name that is text")
         for segment in section(annotation, "segments_info", where):
-            if not {"id", "category_id"} <= segment.keys() or type(segment["id"]) is not int:
+            number = as_number(segment.get("id"))
+            if isinstance(number, float) and number.is_integer():
+                number = int(number)
+            if "category_id" not in segment or not isinstance(number, int):
                 raise DataError(
                     f"{where} needs segments with id, a whole number, and category_id; it has"
                     f" {shortened(segment, 80)}"
                 )
+            segment["id"] = number  # some tools write "5" or 5.0
             try:
                 as_flag(segment.get("iscrowd"))
             except DataError as error:

@@ -219,7 +219,7 @@ def _load_panoptic(*, name: str, **located: str) -> list[ImageRecord]:
     found = by_id(section(read_json(json_file), "categories", json_file), "category", json_file)
     names = category_names(found, json_file)
     categories = [{**found[key], "name": name} for key, name in names.items()]
-    without_kind = [category["name"] for category in categories if "isthing" not in category]
+    without_kind = [category["name"] for category in categories if category.get("isthing") is None]
     if without_kind:
         raise DataError(
             f"{len(without_kind)} of {len(categories)} categories of {json_file} lack isthing: 1"

@@ -29,7 +29,12 @@ def read_json(json_file: str) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         # Not `JSONDecodeError`: a number of thousands of digits is a plain ValueError.
-        raise DataError(f"annotation file {json_file} is not valid JSON: {error}") from error
+        hint = ""
+        if data.startswith(b"version https://git-lfs"):
+            hint = ". It is a pointer of Git LFS: `git lfs pull` fetches the file"
+        elif isinstance(error, UnicodeDecodeError):
+            hint = ". It must be text in UTF-8: save it so, and unpack it if it is an archive"
+        raise DataError(f"annotation file {json_file} is not valid JSON: {error}{hint}") from error
     if not isinstance(content, dict):
         raise DataError(
             f"annotation file {json_file} must hold an object with images, annotations and"
@@ -49,7 +54,7 @@ def section(content: dict[str, Any], key: str, json_file: str) -> list[dict[str,
     if entries is None:
         raise DataError(
             f"annotation file {json_file} has no {key!r}, only"
-            f" {sorted(content)}.{did_you_mean(key, content)}"
+            f" {sorted(content)}.{did_you_mean(key, content.keys() - {key})}"
         )
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DataError(f"{key!r} of annotation file {json_file} must be a list of objects")

@@ -32,7 +32,7 @@ from detkit.evaluation.testing import table, write_json
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.colormap import id2rgb, rgb2id
 from detkit.utils.errors import DataError
-from detkit.utils.image import read_image
+from detkit.utils.image import read_image, read_image_size
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.text import distinct_names
 
@@ -138,7 +138,9 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         """Return how a png differs from the list of its segments; empty if it does not."""
         truth = self._truth[record["image_id"]]
         ids = rgb2id(read_image(truth.file_name, "RGB", max_pixels=self._max_image_pixels))
-        expected = (record.get("height", ids.shape[0]), record.get("width", ids.shape[1]))
+        expected = (record.get("height"), record.get("width"))
+        if None in expected:
+            expected = read_image_size(record["file_name"])
         if ids.shape != expected:
             raise DataError(
                 f"panoptic png {truth.file_name} is {ids.shape}, its image {record['file_name']}"

@@ -171,6 +171,15 @@ def test_numbers_may_be_text(write_coco):
     assert read["category_id"] == 0
 
 
+@pytest.mark.parametrize("size", [{"height": "24", "width": 32.0}, {"height": None}])
+def test_size_of_an_image_may_be_text_or_missing_beside_polygons(write_coco, size):
+    outside = [[40, 0, 44, 0, 44, 4]]
+    images = [{"id": 0, "file_name": "0.jpg", "height": 24, "width": 32, **size}]
+    path, root = write_coco(1, annotations=[{**BOX, "segmentation": outside}], images=images)
+    (read,) = load_coco_json(path, root)[0]["annotations"]
+    assert read["segmentation"] == ([] if size["height"] else outside)
+
+
 @pytest.mark.parametrize("area", [None, float("nan"), -5])
 def test_area_that_says_nothing_is_measured_instead(write_coco, area):
     (read,) = load(write_coco, {**BOX, "area": area})

@@ -195,7 +195,7 @@ def test_images_have_the_names_that_the_json_lists(write, tmp_path):
     ("segment", "message"),
     [
         pytest.param({"category_id": 9}, "segments with id", id="no-id"),
-        pytest.param({"id": "5", "category_id": 9}, "segments with id", id="text-id"),
+        pytest.param({"id": "five", "category_id": 9}, "segments with id", id="text-id"),
         pytest.param({"id": 5}, "category_id; it has", id="no-category"),
         pytest.param({"id": 5, "category_id": 9, "iscrowd": "x"}, "wrong iscrowd", id="crowd"),
     ],
@@ -218,6 +218,13 @@ def test_categories_may_be_written_as_text(write):
     segments = [{"id": 5, "category_id": "9"}]
     (record,) = load_coco_panoptic_json(*write(segments), META)
     assert record["segments_info"][0]["category_id"] == 2
+
+
+@pytest.mark.parametrize("written", ["5", 5.0, "5.0"])
+def test_segment_ids_may_be_text_or_whole_floats(write, written):
+    (record,) = load_coco_panoptic_json(*write([{**SEGMENTS[0], "id": written}]), META)
+    assert [type(s["id"]) for s in record["segments_info"]] == [int]
+    assert record["segments_info"][0]["id"] == 5
 
 
 def test_png_images_are_paired_with_their_label_maps(write_coco, write_image):
