@@ -35,6 +35,7 @@ _FOREIGN_BACKBONES = (
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
+    "build_timm_vit_fpn_backbone",
     "build_vit_backbone",
     "build_vit_fpn_backbone",
     "build_swin_backbone",
@@ -42,6 +43,7 @@ _FOREIGN_BACKBONES = (
     "build_mvit_backbone",
     "build_mvit_fpn_backbone",
 )
+_TIMM_VIT = ("MODEL.BACKBONE.NAME", "build_timm_vit_fpn_backbone")
 _RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
 _AUGMENTATIONS = ("INPUT.AUGMENTATIONS",)
 _DENSE = ("MODEL.META_ARCHITECTURE", "RetinaNet", "FCOS")
@@ -197,6 +199,16 @@ _key("MODEL.REGNET.OUT_FEATURES", ["s1", "s2", "s3", "s4"],
 _key("MODEL.REGNET.CHECKPOINT", False,
      "detkit: activation checkpointing of the blocks: less memory, more time, the same gradients.")
 
+_DROP_PATH = (
+    "detkit: probability to drop the branches of the last block in training, less before it."
+)
+_CHECKPOINT = (
+    "detkit: activation checkpointing of each block: less memory, more time, the same gradients."
+)
+_TRAINED_BLOCKS = (
+    "detkit: train the last blocks only, this many; 0 freezes the whole transformer, -1 trains all"
+    " of it. Frozen parts take no memory for gradients. In place of BACKBONE.FREEZE_AT."
+)
 _FOREIGN_FEATURES = (
     "detkit: feature maps returned, by their stride: s2, s4, s8, s16, s32, if the model has them."
 )
@@ -207,11 +219,17 @@ _key("MODEL.TORCHVISION.WEIGHTS", "",
 _key("MODEL.TORCHVISION.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
 _key("MODEL.TORCHVISION.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 _key("MODEL.TIMM.NAME", "resnet50",
-     "detkit: a model of timm, with or without a tag of its weights: resnet50.a1_in1k.")
+     "detkit: a model of timm, with or without a tag of its weights: resnet50.a1_in1k; for"
+     " build_timm_vit_fpn_backbone a plain transformer: vit_small_patch14_dinov2.")
 _key("MODEL.TIMM.PRETRAINED", False,
      "detkit: start from the published weights of its tag, or of the default tag.")
-_key("MODEL.TIMM.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
-_key("MODEL.TIMM.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
+_key("MODEL.TIMM.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES,
+     unless=_TIMM_VIT)
+_key("MODEL.TIMM.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"),
+     unless=_TIMM_VIT)
+_key("MODEL.TIMM.DROP_PATH_RATE", 0.0, _DROP_PATH, minimum=0, needs=_TIMM_VIT)
+_key("MODEL.TIMM.CHECKPOINT", False, _CHECKPOINT, needs=_TIMM_VIT)
+_key("MODEL.TIMM.TRAINED_BLOCKS", -1, _TRAINED_BLOCKS, minimum=-1, needs=_TIMM_VIT)
 
 _key("MODEL.VIT.PATCH_SIZE", 16,
      "detkit: side of a patch in pixels, for build_vit_fpn_backbone. Dosovitskiy et al. 2020, arXiv"
@@ -224,9 +242,6 @@ _key("MODEL.VIT.NUM_HEADS", 12, "detkit: heads of the attention: 12 in ViT-B, 16
      minimum=1)
 _key("MODEL.VIT.MLP_RATIO", 4.0, "detkit: hidden channels of the MLPs, in EMBED_DIM.", minimum=0)
 _key("MODEL.VIT.QKV_BIAS", True, "detkit: a bias of queries, keys and values.")
-_DROP_PATH = (
-    "detkit: probability to drop the branches of the last block in training, less before it."
-)
 _key("MODEL.VIT.DROP_PATH_RATE", 0.1, _DROP_PATH, minimum=0)
 _key("MODEL.VIT.WINDOW_SIZE", 14,
      "detkit: side of the attention's windows, in patches; 0 attends globally in all blocks.",
@@ -250,14 +265,7 @@ _key("MODEL.VIT.PRETRAIN_IMAGE_SIZE", 224,
 _key("MODEL.VIT.PRETRAIN_CLS_TOKEN", True,
      "detkit: whether the absolute positions have a row for a class token, which is not used.",
      needs=("MODEL.VIT.ABSOLUTE_POSITIONS",))
-_CHECKPOINT = (
-    "detkit: activation checkpointing of each block: less memory, more time, the same gradients."
-)
 _key("MODEL.VIT.CHECKPOINT", False, _CHECKPOINT)
-_TRAINED_BLOCKS = (
-    "detkit: train the last blocks only, this many; 0 freezes the whole transformer, -1 trains all"
-    " of it. Frozen parts take no memory for gradients. In place of BACKBONE.FREEZE_AT."
-)
 _key("MODEL.VIT.TRAINED_BLOCKS", -1, _TRAINED_BLOCKS, minimum=-1)
 
 _key("MODEL.SWIN.PATCH_SIZE", 4,
@@ -327,7 +335,8 @@ _key("MODEL.FPN.SQUARE_PAD", 0,
 _key("MODEL.FPN.SCALE_FACTORS", [4.0, 2.0, 1.0, 0.5],
      "detkit: sizes of the levels of a plain transformer's pyramid, relative to its map. Li et al."
      " 2022, arXiv 2203.16527.",
-     minimum=0, needs=("MODEL.BACKBONE.NAME", "build_vit_fpn_backbone"))
+     minimum=0,
+     needs=("MODEL.BACKBONE.NAME", "build_vit_fpn_backbone", "build_timm_vit_fpn_backbone"))
 
 _key("MODEL.CUSTOM", {}, "detkit: keys for parts of your own; their values are not checked.",
      unread="for code of your own")

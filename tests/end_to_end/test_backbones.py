@@ -29,6 +29,10 @@ MODELS = {
   BACKBONE: {NAME: build_vit_fpn_backbone}
   VIT: {EMBED_DIM: 32, DEPTH: 2, NUM_HEADS: 2, WINDOW_SIZE: 0, RESIDUAL_BLOCKS: [1], TRAINED_BLOCKS: 1}
 """,
+    "ViT of timm, frozen": """
+  BACKBONE: {NAME: build_timm_vit_fpn_backbone}
+  TIMM: {NAME: vit_tiny_patch16_224, TRAINED_BLOCKS: 0}
+""",
     "Swin, checkpointed": """
   BACKBONE: {NAME: build_swin_fpn_backbone, FREEZE_AT: 0}
   SWIN: {EMBED_DIM: 8, DEPTHS: [1, 2, 1, 1], NUM_HEADS: [1, 1, 2, 2], CHECKPOINT: True}

@@ -165,7 +165,6 @@ class ForeignBackbone(Backbone):
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:
         """Return the name and the tensors of the weights to start from; "" and none for random."""
 
-    @torch.no_grad()
     def load_initial_weights(self) -> str:
         """Load the published weights and return their name, or "" for random weights.
 
@@ -175,27 +174,44 @@ class ForeignBackbone(Backbone):
             WeightsError: The weights lack tensors.
         """
         source, weights = self.initial_state_dict()
-        if not source:
-            frozen = sum(not parameter.requires_grad for parameter in self.body.parameters())
-            if frozen:
-                logger.warning(
-                    "%s starts from random weights, and %d of its parameters never train: set"
-                    " MODEL.BACKBONE.FREEZE_AT to 0, or name weights",
-                    type(self).__name__,
-                    frozen,
-                )
-            return ""
-        # Names of the classifier are left over. Old files have no counters of batches.
-        own = self.body.state_dict()
-        present = {name: weights[name] for name in own if name in weights}
-        counter = "num_batches_tracked"
-        missing = [name for name in own if name not in present and not name.endswith(counter)]
-        if missing:
-            first = ", ".join(missing[:3])
-            raise WeightsError(f"{source} lacks {len(missing)} of {len(own)} tensors: {first}, ...")
-        # Not strict: counters that are missing keep their 0.
-        self.body.load_state_dict(present, strict=False)
-        return source
+        return load_published(self.body, source, weights, "MODEL.BACKBONE.FREEZE_AT to 0")
+
+
+@torch.no_grad()
+def load_published(body: nn.Module, source: str, weights: Mapping[str, Tensor], remedy: str) -> str:
+    """Load published weights into a network, and return `source`.
+
+    Args:
+        body: With the names of the weights; it may lack some, such as those of the classifier.
+        source: Name of the weights; "" keeps the random ones, with a warning if some are frozen.
+        weights: By name.
+        remedy: The setting that freezes nothing, for the warning.
+
+    Raises:
+        WeightsError: The weights lack tensors.
+    """
+    if not source:
+        frozen = sum(not parameter.requires_grad for parameter in body.parameters())
+        if frozen:
+            logger.warning(
+                "%s starts from random weights, and %d of its parameters never train: set %s, or"
+                " name weights",
+                type(body).__name__,
+                frozen,
+                remedy,
+            )
+        return ""
+    # Names of the classifier are left over. Old files have no counters of batches.
+    own = body.state_dict()
+    present = {name: weights[name] for name in own if name in weights}
+    counter = "num_batches_tracked"
+    missing = [name for name in own if name not in present and not name.endswith(counter)]
+    if missing:
+        first = ", ".join(missing[:3])
+        raise WeightsError(f"{source} lacks {len(missing)} of {len(own)} tensors: {first}, ...")
+    # Not strict: counters that are missing keep their 0.
+    body.load_state_dict(present, strict=False)
+    return source
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

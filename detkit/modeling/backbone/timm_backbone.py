@@ -77,8 +77,8 @@ class TimmBackbone(ForeignBackbone):
             ValueError: A model or a feature of that name does not exist.
             ValueError: The model has no maps.
         """
-        timm = _timm()
-        _check_name(timm, "name", name)
+        timm = import_timm()
+        check_timm_name(timm, "name", name)
         arguments = {"model_name": name, "features_only": True, "in_chans": in_channels}
         size_arguments, maps = _probe(timm, arguments, name, in_channels)
         by_name = {f"s{feature.stride}": index for index, feature in maps.items()}
@@ -123,26 +123,39 @@ class TimmBackbone(ForeignBackbone):
 
     def initial_state_dict(self) -> tuple[str, Mapping[str, Tensor]]:
         """Return the published weights, from the cache of timm's source or downloaded into it."""
-        if not self.pretrained:
-            return "", {}
-        timm = _timm()
-        overlay: dict[str, Any] = {}
-        placed = placed_weights(self.name)
-        if placed.is_file():
-            overlay = {"pretrained_cfg_overlay": {"file": str(placed)}}
-        elif is_offline():
-            published = timm.get_pretrained_cfg(self.name)
-            source = published.url
-            if published.hf_hub_id:
-                source = f"https://huggingface.co/{published.hf_hub_id}"
-            raise MissingFileError(
-                f"DETKIT_OFFLINE is set: download the .safetensors file of {source} on a machine"
-                f" with network, and place it as {placed}"
-            )
-        # Loaded by timm into a model of its own, which handles old names and other numbers of
-        # channels.
-        loaded = timm.create_model(**self._arguments, pretrained=True, **overlay)
-        return f"timm's {self.name}", loaded.state_dict()
+        return published_weights(self._arguments) if self.pretrained else ("", {})
+
+
+def published_weights(arguments: dict[str, Any]) -> tuple[str, Mapping[str, Tensor]]:
+    """Return the name and the tensors of a model's published weights.
+
+    They come from the cache of timm's source, or are downloaded into it.
+
+    Args:
+        arguments: Of `timm.create_model`, with `model_name`.
+
+    Raises:
+        MissingFileError: They would have to be downloaded, and DETKIT_OFFLINE is set.
+    """
+    timm = import_timm()
+    name = arguments["model_name"]
+    overlay: dict[str, Any] = {}
+    placed = placed_weights(name)
+    if placed.is_file():
+        overlay = {"pretrained_cfg_overlay": {"file": str(placed)}}
+    elif is_offline():
+        published = timm.get_pretrained_cfg(name)
+        source = published.url
+        if published.hf_hub_id:
+            source = f"https://huggingface.co/{published.hf_hub_id}"
+        raise MissingFileError(
+            f"DETKIT_OFFLINE is set: download the .safetensors file of {source} on a machine"
+            f" with network, and place it as {placed}"
+        )
+    # Loaded by timm into a model of its own, which handles old names and other numbers of
+    # channels.
+    loaded = timm.create_model(**arguments, pretrained=True, **overlay)
+    return f"timm's {name}", loaded.state_dict()
 
 
 def placed_weights(name: str) -> Path:
@@ -150,7 +163,12 @@ def placed_weights(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / "timm" / f"{name}.safetensors"
 
 
-def _timm() -> ModuleType:
+def import_timm() -> ModuleType:
+    """Return the package timm.
+
+    Raises:
+        MissingTimmError: It is not installed; the message says how to install it.
+    """
     try:
         import timm
         import timm.data
@@ -163,7 +181,12 @@ def _timm() -> ModuleType:
     return timm
 
 
-def _check_name(timm: ModuleType, where: str, name: str) -> None:
+def check_timm_name(timm: ModuleType, where: str, name: str) -> None:
+    """Check that timm has a model, and weights of that tag if the name has one.
+
+    Raises:
+        ValueError: It does not; the message starts with `where` and has near misses.
+    """
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
@@ -224,10 +247,10 @@ def _probe(
     ) from failures[0]
 
 
-def _pixel_settings(cfg: CfgNode) -> PixelSettings:
+def timm_pixel_settings(cfg: CfgNode) -> PixelSettings:
     """Return the pixel statistics of a model's published weights; ImageNet's if it has none."""
-    timm = _timm()
-    _check_name(timm, "MODEL.TIMM.NAME", cfg.MODEL.TIMM.NAME)
+    timm = import_timm()
+    check_timm_name(timm, "MODEL.TIMM.NAME", cfg.MODEL.TIMM.NAME)
     published = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
     if published is None:
         mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
@@ -236,7 +259,7 @@ def _pixel_settings(cfg: CfgNode) -> PixelSettings:
 
 
 @BACKBONE_REGISTRY.register()
-@made_for_pixels(_pixel_settings)
+@made_for_pixels(timm_pixel_settings)
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the model that `MODEL.TIMM` names, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
     warn_of_unset_pixels(cfg)
@@ -244,14 +267,14 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 @BACKBONE_REGISTRY.register()
-@made_for_pixels(_pixel_settings)
+@made_for_pixels(timm_pixel_settings)
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_fpn`, without maps that it does not merge."""
     return build_fpn(cfg, _body_of_pyramid(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
-@made_for_pixels(_pixel_settings)
+@made_for_pixels(timm_pixel_settings)
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the model with the pyramid of `build_retinanet_fpn`, without maps it does not merge."""
     return build_retinanet_fpn(cfg, _body_of_pyramid(cfg, input_shape))
