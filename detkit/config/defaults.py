@@ -834,6 +834,10 @@ _key("TEST.PRECISE_BN.NUM_ITER", 200, "Number of batches to compute them from.",
 
 def get_cfg() -> CfgNode:
     """Return a new tree of all settings with their defaults."""
+    return _C.clone()
+
+
+def _defaults() -> CfgNode:
     cfg = CfgNode()
     for name, spec in _TABLE.items():
         *groups, leaf = name.split(".")
@@ -844,6 +848,10 @@ def get_cfg() -> CfgNode:
         node[leaf] = CfgNode(new_allowed=True) if spec.default == {} else deepcopy(spec.default)
     cfg.set_key_table(_TABLE)
     return cfg
+
+
+# Detectron2's name: what is added to it is in all configs from then on.
+_C = _defaults()
 
 
 def explain(key: str) -> str:

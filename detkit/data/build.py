@@ -8,6 +8,7 @@ Legend: B images in a batch of one process.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from detkit.config import CfgNode, configurable, find_architecture
@@ -28,6 +29,7 @@ from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader
 from detkit.data.wrappers import DatasetFromList, MapDataset, MapIterableDataset
 from detkit.structures import ImageRecord
 from detkit.utils import comm
+from detkit.utils.env import seed_all_rng
 from detkit.utils.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -355,3 +357,8 @@ def build_detection_test_loader(
         collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
         timeout=timeout,
     )
+
+
+def worker_init_reset_seed(worker_id: int) -> None:
+    """Seed a loading worker's generators by torch's seed of the worker."""
+    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

@@ -264,3 +264,8 @@ def sem_seg_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[s
 
 def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float:
     return float(np.average(values, weights=weights)) if values.size else float("nan")
+
+
+def load_image_into_numpy_array(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """Read a label map as an array; `copy` is Detectron2's, the array is always one's own."""
+    return read_label_map(filename).astype(dtype, copy=False)

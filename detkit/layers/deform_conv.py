@@ -165,3 +165,37 @@ def _check_divides(name: str, groups: int, **channels: int) -> None:
 def _check_channels(name: str, value: Tensor, channels: int) -> None:
     if value.dim() != 4 or value.shape[1] != channels:
         raise ValueError(f"{name} must be (N, {channels}, H, W): got shape {tuple(value.shape)}")
+
+
+def deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+) -> Tensor:
+    """Return the deformable convolution of version 1 with given weights.
+
+    `groups` and `deformable_groups` follow from the shapes; see `DeformConv` for the others.
+    """
+    return modulated_deform_conv(input, offset, None, weight, None, stride, padding, dilation)
+
+
+def modulated_deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+) -> Tensor:
+    """Return the deformable convolution of version 2 with given weights; see `deform_conv`."""
+    geometry = (_pair(stride), _pair(padding), _pair(dilation))
+    return deform_conv2d(input, offset, weight, bias, *geometry, mask)

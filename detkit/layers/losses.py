@@ -9,6 +9,8 @@ Legend: N pairs of boxes, R rows, K classes.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,3 +111,19 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return loss.mean() if loss.numel() > 0 else loss.sum() * 0.0
     raise ValueError(f"reduction must be 'none', 'mean' or 'sum': got {reduction!r}")
+
+
+def empty_input_loss_func_wrapper(loss_func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss function that is 0, and part of the graph, for an empty input.
+
+    Args:
+        loss_func: Takes input, target and keyword arguments, with `reduction`.
+    """
+
+    @functools.wraps(loss_func)
+    def wrapped(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
+        if target.numel() == 0 and reduction == "mean":
+            return input.sum() * 0.0
+        return loss_func(input, target, reduction=reduction, **kwargs)
+
+    return wrapped

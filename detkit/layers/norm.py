@@ -308,6 +308,10 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
     "SyncBN": _sync_batchnorm,
+    # Detectron2's other implementations of the same.
+    "nnSyncBN": _sync_batchnorm,
+    "naiveSyncBN": _sync_batchnorm,
+    "naiveSyncBN_N": _sync_batchnorm,
     "GN": _group_norm,
     "LN": LayerNorm2d,
 }

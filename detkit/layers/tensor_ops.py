@@ -1,8 +1,10 @@
 """Tensor functions under Detectron2's names, for cases that torch's do not cover."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,3 +22,26 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
     """Return the indices of non-zero elements, one (R,) int64 per dimension; a scalar has one."""
     return x.nonzero(as_tuple=True) if x.dim() > 0 else x.unsqueeze(0).nonzero(as_tuple=True)
+
+
+def interpolate(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Resize as `torch.nn.functional.interpolate` does, which takes empty batches by now."""
+    return F.interpolate(input, size, scale_factor, mode, align_corners)
+
+
+def shapes_to_tensor(x: Sequence[int | Tensor], device: torch.device | None = None) -> Tensor:
+    """Return sizes, numbers or scalar tensors, as an (R,) tensor."""
+    if any(isinstance(size, Tensor) for size in x):
+        return torch.stack([torch.as_tensor(size, device=device) for size in x])
+    return torch.as_tensor(x, device=device)
+
+
+def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
+    """Return a tensor on the device of another."""
+    return src.to(dst.device)

@@ -7,7 +7,7 @@ Legend: L feature levels, A anchors per cell, H x W cells of a level, B numbers 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -346,3 +346,18 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
         """Map config keys to arguments."""
         angles = cfg.MODEL.ANCHOR_GENERATOR.ANGLES
         return {**super().from_config(cfg, input_shape), "angles": angles}
+
+
+class BufferList(nn.Module):
+    """A list of tensors that move with the module and are not saved with it."""
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        super().__init__()
+        for i, buffer in enumerate(buffers):
+            self.register_buffer(str(i), buffer, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (buffer for buffer in self._buffers.values() if buffer is not None)

@@ -8,7 +8,7 @@ Legend: N boxes, K deltas per box (classes, or 1), P foreground boxes, B numbers
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -126,9 +126,13 @@ class Box2BoxTransformLinear:
     `(left, top, right, bottom)`, all positive where the point is inside the target.
     """
 
+    def __init__(self, normalize_by_size: bool = True) -> None:
+        """Set the unit of the distances: the source's width and height, or else pixels."""
+        self.normalize_by_size = normalize_by_size
+
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return (N, 4) distances of the centres of boxes (N, 4) to the sides of others (N, 4)."""
-        width, height, x, y = _size_and_center(src_boxes)
+        width, height, x, y = self._unit_and_center(src_boxes)
         x1, y1, x2, y2 = target_boxes.unbind(dim=1)
         distances = [(x - x1) / width, (y - y1) / height, (x2 - x) / width, (y2 - y) / height]
         return torch.stack(distances, dim=1)
@@ -139,10 +143,16 @@ class Box2BoxTransformLinear:
         Negative distances count as 0, so that every box is valid.
         """
         # Float32 under autocast too, as in `Box2BoxTransform`.
-        width, height, x, y = (t[:, None] for t in _size_and_center(boxes.float()))
+        width, height, x, y = (t[:, None] for t in self._unit_and_center(boxes.float()))
         left, top, right, bottom = deltas.float().relu().unflatten(1, (-1, 4)).unbind(dim=2)
         sides = [x - left * width, y - top * height, x + right * width, y + bottom * height]
         return torch.stack(sides, dim=2).flatten(1)
+
+    def _unit_and_center(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        width, height, x, y = _size_and_center(boxes)
+        if not self.normalize_by_size:
+            width = height = torch.ones_like(width)
+        return width, height, x, y
 
 
 class Box2BoxTransformRotated(Box2BoxTransform):
@@ -276,3 +286,34 @@ def box_regression_loss(
         return smooth_l1_loss(pred_deltas, target, beta=smooth_l1_beta, reduction="sum")
     pred_boxes = transform.apply_deltas(pred_deltas, src_boxes)
     return _IOU_LOSSES[check_box_loss_type(loss_type)](pred_boxes, gt_boxes, reduction="sum")
+
+
+def dense_box_regression_loss(
+    anchors: Sequence[Any],
+    box2box_transform: BoxTransform,
+    pred_anchor_deltas: Sequence[Tensor],
+    gt_boxes: Sequence[Tensor],
+    fg_mask: Tensor,
+    box_reg_loss_type: str = "smooth_l1",
+    smooth_l1_beta: float = 0.0,
+) -> Tensor:
+    """Sum the loss of the boxes of foreground anchors over the levels of all images.
+
+    Args:
+        anchors: Boxes of each level.
+        box2box_transform: Encodes boxes as deltas.
+        pred_anchor_deltas: Per level (N, R_l, 4).
+        gt_boxes: Per image (R, 4).
+        fg_mask: (N, R) bool.
+        box_reg_loss_type: See `box_regression_loss`.
+        smooth_l1_beta: Likewise.
+    """
+    start = torch.cat([getattr(boxes, "tensor", boxes) for boxes in anchors])
+    return box_regression_loss(
+        torch.cat(list(pred_anchor_deltas), dim=1)[fg_mask],
+        start.expand(len(gt_boxes), -1, -1)[fg_mask],
+        torch.stack(list(gt_boxes))[fg_mask],
+        transform=box2box_transform,
+        loss_type=box_reg_loss_type,
+        smooth_l1_beta=smooth_l1_beta,
+    )

@@ -5,7 +5,13 @@ from detkit.solver.build import (
     build_optimizer,
     maybe_add_gradient_clipping,
 )
-from detkit.solver.lr_scheduler import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
+from detkit.solver.lr_scheduler import (
+    LRMultiplier,
+    StepWithFixedGamma,
+    WarmupCosineLR,
+    WarmupMultiStepLR,
+    WarmupParamScheduler,
+)
 from detkit.solver.param_groups import (
     HasParameterStages,
     get_default_optimizer_params,
@@ -18,6 +24,8 @@ __all__ = [
     "HasParameterStages",
     "LRMultiplier",
     "StepWithFixedGamma",
+    "WarmupCosineLR",
+    "WarmupMultiStepLR",
     "WarmupParamScheduler",
     "build_lr_scheduler",
     "build_optimizer",

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from enum import Enum
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
@@ -94,7 +95,19 @@ def _weight_decay_overrides(pairs: Any, model: nn.Module) -> dict[str, dict[str,
     return overrides
 
 
-def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer:
+class GradientClipType(Enum):
+    """Values of SOLVER.CLIP_GRADIENTS.CLIP_TYPE."""
+
+    VALUE = "value"
+    NORM = "norm"
+    FULL_MODEL = "full_model"
+
+
+@overload
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer: ...
+@overload
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: type[Optimizer]) -> type[Optimizer]: ...
+def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
     """Clip gradients before each step of the optimizer if SOLVER.CLIP_GRADIENTS.ENABLED is set.
 
     As in Detectron2, `value` clips each element, `norm` the norm of each parameter's gradient, and
@@ -102,10 +115,10 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
 
     Args:
         cfg: Read for SOLVER.CLIP_GRADIENTS.
-        optimizer: Changed in place.
+        optimizer: Changed in place; or a class, whose instances are to clip.
 
     Returns:
-        The same optimizer.
+        The same optimizer; of a class, a subclass.
 
     Raises:
         ConfigError: CLIP_TYPE is unknown, or CLIP_VALUE is not positive.
@@ -113,6 +126,14 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Optimizer) -> Optimizer
     settings = cfg.SOLVER.CLIP_GRADIENTS
     if not settings.ENABLED:
         return optimizer
+    if isinstance(optimizer, type):
+        kind: type[Optimizer] = optimizer
+
+        def build(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+            kind.__init__(self, *args, **kwargs)
+            maybe_add_gradient_clipping(cfg, self)
+
+        return type(f"{kind.__name__}WithGradientClip", (kind,), {"__init__": build})
     _require_choice(settings.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
     _require_positive(settings.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
     # Read once: the hook must not depend on a config that is edited later.

@@ -4,7 +4,10 @@ A `ParamScheduler` of fvcore maps progress (iteration / max_iter, in [0, 1]) to 
 `LRMultiplier` applies it to the learning rates of an optimizer.
 """
 
+import bisect
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from fvcore.common.param_scheduler import (
@@ -140,3 +143,119 @@ class LRMultiplier(LRScheduler):
                 sorted(set(self.base_lrs)),
             )
         super().load_state_dict(state_dict)
+
+
+def warmup_factor_at(method: str, iteration: int, warmup_iters: int, warmup_factor: float) -> float:
+    """Return the factor on the learning rate at an iteration of a warm-up; 1 behind it.
+
+    Args:
+        method: "constant" or "linear".
+        iteration: From 0.
+        warmup_iters: Length of the warm-up.
+        warmup_factor: Factor at its start.
+
+    Raises:
+        ValueError: The method is unknown.
+    """
+    if iteration >= warmup_iters:
+        return 1.0
+    if method == "constant":
+        return warmup_factor
+    if method == "linear":
+        share = iteration / warmup_iters
+        return warmup_factor * (1 - share) + share
+    raise ValueError(f"the method of a warm-up must be linear or constant, got {method!r}")
+
+
+class _WithWarmup(LRScheduler):
+    """A schedule of torch's kind with a warm-up. A subclass gives the factor without it."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_factor: float,
+        warmup_iters: int,
+        warmup_method: str,
+        last_epoch: int,
+    ) -> None:
+        self.warmup_factor = warmup_factor
+        self.warmup_iters = warmup_iters
+        self.warmup_method = warmup_method
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, iteration: int) -> float:
+        """Return the factor on the learning rate without the warm-up."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group."""
+        warmup = warmup_factor_at(
+            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
+        )
+        return [base_lr * warmup * self.factor(self.last_epoch) for base_lr in self.base_lrs]
+
+
+class WarmupMultiStepLR(_WithWarmup):
+    """Multiplies the learning rate by `gamma` at each milestone, after a warm-up.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = WarmupMultiStepLR(optimizer, milestones=[3], warmup_iters=0)
+        >>> schedule.factor(2), schedule.factor(3)
+        (1.0, 0.1)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+    ) -> None:
+        """Attach to an optimizer.
+
+        Args:
+            optimizer: Its learning rates are the base values.
+            milestones: Rising iterations.
+            gamma: The factor.
+            warmup_factor: Factor at the start of the warm-up.
+            warmup_iters: Its length.
+            warmup_method: "linear" or "constant".
+            last_epoch: The last iteration that is done.
+
+        Raises:
+            ValueError: The milestones do not rise.
+        """
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones must rise, got {list(milestones)}")
+        self.milestones, self.gamma = list(milestones), gamma
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
+
+    def factor(self, iteration: int) -> float:
+        """Return `gamma` to the power of the milestones that are reached."""
+        return self.gamma ** bisect.bisect_right(self.milestones, iteration)
+
+
+class WarmupCosineLR(_WithWarmup):
+    """Lowers the learning rate to 0 by half a wave of the cosine, after a warm-up."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_iters: int,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+    ) -> None:
+        """Attach to an optimizer; see `WarmupMultiStepLR`. `max_iters` is the length of the run."""
+        self.max_iters = max_iters
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
+
+    def factor(self, iteration: int) -> float:
+        """Return the cosine's share of the run."""
+        return 0.5 * (1 + math.cos(math.pi * iteration / self.max_iters))

@@ -221,6 +221,11 @@ def _to_record(rle: dict[str, Any]) -> RLERecord:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def has_holes(mask: ArrayLike) -> bool:
+    """Return whether an (H, W) bitmap encloses pixels that are not in it."""
+    return any(_is_hole(loop) for loop in _outlines(np.asarray(mask) != 0))
+
+
 def bitmask_to_polygons(mask: ArrayLike) -> list[np.ndarray]:
     """Return polygons along the sides of pixels that cover exactly an (H, W) bitmap.
 

@@ -6,6 +6,7 @@ Legend: M objects in one image, h x w cells of the mask of a box, H x W pixels o
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.structures.boxes import Boxes
@@ -125,3 +126,16 @@ def _thresholded(values: Tensor, threshold: float) -> Tensor:
         return (values * 255).to(torch.uint8)
     # Pixels that no cell reaches are outside the mask, also at a threshold of 0.
     return values >= max(threshold, torch.finfo(torch.float32).tiny)
+
+
+def pad_masks(masks: Tensor, padding: int) -> tuple[Tensor, float]:
+    """Return square masks (M, h, h) with a border of zeros, and the share by which they grew."""
+    size = masks.shape[-1]
+    scale = (size + 2 * padding) / size
+    return F.pad(masks, [padding] * 4), scale
+
+
+def scale_boxes(boxes: Tensor, scale: float) -> Tensor:
+    """Return (M, 4) XYXY boxes that are larger by a factor around their centres."""
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
+    return torch.cat([center - half, center + half], dim=1)

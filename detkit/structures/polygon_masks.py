@@ -162,3 +162,17 @@ def _checked(polygons: Sequence[ArrayLike | Tensor], index: int) -> list[np.ndar
         except ValueError as error:
             raise ValueError(f"polygon {j} of object {index}: {error}") from error
     return checked
+
+
+def rasterize_polygons_within_box(
+    polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int
+) -> Tensor:
+    """Return one object's polygons on a grid over a box, (mask_size, mask_size) bool.
+
+    Args:
+        polygons: [x0, y0, x1, y1, ...] each.
+        box: (4,) XYXY.
+        mask_size: Cells of the grid along each side.
+    """
+    boxes = torch.as_tensor(np.asarray(box, dtype=np.float64)).reshape(1, 4)
+    return PolygonMasks([list(polygons)]).crop_and_resize(boxes, mask_size)[0]

@@ -18,6 +18,8 @@ T = TypeVar("T")
 # Set by the launcher, for `get_local_rank`, `get_local_size` and `get_num_restarts`.
 _LOCAL: dict[str, int] = {}
 
+_LOCAL_GROUP: list[Any] = []
+
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -213,3 +215,30 @@ def sum_to_main(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.reduce(total, dst=0, group=_cpu_group())
     return total if get_rank() == 0 else tensor
+
+
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Create the groups of the processes of each machine, for `get_local_process_group`.
+
+    All processes must call it.
+
+    Raises:
+        ValueError: The number of processes is no multiple.
+    """
+    size = get_world_size()
+    if size % num_workers_per_machine:
+        raise ValueError(
+            f"{size} processes are no multiple of {num_workers_per_machine} per machine"
+        )
+    if not _is_distributed():
+        return
+    for first in range(0, size, num_workers_per_machine):
+        ranks = list(range(first, first + num_workers_per_machine))
+        group = dist.new_group(ranks)  # by all processes, of the group or not
+        if get_rank() in ranks:
+            _LOCAL_GROUP[:] = [group]
+
+
+def get_local_process_group() -> Any:
+    """Return the group of the processes of this machine; None in a single process."""
+    return _LOCAL_GROUP[0] if _LOCAL_GROUP else None

@@ -19,6 +19,29 @@ from detkit.utils.errors import UserError
 # Module of Detectron2 -> modules of detkit that have its names, relative to the package. A module
 # that detkit has as well is asked first.
 ROOMS: dict[str, tuple[str, ...]] = {
+    "utils.tracing": ("utils.env",),
+    "utils.torch_version_utils": ("utils.env",),
+    "modeling.backbone": ("modeling.backbone.resnet_blocks",),
+    "modeling": (
+        "modeling.backbone",
+        "modeling.meta_arch",
+    ),
+    "utils.testing": ("model_zoo.testing",),
+    "utils.analysis": ("modeling.analysis",),
+    "structures.rotated_boxes": ("structures",),
+    "layers.aspp": ("layers.atrous",),
+    "layers": (
+        "layers.atrous",
+        "layers.tensor_ops",
+        "layers.losses",
+    ),
+    "data.datasets.builtin_meta": ("data.datasets.builtin_meta",),
+    "data.detection_utils": (
+        "data.annotations",
+        "data.dataset_mapper",
+        "data.transforms.build",
+        "utils.image",
+    ),
     "config.config": ("config", "config.defaults"),
     "data.build": ("data", "data.dataset_dicts", "data.training_stream"),
     "data.common": ("data.wrappers", "data.training_stream"),
@@ -42,14 +65,24 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation.panoptic_evaluation": ("evaluation", "evaluation.panoptic.evaluator"),
     "evaluation.rotated_coco_evaluation": ("evaluation",),
     "layers.batch_norm": ("layers", "layers.norm"),
-    "layers.blocks": ("layers",),
+    "layers.blocks": (
+        "layers",
+        "layers.atrous",
+    ),
     "layers.mask_ops": ("structures.mask_ops", "layers"),
     "layers.nms": ("layers",),
     "layers.roi_align": ("layers",),
     "layers.roi_align_rotated": ("layers",),
-    "layers.rotated_boxes": ("structures",),
+    "layers.rotated_boxes": (
+        "structures",
+        "structures.rotated_boxes",
+    ),
     "layers.shape_spec": ("layers",),
-    "layers.wrappers": ("layers",),
+    "layers.wrappers": (
+        "layers",
+        "layers.tensor_ops",
+        "layers.losses",
+    ),
     "modeling.backbone.fpn": ("modeling.backbone",),
     "modeling.backbone.resnet": ("modeling.backbone.resnet_blocks", "modeling.backbone"),
     "modeling.meta_arch.semantic_seg": ("modeling.meta_arch",),
@@ -61,18 +94,82 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "modeling.roi_heads.keypoint_head": ("modeling.roi_heads",),
     "modeling.roi_heads.mask_head": ("modeling.roi_heads",),
     "modeling.roi_heads.roi_heads": ("modeling.roi_heads",),
-    "modeling.roi_heads.rotated_fast_rcnn": ("modeling.roi_heads",),
+    "modeling.roi_heads.rotated_fast_rcnn": (
+        "modeling.roi_heads",
+        "modeling.roi_heads.fast_rcnn",
+    ),
     "solver": ("solver.lr_scheduler",),
     "solver.build": ("solver.param_groups",),
     "structures.boxes": ("structures",),
-    "structures.masks": ("structures", "structures.mask_formats"),
+    "structures.masks": (
+        "structures",
+        "structures.mask_formats",
+        "structures.polygon_masks",
+    ),
     "utils.collect_env": ("utils.env",),
-    "utils.visualizer": ("visualization", "visualization.visualizer"),
-    "utils.video_visualizer": ("visualization",),
+    "utils.visualizer": (
+        "visualization",
+        "visualization.visualizer",
+    ),
+    "utils.video_visualizer": (
+        "visualization",
+        "visualization.video",
+    ),
 }
 
-# A name of Detectron2 -> the same thing under its name here.
-RENAMED: dict[str, str] = {}
+# A name of Detectron2 -> the same thing under its name here, or in torch.
+RENAMED: dict[str, str] = {
+    "data.datasets.pascal_voc.CLASS_NAMES": "data.datasets.builtin_meta.VOC_CLASSES",
+    "data.datasets.builtin_meta._get_builtin_metadata": (
+        "data.datasets.builtin_meta.builtin_metadata"
+    ),
+    "data.datasets.builtin_meta._get_coco_instances_meta": (
+        "data.datasets.builtin_meta.coco_metadata"
+    ),
+    "utils.logger._log_api_usage": "utils.logger.log_api_usage",
+    "utils.develop.create_dummy_class": "utils.detectron2_names.create_dummy_class",
+    "utils.develop.create_dummy_func": "utils.detectron2_names.create_dummy_class",
+    "utils.visualizer._PanopticPrediction": "visualization.generic_mask.PanopticPrediction",
+    "checkpoint.Checkpointer": "checkpoint.DetectionCheckpointer",
+    "data.datasets.builtin_meta.CITYSCAPES_CATEGORIES": (
+        "data.datasets.builtin_meta.CITYSCAPES_LABELS"
+    ),
+    "data.detection_utils._apply_exif_orientation": "data.detection_utils.apply_exif_orientation",
+    "data.detection_utils.build_transform_gen": "data.transforms.build.build_augmentation",
+    "data.transforms.ScaleTransform": "data.transforms.ResizeTransform",
+    "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
+        "evaluation.coco.evaluator.evaluate_predictions_on_coco"
+    ),
+    "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
+    "layers.Linear": "torch.nn.Linear",
+    "layers.NaiveSyncBatchNorm": "layers.norm.SyncBatchNorm2d",
+    "layers.batch_norm.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "layers.batch_norm.LayerNorm": "layers.LayerNorm2d",
+    "layers.batch_norm.NaiveSyncBatchNorm": "layers.norm.SyncBatchNorm2d",
+    "layers.wrappers.BatchNorm2d": "torch.nn.BatchNorm2d",
+    "layers.wrappers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
+    "layers.wrappers.Linear": "torch.nn.Linear",
+    "modeling.ResNetBlockBase": "layers.CNNBlockBase",
+    "modeling.backbone.ResNetBlockBase": "layers.CNNBlockBase",
+    "modeling.backbone.resnet.ResNetBlockBase": "layers.CNNBlockBase",
+    "modeling.box_regression._dense_box_regression_loss": (
+        "modeling.box_regression.dense_box_regression_loss"
+    ),
+    "modeling.meta_arch.dense_detector.permute_to_N_HWA_K": (
+        "modeling.meta_arch.dense_detector.predictions_by_anchor"
+    ),
+    "modeling.meta_arch.retinanet.permute_to_N_HWA_K": (
+        "modeling.meta_arch.dense_detector.predictions_by_anchor"
+    ),
+    "modeling.roi_heads.fast_rcnn._log_classification_stats": (
+        "modeling.roi_heads.fast_rcnn.log_classification_stats"
+    ),
+    "solver.lr_scheduler._get_warmup_factor_at_iter": "solver.lr_scheduler.warmup_factor_at",
+    "structures.boxes.matched_boxlist_iou": "structures.boxes.matched_pairwise_iou",
+    "utils.video_visualizer._DetectedInstance": "visualization.video.DetectedInstance",
+    "utils.visualizer._create_text_labels": "visualization.visualizer.text_labels",
+}
 
 _LAZY = (
     "LazyConfig is left out: settings are YAML (get_cfg, merge_from_file), its zoo comes as YAML"
@@ -83,8 +180,52 @@ _VERSION_1 = "configs of version 1, from before 2019, are left out: write the ke
 _GLOBAL = "the global config is left out: pass cfg to the function that needs it"
 _MMDET = "the wrapper of MMDetection's models is left out: load its weights into a model of the zoo"
 
+_CATALOG = (
+    "the catalog is left out: give the address, detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+)
+_ADE20K = "ADE20K is no built-in data set: its label maps are left out, see register_sem_seg"
+_CAFFE2_WEIGHTS = (
+    "functions on Caffe2's names are left out: DetectionCheckpointer.load translates such files"
+)
+_BENCHMARK = "the benchmark of loaders is left out: run `detkit benchmark data`"
+_LVIS = "tables of LVIS's names are left out: register_lvis_instances reads them from its json"
+_ZOO = "the table of addresses is left out: call model_zoo.get_checkpoint_url"
+_OUTPUTS = "FastRCNNOutputs is left out since Detectron2 0.4: override FastRCNNOutputLayers"
+_PASTE = "the older way to paste is left out: call paste_masks_in_image"
+_RECALL = "this function is left out: COCOEvaluator scores `proposals` by their recall"
+_BUILTIN = (
+    "functions that register built-in data sets are left out: they are registered below"
+    " $DETECTRON2_DATASETS"
+)
+
 # What is missing on purpose: it can be imported, and this is what its use says.
 LEFT_OUT: dict[str, str] = {
+    "data.datasets.builtin_meta.ADE20K_SEM_SEG_CATEGORIES": _ADE20K,
+    "checkpoint.c2_model_loading.align_and_update_state_dicts": _CAFFE2_WEIGHTS,
+    "checkpoint.c2_model_loading.convert_basic_c2_names": _CAFFE2_WEIGHTS,
+    "checkpoint.c2_model_loading.convert_c2_detectron_names": _CAFFE2_WEIGHTS,
+    "checkpoint.catalog.ModelCatalog": _CATALOG,
+    "checkpoint.catalog.ModelCatalogHandler": _CATALOG,
+    "data.benchmark.DataLoaderBenchmark": _BENCHMARK,
+    "data.datasets.builtin.register_all_ade20k": _BUILTIN,
+    "data.datasets.builtin.register_all_cityscapes": _BUILTIN,
+    "data.datasets.builtin.register_all_cityscapes_panoptic": _BUILTIN,
+    "data.datasets.builtin.register_all_coco": _BUILTIN,
+    "data.datasets.builtin.register_all_lvis": _BUILTIN,
+    "data.datasets.builtin.register_all_pascal_voc": _BUILTIN,
+    "data.datasets.cityscapes_panoptic.register_all_cityscapes_panoptic": _BUILTIN,
+    "data.datasets.get_lvis_instances_meta": _LVIS,
+    "data.datasets.lvis.get_lvis_instances_meta": _LVIS,
+    "data.datasets.lvis_v0_5_categories.LVIS_CATEGORIES": _LVIS,
+    "data.datasets.lvis_v1_categories.LVIS_CATEGORIES": _LVIS,
+    "evaluation.coco_evaluation._evaluate_box_proposals": _RECALL,
+    "layers.mask_ops.paste_mask_in_image_old": _PASTE,
+    "model_zoo.model_zoo._ModelZooUrls": _ZOO,
+    "modeling.roi_heads.fast_rcnn.FastRCNNOutputs": _OUTPUTS,
+    "utils.testing.convert_scripted_instances": _TORCHSCRIPT,
+    "utils.testing.has_dynamic_axes": _TORCHSCRIPT,
+    "utils.testing.reload_lazy_config": _LAZY,
+    "utils.testing.reload_script_model": _TORCHSCRIPT,
     "config.LazyCall": _LAZY,
     "config.LazyConfig": _LAZY,
     "config.instantiate": _LAZY,
@@ -136,15 +277,28 @@ class LeftOutError(UserError, NotImplementedError):
 class _LeftOut(type):
     """The class of a class that cannot be used, only imported and derived from."""
 
-    sentence: str
+    error: Exception
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise LeftOutError(cls.sentence)
+        raise cls.error
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise LeftOutError(cls.sentence)
+        raise cls.error
+
+
+def create_dummy_class(klass: str, dependency: str | Sequence[str], message: str = "") -> Any:
+    """Return a class, or function, whose use is an ImportError: what it needs is not installed.
+
+    Args:
+        klass: Its name.
+        dependency: The missing packages.
+        message: Added to the error.
+    """
+    names = dependency if isinstance(dependency, str) else ", ".join(dependency)
+    error = ImportError(f"{klass} needs {names}, which cannot be imported. {message}".strip())
+    return _LeftOut(klass, (), {"error": error})
 
 
 def answer(module: str, name: str) -> Any:
@@ -157,19 +311,33 @@ def answer(module: str, name: str) -> Any:
     Raises:
         AttributeError: detkit has no answer.
     """
+    loader = getattr(sys.modules.get(f"detkit.{module}"), "__loader__", None)
+    if name == "__all__" and isinstance(loader, _EmptyModule):
+        return _names_of(module)
     if not name.startswith("__"):
         full_name = f"{module}.{name}"
         if full_name in RENAMED:
             room, _, own_name = RENAMED[full_name].rpartition(".")
-            return getattr(importlib.import_module(f"detkit.{room}"), own_name)
+            room = room if room.startswith("torch") else f"detkit.{room}"
+            return getattr(importlib.import_module(room), own_name)
         for room in ROOMS.get(module, ()):
             found = vars(importlib.import_module(f"detkit.{room}"))
             if name in found:
                 return found[name]
         sentence = LEFT_OUT.get(full_name) or LEFT_OUT_PACKAGES.get(module.partition(".")[0])
         if sentence:
-            return _LeftOut(name, (), {"sentence": f"detectron2.{full_name}: {sentence}"})
+            error = LeftOutError(f"detectron2.{full_name}: {sentence}")
+            return _LeftOut(name, (), {"error": error})
     raise AttributeError(f"module 'detkit.{module}' has no attribute {name!r}")
+
+
+def _names_of(module: str) -> list[str]:
+    """Return the names that `from module import *` binds, of a module with nothing of its own."""
+    names = {full.removeprefix(f"{module}.") for full in (*RENAMED, *LEFT_OUT)}
+    for room in ROOMS.get(module, ()):
+        found = vars(importlib.import_module(f"detkit.{room}"))
+        names |= set(found.get("__all__", [name for name in found if not name.startswith("_")]))
+    return sorted(name for name in names if "." not in name and not name.startswith("_"))
 
 
 class _CallableModule(ModuleType):

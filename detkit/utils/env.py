@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import gc
+import importlib
 import importlib.metadata
 import logging
 import os
 import platform
 import random
 import re
+import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch.fx import _symbolic_trace
 
 from detkit.utils.errors import ConfigError
 
@@ -199,3 +202,51 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def min_torch_version(min_version: str) -> bool:
+    """Return whether torch is of a version or a later one.
+
+    Example:
+        >>> min_torch_version("1.13"), min_torch_version("99")
+        (True, False)
+    """
+    needed = [int(part) for part in re.findall(r"\d+", min_version)][:3]
+    found = [int(part) for part in re.findall(r"\d+", torch.__version__)][:3]
+    return found >= needed
+
+
+TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+"""Major and minor number of torch's version."""
+
+
+def setup_environment() -> None:
+    """Run the module that `$DETECTRON2_ENV_MODULE` names, if any, as Detectron2 does."""
+    if name := os.environ.get("DETECTRON2_ENV_MODULE"):
+        setup_custom_environment(name)
+
+
+def setup_custom_environment(custom_module: str) -> None:
+    """Import a module, by its name or its file, and call its `setup_environment`.
+
+    Raises:
+        ConfigError: The module has no such function.
+    """
+    if custom_module.endswith(".py"):
+        module = runpy.run_path(custom_module)
+    else:
+        module = vars(importlib.import_module(custom_module))
+    if not callable(module.get("setup_environment")):
+        raise ConfigError(f"module {custom_module} has no function setup_environment()")
+    module["setup_environment"]()
+
+
+def is_fx_tracing() -> bool:
+    """Return whether torch.fx records the running code."""
+    return _symbolic_trace.is_fx_tracing()
+
+
+def assert_fx_safe(condition: bool, message: str) -> None:
+    """Raise an AssertionError unless a condition holds, but not while torch.fx records."""
+    if not is_fx_tracing():
+        assert condition, message

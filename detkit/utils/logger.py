@@ -11,10 +11,13 @@ import logging.handlers
 import shutil
 import sys
 import textwrap
+import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from tabulate import tabulate
 from tqdm import tqdm
 
 from detkit.utils.errors import UserError
@@ -36,6 +39,7 @@ _MAX_COLUMNS = 120
 MAX_CLASSES = 30
 
 _seen: Counter[tuple[Any, ...]] = Counter()
+_last_logged: dict[tuple[str, str], float] = {}
 
 
 def shown_if_short(num_classes: int) -> dict[str, str] | None:
@@ -188,3 +192,37 @@ def log_first_n(
     _seen[counted] += 1
     if _seen[counted] <= n:
         logging.getLogger(name).log(level, message)
+
+
+def log_every_n(level: int, message: str, n: int = 1, *, name: str = "detkit") -> None:
+    """Log a message the first time, and each n-th time after; arguments as in `log_first_n`."""
+    counted = (name, message, "every_n")
+    _seen[counted] += 1
+    if n == 1 or _seen[counted] % n == 1:
+        logging.getLogger(name).log(level, message)
+
+
+def log_every_n_seconds(level: int, message: str, n: float = 1, *, name: str = "detkit") -> None:
+    """Log a message unless it was logged less than n seconds ago; see `log_first_n`."""
+    counted, now = (name, message), time.monotonic()
+    last = _last_logged.get(counted)
+    if last is None or now - last >= n:
+        logging.getLogger(name).log(level, message)
+        _last_logged[counted] = now
+
+
+def create_small_table(small_dict: Mapping[str, Any]) -> str:
+    """Return a few numbers as a table of two rows: names and values."""
+    return tabulate(
+        [tuple(small_dict.values())],
+        headers=list(small_dict),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        stralign="center",
+        numalign="center",
+    )
+
+
+def log_api_usage(identifier: str) -> None:
+    """Note that a part of the API is used; nothing is sent anywhere."""
+    logging.getLogger("detkit").debug("uses %s", identifier)

@@ -1,5 +1,6 @@
 """Registries of classes and functions that a config selects by name."""
 
+import pydoc
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
@@ -90,3 +91,15 @@ class Registry:
 
 def _where(obj: Any) -> str:
     return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"
+
+
+def locate(name: str) -> Any:
+    """Return the object that a dotted path names, such as `torch.nn.ReLU` or a method.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    found = pydoc.locate(name)
+    if found is None:
+        raise UnknownNameError(f"there is nothing to import under {name!r}")
+    return found

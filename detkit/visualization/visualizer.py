@@ -537,3 +537,36 @@ def _as_shares(color: Color) -> tuple[float, float, float]:
 def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:
     red, green, blue = (round(float(v)) for v in color)
     return red, green, blue
+
+
+def text_labels(
+    classes: Sequence[int] | None,
+    scores: Any,
+    class_names: Sequence[str] | None,
+    is_crowd: Sequence[bool] | None = None,
+) -> list[str] | None:
+    """Return the texts of instances, such as "cat 98%"; None where nothing is known of them.
+
+    Args:
+        classes: Contiguous class ids.
+        scores: In [0, 1].
+        class_names: Names by class id; without them the ids are shown.
+        is_crowd: Which instances are crowds.
+    """
+    labels = None
+    if classes is not None:
+        names = class_names or ()
+        labels = [names[c] if c < len(names) else str(c) for c in classes]
+    if scores is not None:
+        percents = [f"{score * 100:.0f}%" for score in to_array(scores).tolist()]
+        labels = (
+            percents
+            if labels is None
+            else [f"{n} {p}" for n, p in zip(labels, percents, strict=True)]
+        )
+    if labels is not None and is_crowd is not None:
+        labels = [
+            f"{label}|crowd" if crowd else label
+            for label, crowd in zip(labels, is_crowd, strict=True)
+        ]
+    return labels

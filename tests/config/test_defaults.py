@@ -9,6 +9,7 @@ import pytest
 from detkit.config import (
     ConfigKeyError,
     default_trainer_settings,
+    defaults,
     explain,
     get_cfg,
     settings_without_effect,
@@ -324,3 +325,11 @@ def test_parts_of_the_users_own_may_read_any_key(settings):
     cfg = get_cfg()
     cfg.merge_from_list(settings)
     assert settings_without_effect(cfg) == {}
+
+
+def test_keys_added_to_the_defaults_are_in_all_configs(monkeypatch):
+    monkeypatch.setattr(defaults, "_C", defaults._C.clone())
+    defaults._C.MODEL.MY_PART = defaults.CfgNode({"SIZE": 3})
+    assert get_cfg().MODEL.MY_PART.SIZE == 3
+    get_cfg().MODEL.MY_PART.SIZE = 4
+    assert get_cfg().MODEL.MY_PART.SIZE == 3

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from detkit.layers import Conv2d, DeformConv, ModulatedDeformConv, get_norm
+from detkit.layers.deform_conv import deform_conv, modulated_deform_conv
 from tests.helpers import slow_deform_conv
 
 # (groups, groups of offsets, stride, padding, dilation)
@@ -175,3 +176,12 @@ def test_offsets_and_factors_of_another_kernel_are_an_error():
         layer(x, mask, mask)
     with pytest.raises(ValueError, match=r"mask must be \(N, 9, H, W\): got shape \(1, 18, 5, 5\)"):
         layer(x, offset, offset)
+
+
+def test_functions_with_given_weights_are_the_layers():
+    layer = DeformConv(4, 6, kernel_size=3, padding=1)
+    x, offset = torch.randn(2, 4, 7, 8), torch.randn(2, 18, 7, 8)
+    torch.testing.assert_close(deform_conv(x, offset, layer.weight, padding=1), layer(x, offset))
+    layer, mask = ModulatedDeformConv(4, 6, kernel_size=3, padding=1), torch.rand(2, 9, 7, 8)
+    found = modulated_deform_conv(x, offset, mask, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(found, layer(x, offset, mask))

@@ -9,6 +9,7 @@ from detkit.layers import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
+from detkit.layers.losses import empty_input_loss_func_wrapper
 from tests.helpers import iou_of_two_boxes, random_boxes, slow_focal_loss
 
 BOX_LOSSES = [giou_loss, diou_loss, ciou_loss]
@@ -130,3 +131,14 @@ def test_focal_loss_and_its_gradient_are_finite_for_extreme_logits():
     loss.sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_wrapped_loss_of_nothing_is_zero_and_part_of_the_graph():
+    loss = empty_input_loss_func_wrapper(torch.nn.functional.cross_entropy)
+    scores = torch.randn(3, 4, requires_grad=True)
+    target = torch.tensor([0, 1, 2])
+    expected = torch.nn.functional.cross_entropy(scores, target)
+    torch.testing.assert_close(loss(scores, target, reduction="mean"), expected)
+    nothing = loss(scores[:0], target[:0], reduction="mean")
+    nothing.backward()
+    assert nothing.item() == 0

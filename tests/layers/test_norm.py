@@ -178,7 +178,8 @@ def test_sync_bn_in_one_process_says_so_once(monkeypatch):
 
 
 def test_names_are_listed_for_those_who_check_a_config():
-    assert NORM_NAMES == ("", "FrozenBN", "BN", "SyncBN", "GN", "LN")
+    others = ("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+    assert list(NORM_NAMES) == ["", "FrozenBN", "BN", "SyncBN", *others, "GN", "LN"]
 
 
 def test_unknown_name_is_an_error_with_near_misses():
@@ -309,3 +310,8 @@ def test_levels_share_weight_and_bias():
     for level in range(2):
         torch.testing.assert_close(norm(x, level), 2 * x / (1 + 1e-5) ** 0.5 + 1)
     assert len(list(norm.parameters())) == 2
+
+
+@pytest.mark.parametrize("name", ["nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"])
+def test_other_names_of_synchronised_batch_norm(name):
+    assert type(get_norm(name, 8)) is type(get_norm("SyncBN", 8))

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from detkit.layers import cat, nonzero_tuple
+from detkit.layers.tensor_ops import (
+    cat,
+    interpolate,
+    move_device_like,
+    nonzero_tuple,
+    shapes_to_tensor,
+)
 
 
 def test_cat_of_one_is_itself_and_of_more_is_joined():
@@ -21,3 +27,17 @@ def test_nonzero_tuple_indexes_the_nonzero_elements():
     assert (rows.tolist(), columns.tolist()) == ([0, 1], [1, 0])
     assert [index.tolist() for index in nonzero_tuple(torch.tensor(7))] == [[0]]
     assert [index.tolist() for index in nonzero_tuple(torch.tensor(0))] == [[]]
+
+
+def test_interpolate_takes_empty_batches():
+    assert interpolate(torch.zeros(0, 3, 4, 5), scale_factor=2).shape == (0, 3, 8, 10)
+    x = torch.randn(1, 2, 4, 4)
+    expected = torch.nn.functional.interpolate(x, size=(6, 7), mode="bilinear", align_corners=False)
+    found = interpolate(x, size=(6, 7), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected)
+
+
+def test_sizes_become_a_tensor_and_tensors_move():
+    assert shapes_to_tensor([3, 4]).tolist() == [3, 4]
+    assert shapes_to_tensor([torch.tensor(3), 4]).tolist() == [3, 4]
+    assert move_device_like(torch.ones(2), torch.ones(1)).device.type == "cpu"

@@ -12,6 +12,7 @@ from detkit.modeling.box_regression import (
     Box2BoxTransformRotated,
     box_regression_loss,
     check_box_loss_type,
+    dense_box_regression_loss,
 )
 from tests.helpers import random_rotated_boxes
 
@@ -249,3 +250,26 @@ def test_losses_of_upright_boxes_are_refused_for_rotated_ones():
     assert check_box_loss_type("smooth_l1", transform) == "smooth_l1"
     with pytest.raises(ValueError, match="rotated boxes must be smooth_l1: giou compares upright"):
         check_box_loss_type("giou", transform)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_distances_to_the_sides_lead_back(normalize):
+    transform = Box2BoxTransformLinear(normalize_by_size=normalize)
+    source = torch.tensor([[10.0, 10, 30, 50]])
+    target = torch.tensor([[0.0, 5, 60, 70]])
+    deltas = transform.get_deltas(source, target)
+    torch.testing.assert_close(transform.apply_deltas(deltas, source), target)
+    if not normalize:
+        assert deltas.tolist() == [[20, 25, 40, 40]]
+
+
+def test_dense_loss_is_that_of_the_foreground():
+    transform = Box2BoxTransform(weights=(1.0, 1, 1, 1))
+    anchors = [torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]]), torch.tensor([[0.0, 0, 40, 40]])]
+    deltas = [torch.randn(1, 2, 4), torch.randn(1, 1, 4)]
+    truth = [torch.tensor([[1.0, 1, 9, 9], [0, 0, 1, 1], [2, 2, 30, 35]])]
+    mask = torch.tensor([[True, False, True]])
+    found = dense_box_regression_loss(anchors, transform, deltas, truth, mask)
+    target = transform.get_deltas(torch.cat(anchors)[mask[0]], truth[0][mask[0]])
+    expected = (torch.cat(deltas, dim=1)[mask] - target).abs().sum()
+    torch.testing.assert_close(found, expected)

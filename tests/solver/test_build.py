@@ -6,6 +6,7 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.solver import build_lr_scheduler, build_optimizer, maybe_add_gradient_clipping
+from detkit.solver.build import GradientClipType
 from detkit.utils.errors import ConfigError
 
 
@@ -311,3 +312,17 @@ def test_unknown_type_names_the_key_and_near_misses():
 def test_value_must_be_positive(value):
     with pytest.raises(ValueError, match=r"SOLVER.CLIP_GRADIENTS.CLIP_VALUE must be above 0"):
         step_with("norm", value)
+
+
+def test_class_of_optimizers_clips():
+    cfg = get_cfg()
+    assert maybe_add_gradient_clipping(cfg, torch.optim.SGD) is torch.optim.SGD
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = GradientClipType.VALUE.value
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)([parameter], lr=1.0)
+    assert isinstance(optimizer, torch.optim.SGD)
+    parameter.grad = torch.tensor([3.0, -0.2])
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.tensor([-0.5, 0.2]))

@@ -1,11 +1,19 @@
 import logging
+import math
 
 import pytest
 import torch
 from fvcore.common.param_scheduler import ConstantParamScheduler, LinearParamScheduler
 from torch import nn
 
-from detkit.solver import LRMultiplier, StepWithFixedGamma, WarmupParamScheduler
+from detkit.solver import (
+    LRMultiplier,
+    StepWithFixedGamma,
+    WarmupCosineLR,
+    WarmupMultiStepLR,
+    WarmupParamScheduler,
+)
+from detkit.solver.lr_scheduler import warmup_factor_at
 
 
 def sgd(*rates):
@@ -111,3 +119,26 @@ def test_other_number_of_groups_is_an_error_on_resume():
 def test_max_iter_below_one_is_an_error():
     with pytest.raises(ValueError, match=r"max_iter must be at least 1, got 0"):
         LRMultiplier(sgd(), ConstantParamScheduler(1.0), 0)
+
+
+def rates(build, steps=12):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, found = build(optimizer), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_older_schedules_are_factors_with_a_warmup():
+    steps = rates(lambda o: WarmupMultiStepLR(o, [6, 9], 0.1, 0.5, 4))
+    assert steps[:5] == pytest.approx([1.0, 1.25, 1.5, 1.75, 2.0])
+    assert steps[5:] == pytest.approx([2.0, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
+    cosine = rates(lambda o: WarmupCosineLR(o, 12, 0.5, 0))
+    assert cosine == pytest.approx([1 + math.cos(math.pi * i / 12) for i in range(12)])
+    assert warmup_factor_at("constant", 3, 5, 0.1) == 0.1
+    with pytest.raises(ValueError, match="must rise"):
+        rates(lambda o: WarmupMultiStepLR(o, [9, 6]))
+    with pytest.raises(ValueError, match="linear or constant"):
+        warmup_factor_at("other", 0, 5, 0.1)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from detkit.structures import Boxes, mask_ops, paste_masks_in_image
+from detkit.structures.mask_ops import pad_masks, scale_boxes
 from tests.helpers import slow_paste_mask
 
 BOXES = torch.tensor(
@@ -89,3 +90,11 @@ def test_box_without_area_paints_nothing_even_on_the_center_of_a_pixel():
     # Few cells: the scale of a box without width, cells by the smallest float, is finite then.
     box = torch.tensor([[2.5, 2.5, 2.5, 2.5], [2.5, 1.0, 2.5, 4.0]])
     assert not paste_masks_in_image(torch.ones(2, 2, 2), box, (6, 6), 0.5).any()
+
+
+def test_border_and_larger_boxes_belong_together():
+    masks, scale = pad_masks(torch.ones(2, 4, 4), 1)
+    assert masks.shape == (2, 6, 6)
+    assert masks[:, 0].sum() == 0
+    assert scale == 1.5
+    assert scale_boxes(torch.tensor([[0.0, 0, 4, 8]]), 1.5).tolist() == [[-1, -2, 5, 10]]

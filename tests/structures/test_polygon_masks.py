@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from detkit.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detkit.structures.polygon_masks import rasterize_polygons_within_box
 
 
 def square(x, y, side):
@@ -150,3 +151,9 @@ def test_box_smaller_than_a_pixel_is_enlarged_to_the_grid():
     left_half = [[1.0, 1.0, 1.25, 1.0, 1.25, 1.5, 1.0, 1.5]]
     crop = PolygonMasks([left_half]).crop_and_resize(torch.tensor([[1.0, 1.0, 1.5, 1.5]]), 4)
     assert crop.tolist() == [[[True, True, False, False]] * 4]
+
+
+def test_polygons_on_a_grid_over_a_box():
+    square = np.array([2.0, 2, 6, 2, 6, 6, 2, 6])
+    grid = rasterize_polygons_within_box([square], np.array([0.0, 0, 8, 8]), 4)
+    assert grid.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from detkit.utils import comm
+from detkit.utils.comm import create_local_process_group, get_local_process_group
 from tests.processes import together
 
 
@@ -69,3 +70,10 @@ def test_two_processes(tmp_path):
     assert second["arrays"] is None
     np.testing.assert_array_equal(first["arrays"]["rows"], np.ones((2, 3), int), strict=True)
     np.testing.assert_array_equal(first["arrays"]["main"], np.eye(2) > 0, strict=True)
+
+
+def test_single_process_has_no_local_group():
+    create_local_process_group(1)
+    assert get_local_process_group() is None
+    with pytest.raises(ValueError, match="no multiple of 2"):
+        create_local_process_group(2)

@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from detkit.utils.env import (
+    TORCH_VERSION,
+    assert_fx_safe,
     collect_env_info,
     garbage_collection_off,
+    is_fx_tracing,
     random_state,
     resolve_device,
     reuse_freed_memory,
     seed_all_rng,
     set_random_state,
+    setup_custom_environment,
+    setup_environment,
     torch_version,
 )
+from detkit.utils.errors import ConfigError
 
 
 def test_seed_repeats_every_generator():
@@ -156,3 +162,22 @@ def test_garbage_collection_is_afterwards_as_before(was_on):
         assert gc.isenabled() is was_on
     finally:
         gc.enable()
+
+
+def test_module_that_sets_up_the_environment_is_run(tmp_path, monkeypatch):
+    file = tmp_path / "own.py"
+    file.write_text("import os\ndef setup_environment():\n    os.environ['FROM_OWN'] = '1'")
+    monkeypatch.setenv("DETECTRON2_ENV_MODULE", str(file))
+    monkeypatch.setenv("FROM_OWN", "0")
+    setup_environment()
+    assert os.environ["FROM_OWN"] == "1"
+    file.write_text("")
+    with pytest.raises(ConfigError, match="has no function setup_environment"):
+        setup_custom_environment(str(file))
+
+
+def test_version_of_torch_and_tracing():
+    assert TORCH_VERSION >= (2, 6)
+    assert not is_fx_tracing()
+    with pytest.raises(AssertionError, match="must hold"):
+        assert_fx_safe(False, "must hold")

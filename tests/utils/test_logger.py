@@ -10,6 +10,9 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.logger import (
     FILE_ONLY,
     ONCE,
+    create_small_table,
+    log_every_n,
+    log_every_n_seconds,
     log_first_n,
     setup_logger,
     shown_if_short,
@@ -139,3 +142,18 @@ def test_deleted_folder_of_the_log_is_made_again(tmp_path):
 def test_tables_of_many_classes_are_for_the_file():
     assert shown_if_short(30) is None
     assert shown_if_short(31) == FILE_ONLY
+
+
+def test_messages_every_so_often(caplog):
+    with caplog.at_level(logging.INFO, logger="detkit"):
+        for _ in range(7):
+            log_every_n(logging.INFO, "each third", n=3)
+            log_every_n_seconds(logging.INFO, "once a minute", n=60)
+    assert caplog.messages.count("each third") == 3
+    assert caplog.messages.count("once a minute") == 1
+
+
+def test_small_table_has_names_and_values():
+    lines = create_small_table({"AP": 12.3456, "AP50": 7.0}).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["AP", "AP50"]
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["12.346", "7.000"]

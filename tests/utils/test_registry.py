@@ -1,6 +1,7 @@
 import pytest
 
-from detkit.utils.registry import Registry
+from detkit.utils.errors import UnknownNameError
+from detkit.utils.registry import Registry, locate
 
 
 @pytest.fixture
@@ -47,3 +48,10 @@ def test_decorator_gives_the_object_back():
 
     assert registry.register()(f) is f
     assert registry.register(f) is f
+
+
+def test_objects_are_found_by_their_path():
+    assert locate("detkit.utils.registry.Registry") is Registry
+    assert locate("detkit.utils.registry.Registry.get") is Registry.get
+    with pytest.raises(UnknownNameError, match="nothing to import"):
+        locate("detkit.utils.registry.Nothing")

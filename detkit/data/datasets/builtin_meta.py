@@ -3,9 +3,11 @@
 Legend: K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from detkit.utils.errors import UnknownNameError
 
 Color = tuple[int, int, int]
 
@@ -209,3 +211,30 @@ def cityscapes_metadata() -> dict[str, Any]:
         "stuff_classes": [label.name for label in CITYSCAPES_LABELS],
         "stuff_colors": [label.color for label in CITYSCAPES_LABELS],
     }
+
+
+_PERSON = coco_person_metadata()
+COCO_PERSON_KEYPOINT_NAMES: tuple[str, ...] = tuple(_PERSON["keypoint_names"])
+COCO_PERSON_KEYPOINT_FLIP_MAP = tuple(_PERSON["keypoint_flip_map"])
+KEYPOINT_CONNECTION_RULES = list(_PERSON["keypoint_connection_rules"])
+
+_METADATA: dict[str, Callable[[], dict[str, Any]]] = {
+    "coco": coco_metadata,
+    "coco_person": coco_person_metadata,
+    "coco_panoptic_standard": coco_panoptic_metadata,
+    "coco_panoptic_separated": coco_panoptic_separated_metadata,
+    "cityscapes": cityscapes_metadata,
+}
+
+
+def builtin_metadata(dataset_name: str) -> dict[str, Any]:
+    """Return the metadata of a built-in family of data sets, such as `coco` or `cityscapes`.
+
+    Raises:
+        UnknownNameError: There is no such family.
+    """
+    if dataset_name not in _METADATA:
+        raise UnknownNameError(
+            f"no built-in metadata are called {dataset_name!r}: there are {', '.join(_METADATA)}"
+        )
+    return _METADATA[dataset_name]()

@@ -6,10 +6,12 @@ from detkit.data.samplers.distributed_sampler import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detkit.data.samplers.grouped_batch_sampler import GroupedBatchSampler
 from detkit.data.samplers.numbered_sampler import Draw, NumberedSampler
 
 __all__ = [
     "Draw",
+    "GroupedBatchSampler",
     "InferenceSampler",
     "NumberedSampler",
     "RandomSubsetTrainingSampler",

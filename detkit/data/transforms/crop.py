@@ -278,8 +278,8 @@ class RandomCropAroundInstance(RandomCrop):
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))
         x1, y1, x2, y2 = boxes[np.random.randint(len(boxes))]
-        y0 = _draw_start_around((y1 + y2) / 2, crop_h, height)
-        x0 = _draw_start_around((x1 + x2) / 2, crop_w, width)
+        y0 = draw_start_around((y1 + y2) / 2, crop_h, height)
+        x0 = draw_start_around((x1 + x2) / 2, crop_w, width)
         return CropTransform(x0, y0, crop_w, crop_h, width, height)
 
 
@@ -454,7 +454,7 @@ class MinIoURandomCrop(Augmentation):
         return bool((shared / union).min() >= min_iou and has_center.any())
 
 
-def _draw_start_around(center: float, crop_side: int, image_side: int) -> int:
+def draw_start_around(center: float, crop_side: int, image_side: int) -> int:
     """Draw the start of a window that contains `center` and lies within the image."""
     center = min(max(center, 0.0), image_side - 1e-6)  # annotations may lie outside of their image
     first = max(math.floor(center) + 1 - crop_side, 0)

@@ -3,7 +3,7 @@
 import datetime
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,38 @@ class IterationTimer(HookBase):
         )
 
 
+class TorchMemoryStats(HookBase):
+    """Logs how much of a GPU's memory is used, in the first iterations of every so many."""
+
+    def __init__(self, period: int = 20, max_runs: int = 10) -> None:
+        """Set when to log.
+
+        Args:
+            period: Iterations between two lines.
+            max_runs: Largest number of lines.
+        """
+        self._period = period
+        self._max_runs = max_runs
+        self._runs = 0
+
+    def after_step(self) -> None:
+        if self._runs >= self._max_runs or not torch.cuda.is_available():
+            return
+        next_iter = self.trainer.iter + 1
+        if next_iter % self._period and next_iter != self.trainer.max_iter:
+            return
+        amounts = (
+            ("allocated", torch.cuda.memory_allocated()),
+            ("largest allocated", torch.cuda.max_memory_allocated()),
+            ("reserved", torch.cuda.memory_reserved()),
+            ("largest reserved", torch.cuda.max_memory_reserved()),
+        )
+        text = ", ".join(f"{name} {amount / 2**20:.0f} MB" for name, amount in amounts)
+        logger.info("memory of the GPU at iteration %d: %s", self.trainer.iter, text)
+        torch.cuda.reset_peak_memory_stats()
+        self._runs += 1
+
+
 class TorchProfiler(HookBase):
     """Writes a Chrome trace (`chrome://tracing`, Perfetto) for each chosen iteration.
 
@@ -66,13 +98,23 @@ class TorchProfiler(HookBase):
         >>> hook = TorchProfiler(lambda trainer: 10 <= trainer.iter < 13, "output/traces")
     """
 
-    def __init__(self, enable_predicate: Callable[[TrainerBase], bool], output_dir: str) -> None:
+    def __init__(
+        self,
+        enable_predicate: Callable[[TrainerBase], bool],
+        output_dir: str,
+        *,
+        activities: Sequence[ProfilerActivity] | None = None,
+        save_tensorboard: bool = True,
+    ) -> None:
         """Set what to trace.
 
         Args:
             enable_predicate: Whether to trace the iteration that is about to run.
             output_dir: Folder of the traces.
+            activities: What is measured; None for the CPU, and the GPU if there is one.
+            save_tensorboard: Detectron2's; TensorBoard has lost its page for traces.
         """
+        self._activities = activities
         self._enable_predicate = enable_predicate
         self._output_dir = Path(output_dir)
         self._profiler: Any = None
@@ -80,8 +122,8 @@ class TorchProfiler(HookBase):
     def before_step(self) -> None:
         if not self._enable_predicate(self.trainer):
             return
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
+        activities = list(self._activities or [ProfilerActivity.CPU])
+        if self._activities is None and torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
         self._profiler = profile(activities=activities, record_shapes=True)
         self._profiler.__enter__()
@@ -100,3 +142,18 @@ class TorchProfiler(HookBase):
         if self._profiler is not None:  # the traced step raised
             self._profiler.__exit__(None, None, None)
             self._profiler = None
+
+
+class AutogradProfiler(TorchProfiler):
+    """A `TorchProfiler` under Detectron2's older name."""
+
+    def __init__(
+        self,
+        enable_predicate: Callable[[TrainerBase], bool],
+        output_dir: str,
+        *,
+        use_cuda: bool = True,
+    ) -> None:
+        """Set what to trace; `use_cuda` says whether a GPU is measured too."""
+        activities = None if use_cuda else [ProfilerActivity.CPU]
+        super().__init__(enable_predicate, output_dir, activities=activities)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO
+from faster_coco_eval import COCO, COCOeval_faster
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
@@ -452,3 +452,41 @@ def covered_overlaps(iou: np.ndarray) -> np.ndarray:
         best_proposal[without] = iou[:, without].argmax(axis=0)
         best[without] = iou[:, without].max(axis=0)
     return covered
+
+
+def evaluate_predictions_on_coco(
+    coco_gt: COCO,
+    coco_results: list[dict[str, Any]],
+    iou_type: str,
+    kpt_oks_sigmas: Sequence[float] | None = None,
+    cocoeval_fn: Any = COCOeval_faster,
+    img_ids: Collection[int] | None = None,
+    max_dets_per_image: Sequence[int] | None = None,
+) -> Any:
+    """Return a `COCOeval` of faster-coco-eval (or pycocotools) that has scored result dicts.
+
+    Args:
+        coco_gt: The ground truth.
+        coco_results: As in COCO's result files. Not changed.
+        iou_type: "bbox", "segm" or "keypoints".
+        kpt_oks_sigmas: Spread of each keypoint; None for COCO's.
+        cocoeval_fn: The class.
+        img_ids: The images that count; None for all.
+        max_dets_per_image: Limits of detections per image; None for COCO's.
+    """
+    results = copy.deepcopy(coco_results)
+    if iou_type == "segm":
+        for result in results:
+            # Otherwise a mask would be small or large by its box.
+            result.pop("bbox", None)
+    coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(results), iou_type)
+    if max_dets_per_image is not None and iou_type != "keypoints":
+        coco_eval.params.maxDets = list(max_dets_per_image)
+    if img_ids is not None:
+        coco_eval.params.imgIds = list(img_ids)
+    if kpt_oks_sigmas is not None and iou_type == "keypoints":
+        coco_eval.params.kpt_oks_sigmas = np.array(kpt_oks_sigmas)
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    return coco_eval

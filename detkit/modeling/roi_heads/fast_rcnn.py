@@ -338,18 +338,20 @@ class FastRCNNOutputLayers(nn.Module):
         return list(probs.split([len(p) for p in proposals]))
 
 
-def _log_accuracy(scores: Tensor, gt_classes: Tensor, foreground: Tensor) -> None:
+def _log_accuracy(
+    scores: Tensor, gt_classes: Tensor, foreground: Tensor, prefix: str = "fast_rcnn"
+) -> None:
     """Log how well regions are classified. The numbers stay on the device until they are read."""
     if len(gt_classes) == 0:
         return
     storage = get_event_storage()
     background = scores.shape[1] - 1
     predicted = scores.argmax(dim=1)
-    storage.put_scalar("fast_rcnn/cls_accuracy", (predicted == gt_classes).float().mean())
+    storage.put_scalar(f"{prefix}/cls_accuracy", (predicted == gt_classes).float().mean())
     if len(foreground) > 0:
         predicted, gt_classes = predicted[foreground], gt_classes[foreground]
-        storage.put_scalar("fast_rcnn/fg_cls_accuracy", (predicted == gt_classes).float().mean())
-        storage.put_scalar("fast_rcnn/false_negative", (predicted == background).float().mean())
+        storage.put_scalar(f"{prefix}/fg_cls_accuracy", (predicted == gt_classes).float().mean())
+        storage.put_scalar(f"{prefix}/false_negative", (predicted == background).float().mean())
 
 
 def fast_rcnn_inference(
@@ -461,3 +463,18 @@ def sample_federated_classes(gt_classes: Tensor, num_sampled: int, weights: Tens
     top, classes = keys.topk(min(num_sampled, len(weights)))
     is_drawn = (torch.arange(len(top), device=top.device) < num_missing) & (top > -torch.inf)
     return appears.scatter(0, classes, appears[classes] | is_drawn)
+
+
+def log_classification_stats(
+    pred_logits: Tensor, gt_classes: Tensor, prefix: str = "fast_rcnn"
+) -> None:
+    """Log how well regions are classified.
+
+    Args:
+        pred_logits: (R, K + 1).
+        gt_classes: (R,) in [0, K], K for background.
+        prefix: Start of the names.
+    """
+    background = pred_logits.shape[1] - 1
+    (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < background))
+    _log_accuracy(pred_logits.detach(), gt_classes, foreground, prefix)
