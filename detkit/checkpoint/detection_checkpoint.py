@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detkit.checkpoint.foreign import differing_settings, translate_for
+from detkit.checkpoint.foreign import differing_settings, fitted_to_model, translate_for
 from detkit.checkpoint.key_matching import (
     LoadReport,
     check_depth,
@@ -228,6 +228,10 @@ class DetectionCheckpointer:
         )
         if translation is not None:
             weights = translation.weights
+        fitted, changes = fitted_to_model(weights, model_state)
+        if changes:
+            weights = fitted
+            logger.info("%s: %s", path, "; ".join(changes))
         # Before matching, where a ResNet-50 would fill the first blocks of a ResNet-101.
         check_depth(weights, model_state, path)
         chosen, report = match_weights(weights, model_state)

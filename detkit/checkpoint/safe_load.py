@@ -37,7 +37,7 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
 # Where checkpoints keep their weights: detkit and Detectron2; Lightning and MMDetection; Detectron.
-_WEIGHT_KEYS = ("model", "state_dict", "blobs")
+_WEIGHT_KEYS = ("model", "state_dict", "model_state", "blobs")
 # `Tensor.expand` lets a file of a few bytes claim a huge tensor. Small expanded buffers are common,
 # so this many bytes are allowed.
 _MAX_REPEATED_BYTES = 2**26

@@ -54,6 +54,8 @@ MODELS = {
 
 @pytest.mark.parametrize("model", MODELS)
 def test_model_trains_and_resumes_exactly(workplace: Path, model: str) -> None:
+    if "timm" in model:
+        pytest.importorskip("timm")
     config = workplace / "config.yaml"
     config.write_text(f"_BASE_: tiny.yaml\nDATASETS: {{TEST: []}}\nMODEL:{MODELS[model]}")
     settings = ["SOLVER.CHECKPOINT_PERIOD", "1"]

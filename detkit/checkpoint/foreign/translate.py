@@ -19,9 +19,16 @@ from detkit.checkpoint.foreign.torchvision import (
     translate_detector,
     translate_resnet,
 )
+from detkit.checkpoint.foreign.transformer import translate_transformer
 
 # Detectors before ResNets, as they contain one.
-_LAYOUTS = (translate_detector, translate_mmdet, translate_caffe2, translate_resnet)
+_LAYOUTS = (
+    translate_detector,
+    translate_mmdet,
+    translate_caffe2,
+    translate_resnet,
+    translate_transformer,
+)
 _BARE = re.compile(r"(stem|res[2-5]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
 _CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
