@@ -587,7 +587,7 @@ def _run_alone(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     torch.manual_seed(0)
     (name,) = args.parts
-    size, batches = ((64, 96), (1, 2)) if args.tiny else ((800, 1333), (1, 8))
+    size, batches = ((64, 96), (1,)) if args.tiny else ((800, 1333), (1, 8))
     run = Run(
         task=Task(device, size, is_tiny=args.tiny),
         train_batch=2 if args.tiny else 16,

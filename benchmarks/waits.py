@@ -29,7 +29,7 @@ _OPERATORS = {
 }
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 # What takes a tensor to the host without an operator where it lies there already.
-_TO_HOST = {Tensor.tolist: "tolist", Tensor.cpu: "cpu", Tensor.numpy: "numpy"}
+_TO_HOST = {Tensor.tolist: "tolist", Tensor.cpu: "cpu"}
 
 
 class Waits:

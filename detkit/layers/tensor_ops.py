@@ -45,3 +45,23 @@ def shapes_to_tensor(x: Sequence[int | Tensor], device: torch.device | None = No
 def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
     """Return a tensor on the device of another."""
     return src.to(dst.device)
+
+
+def split_nonzero(masks: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Return the indices of the true entries of several masks, without waiting for the device.
+
+    Args:
+        masks: Each (R_i,) bool.
+        counts: How many entries of each are true, as the caller has read them, all at once.
+
+    Returns:
+        For each mask its (count,) int64 indices, rising.
+    """
+    if not masks:
+        return []
+    joined, total = torch.cat(list(masks)), sum(counts)
+    index = torch.cat([torch.arange(len(mask), device=joined.device) for mask in masks])
+    # Each true entry goes to the place of its rank. All others go behind the end.
+    place = torch.where(joined, joined.cumsum(0) - 1, total)
+    found = index.new_empty(total + 1).scatter_(0, place, index)
+    return list(found[:total].split(list(counts)))

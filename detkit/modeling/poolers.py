@@ -138,7 +138,7 @@ class ROIPooler(nn.Module):
         )
         # One wait for the device, to learn how many regions a level has. Selecting level by level
         # would wait L times.
-        counts = torch.bincount(levels, minlength=len(x)).tolist()
+        counts = torch.stack([(levels == level).sum() for level in range(len(x))]).tolist()
         indices = torch.argsort(levels, stable=True).split(counts)
         # Each level is written to its rows of one result. Concatenating the levels and sorting the
         # rows takes 2.5 times as long on a CPU (90 against 36 ms for 1,000 regions).

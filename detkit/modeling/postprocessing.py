@@ -7,6 +7,7 @@ Legend: M objects in one image, K classes or keypoints, S cells of a mask along 
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.layers import nonzero_tuple
 from detkit.structures import Boxes, Instances, ROIMasks
 
 
@@ -36,7 +37,8 @@ def detector_postprocess(
     boxes.clip(rescaled.image_size)
     # Empty boxes are dropped first, so that masks are painted for the others only.
     rescaled.set(name, boxes)
-    rescaled = rescaled[boxes.nonempty()]
+    # By indices: a mask would be searched, and waited for, at each of the fields.
+    rescaled = rescaled[nonzero_tuple(boxes.nonempty())[0]]
     if rescaled.has("pred_masks"):
         masks = rescaled.pred_masks
         roi_masks = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])

@@ -3,10 +3,14 @@
 Legend: R boxes; ... any leading dimensions (images).
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.layers import nonzero_tuple
+from detkit.layers.tensor_ops import split_nonzero
 
 
 def subsample_labels(
@@ -60,3 +64,37 @@ def _random_subset(candidates: Tensor, max_num: int, num: Tensor | None = None) 
     if num is not None:
         picked &= torch.arange(picked.shape[-1], device=picked.device) < num
     return torch.zeros_like(candidates).scatter_(-1, where, picked)
+
+
+def note_foreground_first(gt_classes: Tensor, count: int) -> None:
+    """Note on a tensor of classes that its first `count` entries, and no others, are foreground.
+
+    `find_foreground` then need not ask the device. The note is void once the tensor is changed.
+    """
+    gt_classes._num_foreground = (count, gt_classes._version)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def find_foreground(gt_classes: Sequence[Tensor], bg_label: int) -> list[tuple[Tensor, np.ndarray]]:
+    """Return where the foreground is, waiting for the device once, or not at all if it is noted.
+
+    Args:
+        gt_classes: Per image (R_i,) classes; `bg_label` and -1 are not foreground.
+        bg_label: The label of background.
+
+    Returns:
+        Per image the rising int64 indices on the device, and the same on the host.
+    """
+    notes: list[int] = []
+    for classes in gt_classes:
+        count, version = getattr(classes, "_num_foreground", (0, None))
+        if version == classes._version:
+            notes.append(count)
+    if len(notes) == len(gt_classes):
+        return [
+            (torch.arange(count, device=classes.device), np.arange(count))
+            for count, classes in zip(notes, gt_classes, strict=True)
+        ]
+    masks = [(classes != -1) & (classes != bg_label) for classes in gt_classes]
+    ends = np.cumsum([len(mask) for mask in masks])
+    on_host = [np.flatnonzero(mask) for mask in np.split(torch.cat(masks).cpu().numpy(), ends[:-1])]
+    return list(zip(split_nonzero(masks, [len(i) for i in on_host]), on_host, strict=True))

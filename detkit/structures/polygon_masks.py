@@ -105,8 +105,10 @@ class PolygonMasks:
             runs = iter(polygon_runs(on_grid, mask_size, mask_size))
             counts = [len(polygons_i) for polygons_i in self.polygons if polygons_i]
             decoded = decode_runs([list(itertools.islice(runs, count)) for count in counts])
-            masks[self.nonempty()] = torch.from_numpy(decoded).permute(2, 0, 1)
-        return masks.to(boxes.device)
+            masks[np.flatnonzero([bool(p) for p in self.polygons])] = torch.from_numpy(
+                decoded
+            ).permute(2, 0, 1)
+        return masks.to(boxes.device, non_blocking=True)
 
     @classmethod
     def cat(cls, polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
@@ -114,20 +116,20 @@ class PolygonMasks:
         check_class(PolygonMasks, polymasks_list)
         return _unchecked([polygons_i for masks in polymasks_list for polygons_i in masks])
 
-    def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> PolygonMasks:
+    def __getitem__(self, item: int | slice | Tensor | ArrayLike) -> PolygonMasks:
         """Select objects by an index (one object), a slice, a bool mask, or int64 indices."""
         if isinstance(item, int):
             return _unchecked([self.polygons[item]])
         if isinstance(item, slice):
             return _unchecked(self.polygons[item])
-        indices = torch.as_tensor(item)
-        if indices.dtype == torch.bool:
+        indices = np.asarray(item.cpu() if isinstance(item, Tensor) else item)
+        if indices.dtype == bool:
             if indices.shape != (len(self),):
                 raise IndexError(
-                    f"a bool mask for {len(self)} polygon masks has shape {tuple(indices.shape)}"
+                    f"a bool mask for {len(self)} polygon masks has shape {indices.shape}"
                 )
-            indices = indices.nonzero().squeeze(1)
-        return _unchecked([self.polygons[i] for i in indices.tolist()])
+            indices = np.flatnonzero(indices)
+        return _unchecked([self.polygons[i] for i in indices])
 
     def __len__(self) -> int:
         return len(self.polygons)

@@ -7,6 +7,7 @@ from detkit.layers.tensor_ops import (
     move_device_like,
     nonzero_tuple,
     shapes_to_tensor,
+    split_nonzero,
 )
 
 
@@ -41,3 +42,11 @@ def test_sizes_become_a_tensor_and_tensors_move():
     assert shapes_to_tensor([3, 4]).tolist() == [3, 4]
     assert shapes_to_tensor([torch.tensor(3), 4]).tolist() == [3, 4]
     assert move_device_like(torch.ones(2), torch.ones(1)).device.type == "cpu"
+
+
+def test_split_nonzero_finds_what_nonzero_finds_in_each_mask():
+    masks = [torch.rand(size) > 0.7 for size in (0, 1, 50, 7)] + [torch.zeros(5).bool()]
+    found = split_nonzero(masks, [int(mask.sum()) for mask in masks])
+    for indices, mask in zip(found, masks, strict=True):
+        assert torch.equal(indices, mask.nonzero()[:, 0])
+    assert split_nonzero([], []) == []

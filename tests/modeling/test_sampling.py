@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from waits import Waits
 
-from detkit.modeling.sampling import subsample_labels, subsample_masks
+from detkit.modeling.sampling import (
+    find_foreground,
+    note_foreground_first,
+    subsample_labels,
+    subsample_masks,
+)
 
 BACKGROUND = 9
 
@@ -76,3 +82,23 @@ def test_share_of_foreground_is_rounded_down(num_samples, fraction, num_positive
     labels = torch.tensor([1] * 20 + [0] * 20)
     positive, negative = subsample_labels(labels, num_samples, fraction, bg_label=0)
     assert (len(positive), len(negative)) == (num_positive, num_samples - num_positive)
+
+
+def test_foreground_is_found_in_each_image():
+    classes = [torch.tensor([2, -1, 5, 0]), torch.tensor([5]), torch.zeros(0).long()]
+    for (found, on_host), expected in zip(
+        find_foreground(classes, bg_label=5), [[0, 3], [], []], strict=True
+    ):
+        assert found.tolist() == on_host.tolist() == expected
+
+
+def test_noted_foreground_is_not_asked_for_until_classes_change():
+    classes = torch.tensor([2, 1, 5])
+    note_foreground_first(classes, 2)
+    with Waits() as waits:
+        ((found, _),) = find_foreground([classes], bg_label=5)
+    assert len(waits) == 0
+    assert found.tolist() == [0, 1]
+    classes[0] = 5
+    ((found, _),) = find_foreground([classes], bg_label=5)
+    assert found.tolist() == [1]

@@ -145,7 +145,8 @@ class Detector(nn.Module):
                     f"{type(self).__name__} needs {name!r} in {mode}: image {i} of the batch has"
                     f" only {sorted(x)}"
                 )
-            taken.append(x[name].to(self.device))
+            # The device need not have caught up: what follows is queued behind the copy.
+            taken.append(x[name].to(self.device, non_blocking=True))
         return taken
 
 

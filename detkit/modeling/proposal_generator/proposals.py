@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.layers import batched_nms, batched_nms_rotated, nonzero_tuple
-from detkit.structures import Boxes, Instances, RotatedBoxes
+from detkit.layers import batched_nms, batched_nms_rotated
+from detkit.structures import Boxes, Instances
 
 # The logit of a probability of 1 - 1e-10: ground truth ranks above every predicted proposal.
 _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
@@ -107,34 +107,91 @@ def select_proposals(
         FloatingPointError: Training, and a box or a logit is not finite.
     """
     is_finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(logits)
-    # This waits for the device, but NMS would wait for the same boxes a moment later.
-    if training and not is_finite.all():
+    clipped: list[Tensor] = []
+    valid: list[Tensor] = []
+    for boxes_i, finite_i, size_i in zip(boxes, is_finite, image_sizes, strict=True):
+        within = box_class(boxes_i)
+        within.clip(size_i)
+        clipped.append(within.tensor)
+        valid.append(finite_i & within.nonempty(threshold=min_box_size))
+    is_valid = torch.stack(valid)
+    # What is not valid loses against all others, and has a place where it suppresses nothing: how
+    # many there are is only asked once everything else is queued.
+    boxes = torch.stack(clipped).masked_fill(~is_valid[..., None], 0.0)
+    logits = logits.masked_fill(~is_valid, -torch.inf)
+    groups = torch.where(is_valid, level_ids, len(level_ids))
+    # Mostly the best hold enough that stay, of the 9,000 of an image in training.
+    most = min(logits.shape[1], 4 * post_nms_topk)
+    keep, counts, all_finite = _suppress(boxes, logits, groups, is_finite, nms_thresh, most)
+    if training and not all_finite:
         raise FloatingPointError(
             "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes:"
             " SOLVER.BASE_LR too high for the batch, too few SOLVER.WARMUP_ITERS, or weights that"
             " do not belong to this model."
         )
-    nms = batched_nms_rotated if issubclass(box_class, RotatedBoxes) else batched_nms
-    proposals: list[Instances] = []
-    for boxes_i, logits_i, finite_i, size_i in zip(
-        boxes, logits, is_finite, image_sizes, strict=True
-    ):
-        clipped = box_class(boxes_i)
-        clipped.clip(size_i)
-        # Indices, found once: a mask would be searched, and waited for, at each of the three
-        # selections.
-        (valid,) = nonzero_tuple(finite_i & clipped.nonempty(threshold=min_box_size))
-        valid_boxes, valid_logits = clipped.tensor[valid], logits_i[valid]
-        keep = nms(valid_boxes, valid_logits, level_ids[valid], nms_thresh)
-        keep = keep[:post_nms_topk]
-        proposals.append(
-            Instances(
-                size_i,
-                proposal_boxes=box_class(valid_boxes[keep]),
-                objectness_logits=valid_logits[keep],
-            )
+    if most < logits.shape[1] and min(counts) < post_nms_topk:
+        keep, _, _ = _suppress(boxes, logits, groups, is_finite, nms_thresh, logits.shape[1])
+    return [
+        Instances(
+            size_i,
+            proposal_boxes=box_class(boxes_i[keep_i[:post_nms_topk]]),
+            objectness_logits=logits_i[keep_i[:post_nms_topk]],
         )
-    return proposals
+        for boxes_i, logits_i, keep_i, size_i in zip(boxes, logits, keep, image_sizes, strict=True)
+    ]
+
+
+# Boxes that are suppressed at a time: one by one, a GPU would wait for each image.
+_NMS_BOXES = 8192
+
+
+def _suppress(
+    boxes: Tensor, logits: Tensor, groups: Tensor, is_finite: Tensor, nms_thresh: float, most: int
+) -> tuple[list[Tensor], list[int], bool]:
+    """Suppress overlaps within the groups of each image.
+
+    Args:
+        boxes: (N, K, 4 or 5)
+        logits: (N, K), -inf for what is no box.
+        groups: (N, K) int64 in [0, K].
+        is_finite: (N, K) bool, read along with the counts: each reading waits for the device.
+        nms_thresh: See `select_proposals`.
+        most: Only so many of the best of each image take part.
+
+    Returns:
+        Per image the indices of the boxes that stay, best first.
+        Their numbers.
+        Whether all is finite.
+    """
+    num_images, num_boxes = logits.shape
+    top = torch.arange(num_boxes, device=logits.device).expand_as(logits)
+    if most < num_boxes:
+        top = logits.topk(most, dim=1).indices
+        boxes = boxes.take_along_dim(top[..., None], dim=1)
+        logits, groups = logits.gather(1, top), groups.gather(1, top)
+    is_rotated = boxes.shape[2] == 5
+    nms = batched_nms_rotated if is_rotated else batched_nms
+    images_at_once = 1 if is_rotated else max(1, _NMS_BOXES // max(1, most))
+    image = torch.arange(num_images, device=logits.device)[:, None]
+    own_groups = groups + image % images_at_once * (num_boxes + 1)
+    kept: list[Tensor] = []
+    for start in range(0, num_images, images_at_once):
+        part = slice(start, start + images_at_once)
+        keep = nms(
+            boxes[part].flatten(0, 1),
+            logits[part].flatten(),
+            own_groups[part].flatten(),
+            nms_thresh,
+        )
+        kept.append(start * most + keep)
+    joined = torch.cat(kept)
+    # By image, and within it by score, as suppression returns them. What is no box comes last.
+    row = torch.where(logits.flatten()[joined] > -torch.inf, joined // most, num_images)
+    joined = joined[row.argsort(stable=True)]
+    per_image = [(row == i).sum() for i in range(num_images)]
+    *counts, all_finite = torch.stack([*per_image, is_finite.all()]).tolist()
+    index = top.flatten()[joined[: sum(counts)]]
+    return list(index.split(counts)), counts, bool(all_finite)
 
 
 def add_ground_truth_to_proposals(

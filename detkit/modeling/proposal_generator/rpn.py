@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import Conv2d, ShapeSpec, cat, nonzero_tuple
+from detkit.layers import Conv2d, ShapeSpec, cat
+from detkit.layers.tensor_ops import split_nonzero
 from detkit.modeling.anchor_generator import (
     AnchorGenerator,
     build_anchor_generator,
@@ -331,14 +332,16 @@ class RPN(nn.Module):
         """
         labels = torch.stack(list(gt_labels))
         num_images = len(labels)
-        # Two waits for the device, to gather the few hundred sampled anchors of some 270,000 per
-        # image. The NMS of the proposals waits right after in any case; losses over all anchors
-        # would cost time and memory instead.
-        sampled = nonzero_tuple(labels >= 0)
-        positive = nonzero_tuple(labels == 1)
+        # One wait for the device, to gather the few hundred sampled anchors of some 270,000 per
+        # image: losses over all anchors would cost time and memory instead.
+        masks = [labels.flatten() >= 0, labels.flatten() == 1]
+        num_sampled, num_positive = torch.stack([mask.sum() for mask in masks]).tolist()
+        sampled, positive = (
+            (index // labels.shape[1], index % labels.shape[1])
+            for index in split_nonzero(masks, [num_sampled, num_positive])
+        )
         if has_event_storage():
             storage = get_event_storage()
-            num_positive, num_sampled = len(positive[0]), len(sampled[0])
             storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
             storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
         loss_cls = F.binary_cross_entropy_with_logits(

@@ -6,6 +6,7 @@ Legend: N images, R regions over the batch, R_i regions of image i, K classes, F
     region, D candidates above the threshold, B numbers per box (4; 5 of rotated boxes).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -23,6 +24,7 @@ from detkit.modeling.box_regression import (
     check_box_loss_type,
 )
 from detkit.modeling.detection_filter import DetectionFilter, nms_method
+from detkit.modeling.sampling import find_foreground
 from detkit.structures import Boxes, Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
@@ -169,9 +171,12 @@ class FastRCNNOutputLayers(nn.Module):
         # Float32 under autocast too: the sum over some thousand regions needs its digits.
         scores, deltas = predictions[0].float(), predictions[1]
         gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-        # One wait for the device: boxes are compared for the foreground only, and the number of
-        # its regions is a shape.
-        (foreground,) = nonzero_tuple((gt_classes >= 0) & (gt_classes < self.num_classes))
+        # Boxes are compared for the foreground only.
+        found = find_foreground([p.gt_classes for p in proposals], self.num_classes)
+        starts = [0, *itertools.accumulate(map(len, proposals))]
+        foreground = cat(
+            [start + index for start, (index, _) in zip(starts[:-1], found, strict=True)], dim=0
+        )
         if has_event_storage():
             _log_accuracy(scores.detach(), gt_classes, foreground)
         losses = {

@@ -17,7 +17,7 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, cat
 from detkit.layers.conv import conv_norm_relu
 from detkit.modeling.roi_heads.build import ROI_MASK_HEAD_REGISTRY
-from detkit.structures import Instances
+from detkit.structures import Instances, PolygonMasks
 from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
 
@@ -47,8 +47,16 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> 
         return pred_mask_logits.sum() * 0
     # The target is the part of the object within the proposal, at the resolution of the prediction.
     size = pred_mask_logits.shape[2]
-    targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in with_objects]
-    target = cat([target_i.to(pred_mask_logits.device) for target_i in targets])
+    masks, boxes = [x.gt_masks for x in with_objects], [x.proposal_boxes for x in with_objects]
+    if all(isinstance(masks_i, PolygonMasks) for masks_i in masks):
+        # All images at once: the boxes are fetched from the device, and the masks brought there.
+        masks, boxes = [PolygonMasks.cat(masks)], [type(boxes[0]).cat(boxes)]
+    targets = [
+        masks_i.crop_and_resize(boxes_i.tensor, size)
+        for masks_i, boxes_i in zip(masks, boxes, strict=True)
+    ]
+    device = pred_mask_logits.device
+    target = cat([target_i.to(device, non_blocking=True) for target_i in targets])
     # Only the mask of the true class is trained: classes do not compete for a cell (section 3).
     logits = _masks_of_classes(pred_mask_logits, [x.gt_classes for x in with_objects])[:, 0]
     # Float32 under autocast too: a mean over a hundred thousand cells needs its digits.

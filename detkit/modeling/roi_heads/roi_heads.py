@@ -5,24 +5,45 @@ Legend: N images, R proposals of one image, S sampled proposals of one image, M 
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import nonzero_tuple
+from detkit.layers.tensor_ops import split_nonzero
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
-from detkit.modeling.sampling import subsample_labels
-from detkit.structures import ImageList, Instances
+from detkit.modeling.sampling import (
+    find_foreground,
+    note_foreground_first,
+    subsample_labels,
+    subsample_masks,
+)
+from detkit.structures import ImageList, Instances, PolygonMasks
 from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
+from detkit.utils.overriding import is_overridden
 
 Features: TypeAlias = dict[str, Tensor]
 """Features of the backbone, by name."""
 Losses: TypeAlias = dict[str, Tensor]
 """Scalar losses, by name."""
+HOST_FIELDS = (list, PolygonMasks)
+"""Types of fields whose values lie on the host, wherever the model is."""
+
+
+class _Sample(NamedTuple):
+    """The sampled proposals of an image."""
+
+    picked: Tensor
+    """(S,) int64 indices, foreground first."""
+    classes: Tensor
+    """(S,) int64 in [0, K], K for background."""
+    matches: np.ndarray | None = None
+    """(S,) int64: the object that each is matched with, where it has been read."""
 
 
 class ROIHeads(nn.Module):
@@ -168,27 +189,78 @@ class ROIHeads(nn.Module):
         """
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
+        matched = [
+            self.proposal_matcher.match_boxes(targets_i.gt_boxes, proposals_i.proposal_boxes)
+            for proposals_i, targets_i in zip(proposals, targets, strict=True)
+        ]
         sampled: list[Instances] = []
-        for proposals_i, targets_i in zip(proposals, targets, strict=True):
-            matches, labels = self.proposal_matcher.match_boxes(
-                targets_i.gt_boxes, proposals_i.proposal_boxes
-            )
-            picked, classes = self._sample_proposals(matches, labels, targets_i.gt_classes)
-            sampled_i = proposals_i[picked]
-            sampled_i.gt_classes = classes
+        for proposals_i, targets_i, (matches, _), sample in zip(
+            proposals, targets, matched, self._sample_all(matched, targets), strict=True
+        ):
+            sampled_i = proposals_i[sample.picked]
+            sampled_i.gt_classes = sample.classes
             if len(targets_i) > 0:
-                picked_matches = matches[picked]
+                picked_matches = matches[sample.picked]
                 for name, value in targets_i.get_fields().items():
                     if name.startswith("gt_") and not sampled_i.has(name):
-                        sampled_i.set(name, value[picked_matches])
+                        known = sample.matches if isinstance(value, HOST_FIELDS) else None
+                        sampled_i.set(name, value[picked_matches if known is None else known])
             sampled.append(sampled_i)
         self._log_sample(sampled)
         return sampled
+
+    def _sample_all(
+        self, matched: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Instances]
+    ) -> list[_Sample]:
+        """Sample the proposals of all images, from the matches and labels of each."""
+        gt_classes = [targets_i.gt_classes for targets_i in targets]
+        if is_overridden(self, ROIHeads._sample_proposals):
+            pairs = zip(matched, gt_classes, strict=True)
+            return [_Sample(*self._sample_proposals(*pair, classes)) for pair, classes in pairs]
+        classes = [
+            self._classes(*pair, classes_i)
+            for pair, classes_i in zip(matched, gt_classes, strict=True)
+        ]
+        masks = [
+            subsample_masks(
+                classes_i, self.batch_size_per_image, self.positive_fraction, self.num_classes
+            )
+            for classes_i in classes
+        ]
+        if not masks:
+            return []
+        # One wait for the device: the numbers of sampled proposals are shapes of all that follows,
+        # and polygons are selected on the host.
+        columns = [torch.cat(column) for column in zip(*masks, strict=True)]
+        columns.append(torch.cat([matches for matches, _ in matched]))
+        read = torch.stack(columns).cpu().numpy()
+        ends = np.cumsum([len(classes_i) for classes_i in classes])
+        on_host = np.split(read, ends[:-1], axis=1)
+        counts = [int(count) for read_i in on_host for count in read_i[:2].sum(axis=1)]
+        indices = split_nonzero([mask for pair in masks for mask in pair], counts)
+        samples: list[_Sample] = []
+        for i, (classes_i, read_i) in enumerate(zip(classes, on_host, strict=True)):
+            picked = torch.cat(indices[2 * i : 2 * i + 2])
+            picked_classes = classes_i[picked]
+            note_foreground_first(picked_classes, counts[2 * i])
+            matches_i = np.concatenate([read_i[2][mask != 0] for mask in read_i[:2]])
+            samples.append(_Sample(picked, picked_classes, matches_i))
+        return samples
+
+    def _classes(self, matches: Tensor, labels: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return the (R,) class of each proposal, K for background, -1 if it is ignored."""
+        if len(gt_classes) == 0:
+            return torch.full_like(matches, self.num_classes)
+        classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes)
+        return classes.masked_fill(labels == -1, -1)
 
     def _sample_proposals(
         self, matches: Tensor, labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sample the proposals of one image by the class they are matched with.
+
+        All images are sampled at once, with one wait for the device, unless a subclass overrides
+        this.
 
         Args:
             matches: (R,) index of the ground truth, in [0, M).
@@ -198,12 +270,7 @@ class ROIHeads(nn.Module):
         Returns:
             (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
         """
-        if len(gt_classes) > 0:
-            classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes)
-            classes = classes.masked_fill(labels == -1, -1)
-        else:
-            classes = torch.full_like(matches, self.num_classes)
-        # Waits for the device: the number of sampled proposals is a shape of all that follows.
+        classes = self._classes(matches, labels, gt_classes)
         picked = torch.cat(
             subsample_labels(
                 classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
@@ -244,8 +311,15 @@ def select_foreground_proposals(
                 " label_and_sample_proposals"
             )
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
-    # Indices, not the mask: each field that a mask selects from would wait for the device again.
-    selected = [p[nonzero_tuple(mask)[0]] for p, mask in zip(proposals, masks, strict=True)]
+    # Fields on the host are selected there: the index would be fetched for each of them.
+    selected: list[Instances] = []
+    found = find_foreground([p.gt_classes for p in proposals], bg_label)
+    for proposals_i, (index, index_on_host) in zip(proposals, found, strict=True):
+        selected_i = Instances(proposals_i.image_size)
+        for name, value in proposals_i.get_fields().items():
+            is_on_host = isinstance(value, HOST_FIELDS)
+            selected_i.set(name, value[index_on_host if is_on_host else index])
+        selected.append(selected_i)
     return selected, masks
 
 

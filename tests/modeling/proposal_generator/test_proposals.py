@@ -148,3 +148,23 @@ def test_field_that_the_ground_truth_lacks_is_an_error():
 def test_every_image_needs_ground_truth():
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         add_ground_truth_to_proposals([truth(1)], [image_proposals(), image_proposals()])
+
+
+@pytest.mark.parametrize("topk", [5, 60, 400], ids=["best are enough", "all are needed", "all"])
+def test_several_images_have_the_proposals_of_each_alone(topk, monkeypatch):
+    # Two images at a time, and of each first the best, whose overlaps leave more or less than are asked for.
+    monkeypatch.setattr("detkit.modeling.proposal_generator.proposals._NMS_BOXES", 1000)
+    boxes = torch.stack([random_boxes(400, seed=i) for i in range(5)])
+    boxes[1, ::2] = 0.0  # no boxes
+    boxes[2] = 0.0  # none at all
+    logits, levels = torch.randn(5, 400), torch.arange(400) % 3
+    boxes[3, 7, 0] = math.nan
+    together = find(boxes, logits, levels, nms_thresh=0.2, post_nms_topk=topk)
+    for i, proposals in enumerate(together):
+        clipped = boxes[i].clone()
+        clipped[:, 0::2] = clipped[:, 0::2].clamp(0, SIZE[1])
+        clipped[:, 1::2] = clipped[:, 1::2].clamp(0, SIZE[0])
+        ((valid,),) = [((clipped[:, 2:] - clipped[:, :2]) > 0).all(dim=1).nonzero(as_tuple=True)]
+        keep = valid[slow_batched_nms(clipped[valid], logits[i][valid], levels[valid], 0.2)[:topk]]
+        torch.testing.assert_close(proposals.proposal_boxes.tensor, clipped[keep])
+        torch.testing.assert_close(proposals.objectness_logits, logits[i][keep])
