@@ -20,7 +20,7 @@ _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
 # RetinaNet creates it in the first training step: either side may lack it.
 _GROWN_IN_TRAINING = re.compile(r"(^|\.)loss_normalizer$")
 # Convolutions of detkit's ResNets, and of those of torchvision and timm.
-_RESNET_CONV = re.compile(r"(.*\b(?:res[2-5]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
+_RESNET_CONV = re.compile(r"(.*\b(?:res[2-6]|layer[1-4]))\.(\d+)\.conv(\d)\.weight")
 
 # Weights and statistics of trained networks stay below 1e6.
 _HUGE = 1e10

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from detkit.config.defaults import get_cfg
 
-BRANCHES = ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS")
+BRANCHES = ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.ROTATED_BOXES", "MODEL.LOAD_PROPOSALS")
 """Switches of parts that not every meta-architecture has."""
 
 _CUSTOM = "MODEL.CUSTOM."

@@ -106,20 +106,23 @@ _key("MODEL.PIXEL_STD", [1.0, 1.0, 1.0],
      " trained on normalised images.")
 _key("MODEL.MASK_ON", False, "Predict instance masks.")
 _key("MODEL.KEYPOINT_ON", False, "Predict keypoints.")
+_key("MODEL.ROTATED_BOXES", False,
+     "detkit: boxes have an angle. Ground truth is RotatedBoxes, and detections are scored by"
+     " RotatedCOCOEvaluator. Needs RotatedAnchorGenerator, RRPN and RROIHeads.")
 _key("MODEL.LOAD_PROPOSALS", False,
      "Take proposals from DATASETS.PROPOSAL_FILES_* instead of an RPN.")
 
 _key("MODEL.BACKBONE.NAME", "build_resnet_backbone", "Registered name of the backbone's builder.")
 _key("MODEL.BACKBONE.FREEZE_AT", 2,
-     "Number of frozen stages: 0 none, 1 the stem, 2 the stem and res2, ... 5 all. In models of"
-     " torchvision and timm, all layers up to stride 2^FREEZE_AT.",
-     choices=(0, 1, 2, 3, 4, 5))
+     "Number of frozen stages: 0 none, 1 the stem, 2 the stem and res2, ... 5 up to res5. In models"
+     " of torchvision and timm, all layers up to stride 2^FREEZE_AT.",
+     choices=(0, 1, 2, 3, 4, 5, 6))
 
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
 _key("MODEL.RESNETS.DEPTH", 50,
      "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.",
      unless=_FOREIGN_BACKBONES)
-_key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages returned, of stem, res2 to res5.")
+_key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages returned, of stem, res2 to res5 (res6).")
 _key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES,
      unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.NUM_GROUPS", 1,
@@ -149,6 +152,27 @@ _key("MODEL.RESNETS.DEFORM_MODULATED", False,
      unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of channels with offsets of their own.",
      minimum=1, unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.DEFORM_ON_STRIDE", True,
+     "detkit: whether blocks with a stride are deformable too.",
+     unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.PLUGINS", [],
+     "detkit: blocks inserted into residual blocks, a list of {name: ContextBlock (Cao et al. 2019,"
+     " arXiv 1904.11492) or SqueezeExcitation (Hu et al. 2017, arXiv 1709.01507), position:"
+     " after_conv1, after_conv2 or after_conv3, stages: [res3, res4] (default: all), ratio: inner"
+     " channels per channel (default: 0.0625)}.",
+     unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.CONV_WS", False,
+     "detkit: weight standardisation of all convolutions, usually with GN. Qiao et al. 2019, arXiv"
+     " 1903.10520.",
+     unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.NORM_EPS", None,
+     "detkit: addend to the variance; None is the norm's own: 1e-5, in LN 1e-6.",
+     minimum=0, unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.NORM_MOMENTUM", None,
+     "detkit: share of a batch in the running statistics of BN and SyncBN; None is 0.1.",
+     minimum=0, unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.NORM_GROUPS", 32, "detkit: groups of GN.",
+     minimum=1, needs=("MODEL.RESNETS.NORM", "GN"), unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DEEP_STEM", False,
      "detkit: three 3x3 convolutions instead of a 7x7 in the stem. He et al. 2018, arXiv"
      " 1812.01187, model C.",
@@ -157,15 +181,28 @@ _key("MODEL.RESNETS.AVG_DOWN", False,
      "detkit: average pooling instead of a strided convolution in shortcuts (ResNet-D). arXiv"
      " 1812.01187, model D.",
      unless=_FOREIGN_BACKBONES)
-_key("MODEL.RESNETS.NUM_STAGES", 4, "detkit: number of stages, from res2 on: 1 to 4.",
-     choices=(1, 2, 3, 4),
+_key("MODEL.RESNETS.STEM_KERNEL_SIZE", 7, "detkit: kernel of the stem's convolution.",
+     choices=(3, 5, 7), unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.NUM_STAGES", 4,
+     "detkit: number of stages, from res2 on: 1 to 5. res6 needs BLOCKS_PER_STAGE; lists of four"
+     " values mean stride 2, dilation 1 and no deformation there.",
+     choices=(1, 2, 3, 4, 5),
      unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.BLOCKS_PER_STAGE", [],
+     "detkit: number of blocks in each stage, such as [2, 3, 4, 3, 4]; empty takes those of DEPTH,"
+     " which still says what kind of blocks they are.",
+     minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 2], "detkit: strides of res2 to res5, at least 1.",
      minimum=1, unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.DILATION_PER_STAGE", [1, 1, 1, 1],
      "detkit: dilations of the 3x3 convolutions in res2 to res5, at least 1. RES5_DILATION: 2 is"
      " short for stride 1 and dilation 2 in res5.",
      minimum=1, unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.DILATION_STYLE", "detectron2",
+     "detkit: what DILATION_PER_STAGE dilates: detectron2 all 3x3 convolutions of a stage,"
+     " mmdetection in basic blocks the first only, torchvision the first block as the stage before"
+     " (replace_stride_with_dilation).",
+     choices=("detectron2", "mmdetection", "torchvision"), unless=_FOREIGN_BACKBONES)
 _key("MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, False, False, False],
      "detkit: activation checkpointing of the blocks in res2 to res5: less memory, more time, the"
      " same gradients. Chen et al. 2016, arXiv 1604.06174.",

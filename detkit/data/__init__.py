@@ -3,6 +3,7 @@
 from detkit.data import transforms
 from detkit.data.annotations import (
     annotations_to_instances,
+    annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     transform_instance_annotations,
@@ -54,6 +55,7 @@ __all__ = [
     "ToIterableDataset",
     "TrainingStream",
     "annotations_to_instances",
+    "annotations_to_instances_rotated",
     "build_augmentation",
     "build_batch_data_loader",
     "build_detection_test_loader",

@@ -25,6 +25,7 @@ from detkit.structures import (
     Instances,
     Keypoints,
     PolygonMasks,
+    RotatedBoxes,
 )
 from detkit.structures.mask_formats import as_polygon, polygons_to_bitmask, rle_to_bitmask
 from detkit.utils.errors import ConfigError, DataError
@@ -104,12 +105,52 @@ def annotations_to_instances(
     return instances
 
 
+def annotations_to_instances_rotated(
+    annotations: Sequence[AnnotationRecord], image_size: tuple[int, int]
+) -> Instances:
+    """Return the ground truth of one image as rotated boxes.
+
+    Args:
+        annotations: M annotations in the coordinates of the image that the model sees. An upright
+            box becomes one of angle 0.
+        image_size: `(height, width)` of that image.
+
+    Returns:
+        `gt_boxes`, clipped as by `RotatedBoxes.clip`, and `gt_classes` (int64), of length M.
+    """
+    return instances_of(annotations, rotated_boxes_of(annotations), image_size)
+
+
+def transformed_rotated_instances(
+    annotations: Sequence[AnnotationRecord], transforms: T.Transform, image_size: tuple[int, int]
+) -> Instances:
+    """Return the rotated boxes and classes of one image, transformed as the image was.
+
+    Objects whose center is outside of the image are left out: a turned box is not cut at the
+    border, and most of such an object is not to be seen.
+    """
+    boxes = transforms.apply_rotated_box(rotated_boxes_of(annotations))
+    height, width = image_size
+    is_kept = ((boxes[:, :2] >= 0) & (boxes[:, :2] <= (width, height))).all(axis=1)
+    is_kept &= (boxes[:, 2:4] > MIN_BOX_SIDE).all(axis=1)
+    kept = np.flatnonzero(is_kept).tolist()
+    return instances_of([annotations[k] for k in kept], boxes[kept], image_size)
+
+
 def instances_of(
     annotations: Sequence[AnnotationRecord], boxes: np.ndarray, image_size: tuple[int, int]
 ) -> Instances:
-    """Return boxes and classes of one image whose boxes, (M, 4) XYXY, were already transformed."""
+    """Return boxes and classes of one image whose boxes were already transformed.
+
+    They are (M, 4) XYXY, or (M, 5) XYWHA.
+    """
     instances = Instances(image_size)
-    instances.gt_boxes = Boxes(torch.from_numpy(boxes.astype(np.float32)))
+    tensor = torch.from_numpy(boxes.astype(np.float32))
+    if boxes.shape[1] == 5:
+        instances.gt_boxes = RotatedBoxes(tensor)
+        instances.gt_boxes.clip(image_size)
+    else:
+        instances.gt_boxes = Boxes(tensor)
     classes = [annotation["category_id"] for annotation in annotations]
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     return instances
@@ -185,6 +226,18 @@ def boxes_of(annotations: Sequence[AnnotationRecord]) -> np.ndarray:
         boxes[:, 2:] += boxes[:, :2]
         return boxes
     return BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS)
+
+
+def rotated_boxes_of(annotations: Sequence[AnnotationRecord]) -> np.ndarray:
+    """Return the boxes of M annotations, (M, 5) float64 XYWHA; upright ones have the angle 0."""
+    boxes = np.zeros((len(annotations), 5))
+    for box, annotation in zip(boxes, annotations, strict=True):
+        if len(annotation["bbox"]) == 5:
+            box[:] = annotation["bbox"]
+        else:
+            x1, y1, x2, y2 = boxes_of([annotation])[0]
+            box[:4] = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    return boxes
 
 
 def clip_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:

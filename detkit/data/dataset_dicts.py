@@ -409,7 +409,9 @@ def _without_bad_objects(
         report.add_boxes("mask has nothing that can be used", named(has_no_mask))
         bad |= has_no_mask
     over_edge = (boxes[:, :2] < -EDGE_TOLERANCE) | (boxes[:, 2:] > limits + EDGE_TOLERANCE)
-    report.sticking_out = named(np.any(over_edge, axis=1) & is_checked & ~bad)
+    # Corners of rotated boxes do, of objects that do not.
+    is_upright = np.array([len(a["bbox"]) == 4 for a in annotations], dtype=bool)
+    report.sticking_out = named(np.any(over_edge, axis=1) & is_checked & is_upright & ~bad)
     for annotation, is_bad in zip(annotations, bad, strict=True):
         report.num_crowd += as_flag(annotation.get("iscrowd")) and not is_bad
 
@@ -431,14 +433,26 @@ def _is_empty_mask(annotation: AnnotationRecord) -> bool:
 
 
 def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes, (M, 4) XYXY, and (M,) which can be checked: upright, in absolute pixels."""
+    """Return the boxes, (M, 4) XYXY, and (M,) which can be checked: those in absolute pixels.
+
+    Of a rotated box that is the upright one around it.
+    """
     modes = np.array([int(annotation["bbox_mode"]) for annotation in annotations], dtype=np.int64)
     is_checked = np.isin(modes, _CHECKED_MODES)
-    # Others, such as rotated boxes of five numbers, are replaced by a box that passes all checks.
+    is_rotated = modes == BoxMode.XYWHA_ABS
+    # Others are replaced by a box that passes all checks.
     values = [
         a["bbox"] if ok else (0, 0, 1, 1) for a, ok in zip(annotations, is_checked, strict=True)
     ]
     boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
+    if is_rotated.any():
+        given = [a["bbox"] for a, yes in zip(annotations, is_rotated, strict=True) if yes]
+        rotated = np.array(given, dtype=np.float64)
+        upright = BoxMode.convert(rotated, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+        # The upright box around a line has an area.
+        is_flat = (rotated[:, 2:4] <= 0).any(axis=1)
+        upright[is_flat, 2:] = upright[is_flat, :2]
+        boxes[is_rotated], is_checked = upright, is_checked | is_rotated
     is_xywh = modes == BoxMode.XYWH_ABS
     boxes[is_xywh, 2:] += boxes[is_xywh, :2]
     return boxes, is_checked

@@ -27,6 +27,7 @@ from detkit.data.annotations import (
     masks_of,
     transform_keypoints,
     transformed_masks,
+    transformed_rotated_instances,
 )
 from detkit.data.proposals import transformed_proposals
 from detkit.data.transforms.build import build_augmentation, build_crop, mirrors
@@ -68,6 +69,7 @@ class DatasetMapper:
         instance_mask_format: str = "polygon",
         recompute_boxes: bool = False,
         use_keypoint: bool = False,
+        use_rotated_boxes: bool = False,
         num_keypoints: int | None = None,
         keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
@@ -85,6 +87,8 @@ class DatasetMapper:
             recompute_boxes: Whether to replace boxes by those around the masks, which is more
                 exact after a crop.
             use_keypoint: Whether to add `gt_keypoints`, all unlabelled for an object without any.
+            use_rotated_boxes: Whether `gt_boxes` are `RotatedBoxes`; then without masks and
+                keypoints.
             num_keypoints: Keypoints of an object; required with `use_keypoint`, unless
                 `keypoint_hflip_indices` are given.
             keypoint_hflip_indices: See `transform_keypoints`.
@@ -94,6 +98,7 @@ class DatasetMapper:
             ValueError: `instance_mask_format` is unknown.
             ValueError: `recompute_boxes` is set without `use_instance_mask`.
             ValueError: `use_keypoint` is set, but the number of keypoints is not given.
+            ValueError: `use_rotated_boxes` is set together with masks or keypoints.
         """
         if instance_mask_format not in MASK_FORMATS:
             raise ValueError(
@@ -106,6 +111,12 @@ class DatasetMapper:
             num_keypoints = len(keypoint_hflip_indices)
         if use_keypoint and num_keypoints is None:
             raise ValueError("use_keypoint needs num_keypoints or keypoint_hflip_indices")
+        if use_rotated_boxes and (use_instance_mask or use_keypoint):
+            raise ValueError(
+                "use_rotated_boxes goes without use_instance_mask and use_keypoint: no head of"
+                " rotated boxes takes masks or keypoints"
+            )
+        self.use_rotated_boxes = use_rotated_boxes
         self.use_instance_mask = use_instance_mask
         self.instance_mask_format = instance_mask_format
         self.recompute_boxes = recompute_boxes
@@ -152,6 +163,7 @@ class DatasetMapper:
             and (has_crop or cfg.INPUT.RECOMPUTE_BOXES)
             and cfg.MODEL.MASK_ON,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
+            "use_rotated_boxes": cfg.MODEL.ROTATED_BOXES,
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
             "keypoint_hflip_indices": _keypoint_hflip_indices(cfg) if is_mirrored else None,
             "precomputed_proposal_topk": topk,
@@ -258,6 +270,8 @@ class DatasetMapper:
         record: ImageRecord,
     ) -> Instances:
         height, width = image_size
+        if self.use_rotated_boxes:
+            return transformed_rotated_instances(objects, transforms, image_size)
         assert boxes is not None
         boxes = clip_boxes(boxes, image_size)
         masks = None

@@ -2,7 +2,11 @@
 
 from detkit.evaluation.build import build_evaluator
 from detkit.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from detkit.evaluation.coco import COCOEvaluator, instances_to_coco_json
+from detkit.evaluation.coco import (
+    COCOEvaluator,
+    RotatedCOCOEvaluator,
+    instances_to_coco_json,
+)
 from detkit.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -24,6 +28,7 @@ __all__ = [
     "DatasetEvaluators",
     "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
+    "RotatedCOCOEvaluator",
     "SemSegEvaluator",
     "build_evaluator",
     "flatten_results_dict",

@@ -9,7 +9,7 @@ from pathlib import Path
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from detkit.evaluation.coco import COCOEvaluator
+from detkit.evaluation.coco import COCOEvaluator, RotatedCOCOEvaluator
 from detkit.evaluation.evaluator import DatasetEvaluator, DatasetEvaluators
 from detkit.evaluation.lvis_evaluation import LVISEvaluator
 from detkit.evaluation.panoptic import COCOPanopticEvaluator
@@ -76,9 +76,11 @@ class _Request:
 
 def _coco(request: _Request) -> DatasetEvaluator:
     test = request.cfg.TEST
-    return COCOEvaluator(
+    rotated = request.cfg.MODEL.ROTATED_BOXES
+    evaluator_class = RotatedCOCOEvaluator if rotated else COCOEvaluator
+    return evaluator_class(
         request.dataset_name,
-        _tasks(request.cfg, COCOEvaluator.scored_tasks),
+        _tasks(request.cfg, evaluator_class.scored_tasks),
         output_dir=request.output_dir,
         max_dets_per_image=test.DETECTIONS_PER_IMAGE,
         kpt_oks_sigmas=test.KEYPOINT_OKS_SIGMAS,

@@ -16,7 +16,14 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 
 from detkit.evaluation.collector import ImageCollector
-from detkit.structures import Instances, ModelInput
+from detkit.structures import (
+    Boxes,
+    BoxMode,
+    Instances,
+    ModelInput,
+    RotatedBoxes,
+    pairwise_iou_rotated,
+)
 from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +35,7 @@ class ImageDetections:
 
     image_id: int | str
     boxes: np.ndarray
-    """(R, 4) XYXY in absolute pixels."""
+    """(R, 4) XYXY in absolute pixels; (R, 5) XYWHA where rotated boxes are scored."""
     scores: np.ndarray
     """(R,)"""
     classes: np.ndarray
@@ -84,6 +91,8 @@ def detections_from_instances(
     dataset_name: str,
     class_names: Sequence[str],
     fields: Collection[str] = (),
+    *,
+    rotated: bool = False,
 ) -> ImageDetections:
     """Take the detections from a detector's output, and check them.
 
@@ -93,13 +102,14 @@ def detections_from_instances(
         dataset_name: For error messages.
         class_names: The classes of the data set.
         fields: Of `pred_masks` and `pred_keypoints`, those to take if the instances have them.
+        rotated: Whether to take boxes as XYWHA; otherwise upright ones around rotated boxes.
 
     Raises:
         ConfigError: A class id lies outside the classes.
         DataError: A number is not finite.
         ValueError: Masks do not have the size of the image.
     """
-    detections = take_instances(image_id, instances, fields)
+    detections = take_instances(image_id, instances, fields, rotated=rotated)
     classes = detections.classes
     outside = (classes < 0) | (classes >= len(class_names))
     if outside.any():
@@ -115,7 +125,11 @@ def detections_from_instances(
 
 
 def take_instances(
-    image_id: int | str, instances: Instances, fields: Collection[str] = ()
+    image_id: int | str,
+    instances: Instances,
+    fields: Collection[str] = (),
+    *,
+    rotated: bool = False,
 ) -> ImageDetections:
     """Take the detections from a detector's output without the checks of numbers and classes."""
     present = [name for name in fields if instances.has(name)]
@@ -124,7 +138,7 @@ def take_instances(
         masks = [] if len(instances) == 0 else _encoded_masks(image_id, instances)
     return ImageDetections(
         image_id,
-        _to_numpy(instances.pred_boxes.tensor),
+        _box_array(instances.pred_boxes, rotated),
         _to_numpy(instances.scores),
         _to_numpy(instances.pred_classes).astype(np.int64),
         masks,
@@ -132,18 +146,31 @@ def take_instances(
     )
 
 
-def detections_from_proposals(image_id: int | str, proposals: Instances) -> ImageDetections:
+def _box_array(boxes: Boxes, rotated: bool) -> np.ndarray:
+    """Return boxes as (R, 5) XYWHA if they are to be rotated, else as (R, 4) XYXY."""
+    if isinstance(boxes, RotatedBoxes):
+        return _to_numpy(boxes.tensor if rotated else boxes.upright().tensor)
+    if not rotated:
+        return _to_numpy(boxes.tensor)
+    xywh = BoxMode.convert(boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return _to_numpy(BoxMode.convert(xywh, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS))
+
+
+def detections_from_proposals(
+    image_id: int | str, proposals: Instances, *, rotated: bool = False
+) -> ImageDetections:
     """Take the proposals from a proposal network's output: all of class 0, logits as scores.
 
     Args:
         image_id: The image they are in.
         proposals: With `proposal_boxes`, `objectness_logits`, on any device.
+        rotated: See `detections_from_instances`.
 
     Raises:
         DataError: A number is not finite.
     """
     scores = _to_numpy(proposals.objectness_logits)
-    boxes = _to_numpy(proposals.proposal_boxes.tensor)
+    boxes = _box_array(proposals.proposal_boxes, rotated)
     return _checked(ImageDetections(image_id, boxes, scores, np.zeros(len(scores), dtype=np.int64)))
 
 
@@ -182,12 +209,15 @@ def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     """Compute the overlaps of boxes in double precision; 0 where both boxes are empty.
 
     Args:
-        boxes1: (N, 4) XYXY.
-        boxes2: (M, 4) XYXY.
+        boxes1: (N, 4) XYXY, or (N, 5) XYWHA.
+        boxes2: (M, 4) XYXY, or (M, 5) XYWHA.
 
     Returns:
         (N, M) in [0, 1].
     """
+    if boxes1.shape[1] == 5:
+        tensors = (torch.from_numpy(boxes.astype(np.float64)) for boxes in (boxes1, boxes2))
+        return pairwise_iou_rotated(*tensors).numpy()
     # `structures.pairwise_iou` computes in float32, where an overlap of exactly 0.65 lies below the
     # threshold 0.65.
     boxes1 = boxes1[:, None].astype(np.float64)

@@ -30,7 +30,7 @@ from detkit.layers.norm import (
     get_norm,
 )
 from detkit.layers.roi_align import ROIAlign
-from detkit.layers.roi_align_rotated import ROIAlignRotated
+from detkit.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from detkit.layers.tensor_ops import cat, nonzero_tuple
 from detkit.structures import pairwise_iou_rotated, paste_masks_in_image
 
@@ -67,6 +67,7 @@ __all__ = [
     "nonzero_tuple",
     "pairwise_iou_rotated",
     "paste_masks_in_image",
+    "roi_align_rotated",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "suppress",

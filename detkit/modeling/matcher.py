@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from detkit.utils.errors import ConfigError
 
 # Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
 # crowded image has thousands of objects and 250,000 anchors, which would be 5 GB per matrix.
@@ -88,7 +89,16 @@ class Matcher:
             gt_boxes: M boxes.
             boxes: R boxes.
             max_pairs: Number of IoUs that are held at a time; at least R are.
+
+        Raises:
+            ConfigError: One of them is rotated, the other not.
         """
+        if isinstance(gt_boxes, RotatedBoxes) != isinstance(boxes, RotatedBoxes):
+            raise ConfigError(
+                f"ground truth is {type(gt_boxes).__name__}, but the model predicts"
+                f" {type(boxes).__name__}: MODEL.ROTATED_BOXES must be True with RRPN and"
+                " RROIHeads, and False with heads of upright boxes"
+            )
         num_rows = max(1, max_pairs // max(1, len(boxes)))
         starts = range(0, max(1, len(gt_boxes)), num_rows)
         groups = (gt_boxes[i : i + num_rows] for i in starts)

@@ -126,13 +126,10 @@ def rotated_box_corners(boxes: Tensor) -> Tensor:
     return torch.stack([center + offset for offset in offsets], dim=1).to(boxes.dtype)
 
 
-def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> Tensor:
-    """Return the (N, M) intersection over union of rotated boxes; see `pairwise_iou_rotated`."""
-    return pairwise_iou_rotated(boxes1.tensor, boxes2.tensor)
-
-
 @torch.no_grad()
-def pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, above: float = 0.0) -> Tensor:
+def pairwise_iou_rotated(
+    boxes1: Tensor | RotatedBoxes, boxes2: Tensor | RotatedBoxes, *, above: float = 0.0
+) -> Tensor:
     """Return the (N, M) intersection over union of N and M rotated boxes, in [0, 1].
 
     Intersections are exact, computed in float64 whatever the dtype (on MPS in float32), and in
@@ -140,8 +137,8 @@ def pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, above: float = 0.0) 
     without an area, or with a number that is not finite, overlap nothing. There is no gradient.
 
     Args:
-        boxes1: (N, 5) XYWHA.
-        boxes2: (M, 5)
+        boxes1: (N, 5) XYWHA, or `RotatedBoxes`.
+        boxes2: (M, 5), likewise.
         above: The caller compares with this threshold: the result may be 0 where it is not higher,
             which saves most of the work.
 
@@ -154,6 +151,10 @@ def pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, above: float = 0.0) 
         ... )
         tensor([[0.4286]])
     """
+    if isinstance(boxes1, RotatedBoxes):
+        boxes1 = boxes1.tensor
+    if isinstance(boxes2, RotatedBoxes):
+        boxes2 = boxes2.tensor
     for boxes in (boxes1, boxes2):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ValueError(f"rotated boxes are (N, 5) XYWHA: got {tuple(boxes.shape)}")
@@ -161,6 +162,10 @@ def pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor, *, above: float = 0.0) 
     for rows, columns in _candidate_pairs(_precise(boxes1), _precise(boxes2), above):
         ious[rows, columns] = matched_pairwise_iou_rotated(boxes1[rows], boxes2[columns])
     return ious
+
+
+# The name that it has in this module of Detectron2, whose package `structures` has the other one.
+pairwise_iou = pairwise_iou_rotated
 
 
 def _precise(boxes: Tensor) -> Tensor:

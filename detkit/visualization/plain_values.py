@@ -3,12 +3,18 @@
 Legend: M objects in one image, K keypoints of each, H and W height and width of the picture.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import polygons_to_bitmask, rle_to_bitmask
+from detkit.structures import (
+    AnnotationRecord,
+    BoxMode,
+    polygons_to_bitmask,
+    rle_to_bitmask,
+)
 from detkit.utils.errors import DataError
 
 
@@ -18,6 +24,21 @@ def to_array(values: Any) -> npt.NDArray[np.float64]:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     return np.asarray(values, dtype=np.float64)
+
+
+def annotated_boxes(annotations: Sequence[AnnotationRecord]) -> npt.NDArray[np.float64]:
+    """Return the boxes of M annotations: (M, 4) XYXY, or (M, 5) XYWHA if one is rotated."""
+    if not any(annotation["bbox_mode"] == BoxMode.XYWHA_ABS for annotation in annotations):
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    boxes = []
+    for annotation in annotations:
+        box, mode = annotation["bbox"], annotation["bbox_mode"]
+        if mode != BoxMode.XYWHA_ABS:
+            box = BoxMode.convert(box, mode, BoxMode.XYWH_ABS)
+            box = BoxMode.convert(box, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
+        boxes.append(box)
+    return np.array(boxes, dtype=np.float64)
 
 
 def to_integers(values: Any) -> npt.NDArray[np.int64]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from detkit.structures import BoxMode, Instances, as_flag
+from detkit.structures import Instances, as_flag, rotated_box_corners
 from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import AnyColor, colormap, random_color, rgb2id, to_color
 from detkit.utils.errors import DataError
@@ -27,6 +28,7 @@ from detkit.visualization.overlay import (
     midst,
 )
 from detkit.visualization.plain_values import (
+    annotated_boxes,
     binary_mask,
     common_length,
     is_polygons,
@@ -177,10 +179,8 @@ class Visualizer:
             if annotations and self._stuff.name(0) == "things":
                 labels[labels == 0] = self._ignore_label  # the instances say more
             self.draw_sem_seg(labels)
-        boxes, names = [], []
+        names = []
         for annotation in annotations:
-            box_mode = annotation["bbox_mode"]
-            boxes.append(BoxMode.convert(annotation["bbox"], box_mode, BoxMode.XYXY_ABS))
             name = self._things.name(annotation["category_id"])
             if as_flag(annotation.get("iscrowd")):
                 name += " (crowd)"
@@ -189,7 +189,7 @@ class Visualizer:
             names.append(name)
         keypoints = [annotation.get("keypoints") for annotation in annotations]
         return self.overlay_instances(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            boxes=annotated_boxes(annotations),
             labels=names,
             masks=[annotation.get("segmentation") for annotation in annotations],
             keypoints=keypoints if any(keypoints) else None,
@@ -264,7 +264,8 @@ class Visualizer:
         """Draw instances, the largest first: masks, boxes, keypoints, and labels on top.
 
         Args:
-            boxes: `Boxes`, or (M, 4) XYXY, in pixels of the input picture.
+            boxes: `Boxes`, or (M, 4) XYXY, in pixels of the input picture; or `RotatedBoxes`, or
+                (M, 5) XYWHA.
             labels: One text per instance.
             masks: One per instance: a list of polygons `[x0, y0, ...]`, COCO's run-length encoding,
                 an (H, W) array of bool, or None for an instance without; or `PolygonMasks`, or
@@ -278,9 +279,14 @@ class Visualizer:
         Raises:
             ValueError: The arguments describe different numbers of instances.
         """
-        corners = None
+        corners = turned = None
         if boxes is not None:
-            corners = to_array(boxes).reshape(-1, 4) * np.tile(self._stretch, 2)
+            corners = to_array(boxes)
+            if corners.shape[-1] == 5:
+                turned = corners.reshape(-1, 5)
+                outlines = rotated_box_corners(torch.from_numpy(turned)).numpy()
+                corners = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
+            corners = corners.reshape(-1, 4) * np.tile(self._stretch, 2)
         all_masks = None if masks is None else mask_list(masks)
         points = None if keypoints is None else keypoint_list(keypoints)
         count = common_length(
@@ -299,7 +305,12 @@ class Visualizer:
             order = np.argsort(-areas, kind="stable").tolist()
         if all_masks is not None:
             self._overlay_masks([all_masks[i] for i in order], [colors[i] for i in order], alpha)
-        if corners is not None:
+        if turned is not None:
+            for i in order:
+                self.draw_rotated_box_with_label(
+                    turned[i].tolist(), alpha=1.0, edge_color=_as_shares(colors[i])
+                )
+        elif corners is not None:
             for i in order:
                 box = (corners[i] / np.tile(self._stretch, 2)).tolist()
                 self.draw_box(box, alpha=1.0, edge_color=_as_shares(colors[i]))
@@ -319,6 +330,15 @@ class Visualizer:
                 found = [(labels[i], corners[i].tolist(), colors[i]) for i in order]
                 draw_labels(self._canvas, found)
         return self.get_output()
+
+    def draw_rotated_instances(
+        self,
+        boxes: Any = None,
+        labels: Sequence[str] | None = None,
+        assigned_colors: Sequence[Sequence[float]] | None = None,
+    ) -> VisImage:
+        """Draw rotated boxes, as `overlay_instances` does: `RotatedBoxes`, or (M, 5) XYWHA."""
+        return self.overlay_instances(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
 
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
@@ -371,6 +391,28 @@ class Visualizer:
         """Draw the border of an XYXY box; `line_style` is Detectron2's and changes nothing."""
         box = np.asarray(box_coord, dtype=np.float64) * np.tile(self._stretch, 2)
         self._canvas.draw_box(box.tolist(), to_color(edge_color), alpha=alpha)
+        return self.output
+
+    def draw_rotated_box_with_label(
+        self,
+        rotated_box: Sequence[float],
+        alpha: float = 0.5,
+        edge_color: AnyColor = "g",
+        line_style: str = "-",
+        label: str | None = None,
+    ) -> VisImage:
+        """Draw the border of an XYWHA box, and a label at its first corner.
+
+        `line_style` changes nothing.
+        """
+        outline = rotated_box_corners(torch.tensor([list(rotated_box)]).double())[0].numpy()
+        self._canvas.draw_line(
+            outline[[0, 1, 2, 3, 0]] * self._stretch, to_color(edge_color), alpha=alpha
+        )
+        if label is not None:
+            self.draw_text(
+                label, outline[0].tolist(), color=edge_color, horizontal_alignment="left"
+            )
         return self.output
 
     def draw_circle(

@@ -9,6 +9,7 @@ import torch
 from detkit.data import (
     MetadataCatalog,
     annotations_to_instances,
+    annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     transform_instance_annotations,
@@ -23,7 +24,7 @@ from detkit.data.annotations import (
     transform_segmentation,
     transformed_masks,
 )
-from detkit.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detkit.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks, RotatedBoxes
 from detkit.structures.mask_formats import bitmask_to_rle, polygons_to_bitmask, rle_to_bitmask
 from detkit.utils.errors import ConfigError
 
@@ -47,6 +48,15 @@ def test_boxes_do_not_change_the_annotations():
     record = annotation()
     boxes_of([record])[:] = 0
     assert record["bbox"] == [1, 2, 10, 8]
+
+
+def test_annotations_become_rotated_boxes():
+    annotations = [annotation((6, 6, 10, 8, 200), BoxMode.XYWHA_ABS, 2), annotation()]
+    instances = annotations_to_instances_rotated(annotations, (50, 40))
+    assert type(instances.gt_boxes) is RotatedBoxes
+    assert instances.gt_boxes.tensor.tolist() == [[6, 6, 10, 8, -160], [6, 6, 10, 8, 0]]
+    assert instances.gt_classes.tolist() == [2, 0]
+    assert len(annotations_to_instances_rotated([], (50, 40))) == 0
 
 
 def test_relative_boxes_are_refused():

@@ -172,6 +172,24 @@ def test_unusable_boxes_are_dropped_by_id(caplog, box, reason):
     assert len(bad["annotations"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        pytest.param((10, 12, 0, 8, 30), "box has no area", id="no width"),
+        pytest.param((10, 12, 4, math.nan, 30), "box is not finite", id="nan"),
+        pytest.param((40, 12, 10, 4, 30), "box lies outside of the image", id="right of the image"),
+        pytest.param((40, 12, 18, 4, 30), None, id="a corner in the image"),
+    ],
+)
+def test_unusable_rotated_boxes_are_dropped(caplog, box, reason):
+    rotated = {**annotation(id=42), "bbox": list(box), "bbox_mode": BoxMode.XYWHA_ABS}
+    register("a", [*GOOD, record(3, annotation(id=41), rotated)])
+    kept = get_detection_dataset_dicts("a")[-1]["annotations"]
+    assert [a["id"] for a in kept] == ([41, 42] if reason is None else [41])
+    assert reason is None or f"left out, {reason}: annotation 42 of 3.jpg" in caplog.text
+    assert "sticks out" not in caplog.text
+
+
 def test_annotation_without_id_is_named_by_its_place(caplog):
     register("a", [*GOOD, record(3, annotation(), annotation((0, 0, 0, 0)))])
     get_detection_dataset_dicts("a")

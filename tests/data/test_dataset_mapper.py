@@ -18,7 +18,7 @@ from detkit.data import (
 )
 from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
-from detkit.structures import BitMasks, BoxMode, PolygonMasks
+from detkit.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes
 from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.image import BadImageError, SizeMismatchError, read_image
 
@@ -507,3 +507,36 @@ def test_crop_comes_before_resize_and_flip():
     mapper = DatasetMapper(configured("INPUT.CROP.ENABLED", True), is_train=True)
     kinds = [type(augmentation) for augmentation in mapper.augmentations.augs]
     assert kinds == [T.RandomCropAroundInstance, T.ResizeShortestEdge, T.RandomFlip]
+
+
+def test_rotated_boxes_follow_the_image_and_leave_with_their_center(record):
+    record["annotations"] = [
+        {"bbox": box, "bbox_mode": BoxMode.XYWHA_ABS, "category_id": k}
+        for k, box in enumerate([[8, 12, 10, 4, 30], [31, 12, 10, 4, 30], [8, 12, 0, 4, 30]])
+    ]
+    record["annotations"].append(
+        {"bbox": [2, 4, 10, 8], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 3}
+    )
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.CropTransform(0, 0, 30, 24), T.HFlipTransform(30), T.Resize((48, 60))],
+        use_rotated_boxes=True,
+    )
+    instances = mapper(record)["instances"]
+    assert type(instances.gt_boxes) is RotatedBoxes
+    expected = torch.tensor([[44.0, 24, 20, 8, -30], [46, 16, 20, 16, 0]])
+    torch.testing.assert_close(instances.gt_boxes.tensor, expected)
+    assert instances.gt_classes.tolist() == [0, 3]
+
+
+def test_upright_boxes_around_rotated_ones_are_for_other_models(record):
+    record["annotations"] = [
+        {"bbox": [16, 12, 10, 4, 90], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
+    ]
+    boxes = DatasetMapper(is_train=True, augmentations=[])(record)["instances"].gt_boxes.tensor
+    torch.testing.assert_close(boxes, torch.tensor([[14.0, 7, 18, 17]]))
+
+
+def test_rotated_boxes_come_without_masks():
+    with pytest.raises(ValueError, match="use_rotated_boxes goes without use_instance_mask"):
+        DatasetMapper(configured("MODEL.ROTATED_BOXES", True, "MODEL.MASK_ON", True))

@@ -43,6 +43,24 @@ MODELS = {
   MVIT: {EMBED_DIM: 8, DEPTH: 5, LAST_BLOCKS: [0, 1, 3, 4], WINDOW_SIZE: 8, IMAGE_SIZE: 64}
   FPN: {IN_FEATURES: [scale2, scale3, scale4, scale5]}
 """,
+    "ResNet variants": """
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS:
+    DEPTH: 50
+    WIDTH_PER_GROUP: 8
+    NUM_STAGES: 5
+    BLOCKS_PER_STAGE: [1, 1, 1, 1, 2]
+    OUT_FEATURES: [res2, res3, res4, res5, res6]
+    NORM: GN
+    NORM_GROUPS: 8
+    CONV_WS: True
+    DEFORM_ON_PER_STAGE: [False, False, True, True, True]
+    DEFORM_ON_STRIDE: False
+    PLUGINS:
+      - {name: ContextBlock, position: after_conv3, stages: [res4]}
+      - {name: SqueezeExcitation, position: after_conv2}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5, res6]}
+""",
     "FCOS": """
   META_ARCHITECTURE: FCOS
   BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}

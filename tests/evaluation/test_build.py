@@ -12,6 +12,7 @@ from detkit.evaluation import (
     COCOEvaluator,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
+    RotatedCOCOEvaluator,
     SemSegEvaluator,
     build_evaluator,
 )
@@ -43,6 +44,12 @@ from detkit.utils.image_file import BadImageError
 def test_metadata_chooses_the_evaluator(metadata, kind, register, make_record):
     name = register([{**make_record(1), "sem_seg_file_name": "1.png"}], **metadata)
     assert type(build_evaluator(get_cfg(), name)) is kind
+
+
+def test_rotated_boxes_have_their_evaluator(register, make_record):
+    cfg = get_cfg()
+    cfg.MODEL.ROTATED_BOXES = True
+    assert type(build_evaluator(cfg, register([make_record(1)]))) is RotatedCOCOEvaluator
 
 
 def test_panoptic_data_is_scored_by_pixel_by_instance_and_by_segment(

@@ -8,6 +8,7 @@ import torch
 
 from detkit.modeling.matcher import Matcher
 from detkit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from detkit.utils.errors import ConfigError
 from tests.helpers import random_rotated_boxes, slow_match
 
 
@@ -106,6 +107,13 @@ def test_rotated_boxes_are_matched_by_their_own_overlap(max_pairs):
     assert matches.tolist() == expected_matches.tolist()
     assert labels.tolist() == expected_labels.tolist()
     assert 0 < (labels == 1).sum() < 30
+
+
+def test_rotated_and_upright_boxes_are_not_matched():
+    matcher = Matcher([0.5], [0, 1])
+    message = "ground truth is Boxes, but the model predicts RotatedBoxes: MODEL.ROTATED_BOXES must"
+    with pytest.raises(ConfigError, match=message):
+        matcher.match_boxes(Boxes(torch.zeros(0, 4)), RotatedBoxes(torch.zeros(2, 5)))
 
 
 _CROWD = """

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detkit.structures import Boxes, BoxMode, Instances
+from detkit.structures import Boxes, BoxMode, Instances, RotatedBoxes
 from detkit.utils.colormap import id2rgb
 from detkit.utils.image_file import BadImageError
 from detkit.visualization import ColorMode, Visualizer
@@ -435,6 +435,7 @@ def test_picture_of_fractions_is_cut_to_levels():
     ("part", "arguments"),
     [
         ("draw_box", ([20, 20, 60, 60], 1.0, "r")),
+        ("draw_rotated_box_with_label", ([40, 40, 30, 10, 30], 1.0, "r", "-", "a")),
         ("draw_circle", ([40, 40], "r")),
         ("draw_line", ([20, 60], [40, 40], "r")),
         ("draw_polygon", ([[20, 20], [60, 20], [40, 60]], "r")),
@@ -487,3 +488,32 @@ def test_overridden_parts_are_the_ones_that_are_called():
     assert called == [
         *("polygon", "mask", "box", "box", "keypoints", "keypoints", "first", "second"),
     ]
+
+
+def test_rotated_boxes_are_drawn_along_their_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _written(monkeypatch)
+    predictions = _predictions()
+    predictions.pred_boxes = RotatedBoxes([[80, 60, 80, 20, 45], [30, 30, 10, 10, 0]])
+    picture = Visualizer(_grey(), METADATA).draw_instance_predictions(predictions).get_image()
+    changed = (picture != 90).any(axis=2)
+    # The middle of the upper long side lies up and left of the center; the corner of the box around it stays grey.
+    assert changed[50:56, 70:76].any()
+    assert not changed[22:28, 42:48].any()
+    assert sorted(texts) == ["cat 98%", "dog 50%"]
+
+
+def test_no_rotated_boxes_are_nothing_to_draw() -> None:
+    picture = Visualizer(_grey()).draw_rotated_instances(RotatedBoxes([]), [])
+    assert (picture.get_image() == 90).all()
+
+
+def test_record_with_a_rotated_box_is_drawn_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        Visualizer, "overlay_instances", lambda self, *, boxes, **_: drawn.append(boxes.tolist())
+    )
+    rotated = {"bbox": [80, 60, 80, 20, 45], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
+    upright = {"bbox": [10, 20, 30, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    record = {"file_name": "a.jpg", "image_id": 1, "annotations": [rotated, upright]}
+    Visualizer(_grey(), METADATA).draw_dataset_dict(record)
+    assert drawn == [[[80, 60, 80, 20, 45], [20, 30, 20, 20, 0]]]

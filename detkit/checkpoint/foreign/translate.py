@@ -29,7 +29,7 @@ _LAYOUTS = (
     translate_resnet,
     translate_transformer,
 )
-_BARE = re.compile(r"(stem|res[2-5]|linear)\.")
+_BARE = re.compile(r"(stem|res[2-6]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")
 _CLASSIFIERS = ("roi_heads.box_predictor.cls_score.bias", "head.cls_score.bias")
 

@@ -123,13 +123,14 @@ class AnnotationReader:
             record.pop("keypoints", None)
         box = as_numbers(annotation.get("bbox"))
         # JSON has whole numbers that no float can hold.
-        if box is None or len(box) != 4 or _MAX < abs(sum(box)) < math.inf:
+        if box is None or len(box) not in (4, 5) or _MAX < abs(sum(box)) < math.inf:
             raise DataError(
-                f"{self._name(annotation)} needs a bbox of four numbers [x, y, width, height], has"
+                f"{self._name(annotation)} needs a bbox of four numbers [x, y, width, height], or"
+                " of five [center x, center y, width, height, angle], has"
                 f" {shortened(annotation.get('bbox'), 80)}"
             )
         record["bbox"] = box
-        record["bbox_mode"] = BoxMode.XYWH_ABS
+        record["bbox_mode"] = BoxMode.XYWH_ABS if len(box) == 4 else BoxMode.XYWHA_ABS
         record["category_id"] = self.to_contiguous[annotation["category_id"]]
         try:
             record["iscrowd"] = as_flag(annotation.get("iscrowd"))

@@ -233,10 +233,12 @@ def _annotation_entries(
 
 
 def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
-    corners = list(annotation["bbox"])
-    box = [float(x) for x in BoxMode.convert(corners, annotation["bbox_mode"], BoxMode.XYWH_ABS)]
+    numbers, mode = list(annotation["bbox"]), annotation["bbox_mode"]
+    if mode != BoxMode.XYWHA_ABS:
+        numbers = BoxMode.convert(numbers, mode, BoxMode.XYWH_ABS)
+    box = [float(x) for x in numbers]
     if not math.isfinite(sum(box)):
-        raise ValueError(f"its box {corners} is not finite: correct or remove it")
+        raise ValueError(f"its box {annotation['bbox']} is not finite: correct or remove it")
     content: dict[str, Any] = {
         "bbox": box,
         "area": annotation_area(annotation, box),

@@ -44,6 +44,26 @@ class Transform(ABC):
         corners = self.apply_coords(corners).reshape(-1, 4, 2)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
+    def apply_rotated_box(
+        self, rotated_boxes: np.ndarray | Sequence[Sequence[float]]
+    ) -> np.ndarray:
+        """Return N transformed boxes, (N, 5) XYWHA, not clipped.
+
+        Under a mirror the angle changes its sign. A resize of unequal factors makes a rectangle a
+        parallelogram: the box keeps the lengths of its sides, and the direction of those of length
+        `height`; see `RotatedBoxes.scale`.
+        """
+        boxes = np.asarray(rotated_boxes, dtype=np.float64).reshape(-1, 5)
+        center, size, angle = boxes[:, :2], boxes[:, 2:4], np.deg2rad(boxes[:, 4])
+        along_width = np.stack([np.cos(angle), -np.sin(angle)], axis=1)
+        along_height = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+        points = np.concatenate([center, center + along_width, center + along_height])
+        center, *ends = self.apply_coords(points).reshape(3, -1, 2)
+        along_width, along_height = (end - center for end in ends)
+        stretch = np.linalg.norm([along_width, along_height], axis=2).T
+        angle = np.rad2deg(np.arctan2(along_height[:, 0], along_height[:, 1]))
+        return np.concatenate([center, size * stretch, angle[:, None]], axis=1)
+
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the transformed polygons, each (P, 2); a crop may drop or split some."""
         if len(polygons) == 0:
@@ -103,6 +123,12 @@ class NoOpTransform(AxisAlignedTransform):
         """Return the boxes themselves."""
         return np.asarray(box, dtype=np.float64).reshape(-1, 4)
 
+    def apply_rotated_box(
+        self, rotated_boxes: np.ndarray | Sequence[Sequence[float]]
+    ) -> np.ndarray:
+        """Return the boxes themselves."""
+        return np.asarray(rotated_boxes, dtype=np.float64).reshape(-1, 5)
+
     def inverse(self) -> Transform:
         """Return this transform."""
         return self
@@ -147,6 +173,15 @@ class TransformList(Transform):
         boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
         for transform in self.transforms:
             boxes = transform.apply_box(boxes)
+        return boxes
+
+    def apply_rotated_box(
+        self, rotated_boxes: np.ndarray | Sequence[Sequence[float]]
+    ) -> np.ndarray:
+        """Return the rotated boxes after all transforms, each made a rectangle again."""
+        boxes = np.asarray(rotated_boxes, dtype=np.float64).reshape(-1, 5)
+        for transform in self.transforms:
+            boxes = transform.apply_rotated_box(boxes)
         return boxes
 
     def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
 from detkit.evaluation.coco.ground_truth import (
     CocoGroundTruth,
-    boxes_xyxy,
     load_coco_ground_truth,
+    truth_boxes,
 )
 from detkit.evaluation.coco.results import (
     AREA_RANGES,
@@ -66,6 +66,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     results_file = "coco_instances_results.json"
     scored_tasks: tuple[str, ...] = TASKS
+    rotated: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class COCOEvaluator(DatasetEvaluator):
             keypoint_max_dets_per_image=keypoint_max_dets_per_image,
             kpt_oks_sigmas=kpt_oks_sigmas,
         )
-        self._ground_truth = load_coco_ground_truth(dataset_name, records)
+        self._ground_truth = load_coco_ground_truth(dataset_name, records, rotated=self.rotated)
         # Now, and not after an hour of inference.
         if "keypoints" in (self._tasks or ()):
             self._check_keypoints_of_objects()
@@ -182,14 +183,22 @@ class COCOEvaluator(DatasetEvaluator):
             if "instances" in output:
                 self._detections.add(self._checked_detections(image_id, output["instances"]))
             if "proposals" in output:
-                self._proposals.add(detections_from_proposals(image_id, output["proposals"]))
+                found = detections_from_proposals(
+                    image_id, output["proposals"], rotated=self.rotated
+                )
+                self._proposals.add(found)
 
     def _checked_detections(self, image_id: int | str, instances: Instances) -> ImageDetections:
         truth = self._ground_truth
         tasks = self.scored_tasks if self._tasks is None else self._tasks
         fields = [_FIELDS[task] for task in tasks if task in _FIELDS]
         detections = detections_from_instances(
-            image_id, instances, truth.dataset_name, truth.class_names, fields
+            image_id,
+            instances,
+            truth.dataset_name,
+            truth.class_names,
+            fields,
+            rotated=self.rotated,
         )
         # Some models leave out masks and keypoints of images without detections.
         if len(detections) == 0:
@@ -373,6 +382,17 @@ class COCOEvaluator(DatasetEvaluator):
         )
 
 
+class RotatedCOCOEvaluator(COCOEvaluator):
+    """Scores rotated boxes by COCO's AP, with the overlaps of rotated boxes.
+
+    Upright boxes of the ground truth or of the model count as boxes of angle 0. Boxes whose angles
+    differ by 180 degrees are the same. The results file has five numbers per box.
+    """
+
+    scored_tasks = ("bbox",)
+    rotated = True
+
+
 def proposal_recall_metrics(
     truth: CocoGroundTruth,
     proposals: Iterable[ImageDetections],
@@ -408,7 +428,7 @@ def proposal_recall_metrics(
         if image_id in proposals_of:
             found = proposals_of[image_id]
             order = np.argsort(-found.scores, kind="stable")
-            iou = exact_iou(found.boxes[order], boxes_xyxy(objects))
+            iou = exact_iou(found.boxes[order], truth_boxes(objects, truth.rotated))
         for limit, area in overlaps:
             low, high = AREA_RANGES[area]
             # Both ends belong to the range, so an object of 32 x 32 is small and medium.

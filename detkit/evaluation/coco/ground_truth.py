@@ -21,7 +21,7 @@ from detkit.data.datasets.coco_export import (
     coco_image_ids,
     records_to_coco_dict,
 )
-from detkit.structures import ImageRecord
+from detkit.structures import BoxMode, ImageRecord
 from detkit.structures.mask_formats import as_polygon, polygon_runs, rle_counts
 from detkit.utils.errors import DataError
 
@@ -41,6 +41,8 @@ class CocoGroundTruth:
     """(K,) category id in the json per contiguous class id."""
     image_ids: dict[int | str, int]
     """Image id of the records -> image id in the json."""
+    rotated: bool = False
+    """Whether the boxes in the json are XYWHA, else XYWH."""
     records: Sequence[ImageRecord] = ()
     """Source of the json: LVIS needs keys that the json does not have."""
 
@@ -169,13 +171,14 @@ class CocoGroundTruth:
 
 
 def load_coco_ground_truth(
-    dataset_name: str, records: Sequence[ImageRecord] | None = None
+    dataset_name: str, records: Sequence[ImageRecord] | None = None, *, rotated: bool = False
 ) -> CocoGroundTruth:
     """Load the ground truth of a registered data set.
 
     Args:
         dataset_name: Its name.
         records: What its loader returns, if it has been called already; None calls it.
+        rotated: Whether all boxes are to be XYWHA; otherwise all are upright.
 
     Raises:
         ValueError: As `records_to_coco_dict`.
@@ -184,18 +187,28 @@ def load_coco_ground_truth(
     # is what the loader returns.
     records = DatasetCatalog.get(dataset_name) if records is None else records
     coco = records_to_coco_dict(dataset_name, records)
-    coco.setdefault("annotations", [])
+    for annotation in coco.setdefault("annotations", []):
+        box = annotation["bbox"]
+        if rotated and len(box) == 4:
+            annotation["bbox"] = BoxMode.convert(box, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
+        elif not rotated and len(box) == 5:
+            box = BoxMode.convert(box, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+            annotation["bbox"] = BoxMode.convert(box, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     return CocoGroundTruth(
         dataset_name=dataset_name,
         coco=coco,
         class_names=class_names_of(dataset_name),
         category_ids=category_ids_of(dataset_name),
         image_ids=coco_image_ids(dataset_name, records),
+        rotated=rotated,
         records=records,
     )
 
 
-def boxes_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """Return the (M, 4) float64 XYXY boxes of annotations."""
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+def truth_boxes(annotations: list[dict[str, Any]], rotated: bool) -> np.ndarray:
+    """Return the float64 boxes of annotations: (M, 5) XYWHA if rotated, else (M, 4) XYXY."""
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+    if rotated:
+        return boxes.reshape(-1, 5)
+    boxes = boxes.reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -18,7 +18,7 @@ from detkit.evaluation.detections import (
     detections_from_proposals,
     take_instances,
 )
-from detkit.structures import Instances
+from detkit.structures import Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
 
 TASKS = ("bbox", "segm", "keypoints")
@@ -194,7 +194,9 @@ def instances_to_coco_json(instances: Instances, image_id: int | str) -> list[di
         >>> instances_to_coco_json(instances, image_id=7)
         [{'image_id': 7, 'category_id': 3, 'bbox': [10.0, 20.0, 100.0, 50.0], 'score': 0.5}]
     """
-    detections = take_instances(image_id, instances, ("pred_masks", "pred_keypoints"))
+    rotated = isinstance(instances.pred_boxes, RotatedBoxes)
+    fields = ("pred_masks", "pred_keypoints")
+    detections = take_instances(image_id, instances, fields, rotated=rotated)
     category_ids = range(int(detections.classes.max(initial=-1)) + 1)
     results = coco_result_dicts([detections], {image_id: 0}, category_ids)
     return [{**result, "image_id": image_id} for result in results]
@@ -234,7 +236,10 @@ def detections_from_results(
 ) -> ImageDetections:
     """Return the detections of COCO result dicts of one image; inverts `instances_to_coco_json`."""
     results = list(results)
-    boxes = np.array([result["bbox"] for result in results], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([result["bbox"] for result in results], dtype=np.float64)
+    if boxes.ndim == 1 or boxes.shape[1] == 4:
+        boxes = boxes.reshape(-1, 4)
+        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     masks = keypoints = None
     if results and "segmentation" in results[0]:
         masks = [
@@ -251,7 +256,7 @@ def detections_from_results(
         keypoints = flat.reshape(len(flat), -1, 3) + np.array([0.5, 0.5, 0.0])
     return ImageDetections(
         image_id,
-        np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        boxes,
         np.array([result["score"] for result in results], dtype=np.float64),
         np.array([result["category_id"] for result in results], dtype=np.int64),
         masks,
@@ -318,8 +323,10 @@ def keypoints_flat(keypoints: np.ndarray) -> np.ndarray:
 
 
 def boxes_xywh(detections: ImageDetections) -> np.ndarray:
-    """Return the (R, 4) float64 XYWH boxes of detections."""
+    """Return the float64 boxes of detections: (R, 4) XYWH, or (R, 5) XYWHA of rotated ones."""
     boxes = detections.boxes.astype(np.float64)
+    if boxes.shape[1] == 5:
+        return boxes
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

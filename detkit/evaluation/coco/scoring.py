@@ -46,7 +46,7 @@ from detkit.evaluation.coco.results import (
     boxes_xywh,
     keypoints_flat,
 )
-from detkit.evaluation.detections import ImageDetections
+from detkit.evaluation.detections import ImageDetections, exact_iou
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,8 @@ def _detection_entries(
     """Yield the detections of each class, with what the task compares; `images` numbers theirs."""
     # The empty arrays in front keep shape and type where there are no detections.
     classes = np.concatenate([np.zeros(0, dtype=np.int64), *(d.classes for d in detections)])
-    boxes = np.concatenate([np.zeros((0, 4)), *(boxes_xywh(d) for d in detections)])
+    given_boxes = [boxes_xywh(d) for d in detections if len(d)]
+    boxes = np.concatenate(given_boxes or [np.zeros((0, 4))])
     scores = np.concatenate([np.zeros(0), *(d.scores for d in detections)])
     image_of = np.repeat(np.array(images, dtype=np.int64), [len(d) for d in detections])
     areas = boxes[:, 2] * boxes[:, 3]
@@ -198,7 +199,8 @@ def _score_class(
         return np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
     # Images with neither objects nor detections of the class would change nothing.
     images = sorted({entry["image_id"] for entry in (*objects, *detections)})
-    evaluation = COCOeval_faster(
+    evaluation_class = COCOeval_faster if len(objects[0]["bbox"]) == 4 else _RotatedCOCOeval
+    evaluation = evaluation_class(
         _coco_index(objects, images),
         _coco_index(detections, images),
         iouType=cast(Any, task),
@@ -215,6 +217,27 @@ def _score_class(
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+
+
+class _RotatedCOCOeval(COCOeval_faster):
+    """The same with the overlaps of boxes XYWHA."""
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        """Return the (N, M) overlaps of detections, in falling order of score, with objects."""
+        objects, detections = (
+            data.get_instances([imgId], [catId], True)[0][0]
+            for data in (self.gt_dataset, self.dt_dataset)
+        )
+        if not objects or not detections:
+            return []
+        order = np.argsort([-d["score"] for d in detections], kind="stable")
+        detections = [detections[i] for i in order[: self.params.maxDets[-1]]]
+        boxes, truth = (np.array([o["bbox"] for o in all_]) for all_ in (detections, objects))
+        iou = exact_iou(boxes, truth)
+        # What lies in a crowd counts by its own area: the shared area over that of the detection.
+        area, truth_area = boxes[:, 2:4].prod(axis=1)[:, None], truth[:, 2:4].prod(axis=1)
+        covered = iou * (area + truth_area) / (1 + iou) / np.maximum(area, 1e-12)
+        return np.where([bool(o["iscrowd"]) for o in objects], covered, iou)
 
 
 def _coco_index(entries: ClassEntries, images: Sequence[int]) -> COCO:

@@ -20,6 +20,7 @@ from detkit.layers.conv import folded
 from detkit.layers.norm import fixed_norm
 from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
+from detkit.modeling.backbone.channel_attention import SqueezeExcitation
 from detkit.modeling.backbone.fpn import FPN, build_fpn, build_retinanet_fpn
 
 _WIDTH_MULTIPLE = 8
@@ -70,26 +71,6 @@ def _convolve(conv: nn.Module, norm: nn.Module | None, x: Tensor) -> Tensor:
     fixed = fixed_norm(norm)
     x = conv._conv_forward(x, *folded(conv, conv.weight, conv.bias, fixed))
     return x if fixed is not None or norm is None else norm(x)
-
-
-class SqueezeExcitation(nn.Module):
-    """Weighs the channels of a map by what is in the whole of it.
-
-    Source: Jie Hu et al.: Squeeze-and-Excitation Networks, 2017, arXiv 1709.01507.
-    """
-
-    def __init__(self, channels: int, squeezed_channels: int) -> None:
-        super().__init__()
-        self.f_ex = nn.Sequential(
-            nn.Conv2d(channels, squeezed_channels, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(squeezed_channels, channels, 1),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C, H, W)."""
-        return x * self.f_ex(x.mean(dim=(2, 3), keepdim=True))
 
 
 class RegNetStem(CNNBlockBase):

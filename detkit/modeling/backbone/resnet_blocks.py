@@ -90,11 +90,17 @@ def _shortcut(
 
 
 class BasicStem(CNNBlockBase):
-    """A 7x7 convolution with stride 2, ReLU, and a 3x3 max-pool with stride 2."""
+    """A convolution with stride 2, in the paper 7x7, ReLU, and a 3x3 max-pool with stride 2."""
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN") -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 64,
+        norm: Norm = "BN",
+        kernel_size: int = 7,
+    ) -> None:
         super().__init__(in_channels, out_channels, stride=4)
-        self.conv1 = _conv(in_channels, out_channels, 7, stride=2, norm=norm)
+        self.conv1 = _conv(in_channels, out_channels, kernel_size, stride=2, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H / 4, W / 4)."""
@@ -128,7 +134,32 @@ class DeepStem(CNNBlockBase):
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
-class BasicBlock(CNNBlockBase):
+class ResidualBlock(CNNBlockBase):
+    """Convolutions beside a shortcut, with plugins between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self._plugins: dict[str, list[str]] = {}
+
+    def plug(self, position: str, name: str, module: nn.Module) -> None:
+        """Insert a module from (N, C, H, W) to the same.
+
+        Args:
+            position: `after_conv1`, `after_conv2`, ...: behind norm and ReLU of a convolution; of
+                the last one behind the norm, before the sum.
+            name: Of the module in the block. It must be free.
+            module: What to insert.
+        """
+        self.add_module(name, module)
+        self._plugins.setdefault(position, []).append(name)
+
+    def _plugged(self, position: str, x: Tensor) -> Tensor:
+        for name in self._plugins.get(position, ()):
+            x = self.get_submodule(name)(x)
+        return x
+
+
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, the first with the stride: the block of ResNet-18 and 34."""
 
     def __init__(
@@ -139,6 +170,7 @@ class BasicBlock(CNNBlockBase):
         stride: int = 1,
         norm: Norm = "BN",
         dilation: int = 1,
+        dilation_conv2: int | None = None,
         avg_down: bool = False,
     ) -> None:
         """Build the block.
@@ -149,6 +181,7 @@ class BasicBlock(CNNBlockBase):
             stride: S
             norm: As in `get_norm`.
             dilation: Dilation of both convolutions.
+            dilation_conv2: Another one for the second convolution.
             avg_down: Put the stride of the shortcut in an average pooling before its convolution.
         """
         super().__init__(in_channels, out_channels, stride)
@@ -156,7 +189,8 @@ class BasicBlock(CNNBlockBase):
         self.conv1 = _conv(
             in_channels, out_channels, 3, stride=stride, dilation=dilation, norm=norm
         )
-        self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation, norm=norm)
+        dilation_conv2 = dilation if dilation_conv2 is None else dilation_conv2
+        self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation_conv2, norm=norm)
 
     @property
     def last_norm(self) -> nn.Module | None:
@@ -167,12 +201,13 @@ class BasicBlock(CNNBlockBase):
         """Return (N, C, H / S, W / S)."""
         # ReLU and the residual sum work in place: neither a convolution nor a norm needs its own
         # output in the backward pass.
-        out = self.conv2(F.relu_(self.conv1(x)))
+        out = self._plugged("after_conv1", F.relu_(self.conv1(x)))
+        out = self._plugged("after_conv2", self.conv2(out))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
 
-class BottleneckBlock(CNNBlockBase):
+class BottleneckBlock(ResidualBlock):
     """1x1, 3x3 and 1x1 convolutions, the 3x3 with fewer channels: the block of ResNet-50 and up."""
 
     def __init__(
@@ -228,8 +263,9 @@ class BottleneckBlock(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H / S, W / S)."""
         # In place as in `BasicBlock`.
-        out = F.relu_(self.conv1(x))
-        out = self.conv3(F.relu_(self._spatial(out)))
+        out = self._plugged("after_conv1", F.relu_(self.conv1(x)))
+        out = self._plugged("after_conv2", F.relu_(self._spatial(out)))
+        out = self._plugged("after_conv3", self.conv3(out))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 

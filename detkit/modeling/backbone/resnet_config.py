@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,23 +12,33 @@ from detkit.layers import (
     NORM_NAMES,
     CheckpointedSequential,
     CNNBlockBase,
+    Conv2d,
     EvalBatchNorm2d,
+    FrozenBatchNorm2d,
     ShapeSpec,
+    get_norm,
 )
 from detkit.modeling.backbone.backbone import check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet, make_stage
+from detkit.modeling.backbone.channel_attention import ContextBlock, SqueezeExcitation
+from detkit.modeling.backbone.resnet import BLOCKS_PER_STAGE, ResNet
 from detkit.modeling.backbone.resnet_blocks import (
     BasicBlock,
     BasicStem,
     BottleneckBlock,
     DeepStem,
     DeformBottleneckBlock,
+    ResidualBlock,
 )
 from detkit.utils.errors import ConfigError
 from detkit.utils.text import did_you_mean
 
-STAGE_NAMES = ("res2", "res3", "res4", "res5")
+STAGE_NAMES = ("res2", "res3", "res4", "res5", "res6")
+# Name in PLUGINS -> class, and name of the module in a block.
+_PLUGINS = {
+    "ContextBlock": (ContextBlock, "context_block"),
+    "SqueezeExcitation": (SqueezeExcitation, "squeeze_excitation"),
+}
 
 
 @BACKBONE_REGISTRY.register()
@@ -46,15 +56,20 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     known = ["stem", *STAGE_NAMES[: resnets.NUM_STAGES]]
     check_features("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, known)
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if freeze_at not in range(6):
-        raise ConfigError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got {freeze_at}")
+    if freeze_at not in range(7):
+        raise ConfigError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 6: got {freeze_at}")
 
-    stem_class = DeepStem if resnets.DEEP_STEM else BasicStem
     in_channels, norm = input_shape.channels or 3, resnet_norm(resnets)
     try:
-        stem = stem_class(in_channels, resnets.STEM_OUT_CHANNELS, norm)
+        if resnets.DEEP_STEM:
+            stem = DeepStem(in_channels, resnets.STEM_OUT_CHANNELS, norm)
+        else:
+            kernel_size = resnets.STEM_KERNEL_SIZE
+            stem = BasicStem(in_channels, resnets.STEM_OUT_CHANNELS, norm, kernel_size)
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
+    if resnets.CONV_WS:
+        _standardize_weights(stem)
     # Only as far as the last map is needed, as in `ResNet`.
     num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
     stages = []
@@ -62,9 +77,8 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     for index in range(num_stages):
         stages.append(make_configured_stage(resnets, index, in_channels))
         in_channels = stages[-1][-1].out_channels
-    checkpointed = [
-        STAGE_NAMES[index] for index in range(num_stages) if resnets.CHECKPOINT_PER_STAGE[index]
-    ]
+    is_checkpointed = _per_stage(resnets.CHECKPOINT_PER_STAGE, False)
+    checkpointed = [STAGE_NAMES[index] for index in range(num_stages) if is_checkpointed[index]]
     return ResNet(
         stem,
         stages,
@@ -79,7 +93,7 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
 
     Args:
         resnets: `cfg.MODEL.RESNETS`, which `check_resnet_settings` has checked.
-        index: 0 for res2 to 3 for res5.
+        index: 0 for res2 to 4 for res6.
         in_channels: Channels of its input.
 
     Raises:
@@ -90,27 +104,28 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
         raise ConfigError(
             f"MODEL.RESNETS.NUM_STAGES is {resnets.NUM_STAGES}, so that there is no {name}"
         )
-    num_blocks = BLOCKS_PER_STAGE[resnets.DEPTH][index]
-    stride, dilation = resnets.STRIDE_PER_STAGE[index], resnets.DILATION_PER_STAGE[index]
+    num_blocks = (resnets.BLOCKS_PER_STAGE or BLOCKS_PER_STAGE[resnets.DEPTH])[index]
+    stride = _per_stage(resnets.STRIDE_PER_STAGE, 2)[index]
     if name == "res5" and resnets.RES5_DILATION == 2:
-        stride, dilation = 1, 2  # the dilation stands in for the stride: the resolution stays
+        stride = 1  # the dilation stands in for the stride: the resolution stays
     res2_channels = resnets.RES2_OUT_CHANNELS
     # Table 1 of the paper: basic blocks do not widen their output by 4.
     if resnets.DEPTH < 50 and res2_channels == 256:
         res2_channels = 64
-    block_class, arguments = _block(resnets, index)
+    common: dict[str, Any] = {
+        "out_channels": res2_channels * 2**index,
+        "norm": resnet_norm(resnets),
+        "avg_down": resnets.AVG_DOWN,
+    }
+    dilations = _dilations(resnets, index, num_blocks)
+    blocks: list[CNNBlockBase] = []
     try:
-        blocks = make_stage(
-            block_class,
-            num_blocks,
-            in_channels=in_channels,
-            out_channels=res2_channels * 2**index,
-            stride_per_block=[stride] + [1] * (num_blocks - 1),
-            dilation=dilation,
-            norm=resnet_norm(resnets),
-            avg_down=resnets.AVG_DOWN,
-            **arguments,
-        )
+        for number, dilation in enumerate(dilations):
+            stride_of_block = stride if number == 0 else 1
+            block_class, arguments = _block(resnets, index, stride_of_block, dilation)
+            arguments.update(common, stride=stride_of_block, dilation=dilation)
+            blocks.append(block_class(in_channels=in_channels, **arguments))
+            in_channels = blocks[-1].out_channels
     except ValueError as error:
         raise ConfigError(f"MODEL.RESNETS, {name}: {error}") from error
     if resnets.ZERO_INIT_LAST_NORM:
@@ -119,31 +134,93 @@ def make_configured_stage(resnets: CfgNode, index: int, in_channels: int) -> lis
             assert isinstance(block, BasicBlock | BottleneckBlock)
             assert block.last_norm is not None
             nn.init.zeros_(block.last_norm.get_parameter("weight"))
+    for block in blocks:
+        if resnets.CONV_WS:
+            _standardize_weights(block)
+        for plugin in resnets.PLUGINS:
+            if name in plugin.get("stages", STAGE_NAMES):
+                assert isinstance(block, ResidualBlock)
+                _plug(block, plugin)
     return blocks
+
+
+def _dilations(resnets: CfgNode, index: int, num_blocks: int) -> list[int]:
+    """Return the dilation of each block of a stage."""
+    dilations = _per_stage(resnets.DILATION_PER_STAGE, 1)
+    if resnets.RES5_DILATION == 2 and len(dilations) > 3:
+        dilations[3] = 2
+    # torchvision's first block still has the dilation of the stage before it.
+    is_torchvision = resnets.DILATION_STYLE == "torchvision"
+    before = 1 if index == 0 else dilations[index - 1]
+    first = min(before, dilations[index]) if is_torchvision else dilations[index]
+    return [first] + [dilations[index]] * (num_blocks - 1)
+
+
+def _standardize_weights(module: nn.Module) -> None:
+    for conv in module.modules():
+        # Not the convolutions that predict offsets, which have a bias.
+        if isinstance(conv, Conv2d) and conv.bias is None:
+            conv.is_standardized = True
+
+
+def _plug(block: ResidualBlock, plugin: Mapping[str, Any]) -> None:
+    plugin_class, name = _PLUGINS[plugin["name"]]
+    position = plugin["position"]
+    channels = getattr(block, position.removeprefix("after_")).out_channels
+    squeezed = max(1, round(channels * plugin.get("ratio", 1 / 16)))
+    if hasattr(block, name):
+        name = f"{name}_{position}"
+    block.plug(position, name, plugin_class(channels, squeezed))
+
+
+def _per_stage(values: Sequence[Any], of_fifth: Any) -> list[Any]:
+    """Return the values of all stages, where a list may have only those of the paper's four."""
+    return [*values, of_fifth] if len(values) < len(STAGE_NAMES) else list(values)
 
 
 def stage_module(resnets: CfgNode, index: int, blocks: Sequence[nn.Module]) -> nn.Sequential:
     """Return the blocks of a stage as a module, checkpointed if `CHECKPOINT_PER_STAGE` says so."""
-    is_checkpointed = resnets.CHECKPOINT_PER_STAGE[index]
+    is_checkpointed = _per_stage(resnets.CHECKPOINT_PER_STAGE, False)[index]
     return (CheckpointedSequential if is_checkpointed else nn.Sequential)(*blocks)
 
 
 def resnet_norm(resnets: CfgNode) -> str | Callable[[int], nn.Module]:
-    """Return the norm that `NORM` and `NORM_EVAL` set, for `get_norm`."""
+    """Return the norm that `NORM` and the keys beginning with it set, for `get_norm`."""
     # SyncBN too: without statistics of the batch there is nothing to synchronise.
-    return EvalBatchNorm2d if resnets.NORM_EVAL else resnets.NORM
+    norm = EvalBatchNorm2d if resnets.NORM_EVAL else resnets.NORM
+    eps, momentum = resnets.NORM_EPS, resnets.NORM_MOMENTUM
+    if eps is None and momentum is None and resnets.NORM_GROUPS == 32:
+        return norm
+
+    def build(channels: int) -> nn.Module:
+        if norm == "FrozenBN" and eps is not None:
+            return FrozenBatchNorm2d(channels, eps)
+        if norm == "GN":
+            return nn.GroupNorm(resnets.NORM_GROUPS, channels, 1e-5 if eps is None else eps)
+        module: Any = get_norm(norm, channels)
+        if eps is not None:
+            module.eps = eps
+        if momentum is not None:
+            module.momentum = momentum
+        return module
+
+    return build
 
 
-def _block(resnets: CfgNode, index: int) -> tuple[type[CNNBlockBase], dict[str, Any]]:
-    """Return the class of a stage's blocks, and the arguments that only some classes have."""
+def _block(
+    resnets: CfgNode, index: int, stride: int, dilation: int
+) -> tuple[type[CNNBlockBase], dict[str, Any]]:
+    """Return the class of a block, and the arguments that only some classes have."""
     if resnets.DEPTH < 50:
-        return BasicBlock, {}
+        is_mmdetection = resnets.DILATION_STYLE == "mmdetection"
+        return BasicBlock, {"dilation_conv2": 1 if is_mmdetection else dilation}
     arguments = {
         "bottleneck_channels": _bottleneck_channels(resnets, index),
         "num_groups": resnets.NUM_GROUPS,
         "stride_in_1x1": resnets.STRIDE_IN_1X1,
     }
-    if not resnets.DEFORM_ON_PER_STAGE[index]:
+    is_plain = stride > 1 and not resnets.DEFORM_ON_STRIDE
+    if is_plain or not _per_stage(resnets.DEFORM_ON_PER_STAGE, False)[index]:
         return BottleneckBlock, arguments
     arguments["deform_modulated"] = resnets.DEFORM_MODULATED
     arguments["deform_num_groups"] = resnets.DEFORM_NUM_GROUPS
@@ -163,7 +240,7 @@ def check_resnet_settings(resnets: CfgNode) -> None:
     """
     legal_values = {
         "DEPTH": BLOCKS_PER_STAGE,
-        "NUM_STAGES": (1, 2, 3, 4),
+        "NUM_STAGES": (1, 2, 3, 4, 5),
         "RES5_DILATION": (1, 2),
         "NORM": NORM_NAMES,
     }
@@ -177,6 +254,8 @@ def check_resnet_settings(resnets: CfgNode) -> None:
     _check_stage_lists(resnets)
     _check_res5_dilation(resnets)
     _check_norm(resnets)
+    for number, plugin in enumerate(resnets.PLUGINS):
+        _check_plugin(plugin, f"MODEL.RESNETS.PLUGINS[{number}]", resnets.DEPTH)
     _check_deformable(resnets)
     for key, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
         if resnets.DEPTH < 50 and resnets[key] != only:
@@ -185,14 +264,23 @@ def check_resnet_settings(resnets: CfgNode) -> None:
 
 
 def _check_stage_lists(resnets: CfgNode) -> None:
+    blocks = list(resnets.BLOCKS_PER_STAGE)
+    if (blocks or resnets.NUM_STAGES > 4) and (
+        len(blocks) < resnets.NUM_STAGES or min(blocks, default=0) < 1
+    ):
+        raise ConfigError(
+            "MODEL.RESNETS.BLOCKS_PER_STAGE needs a number from 1 on for each of NUM_STAGES ="
+            f" {resnets.NUM_STAGES} stages: got {blocks}"
+        )
     numbers = ("STRIDE_PER_STAGE", "DILATION_PER_STAGE")
     flags = ("DEFORM_ON_PER_STAGE", "CHECKPOINT_PER_STAGE")
     # Types too: `cfg.MODEL.RESNETS.STRIDE_PER_STAGE = ...` in Python passes by the config's checks.
     for key in (*numbers, *flags):
         values = list(resnets[key])
-        if len(values) not in (resnets.NUM_STAGES, len(STAGE_NAMES)):
+        if len(values) not in (resnets.NUM_STAGES, 4):
+            stages = ", ".join(STAGE_NAMES[: max(4, resnets.NUM_STAGES)])
             raise ConfigError(
-                f"MODEL.RESNETS.{key} needs one value for each of {', '.join(STAGE_NAMES)} (or of"
+                f"MODEL.RESNETS.{key} needs one value for each of {stages} (or of"
                 f" the first NUM_STAGES = {resnets.NUM_STAGES}): got {values}"
             )
         if key in numbers and any(type(value) is not int or value < 1 for value in values):
@@ -223,11 +311,40 @@ def _check_norm(resnets: CfgNode) -> None:
             "MODEL.RESNETS.NORM_EVAL keeps batch norms in eval mode, NORM must be BN or SyncBN:"
             f" got {norm!r}"
         )
+    if resnets.NORM_MOMENTUM is not None and norm not in ("BN", "SyncBN"):
+        raise ConfigError(
+            f"MODEL.RESNETS.NORM_MOMENTUM is for BN and SyncBN, which keep statistics: got {norm!r}"
+        )
+    if resnets.NORM_EPS is not None and norm == "":
+        raise ConfigError("MODEL.RESNETS.NORM_EPS needs a norm: NORM is empty")
     if resnets.ZERO_INIT_LAST_NORM and norm in ("", "FrozenBN"):
         raise ConfigError(
             "MODEL.RESNETS.ZERO_INIT_LAST_NORM needs a norm that learns (BN, SyncBN, GN, LN), or"
             f" the blocks stay zero: NORM is {norm!r}"
         )
+
+
+def _check_plugin(plugin: Any, where: str, depth: int) -> None:
+    if not isinstance(plugin, Mapping):
+        raise ConfigError(f"{where} must be a mapping with name and position: got {plugin!r}")
+    last = 2 if depth < 50 else 3
+    legal = {"name": list(_PLUGINS), "position": [f"after_conv{k + 1}" for k in range(last)]}
+    unknown = set(plugin) - {"name", "position", "stages", "ratio"}
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown {sorted(unknown)}; known: name, position, stages, ratio"
+        )
+    for field, values in legal.items():
+        if plugin.get(field) not in values:
+            hint = did_you_mean(str(plugin.get(field)), values)
+            raise ConfigError(
+                f"{where}: {field} must be one of {values}: got {plugin.get(field)!r}.{hint}"
+            )
+    stages, ratio = plugin.get("stages", STAGE_NAMES), plugin.get("ratio", 1 / 16)
+    if not isinstance(stages, list | tuple) or not set(stages) <= set(STAGE_NAMES):
+        raise ConfigError(f"{where}: stages must be a list of {list(STAGE_NAMES)}: got {stages!r}")
+    if not isinstance(ratio, int | float) or not ratio > 0:
+        raise ConfigError(f"{where}: ratio must be a number above 0: got {ratio!r}")
 
 
 def _check_deformable(resnets: CfgNode) -> None:

@@ -32,7 +32,8 @@ from detkit.utils.errors import ConfigError
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
     ],
     nms_threshold="MODEL.ROI_HEADS.NMS_THRESH_TEST",
-    branches=BRANCHES,
+    # Rotated boxes have no masks, which it merges.
+    branches=[key for key in BRANCHES if key != "MODEL.ROTATED_BOXES"],
 )
 class PanopticFPN(GeneralizedRCNN):
     """A `GeneralizedRCNN` with a head that classifies pixels beside it."""

@@ -156,7 +156,7 @@ class GeneralizedRCNN(Detector):
 
 
 @META_ARCH_REGISTRY.register()
-@declare_architecture(branches=["MODEL.LOAD_PROPOSALS"])
+@declare_architecture(branches=["MODEL.ROTATED_BOXES", "MODEL.LOAD_PROPOSALS"])
 class ProposalNetwork(Detector):
     """A backbone and a proposal generator, without heads."""
 

@@ -24,7 +24,11 @@ from detkit.modeling.roi_heads.roi_heads import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from detkit.modeling.roi_heads.rotated_fast_rcnn import RotatedFastRCNNOutputLayers, RROIHeads
+from detkit.modeling.roi_heads.rotated_fast_rcnn import (
+    RotatedFastRCNNOutputLayers,
+    RROIHeads,
+    fast_rcnn_inference_rotated,
+)
 from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads
 
 __all__ = [
@@ -49,6 +53,7 @@ __all__ = [
     "build_mask_head",
     "build_roi_heads",
     "fast_rcnn_inference",
+    "fast_rcnn_inference_rotated",
     "select_foreground_proposals",
     "select_proposals_with_visible_keypoints",
 ]

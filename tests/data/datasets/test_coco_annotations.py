@@ -7,6 +7,7 @@ from detkit.data import MetadataCatalog
 from detkit.data.datasets import load_coco_json
 from detkit.data.datasets.coco_annotations import polygon_problem, rle_problem
 from detkit.data.datasets.json_file import as_numbers
+from detkit.structures import BoxMode
 from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.errors import DataError
 
@@ -191,6 +192,14 @@ def test_numbers_that_no_float_holds_are_an_error(write_coco):
         load(write_coco, {**BOX, "bbox": [1, 2, 10**400, 3]})
     with pytest.raises(DataError, match="needs keypoints that are numbers"):
         load(write_coco, {**BOX, "keypoints": [1, 10**400, 2]})
+
+
+def test_five_numbers_are_a_rotated_box(write_coco):
+    (read,) = load(write_coco, {**BOX, "bbox": [1, 2.5, 3, 4, -30]})
+    assert read["bbox"] == [1, 2.5, 3, 4, -30]
+    assert read["bbox_mode"] == BoxMode.XYWHA_ABS
+    with pytest.raises(DataError, match=r"or of five \[center x, center y, width, height, angle\]"):
+        load(write_coco, {**BOX, "bbox": [1, 2, 3, 4, 5, 6]})
 
 
 def test_booleans_are_no_numbers_and_no_ids(write_coco):

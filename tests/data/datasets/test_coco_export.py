@@ -249,3 +249,15 @@ def test_image_id_that_two_images_share_is_an_error(register):
     name = register([record(1), {**record(1), "file_name": "other.jpg"}], thing_classes=["cat"])
     with pytest.raises(ValueError, match=r"uses image id 1 twice: for images/1.jpg and other.jpg"):
         convert_to_coco_dict(name)
+
+
+def test_rotated_boxes_keep_their_five_numbers(register, tmp_path):
+    rotated = {**annotation((10.0, 12.0, 4.0, 6.0, 30.0)), "bbox_mode": BoxMode.XYWHA_ABS}
+    name = register([record(1, rotated, annotation())], thing_classes=["a"])
+    (first, second) = convert_to_coco_dict(name)["annotations"]
+    assert first["bbox"] == [10, 12, 4, 6, 30]
+    assert first["area"] == 24
+    assert second["bbox"] == [1, 2, 3, 4]
+    convert_to_coco_json(name, str(tmp_path / "a.json"))
+    (read,) = load_coco_json(str(tmp_path / "a.json"), str(tmp_path))
+    assert [a["bbox_mode"] for a in read["annotations"]] == [BoxMode.XYWHA_ABS, BoxMode.XYWH_ABS]

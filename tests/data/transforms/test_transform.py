@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from detkit.data import transforms as T
+from detkit.structures import RotatedBoxes, rotated_box_corners
+from tests.helpers import random_rotated_boxes
 
 
 class Shear(T.Transform):
@@ -82,3 +85,57 @@ def test_list_refuses_what_is_no_transform():
 def test_repr_shows_the_arguments():
     assert repr(T.HFlipTransform(8)) == "HFlipTransform(width=8)"
     assert "array(4, 4)" in repr(T.BlendTransform(np.zeros((4, 4)), 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    "tfm",
+    [
+        T.HFlipTransform(90),
+        T.VFlipTransform(90),
+        T.CropTransform(10, 20, 50, 50),
+        T.ResizeTransform(50, 60, 100, 120),
+        T.TransformList([T.HFlipTransform(60), T.ResizeTransform(50, 60, 25, 30)]),
+        T.NoOpTransform(),
+    ],
+)
+def test_rotated_boxes_lie_on_the_transformed_corners(tfm):
+    boxes = random_rotated_boxes(30).double()
+    corners = tfm.apply_coords(rotated_box_corners(boxes).reshape(-1, 2).numpy())
+    found = rotated_box_corners(torch.from_numpy(tfm.apply_rotated_box(boxes.numpy())))
+    for expected_i, found_i in zip(corners.reshape(-1, 4, 2), found.numpy(), strict=True):
+        # In any order: a mirror goes round the other way.
+        distances = np.linalg.norm(expected_i[:, None] - found_i, axis=2)
+        assert np.allclose(distances.min(axis=0), 0, atol=1e-4)
+        assert np.allclose(distances.min(axis=1), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tfm", "box", "expected"),
+    [
+        pytest.param(T.HFlipTransform(100), [20, 30, 8, 4, 25], [80, 30, 8, 4, -25], id="mirror"),
+        pytest.param(
+            T.ResizeTransform(400, 200, 800, 800),
+            [150, 100, 40, 20, 90],
+            [600, 200, 80, 80, 90],
+            id="unequal factors on its side",
+        ),
+        # Sides along (1, -1) and (1, 1) become (4, -2) and (4, 2).
+        pytest.param(
+            T.ResizeTransform(10, 10, 20, 40),
+            [1, 1, 2**0.5, 2**0.5, 45],
+            [4, 2, 20**0.5, 20**0.5, np.rad2deg(np.arctan2(4, 2))],
+            id="unequal factors",
+        ),
+    ],
+)
+def test_rotated_boxes_by_hand(tfm, box, expected):
+    assert np.allclose(tfm.apply_rotated_box([box]), [expected])
+    assert tfm.apply_rotated_box(np.zeros((0, 5))).shape == (0, 5)
+
+
+def test_resized_rotated_boxes_are_those_that_are_scaled():
+    tensor = random_rotated_boxes(20)
+    boxes = RotatedBoxes(tensor)
+    boxes.scale(3.0, 0.5)
+    resized = T.ResizeTransform(100, 100, 50, 300).apply_rotated_box(tensor.numpy())
+    assert np.allclose(resized, boxes.tensor.numpy(), rtol=1e-4, atol=1e-2)

@@ -15,14 +15,20 @@ from pycocotools.cocoeval import COCOeval
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import register_coco_instances, register_pascal_voc
 from detkit.data.datasets.coco_export import convert_to_coco_json
-from detkit.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detkit.evaluation import (
+    COCOEvaluator,
+    PascalVOCDetectionEvaluator,
+    RotatedCOCOEvaluator,
+    instances_to_coco_json,
+)
 from detkit.evaluation.coco.evaluator import covered_overlaps, proposal_recall_metrics
 from detkit.evaluation.coco.ground_truth import load_coco_ground_truth
 from detkit.evaluation.coco.results import coco_metrics, coco_protocol, coco_recalls
 from detkit.evaluation.coco.scoring import score_detections
 from detkit.evaluation.detections import ImageDetections, detections_from_instances
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, BoxMode, Instances, RotatedBoxes
 from tests.helpers import slow_covered_overlaps
+from tests.structures.test_rotated_boxes import as_rotated
 
 BOX = [10, 10, 50, 50]
 
@@ -438,3 +444,106 @@ def test_crowds_do_not_count(register, make_record):
 def test_without_objects_recall_is_nan(register, make_record):
     truth = load_coco_ground_truth(register([make_record(1)]))
     assert all(math.isnan(value) for value in proposal_recall_metrics(truth, []).values())
+
+
+def rotated_records(records):
+    """Return the records with boxes XYWHA of angle 0."""
+    return [
+        {
+            **record,
+            "annotations": [
+                {
+                    **a,
+                    "bbox": as_rotated(torch.tensor([a["bbox"]], dtype=torch.float64))[0].tolist(),
+                    "bbox_mode": BoxMode.XYWHA_ABS,
+                }
+                for a in record["annotations"]
+            ],
+        }
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("truth_is_rotated", [False, True])
+@pytest.mark.parametrize("model_is_rotated", [False, True])
+def test_boxes_at_angle_0_score_as_upright_ones(
+    seed, truth_is_rotated, model_is_rotated, random_problem, register, make_instances
+):
+    records, detections_of = random_problem(seed)
+    classes = [str(k) for k in range(4)]
+    upright = register(records, classes)
+    rotated = register(rotated_records(records), classes) if truth_is_rotated else upright
+    results = []
+    for evaluator in (COCOEvaluator(upright, ["bbox"]), RotatedCOCOEvaluator(rotated, ["bbox"])):
+        evaluator.reset()
+        for image_id, found in detections_of.items():
+            instances = make_instances(*found)
+            if model_is_rotated and isinstance(evaluator, RotatedCOCOEvaluator):
+                boxes = as_rotated(instances.pred_boxes.tensor)
+                instances.pred_boxes = RotatedBoxes(boxes)
+            evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+        results.append(evaluator.evaluate()["bbox"])
+    assert results[1] == pytest.approx(results[0], rel=1e-3, nan_ok=True)
+
+
+def rotated_output(box, score=0.9):
+    return Instances(
+        (100, 100),
+        pred_boxes=RotatedBoxes([box]),
+        scores=torch.tensor([score]),
+        pred_classes=torch.tensor([0]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("box", "ap"),
+    [
+        pytest.param([50, 50, 40, 10, 30], 100.0, id="the same"),
+        pytest.param([50, 50, 40, 10, 210], 100.0, id="facing the other way"),
+        pytest.param([50, 50, 10, 40, -60], 100.0, id="sides exchanged"),
+        # A cross: 100 of 700 shared.
+        pytest.param([50, 50, 40, 10, 120], 0.0, id="across"),
+        # Moved by 12 along its width: 280 of 520 shared, above one of the ten thresholds.
+        pytest.param([50 + 12 * 0.8660254, 50 - 6, 40, 10, 30], 10.0, id="aside"),
+    ],
+)
+def test_rotated_boxes_score_by_their_own_overlap(box, ap, register, make_record, tmp_path):
+    record = make_record(1, (BOX, 0))
+    record["annotations"][0].update(bbox=[50, 50, 40, 10, 30], bbox_mode=BoxMode.XYWHA_ABS)
+    name = register([record])
+    evaluator = RotatedCOCOEvaluator(name, output_dir=str(tmp_path))
+    evaluator.reset()
+    output = rotated_output(box)
+    evaluator.process([{"image_id": 1}], [{"instances": output}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(ap)
+    (written,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert written["bbox"] == pytest.approx(box, rel=1e-6)
+    assert instances_to_coco_json(output, 1)[0]["bbox"] == pytest.approx(box, rel=1e-6)
+
+
+def test_upright_evaluators_take_the_boxes_around_rotated_ones(register, make_record):
+    # The hull of a square of side 20 turned by 45 degrees has sides of 28.28.
+    half = 200**0.5
+    hull = [50 - half, 50 - half, 50 + half, 50 + half]
+    name = register([make_record(1, (hull, 0))])
+    for evaluator in (COCOEvaluator(name), PascalVOCDetectionEvaluator(name)):
+        evaluator.reset()
+        output = rotated_output([50, 50, 20, 20, 45])
+        evaluator.process([{"image_id": 1}], [{"instances": output}])
+        assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_recall_of_rotated_proposals(register, make_record):
+    record = make_record(1, (BOX, 0))
+    record["annotations"][0].update(bbox=[50, 50, 40, 10, 30], bbox_mode=BoxMode.XYWHA_ABS)
+    evaluator = RotatedCOCOEvaluator(register([record]))
+    for angle, recall in ((30, 100.0), (120, 0.0)):
+        evaluator.reset()
+        proposals = Instances(
+            (100, 100),
+            proposal_boxes=RotatedBoxes([[50, 50, 40, 10, angle]]),
+            objectness_logits=torch.zeros(1),
+        )
+        evaluator.process([{"image_id": 1}], [{"proposals": proposals}])
+        assert evaluator.evaluate()["box_proposals"]["AR@100"] == recall

@@ -1,6 +1,6 @@
 import pytest
 
-from detkit.evaluation.coco.ground_truth import boxes_xyxy, load_coco_ground_truth
+from detkit.evaluation.coco.ground_truth import load_coco_ground_truth, truth_boxes
 
 
 def test_ids_lead_from_the_records_to_the_json(register, make_record):
@@ -19,7 +19,7 @@ def test_ids_lead_from_the_records_to_the_json(register, make_record):
     objects = truth.objects_per_image()
     assert [o["category_id"] for o in objects[1]] == [8]
     assert [o["bbox"] for o in objects[2]] == [[0, 0, 1, 1], [0, 0, 9, 9]]
-    assert boxes_xyxy(objects[1]).tolist() == [[1, 2, 4, 6]]
+    assert truth_boxes(objects[1], rotated=False).tolist() == [[1, 2, 4, 6]]
 
 
 def test_crowds_are_not_objects_to_be_found(register, make_record):
@@ -34,7 +34,8 @@ def test_data_set_that_is_not_annotated_has_no_objects(register):
 
 
 def test_no_boxes_keep_their_shape():
-    assert boxes_xyxy([]).shape == (0, 4)
+    assert truth_boxes([], rotated=False).shape == (0, 4)
+    assert truth_boxes([], rotated=True).shape == (0, 5)
 
 
 def test_data_set_that_nobody_registered_is_an_error():

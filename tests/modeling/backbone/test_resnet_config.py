@@ -415,8 +415,8 @@ def _set(cfg, key, value):
             id="groups of offsets",
         ),
         pytest.param(
-            {"NUM_STAGES": 5},
-            r"MODEL.RESNETS.NUM_STAGES must be one of \[1, 2, 3, 4\]: got 5",
+            {"NUM_STAGES": 6},
+            r"MODEL.RESNETS.NUM_STAGES must be one of \[1, 2, 3, 4, 5\]: got 6",
             id="stages",
         ),
         pytest.param(
@@ -517,6 +517,6 @@ def test_bad_setting_is_an_error_that_names_the_key(settings, message):
 
 def test_bad_freeze_at_is_an_error_that_names_the_key():
     cfg = get_cfg()
-    _set(cfg, "MODEL.BACKBONE.FREEZE_AT", 6)
-    with pytest.raises(ValueError, match="MODEL.BACKBONE.FREEZE_AT must be 0 to 5: got 6"):
+    _set(cfg, "MODEL.BACKBONE.FREEZE_AT", 7)
+    with pytest.raises(ValueError, match="MODEL.BACKBONE.FREEZE_AT must be 0 to 6: got 7"):
         build_backbone(cfg)
