@@ -177,10 +177,10 @@ class TestSetup:
         assert "random seed of this run: " in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
 
     def test_setting_that_nothing_reads_is_named(self, tiny_cfg):
-        tiny_cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[0]]
+        tiny_cfg.GLOBAL.HACK = 2.0
         default_setup(tiny_cfg, ARGS)
         assert (
-            "MODEL.ANCHOR_GENERATOR.ANGLES is set, but this version does not"
+            "GLOBAL.HACK is set, but this version does not"
             in (Path(tiny_cfg.OUTPUT_DIR) / "log.txt").read_text()
         )
 

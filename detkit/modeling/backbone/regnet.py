@@ -162,7 +162,8 @@ class RegNet(Backbone):
 
     Example:
         >>> import torch
-        >>> regnet = RegNet(depth=13, w_0=24, w_a=36, w_m=2.5, group_width=8, out_features=["s2"])
+        >>> x_200mf = {"depth": 13, "w_0": 24, "w_a": 36.44, "w_m": 2.49, "group_width": 8}
+        >>> regnet = RegNet(**x_200mf, out_features=["s2"])
         >>> {name: tuple(x.shape) for name, x in regnet(torch.zeros(1, 3, 64, 96)).items()}
         {'s2': (1, 56, 8, 12)}
     """
