@@ -788,6 +788,15 @@ _key("SOLVER.AMP.DTYPE", "auto",
      " otherwise bf16.",
      choices=("auto", "bf16", "fp16"), needs=("SOLVER.AMP.ENABLED",))
 
+_key("SOLVER.DDP.COMPRESSION", "",
+     "detkit: send gradients between processes in half precision: half the traffic, and the digits"
+     " of that type. Detectron2's Python configs use fp16.",
+     choices=("", "fp16", "bf16"), only_default_trainer=True)
+_key("SOLVER.DDP.STATIC_GRAPH", False,
+     "detkit: tell DistributedDataParallel that the same parameters get gradients in every"
+     " iteration, which saves time; a model where they differ fails.",
+     only_default_trainer=True)
+
 # --- Best checkpoint and early stopping ---
 
 _key("BEST_METRIC", "",

@@ -116,7 +116,11 @@ class DefaultTrainer(SimpleTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
-            create_ddp_model(model),
+            create_ddp_model(
+                model,
+                compression=cfg.SOLVER.DDP.COMPRESSION,
+                static_graph=cfg.SOLVER.DDP.STATIC_GRAPH,
+            ),
             data_loader,
             optimizer,
             # Metrics of several processes are gathered as often as written, in one message.

@@ -16,6 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
@@ -39,6 +43,7 @@ _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTE
 # Counts the runs that this process has joined: a second one in the same script is no restart.
 _joined = itertools.count()
 _POLL_SECONDS = 0.01
+_COMPRESSIONS = {"fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 
 
 class JoinError(UserError, RuntimeError):
@@ -107,13 +112,28 @@ def _wait_for(processes: Any) -> None:
             raise
 
 
-def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
+def create_ddp_model(
+    model: nn.Module,
+    *,
+    fp16_compression: bool = False,
+    compression: str = "",
+    **kwargs: Any,
+) -> nn.Module:
     """Wrap a model in DistributedDataParallel; with one process return the model itself.
 
     Args:
         model: On the device of this process.
+        fp16_compression: Detectron2's name for `compression="fp16"`.
+        compression: "fp16" or "bf16" halves the bytes that gradients take between processes, whose
+            sums have the digits of that type; "" sends them as they are.
         **kwargs: For DistributedDataParallel, such as `find_unused_parameters=True`.
+
+    Raises:
+        ValueError: `compression` is unknown.
     """
+    compression = compression or "fp16" * fp16_compression
+    if compression not in ("", *_COMPRESSIONS):
+        raise ValueError(f"compression must be fp16, bf16 or empty, got {compression!r}")
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
@@ -122,7 +142,10 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
     # them.
     if "broadcast_buffers" not in kwargs:
         kwargs.setdefault(_SYNC_BUFFERS, False)
-    return DistributedDataParallel(model, **kwargs)
+    wrapped = DistributedDataParallel(model, **kwargs)
+    if compression:
+        wrapped.register_comm_hook(None, _COMPRESSIONS[compression])
+    return wrapped
 
 
 def _check_numbers(num_per_machine: int, num_machines: int, machine_rank: int) -> None:

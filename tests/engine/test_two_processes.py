@@ -90,6 +90,26 @@ def test_two_train_as_one_with_the_same_images(group_norm_cfg, tmp_path, accum_s
     assert max((start[name] - weight).abs().max() for name, weight in weights.items()) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        (["SOLVER.DDP.COMPRESSION", "fp16"], 1e-4),
+        (["SOLVER.DDP.COMPRESSION", "bf16"], 1e-3),
+        (["SOLVER.DDP.STATIC_GRAPH", True], 1e-6),
+    ],
+)
+def test_two_train_as_one_with_compressed_gradients(group_norm_cfg, tmp_path, settings, tolerance):
+    group_norm_cfg.merge_from_list(settings)
+    _, weights, _ = train(group_norm_cfg)
+    (_, weights_0, _), (_, weights_1, _) = together(train, group_norm_cfg, folder=tmp_path)
+    differences = []
+    for name, weight in weights.items():
+        assert torch.equal(weights_0[name], weights_1[name])
+        differences.append((weights_0[name] - weight).abs().max().item())
+    assert max(differences) <= tolerance
+    assert max(differences) > 0 or "COMPRESSION" not in settings[0]
+
+
 def test_two_stop_early_at_the_same_iteration(tiny_cfg, tmp_path):
     tiny_cfg.BEST_METRIC, tiny_cfg.EARLY_STOP.PATIENCE, tiny_cfg.TEST.EVAL_PERIOD = "bbox/AP", 2, 1
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MAX_ITER = 1e-9, 20

@@ -171,3 +171,21 @@ def test_checkpointed_blocks_give_the_same_gradients():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         ViT(**{**TINY, **arguments})
+
+
+def test_frozen_transformer_keeps_less_than_half_for_the_backward_pass():
+    kept = []
+    for trained in (-1, 0):
+        _, backbone = tiny_pyramid("MODEL.VIT.TRAINED_BLOCKS", trained, "MODEL.VIT.EMBED_DIM", 64)
+        backbone.train()
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = backbone(torch.randn(1, 3, 128, 128))
+        kept.append(sum(storages.values()))
+        assert all(x.requires_grad for x in outputs.values())
+    assert kept[1] < kept[0] / 2
