@@ -19,8 +19,8 @@ from detkit.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 class FaultyForTests(GeneralizedRCNN):
     calls = 0
 
-    def losses(self, batched_inputs):
-        losses = super().losses(batched_inputs)
+    def training_losses(self, batched_inputs):
+        losses = super().training_losses(batched_inputs)
         FaultyForTests.calls += 1
         return {**losses, "loss_cls": losses["loss_cls"] * (float("nan") if FaultyForTests.calls in (2, 4) else 1.0)}
 """

@@ -3,6 +3,7 @@
 Legend: N images, C channels, H x W pixels of an image.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 
 class Detector(nn.Module):
-    """A backbone, and the handling of images. A subclass implements `losses` and `inference`."""
+    """A backbone, and the handling of images. A subclass has `training_losses` and `inference`."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -60,6 +63,15 @@ class Detector(nn.Module):
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "visualize_training" in vars(cls):
+            logger.warning(
+                "%s.visualize_training is never called: models do not draw, VIS_PERIOD draws"
+                " predictions by detkit.engine.hooks.VisualizationHook",
+                cls.__name__,
+            )
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to the arguments of this base class."""
@@ -81,12 +93,16 @@ class Detector(nn.Module):
         return torch.channels_last if self._is_channels_last else torch.contiguous_format
 
     def forward(self, batched_inputs: list[ModelInput]) -> Any:
-        """Return `losses` in training, else `inference`."""
-        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+        """Return `training_losses` in training, else `inference`."""
+        return (
+            self.training_losses(batched_inputs)
+            if self.training
+            else self.inference(batched_inputs)
+        )
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return scalar losses by name; their sum is minimised."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement losses")
+        raise NotImplementedError(f"{type(self).__name__} does not implement training_losses")
 
     def inference(self, batched_inputs: list[ModelInput]) -> Any:
         """Return the output for each image."""

@@ -37,6 +37,7 @@ class DenseDetector(Detector):
     """A backbone and a head. A subclass implements `forward_training` and `forward_inference`."""
 
     loss_normalizer: Tensor | None
+    box2box_transform: BoxTransform
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class DenseDetector(Detector):
         # names of Detectron2's checkpoints, and a resumed run goes on from its own average.
         self.register_buffer("loss_normalizer", None)
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses by name, for inputs with `instances`."""
         targets = self.take_field(batched_inputs, "instances")
         images = self.preprocess_image(batched_inputs)
@@ -117,6 +118,91 @@ class DenseDetector(Detector):
             old = torch.full_like(value, initial)
         self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
         return self.loss_normalizer
+
+    # Detectron2's steps, for subclasses that call or override them.
+
+    def _transpose_dense_predictions(
+        self, predictions: Sequence[Sequence[Tensor]], dims_per_anchor: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Return the maps (N, A * D, H, W) of each kind as (N, R_l, D), for each D given."""
+        return [
+            [predictions_by_anchor(x, dim) for x in maps]
+            for maps, dim in zip(predictions, dims_per_anchor, strict=True)
+        ]
+
+    def _decode_per_level_predictions(
+        self,
+        anchors: Boxes,
+        pred_scores: Tensor,
+        pred_deltas: Tensor,
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the best-scored boxes of one level in one image; see `decode_level`."""
+        return decode_level(
+            anchors,
+            pred_scores,
+            pred_deltas,
+            self.box2box_transform,
+            score_thresh=score_thresh,
+            topk_candidates=topk_candidates,
+            image_size=image_size,
+        )
+
+    def _decode_multi_level_predictions(
+        self,
+        anchors: Sequence[Boxes],
+        pred_scores: Sequence[Tensor],
+        pred_deltas: Sequence[Tensor],
+        score_thresh: float,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the best-scored boxes of all levels in one image."""
+        levels = zip(anchors, pred_scores, pred_deltas, strict=True)
+        return Instances.cat(
+            [
+                self._decode_per_level_predictions(
+                    *level, score_thresh, topk_candidates, image_size
+                )
+                for level in levels
+            ]
+        )
+
+    def detect(
+        self,
+        anchors: Sequence[Boxes],
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        detection_filter: DetectionFilter,
+        *,
+        topk_candidates: int,
+        image_size: tuple[int, int],
+        clip_before_nms: bool = False,
+    ) -> Instances:
+        """Return the detections in one image from the predictions of all levels, best first.
+
+        Args:
+            anchors: Per level the R_l anchors.
+            scores: Per level (R_l, K) in [0, 1].
+            deltas: Per level (R_l, 4).
+            detection_filter: What candidates pass.
+            topk_candidates: Largest number of candidates per level.
+            image_size: (height, width) of the image.
+            clip_before_nms: Whether to clip boxes to the image before they suppress each other.
+        """
+        candidates = self._decode_multi_level_predictions(
+            anchors, scores, deltas, detection_filter.score_thresh, topk_candidates, image_size
+        )
+        if clip_before_nms:
+            candidates.pred_boxes.clip(image_size)
+        keep, kept_scores = detection_filter(
+            candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes
+        )
+        detections = candidates[keep]
+        detections.scores = kept_scores
+        return detections
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Weights with an average restore it; those without, such as Detectron2's, reset it.
@@ -195,49 +281,3 @@ def decode_level(
     boxes = transform.apply_deltas(deltas[anchor_ids], anchors.tensor[anchor_ids])
     candidates = Instances(image_size, pred_boxes=Boxes(boxes), scores=top, pred_classes=classes)
     return candidates[nonzero_tuple(torch.isfinite(boxes).all(dim=1))[0]]
-
-
-def detect(
-    anchors: Sequence[Boxes],
-    scores: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    transform: BoxTransform,
-    detection_filter: DetectionFilter,
-    *,
-    topk_candidates: int,
-    image_size: tuple[int, int],
-    clip_before_nms: bool = False,
-) -> Instances:
-    """Return the detections in one image from the predictions of all levels, best first.
-
-    Args:
-        anchors: Per level the R_l anchors.
-        scores: Per level (R_l, K) in [0, 1].
-        deltas: Per level (R_l, 4).
-        transform: Encodes boxes as deltas.
-        detection_filter: What candidates pass.
-        topk_candidates: Largest number of candidates per level.
-        image_size: (height, width) of the image.
-        clip_before_nms: Whether to clip boxes to the image before they suppress each other.
-    """
-    levels = [
-        decode_level(
-            anchors_l,
-            scores_l,
-            deltas_l,
-            transform,
-            score_thresh=detection_filter.score_thresh,
-            topk_candidates=topk_candidates,
-            image_size=image_size,
-        )
-        for anchors_l, scores_l, deltas_l in zip(anchors, scores, deltas, strict=True)
-    ]
-    candidates = Instances.cat(levels)
-    if clip_before_nms:
-        candidates.pred_boxes.clip(image_size)
-    keep, kept_scores = detection_filter(
-        candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes
-    )
-    detections = candidates[keep]
-    detections.scores = kept_scores
-    return detections

@@ -25,9 +25,7 @@ from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     HeadOutput,
-    detect,
     focal_loss_of_levels,
-    predictions_by_anchor,
 )
 from detkit.modeling.meta_arch.retinanet import RetinaNetHead, run_subnet
 from detkit.structures import Boxes, ImageList, Instances
@@ -208,29 +206,50 @@ class FCOS(DenseDetector):
         """
         logits, deltas, centreness = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
-        labelled = [self.label_anchors(anchors, gt_i) for gt_i in gt_instances]
-        labels = torch.stack([labels_i for labels_i, _ in labelled])
-        gt_boxes = torch.stack([boxes_i for _, boxes_i in labelled])
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, centreness)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the three losses; see `forward_training`.
+
+        Args:
+            anchors: Cells of each level.
+            pred_logits: Per level (N, R_l, K).
+            gt_labels: Per image (R,); see `label_anchors`.
+            pred_anchor_deltas: Per level (N, R_l, 4).
+            gt_boxes: Per image (R, 4).
+            pred_centerness: Per level (N, R_l, 1).
+        """
+        labels = torch.stack(gt_labels)
         is_positive = labels != self.num_classes
         normalizer = self.update_normalizer(is_positive.sum(), len(labels), _INITIAL_NORMALIZER)
         # One wait for the device, to compare boxes of the foreground cells only.
         positive = nonzero_tuple(is_positive)
-        src_boxes, gt_boxes = Boxes.cat(anchors).tensor[positive[1]], gt_boxes[positive]
+        src_boxes = Boxes.cat(anchors).tensor[positive[1]]
+        true_boxes = torch.stack(gt_boxes)[positive]
         loss_loc = box_regression_loss(
-            cat(deltas, dim=1)[positive],
+            cat(pred_anchor_deltas, dim=1)[positive],
             src_boxes,
-            gt_boxes,
+            true_boxes,
             transform=self.box2box_transform,
             loss_type="giou",
             smooth_l1_beta=0.0,
         )
         loss_ctr = F.binary_cross_entropy_with_logits(
-            cat(centreness, dim=1)[positive][:, 0],
-            _centreness(self.box2box_transform.get_deltas(src_boxes, gt_boxes)),
+            cat(pred_centerness, dim=1)[positive][:, 0],
+            _centreness(self.box2box_transform.get_deltas(src_boxes, true_boxes)),
             reduction="sum",
         )
         loss_cls = focal_loss_of_levels(
-            logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            pred_logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         return {
             "loss_fcos_cls": loss_cls / normalizer,
@@ -239,7 +258,14 @@ class FCOS(DenseDetector):
         }
 
     @torch.no_grad()
-    def label_anchors(self, anchors: Sequence[Boxes], gt: Instances) -> tuple[Tensor, Tensor]:
+    def label_anchors(
+        self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return `label_cells` of each image: the labels, and the boxes."""
+        labelled = [self.label_cells(anchors, gt_i) for gt_i in gt_instances]
+        return [labels_i for labels_i, _ in labelled], [boxes_i for _, boxes_i in labelled]
+
+    def label_cells(self, anchors: Sequence[Boxes], gt: Instances) -> tuple[Tensor, Tensor]:
         """Assign each cell of an image to an object or to the background.
 
         A cell belongs to an object whose box it is in, near its centre, and whose farthest side is
@@ -289,25 +315,30 @@ class FCOS(DenseDetector):
                 (logits_l[i].sigmoid() * centreness_l[i].sigmoid()).sqrt()
                 for logits_l, centreness_l in zip(logits, centreness, strict=True)
             ]
-            detections = detect(
-                anchors,
-                scores,
-                [deltas_l[i] for deltas_l in deltas],
-                self.box2box_transform,
-                self.detection_filter,
-                topk_candidates=self.test_topk_candidates,
-                image_size=size_i,
-            )
-            results.append(detections)
+            deltas_i = [deltas_l[i] for deltas_l in deltas]
+            results.append(self.inference_single_image(anchors, scores, deltas_i, size_i))
         return results
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the detections in one image; see `RetinaNet.inference_single_image`."""
+        return self.detect(
+            anchors,
+            box_cls,
+            box_delta,
+            self.detection_filter,
+            topk_candidates=self.test_topk_candidates,
+            image_size=image_size,
+        )
 
     def _by_anchor(self, predictions: HeadOutput) -> list[list[Tensor]]:
         """Return per level logits (N, R_l, K), deltas (N, R_l, 4) and centreness (N, R_l, 1)."""
-        dims = (self.num_classes, 4, 1)
-        return [
-            [predictions_by_anchor(x, dim) for x in maps]
-            for maps, dim in zip(predictions, dims, strict=True)
-        ]
+        return self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
 
 
 def _centreness(distances: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class PanopticFPN(GeneralizedRCNN):
             "combine_instances_score_thresh": panoptic.COMBINE.INSTANCES_CONFIDENCE_THRESH,
         }
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of all heads and of the proposal generator by name.
 
         Args:

@@ -76,7 +76,7 @@ class GeneralizedRCNN(Detector):
             "roi_heads": build_roi_heads(cfg, shapes),
         }
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of the proposal generator and of the heads by name.
 
         Args:
@@ -144,6 +144,10 @@ class GeneralizedRCNN(Detector):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals = self._propose(images, features, batched_inputs)
+        # Heads of the user's own may be any module.
+        if not hasattr(self.roi_heads, "predict_boxes_only"):
+            detections, _ = self.roi_heads(images, features, proposals, None)
+            return detections
         return self.roi_heads.predict_boxes_only(images, features, proposals)
 
     def _propose(
@@ -193,7 +197,7 @@ class ProposalNetwork(Detector):
         shapes = arguments["backbone"].output_shape()
         return {**arguments, "proposal_generator": build_proposal_generator(cfg, shapes)}
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of the proposal generator by name, for inputs with `instances`."""
         images = self.preprocess_image(batched_inputs)
         targets = self.take_field(batched_inputs, "instances")

@@ -43,9 +43,7 @@ from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     HeadOutput,
-    detect,
     focal_loss_of_levels,
-    predictions_by_anchor,
 )
 from detkit.structures import Boxes, ImageList, Instances
 
@@ -300,23 +298,41 @@ class RetinaNet(DenseDetector):
         """
         logits, deltas = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
-        labelled = self.label_anchors(anchors, gt_instances)
-        labels = torch.stack([labels_i for labels_i, _ in labelled])
-        gt_boxes = torch.stack([boxes_i for _, boxes_i in labelled])
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return `loss_cls` and `loss_box_reg`; see `forward_training`.
+
+        Args:
+            anchors: Anchors of each level.
+            pred_logits: Per level (N, R_l, K).
+            gt_labels: Per image (R,); see `label_anchors`.
+            pred_anchor_deltas: Per level (N, R_l, 4).
+            gt_boxes: Per image (R, 4).
+        """
+        labels = torch.stack(gt_labels)
         is_positive = (labels >= 0) & (labels != self.num_classes)
         normalizer = self.update_normalizer(is_positive.sum(), len(labels), _INITIAL_NORMALIZER)
         # One wait for the device, to compare boxes of the few foreground anchors only.
         positive = nonzero_tuple(is_positive)
         loss_box_reg = box_regression_loss(
-            cat(deltas, dim=1)[positive],
+            cat(pred_anchor_deltas, dim=1)[positive],
             Boxes.cat(anchors).tensor[positive[1]],
-            gt_boxes[positive],
+            torch.stack(gt_boxes)[positive],
             transform=self.box2box_transform,
             loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
         loss_cls = focal_loss_of_levels(
-            logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            pred_logits, labels, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         return {
             "loss_cls": loss_cls / normalizer,
@@ -326,7 +342,7 @@ class RetinaNet(DenseDetector):
     @torch.no_grad()
     def label_anchors(
         self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Match anchors with the ground truth.
 
         Args:
@@ -334,21 +350,22 @@ class RetinaNet(DenseDetector):
             gt_instances: Ground truth of each image: `gt_boxes` and `gt_classes`.
 
         Returns:
-            Per image (R,) int64 labels: a class in [0, K), K background, -1 ignored; and the (R, 4)
-            boxes matched with the anchors, which mean something where the label is a class.
+            Per image (R,) int64 labels: a class in [0, K), K background, -1 ignored. Per image the
+            (R, 4) boxes matched with the anchors, which mean something where the label is a class.
         """
         all_anchors = Boxes.cat(list(anchors))
-        labelled: list[tuple[Tensor, Tensor]] = []
+        all_labels: list[Tensor] = []
+        matched_boxes: list[Tensor] = []
         for gt_i in gt_instances:
             matches, match_labels = self.anchor_matcher.match_boxes(gt_i.gt_boxes, all_anchors)
             if len(gt_i) == 0:
-                labels = torch.full_like(matches, self.num_classes)
-                labelled.append((labels, torch.zeros_like(all_anchors.tensor)))
+                all_labels.append(torch.full_like(matches, self.num_classes))
+                matched_boxes.append(torch.zeros_like(all_anchors.tensor))
                 continue
             labels = gt_i.gt_classes[matches].masked_fill(match_labels == 0, self.num_classes)
-            labels = labels.masked_fill(match_labels == -1, -1)
-            labelled.append((labels, gt_i.gt_boxes.tensor[matches]))
-        return labelled
+            all_labels.append(labels.masked_fill(match_labels == -1, -1))
+            matched_boxes.append(gt_i.gt_boxes.tensor[matches])
+        return all_labels, matched_boxes
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: HeadOutput
@@ -356,30 +373,47 @@ class RetinaNet(DenseDetector):
         """Return detections with `pred_boxes`, `scores` and `pred_classes`, best first."""
         logits, deltas = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
+        return [
+            self.inference_single_image(
+                anchors,
+                [logits_l[i].sigmoid() for logits_l in logits],
+                [deltas_l[i] for deltas_l in deltas],
+                size_i,
+            )
+            for i, size_i in enumerate(images.image_sizes)
+        ]
+
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Return the detections in one image.
+
+        Args:
+            anchors: Anchors of each level.
+            box_cls: Per level (R_l, K) scores in [0, 1].
+            box_delta: Per level (R_l, 4).
+            image_size: (height, width) of the image.
+        """
         detection_filter = DetectionFilter(
             self.test_score_thresh,
             self.test_nms_thresh,
             self.max_detections_per_image,
             self.test_nms,
         )
-        return [
-            detect(
-                anchors,
-                [logits_l[i].sigmoid() for logits_l in logits],
-                [deltas_l[i] for deltas_l in deltas],
-                self.box2box_transform,
-                detection_filter,
-                topk_candidates=self.test_topk_candidates,
-                image_size=size_i,
-                clip_before_nms=self.test_clip_before_nms,
-            )
-            for i, size_i in enumerate(images.image_sizes)
-        ]
-
-    def _by_anchor(self, predictions: HeadOutput) -> tuple[list[Tensor], list[Tensor]]:
-        """Return per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
-        logits, deltas = predictions
-        return (
-            [predictions_by_anchor(x, self.num_classes) for x in logits],
-            [predictions_by_anchor(x, 4) for x in deltas],
+        return self.detect(
+            anchors,
+            box_cls,
+            box_delta,
+            detection_filter,
+            topk_candidates=self.test_topk_candidates,
+            image_size=image_size,
+            clip_before_nms=self.test_clip_before_nms,
         )
+
+    def _by_anchor(self, predictions: HeadOutput) -> list[list[Tensor]]:
+        """Return per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""
+        return self._transpose_dense_predictions(predictions, [self.num_classes, 4])

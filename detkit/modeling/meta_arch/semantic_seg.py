@@ -190,7 +190,7 @@ class SemanticSegmentor(Detector):
         shapes = arguments["backbone"].output_shape()
         return {**arguments, "sem_seg_head": build_sem_seg_head(cfg, shapes)}
 
-    def losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
+    def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
         """Return the losses of the head by name, for inputs with `sem_seg`."""
         images = self.preprocess_image(batched_inputs)
         targets = sem_seg_targets(batched_inputs, images, self.sem_seg_head)

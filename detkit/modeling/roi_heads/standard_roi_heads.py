@@ -91,7 +91,7 @@ class StandardROIHeads(ROIHeads):
             proposal_matcher=proposal_matcher,
             proposal_append_gt=proposal_append_gt,
         )
-        self.box_in_features = list(box_in_features)
+        self.in_features = self.box_in_features = list(box_in_features)
         self.box_pooler = box_pooler
         self.box_head = box_head
         self.box_predictor = box_predictor

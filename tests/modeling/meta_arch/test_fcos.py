@@ -137,7 +137,7 @@ GRID = [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)]
 def test_cells_belong_to_the_smallest_object_of_their_level_around_them(boxes):
     model = make()
     gt = Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=torch.arange(len(boxes)))
-    labels, matched = model.label_anchors(model.anchor_generator(GRID), gt)
+    labels, matched = model.label_cells(model.anchor_generator(GRID), gt)
     owners = [slow_owner(cell, boxes) for cell in cells()]
     assert labels.tolist() == [K if owner is None else owner for owner in owners]
     for row, owner in zip(matched.tolist(), owners, strict=True):
@@ -147,7 +147,7 @@ def test_cells_belong_to_the_smallest_object_of_their_level_around_them(boxes):
 def test_wider_radius_trains_more_cells():
     gt = inputs(2)[0]["instances"]
     few, many = (
-        (model.label_anchors(model.anchor_generator(GRID), gt)[0] < K).sum()
+        (model.label_cells(model.anchor_generator(GRID), gt)[0] < K).sum()
         for model in (make("MODEL.FCOS.CENTER_SAMPLING_RADIUS", 0.6), make())
     )
     assert 0 < few < many
