@@ -5,7 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -54,6 +54,14 @@ class HasInitialWeights(Protocol):
         ...
 
 
+class IncompatibleKeys(NamedTuple):
+    """What did not fit when weights were loaded, in the form of fvcore's checkpointer."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    incorrect_shapes: list[tuple[str, Any, Any]]
+
+
 class SharedFolderError(UserError, RuntimeError):
     """A folder that only some processes of a run can see."""
 
@@ -100,6 +108,8 @@ class DetectionCheckpointer:
         self.metadata = dict(metadata or {})
         self.checkpointables: dict[str, Checkpointable] = {}
         self.load_report: LoadReport | None = None
+        self._loading = ("", False)
+        self._class_names: list[str] | None = None
         for key, checkpointable in checkpointables.items():
             self.add_checkpointable(key, checkpointable)
 
@@ -202,10 +212,12 @@ class DetectionCheckpointer:
                 )
             logger.info("%s: taking the averaged weights", path)
             weights = OrderedDict(checked_weights(weights, path))
-        by_suffix = checkpoint.pop("matching_heuristics", False) is True
-        class_names = self._load_model(weights, path, strict=strict, by_suffix=by_suffix)
-        if class_names is not None:
-            checkpoint.setdefault("metadata", {"thing_classes": class_names})
+        # The path and whether all is needed are no arguments: see `_load_model`.
+        self._loading, self._class_names = (path, strict), None
+        self._load_model({**checkpoint, "model": weights})
+        checkpoint.pop("matching_heuristics", None)
+        if self._class_names is not None:
+            checkpoint.setdefault("metadata", {"thing_classes": self._class_names})
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
@@ -217,7 +229,22 @@ class DetectionCheckpointer:
         # A method, as subclasses written for Detectron2 override it to read further formats.
         return load_checkpoint_file(path)
 
-    def _load_model(
+    def _load_model(self, checkpoint: dict[str, Any]) -> "IncompatibleKeys":
+        """Load the weights of a checkpoint, its `model`.
+
+        Subclasses written for Detectron2 override it, to put weights into several models, say.
+        """
+        by_suffix = checkpoint.get("matching_heuristics", False) is True
+        path, strict = self._loading
+        self._class_names = self._load_weights(
+            checkpoint["model"], path, strict=strict, by_suffix=by_suffix
+        )
+        report = self.load_report
+        assert report is not None
+        shapes = [(name, *pair) for name, pair in report.mismatched.items()]
+        return IncompatibleKeys(list(report.missing), list(report.unexpected), shapes)
+
+    def _load_weights(
         self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
     ) -> list[str] | None:
         """Load the weights, and return the names of their classes if their layout has them."""

@@ -378,3 +378,21 @@ def test_odd_flags_and_metadata_of_a_file_are_not_used(tmp_path):
     torch.save({"model": nn.Linear(2, 1).state_dict(), **odd}, tmp_path / "w.pth")
     got = DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"))
     assert got["metadata"] == {}
+
+
+def test_overridden_way_to_load_a_model_gets_the_checkpoint(tmp_path):
+    first = nn.Linear(2, 1)
+    DetectionCheckpointer(first, str(tmp_path)).save("weights", iteration=3)
+    teacher = nn.Linear(2, 1)
+
+    class Own(DetectionCheckpointer):
+        def _load_model(self, checkpoint):
+            teacher.load_state_dict(checkpoint["model"])
+            incompatible = super()._load_model(checkpoint)
+            assert incompatible.missing_keys == []
+            return incompatible
+
+    model = nn.Linear(2, 1)
+    assert Own(model).load(str(tmp_path / "weights.pth"))["iteration"] == 3
+    assert torch.equal(teacher.weight, first.weight)
+    assert torch.equal(model.weight, first.weight)

@@ -135,7 +135,7 @@ def test_missing_field_names_image_and_mode():
 
 
 def test_forward_chooses_by_mode():
-    with pytest.raises(NotImplementedError, match="does not implement losses"):
+    with pytest.raises(NotImplementedError, match="does not implement training_losses"):
         make()([])
     with pytest.raises(NotImplementedError, match="does not implement inference"):
         make().eval()([])
