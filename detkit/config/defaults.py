@@ -365,6 +365,16 @@ _key("MODEL.FPN.P6_FROM", "C5",
      choices=("C5", "P5"))
 _key("MODEL.FPN.FUSE_TYPE", "sum", "How a level is merged with the one above: sum or mean.",
      choices=("sum", "avg"))
+_key("MODEL.FPN.TOP_BLOCK", "",
+     "detkit: further levels on top: LastLevelMaxPool (p6), LastLevelP6P7 (P6_FROM), none; empty is"
+     " that of the builder: RetinaNet's are P6 and P7, the others' is the max pool.",
+     choices=("", "none", "LastLevelMaxPool", "LastLevelP6P7"))
+_key("MODEL.FPN.UPSAMPLE_MODE", "nearest",
+     "detkit: interpolation of the level above: nearest, bilinear or bicubic.",
+     choices=("nearest", "bilinear", "bicubic"))
+_key("MODEL.FPN.ALIGN_CORNERS", False,
+     "detkit: whether the outermost pixels of the two maps lie on each other.",
+     needs=("MODEL.FPN.UPSAMPLE_MODE", "bilinear", "bicubic"))
 
 _key("MODEL.FPN.SQUARE_PAD", 0,
      "detkit: pad images to a square of this side, in pixels; 0 pads to the largest of a batch.",

@@ -24,13 +24,16 @@ from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet_config import build_resnet_backbone
 from detkit.utils.errors import ConfigError
 
+_UPSAMPLE_MODES = ("nearest", "bilinear", "bicubic")
+
 
 class FPN(Backbone):
     """A pyramid of feature maps with equal channels, each merged with the coarser ones.
 
     Every input map goes through a 1x1 convolution, is merged with the upsampled map above it, and
     goes through a 3x3 convolution. The levels are named by their stride: `p2` has stride 2^2, `p5`
-    has 2^5.
+    has 2^5. Of several maps with the same stride, as a dilated stage gives, the second has the next
+    number.
 
     Example:
         >>> import torch
@@ -51,6 +54,8 @@ class FPN(Backbone):
         top_block: Any = None,
         fuse_type: str = "sum",
         square_pad: int = 0,
+        upsample_mode: str = "nearest",
+        align_corners: bool = False,
     ) -> None:
         """Build the pyramid.
 
@@ -65,19 +70,27 @@ class FPN(Backbone):
                 number of maps in the list that its `forward` returns).
             fuse_type: "sum" or "avg" of a map and the one above it.
             square_pad: Side of the square that images are padded to; 0 for no square.
+            upsample_mode: How the map above is upsampled: "nearest" as in the paper, "bilinear" or
+                "bicubic".
+            align_corners: Whether the outermost pixels of the two maps lie on each other; for
+                "bilinear" and "bicubic".
 
         Raises:
             ValueError: A feature is unknown.
-            ValueError: Strides do not grow, or are no powers of two.
-            ValueError: `fuse_type` is neither "sum" nor "avg".
+            ValueError: Strides fall, or are no powers of two.
+            ValueError: `fuse_type` or `upsample_mode` is unknown.
         """
         super().__init__()
         shapes = bottom_up.output_shape()
         _check_in_features(in_features, shapes)
         if fuse_type not in ("sum", "avg"):
             raise ValueError(f"fuse_type must be 'sum' or 'avg': got {fuse_type!r}")
+        if upsample_mode not in _UPSAMPLE_MODES:
+            raise ValueError(
+                f"upsample_mode must be one of {list(_UPSAMPLE_MODES)}: got {upsample_mode!r}"
+            )
         strides = [shapes[name].stride or 0 for name in in_features]
-        self._numbers = [_level_number(stride) for stride in strides]
+        self._numbers = _level_numbers(strides)
 
         self.bottom_up = bottom_up
         for name, number in zip(in_features, self._numbers, strict=True):
@@ -88,19 +101,23 @@ class FPN(Backbone):
         self.in_features = tuple(in_features)
         self._fuse_type = fuse_type
         self._square_pad = square_pad
+        self._upsample_mode = upsample_mode
+        # torch refuses the argument for the other modes.
+        self._align_corners = None if upsample_mode == "nearest" else align_corners
         self._size_divisibility = math.lcm(strides[-1], bottom_up.size_divisibility or 1)
 
         numbers = list(self._numbers)
-        if top_block is not None:
-            numbers += range(numbers[-1] + 1, numbers[-1] + 1 + top_block.num_levels)
+        for _ in range(top_block.num_levels if top_block is not None else 0):
+            numbers.append(numbers[-1] + 1)
+            strides.append(strides[-1] * 2)
         self._out_features = [f"p{number}" for number in numbers]
-        self._out_feature_strides = {f"p{number}": 2**number for number in numbers}
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
     @property
     def size_divisibility(self) -> int:
         """The stride of the coarsest merged map, or a multiple that the bottom-up network needs."""
-        # With other sizes a map would not be larger than the next by exactly the ratio of strides.
+        # With other sizes maps are not larger than the next by exactly the ratio of strides.
         return self._size_divisibility
 
     @property
@@ -111,15 +128,9 @@ class FPN(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), finest first.
 
-        Raises:
-            ValueError: H or W is not a multiple of `size_divisibility`.
+        Sides are rounded as the bottom-up network rounds them; models pad images to multiples of
+        `size_divisibility`.
         """
-        if x.shape[-2] % self._size_divisibility or x.shape[-1] % self._size_divisibility:
-            raise ValueError(
-                f"FPN needs images whose sides are multiples of {self._size_divisibility}: got"
-                f" {tuple(x.shape)}; ImageList.from_tensors(images, backbone.size_divisibility)"
-                " pads them"
-            )
         bottom_up = self.bottom_up(x)
         coarse_to_fine = list(zip(self.in_features, self._numbers, strict=True))[::-1]
         merged: dict[int, Tensor] = {}
@@ -127,9 +138,13 @@ class FPN(Backbone):
         for name, number in coarse_to_fine:
             lateral = self.get_submodule(f"fpn_lateral{number}")(bottom_up[name])
             if above is not None:
-                # Nearest, as in the paper (section 3). By more than 2 where stages are left out.
+                # Nearest in the paper (section 3). To the size of the map, as in torchvision: sides
+                # need not be multiples of the stride, and stages may be left out.
                 upsampled = F.interpolate(
-                    merged[above], scale_factor=2.0 ** (above - number), mode="nearest"
+                    merged[above],
+                    size=lateral.shape[-2:],
+                    mode=self._upsample_mode,
+                    align_corners=self._align_corners,
                 )
                 # In place: a convolution does not need its own output in the backward pass.
                 lateral += upsampled
@@ -191,8 +206,7 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     Raises:
         ConfigError: A setting of `MODEL.FPN` is out of range or does not match the backbone.
     """
-    coarsest = _coarsest_in_feature(cfg, bottom_up)
-    return _build_fpn(cfg, bottom_up, LastLevelMaxPool(f"p{_level_number(coarsest.stride or 0)}"))
+    return _build_fpn(cfg, bottom_up, "LastLevelMaxPool")
 
 
 def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
@@ -204,12 +218,7 @@ def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     Raises:
         ConfigError: A setting of `MODEL.FPN` is out of range or does not match the backbone.
     """
-    fpn, coarsest = cfg.MODEL.FPN, _coarsest_in_feature(cfg, bottom_up)
-    if fpn.P6_FROM == "P5":
-        in_channels, in_feature = fpn.OUT_CHANNELS, f"p{_level_number(coarsest.stride or 0)}"
-    else:
-        in_channels, in_feature = coarsest.channels or 0, fpn.IN_FEATURES[-1]
-    return _build_fpn(cfg, bottom_up, LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, in_feature))
+    return _build_fpn(cfg, bottom_up, "LastLevelP6P7")
 
 
 @BACKBONE_REGISTRY.register()
@@ -228,8 +237,18 @@ def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+def _build_fpn(cfg: CfgNode, bottom_up: Backbone, usual_top_block: str) -> FPN:
     fpn = cfg.MODEL.FPN
+    shapes = _in_feature_shapes(cfg, bottom_up)
+    coarsest_level = f"p{_level_numbers([shape.stride or 0 for shape in shapes])[-1]}"
+    kind, top_block = fpn.TOP_BLOCK or usual_top_block, None
+    if kind == "LastLevelMaxPool":
+        top_block = LastLevelMaxPool(coarsest_level)
+    elif kind == "LastLevelP6P7" and fpn.P6_FROM == "P5":
+        top_block = LastLevelP6P7(fpn.OUT_CHANNELS, fpn.OUT_CHANNELS, coarsest_level)
+    elif kind == "LastLevelP6P7":
+        in_channels = shapes[-1].channels or 0
+        top_block = LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, fpn.IN_FEATURES[-1])
     try:
         return FPN(
             bottom_up,
@@ -239,12 +258,14 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
             top_block,
             fpn.FUSE_TYPE,
             fpn.SQUARE_PAD,
+            fpn.UPSAMPLE_MODE,
+            fpn.ALIGN_CORNERS,
         )
     except ValueError as error:
         raise ConfigError(f"MODEL.FPN: {error}") from error
 
 
-def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
+def _in_feature_shapes(cfg: CfgNode, bottom_up: Backbone) -> list[ShapeSpec]:
     shapes = bottom_up.output_shape()
     try:
         _check_in_features(cfg.MODEL.FPN.IN_FEATURES, shapes)
@@ -253,7 +274,7 @@ def _coarsest_in_feature(cfg: CfgNode, bottom_up: Backbone) -> ShapeSpec:
             f"MODEL.FPN.IN_FEATURES: {error} (what {type(bottom_up).__name__} gives, chosen by"
             " MODEL.RESNETS.OUT_FEATURES or its like)"
         ) from error
-    return shapes[cfg.MODEL.FPN.IN_FEATURES[-1]]
+    return [shapes[name] for name in cfg.MODEL.FPN.IN_FEATURES]
 
 
 def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
@@ -270,8 +291,13 @@ def _fpn_conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) 
     return conv
 
 
-def _level_number(stride: int) -> int:
-    return int(math.log2(stride))
+def _level_numbers(strides: Sequence[int]) -> list[int]:
+    """Return the log of each stride; of equal strides, the second has the next number."""
+    numbers: list[int] = []
+    for stride in strides:
+        number = int(math.log2(stride))
+        numbers.append(max(number, numbers[-1] + 1) if numbers else number)
+    return numbers
 
 
 def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:
@@ -281,7 +307,7 @@ def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec])
         raise ValueError(
             f"the strides must be powers of two, as levels are named by them: {strides}"
         )
-    if any(coarse <= fine for fine, coarse in itertools.pairwise(strides)):
+    if any(coarse < fine for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(
-            f"the stride must grow from feature to feature: {list(in_features)} have {strides}"
+            f"the stride must not fall from feature to feature: {list(in_features)} have {strides}"
         )

@@ -179,11 +179,65 @@ def test_images_are_padded_as_the_bottom_up_network_asks_too(asked, want):
     assert fpn(torch.zeros(1, 3, want, want))["p5"].shape[-1] == want // 32
 
 
-def test_image_that_is_not_padded_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"multiples of 32: got \(1, 3, 64, 100\); ImageList.from_tensors"
-    ):
-        _fpn()(torch.zeros(1, 3, 64, 100))
+@pytest.mark.parametrize("size", [(70, 90), (64, 100), (65, 33)])
+def test_images_of_any_size_equal_torchvision(size):
+    image = torch.zeros(1, 3, *size)
+    features = {}
+    for name, stride in STRIDES.items():  # rounded up, as strided convolutions round
+        sides = [-(-side // stride) for side in size]
+        features[name] = torch.randn(1, CHANNELS[name], *sides)
+
+    class Ragged(_Pyramid):
+        def forward(self, x):
+            return features
+
+    ours = FPN(Ragged(), list(CHANNELS), 5, top_block=LastLevelMaxPool())
+    theirs = _in_torchvision(ours, TorchvisionMaxPool())
+    for level, expected in zip(ours(image).values(), theirs(features).values(), strict=True):
+        torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "align_corners"), [("bilinear", False), ("bilinear", True), ("bicubic", False)]
+)
+def test_map_above_is_upsampled_by_the_mode(mode, align_corners):
+    fpn = _fpn(
+        in_features=["res4", "res5"],
+        top_block=None,
+        upsample_mode=mode,
+        align_corners=align_corners,
+    )
+    image = torch.zeros(1, 3, 64, 96)
+    features = _Pyramid()(image)
+    upper = fpn.get_submodule("fpn_lateral5")(features["res5"])
+    upsample = nn.Upsample(scale_factor=2, mode=mode, align_corners=align_corners)
+    merged = fpn.get_submodule("fpn_lateral4")(features["res4"]) + upsample(upper)
+    torch.testing.assert_close(fpn(image)["p4"], fpn.get_submodule("fpn_output4")(merged))
+
+
+def test_maps_of_equal_stride_are_numbered_on():
+    class Dilated(_Pyramid):
+        _out_feature_strides = {"res2": 4, "res3": 8, "res4": 16, "res5": 16}
+
+        def forward(self, x):
+            maps = super().forward(x)
+            height, width = maps["res4"].shape[-2:]
+            return {**maps, "res5": torch.ones(len(x), CHANNELS["res5"], height, width)}
+
+    ours = FPN(Dilated(), list(CHANNELS), 5, top_block=LastLevelMaxPool())
+    image = torch.zeros(1, 3, 64, 96)
+    theirs = _in_torchvision(ours, TorchvisionMaxPool())
+    found, expected = ours(image), theirs(Dilated()(image))
+    assert {name: shape.stride for name, shape in ours.output_shape().items()} == {
+        "p2": 4,
+        "p3": 8,
+        "p4": 16,
+        "p5": 16,
+        "p6": 32,
+    }
+    for level, value in zip(found.values(), expected.values(), strict=True):
+        torch.testing.assert_close(level, value, atol=1e-5, rtol=1e-5)
+    assert ours.size_divisibility == 16
 
 
 @pytest.mark.parametrize(
@@ -216,12 +270,13 @@ def test_images_of_any_size_are_padded_to_what_it_divides(features, divisor):
         pytest.param({"in_features": []}, "in_features needs at least one of", id="no feature"),
         pytest.param(
             {"in_features": ["res4", "res2"]},
-            r"stride must grow .*have \[16, 4\]",
+            r"stride must not fall .*have \[16, 4\]",
             id="coarsest first",
         ),
         pytest.param(
             {"fuse_type": "mean"}, "fuse_type must be 'sum' or 'avg': got 'mean'", id="fuse type"
         ),
+        pytest.param({"upsample_mode": "area"}, "upsample_mode must be .*got 'area'", id="mode"),
     ],
 )
 def test_bad_argument_is_an_error(arguments, message):
@@ -257,6 +312,24 @@ def test_built_pyramid_of_retinanet():
     assert isinstance(fpn.top_block, LastLevelP6P7)
     assert isinstance(fpn.top_block.p6, nn.Conv2d)
     assert fpn.top_block.p6.in_channels == 512
+
+
+@pytest.mark.parametrize(
+    ("top_block", "levels"),
+    [
+        ("none", ["p3", "p4"]),
+        ("LastLevelMaxPool", ["p3", "p4", "p5"]),
+        ("LastLevelP6P7", ["p3", "p4", "p5", "p6"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"]
+)
+def test_top_block_is_that_of_the_key(name, top_block, levels):
+    cfg = _config(name, ["res3", "res4"])
+    cfg.merge_from_list(["MODEL.FPN.TOP_BLOCK", top_block, "MODEL.FPN.UPSAMPLE_MODE", "bilinear"])
+    fpn = build_backbone(cfg)
+    assert list(fpn.output_shape()) == list(fpn(torch.zeros(1, 3, 64, 64))) == levels
 
 
 def test_p6_of_retinanet_may_come_from_the_pyramid():
@@ -318,12 +391,3 @@ def test_stride_that_is_no_power_of_two_is_an_error():
 
     with pytest.raises(ValueError, match=r"strides must be powers of two, .*\[3, 6\]"):
         FPN(Thirds(), in_features=["s3", "s6"], out_channels=5)
-
-
-def test_maps_of_one_stride_are_an_error():
-    class _Twin(_Pyramid):
-        def output_shape(self):
-            return {**super().output_shape(), "twin": ShapeSpec(channels=4, stride=8)}
-
-    with pytest.raises(ValueError, match=r"stride must grow .*have \[8, 8\]"):
-        FPN(_Twin(), ["res3", "twin"], 5)
