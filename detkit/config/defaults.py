@@ -385,6 +385,12 @@ _key("MODEL.FPN.SCALE_FACTORS", [4.0, 2.0, 1.0, 0.5],
      minimum=0,
      needs=("MODEL.BACKBONE.NAME", "build_vit_fpn_backbone", "build_timm_vit_fpn_backbone"))
 
+_key("MODEL.INIT", [],
+     "detkit: initialisation of parameters, a list of {names: regular expression, searched in the"
+     " names of the state_dict, type: function of torch.nn.init without its underscore, ...}; the"
+     " other fields are its arguments: {names: 'backbone.*conv', type: normal, std: 0.01}. Later"
+     " entries override earlier ones; weights that are loaded override all.")
+
 _key("MODEL.CUSTOM", {}, "detkit: keys for parts of your own; their values are not checked.",
      unread="for code of your own")
 
@@ -394,7 +400,8 @@ _key("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "Registered name."
 _key("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]],
      "Square roots of anchor areas in pixels: one list per level, or one list for all levels.")
 _key("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]],
-     "Height / width, per level or for all levels.")
+     "Height / width, per level or for all levels. Levels may differ in their number: the head,"
+     " which they share, predicts for the most, and a level uses the first of its predictions.")
 _key("MODEL.ANCHOR_GENERATOR.ANGLES", [[-90, 0, 90]],
      "Degrees counter-clockwise of RotatedAnchorGenerator, per level or for all levels.")
 _key("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0,
@@ -435,6 +442,9 @@ _key("MODEL.RPN.POST_NMS_TOPK_TRAIN", 2000,
 _key("MODEL.RPN.POST_NMS_TOPK_TEST", 1000,
      "Proposals per image after NMS, over all levels, in testing.",
      minimum=1)
+_key("MODEL.RPN.SCORE_THRESH", 0.0,
+     "detkit: proposals need this probability of an object; 0 takes all.",
+     minimum=0)
 _key("MODEL.RPN.NMS_THRESH", 0.7, "IoU above which the lower-scored of two proposals is dropped.",
      minimum=0)
 
@@ -610,8 +620,10 @@ _key("MODEL.FCOS.FOCAL_LOSS_ALPHA", 0.25, "detkit: weight of objects against bac
 
 # --- Input ---
 
-_key("INPUT.FORMAT", "BGR", "Channel order of the model's input images.",
-     choices=("BGR", "RGB", "L"))
+_key("INPUT.FORMAT", "BGR",
+     "Channel order of the model's input images. L is grey; RGBA has four channels, the last of"
+     " which may be anything, such as depth. PIXEL_MEAN and PIXEL_STD have as many numbers.",
+     choices=("BGR", "RGB", "L", "RGBA"))
 _key("INPUT.MAX_IMAGE_PIXELS", 178_956_970,
      "detkit: images, label maps and panoptic pngs with more pixels in their header are refused"
      " before decoding. The default is Pillow's limit, half a gigabyte as RGB; code without a"

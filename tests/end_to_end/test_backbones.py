@@ -1,12 +1,14 @@
 """Models and backbones from YAML alone: two steps of training, and the second again after a restart, bit for bit."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from detkit.checkpoint import load_checkpoint_file
-from detkit.cli import train
+from detkit.cli import predict, train
 from tests.same import same
 
 REGNET = """
@@ -61,6 +63,18 @@ MODELS = {
       - {name: SqueezeExcitation, position: after_conv2}
   FPN: {IN_FEATURES: [res2, res3, res4, res5, res6]}
 """,
+    "anchors of different number, top block": r"""
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  ANCHOR_GENERATOR: {ASPECT_RATIOS: [[0.5, 1, 2], [0.5, 1, 2], [0.25, 0.5, 1, 2, 4], [1], [1]]}
+  FPN: {TOP_BLOCK: LastLevelMaxPool, UPSAMPLE_MODE: bilinear}
+  RPN: {SCORE_THRESH: 0.3}
+  INIT: [{names: 'bottom_up.*conv.\.weight$', type: xavier_uniform}]
+""",
+    "dilated res5 in a pyramid": """
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS: {RES5_DILATION: 2}
+  ROI_HEADS: {IN_FEATURES: [p2, p3, p4]}
+""",
     "FCOS": """
   META_ARCHITECTURE: FCOS
   BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
@@ -90,3 +104,35 @@ def test_model_trains_and_resumes_exactly(workplace: Path, model: str) -> None:
     assert same(second["model"], first["model"])
     optimizers = [run["trainer"]["_trainer"]["optimizer"] for run in (first, second)]
     assert same(*optimizers)
+
+
+def test_images_of_four_channels_train_and_are_predicted(workplace: Path, datasets: Path) -> None:
+    """A fourth channel that only two of the pictures have: the others are opaque."""
+    pictures = workplace / "pictures"
+    pictures.mkdir()
+    for number, path in enumerate(sorted((datasets / "shapes/JPEGImages").glob("train*"))):
+        rgba = Image.open(path).convert("RGBA")
+        if number < 2:
+            rgba.putalpha(7)
+        rgba.save(pictures / f"{path.stem}.png")
+    annotations = json.loads((datasets / "shapes/instances_train.json").read_text())
+    for image in annotations["images"]:
+        image["file_name"] = Path(image["file_name"]).with_suffix(".png").name
+    (workplace / "rgba.json").write_text(json.dumps(annotations))
+    (workplace / "config.yaml").write_text(
+        """
+_BASE_: tiny.yaml
+DATASETS:
+  REGISTER: [{name: rgba, format: coco, images: pictures, annotations: rgba.json}]
+  TRAIN: [rgba]
+  TEST: [rgba]
+INPUT: {FORMAT: RGBA}
+MODEL: {PIXEL_MEAN: [120, 120, 120, 200], PIXEL_STD: [60, 60, 60, 60]}
+"""
+    )
+    assert train.main(["--config-file", "config.yaml"]) == 0
+    weights = load_checkpoint_file("out/model_final.pth")["model"]
+    assert weights["backbone.bottom_up.stem.conv1.weight"].shape[1] == 4
+    picture = str(min(pictures.glob("*.png")))
+    command = ["--config-file", "config.yaml", "--input", picture, "--output", "seen"]
+    assert predict.main([*command, "MODEL.WEIGHTS", "out/model_final.pth"]) == 0

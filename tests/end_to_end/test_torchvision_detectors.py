@@ -98,6 +98,21 @@ def test_faster_rcnn_on_a_small_backbone(tmp_path):
     )
 
 
+def test_faster_rcnn_with_a_threshold_on_the_scores_of_proposals(tmp_path):
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d
+    )
+    theirs = torchvision.models.detection.FasterRCNN(backbone, NUM_CLASSES, **SMALL)
+    theirs, pixels = tuned(theirs, RCNN), [as_torchvision(image())]
+    with torch.no_grad():
+        every = theirs(pixels)[0]["scores"]
+        theirs.rpn.score_thresh = 0.9
+        assert not theirs(pixels)[0]["scores"].equal(every)
+    settings = {"MODEL.RESNETS.DEPTH": 18, "MODEL.ROI_HEADS.NUM_CLASSES": NUM_CLASSES - 1}
+    settings["MODEL.RPN.SCORE_THRESH"] = 0.9
+    check_detections("fasterrcnn_resnet50_fpn", theirs, tmp_path, **settings)
+
+
 def test_retinanet_on_a_small_backbone(tmp_path):
     extra = torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256)
     backbone = resnet_fpn_backbone(

@@ -8,6 +8,7 @@ from torch import nn
 from detkit.config import BRANCHES, CfgNode, find_architecture
 from detkit.layers import ShapeSpec
 from detkit.modeling.freezing import freeze_matching
+from detkit.modeling.initialization import initialize_matching
 from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError
 from detkit.utils.registry import Registry
@@ -43,6 +44,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """
     _check_branches(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    if cfg.MODEL.INIT:
+        try:
+            initialize_matching(model, cfg.MODEL.INIT)
+        except ValueError as error:
+            raise ConfigError(f"MODEL.INIT: {error}") from error
     if cfg.SOLVER.FREEZE:
         _freeze(model, cfg.SOLVER.FREEZE)
     # Moved once it is complete; convolutions in the layout that images are batched in.

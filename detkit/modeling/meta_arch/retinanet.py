@@ -66,7 +66,7 @@ class RetinaNetHead(nn.Module):
         *,
         input_shape: Sequence[ShapeSpec],
         num_classes: int,
-        num_anchors: int,
+        num_anchors: int | Sequence[int],
         conv_dims: Sequence[int],
         norm: str = "",
         prior_prob: float = 0.01,
@@ -76,7 +76,8 @@ class RetinaNetHead(nn.Module):
         Args:
             input_shape: Shapes of the L levels, all of C channels.
             num_classes: K
-            num_anchors: A, the same on every level.
+            num_anchors: A of all levels, or of each level, which then uses the first of the
+                predictions.
             conv_dims: Channels of each convolution of a subnet.
             norm: Name of the norm after each of them; see `get_norm`.
             prior_prob: Score of every class before training, in (0, 1).
@@ -95,8 +96,13 @@ class RetinaNetHead(nn.Module):
         self.cls_subnet = self._subnet(in_channels, conv_dims, norm)
         self.bbox_subnet = self._subnet(in_channels, conv_dims, norm)
         channels = conv_dims[-1] if conv_dims else in_channels
-        self.cls_score = Conv2d(channels, num_anchors * num_classes, kernel_size=3, padding=1)
-        self.bbox_pred = Conv2d(channels, num_anchors * 4, kernel_size=3, padding=1)
+        self.num_classes = num_classes
+        self.num_anchors = (
+            [num_anchors] * self.num_levels if isinstance(num_anchors, int) else list(num_anchors)
+        )
+        most = max(self.num_anchors)
+        self.cls_score = Conv2d(channels, most * num_classes, kernel_size=3, padding=1)
+        self.bbox_pred = Conv2d(channels, most * 4, kernel_size=3, padding=1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
@@ -109,19 +115,13 @@ class RetinaNetHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        """Map config keys to arguments.
-
-        Raises:
-            ConfigError: The levels differ in the number of anchors per cell.
-        """
+        """Map config keys to arguments."""
         retinanet = cfg.MODEL.RETINANET
         num_anchors = build_anchor_generator(cfg, input_shape).num_anchors
         return {
             "input_shape": input_shape,
             "num_classes": retinanet.NUM_CLASSES,
-            "num_anchors": same_on_all_levels(
-                num_anchors, "anchors per cell", "MODEL.ANCHOR_GENERATOR"
-            ),
+            "num_anchors": num_anchors,
             "conv_dims": [input_shape[0].channels] * retinanet.NUM_CONVS,
             "norm": retinanet.NORM,
             "prior_prob": retinanet.PRIOR_PROB,
@@ -155,8 +155,11 @@ class RetinaNetHead(nn.Module):
         self.check_levels(features)
         logits, deltas = [], []
         for level, x in enumerate(features):
-            logits.append(self.cls_score(run_subnet(self.cls_subnet, x, level)))
-            deltas.append(self.bbox_pred(run_subnet(self.bbox_subnet, x, level)))
+            num_anchors = self.num_anchors[level]
+            scores = self.cls_score(run_subnet(self.cls_subnet, x, level))
+            logits.append(scores[:, : num_anchors * self.num_classes])
+            boxes = self.bbox_pred(run_subnet(self.bbox_subnet, x, level))
+            deltas.append(boxes[:, : num_anchors * 4])
         return logits, deltas
 
     def check_levels(self, features: Sequence[Tensor]) -> None:

@@ -86,6 +86,7 @@ def select_proposals(
     min_box_size: float,
     training: bool,
     box_class: type[Boxes] = Boxes,
+    score_thresh: float = 0.0,
 ) -> list[Instances]:
     """Clip candidates to the image, drop small ones, and suppress overlaps level by level.
 
@@ -99,6 +100,7 @@ def select_proposals(
         min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
         training: Whether numbers that are not finite raise an error. In inference they are dropped.
         box_class: What boxes are: `Boxes` or `RotatedBoxes`.
+        score_thresh: Candidates need this probability of an object, in [0, 1]; 0 takes all.
 
     Returns:
         N Instances with `proposal_boxes` and `objectness_logits`, best first.
@@ -115,6 +117,8 @@ def select_proposals(
         clipped.append(within.tensor)
         valid.append(finite_i & within.nonempty(threshold=min_box_size))
     is_valid = torch.stack(valid)
+    if score_thresh > 0:
+        is_valid &= logits.sigmoid() >= score_thresh
     # What is not valid loses against all others, and has a place where it suppresses nothing: how
     # many there are is only asked once everything else is queued.
     boxes = torch.stack(clipped).masked_fill(~is_valid[..., None], 0.0)

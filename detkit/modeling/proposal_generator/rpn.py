@@ -47,6 +47,8 @@ from detkit.utils.overriding import is_overridden
 class StandardRPNHead(nn.Module):
     """3x3 convolutions, then a 1x1 each for objectness and deltas. All levels share them.
 
+    Where levels differ in their number of anchors, a level uses the first of the predictions.
+
     Source: Ren et al. 2015, arXiv 1506.01497, section 3.1.
     """
 
@@ -55,7 +57,7 @@ class StandardRPNHead(nn.Module):
         self,
         *,
         in_channels: int,
-        num_anchors: int,
+        num_anchors: int | Sequence[int],
         box_dim: int = 4,
         conv_dims: Sequence[int] = (-1,),
     ) -> None:
@@ -63,7 +65,7 @@ class StandardRPNHead(nn.Module):
 
         Args:
             in_channels: C of every level.
-            num_anchors: A, the same on every level.
+            num_anchors: A of all levels, or of each level.
             box_dim: B, the deltas per anchor.
             conv_dims: Channels of each 3x3 convolution; -1 keeps those of its input.
 
@@ -91,8 +93,11 @@ class StandardRPNHead(nn.Module):
         # Names of weights as in Detectron2: `conv` for a single one, `conv.conv0`, `conv.conv1`,
         # ... for several.
         self.conv = convs["conv0"] if len(convs) == 1 else nn.Sequential(convs)
-        self.objectness_logits = nn.Conv2d(channels, num_anchors, kernel_size=1)
-        self.anchor_deltas = nn.Conv2d(channels, num_anchors * box_dim, kernel_size=1)
+        self._anchors_per_level = None if isinstance(num_anchors, int) else list(num_anchors)
+        self._box_dim = box_dim
+        most = num_anchors if isinstance(num_anchors, int) else max(num_anchors)
+        self.objectness_logits = nn.Conv2d(channels, most, kernel_size=1)
+        self.anchor_deltas = nn.Conv2d(channels, most * box_dim, kernel_size=1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
@@ -104,16 +109,14 @@ class StandardRPNHead(nn.Module):
         """Map config keys to arguments.
 
         Raises:
-            ConfigError: The levels differ in channels, or in the number of anchors per cell.
+            ConfigError: The levels differ in channels.
         """
         anchor_generator = build_anchor_generator(cfg, input_shape)
         channels = [shape.channels for shape in input_shape]
         num_anchors = anchor_generator.num_anchors
         return {
             "in_channels": same_on_all_levels(channels, "channels", "MODEL.RPN.IN_FEATURES"),
-            "num_anchors": same_on_all_levels(
-                num_anchors, "anchors per cell", "MODEL.ANCHOR_GENERATOR"
-            ),
+            "num_anchors": num_anchors[0] if len(set(num_anchors)) == 1 else num_anchors,
             "box_dim": anchor_generator.box_dim,
             "conv_dims": cfg.MODEL.RPN.CONV_DIMS,
         }
@@ -129,7 +132,13 @@ class StandardRPNHead(nn.Module):
             those of anchor a are the channels B a to B a + B - 1.
         """
         hidden = [self.conv(x) for x in features]
-        return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
+        logits = [self.objectness_logits(x) for x in hidden]
+        deltas = [self.anchor_deltas(x) for x in hidden]
+        if self._anchors_per_level is not None:
+            for level, num_anchors in enumerate(self._anchors_per_level):
+                logits[level] = logits[level][:, :num_anchors]
+                deltas[level] = deltas[level][:, : num_anchors * self._box_dim]
+        return logits, deltas
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -153,6 +162,7 @@ class RPN(nn.Module):
         post_nms_topk: tuple[int, int],
         nms_thresh: float = 0.7,
         min_box_size: float = 0.0,
+        score_thresh: float = 0.0,
         anchor_boundary_thresh: int = -1,
         loss_weight: float | dict[str, float] = 1.0,
         box_reg_loss_type: str = "smooth_l1",
@@ -172,6 +182,7 @@ class RPN(nn.Module):
             post_nms_topk: Proposals per image after NMS, in (training, inference).
             nms_thresh: IoU above which the lower-scored of two proposals of a level is suppressed.
             min_box_size: Proposals must be wider and higher than this, in pixels.
+            score_thresh: Proposals need this probability of an object, in [0, 1]; 0 takes all.
             anchor_boundary_thresh: Anchors that extend over the image by more pixels than this are
                 not trained; negative trains all.
             loss_weight: Factor on both losses, or one per name.
@@ -190,6 +201,7 @@ class RPN(nn.Module):
         self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
         self.nms_thresh = nms_thresh
         self.min_box_size = min_box_size
+        self.score_thresh = score_thresh
         self.anchor_boundary_thresh = anchor_boundary_thresh
         if not isinstance(loss_weight, dict):
             loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
@@ -218,6 +230,7 @@ class RPN(nn.Module):
             "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
             "nms_thresh": rpn.NMS_THRESH,
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            "score_thresh": rpn.SCORE_THRESH,
             "anchor_boundary_thresh": rpn.BOUNDARY_THRESH,
             "loss_weight": {
                 "loss_rpn_cls": rpn.LOSS_WEIGHT,
@@ -445,6 +458,7 @@ class RPN(nn.Module):
             min_box_size=self.min_box_size,
             training=self.training,
             box_class=box_class,
+            score_thresh=self.score_thresh,
         )
 
 

@@ -323,13 +323,22 @@ def test_levels_of_different_channels_are_an_error():
         make_head(input_shape=shapes)
 
 
-def test_levels_of_different_numbers_of_anchors_are_an_error():
-    cfg = get_cfg()
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32, 40]]
-    with pytest.raises(
-        ValueError, match=r"MODEL.ANCHOR_GENERATOR: .* anchors per cell; got \[3, 6\]"
-    ):
-        RetinaNetHead(cfg, SHAPES)
+def test_levels_of_different_numbers_of_anchors_use_the_first_predictions():
+    head = make_head(num_anchors=[2, 3])
+    x = torch.randn(2, C, 4, 6)
+    (few, many), (few_deltas, many_deltas) = head([x, x])
+    assert (few.shape[1], few_deltas.shape[1]) == (2 * K, 2 * 4)
+    assert (many.shape[1], many_deltas.shape[1]) == (3 * K, 3 * 4)
+    torch.testing.assert_close(few, many[:, : 2 * K])
+    torch.testing.assert_close(few_deltas, many_deltas[:, : 2 * 4])
+
+
+def test_model_with_other_ratios_on_each_level_trains_and_detects():
+    model = make("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0], [1.0]])
+    losses = model(inputs(2, 1))
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert len(model.eval()(inputs(1))[0]["instances"]) > 0
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, 2.0])

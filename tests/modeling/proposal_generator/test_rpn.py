@@ -326,13 +326,35 @@ def test_levels_of_different_channels_are_an_error():
         )
 
 
-def test_levels_of_different_anchors_are_an_error():
-    cfg = get_cfg()
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64, 128]]
-    with pytest.raises(
-        ValueError, match=r"MODEL.ANCHOR_GENERATOR: .*same anchors per cell; got \[3, 6\]"
-    ):
-        StandardRPNHead(cfg, [ShapeSpec(channels=8, stride=16), ShapeSpec(channels=8, stride=32)])
+def test_levels_of_different_anchors_use_the_first_predictions():
+    cfg = config()
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0], [0.25, 0.5, 1.0, 2.0]]
+    shapes = [ShapeSpec(channels=4, stride=8), ShapeSpec(channels=4, stride=16)]
+    head = StandardRPNHead(cfg, shapes)
+    assert head.objectness_logits.out_channels == 4
+    x = torch.randn(2, 4, 5, 7)
+    (first, last), (first_deltas, last_deltas) = head([x, x])
+    assert (first.shape[1], first_deltas.shape[1]) == (2, 8)
+    assert (last.shape[1], last_deltas.shape[1]) == (4, 16)
+    torch.testing.assert_close(first, last[:, :2])
+    torch.testing.assert_close(first_deltas, last_deltas[:, :8])
+
+    rpn = RPN(cfg, {"p3": shapes[0], "p4": shapes[1]})
+    proposals, losses = rpn(*batch(), [truth(OBJECT), truth()])
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in rpn.parameters())
+    assert [len(proposals_i) > 0 for proposals_i in proposals] == [True, True]
+
+
+def test_proposals_below_the_score_are_dropped():
+    images, features = batch()
+    (every, _), (likely, _) = (
+        make(SCORE_THRESH=thresh, NMS_THRESH=1.0).eval()(images, features) for thresh in (0.0, 0.5)
+    )
+    for every_i, likely_i in zip(every, likely, strict=True):
+        scores = every_i.objectness_logits.sigmoid()
+        assert 0 < len(likely_i) < len(every_i)
+        assert torch.equal(likely_i.objectness_logits, every_i.objectness_logits[scores >= 0.5])
 
 
 @pytest.mark.parametrize("conv_dims", [[], [0], [16, -2]], ids=["none", "zero", "negative"])
