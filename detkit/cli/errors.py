@@ -45,6 +45,8 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
         message = message_of(error)
         if len(message) > _MAX_MESSAGE:
             message = f"{message[: _MAX_MESSAGE // 2]} [...] {message[-_MAX_MESSAGE // 2 :]}"
+        if not message.isascii() and sys.getfilesystemencoding() != "utf-8":
+            message += "\nnames that are not ASCII are not found in this locale: set PYTHONUTF8=1"
         # What begins a line of its own is indented: it may be within a name.
         message = printable(message, keep="\n\t").replace("\n", "\n  ")
         print(

@@ -30,6 +30,8 @@ SCHEMES = ("https",)
 """Without http, where anybody on the network could replace the file."""
 _DETECTRON2_HOST = "dl.fbaipublicfiles.com"
 _TIMEOUT = 60.0  # seconds without a byte
+# Ends a stream without end; the largest published detectors have 3 GB.
+_MAX_BYTES = 32 << 30
 
 
 class DownloadError(UserError, OSError):
@@ -126,6 +128,8 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
             ) as bar,
         ):
             while part := answer.read(1 << 20):
+                if file.tell() + len(part) > _MAX_BYTES:
+                    raise DownloadError(f"{url} sends more than {_MAX_BYTES} bytes")
                 file.write(part)
                 bar.update(len(part))
         size, announced = temporary.stat().st_size, answer.headers.get("Content-Length")

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,10 @@ def test_message_of_megabytes_is_cut(capsys):
     assert said.startswith("error: begin x")
     assert "x [...] x" in said
     assert "x end\n" in said
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("größe.json", True), ("size.json", False)])
+def test_locale_that_cannot_name_a_file_is_told(name, is_told, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert run_command(_raise, MissingFileError(f"{name} does not exist")) == 2
+    assert ("PYTHONUTF8=1" in capsys.readouterr().err) == is_told

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from detkit.utils import download
 from detkit.utils.download import DownloadError, cache_path, fetch, is_offline
 from detkit.utils.errors import UserError
 
@@ -123,6 +124,15 @@ def test_download_that_is_cut_short_leaves_nothing(server, tmp_path):
     with pytest.raises(OSError, match=f"100 of {len(CONTENT)} bytes|IncompleteRead"):
         fetch(f"{server.url}/short/w.pth", schemes=HTTP)
     assert files(tmp_path) == []
+
+
+def test_stream_without_end_is_ended(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MAX_BYTES", len(CONTENT) - 1)
+    with pytest.raises(DownloadError, match=rf"w\.pth sends more than {len(CONTENT) - 1} bytes"):
+        fetch(f"{server.url}/w.pth", schemes=HTTP)
+    assert files(tmp_path) == []
+    monkeypatch.setattr(download, "_MAX_BYTES", len(CONTENT))
+    fetch(f"{server.url}/w.pth", schemes=HTTP)
 
 
 def test_missing_file_is_an_error(server, tmp_path):
