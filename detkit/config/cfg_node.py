@@ -269,9 +269,28 @@ class CfgNode(_YacsNode):
             present = spec.default  # the present value may be in epochs, a string
         value = coerce(decode(value, present), present, f"{where}{full_key}")
         problem = spec.problem(value) if spec is not None else ""
+        if problem and spec is not None and spec.choices is not None and self._is_extended():
+            # A project registers schedules, samplers, losses of its own beside its keys. What reads
+            # the value checks it again.
+            logger.warning(
+                "%s%s: %r is left to the code that has added keys to this config; detkit knows %s",
+                where,
+                full_key,
+                value,
+                ", ".join(map(repr, spec.choices)),
+            )
+            return value
         if problem:
             raise ConfigError(f"{where}{full_key} {problem}")
         return value
+
+    def _is_extended(self) -> bool:
+        """Return whether code has added keys to the tree, as projects of Detectron2 do."""
+        table: KeyTable = self.__dict__["_table"]
+        open_groups = tuple(f"{key}." for key, spec in table.items() if spec.default == {})
+        return any(
+            key not in table and not key.startswith(open_groups) for key in self.keys_of_leaves()
+        )
 
     @contextmanager
     def edited(self) -> Iterator["CfgNode"]:

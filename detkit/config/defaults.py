@@ -525,7 +525,9 @@ _key("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
      "Registered name. He et al. 2017, arXiv 1703.06870.")
 _key("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.", minimum=1)
 _key("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0)
-_key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS)
+_key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2",
+     "As in ROI_BOX_HEAD; empty gives the head the feature maps themselves, by name.",
+     choices=("", *_POOLERS))
 _key("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, "3x3 convolutions before the upsampling.", minimum=0)
 _key("MODEL.ROI_MASK_HEAD.CONV_DIM", 256, "Channels of these convolutions.", minimum=1)
 _key("MODEL.ROI_MASK_HEAD.NORM", "", _NORM_NAMES)
@@ -536,7 +538,8 @@ _key("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead", "Registered 
 _key("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 14, "Side of a pooled region, in cells.",
      minimum=1)
 _key("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 0, "As in ROI_BOX_HEAD.", minimum=0)
-_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_BOX_HEAD.", choices=_POOLERS)
+_key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", "ROIAlignV2", "As in ROI_MASK_HEAD.",
+     choices=("", *_POOLERS))
 _key("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (512,) * 8, "Channels of its convolutions.")
 _key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17, "Keypoints per object.", minimum=1)
 _key("MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 1,

@@ -24,7 +24,7 @@ PACKAGED_PREFIX = "detkit://"
 _EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 _PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
-    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "python/tuple")
 }
 # Far above any real config, against small files that expand to huge trees: aliases of aliases
 # ("billion laughs"), bases of bases (2^n files), and nested brackets (libyaml's composer recurses

@@ -39,6 +39,7 @@ class DefaultPredictor:
         model: In eval mode; with TEST.AUG.ENABLED the one with test-time augmentation.
         metadata: Class names as `thing_classes`: those in the checkpoint, else those of
             DATASETS.TEST.
+        cfg: The settings, a copy.
         input_format: Channel order of the model, INPUT.FORMAT.
     """
 
@@ -53,7 +54,7 @@ class DefaultPredictor:
             CheckpointError: The weights do not fill the model.
             WeightsError: MODEL.WEIGHTS is empty.
         """
-        cfg = cfg.clone()
+        self.cfg = cfg = cfg.clone()
         prepare(cfg)
         self.model = build_model(cfg).eval()
         if resolve_device(cfg.MODEL.DEVICE).type == "cpu":

@@ -268,3 +268,21 @@ def test_list_whose_quotes_the_shell_has_taken_is_read(cfg, text):
 def test_advice_for_a_list_without_brackets_is_a_list(cfg):
     with pytest.raises(ConfigError, match=r"Write \['console', 'wandb'\]"):
         cfg.merge_from_list(["WRITERS", "console,wandb"])
+
+
+def test_config_that_code_has_extended_may_name_what_detkit_does_not_know(tmp_path, caplog):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "SOLVER: {LR_SCHEDULER_NAME: OwnSchedule}\nMODEL: {RPN: {IN_FEATURES: !!python/tuple [p2]}}"
+    )
+    with pytest.raises(ConfigError, match="LR_SCHEDULER_NAME must be one of"):
+        get_cfg().merge_from_file(str(file))
+    cfg = get_cfg()
+    cfg.MODEL.CUSTOM.SIZE = 3  # a group that is open to all says nothing
+    with pytest.raises(ConfigError, match="LR_SCHEDULER_NAME must be one of"):
+        cfg.merge_from_file(str(file))
+    cfg.SOLVER.POWER = 0.9
+    cfg.merge_from_file(str(file))
+    assert cfg.SOLVER.LR_SCHEDULER_NAME == "OwnSchedule"
+    assert list(cfg.MODEL.RPN.IN_FEATURES) == ["p2"]
+    assert "is left to the code that has added keys" in caplog.text

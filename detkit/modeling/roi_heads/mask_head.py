@@ -22,13 +22,16 @@ from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
 
 
-def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances]) -> Tensor:
+def mask_rcnn_loss(
+    pred_mask_logits: Tensor, instances: Sequence[Instances], vis_period: int = 0
+) -> Tensor:
     """Compute the mean binary cross entropy of the true class's mask over regions and cells.
 
     Args:
         pred_mask_logits: (R, K, S, S)
         instances: Per image its foreground proposals, R over the batch, with `proposal_boxes`,
             `gt_classes` and `gt_masks`. An image without any needs no fields but the boxes.
+        vis_period: Detectron2's; models do not draw.
 
     Returns:
         A scalar; 0, and part of the graph, when R is 0.
@@ -105,10 +108,11 @@ def _log_accuracy(logits: Tensor, target: Tensor) -> None:
 class BaseMaskRCNNHead(nn.Module):
     """Base of mask heads: loss and inference. A subclass implements `layers`."""
 
-    def __init__(self, *, loss_weight: float = 1.0) -> None:
-        """Set the factor on the loss."""
+    def __init__(self, *, loss_weight: float = 1.0, vis_period: int = 0) -> None:
+        """Set the factor on the loss; `vis_period` is Detectron2's, models do not draw."""
         super().__init__()
         self.loss_weight = loss_weight
+        self.vis_period = vis_period
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """Return `losses` in training, else `inference`.
