@@ -17,8 +17,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--output",
-        default=str(dataset_root() / "shapes"),
-        help="folder to write (default: %(default)s)",
+        help="folder to write (default: shapes, or shapes_rotated, in the folder of data sets)",
+    )
+    parser.add_argument(
+        "--rotated", action="store_true", help="flat shapes at any angle, with rotated boxes"
     )
     parser.add_argument(
         "--num-train", type=int, default=800, help="training images (default: %(default)s)"
@@ -30,10 +32,15 @@ def main() -> None:
         "--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)"
     )
     args = parser.parse_args()
+    name = "shapes_rotated" if args.rotated else "shapes"
     start = time.perf_counter()
     try:
         folder = generate_shapes(
-            args.output, num_train=args.num_train, num_val=args.num_val, seed=args.seed
+            args.output or dataset_root() / name,
+            num_train=args.num_train,
+            num_val=args.num_val,
+            seed=args.seed,
+            rotated=args.rotated,
         )
     except ValueError as error:
         parser.error(str(error))

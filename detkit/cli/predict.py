@@ -6,7 +6,8 @@
      "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width,
      height]}]}
 
-Boxes are in pixels of the upright image; `category_id` counts from 0 in the order of the class
+Boxes are in pixels of the upright image, rotated ones `[center x, center y, width, height, angle]`
+in degrees counter-clockwise; `category_id` counts from 0 in the order of the class
 names. Instances of a model that finds them also have `segmentation`, COCO's run-length encoding,
 and `keypoints`, [x, y, score, ...]. Of a model that predicts a class or a segment for every pixel,
 `sem_seg` and `panoptic` name png files, and `segments` lists the segments by their ids.
@@ -28,7 +29,7 @@ from detkit.config.user_modules import add_no_imports
 from detkit.data.datasets.json_file import listed
 from detkit.engine import DefaultPredictor, prepare
 from detkit.model_zoo import find_config, published_weights
-from detkit.structures import BoxMode, Instances, ModelOutput, bitmask_to_rle
+from detkit.structures import BoxMode, Instances, ModelOutput, RotatedBoxes, bitmask_to_rle
 from detkit.utils.colormap import id2rgb
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.events import progress_bar
@@ -292,12 +293,13 @@ def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
 
 
 def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, Any]]:
-    xyxy = instances.pred_boxes.tensor
-    boxes = BoxMode.convert(xyxy, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    boxes = instances.pred_boxes.tensor
+    if not isinstance(instances.pred_boxes, RotatedBoxes):
+        boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     found: list[dict[str, Any]] = []
     # Rounded to a hundredth of a pixel: sixteen digits would make the file three times as large.
-    for category, score, box in zip(classes, scores, boxes, strict=True):
+    for category, score, box in zip(classes, scores, boxes.tolist(), strict=True):
         found.append(
             {
                 "category": _name(metadata, "thing_classes", category),

@@ -109,6 +109,10 @@ _key("MODEL.KEYPOINT_ON", False, "Predict keypoints.")
 _key("MODEL.ROTATED_BOXES", False,
      "detkit: boxes have an angle. Ground truth is RotatedBoxes, and detections are scored by"
      " RotatedCOCOEvaluator. Needs RotatedAnchorGenerator, RRPN and RROIHeads.")
+_key("MODEL.ROTATED_BOX_PERIOD", 360.0,
+     "detkit: degrees after which a turned box is the same object when angles are learnt; 180 where"
+     " objects that face the other way need not be told apart.",
+     choices=(180.0, 360.0), needs=("MODEL.ROTATED_BOXES",))
 _key("MODEL.LOAD_PROPOSALS", False,
      "Take proposals from DATASETS.PROPOSAL_FILES_* instead of an RPN.")
 

@@ -106,13 +106,14 @@ def _slices(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 _NMS_BLOCK = 256
 
 
-def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float, topk: int = -1) -> Tensor:
     """Drop each rotated box that overlaps a better one.
 
     Args:
         boxes: (N, 5) XYWHA.
         scores: (N,)
         iou_threshold: A box is dropped if its IoU with a kept one is above this.
+        topk: The number of boxes after which to stop; negative finds all.
 
     Returns:
         int64 indices of the boxes that stay, in descending order of score.
@@ -124,10 +125,11 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         shapes = f"{tuple(boxes.shape)} and {tuple(scores.shape)}"
         raise ValueError(f"need boxes (N, 5) and scores (N,): got {shapes}")
     left = scores.argsort(descending=True, stable=True)
-    kept = [left[:0]]
+    topk = len(boxes) if topk < 0 else topk
+    kept = left[:0]
     # Block by block, best first: memory for N x N overlaps is never needed, and what an earlier
     # block suppresses is not compared again.
-    while len(left) > 0:
+    while len(left) > 0 and len(kept) < topk:
         block, left = left[:_NMS_BLOCK], left[_NMS_BLOCK:]
         overlaps = _overlaps(boxes[block], boxes[block], iou_threshold)
         # Which of a block stay depends on one after the other: on the host, a copy per block.
@@ -137,9 +139,9 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
             if is_kept[i]:
                 is_kept &= ~row
         block = block[torch.from_numpy(is_kept).to(boxes.device)]
-        kept.append(block)
+        kept = torch.cat([kept, block])
         left = left[~_overlaps(boxes[block], boxes[left], iou_threshold).any(dim=0)]
-    return torch.cat(kept)
+    return kept[:topk]
 
 
 def _overlaps(boxes1: Tensor, boxes2: Tensor, iou_threshold: float) -> Tensor:
@@ -147,7 +149,7 @@ def _overlaps(boxes1: Tensor, boxes2: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms_rotated(
-    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, topk: int = -1
 ) -> Tensor:
     """Drop each rotated box that overlaps a better one of its own class.
 
@@ -156,6 +158,7 @@ def batched_nms_rotated(
         scores: (N,)
         idxs: (N,) int64 class (or pyramid level) of each box, at least 0.
         iou_threshold: A box is dropped if its IoU with a kept one is above this.
+        topk: See `nms_rotated`.
 
     Returns:
         int64 indices of the boxes that stay, in descending order of score.
@@ -175,7 +178,7 @@ def batched_nms_rotated(
     extent = (boxes[:, :2].amax(dim=1) + reach).max() - lowest + 1
     offsets = idxs.to(boxes.dtype) * extent
     boxes = torch.cat([boxes[:, :2] + offsets[:, None], boxes[:, 2:]], dim=1)
-    return nms_rotated(boxes, scores, iou_threshold)
+    return nms_rotated(boxes, scores, iou_threshold, topk)
 
 
 @dataclass(frozen=True)

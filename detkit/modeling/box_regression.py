@@ -161,6 +161,9 @@ class Box2BoxTransformRotated(Box2BoxTransform):
     The first four are those of `Box2BoxTransform`: the centre moves along the axes of the image,
     not along the sides of the box. `da` is the change of the angle in radians.
 
+    A box that is turned by half a turn is the same rectangle. Where it also stands for the same
+    object, an `angle_period` of 180 degrees spares the model from learning to turn it back.
+
     Example:
         >>> import torch
         >>> from detkit.modeling import Box2BoxTransformRotated
@@ -174,10 +177,31 @@ class Box2BoxTransformRotated(Box2BoxTransform):
 
     delta_names = ("dx", "dy", "dw", "dh", "da")
 
+    def __init__(
+        self,
+        weights: Sequence[float],
+        scale_clamp: float = DEFAULT_SCALE_CLAMP,
+        angle_period: float = 360.0,
+    ) -> None:
+        """Set the scale of the deltas, as in `Box2BoxTransform`.
+
+        Args:
+            weights: Five factors.
+            scale_clamp: As in `Box2BoxTransform`.
+            angle_period: Degrees between angles that count as equal, 360 or 180.
+
+        Raises:
+            ValueError: `weights` are not five positive numbers, or the period is another one.
+        """
+        super().__init__(weights, scale_clamp)
+        if angle_period not in (180, 360):
+            raise ValueError(f"angle_period must be 180 or 360 degrees, got {angle_period}")
+        self.angle_period = angle_period
+
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return the (N, 5) deltas that lead from one set of boxes, (N, 5), to another.
 
-        The angle changes by [-180, 180) degrees. Sides must be positive, which is not checked.
+        The angle changes by at most half a period. Sides must be positive, which is not checked.
         """
         src_x, src_y, src_w, src_h, src_a = src_boxes.unbind(dim=1)
         target_x, target_y, target_w, target_h, target_a = target_boxes.unbind(dim=1)
@@ -186,7 +210,7 @@ class Box2BoxTransformRotated(Box2BoxTransform):
             (target_y - src_y) / src_h,
             torch.log(target_w / src_w),
             torch.log(target_h / src_h),
-            torch.deg2rad(normalized(target_a - src_a)),
+            torch.deg2rad(normalized(target_a - src_a, self.angle_period)),
         ]
         # Numbers, not a tensor of weights: on a GPU that would be a copy, and a wait, per call.
         weighted = [w * delta for w, delta in zip(self.weights, deltas, strict=True)]

@@ -190,6 +190,11 @@ class GeneralizedRCNNWithTTA(nn.Module):
         keypoint_flip_indices: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Map config keys to arguments."""
+        if cfg.MODEL.ROTATED_BOXES:
+            raise UnsupportedModelError(
+                "test-time augmentation (TEST.AUG.ENABLED) is for upright boxes, and"
+                " MODEL.ROTATED_BOXES is on"
+            )
         keys = find_architecture(type(model))
         if keys is None or keys.nms_threshold is None or not keys.score_thresholds:
             keys = find_architecture(GeneralizedRCNN)

@@ -36,6 +36,7 @@ from detkit.structures.rotated_boxes import (
     matched_pairwise_iou_rotated,
     pairwise_iou_rotated,
     rotated_box_corners,
+    rotated_boxes_around,
 )
 
 __all__ = [
@@ -70,4 +71,5 @@ __all__ = [
     "polygons_to_rle",
     "rle_to_bitmask",
     "rotated_box_corners",
+    "rotated_boxes_around",
 ]

@@ -105,9 +105,9 @@ class RotatedBoxes(Boxes):
         return Boxes(torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1))
 
 
-def normalized(angle: Tensor) -> Tensor:
-    """Return angles in degrees, of any shape, brought into [-180, 180)."""
-    return (angle + 180.0) % 360.0 - 180.0
+def normalized(angle: Tensor, period: float = 360.0) -> Tensor:
+    """Return angles in degrees, of any shape, brought into [-period / 2, period / 2)."""
+    return (angle + period / 2) % period - period / 2
 
 
 def rotated_box_corners(boxes: Tensor) -> Tensor:
@@ -124,6 +124,41 @@ def rotated_box_corners(boxes: Tensor) -> Tensor:
     offsets = [-along_width - along_height, along_width - along_height]
     offsets += [-offsets[0], -offsets[1]]
     return torch.stack([center + offset for offset in offsets], dim=1).to(boxes.dtype)
+
+
+def rotated_boxes_around(points: Tensor) -> Tensor:
+    """Return the (M, 5) smallest rotated boxes around quadrilaterals.
+
+    Args:
+        points: (M, 4, 2) corners `(x, y)`, in any order.
+
+    Returns:
+        XYWHA with `width >= height` and the angle in [-90, 90).
+
+    Example:
+        >>> rotated_boxes_around(torch.tensor([[[0.0, 0], [4, 0], [4, 2], [0, 2]]]))
+        tensor([[2., 1., 4., 2., 0.]])
+    """
+    # The smallest box lies along a side of the convex hull: that is one of the six lines through
+    # two of the points.
+    first, second = torch.triu_indices(4, 4, offset=1).to(points.device)
+    along = points[:, second] - points[:, first]
+    length = along.norm(dim=2, keepdim=True)
+    along = torch.where(length > 0, along / length, along.new_tensor([1.0, 0.0]))
+    across = torch.stack([-along[..., 1], along[..., 0]], dim=2)
+    # (M, 6 lines, along and across, 4 points)
+    axes = torch.stack([along, across], dim=2)
+    places = axes @ points[:, None].transpose(2, 3)
+    low, high = places.amin(dim=3), places.amax(dim=3)
+    best = (high - low).prod(dim=2).argmin(dim=1)
+    rows = torch.arange(len(points), device=points.device)
+    low, high, axes = low[rows, best], high[rows, best], axes[rows, best]
+    center = ((low + high)[:, None] @ axes)[:, 0] / 2
+    width, height = (high - low).unbind(dim=1)
+    angle = torch.rad2deg(torch.atan2(-axes[:, 0, 1], axes[:, 0, 0]))
+    angle = torch.where(height > width, angle + 90, angle)
+    sides = torch.stack([torch.maximum(width, height), torch.minimum(width, height)], dim=1)
+    return torch.cat([center, sides, normalized(angle, 180.0)[:, None]], dim=1)
 
 
 @torch.no_grad()

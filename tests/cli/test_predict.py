@@ -20,7 +20,7 @@ from detkit.cli.predict import (
 from detkit.config import declare_architecture
 from detkit.data import Metadata
 from detkit.model_zoo import get_checkpoint_url
-from detkit.structures import Boxes, Instances, rle_to_bitmask
+from detkit.structures import Boxes, Instances, RotatedBoxes, rle_to_bitmask
 from detkit.utils.colormap import rgb2id
 
 
@@ -249,6 +249,13 @@ def test_entry_holds_names_scores_and_boxes_as_coco_has_them() -> None:
             {"category": "7", "category_id": 7, "score": 0.5, "bbox": [0, 0, 60, 40]},
         ]
     }
+
+
+def test_rotated_boxes_have_five_numbers() -> None:
+    found = instances()
+    found.pred_boxes = RotatedBoxes([[10, 5, 20, 8, 30.126], [0, 0, 60, 40, -90]])
+    described = describe_output({"instances": found}, METADATA)["instances"]
+    assert [x["bbox"] for x in described] == [[10, 5, 20, 8, 30.13], [0, 0, 60, 40, -90]]
 
 
 def test_masks_come_back_from_their_run_lengths() -> None:

@@ -42,6 +42,13 @@ C4 = {
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 8,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64]],
 }
+ROTATED_ON_ONE_MAP = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res3"],
+    "MODEL.RPN.IN_FEATURES": ["res3"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res3"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[12, 24, 48, 96]],
+}
 RETINANET = {
     "MODEL.META_ARCHITECTURE": "RetinaNet",
     "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
@@ -101,6 +108,8 @@ FAMILIES = {
     "keypoint": ("faster_rcnn", KEYPOINT),
     "cascade": ("faster_rcnn", CASCADE),
     "C4": ("faster_rcnn", C4),
+    "rotated": ("rotated_faster_rcnn", {"MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5}),
+    "rotated on one map": ("rotated_faster_rcnn", ROTATED_ON_ONE_MAP),
     "RetinaNet": ("faster_rcnn", RETINANET),
     "FCOS": ("faster_rcnn", FCOS),
     "ViT": ("faster_rcnn", VIT),

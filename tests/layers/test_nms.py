@@ -222,6 +222,9 @@ def test_rotated_equals_the_slow_reference(count, classes, device, monkeypatch):
     if classes == 1:
         assert torch.equal(nms_rotated(*on_device[:2], 0.2).cpu(), expected)
         assert count < 2 or 1 < len(expected) < count
+    for topk in (0, 3, 10):
+        kept = batched_nms_rotated(*on_device, 0.2, topk).cpu()
+        assert torch.equal(kept, expected[:topk])
 
 
 def test_rotated_of_one_class_number_many_equals_alone():

@@ -14,6 +14,7 @@ from detkit.modeling.box_regression import (
     check_box_loss_type,
     dense_box_regression_loss,
 )
+from detkit.structures import matched_pairwise_iou_rotated
 from tests.helpers import random_rotated_boxes
 
 
@@ -273,3 +274,16 @@ def test_dense_loss_is_that_of_the_foreground():
     target = transform.get_deltas(torch.cat(anchors)[mask[0]], truth[0][mask[0]])
     expected = (torch.cat(deltas, dim=1)[mask] - target).abs().sum()
     torch.testing.assert_close(found, expected)
+
+
+def test_half_a_turn_is_no_turn_with_a_period_of_180_degrees():
+    transform = Box2BoxTransformRotated((1, 1, 1, 1, 1), angle_period=180)
+    source, target = random_rotated_boxes(20), random_rotated_boxes(20, seed=1)
+    deltas = transform.get_deltas(source, target)
+    assert (deltas[:, 4].abs() <= math.pi / 2 + 1e-5).all()
+    found = transform.apply_deltas(deltas, source)
+    torch.testing.assert_close(
+        matched_pairwise_iou_rotated(found, target), torch.ones(20), atol=1e-4, rtol=0
+    )
+    with pytest.raises(ValueError, match="angle_period must be 180 or 360 degrees, got 90"):
+        Box2BoxTransformRotated((1, 1, 1, 1, 1), angle_period=90)

@@ -243,6 +243,13 @@ def test_other_models_are_refused(kind):
         GeneralizedRCNNWithTTA(model=kind.__new__(kind), tta_mapper=mapper)
 
 
+def test_rotated_boxes_are_refused():
+    cfg = get_cfg()
+    cfg.MODEL.ROTATED_BOXES = True
+    with pytest.raises(TypeError, match="is for upright boxes, and MODEL.ROTATED_BOXES is on"):
+        GeneralizedRCNNWithTTA(cfg, model())
+
+
 def test_training_is_refused():
     with pytest.raises(RuntimeError, match=r"call eval\(\)"):
         tta(model()).train()([picture()])

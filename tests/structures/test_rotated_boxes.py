@@ -11,6 +11,7 @@ from detkit.structures import (
     RotatedBoxes,
     pairwise_iou_rotated,
     rotated_box_corners,
+    rotated_boxes_around,
 )
 from detkit.structures.rotated_boxes import pairwise_iou
 from tests.helpers import (
@@ -126,6 +127,37 @@ def test_inside_by_the_corners():
 def test_corners_by_hand(box, corners):
     found = rotated_box_corners(torch.tensor([box], dtype=torch.float32))
     torch.testing.assert_close(found[0], torch.tensor(corners, dtype=torch.float32))
+
+
+def test_boxes_around_their_corners_are_the_same():
+    boxes = random_rotated_boxes(50).double()
+    order = torch.stack([torch.randperm(4) for _ in range(50)])
+    corners = rotated_box_corners(boxes).take_along_dim(order[..., None], dim=1)
+    found = rotated_boxes_around(corners)
+    assert (found[:, 2] >= found[:, 3]).all()
+    assert ((found[:, 4] >= -90) & (found[:, 4] < 90)).all()
+    torch.testing.assert_close(pairwise_iou_rotated(found, boxes).diag(), torch.ones(50).double())
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        pytest.param([[0, 0], [4, 1], [4, 3], [0, 4]], 16.0, id="trapezium"),
+        pytest.param([[0, 0], [4, 0], [1, 1], [0, 4]], 16.0, id="dented"),
+        pytest.param([[0, 0], [0, 0], [3, 4], [3, 4]], 0.0, id="line"),
+        pytest.param([[5, 5]] * 4, 0.0, id="point"),
+    ],
+)
+def test_box_around_other_quadrilaterals_holds_them(points, area):
+    points = torch.tensor([points]).double()
+    (box,) = rotated_boxes_around(points)
+    assert (box[2] * box[3]).item() == pytest.approx(area, abs=1e-9)
+    away = points[0] - box[:2]
+    angle = torch.deg2rad(box[4])
+    along = away @ torch.stack([angle.cos(), -angle.sin()])
+    across = away @ torch.stack([angle.sin(), angle.cos()])
+    assert (along.abs() <= box[2] / 2 + 1e-9).all()
+    assert (across.abs() <= box[3] / 2 + 1e-9).all()
 
 
 def test_upright_box_is_the_one_of_the_conversion():

@@ -13,6 +13,7 @@ from detkit.data.datasets.coco_panoptic import (
 )
 from detkit.data.datasets.declared import register_declared_datasets
 from detkit.data.datasets.lvis import load_lvis_json, register_lvis_instances
+from detkit.data.datasets.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.pascal_voc import (
     load_voc_folders,
     load_voc_instances,
@@ -29,10 +30,12 @@ __all__ = [
     "load_cityscapes_semantic",
     "load_coco_json",
     "load_coco_panoptic_json",
+    "load_dota",
     "load_lvis_json",
     "load_sem_seg",
     "load_voc_folders",
     "load_voc_instances",
+    "load_yolo_obb",
     "merge_to_panoptic",
     "register_builtin_datasets",
     "register_coco_instances",

@@ -8,7 +8,7 @@
 
 Fields of all formats:
     name          as in DATASETS.TRAIN and DATASETS.TEST
-    format        coco, voc, lvis, sem_seg or coco_panoptic
+    format        coco, voc, dota, yolo_obb, lvis, sem_seg or coco_panoptic
     images        the folder of images; file names in a JSON file are relative to it
     evaluator     optional: the protocol to evaluate with, one of coco, pascal_voc, lvis, sem_seg or
                   coco_panoptic_seg; without it, that of the format: coco for coco and voc
@@ -31,6 +31,9 @@ Fields of voc:
     split         optional: which images, as a text file with one name per line (it ends in .txt),
                   or the name of one in ImageSets/Main, of the root or beside the folder of
                   annotations; without it, every XML file
+Fields of dota and yolo_obb:
+    annotations   the folder of text files, one per image, with the corners of rotated boxes
+    classes       names in the order of their ids
 Fields of lvis:
     annotations   the JSON file; images are found below `images` by the last two parts of their
                   coco_url

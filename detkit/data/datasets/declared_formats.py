@@ -26,6 +26,7 @@ from detkit.data.datasets.coco_panoptic import (
 )
 from detkit.data.datasets.json_file import by_id, listed, read_json, section
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
+from detkit.data.datasets.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord, as_flag
@@ -166,6 +167,12 @@ def _load_voc(
     return load_voc_folders(images, annotations, classes, split_file=split_file)
 
 
+def _oriented(load: Callable[..., list[ImageRecord]], entry: Entry) -> Registration:
+    paths = {"image_root": entry["images"], "annotation_root": entry["annotations"]}
+    loader = _loader(load, paths, class_names=entry["classes"])
+    return Registration(loader, _thing_classes(entry["classes"]), _lazy_paths(**paths))
+
+
 def _lvis(entry: Entry) -> Registration:
     paths = {"json_file": entry["annotations"], "image_root": entry["images"]}
     count = functools.partial(_image_count, entry["annotations"])
@@ -260,6 +267,16 @@ FORMATS = {
         _voc,
         required=("classes",),
         optional=("root", "images", "annotations", "split", "evaluator"),
+    ),
+    "dota": Format(
+        functools.partial(_oriented, load_dota),
+        required=("images", "annotations", "classes"),
+        optional=("evaluator",),
+    ),
+    "yolo_obb": Format(
+        functools.partial(_oriented, load_yolo_obb),
+        required=("images", "annotations", "classes"),
+        optional=("evaluator",),
     ),
     "lvis": Format(_lvis, required=("images", "annotations"), optional=("evaluator",)),
     "sem_seg": Format(

@@ -41,7 +41,7 @@ _EAST_ASIAN = re.compile(
     rb"((?:gb|big5|shift|sjis|euc|cp9|ms9|ks|iso-2022)[\w.-]{0,20})['\"][^>]{0,40}>",
     re.IGNORECASE,
 )
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def register_pascal_voc(
@@ -139,7 +139,7 @@ def load_voc_folders(
     if missing:
         raise MissingFileError(
             f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
-            f" {_listed(missing)}; looked for names ending in {', '.join(_IMAGE_SUFFIXES)}"
+            f" {_listed(missing)}; looked for names ending in {', '.join(IMAGE_SUFFIXES)}"
         )
     paths: dict[str, str] = {}
     roots: dict[str, Element] = {}
@@ -213,7 +213,7 @@ def _names_in_split(text: str, split_file: str, known: Container[str]) -> list[s
         name = line.strip().replace("\\", "/").removeprefix("./")
         # Lists of other tools have file names.
         ending = PurePosixPath(name).suffix
-        is_file = name not in known and ending.lower() in (*_IMAGE_SUFFIXES, ".xml")
+        is_file = name not in known and ending.lower() in (*IMAGE_SUFFIXES, ".xml")
         names.append(name.removesuffix(ending) if is_file else name)
     names = [name for name in names if name]
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -265,7 +265,7 @@ def _images_by_name(images: str) -> dict[str, list[str]]:
 
     An image in a folder of the folder is there by its name alone, too, unless that of another.
     """
-    files = files_below(images, _IMAGE_SUFFIXES, "images")
+    files = files_below(images, IMAGE_SUFFIXES, "images")
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, entries in files.items():
         for key in {name, PurePosixPath(name).name}:

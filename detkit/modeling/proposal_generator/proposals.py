@@ -3,6 +3,7 @@
 Legend: N images, K candidate boxes per image over all levels, R_l boxes of level l.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -126,7 +127,8 @@ def select_proposals(
     groups = torch.where(is_valid, level_ids, len(level_ids))
     # Mostly the best hold enough that stay, of the 9,000 of an image in training.
     most = min(logits.shape[1], 4 * post_nms_topk)
-    keep, counts, all_finite = _suppress(boxes, logits, groups, is_finite, nms_thresh, most)
+    settings = (nms_thresh, post_nms_topk)
+    keep, counts, all_finite = _suppress(boxes, logits, groups, is_finite, most, *settings)
     if training and not all_finite:
         raise FloatingPointError(
             "Predicted boxes or scores contain Inf or NaN: training has diverged. Likely causes:"
@@ -134,7 +136,7 @@ def select_proposals(
             " do not belong to this model."
         )
     if most < logits.shape[1] and min(counts) < post_nms_topk:
-        keep, _, _ = _suppress(boxes, logits, groups, is_finite, nms_thresh, logits.shape[1])
+        keep, _, _ = _suppress(boxes, logits, groups, is_finite, logits.shape[1], *settings)
     return [
         Instances(
             size_i,
@@ -150,7 +152,13 @@ _NMS_BOXES = 8192
 
 
 def _suppress(
-    boxes: Tensor, logits: Tensor, groups: Tensor, is_finite: Tensor, nms_thresh: float, most: int
+    boxes: Tensor,
+    logits: Tensor,
+    groups: Tensor,
+    is_finite: Tensor,
+    most: int,
+    nms_thresh: float,
+    post_nms_topk: int,
 ) -> tuple[list[Tensor], list[int], bool]:
     """Suppress overlaps within the groups of each image.
 
@@ -159,8 +167,9 @@ def _suppress(
         logits: (N, K), -inf for what is no box.
         groups: (N, K) int64 in [0, K].
         is_finite: (N, K) bool, read along with the counts: each reading waits for the device.
-        nms_thresh: See `select_proposals`.
         most: Only so many of the best of each image take part.
+        nms_thresh: See `select_proposals`.
+        post_nms_topk: Likewise; more than these may stay.
 
     Returns:
         Per image the indices of the boxes that stay, best first.
@@ -174,7 +183,9 @@ def _suppress(
         boxes = boxes.take_along_dim(top[..., None], dim=1)
         logits, groups = logits.gather(1, top), groups.gather(1, top)
     is_rotated = boxes.shape[2] == 5
-    nms = batched_nms_rotated if is_rotated else batched_nms
+    nms = batched_nms
+    if is_rotated:
+        nms = functools.partial(batched_nms_rotated, topk=post_nms_topk)
     images_at_once = 1 if is_rotated else max(1, _NMS_BOXES // max(1, most))
     image = torch.arange(num_images, device=logits.device)[:, None]
     own_groups = groups + image % images_at_once * (num_boxes + 1)

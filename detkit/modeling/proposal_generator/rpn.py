@@ -10,7 +10,7 @@ image.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,8 +145,6 @@ class StandardRPNHead(nn.Module):
 class RPN(nn.Module):
     """Scores and refines the anchors of every level, and returns the best as proposals."""
 
-    transform_class: ClassVar[type[Box2BoxTransform]] = Box2BoxTransform
-
     @configurable
     def __init__(
         self,
@@ -223,7 +221,7 @@ class RPN(nn.Module):
             "anchor_matcher": Matcher(
                 rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=True
             ),
-            "box2box_transform": cls.transform_class(weights=rpn.BBOX_REG_WEIGHTS),
+            "box2box_transform": cls._init_box2box_transform(cfg),
             "batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": rpn.POSITIVE_FRACTION,
             "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
@@ -239,6 +237,11 @@ class RPN(nn.Module):
             "box_reg_loss_type": rpn.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
         }
+
+    @classmethod
+    def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransform:
+        """Build the encoding of boxes as deltas."""
+        return Box2BoxTransform(weights=cfg.MODEL.RPN.BBOX_REG_WEIGHTS)
 
     def forward(
         self,

@@ -28,8 +28,6 @@ class RRPN(RPN):
     where they are nearly upright; see `RotatedBoxes.clip`.
     """
 
-    transform_class = Box2BoxTransformRotated
-
     @configurable
     def __init__(self, **kwargs: Any) -> None:
         """Set the parts, with the arguments of `RPN`.
@@ -48,6 +46,13 @@ class RRPN(RPN):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Map config keys to arguments."""
         return super().from_config(cfg, input_shape)
+
+    @classmethod
+    def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransformRotated:
+        """Build the encoding of rotated boxes as deltas."""
+        return Box2BoxTransformRotated(
+            cfg.MODEL.RPN.BBOX_REG_WEIGHTS, angle_period=cfg.MODEL.ROTATED_BOX_PERIOD
+        )
 
 
 def find_top_rrpn_proposals(

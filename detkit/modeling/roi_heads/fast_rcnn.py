@@ -9,7 +9,7 @@ Legend: N images, R regions over the batch, R_i regions of image i, K classes, F
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,6 @@ class FastRCNNOutputLayers(nn.Module):
     """A linear layer for the classes and one for the deltas, with their losses and inference."""
 
     fed_loss_cls_weights: Tensor | None
-    transform_class: ClassVar[type[Box2BoxTransform]] = Box2BoxTransform
 
     @configurable
     def __init__(
@@ -137,7 +136,7 @@ class FastRCNNOutputLayers(nn.Module):
             weights = [count**head.FED_LOSS_FREQ_WEIGHT_POWER for count in counts]
         return {
             "input_shape": input_shape,
-            "box2box_transform": cls.transform_class(weights=head.BBOX_REG_WEIGHTS),
+            "box2box_transform": cls._init_box2box_transform(cfg),
             "num_classes": heads.NUM_CLASSES,
             "test_score_thresh": heads.SCORE_THRESH_TEST,
             "test_nms_thresh": heads.NMS_THRESH_TEST,
@@ -151,6 +150,11 @@ class FastRCNNOutputLayers(nn.Module):
             "fed_loss_cls_weights": weights,
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
+
+    @classmethod
+    def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransform:
+        """Build the encoding of boxes as deltas."""
+        return Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
 
     def forward(self, x: Tensor) -> Predictions:
         """Predict classes and deltas from features per region: (R, F), or (R, ...) to flatten."""

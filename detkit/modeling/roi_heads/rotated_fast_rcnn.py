@@ -31,7 +31,12 @@ fast_rcnn_inference_single_image_rotated = functools.partial(
 class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
     """`FastRCNNOutputLayers` with five deltas per box."""
 
-    transform_class = Box2BoxTransformRotated
+    @classmethod
+    def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransformRotated:
+        """Build the encoding of rotated boxes as deltas."""
+        return Box2BoxTransformRotated(
+            cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, angle_period=cfg.MODEL.ROTATED_BOX_PERIOD
+        )
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -264,7 +264,7 @@ def without(entry, *fields):
         pytest.param(
             without(COCO, "format"),
             ValueError,
-            r"\(mine\) needs a format, one of coco, voc, lvis, sem_seg, coco_panoptic, got None",
+            r"\(mine\) needs a format, one of coco, voc, dota, yolo_obb, lvis, sem_seg, coco_panoptic, got None",
             id="none",
         ),
         pytest.param(

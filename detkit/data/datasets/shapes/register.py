@@ -42,6 +42,7 @@ def register_shapes(datasets: str | os.PathLike[str] | None = None) -> None:
     """Register the data set under one name for each use, with `SPLIT` train or val.
 
     - `shapes_SPLIT`, and the same under `shapes_SPLIT_keypoints`: COCO.
+    - `shapes_rotated_SPLIT`: COCO with rotated boxes, of flat shapes at any angle.
     - `shapes_voc_SPLIT`: Pascal VOC.
     - `shapes_SPLIT_sem_seg`: label maps of all nine classes.
     - `shapes_SPLIT_panoptic`: COCO panoptic, joined.
@@ -51,7 +52,7 @@ def register_shapes(datasets: str | os.PathLike[str] | None = None) -> None:
     Args:
         datasets: The folder of all data sets; None takes the one that `$DETKIT_DATASETS` names
             when the data are loaded. The shapes lie in `shapes` within it and are generated when
-            first loaded.
+            first loaded; the rotated ones in `shapes_rotated`.
     """
     points = skeleton_colors(len(SHAPES_KEYPOINTS) - 1)
     coco = {
@@ -86,6 +87,8 @@ def register_shapes(datasets: str | os.PathLike[str] | None = None) -> None:
         register = partial(_register, datasets)
         for name in (f"shapes_{split}", f"shapes_{split}_keypoints"):
             register(name, _load_coco, (split, name), instances, coco, "coco")
+        name = f"shapes_rotated_{split}"
+        register(name, _load_coco, (split, name), instances, coco, "coco", "shapes_rotated")
         register(f"shapes_voc_{split}", _load_voc, (split,), {"dirname": ""}, voc, "pascal_voc")
         name = f"shapes_{split}_sem_seg"
         register(name, _load_labels, (labels["sem_seg_root"],), labels, nine, "sem_seg")
@@ -106,21 +109,28 @@ def _register(
     paths: Mapping[str, str],
     metadata: Mapping[str, Any],
     evaluator_type: str,
+    folder: str = "shapes",
 ) -> None:
     """Register a loader of the folder and `args`; `paths` in the folder become metadata."""
-    DatasetCatalog.register(name, partial(_load, load, datasets, *args))
-    lazy = {key: partial(_path, datasets, *([path] if path else [])) for key, path in paths.items()}
+    DatasetCatalog.register(name, partial(_load, load, datasets, folder, *args))
+    lazy = {
+        key: partial(_path, datasets, folder, *([path] if path else []))
+        for key, path in paths.items()
+    }
     MetadataCatalog.get(name).set(evaluator_type=evaluator_type, **metadata).set_lazy(**lazy)
 
 
 def _path(datasets: str | os.PathLike[str] | None, *parts: str) -> str:
-    return str(Path(dataset_root() if datasets is None else datasets, "shapes", *parts))
+    return str(Path(dataset_root() if datasets is None else datasets, *parts))
 
 
 def _load(
-    load: Callable[..., list[ImageRecord]], datasets: str | os.PathLike[str] | None, *args: str
+    load: Callable[..., list[ImageRecord]],
+    datasets: str | os.PathLike[str] | None,
+    folder: str,
+    *args: str,
 ) -> list[ImageRecord]:
-    return load(ensure_shapes(_path(datasets)), *args)
+    return load(ensure_shapes(_path(datasets, folder), rotated=folder == "shapes_rotated"), *args)
 
 
 def _load_coco(folder: Path, split: str, name: str) -> list[ImageRecord]:

@@ -47,6 +47,9 @@ _LARGE_SHARE = (0.8, 1.05)
 # Shapes stand nearly upright, as things in photographs do. With any angle, a small network takes
 # several times as long to tell squares, triangles and stars apart.
 _MAX_TILT = math.radians(15)
+# In rotated scenes shapes are flattened to this share of their height, so that they have a
+# direction, and turned by any angle.
+_FLATTENED = (0.35, 0.6)
 # Each class has a typical color, as cells, fruits and road signs have; hues lie within this
 # distance of it, on a circle of 1.
 _HUE_RANGE = 0.06
@@ -72,6 +75,8 @@ class SceneObject:
         is_truncated: Whether the image border cuts it.
         keypoints: (5, 3) x, y in pixels and visibility of `SHAPES_KEYPOINTS`: 2 for a visible
             point, 1 if another object hides it; all 0 outside of the image.
+        rotated_box: XYWHA around the whole outline, hidden parts included; the angle is in (-90,
+            90]. It may reach beyond the image.
     """
 
     class_index: int
@@ -81,6 +86,7 @@ class SceneObject:
     visible_share: float
     is_truncated: bool
     keypoints: FloatArray
+    rotated_box: tuple[float, float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,14 @@ class _Placed:
         outline: (P, 2) corners in pixels; they may lie outside of the image.
         area: Area of the outline in square pixels.
         points: (5, 2) positions of `SHAPES_KEYPOINTS`; they may lie outside as well.
+        rotated_box: See `SceneObject`.
     """
 
     class_index: int
     outline: FloatArray
     area: float
     points: FloatArray
+    rotated_box: tuple[float, float, float, float, float]
 
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the pixels (x1, y1, x2, y2) of the image that contain the whole object."""
@@ -124,10 +132,15 @@ class _Placed:
         return max(int(x1), 0), max(int(y1), 0), min(int(x2), width), min(int(y2), height)
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Return a scene; equal generators give equal scenes."""
+def draw_scene(rng: np.random.Generator, *, rotated: bool = False) -> Scene:
+    """Return a scene; equal generators give equal scenes.
+
+    Args:
+        rng: Source of all draws.
+        rotated: Whether shapes are flat and turned by any angle; else they stand nearly upright.
+    """
     height, width = IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))]
-    placed, seen = _lay_out(rng, height, width)
+    placed, seen = _lay_out(rng, height, width, rotated)
     objects = [_visible_object(obj, seen, index) for index, obj in enumerate(placed, start=1)]
     image, background = _paint(rng, placed, seen)
     return Scene(image, objects, background, seen[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE].copy())
@@ -138,7 +151,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _lay_out(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, rotated: bool
 ) -> tuple[list[_Placed], npt.NDArray[np.uint8]]:
     """Place objects, the largest at the back.
 
@@ -151,7 +164,7 @@ def _lay_out(
     placed: list[_Placed] = []
     seen = Image.new("L", (_FINE * width, _FINE * height))
     for diameter in diameters:
-        candidate = _place(rng, diameter, height, width)
+        candidate = _place(rng, diameter, height, width, rotated)
         drawn = seen.copy()
         ImageDraw.Draw(drawn).polygon(
             [(x, y) for x, y in (candidate.outline * _FINE).tolist()], fill=len(placed) + 1
@@ -172,20 +185,32 @@ def _draw_diameter(rng: np.random.Generator, shorter_side: int) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _place(rng: np.random.Generator, diameter: float, height: int, width: int) -> _Placed:
+def _place(
+    rng: np.random.Generator, diameter: float, height: int, width: int, rotated: bool
+) -> _Placed:
     class_index = int(rng.integers(len(SHAPES_CLASSES)))
     name = SHAPES_CLASSES[class_index]
-    angle = rng.uniform(-_MAX_TILT, _MAX_TILT)
+    max_angle = math.pi / 2 if rotated else _MAX_TILT
+    angle = rng.uniform(-max_angle, max_angle)
+    scale = np.array([1.0, rng.uniform(*_FLATTENED) if rotated else 1.0]) * diameter / 2
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
-    corners = _unit_outline(name) * diameter / 2 @ turn
-    points = _unit_keypoints(name) * diameter / 2 @ (np.eye(2) if name in _ROUND else turn)
+    upright = _unit_outline(name) * scale
+    corners = upright @ turn
+    shows_tilt = rotated or name not in _ROUND
+    points = _unit_keypoints(name) * scale @ (turn if shows_tilt else np.eye(2))
     # One object in six may be cut by the border; the others lie inside wherever they fit.
     margin = diameter / 2 * (0.5 if rng.random() < 1 / 6 else 1.0)
     centre = [
         rng.uniform(min(margin, side / 2), max(side - margin, side / 2)) for side in (width, height)
     ]
-    return _Placed(class_index, corners + centre, abs(signed_area(corners)), points + centre)
+    low, high = upright.min(axis=0), upright.max(axis=0)
+    x, y = ((low + high) / 2 @ turn + centre).tolist()
+    w, h = (high - low).tolist()
+    # A positive angle of a box turns counter-clockwise where y points down; here it is clockwise.
+    rotated_box = (x, y, w, h, -math.degrees(angle))
+    area = abs(signed_area(corners))
+    return _Placed(class_index, corners + centre, area, points + centre, rotated_box)
 
 
 def _unit_outline(name: str) -> FloatArray:
@@ -241,7 +266,14 @@ def _visible_object(obj: _Placed, seen: npt.NDArray[np.uint8], index: int) -> Sc
     is_truncated = bool((obj.outline < 0).any() or (obj.outline > (width, height)).any())
     keypoints = _seen_keypoints(obj.points, seen, index)
     return SceneObject(
-        obj.class_index, polygons, box, area, min(area / obj.area, 1.0), is_truncated, keypoints
+        obj.class_index,
+        polygons,
+        box,
+        area,
+        min(area / obj.area, 1.0),
+        is_truncated,
+        keypoints,
+        obj.rotated_box,
     )
 
 

@@ -177,3 +177,14 @@ def test_number_out_of_range_is_named(numbers: dict[str, int], tmp_path: Path) -
     ((name, value),) = numbers.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         generate_shapes(tmp_path / "shapes", **numbers)
+
+
+def test_rotated_set_has_boxes_of_five_numbers_and_is_no_other(tmp_path: Path) -> None:
+    folder = generate_shapes(tmp_path / "shapes_rotated", num_train=2, num_val=1, rotated=True)
+    coco = json.loads((folder / "instances_train.json").read_text())
+    assert {len(annotation["bbox"]) for annotation in coco["annotations"]} == {5}
+    assert ensure_shapes(folder, rotated=True) == folder
+    assert json.loads((folder / "shapes.json").read_text())["num_train"] == 2
+    ensure_shapes(folder)
+    coco = json.loads((folder / "instances_train.json").read_text())
+    assert {len(annotation["bbox"]) for annotation in coco["annotations"]} == {4}

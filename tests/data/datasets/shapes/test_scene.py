@@ -146,3 +146,23 @@ def test_owners_cover_what_the_polygons_cover(scenes: list[Scene]) -> None:
 
 def test_backgrounds_of_all_kinds_appear(scenes: list[Scene]) -> None:
     assert {scene.background for scene in scenes} == set(range(len(SHAPES_BACKGROUNDS)))
+
+
+def test_rotated_boxes_lie_tight_around_whole_objects() -> None:
+    angles = []
+    for seed in range(30):
+        scene = draw_scene(np.random.default_rng(seed), rotated=True)
+        for obj in scene.objects:
+            if obj.is_truncated or obj.visible_share < 0.99:
+                continue
+            x, y, w, h, angle = obj.rotated_box
+            angles.append(angle)
+            cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+            away = np.concatenate(obj.polygons) - [x, y]
+            along, across = away @ [cos, -sin], away @ [sin, cos]
+            # Outlines of what is visible are simplified by up to a third of a pixel.
+            assert np.allclose([along.min(), along.max()], [-w / 2, w / 2], atol=0.8)
+            assert np.allclose([across.min(), across.max()], [-h / 2, h / 2], atol=0.8)
+    assert len(angles) > 20
+    assert min(angles) < -60
+    assert max(angles) > 60
