@@ -113,6 +113,10 @@ _key("MODEL.ROTATED_BOX_PERIOD", 360.0,
      "detkit: degrees after which a turned box is the same object when angles are learnt; 180 where"
      " objects that face the other way need not be told apart.",
      choices=(180.0, 360.0), needs=("MODEL.ROTATED_BOXES",))
+_key("MODEL.ROTATED_BOX_ALONG_SIDES", False,
+     "detkit: centers are predicted along the sides of a turned box, as its region is seen by the"
+     " head, and not along the axes of the image.",
+     needs=("MODEL.ROTATED_BOXES",))
 _key("MODEL.LOAD_PROPOSALS", False,
      "Take proposals from DATASETS.PROPOSAL_FILES_* instead of an RPN.")
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from detkit.config import CfgNode
 from detkit.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
 from detkit.structures.rotated_boxes import normalized
 from detkit.utils.text import did_you_mean
@@ -158,11 +159,14 @@ class Box2BoxTransformLinear:
 class Box2BoxTransformRotated(Box2BoxTransform):
     """Converts between rotated boxes XYWHA and deltas `(dx, dy, dw, dh, da)`.
 
-    The first four are those of `Box2BoxTransform`: the centre moves along the axes of the image,
-    not along the sides of the box. `da` is the change of the angle in radians.
+    The first four are those of `Box2BoxTransform`, and `da` is the change of the angle in radians.
 
-    A box that is turned by half a turn is the same rectangle. Where it also stands for the same
-    object, an `angle_period` of 180 degrees spares the model from learning to turn it back.
+    As in Detectron2, the centre moves along the axes of the image by default. A head that sees
+    regions turned upright, by `ROIAlignRotated`, can hardly tell where these are: for it the centre
+    should move along the sides of the box.
+
+    Source: Ma et al. 2017, arXiv 1703.01086, section III-C; along the sides: Ding et al. 2018,
+    arXiv 1812.00155, equation 1.
 
     Example:
         >>> import torch
@@ -182,13 +186,16 @@ class Box2BoxTransformRotated(Box2BoxTransform):
         weights: Sequence[float],
         scale_clamp: float = DEFAULT_SCALE_CLAMP,
         angle_period: float = 360.0,
+        along_sides: bool = False,
     ) -> None:
         """Set the scale of the deltas, as in `Box2BoxTransform`.
 
         Args:
             weights: Five factors.
             scale_clamp: As in `Box2BoxTransform`.
-            angle_period: Degrees between angles that count as equal, 360 or 180.
+            angle_period: Degrees between angles that count as equal: 360, or 180, where an object
+                that faces the other way need not be told apart.
+            along_sides: Whether `dx` and `dy` are along the sides of the source box.
 
         Raises:
             ValueError: `weights` are not five positive numbers, or the period is another one.
@@ -197,6 +204,7 @@ class Box2BoxTransformRotated(Box2BoxTransform):
         if angle_period not in (180, 360):
             raise ValueError(f"angle_period must be 180 or 360 degrees, got {angle_period}")
         self.angle_period = angle_period
+        self.along_sides = along_sides
 
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """Return the (N, 5) deltas that lead from one set of boxes, (N, 5), to another.
@@ -205,9 +213,13 @@ class Box2BoxTransformRotated(Box2BoxTransform):
         """
         src_x, src_y, src_w, src_h, src_a = src_boxes.unbind(dim=1)
         target_x, target_y, target_w, target_h, target_a = target_boxes.unbind(dim=1)
+        dx, dy = target_x - src_x, target_y - src_y
+        if self.along_sides:
+            cos, sin = torch.deg2rad(src_a).cos(), torch.deg2rad(src_a).sin()
+            dx, dy = dx * cos - dy * sin, dx * sin + dy * cos
         deltas = [
-            (target_x - src_x) / src_w,
-            (target_y - src_y) / src_h,
+            dx / src_w,
+            dy / src_h,
             torch.log(target_w / src_w),
             torch.log(target_h / src_h),
             torch.deg2rad(normalized(target_a - src_a, self.angle_period)),
@@ -237,14 +249,27 @@ class Box2BoxTransformRotated(Box2BoxTransform):
         x, y, width, height, angle = boxes.float()[:, None].unbind(dim=2)
         columns = deltas.float().unflatten(1, (-1, 5)).unbind(dim=2)
         dx, dy, dw, dh, da = (d / w for d, w in zip(columns, self.weights, strict=True))
+        dx, dy = dx * width, dy * height
+        if self.along_sides:
+            cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
+            dx, dy = dx * cos + dy * sin, dy * cos - dx * sin
         moved = [
-            dx * width + x,
-            dy * height + y,
+            dx + x,
+            dy + y,
             torch.exp(dw.clamp(max=self.scale_clamp)) * width,
             torch.exp(dh.clamp(max=self.scale_clamp)) * height,
             normalized(torch.rad2deg(da) + angle),
         ]
         return torch.stack(moved, dim=2).flatten(1)
+
+
+def rotated_transform(cfg: CfgNode, weights: Sequence[float]) -> Box2BoxTransformRotated:
+    """Return the transform of rotated boxes as the config has it, with these weights."""
+    return Box2BoxTransformRotated(
+        weights,
+        angle_period=cfg.MODEL.ROTATED_BOX_PERIOD,
+        along_sides=cfg.MODEL.ROTATED_BOX_ALONG_SIDES,
+    )
 
 
 def _size_and_center(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

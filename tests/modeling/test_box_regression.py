@@ -204,8 +204,9 @@ def test_unknown_type_names_the_legal_ones():
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_rotated_apply_inverts_get(num_classes):
-    transform = Box2BoxTransformRotated((5, 5, 10, 10, 2))
+@pytest.mark.parametrize("along_sides", [False, True])
+def test_rotated_apply_inverts_get(num_classes, along_sides):
+    transform = Box2BoxTransformRotated((5, 5, 10, 10, 2), along_sides=along_sides)
     source, target = random_rotated_boxes(20), random_rotated_boxes(20, seed=1)
     deltas = transform.get_deltas(source, target)
     assert (deltas[:, 4].abs() <= 2 * math.pi + 1e-5).all()
@@ -287,3 +288,13 @@ def test_half_a_turn_is_no_turn_with_a_period_of_180_degrees():
     )
     with pytest.raises(ValueError, match="angle_period must be 180 or 360 degrees, got 90"):
         Box2BoxTransformRotated((1, 1, 1, 1, 1), angle_period=90)
+
+
+def test_center_moves_along_the_sides():
+    transform = Box2BoxTransformRotated((1, 1, 1, 1, 1), along_sides=True)
+    # Turned by 90 degrees counter-clockwise, the width runs upwards and the height to the right.
+    source = torch.tensor([[50.0, 50, 20, 10, 90]])
+    target = torch.tensor([[55.0, 46, 20, 10, 90]])
+    torch.testing.assert_close(
+        transform.get_deltas(source, target), torch.tensor([[0.2, 0.5, 0, 0, 0]])
+    )

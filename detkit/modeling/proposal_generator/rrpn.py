@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
-from detkit.modeling.box_regression import Box2BoxTransformRotated
+from detkit.modeling.box_regression import Box2BoxTransformRotated, rotated_transform
 from detkit.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detkit.modeling.proposal_generator.proposals import find_top_rpn_proposals
 from detkit.modeling.proposal_generator.rpn import RPN
@@ -50,9 +50,7 @@ class RRPN(RPN):
     @classmethod
     def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransformRotated:
         """Build the encoding of rotated boxes as deltas."""
-        return Box2BoxTransformRotated(
-            cfg.MODEL.RPN.BBOX_REG_WEIGHTS, angle_period=cfg.MODEL.ROTATED_BOX_PERIOD
-        )
+        return rotated_transform(cfg, cfg.MODEL.RPN.BBOX_REG_WEIGHTS)
 
 
 def find_top_rrpn_proposals(

@@ -8,7 +8,7 @@ from typing import Any
 
 from detkit.config import CfgNode
 from detkit.layers import ShapeSpec
-from detkit.modeling.box_regression import Box2BoxTransformRotated
+from detkit.modeling.box_regression import Box2BoxTransformRotated, rotated_transform
 from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_box_head
 from detkit.modeling.roi_heads.fast_rcnn import (
     FastRCNNOutputLayers,
@@ -34,9 +34,7 @@ class RotatedFastRCNNOutputLayers(FastRCNNOutputLayers):
     @classmethod
     def _init_box2box_transform(cls, cfg: CfgNode) -> Box2BoxTransformRotated:
         """Build the encoding of rotated boxes as deltas."""
-        return Box2BoxTransformRotated(
-            cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, angle_period=cfg.MODEL.ROTATED_BOX_PERIOD
-        )
+        return rotated_transform(cfg, cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
 
 
 @ROI_HEADS_REGISTRY.register()

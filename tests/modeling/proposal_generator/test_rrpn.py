@@ -161,10 +161,13 @@ def test_settings_that_do_not_fit_are_errors(key, value, message):
         build_proposal_generator(cfg, SHAPES)
 
 
-def test_period_of_angles_is_a_setting():
+def test_deltas_follow_the_settings():
     cfg = config(0)
     cfg.MODEL.ROTATED_BOX_PERIOD = 180.0
-    assert build_proposal_generator(cfg, SHAPES).box2box_transform.angle_period == 180
+    cfg.MODEL.ROTATED_BOX_ALONG_SIDES = True
+    transform = build_proposal_generator(cfg, SHAPES).box2box_transform
+    assert transform.angle_period == 180
+    assert transform.along_sides
 
 
 def test_it_is_an_rpn():
