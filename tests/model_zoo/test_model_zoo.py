@@ -1,3 +1,4 @@
+import gzip
 import json
 import re
 from pathlib import Path
@@ -18,7 +19,8 @@ from detkit.model_zoo import (
 from detkit.model_zoo.model_zoo import PREFIX, PUBLISHED_WEIGHTS
 
 # Recorded from Detectron2 0.6: per file of its zoo, the settings that differ from the default.
-ZOO = json.loads((Path(__file__).resolve().parents[1] / "golden" / "zoo_settings.json").read_text())
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+ZOO = json.loads((GOLDEN / "zoo_settings.json").read_text())
 DEFAULT = get_cfg()
 # Detectron2's quick schedules name nine of these files in full: a second source for the same addresses.
 NAMED_IN_CONFIGS = {
@@ -189,7 +191,10 @@ def test_addresses_named_in_detectron2s_configs_are_the_same():
 
 
 def test_every_entry_is_a_config_of_the_zoo_and_a_run_of_its_own():
-    assert {f"{name}.yaml" for name in PUBLISHED_WEIGHTS} <= set(ZOO)
+    in_python = json.loads(gzip.decompress((GOLDEN / "lazy_zoo.json.gz").read_bytes()))
+    names = {name.removesuffix(".yaml") for name in ZOO}
+    names |= {name.removeprefix("configs/").removesuffix(".py") for name in in_python}
+    assert set(PUBLISHED_WEIGHTS) <= names
     assert len({rest.split("/")[0] for rest in PUBLISHED_WEIGHTS.values()}) == len(
         PUBLISHED_WEIGHTS
     )

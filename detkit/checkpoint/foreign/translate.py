@@ -14,6 +14,7 @@ from torch import Tensor
 from detkit.checkpoint.foreign.caffe2 import translate_caffe2
 from detkit.checkpoint.foreign.layout import Translation
 from detkit.checkpoint.foreign.mmdet import translate_mmdet
+from detkit.checkpoint.foreign.regnet import translate_regnet
 from detkit.checkpoint.foreign.torchvision import (
     keep_coco_classes,
     translate_detector,
@@ -28,6 +29,7 @@ _LAYOUTS = (
     translate_caffe2,
     translate_resnet,
     translate_transformer,
+    translate_regnet,
 )
 _BARE = re.compile(r"(stem|res[2-6]|linear)\.")
 _PYRAMID = re.compile(r"(fpn_(lateral|output)\d|top_block)\.")

@@ -1,42 +1,20 @@
 """Tests of detkit.modeling.backbone.regnet."""
 
-import re
-
 import pytest
 import torch
 import torchvision
 
+from detkit.checkpoint.foreign.regnet import translate_regnet
 from detkit.config import get_cfg
 from detkit.layers import FrozenBatchNorm2d, ShapeSpec
 from detkit.modeling.backbone import RegNet, build_backbone
 from detkit.modeling.backbone.regnet import regnet_stages
+from tests.foreign_models import randomised
 
 ALL = ["stem", "s1", "s2", "s3", "s4"]
 X_800MF = {"depth": 16, "w_0": 56, "w_a": 35.73, "w_m": 2.28, "group_width": 16}
 Y_400MF = {"depth": 16, "w_0": 48, "w_a": 27.89, "w_m": 2.09, "group_width": 8, "se_ratio": 0.25}
 TINY = {"depth": 5, "w_0": 8, "w_a": 8, "w_m": 2, "group_width": 8, "stem_width": 8}
-
-
-LAYERS = [
-    (r"stem\.conv\.(.*)", r"stem.0.\1"),
-    (r"stem\.bn\.(.*)", r"stem.1.\1"),
-    (r"(.*)\.proj\.(.*)", r"\1.proj.0.\2"),
-    (r"(.*)\.b(\d+)\.bn\.(.*)", r"\1.b\2.proj.1.\3"),
-    (r"(.*)\.f\.([abc])\.(.*)", r"\1.f.\2.0.\3"),
-    (r"(.*)\.f\.([abc])_bn\.(.*)", r"\1.f.\2.1.\3"),
-    (r"(.*)\.se\.f_ex\.0\.(.*)", r"\1.se.fc1.\2"),
-    (r"(.*)\.se\.f_ex\.2\.(.*)", r"\1.se.fc2.\2"),
-]
-
-
-def of_torchvision(name):
-    """Return the name of a tensor in torchvision's class."""
-    (name,) = [re.sub(old, new, name) for old, new in LAYERS if re.fullmatch(old, name)]
-    return re.sub(
-        r"s(\d)\.b(\d+)\.",
-        lambda found: f"trunk_output.block{found[1]}.block{found[1]}-{int(found[2]) - 1}.",
-        name,
-    )
 
 
 @pytest.mark.parametrize(
@@ -59,17 +37,11 @@ def of_torchvision(name):
     ],
 )
 def test_features_are_those_of_torchvision(name, arguments):
-    torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)(weights=None).eval()
-    for norm in theirs.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(norm.weight, 0.5, 1.0)
-            torch.nn.init.uniform_(norm.running_mean, -0.2, 0.2)
+    theirs = randomised(getattr(torchvision.models, name)(weights=None)).eval()
     ours = RegNet(**arguments, out_features=ALL).eval()
-    state = theirs.state_dict()
-    names = {n: of_torchvision(n) for n in ours.state_dict()}
-    assert set(state) - set(names.values()) == {"fc.weight", "fc.bias"}
-    ours.load_state_dict({n: state[other] for n, other in names.items()})
+    weights = translate_regnet(theirs.state_dict(), "").weights
+    assert weights.keys() - ours.state_dict().keys() == {"fc.weight", "fc.bias"}
+    ours.load_state_dict({name: weights[name] for name in ours.state_dict()})
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         found = ours(image)
