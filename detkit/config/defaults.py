@@ -903,6 +903,14 @@ _key("TEST.AUG.MAX_SIZE", 4000, "Longest side of the resized images.",
      minimum=1, needs=("TEST.AUG.ENABLED",))
 _key("TEST.AUG.FLIP", True, "Also use flipped images.",
      needs=("TEST.AUG.ENABLED",))
+_key("TEST.AMP.ENABLED", False,
+     "detkit: evaluate and predict in mixed precision: convolutions and matrix products in half"
+     " precision, boxes, scores and NMS in float32. Faster on GPUs and on CPUs with AMX or AVX-512"
+     " BF16, slower on others.",
+     only_default_trainer=True)
+_key("TEST.AMP.DTYPE", "bf16",
+     "detkit: bf16; or fp16, on CUDA only.",
+     choices=("bf16", "fp16"), needs=("TEST.AMP.ENABLED",))
 _key("TEST.PRECISE_BN.ENABLED", False,
      "Recompute the statistics of batch norm layers before each evaluation.",
      only_default_trainer=True)

@@ -12,7 +12,7 @@ from detkit.config import CfgNode
 from detkit.data import Metadata, MetadataCatalog
 from detkit.data.dataset_mapper import image_to_tensor
 from detkit.data.transforms.build import build_test_resize
-from detkit.engine.evaluations import with_test_time_augmentation
+from detkit.engine.evaluations import testing_precision, with_test_time_augmentation
 from detkit.engine.run_config import prepare
 from detkit.layers import PreparedWeights
 from detkit.modeling import build_model
@@ -71,6 +71,7 @@ class DefaultPredictor:
         self.aug = build_test_resize(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self._num_channels = len(cfg.MODEL.PIXEL_MEAN)
+        self._precision = testing_precision(cfg)
         # Keeps what convolutions compute from their weights: 430 MB for R50-FPN on a CPU, the size
         # of the model on other devices. It notices weights that are loaded or changed between two
         # images, except through `tensor.data` or by a fused optimizer, which torch does not count.
@@ -101,7 +102,7 @@ class DefaultPredictor:
         }
         # Not inference_mode: tensors that a model caches between images, such as anchors, must stay
         # usable in training.
-        with torch.no_grad(), self._prepared_weights.in_use():
+        with torch.no_grad(), self._prepared_weights.in_use(), self._precision():
             return self.model([model_input])[0]
 
     def _check(self, image: Any) -> None:

@@ -34,6 +34,7 @@ from detkit.engine.checkpoint_records import (
 from detkit.engine.evaluations import (
     build_validation_loader,
     named_as_augmented,
+    testing_precision,
     validation_losses_of,
     with_averaged_results,
     with_test_time_augmentation,
@@ -414,7 +415,8 @@ class DefaultTrainer(SimpleTrainer):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
-            results[name] = named(inference_on_dataset(model, loader, evaluator))
+            with testing_precision(cfg)():
+                results[name] = named(inference_on_dataset(model, loader, evaluator))
             if comm.is_main_process():
                 logger.info("results on %s:", name, extra=FILE_ONLY)
                 print_csv_format(results[name])
@@ -431,6 +433,7 @@ class DefaultTrainer(SimpleTrainer):
         # A subclass that tests in another way may need neither.
         if cls.test.__func__ is not DefaultTrainer.test.__func__:
             return
+        testing_precision(cfg)
         for name in cfg.DATASETS.TEST:
             cls.build_test_loader(cfg, name)
             evaluator = cls.build_evaluator(cfg, name)

@@ -4,8 +4,9 @@ Legend: N images of all processes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from detkit.data.annotations import create_keypoint_hflip_indices
 from detkit.engine.simple_trainer import sum_losses
 from detkit.modeling import GeneralizedRCNNWithTTA
 from detkit.utils import comm
-from detkit.utils.env import random_state, seed_all_rng, set_random_state
-from detkit.utils.errors import DataError
+from detkit.utils.env import random_state, resolve_device, seed_all_rng, set_random_state
+from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.events import EventStorage
 from detkit.utils.module_state import BufferSnapshot, preserved_modes
 
@@ -44,6 +45,24 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
         names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
         flip_indices = create_keypoint_hflip_indices(names).tolist()
     return GeneralizedRCNNWithTTA(cfg, model, keypoint_flip_indices=flip_indices)
+
+
+def testing_precision(cfg: CfgNode) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what makes the context in which a model is evaluated or used, as TEST.AMP says.
+
+    Raises:
+        ConfigError: TEST.AMP.DTYPE is fp16, and the model is not on CUDA.
+    """
+    if not cfg.TEST.AMP.ENABLED:
+        return nullcontext
+    device_type = resolve_device(cfg.MODEL.DEVICE).type
+    if cfg.TEST.AMP.DTYPE == "fp16" and device_type != "cuda":
+        raise ConfigError(
+            f"TEST.AMP.DTYPE fp16 needs MODEL.DEVICE cuda, the model is on {device_type}: use bf16"
+            " there"
+        )
+    dtype = torch.float16 if cfg.TEST.AMP.DTYPE == "fp16" else torch.bfloat16
+    return partial(torch.autocast, device_type, dtype=dtype)
 
 
 def named_as_augmented(results: Mapping[str, Any]) -> dict[str, Any]:

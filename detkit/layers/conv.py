@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from detkit.layers.cpu.prepared_weights import prepared
+from detkit.layers.cpu.prepared_weights import are_weights_kept, prepared
 from detkit.layers.cpu.winograd import transform_weight, winograd_applies, winograd_conv2d
 from detkit.layers.norm import (
     FixedNorm,
@@ -78,7 +79,8 @@ class Conv2d(nn.Conv2d):
 
             x = winograd_conv2d(input, *prepared(self, "winograd", sources, transform))
         else:
-            x = self._conv_forward(input, *folded(self, self.weight, self.bias, fixed))
+            dtype = _kept_dtype(self.weight)
+            x = self._conv_forward(input, *folded(self, self.weight, self.bias, fixed, dtype))
         if fixed is None and self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
@@ -102,15 +104,35 @@ def fold(
 
 
 def folded(
-    layer: nn.Module, weight: Tensor, bias: Tensor | None, norm: FixedNorm | None
+    layer: nn.Module,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: FixedNorm | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return `fold` of a layer's weight and bias, computed once where weights are kept."""
+    """Return `fold` of a layer's weight and bias, computed once where weights are kept.
+
+    With a `dtype`, they are cast to it.
+    """
     # Elsewhere in every forward pass: a folded weight that is stored would be a second state of the
     # layer, which an optimizer step or a loaded checkpoint leaves out of date.
-    if norm is None:
+    if norm is None and dtype is None:
         return weight, bias
-    sources = folding_sources(weight, bias, norm)
-    return prepared(layer, "folded", sources, lambda: fold(weight, bias, norm))
+
+    def compute() -> tuple[Tensor, Tensor | None]:
+        of_both, shift = fold(weight, bias, norm)
+        kind = dtype or of_both.dtype
+        return of_both.to(kind), None if shift is None else shift.to(kind)
+
+    return prepared(layer, f"folded {dtype}", folding_sources(weight, bias, norm), compute)
+
+
+def _kept_dtype(weight: Tensor) -> torch.dtype | None:
+    """Return the type to which autocast would cast a kept weight in each forward pass, if any."""
+    device_type = weight.device.type
+    if not are_weights_kept() or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def folding_sources(weight: Tensor, bias: Tensor | None, norm: FixedNorm | None) -> list[Tensor]:

@@ -144,3 +144,23 @@ def test_metadata_that_are_named_as_attributes_of_their_table_are_left_out(train
     metadata = _metadata(own, trained_cfg)
     assert metadata.name == trained_cfg.MODEL.WEIGHTS
     assert metadata.get("thing_classes") == ["a", "b"]
+
+
+def test_half_precision_is_that_of_convolutions_alone(trained_cfg, image):
+    full = DefaultPredictor(trained_cfg)(image)["instances"]
+    trained_cfg.TEST.AMP.ENABLED = True
+    predictor = DefaultPredictor(trained_cfg)
+    seen = []
+    predictor.model.conv.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    half = predictor(image)["instances"]
+    assert seen == [torch.bfloat16]
+    torch.testing.assert_close(half.scores.float(), full.scores, atol=0.01, rtol=0.0)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_float16_without_cuda_is_an_error(trained_cfg):
+    trained_cfg.TEST.AMP.ENABLED, trained_cfg.TEST.AMP.DTYPE = True, "fp16"
+    with pytest.raises(
+        ValueError, match=r"TEST\.AMP\.DTYPE fp16 needs MODEL\.DEVICE cuda, .* on cpu: use bf16"
+    ):
+        DefaultPredictor(trained_cfg)

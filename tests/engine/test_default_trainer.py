@@ -14,6 +14,7 @@ from detkit.checkpoint.run_folder import recorded_run
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.engine import DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detkit.evaluation import DatasetEvaluator
+from detkit.modeling import build_model
 from detkit.utils.errors import ConfigError
 
 
@@ -539,3 +540,11 @@ def test_who_tests_in_another_way_needs_no_evaluator(tiny_cfg):
 
     with_lost_annotations(tiny_cfg)
     assert Own(tiny_cfg).train() == {"bbox": {"AP": 1.0}}
+
+
+def test_evaluation_runs_in_the_precision_asked_for(tiny_cfg):
+    tiny_cfg.TEST.AMP.ENABLED = True
+    model, seen = build_model(tiny_cfg), []
+    model.conv.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    DefaultTrainer.test(tiny_cfg, model)
+    assert set(seen) == {torch.bfloat16}

@@ -10,6 +10,7 @@ from detkit.layers import (
     CNNBlockBase,
     Conv2d,
     FrozenBatchNorm2d,
+    PreparedWeights,
     ShapeSpec,
     c2_msra_fill,
     c2_xavier_fill,
@@ -246,3 +247,18 @@ def test_msra_fill_is_normal_with_the_variance_of_fan_out():
     c2_msra_fill(conv)
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.02)
     assert conv.weight.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_weights_that_are_kept_are_cast_for_autocast_once():
+    conv = Conv2d(3, 8, 3, norm=get_norm("FrozenBN", 8))
+    x, weights = torch.rand(1, 3, 9, 9), PreparedWeights()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = conv(x)
+        with weights.in_use():
+            conv(x)
+            stored = [value.value[0] for value in weights._of_layer[conv].values()]
+            assert [weight.dtype for weight in stored] == [torch.bfloat16]
+            assert torch.equal(conv(x), expected)
+        # Without autocast, in the same store, the layer has its own precision.
+    with torch.no_grad(), weights.in_use():
+        torch.testing.assert_close(conv(x), conv.norm(torch.conv2d(x, conv.weight, conv.bias)))
