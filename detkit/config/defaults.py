@@ -644,7 +644,8 @@ _key("INPUT.AUGMENTATIONS", [],
      "detkit: augmentations in training, in this order, in place of *_SIZE_TRAIN, RANDOM_FLIP and"
      " CROP: [{name: ResizeScale, min_scale: 0.1, max_scale: 2, target_height: 1024, target_width:"
      " 1024}, {name: FixedSizeCrop, crop_size: [1024, 1024]}, {name: RandomFlip}]. The fields are"
-     " the arguments of the class in AUGMENTATION_REGISTRY; `p` is the probability to apply it.")
+     " the arguments of the class in AUGMENTATION_REGISTRY; `p` is the probability to apply it,"
+     " `until` the share of the run after which it ends.")
 _key("INPUT.RECOMPUTE_BOXES", False,
      "detkit: replace boxes by those around the augmented masks, which is more exact after a crop."
      " INPUT.CROP does so in any case.",

@@ -316,7 +316,8 @@ def transform_segmentation(
         )
     else:
         bitmap = segmentation != 0
-    return transforms.apply_segmentation(bitmap.view(np.uint8))
+    moved = transforms.apply_segmentation(bitmap.view(np.uint8))
+    return (moved == 1).view(np.uint8)  # what came in from outside may have another label
 
 
 def masks_of(

@@ -5,6 +5,7 @@
 Legend: B images in a batch of one process.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -87,7 +88,17 @@ def _train_loader_from_config(
         "seed": seed,
         "timeout": cfg.DATALOADER.TIMEOUT,
         "skip_bad_images": cfg.DATALOADER.ON_BAD_IMAGE == "skip",
+        "num_draws": _num_draws(cfg, dataset, sampler),
     }
+
+
+def _num_draws(cfg: CfgNode, dataset: Any, sampler: Any) -> int | None:
+    """Return the number of images that the run will draw, None for data without a length."""
+    if not cfg.SOLVER.MAX_EPOCH:
+        return cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
+    if isinstance(dataset, IterableDataset):
+        return None
+    return math.ceil(cfg.SOLVER.MAX_EPOCH * getattr(sampler, "num_images", len(dataset)))
 
 
 def _checked_records(cfg: CfgNode, names: Sequence[str], *args: Any, **kwargs: Any) -> list[Any]:
@@ -152,6 +163,7 @@ def build_detection_train_loader(
     seed: int | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     skip_bad_images: bool = False,
+    num_draws: int | None = None,
 ) -> Iterable[Any]:
     """Build an endless stream of training batches.
 
@@ -173,6 +185,8 @@ def build_detection_train_loader(
             forever.
         skip_bad_images: Whether to skip images that are missing or cannot be read, each with a
             warning. Otherwise they end the run, as do a thousand of them in a row.
+        num_draws: Images that the run will draw, over all processes: augmentations with `until`
+            count them. None: such augmentations never end.
 
     Returns:
         A `TrainingStream`, which has `num_images`, those of an epoch, and a position that can be
@@ -199,6 +213,7 @@ def build_detection_train_loader(
         collate_fn=collate_fn,
         seed=seed,
         timeout=timeout,
+        num_draws=num_draws,
     )
 
 
@@ -219,6 +234,8 @@ def _samples_and_sampler(
     if isinstance(dataset, list):
         # Without copies: serialized items are new objects at each read.
         dataset = DatasetFromList(dataset, copy=False)
+    if isinstance(mapper, DatasetMapper) and mapper.is_train:
+        mapper.partners = dataset
     if sampler is None:
         sampler = default_sampler(len(dataset))
     if mapper is not None:

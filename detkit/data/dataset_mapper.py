@@ -29,7 +29,9 @@ from detkit.data.annotations import (
     transformed_masks,
     transformed_rotated_instances,
 )
+from detkit.data.mixing import Mixing, Scene, SceneParts
 from detkit.data.proposals import transformed_proposals
+from detkit.data.transforms.augmentation import nested
 from detkit.data.transforms.build import build_augmentation, build_crop, mirrors
 from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput, as_flag
 from detkit.utils.errors import ConfigError
@@ -45,6 +47,10 @@ class DatasetMapper:
     """Turns one record into one model input.
 
     For other data, write a function that takes a record and returns a model input, or a subclass.
+
+    Attributes:
+        partners: The records of which augmentations of several images draw; the training loader
+            sets them.
 
     Example:
         >>> import os, tempfile
@@ -126,6 +132,7 @@ class DatasetMapper:
         self.proposal_topk = precomputed_proposal_topk
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        self.partners: Sequence[ImageRecord] | None = None
         self.image_format = image_format
         self.max_image_pixels = max_image_pixels
         self.memory_format = memory_format
@@ -149,6 +156,10 @@ class DatasetMapper:
             topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
             if is_train:
                 topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+        for index, top in enumerate(augmentations):
+            for mixing in nested([top]):
+                if isinstance(mixing, Mixing):
+                    _check_mixing(cfg, mixing, f"INPUT.AUGMENTATIONS[{index}]")
         is_mirrored = is_train and cfg.MODEL.KEYPOINT_ON and mirrors(augmentations)
         is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
         return {
@@ -193,19 +204,14 @@ class DatasetMapper:
         # A shallow copy is enough: nothing inside the record is changed.
         record = cast(ImageRecord, dict(dataset_dict))
         annotations = record.pop("annotations", None)
-        sem_seg_file = record.pop("sem_seg_file_name", None)
-        image = read_image(
-            record["file_name"], format=self.image_format, max_pixels=self.max_image_pixels
-        )
-        check_image_size(record, image)
-        objects: list[AnnotationRecord] = []
-        sem_seg = None
-        if self.is_train:
-            objects = [a for a in annotations or [] if not as_flag(a.get("iscrowd"))]
-            if sem_seg_file:
-                sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
-        aug_input = T.AugInput(image, boxes=boxes_of(objects), sem_seg=sem_seg)
+        aug_input = self._read(record, annotations, record.pop("sem_seg_file_name", None))
         transforms = self.augmentations(aug_input)
+        objects = aug_input.objects
+        if aug_input.was_mixed:
+            # From here on, the mixture is the image, and its objects are those of the record.
+            record["height"], record["width"] = aug_input.size
+            transforms = T.TransformList(aug_input.transforms)
+            annotations = objects
 
         model_input: dict[str, Any] = dict(record)
         model_input["image"] = image_to_tensor(aug_input.image, self.memory_format)
@@ -229,6 +235,47 @@ class DatasetMapper:
                     objects, aug_input.boxes, aug_input.image.shape[:2], transforms, record
                 )
         return cast(ModelInput, model_input)
+
+    def _read(
+        self,
+        record: ImageRecord,
+        annotations: Sequence[AnnotationRecord] | None,
+        sem_seg_file: str | None,
+    ) -> Scene:
+        """Return what the files of a record hold; the record gets the size of the image."""
+        image = read_image(
+            record["file_name"], format=self.image_format, max_pixels=self.max_image_pixels
+        )
+        check_image_size(record, image)
+        objects: list[AnnotationRecord] = []
+        sem_seg = None
+        if self.is_train:
+            objects = [a for a in annotations or [] if not as_flag(a.get("iscrowd"))]
+            if sem_seg_file:
+                sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
+        parts = SceneParts(
+            self.use_instance_mask,
+            self.num_keypoints if self.use_keypoint else 0,
+            self.keypoint_hflip_indices,
+        )
+        scene = Scene(image, objects, sem_seg, record["file_name"], parts, self._draw_partner)
+        scene.image_format = self.image_format
+        return scene
+
+    def _draw_partner(self, mixing: T.Augmentation) -> Scene:
+        """Return another image of the data, after the augmentations that stand before one."""
+        if not self.partners:
+            raise ConfigError(
+                f"{type(mixing).__name__} draws other images of the data: it needs the loader of"
+                " build_detection_train_loader with a list of records, or `partners` of the mapper"
+            )
+        record = cast(ImageRecord, dict(self.partners[np.random.randint(len(self.partners))]))
+        scene = self._read(record, record.get("annotations"), record.get("sem_seg_file_name"))
+        for top in self.augmentations.augs:
+            if any(augmentation is mixing for augmentation in nested([top])):
+                break
+            top(scene)
+        return scene
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
@@ -302,6 +349,16 @@ class DatasetMapper:
                 )
             )
         return instances
+
+
+def _check_mixing(cfg: CfgNode, mixing: Mixing, where: str) -> None:
+    if mixing.needs_masks and not cfg.MODEL.MASK_ON:
+        raise ConfigError(f"{where}: {type(mixing).__name__} needs masks: set MODEL.MASK_ON True")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            f"{where}: {type(mixing).__name__} makes new images, for which there are no proposals"
+            " (MODEL.LOAD_PROPOSALS)"
+        )
 
 
 def _keypoint_hflip_indices(cfg: CfgNode) -> np.ndarray:

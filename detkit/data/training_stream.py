@@ -59,6 +59,7 @@ def build_batch_data_loader(
     drop_last: bool = True,
     seed: int = 0,
     timeout: float = DEFAULT_TIMEOUT,
+    num_draws: int | None = None,
 ) -> Iterable[Any]:
     """Build the batches of a data set whose items are samples already.
 
@@ -72,6 +73,7 @@ def build_batch_data_loader(
         drop_last: Whether to drop a last, shorter batch. With grouping, they are always dropped.
         seed: Seed of the augmentations, the same in every process.
         timeout: See `build_detection_train_loader`.
+        num_draws: As there.
 
     Raises:
         ConfigError: The batch size is not a positive multiple of the number of processes.
@@ -82,7 +84,7 @@ def build_batch_data_loader(
         raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
     batch_size = batch_size_per_process(total_batch_size)
     draws = None if sampler is None else NumberedSampler(sampler)
-    items = dataset if draws is None else SeededDataset(dataset, seed)
+    items = dataset if draws is None else SeededDataset(dataset, seed, num_draws)
     samples = _sample_loader(items, draws, num_workers, batch_size, seed, timeout)
     if aspect_ratio_grouping:
         batches: Any = AspectRatioGroupedDataset(samples, batch_size)

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from detkit.data.samplers import Draw
+from detkit.data.transforms.augmentation import run_progress
 from detkit.utils.errors import UserError
 from detkit.utils.image_file import BadImageError
 
@@ -186,18 +187,22 @@ class SeededDataset(Dataset):
     All generators that augmentations use (Python's, NumPy's, torch's on the CPU) are seeded from
     the run's seed and the draw's number while the sample is made, and restored afterwards. So a
     sample is the same whichever worker makes it, however many there are, and after a resume; and
-    making it in the training process does not disturb the training's own draws.
+    making it in the training process does not disturb the training's own draws. Augmentations that
+    end before the run does (`Until`) count its draws.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, num_draws: int | None = None) -> None:
+        """Take the data, the seed, and the number of draws in the run, if it is known."""
         self.dataset = dataset
         self.seed = seed
+        self.num_draws = num_draws
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        with _random_numbers_of(_mix(self.seed, draw.number)):
+        share = min(1.0, draw.number / self.num_draws) if self.num_draws else 0.0
+        with _random_numbers_of(_mix(self.seed, draw.number)), run_progress(share):
             return self.dataset[draw.index]
 
 

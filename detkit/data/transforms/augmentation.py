@@ -9,10 +9,12 @@ Legend: H and W height and width, C channels, N boxes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,32 @@ AUGMENTATION_REGISTRY.__doc__ = (
     """Augmentations by the `name` in `INPUT.AUGMENTATIONS`: classes or functions."""
 )
 
+# Share of the run that is over, in [0, 1], as the number of the draw says; like the random numbers,
+# it does not depend on the process that makes the sample.
+_PROGRESS: ContextVar[float] = ContextVar("_PROGRESS", default=0.0)
+
+
+@contextlib.contextmanager
+def run_progress(share: float) -> Iterator[None]:
+    """Have augmentations know which share of the run is over, in [0, 1]: see `Until`."""
+    token = _PROGRESS.set(share)
+    try:
+        yield
+    finally:
+        _PROGRESS.reset(token)
+
 
 class AugInput:
     """The parts of a sample that augmentations look at, and that their transforms change.
 
     A subclass may have further attributes, for augmentations whose `get_transform` takes arguments
     of these names.
+
+    Attributes:
+        image_format: Order of the channels; see `INPUT.FORMAT`.
     """
+
+    image_format = "BGR"
 
     def __init__(
         self,
@@ -203,6 +224,36 @@ class RandomApply(Augmentation):
         return f"RandomApply({self.aug!r}, prob={self.prob})"
 
 
+class Until(Augmentation):
+    """Applies an augmentation in the first part of a run only."""
+
+    def __init__(self, aug: Augmentation, share: float) -> None:
+        """Take the augmentation, and the share of the run after which it ends, in (0, 1]."""
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"until must be a share of the run in (0, 1], got {share!r}")
+        self.aug = aug
+        self.share = share
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Return the transform of the augmentation inside, which gets the arguments."""
+        is_over = _PROGRESS.get() >= self.share
+        return NoOpTransform() if is_over else self.aug.get_transform(*args)
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Change the sample, or leave it unchanged."""
+        return NoOpTransform() if _PROGRESS.get() >= self.share else self.aug(aug_input)
+
+
+def nested(augmentations: Sequence[Augmentation | Transform]) -> Iterator[Augmentation | Transform]:
+    """Yield augmentations and those inside of them."""
+    for augmentation in augmentations:
+        yield augmentation
+        if isinstance(augmentation, AugmentationList):
+            yield from nested(augmentation.augs)
+        if isinstance(augmentation, RandomApply | Until):
+            yield from nested([augmentation.aug])
+
+
 def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
     """Return an augmentation itself, or one that always returns the given transform.
 
@@ -252,3 +303,36 @@ def require_probability(prob: float) -> float:
     if not 0 <= prob <= 1:
         raise ValueError(f"a probability must lie in [0, 1], got {prob}")
     return prob
+
+
+def as_range(
+    name: str,
+    value: float | Sequence[float],
+    *,
+    around: float = 0.0,
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> tuple[float, float]:
+    """Return the two ends of an argument that is a range.
+
+    Args:
+        name: Name of the argument.
+        value: Two numbers; or one of 0 or more, for the range from `around` minus to `around` plus
+            it. Around another number than 0 it is cut at `low`.
+        around: See above.
+        low: Smallest number that is allowed.
+        high: Largest.
+
+    Raises:
+        ValueError: It is neither, or leaves the limits.
+    """
+    ends = np.asarray(value, dtype=np.float64)
+    if ends.ndim == 0 and ends >= 0:
+        lowest = around - float(ends)
+        ends = np.array([max(lowest, low) if around else lowest, around + float(ends)])
+    if ends.shape != (2,) or not low <= ends[0] <= ends[1] <= high:
+        raise ValueError(
+            f"{name} must be a range [from, to] within [{low:g}, {high:g}], or one number of at"
+            f" least 0 for a range around {around:g}, got {value}"
+        )
+    return float(ends[0]), float(ends[1])

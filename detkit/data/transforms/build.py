@@ -5,6 +5,7 @@ from typing import Any
 
 from detkit.config import CfgNode
 from detkit.data import transforms as T
+from detkit.data.transforms.augmentation import nested
 from detkit.utils.errors import ConfigError, UserError
 
 # Values of INPUT.RESIZE.
@@ -12,6 +13,8 @@ _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
     "detectron2": T.ResizeShortestEdge,
     "torchvision": T.TorchvisionResizeShortestEdge,
 }
+# Fields of an item of INPUT.AUGMENTATIONS that are not arguments of its class.
+_OPTIONS = ("name", "p", "until")
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -46,8 +49,9 @@ def named_augmentations(
 
     Args:
         items: Each has the `name` of an augmentation in `AUGMENTATION_REGISTRY`, the arguments of
-            its constructor, and optionally `p`, the probability to apply it. `AugmentationList` has
-            `augs`, a list like this one.
+            its constructor, and optionally `p`, the probability to apply it, and `until`, the share
+            of the run after which it is not applied any more. `AugmentationList` has `augs`, a list
+            like this one.
         key: The config key, for error messages.
 
     Raises:
@@ -64,13 +68,15 @@ def named_augmentations(
             raise ConfigError(
                 f"{where} must be a mapping with a name, such as {{name: RandomFlip}}: got {item!r}"
             )
-        arguments = {name: value for name, value in item.items() if name not in ("name", "p")}
+        arguments = {name: value for name, value in item.items() if name not in _OPTIONS}
         try:
             if isinstance(arguments.get("augs"), list):
                 arguments["augs"] = named_augmentations(arguments["augs"], f"{where}.augs")
             augmentation = T.AUGMENTATION_REGISTRY.get(item["name"])(**arguments)
             if "p" in item:
                 augmentation = T.RandomApply(augmentation, item["p"])
+            if "until" in item:
+                augmentation = T.Until(augmentation, item["until"])
         except ConfigError:
             raise
         except (TypeError, ValueError, UserError) as error:
@@ -81,14 +87,7 @@ def named_augmentations(
 
 def mirrors(augmentations: Sequence[T.Augmentation | T.Transform]) -> bool:
     """Return whether one of the augmentations exchanges left and right."""
-    for augmentation in augmentations:
-        if isinstance(augmentation, T.RandomFlip) and augmentation.horizontal:
-            return True
-        if isinstance(augmentation, T.AugmentationList) and mirrors(augmentation.augs):
-            return True
-        if isinstance(augmentation, T.RandomApply) and mirrors([augmentation.aug]):
-            return True
-    return False
+    return any(isinstance(a, T.RandomFlip) and a.horizontal for a in nested(augmentations))
 
 
 def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:

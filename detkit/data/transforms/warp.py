@@ -1,4 +1,4 @@
-"""Rotations, windows that leave the image, and other maps from output pixels to input points.
+"""Rotations, affine and perspective maps, windows that leave the image, and sampling grids.
 
 Legend: H and W height and width, C channels, P points.
 """
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as V
 
-from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation
-from detkit.data.transforms.crop import CropTransform
+from detkit.data.transforms.augmentation import AUGMENTATION_REGISTRY, Augmentation, as_range
+from detkit.data.transforms.crop import CropTransform, clip_polygons
 from detkit.data.transforms.geometry import BILINEAR
 from detkit.data.transforms.transform import (
     AxisAlignedTransform,
@@ -215,6 +217,140 @@ class RandomRotation(Augmentation):
         if center is not None:
             center = (width * center[0], height * center[1])
         return RotationTransform(height, width, angle, self.expand, center, self.interp)
+
+
+class HomographyTransform(Transform):
+    """Maps points by a 3x3 matrix; the image keeps its size, and polygons are clipped to it."""
+
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        matrix: np.ndarray,
+        fill: float = 128.0,
+        seg_fill: int = 255,
+    ) -> None:
+        """Take the size of the images and the map.
+
+        Args:
+            h: Height in pixels.
+            w: Width in pixels.
+            matrix: (3, 3), from homogeneous points of the image to those of the result.
+            fill: Value of pixels from outside.
+            seg_fill: Their label.
+        """
+        self.h, self.w, self.fill, self.seg_fill = h, w, fill, seg_fill
+        self.matrix = np.asarray(matrix, dtype=np.float64)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return the mapped image, interpolated bilinearly."""
+        return self._mapped(img, InterpolationMode.BILINEAR, self.fill)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the mapped label map, of the nearest pixels."""
+        return self._mapped(segmentation, InterpolationMode.NEAREST, self.seg_fill)
+
+    def _mapped(self, img: np.ndarray, mode: InterpolationMode, fill: float) -> np.ndarray:
+        # torchvision takes the map from results to images, of continuous pixels, without its 1.
+        back = np.linalg.inv(self.matrix)
+        back = (back / back[2, 2]).reshape(-1)[:8].tolist()
+        pixels = np.array(img[..., None] if img.ndim == 2 else img, order="C")
+        mapped = V.perspective_image(
+            torch.from_numpy(pixels).permute(2, 0, 1), None, None, mode, [float(fill)], back
+        )
+        array = mapped.permute(1, 2, 0).numpy()
+        return array[:, :, 0] if img.ndim == 2 else array
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the mapped points."""
+        coords = np.asarray(coords, dtype=np.float64).reshape(-1, 2)
+        mapped = coords @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return mapped[:, :2] / mapped[:, 2:]
+
+    def apply_polygons(self, polygons: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the parts of the mapped polygons that lie in the image."""
+        return clip_polygons(super().apply_polygons(polygons), (self.h, self.w))
+
+    def inverse(self) -> Transform:
+        """Return the map back."""
+        back = np.linalg.inv(self.matrix)
+        return HomographyTransform(self.h, self.w, back, self.fill, self.seg_fill)
+
+
+@AUGMENTATION_REGISTRY.register()
+class RandomAffine(Augmentation):
+    """Rotates, moves, scales and shears around the middle; the image keeps its size."""
+
+    def __init__(
+        self,
+        degrees: float | Sequence[float] = 0.0,
+        translate: Sequence[float] = (0.0, 0.0),
+        scale: Sequence[float] = (1.0, 1.0),
+        shear: float | Sequence[float] = 0.0,
+        fill: float = 128.0,
+        seg_fill: int = 255,
+    ) -> None:
+        """Take the ranges.
+
+        Args:
+            degrees: Angles, counter-clockwise: two numbers, or one for a range around 0.
+            translate: Largest move in x and y, in sides of the image.
+            scale: Smallest and largest factor, above 0.
+            shear: Angles in degrees, drawn for x and for y: two numbers, or one for a range
+                around 0, below 90.
+            fill: See `HomographyTransform`.
+            seg_fill: As there.
+        """
+        self.degrees = as_range("degrees", degrees)
+        self.scale = as_range("scale", scale, low=1e-3)
+        self.shear = as_range("shear", shear, low=-89, high=89)
+        if len(translate) != 2 or not 0 <= min(translate) <= max(translate) <= 1:
+            raise ValueError(f"translate must be two shares (x, y) in [0, 1], got {translate}")
+        self.translate = tuple(translate)
+        self.fill, self.seg_fill = fill, seg_fill
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw a map."""
+        height, width = image.shape[:2]
+        angle = np.deg2rad(np.random.uniform(*self.degrees))
+        scale = np.random.uniform(*self.scale)
+        shear_x, shear_y = np.tan(np.deg2rad(np.random.uniform(*self.shear, 2)))
+        move = np.random.uniform(-1, 1, 2) * self.translate * [width, height]
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        matrix = np.eye(3)
+        matrix[:2, :2] = scale * rotation @ [[1, shear_x], [shear_y, 1]]
+        middle = np.array([width / 2, height / 2])
+        matrix[:2, 2] = middle + move - matrix[:2, :2] @ middle
+        return HomographyTransform(height, width, matrix, self.fill, self.seg_fill)
+
+
+@AUGMENTATION_REGISTRY.register()
+class RandomPerspective(Augmentation):
+    """Moves each corner inwards by a drawn distance; the image keeps its size."""
+
+    def __init__(
+        self, distortion_scale: float = 0.3, fill: float = 128.0, seg_fill: int = 255
+    ) -> None:
+        """Take the largest distance, in halves of the sides, in [0, 1); for the rest see above."""
+        if not 0 <= distortion_scale < 1:
+            raise ValueError(f"distortion_scale must lie in [0, 1), got {distortion_scale}")
+        self.distortion_scale = distortion_scale
+        self.fill, self.seg_fill = fill, seg_fill
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw where the corners go."""
+        height, width = image.shape[:2]
+        shares = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+        inwards = np.random.rand(4, 2) * self.distortion_scale / 2
+        start = shares * [width, height]
+        end = (shares + inwards * (1 - 2 * shares)) * [width, height]
+        # Two linear equations per corner for the eight free numbers of the matrix.
+        rows = []
+        for (x, y), (u, v) in zip(start, end, strict=True):
+            rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        numbers = np.linalg.solve(np.array(rows, dtype=np.float64), end.reshape(-1))
+        matrix = np.append(numbers, 1).reshape(3, 3)
+        return HomographyTransform(height, width, matrix, self.fill, self.seg_fill)
 
 
 class ExtentTransform(AxisAlignedTransform):
