@@ -27,6 +27,7 @@ from detkit.utils import comm
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.file_io import PathManager
 from detkit.utils.logger import FILE_ONLY
+from detkit.utils.sharded import is_sharded, own_share, whole
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ class DetectionCheckpointer:
         Raises:
             TypeError: A state or an extra holds an object that could not be loaded safely.
         """
-        checkpoint = {"model": self.model.state_dict()}
+        state = self.model.state_dict()
+        checkpoint: dict[str, Any] = {"model": whole(state) if is_sharded(self.model) else state}
         for key in self.checkpointables if checkpointables is None else checkpointables:
             checkpoint[key] = self.checkpointables[key].state_dict()
         checkpoint.update(metadata=loadable_metadata(self.metadata), **extra)
@@ -281,7 +283,10 @@ class DetectionCheckpointer:
                 f"{path} does not fill the model: {report.summary()}. Use the config of the"
                 " checkpoint, or allow a partial load (--allow-partial)."
             )
-        state = OrderedDict(chosen)
+        state = OrderedDict(
+            (name, own_share(value, model_state[name]) if name in model_state else value)
+            for name, value in chosen.items()
+        )
         # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
         self.model.load_state_dict(state, strict=False)

@@ -98,6 +98,11 @@ _key("MODEL.MEMORY_FORMAT", "channels_last",
      "detkit: memory layout of images and convolutions. channels_last is faster on CPUs and on GPUs"
      " with tensor cores.",
      choices=("channels_last", "contiguous"))
+_key("MODEL.FSDP", False,
+     "detkit: share out parameters, gradients and optimizer states over the processes (torch's"
+     " fully_shard) instead of keeping all of them in each: for ViT-L and ViT-H. Checkpoints are"
+     " as without it. Zhao et al. 2023, arXiv 2304.11277.",
+     only_default_trainer=True)
 _key("MODEL.PIXEL_MEAN", [103.530, 116.280, 123.675],
      "Mean per channel in the order of INPUT.FORMAT, in [0, 255] (default: ImageNet's in BGR). Its"
      " length is the number of input channels.")

@@ -70,6 +70,7 @@ from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import EventWriter, ProgressBar
 from detkit.utils.logger import FILE_ONLY, setup_logger
+from detkit.utils.sharded import is_sharded, shard
 from detkit.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class DefaultTrainer(SimpleTrainer):
         with DatasetCatalog.kept(cfg.DATASETS.TEST):
             self.check_test_data(cfg)
         model = self.build_model(cfg)
+        if cfg.MODEL.FSDP:
+            _shard(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         super().__init__(
             create_ddp_model(
@@ -239,7 +242,8 @@ class DefaultTrainer(SimpleTrainer):
         if cfg.DATALOADER.ON_BAD_IMAGE == "skip":
             found.append(hooks.SkippedImages(self.data_loader))
         if comm.is_main_process():
-            if cfg.VIS_PERIOD and cfg.DATASETS.TEST:
+            # The main process alone cannot run a model that is shared out.
+            if cfg.VIS_PERIOD and cfg.DATASETS.TEST and not is_sharded(self.model):
                 found.append(self._visualization())
             found.append(hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1))
             # So late that they write what the hooks before have measured.
@@ -501,6 +505,15 @@ class DefaultTrainer(SimpleTrainer):
             max_image_pixels=cfg.INPUT.MAX_IMAGE_PIXELS,
             show_labels=cfg.VIS_LABELS,
         )
+
+
+def _shard(cfg: CfgNode, model: nn.Module) -> None:
+    if cfg.MODEL_EMA.ENABLED:
+        raise ConfigError("MODEL.FSDP and MODEL_EMA.ENABLED do not go together: set one to False")
+    if comm.get_world_size() == 1:
+        logger.info("MODEL.FSDP has no effect in a single process")
+        return
+    shard(model)
 
 
 def _precision(cfg: CfgNode, model: nn.Module) -> torch.dtype | None:

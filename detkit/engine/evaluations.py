@@ -28,6 +28,7 @@ from detkit.utils.env import random_state, resolve_device, seed_all_rng, set_ran
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.events import EventStorage
 from detkit.utils.module_state import BufferSnapshot, preserved_modes
+from detkit.utils.sharded import gathered
 
 # Anchors and regions are sampled alike each time: losses of two evaluations can be compared.
 _SEED = 0
@@ -145,7 +146,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     snapshot.take()
     random = random_state()
     try:
-        with preserved_modes(model):
+        with preserved_modes(model), gathered(model):
             model.train()
             # Only modules made of others choose between losses and predictions: the backbone and
             # every layer run as in evaluation.

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.sharded import is_sharded
 from detkit.utils.signals import STOPPED, asked_to_stop
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def create_ddp_model(
     compression: str = "",
     **kwargs: Any,
 ) -> nn.Module:
-    """Wrap a model in DistributedDataParallel; with one process return the model itself.
+    """Wrap a model in DistributedDataParallel; with one process or FSDP return the model itself.
 
     Args:
         model: On the device of this process.
@@ -134,7 +135,7 @@ def create_ddp_model(
     compression = compression or "fp16" * fp16_compression
     if compression not in ("", *_COMPRESSIONS):
         raise ValueError(f"compression must be fp16, bf16 or empty, got {compression!r}")
-    if comm.get_world_size() == 1:
+    if comm.get_world_size() == 1 or is_sharded(model):
         return model
     device = next(model.parameters()).device
     kwargs.setdefault("device_ids", [device.index] if device.type == "cuda" else None)

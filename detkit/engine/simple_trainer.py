@@ -19,6 +19,7 @@ from detkit.utils import comm
 from detkit.utils.env import random_state
 from detkit.utils.errors import ConfigError, UserError, WeightsError
 from detkit.utils.events import get_event_storage
+from detkit.utils.sharded import own_optimizer_state, whole
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class SimpleTrainer(TrainerBase):
         """Return the state of the run, and those of optimizer and loss scaler."""
         return {
             **super().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "grad_scaler": self.grad_scaler.state_dict(),
             "skipped_steps": self.guard.num_skipped,
         }
@@ -222,7 +223,8 @@ class SimpleTrainer(TrainerBase):
         """Load a state returned by `state_dict`."""
         super().load_state_dict(state_dict)
         _require_same_kind(self.optimizer, state_dict["optimizer"])
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        state = own_optimizer_state(self.optimizer, state_dict["optimizer"])
+        self.optimizer.load_state_dict(state)
         # Empty where the run so far needed no scaling, absent in older files of full precision.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

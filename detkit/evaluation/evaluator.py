@@ -18,6 +18,7 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.events import progress_bar
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.module_state import preserved_modes
+from detkit.utils.sharded import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def inference_on_dataset(
     progress = _Progress(num_batches)
     # Not `inference_mode`: what a model keeps between calls, such as anchors, must still be usable
     # in training.
-    with progress.bar, inference_context(model), torch.no_grad():
+    with progress.bar, inference_context(model), torch.no_grad(), gathered(model):
         for inputs in data_loader:
             progress.data_ready()
             outputs = model(inputs)

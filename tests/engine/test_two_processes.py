@@ -12,6 +12,7 @@ from detkit.modeling import build_model
 from detkit.utils import comm
 from detkit.utils.env import seed_all_rng
 from tests.processes import together
+from tests.same import same
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_two_train_as_one_with_the_same_images(group_norm_cfg, tmp_path, accum_s
     ("settings", "tolerance"),
     [
         (["SOLVER.DDP.COMPRESSION", "fp16"], 1e-4),
-        (["SOLVER.DDP.COMPRESSION", "bf16"], 1e-3),
+        pytest.param(["SOLVER.DDP.COMPRESSION", "bf16"], 1e-3, marks=pytest.mark.slow),
         (["SOLVER.DDP.STATIC_GRAPH", True], 1e-6),
     ],
 )
@@ -108,6 +109,69 @@ def test_two_train_as_one_with_compressed_gradients(group_norm_cfg, tmp_path, se
         differences.append((weights_0[name] - weight).abs().max().item())
     assert max(differences) <= tolerance
     assert max(differences) > 0 or "COMPRESSION" not in settings[0]
+
+
+VIT = [
+    *["MODEL.BACKBONE.NAME", "build_vit_fpn_backbone", "MODEL.FPN.NORM", "LN"],
+    *["MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 2, "MODEL.VIT.NUM_HEADS", 2],
+    *["MODEL.VIT.WINDOW_SIZE", 0, "MODEL.VIT.DROP_PATH_RATE", 0.0, "MODEL.VIT.CHECKPOINT", True],
+    *["SOLVER.OPTIMIZER", "AdamW", "SOLVER.CHECKPOINT_PERIOD", 1, "MODEL.FSDP", True],
+    *["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"],
+]
+
+
+def train_and_look(cfg):
+    """Train, resume from the checkpoint before the last, and say what is kept in each process."""
+    _, _, end = train(cfg)
+    seed_all_rng(cfg.SEED)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    sizes = [p.to_local().numel() for p in trainer.model.parameters() if hasattr(p, "to_local")]
+    assert len(sizes) == len(list(trainer.model.parameters()))
+    return sum(sizes), sum(p.numel() for p in trainer.model.parameters()), end
+
+
+def resume(cfg):
+    if comm.is_main_process():
+        folder = Path(cfg.OUTPUT_DIR)
+        (folder / "last_checkpoint").write_text("model_0000000.pth")
+        for name in ("model_final.pth", "model_0000001.pth", "model_0000002.pth"):
+            (folder / name).unlink(missing_ok=True)
+    comm.synchronize()
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    return trainer.start_iter
+
+
+def test_two_share_out_parameters_and_train_as_one(group_norm_cfg, tmp_path):
+    cfg = group_norm_cfg
+    cfg.merge_from_list(VIT)
+    _, weights, _ = train(cfg)
+    final = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    final.unlink()
+    for kept, of_all, _ in together(train_and_look, cfg, folder=tmp_path):
+        assert kept < 0.6 * of_all
+    saved = torch.load(final, weights_only=True)
+    assert saved["model"].keys() == weights.keys()
+    for name, weight in weights.items():
+        assert type(saved["model"][name]) is torch.Tensor
+        # Not the largest: AdamW divides single gradients that are nothing but rounding by themselves.
+        assert (saved["model"][name] - weight).abs().mean() <= 1e-6, name
+    assert together(resume, cfg, folder=tmp_path) == [1, 1]
+    resumed = torch.load(final, weights_only=True)
+    assert same(resumed["model"], saved["model"])
+    optimizers = [run["trainer"]["_trainer"]["optimizer"] for run in (saved, resumed)]
+    assert same(*optimizers)
+
+
+@pytest.mark.slow
+def test_two_evaluate_shared_out_parameters(group_norm_cfg, tmp_path):
+    cfg = group_norm_cfg
+    cfg.merge_from_list([*VIT, "DATASETS.TEST", cfg.DATASETS.TRAIN])
+    cfg.merge_from_list(["TEST.EVAL_PERIOD", 2, "TEST.COMPUTE_LOSS", True])
+    ends = [end for _, _, end in together(train_and_look, cfg, folder=tmp_path)]
+    assert ends == [3, 3]
 
 
 def test_two_stop_early_at_the_same_iteration(tiny_cfg, tmp_path):

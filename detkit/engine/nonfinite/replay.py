@@ -179,7 +179,12 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def dense_values(tensor: Tensor) -> Tensor:
-    """Return the stored numbers of a tensor, which for a sparse one are a tensor of their own."""
+    """Return the numbers that this process stores of a tensor.
+
+    Those of a sparse tensor are a tensor of their own, and FSDP shares a tensor out.
+    """
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
     return tensor._values() if tensor.is_sparse else tensor
 
 
