@@ -183,8 +183,7 @@ def dense_values(tensor: Tensor) -> Tensor:
 
     Those of a sparse tensor are a tensor of their own, and FSDP shares a tensor out.
     """
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
+    tensor = getattr(tensor, "to_local", lambda: tensor)()
     return tensor._values() if tensor.is_sparse else tensor
 
 
