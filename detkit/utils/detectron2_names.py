@@ -19,6 +19,10 @@ from detkit.utils.errors import UserError
 # Module of Detectron2 -> modules of detkit that have its names, relative to the package. A module
 # that detkit has as well is asked first.
 ROOMS: dict[str, tuple[str, ...]] = {
+    "modeling.backbone.utils": ("modeling.backbone.transformer.attention",),
+    "modeling.backbone.mvit": ("modeling.backbone.transformer.mvit",),
+    "modeling.backbone.swin": ("modeling.backbone.transformer.swin",),
+    "modeling.backbone.vit": ("modeling.backbone.transformer.vit",),
     "utils.tracing": ("utils.env",),
     "utils.torch_version_utils": ("utils.env",),
     "modeling.backbone": ("modeling.backbone.resnet_blocks",),
@@ -198,8 +202,27 @@ _BUILTIN = (
     " $DETECTRON2_DATASETS"
 )
 
+_REGNET = "this part is left out: build_regnet_backbone builds RegNets from MODEL.REGNET"
+_LAYER_DECAY = "this function is left out: SOLVER.LAYER_DECAY sets the rates of a ViT's layers"
+_ATTENTION = "this function is left out: ViT, Swin and MViT share modeling.backbone.transformer"
+_CITYSCAPES_PANOPTIC = (
+    "Cityscapes' panoptic set is left out: register_coco_panoptic takes its json and pngs"
+)
+
 # What is missing on purpose: it can be imported, and this is what its use says.
 LEFT_OUT: dict[str, str] = {
+    "data.datasets.cityscapes_panoptic.load_cityscapes_panoptic": _CITYSCAPES_PANOPTIC,
+    "modeling.backbone.get_vit_lr_decay_rate": _LAYER_DECAY,
+    "modeling.backbone.regnet.AnyNet": _REGNET,
+    "modeling.backbone.regnet.ResBottleneckBlock": _REGNET,
+    "modeling.backbone.regnet.SimpleStem": _REGNET,
+    "modeling.backbone.utils.add_decomposed_rel_pos": _ATTENTION,
+    "modeling.backbone.utils.get_abs_pos": _ATTENTION,
+    "modeling.backbone.utils.get_rel_pos": _ATTENTION,
+    "modeling.backbone.utils.window_partition": _ATTENTION,
+    "modeling.backbone.utils.window_unpartition": _ATTENTION,
+    "modeling.backbone.vit.get_vit_lr_decay_rate": _LAYER_DECAY,
+    "modeling.get_vit_lr_decay_rate": _LAYER_DECAY,
     "data.datasets.builtin_meta.ADE20K_SEM_SEG_CATEGORIES": _ADE20K,
     "checkpoint.c2_model_loading.align_and_update_state_dicts": _CAFFE2_WEIGHTS,
     "checkpoint.c2_model_loading.convert_basic_c2_names": _CAFFE2_WEIGHTS,

@@ -137,7 +137,7 @@ class StandardROIHeads(ROIHeads):
         """Build the parts of the mask branch, if MODEL.MASK_ON."""
         if not cfg.MODEL.MASK_ON:
             return {}
-        pooler, pooled_shape = _pooler_or_maps(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
+        pooler, pooled_shape = build_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
         return {
             "mask_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "mask_pooler": pooler,
@@ -149,7 +149,7 @@ class StandardROIHeads(ROIHeads):
         """Build the parts of the keypoint branch, if MODEL.KEYPOINT_ON."""
         if not cfg.MODEL.KEYPOINT_ON:
             return {}
-        pooler, pooled_shape = _pooler_or_maps(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
+        pooler, pooled_shape = build_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
         return {
             "keypoint_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
             "keypoint_pooler": pooler,
@@ -286,9 +286,7 @@ class StandardROIHeads(ROIHeads):
         return self.box_predictor(self.box_head(pooled))
 
 
-def build_pooler(
-    cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]
-) -> tuple[ROIPooler, ShapeSpec]:
+def build_pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[Any, Any]:
     """Build the pooler of a branch.
 
     Args:
@@ -297,9 +295,12 @@ def build_pooler(
         input_shape: Shapes of the backbone's features, by name.
 
     Returns:
-        The pooler, and the shape of the pooled features.
+        The pooler, and the shape of the pooled features. Without a `POOLER_TYPE` None, and the
+        shapes of the features themselves by name.
     """
     in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+    if not head.POOLER_TYPE:
+        return None, {name: input_shape[name] for name in in_features}
     shapes = select_features(input_shape, in_features, "MODEL.ROI_HEADS.IN_FEATURES")
     channels = {name: input_shape[name].channels for name in in_features}
     if len(set(channels.values())) != 1:
@@ -321,15 +322,6 @@ def build_pooler(
         pooler_type=head.POOLER_TYPE,
     )
     return pooler, ShapeSpec(channels=shapes[0].channels, height=resolution, width=resolution)
-
-
-def _pooler_or_maps(
-    cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]
-) -> tuple[ROIPooler | None, Any]:
-    """Build the pooler of a branch; without a POOLER_TYPE return None, and the shapes by name."""
-    if head.POOLER_TYPE:
-        return build_pooler(cfg, head, input_shape)
-    return None, {name: input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
 
 
 def _pool(

@@ -391,3 +391,20 @@ def test_stride_that_is_no_power_of_two_is_an_error():
 
     with pytest.raises(ValueError, match=r"strides must be powers of two, .*\[3, 6\]"):
         FPN(Thirds(), in_features=["s3", "s6"], out_channels=5)
+
+
+def test_top_block_reads_the_bottom_up_map_where_a_level_has_the_same_name():
+    class NamedAsLevels(_Pyramid):
+        _out_features = ["p4", "p5"]
+        _out_feature_channels = {"p4": 8, "p5": 10}
+        _out_feature_strides = {"p4": 16, "p5": 32}
+
+        def forward(self, x):
+            maps = super().forward(x)
+            return {"p4": maps["res4"], "p5": maps["res5"]}
+
+    bottom_up = NamedAsLevels()
+    fpn = FPN(bottom_up, ["p4", "p5"], 10, top_block=LastLevelMaxPool("p5"))
+    x = torch.zeros(1, 3, 64, 96)
+    # As in Detectron2.
+    assert torch.equal(fpn(x)["p6"], bottom_up(x)["p5"][:, :, ::2, ::2])
