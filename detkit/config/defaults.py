@@ -266,7 +266,12 @@ _FOREIGN_NORM = "detkit: replacement of its batch norms: FrozenBN, SyncBN, or em
 _key("MODEL.TORCHVISION.NAME", "resnet50", "detkit: a classification model of torchvision.models.")
 _key("MODEL.TORCHVISION.WEIGHTS", "",
      "detkit: published weights, such as DEFAULT or IMAGENET1K_V1; empty for random weights.")
-_key("MODEL.TORCHVISION.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES)
+_key("MODEL.TORCHVISION.OUT_FEATURES", ["s4", "s8", "s16", "s32"], _FOREIGN_FEATURES,
+     unless=("MODEL.TORCHVISION.NODES",))
+_key("MODEL.TORCHVISION.NODES", [],
+     "detkit: feature maps by modules or nodes of the model's graph, in place of OUT_FEATURES:"
+     " pairs [node, name of the map], such as [[layer1, low], [layer3, high]]. Also for models"
+     " without padding, such as [[features, s32]] of alexnet.")
 _key("MODEL.TORCHVISION.NORM", "", _FOREIGN_NORM, choices=("", "FrozenBN", "SyncBN"))
 _key("MODEL.TIMM.NAME", "resnet50",
      "detkit: a model of timm, with or without a tag of its weights: resnet50.a1_in1k; for"

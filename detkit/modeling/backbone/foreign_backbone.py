@@ -6,6 +6,7 @@ Legend: N images, C channels, H and W height and width.
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,20 @@ def feature_map_of(value: Any) -> FeatureMap | None:
                 channels = value.shape[3 if is_channels_last else 1]
                 return FeatureMap(channels, stride, is_channels_last)
     return None
+
+
+def nearly_feature_map_of(value: Any) -> FeatureMap | None:
+    """Return the map (N, C, H, W) whose sides miss those of a power-of-two stride by a quarter.
+
+    Convolutions and pools without padding leave out what is at the border.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 4 or min(value.shape[2:]) < 1:
+        return None
+    stride = 2 ** round(math.log2(PROBE_SIZE[0] / value.shape[2]))
+    wanted = (PROBE_SIZE[0] / stride, PROBE_SIZE[1] / stride)
+    if any(abs(side - want) > want / 4 for side, want in zip(value.shape[2:], wanted, strict=True)):
+        return None
+    return FeatureMap(value.shape[1], stride)
 
 
 def features_to_merge(out_features: Sequence[str], in_features: Sequence[str] | None) -> list[str]:

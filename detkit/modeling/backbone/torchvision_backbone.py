@@ -29,6 +29,7 @@ from detkit.modeling.backbone.foreign_backbone import (
     ForeignBackbone,
     feature_map_of,
     features_to_merge,
+    nearly_feature_map_of,
 )
 from detkit.modeling.backbone.fpn import FPN, build_fpn, build_retinanet_fpn
 from detkit.modeling.backbone.pixel_settings import (
@@ -46,7 +47,8 @@ _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(\.)")
 class TorchvisionBackbone(ForeignBackbone):
     """The convolutional part of a classification model; maps are named `s4`, `s8`, ... by stride.
 
-    The tensors have torchvision's names behind `body.`.
+    With `nodes`, the maps are those of any modules, under any names. The tensors have torchvision's
+    names behind `body.`.
     """
 
     @configurable
@@ -58,6 +60,7 @@ class TorchvisionBackbone(ForeignBackbone):
         weights: str = "",
         norm: str = "",
         freeze_at: int = 0,
+        nodes: Sequence[Sequence[str]] = (),
     ) -> None:
         """Build the model, with random weights.
 
@@ -67,9 +70,11 @@ class TorchvisionBackbone(ForeignBackbone):
             weights: Name in the model's weight enum, for `load_initial_weights`; "" for none.
             norm: See `ForeignBackbone`.
             freeze_at: Likewise.
+            nodes: Pairs of a module or node of the model's graph, such as "layer1" or
+                "features.12", and the name of its map. They take the place of the ends of stages.
 
         Raises:
-            ValueError: A model, weights or a feature of that name does not exist.
+            ValueError: A model, weights, a node or a feature of that name does not exist.
             ValueError: The model has no maps.
         """
         _check_name("name", name)
@@ -77,16 +82,17 @@ class TorchvisionBackbone(ForeignBackbone):
         arguments = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, weights=None, **arguments)
         _published("weights", name, weights)
-        nodes = stage_nodes(model, name)
-        strides = {f"s{feature.stride}": feature.stride for feature in nodes.values()}
-        check_features("out_features", out_features, strides)
-        coarsest = max(strides[feature] for feature in out_features)
+        if nodes:
+            maps, return_nodes = _named_maps(model, nodes)
+        else:
+            found = stage_nodes(model, name)
+            maps = {f"s{feature.stride}": feature for feature in found.values()}
+            return_nodes = {node: f"s{feature.stride}" for node, feature in found.items()}
+        check_features("out_features", out_features, maps)
+        coarsest = max(maps[feature].stride for feature in out_features)
         # Finer maps are kept even if they are not returned: freezing counts from the stem.
-        maps, return_nodes = {}, {}
-        for node, feature in nodes.items():
-            if feature.stride <= coarsest:
-                maps[f"s{feature.stride}"] = feature
-                return_nodes[node] = f"s{feature.stride}"
+        maps = {feature: found for feature, found in maps.items() if found.stride <= coarsest}
+        return_nodes = {node: feature for node, feature in return_nodes.items() if feature in maps}
         # The graphs of training and evaluation may differ, as by dropout: no reason for a warning.
         body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
         super().__init__(
@@ -111,9 +117,16 @@ class TorchvisionBackbone(ForeignBackbone):
                 f" {input_shape.channels} numbers"
             )
         settings = cfg.MODEL.TORCHVISION
+        for pair in settings.NODES:
+            if not isinstance(pair, list | tuple) or [type(x) for x in pair] != [str, str]:
+                raise ConfigError(
+                    f"MODEL.TORCHVISION.NODES must be pairs [node of the model, name]: got {pair!r}"
+                )
+        out_features = [name for _, name in settings.NODES] or settings.OUT_FEATURES
         return {
             "name": settings.NAME,
-            "out_features": features_to_merge(settings.OUT_FEATURES, merged),
+            "nodes": settings.NODES,
+            "out_features": features_to_merge(out_features, merged),
             "weights": settings.WEIGHTS,
             "norm": settings.NORM,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -127,6 +140,31 @@ class TorchvisionBackbone(ForeignBackbone):
         weights = load_checkpoint_file(f"torchvision://{self.name}/{self.weights}")["model"]
         renamed = {_DENSE_LAYER.sub(r"\1\2\3", name): weights[name] for name in weights}
         return f"torchvision's {entry}", renamed
+
+
+def _named_maps(
+    model: nn.Module, nodes: Sequence[Sequence[str]]
+) -> tuple[dict[str, FeatureMap], dict[str, str]]:
+    """Return the maps of the nodes by their names, in order of computation, and node -> name."""
+    known, _ = get_graph_node_names(model, suppress_diff_warning=True)
+    return_nodes: dict[str, str] = {}
+    for node, name in nodes:
+        return_nodes[node] = name
+        # The name of a module stands for its last node.
+        if not any(other == node or other.startswith(f"{node}.") for other in known):
+            hint = did_you_mean(node, [*known, *(name for name, _ in model.named_modules())])
+            raise ValueError(f"nodes: the model has no node {node!r}.{hint}")
+    body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
+    maps = {}
+    for name, value in dry_forward(body, PROBE_SIZE).items():
+        feature = feature_map_of(value) or nearly_feature_map_of(value)
+        if feature is None:
+            raise ValueError(
+                f"nodes: {name!r} is no map of 1/2, 1/4, ... of the image's sides: it has shape"
+                f" {tuple(value.shape)} for an image of {PROBE_SIZE[0]}x{PROBE_SIZE[1]}"
+            )
+        maps[name] = feature
+    return maps, return_nodes
 
 
 def _sync_norm(norm: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 
 from detkit.config import get_cfg
 from detkit.layers import FrozenBatchNorm2d, ShapeSpec
@@ -357,3 +358,68 @@ def test_stage_of_a_parameter_is_the_finest_map_that_depends_on_it():
     of_layer = {stages[name] for name in stages if name.startswith("body.layer3")}
     assert of_layer == {stages["body.layer2.0.conv1.weight"] + 1}
     assert stages["body.conv1.weight"] == 0
+
+
+def test_named_nodes_are_those_of_torchvisions_getter():
+    theirs = torchvision.models.resnet18(weights=None).eval()
+    getter = IntermediateLayerGetter(theirs, {"layer1": "feat1", "layer3": "feat2"})
+    ours = _tiny(
+        "resnet18",
+        out_features=["feat1", "feat2"],
+        nodes=[["layer1", "feat1"], ["layer3", "feat2"]],
+    ).eval()
+    ours.body.load_state_dict(getter.state_dict())  # and nothing of layer4
+    assert {name: (s.channels, s.stride) for name, s in ours.output_shape().items()} == {
+        "feat1": (64, 4),
+        "feat2": (256, 16),
+    }
+    image = torch.rand(1, 3, 70, 90)
+    with torch.no_grad():
+        for (name, value), expected in zip(
+            ours(image).items(), getter(image).values(), strict=True
+        ):
+            torch.testing.assert_close(value, expected, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "channels", "stride"),
+    [
+        ("alexnet", "features", 256, 32),
+        ("squeezenet1_1", "features", 512, 16),
+        ("mobilenet_v3_small", "features.3.block", 24, 8),
+        pytest.param("inception_v3", "Mixed_7c", 2048, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_named_node_may_be_of_a_model_without_padding(name, node, channels, stride):
+    ours = _tiny(name, out_features=["map"], nodes=[[node, "map"]]).eval()
+    assert ours.output_shape() == {"map": ShapeSpec(channels=channels, stride=stride)}
+    if node == "features":
+        part = torchvision.models.get_model(name, weights=None).features.eval()
+        state = ours.body.state_dict()
+        part.load_state_dict({n.removeprefix("features."): state[n] for n in state})
+        image = torch.rand(1, 3, 128, 160)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(image)["map"], part(image))
+
+
+def test_nodes_come_from_the_config_and_go_into_a_pyramid():
+    nodes = [["features.0", "low"], ["features.1", "middle"], ["features.8", "high"]]
+    cfg = _config("MODEL.TORCHVISION.NODES", nodes, "MODEL.FPN.IN_FEATURES", ["low", "high"])
+    fpn = build_backbone(cfg)
+    assert list(fpn.bottom_up.output_shape()) == ["low", "high"]
+    maps = fpn(torch.rand(1, 3, 64, 64))
+    assert {name: value.shape[-1] for name, value in maps.items()} == {"p1": 32, "p4": 4, "p5": 2}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([["layer9", "x"]], "the model has no node 'layer9'. Did you mean 'layer"),
+        ([["avgpool", "x"]], "'x' is no map of 1/2, .* shape .*512, 1, 1"),
+        (["layer1"], r"NODES must be pairs \[node of the model, name\]: got 'layer1'"),
+    ],
+)
+def test_bad_node_is_an_error(nodes, message):
+    cfg = _config("MODEL.TORCHVISION.NAME", "resnet18", "MODEL.TORCHVISION.NODES", nodes)
+    with pytest.raises(ValueError, match=message):
+        build_backbone(cfg)
