@@ -334,18 +334,32 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
                 numbers, serve all levels.
         """
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
-        angles = _per_level(angles, len(self.strides), "angles", positive=False)
-        for i, (upright, angles_i) in enumerate(zip(self.cell_anchors, angles, strict=True)):
-            anchors = upright.new_zeros(len(upright), len(angles_i), 5)
-            anchors[..., 2:4] = (upright[:, 2:] - upright[:, :2])[:, None]
-            anchors[..., 4] = upright.new_tensor(angles_i)
-            self.register_buffer(f"cell_anchors_{i}", anchors.flatten(0, 1), persistent=False)
+        num_levels = len(self.strides)
+        sizes = _per_level(sizes, num_levels, "sizes")
+        aspect_ratios = _per_level(aspect_ratios, num_levels, "aspect_ratios")
+        angles = _per_level(angles, num_levels, "angles", positive=False)
+        for i, level in enumerate(zip(sizes, aspect_ratios, angles, strict=True)):
+            anchors = self.generate_cell_anchors(*level)
+            self.register_buffer(f"cell_anchors_{i}", anchors, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         """Map config keys to arguments."""
         angles = cfg.MODEL.ANCHOR_GENERATOR.ANGLES
         return {**super().from_config(cfg, input_shape), "angles": angles}
+
+    def generate_cell_anchors(
+        self,
+        sizes: Sequence[float],
+        aspect_ratios: Sequence[float],
+        angles: Sequence[float] = (0.0,),
+    ) -> Tensor:
+        """Return (sizes * ratios * angles, 5) float32 anchors centred at (0, 0)."""
+        upright = generate_cell_anchors(sizes, aspect_ratios)
+        anchors = upright.new_zeros(len(upright), len(angles), 5)
+        anchors[..., 2:4] = (upright[:, 2:] - upright[:, :2])[:, None]
+        anchors[..., 4] = torch.tensor(angles, dtype=torch.float32)
+        return anchors.flatten(0, 1)
 
 
 class BufferList(nn.Module):

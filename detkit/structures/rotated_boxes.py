@@ -22,7 +22,7 @@ from detkit.structures.boxes import Boxes
 # numbers of a step should stay in its cache.
 _MAX_CANDIDATES = 1 << 21
 _MAX_PAIRS = {"cpu": 1 << 13}
-_MAX_PAIRS_ON_GPU = 1 << 20
+_MAX_PAIRS_ON_GPU = 1 << 18
 # As in Detectron2, a box of a smaller area overlaps nothing.
 _MIN_AREA = 1e-14
 
