@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from detkit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from detkit.structures import Boxes, RotatedBoxes, pairwise_iou
 from detkit.utils.errors import ConfigError
 
 # Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
@@ -83,8 +83,6 @@ class Matcher:
     ) -> tuple[Tensor, Tensor]:
         """Return `matcher(pairwise_iou(gt_boxes, boxes))`, computed in bounded memory.
 
-        Rotated boxes are compared by `pairwise_iou_rotated`.
-
         Args:
             gt_boxes: M boxes.
             boxes: R boxes.
@@ -101,10 +99,7 @@ class Matcher:
             )
         num_rows = max(1, max_pairs // max(1, len(boxes)))
         starts = range(0, max(1, len(gt_boxes)), num_rows)
-        groups = (gt_boxes[i : i + num_rows] for i in starts)
-        if isinstance(boxes, RotatedBoxes):
-            return self._match(pairwise_iou_rotated(g.tensor, boxes.tensor) for g in groups)
-        return self._match(pairwise_iou(group, boxes) for group in groups)
+        return self._match(pairwise_iou(gt_boxes[i : i + num_rows], boxes) for i in starts)
 
     def _match(self, rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Match the columns of a matrix that comes in groups of rows, at least one."""

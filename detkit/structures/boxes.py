@@ -117,6 +117,11 @@ class Boxes:
             return cls(torch.empty(0, cls.box_dim))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
+    def _pairwise_iou(self, other: Boxes) -> Tensor:
+        intersection = pairwise_intersection(self, other)
+        union = (self.area()[:, None] + other.area()).sub_(intersection)
+        return intersection.div_(_positive(union))
+
     @property
     def device(self) -> torch.device:
         """The device that holds the coordinates."""
@@ -181,13 +186,13 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """Return the (N, M) intersection over union of N and M boxes, in [0, 1]; 0 if degenerate.
 
+    Of `RotatedBoxes`, that of `pairwise_iou_rotated`.
+
     Example:
         >>> pairwise_iou(Boxes([[0, 0, 2, 2]]), Boxes([[0, 0, 2, 1], [5, 5, 6, 6]]))
         tensor([[0.5000, 0.0000]])
     """
-    intersection = pairwise_intersection(boxes1, boxes2)
-    union = (boxes1.area()[:, None] + boxes2.area()).sub_(intersection)
-    return intersection.div_(_positive(union))
+    return boxes1._pairwise_iou(boxes2)
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:

@@ -99,6 +99,9 @@ class RotatedBoxes(Boxes):
         angle = torch.rad2deg(torch.atan2(scale_x * sin, scale_y * cos))
         self.tensor = torch.stack([x * scale_x, y * scale_y, w, h, angle], dim=1)
 
+    def _pairwise_iou(self, other: Boxes) -> Tensor:
+        return pairwise_iou_rotated(self.tensor, other.tensor)
+
     def upright(self) -> Boxes:
         """Return the smallest upright box around each."""
         corners = rotated_box_corners(self.tensor)

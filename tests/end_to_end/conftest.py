@@ -30,6 +30,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of data sets, with six shapes to train on and three to evaluate on."""
     folder = tmp_path_factory.mktemp("datasets")
     generate_shapes(folder / "shapes", num_train=6, num_val=3, seed=1)
+    generate_shapes(folder / "shapes_rotated", num_train=6, num_val=3, seed=1, rotated=True)
     return folder
 
 

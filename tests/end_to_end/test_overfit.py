@@ -6,7 +6,7 @@ import torch
 from detkit.data import DatasetCatalog, DatasetMapper
 from detkit.data.datasets.shapes import generate_shapes
 from detkit.modeling import build_model
-from detkit.structures import BitMasks, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
+from detkit.structures import BitMasks, pairwise_iou
 from tests.end_to_end.families import FAMILIES, family_config
 
 pytestmark = pytest.mark.slow
@@ -63,10 +63,7 @@ def check_instances(batch, found):
     confident = [found_i[found_i.scores > 0.5] for found_i in found]
     for x, found_i in zip(batch, confident, strict=True):
         truth = x["instances"]
-        overlaps = (
-            pairwise_iou_rotated if isinstance(truth.gt_boxes, RotatedBoxes) else pairwise_iou
-        )
-        iou = overlaps(truth.gt_boxes, found_i.pred_boxes) * (
+        iou = pairwise_iou(truth.gt_boxes, found_i.pred_boxes) * (
             truth.gt_classes[:, None] == found_i.pred_classes
         )
         assert iou.shape[1] > 0, "nothing found"
