@@ -82,6 +82,96 @@ PUBLISHED_WEIGHTS = {
     "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x": "137781195/model_final_cce136.pkl",
     "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x": "137781281/model_final_62ca52.pkl",
 }
+# Those of Detectron2's projects have addresses of their own: config -> what follows PREFIX.
+PUBLISHED_BY_PROJECTS = {
+    "ViTDet/COCO/mask_rcnn_vitdet_b_100ep": (
+        "ViTDet/COCO/mask_rcnn_vitdet_b/f325346929/model_final_61ccd1.pkl"
+    ),
+    "ViTDet/COCO/mask_rcnn_vitdet_l_100ep": (
+        "ViTDet/COCO/mask_rcnn_vitdet_l/f325599698/model_final_6146ed.pkl"
+    ),
+    "ViTDet/COCO/mask_rcnn_vitdet_h_75ep": (
+        "ViTDet/COCO/mask_rcnn_vitdet_h/f329145471/model_final_7224f1.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_swin_b_in21k_50ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_swin_b_in21k/f342979038/model_final_246a82.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_swin_l_in21k_50ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_swin_l_in21k/f342979186/model_final_7c897e.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_mvitv2_b_in21k_100ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_mvitv2_b_in21k/f325820315/model_final_8c3da3.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_mvitv2_l_in21k_50ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_mvitv2_l_in21k/f325607715/model_final_2141b0.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_mvitv2_h_in21k_36ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_mvitv2_h_in21k/f326187358/model_final_2234d7.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_vitdet_b_100ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_vitdet_b/f325358525/model_final_435fa9.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_vitdet_l_100ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_vitdet_l/f328021305/model_final_1a9f28.pkl"
+    ),
+    "ViTDet/COCO/cascade_mask_rcnn_vitdet_h_75ep": (
+        "ViTDet/COCO/cascade_mask_rcnn_vitdet_h/f328730692/model_final_f05665.pkl"
+    ),
+    "ViTDet/LVIS/mask_rcnn_vitdet_b_100ep": (
+        "ViTDet/LVIS/mask_rcnn_vitdet_b/329225748/model_final_5251c5.pkl"
+    ),
+    "ViTDet/LVIS/mask_rcnn_vitdet_l_100ep": (
+        "ViTDet/LVIS/mask_rcnn_vitdet_l/329211570/model_final_021b3a.pkl"
+    ),
+    "ViTDet/LVIS/mask_rcnn_vitdet_h_100ep": (
+        "ViTDet/LVIS/mask_rcnn_vitdet_h/332434656/model_final_866730.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_swin_b_in21k_50ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_swin_b_in21k/329222304/model_final_a3a348.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_swin_l_in21k_50ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_swin_l_in21k/329222724/model_final_2b94db.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_b_in21k_100ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_b_in21k/329477206/model_final_a00567.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_l_in21k_50ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_l_in21k/329661552/model_final_7838a5.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_h_in21k_50ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_mvitv2_h_in21k/330445165/model_final_ad4220.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_vitdet_b_100ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_vitdet_b/329226874/model_final_df306f.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_vitdet_l_100ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_vitdet_l/329042206/model_final_3e81c2.pkl"
+    ),
+    "ViTDet/LVIS/cascade_mask_rcnn_vitdet_h_100ep": (
+        "ViTDet/LVIS/cascade_mask_rcnn_vitdet_h/332552778/model_final_11bbb7.pkl"
+    ),
+    "MViTv2/mask_rcnn_mvitv2_t_3x": (
+        "MViTv2/mask_rcnn_mvitv2_t_3x/f307611773/model_final_1a1c30.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_t_3x": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_t_3x/f308344828/model_final_c6967a.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_s_3x": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_s_3x/f308344647/model_final_279baf.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_b_3x": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_b_3x/f308109448/model_final_421a91.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_b_in21k_3x": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_b_in12k_3x/f309003202/model_final_be5168.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_l_in21k_lsj_50ep": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_l_in12k_lsj_50ep/f308099658/model_final_c41c5a.pkl"
+    ),
+    "MViTv2/cascade_mask_rcnn_mvitv2_h_in21k_lsj_3x": (
+        "MViTv2/cascade_mask_rcnn_mvitv2_h_in12k_lsj_3x/f309013744/model_final_30d36b.pkl"
+    ),
+}
 
 
 def list_configs() -> list[str]:
@@ -153,10 +243,10 @@ def get_checkpoint_url(config_path: str) -> str:
     if address := published_weights(path):
         return address
     name = Path(path).relative_to(packaged_configs()).with_suffix("").as_posix()
-    hint = did_you_mean(name, PUBLISHED_WEIGHTS)
+    published = [*PUBLISHED_WEIGHTS, *PUBLISHED_BY_PROJECTS]
+    hint = did_you_mean(name, published)
     raise WeightsError(
-        f"Detectron2 published no weights for {name}; it did for {len(PUBLISHED_WEIGHTS)}"
-        f" others.{hint}"
+        f"Detectron2 published no weights for {name}; it did for {len(published)} others.{hint}"
     )
 
 
@@ -171,6 +261,8 @@ def published_weights(config_file: str) -> str:
     except ValueError:
         return ""
     name = relative.with_suffix("").as_posix()
+    if name in PUBLISHED_BY_PROJECTS:
+        return PREFIX + PUBLISHED_BY_PROJECTS[name]
     return f"{PREFIX}{name}/{PUBLISHED_WEIGHTS[name]}" if name in PUBLISHED_WEIGHTS else ""
 
 

@@ -16,7 +16,7 @@ from detkit.model_zoo import (
     get_config_file,
     list_configs,
 )
-from detkit.model_zoo.model_zoo import PREFIX, PUBLISHED_WEIGHTS
+from detkit.model_zoo.model_zoo import PREFIX, PUBLISHED_BY_PROJECTS, PUBLISHED_WEIGHTS
 
 # Recorded from Detectron2 0.6: per file of its zoo, the settings that differ from the default.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -228,3 +228,17 @@ def test_config_for_own_data_starts_from_a_published_detector_and_counts_in_epoc
     scale = cfg.SOLVER.IMS_PER_BATCH / published.SOLVER.IMS_PER_BATCH
     assert pytest.approx(published.SOLVER.BASE_LR * scale) == cfg.SOLVER.BASE_LR
     assert cfg.SOLVER.REFERENCE_BATCH == cfg.SOLVER.IMS_PER_BATCH
+
+
+def test_every_config_of_detectron2s_projects_has_its_published_weights():
+    in_python = json.loads(gzip.decompress((GOLDEN / "lazy_zoo.json.gz").read_bytes()))
+    names = {
+        name.removeprefix("projects/").replace("/configs/", "/").removesuffix(".py")
+        for name in in_python
+        if name.startswith("projects/")
+    }
+    assert set(PUBLISHED_BY_PROJECTS) == names
+    assert len(set(PUBLISHED_BY_PROJECTS.values())) == len(names)
+    for name, address in PUBLISHED_BY_PROJECTS.items():
+        assert get_checkpoint_url(name) == PREFIX + address
+        assert address.startswith(name.split("/")[0])
