@@ -12,6 +12,7 @@ from detkit import __version__
 COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
+    "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
     "configs": "list the configs that come with detkit, a line each (configs WORD: some of them)",
     "config": "explain a setting: config explain SOLVER.BASE_LR",
     "convert-weights": (

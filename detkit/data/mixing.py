@@ -9,6 +9,7 @@ Legend: H and W height and width, C channels.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -293,6 +294,9 @@ def _bitmap(annotation: AnnotationRecord, size: tuple[int, int]) -> np.ndarray:
 
 def _behind(annotation: AnnotationRecord, cover: np.ndarray) -> AnnotationRecord | None:
     """Return an object without the pixels that are covered, None if no pixel is left."""
+    x0, y0, x1, y1 = annotation["bbox"]
+    if not cover[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)].any():
+        return annotation
     mask = _bitmap(annotation, cast(Any, cover.shape))
     left = mask & ~cover
     if not left.any():

@@ -1,0 +1,88 @@
+"""`detkit show-batch`: write what a model is fed in training, with its annotations drawn.
+
+Pictures are those of the first samples of a run, after all augmentation, in their order: the next
+run of the same SEED is fed the same pixels.
+"""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkit.cli.errors import run_command
+from detkit.config import CfgNode, get_cfg
+from detkit.config.user_modules import add_no_imports
+from detkit.data import Metadata, MetadataCatalog
+from detkit.engine import DefaultTrainer, prepare
+from detkit.model_zoo import find_config
+from detkit.utils.errors import ConfigError
+from detkit.utils.image import convert_image_to_rgb
+from detkit.utils.logger import setup_logger
+from detkit.utils.text import printable
+from detkit.visualization import VisImage, Visualizer, readable_scale
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    config_help = "YAML file, or the name of a config that comes with detkit"
+    add("--config-file", required=True, metavar="FILE", help=config_help)
+    add("-n", type=int, default=16, metavar="N", help="number of pictures (default: %(default)s)")
+    add("--output", required=True, metavar="DIR", help="folder for the pictures")
+    add_no_imports(parser)
+    opts_help = "settings, such as INPUT.RANDOM_FLIP none; last"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
+    return run_command(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load samples, write a picture of each, and print the folder."""
+    if args.n < 1:
+        raise ConfigError(f"-n must be at least 1, got {args.n}")
+    setup_logger()
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(args.config_file))
+    cfg.merge_from_list(args.opts)
+    prepare(cfg)
+    cfg.freeze()
+    loader = DefaultTrainer.build_train_loader(cfg)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    folder = Path(args.output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = itertools.chain.from_iterable(loader)
+    for number, sample in enumerate(itertools.islice(samples, args.n)):
+        stem = Path(sample["file_name"]).stem
+        draw_sample(sample, metadata, cfg).save(folder / f"{number:03d}_{stem}.png")
+    print(printable(str(folder.resolve())))
+
+
+def draw_sample(sample: dict[str, Any], metadata: Metadata, cfg: CfgNode) -> VisImage:
+    """Return the picture of a model input, as large as the model sees it, or larger to be read."""
+    pixels = sample["image"].permute(1, 2, 0).numpy()
+    rgb = convert_image_to_rgb(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), cfg.INPUT.FORMAT)
+    scale = readable_scale(pixels.shape[:2])
+    drawing = Visualizer(rgb, metadata, scale, show_labels=cfg.VIS_LABELS)
+    if "sem_seg" in sample:
+        drawing.draw_sem_seg(sample["sem_seg"])
+    instances = sample.get("instances")
+    if instances is None:
+        return drawing.get_output()
+    classes = instances.gt_classes.tolist()
+    names = metadata.get("thing_classes") or []
+    return drawing.overlay_instances(
+        boxes=instances.gt_boxes,
+        labels=[names[k] if k < len(names) else str(k) for k in classes],
+        masks=instances.gt_masks if instances.has("gt_masks") else None,
+        keypoints=instances.gt_keypoints if instances.has("gt_keypoints") else None,
+    )
