@@ -27,7 +27,13 @@ from detkit.layers import (
 )
 from detkit.modeling import Matcher, ROIPooler, build_model
 from detkit.modeling.sampling import subsample_masks
-from detkit.structures import Boxes, ROIMasks, pairwise_iou
+from detkit.structures import (
+    Boxes,
+    ROIMasks,
+    RotatedBoxes,
+    pairwise_iou,
+    pairwise_iou_rotated,
+)
 from detkit.utils.env import seed_all_rng
 from detkit.utils.image import read_image
 from tests.end_to_end.families import FAMILIES, family_config
@@ -160,8 +166,10 @@ def check_same_instances(want, found):
     if len(want) == 0:
         return
     assert len(found) > 0
+    is_rotated = isinstance(want.pred_boxes, RotatedBoxes)
+    iou = (pairwise_iou_rotated if is_rotated else pairwise_iou)(want.pred_boxes, found.pred_boxes)
     is_same = (
-        (pairwise_iou(want.pred_boxes, found.pred_boxes) > 0.95)
+        (iou > 0.95)
         & (want.pred_classes[:, None] == found.pred_classes)
         & ((want.scores[:, None] - found.scores).abs() < 1e-3)
     )
