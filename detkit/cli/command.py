@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model and evaluate it, or evaluate only (--eval-only)",
     "predict": "find objects in image files; writes pictures and predictions.json",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
+    "convert-dataset": "bring a data set of any format into that of COCO, VOC or YOLO",
     "configs": "list the configs that come with detkit, a line each (configs WORD: some of them)",
     "config": "explain a setting: config explain SOLVER.BASE_LR",
     "convert-weights": (

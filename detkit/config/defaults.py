@@ -699,9 +699,11 @@ _key("INPUT.MASK_FORMAT", "polygon",
 _key("DATASETS.TRAIN", (), "Names of the data sets to train on.")
 _key("DATASETS.TEST", (), "Names of the data sets to evaluate on.")
 _key("DATASETS.REGISTER", [],
-     "detkit: your own data sets, a list of {name, format: coco|voc|lvis|sem_seg|coco_panoptic,"
-     " images, ...}; paths are relative to the YAML file or to $DETKIT_DATASETS.",
-     path_fields=("images", "annotations", "root", "split", "labels", "segments", "instances"))
+     "detkit: your own data sets, a list of {name, format: coco|voc|yolo|csv|labelme|cvat|"
+     "open_images|hugging_face|auto|lvis|sem_seg|coco_panoptic, images, ...}; paths are"
+     " relative to the YAML file or to $DETKIT_DATASETS.",
+     path_fields=("images", "annotations", "root", "split", "labels", "segments", "instances",
+                  "data", "descriptions"))
 _key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.",
      needs=("MODEL.LOAD_PROPOSALS",))
 _key("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", 2000, "Proposals taken per image.", minimum=1)

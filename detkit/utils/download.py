@@ -43,6 +43,11 @@ def is_offline() -> bool:
     return os.environ.get("DETKIT_OFFLINE", "") not in ("", "0")
 
 
+def cache_root() -> Path:
+    """Return the folder of the cache."""
+    return Path(os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache").expanduser()
+
+
 def cache_path(url: str) -> Path:
     """Return the path of a download in the cache: `HOST/PATH`, with a hash of the query.
 
@@ -55,7 +60,7 @@ def cache_path(url: str) -> Path:
     host = "" if parts.netloc == _DETECTRON2_HOST else parts.netloc.lower().replace(":", "_")
     if host and "." not in host:
         host += "."  # a host of the local network may be called like a folder of Detectron2
-    root = Path(os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache").expanduser()
+    root = cache_root()
     path = root / host / parts.path.lstrip("/")
     if parts.query:
         digest = hashlib.sha256(parts.query.encode()).hexdigest()[:16]

@@ -12,8 +12,8 @@ from detkit.data.datasets.coco_panoptic import (
     separate_coco_semantic_from_panoptic,
 )
 from detkit.data.datasets.declared import register_declared_datasets
+from detkit.data.datasets.formats.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.lvis import load_lvis_json, register_lvis_instances
-from detkit.data.datasets.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.pascal_voc import (
     load_voc_folders,
     load_voc_instances,

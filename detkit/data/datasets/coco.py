@@ -37,7 +37,7 @@ from detkit.utils.text import did_you_mean
 logger = logging.getLogger(__name__)
 
 # Copied if an annotation has them; `bbox` and `category_id` are required.
-_ANNOTATION_KEYS = ("id", "iscrowd", "area", "segmentation", "keypoints")
+_ANNOTATION_KEYS = ("id", "iscrowd", "area", "segmentation", "keypoints", "difficult")
 
 
 def register_coco_instances(
@@ -144,10 +144,12 @@ def records_of_content(
     images = by_id(section(content, "images", json_file), "image", json_file)
     entries = by_id(section(content, "categories", json_file), "category", json_file)
     names = category_names(entries, json_file)
+    if classes is None:
+        _drop_unused_root(entries, names, content.get("annotations"), json_file)
     matched = None
     if classes is None and dataset_name is not None:
         classes = matched = MetadataCatalog.get(dataset_name).get("model_classes")
-    used = _used_categories(names, classes, json_file, must_match=matched is not None)
+    used = used_categories(names, classes, json_file, must_match=matched is not None)
     class_names = list(names.values()) if classes is None else list(classes)
     to_contiguous = {key: k for k, key in enumerate(used) if key is not None}
     annotations = content.get("annotations")
@@ -223,7 +225,27 @@ def category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dic
     return {key: f"{name} (id {key})" if counts[name] > 1 else name for key, name in names.items()}
 
 
-def _used_categories(
+def _drop_unused_root(
+    entries: dict[Any, dict[str, Any]], names: dict[Any, str], annotations: Any, json_file: str
+) -> None:
+    """Take out the category 0 of Roboflow's exports, which is the root of the others, and unused.
+
+    A model would have a class of which it never sees an object.
+    """
+    others = [category for key, category in entries.items() if key != 0]
+    root = entries.get(0, {})
+    is_root = root.get("supercategory") == "none" and all(
+        category.get("supercategory") == root["name"] for category in others
+    )
+    if not others or not is_root or not isinstance(annotations, list):
+        return
+    if any(isinstance(a, dict) and known_id(a.get("category_id"), (0,)) == 0 for a in annotations):
+        return
+    logger.info("%s: left out the unused class 0, %r, of Roboflow", json_file, root["name"])
+    del entries[0], names[0]
+
+
+def used_categories(
     names: dict[Any, str], classes: Sequence[str] | None, json_file: str, *, must_match: bool
 ) -> list[Any]:
     """Return the category id of each class in the order of the contiguous ids.

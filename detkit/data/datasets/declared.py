@@ -8,7 +8,8 @@
 
 Fields of all formats:
     name          as in DATASETS.TRAIN and DATASETS.TEST
-    format        coco, voc, dota, yolo_obb, lvis, sem_seg or coco_panoptic
+    format        coco, voc, yolo, csv, labelme, cvat, open_images, hugging_face, dota, yolo_obb,
+                  lvis, sem_seg, coco_panoptic, or auto
     images        the folder of images; file names in a JSON file are relative to it
     evaluator     optional: the protocol to evaluate with, one of coco, pascal_voc, lvis, sem_seg or
                   coco_panoptic_seg; without it, that of the format: coco for coco and voc
@@ -34,6 +35,34 @@ Fields of voc:
 Fields of dota and yolo_obb:
     annotations   the folder of text files, one per image, with the corners of rotated boxes
     classes       names in the order of their ids
+Fields of yolo, csv, labelme, cvat, open_images, hugging_face and auto:
+    classes       optional, as for coco; required for yolo without data, and for hugging_face where
+                  classes are numbers
+Fields of yolo:
+    data          the data.yaml; without it, images and classes are required
+    split         optional: train, val or test, train without it
+    annotations   optional, without data: the folder of text files, beside that of the images
+Fields of csv:
+    annotations   the table, a box per row
+    columns       optional: meaning (image, label, xmin, ymin, xmax, ymax, or width and height,
+                  crowd, difficult) -> name of the column, where it is not usual; a list of meanings
+                  if the first line has no names
+    normalized    optional: true if coordinates are shares of the image's sides
+    descriptions  optional: a table of two columns, a class and what to call it
+Fields of open_images:
+    annotations   *-annotations-bbox.csv
+    descriptions  optional: class-descriptions.csv
+Fields of labelme:
+    annotations   the folder of JSON files
+    images        optional: the folder of images, if they are not where the files say
+Fields of cvat:
+    annotations   the XML file, exported as "CVAT for images"
+Fields of hugging_face:
+    root          a folder with metadata.jsonl and images, or with parquet files (needs pyarrow)
+    split         optional: a folder in root, or the start of the names of parquet files
+Fields of auto:
+    root          the folder or file; what was found is logged
+    split         required if there are several, which an error lists
 Fields of lvis:
     annotations   the JSON file; images are found below `images` by the last two parts of their
                   coco_url
@@ -58,6 +87,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detkit.data.datasets.declared_formats import FORMATS, register_declared
+from detkit.data.datasets.formats.table import COLUMNS
 from detkit.utils.errors import ConfigError
 from detkit.utils.text import did_you_mean
 
@@ -71,6 +101,8 @@ _TEXTS = (
     "segments",
     "instances",
     "image_ending",
+    "data",
+    "descriptions",
 )
 _EVALUATORS = ("coco", "pascal_voc", "lvis", "sem_seg", "coco_panoptic_seg")
 # Names that other frameworks and formats have for the same fields.
@@ -146,6 +178,8 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     _require_fields(entry, required, where)
     if name == "voc" and "root" not in entry:
         _require_fields(entry, ("images", "annotations"), where, "without root, ")
+    if name == "yolo" and "data" not in entry:
+        _require_fields(entry, ("images", "classes"), where, "without data, ")
     if name == "coco_panoptic" and ("instances" in entry or "labels" in entry):
         condition = "to train instances and stuff apart, "
         _require_fields(entry, ("instances", "labels"), where, condition)
@@ -170,6 +204,12 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise EntryTypeError(
             f"{where}: drop_bad_polygons must be true or false, got {entry['drop_bad_polygons']!r}"
         )
+    if not isinstance(entry.get("normalized", False), bool):
+        raise EntryTypeError(
+            f"{where}: normalized must be true or false, got {entry['normalized']!r}"
+        )
+    if "columns" in entry:
+        _require_columns(entry["columns"], where)
     label = entry.get("ignore_label", 0)
     if isinstance(label, bool) or not isinstance(label, int):
         raise EntryTypeError(f"{where}: ignore_label must be a number, got {label!r}")
@@ -201,6 +241,26 @@ def _require_names(names: Any, kind: str, field: str, where: str) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ConfigError(f"{where}: {field} repeats {', '.join(repeated)}")
+
+
+def _require_columns(columns: Any, where: str) -> None:
+    if isinstance(columns, Mapping):
+        meanings, names = list(columns), list(columns.values())
+    elif isinstance(columns, list | tuple):
+        meanings, names = [meaning for meaning in columns if meaning != ""], []
+    else:
+        raise EntryTypeError(
+            f"{where}: columns must map meanings to names of columns, or list meanings, got"
+            f" {columns!r}"
+        )
+    stray = [meaning for meaning in meanings if meaning not in COLUMNS]
+    if stray:
+        hint = did_you_mean(str(stray[0]), COLUMNS)
+        raise ConfigError(
+            f"{where}: columns has {stray[0]!r}, need some of {', '.join(COLUMNS)}.{hint}"
+        )
+    if not all(isinstance(name, str) for name in names):
+        raise EntryTypeError(f"{where}: names in columns must be text, got {names}; use quotes")
 
 
 def _require_pairs(pairs: Any, names: Sequence[str] | None, where: str) -> None:

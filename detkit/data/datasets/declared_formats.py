@@ -5,6 +5,7 @@
 """
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,24 @@ from detkit.data.datasets.coco_panoptic import (
     load_coco_panoptic_json,
     load_separated,
 )
+from detkit.data.datasets.formats.collected import Collected
+from detkit.data.datasets.formats.detect import detect_dataset
+from detkit.data.datasets.formats.drawing_tools import read_cvat, read_labelme
+from detkit.data.datasets.formats.hugging_face import read_hugging_face
+from detkit.data.datasets.formats.oriented_text import load_dota, load_yolo_obb
+from detkit.data.datasets.formats.table import read_csv, read_open_images
+from detkit.data.datasets.formats.yolo import read_yolo, read_yolo_folders
 from detkit.data.datasets.json_file import by_id, listed, read_json, section
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
-from detkit.data.datasets.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
-from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import dataset_root
 from detkit.utils.text import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Entry = Mapping[str, Any]
 
@@ -173,6 +182,75 @@ def _oriented(load: Callable[..., list[ImageRecord]], entry: Entry) -> Registrat
     return Registration(loader, _thing_classes(entry["classes"]), _lazy_paths(**paths))
 
 
+def _collected(
+    read: Callable[..., Collected], located: Sequence[str], given: Sequence[str] = ()
+) -> Callable[[Entry], Registration]:
+    """Return how to describe a format whose files `read` collects.
+
+    Args:
+        read: Takes the fields of an entry by their names.
+        located: Fields that are paths.
+        given: Other fields that it takes.
+    """
+
+    def describe(entry: Entry) -> Registration:
+        paths = {field: entry[field] for field in located if field in entry}
+        options = {field: entry[field] for field in given if field in entry}
+        name, classes = entry["name"], entry["classes"]
+        loader = functools.partial(_load_collected, read, paths, options, name, classes)
+        return Registration(loader, _thing_classes(classes), {})
+
+    return describe
+
+
+def _load_collected(
+    read: Callable[..., Collected],
+    paths: Mapping[str, str],
+    options: Mapping[str, Any],
+    name: str,
+    classes: tuple[str, ...] | None,
+) -> list[ImageRecord]:
+    located = {field: _located(path) for field, path in paths.items()}
+    return read(**located, **options).records(name, classes)
+
+
+def _yolo(entry: Entry) -> Registration:
+    if "data" not in entry:
+        # The order of `classes` is that of the numbers in the files.
+        return _collected(read_yolo_folders, ("images", "annotations"), ("classes",))(entry)
+    # A folder `train` beside the YAML file says nothing about the split `train`.
+    split = Path(entry.get("split", "train")).name
+    return _collected(read_yolo, ("data",), ("split",))({**entry, "split": split})
+
+
+def _hugging_face(entry: Entry) -> Registration:
+    split = {"split": Path(entry["split"]).name} if "split" in entry else {}
+    return _collected(read_hugging_face, ("root",), ("split", "classes"))({**entry, **split})
+
+
+def _auto(entry: Entry) -> Registration:
+    metadata = _thing_classes(entry["classes"])
+    return Registration(functools.partial(_load_auto, dict(entry)), metadata, {})
+
+
+def _load_auto(entry: Entry) -> list[ImageRecord]:
+    found = detect_dataset(_located(entry["root"]))
+    split = Path(entry["split"]).name if "split" in entry else next(iter(found))
+    if split not in found or ("split" not in entry and len(found) > 1):
+        raise ConfigError(
+            f"{entry['root']} has the splits {', '.join(found)}: name one in the entry of"
+            f" {entry['name']!r} under DATASETS.REGISTER as `split`, got {entry.get('split')!r}"
+        )
+    chosen = {"classes": None, **found[split], "name": entry["name"]}
+    if entry["classes"] is not None:
+        chosen["classes"] = entry["classes"]
+    described = FORMATS[chosen["format"]].describe(chosen)
+    fields = {key: value for key, value in chosen.items() if value is not None and key != "name"}
+    logger.info("data set %r is %s", entry["name"], fields)
+    MetadataCatalog.get(entry["name"]).set_lazy(**described.lazy).set(**described.metadata)
+    return described.loader()
+
+
 def _lvis(entry: Entry) -> Registration:
     paths = {"json_file": entry["annotations"], "image_root": entry["images"]}
     count = functools.partial(_image_count, entry["annotations"])
@@ -278,6 +356,39 @@ FORMATS = {
         required=("images", "annotations", "classes"),
         optional=("evaluator",),
     ),
+    "yolo": Format(
+        _yolo,
+        required=(),
+        optional=("data", "split", "images", "annotations", "classes", "evaluator"),
+    ),
+    "csv": Format(
+        _collected(
+            read_csv,
+            ("annotations", "images", "descriptions"),
+            ("columns", "normalized"),
+        ),
+        required=("images", "annotations"),
+        optional=("columns", "normalized", "descriptions", "classes", "evaluator"),
+    ),
+    "open_images": Format(
+        _collected(read_open_images, ("annotations", "images", "descriptions")),
+        required=("images", "annotations"),
+        optional=("descriptions", "classes", "evaluator"),
+    ),
+    "labelme": Format(
+        _collected(read_labelme, ("annotations", "images")),
+        required=("annotations",),
+        optional=("images", "classes", "evaluator"),
+    ),
+    "cvat": Format(
+        _collected(read_cvat, ("annotations", "images")),
+        required=("images", "annotations"),
+        optional=("classes", "evaluator"),
+    ),
+    "hugging_face": Format(
+        _hugging_face, required=("root",), optional=("split", "classes", "evaluator")
+    ),
+    "auto": Format(_auto, required=("root",), optional=("split", "classes", "evaluator")),
     "lvis": Format(_lvis, required=("images", "annotations"), optional=("evaluator",)),
     "sem_seg": Format(
         _sem_seg,

@@ -31,6 +31,7 @@ from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager, files_below, read_file
 from detkit.utils.image import read_image_size
+from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.text import did_you_mean
 
@@ -41,7 +42,6 @@ _EAST_ASIAN = re.compile(
     rb"((?:gb|big5|shift|sjis|euc|cp9|ms9|ks|iso-2022)[\w.-]{0,20})['\"][^>]{0,40}>",
     re.IGNORECASE,
 )
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def register_pascal_voc(

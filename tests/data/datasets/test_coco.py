@@ -373,3 +373,15 @@ def test_skeleton_of_other_keypoints_is_not_drawn(metadata, skeleton, caplog):
     assert metadata.keypoint_names == CAT["keypoints"]
     assert metadata.get("keypoint_connection_rules") is None
     assert "a.json: the skeleton must be pairs of keypoints, which count from 1 to 3" in caplog.text
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_unused_class_0_of_roboflow_is_left_out(is_used, write_coco, caplog):
+    caplog.set_level("INFO")
+    categories = [{"id": 0, "name": "cells", "supercategory": "none"}]
+    categories += [{"id": k, "name": n, "supercategory": "cells"} for k, n in ((3, "a"), (7, "b"))]
+    box = {"id": 1, "image_id": 0, "category_id": 0 if is_used else 3, "bbox": [1, 2, 3, 4]}
+    load_coco_json(*write_coco(1, categories=categories, annotations=[box]), "roboflow_test")
+    expected = ["cells", "a", "b"] if is_used else ["a", "b"]
+    assert MetadataCatalog.get("roboflow_test").thing_classes == expected
+    assert ("left out the unused class 0, 'cells'" in caplog.text) is not is_used

@@ -7,7 +7,7 @@ import pytest
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
 from detkit.utils.colormap import class_colors
-from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 
 COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
 VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
@@ -264,7 +264,7 @@ def without(entry, *fields):
         pytest.param(
             without(COCO, "format"),
             ValueError,
-            r"\(mine\) needs a format, one of coco, voc, dota, yolo_obb, lvis, sem_seg, coco_panoptic, got None",
+            r"\(mine\) needs a format, one of coco, voc, .*, yolo, .*, lvis, sem_seg, coco_panoptic, got None",
             id="none",
         ),
         pytest.param(
@@ -411,3 +411,25 @@ def test_folder_is_checked_before_anything_is_read(root, changed, message):
     register_declared_datasets([{**entry, **changed}])
     with pytest.raises(MissingFileError, match=message):
         DatasetCatalog.get("mine")
+
+
+CSV = {"name": "mine", "format": "csv", "images": "images", "annotations": "boxes.csv"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        pytest.param({**CSV, "columns": {"lable": "x"}}, "Did you mean 'label'", id="meaning"),
+        pytest.param({**CSV, "columns": "label"}, "columns must map meanings", id="text"),
+        pytest.param({**CSV, "columns": {"label": 3}}, "must be text", id="number"),
+        pytest.param({**CSV, "normalized": "yes"}, "normalized must be true or false", id="flag"),
+        pytest.param(
+            {"name": "mine", "format": "yolo", "images": "images"},
+            "lacks 'classes': without data, format yolo needs images, classes",
+            id="yolo",
+        ),
+    ],
+)
+def test_wrong_fields_of_tables_and_yolo_are_explained(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        register_declared_datasets([entry])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
-from detkit.data.datasets.oriented_text import load_dota, load_yolo_obb
+from detkit.data.datasets.formats.oriented_text import load_dota, load_yolo_obb
 from detkit.structures import BoxMode, rotated_box_corners
 from detkit.utils.errors import DataError, MissingFileError
 

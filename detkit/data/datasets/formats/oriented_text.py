@@ -19,11 +19,11 @@ from typing import Any, cast
 import torch
 
 from detkit.data.datasets.json_file import listed
-from detkit.data.datasets.pascal_voc import IMAGE_SUFFIXES
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, rotated_boxes_around
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import PathManager, files_below
 from detkit.utils.image import read_image_size
+from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,92 @@
+"""`detkit convert-dataset`: bring a data set of any format into that of COCO, VOC or YOLO."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detkit.cli.errors import run_command
+from detkit.config import get_cfg
+from detkit.data import DatasetCatalog, register_declared_datasets
+from detkit.data.datasets.coco_export import class_names_of
+from detkit.data.datasets.formats.detect import detect_dataset
+from detkit.data.datasets.formats.write import TARGETS, write_dataset
+from detkit.model_zoo import find_config
+from detkit.utils.errors import ConfigError
+
+_EPILOG = """examples:
+  what is in a folder:       roboflow_export/ as_coco/ --to coco
+  a data.yaml of YOLO:       data.yaml as_voc/ --to voc
+  a declared data set:       my_train as_yolo/ --to yolo --config-file my.yaml
+
+Images are copied. What the format cannot hold is named and counted, and the lines for
+DATASETS.REGISTER are printed.
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    input_help = "folder or file, whose format is found out, or name of a known data set"
+    parser.add_argument("input", metavar="IN", help=input_help)
+    parser.add_argument("output", metavar="OUT", help="folder to write, empty or not there")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="format to write")
+    parser.add_argument("--config-file", default="", help="config whose data sets IN may name")
+    parser.add_argument("--link", action="store_true", help="link images instead of copying them")
+    return run_command(convert, parser.parse_args(argv))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read, write and report."""
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is not empty: name another folder")
+    if args.config_file:
+        cfg = get_cfg()
+        cfg.merge_from_file(find_config(args.config_file))
+        register_declared_datasets(cfg.DATASETS.REGISTER)
+    names, found = {args.input: args.input}, {}
+    if args.input not in DatasetCatalog:
+        found = detect_dataset(args.input)
+        for split, entry in found.items():
+            print(f"found {split}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
+        names = _registered(found, args.input)
+    records = {split: DatasetCatalog.get(name) for split, name in names.items()}
+    if found:
+        per_split = [class_names_of(name) for name in names.values()]
+        if any(classes != per_split[0] for classes in per_split):
+            # Formats without a list of classes number those of which a split has objects.
+            union = sorted({name for classes in per_split for name in classes})
+            with_union = {split: {**entry, "classes": union} for split, entry in found.items()}
+            names = _registered(with_union, f"{args.input}, with all classes")
+            records = {split: DatasetCatalog.get(name) for split, name in names.items()}
+    written = []
+    for split, name in names.items():
+        entry, lost = write_dataset(
+            name, records[split], str(output), args.to, split, link=args.link
+        )
+        written.append({"name": f"{output.name}_{split}", **entry})
+        objects = sum(len(record.get("annotations", ())) for record in records[split])
+        print(f"wrote {split}: {len(records[split])} images, {objects} objects read")
+        for what, count in lost.items():
+            print(f"  lost: {what}: {count}")
+    print(f"\n{yaml.safe_dump({'DATASETS': {'REGISTER': written}}, sort_keys=False)}", end="")
+
+
+def _registered(found: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, str]:
+    """Register detected data sets, and return their names by split."""
+    names = {split: f"{split} of {source}" for split in found}
+    register_declared_datasets([{**entry, "name": names[s]} for s, entry in found.items()])
+    return names
