@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 _MIN_POLYGON_POINTS = 3
 _COUNTS = (str, bytes, list)
-# A sum of coordinates that no polygon with one out of bounds has.
-_NEAR = 1e6
+# The root of a polygon's squared numbers, times how many they are: below it, none is beyond a
+# million and the outline is no longer than ten million, as `as_polygon` asks for.
+_NEAR = 5e6
 _MAX = 2**62
 
 
@@ -136,7 +137,8 @@ class AnnotationReader:
             record["iscrowd"] = as_flag(annotation.get("iscrowd"))
         except DataError as error:
             raise DataError(f"{self._name(annotation)} has a wrong iscrowd: {error}") from error
-        if "area" in record:
+        area = record.get("area", 0.0)
+        if type(area) is not float or not area >= 0:  # JSON's NaN too
             area = as_number(record.pop("area"))
             if area is None and annotation["area"] is not None:
                 raise DataError(
@@ -164,18 +166,21 @@ class AnnotationReader:
                 f" has {shortened(segmentation, 80)}"
             )
         good = []
+        reaches_image = False
         for polygon in segmentation:
             numbers = as_numbers(polygon)
             if numbers == []:
                 continue
             problem = polygon_problem(polygon, numbers)
-            if problem is None:
-                good.append(numbers)
-            else:
+            if problem is not None:
                 self._drop_or_raise(annotation, problem)
+                continue
+            assert numbers is not None
+            good.append(numbers)
+            reaches_image = reaches_image or size is None or _reaches_image(numbers, size)
         if not good:
             self.without_polygon.append(annotation["id"])
-        elif size is not None and not any(_reaches_image(polygon, size) for polygon in good):
+        elif not reaches_image:
             self.with_mask_outside.append(annotation["id"])
             return []
         return good
@@ -245,10 +250,11 @@ def polygon_problem(polygon: Any, numbers: list[Any] | None) -> str | None:
             f"has a polygon of {len(numbers) // 2} points, {shortened(polygon, 80)}: it needs at"
             f" least {_MIN_POLYGON_POINTS}"
         )
-    # Nearly all polygons pass here, in less time than an array takes to build; NaN does not.
-    if sum(map(abs, numbers)) < _NEAR:
-        return None
     try:
+        # Nearly all polygons pass here, in a fifth of the time that an array takes to build; NaN
+        # does not.
+        if math.hypot(*numbers) * len(numbers) < _NEAR:
+            return None
         as_polygon(numbers)
     except (ValueError, OverflowError) as error:
         return f"has a polygon that cannot be drawn: {error}"
