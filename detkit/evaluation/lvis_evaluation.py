@@ -17,24 +17,22 @@ Legend: K classes.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detkit.data.catalog import MetadataCatalog
 from detkit.data.datasets.lvis import lvis_categories
 from detkit.evaluation.coco.evaluator import NOUNS, COCOEvaluator
-from detkit.evaluation.coco.ground_truth import CocoGroundTruth
+from detkit.evaluation.coco.ground_truth import CocoGroundTruth, image_numbers
 from detkit.evaluation.coco.results import coco_metrics
-from detkit.evaluation.coco.scoring import (
-    ClassEntries,
-    class_entries,
-    image_numbers,
-    score_classes,
-)
 from detkit.evaluation.detections import ImageDetections
 from detkit.evaluation.testing import metrics_table
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from detkit.evaluation.coco.scoring import ClassEntries
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +93,9 @@ class LVISEvaluator(COCOEvaluator):
         self._classes_by_frequency = _classes_by_frequency(truth)
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
+        # Here, as in `COCOEvaluator`: it is slow to import.
+        from detkit.evaluation.coco.scoring import class_entries, score_classes
+
         truth, protocol = self._ground_truth, self._protocol
         # Over all classes together, unlike COCO's limit, so before they are scored one by one.
         best = [best_detections(detections_i, protocol.max_dets) for detections_i in detections]
@@ -113,8 +114,8 @@ class LVISEvaluator(COCOEvaluator):
         return metrics
 
     def _federated(
-        self, classes: Iterator[tuple[ClassEntries, ClassEntries]]
-    ) -> Iterator[tuple[ClassEntries, ClassEntries]]:
+        self, classes: Iterator["tuple[ClassEntries, ClassEntries]"]
+    ) -> Iterator["tuple[ClassEntries, ClassEntries]"]:
         """Apply LVIS's rules about images that are annotated for some classes only."""
         for category_id, (objects, detections) in zip(
             self._ground_truth.category_ids, classes, strict=True

@@ -9,11 +9,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
@@ -34,7 +33,6 @@ from detkit.evaluation.coco.results import (
     coco_recalls,
     coco_result_dicts,
 )
-from detkit.evaluation.coco.scoring import score_detections
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import (
     ImageDetections,
@@ -49,6 +47,9 @@ from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
 from detkit.utils.logger import FILE_ONLY, log_first_n, shown_if_short
+
+if TYPE_CHECKING:
+    from faster_coco_eval import COCO
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ class COCOEvaluator(DatasetEvaluator):
         self._do_evaluation = True
 
     @cached_property
-    def _coco_api(self) -> COCO:
+    def _coco_api(self) -> "COCO":
+        from faster_coco_eval import COCO
+
         # Of a copy, since it writes into the annotations.
         return COCO(copy.deepcopy(self._ground_truth.coco))
 
@@ -299,6 +302,9 @@ class COCOEvaluator(DatasetEvaluator):
         return tasks
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
+        # Here, since faster-coco-eval imports OpenCV, which takes longer than all of detkit.
+        from detkit.evaluation.coco.scoring import score_detections
+
         truth, protocol = self._ground_truth, self._protocol
         if task == "keypoints":
             self._check_keypoints_of_objects()
@@ -475,11 +481,11 @@ def covered_overlaps(iou: np.ndarray) -> np.ndarray:
 
 
 def evaluate_predictions_on_coco(
-    coco_gt: COCO,
+    coco_gt: "COCO",
     coco_results: list[dict[str, Any]],
     iou_type: str,
     kpt_oks_sigmas: Sequence[float] | None = None,
-    cocoeval_fn: Any = COCOeval_faster,
+    cocoeval_fn: Any = None,
     img_ids: Collection[int] | None = None,
     max_dets_per_image: Sequence[int] | None = None,
 ) -> Any:
@@ -490,16 +496,20 @@ def evaluate_predictions_on_coco(
         coco_results: As in COCO's result files. Not changed.
         iou_type: "bbox", "segm" or "keypoints".
         kpt_oks_sigmas: Spread of each keypoint; None for COCO's.
-        cocoeval_fn: The class.
+        cocoeval_fn: The class; None for the `COCOeval_faster` of faster-coco-eval.
         img_ids: The images that count; None for all.
         max_dets_per_image: Limits of detections per image; None for COCO's.
     """
+    from faster_coco_eval import COCOeval_faster
+
     results = copy.deepcopy(coco_results)
     if iou_type == "segm":
         for result in results:
             # Otherwise a mask would be small or large by its box.
             result.pop("bbox", None)
-    coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(results), iou_type)
+    coco_eval = (cocoeval_fn or COCOeval_faster)(
+        coco_gt, coco_gt.loadRes(results), cast(Any, iou_type)
+    )
     if max_dets_per_image is not None and iou_type != "keypoints":
         coco_eval.params.maxDets = list(max_dets_per_image)
     if img_ids is not None:

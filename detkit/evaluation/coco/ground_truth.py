@@ -212,3 +212,10 @@ def truth_boxes(annotations: list[dict[str, Any]], rotated: bool) -> np.ndarray:
         return boxes.reshape(-1, 5)
     boxes = boxes.reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def image_numbers(truth: CocoGroundTruth) -> dict[int, int]:
+    """Number the images from 1 in rising order of the data set's own ids."""
+    # C++ holds ids as doubles (collisions above 2**53), and the order of the images decides between
+    # equal scores: see the head of `scoring.py`.
+    return {coco_id: number for number, coco_id in enumerate(sorted(truth.image_ids.values()), 1)}

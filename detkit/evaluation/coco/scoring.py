@@ -38,7 +38,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
 
-from detkit.evaluation.coco.ground_truth import CocoGroundTruth
+from detkit.evaluation.coco.ground_truth import CocoGroundTruth, image_numbers
 from detkit.evaluation.coco.results import (
     RECALL_POINTS,
     CocoProtocol,
@@ -94,13 +94,6 @@ def score_classes(
         protocol.iou_thresholds,
         tuple(protocol.area_ranges_of(task)),
     )
-
-
-def image_numbers(truth: CocoGroundTruth) -> dict[int, int]:
-    """Number the images from 1 in rising order of the data set's own ids."""
-    # C++ holds ids as doubles (collisions above 2**53), and the order of the images decides between
-    # equal scores: see the head of this file.
-    return {coco_id: number for number, coco_id in enumerate(sorted(truth.image_ids.values()), 1)}
 
 
 def class_entries(
