@@ -87,6 +87,8 @@ def compare_recipe_with_recorded(cfg: CfgNode, recorded: RecordedModel) -> list[
         "SOLVER.MAX_ITER": train["max_iter"],
         "SOLVER.IMS_PER_BATCH": data["train.total_batch_size"],
         "SOLVER.AMP.ENABLED": train["amp.enabled"],
+        "SOLVER.DDP.COMPRESSION": "fp16" if train["ddp.fp16_compression"] else "",
+        "CUDNN_BENCHMARK": train.get("cudnn_benchmark", False),
         "TEST.EVAL_PERIOD": train["eval_period"],
         "DATASETS.TRAIN": [data["train.dataset.names"]],
         "DATASETS.TEST": [data["test.dataset.names"]],

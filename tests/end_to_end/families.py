@@ -67,6 +67,20 @@ FCOS = {
     "MODEL.FCOS.NUM_CONVS": 1,
     "MODEL.FCOS.NORM": "",
 }
+REGNET = {
+    "MODEL.BACKBONE.NAME": "build_regnet_fpn_backbone",
+    "MODEL.REGNET.DEPTH": 4,
+    "MODEL.REGNET.W_0": 16,
+    "MODEL.REGNET.W_A": 16.0,
+    "MODEL.REGNET.W_M": 2.0,
+    "MODEL.REGNET.GROUP_WIDTH": 8,
+    "MODEL.REGNET.SE_RATIO": 0.25,
+    "MODEL.REGNET.OUT_FEATURES": ["s1", "s2", "s3"],
+    "MODEL.FPN.IN_FEATURES": ["s1", "s2", "s3"],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32]],
+}
 VIT = {
     "MODEL.BACKBONE.NAME": "build_vit_fpn_backbone",
     "MODEL.FPN.NORM": "LN",
@@ -112,6 +126,7 @@ FAMILIES = {
     "rotated on one map": ("rotated_faster_rcnn", ROTATED_ON_ONE_MAP),
     "RetinaNet": ("faster_rcnn", RETINANET),
     "FCOS": ("faster_rcnn", FCOS),
+    "RegNet": ("faster_rcnn", REGNET),
     "ViT": ("faster_rcnn", VIT),
     "Swin": ("faster_rcnn", SWIN),
     "MViT": ("faster_rcnn", MVIT),

@@ -14,11 +14,16 @@ from detkit.utils.env import seed_all_rng
 from tests.end_to_end.families import FAMILIES, family_config
 from tests.processes import together
 
+# Other backbones have the heads of "box": images without objects make no difference to them.
+WITH_HEADS_OF_THEIR_OWN = [
+    family for family in FAMILIES if family not in ("RegNet", "ViT", "Swin", "MViT")
+]
+
 
 def gradients_with_an_empty_batch(folder: Path) -> dict[str, Tensor | str]:
     """Return the norm of all gradients of each family, where this process has no object in its images if it is the last."""
     results: dict[str, Tensor | str] = {}
-    for family in FAMILIES:
+    for family in WITH_HEADS_OF_THEIR_OWN:
         cfg = family_config(family)
         cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = ""
         cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
@@ -49,7 +54,7 @@ def gradients(datasets, tmp_path_factory):
         return together(gradients_with_an_empty_batch, folder, folder=folder)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_HEADS_OF_THEIR_OWN)
 def test_empty_batch_of_one_process_hangs_none(gradients, family):
     first, second = (of_rank[family] for of_rank in gradients)
     assert torch.equal(first, second)
