@@ -520,6 +520,16 @@ _key("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False,
 _key("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", False,
      "Train later heads on the predicted boxes instead of the proposals.")
 _key("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "A sigmoid per class instead of a softmax (LVIS).")
+_key("MODEL.ROI_BOX_HEAD.LOSS", "ce",
+     "detkit: loss of the classes: cross entropy, or focal, which has little of what is known well."
+     " Lin et al. 2017, arXiv 1708.02002.",
+     choices=("ce", "focal"))
+_key("MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA", 2.0, "detkit: exponent of the focal loss.",
+     minimum=0, needs=("MODEL.ROI_BOX_HEAD.LOSS", "focal"))
+_key("MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", [],
+     "detkit: factors on the loss of the classes, one per class, and one more for background if it"
+     " is not 1; empty for 1 everywhere.",
+     minimum=0)
 _key("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False,
      "Federated loss (LVIS). Zhou et al. 2021, arXiv 2103.07461.",
      only_default_trainer=True)
@@ -697,6 +707,10 @@ _key("INPUT.MASK_FORMAT", "polygon",
 # --- Data ---
 
 _key("DATASETS.TRAIN", (), "Names of the data sets to train on.")
+_key("DATASETS.TRAIN_RATIOS", [],
+     "detkit: parts of the training images from each of DATASETS.TRAIN: [3, 1] draws three of the"
+     " first for one of the second, whatever their sizes. Empty takes every image equally often.",
+     minimum=0)
 _key("DATASETS.TEST", (), "Names of the data sets to evaluate on.")
 _key("DATASETS.REGISTER", [],
      "detkit: your own data sets, a list of {name, format: coco|voc|yolo|csv|labelme|cvat|"
@@ -726,7 +740,8 @@ _key("DATALOADER.ON_BAD_IMAGE", "raise",
 _key("DATALOADER.ASPECT_RATIO_GROUPING", True,
      "Batch wide images and tall images separately, for less padding.")
 _key("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "Order of the training images.",
-     choices=("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"))
+     choices=("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
+              "ClassAwareTrainingSampler"))
 _key("DATALOADER.REPEAT_THRESHOLD", 0.0,
      "Fraction of images with a class below which it is repeated (RepeatFactorTrainingSampler).",
      minimum=0, needs=("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from detkit.config import CfgNode, configurable, find_architecture
@@ -20,6 +21,7 @@ from detkit.data.datasets import register_declared_datasets
 from detkit.data.proposals import load_proposals_into_dataset
 from detkit.data.record_files import check_images, check_label_maps, require_files
 from detkit.data.samplers import (
+    ClassAwareTrainingSampler,
     InferenceSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -68,6 +70,7 @@ def _train_loader_from_config(
             cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             needs_masks=cfg.MODEL.MASK_ON,
+            with_names=bool(cfg.DATASETS.TRAIN_RATIOS),
         )
         # A mapper of the user's own may read images in another way.
         if mapper is None and cfg.DATALOADER.ON_BAD_IMAGE != "skip":
@@ -127,27 +130,68 @@ def build_train_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler[int]:
 
     Raises:
         ConfigError: The name is unknown, or the sampler needs records and `dataset` is no list.
+        ConfigError: `DATASETS.TRAIN_RATIOS` does not fit the data sets or the sampler.
     """
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+    name, ratios = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATASETS.TRAIN_RATIOS
+    if name == "TrainingSampler" and not ratios:
         return TrainingSampler(len(dataset), seed=seed)
-    if name == "RandomSubsetTrainingSampler":
+    if name == "RandomSubsetTrainingSampler" and not ratios:
         ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
         return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name not in _WEIGHTED_SAMPLERS:
+        reason = " with DATASETS.TRAIN_RATIOS" if ratios else ""
+        raise ConfigError(
+            "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler,"
+            " RepeatFactorTrainingSampler or ClassAwareTrainingSampler (not the second with"
+            f" DATASETS.TRAIN_RATIOS), got {name!r}{reason}; a sampler of your own goes to"
+            " build_detection_train_loader(sampler=...)"
+        )
+    if not isinstance(dataset, list):
+        raise ConfigError(
+            f"{name} counts the classes of a list of records, got a {type(dataset).__name__}"
+        )
     if name == "RepeatFactorTrainingSampler":
-        if not isinstance(dataset, list):
-            raise ConfigError(
-                f"{name} counts the classes of a list of records, got a {type(dataset).__name__}"
-            )
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        weights = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ConfigError(
-        "DATALOADER.SAMPLER_TRAIN must be TrainingSampler, RandomSubsetTrainingSampler or"
-        f" RepeatFactorTrainingSampler, got {name!r}; a sampler of your own goes to"
-        " build_detection_train_loader(sampler=...)"
-    )
+    elif name == "ClassAwareTrainingSampler":
+        weights = ClassAwareTrainingSampler.weights_from_classes(dataset)
+    else:
+        weights = torch.ones(len(dataset))
+    if ratios:
+        weights = _in_ratio(weights, dataset, cfg.DATASETS.TRAIN, ratios)
+    if name == "ClassAwareTrainingSampler":
+        return ClassAwareTrainingSampler(weights, seed=seed)
+    return RepeatFactorTrainingSampler(weights, seed=seed)
+
+
+_WEIGHTED_SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "ClassAwareTrainingSampler",
+)
+
+
+def _in_ratio(
+    weights: Tensor, records: Sequence[Any], names: Sequence[str], ratios: Sequence[float]
+) -> Tensor:
+    """Return (N,) weights scaled so that each data set has its share; the smallest becomes 1."""
+    if len(ratios) != len(names) or min(ratios) <= 0:
+        raise ConfigError(
+            "DATASETS.TRAIN_RATIOS needs a number above 0 for each of DATASETS.TRAIN"
+            f" ({', '.join(names)}), got {list(ratios)}"
+        )
+    found = [record.get("dataset_name") for record in records]
+    scaled = weights.double()
+    for name, ratio in zip(names, ratios, strict=True):
+        is_its_own = torch.tensor([other == name for other in found])
+        if not is_its_own.any():
+            raise ConfigError(
+                f"DATASETS.TRAIN_RATIOS: no training image is of data set {name!r} (records of your"
+                " own need `dataset_name`)"
+            )
+        scaled[is_its_own] *= ratio / scaled[is_its_own].sum()
+    return scaled / scaled.min()
 
 
 @configurable(from_config=_train_loader_from_config)

@@ -3,6 +3,7 @@
 Legend: K classes, M annotations over all images.
 """
 
+import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,7 @@ def get_detection_dataset_dicts(
     model_keypoints: Sequence[str] = (),
     needs_masks: bool = False,
     uses: Sequence[str] = ("boxes",),
+    with_names: bool = False,
 ) -> list[ImageRecord]:
     """Return the records of one or several data sets, one after the other.
 
@@ -69,6 +71,7 @@ def get_detection_dataset_dicts(
         model_keypoints: Likewise of its keypoints.
         needs_masks: Whether every object that is trained on must have a mask.
         uses: What a model takes of the objects, of "boxes", "polygons" and "keypoints".
+        with_names: Whether records get the name of their data set, as `dataset_name`.
 
     Raises:
         UnknownNameError: A name is not registered.
@@ -111,6 +114,10 @@ def get_detection_dataset_dicts(
         records = per_name[name]
         if proposal_files:
             records = load_proposals_into_dataset(records, proposal_files[number])
+        if with_names:
+            records = [copy.copy(record) for record in records]
+            for record in records:
+                record["dataset_name"] = name
         all_records += records
     report = DataReport(names)
     all_records = _without_bad_objects(all_records, report, needs_masks=needs_masks)

@@ -254,6 +254,7 @@ class DatasetMapper:
             if sem_seg_file:
                 sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
         parts = SceneParts(
+            self.use_rotated_boxes,
             self.use_instance_mask,
             self.num_keypoints if self.use_keypoint else 0,
             self.keypoint_hflip_indices,

@@ -23,6 +23,7 @@ from detkit.data.annotations import (
     boxes_of,
     clip_boxes,
     keypoints_of,
+    rotated_boxes_of,
     transform_keypoints,
     transformed_masks,
 )
@@ -33,8 +34,9 @@ from detkit.utils.errors import DataError
 
 @dataclass(frozen=True)
 class SceneParts:
-    """Which parts of its objects a scene has besides boxes and classes."""
+    """Which parts of its objects a scene has besides upright boxes and classes."""
 
+    rotated_boxes: bool = False
     masks: bool = False
     num_keypoints: int = 0
     keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None
@@ -85,6 +87,11 @@ class Scene(T.AugInput):
             for annotation, box in zip(self.objects, boxes, strict=True)
         ]
         is_kept = np.all(boxes[:, 2:] - boxes[:, :2] > MIN_BOX_SIDE, axis=1)
+        if self.parts.rotated_boxes:
+            rotated = transforms.apply_rotated_box(rotated_boxes_of(self.objects))
+            is_kept &= np.all((rotated[:, :2] >= 0) & (rotated[:, :2] <= size[::-1]), axis=1)
+            for annotation, box in zip(moved, rotated, strict=True):
+                annotation |= {"bbox": box.tolist(), "bbox_mode": BoxMode.XYWHA_ABS}
         if self.parts.masks:
             masks = transformed_masks(self.objects, transforms, self.file_name, self.size)
             for k, (annotation, mask) in enumerate(zip(moved, masks, strict=True)):

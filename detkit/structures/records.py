@@ -135,6 +135,8 @@ class ImageRecord(_ImageKeys, total=False):
     """LVIS: categories, by the ids of the file, of which not all objects are annotated."""
     neg_category_ids: list[int]
     """LVIS: categories, by the ids of the file, that are known not to be there."""
+    dataset_name: str
+    """The data set, where DATASETS.TRAIN_RATIOS asks for it."""
 
 
 class _ModelInputKeys(TypedDict):

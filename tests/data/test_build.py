@@ -246,6 +246,84 @@ def test_unknown_sampler_lists_the_known_ones(cfg):
         build_train_sampler(cfg, [], seed=0)
 
 
+def draws_of(cfg, count=20_000):
+    """Count how often each record is drawn; records 0 to 3 are of `mine`, 4 to 13 of `more`."""
+    classes = [[0], [0], [0, 1], [0], *[[2]] * 9, []]
+    records = [
+        {
+            "dataset_name": "mine" if k < 4 else "more",
+            "annotations": [{"category_id": c} for c in shown],
+        }
+        for k, shown in enumerate(classes)
+    ]
+    sampler = build_train_sampler(cfg, records, seed=3)
+    return torch.tensor(list(itertools.islice(sampler, count))).bincount(minlength=14) / count
+
+
+def assert_drawn(shares, expected):
+    # Four standard deviations of independent draws.
+    expected = torch.tensor(expected)
+    assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / 20_000) ** 0.5).all()
+
+
+def test_classes_are_drawn_equally_often(cfg):
+    cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
+    # Each of three classes and of "no object" a quarter.
+    common, rare = 1 / 16, 1 / 16 + 1 / 4
+    assert_drawn(draws_of(cfg), [common, common, rare, common, *[1 / 36] * 9, 1 / 4])
+
+
+@pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+@pytest.mark.parametrize("ratios", [[3, 1], [0.5, 1.5]])
+def test_data_sets_are_drawn_in_their_ratio(cfg, name, ratios):
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_RATIOS = ("mine", "more"), ratios
+    cfg.DATALOADER.SAMPLER_TRAIN = name
+    shares = draws_of(cfg)
+    part = ratios[0] / sum(ratios)
+    assert_drawn(torch.stack([shares[:4].sum(), shares[4:].sum()]), [part, 1 - part])
+    assert_drawn(shares, [part / 4] * 4 + [(1 - part) / 10] * 10)
+
+
+def test_rare_classes_are_drawn_more_often_within_the_ratio_of_their_data_set(cfg):
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_RATIOS = ("mine", "more"), [1, 1]
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = (
+        "RepeatFactorTrainingSampler",
+        0.2,
+    )
+    factor = (0.2 * 14) ** 0.5  # class 1 is in one of 14 images
+    shares = draws_of(cfg)
+    assert_drawn(shares[:4], [w / (3 + factor) / 2 for w in (1, 1, factor, 1)])
+    assert_drawn(shares[4:], [1 / 20] * 10)
+    cfg.DATALOADER.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
+    shares = draws_of(cfg)
+    assert_drawn(torch.stack([shares[:4].sum(), shares[2]]), [0.5, 0.5 * 5 / 8])
+
+
+@pytest.mark.parametrize(
+    ("ratios", "sampler", "message"),
+    [
+        ([1], "TrainingSampler", "a number above 0 for each of DATASETS.TRAIN"),
+        ([1, 0], "TrainingSampler", "a number above 0"),
+        ([1, 1], "RandomSubsetTrainingSampler", "not the second with DATASETS.TRAIN_RATIOS"),
+    ],
+)
+def test_ratios_that_do_not_fit_are_refused(cfg, ratios, sampler, message):
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_RATIOS = ("mine", "more"), ratios
+    cfg.DATALOADER.SAMPLER_TRAIN = sampler
+    with pytest.raises(ConfigError, match=message):
+        draws_of(cfg)
+
+
+def test_ratios_reach_the_loader_and_need_every_data_set(cfg, write_coco):
+    register_coco_instances("more", {}, *write_coco(2, name="more.json"))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_RATIOS = ("mine", "more"), [1, 3]
+    batches = take(build_detection_train_loader(cfg), 40)
+    names = [sample["dataset_name"] for batch in batches for sample in batch]
+    assert 50 < names.count("more") < 70  # 60 of 80
+    with pytest.raises(ConfigError, match="no training image is of data set 'more'"):
+        build_train_sampler(cfg, [{"dataset_name": "mine"}], seed=0)
+
+
 def test_repeat_factors_need_records(cfg):
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     with pytest.raises(ValueError, match="counts the classes of a list of records, got a Numbers"):

@@ -200,6 +200,24 @@ def test_mosaic_shows_four_images_around_a_point(records):
     assert len(sample["instances"]) > 4
 
 
+def test_rotated_boxes_stay_rotated_in_a_mosaic(records):
+    for record in records:
+        del record["sem_seg_file_name"]
+        record["annotations"] = record["annotations"][:1]
+    box = [60.0, 40.0, 30.0, 10.0, 25.0]
+    records[0]["annotations"][0] |= {"bbox": box, "bbox_mode": BoxMode.XYWHA_ABS}
+    parts = {"use_instance_mask": False, "use_keypoint": False, "use_rotated_boxes": True}
+    items = [{"name": "RandomFlip", "prob": 1.0}, {"name": "Mosaic", "size": [97, 131]}]
+    np.random.seed(1)
+    sample = mapper_of(items, records[:1], **parts)(records[0])
+    boxes = sample["instances"].gt_boxes.tensor
+    assert len(boxes) == 4
+    # Mirrored, not scaled, at the four places of the mirrored center.
+    assert torch.allclose(boxes[:, 2:], torch.tensor([30.0, 10.0, -25.0]).expand(4, 3), atol=1e-4)
+    assert (boxes[1] - boxes[0]).tolist() == [131, 0, 0, 0, 0]
+    assert (boxes[2] - boxes[0]).tolist() == [0, 97, 0, 0, 0]
+
+
 def test_partners_go_through_what_stands_before(records):
     items = [{"name": "Resize", "shape": [60, 60]}, {"name": "MixUp"}]
     for record in records:

@@ -1,6 +1,7 @@
 """Samplers: the order in which the images of a data set are visited."""
 
 from detkit.data.samplers.distributed_sampler import (
+    ClassAwareTrainingSampler,
     InferenceSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -10,6 +11,7 @@ from detkit.data.samplers.grouped_batch_sampler import GroupedBatchSampler
 from detkit.data.samplers.numbered_sampler import Draw, NumberedSampler
 
 __all__ = [
+    "ClassAwareTrainingSampler",
     "Draw",
     "GroupedBatchSampler",
     "InferenceSampler",

@@ -184,6 +184,48 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         return torch.arange(len(self._whole)).repeat_interleave((self._whole + round_up).long())
 
 
+class ClassAwareTrainingSampler(_EndlessSampler):
+    """Independent draws by weight, as many per epoch as there are images.
+
+    Source: Shen et al. 2016, arXiv 1512.05830, section 3.2 ("class-aware sampling").
+    """
+
+    def __init__(self, weights: Tensor | Sequence[float], *, seed: int | None = None) -> None:
+        """Take (N,) weights, at least 0 and not all 0."""
+        super().__init__(shuffle=False, seed=seed)  # the draws have no order
+        self._weights = torch.as_tensor(weights, dtype=torch.float64)
+        _require_size(len(self._weights))
+
+    @staticmethod
+    def weights_from_classes(dataset_dicts: Sequence[ImageRecord]) -> Tensor:
+        """Return the weights under which a class is drawn, and then an image that shows it.
+
+        Classes are drawn equally often; images without objects count as one more class.
+
+        Args:
+            dataset_dicts: N records.
+
+        Returns:
+            (N,) float64, with a sum of 1.
+
+        Example:
+            >>> records = [{"annotations": [{"category_id": k}]} for k in (0, 0, 0, 1)]
+            >>> ClassAwareTrainingSampler.weights_from_classes(records)[-1].item()
+            0.5
+        """
+        classes = [
+            {a["category_id"] for a in record.get("annotations", [])} or {None}
+            for record in dataset_dicts
+        ]
+        num_showing = Counter(k for shown in classes for k in shown)
+        weights = [sum(1 / num_showing[k] for k in shown) for shown in classes]
+        return torch.tensor(weights, dtype=torch.float64) / len(num_showing)
+
+    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+        count = len(self._weights)
+        return torch.multinomial(self._weights, count, replacement=True, generator=generator)
+
+
 class InferenceSampler(Sampler[int]):
     """Every image once, in order; each process takes one contiguous part.
 

@@ -42,6 +42,7 @@ class FastRCNNOutputLayers(nn.Module):
     """A linear layer for the classes and one for the deltas, with their losses and inference."""
 
     fed_loss_cls_weights: Tensor | None
+    class_weights: Tensor | None
 
     @configurable
     def __init__(
@@ -61,6 +62,8 @@ class FastRCNNOutputLayers(nn.Module):
         use_sigmoid_ce: bool = False,
         fed_loss_cls_weights: Sequence[float] | None = None,
         fed_loss_num_classes: int = 50,
+        class_weights: Sequence[float] | None = None,
+        focal_loss_gamma: float = 0.0,
     ) -> None:
         """Build the two layers.
 
@@ -80,9 +83,14 @@ class FastRCNNOutputLayers(nn.Module):
             fed_loss_cls_weights: K weights to sample classes by, for a federated loss; see
                 `sample_federated_classes`. None takes the loss over all classes.
             fed_loss_num_classes: Number of sampled classes.
+            class_weights: K factors on the classification loss of regions of each class, or K + 1
+                with that of background, which is 1 otherwise. With a sigmoid per class they are
+                factors on the loss of each sigmoid, and there is none of background.
+            focal_loss_gamma: Exponent of the focal loss; 0 is plain cross entropy.
 
         Raises:
             ValueError: A federated loss without a sigmoid per class.
+            ValueError: `class_weights` has another length, or negative numbers.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -109,6 +117,19 @@ class FastRCNNOutputLayers(nn.Module):
             "fed_loss_cls_weights",
             None if fed_loss_cls_weights is None else torch.tensor(fed_loss_cls_weights).float(),
         )
+        weights = None if class_weights is None else torch.tensor(class_weights).float()
+        if weights is not None:
+            if len(weights) not in (num_classes, num_classes + 1) or float(weights.min()) < 0:
+                raise ValueError(
+                    "class_weights (MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS) needs a number of at least 0"
+                    f" for each of {num_classes} classes, and may have one for background, the"
+                    f" last; got {len(weights)}: {weights.tolist()}"
+                )
+            if len(weights) == num_classes:
+                weights = torch.cat([weights, torch.ones(1)])
+        # Settings of the loss, not part of the weights: files stay as they are.
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.focal_loss_gamma = focal_loss_gamma
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         in_features = (channels or 1) * (height or 1) * (width or 1)
         self.cls_score = nn.Linear(in_features, num_classes + 1)
@@ -149,6 +170,8 @@ class FastRCNNOutputLayers(nn.Module):
             "use_sigmoid_ce": head.USE_SIGMOID_CE,
             "fed_loss_cls_weights": weights,
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+            "class_weights": head.CLASS_WEIGHTS or None,
+            "focal_loss_gamma": head.FOCAL_LOSS_GAMMA if head.LOSS == "focal" else 0.0,
         }
 
     @classmethod
@@ -190,9 +213,25 @@ class FastRCNNOutputLayers(nn.Module):
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _classification_loss(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        if not self.use_sigmoid_ce:
+        if self.use_sigmoid_ce:
+            return self.sigmoid_cross_entropy_loss(scores, gt_classes)
+        if self.class_weights is None and not self.focal_loss_gamma:
             return cross_entropy(scores, gt_classes, reduction="mean")
-        return self.sigmoid_cross_entropy_loss(scores, gt_classes)
+        loss = self._focal(cross_entropy(scores, gt_classes, reduction="none"))
+        if self.class_weights is not None:
+            loss = loss * self.class_weights[gt_classes]
+        return loss.sum() / max(len(gt_classes), 1)
+
+    def _focal(self, loss: Tensor) -> Tensor:
+        """Return cross entropies, each times `(1 - p)^gamma`, p the probability of the truth.
+
+        Source: Lin et al. 2017, arXiv 1708.02002, equation 4.
+        """
+        if not self.focal_loss_gamma:
+            return loss
+        # A cross entropy is -log(p). The root of an exact 0 has no finite slope.
+        missing = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).eps)
+        return loss * missing**self.focal_loss_gamma
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Return the loss of a sigmoid per class, over the sampled classes of a federated loss.
@@ -205,6 +244,9 @@ class FastRCNNOutputLayers(nn.Module):
         # Background is no class of its own here: its column is cut off, and all targets are 0.
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         loss = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
+        loss = self._focal(loss)
+        if self.class_weights is not None:
+            loss = loss * self.class_weights[:-1]
         if self.fed_loss_cls_weights is not None:
             num_sampled, weights = self.fed_loss_num_classes, self.fed_loss_cls_weights
             if is_overridden(self, FastRCNNOutputLayers.get_fed_loss_classes):

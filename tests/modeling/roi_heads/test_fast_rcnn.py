@@ -107,6 +107,51 @@ def test_sigmoid_loss_by_hand():
     torch.testing.assert_close(losses["loss_cls"], expected)
 
 
+@pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 4.0], [0.5, 1.0, 4.0, 0.1]])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_weighted_and_focal_loss_by_hand(sigmoid, weights, gamma):
+    scores, deltas = random_predictions(4)
+    layers = make(use_sigmoid_ce=sigmoid, class_weights=weights, focal_loss_gamma=gamma)
+    loss = layers.losses((scores, deltas), [sampled(0, 2, K, 1)])["loss_cls"]
+    factors = [1.0] * (K + 1) if weights is None else [*weights, 1.0][: K + 1]
+    expected = 0.0
+    for row, truth in enumerate([0, 2, K, 1]):
+        if sigmoid:
+            for k in range(K):
+                prob = scores[row, k].sigmoid() if k == truth else 1 - scores[row, k].sigmoid()
+                expected += -factors[k] * (1 - prob) ** gamma * prob.log() / 4
+        else:
+            prob = scores[row].softmax(0)[truth]
+            expected += -factors[truth] * (1 - prob) ** gamma * prob.log() / 4
+    torch.testing.assert_close(loss, expected)
+    assert layers.state_dict().keys() == make(use_sigmoid_ce=sigmoid).state_dict().keys()
+
+
+@pytest.mark.parametrize("classes", [(), (0, K)])
+def test_focal_loss_of_what_is_certain_has_a_finite_gradient(classes):
+    layers = make(class_weights=[1.0] * K, focal_loss_gamma=0.5)
+    scores = torch.zeros(len(classes), K + 1)
+    scores[range(len(classes)), list(classes)] = 200.0
+    scores.requires_grad_()
+    deltas = torch.zeros(len(classes), 4 * K)
+    layers.losses((scores, deltas), [sampled(*classes)])["loss_cls"].backward()
+    assert scores.grad.isfinite().all()
+
+
+def test_class_weights_and_focal_loss_from_the_config():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    cfg.merge_from_list(
+        ["MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", [1, 3], "MODEL.ROI_BOX_HEAD.LOSS", "focal"]
+    )
+    layers = FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+    assert (layers.class_weights.tolist(), layers.focal_loss_gamma) == ([1, 3, 1], 2.0)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    with pytest.raises(ValueError, match="ROI_BOX_HEAD.CLASS_WEIGHTS.* 5 classes"):
+        FastRCNNOutputLayers(cfg, ShapeSpec(channels=6))
+
+
 def test_loss_weights_are_factors():
     predictions, proposals = random_predictions(3), [sampled(0, 2, K)]
     plain = make().losses(predictions, proposals)
