@@ -92,6 +92,10 @@ def configurable(
     return functools.partial(_wrap_function, from_config=from_config)
 
 
+class NoFromConfigError(TypeError, AttributeError):
+    """A `@configurable` class has no `from_config`; Detectron2 raises an AttributeError."""
+
+
 def _wrap_init(init_func: Callable[..., None]) -> Callable[..., None]:
     if not inspect.isfunction(init_func) or init_func.__name__ != "__init__":
         raise TypeError(
@@ -104,7 +108,8 @@ def _wrap_init(init_func: Callable[..., None]) -> Callable[..., None]:
         cls = type(self)
         from_config = getattr(cls, "from_config", None)
         if from_config is None or not inspect.ismethod(from_config):
-            raise TypeError(
+            kind = NoFromConfigError if from_config is None else TypeError
+            raise kind(
                 f"{cls.__name__} is @configurable and needs a classmethod from_config(cls, cfg,"
                 " ...)"
             )

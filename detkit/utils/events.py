@@ -87,6 +87,7 @@ class EventStorage:
         self._latest: dict[str, tuple[float, int]] = {}
         self._pending: list[tuple[str, float | Tensor, int]] = []
         self._images: deque[tuple[str, Any, int]] = deque(maxlen=_KEPT_IMAGES)
+        self._histograms: list[tuple[str, Any, int, int]] = []
         self._prefix = ""
 
     def put_scalar(
@@ -149,6 +150,24 @@ class EventStorage:
     def clear_images(self) -> None:
         """Drop the images, once they are written."""
         self._images.clear()
+
+    def put_histogram(self, name: str, values: Tensor, bins: int = 1000) -> None:
+        """Add the distribution of values for TensorBoard.
+
+        Args:
+            name: Tag of the histogram.
+            values: Numbers of any shape.
+            bins: Number of bins between the smallest and the largest.
+        """
+        self._histograms.append((self._prefix + name, values.detach().cpu(), bins, self.iter))
+
+    def histograms(self) -> list[tuple[str, Any, int, int]]:
+        """Return the histograms since `clear_histograms`: (name, values, bins, iteration)."""
+        return list(self._histograms)
+
+    def clear_histograms(self) -> None:
+        """Drop the histograms, once they are written."""
+        self._histograms.clear()
 
     def history(self, name: str) -> HistoryBuffer:
         """Return up to 10,000 last values of a scalar; `global_avg` covers all values.
@@ -363,7 +382,7 @@ class JSONWriter(LineWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars and images for TensorBoard."""
+    """Writes scalars, images and histograms for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20) -> None:
         """Set the folder, whose event file is opened at the first write.
@@ -395,6 +414,9 @@ class TensorboardXWriter(EventWriter):
         for name, image, iteration in storage.images():
             self._open().add_image(printable(name), image, iteration)
         storage.clear_images()
+        for name, values, bins, iteration in storage.histograms():
+            self._open().add_histogram(printable(name), values, iteration, bins=bins, max_bins=bins)
+        storage.clear_histograms()
 
     def _open(self) -> Any:
         if self._writer is None:

@@ -210,3 +210,13 @@ def test_reads_of_a_copy_are_named_too(cfg):
 
 def test_signature_is_kept():
     assert list(inspect.signature(Part).parameters) == ["seed", "name"]
+
+
+def test_class_without_from_config_is_also_an_attribute_error():
+    class Lacking:
+        @configurable
+        def __init__(self, a=1):
+            pass
+
+    with pytest.raises(AttributeError, match="needs a classmethod from_config"):
+        Lacking(a=2)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detkit.utils.events import (
     CommonMetricPrinter,
@@ -355,3 +356,18 @@ def test_progress_is_shown_on_a_terminal_only(is_terminal, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal() if is_terminal else io.StringIO())
     assert list(progress_bar([1, 2], desc="images")) == [1, 2]
     assert ("images: 100%" in sys.stdout.getvalue()) == is_terminal
+
+
+def test_histograms_are_kept_until_they_are_written(tmp_path):
+    with EventStorage(3) as storage:
+        with storage.name_scope("net"):
+            storage.put_histogram("weights", torch.randn(50, requires_grad=True), bins=8)
+        ((name, values, bins, iteration),) = storage.histograms()
+        assert (name, len(values), bins, iteration) == ("net/weights", 50, 8, 3)
+        writer = TensorboardXWriter(str(tmp_path))
+        writer.write()
+        writer.close()
+        assert storage.histograms() == []
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    assert events.Tags()["histograms"] == ["net/weights"]
+    assert sum(events.Histograms("net/weights")[0].histogram_value.bucket) == 50
