@@ -26,7 +26,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (N, H, W, C) of images."""
-        return self.proj(x).permute(0, 2, 3, 1)
+        # Contiguous, or every later norm and sum would go through memory in the order of channels.
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
 
 class Mlp(nn.Module):
@@ -195,7 +196,7 @@ def attention(
     """
     (height, width), (key_height, key_width) = query.shape[2:4], key.shape[2:4]
     channels = query.shape[-1]
-    scaled = query * channels**-0.5
+    scale = channels**-0.5
     if positions is not None:
         # A bias for each pair of 64 x 64 tokens and 12 heads takes 800 MB in float32. But a sum of
         # a number per (query, row) and one per (query, column) is a dot product with the row and
@@ -205,7 +206,8 @@ def attention(
         of_columns = relative_positions(positions[1], width, key_width).to(query.dtype)
         row_logits = torch.einsum("nhyxd,yrd->nhyxr", query, of_rows)
         column_logits = torch.einsum("nhyxd,xcd->nhyxc", query, of_columns)
-        scaled = torch.cat([scaled, row_logits, column_logits], dim=-1)
+        # The kernel's own scale would apply to the positions, too.
+        query, scale = torch.cat([query * scale, row_logits, column_logits], dim=-1), 1.0
         one_hot = torch.zeros(
             key_height, key_width, key_height + key_width, dtype=key.dtype, device=key.device
         )
@@ -215,6 +217,6 @@ def attention(
         # The fast kernels want one number of channels; zeros are cheaper than the plain kernel
         # (training, 32 x 32 tokens on a CPU: 0.9 s for 1.6 s).
         value = F.pad(value, (0, key.shape[-1] - channels))
-    scaled, key, value = (x.flatten(2, 3) for x in (scaled, key, value))
-    attended = F.scaled_dot_product_attention(scaled, key, value, scale=1.0)
+    query, key, value = (x.flatten(2, 3) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
     return attended[..., :channels].unflatten(2, (height, width))
