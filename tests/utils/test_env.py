@@ -130,6 +130,29 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
     assert reuse_freed_memory() is False
 
 
+_GROW = """
+import torch
+from detkit.utils.env import return_freed_memory, reuse_freed_memory
+reuse_freed_memory()
+kept = []
+for _ in range(8):
+    block = torch.ones(24 << 18)  # 24 MB
+    del block
+    kept.append(torch.ones(1 << 10))  # in the place of the block: the next one does not fit
+    return_freed_memory()
+    resident = int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+    print(resident)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_is_returned():
+    done = subprocess.run([sys.executable, "-c", _GROW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sizes = [int(line) for line in done.stdout.split()]
+    assert sizes[-1] < sizes[0] + 24
+
+
 # --- versions ---
 
 

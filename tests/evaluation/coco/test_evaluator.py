@@ -547,3 +547,22 @@ def test_recall_of_rotated_proposals(register, make_record):
         )
         evaluator.process([{"image_id": 1}], [{"proposals": proposals}])
         assert evaluator.evaluate()["box_proposals"]["AR@100"] == recall
+
+
+def test_memory_of_masks_is_returned_to_the_system_now_and_then(
+    register, make_record, make_instances, monkeypatch
+):
+    returned = []
+    monkeypatch.setattr("detkit.evaluation.coco.evaluator._PIXELS_UNTIL_RETURN", 25_000)
+    monkeypatch.setattr(
+        "detkit.evaluation.coco.evaluator.return_freed_memory", lambda: returned.append(True)
+    )
+    polygon = {"segmentation": [[10.0, 10, 50, 10, 50, 50]]}
+    name = register([make_record(i, (BOX, 0, polygon)) for i in range(5)])
+    evaluator = COCOEvaluator(name, ["bbox", "segm"])
+    evaluator.reset()
+    for i in range(5):
+        instances = make_instances((BOX, 0, 0.9))
+        instances.pred_masks = torch.ones(1, *instances.image_size, dtype=torch.bool)
+        evaluator.process([{"image_id": i}], [{"instances": instances}])
+    assert len(returned) == 1  # behind the third image of 10,000 pixels
