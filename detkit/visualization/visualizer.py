@@ -340,6 +340,9 @@ class Visualizer:
         """Draw rotated boxes, as `overlay_instances` does: `RotatedBoxes`, or (M, 5) XYWHA."""
         return self.overlay_instances(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
 
+    # The name it has in Detectron2.
+    overlay_rotated_instances = draw_rotated_instances
+
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
         return VisImage(self._canvas.to_array())

@@ -517,3 +517,11 @@ def test_record_with_a_rotated_box_is_drawn_rotated(monkeypatch: pytest.MonkeyPa
     record = {"file_name": "a.jpg", "image_id": 1, "annotations": [rotated, upright]}
     Visualizer(_grey(), METADATA).draw_dataset_dict(record)
     assert drawn == [[[80, 60, 80, 20, 45], [20, 30, 20, 20, 0]]]
+
+
+def test_rotated_boxes_are_drawn_under_detectron2s_name():
+    drawn = Visualizer(_grey(), scale=2).overlay_rotated_instances(
+        boxes=[[80.0, 60, 40, 20, 45]], labels=["a"]
+    )
+    assert drawn.get_image().shape == (240, 320, 3)
+    assert (drawn.get_image() != 90).any()

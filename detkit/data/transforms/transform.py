@@ -10,7 +10,7 @@ Legend: H and W height and width, C channels, N boxes, P points.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,28 @@ class Transform(ABC):
         points = self.apply_coords(np.concatenate(polygons).astype(np.float64, copy=False))
         ends = np.cumsum([len(polygon) for polygon in polygons])
         return np.split(points, ends[:-1])
+
+    @classmethod
+    def register_type(
+        cls, data_type: str, func: Callable[[Any, Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Let the class transform another kind of data, by a method `apply_<data_type>`.
+
+        Args:
+            data_type: Name of the kind.
+            func: Takes the transform and the data; None returns a decorator.
+
+        Example:
+            >>> @NoOpTransform.register_type("depth")
+            ... def keep(transform, depth):
+            ...     return depth
+            >>> NoOpTransform().apply_depth(3)
+            3
+        """
+        if func is None:
+            return lambda decorated: cls.register_type(data_type, decorated)
+        setattr(cls, f"apply_{data_type}", func)
+        return func
 
     def _set_attributes(self, params: dict[str, Any] | None = None) -> None:
         """Set attributes from `locals()`, as constructors written for fvcore and Detectron2 do."""
@@ -193,6 +215,18 @@ class TransformList(Transform):
     def inverse(self) -> TransformList:
         """Return the inverses in reverse order."""
         return TransformList([transform.inverse() for transform in reversed(self.transforms)])
+
+    def __getattr__(self, name: str) -> Any:
+        # A kind of data that was registered: each of the transforms must know it.
+        if not name.startswith("apply_"):
+            raise AttributeError(f"a TransformList has no attribute {name!r}")
+
+        def apply(data: Any) -> Any:
+            for transform in self.transforms:
+                data = getattr(transform, name)(data)
+            return data
+
+        return apply
 
     def __add__(self, other: Transform) -> TransformList:
         return TransformList(self.transforms + _as_list(other))

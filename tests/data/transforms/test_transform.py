@@ -139,3 +139,23 @@ def test_resized_rotated_boxes_are_those_that_are_scaled():
     boxes.scale(3.0, 0.5)
     resized = T.ResizeTransform(100, 100, 50, 300).apply_rotated_box(tensor.numpy())
     assert np.allclose(resized, boxes.tensor.numpy(), rtol=1e-4, atol=1e-2)
+
+
+def test_other_kinds_of_data_are_registered_by_class(monkeypatch):
+    class First(T.NoOpTransform):
+        pass
+
+    class Second(T.NoOpTransform):
+        pass
+
+    First.register_type("text", lambda transform, text: text + "1")
+
+    @Second.register_type("text")
+    def add(transform, text):
+        return text + "2"
+
+    assert T.TransformList([First(), Second()]).apply_text("a") == "a12"
+    with pytest.raises(AttributeError, match="apply_text"):
+        T.TransformList([First(), T.NoOpTransform()]).apply_text("a")
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        _ = T.TransformList([]).other
