@@ -182,7 +182,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         if path.is_file():
             found[path] = None
             continue
-        suffixes = Image.registered_extensions()
+        suffixes = {*Image.registered_extensions(), ".npy"}
         images: list[Path] = []
         left_out: dict[str, list[str]] = {}
         for file in sorted(path.iterdir() if path.is_dir() else _glob(path)):

@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
 def draw_sample(sample: dict[str, Any], metadata: Metadata, cfg: CfgNode) -> VisImage:
     """Return the picture of a model input, as large as the model sees it, or larger to be read."""
     pixels = sample["image"].permute(1, 2, 0).numpy()
-    rgb = convert_image_to_rgb(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), cfg.INPUT.FORMAT)
+    if cfg.INPUT.FORMAT != "RAW":
+        pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    rgb = convert_image_to_rgb(pixels, cfg.INPUT.FORMAT)
     scale = readable_scale(pixels.shape[:2])
     drawing = Visualizer(rgb, metadata, scale, show_labels=cfg.VIS_LABELS)
     if "sem_seg" in sample:

@@ -653,8 +653,10 @@ _key("MODEL.FCOS.FOCAL_LOSS_ALPHA", 0.25, "detkit: weight of objects against bac
 
 _key("INPUT.FORMAT", "BGR",
      "Channel order of the model's input images. L is grey; RGBA has four channels, the last of"
-     " which may be anything, such as depth. PIXEL_MEAN and PIXEL_STD have as many numbers.",
-     choices=("BGR", "RGB", "L", "RGBA"))
+     " which may be anything, such as depth. RAW takes values and channels as the files hold them:"
+     " 8 or 16 bits or floating point, PNG, TIFF or NPY. PIXEL_MEAN and PIXEL_STD have as many"
+     " numbers, in the unit of the values.",
+     choices=("BGR", "RGB", "L", "RGBA", "RAW"))
 _key("INPUT.MAX_IMAGE_PIXELS", 178_956_970,
      "detkit: images, label maps and panoptic pngs with more pixels in their header are refused"
      " before decoding. The default is Pillow's limit, half a gigabyte as RGB; code without a"

@@ -343,7 +343,7 @@ def check_test_files(cfg: CfgNode, dataset_name: str) -> None:
     """
     records = DatasetCatalog.get(dataset_name)
     require_files(dataset_name, records)
-    check_images(dataset_name, records, cfg.INPUT.MAX_IMAGE_PIXELS)
+    check_images(dataset_name, records, cfg.INPUT.MAX_IMAGE_PIXELS, cfg.INPUT.FORMAT)
     _check_label_maps(cfg, dataset_name, records)
 
 

@@ -81,7 +81,10 @@ def _missing(paths: Sequence[str]) -> Iterator[str]:
 
 
 def check_images(
-    name: str, records: Sequence[ImageRecord], max_pixels: int = MAX_IMAGE_PIXELS
+    name: str,
+    records: Sequence[ImageRecord],
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    image_format: str = "BGR",
 ) -> None:
     """Check that the images of a data set are whole, and have the size in their record.
 
@@ -89,6 +92,7 @@ def check_images(
         name: Of the data set, for messages.
         records: Its images.
         max_pixels: As in `read_image`.
+        image_format: As there.
 
     Raises:
         DataError: Some have not; the message counts them and says what is wrong with the first.
@@ -105,7 +109,7 @@ def check_images(
             # The end of most files tells that they are whole, in no time; the others are decoded.
             if not data.endswith(_ENDS) and num_decoded < _MAX_DECODED:
                 num_decoded += 1
-                read_image(file, max_pixels=max_pixels)
+                read_image(file, image_format, max_pixels=max_pixels)
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -81,7 +81,8 @@ class DefaultPredictor:
         """Return the predictions of the model for an image.
 
         Args:
-            original_image: (H, W, C) uint8, BGR if the model takes three channels. Not changed.
+            original_image: (H, W, C) uint8, BGR if the model takes three channels; with
+                INPUT.FORMAT RAW, as the file holds it, uint8 or float32. Not changed.
 
         Returns:
             The output of the model, in pixels of the given image: `instances` with `pred_boxes`,
@@ -106,7 +107,8 @@ class DefaultPredictor:
             return self.model([model_input])[0]
 
     def _check(self, image: Any) -> None:
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        dtypes = (np.uint8, np.float32) if self.input_format == "RAW" else (np.uint8,)
+        if not isinstance(image, np.ndarray) or image.dtype not in dtypes:
             found = (
                 f"an array of {image.dtype}"
                 if isinstance(image, np.ndarray)

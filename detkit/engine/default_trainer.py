@@ -503,6 +503,7 @@ class DefaultTrainer(SimpleTrainer):
             str(Path(cfg.OUTPUT_DIR) / "visualization"),
             MetadataCatalog.get(name),
             max_image_pixels=cfg.INPUT.MAX_IMAGE_PIXELS,
+            is_raw=cfg.INPUT.FORMAT == "RAW",
             show_labels=cfg.VIS_LABELS,
         )
 

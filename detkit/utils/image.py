@@ -4,6 +4,8 @@ Legend: H and W height and width of the upright image, C channels.
 """
 
 import contextlib
+import importlib.util
+import io
 import logging
 import sys
 from typing import Any
@@ -17,6 +19,7 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.image_file import (
     JPEG_MARK,
     MAX_IMAGE_PIXELS,
+    PIL_ERRORS,
     BadImageError,
     jpeg_segments,
     jpeg_size,
@@ -31,13 +34,20 @@ with contextlib.suppress(ImportError):
 
 logger = logging.getLogger(__name__)
 
-# "BGR" is the order of Caffe2's models; the others are PIL modes of 8 bits per channel.
-IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV")
+# "BGR" is the order of Caffe2's models, "RAW" what the file holds; the others are PIL modes of 8
+# bits per channel.
+IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV", "RAW")
 
 # torchvision's decoder as an operator: since 0.29, its Python function spends 0.04 ms on a
 # deprecation warning. Once torchvision has removed its decoders, this is None, and PIL decodes.
 _decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: keep the number of channels
+_decode_png_operator = getattr(torch.ops.image, "decode_png", None)
+
+_NPY_MARK = b"\x93NUMPY"
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_DEPTH = 24  # position of the bits per channel
 
 _JPEG_APP1 = 0xE1
 _EXIF_ORIENTATION = 0x0112
@@ -52,8 +62,10 @@ def read_image(
 ) -> np.ndarray:
     """Read an image file as an array, turned upright by the orientation in its metadata.
 
-    Palettes and CMYK are converted, transparency is dropped, 16-bit grey keeps its upper 8 bits,
-    and the first frame of an animation is read.
+    With the format RAW, values and channels are those of the file: 8 or 16 bits, or floating point;
+    of PNG, TIFF (with tifffile, if that is installed, which reads any number of channels) and NPY,
+    an array (H, W) or (H, W, C). Otherwise palettes and CMYK are converted, transparency is
+    dropped, and 16-bit grey keeps its upper 8 bits. Of an animation, the first frame is read.
 
     Args:
         file_name: Path or address that `PathManager` opens.
@@ -61,8 +73,8 @@ def read_image(
         max_pixels: Largest number of pixels: INPUT.MAX_IMAGE_PIXELS.
 
     Returns:
-        (H, W, C) uint8; C is 1 for "L". As in Detectron2, it may be a view with negative strides,
-        which `np.ascontiguousarray` copies.
+        (H, W, C) uint8; C is 1 for "L". With RAW, float32 unless the file has 8 bits. As in
+        Detectron2, it may be a view with negative strides, which `np.ascontiguousarray` copies.
 
     Raises:
         MissingFileError: The file does not exist.
@@ -75,6 +87,10 @@ def read_image(
             f" {format!r}.{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
     data = read_image_bytes(file_name)
+    if format == "RAW":
+        return _stored_values(data, file_name, max_pixels)
+    if data.startswith(_NPY_MARK):
+        raise BadImageError(f"{file_name} is an array: set INPUT.FORMAT RAW to read it")
     size = jpeg_size(data) if data.startswith(JPEG_MARK) else None
     if size is not None:
         require_pixels(data, size, file_name, max_pixels)
@@ -119,6 +135,9 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         BadImageError: The file is empty or not an image.
     """
     data = read_image_bytes(file_name)
+    if data.startswith(_NPY_MARK):
+        height, width = _npy(data, file_name).shape[:2]
+        return height, width
     # Without a limit of pixels, as nothing is decoded.
     with opened_image(data, file_name, sys.maxsize, header_only=True) as image:
         # As stored: depending on its version and on the tag, PIL's size of a TIFF is the upright
@@ -126,6 +145,68 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         is_tiff = isinstance(image, TiffImageFile)
         width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _stored_values(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
+    """Return the upright values of an image file, (H, W, C): uint8, or float32 for all others."""
+    if data.startswith(_NPY_MARK):
+        pixels = _npy(data, file_name)
+        require_pixels(data, (pixels.shape[1], pixels.shape[0]), file_name, max_pixels)
+    elif data.startswith(_TIFF_MARKS) and importlib.util.find_spec("tifffile"):
+        pixels = _tiff(data, file_name, max_pixels)
+    else:
+        with opened_image(data, file_name, max_pixels) as image:
+            pixels = _pixels_as_stored(image, data)
+    if pixels.dtype != np.uint8:
+        # What every kernel takes; 16 bits are exact.
+        pixels = pixels.astype(np.float32)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _tiff(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
+    """Return the values of the first page; channels may lie in planes."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            require_pixels(data, (page.imagewidth, page.imagelength), file_name, max_pixels)
+            pixels = page.asarray()
+            orientation = page.tags.get(_EXIF_ORIENTATION)
+    except (tifffile.TiffFileError, *PIL_ERRORS) as error:
+        if isinstance(error, BadImageError):
+            raise
+        raise BadImageError(f"image file {file_name} is damaged: {error}") from error
+    if page.planarconfig == 2 and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, 2)
+    value = 1 if orientation is None else int(orientation.value)
+    return _turned(np.ascontiguousarray(pixels), value)
+
+
+def _npy(data: bytes, file_name: str) -> np.ndarray:
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise BadImageError(f"array file {file_name} cannot be read: {error}") from error
+    if values.ndim not in (2, 3) or values.size == 0 or values.dtype.kind not in "uif":
+        raise BadImageError(
+            f"array file {file_name} must hold numbers (H, W) or (H, W, C), has {values.dtype} of"
+            f" shape {values.shape}"
+        )
+    return values
+
+
+def _pixels_as_stored(image: Image.Image, data: bytes) -> np.ndarray:
+    # PIL reads colour of 16 bits as 8.
+    if data.startswith(_PNG_MARK) and data[_PNG_DEPTH] == 16 and len(image.getbands()) > 1:
+        if _decode_png_operator is None:
+            raise ValueError("colour of 16 bits needs torchvision with libpng")
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels = _decode_png_operator(encoded, _UNCHANGED, False).permute(1, 2, 0).numpy()
+        return _turned(pixels, _orientation(image))
+    if image.mode in ("P", "PA", "1"):
+        return upright_pixels(image, "L" if image.mode == "1" else "RGB")
+    return upright_pixels(image)
 
 
 def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
@@ -145,8 +226,19 @@ def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """Convert an (H, W, C) image in `format` to (H, W, 3) uint8 RGB."""
+    """Convert an (H, W, C) image in `format` to (H, W, 3) uint8 RGB.
+
+    Of RAW, the first three channels are shown, or the first one, from the lowest value to the
+    highest.
+    """
     pixels = np.asarray(image)
+    if format == "RAW":
+        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, [0, 0, 0]]
+        if pixels.dtype == np.uint8:
+            return np.ascontiguousarray(pixels)
+        low, high = np.nanmin(pixels), np.nanmax(pixels)
+        scaled = (np.nan_to_num(pixels) - low) * (255 / max(high - low, 1e-12))
+        return scaled.clip(0, 255).astype(np.uint8)
     if format == "RGB":
         return pixels.astype(np.uint8, copy=False)
     if format == "BGR":

@@ -17,7 +17,7 @@ from detkit.utils.file_io import read_file
 
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit: half a gigabyte as RGB, and three times as much while it is decoded."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 """Endings, in small letters, of the files in a folder that count as images."""
 MAX_SCANS = 32
 """Scans that a JPEG of the largest number of pixels may have; a smaller one may have more."""

@@ -33,7 +33,7 @@ def test_file_overrides_default_and_leaves_the_rest(cfg, tmp_path):
         pytest.param("SOLVER:\n  MAX_ITER: 0.5\n", ValueError, r"a\.yaml:2: SOLVER\.MAX_ITER must be", id="float-for-int"),
         pytest.param("MODEL:\n  MASK_ON: 1\n", ValueError, r"a\.yaml:2: MODEL\.MASK_ON must be a bool", id="int-for-bool"),
         pytest.param("DATASETS:\n  TRAIN: mine\n", ValueError, r"DATASETS\.TRAIN must be a list.*Write \['mine'\]", id="text-for-list"),
-        pytest.param("INPUT:\n  FORMAT: rgb\n", ValueError, r"a\.yaml:2: INPUT\.FORMAT must be one of 'BGR', 'RGB', 'L', got 'rgb'\. Did you mean 'RGB'", id="bad-choice"),
+        pytest.param("INPUT:\n  FORMAT: rgb\n", ValueError, r"a\.yaml:2: INPUT\.FORMAT must be one of 'BGR', 'RGB', 'L', 'RGBA', 'RAW', got 'rgb'\. Did you mean 'RGB'", id="bad-choice"),
         pytest.param("SOLVER:\n  BASE_LR: -1.0\n", ValueError, r"SOLVER\.BASE_LR must be at least 0, got -1", id="below-minimum"),
         pytest.param("SOLVER:\n  BASE_LR: .inf\n", ValueError, r"a\.yaml:2: SOLVER\.BASE_LR must be a finite number, got inf", id="infinite"),
         pytest.param("INPUT:\n  MIN_SIZE_TRAIN: [.nan]\n", ValueError, r"MIN_SIZE_TRAIN must be a finite number", id="not-a-number-in-a-list"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -136,3 +137,41 @@ MODEL: {PIXEL_MEAN: [120, 120, 120, 200], PIXEL_STD: [60, 60, 60, 60]}
     picture = str(min(pictures.glob("*.png")))
     command = ["--config-file", "config.yaml", "--input", picture, "--output", "seen"]
     assert predict.main([*command, "MODEL.WEIGHTS", "out/model_final.pth"]) == 0
+
+
+@pytest.mark.parametrize(("channels", "ending"), [(1, ".png"), (5, ".npy")])
+def test_stored_values_of_any_channels_train_and_are_predicted(
+    workplace: Path, datasets: Path, channels: int, ending: str
+) -> None:
+    """Grey of 16 bits, and floating point."""
+    pictures = workplace / "pictures"
+    pictures.mkdir()
+    for path in sorted((datasets / "shapes/JPEGImages").glob("train*")):
+        grey = np.asarray(Image.open(path).convert("L"))
+        if ending == ".npy":
+            values = np.stack([grey / 255 * k for k in range(1, channels + 1)], axis=2)
+            np.save(pictures / f"{path.stem}.npy", values)
+        else:
+            Image.fromarray(grey.astype(np.uint16) * 200).save(pictures / f"{path.stem}.png")
+    annotations = json.loads((datasets / "shapes/instances_train.json").read_text())
+    for image in annotations["images"]:
+        image["file_name"] = Path(image["file_name"]).with_suffix(ending).name
+    (workplace / "raw.json").write_text(json.dumps(annotations))
+    mean = [25000] if ending == ".png" else [0.5] * channels
+    (workplace / "config.yaml").write_text(
+        f"""
+_BASE_: tiny.yaml
+DATASETS:
+  REGISTER: [{{name: raw_{channels}, format: coco, images: pictures, annotations: raw.json}}]
+  TRAIN: [raw_{channels}]
+  TEST: [raw_{channels}]
+INPUT: {{FORMAT: RAW}}
+MODEL: {{PIXEL_MEAN: {mean}, PIXEL_STD: {mean}}}
+"""
+    )
+    assert train.main(["--config-file", "config.yaml"]) == 0
+    weights = load_checkpoint_file("out/model_final.pth")["model"]
+    assert weights["backbone.bottom_up.stem.conv1.weight"].shape[1] == channels
+    command = ["--config-file", "config.yaml", "--input", "pictures", "--output", "seen"]
+    assert predict.main([*command, "MODEL.WEIGHTS", "out/model_final.pth"]) == 0
+    assert len(list(Path("seen").glob("train*"))) == len(annotations["images"])

@@ -437,3 +437,78 @@ def test_label_map_in_color_is_refused(tmp_path):
 def test_absent_label_map_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a.png does not exist"):
         read_label_map(str(tmp_path / "a.png"))
+
+
+# --- values as stored ---
+
+
+def test_stored_values_of_16_bits_and_floats(tmp_path):
+    grey = (np.arange(12).reshape(3, 4) * 5000).astype(np.uint16)
+    write(tmp_path / "a.png", grey)
+    write(tmp_path / "f.tif", grey.astype(np.float32) - 0.5)
+    np.save(tmp_path / "c.npy", np.stack([grey] * 5, axis=2))
+    found = read_image(str(tmp_path / "a.png"), "RAW")
+    assert (found.dtype, found.shape) == (np.float32, (3, 4, 1))
+    assert np.array_equal(found[:, :, 0], grey)
+    assert np.array_equal(read_image(str(tmp_path / "f.tif"), "RAW")[:, :, 0], grey - 0.5)
+    assert np.array_equal(read_image(str(tmp_path / "c.npy"), "RAW")[:, :, 4], grey)
+    assert read_image_size(str(tmp_path / "c.npy")) == (3, 4)
+
+
+def test_stored_colour_of_16_bits_is_not_cut_to_8(tmp_path):
+    values = (np.arange(36).reshape(3, 4, 3) * 1800 + 7).astype(np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = (
+        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RAW"), values)
+
+
+def test_stored_bytes_stay_bytes(tmp_path):
+    path = write(tmp_path / "a.png", picture())
+    assert np.array_equal(read_image(path, "RAW"), picture())
+    assert read_image(path, "RAW").dtype == np.uint8
+
+
+def test_tiff_of_many_channels_needs_tifffile(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = (np.arange(3 * 4 * 6).reshape(3, 4, 6) * 500).astype(np.uint16)
+    for name, options in (("a", {}), ("b", {"planarconfig": "separate"})):
+        stored = np.moveaxis(values, 2, 0) if options else values
+        tifffile.imwrite(tmp_path / f"{name}.tif", stored, photometric="minisblack", **options)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    for name in "ab":
+        assert np.array_equal(read_image(str(tmp_path / f"{name}.tif"), "RAW"), values)
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:60])
+    with pytest.raises(BadImageError, match=r"a.tif"):
+        read_image(str(tmp_path / "a.tif"), "RAW")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param(np.zeros(3), r"must hold numbers \(H, W\)", id="shape"),
+        pytest.param(np.array([["a"]]), ".*has <U1", id="text"),
+        pytest.param(np.array([[None]]), "cannot be read: Object arrays", id="pickle"),
+    ],
+)
+def test_wrong_array_is_named(values, message, tmp_path):
+    np.save(tmp_path / "a.npy", values, allow_pickle=True)
+    with pytest.raises(BadImageError, match=f"a.npy {message}"):
+        read_image(str(tmp_path / "a.npy"), "RAW")
+
+
+def test_array_needs_the_format_raw(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 4)))
+    with pytest.raises(BadImageError, match=r"a.npy is an array: set INPUT.FORMAT RAW"):
+        read_image(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_stored_values_are_shown_from_the_lowest_to_the_highest(channels):
+    values = np.linspace(-3, 7, 12 * channels, dtype=np.float32).reshape(3, 4, channels)
+    shown = convert_image_to_rgb(values, "RAW")
+    assert (shown.shape, shown.dtype, shown.min()) == ((3, 4, 3), np.uint8, 0)

@@ -14,7 +14,7 @@ from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
 from detkit.engine.train_loop import PeriodicHook
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
-from detkit.utils.image import read_image
+from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.text import distinct_names, file_stem
 from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
@@ -41,6 +41,7 @@ class VisualizationHook(PeriodicHook):
         score_threshold: float = 0.5,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         *,
+        is_raw: bool = False,
         show_labels: bool = True,
     ) -> None:
         """Set what to draw.
@@ -56,6 +57,7 @@ class VisualizationHook(PeriodicHook):
                 time.
             score_threshold: Predictions below this score are not drawn.
             max_image_pixels: As `max_pixels` in `read_image`.
+            is_raw: See `draw_truth_and_prediction`.
             show_labels: Whether names and scores are written.
         """
         super().__init__(period)
@@ -67,6 +69,7 @@ class VisualizationHook(PeriodicHook):
         self._num_images = num_images
         self._score_threshold = score_threshold
         self._max_image_pixels = max_image_pixels
+        self._is_raw = is_raw
         self._show_labels = show_labels
         self._records: list[ImageRecord] | None = None
 
@@ -85,6 +88,7 @@ class VisualizationHook(PeriodicHook):
                 self._metadata,
                 self._score_threshold,
                 self._max_image_pixels,
+                is_raw=self._is_raw,
                 show_labels=self._show_labels,
             )
             picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
@@ -131,6 +135,7 @@ def write_pictures(
             MetadataCatalog.get(name),
             min_score,
             cfg.INPUT.MAX_IMAGE_PIXELS,
+            is_raw=cfg.INPUT.FORMAT == "RAW",
             show_labels=cfg.VIS_LABELS,
         )
         picture.save(path)
@@ -163,6 +168,7 @@ def draw_truth_and_prediction(
     score_threshold: float = 0.5,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     *,
+    is_raw: bool = False,
     show_labels: bool = True,
 ) -> VisImage:
     """Draw the ground truth of an image on the left, and a model's output on the right.
@@ -174,9 +180,12 @@ def draw_truth_and_prediction(
         metadata: Names and colors of the classes.
         score_threshold: Instances below it are not drawn.
         max_image_pixels: As `max_pixels` in `read_image`, of image and ground truth.
+        is_raw: Whether the format of the images, INPUT.FORMAT, is RAW.
         show_labels: Whether names and scores are written.
     """
-    rgb = read_image(record["file_name"], "RGB", max_pixels=max_image_pixels)
+    image_format = "RAW" if is_raw else "RGB"
+    image = read_image(record["file_name"], image_format, max_pixels=max_image_pixels)
+    rgb = convert_image_to_rgb(image, image_format)
     scale = readable_scale(rgb.shape[:2])
     # SEGMENTATION: a color per class, so that the two sides can be compared.
     left, right = (
