@@ -1,6 +1,7 @@
 """From data sets on disk to batches of model inputs."""
 
 from detkit.data import transforms
+from detkit.data.albumentations_adapter import Albumentations
 from detkit.data.annotations import (
     annotations_to_instances,
     annotations_to_instances_rotated,
@@ -25,6 +26,7 @@ from detkit.data.dataset_dicts import (
 )
 from detkit.data.dataset_mapper import DatasetMapper, check_image_size
 from detkit.data.datasets import register_declared_datasets
+from detkit.data.mixing import CopyPaste, MixUp, Mosaic
 from detkit.data.proposals import load_proposals_into_dataset
 from detkit.data.training_stream import (
     AspectRatioGroupedDataset,
@@ -42,7 +44,9 @@ from detkit.data.wrappers import (
 )
 
 __all__ = [
+    "Albumentations",
     "AspectRatioGroupedDataset",
+    "CopyPaste",
     "DatasetCatalog",
     "DatasetFromList",
     "DatasetMapper",
@@ -51,6 +55,8 @@ __all__ = [
     "MapIterableDataset",
     "Metadata",
     "MetadataCatalog",
+    "MixUp",
+    "Mosaic",
     "SampleError",
     "ToIterableDataset",
     "TrainingStream",

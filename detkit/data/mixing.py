@@ -280,7 +280,7 @@ class CopyPaste(Mixing):
         pasted = [partner.objects[k] for k in np.flatnonzero(is_pasted)]
         cover = np.zeros(scene.size, dtype=bool)
         for annotation in pasted:
-            cover |= _bitmap(annotation, scene.size)
+            cover |= bitmap_of(annotation, scene.size)
         if not cover.any():
             return
         image = scene.image.copy()
@@ -294,7 +294,8 @@ class CopyPaste(Mixing):
         scene.replace(image, [a for a in below if a is not None] + pasted, labels)
 
 
-def _bitmap(annotation: AnnotationRecord, size: tuple[int, int]) -> np.ndarray:
+def bitmap_of(annotation: AnnotationRecord, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask of a settled object as (H, W) bool."""
     mask = cast(Any, annotation)["segmentation"]
     return polygons_to_bitmask(mask, *size) if isinstance(mask, list) else mask != 0
 
@@ -304,7 +305,7 @@ def _behind(annotation: AnnotationRecord, cover: np.ndarray) -> AnnotationRecord
     x0, y0, x1, y1 = annotation["bbox"]
     if not cover[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)].any():
         return annotation
-    mask = _bitmap(annotation, cast(Any, cover.shape))
+    mask = bitmap_of(annotation, cast(Any, cover.shape))
     left = mask & ~cover
     if not left.any():
         return None
