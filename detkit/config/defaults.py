@@ -716,8 +716,8 @@ _key("DATASETS.TRAIN_RATIOS", [],
 _key("DATASETS.TEST", (), "Names of the data sets to evaluate on.")
 _key("DATASETS.REGISTER", [],
      "detkit: your own data sets, a list of {name, format: coco|voc|yolo|csv|labelme|cvat|"
-     "open_images|hugging_face|auto|lvis|sem_seg|coco_panoptic, images, ...}; paths are"
-     " relative to the YAML file or to $DETKIT_DATASETS.",
+     "open_images|hugging_face|dota|yolo_obb|auto|lvis|sem_seg|coco_panoptic, images, ...};"
+     " paths are relative to the YAML file or to $DETKIT_DATASETS.",
      path_fields=("images", "annotations", "root", "split", "labels", "segments", "instances",
                   "data", "descriptions"))
 _key("DATASETS.PROPOSAL_FILES_TRAIN", (), "Precomputed proposals, one file per training set.",

@@ -26,7 +26,7 @@ def detect_dataset(path: str) -> Entries:
     """Return the data sets in a folder or a file: name of the split -> entry for DATASETS.REGISTER.
 
     Entries have absolute paths, and no `name`. What is in several formats is taken in the order
-    YOLO, COCO, VOC, CVAT, labelme, Hugging Face, Open Images and CSV.
+    YOLO, labelme, COCO, VOC, CVAT, Hugging Face, Open Images and CSV.
 
     Raises:
         MissingFileError: There is no such folder or file.
@@ -54,7 +54,10 @@ def detect_dataset(path: str) -> Entries:
 def _yolo(root: Path, files: list[Path]) -> Entries:
     for file in files:
         if file.suffix in (".yaml", ".yml"):
-            content = read_data_yaml(str(file))
+            try:
+                content = read_data_yaml(str(file))
+            except DataError:  # a YAML file of something else, with tags of its own
+                continue
             splits = splits_of(content, str(file))
             if splits and "names" in content:
                 return {s: {"format": "yolo", "data": str(file), "split": s} for s in splits}
@@ -177,5 +180,6 @@ def _has_images(folder: Path) -> bool:
 
 
 _DETECTORS: list[Callable[[Path, list[Path]], Entries]] = [
-    _yolo, _coco, _voc, _cvat, _labelme, _hugging_face, _csv,
+    # labelme before COCO: its first file tells, and there may be ten thousand.
+    _yolo, _labelme, _coco, _voc, _cvat, _hugging_face, _csv,
 ]  # fmt: skip

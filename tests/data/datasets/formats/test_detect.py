@@ -54,6 +54,12 @@ def test_labelme_and_hugging_face(tmp_path):
     assert detect_dataset(str(tmp_path)) == {"train": expected}
 
 
+def test_yaml_of_something_else_is_passed_over(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: !!python/name:os.system")
+    (tmp_path / "b.json").write_text('{"imagePath": "a.png", "shapes": []}')
+    assert detect_dataset(str(tmp_path))[tmp_path.name]["format"] == "labelme"
+
+
 def test_auto_says_what_it_found_and_asks_which_split(write_image, tmp_path, declare, caplog):
     caplog.set_level("INFO")
     write_image("images/train/a.jpg")
