@@ -93,7 +93,7 @@ class FCOSHead(RetinaNetHead):
         for level, x in enumerate(features):
             logits.append(self.cls_score(run_subnet(self.cls_subnet, x, level)))
             hidden = run_subnet(self.bbox_subnet, x, level)
-            deltas.append(self.bbox_pred(hidden))
+            deltas.append(self.predict_boxes(hidden))
             centreness.append(self.ctrness(hidden))
         return logits, deltas, centreness
 

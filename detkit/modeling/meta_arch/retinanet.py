@@ -158,9 +158,22 @@ class RetinaNetHead(nn.Module):
             num_anchors = self.num_anchors[level]
             scores = self.cls_score(run_subnet(self.cls_subnet, x, level))
             logits.append(scores[:, : num_anchors * self.num_classes])
-            boxes = self.bbox_pred(run_subnet(self.bbox_subnet, x, level))
+            boxes = self.predict_boxes(run_subnet(self.bbox_subnet, x, level))
             deltas.append(boxes[:, : num_anchors * 4])
         return logits, deltas
+
+    def predict_boxes(self, hidden: Tensor) -> Tensor:
+        """Return the deltas (N, A * 4, H, W) of one level from the last map of the box subnet.
+
+        They are in the dtype of the weights, also under autocast, except in training.
+        """
+        device_type = hidden.device.type
+        if self.training or not torch.is_autocast_enabled(device_type):
+            return self.bbox_pred(hidden)
+        # bfloat16 has 8 bits: a distance of 100 pixels would be off by 0.2, which took 0.23 off the
+        # AP of FCOS's quick start, and 0.08 so.
+        with torch.autocast(device_type, enabled=False):
+            return self.bbox_pred(hidden.to(self.bbox_pred.weight.dtype))
 
     def check_levels(self, features: Sequence[Tensor]) -> None:
         """Raise a ValueError if there are not L features."""

@@ -350,3 +350,16 @@ def test_prior_outside_is_an_error(prior):
 def test_wrong_number_of_features_is_an_error():
     with pytest.raises(ValueError, match="built for 2 levels, got 1 features"):
         make_head()(head_features()[:1])
+
+
+def test_boxes_are_in_the_precision_of_the_weights_under_autocast():
+    head, features = make_head().eval(), head_features()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, deltas = head(features)
+        half = head.bbox_subnet(features[0])
+    assert (half.dtype, logits[0].dtype, deltas[0].dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    )
+    torch.testing.assert_close(deltas[0], head.bbox_pred(half.float()), rtol=0, atol=1e-6)
