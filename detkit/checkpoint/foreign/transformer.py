@@ -43,7 +43,7 @@ def translate_transformer(weights: Mapping[str, Tensor], file_name: str) -> Tran
 def fitted_to_model(
     weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Adapt positions, and scales of layers, to those of a model.
+    """Adapt positions, scales of layers, and the channels of the stem to those of a model.
 
     Absolute positions, tables of relative positions and Swin's biases of another size are
     interpolated. Where the model has no layer scale, as in Detectron2's ViT, it is multiplied into
@@ -70,6 +70,16 @@ def fitted_to_model(
             new = F.interpolate(value.float().T[None], size=len(target), mode="linear")[0].T
         elif leaf == "relative_position_bias_table":
             new = _on_grid(value.float()[None], math.isqrt(len(target)))[0]
+        elif value.dim() == target.dim() == 4 and value.shape[1] == 3:
+            # The stem of a model for colour. As in timm, its filters are repeated, which keeps
+            # colour where the first channels are RGB, and scaled by the number of channels.
+            channels = target.shape[1]
+            stem = value.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+            if channels == 1:
+                stem = value.sum(dim=1, keepdim=True)
+            if stem.shape == target.shape:
+                fitted[name] = stem
+                remarks.append(f"{name}: filters of 3 channels repeated for {channels}")
         elif leaf == "relative_position_index":
             fitted[name] = target  # a constant of the window's size
         if new is not None and new.shape == target.shape:

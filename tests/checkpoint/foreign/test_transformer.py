@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from detkit.checkpoint import DetectionCheckpointer
+from detkit.checkpoint.foreign import fitted_to_model
 from detkit.config import get_cfg
 from detkit.modeling import build_backbone
 from detkit.modeling.backbone import MViT, SwinTransformer, ViT
@@ -187,3 +188,24 @@ def test_detector_with_its_own_names_is_as_it_is(tmp_path):
     assert report.is_complete
     assert report.layout == ""
     assert torch.equal(model.net.pos_embed, weights["net.pos_embed"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_stem_for_colour_is_repeated_for_other_channels(channels: int) -> None:
+    name = "backbone.stem.conv1.weight"
+    colour = torch.randn(5, 3, 7, 7, dtype=torch.float64)
+    model_state = {name: torch.zeros(5, channels, 7, 7)}
+    fitted, (remark,) = fitted_to_model({name: colour}, model_state)
+    assert remark == f"{name}: filters of 3 channels repeated for {channels}"
+    assert fitted[name].shape == model_state[name].shape
+    if channels == 1:
+        assert torch.allclose(fitted[name].sum(dim=1), colour.sum(dim=1))
+    else:
+        assert torch.allclose(fitted[name][:, 0] * channels / 3, colour[:, 0])
+
+
+def test_stem_of_another_size_is_left() -> None:
+    weights = {"stem.weight": torch.zeros(5, 3, 7, 7)}
+    fitted, remarks = fitted_to_model(weights, {"stem.weight": torch.zeros(5, 4, 3, 3)})
+    assert fitted["stem.weight"].shape == (5, 3, 7, 7)
+    assert not remarks
