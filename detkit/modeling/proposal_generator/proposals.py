@@ -179,7 +179,8 @@ def _suppress(
     num_images, num_boxes = logits.shape
     top = torch.arange(num_boxes, device=logits.device).expand_as(logits)
     if most < num_boxes:
-        top = logits.topk(most, dim=1).indices
+        # Stable, as NMS sorts: which of several equal logits comes first must not depend on `most`.
+        top = logits.sort(dim=1, descending=True, stable=True).indices[:, :most]
         boxes = boxes.take_along_dim(top[..., None], dim=1)
         logits, groups = logits.gather(1, top), groups.gather(1, top)
     is_rotated = boxes.shape[2] == 5
