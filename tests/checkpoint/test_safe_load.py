@@ -432,10 +432,10 @@ def test_small_files_that_would_take_for_ever_are_refused(tmp_path, kind, body, 
         whole = path.read_bytes()
         content = whole.index(b"}q\0X\5\0\0\0modelq\1") - 2
         path.write_bytes(data if kind == "pickle" else whole[:content] + data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointError) as error:
         load_checkpoint_file(str(path))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(error.value)) < 1000
     if kind == "pickle" or "sizes" not in message:
         assert re.search(message, str(error.value))

@@ -223,6 +223,7 @@ def test_loop_written_out_refuses_what_it_does_not_do(
     asking = {key: 7 if isinstance(idle, int) else "bbox/AP" for key, idle in left_out.items()}
     asking.update({key: "True" for key, idle in left_out.items() if isinstance(idle, bool)})
     asking["TEST.EXPECTED_RESULTS"] = "[['bbox', 'AP', 1, 1]]"
+    asking["SOLVER.DDP.COMPRESSION"] = "fp16"
     settings = [str(word) for pair in asking.items() for word in pair]
     monkeypatch.setattr(
         sys, "argv", ["plain_train_net.py", "--config-file", "tiny.yaml", *settings]

@@ -88,7 +88,8 @@ def test_learning_rates_are_factors_and_weight_decays_are_listed():
     rows = _rows(2, bias_lr_factor=2.0)[1]
     assert rows["fc"].lr_factors == (1.0, 2.0)
     assert rows["fc"].weight_decays == (1e-4,)
-    assert rows["body.others"].weight_decays == (0.0,)
+    # "LN" decays, as in Detectron2.
+    assert rows["body.others"].weight_decays == (0.0, 1e-4)
     assert rows["body.stem"].lr_factors == rows["body.stem"].weight_decays == ()
 
 
