@@ -250,7 +250,7 @@ class MixUp(Mixing):
         partner.transform(_fit(partner, scene.size))
         _same_frame(partner, scene.size)
         blended = scene.image * share + partner.image * (1 - share)
-        if scene.image.dtype == np.uint8:
+        if np.issubdtype(scene.image.dtype, np.integer):
             blended = np.rint(blended)
         scene.replace(
             blended.astype(scene.image.dtype, copy=False), scene.objects + partner.objects

@@ -419,6 +419,19 @@ def test_images_that_a_change_of_color_does_not_understand_are_refused(name):
         augmentation(T.AugInput(np.zeros((9, 7, 4), np.uint8)))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("name", ["GaussianBlur", "GaussianNoise", "RandomErasing", "RandomAffine"])
+def test_any_number_of_channels_and_any_depth(name, dtype):
+    (augmentation,) = named_augmentations([{"name": name}])
+    image = np.full((19, 23, 5), 255 if dtype == np.uint8 else 65_535, dtype)
+    sample = T.AugInput(image)
+    np.random.seed(1)
+    augmentation(sample)
+    assert (sample.image.dtype, sample.image.shape) == (dtype, image.shape)
+    # Nothing wraps around at the limit of the type.
+    assert np.median(np.abs(sample.image.astype(float) - image)) <= 12
+
+
 def test_channel_order_is_regarded():
     red = np.zeros((5, 7, 3), np.uint8)
     red[:, :, 0] = 255

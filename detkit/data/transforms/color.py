@@ -284,9 +284,15 @@ class GaussianNoise(Augmentation):
         """Draw strength and noise."""
         noise = np.random.standard_normal(image.shape).astype(np.float32)
         noise *= np.float32(np.random.uniform(*self.std))
-        if image.dtype == np.uint8:
-            noise += 0.5  # `BlendTransform` truncates
-        return BlendTransform(src_image=noise, src_weight=1.0, dst_weight=1.0)
+
+        def add(image: np.ndarray) -> np.ndarray:
+            noisy = image + noise
+            if np.issubdtype(image.dtype, np.integer):
+                limits = np.iinfo(image.dtype)
+                noisy = np.rint(noisy).clip(limits.min, limits.max)
+            return noisy.astype(image.dtype, copy=False)
+
+        return ColorTransform(add)
 
 
 @AUGMENTATION_REGISTRY.register()
