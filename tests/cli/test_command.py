@@ -81,6 +81,7 @@ def test_configs_with_a_word_are_those_that_have_it(capsys: pytest.CaptureFixtur
         "own_data/faster_rcnn.yaml",
         "own_data/faster_rcnn_small.yaml",
         "own_data/mask_rcnn.yaml",
+        "own_data/rotated_faster_rcnn.yaml",
     ]
     assert main(["configs", "own_dta"]) == 2
     assert "Did you mean 'own_data'" in capsys.readouterr().err
