@@ -134,11 +134,18 @@ FAMILIES = {
     "panoptic": ("panoptic_fpn", {"MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64}),
 }
 """By name: the quick-start config that it starts from, and what it changes in it."""
+TIMM_VIT = {
+    "MODEL.BACKBONE.NAME": "build_timm_vit_fpn_backbone",
+    "MODEL.TIMM.NAME": "test_vit",
+    "MODEL.FPN.NORM": "LN",
+}
+SLOW_FAMILIES = {"ViT of timm": ("faster_rcnn", TIMM_VIT)}
+"""Those that differ from another one in where the layers come from."""
 
 
 def family_config(family):
     """Return the config of a family's small model."""
-    start, changes = FAMILIES[family]
+    start, changes = (FAMILIES | SLOW_FAMILIES)[family]
     cfg = get_cfg()
     cfg.merge_from_file(find_config(f"quick_start/{start}_R_18_FPN_shapes.yaml"))
     cfg.merge_from_list([item for pair in {**COMMON, **changes}.items() for item in pair])

@@ -7,13 +7,19 @@ from detkit.data import DatasetCatalog, DatasetMapper
 from detkit.data.datasets.shapes import generate_shapes
 from detkit.modeling import build_model
 from detkit.structures import BitMasks, pairwise_iou
-from tests.end_to_end.families import FAMILIES, family_config
+from tests.end_to_end.families import FAMILIES, SLOW_FAMILIES, family_config
 
 pytestmark = pytest.mark.slow
 
 NUM_STEPS = 80  # 3 to 9 s of one core
 # The first two from scratch, and without convolutions; an angle more to learn.
-SLOW_LEARNERS = {"Swin": 200, "MViT": 200, "rotated": 140, "rotated on one map": 120}
+SLOW_LEARNERS = {
+    "Swin": 200,
+    "MViT": 200,
+    "ViT of timm": 120,
+    "rotated": 140,
+    "rotated on one map": 120,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +34,10 @@ def datasets(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *SLOW_FAMILIES])
 def test_four_pictures_are_learnt(family, datasets):
+    if "timm" in family:
+        pytest.importorskip("timm")
     cfg = family_config(family)
     torch.manual_seed(1)
     batch = [
