@@ -113,6 +113,8 @@ def _place() -> str:
     own = Path(__file__).name
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(_ROOT) and path.name != own:
+        # A virtual environment may lie in the checkout.
+        is_ours = path.is_relative_to(_ROOT) and "site-packages" not in path.parts
+        if is_ours and path.name != own:
             return f"{path.relative_to(_ROOT)}:{frame.lineno}"
     return "elsewhere"
