@@ -74,7 +74,7 @@ class _Alias(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "detectron2":
-            module.__version__ = DETECTRON2_VERSION  # type: ignore[attr-defined]
+            vars(module)["__version__"] = DETECTRON2_VERSION
             module.__doc__ = "detkit, under the name of Detectron2."
             return
         assert module.__spec__ is not None

@@ -71,7 +71,7 @@ def note_foreground_first(gt_classes: Tensor, count: int) -> None:
 
     `find_foreground` then need not ask the device. The note is void once the tensor is changed.
     """
-    gt_classes._num_foreground = (count, gt_classes._version)  # pyright: ignore[reportAttributeAccessIssue]
+    vars(gt_classes)["_num_foreground"] = (count, gt_classes._version)
 
 
 def find_foreground(gt_classes: Sequence[Tensor], bg_label: int) -> list[tuple[Tensor, np.ndarray]]:

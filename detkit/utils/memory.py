@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def retry_if_cuda_oom(func: Function) -> Function:
         logger.warning("the GPU's memory is full: %s runs on the CPU", name)
         return func(*map(_on_cpu, args), **{key: _on_cpu(value) for key, value in kwargs.items()})
 
-    return wrapped  # type: ignore[return-value]
+    return cast(Function, wrapped)
 
 
 def _on_cpu(value: Any) -> Any:

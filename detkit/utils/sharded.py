@@ -67,14 +67,14 @@ def whole(value: Any) -> Any:
     return value
 
 
-def own_share(value: Tensor, parameter: Tensor) -> Tensor:
+def own_share(value: Tensor, parameter: Any) -> Tensor:
     """Return this process's share of a whole tensor, where the parameter of its shape is shared."""
     if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    device = parameter.to_local().device  # type: ignore[attr-defined]
+    mesh, placements = parameter.device_mesh, parameter.placements
+    device = parameter.to_local().device
     # Every process has read the same file: nothing has to be sent.
     return distribute_tensor(value.to(device), mesh, placements, src_data_rank=None)
 

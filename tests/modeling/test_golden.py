@@ -215,13 +215,18 @@ def test_detections_are_those_of_detectron2(image, recorded, observed):
 
 
 def check_detections(image, recorded, observed):
-    """Of the recorded detections, 97 % are there: same class, same score, IoU above 0.98."""
+    """Of the recorded detections, 97 % are there: same class, score and place.
+
+    That is an IoU above 0.98, or corners within 0.05 pixels, of which small boxes have fewer.
+    """
     found = observed[f"det{image}"]
-    iou = pairwise_iou(Boxes(recorded[f"det{image}/boxes"]), found.pred_boxes)
+    boxes = torch.from_numpy(recorded[f"det{image}/boxes"])
+    is_near = (boxes[:, None] - found.pred_boxes.tensor).abs().amax(dim=2) < 0.05
+    same_place = (pairwise_iou(Boxes(boxes), found.pred_boxes) > 0.98) | is_near
     scores = torch.from_numpy(recorded[f"det{image}/scores"])[:, None]
     same_score = (scores - found.scores).abs() < 1e-3 * (1 + scores)
     same_class = torch.from_numpy(recorded[f"det{image}/classes"])[:, None] == found.pred_classes
-    is_same = (iou > 0.98) & same_score & same_class
+    is_same = same_place & same_score & same_class
     assert is_same.any(dim=1).float().mean() >= 0.97
     if f"det{image}/mask_area" in recorded:
         areas, match = (

@@ -15,7 +15,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -262,7 +262,7 @@ def as_augmentation(tfm_or_aug: Augmentation | Transform) -> Augmentation:
     """
     # By their methods: augmentations written for Detectron2 have other base classes.
     if hasattr(tfm_or_aug, "apply_image"):
-        return _Fixed(tfm_or_aug)  # type: ignore[arg-type]
+        return _Fixed(cast(Transform, tfm_or_aug))
     if callable(tfm_or_aug) and hasattr(tfm_or_aug, "get_transform"):
         return tfm_or_aug
     raise TypeError(f"neither an Augmentation nor a Transform: {tfm_or_aug!r}")

@@ -46,8 +46,8 @@ class ContextBlock(nn.Module):
             last,
         )
         nn.init.kaiming_normal_(self.conv_mask.weight, nonlinearity="relu")
-        nn.init.zeros_(self.conv_mask.bias)  # pyright: ignore[reportArgumentType]
-        for parameter in last.parameters():
+        assert self.conv_mask.bias is not None
+        for parameter in (self.conv_mask.bias, *last.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:

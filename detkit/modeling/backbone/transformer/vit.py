@@ -111,7 +111,8 @@ class ResidualConvs(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3):
             c2_msra_fill(conv)
         assert isinstance(self.norm3, nn.Module)
-        nn.init.zeros_(self.norm3.weight)  # type: ignore[arg-type]
+        assert isinstance(self.norm3.weight, Tensor)
+        nn.init.zeros_(self.norm3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, H, W, C) for the same."""
