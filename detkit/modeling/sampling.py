@@ -66,12 +66,14 @@ def _random_subset(candidates: Tensor, max_num: int, num: Tensor | None = None) 
     return torch.zeros_like(candidates).scatter_(-1, where, picked)
 
 
-def note_foreground_first(gt_classes: Tensor, count: int) -> None:
+def note_foreground_first(gt_classes: Tensor, count: int, bg_label: int) -> None:
     """Note on a tensor of classes that its first `count` entries, and no others, are foreground.
 
     `find_foreground` then need not ask the device. The note is void once the tensor is changed.
     """
-    vars(gt_classes)["_num_foreground"] = (count, gt_classes._version)
+    # Tensors of torch.inference_mode do not tell whether they were changed.
+    if not gt_classes.is_inference():
+        vars(gt_classes)["_num_foreground"] = (count, bg_label, gt_classes._version)
 
 
 def find_foreground(gt_classes: Sequence[Tensor], bg_label: int) -> list[tuple[Tensor, np.ndarray]]:
@@ -86,9 +88,9 @@ def find_foreground(gt_classes: Sequence[Tensor], bg_label: int) -> list[tuple[T
     """
     notes: list[int] = []
     for classes in gt_classes:
-        count, version = getattr(classes, "_num_foreground", (0, None))
-        if version == classes._version:
-            notes.append(count)
+        note = vars(classes).get("_num_foreground")
+        if note is not None and note[1:] == (bg_label, classes._version):
+            notes.append(note[0])
     if len(notes) == len(gt_classes):
         return [
             (torch.arange(count, device=classes.device), np.arange(count))

@@ -94,11 +94,27 @@ def test_foreground_is_found_in_each_image():
 
 def test_noted_foreground_is_not_asked_for_until_classes_change():
     classes = torch.tensor([2, 1, 5])
-    note_foreground_first(classes, 2)
+    note_foreground_first(classes, 2, bg_label=5)
     with Waits() as waits:
         ((found, _),) = find_foreground([classes], bg_label=5)
     assert len(waits) == 0
     assert found.tolist() == [0, 1]
     classes[0] = 5
     ((found, _),) = find_foreground([classes], bg_label=5)
+    assert found.tolist() == [1]
+
+
+def test_foreground_is_noted_for_one_label_of_background():
+    classes = torch.tensor([2, 1, 5])
+    note_foreground_first(classes, 2, bg_label=5)
+    ((found, on_host),) = find_foreground([classes], bg_label=1)
+    assert found.tolist() == on_host.tolist() == [0, 2]
+
+
+def test_foreground_is_found_in_inference_mode():
+    with torch.inference_mode():
+        classes = torch.tensor([2, 1, 5])
+        note_foreground_first(classes, 2, bg_label=5)
+        classes[0] = 5
+        ((found, _),) = find_foreground([classes], bg_label=5)
     assert found.tolist() == [1]

@@ -242,7 +242,7 @@ class ROIHeads(nn.Module):
         for i, (classes_i, read_i) in enumerate(zip(classes, on_host, strict=True)):
             picked = torch.cat(indices[2 * i : 2 * i + 2])
             picked_classes = classes_i[picked]
-            note_foreground_first(picked_classes, counts[2 * i])
+            note_foreground_first(picked_classes, counts[2 * i], self.num_classes)
             matches_i = np.concatenate([read_i[2][mask != 0] for mask in read_i[:2]])
             samples.append(_Sample(picked, picked_classes, matches_i))
         return samples
