@@ -26,20 +26,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "utils.tracing": ("utils.env",),
     "utils.torch_version_utils": ("utils.env",),
     "modeling.backbone": ("modeling.backbone.resnet_blocks",),
-    "modeling": (
-        "modeling.backbone",
-        "modeling.meta_arch",
-    ),
+    "modeling": ("modeling.backbone", "modeling.meta_arch"),
     "utils.testing": ("model_zoo.testing",),
     "utils.analysis": ("modeling.analysis",),
     "structures.rotated_boxes": ("structures",),
     "layers.aspp": ("layers.atrous",),
-    "layers": (
-        "layers.atrous",
-        "layers.tensor_ops",
-        "layers.losses",
-    ),
-    "data.datasets.builtin_meta": ("data.datasets.builtin_meta",),
+    "layers": ("layers.atrous", "layers.tensor_ops", "layers.losses"),
     "data.detection_utils": (
         "data.annotations",
         "data.dataset_mapper",
@@ -69,24 +61,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation.panoptic_evaluation": ("evaluation", "evaluation.panoptic.evaluator"),
     "evaluation.rotated_coco_evaluation": ("evaluation",),
     "layers.batch_norm": ("layers", "layers.norm"),
-    "layers.blocks": (
-        "layers",
-        "layers.atrous",
-    ),
+    "layers.blocks": ("layers", "layers.atrous"),
     "layers.mask_ops": ("structures.mask_ops", "layers"),
     "layers.nms": ("layers",),
     "layers.roi_align": ("layers",),
     "layers.roi_align_rotated": ("layers",),
-    "layers.rotated_boxes": (
-        "structures",
-        "structures.rotated_boxes",
-    ),
+    "layers.rotated_boxes": ("structures", "structures.rotated_boxes"),
     "layers.shape_spec": ("layers",),
-    "layers.wrappers": (
-        "layers",
-        "layers.tensor_ops",
-        "layers.losses",
-    ),
+    "layers.wrappers": ("layers", "layers.tensor_ops", "layers.losses"),
     "modeling.backbone.fpn": ("modeling.backbone",),
     "modeling.backbone.resnet": ("modeling.backbone.resnet_blocks", "modeling.backbone"),
     "modeling.meta_arch.semantic_seg": ("modeling.meta_arch",),
@@ -98,27 +80,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "modeling.roi_heads.keypoint_head": ("modeling.roi_heads",),
     "modeling.roi_heads.mask_head": ("modeling.roi_heads",),
     "modeling.roi_heads.roi_heads": ("modeling.roi_heads",),
-    "modeling.roi_heads.rotated_fast_rcnn": (
-        "modeling.roi_heads",
-        "modeling.roi_heads.fast_rcnn",
-    ),
+    "modeling.roi_heads.rotated_fast_rcnn": ("modeling.roi_heads", "modeling.roi_heads.fast_rcnn"),
     "solver": ("solver.lr_scheduler",),
     "solver.build": ("solver.param_groups",),
     "structures.boxes": ("structures",),
-    "structures.masks": (
-        "structures",
-        "structures.mask_formats",
-        "structures.polygon_masks",
-    ),
+    "structures.masks": ("structures", "structures.mask_formats", "structures.polygon_masks"),
     "utils.collect_env": ("utils.env",),
-    "utils.visualizer": (
-        "visualization",
-        "visualization.visualizer",
-    ),
-    "utils.video_visualizer": (
-        "visualization",
-        "visualization.video",
-    ),
+    "utils.visualizer": ("visualization", "visualization.visualizer"),
+    "utils.video_visualizer": ("visualization", "visualization.video"),
 }
 
 # A name of Detectron2 -> the same thing under its name here, or in torch.
