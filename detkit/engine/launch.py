@@ -69,6 +69,7 @@ def launch(
     Args:
         main_func: A function of a module, so that new processes can import it.
         num_gpus_per_machine: Processes per machine, one per GPU; without GPUs they share the CPU.
+            0 on a single machine counts as 1, as in Detectron2.
         num_machines: Machines; call `launch` on each.
         machine_rank: Number of this machine, from 0.
         dist_url: Where process 0 listens, such as `tcp://192.168.1.1:29500`; `auto` or None picks a
@@ -84,6 +85,8 @@ def launch(
     """
     if all(name in os.environ for name in _TORCHRUN_VARIABLES):
         return _run_under_torchrun(main_func, args, timeout)
+    if num_gpus_per_machine == 0 and num_machines == 1:
+        num_gpus_per_machine = 1
     _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
     if num_gpus_per_machine * num_machines == 1:
         return main_func(*args)

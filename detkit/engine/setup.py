@@ -62,8 +62,8 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     partial_help = "evaluate weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
-    gpus_help = "processes on this machine, one per GPU (default: 1)"
     add_no_imports(parser)
+    gpus_help = "processes on this machine, one per GPU (default: 1)"
     add("--num-gpus", type=int, default=1, help=gpus_help)
     add("--num-machines", type=int, default=1, help="machines (default: 1)")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")

@@ -85,11 +85,14 @@ class SimpleTrainer(TrainerBase):
         Raises:
             ValueError: `gather_metric_period` or `accum_steps` is below 1.
             ValueError: `max_skipped_steps` is below 0.
+            TypeError: There is a model without an optimizer, or the other way round.
             ConfigError: `precision` is float16 and the model is not on CUDA.
         """
         super().__init__()
-        if model is None or optimizer is None:
+        if model is None and optimizer is None:
             return
+        if model is None or optimizer is None:
+            raise TypeError("a trainer needs a model and an optimizer")
         if accum_steps < 1:
             raise ValueError(f"accum_steps must be at least 1, got {accum_steps}")
         if gather_metric_period < 1:

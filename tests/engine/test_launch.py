@@ -34,8 +34,9 @@ def no_torchrun(monkeypatch):
     monkeypatch.setattr(comm, "_LOCAL", {})
 
 
-def test_one_process_is_this_one():
-    assert launch(lambda a, b: (a + b, os.getpid()), 1, args=(1, 2)) == (3, os.getpid())
+@pytest.mark.parametrize("num_gpus", [0, 1])
+def test_one_process_is_this_one(num_gpus):
+    assert launch(lambda a, b: (a + b, os.getpid()), num_gpus, args=(1, 2)) == (3, os.getpid())
     assert not dist.is_initialized()
 
 
@@ -43,9 +44,14 @@ def test_one_process_is_this_one():
     ("kwargs", "message"),
     [
         pytest.param(
-            {"num_gpus_per_machine": 0},
-            "--num-gpus and --num-machines must be at least 1",
-            id="no-gpu",
+            {"num_gpus_per_machine": 0, "num_machines": 2},
+            "--num-gpus and --num-machines must be at least 1, got 0 and 2",
+            id="no-gpu-on-two-machines",
+        ),
+        pytest.param(
+            {"num_gpus_per_machine": -1},
+            "--num-gpus and --num-machines must be at least 1, got -1 and 1",
+            id="negative",
         ),
         pytest.param(
             {"num_gpus_per_machine": 1, "num_machines": 2, "machine_rank": 2},

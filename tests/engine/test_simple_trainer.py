@@ -57,6 +57,11 @@ def test_loss_that_is_not_finite_stops_before_the_weights_change(bad):
     assert torch.equal(trainer.model.fc.weight, seen[-1])
 
 
+def test_model_without_optimizer_is_an_error():
+    with pytest.raises(TypeError, match="a trainer needs a model and an optimizer"):
+        SimpleTrainer(TwoLosses(), batches())
+
+
 def test_model_in_eval_mode_is_an_error():
     trainer = toy_trainer()
     trainer.model.eval()
