@@ -38,7 +38,7 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ class DatasetMapper:
             labels = np.ascontiguousarray(aug_input.sem_seg, dtype=np.int64)
             model_input["sem_seg"] = torch.from_numpy(labels)
         if self.is_train and annotations is not None:
-            if is_overridden(self, DatasetMapper._transform_annotations):
+            if is_overridden(self._transform_annotations):
                 # It may change the objects in place.
                 model_input["annotations"] = copy.deepcopy(annotations)
                 self._transform_annotations(model_input, transforms, aug_input.image.shape[:2])
@@ -278,6 +278,7 @@ class DatasetMapper:
             top(scene)
         return scene
 
+    @overridable
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.Transform, image_shape: tuple[int, int]
     ) -> None:

@@ -18,7 +18,7 @@ from detkit.utils.colormap import AnyColor, colormap, random_color, rgb2id, to_c
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 from detkit.visualization.canvas import Canvas, Color
 from detkit.visualization.overlay import (
     Segment,
@@ -316,12 +316,12 @@ class Visualizer:
                 self.draw_box(box, alpha=1.0, edge_color=_as_shares(colors[i]))
         if points is not None:
             for i in order:
-                if is_overridden(self, Visualizer.draw_and_connect_keypoints):
+                if is_overridden(self.draw_and_connect_keypoints):
                     self.draw_and_connect_keypoints(points[i])
                 else:
                     self._draw_keypoints(points[i], colors[i])
         if corners is not None and labels is not None and self._show_labels:
-            if is_overridden(self, Visualizer.draw_text):
+            if is_overridden(self.draw_text):
                 for i in order:
                     corner = (corners[i][:2] / self._stretch).tolist()
                     color = _as_shares(colors[i])
@@ -349,6 +349,7 @@ class Visualizer:
 
     # -- parts, for subclasses that draw more and for scripts; coordinates are those of the input
 
+    @overridable
     def draw_text(
         self,
         text: str,
@@ -500,6 +501,7 @@ class Visualizer:
         self._canvas.draw_polygon(points, to_color(color), edge_color=edge, alpha=alpha)
         return self.output
 
+    @overridable
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
         """Draw the keypoints of one object, (K, 3), in red, and the lines between them."""
         self._draw_keypoints(to_array(keypoints), (255, 0, 0))

@@ -40,7 +40,7 @@ from detkit.modeling.proposal_generator.proposals import select_proposals, top_i
 from detkit.modeling.sampling import subsample_masks
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.events import get_event_storage, has_event_storage
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -308,11 +308,12 @@ class RPN(nn.Module):
                 matched_boxes.append(gt_boxes.tensor[matches_i])
             else:
                 matched_boxes.append(torch.zeros_like(all_anchors.tensor))
-        if is_overridden(self, RPN._subsample_labels):
+        if is_overridden(self._subsample_labels):
             return [self._subsample_labels(labels_i) for labels_i in labels], matched_boxes
         # All images at once, without waiting for the device.
         return list(self._subsample_labels(torch.stack(labels))), matched_boxes
 
+    @overridable
     def _subsample_labels(self, label: Tensor) -> Tensor:
         """Return int8 labels in which the anchors that are not sampled are -1.
 
@@ -401,7 +402,7 @@ class RPN(nn.Module):
         # The best of each level are picked before boxes are decoded: of some 270,000 anchors per
         # image a few thousand.
         picked = top_indices_per_level(pred_objectness_logits, self.pre_nms_topk[self.training])
-        if is_overridden(self, RPN._decode_proposals):
+        if is_overridden(self._decode_proposals):
             decoded = self._decode_proposals(list(anchors), list(pred_anchor_deltas))
             return self._proposals_of(
                 [_gathered(x, idx) for x, idx in zip(decoded, picked, strict=True)],
@@ -427,6 +428,7 @@ class RPN(nn.Module):
             type(anchors[0]),
         )
 
+    @overridable
     def _decode_proposals(
         self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]
     ) -> list[Tensor]:

@@ -28,7 +28,7 @@ from detkit.modeling.sampling import find_foreground
 from detkit.structures import Boxes, Instances, RotatedBoxes
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 
 Predictions: TypeAlias = tuple[Tensor, Tensor]
 """Class logits (R, K + 1), background last, and deltas (R, B K) or (R, B)."""
@@ -249,7 +249,7 @@ class FastRCNNOutputLayers(nn.Module):
             loss = loss * self.class_weights[:-1]
         if self.fed_loss_cls_weights is not None:
             num_sampled, weights = self.fed_loss_num_classes, self.fed_loss_cls_weights
-            if is_overridden(self, FastRCNNOutputLayers.get_fed_loss_classes):
+            if is_overridden(self.get_fed_loss_classes):
                 classes = self.get_fed_loss_classes(
                     gt_classes, num_sampled, self.num_classes, weights
                 )
@@ -260,6 +260,7 @@ class FastRCNNOutputLayers(nn.Module):
             loss = loss * is_sampled
         return loss.sum() / max(len(gt_classes), 1)
 
+    @overridable
     def get_fed_loss_classes(
         self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
     ) -> Tensor:
@@ -280,10 +281,11 @@ class FastRCNNOutputLayers(nn.Module):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
             dim=0,
         )
-        if is_overridden(self, FastRCNNOutputLayers.box_reg_loss):
+        if is_overridden(self.box_reg_loss):
             return self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
         return self._loss_of(deltas, proposal_boxes, gt_boxes, gt_classes, foreground)
 
+    @overridable
     def box_reg_loss(
         self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
     ) -> Tensor:

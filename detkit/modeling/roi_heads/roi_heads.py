@@ -25,7 +25,7 @@ from detkit.modeling.sampling import (
 from detkit.structures import ImageList, Instances, PolygonMasks
 from detkit.utils.errors import DataError
 from detkit.utils.events import get_event_storage, has_event_storage
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 
 Features: TypeAlias = dict[str, Tensor]
 """Features of the backbone, by name."""
@@ -214,7 +214,7 @@ class ROIHeads(nn.Module):
     ) -> list[_Sample]:
         """Sample the proposals of all images, from the matches and labels of each."""
         gt_classes = [targets_i.gt_classes for targets_i in targets]
-        if is_overridden(self, ROIHeads._sample_proposals):
+        if is_overridden(self._sample_proposals):
             pairs = zip(matched, gt_classes, strict=True)
             return [_Sample(*self._sample_proposals(*pair, classes)) for pair, classes in pairs]
         classes = [
@@ -254,6 +254,7 @@ class ROIHeads(nn.Module):
         classes = gt_classes[matches].masked_fill(labels == 0, self.num_classes)
         return classes.masked_fill(labels == -1, -1)
 
+    @overridable
     def _sample_proposals(
         self, matches: Tensor, labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
