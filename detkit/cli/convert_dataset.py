@@ -13,8 +13,10 @@ from detkit.data import DatasetCatalog, register_declared_datasets
 from detkit.data.datasets.coco_export import class_names_of
 from detkit.data.datasets.formats.detect import detect_dataset
 from detkit.data.datasets.formats.write import TARGETS, write_dataset
+from detkit.data.record_files import require_files
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
+from detkit.utils.text import counted, file_stem, printable
 
 _EPILOG = """examples:
   what is in a folder:       roboflow_export/ as_coco/ --to coco
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def convert(args: argparse.Namespace) -> None:
     """Read, write and report."""
-    output = Path(args.output)
+    output = Path(args.output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty: name another folder")
     if args.config_file:
@@ -59,9 +61,10 @@ def convert(args: argparse.Namespace) -> None:
         register_declared_datasets(cfg.DATASETS.REGISTER)
     names, found = {args.input: args.input}, {}
     if args.input not in DatasetCatalog:
-        found = detect_dataset(args.input)
+        found = detect_dataset(str(Path(args.input).expanduser()))
         for split, entry in found.items():
-            print(f"found {split}: {', '.join(f'{k} {v}' for k, v in entry.items())}")
+            fields = ", ".join(f"{k} {v}" for k, v in entry.items())
+            print(printable(f"found {split}: {fields}"))
         names = _registered(found, args.input)
     records = {split: DatasetCatalog.get(name) for split, name in names.items()}
     if found:
@@ -72,14 +75,18 @@ def convert(args: argparse.Namespace) -> None:
             with_union = {split: {**entry, "classes": union} for split, entry in found.items()}
             names = _registered(with_union, f"{args.input}, with all classes")
             records = {split: DatasetCatalog.get(name) for split, name in names.items()}
+    for split, name in names.items():
+        require_files(name, records[split])  # before anything is written
     written = []
     for split, name in names.items():
+        part = file_stem(split)  # a data set may have any name
         entry, lost = write_dataset(
-            name, records[split], str(output), args.to, split, link=args.link
+            name, records[split], str(output), args.to, part, link=args.link
         )
-        written.append({"name": f"{output.name}_{split}", **entry})
+        written.append({"name": f"{output.resolve().name}_{part}", **entry})
         objects = sum(len(record.get("annotations", ())) for record in records[split])
-        print(f"wrote {split}: {len(records[split])} images, {objects} objects read")
+        images = counted(len(records[split]), "image", "images")
+        print(printable(f"wrote {split}: {images}, {counted(objects, 'object', 'objects')} read"))
         for what, count in lost.items():
             print(f"  lost: {what}: {count}")
     print(f"\n{yaml.safe_dump({'DATASETS': {'REGISTER': written}}, sort_keys=False)}", end="")

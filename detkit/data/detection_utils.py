@@ -148,7 +148,7 @@ def get_fed_loss_cls_weights(
     """Return the weights of the classes of a federated loss: images of a class, to a power.
 
     Args:
-        dataset_names: Their metadata have `class_image_count`, or their images are counted.
+        dataset_names: Data sets whose metadata have the same `class_image_count`, as LVIS has it.
         freq_weight_power: The exponent.
 
     Returns:

@@ -1,5 +1,6 @@
 """`PathManager` for files, URLs and model zoo addresses, and the folders of data and configs."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ __all__ = [
     "files_below",
     "packaged_configs",
     "read_file",
+    "read_text",
     "require_regular_file",
 ]
 
@@ -131,6 +133,20 @@ def read_file(file_name: str, kind: str = "file", error: type[DataError] = DataE
             return cast(bytes, file.read())
     except FileNotFoundError as missing:
         raise MissingFileError(f"{kind} {file_name} does not exist") from missing
+
+
+def read_text(file_name: str, kind: str = "file") -> str:
+    """Return the text of a file in UTF-8, or in UTF-16, as Windows' tools write it.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        DataError: It is in another encoding, or no file.
+    """
+    data = read_file(file_name, kind)
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{kind} {file_name} must be text in UTF-8: {error}") from error
 
 
 def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, list[str]]:

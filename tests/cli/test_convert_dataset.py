@@ -73,3 +73,77 @@ def test_folder_that_is_not_empty_is_refused(
 ) -> None:
     assert main(["convert-dataset", str(tmp_path), str(tmp_path.parent), "--to", "coco"]) == 2
     assert "is not empty: name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b"])
+def test_data_set_of_any_name_is_written_below_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "annotations": []}
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).thing_classes = ["cat"]
+    output = tmp_path / "deep" / "er" / "out"
+    _convert(name, output, "coco")
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [output / "annotations"]
+    assert len(list((output / "images").rglob("*.png"))) == 1
+
+
+def test_folder_in_the_home_folder_and_the_working_one_are_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "all.csv").write_text("image,class,xmin,ymin,xmax,ymax\na.png,cat,1,1,5,5\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(work)
+    _convert("~/all.csv", Path("."), "yolo")
+    assert "name: work_all" in capsys.readouterr().out
+    _convert("~/all.csv", Path("~/out"), "yolo")
+    assert (tmp_path / "out" / "data.yaml").is_file()
+    assert not (work / "~").exists()
+
+
+def test_missing_images_are_all_counted_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    images = [{"id": k, "file_name": f"{k}.png", "width": 9, "height": 9} for k in range(3)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert main(["convert-dataset", str(tmp_path / "x.json"), str(out), "--to", "coco"]) == 2
+    assert "2 of 3 images of data set" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param(
+            {"classes.txt": b"cat\xff\n", "labels/a.txt": b""},
+            r"classes.txt must be text",
+            id="classes",
+        ),
+        pytest.param({"data.yaml": b"[" * 5000}, "no known format", id="deep-yaml"),
+        pytest.param(
+            {"metadata.jsonl": b"[" * 5000}, r"metadata.jsonl:1 is not valid", id="deep-json"
+        ),
+        pytest.param(
+            {"b.csv": b"image,class,xmin,ymin,xmax,ymax,iscrowd\na.png,cat,1,1,5,5,perhaps\n"},
+            r"b.csv:2: a flag is 0 or 1, got 'perhaps'",
+            id="flag",
+        ),
+    ],
+)
+def test_bad_files_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, bytes], message: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.png")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert main(["convert-dataset", str(tmp_path), str(tmp_path / "out"), "--to", "coco"]) == 2
+    assert message in capsys.readouterr().err

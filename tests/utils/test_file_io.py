@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from detkit.utils import file_io
-from detkit.utils.file_io import PathManager, dataset_root, packaged_configs
+from detkit.utils.errors import DataError
+from detkit.utils.file_io import PathManager, dataset_root, packaged_configs, read_text
 
 
 def test_dataset_root_follows_the_environment(monkeypatch):
@@ -87,3 +88,15 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
     assert PathManager.exists("~/a.txt")
     with PathManager.open("~/a.txt") as file:
         assert file.read() == "content"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_text_of_the_encodings_of_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "classes.txt").write_bytes("größe\r\nkatze".encode(encoding))
+    assert read_text(str(tmp_path / "classes.txt")) == "größe\r\nkatze"
+
+
+def test_text_in_another_encoding_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("größe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list .*classes\.txt must be text in UTF-8"):
+        read_text(str(tmp_path / "classes.txt"), "list")

@@ -11,7 +11,6 @@ Legend: K classes.
 """
 
 import functools
-import json
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import PathManager, files_below, read_file
+from detkit.utils.file_io import PathManager, files_below, read_file, read_text
 from detkit.utils.image import read_image_size
 from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.logger import FILE_ONLY
@@ -197,10 +196,7 @@ def _require_class_names(class_names: Sequence[str], where: str) -> tuple[str, .
 
 def _split_text(split_file: str) -> str:
     try:
-        data = read_file(split_file, "split file")
-        return data.decode(json.detect_encoding(data))  # Windows' tools write UTF-16
-    except UnicodeDecodeError as error:
-        raise DataError(f"split file {split_file} must be text in UTF-8: {error}") from error
+        return read_text(split_file, "split file")
     except FileNotFoundError as error:
         raise MissingFileError(
             f"split file {split_file} does not exist{_other_splits(split_file)}"

@@ -11,7 +11,7 @@ from detkit.data.datasets.formats.hugging_face import METADATA
 from detkit.data.datasets.formats.yolo import read_data_yaml, splits_of
 from detkit.data.datasets.pascal_voc import parse_xml_without_entities
 from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import files_below, read_file
+from detkit.utils.file_io import files_below, read_file, read_text
 from detkit.utils.image_file import IMAGE_SUFFIXES
 
 Entries = dict[str, dict[str, Any]]
@@ -46,8 +46,9 @@ def detect_dataset(path: str) -> Entries:
         if found:
             return found
     raise DataError(
-        f"{path} is in no known format; looked for a data.yaml or classes.txt (YOLO), .json (COCO,"
-        f" labelme), .xml (VOC, CVAT), {METADATA} or .parquet (Hugging Face), .csv"
+        f"{path} is in no known format; looked for a data.yaml or classes.txt (YOLO), .json (COCO:"
+        " with categories, and images with file_name; labelme),"
+        f" .xml (VOC, CVAT), {METADATA} or .parquet (Hugging Face), .csv"
     )
 
 
@@ -171,7 +172,7 @@ def _xml(file: Path) -> Element:
 
 
 def _lines(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(str(file), "class names").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -18,7 +18,7 @@ from detkit.data.datasets.formats.collected import Collected, image_sizes, numbe
 from detkit.data.datasets.json_file import as_number, shortened
 from detkit.utils.download import cache_root
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import read_file
+from detkit.utils.file_io import read_text
 
 METADATA = "metadata.jsonl"
 _LABELS = ("categories", "category", "labels", "label")
@@ -69,13 +69,13 @@ def read_hugging_face(
 
 
 def _lines(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_file(path, "metadata").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "metadata").split("\n"), start=1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise DataError(f"{where} has no file_name: {shortened(row)}")

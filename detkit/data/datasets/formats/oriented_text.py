@@ -13,7 +13,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ import torch
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, rotated_boxes_around
 from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import PathManager, files_below
+from detkit.utils.file_io import files_below, read_text
 from detkit.utils.image import read_image_size
 from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.text import did_you_mean
@@ -143,7 +142,7 @@ def _annotations(
     image_size: tuple[int, int] | None,
 ) -> list[AnnotationRecord]:
     """Return the objects of a text file, in shares of an image of `(width, height)` unless None."""
-    text = Path(PathManager.get_local_path(path)).read_text(encoding="utf-8-sig")
+    text = read_text(path, "annotation file")
     corners: list[list[float]] = []
     others: list[dict[str, Any]] = []
     # Corners may lie a little outside of the image.

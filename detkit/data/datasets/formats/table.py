@@ -17,7 +17,7 @@ from detkit.data.datasets.formats.collected import (
 )
 from detkit.structures import as_flag
 from detkit.utils.errors import DataError
-from detkit.utils.file_io import read_file
+from detkit.utils.file_io import read_text
 from detkit.utils.text import did_you_mean
 
 # What a column means -> its usual names, in small letters and without `_`. `width` and `height` are
@@ -35,6 +35,7 @@ _USUAL = {
     "difficult": ("difficult",),
 }
 COLUMNS = tuple(_USUAL)
+_FLAGS = {"crowd": "iscrowd", "difficult": "difficult"}
 _REQUIRED = ("image", "label", "xmin", "ymin")
 
 
@@ -102,10 +103,10 @@ def read_csv(
                 require_shares((x0, y0, x1, y1), where)
                 height, width = size
                 x0, y0, x1, y1 = x0 * width, y0 * height, x1 * width, y1 * height
-            flags = {}
-            for key, flag in (("crowd", "iscrowd"), ("difficult", "difficult")):
-                if cells.get(key):
-                    flags[flag] = as_flag(cells[key])
+            try:
+                flags = {_FLAGS[k]: as_flag(cells[k]) for k in _FLAGS if cells.get(k)}
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
             label = named.get(cells["label"], cells["label"])
             found.add_object(image, label, where, box=(x0, y0, x1, y1), **flags)
     return found
@@ -130,10 +131,7 @@ def read_open_images(
 
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a table that are not empty, with the number of their last line."""
-    try:
-        text = read_file(path, "annotation file").decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"annotation file {path} must be text in UTF-8: {error}") from error
+    text = read_text(path, "annotation file")
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
     try:

@@ -27,7 +27,7 @@ from detkit.data.datasets.formats.collected import (
 )
 from detkit.data.datasets.json_file import listed
 from detkit.utils.errors import DataError, MissingFileError
-from detkit.utils.file_io import dataset_root, read_file
+from detkit.utils.file_io import dataset_root, read_file, read_text
 from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.text import did_you_mean
 
@@ -86,7 +86,7 @@ def read_data_yaml(data: str) -> dict[str, Any]:
     """Return the content of a data.yaml."""
     try:
         content = yaml.safe_load(read_file(data, "data file"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"data file {data} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"data file {data} must hold names, train and val, got {content!r:.80}")
@@ -158,7 +158,7 @@ def _images_of(place: str) -> list[str]:
         raise DataError(f"{place} must be a folder of images, or a .txt file that lists them")
     images = []
     parents = Path(place).parents
-    for number, line in enumerate(_lines(place), start=1):
+    for number, line in enumerate(read_text(place).splitlines(), start=1):
         name = line.strip().replace("\\", "/")
         if not name:
             continue
@@ -171,13 +171,6 @@ def _images_of(place: str) -> list[str]:
         found = [parent / name for parent in parents if (parent / name).exists()]
         images.append(os.path.normpath(found[0] if found else parents[0] / name))
     return images
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return read_file(path, "file").decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8: {error}") from error
 
 
 def label_file(image: str) -> str:
@@ -214,7 +207,7 @@ def _read(
         number = found.add_image(image, size)
         if size is None or not Path(path).is_file():
             continue
-        for line, row in enumerate(_lines(path), start=1):
+        for line, row in enumerate(read_text(path).splitlines(), start=1):
             if row.strip():
                 _add_row(found, number, row.split(), size, shape, f"{path}:{line}")
     return found
