@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import Instances, rle_to_bitmask
+from detkit.structures import Instances, RotatedBoxes, rle_to_bitmask
 from detkit.utils.colormap import random_colors
 from detkit.visualization.plain_values import to_array, to_integers
 from detkit.visualization.vis_image import VisImage
@@ -68,6 +68,9 @@ class VideoVisualizer:
             return visualizer.output
         fields = predictions.get_fields()
         boxes = to_array(fields["pred_boxes"]) if "pred_boxes" in fields else None
+        # Rotated objects are followed by the upright boxes around them.
+        is_rotated = isinstance(fields.get("pred_boxes"), RotatedBoxes)
+        upright = to_array(fields["pred_boxes"].upright()) if is_rotated else boxes
         classes = to_integers(fields["pred_classes"]).tolist() if "pred_classes" in fields else None
         masks = fields.get("pred_masks")
         bitmaps = None if masks is None else to_array(masks) != 0
@@ -77,7 +80,7 @@ class VideoVisualizer:
             detected = [
                 DetectedInstance(
                     label=-1 if classes is None else classes[i],
-                    bbox=None if boxes is None else boxes[i],
+                    bbox=None if upright is None else upright[i],
                     mask_rle=None if bitmaps is None else bitmaps[i],
                     color=None,
                 )

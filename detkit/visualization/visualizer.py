@@ -331,7 +331,7 @@ class Visualizer:
                 draw_labels(self._canvas, found)
         return self.get_output()
 
-    def draw_rotated_instances(
+    def overlay_rotated_instances(
         self,
         boxes: Any = None,
         labels: Sequence[str] | None = None,
@@ -339,9 +339,6 @@ class Visualizer:
     ) -> VisImage:
         """Draw rotated boxes, as `overlay_instances` does: `RotatedBoxes`, or (M, 5) XYWHA."""
         return self.overlay_instances(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
-
-    # The name it has in Detectron2.
-    overlay_rotated_instances = draw_rotated_instances
 
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
@@ -369,11 +366,19 @@ class Visualizer:
             color: Of the letters; see `to_color`. A dark one is brightened.
             horizontal_alignment: Whether the point is at the "left", "center" or "right".
             rotation: Detectron2's; text is always level.
+
+        Raises:
+            ValueError: The alignment is none of these.
         """
+        shares = {"left": 0.0, "center": 0.5, "right": 1.0}
+        if horizontal_alignment not in shares:
+            raise ValueError(
+                f"horizontal_alignment must be left, center or right, got {horizontal_alignment!r}"
+            )
         size = None if font_size is None else max(1, round(font_size * 1.4))
         x, y = np.asarray(position, dtype=np.float64) * self._stretch
         width, _ = self._canvas.text_size(text, size)
-        x -= {"left": 0.0, "center": width / 2, "right": float(width)}[horizontal_alignment]
+        x -= shares[horizontal_alignment] * width
         letters = np.maximum(to_color(color), 51)
         brightest = tuple(int(level) for level in np.where(letters == letters.max(), 255, letters))
         self._canvas.draw_text(

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, Instances, RotatedBoxes
 from detkit.visualization import ColorMode, VideoVisualizer
 
 
 def detections(boxes, classes, masks=None):
-    found = Instances((60, 80), pred_boxes=Boxes(torch.tensor(boxes)))
+    kind = RotatedBoxes if len(boxes[0]) == 5 else Boxes
+    found = Instances((60, 80), pred_boxes=kind(torch.tensor(boxes)))
     found.pred_classes = torch.tensor(classes)
     found.scores = torch.full((len(boxes),), 0.9)
     if masks is not None:
@@ -33,6 +34,16 @@ def test_object_keeps_its_colour_while_it_moves(mode):
         frame, detections([[41.0, 6, 61, 26], [6, 6, 26, 26]], [0, 0])
     )
     assert colors(visualizer)[:2] == before[::-1]
+
+
+def test_rotated_object_keeps_its_colour_while_it_turns():
+    visualizer = VideoVisualizer(None)
+    frame = np.zeros((60, 80, 3), np.uint8)
+    visualizer.draw_instance_predictions(frame, detections([[20.0, 20, 20, 10, 30]], [0]))
+    before = colors(visualizer)
+    drawn = visualizer.draw_instance_predictions(frame, detections([[21.0, 20, 20, 10, 40]], [0]))
+    assert colors(visualizer) == before
+    assert drawn.get_image().any()
 
 
 def test_object_of_another_class_or_place_gets_another_colour():

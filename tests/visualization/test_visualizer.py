@@ -503,7 +503,7 @@ def test_rotated_boxes_are_drawn_along_their_sides(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_rotated_boxes_are_nothing_to_draw() -> None:
-    picture = Visualizer(_grey()).draw_rotated_instances(RotatedBoxes([]), [])
+    picture = Visualizer(_grey()).overlay_rotated_instances(RotatedBoxes([]), [])
     assert (picture.get_image() == 90).all()
 
 
@@ -519,9 +519,14 @@ def test_record_with_a_rotated_box_is_drawn_rotated(monkeypatch: pytest.MonkeyPa
     assert drawn == [[[80, 60, 80, 20, 45], [20, 30, 20, 20, 0]]]
 
 
-def test_rotated_boxes_are_drawn_under_detectron2s_name():
+def test_rotated_boxes_in_a_list_are_drawn():
     drawn = Visualizer(_grey(), scale=2).overlay_rotated_instances(
         boxes=[[80.0, 60, 40, 20, 45]], labels=["a"]
     )
     assert drawn.get_image().shape == (240, 320, 3)
     assert (drawn.get_image() != 90).any()
+
+
+def test_unknown_alignment_of_text_is_an_error():
+    with pytest.raises(ValueError, match="must be left, center or right, got 'middle'"):
+        Visualizer(_grey()).draw_text("a", (40, 40), horizontal_alignment="middle")
