@@ -28,10 +28,8 @@ Legend: T overlap thresholds, P recall points, A area ranges, L detection limits
     object.
 """
 
-import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -47,6 +45,7 @@ from detkit.evaluation.coco.results import (
     keypoints_flat,
 )
 from detkit.evaluation.detections import ImageDetections, exact_iou
+from detkit.utils.env import garbage_collection_off
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,8 @@ def score_classes(
     # have objects or detections of the class. Time and memory then grow with the detections, where
     # scoring all at once keeps a list per pair of image and class: 24 million for LVIS.
     precisions, recalls = [], []
-    with garbage_collection_paused():
+    # With 190 thousand detections, as many small dicts: 2.4 instead of 3.6 s.
+    with garbage_collection_off():
         for objects, detections in classes:
             precision, recall = _score_class(objects, detections, protocol, task)
             precisions.append(precision)
@@ -247,18 +247,3 @@ def _coco_index(entries: ClassEntries, images: Sequence[int]) -> COCO:
             "annotations": entries,
         }
     )
-
-
-@contextmanager
-def garbage_collection_paused() -> Iterator[None]:
-    """Pause Python's search for reference cycles."""
-    # Hundreds of thousands of small dicts are made here, none of which is part of a cycle, but each
-    # search goes over everything that the process holds. With 190 thousand detections to score, and
-    # as many result dicts held elsewhere, that was a third of the time: 3.6 instead of 2.4 s.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

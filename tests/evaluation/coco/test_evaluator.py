@@ -464,7 +464,8 @@ def rotated_records(records):
     ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+# Seeds with crowds, and with several detections of a class in an image.
+@pytest.mark.parametrize("seed", [6, 8, 9, 12])
 @pytest.mark.parametrize("truth_is_rotated", [False, True])
 @pytest.mark.parametrize("model_is_rotated", [False, True])
 def test_boxes_at_angle_0_score_as_upright_ones(
@@ -520,6 +521,15 @@ def test_rotated_boxes_score_by_their_own_overlap(box, ap, register, make_record
     (written,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert written["bbox"] == pytest.approx(box, rel=1e-6)
     assert instances_to_coco_json(output, 1)[0]["bbox"] == pytest.approx(box, rel=1e-6)
+
+
+def test_only_the_images_asked_for_count(register, make_record, make_instances):
+    evaluator = COCOEvaluator(register([make_record(i, (BOX, 0)) for i in range(2)]))
+    evaluator.reset()
+    evaluator.process([{"image_id": 0}], [{"instances": make_instances((BOX, 0, 0.9))}])
+    assert evaluator.evaluate(img_ids=[0])["bbox"]["AP"] == pytest.approx(100)
+    assert evaluator.evaluate(img_ids=[1])["bbox"]["AP"] == 0
+    assert 0 < evaluator.evaluate()["bbox"]["AP"] < 60
 
 
 def test_upright_evaluators_take_the_boxes_around_rotated_ones(register, make_record):
