@@ -28,7 +28,7 @@ from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_label_map
-from detkit.utils.logger import shown_if_short
+from detkit.utils.logger import log_first_n, shown_if_short
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class SemSegEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         sem_seg_loading_fn: Callable[[str], np.ndarray] = read_label_map,
+        num_classes: int | None = None,
+        ignore_label: int | None = None,
         records: Sequence[ImageRecord] | None = None,
     ) -> None:
         """List the files of the ground truth; each is read when its image comes.
@@ -84,12 +86,15 @@ class SemSegEvaluator(DatasetEvaluator):
             output_dir: Where `sem_seg_predictions.json` is written, a mask per class and image.
                 None writes nothing.
             sem_seg_loading_fn: Returns the (H, W) contiguous class ids in a file.
+            num_classes: Old scripts of Detectron2 pass it: must be that of the data set.
+            ignore_label: Likewise; in place of that of the metadata.
             records: What the data set's loader returns, if it has been called already; None calls
                 it.
 
         Raises:
             DataError: The data set has no class names, no ground truth of this kind, or an image
                 twice.
+            ConfigError: `num_classes` is not that of the data set.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_name = dataset_name
@@ -114,7 +119,19 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"data set {dataset_name!r} has no names of semantic classes: "
                 f"set MetadataCatalog.get({dataset_name!r}).stuff_classes = [...]"
             )
-        self._ignore_label = metadata.get("ignore_label", _DEFAULT_IGNORE_LABEL)
+        if num_classes is not None or ignore_label is not None:
+            log_first_n(
+                logging.WARNING,
+                "SemSegEvaluator(num_classes, ignore_label) is an old form: the data set has both",
+            )
+        if num_classes not in (None, len(self._class_names)):
+            raise ConfigError(
+                f"num_classes is {num_classes}, but data set {dataset_name!r} has"
+                f" {len(self._class_names)} semantic classes"
+            )
+        if ignore_label is None:
+            ignore_label = metadata.get("ignore_label", _DEFAULT_IGNORE_LABEL)
+        self._ignore_label = ignore_label
         to_contiguous: Mapping[int, int] = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {
             contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()

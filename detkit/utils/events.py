@@ -94,7 +94,6 @@ class EventStorage:
         self,
         name: str,
         value: float | Tensor,
-        *,
         smoothing_hint: bool = True,
         cur_iter: int | None = None,
     ) -> None:
@@ -384,14 +383,16 @@ class JSONWriter(LineWriter):
 class TensorboardXWriter(EventWriter):
     """Writes scalars, images and histograms for TensorBoard."""
 
-    def __init__(self, log_dir: str, window_size: int = 20) -> None:
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         """Set the folder, whose event file is opened at the first write.
 
         Args:
             log_dir: Folder of the event files.
             window_size: Number of values in medians.
+            **kwargs: For torch's `SummaryWriter`, such as `flush_secs`.
         """
         self._log_dir = log_dir
+        self._kwargs = kwargs
         self._purge_step: int | None = None
         self._window_size = window_size
         self._writer: Any = None
@@ -423,7 +424,7 @@ class TensorboardXWriter(EventWriter):
             # Imported here, as it takes a second.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step)
+            self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step, **self._kwargs)
         return self._writer
 
     def state_dict(self) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def setup_logger(
     *,
     color: bool = True,
     name: str = "detkit",
+    abbrev_name: str | None = None,
 ) -> logging.Logger:
     """Configure the logger `name` and return it; a second call replaces the handlers.
 
@@ -151,6 +152,7 @@ def setup_logger(
         distributed_rank: Rank of this process.
         color: Whether to use colours on a terminal.
         name: Name of the logger; those below it inherit the configuration.
+        abbrev_name: Detectron2's; the console shows no names.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.INFO)

@@ -105,6 +105,14 @@ def test_ignored_pixels_of_a_data_set_with_256_classes(register, make_truth):
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
 
 
+def test_old_arguments_hold(register, make_truth):
+    name = register(make_truth([[0, 1, 2]]), stuff_classes=CLASSES)
+    evaluator = SemSegEvaluator(name, distributed=False, num_classes=4, ignore_label=2)
+    assert run(evaluator, {0: [[0, 1, 0]]})["sem_seg"]["mIoU"] == 100
+    with pytest.raises(ValueError, match="num_classes is 3, but data set .* has 4 semantic"):
+        SemSegEvaluator(name, num_classes=3)
+
+
 def read_as_uint8(file_name):
     return np.array(Image.open(file_name)).astype(np.uint8)
 
