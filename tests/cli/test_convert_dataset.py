@@ -8,6 +8,7 @@ from PIL import Image
 
 from detkit.cli import main
 from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.structures import ImageRecord
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,11 @@ def test_data_set_of_any_name_is_written_below_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "annotations": []}
+    record: ImageRecord = {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 1,
+        "annotations": [],
+    }
     DatasetCatalog.register(name, lambda: [record])
     MetadataCatalog.get(name).thing_classes = ["cat"]
     output = tmp_path / "deep" / "er" / "out"

@@ -150,9 +150,18 @@ def test_every_form_of_an_unset_flag_is_no_crowd(write_coco, crowd):
     assert (type(read["iscrowd"]), read["iscrowd"]) == (int, 0)
 
 
-def test_flag_without_meaning_is_an_error(write_coco):
-    with pytest.raises(DataError, match=r"annotation 7 of .*json has a wrong iscrowd: .* 'maybe'"):
-        load(write_coco, {**BOX, "iscrowd": "maybe"})
+@pytest.mark.parametrize("flag", ["iscrowd", "difficult"])
+def test_flag_without_meaning_is_an_error(write_coco, flag):
+    with pytest.raises(DataError, match=rf"annotation 7 of .*json has a wrong {flag}: .* 'maybe'"):
+        load(write_coco, {**BOX, flag: "maybe"})
+
+
+def test_difficult_is_a_number_where_the_file_says_it(write_coco):
+    assert [load(write_coco, {**BOX, "difficult": v})[0]["difficult"] for v in ("1", None)] == [
+        1,
+        0,
+    ]
+    assert "difficult" not in load(write_coco, BOX)[0]
 
 
 def test_numbers_may_be_text(write_coco):

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from detkit.data.datasets.formats.collected import (
     Collected,
@@ -104,7 +105,9 @@ def read_csv(
                 height, width = size
                 x0, y0, x1, y1 = x0 * width, y0 * height, x1 * width, y1 * height
             try:
-                flags = {_FLAGS[k]: as_flag(cells[k]) for k in _FLAGS if cells.get(k)}
+                flags: dict[str, Any] = {
+                    _FLAGS[k]: as_flag(cells[k]) for k in _FLAGS if cells.get(k)
+                }
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
             label = named.get(cells["label"], cells["label"])
