@@ -37,7 +37,7 @@ def test_file_overrides_default_and_leaves_the_rest(cfg, tmp_path):
         pytest.param("SOLVER:\n  BASE_LR: -1.0\n", ValueError, r"SOLVER\.BASE_LR must be at least 0, got -1", id="below-minimum"),
         pytest.param("SOLVER:\n  BASE_LR: .inf\n", ValueError, r"a\.yaml:2: SOLVER\.BASE_LR must be a finite number, got inf", id="infinite"),
         pytest.param("INPUT:\n  MIN_SIZE_TRAIN: [.nan]\n", ValueError, r"MIN_SIZE_TRAIN must be a finite number", id="not-a-number-in-a-list"),
-        pytest.param("SEED: 18446744073709551616\n", ValueError, r"a\.yaml:1: SEED must be below 2\*\*63", id="integer-of-65-bits"),
+        pytest.param("SEED: 9223372036854775808\n", ValueError, r"a\.yaml:1: SEED must be below 2\*\*63", id="integer-of-64-bits"),
         pytest.param("SOLVER.BASE_LR: 1\n", ConfigKeyError, r"a\.yaml:1: SOLVER\.BASE_LR is a key of a group in a YAML file: SOLVER: \{BASE_LR: \.\.\.\}", id="dotted-key"),
         pytest.param("MODEL: {CUSTOM: {a: '{1: 2}'}}\n", ValueError, r"MODEL\.CUSTOM\.a must have texts as keys, got 1", id="key-of-a-literal"),
         pytest.param("SOLVER: 3\n", ValueError, r"a\.yaml:1: SOLVER is a group of keys", id="value-for-group"),

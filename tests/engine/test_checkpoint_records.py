@@ -63,11 +63,15 @@ def test_test_sets_get_the_stuff_classes_and_keypoints_of_an_own_checkpoint(stre
     ("record", "message"),
     [
         pytest.param({"stuff_classes": ["sky"]}, r"other stuff classes.*'sky'.*'road'", id="stuff"),
-        pytest.param({"stuff_classes": ("road",)}, None, id="same"),
+        pytest.param(
+            {"thing_classes": ["b", "a"]}, "other thing classes, or in another", id="order"
+        ),
+        pytest.param({"stuff_classes": ("road",), "thing_classes": ("a", "b")}, None, id="same"),
         pytest.param({"keypoint_names": ["nose"]}, None, id="not-known-now"),
     ],
 )
 def test_run_goes_on_with_its_classes_only(streets, record, message):
+    MetadataCatalog.get(streets).thing_classes = ["a", "b"]
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = (streets,)
     expected = nullcontext() if message is None else pytest.raises(ConfigError, match=message)

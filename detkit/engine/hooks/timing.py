@@ -60,7 +60,7 @@ class IterationTimer(HookBase):
 
 
 class TorchMemoryStats(HookBase):
-    """Logs how much of a GPU's memory is used, in the first iterations of every so many."""
+    """Logs how much of a GPU's memory is used, every so many iterations, for a start."""
 
     def __init__(self, period: int = 20, max_runs: int = 10) -> None:
         """Set when to log.

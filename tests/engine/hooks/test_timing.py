@@ -33,6 +33,23 @@ def test_time_of_other_hooks_does_not_count():
     assert trainer.storage.latest()["time"][0] < 0.2
 
 
+def test_memory_is_logged_every_period_up_to_a_number_of_lines(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("memory_allocated", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 3 << 20)
+        monkeypatch.setattr(torch.cuda, f"max_{name}", lambda: 5 << 20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    trainer = Sleeper()
+    trainer.register_hooks([hooks.TorchMemoryStats(period=3, max_runs=2)])
+    with caplog.at_level(logging.INFO, logger="detkit.engine.hooks.timing"):
+        trainer.train(0, 9)
+    assert [text for text in caplog.messages if "memory" in text] == [
+        f"memory of the GPU at iteration {i}: allocated 3 MB, largest allocated 5 MB, reserved 3 MB,"
+        " largest reserved 5 MB"
+        for i in (2, 5)
+    ]
+
+
 def test_speed_of_the_run_is_logged(caplog):
     trainer = Sleeper()
     trainer.register_hooks([hooks.IterationTimer(warmup_iter=1)])
