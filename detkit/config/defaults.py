@@ -23,26 +23,19 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
 # Sections have the order of Detectron2's file; detkit's keys are in the section of their subject.
 # Detectron2's names. The generalized IoU losses (giou, diou, ciou) work on decoded boxes.
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-# Parts that do not read the keys of others; parts of the user's own may read any.
-_FOREIGN_BACKBONES = (
-    "MODEL.BACKBONE.NAME",
-    "build_torchvision_backbone",
-    "build_torchvision_fpn_backbone",
-    "build_retinanet_torchvision_fpn_backbone",
-    "build_regnet_backbone",
-    "build_regnet_fpn_backbone",
-    "build_retinanet_regnet_fpn_backbone",
-    "build_timm_backbone",
-    "build_timm_fpn_backbone",
-    "build_retinanet_timm_fpn_backbone",
-    "build_timm_vit_fpn_backbone",
-    "build_vit_backbone",
-    "build_vit_fpn_backbone",
-    "build_swin_backbone",
-    "build_swin_fpn_backbone",
-    "build_mvit_backbone",
-    "build_mvit_fpn_backbone",
-)
+# Group of keys -> detkit's builders that read them; builders of the user's own may read any.
+_BUILDERS = {
+    f"MODEL.{group}": tuple(f"build_{form}_backbone" for form in forms)
+    for group, forms in {
+        "RESNETS": ("resnet", "resnet_fpn", "retinanet_resnet_fpn"),
+        "REGNET": ("regnet", "regnet_fpn", "retinanet_regnet_fpn"),
+        "TORCHVISION": ("torchvision", "torchvision_fpn", "retinanet_torchvision_fpn"),
+        "TIMM": ("timm", "timm_fpn", "retinanet_timm_fpn", "timm_vit_fpn"),
+        "VIT": ("vit", "vit_fpn"),
+        "SWIN": ("swin", "swin_fpn"),
+        "MVIT": ("mvit", "mvit_fpn"),
+    }.items()
+}
 _TIMM_VIT = ("MODEL.BACKBONE.NAME", "build_timm_vit_fpn_backbone")
 _RES5_HEADS = ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
 _AUGMENTATIONS = ("INPUT.AUGMENTATIONS",)
@@ -133,101 +126,85 @@ _key("MODEL.BACKBONE.FREEZE_AT", 2,
 
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
 _key("MODEL.RESNETS.DEPTH", 50,
-     "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.",
-     unless=_FOREIGN_BACKBONES)
+     "Layers: 18, 34 (basic blocks), 50, 101, 152 (bottlenecks). He et al. 2015, arXiv 1512.03385.")
 _key("MODEL.RESNETS.OUT_FEATURES", ["res4"], "Stages returned, of stem, res2 to res5 (res6).")
-_key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES,
-     unless=_FOREIGN_BACKBONES)
+_key("MODEL.RESNETS.NORM", "FrozenBN", _NORM_NAMES)
 _key("MODEL.RESNETS.NUM_GROUPS", 1,
      "Groups of the 3x3 convolution; 32 or 64 in ResNeXt (Xie et al. 2016, arXiv 1611.05431).",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.WIDTH_PER_GROUP", 64,
      "Channels per group in the bottleneck of res2; doubles with each stage.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.STRIDE_IN_1X1", True,
      "Put a bottleneck's stride in its first 1x1 convolution (MSRA's weights) instead of the 3x3"
-     " (torchvision's).",
-     unless=_FOREIGN_BACKBONES)
+     " (torchvision's).")
 _key("MODEL.RESNETS.RES2_OUT_CHANNELS", 256,
      "Channels of res2; doubles with each stage. Depths 18 and 34 take 64 if it is left at 256.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
-_key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1,
-     unless=_FOREIGN_BACKBONES)
+     minimum=1)
+_key("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "Channels of the stem.", minimum=1)
 _key("MODEL.RESNETS.RES5_DILATION", 1, "Dilation of res5: 2 keeps the stride at 16 (DC5).",
-     choices=(1, 2),
-     unless=_FOREIGN_BACKBONES)
+     choices=(1, 2))
 _key("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, False],
      "Deformable 3x3 convolutions in res2 to res5, of bottlenecks only. Dai et al. 2017, arXiv"
-     " 1703.06211.",
-     unless=_FOREIGN_BACKBONES)
+     " 1703.06211.")
 _key("MODEL.RESNETS.DEFORM_MODULATED", False,
-     "Deformable convolution with modulation (v2): arXiv 1811.11168.",
-     unless=_FOREIGN_BACKBONES)
+     "Deformable convolution with modulation (v2): arXiv 1811.11168.")
 _key("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1, "Groups of channels with offsets of their own.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.DEFORM_ON_STRIDE", True,
-     "detkit: whether blocks with a stride are deformable too.",
-     unless=_FOREIGN_BACKBONES)
+     "detkit: whether blocks with a stride are deformable too.")
 _key("MODEL.RESNETS.PLUGINS", [],
      "detkit: blocks inserted into residual blocks, a list of {name: ContextBlock (Cao et al. 2019,"
      " arXiv 1904.11492) or SqueezeExcitation (Hu et al. 2017, arXiv 1709.01507), position:"
      " after_conv1, after_conv2 or after_conv3, stages: [res3, res4] (default: all), ratio: inner"
-     " channels per channel (default: 0.0625)}.",
-     unless=_FOREIGN_BACKBONES)
+     " channels per channel (default: 0.0625)}.")
 _key("MODEL.RESNETS.CONV_WS", False,
      "detkit: weight standardisation of all convolutions, usually with GN. Qiao et al. 2019, arXiv"
-     " 1903.10520.",
-     unless=_FOREIGN_BACKBONES)
+     " 1903.10520.")
 _key("MODEL.RESNETS.NORM_EPS", None,
      "detkit: addend to the variance; None is the norm's own: 1e-5, in LN 1e-6.",
-     minimum=0, unless=_FOREIGN_BACKBONES)
+     minimum=0)
 _key("MODEL.RESNETS.NORM_MOMENTUM", None,
      "detkit: share of a batch in the running statistics of BN and SyncBN; None is 0.1.",
-     minimum=0, unless=_FOREIGN_BACKBONES)
+     minimum=0)
 _key("MODEL.RESNETS.NORM_GROUPS", 32, "detkit: groups of GN.",
-     minimum=1, needs=("MODEL.RESNETS.NORM", "GN"), unless=_FOREIGN_BACKBONES)
+     minimum=1, needs=("MODEL.RESNETS.NORM", "GN"))
 _key("MODEL.RESNETS.DEEP_STEM", False,
      "detkit: three 3x3 convolutions instead of a 7x7 in the stem. He et al. 2018, arXiv"
-     " 1812.01187, model C.",
-     unless=_FOREIGN_BACKBONES)
+     " 1812.01187, model C.")
 _key("MODEL.RESNETS.AVG_DOWN", False,
      "detkit: average pooling instead of a strided convolution in shortcuts (ResNet-D). arXiv"
-     " 1812.01187, model D.",
-     unless=_FOREIGN_BACKBONES)
+     " 1812.01187, model D.")
 _key("MODEL.RESNETS.STEM_KERNEL_SIZE", 7, "detkit: kernel of the stem's convolution.",
-     choices=(3, 5, 7), unless=_FOREIGN_BACKBONES)
+     choices=(3, 5, 7))
 _key("MODEL.RESNETS.NUM_STAGES", 4,
      "detkit: number of stages, from res2 on: 1 to 5. res6 needs BLOCKS_PER_STAGE; lists of four"
      " values mean stride 2, dilation 1 and no deformation there.",
-     choices=(1, 2, 3, 4, 5),
-     unless=_FOREIGN_BACKBONES)
+     choices=(1, 2, 3, 4, 5))
 _key("MODEL.RESNETS.BLOCKS_PER_STAGE", [],
      "detkit: number of blocks in each stage, such as [2, 3, 4, 3, 4]; empty takes those of DEPTH,"
      " which still says what kind of blocks they are.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.STRIDE_PER_STAGE", [1, 2, 2, 2], "detkit: strides of res2 to res5, at least 1.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.DILATION_PER_STAGE", [1, 1, 1, 1],
      "detkit: dilations of the 3x3 convolutions in res2 to res5, at least 1. RES5_DILATION: 2 is"
      " short for stride 1 and dilation 2 in res5.",
-     minimum=1, unless=_FOREIGN_BACKBONES)
+     minimum=1)
 _key("MODEL.RESNETS.DILATION_STYLE", "detectron2",
      "detkit: what DILATION_PER_STAGE dilates: detectron2 all 3x3 convolutions of a stage,"
      " mmdetection in basic blocks the first only, torchvision the first block as the stage before"
      " (replace_stride_with_dilation).",
-     choices=("detectron2", "mmdetection", "torchvision"), unless=_FOREIGN_BACKBONES)
+     choices=("detectron2", "mmdetection", "torchvision"))
 _key("MODEL.RESNETS.CHECKPOINT_PER_STAGE", [False, False, False, False],
      "detkit: activation checkpointing of the blocks in res2 to res5: less memory, more time, the"
-     " same gradients. Chen et al. 2016, arXiv 1604.06174.",
-     unless=_FOREIGN_BACKBONES)
+     " same gradients. Chen et al. 2016, arXiv 1604.06174.")
 _key("MODEL.RESNETS.ZERO_INIT_LAST_NORM", False,
      "detkit: initialise the last norm of each block with zero, so that blocks start as the"
-     " identity. Needs a trainable norm. Goyal et al. 2017, arXiv 1706.02677.",
-     unless=_FOREIGN_BACKBONES)
+     " identity. Needs a trainable norm. Goyal et al. 2017, arXiv 1706.02677.")
 _key("MODEL.RESNETS.NORM_EVAL", False,
      "detkit: keep batch norms in eval mode in training: fixed running statistics, trainable weight"
-     " and bias. NORM: BN or SyncBN.",
-     unless=_FOREIGN_BACKBONES)
+     " and bias. NORM: BN or SyncBN.")
 
 _key("MODEL.REGNET.DEPTH", 23,
      "detkit: blocks. Radosavovic et al. 2020, arXiv 2003.13678. The default is RegNetX-4.0GF.",
@@ -379,7 +356,7 @@ _key("MODEL.FPN.OUT_CHANNELS", 256, "Channels of every level.", minimum=1)
 _key("MODEL.FPN.NORM", "", _NORM_NAMES)
 _key("MODEL.FPN.P6_FROM", "C5",
      "detkit: input of RetinaNet's P6, the coarsest map of the backbone (C5) or of the pyramid"
-     " (P5).",
+     " (P5), as always over a plain transformer.",
      choices=("C5", "P5"))
 _key("MODEL.FPN.FUSE_TYPE", "sum", "How a level is merged with the one above: sum or mean.",
      choices=("sum", "avg"))
@@ -1001,6 +978,8 @@ def explain(key: str) -> str:
     if spec.unless:
         decider, *values = spec.unless
         lines.append(f"Not read with: {decider} = {' or '.join(map(repr, values))}")
+    if builders := _BUILDERS.get(key.rpartition(".")[0]):
+        lines.append(f"Read by: {', '.join(builders)}")
     if spec.only_default_trainer:
         lines.append("Read by DefaultTrainer, not by tools/plain_train_net.py.")
     if spec.unread:
@@ -1032,9 +1011,9 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
     has_res5 = (
         cfg.MODEL.META_ARCHITECTURE not in _DENSE
     ) and cfg.MODEL.ROI_HEADS.NAME in _RES5_HEADS
+    backbone = cfg.MODEL.BACKBONE.NAME
+    is_own = any(backbone in builders for builders in _BUILDERS.values())
     for name, spec in _TABLE.items():
-        if has_res5 and spec.unless is _FOREIGN_BACKBONES:
-            continue
         value = cfg.get_by_full_key(name)
         if value == spec.default or value == ():  # an empty list asks for nothing
             continue
@@ -1045,6 +1024,11 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
                 is_met = decision in values if values else bool(decision)
                 if is_met != is_needed:
                     found[name] = f"{decider} is {decision!r}"
+        group = name.rpartition(".")[0]
+        # Recipes of other backbones build on files for ResNets, which set this one.
+        is_exempt = name == "MODEL.RESNETS.OUT_FEATURES" or (has_res5 and group == "MODEL.RESNETS")
+        if is_own and not is_exempt and backbone not in _BUILDERS.get(group, (backbone,)):
+            found[name] = f"MODEL.BACKBONE.NAME is {backbone!r}"
     return found
 
 

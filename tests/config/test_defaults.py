@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from detkit.config import (
     settings_without_effect,
     unread_settings,
 )
-from detkit.config.defaults import _TABLE
+from detkit.config.defaults import _BUILDERS, _TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Recorded from Detectron2 0.6's get_cfg().
@@ -134,6 +135,12 @@ def test_what_is_set_to_no_effect_is_named(settings, expected):
     assert settings_without_effect(cfg) == expected
 
 
+def test_builders_that_read_keys_are_those_of_detkit():
+    named = {builder for builders in _BUILDERS.values() for builder in builders}
+    source = "".join(p.read_text() for p in (ROOT / "detkit/modeling/backbone").rglob("*.py"))
+    assert named == set(re.findall(r"register\(\)\n(?:@.*\n)*def (\w+)", source))
+
+
 def test_what_a_key_needs_is_a_key_with_legal_values():
     cfg = get_cfg()
     needs = [spec.needs for spec in _TABLE.values() if spec.needs]
@@ -147,6 +154,7 @@ def test_what_a_key_needs_is_a_key_with_legal_values():
 def test_explain_says_what_a_key_needs():
     assert "Needs: SOLVER.OPTIMIZER = 'SGD'" in explain("SOLVER.NESTEROV")
     assert explain("SOLVER.AMP.DTYPE").endswith("Needs: SOLVER.AMP.ENABLED")
+    assert explain("MODEL.SWIN.DEPTHS").endswith("by: build_swin_backbone, build_swin_fpn_backbone")
 
 
 def test_settings_that_only_default_trainer_follows_ask_for_nothing_by_default():
@@ -300,6 +308,9 @@ def test_checker_follows_aliases(tmp_path):
     [
         (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.RESNETS.DEPTH", 101, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.RESNETS.DEPTH"),
         (["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.RESNETS.NORM", "BN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.RESNETS.NORM"),
+        (["MODEL.TORCHVISION.NAME", "resnet18"], "MODEL.TORCHVISION.NAME"),
+        (["MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.TORCHVISION.NORM", "FrozenBN", "MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.VIT.DEPTH", 24], "MODEL.TORCHVISION.NORM"),
+        (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet18", "MODEL.SWIN.DEPTHS", [1]], "MODEL.SWIN.DEPTHS"),
         (["MODEL.ROI_BOX_HEAD.NUM_FC", 2], "MODEL.ROI_BOX_HEAD.NUM_FC"),
         (["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"], "MODEL.ROI_BOX_HEAD.NAME"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5], "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
@@ -316,7 +327,7 @@ def test_keys_that_the_chosen_part_does_not_read_are_named(settings, unread):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["MODEL.BACKBONE.NAME", "my_backbone", "MODEL.RESNETS.DEPTH", 101],
+        ["MODEL.BACKBONE.NAME", "my_backbone", "MODEL.RESNETS.DEPTH", 101, "MODEL.VIT.DEPTH", 24],
         ["MODEL.ROI_HEADS.NAME", "MyHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", 2],
         ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.GAMMA", 0.5],
     ],

@@ -200,6 +200,25 @@ class LastLevelP6P7(nn.Module):
         return [p6, self.p7(F.relu(p6))]
 
 
+def build_top_block(
+    kind: str, channels: int, coarsest_level: str, c5: tuple[str, int] | None = None
+) -> LastLevelMaxPool | LastLevelP6P7 | None:
+    """Build the top block that `MODEL.FPN.TOP_BLOCK` names; None for "none".
+
+    Args:
+        kind: Its name.
+        channels: C of every level.
+        coarsest_level: The level below the block.
+        c5: Name and channels of the map that P6 is made of; None makes it of the coarsest level.
+    """
+    if kind == "LastLevelMaxPool":
+        return LastLevelMaxPool(coarsest_level)
+    if kind == "LastLevelP6P7":
+        in_feature, in_channels = c5 or (coarsest_level, channels)
+        return LastLevelP6P7(in_channels, channels, in_feature)
+    return None
+
+
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     """Build the pyramid of Faster R-CNN: a level per `MODEL.FPN.IN_FEATURES`, one by max-pooling.
 
@@ -241,14 +260,9 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, usual_top_block: str) -> FPN:
     fpn = cfg.MODEL.FPN
     shapes = _in_feature_shapes(cfg, bottom_up)
     coarsest_level = f"p{_level_numbers([shape.stride or 0 for shape in shapes])[-1]}"
-    kind, top_block = fpn.TOP_BLOCK or usual_top_block, None
-    if kind == "LastLevelMaxPool":
-        top_block = LastLevelMaxPool(coarsest_level)
-    elif kind == "LastLevelP6P7" and fpn.P6_FROM == "P5":
-        top_block = LastLevelP6P7(fpn.OUT_CHANNELS, fpn.OUT_CHANNELS, coarsest_level)
-    elif kind == "LastLevelP6P7":
-        in_channels = shapes[-1].channels or 0
-        top_block = LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, fpn.IN_FEATURES[-1])
+    c5 = (fpn.IN_FEATURES[-1], shapes[-1].channels or 0) if fpn.P6_FROM == "C5" else None
+    kind = fpn.TOP_BLOCK or usual_top_block
+    top_block = build_top_block(kind, fpn.OUT_CHANNELS, coarsest_level, c5)
     try:
         return FPN(
             bottom_up,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torchvision.models
@@ -83,7 +83,7 @@ class TorchvisionBackbone(ForeignBackbone):
         model = torchvision.models.get_model(name, weights=None, **arguments)
         _published("weights", name, weights)
         if nodes:
-            maps, return_nodes = _named_maps(model, nodes)
+            maps, return_nodes = _named_maps(model, name, nodes)
         else:
             found = stage_nodes(model, name)
             maps = {f"s{feature.stride}": feature for feature in found.values()}
@@ -143,27 +143,34 @@ class TorchvisionBackbone(ForeignBackbone):
 
 
 def _named_maps(
-    model: nn.Module, nodes: Sequence[Sequence[str]]
+    model: nn.Module, name: str, nodes: Sequence[Sequence[str]]
 ) -> tuple[dict[str, FeatureMap], dict[str, str]]:
     """Return the maps of the nodes by their names, in order of computation, and node -> name."""
-    known, _ = get_graph_node_names(model, suppress_diff_warning=True)
     return_nodes: dict[str, str] = {}
-    for node, name in nodes:
-        return_nodes[node] = name
+    for node, feature in nodes:
+        return_nodes[node] = feature
+    features = set(return_nodes.values())
+    if "" in features or not len(features) == len(return_nodes) == len(nodes):
+        raise ValueError(f"nodes: each needs a name, and neither may appear twice: got {nodes}")
+    with _tried_on_an_image(name):
+        known = get_graph_node_names(model, suppress_diff_warning=True)[1][1:]  # without the image
+    for node in return_nodes:
         # The name of a module stands for its last node.
         if not any(other == node or other.startswith(f"{node}.") for other in known):
-            hint = did_you_mean(node, [*known, *(name for name, _ in model.named_modules())])
+            hint = did_you_mean(node, [*known, *(part for part, _ in model.named_modules())])
             raise ValueError(f"nodes: the model has no node {node!r}.{hint}")
-    body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
+    with _tried_on_an_image(name):
+        body = create_feature_extractor(model, return_nodes, suppress_diff_warning=True)
+        values = dry_forward(body, PROBE_SIZE)
     maps = {}
-    for name, value in dry_forward(body, PROBE_SIZE).items():
-        feature = feature_map_of(value) or nearly_feature_map_of(value)
-        if feature is None:
+    for feature, value in values.items():
+        found = feature_map_of(value) or nearly_feature_map_of(value)
+        if found is None:
             raise ValueError(
-                f"nodes: {name!r} is no map of 1/2, 1/4, ... of the image's sides: it has shape"
+                f"nodes: {feature!r} is no map of 1/2, 1/4, ... of the image's sides: it has shape"
                 f" {tuple(value.shape)} for an image of {PROBE_SIZE[0]}x{PROBE_SIZE[1]}"
             )
-        maps[name] = feature
+        maps[feature] = found
     return maps, return_nodes
 
 
@@ -218,7 +225,7 @@ def _beginning(paths: list[list[str]], strides: list[int], index: int, stride: i
 
 def _maps_in_order(model: nn.Module, name: str) -> list[tuple[str, FeatureMap]]:
     """Return the nodes whose values are maps of a power-of-two stride, in order of computation."""
-    try:
+    with _tried_on_an_image(name):
         train_nodes, eval_nodes = get_graph_node_names(model, suppress_diff_warning=True)
         # Every node in evaluation, in which the dry run is; training has to name some node as well.
         traced = create_feature_extractor(
@@ -227,17 +234,24 @@ def _maps_in_order(model: nn.Module, name: str) -> list[tuple[str, FeatureMap]]:
             eval_return_nodes=eval_nodes[1:],  # the first is the image
             suppress_diff_warning=True,
         )
+        values = dry_forward(traced, PROBE_SIZE)
+    found = [(node, feature_map_of(value)) for node, value in values.items()]
+    return [(node, feature) for node, feature in found if feature is not None]
+
+
+@contextlib.contextmanager
+def _tried_on_an_image(name: str) -> Iterator[None]:
+    """Raise a ValueError that names the model for any error of it on an image of `PROBE_SIZE`."""
+    try:
         # A traced module that fails prints its code as well.
         with contextlib.redirect_stderr(io.StringIO()):
-            values = dry_forward(traced, PROBE_SIZE)
+            yield
     except Exception as error:
         height, width = PROBE_SIZE
         raise ValueError(
             f"name: {name!r} does not run on an image of {height}x{width} ({error}), and so cannot"
             " be a backbone: it may be made for images of one size"
         ) from error
-    found = [(node, feature_map_of(value)) for node, value in values.items()]
-    return [(node, feature) for node, feature in found if feature is not None]
 
 
 def _check_name(where: str, name: str) -> None:

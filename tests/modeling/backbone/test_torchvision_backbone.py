@@ -12,6 +12,7 @@ from detkit.layers import FrozenBatchNorm2d, ShapeSpec
 from detkit.modeling import follow_backbone_pixels
 from detkit.modeling.backbone import TorchvisionBackbone, build_backbone
 from detkit.modeling.backbone.torchvision_backbone import stage_nodes
+from detkit.utils.errors import ConfigError
 
 STAGES = ["s4", "s8", "s16", "s32"]
 # Channels of s4 to s32, as the papers and torchvision's code give them.
@@ -417,9 +418,23 @@ def test_nodes_come_from_the_config_and_go_into_a_pyramid():
         ([["layer9", "x"]], "the model has no node 'layer9'. Did you mean 'layer"),
         ([["avgpool", "x"]], "'x' is no map of 1/2, .* shape .*512, 1, 1"),
         (["layer1"], r"NODES must be pairs \[node of the model, name\]: got 'layer1'"),
+        ([["x", "map"]], "the model has no node 'x'"),  # the image itself
+        ([["layer1", "a"], ["layer2", "a"]], "neither may appear twice: got .*layer2"),
+        ([["layer1", "a"], ["layer1", "b"]], "neither may appear twice: got .*'b'"),
+        ([["layer1", ""]], "each needs a name"),
     ],
 )
 def test_bad_node_is_an_error(nodes, message):
     cfg = _config("MODEL.TORCHVISION.NAME", "resnet18", "MODEL.TORCHVISION.NODES", nodes)
     with pytest.raises(ValueError, match=message):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"), [("vit_b_16", "encoder.ln"), ("maxvit_t", "blocks.0")], ids=["vit", "maxvit"]
+)
+def test_named_node_of_a_model_for_images_of_one_size_is_an_error(name, node, capfd):
+    cfg = _config("MODEL.TORCHVISION.NAME", name, "MODEL.TORCHVISION.NODES", [[node, "map"]])
+    with pytest.raises(ConfigError, match=f"'{name}' does not run on an image of 256x384"):
+        build_backbone(cfg)
+    assert "Traceback" not in capfd.readouterr().err

@@ -136,6 +136,22 @@ def from_windows(windows: Tensor, padded_size: tuple[int, int], size: tuple[int,
 # -- positions
 
 
+def side_in_tokens(name: str, image_size: int, stride: int) -> int:
+    """Return how many tokens lie along the side of an image that positions are learnt on.
+
+    Args:
+        name: Of the argument with `image_size`, for the message.
+        image_size: Side of the image in pixels.
+        stride: Of the tokens, in pixels.
+
+    Raises:
+        ValueError: The image is smaller than a token.
+    """
+    if image_size < stride:
+        raise ValueError(f"{name} must be at least {stride} for positions, got {image_size}")
+    return image_size // stride
+
+
 def absolute_positions(table: Tensor, has_cls_token: bool, size: tuple[int, int]) -> Tensor:
     """Return (1, H, W, C) of positions that were learnt on a square, interpolated to `size`.
 

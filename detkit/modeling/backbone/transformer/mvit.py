@@ -33,6 +33,7 @@ from detkit.modeling.backbone.transformer.attention import (
     init_linear_layers,
     padded_to_windows,
     run_blocks,
+    side_in_tokens,
     to_windows,
 )
 from detkit.modeling.backbone.transformer.vit import LAYER_NORM
@@ -224,8 +225,8 @@ class MViT(Backbone):
             frozen_stages: -1 trains all, 0 freezes the patches, 1 also the first stage, ...
 
         Raises:
-            ValueError: A map does not exist, the last blocks do not grow up to `depth - 1`, or
-                channels do not divide into heads.
+            ValueError: A map does not exist, the last blocks do not grow up to `depth - 1`,
+                channels do not divide into heads, or windows by strides.
         """
         super().__init__()
         last = list(last_block_indexes)
@@ -250,7 +251,8 @@ class MViT(Backbone):
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.pos_embed = None
         if use_abs_pos:
-            count = (pretrain_img_size // patch_stride[0]) ** 2 + pretrain_use_cls_token
+            side = side_in_tokens("pretrain_img_size", pretrain_img_size, patch_stride[0])
+            count = side**2 + pretrain_use_cls_token
             self.pos_embed = nn.Parameter(torch.zeros(1, count, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList()
@@ -263,16 +265,26 @@ class MViT(Backbone):
             if index in last[1:3]:
                 # Global attention over a fine map: keys are pooled once more.
                 stride_kv *= 2
+            stride_q = 1 + (stage > source)
+            window = 0 if index in last[1:] else adaptive_window_size / 2**source
+            if window % stride_q or window % stride_kv:
+                raise ValueError(
+                    "adaptive_window_size must be a multiple of the strides of queries and keys: in"
+                    f" block {index} it is {window:g}, they are {stride_q} and {stride_kv}"
+                )
+            if use_rel_pos:  # of queries or keys, whichever are finer
+                finer = patch_stride[0] * 2**source * min(stride_q, stride_kv)
+                side_in_tokens("img_size", img_size, finer)
             attn = MultiScaleAttention(
                 embed_dim * 2**source,
                 embed_dim * 2**stage,
                 num_heads * 2**stage,
                 qkv_bias=qkv_bias,
                 norm_layer=norm_layer,
-                stride_q=1 + (stage > source),
+                stride_q=stride_q,
                 stride_kv=stride_kv,
                 residual_pooling=residual_pooling,
-                window_size=0 if index in last[1:] else adaptive_window_size // 2**source,
+                window_size=int(window),
                 position_size=img_size // patch_stride[0] // 2**source if use_rel_pos else None,
             )
             self.blocks.append(
@@ -280,7 +292,7 @@ class MViT(Backbone):
                     embed_dim * 2**source,
                     embed_dim * 2**stage,
                     attn,
-                    stride=1 + (stage > source),
+                    stride=stride_q,
                     mlp_ratio=mlp_ratio,
                     drop_path=rate,
                     norm_layer=norm_layer,
@@ -323,7 +335,7 @@ class MViT(Backbone):
                 self.pos_embed.requires_grad_(False)
         if frozen_stages < 1:
             return
-        for block in self.blocks[: self._last_blocks[min(frozen_stages, 4) - 1] + 1]:
+        for block in self.blocks[: self._last_blocks[:frozen_stages][-1] + 1]:
             assert isinstance(block, MultiScaleBlock)
             block.requires_grad_(False)
             block.drop_path.drop_prob = 0.0

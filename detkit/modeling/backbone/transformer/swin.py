@@ -31,6 +31,7 @@ from detkit.modeling.backbone.transformer.attention import (
     init_linear_layers,
     padded_to_windows,
     run_blocks,
+    side_in_tokens,
     to_windows,
 )
 
@@ -241,7 +242,7 @@ class SwinTransformer(Backbone):
         self.patch_embed = NormedPatchEmbed(in_chans, embed_dim, patch_size, patch_norm)
         self.absolute_pos_embed = None
         if ape:
-            side = pretrain_img_size // patch_size
+            side = side_in_tokens("pretrain_img_size", pretrain_img_size, patch_size)
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         rates = iter(drop_rates(drop_path_rate, sum(depths)))

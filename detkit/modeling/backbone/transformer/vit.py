@@ -23,7 +23,7 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
 from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
-from detkit.modeling.backbone.fpn import LastLevelMaxPool
+from detkit.modeling.backbone.fpn import build_top_block
 from detkit.modeling.backbone.transformer.attention import (
     DropPath,
     Mlp,
@@ -35,6 +35,7 @@ from detkit.modeling.backbone.transformer.attention import (
     init_linear_layers,
     padded_to_windows,
     run_blocks,
+    side_in_tokens,
     to_windows,
 )
 from detkit.utils.errors import ConfigError
@@ -235,14 +236,17 @@ class ViT(Backbone):
         self.pretrain_use_cls_token = pretrain_use_cls_token
         self.pos_embed = None
         if use_abs_pos:
-            count = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
+            side = side_in_tokens("pretrain_img_size", pretrain_img_size, patch_size)
+            count = side**2 + pretrain_use_cls_token
             self.pos_embed = nn.Parameter(torch.zeros(1, count, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList()
         for index, rate in enumerate(drop_rates(drop_path_rate, depth)):
             window = window_size if index in window_block_indexes else 0
-            side = window or img_size // patch_size
-            position_size = (side, side) if use_rel_pos else None
+            position_size = None
+            if use_rel_pos:
+                side = window or side_in_tokens("img_size", img_size, patch_size)
+                position_size = (side, side)
             self.blocks.append(
                 Block(
                     embed_dim,
@@ -362,25 +366,17 @@ class SimpleFeaturePyramid(Backbone):
             square_pad: See `FPN`.
 
         Raises:
-            ValueError: The feature is unknown, or the factors are not among those above and halved
-                from level to level.
+            ValueError: The feature is unknown, or the factors are not among those above, halved
+                from level to level and with strides of 1 and more.
         """
         super().__init__()
         shapes = net.output_shape()
         check_features("in_feature", [in_feature], shapes)
         dim, stride = shapes[in_feature].channels or 0, shapes[in_feature].stride or 0
-        factors = [float(factor) for factor in scale_factors]
-        known = [4.0, 2.0, 1.0, 0.5]
-        if not factors or factors not in [
-            known[start : start + len(factors)] for start in range(len(known))
-        ]:
-            raise ValueError(
-                f"scale_factors must be neighbours in {known}: got {list(scale_factors)}"
-            )
         base = 2 ** round(math.log2(stride))
         self._resampling, self._base = stride / base, base
-        numbers = [int(math.log2(base / factor)) for factor in factors]
-        for number, factor in zip(numbers, factors, strict=True):
+        numbers = _level_numbers(base, scale_factors)
+        for number, factor in zip(numbers, scale_factors, strict=True):
             self.add_module(f"simfp_{number}", _level(dim, out_channels, factor, norm))
         self.net = net
         self.in_feature = in_feature
@@ -423,6 +419,20 @@ class SimpleFeaturePyramid(Backbone):
         return levels
 
 
+def _level_numbers(base: int, scale_factors: Sequence[float]) -> list[int]:
+    """Return the log of the stride of each level, from the stride of the map.
+
+    Raises:
+        ValueError: See `SimpleFeaturePyramid`.
+    """
+    known, factors = [4.0, 2.0, 1.0, 0.5], list(scale_factors)
+    if not factors or factors not in [known[k : k + len(factors)] for k in range(len(known))]:
+        raise ValueError(f"scale_factors must be neighbours in {known}: got {factors}")
+    if base < factors[0]:
+        raise ValueError(f"scale_factors must be at most the map's stride, {base}: got {factors}")
+    return [int(math.log2(base / factor)) for factor in factors]
+
+
 def _level(dim: int, out_channels: int, factor: float, norm: str) -> nn.Sequential:
     """Return the layers of a level; their positions are part of their names."""
     layers: list[nn.Module] = []
@@ -451,7 +461,9 @@ def _level(dim: int, out_channels: int, factor: float, norm: str) -> nn.Sequenti
 
 
 def build_simple_pyramid(cfg: CfgNode, net: Backbone) -> SimpleFeaturePyramid:
-    """Build the pyramid of `MODEL.FPN` over the first map of a network, and a level by max-pooling.
+    """Build the pyramid of `MODEL.FPN` over the first map of a network, with its top block.
+
+    That is a level by max-pooling, unless `TOP_BLOCK` names another; P6 is made of the pyramid.
 
     Raises:
         ConfigError: A setting of `MODEL.FPN` is out of range.
@@ -459,14 +471,16 @@ def build_simple_pyramid(cfg: CfgNode, net: Backbone) -> SimpleFeaturePyramid:
     fpn = cfg.MODEL.FPN
     (in_feature, shape), *_ = net.output_shape().items()
     base = 2 ** round(math.log2(shape.stride or 1))
-    coarsest = int(math.log2(base / min(fpn.SCALE_FACTORS, default=1)))
     try:
+        coarsest_level = f"p{_level_numbers(base, fpn.SCALE_FACTORS)[-1]}"
+        kind = fpn.TOP_BLOCK or "LastLevelMaxPool"
+        top_block = build_top_block(kind, fpn.OUT_CHANNELS, coarsest_level)
         return SimpleFeaturePyramid(
             net,
             in_feature,
             fpn.OUT_CHANNELS,
             fpn.SCALE_FACTORS,
-            LastLevelMaxPool(f"p{coarsest}"),
+            top_block,
             fpn.NORM,
             fpn.SQUARE_PAD,
         )

@@ -33,6 +33,12 @@ def test_batch_is_its_images():
     assert torch.allclose(mvit(images)["scale5"][1:], mvit(images[1:])["scale5"], atol=1e-5)
 
 
+def test_two_stages_may_be_frozen():
+    stages = {"depth": 2, "last_block_indexes": [0, 1], "out_features": ["scale2", "scale3"]}
+    mvit = MViT(**TINY | stages, frozen_stages=4)
+    assert not any(parameter.requires_grad for parameter in mvit.blocks.parameters())
+
+
 @pytest.mark.parametrize(("freeze_at", "blocks"), [(0, 0), (1, 0), (2, 1), (3, 3), (5, 6)])
 def test_first_stages_are_frozen(freeze_at, blocks):
     cfg = get_cfg()
@@ -72,6 +78,11 @@ def test_layer_decay_counts_blocks():
         ({"last_block_indexes": [0, 2, 4]}, r"must grow, up to depth - 1 = 5: got \[0, 2, 4\]"),
         ({"last_block_indexes": [2, 2, 4, 5]}, "must grow"),
         ({"num_heads": 3}, "multiple of num_heads"),
+        ({"adaptive_window_size": 10}, "multiple of the strides .* block 0 it is 10, .* 1 and 4"),
+        ({"adaptive_window_size": 6, "adaptive_kv_stride": 2}, "block 3 it is 3, .* 2 and 1"),
+        ({"adaptive_kv_stride": 3}, "they are 1 and 3"),
+        ({"img_size": 4}, "img_size must be at least 8"),
+        ({"use_abs_pos": True, "pretrain_img_size": 3}, "pretrain_img_size must be at least 4"),
         ({"out_features": ["scale6"]}, r"out_features must be of \['scale2'"),
     ],
 )

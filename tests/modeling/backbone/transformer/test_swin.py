@@ -109,6 +109,7 @@ def test_layer_decay_counts_blocks():
     [
         ({"num_heads": [1, 2]}, "need a number per stage"),
         ({"num_heads": [1, 2, 5, 8]}, "num_heads must divide the channels"),
+        ({"ape": True, "pretrain_img_size": 3}, "pretrain_img_size must be at least 4"),
         ({"out_indices": [4]}, r"out_indices must be of \['p0'"),
     ],
 )

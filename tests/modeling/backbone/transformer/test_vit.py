@@ -98,10 +98,32 @@ def test_resampled_map_keeps_places():
     assert seen[0][0, 0, 0, :5].tolist() == pytest.approx([8, 24, 40, 56, 72])
 
 
-@pytest.mark.parametrize("factors", [[], [3.0], [4.0, 1.0], [1.0, 2.0]])
+@pytest.mark.parametrize("factors", [[], [0.0], [3.0], [4.0, 1.0], [1.0, 2.0]])
 def test_other_factors_are_refused(factors):
     with pytest.raises(ConfigError, match=r"MODEL.FPN: scale_factors must be neighbours in \[4"):
         tiny_pyramid("MODEL.FPN.SCALE_FACTORS", factors)
+
+
+def test_pyramid_finer_than_the_image_is_refused():
+    with pytest.raises(ConfigError, match="scale_factors must be at most the map's stride, 2"):
+        tiny_pyramid("MODEL.VIT.PATCH_SIZE", 2)
+
+
+@pytest.mark.parametrize(
+    ("top_block", "levels"),
+    [
+        ("", ["p3", "p4", "p5", "p6"]),
+        ("none", ["p3", "p4", "p5"]),
+        ("LastLevelP6P7", ["p3", "p4", "p5", "p6", "p7"]),
+    ],
+)
+def test_top_block_is_that_of_the_config(top_block, levels):
+    factors = ["MODEL.FPN.SCALE_FACTORS", [2.0, 1.0, 0.5]]
+    _, pyramid = tiny_pyramid("MODEL.FPN.TOP_BLOCK", top_block, *factors)
+    maps = pyramid(torch.randn(1, 3, 128, 128))
+    assert list(maps) == list(pyramid.output_shape()) == levels
+    for name, shape in pyramid.output_shape().items():
+        assert maps[name].shape[1:] == (8, 128 // shape.stride, 128 // shape.stride)
 
 
 def test_layer_decay_counts_blocks():
@@ -164,6 +186,8 @@ def test_checkpointed_blocks_give_the_same_gradients():
             r"window_block_indexes must lie between 0 and 2: got \[3\]",
         ),
         ({"window_block_indexes": [0]}, "window_size must be at least 1"),
+        ({"img_size": 8, "use_rel_pos": True}, "img_size must be at least 16 for positions, got 8"),
+        ({"pretrain_img_size": 8}, "pretrain_img_size must be at least 16"),
         ({"trained_blocks": 4}, "trained_blocks must lie between 0 and depth"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate must lie in \[0, 1\)"),
     ],
