@@ -87,6 +87,7 @@ def install() -> None:
     Raises:
         AliasError: A real detectron2 has been imported.
     """
+    # By name: `python -m` loads this module a second time, as the main program.
     if any(type(finder).__name__ == _Alias.__name__ for finder in sys.meta_path):
         return
     real = sys.modules.get("detectron2")

@@ -437,7 +437,7 @@ class DefaultTrainer(SimpleTrainer):
         # A subclass that tests in another way may need neither.
         if cls.test.__func__ is not DefaultTrainer.test.__func__:
             return
-        testing_precision(cfg)
+        testing_precision(cfg)  # for its error
         for name in cfg.DATASETS.TEST:
             cls.build_test_loader(cfg, name)
             evaluator = cls.build_evaluator(cfg, name)

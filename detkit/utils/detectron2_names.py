@@ -147,8 +147,10 @@ RENAMED: dict[str, str] = {
 _LAZY = (
     "LazyConfig is left out: settings are YAML (get_cfg, merge_from_file), its zoo comes as YAML"
 )
-_TORCHSCRIPT = "TorchScript is left out, which torch no longer develops: use ONNX or torch.export"
-_CAFFE2 = "Caffe2 is left out, which torch no longer contains: use ONNX or torch.export"
+_TORCHSCRIPT = (
+    "TorchScript is left out, no model is exported yet: run it in Python, by DefaultPredictor"
+)
+_CAFFE2 = "Caffe2 is left out, no model is exported yet: run it in Python, by DefaultPredictor"
 _VERSION_1 = "configs of version 1, from before 2019, are left out: write the keys of version 2"
 _GLOBAL = "the global config is left out: pass cfg to the function that needs it"
 _MMDET = "the wrapper of MMDetection's models is left out: load its weights into a model of the zoo"

@@ -167,7 +167,7 @@ def test_console_measures_time_itself_without_a_timing_hook(caplog):
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = TensorboardXWriter(str(tmp_path))
+    writer = TensorboardXWriter(str(tmp_path), filename_suffix=".own")
     with EventStorage() as storage:
         storage.put_scalar("a", 4.0)
         storage.put_scalar("AP-\x1b[2J\n\ud800", 0.5)  # a class of a hostile file
@@ -179,6 +179,7 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     assert events.Scalars("a")[0].value == 4.0
     assert events.Scalars("AP-\\x1b[2J\\n\\ud800")[0].value == 0.5
     assert events.Tags()["images"] == ["p"]
+    assert list(tmp_path.glob("*.own"))
 
 
 def test_tensorboard_begins_anew_where_its_folder_was_deleted(tmp_path, caplog):
