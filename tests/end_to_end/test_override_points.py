@@ -95,17 +95,19 @@ CASCADE = {
     )
 }
 C4 = {modeling.Res5ROIHeads: ("forward", "_shared_roi_transform", "_build_res5_block")}
-DENSE = ("forward", "forward_training", "forward_inference", "label_anchors", "losses")
-RETINANET = {
-    modeling.RetinaNet: (
-        *DENSE,
-        "inference_single_image",
-        "_transpose_dense_predictions",
-        "_decode_multi_level_predictions",
-        "_decode_per_level_predictions",
-    )
-}
-FCOS = {modeling.FCOS: (*DENSE, "inference_single_image")}
+DENSE = (
+    "forward",
+    "forward_training",
+    "forward_inference",
+    "label_anchors",
+    "losses",
+    "inference_single_image",
+    "_transpose_dense_predictions",
+    "_decode_multi_level_predictions",
+    "_decode_per_level_predictions",
+)
+RETINANET = {modeling.RetinaNet: DENSE}
+FCOS = {modeling.FCOS: (*DENSE, "compute_ctrness_targets")}
 ALL = {**TWO_STAGE, **CASCADE, **C4, **RETINANET, **FCOS}
 called: Counter[tuple[type, str]] = Counter()
 

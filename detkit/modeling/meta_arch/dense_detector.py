@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import declare_architecture
-from detkit.layers import nonzero_tuple, sigmoid_focal_loss
+from detkit.layers import NMSMethod, nonzero_tuple, sigmoid_focal_loss
 from detkit.modeling.backbone import Backbone
 from detkit.modeling.box_regression import BoxTransform
 from detkit.modeling.detection_filter import DetectionFilter
@@ -37,7 +37,14 @@ class DenseDetector(Detector):
     """A backbone and a head. A subclass implements `forward_training` and `forward_inference`."""
 
     loss_normalizer: Tensor | None
+    # Of subclasses that use the steps below.
     box2box_transform: BoxTransform
+    test_score_thresh: float
+    test_topk_candidates: int
+    test_nms_thresh: float
+    test_nms: NMSMethod
+    max_detections_per_image: int
+    test_clip_before_nms: bool = False
 
     def __init__(
         self,
@@ -170,33 +177,37 @@ class DenseDetector(Detector):
             ]
         )
 
-    def detect(
+    def inference_single_image(
         self,
-        anchors: Sequence[Boxes],
-        scores: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        detection_filter: DetectionFilter,
-        *,
-        topk_candidates: int,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
         image_size: tuple[int, int],
-        clip_before_nms: bool = False,
     ) -> Instances:
-        """Return the detections in one image from the predictions of all levels, best first.
+        """Return the detections in one image, best first.
 
         Args:
             anchors: Per level the R_l anchors.
-            scores: Per level (R_l, K) in [0, 1].
-            deltas: Per level (R_l, 4).
-            detection_filter: What candidates pass.
-            topk_candidates: Largest number of candidates per level.
+            box_cls: Per level (R_l, K) scores in [0, 1].
+            box_delta: Per level (R_l, 4).
             image_size: (height, width) of the image.
-            clip_before_nms: Whether to clip boxes to the image before they suppress each other.
         """
         candidates = self._decode_multi_level_predictions(
-            anchors, scores, deltas, detection_filter.score_thresh, topk_candidates, image_size
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
         )
-        if clip_before_nms:
+        if self.test_clip_before_nms:
             candidates.pred_boxes.clip(image_size)
+        detection_filter = DetectionFilter(
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.max_detections_per_image,
+            self.test_nms,
+        )
         keep, kept_scores = detection_filter(
             candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes
         )

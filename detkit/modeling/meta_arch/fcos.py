@@ -8,6 +8,7 @@ Legend: N images, C channels, L levels, H x W cells of a level, R_l = H_l * W_l 
     cells of all levels, K classes, M objects in one image.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from detkit.layers import NMSMethod, ShapeSpec, cat, nonzero_tuple
 from detkit.modeling.anchor_generator import DefaultAnchorGenerator
 from detkit.modeling.backbone import Backbone, select_features
 from detkit.modeling.box_regression import Box2BoxTransformLinear, box_regression_loss
-from detkit.modeling.detection_filter import DetectionFilter, nms_method
+from detkit.modeling.detection_filter import nms_method
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
@@ -145,6 +146,9 @@ class FCOS(DenseDetector):
             test_nms_thresh: See `DetectionFilter`.
             test_nms: Likewise.
             max_detections_per_image: As `topk` of `DetectionFilter`.
+
+        Raises:
+            ValueError: The strides of the features do not grow.
         """
         super().__init__(
             backbone=backbone,
@@ -158,14 +162,20 @@ class FCOS(DenseDetector):
         self.center_sampling_radius = center_sampling_radius
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
+        self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
-        self.detection_filter = DetectionFilter(
-            test_score_thresh, test_nms_thresh, max_detections_per_image, test_nms
-        )
+        self.test_nms_thresh = test_nms_thresh
+        self.test_nms = test_nms
+        self.max_detections_per_image = max_detections_per_image
         self.box2box_transform = Box2BoxTransformLinear()
         # A cell as a box of one stride around its centre: the source of the distances.
         shapes = backbone.output_shape()
         strides = [shapes[name].stride or 0 for name in self.head_in_features]
+        if any(coarse <= fine for fine, coarse in itertools.pairwise(strides)):
+            raise ValueError(
+                f"head_in_features must be finest first: {self.head_in_features} have strides"
+                f" {strides}"
+            )
         self.anchor_generator = DefaultAnchorGenerator(
             sizes=[[stride] for stride in strides], aspect_ratios=[1.0], strides=strides, offset=0.5
         )
@@ -245,7 +255,7 @@ class FCOS(DenseDetector):
         )
         loss_ctr = F.binary_cross_entropy_with_logits(
             cat(pred_centerness, dim=1)[positive][:, 0],
-            _centreness(self.box2box_transform.get_deltas(src_boxes, true_boxes)),
+            self.compute_ctrness_targets(anchors, gt_boxes)[positive],
             reduction="sum",
         )
         loss_cls = focal_loss_of_levels(
@@ -256,6 +266,21 @@ class FCOS(DenseDetector):
             "loss_fcos_loc": loss_loc / normalizer,
             "loss_fcos_ctr": loss_ctr / normalizer,
         }
+
+    @torch.no_grad()
+    def compute_ctrness_targets(self, anchors: list[Boxes], gt_boxes: list[Tensor]) -> Tensor:
+        """Return how central each cell is in its object, in [0, 1] for foreground cells: (N, R).
+
+        Args:
+            anchors: Cells of each level.
+            gt_boxes: Per image (R, 4); see `label_anchors`.
+        """
+        cells = Boxes.cat(anchors).tensor
+        distances = [self.box2box_transform.get_deltas(cells, boxes_i) for boxes_i in gt_boxes]
+        left, top, right, bottom = torch.stack(distances).unbind(dim=-1)
+        ratio_x = torch.minimum(left, right) / torch.maximum(left, right)
+        ratio_y = torch.minimum(top, bottom) / torch.maximum(top, bottom)
+        return (ratio_x * ratio_y).sqrt()
 
     @torch.no_grad()
     def label_anchors(
@@ -319,31 +344,6 @@ class FCOS(DenseDetector):
             results.append(self.inference_single_image(anchors, scores, deltas_i, size_i))
         return results
 
-    def inference_single_image(
-        self,
-        anchors: list[Boxes],
-        box_cls: list[Tensor],
-        box_delta: list[Tensor],
-        image_size: tuple[int, int],
-    ) -> Instances:
-        """Return the detections in one image; see `RetinaNet.inference_single_image`."""
-        return self.detect(
-            anchors,
-            box_cls,
-            box_delta,
-            self.detection_filter,
-            topk_candidates=self.test_topk_candidates,
-            image_size=image_size,
-        )
-
     def _by_anchor(self, predictions: HeadOutput) -> list[list[Tensor]]:
         """Return per level logits (N, R_l, K), deltas (N, R_l, 4) and centreness (N, R_l, 1)."""
         return self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
-
-
-def _centreness(distances: Tensor) -> Tensor:
-    """Return for (P, 4) distances to the sides of a box how central a point is, in [0, 1]: (P,)."""
-    left, top, right, bottom = distances.unbind(dim=1)
-    ratio_x = torch.minimum(left, right) / torch.maximum(left, right)
-    ratio_y = torch.minimum(top, bottom) / torch.maximum(top, bottom)
-    return (ratio_x * ratio_y).sqrt()

@@ -37,7 +37,7 @@ from detkit.modeling.box_regression import (
     box_regression_loss,
     check_box_loss_type,
 )
-from detkit.modeling.detection_filter import DetectionFilter, nms_method
+from detkit.modeling.detection_filter import nms_method
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detkit.modeling.meta_arch.dense_detector import (
@@ -398,37 +398,6 @@ class RetinaNet(DenseDetector):
             )
             for i, size_i in enumerate(images.image_sizes)
         ]
-
-    def inference_single_image(
-        self,
-        anchors: list[Boxes],
-        box_cls: list[Tensor],
-        box_delta: list[Tensor],
-        image_size: tuple[int, int],
-    ) -> Instances:
-        """Return the detections in one image.
-
-        Args:
-            anchors: Anchors of each level.
-            box_cls: Per level (R_l, K) scores in [0, 1].
-            box_delta: Per level (R_l, 4).
-            image_size: (height, width) of the image.
-        """
-        detection_filter = DetectionFilter(
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.max_detections_per_image,
-            self.test_nms,
-        )
-        return self.detect(
-            anchors,
-            box_cls,
-            box_delta,
-            detection_filter,
-            topk_candidates=self.test_topk_candidates,
-            image_size=image_size,
-            clip_before_nms=self.test_clip_before_nms,
-        )
 
     def _by_anchor(self, predictions: HeadOutput) -> list[list[Tensor]]:
         """Return per level the logits (N, R_l, K) and the deltas (N, R_l, 4)."""

@@ -202,6 +202,20 @@ def test_unknown_feature_names_the_key():
         make("MODEL.FCOS.IN_FEATURES", ["p3", "p5"])
 
 
+def test_threshold_may_be_set_on_the_model():
+    model = make("MODEL.FCOS.SCORE_THRESH_TEST", 0.0).eval()
+    (found,) = model.inference(inputs(1), do_postprocess=False)
+    model.test_score_thresh = found.scores.median().item()
+    (fewer,) = model.inference(inputs(1), do_postprocess=False)
+    assert 0 < len(fewer) < len(found)
+
+
+@pytest.mark.parametrize("features", [["p4", "p3"], ["p3", "p3"]])
+def test_levels_that_are_not_finest_first_are_refused(features):
+    with pytest.raises(ValueError, match="head_in_features must be finest first: .* have strides"):
+        make("MODEL.FCOS.IN_FEATURES", features)
+
+
 def test_levels_of_different_channels_name_the_key():
     shapes = [ShapeSpec(channels=32, stride=8), ShapeSpec(channels=64, stride=16)]
     with pytest.raises(ValueError, match=r"MODEL.FCOS.IN_FEATURES: .* same channels; got"):
