@@ -323,6 +323,7 @@ def test_trainer_whose_init_does_not_call_ours_trains_and_resumes(tiny_cfg, trai
     assert "bbox" in trainer.train()
     if trainer_class is OwnInitAndSteps:
         assert trainer._trainer.num_steps == 6
+        assert trainer._trainer.iter == 5  # that of the last step
     weights = trainer.model.conv.weight.detach().clone()
     assert metrics(tiny_cfg)[-1]["iteration"] >= 5
     tiny_cfg.SOLVER.MAX_ITER = 8
