@@ -126,6 +126,31 @@ def test_model_of_one_process_is_not_wrapped():
     assert create_ddp_model(model) is model
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "gradient"),
+    [
+        pytest.param({}, 1.0001, id="none"),
+        pytest.param({"compression": "bf16"}, 1.0, id="bf16"),
+        pytest.param({"compression": "fp16"}, 1.0, id="fp16"),
+        pytest.param({"fp16_compression": True}, 1.0, id="old-name"),
+    ],
+)
+def test_gradients_are_sent_with_the_digits_of_the_compression(kwargs, gradient, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        model = create_ddp_model(nn.Linear(1, 1), **kwargs)
+        model(torch.tensor([[1.0001]])).sum().backward()
+        assert model.module.weight.grad.item() == pytest.approx(gradient, abs=1e-6)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_unknown_compression_is_an_error():
+    with pytest.raises(ValueError, match="must be fp16, bf16 or empty, got 'int8'"):
+        create_ddp_model(nn.Linear(1, 1), compression="int8")
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
