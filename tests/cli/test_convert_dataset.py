@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -152,3 +153,11 @@ def test_bad_files_are_named(
         (tmp_path / name).write_bytes(content)
     assert main(["convert-dataset", str(tmp_path), str(tmp_path / "out"), "--to", "coco"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_pixels_of_voc_count_from_1_and_the_last_is_included(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "all.csv").write_text("image,class,xmin,ymin,xmax,ymax\na.png,cat,1,2,5,7\n")
+    _convert(tmp_path / "all.csv", tmp_path / "out", "voc")
+    root = ElementTree.parse(tmp_path / "out" / "Annotations" / "a.xml")
+    assert [e.text for e in root.iterfind("object/bndbox/*")] == ["2", "3", "5", "7"]

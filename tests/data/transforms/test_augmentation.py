@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from detkit.data import transforms as T
+from detkit.data.transforms.augmentation import run_progress
 
 
 def sample(height=10, width=20, boxes=((1, 2, 5, 6),), sem_seg=False):
@@ -175,3 +176,12 @@ def test_random_apply_can_be_asked_for_its_transform():
     always = T.RandomApply(T.RandomFlip(1.0), 1.0).get_transform(image)
     assert isinstance(always, T.HFlipTransform)
     assert isinstance(T.RandomApply(T.HFlipTransform(6), 0.0).get_transform(image), T.NoOpTransform)
+
+
+@pytest.mark.parametrize(("share", "is_over"), [(0.49, False), (0.5, True), (1.0, True)])
+def test_until_ends_at_its_share_of_the_run_in_both_ways_of_use(share, is_over):
+    until = T.Until(T.RandomFlip(1.0), 0.5)
+    image = np.zeros((2, 3, 3), np.uint8)
+    with run_progress(share):
+        found = [until.get_transform(image), until(T.AugInput(image))]
+    assert [isinstance(transform, T.NoOpTransform) for transform in found] == [is_over] * 2

@@ -96,3 +96,11 @@ def test_functions_of_arrays_and_of_pil_images_change_pixels_only():
     np.testing.assert_array_equal(solarized.apply_segmentation(image[:, :, 0]), image[:, :, 0])
     with pytest.raises(ValueError, match="must be a function"):
         T.ColorTransform(3)
+
+
+@pytest.mark.parametrize(("order", "gray"), [("BGR", 29), ("RGB", 76)])
+def test_gray_weighs_the_channels_by_their_order(order, gray):
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[..., 0] = 255
+    changed = T.RandomGrayscale().get_transform(image, order).apply_image(image)
+    assert np.abs(changed.astype(int) - gray).max() <= 1

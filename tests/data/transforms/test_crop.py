@@ -332,3 +332,10 @@ def test_window_of_min_iou_keeps_objects_as_asked():
             assert ((centers > window[:2]) & (centers < window[2:])).all(axis=1).any()
     assert kinds == {T.CropTransform, T.NoOpTransform}
     assert isinstance(augmentation.get_transform(image, boxes[:0]), T.NoOpTransform)
+
+
+def test_every_object_needs_the_overlap_of_min_iou():
+    boxes = np.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    window = np.array([0, 0, 10, 10])
+    assert T.MinIoURandomCrop._is_kept(window, boxes[:1], 0.5)
+    assert not T.MinIoURandomCrop._is_kept(window, boxes, 0.5)

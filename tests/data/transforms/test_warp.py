@@ -120,3 +120,10 @@ def test_grid_takes_pixels_from_where_it_says():
     np.testing.assert_allclose(tfm.apply_image(image), image[:, ::-1], atol=1e-9)
     with pytest.raises(NotImplementedError, match="sampling grid"):
         tfm.apply_coords(np.zeros((1, 2)))
+
+
+def test_inverse_of_a_rotation_puts_points_back_at_odd_sides():
+    rotation = T.RotationTransform(7, 10, 30)
+    points = np.array([[0.0, 0.0], [10.0, 7.0], [3.5, 2.0]])
+    back = rotation.inverse().apply_coords(rotation.apply_coords(points))
+    np.testing.assert_allclose(back, points, atol=1e-9)
