@@ -227,6 +227,18 @@ def test_rotated_equals_the_slow_reference(count, classes, device, monkeypatch):
         assert torch.equal(kept, expected[:topk])
 
 
+def test_equal_scores_keep_their_order_however_many_boxes():
+    boxes = torch.arange(1500.0)[:, None] * 10 + torch.tensor([0.0, 0, 5, 5])
+    kept = batched_nms(boxes, torch.full((1500,), 0.5), torch.arange(1500) % 7, 0.5)
+    assert torch.equal(kept, torch.arange(1500))
+
+
+@pytest.mark.parametrize("count", [2, 3, 600], ids=["next", "few", "blocks"])
+def test_copies_of_a_rotated_box_go(count):
+    boxes = torch.tensor([[30.0, 30, 20, 10, 25]]).repeat(count, 1)
+    assert nms_rotated(boxes, _scores(count), 0.5).tolist() == [int(_scores(count).argmax())]
+
+
 def test_rotated_of_one_class_number_many_equals_alone():
     # Moved apart by class in float32, boxes of class 1,202 would be off by an eighth of a pixel.
     boxes = torch.tensor([[1300.0, 900, 2, 2, 10], [1300.05, 900, 2, 2, 10], [0, 0, 1, 1, 0]])

@@ -31,8 +31,6 @@ Features: TypeAlias = dict[str, Tensor]
 """Features of the backbone, by name."""
 Losses: TypeAlias = dict[str, Tensor]
 """Scalar losses, by name."""
-HOST_FIELDS = (list, PolygonMasks)
-"""Types of fields whose values lie on the host, wherever the model is."""
 
 
 class _Sample(NamedTuple):
@@ -203,8 +201,7 @@ class ROIHeads(nn.Module):
                 picked_matches = matches[sample.picked]
                 for name, value in targets_i.get_fields().items():
                     if name.startswith("gt_") and not sampled_i.has(name):
-                        known = sample.matches if isinstance(value, HOST_FIELDS) else None
-                        sampled_i.set(name, value[picked_matches if known is None else known])
+                        sampled_i.set(name, _selected(value, picked_matches, sample.matches))
             sampled.append(sampled_i)
         self._log_sample(sampled)
         return sampled
@@ -312,16 +309,23 @@ def select_foreground_proposals(
                 " label_and_sample_proposals"
             )
     masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
-    # Fields on the host are selected there: the index would be fetched for each of them.
     selected: list[Instances] = []
     found = find_foreground([p.gt_classes for p in proposals], bg_label)
     for proposals_i, (index, index_on_host) in zip(proposals, found, strict=True):
         selected_i = Instances(proposals_i.image_size)
         for name, value in proposals_i.get_fields().items():
-            is_on_host = isinstance(value, HOST_FIELDS)
-            selected_i.set(name, value[index_on_host if is_on_host else index])
+            selected_i.set(name, _selected(value, index, index_on_host))
         selected.append(selected_i)
     return selected, masks
+
+
+def _selected(value: Any, index: Tensor, index_on_host: np.ndarray | None) -> Any:
+    """Return entries of a field, those of lists and polygons by the index on the host if known."""
+    # For each of them, the index would be fetched from the device.
+    known = index if index_on_host is None else index_on_host
+    if isinstance(value, list):
+        return [value[i] for i in known.tolist()]
+    return value[known if isinstance(value, PolygonMasks) else index]
 
 
 def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> list[Instances]:

@@ -99,6 +99,15 @@ def test_no_candidates_give_no_proposals():
     assert [len(p) for p in proposals] == [0, 0]
 
 
+def test_worse_boxes_are_asked_for_where_the_best_are_copies_of_one():
+    boxes = torch.tensor(
+        [[0.0, 0, 9, 9]] * 50 + [[10.0 + 10 * i, 20, 19 + 10 * i, 29] for i in range(5)]
+    )
+    logits = torch.arange(55.0).flip(0)
+    (proposals,) = find(boxes[None], logits[None], post_nms_topk=4)
+    assert proposals.objectness_logits.tolist() == [54, 4, 3, 2]
+
+
 def image_proposals(num=2):
     boxes = Boxes(random_boxes(num))
     return Instances(SIZE, proposal_boxes=boxes, objectness_logits=torch.zeros(num))

@@ -10,7 +10,7 @@ from detkit.modeling.roi_heads.roi_heads import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from detkit.structures import Boxes, Instances, Keypoints
+from detkit.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detkit.utils.events import EventStorage
 
 K = 5
@@ -64,6 +64,26 @@ def test_proposals_get_class_and_fields_of_their_object():
     assert sorted(foreground.gt_ids.tolist()) == [40, 41]
     assert sorted(map(tuple, foreground.gt_boxes.tensor.tolist())) == sorted(map(tuple, OBJECTS))
     assert not sampled.has("file")
+
+
+@pytest.mark.parametrize("sample", [None, ROIHeads._sample_proposals], ids=["all", "each"])
+def test_fields_on_the_host_follow_the_boxes_of_their_object(sample):
+    heads = make()
+    if sample is not None:  # one's own, which is called per image
+        heads._sample_proposals = lambda *args: sample(heads, *args)
+    gt = truth()
+    gt.gt_masks = PolygonMasks([[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in OBJECTS])
+    gt.gt_names = ["first", "second"]
+    sampled = heads.label_and_sample_proposals(
+        [proposals(FAR + NEAR), proposals(FAR + NEAR[::-1])], [gt, gt]
+    )
+    selected, _ = select_foreground_proposals(sampled, K)
+    for instances_i, num in zip([*sampled, *selected], [7, 7, 4, 4], strict=True):
+        assert len(instances_i) == num
+        boxes = instances_i.gt_boxes.tensor
+        torch.testing.assert_close(instances_i.gt_masks.get_bounding_boxes().tensor, boxes)
+        names = ["first" if box == OBJECTS[0] else "second" for box in boxes.tolist()]
+        assert instances_i.gt_names == names
 
 
 def test_ground_truth_is_among_the_proposals():
