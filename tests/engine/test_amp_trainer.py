@@ -82,6 +82,13 @@ def overflowing_trainer(init_scale, **kwargs):
     )
 
 
+def test_scaler_may_be_the_fourth_argument():
+    model, scaler = Toy(), torch.amp.GradScaler("cpu")
+    trainer = AMPTrainer(model, [], torch.optim.SGD(model.parameters(), lr=0.1), scaler)
+    assert trainer.grad_scaler is scaler
+    assert trainer.gather_metric_period == 1
+
+
 def test_overflow_of_scaled_gradients_is_left_to_the_scaler():
     trainer = overflowing_trainer(1024.0)
     trainer.train(0, 4)
