@@ -131,7 +131,8 @@ GRID = [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)]
         pytest.param([[20, 20, 60, 50], [20, 20, 60, 50]], id="same-twice"),
         pytest.param([[0, 0, 5, 5]], id="between-the-centres"),
         pytest.param([[4, 4, 28, 28]], id="sides-on-centres"),
-        pytest.param([[4, 4, 76, 60]], id="64-pixels-from-a-centre"),
+        pytest.param([[4, 4, 124, 60]], id="64-pixels-from-a-centre-of-p3"),
+        pytest.param([[8, 4, 128, 60]], id="64-pixels-from-a-centre-of-p4"),
     ],
 )
 def test_cells_belong_to_the_smallest_object_of_their_level_around_them(boxes):

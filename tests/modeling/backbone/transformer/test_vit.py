@@ -54,6 +54,11 @@ def test_blocks_within_windows_do_not_see_beyond_them():
     assert not torch.equal(first[..., 2:], second[..., 2:])
 
 
+def test_blocks_that_the_config_lists_attend_globally():
+    _, pyramid = tiny_pyramid()
+    assert [block.attn.window_size for block in pyramid.net.blocks] == [2, 2, 0]
+
+
 def test_bottleneck_of_convolutions_starts_as_the_identity():
     torch.manual_seed(0)
     plain = ViT(**TINY)
