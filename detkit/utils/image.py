@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -29,20 +29,13 @@ from detkit.utils.image_file import (
 )
 from detkit.utils.text import did_you_mean
 
-with contextlib.suppress(ImportError):
-    import torchvision.io  # noqa: F401 - registers torch.ops.image
-
 logger = logging.getLogger(__name__)
 
 # "BGR" is the order of Caffe2's models, "RAW" what the file holds; the others are PIL modes of 8
 # bits per channel.
 IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV", "RAW")
 
-# torchvision's decoder as an operator: since 0.29, its Python function spends 0.04 ms on a
-# deprecation warning. Once torchvision has removed its decoders, this is None, and PIL decodes.
-_decode_jpeg_operator = getattr(torch.ops.image, "decode_jpeg", None)
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: keep the number of channels
-_decode_png_operator = getattr(torch.ops.image, "decode_png", None)
 
 _NPY_MARK = b"\x93NUMPY"
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
@@ -199,10 +192,10 @@ def _npy(data: bytes, file_name: str) -> np.ndarray:
 def _pixels_as_stored(image: Image.Image, data: bytes) -> np.ndarray:
     # PIL reads colour of 16 bits as 8.
     if data.startswith(_PNG_MARK) and data[_PNG_DEPTH] == 16 and len(image.getbands()) > 1:
-        if _decode_png_operator is None:
+        decode = _operator("decode_png")
+        if decode is None:
             raise ValueError("colour of 16 bits needs torchvision with libpng")
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels = _decode_png_operator(encoded, _UNCHANGED, False).permute(1, 2, 0).numpy()
+        pixels = decode(_bytes_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
         return _turned(pixels, _orientation(image))
     if image.mode in ("P", "PA", "1"):
         return upright_pixels(image, "L" if image.mode == "1" else "RGB")
@@ -225,7 +218,7 @@ def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
     return _turned(pixels, _orientation(image))
 
 
-def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
+def convert_image_to_rgb(image: npt.ArrayLike, format: str) -> np.ndarray:
     """Convert an (H, W, C) image in `format` to (H, W, 3) uint8 RGB.
 
     Of RAW, the first three channels are shown, or the first one, from the lowest value to the
@@ -253,11 +246,11 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
     # Both call libjpeg-turbo with the same settings and return the same pixels, which a test
     # compares. torchvision takes 1.0 ms for 640x480, PIL 1.6, as it copies the pixels twice. PIL
     # decodes CMYK, as it knows Adobe's inverted inks, and grey output, which it converts from RGB.
-    if _decode_jpeg_operator is None or format not in ("RGB", "BGR"):
+    decode = _operator("decode_jpeg")
+    if decode is None or format not in ("RGB", "BGR"):
         return None
     try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        decoded: torch.Tensor = _decode_jpeg_operator(encoded, _UNCHANGED, False)
+        decoded = decode(_bytes_tensor(data), _UNCHANGED, False)
     except RuntimeError as error:
         # The file is damaged, or torchvision is built without libjpeg.
         logger.debug("torchvision did not decode a JPEG file, PIL tries: %s", error)
@@ -266,6 +259,28 @@ def _decode_jpeg(data: bytes, format: str) -> np.ndarray | None:
         return None
     rgb = decoded.permute(1, 2, 0).numpy()  # a view: the pixels lie in memory as (H, W, C)
     return rgb[:, :, ::-1] if format == "BGR" else rgb
+
+
+def _operator(name: str) -> Any:
+    """Return a decoder of torchvision, or None where it has none, or torch is not loaded.
+
+    torch is not loaded for it: an exported model runs without, and PIL decodes.
+    """
+    if sys.modules.get("torch") is None:
+        return None
+    import torch
+
+    with contextlib.suppress(ImportError):
+        import torchvision.io  # noqa: F401 - registers torch.ops.image
+    # The operator: since 0.29, torchvision's Python function spends 0.04 ms on a deprecation
+    # warning. Once torchvision has removed its decoders, there is none.
+    return getattr(torch.ops.image, name, None)
+
+
+def _bytes_tensor(data: bytes) -> Any:
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

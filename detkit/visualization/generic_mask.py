@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import bitmask_to_polygons, polygons_to_bitmask
-from detkit.structures.mask_formats import has_holes
 from detkit.visualization.plain_values import binary_mask, is_polygons, to_integers
 
 
@@ -61,12 +59,16 @@ class GenericMask:
         self, mask: npt.NDArray[np.uint8]
     ) -> tuple[list[npt.NDArray[np.float64]], bool]:
         """Return polygons that cover a bitmap, and whether it has holes."""
+        from detkit.structures.mask_formats import bitmask_to_polygons, has_holes
+
         return bitmask_to_polygons(mask), has_holes(mask)
 
     def polygons_to_mask(self, polygons: Any) -> npt.NDArray[np.uint8]:
         """Return the (H, W) uint8 bitmap of polygons."""
         if len(polygons) == 0:
             return np.zeros((self.height, self.width), np.uint8)
+        from detkit.structures import polygons_to_bitmask
+
         return polygons_to_bitmask(polygons, self.height, self.width).astype(np.uint8)
 
     def area(self) -> int:

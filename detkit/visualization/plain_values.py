@@ -4,18 +4,16 @@ Legend: M objects in one image, K keypoints of each, H and W height and width of
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import (
-    AnnotationRecord,
-    BoxMode,
-    polygons_to_bitmask,
-    rle_to_bitmask,
-)
 from detkit.utils.errors import DataError
+
+# Imported where they are needed: what an exported model finds is arrays, drawn without torch.
+if TYPE_CHECKING:
+    from detkit.structures import AnnotationRecord
 
 
 def to_array(values: Any) -> npt.NDArray[np.float64]:
@@ -26,8 +24,10 @@ def to_array(values: Any) -> npt.NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def annotated_boxes(annotations: Sequence[AnnotationRecord]) -> npt.NDArray[np.float64]:
+def annotated_boxes(annotations: "Sequence[AnnotationRecord]") -> npt.NDArray[np.float64]:
     """Return the boxes of M annotations: (M, 4) XYXY, or (M, 5) XYWHA if one is rotated."""
+    from detkit.structures import BoxMode
+
     if not any(annotation["bbox_mode"] == BoxMode.XYWHA_ABS for annotation in annotations):
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         return np.array(boxes, dtype=np.float64).reshape(-1, 4)
@@ -76,8 +76,12 @@ def binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
         DataError: The mask has another size.
     """
     if isinstance(mask, dict):
+        from detkit.structures import rle_to_bitmask
+
         return rle_to_bitmask(mask, height, width)
     if is_polygons(mask):
+        from detkit.structures import polygons_to_bitmask
+
         flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in mask]
         return polygons_to_bitmask(flat, height, width)
     bitmap = np.asarray(mask).astype(bool)

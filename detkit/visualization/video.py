@@ -5,16 +5,18 @@ Legend: M objects in a frame, T of the frames before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from detkit.structures import Instances, RotatedBoxes, rle_to_bitmask
 from detkit.utils.colormap import random_colors
 from detkit.visualization.plain_values import to_array, to_integers
 from detkit.visualization.vis_image import VisImage
 from detkit.visualization.visualizer import ColorMode, Visualizer, text_labels
+
+if TYPE_CHECKING:
+    from detkit.structures import Instances
 
 # Objects of the same class in two frames are one if they overlap by more.
 _SAME_OBJECT = {"mask": 0.6, "box": 0.5}
@@ -53,7 +55,7 @@ class VideoVisualizer:
         self._color_idx_set = set(range(len(self._color_pool)))
 
     def draw_instance_predictions(
-        self, frame: npt.NDArray[np.uint8], predictions: Instances
+        self, frame: npt.NDArray[np.uint8], predictions: "Instances"
     ) -> VisImage:
         """Draw the instances of the next frame.
 
@@ -69,7 +71,7 @@ class VideoVisualizer:
         fields = predictions.get_fields()
         boxes = to_array(fields["pred_boxes"]) if "pred_boxes" in fields else None
         # Rotated objects are followed by the upright boxes around them.
-        is_rotated = isinstance(fields.get("pred_boxes"), RotatedBoxes)
+        is_rotated = boxes is not None and boxes.shape[-1] == 5
         upright = to_array(fields["pred_boxes"].upright()) if is_rotated else boxes
         classes = to_integers(fields["pred_classes"]).tolist() if "pred_classes" in fields else None
         masks = fields.get("pred_masks")
@@ -174,5 +176,7 @@ def _overlap(first: DetectedInstance, second: DetectedInstance) -> float:
 
 def _bitmap(mask: Any) -> npt.NDArray[np.bool_]:
     if isinstance(mask, dict):
+        from detkit.structures import rle_to_bitmask
+
         return rle_to_bitmask(mask, *mask["size"])
     return np.asarray(mask)

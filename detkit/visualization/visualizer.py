@@ -6,14 +6,11 @@ Legend: M objects in one image, K keypoints of each, (H, W) the image.
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from detkit.structures import Instances, as_flag, rotated_box_corners
-from detkit.structures.records import ImageRecord, ModelOutput
 from detkit.utils.colormap import AnyColor, colormap, random_color, rgb2id, to_color
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
@@ -38,6 +35,10 @@ from detkit.visualization.plain_values import (
     to_integers,
 )
 from detkit.visualization.vis_image import VisImage
+
+# Imported where they are needed: what an exported model finds is arrays, drawn without torch.
+if TYPE_CHECKING:
+    from detkit.structures import ImageRecord, Instances, ModelOutput
 
 # Smallest share of the picture that gets a name: that of a smaller segment would hide more than it
 # tells.
@@ -112,7 +113,7 @@ class Visualizer:
     # -- predictions and annotations
 
     def draw_output(
-        self, output: ModelOutput, score_threshold: float = 0.0, num_proposals: int = 20
+        self, output: "ModelOutput", score_threshold: float = 0.0, num_proposals: int = 20
     ) -> VisImage:
         """Draw everything in a model's output for the image.
 
@@ -133,7 +134,7 @@ class Visualizer:
             self.overlay_instances(boxes=output["proposals"][:num_proposals].proposal_boxes)
         return self.get_output()
 
-    def draw_instance_predictions(self, predictions: Instances) -> VisImage:
+    def draw_instance_predictions(self, predictions: "Instances") -> VisImage:
         """Draw the instances that a model predicts.
 
         Args:
@@ -158,7 +159,7 @@ class Visualizer:
         )
 
     def draw_dataset_dict(
-        self, dic: ImageRecord, max_image_pixels: int = MAX_IMAGE_PIXELS
+        self, dic: "ImageRecord", max_image_pixels: int = MAX_IMAGE_PIXELS
     ) -> VisImage:
         """Draw the annotations of a data set's record.
 
@@ -169,6 +170,8 @@ class Visualizer:
             dic: The record.
             max_image_pixels: As `max_pixels` in `read_image`, of these files.
         """
+        from detkit.structures import as_flag
+
         if "pan_seg_file_name" in dic and "segments_info" in dic:
             segments = read_image(dic["pan_seg_file_name"], "RGB", max_pixels=max_image_pixels)
             return self.draw_panoptic_seg(rgb2id(segments), dic["segments_info"])
@@ -243,7 +246,7 @@ class Visualizer:
             text = (self._things if is_thing else self._stuff).name(category)
             if "score" in info:
                 text += f" {info['score']:.0%}"
-            if as_flag(info.get("iscrowd")):
+            if _is_crowd(info):
                 text += " (crowd)"
             segments.append(Segment(info["id"], color, text))
         return self._draw_segments(to_integers(panoptic_seg), segments, area_threshold, alpha)
@@ -284,7 +287,7 @@ class Visualizer:
             corners = to_array(boxes)
             if corners.shape[-1] == 5:
                 turned = corners.reshape(-1, 5)
-                outlines = rotated_box_corners(torch.from_numpy(turned)).numpy()
+                outlines = _corners(turned)
                 corners = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
             corners = corners.reshape(-1, 4) * np.tile(self._stretch, 2)
         all_masks = None if masks is None else mask_list(masks)
@@ -414,7 +417,7 @@ class Visualizer:
 
         `line_style` changes nothing.
         """
-        outline = rotated_box_corners(torch.tensor([list(rotated_box)]).double())[0].numpy()
+        outline = _corners(np.array([list(rotated_box)], dtype=np.float64))[0]
         self._canvas.draw_line(
             outline[[0, 1, 2, 3, 0]] * self._stretch, to_color(edge_color), alpha=alpha
         )
@@ -578,6 +581,23 @@ class _Classes:
             return _as_color(self._colors[index])
         palette = colormap(rgb=True)
         return _as_color(palette[index % len(palette)])
+
+
+def _is_crowd(info: Mapping[str, Any]) -> bool:
+    if "iscrowd" not in info:
+        return False
+    from detkit.structures import as_flag
+
+    return bool(as_flag(info["iscrowd"]))
+
+
+def _corners(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the corners (M, 4, 2) of rotated boxes (M, 5)."""
+    import torch
+
+    from detkit.structures import rotated_box_corners
+
+    return rotated_box_corners(torch.from_numpy(boxes)).numpy()
 
 
 def _as_shares(color: Color) -> tuple[float, float, float]:

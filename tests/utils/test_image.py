@@ -162,7 +162,7 @@ def test_pil_reads_jpeg_where_torchvision_cannot(tmp_path, monkeypatch):
         raise RuntimeError("not compiled with libjpeg support")
 
     for absent in (refuse, None):
-        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", absent)
+        monkeypatch.setattr("detkit.utils.image._operator", lambda _, found=absent: found)
         assert np.array_equal(read_image(path), expected)
 
 
@@ -323,9 +323,9 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make,
         raise AssertionError("decoded")
 
     if decoder == "pil":
-        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", None)
+        monkeypatch.setattr("detkit.utils.image._operator", lambda _: None)
     else:
-        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", decode)
+        monkeypatch.setattr("detkit.utils.image._operator", lambda _: decode)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
     path = tmp_path / "bomb.img"
     path.write_bytes(make(60000, 50000))
@@ -341,7 +341,7 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, make,
 @pytest.mark.parametrize("decoder", ["torchvision", "pil"])
 def test_scans_of_a_jpeg_count_like_pixels(tmp_path, monkeypatch, decoder):
     if decoder == "pil":
-        monkeypatch.setattr("detkit.utils.image._decode_jpeg_operator", None)
+        monkeypatch.setattr("detkit.utils.image._operator", lambda _: None)
     path = tmp_path / "a.jpg"
     write(path, picture(), progressive=True)
     data = path.read_bytes()

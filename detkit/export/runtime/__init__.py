@@ -1,0 +1,1 @@
+"""Runs exported models with NumPy, Pillow, and onnxruntime or openvino: torch is not imported."""
