@@ -5,6 +5,7 @@ Detectron2's RetinaNet config computes its anchor sizes with a Python expression
 """
 
 import ast
+import functools
 import operator
 import re
 import stat
@@ -17,6 +18,7 @@ import yaml
 
 from detkit.utils.errors import ConfigError, MissingFileError, UserError
 from detkit.utils.file_io import packaged_configs
+from detkit.utils.remote_files import relocated
 
 BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
@@ -125,12 +127,16 @@ def _make_absolute(file: YamlFile, full_key: str, fields: Sequence[str]) -> None
             value = entry.get(name) if isinstance(entry, dict) else None
             if not isinstance(value, str) or (name == "split" and not value.endswith(".txt")):
                 continue  # a split without .txt is a name, even if a folder has that name too
-            beside = file.path.parent / Path(value).expanduser()
-            try:
-                if beside.exists():
-                    entry[name] = str(beside.resolve())
-            except (OSError, ValueError):
-                continue  # an invalid path, such as a name too long, is reported when it is opened
+            entry[name] = relocated(value, functools.partial(_beside, file.path.parent))
+
+
+def _beside(folder: Path, path: str) -> str:
+    """Return a path that exists below a folder as absolute, and others as they are."""
+    beside = folder / Path(path).expanduser()
+    try:
+        return str(beside.resolve()) if beside.exists() else path
+    except (OSError, ValueError):
+        return path  # an invalid path, such as a name too long, is reported when it is opened
 
 
 def load_yaml(path: Path) -> YamlFile:

@@ -9,11 +9,13 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import ssl
 import string
 import sys
 import urllib.request
 import uuid
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
@@ -30,12 +32,28 @@ SCHEMES = ("https",)
 """Without http, where anybody on the network could replace the file."""
 _DETECTRON2_HOST = "dl.fbaipublicfiles.com"
 _TIMEOUT = 60.0  # seconds without a byte
+_NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 # Ends a stream without end; the largest published detectors have 3 GB.
 _MAX_BYTES = 32 << 30
 
 
 class DownloadError(UserError, OSError):
     """A file that could not be downloaded completely."""
+
+
+def redacted(address: str) -> str:
+    """Return an address for messages: without the query, which may be a signature."""
+    return re.sub(r"(https?://[^?]*\?).+", r"\1...", address)
+
+
+def require_no_password(address: str) -> None:
+    """Raise a ConfigError if an address has a user or a password before its host."""
+    if found := re.search(r"://[^/@]*@", address):
+        hidden = redacted(address).replace(found[0], "://...@")
+        raise ConfigError(
+            f"{hidden} has a user or password, which logs and copies of the config would show: set"
+            " them in the environment, or in a file of the package that reads the address"
+        )
 
 
 def is_offline() -> bool:
@@ -87,31 +105,46 @@ def fetch(
         DownloadError: The server cannot be reached, or does not send the file.
         DownloadError: The download is incomplete or its hash differs; it is deleted.
     """
+    require_no_password(url)
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ConfigError(f"{url} is not an address: {error}") from error
+        raise ConfigError(f"{redacted(url)} is not an address: {error}") from error
     if parts.scheme not in schemes:
-        raise ConfigError(f"{url} is not fetched: only {', '.join(schemes)} is")
+        raise ConfigError(f"{redacted(url)} is not fetched: only {', '.join(schemes)} is")
     if not parts.netloc or not parts.path.strip("/") or parts.path.endswith("/"):
-        raise ConfigError(f"{url} names no file")
+        raise ConfigError(f"{redacted(url)} names no file")
     path = cache_path(url) if path is None else path
     if path.is_file():
         return path
     if is_offline():
         raise DownloadError(
-            f"DETKIT_OFFLINE is set: download {url} on a machine with network, and place it as"
-            f" {path}"
+            f"DETKIT_OFFLINE is set: download {redacted(url)} on a machine with network, and place"
+            f" it as {path}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(path)):  # other processes wait, and then find the file
         if not path.is_file():
-            logger.info("downloading %s to %s", url, path)
-            _download(url, path, sha256, schemes)
+            logger.info("downloading %s to %s", redacted(url), path)
+            download(url, path, sha256, schemes)
     return path
 
 
-def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> None:
+def download(
+    url: str,
+    path: Path,
+    sha256: str = "",
+    schemes: tuple[str, ...] = SCHEMES,
+    max_bytes: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Download a file to `path`, with a bar on a terminal; see `fetch`, which does so once.
+
+    Raises:
+        DownloadError: As there; or the file has more than `max_bytes`, 32 GiB if None.
+    """
+    limit = _MAX_BYTES if max_bytes is None else max_bytes
+    shown = redacted(url)
     # To a temporary file in the same folder, then renamed: readers never see a part of the file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     opener = urllib.request.build_opener(_Redirects(schemes))
@@ -125,7 +158,7 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
             tqdm(
                 total=int(answer.headers.get("Content-Length") or 0) or None,
                 file=sys.stdout,
-                disable=not sys.stdout.isatty(),
+                disable=not (progress and sys.stdout.isatty()),
                 dynamic_ncols=True,
                 leave=False,
                 unit="B",
@@ -133,25 +166,30 @@ def _download(url: str, path: Path, sha256: str, schemes: tuple[str, ...]) -> No
             ) as bar,
         ):
             while part := answer.read(1 << 20):
-                if file.tell() + len(part) > _MAX_BYTES:
-                    raise DownloadError(f"{url} sends more than {_MAX_BYTES} bytes")
+                if file.tell() + len(part) > limit:
+                    raise DownloadError(f"{shown} sends more than {limit} bytes")
                 file.write(part)
                 bar.update(len(part))
         size, announced = temporary.stat().st_size, answer.headers.get("Content-Length")
         if size == 0:
-            raise DownloadError(f"{url} is empty")
+            raise DownloadError(f"{shown} is empty")
         if announced is not None and size != int(announced):
-            raise DownloadError(f"incomplete download of {url}: {size} of {announced} bytes")
+            cut = IncompleteRead(b"", int(announced) - size)
+            raise DownloadError(
+                f"incomplete download of {shown}: {size} of {announced} bytes"
+            ) from cut
         digest = hashlib.sha256()
         with temporary.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         found = digest.hexdigest()
         if not found.startswith(sha256):
-            raise DownloadError(f"{url} has sha256 {found}, expected one that starts with {sha256}")
+            raise DownloadError(
+                f"{shown} has sha256 {found}, expected one that starts with {sha256}"
+            )
         temporary.replace(path)
-    except (URLError, TimeoutError, HTTPException, ValueError) as error:
-        raise DownloadError(f"{url}: {error or type(error).__name__}") from error
+    except (*_NETWORK_ERRORS, ValueError) as error:
+        raise DownloadError(f"{shown}: {error or type(error).__name__}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -173,6 +211,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in self.schemes:
             raise DownloadError(
-                f"{req.full_url} redirects to {newurl}: only {', '.join(self.schemes)} is followed"
+                f"{redacted(req.full_url)} redirects to {redacted(newurl)}: only"
+                f" {', '.join(self.schemes)} is followed"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)

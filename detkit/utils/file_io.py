@@ -10,14 +10,16 @@ from typing import Any, cast
 from iopath.common.file_io import NativePathHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
 
-from detkit.utils.download import fetch
+from detkit.utils.download import DownloadError, fetch, redacted
 from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.remote_files import is_address, read_address
 from detkit.utils.text import did_you_mean
 
 __all__ = [
     "PathManager",
     "dataset_root",
     "files_below",
+    "has_own_handler",
     "packaged_configs",
     "read_file",
     "read_text",
@@ -121,12 +123,21 @@ def require_regular_file(
 
 
 def read_file(file_name: str, kind: str = "file", error: type[DataError] = DataError) -> bytes:
-    """Return the content of a file, which `PathManager` opens; messages call it `kind`.
+    """Return the content of a file; messages call it `kind`.
+
+    Addresses are read by the handler that was registered with `PathManager` for them, others and
+    https by `read_address`, which keeps copies in a cache of bounded size.
 
     Raises:
         MissingFileError: The file does not exist.
-        DataError: `error`; it is a folder, a pipe or a device.
+        DataError: `error`; it is a folder, a pipe or a device, or cannot be fetched.
+        ConfigError, MissingPackageError: See `read_address`.
     """
+    if is_address(file_name) and not has_own_handler(file_name):
+        try:
+            return read_address(file_name)
+        except DownloadError as failed:
+            raise error(f"{kind} {redacted(file_name)} cannot be read: {failed}") from failed
     require_regular_file(file_name, kind, error)
     try:
         with PathManager.open(file_name, "rb") as file:
@@ -147,6 +158,12 @@ def read_text(file_name: str, kind: str = "file") -> str:
         return data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
         raise DataError(f"{kind} {file_name} must be text in UTF-8: {error}") from error
+
+
+def has_own_handler(address: str) -> bool:
+    """Return whether `PathManager` has a handler for an address, other than `DownloadHandler`."""
+    handlers = PathManager._path_handlers.items()
+    return any(address.startswith(p) and type(h) is not DownloadHandler for p, h in handlers)
 
 
 def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, list[str]]:

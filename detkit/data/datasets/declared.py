@@ -80,7 +80,8 @@ Fields of coco_panoptic:
                   the order of its ids
 
 A path is absolute, or relative to the YAML file if it exists there, or else relative to
-`$DETKIT_DATASETS`.
+`$DETKIT_DATASETS`. `images` and `annotations` of coco and cvat, and `images` of lvis and
+coco_panoptic, may be addresses: see `detkit.utils.remote_files`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,7 @@ from typing import Any
 from detkit.data.datasets.declared_formats import FORMATS, register_declared
 from detkit.data.datasets.formats.table import COLUMNS
 from detkit.utils.errors import ConfigError
+from detkit.utils.remote_files import is_address
 from detkit.utils.text import did_you_mean
 
 _TEXTS = (
@@ -188,6 +190,15 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         if field in entry and (not isinstance(entry[field], str) or not entry[field]):
             raise EntryTypeError(
                 f"{where}: {field} must be text, got {entry[field]!r}; put it in quotes"
+            )
+        # With label maps, images are found by a look into their folder.
+        may_be_address = field in FORMATS[name].remote and "labels" not in entry
+        if is_address(str(entry.get(field))) and not may_be_address:
+            raise ConfigError(
+                f"{where}: {field} must be a local path, got {entry[field]!r}. Addresses are read"
+                " where a file names the images: `images` and `annotations` of coco and cvat,"
+                " `images` of lvis, and of coco_panoptic without labels; `detkit convert-dataset`"
+                " writes coco"
             )
     if entry.get("evaluator", "coco") not in _EVALUATORS:
         raise ConfigError(

@@ -39,7 +39,8 @@ from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.file_io import dataset_root
+from detkit.utils.file_io import dataset_root, has_own_handler
+from detkit.utils.remote_files import is_address, relocated, require_address
 from detkit.utils.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Format:
     describe: Callable[[Entry], Registration]
     required: Sequence[str]
     optional: Sequence[str] = ()
+    remote: Sequence[str] = ()
+    """Fields that may be addresses."""
 
 
 def register_declared(entry: Entry) -> None:
@@ -79,7 +82,10 @@ def register_declared(entry: Entry) -> None:
 
 
 def _located(path: str) -> str:
-    return str(dataset_root() / Path(path).expanduser())
+    located = relocated(path, lambda local: str(dataset_root() / Path(local).expanduser()))
+    if is_address(located) and not has_own_handler(located):
+        require_address(located)
+    return located
 
 
 def _lazy_paths(**paths: str) -> dict[str, Callable[[], str]]:
@@ -102,9 +108,13 @@ def _load(
 def _existing(path: str, key: str) -> str:
     """Return a located path: of a folder where `key` ends with `root`, of a file otherwise.
 
+    Addresses are not looked for.
+
     Raises:
         MissingFileError: The folder is not there, or it is a file, or the file a folder.
     """
+    if is_address(path):
+        return _located(path)
     located, is_folder = Path(_located(path)), key.endswith("root")
     if is_folder and not located.exists():
         # Misspelt beside the YAML file, it was not taken for a path relative to it.
@@ -340,6 +350,7 @@ FORMATS = {
         _coco,
         required=("images", "annotations"),
         optional=("classes", "keypoints", "flip_pairs", "drop_bad_polygons", "evaluator"),
+        remote=("images", "annotations"),
     ),
     "voc": Format(
         _voc,
@@ -384,12 +395,15 @@ FORMATS = {
         _collected(read_cvat, ("annotations", "images")),
         required=("images", "annotations"),
         optional=("classes", "evaluator"),
+        remote=("images", "annotations"),
     ),
     "hugging_face": Format(
         _hugging_face, required=("root",), optional=("split", "classes", "evaluator")
     ),
     "auto": Format(_auto, required=("root",), optional=("split", "classes", "evaluator")),
-    "lvis": Format(_lvis, required=("images", "annotations"), optional=("evaluator",)),
+    "lvis": Format(
+        _lvis, required=("images", "annotations"), optional=("evaluator",), remote=("images",)
+    ),
     "sem_seg": Format(
         _sem_seg,
         required=("images", "labels", "classes"),
@@ -399,5 +413,6 @@ FORMATS = {
         _panoptic,
         required=("images", "annotations", "segments"),
         optional=("instances", "labels", "evaluator"),
+        remote=("images",),
     ),
 }

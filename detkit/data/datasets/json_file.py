@@ -10,6 +10,7 @@ from typing import Any
 
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import read_file
+from detkit.utils.remote_files import is_address, join_address
 from detkit.utils.text import did_you_mean
 
 _NUMBERS = frozenset((int, float))
@@ -186,6 +187,7 @@ class DataFolder:
         self.root = root
         self.named_in = named_in
         self._normal_root = os.path.normpath(root)
+        self._is_address = is_address(root)
 
     def path_of(self, name: str) -> str:
         """Return the path of a file.
@@ -204,9 +206,13 @@ class DataFolder:
                 f" {self.root!r}. Give a folder that holds all images ('/' where the names are"
                 " absolute paths)."
             )
+        if self._is_address:
+            return join_address(self.root, name)
         return os.path.join(self.root, name)
 
     def _contains(self, name: str) -> bool:
+        if self._is_address and (name.startswith("/") or "::" in name):
+            return False  # "::" would name another archive or store
         path = PurePath(os.path.normpath(os.path.join(self._normal_root, name)))
         # Every relative path counts as relative to ".", also "..".
         leaves_current = self._normal_root == "." and path.parts[:1] == ("..",)

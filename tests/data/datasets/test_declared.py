@@ -1,13 +1,27 @@
 """Data sets declared in YAML: both formats, where paths are looked for, and what is refused."""
 
+import functools
+import http.server
+import itertools
 import json
+import shutil
+import threading
 
 import pytest
+import torch
 
 from detkit.config import get_cfg
-from detkit.data import DatasetCatalog, MetadataCatalog, register_declared_datasets
+from detkit.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_train_loader,
+    register_declared_datasets,
+)
+from detkit.data.dataset_mapper import DatasetMapper
+from detkit.utils import remote_files
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
+from detkit.utils.image import read_image
 
 COCO = {"name": "mine", "format": "coco", "images": "images", "annotations": "train.json"}
 VOC = {"name": "mine", "format": "voc", "root": "voc", "split": "train", "classes": ["cell"]}
@@ -433,3 +447,135 @@ CSV = {"name": "mine", "format": "csv", "images": "images", "annotations": "boxe
 def test_wrong_fields_of_tables_and_yolo_are_explained(entry, message):
     with pytest.raises(ConfigError, match=message):
         register_declared_datasets([entry])
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The address at which a server on this machine has the folder of the test."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DETKIT_OFFLINE", raising=False)
+    monkeypatch.setattr(remote_files, "SCHEMES", ("http",))
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def _trained_on(entry, num_images, num_workers=2):
+    """The pixels of each image as the loader of a training gives them, by image id."""
+    register_declared_datasets([entry])
+    loader = build_detection_train_loader(
+        DatasetCatalog.get("mine"),
+        mapper=DatasetMapper(True, augmentations=[]),
+        total_batch_size=1,
+        num_workers=num_workers,
+        seed=3,
+        skip_bad_images=True,
+    )
+    batches = itertools.islice(loader, 4 * num_images)
+    pixels = {sample["image_id"]: sample["image"] for batch in batches for sample in batch}
+    DatasetCatalog.remove("mine")
+    MetadataCatalog.remove("mine")
+    return pixels
+
+
+def test_training_reads_addresses(write_coco, served, tmp_path):
+    pytest.importorskip("fsspec")
+    write_coco()
+    expected = _trained_on(COCO, 3, num_workers=0)
+    assert len(expected) == 3
+    shutil.make_archive(str(tmp_path / "shard"), "zip", tmp_path, "images")
+    for images, annotations in (
+        (f"{served}/images", f"{served}/train.json"),
+        ("zip://images::shard.zip", "train.json"),
+        (f"zip://images::{served}/shard.zip", f"{served}/train.json"),
+    ):
+        found = _trained_on({**COCO, "images": images, "annotations": annotations}, 3)
+        assert found.keys() == expected.keys()
+        for image_id, pixels in expected.items():
+            torch.testing.assert_close(found[image_id], pixels, rtol=0, atol=0)
+
+
+def test_a_bad_address_is_a_bad_image(write_coco, served, tmp_path, caplog):
+    write_coco()
+    (tmp_path / "images" / "1.jpg").unlink()
+    found = _trained_on({**COCO, "images": f"{served}/images"}, 2)
+    assert found.keys() == {0, 2}
+    assert "1.jpg cannot be read" in caplog.text
+    assert "404" in caplog.text
+
+
+def test_names_do_not_lead_out_of_an_address(write_coco, served, tmp_path):
+    for name in ("../a.jpg", "x::/etc/passwd", "/a.jpg", "x/../../a.jpg"):
+        image = {"id": 0, "file_name": name, "height": 24, "width": 32}
+        write_coco(images=[image], annotations=[])
+        register_declared_datasets([{**COCO, "images": f"{served}/images"}])
+        with pytest.raises(DataError, match="lies outside of the image folder"):
+            DatasetCatalog.get("mine")
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
+
+
+def test_archive_beside_the_yaml_file(write_coco, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    write_coco()
+    shutil.make_archive(str(tmp_path / "shard"), "zip", tmp_path / "images")
+    monkeypatch.setenv("DETKIT_DATASETS", "/nowhere")
+    entry = {**COCO, "images": "zip://::shard.zip"}
+    (tmp_path / "c.yaml").write_text(json.dumps({"DATASETS": {"REGISTER": [entry]}}))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "c.yaml"))
+    register_declared_datasets(cfg.DATASETS.REGISTER)
+    file = DatasetCatalog.get("mine")[0]["file_name"]
+    assert file == f"zip://0.jpg::{tmp_path}/shard.zip"
+    assert read_image(file).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ({**VOC, "root": "s3://b/x"}, "root"),
+        ({**PANOPTIC, "segments": "s3://b/x"}, "segments"),
+        ({**PANOPTIC, "images": "s3://b/x", "instances": "a.json", "labels": "b"}, "images"),
+    ],
+)
+def test_folders_that_are_listed_take_no_address(entry, field):
+    with pytest.raises(ConfigError, match=f"{field} must be a local path, got 's3://b/x'"):
+        register_declared_datasets([entry])
+
+
+def test_other_formats_take_addresses_of_images(write_coco, tmp_path):
+    write_coco(
+        images=[
+            {
+                "id": 1,
+                "coco_url": "http://x/a/1.jpg",
+                "height": 24,
+                "width": 32,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+        ],
+        annotations=[],
+    )
+    (tmp_path / "a.xml").write_text(
+        '<annotations><image id="0" name="a/1.jpg" width="32" height="24"/></annotations>'
+    )
+    for form, file in (("lvis", "train.json"), ("cvat", "a.xml")):
+        entry = {"name": form, "format": form, "images": "https://x.org/b", "annotations": file}
+        register_declared_datasets([entry])
+        assert DatasetCatalog.get(form)[0]["file_name"] == "https://x.org/b/a/1.jpg"
+
+
+def test_an_address_is_checked_before_anything_is_read(write_coco):
+    write_coco()
+    register_declared_datasets([{**COCO, "images": "http://x.org/images"}])
+    with pytest.raises(ConfigError, match="only https is"):
+        DatasetCatalog.get("mine")

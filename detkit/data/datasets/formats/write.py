@@ -19,10 +19,12 @@ from detkit.data.datasets.coco_export import class_names_of, records_to_coco_dic
 from detkit.data.datasets.formats.collected import hull
 from detkit.data.datasets.formats.detect import CLASSES
 from detkit.data.datasets.formats.yolo import label_file
+from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag, rotated_box_corners
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
+from detkit.utils.remote_files import is_address
 
 TARGETS = ("coco", "voc", "yolo")
 _DIGITS = 6  # of a pixel; takes away what shares of an image add to whole numbers
@@ -77,6 +79,11 @@ def _place_images(
     records: Sequence[ImageRecord], folder: Path, link: bool, *, by_stem: bool
 ) -> list[ImageRecord]:
     """Copy or link the images, and return the records with their sizes and new paths."""
+    remote = [r["file_name"] for r in records if is_address(r["file_name"])]
+    if remote:
+        raise DataError(
+            f"only local images are written, {len(remote)} are not: {listed(remote, 3)}"
+        )
     sources = [os.path.abspath(PathManager.get_local_path(r["file_name"])) for r in records]  # noqa: PTH100
     common = os.path.commonpath([os.path.dirname(s) for s in sources]) if sources else ""  # noqa: PTH120
     placed, taken = [], dict[str, str]()
