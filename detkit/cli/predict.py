@@ -16,7 +16,7 @@ and `keypoints`, [x, y, score, ...]. Of a model that predicts a class or a segme
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,16 @@ from PIL import Image
 from detkit.cli.errors import message_of, run_command
 from detkit.config import CfgNode, get_cfg, score_threshold_keys
 from detkit.config.user_modules import add_no_imports
-from detkit.data.datasets.json_file import listed
 from detkit.engine import DefaultPredictor, prepare
 from detkit.model_zoo import find_config, published_weights
 from detkit.structures import BoxMode, Instances, ModelOutput, RotatedBoxes, bitmask_to_rle
 from detkit.utils.colormap import id2rgb
-from detkit.utils.errors import ConfigError, DataError, MissingFileError
+from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.events import progress_bar
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import BadImageError
 from detkit.utils.logger import setup_logger
+from detkit.utils.media_file import find_images
 from detkit.utils.text import counted, distinct_names, printable
 from detkit.visualization import ColorMode, Visualizer, readable_scale
 
@@ -164,58 +164,6 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_list(args.opts)  # once more: the user's own thresholds win
     cfg.freeze()
     return cfg
-
-
-def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Return the files that paths, folders and patterns stand for, in order, each once.
-
-    A file that is named is returned whether it is an image or not, so that reading it can say what
-    is wrong. Of a folder or pattern, only files with the suffix of an image are returned that are
-    not hidden, and of a folder not those in its folders; what is left out is counted and named.
-
-    Raises:
-        MissingFileError: A path is not there, or a folder or pattern holds no image.
-    """
-    found: dict[Path, None] = {}
-    for name in inputs:
-        path = Path(name).expanduser()
-        if path.is_file():
-            found[path] = None
-            continue
-        suffixes = {*Image.registered_extensions(), ".npy"}
-        images: list[Path] = []
-        left_out: dict[str, list[str]] = {}
-        for file in sorted(path.iterdir() if path.is_dir() else _glob(path)):
-            # macOS's `._x.jpg` and Jupyter's folders, but not what the user names.
-            if any(part.startswith(".") and part not in path.parts for part in file.parts):
-                left_out.setdefault("hidden", []).append(file.name)
-            elif file.is_dir():
-                if path.is_dir():  # a pattern has gone into it where it was meant to
-                    reason = "not looked into (`PATH/**/*` reads the folders, too)"
-                    left_out.setdefault(reason, []).append(file.name)
-            elif file.suffix.lower() in suffixes:
-                images.append(file)
-            else:
-                left_out.setdefault("without the suffix of an image", []).append(file.name)
-        for reason, names in left_out.items():
-            logger.info(
-                "left out of --input %s: %d %s: %s", name, len(names), reason, listed(names, 5)
-            )
-        if not images:
-            raise MissingFileError(
-                f"--input {name}: {'no image in this folder' if path.is_dir() else 'no such file'}"
-            )
-        found.update(dict.fromkeys(images))
-    return list(found)
-
-
-def _glob(pattern: Path) -> Iterable[Path]:
-    """Return the files that fit a pattern; none where the path holds no `*`, `?` or `[`."""
-    # Path.glob takes relative patterns only: it starts at the last folder without wildcards.
-    fixed = next((i for i, part in enumerate(pattern.parts) if any(c in part for c in "*?[")), None)
-    if fixed is None:
-        return []
-    return Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
 
 
 def _picture_names(inputs: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from detkit.engine.model_report import (
     module_rows,
     warn_about_random_fixed_norms,
 )
+from detkit.engine.predictor import Prediction, Predictor
 from detkit.engine.run_config import prepare
 from detkit.engine.setup import default_argument_parser, default_setup, default_writers
 from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
@@ -22,6 +23,8 @@ __all__ = [
     "DefaultTrainer",
     "HookBase",
     "ModelEMA",
+    "Prediction",
+    "Predictor",
     "SimpleTrainer",
     "TrainerBase",
     "create_ddp_model",

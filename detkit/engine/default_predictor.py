@@ -94,17 +94,19 @@ class DefaultPredictor:
         """
         self._check(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        return self._run([self._model_input(image)])[0]
+
+    def _model_input(self, image: np.ndarray) -> ModelInput:
+        """Resize an image in the model's channel order as in testing."""
         height, width = image.shape[:2]
-        image = self.aug.get_transform(image).apply_image(image)
-        model_input: ModelInput = {
-            "image": image_to_tensor(image),
-            "height": height,
-            "width": width,
-        }
+        resized = self.aug.get_transform(image).apply_image(image)
+        return {"image": image_to_tensor(resized), "height": height, "width": width}
+
+    def _run(self, inputs: list[ModelInput]) -> list[ModelOutput]:
         # Not inference_mode: tensors that a model caches between images, such as anchors, must stay
         # usable in training.
         with torch.no_grad(), self._prepared_weights.in_use(), self._precision():
-            return self.model([model_input])[0]
+            return self.model(inputs)
 
     def _check(self, image: Any) -> None:
         dtypes = (np.uint8, np.float32) if self.input_format == "RAW" else (np.uint8,)

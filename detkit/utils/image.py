@@ -74,12 +74,34 @@ def read_image(
         BadImageError: The file is empty, truncated, not an image, or has more pixels.
         ConfigError: The format is unknown.
     """
+    _check_format(format)
+    return decode_image(read_image_bytes(file_name), file_name, format, max_pixels=max_pixels)
+
+
+def _check_format(format: str) -> None:
     if format not in IMAGE_FORMATS:
         raise ConfigError(
             f"image format (INPUT.FORMAT) must be one of {', '.join(IMAGE_FORMATS)}, got"
             f" {format!r}.{did_you_mean(str(format), IMAGE_FORMATS)}"
         )
-    data = read_image_bytes(file_name)
+
+
+def decode_image(
+    data: bytes,
+    file_name: str = "bytes",
+    format: str = "BGR",
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> np.ndarray:
+    """Decode the content of an image file; see `read_image`.
+
+    Args:
+        data: The bytes of the file.
+        file_name: For messages.
+        format: One of `IMAGE_FORMATS`.
+        max_pixels: Largest number of pixels.
+    """
+    _check_format(format)
     if format == "RAW":
         return _stored_values(data, file_name, max_pixels)
     if data.startswith(_NPY_MARK):

@@ -119,8 +119,10 @@ class BestCheckpointer(PeriodicHook):
             self._checkpointer.save(
                 self._file_prefix,
                 tag_last=False,
-                # The weights, and their mean: no run goes on from this file.
-                checkpointables=[key for key in self._checkpointer.checkpointables if key == "ema"],
+                # The weights, their mean and the settings to use them: no run goes on from here.
+                checkpointables=[
+                    key for key in self._checkpointer.checkpointables if key in ("ema", "config")
+                ],
                 # After training, `iter` is one behind the last iteration.
                 iteration=min(self.trainer.iter, self.trainer.max_iter - 1),
             )
