@@ -1,25 +1,31 @@
 """The command `detkit`: run a subcommand with the rest of the command line."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from detkit import __version__
+from detkit.cli.parsers import PARSERS
+from detkit.config.command_line import Parser
+from detkit.utils.text import did_you_mean
 
-# Each but `benchmark` is the module of that name beside this one, with `_` for `-`.
+# Each but `benchmark` is the module of that name beside this one, with `_` for `-`. Its options are
+# in parsers.py, where completion, documentation and tests find them.
 COMMANDS = {
-    "train": "train a model and evaluate it, or evaluate only (--eval-only)",
+    "train": "train a model and evaluate it",
+    "eval": "evaluate a checkpoint",
     "predict": "find objects in image files; writes pictures and predictions.json",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
     "convert-dataset": "bring a data set of any format into that of COCO, VOC or YOLO",
-    "configs": "list the configs that come with detkit, a line each (configs WORD: some of them)",
-    "config": "explain a setting: config explain SOLVER.BASE_LR",
     "convert-weights": (
         "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their"
         " format"
     ),
+    "configs": "list the configs that come with detkit, a line each (configs WORD: some of them)",
+    "config": "explain settings, show those of a config, compare two configs",
+    "env": "print versions and devices, for a bug report",
+    "completion": "print what makes the Tab key complete all this in bash, zsh or fish",
     "benchmark": "measure detkit's speed against torchvision, a PIL data loader and pycocotools",
 }
 
@@ -30,13 +36,13 @@ _NO_BENCHMARKS = (
     " python benchmarks/speed.py there; benchmarks/README.md lists the others"
 )
 
-_EXAMPLES = """examples:
+_EPILOG = """examples:
   detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
-  detkit train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-  detkit predict --config-file my.yaml --input photos/ --output found/ MODEL.WEIGHTS model.pth
+  detkit eval --weights output/quick_start/model_final.pth
   detkit predict --config-file faster_rcnn_R_50_FPN_3x --input photos/ --output found/
 
 detkit COMMAND --help explains a command. Configs that come with detkit are found by their name.
+DETKIT_TRACEBACK=1 shows where an error was raised, NO_COLOR=1 writes without colours.
 """
 
 
@@ -46,29 +52,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after `detkit`; None takes those of this process.
     """
-    args = _parser().parse_args(argv)
-    module = f"detkit.cli.{args.command.replace('-', '_')}"
-    if args.command == "benchmark":
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    # By hand: argparse would take the options of the command for its own.
+    if not words or words[0].startswith("-"):
+        parser.parse_args(words)
+        parser.error("a COMMAND is needed, such as train")
+    command, *rest = words
+    if command not in COMMANDS:
+        print(
+            f"detkit: error: no command {command!r}.{did_you_mean(command, COMMANDS)}"
+            " detkit --help lists the commands",
+            file=sys.stderr,
+        )
+        return 2
+    prog = f"detkit {command}"
+    if command in PARSERS:
+        # Help and mistakes end here, without waiting for torch, which takes seconds to load.
+        PARSERS[command](prog).parse_args(rest)
+    module = f"detkit.cli.{command.replace('-', '_')}"
+    if command == "benchmark":
         if not (_BENCHMARKS / "speed.py").is_file():
             print(_NO_BENCHMARKS, file=sys.stderr)
             return 2
         sys.path.insert(0, str(_BENCHMARKS))  # its files import each other by name
         module = "speed"
-    # Imported only now: torch takes seconds to load, which `detkit --help` should not wait for.
-    command = importlib.import_module(module)
-    return command.main(args.arguments, prog=f"detkit {args.command}")
+    return importlib.import_module(module).main(rest, prog=prog)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     listed = "\n".join(f"  {name:<15} {help_text}" for name, help_text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="detkit",
         usage="detkit COMMAND ...",
         description="Object detection in the Detectron2 vocabulary.\n\ncommands:\n" + listed,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"detkit {__version__}")
     return parser

@@ -1,10 +1,15 @@
-"""`detkit config explain KEY`: show the meaning, default and legal values of settings."""
+"""`detkit config`: explain settings, show those of a config, compare two configs."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from detkit.cli.errors import run_command
-from detkit.config import explain
+from detkit.cli.parsers import PARSERS
+from detkit.config import CfgNode, explain, get_cfg
+from detkit.model_zoo import find_config
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -14,13 +19,51 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("action", choices=["explain"])
-    key_help = "a setting, such as SOLVER.BASE_LR, or a group of them, such as SOLVER"
-    parser.add_argument("keys", nargs="+", metavar="KEY", help=key_help)
-    return run_command(run, parser.parse_args(argv))
+    args = PARSERS["config"](prog).parse_args(argv)
+    actions = {"explain": _explain, "show": _show, "diff": _diff}
+    return run_command(actions[args.action], args)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print what there is to say of each key."""
+def _explain(args: argparse.Namespace) -> None:
     print("\n\n".join(map(explain, args.keys)))
+
+
+def _show(args: argparse.Namespace) -> None:
+    cfg = _read(args.file)
+    if not args.changed:
+        print(cfg.dump(), end="")
+        return
+    tree: dict[str, Any] = {}
+    for key, (_, value) in _differences(get_cfg(), cfg).items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    print(yaml.safe_dump(tree, sort_keys=True), end="")
+
+
+def _diff(args: argparse.Namespace) -> None:
+    lines = [
+        f"{key}: {old!r} -> {new!r}"
+        for key, (old, new) in _differences(_read(args.a), _read(args.b)).items()
+    ]
+    print("\n".join(lines) or "no difference")
+
+
+def _read(path_or_name: str) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(path_or_name))
+    return cfg
+
+
+def _differences(old: CfgNode, new: CfgNode) -> dict[str, tuple[Any, Any]]:
+    """Return the values of the keys in which two configs differ; None stands for a missing key."""
+    before, after = _leaves(old), _leaves(new)
+    keys = dict.fromkeys([*before, *after])  # MODEL.CUSTOM may have keys in one alone
+    pairs = {key: (before.get(key), after.get(key)) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def _leaves(cfg: CfgNode) -> Mapping[str, Any]:
+    return {key: cfg.get_by_full_key(key) for key in cfg.keys_of_leaves()}

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detkit.cli.errors import run_command
-from detkit.model_zoo import get_config_file, list_configs, published_weights
+from detkit.cli.parsers import PARSERS
+from detkit.model_zoo import list_configs, published_weights
 from detkit.utils.errors import UnknownNameError
+from detkit.utils.file_io import packaged_configs
 from detkit.utils.text import did_you_mean
 
 # How the first line of a config begins; common parts of others begin otherwise.
@@ -23,10 +25,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    word_help = "only those with it in their name, such as own_data or mask"
-    parser.add_argument("word", nargs="?", default="", metavar="WORD", help=word_help)
-    return run_command(run, parser.parse_args(argv))
+    return run_command(run, PARSERS["configs"](prog).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     width = max(map(len, chosen))
     lines = []
     for name in chosen:
-        star = "*" if published_weights(get_config_file(name)) else " "
+        star = "*" if published_weights(str(packaged_configs() / name)) else " "
         line = f"{name:<{width}} {star} {described[name]}"
         lines.append(line if len(line) <= _COLUMNS else line[: _COLUMNS - 3] + "...")
     lines.append("")
@@ -61,5 +60,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _first_line(name: str) -> str:
-    with Path(get_config_file(name)).open(encoding="utf-8") as file:
+    with (packaged_configs() / name).open(encoding="utf-8") as file:
         return file.readline().strip().rstrip(".")

@@ -8,24 +8,16 @@ from typing import Any
 import yaml
 
 from detkit.cli.errors import run_command
+from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, register_declared_datasets
 from detkit.data.datasets.coco_export import class_names_of
 from detkit.data.datasets.formats.detect import detect_dataset
-from detkit.data.datasets.formats.write import TARGETS, write_dataset
+from detkit.data.datasets.formats.write import write_dataset
 from detkit.data.record_files import require_files
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
 from detkit.utils.text import counted, file_stem, printable
-
-_EPILOG = """examples:
-  what is in a folder:       roboflow_export/ as_coco/ --to coco
-  a data.yaml of YOLO:       data.yaml as_voc/ --to voc
-  a declared data set:       my_train as_yolo/ --to yolo --config-file my.yaml
-
-Images are copied. What the format cannot hold is named and counted, and the lines for
-DATASETS.REGISTER are printed.
-"""
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -35,19 +27,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    input_help = "folder or file, whose format is found out, or name of a known data set"
-    parser.add_argument("input", metavar="IN", help=input_help)
-    parser.add_argument("output", metavar="OUT", help="folder to write, empty or not there")
-    parser.add_argument("--to", required=True, choices=TARGETS, help="format to write")
-    parser.add_argument("--config-file", default="", help="config whose data sets IN may name")
-    parser.add_argument("--link", action="store_true", help="link images instead of copying them")
-    return run_command(convert, parser.parse_args(argv))
+    return run_command(convert, PARSERS["convert-dataset"](prog).parse_args(argv))
 
 
 def convert(args: argparse.Namespace) -> None:

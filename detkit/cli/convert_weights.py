@@ -23,20 +23,13 @@ from detkit.checkpoint import (
     translate_for_file,
 )
 from detkit.cli.errors import run_command
+from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
 from detkit.utils.errors import ConfigError
 from detkit.utils.text import printable
 
-_EPILOG = """examples:
-  torchvision's detector:    torchvision://fasterrcnn_resnet50_fpn frcnn.pth
-  compared with a model:     R-50.pkl r50.safetensors --config-file my.yaml
-  another format alone:      output/model_final.pth model.safetensors
-
-The exit status is 1 if a model was given and the weights do not fill it, 2 for a mistake in the
-command or the file.
-"""
 _DOES_NOT_FILL = 1
 
 
@@ -47,31 +40,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("input", metavar="IN", help="file or address: whatever MODEL.WEIGHTS takes")
-    parser.add_argument(
-        "output", metavar="OUT", help=".pth, .safetensors, or .pkl (Detectron2's pickle of arrays)"
-    )
-    parser.add_argument(
-        "--config-file", default="", help="compare with this model, and write only what it takes"
-    )
-    parser.add_argument(
-        "--frozen-bn-eps",
-        type=float,
-        help=(
-            "eps of the frozen batch norms that the weights were trained with, where it is not 1e-5"
-        ),
-    )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="settings over the config file"
-    )
-    args = parser.parse_intermixed_args(argv)  # settings may come after options
-    return run_command(convert, args)
+    return run_command(convert, PARSERS["convert-weights"](prog).parse_args(argv))
 
 
 def convert(args: argparse.Namespace) -> int:

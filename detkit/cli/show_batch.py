@@ -1,8 +1,4 @@
-"""`detkit show-batch`: write what a model is fed in training, with its annotations drawn.
-
-Pictures are those of the first samples of a run, after all augmentation, in their order: the next
-run of the same SEED is fed the same pixels.
-"""
+"""`detkit show-batch`: write what a model is fed in training, with its annotations drawn."""
 
 import argparse
 import itertools
@@ -13,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from detkit.cli.errors import run_command
+from detkit.cli.parsers import PARSERS
 from detkit.config import CfgNode, get_cfg
-from detkit.config.user_modules import add_no_imports
 from detkit.data import Metadata, MetadataCatalog
 from detkit.engine import DefaultTrainer, prepare
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
+from detkit.utils.events import progress_bar
 from detkit.utils.image import convert_image_to_rgb
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import printable
@@ -32,24 +29,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    config_help = "YAML file, or the name of a config that comes with detkit"
-    add("--config-file", required=True, metavar="FILE", help=config_help)
-    add("-n", type=int, default=16, metavar="N", help="number of pictures (default: %(default)s)")
-    add("--output", required=True, metavar="DIR", help="folder for the pictures")
-    add_no_imports(parser)
-    opts_help = "settings, such as INPUT.RANDOM_FLIP none; last"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
-    return run_command(run, parser.parse_args(argv))
+    return run_command(run, PARSERS["show-batch"](prog).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
     """Load samples, write a picture of each, and print the folder."""
     if args.n < 1:
-        raise ConfigError(f"-n must be at least 1, got {args.n}")
+        raise ConfigError(f"--max-images must be at least 1, got {args.n}")
     setup_logger()
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
@@ -60,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     folder = Path(args.output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    samples = itertools.chain.from_iterable(loader)
-    for number, sample in enumerate(itertools.islice(samples, args.n)):
+    samples = itertools.islice(itertools.chain.from_iterable(loader), args.n)
+    for number, sample in enumerate(progress_bar(samples, total=args.n, leave=False)):
         stem = Path(sample["file_name"]).stem
         draw_sample(sample, metadata, cfg).save(folder / f"{number:03d}_{stem}.png")
     print(printable(str(folder.resolve())))

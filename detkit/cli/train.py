@@ -10,9 +10,10 @@ from typing import Any
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
+from detkit.cli.parsers import PARSERS
 from detkit.config import CfgNode, get_cfg
 from detkit.data import DatasetCatalog
-from detkit.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detkit.engine import DefaultTrainer, default_setup, launch
 from detkit.engine.checkpoint_records import expect_classes_of_checkpoint
 from detkit.engine.hooks.visualization import write_pictures
 from detkit.evaluation import verify_results
@@ -22,13 +23,6 @@ from detkit.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
-_EPILOG = """examples:
-  train on the generated shapes:    --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
-  continue an interrupted run:      --config-file my.yaml --resume
-  evaluate a checkpoint:            --config-file my.yaml --eval-only MODEL.WEIGHTS model.pth
-  change settings:                  --config-file my.yaml SOLVER.BASE_LR 0.01 SOLVER.MAX_ITER 2000
-"""
-
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command and return its exit status.
@@ -37,8 +31,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = default_argument_parser(epilog=_EPILOG)
-    parser.prog = prog or parser.prog
+    parser = PARSERS["train"](prog)
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error(

@@ -1,5 +1,6 @@
 """Training and prediction: processes, loop, hooks, and defaults that tie the packages together."""
 
+from detkit.config.command_line import default_argument_parser
 from detkit.engine import hooks
 from detkit.engine.default_predictor import DefaultPredictor
 from detkit.engine.default_trainer import DefaultTrainer
@@ -12,7 +13,7 @@ from detkit.engine.model_report import (
 )
 from detkit.engine.predictor import Prediction, Predictor
 from detkit.engine.run_config import prepare
-from detkit.engine.setup import default_argument_parser, default_setup, default_writers
+from detkit.engine.setup import default_setup, default_writers
 from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer
 from detkit.engine.train_loop import HookBase, TrainerBase
 

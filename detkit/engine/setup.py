@@ -3,8 +3,7 @@
 import argparse
 import logging
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from detkit.checkpoint.run_folder import lock_folder
 from detkit.config import CfgNode, settings_without_effect, unread_settings
-from detkit.config.user_modules import add_no_imports
 from detkit.engine.run_config import expand_home, prepare
 from detkit.engine.writers import build_writers
 from detkit.utils import comm
@@ -26,78 +24,6 @@ logger = logging.getLogger(__name__)
 
 # First line of the settings that a run writes: a file without it is the user's own.
 _HEADER = "# All settings of a run, written by detkit; the next run in this folder replaces them."
-
-_EXAMPLES = """\
-examples:
-  one GPU, or the CPU:
-    {0} --config-file config.yaml MODEL.WEIGHTS model.pth SOLVER.BASE_LR 0.001
-  8 GPUs of one machine:
-    {0} --num-gpus 8 --config-file config.yaml
-    torchrun --nproc_per_node=8 {0} --config-file config.yaml
-  two machines, with RANK 0 on the first and 1 on the second:
-    {0} --num-gpus 8 --num-machines 2 --machine-rank RANK \\
-        --dist-url tcp://ADDRESS_OF_MACHINE_0:29500 --config-file config.yaml
-"""
-
-
-def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of a training script's command line.
-
-    Args:
-        epilog: Text below the help; None shows examples.
-
-    Example:
-        >>> args = default_argument_parser().parse_args(["--num-gpus", "2", "SOLVER.MAX_ITER", "9"])
-        >>> args.num_gpus, args.opts
-        (2, ['SOLVER.MAX_ITER', '9'])
-    """
-    parser = argparse.ArgumentParser(
-        epilog=_EXAMPLES.format(Path(sys.argv[0]).name) if epilog is None else epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="YAML file of settings")
-    resume_help = "continue from the last checkpoint in OUTPUT_DIR, where there is one"
-    add("--resume", action="store_true", help=resume_help)
-    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    partial_help = "evaluate weights that do not fill every tensor of the model"
-    add("--allow-partial", action="store_true", help=partial_help)
-    add_no_imports(parser)
-    gpus_help = "processes on this machine, one per GPU (default: 1)"
-    add("--num-gpus", type=int, default=1, help=gpus_help)
-    add("--num-machines", type=int, default=1, help="machines (default: 1)")
-    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    url_help = "where process 0 listens (default: a free port of this machine)"
-    add("--dist-url", default="auto", help=url_help)
-    add(
-        "opts",
-        nargs=argparse.REMAINDER,
-        action=_Settings,
-        default=[],
-        metavar="KEY VALUE",
-        help="settings that win over the file, at the end of the command line",
-    )
-    return parser
-
-
-class _Settings(argparse.Action):
-    """Store the settings at the end of the command line, and refuse an option among them."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        words = [str(word) for word in values or []]
-        misplaced = [word for word in words if word.startswith("--")]
-        if misplaced:
-            parser.error(
-                f"{misplaced[0]} must come before the settings KEY VALUE, which end the command"
-                " line"
-            )
-        setattr(namespace, self.dest, words)
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

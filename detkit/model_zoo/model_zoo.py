@@ -1,15 +1,15 @@
 """The configs that come with detkit, and the weights that Detectron2 published for them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode, get_cfg
-from detkit.modeling import build_model
 from detkit.utils.errors import MissingFileError, WeightsError
 from detkit.utils.file_io import packaged_configs
 from detkit.utils.text import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
 # Config without `.yaml` -> what follows it in the address: the number of the training run, and the
@@ -289,7 +289,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
     return cfg
 
 
-def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+def get(config_path: str, trained: bool = False, device: str | None = None) -> "nn.Module":
     """Return the model of a packaged config, in training mode, with weights.
 
     Args:
@@ -302,6 +302,10 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         MissingFileError: No packaged config has that name.
         WeightsError: `trained` is set and there are no published weights.
     """
+    # Imported here, as torch takes seconds to load: the command line lists configs without it.
+    from detkit.checkpoint import DetectionCheckpointer
+    from detkit.modeling import build_model
+
     cfg = get_config(config_path, trained)
     if device is not None:
         cfg.MODEL.DEVICE = device

@@ -13,6 +13,8 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from tabulate import tabulate
 from torch.fx import _symbolic_trace
 
+from detkit import __version__
 from detkit.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +38,6 @@ _ALLOCATOR_VARIABLES = (
 )
 # Listed by `collect_env_info`.
 _PACKAGES = (
-    "detkit",
     "torch",
     "torchvision",
     "numpy",
@@ -45,6 +47,8 @@ _PACKAGES = (
     "pycocotools",
     "faster-coco-eval",
 )
+# Listed where they are installed.
+_EXTRAS = ("timm", "safetensors", "albumentations", "onnxruntime", "openvino", "av")
 _VARIABLES = (
     "DETKIT_DATASETS",
     "DETKIT_OFFLINE",
@@ -197,7 +201,8 @@ def return_freed_memory() -> None:
 def collect_env_info() -> str:
     """Return a table of versions, devices and environment variables, for logs and bug reports."""
     rows = [("platform", platform.platform()), ("python", sys.version.split()[0])]
-    rows += [(name, _version(name)) for name in _PACKAGES]
+    rows += [("detkit", f"{__version__} in {Path(__file__).parents[1]}")]
+    rows += [(name, _version(name)) for name in (*_PACKAGES, *filter(find_spec, _EXTRAS))]
     cuda = "not available"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -8,6 +8,7 @@ alone, and one with `extra=ONCE` is shown the first time only.
 import copy
 import logging
 import logging.handlers
+import os
 import shutil
 import sys
 import textwrap
@@ -42,6 +43,11 @@ _seen: Counter[tuple[Any, ...]] = Counter()
 _last_logged: dict[tuple[str, str], float] = {}
 
 
+def use_color(stream: TextIO) -> bool:
+    """Return whether to write colours: to a terminal that has them, unless $NO_COLOR is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def shown_if_short(num_classes: int) -> dict[str, str] | None:
     """Return the `extra` with which to log a table that has an entry per class."""
     return None if num_classes <= MAX_CLASSES else FILE_ONLY
@@ -68,7 +74,7 @@ class _ConsoleFormatter(_Formatter):
     def __init__(self, *, is_terminal: bool, color: bool) -> None:
         super().__init__("%(message)s")
         self._is_terminal = is_terminal
-        self._color = color and is_terminal
+        self._color = color
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"[{self.formatTime(record, '%H:%M:%S')}]"
@@ -150,7 +156,7 @@ def setup_logger(
         output: A folder for `log.txt`, or a file that ends with `.txt` or `.log`; None logs to the
             console only. Ranks above 0 append `.rankN` to the name, and log to the file only.
         distributed_rank: Rank of this process.
-        color: Whether to use colours on a terminal.
+        color: Whether to use colours where `use_color` says so.
         name: Name of the logger; those below it inherit the configuration.
         abbrev_name: Detectron2's; the console shows no names.
     """
@@ -163,6 +169,7 @@ def setup_logger(
     plain = _Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", datefmt=_DATE)
     if distributed_rank == 0:
         console = _ConsoleHandler(sys.stdout)
+        color = color and use_color(sys.stdout)
         console.setFormatter(_ConsoleFormatter(is_terminal=sys.stdout.isatty(), color=color))
         logger.addHandler(console)
     if output is not None:

@@ -4,9 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import detkit
 from detkit.cli import main
 from detkit.cli.command import COMMANDS
+from detkit.config import get_cfg
 from detkit.model_zoo import list_configs
 
 
@@ -33,9 +37,9 @@ def test_benchmark_says_where_it_is_found_without_a_checkout(
 
 
 def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["trian"])
-    assert "'trian' (choose from" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no command 'trian'. Did you mean 'train'?" in line
 
 
 def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,9 +54,27 @@ def test_words_after_the_command_reach_it(capsys: pytest.CaptureFixture[str]) ->
     assert "detkit train: error: --config-file is needed" in capsys.readouterr().err
 
 
-def test_help_does_not_load_torch() -> None:
-    code = "import sys, detkit.cli; detkit.cli.command._parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--outptu"],
+        ["configs"],
+        ["config", "show", "mask_rcnn_R_50_FPN_1x"],
+        ["completion", "bash"],
+    ],
+    ids=" ".join,
+)
+def test_what_computes_nothing_does_not_load_torch(words: list[str]) -> None:
+    code = (
+        "import sys, detkit.cli\n"
+        f"try: detkit.cli.main({words!r})\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "AssertionError" not in done.stderr
+    assert done.stdout or "error" in done.stderr
 
 
 def test_package_runs_as_a_module() -> None:
@@ -102,3 +124,40 @@ def test_config_explains_a_key_and_a_group(capsys: pytest.CaptureFixture[str]) -
     assert "EARLY_STOP.PATIENCE" in text
     assert main(["config", "explain", "SOLVER.BASE_LRR"]) == 2
     assert "SOLVER.BASE_LR" in capsys.readouterr().err
+
+
+def test_config_shows_all_settings_or_those_that_are_not_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("SEED: 3\nSOLVER: {BASE_LR: 0.001, STEPS: [5]}\nMODEL: {CUSTOM: {WIDTH: 8}}\n")
+    assert main(["config", "show", str(file)]) == 0
+    whole = get_cfg()
+    (tmp_path / "whole.yaml").write_text(capsys.readouterr().out)
+    whole.merge_from_file(str(tmp_path / "whole.yaml"))
+    assert (whole.SEED, whole.MODEL.CUSTOM.WIDTH, whole.SOLVER.STEPS) == (3, 8, (5,))
+    assert main(["config", "show", "--changed", str(file)]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "MODEL": {"CUSTOM": {"WIDTH": 8}},
+        "SEED": 3,
+        "SOLVER": {"STEPS": [5]},  # the learning rate is the default
+    }
+
+
+def test_config_diff_names_what_differs_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "diff", "mask_rcnn_R_50_FPN_1x", "faster_rcnn_R_50_FPN_1x"]) == 2
+    assert "several packaged configs" in capsys.readouterr().err
+    assert main(["config", "diff", "retinanet_R_50_FPN_1x", "retinanet_R_50_FPN_3x"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "SOLVER.MAX_ITER: 90000 -> 270000",
+        "SOLVER.STEPS: (60000, 80000) -> (210000, 250000)",
+    ]
+    assert main(["config", "diff", "retinanet_R_50_FPN_1x", "retinanet_R_50_FPN_1x"]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+def test_env_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__.partition("+")[0] in text
+    assert f"{detkit.__version__} in " in text

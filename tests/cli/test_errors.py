@@ -1,3 +1,4 @@
+import io
 import sys
 from pathlib import Path
 
@@ -92,8 +93,22 @@ def test_mistake_of_the_user_is_one_message(
 ) -> None:
     assert run_command(function) == 2
     lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
     assert lines[0].startswith(message)
-    assert lines[1:] == ["(DETKIT_TRACEBACK=1 shows where it was raised)"]
+
+
+@pytest.mark.parametrize("variable", ["", "NO_COLOR"])
+def test_error_is_red_on_a_terminal_unless_it_shall_not_be(variable, monkeypatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    run_command(_raise, DataError("a.jpg is empty"))
+    head = "error:" if variable else "\x1b[31merror:\x1b[0m"
+    assert screen.getvalue() == f"{head} a.jpg is empty\n"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +184,7 @@ def test_name_in_a_message_neither_begins_a_line_nor_acts_on_a_terminal(capsys) 
     assert (
         run_command(_raise, DataError("cannot read a\nerror: \x1b[31mall is well\udcff.png")) == 2
     )
-    first, second, _ = capsys.readouterr().err.splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert first == "error: cannot read a"
     assert second == r"  error: \x1b[31mall is well\udcff.png"
 

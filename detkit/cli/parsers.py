@@ -1,0 +1,216 @@
+"""The options of the commands, apart from what the commands do.
+
+Nothing here imports torch, which takes seconds to load: help, completion and mistakes come at once.
+"""
+
+import argparse
+from collections.abc import Callable
+
+from detkit.config.command_line import (
+    Parser,
+    add_config_arguments,
+    add_machine_arguments,
+    default_argument_parser,
+)
+
+# Those of the documentation are printed from here. They work as they are, in this order, in an
+# empty folder: the quick start generates its images, and the others use what it leaves.
+_QUICK_START = "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"
+_RUN = "output/quick_start"
+
+
+def _parser(prog: str | None, description: str, examples: str) -> Parser:
+    lines = (f"  {line}" for line in examples.strip().splitlines())
+    return Parser(
+        prog=prog, description=description, epilog="\n".join(["examples:", *lines]) + "\n"
+    )
+
+
+def _train(prog: str | None) -> argparse.ArgumentParser:
+    parser = default_argument_parser(
+        epilog=f"""examples:
+  detkit train --config-file {_QUICK_START}
+  detkit train --config-file {_QUICK_START} --resume
+  detkit train --config-file {_QUICK_START} SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 2000
+"""
+    )
+    parser.prog = prog or parser.prog
+    parser.description = "Train a model and evaluate it, as a config describes it."
+    return parser
+
+
+def _eval(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Evaluate a checkpoint: a table of scores, and pictures of predictions beside ground truth."
+        " The same as train --eval-only.",
+        f"""
+detkit eval --weights {_RUN}/model_final.pth
+detkit eval --config-file {_RUN}/config.yaml --weights {_RUN}/model_final.pth --dataset shapes_train
+""",
+    )
+    weights_help = (
+        "checkpoint to evaluate, whatever MODEL.WEIGHTS takes (default: that of the config)."
+        " Without --config-file, the settings are those of config.yaml beside it"
+    )
+    parser.add_argument("--weights", default="", metavar="FILE", help=weights_help)
+    dataset_help = "data sets to evaluate on, as DATASETS.TEST (default: those of the config)"
+    parser.add_argument("--dataset", default=[], nargs="+", metavar="NAME", help=dataset_help)
+    partial_help = "accept weights that do not fill every tensor of the model"
+    parser.add_argument("--allow-partial", action="store_true", help=partial_help)
+    add_machine_arguments(parser)
+    settings = "settings that win over the file, such as TEST.AUG.ENABLED True; last"
+    add_config_arguments(parser, required=False, settings=settings)
+    parser.set_defaults(eval_only=True, resume=False)
+    return parser
+
+
+def _show_batch(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Write pictures of what a model is fed in training, with its annotations drawn: the first"
+        " samples of a run,\nafter all augmentation, in their order. The next run of the same SEED"
+        " is fed the same pixels.",
+        f"""
+detkit show-batch --config-file {_QUICK_START} --output output/batch
+detkit show-batch --config-file {_QUICK_START} --output output/unflipped INPUT.RANDOM_FLIP none
+""",
+    )
+    count_help = "number of pictures (default: %(default)s)"
+    parser.add_argument(
+        "--max-images", "-n", dest="n", type=int, default=16, metavar="N", help=count_help
+    )
+    output_help = "folder for the pictures"
+    parser.add_argument("--output", required=True, metavar="DIR", help=output_help)
+    add_config_arguments(parser, settings="settings, such as INPUT.RANDOM_FLIP none; last")
+    return parser
+
+
+def _convert_dataset(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Bring a data set of any format into that of COCO, VOC or YOLO. Images are copied. What the"
+        " format\ncannot hold is named and counted, and the lines for DATASETS.REGISTER are"
+        " printed.",
+        """
+detkit convert-dataset datasets/shapes output/shapes_as_yolo --to yolo
+detkit convert-dataset output/shapes_as_yolo/data.yaml output/shapes_as_voc --to voc
+detkit convert-dataset shapes_val output/val_as_coco --to coco
+""",
+    )
+    input_help = "folder or file, whose format is found out, or name of a known data set"
+    parser.add_argument("input", metavar="IN", help=input_help)
+    parser.add_argument("output", metavar="OUT", help="folder to write, empty or not there")
+    to_help = "format to write"
+    parser.add_argument("--to", required=True, choices=("coco", "voc", "yolo"), help=to_help)
+    config_help = "config whose data sets IN may name"
+    parser.add_argument("--config-file", default="", metavar="FILE", help=config_help)
+    parser.add_argument("--link", action="store_true", help="link images instead of copying them")
+    return parser
+
+
+class _IntermixedParser(Parser):
+    # Its settings may come before, between and after the options.
+    parse_args = Parser.parse_intermixed_args
+
+
+def _convert_weights(prog: str | None) -> argparse.ArgumentParser:
+    parser = _IntermixedParser(
+        prog=prog,
+        description=(
+            "Rename weights of others to detkit's names, or change their format.\nThe exit status"
+            " is 1 if a model was given and the weights do not fill it, 2 for a mistake in the\n"
+            "command or the file."
+        ),
+        epilog=f"""examples:
+  detkit convert-weights {_RUN}/model_final.pth output/model.safetensors
+  detkit convert-weights {_RUN}/model_final.pth output/model.pth --config-file {_QUICK_START}
+  detkit convert-weights torchvision://fasterrcnn_resnet50_fpn output/frcnn.pth
+""",
+    )
+    add = parser.add_argument
+    add("input", metavar="IN", help="file or address: whatever MODEL.WEIGHTS takes")
+    output_help = ".pth, .safetensors, or .pkl (Detectron2's pickle of arrays)"
+    add("output", metavar="OUT", help=output_help)
+    config_help = "compare with this model, and write only what it takes"
+    add("--config-file", default="", metavar="FILE", help=config_help)
+    eps_help = (
+        "eps of the frozen batch norms that the weights were trained with, where it is not 1e-5"
+    )
+    add("--frozen-bn-eps", type=float, metavar="EPS", help=eps_help)
+    add("opts", nargs="*", metavar="KEY VALUE", help="settings over the config file")
+    return parser
+
+
+def _configs(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "List the configs that come with detkit, a line each.",
+        """
+detkit configs
+detkit configs mask
+""",
+    )
+    word_help = "only those with it in their name, such as own_data or mask"
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help=word_help)
+    return parser
+
+
+def _config(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Explain settings, show those of a config, or compare two configs.",
+        f"""
+detkit config explain SOLVER.BASE_LR
+detkit config show --changed {_QUICK_START}
+detkit config diff faster_rcnn_R_50_FPN_1x faster_rcnn_R_50_FPN_3x
+""",
+    )
+    file_help = "YAML file, or the name of a config that comes with detkit"
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    explain = actions.add_parser("explain", help="meaning, default and legal values of settings")
+    key_help = "a setting, such as SOLVER.BASE_LR, or a group of them, such as SOLVER"
+    explain.add_argument("keys", nargs="+", metavar="KEY", help=key_help)
+    show = actions.add_parser("show", help="all settings of a config with those of its _BASE_")
+    show.add_argument("file", metavar="FILE", help=file_help)
+    changed_help = "only those that differ from their defaults"
+    show.add_argument("--changed", action="store_true", help=changed_help)
+    diff = actions.add_parser("diff", help="settings in which two configs differ, a line each")
+    for name in ("A", "B"):
+        diff.add_argument(name.lower(), metavar=name, help=file_help)
+    return parser
+
+
+def _env(prog: str | None) -> argparse.ArgumentParser:
+    description = "Print versions, devices and environment variables, for a bug report."
+    return _parser(prog, description, "detkit env")
+
+
+def _completion(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Print a script that lets the Tab key complete commands, options, configs and settings.\n"
+        "Into ~/.bashrc (or, with zsh for bash, into ~/.zshrc) goes the line\n\n"
+        '  eval "$(detkit completion bash)"\n\nand fish reads a file.',
+        """
+detkit completion bash
+detkit completion zsh
+detkit completion fish > ~/.config/fish/completions/detkit.fish
+""",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="your shell")
+    return parser
+
+
+# Command -> function of the program's name that returns its parser.
+PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {
+    "train": _train,
+    "eval": _eval,
+    "show-batch": _show_batch,
+    "convert-dataset": _convert_dataset,
+    "convert-weights": _convert_weights,
+    "configs": _configs,
+    "config": _config,
+    "env": _env,
+    "completion": _completion,
+}
