@@ -1,17 +1,22 @@
-"""What the site shows and no page spells out: config keys, the model zoo, diagrams, test links.
+"""What the site shows and no page spells out: commands, keys, the model zoo, diagrams, test links.
 
 MkDocs calls the functions named `on_...`. Nothing here imports torch.
 """
 
+import argparse
+import functools
 import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from detkit.cli.command import COMMANDS
+from detkit.cli.parsers import PARSERS
 from detkit.config import defaults
 
 ROOT = Path(__file__).resolve().parents[1]
+_HELP_WIDTH = 100
 SOURCE = "https://github.com/detkit/detkit/blob/main"
 
 
@@ -22,6 +27,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace("<!-- keys -->", _config_keys())
     elif name == "model_zoo.md":
         markdown = markdown.replace("<!-- zoo -->", _model_zoo())
+    elif name == "commands.md":
+        markdown = markdown.replace("<!-- commands -->", _commands())
     elif name == "reliability.md":
         markdown = re.sub(r"`(tests/[^`]+)`", _link_to_test, markdown)
     elif name in ("contributing.md", "changelog.md"):
@@ -69,6 +76,26 @@ def _page_of_the_root(path: Path) -> str:
         return f"]({SOURCE}/{target})"
 
     return re.sub(r"\]\(([^)]+)\)", link, path.read_text(encoding="utf-8"))
+
+
+# --- Commands ------------------------------------------------------------------------------------
+
+
+def _commands() -> str:
+    """Return the help of each command, with that of its actions."""
+    parts = []
+    for command in (name for name in COMMANDS if name in PARSERS):
+        parser = PARSERS[command](f"detkit {command}")
+        below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers = [parser, *(p for action in below for p in action.choices.values())]
+        texts = []
+        for one in parsers:
+            one.formatter_class = functools.partial(
+                argparse.RawDescriptionHelpFormatter, width=_HELP_WIDTH
+            )  # pyright: ignore
+            texts.append(one.format_help())
+        parts.append(f"## detkit {command}\n\n```text\n{chr(10).join(texts)}```\n")
+    return "\n".join(parts)
 
 
 # --- Config keys ---------------------------------------------------------------------------------

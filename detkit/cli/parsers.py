@@ -43,24 +43,24 @@ def _eval(prog: str | None) -> argparse.ArgumentParser:
     parser = _parser(
         prog,
         "Evaluate a checkpoint: a table of scores, and pictures of predictions beside ground truth."
-        " The same as train --eval-only.",
+        "\nThe same as train --eval-only.",
         f"""
 detkit eval --weights {_RUN}/model_final.pth
 detkit eval --config-file {_RUN}/config.yaml --weights {_RUN}/model_final.pth --dataset shapes_train
 """,
     )
+    settings = "settings that win over the file, such as TEST.AUG.ENABLED True; last"
+    add_config_arguments(parser, required=False, settings=settings)
     weights_help = (
         "checkpoint to evaluate, whatever MODEL.WEIGHTS takes (default: that of the config)."
         " Without --config-file, the settings are those of config.yaml beside it"
     )
     parser.add_argument("--weights", default="", metavar="FILE", help=weights_help)
-    dataset_help = "data sets to evaluate on, as DATASETS.TEST (default: those of the config)"
-    parser.add_argument("--dataset", default=[], nargs="+", metavar="NAME", help=dataset_help)
+    dataset_help = "data set to evaluate on, may be repeated (default: DATASETS.TEST)"
+    parser.add_argument("--dataset", default=[], action="append", metavar="NAME", help=dataset_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     parser.add_argument("--allow-partial", action="store_true", help=partial_help)
     add_machine_arguments(parser)
-    settings = "settings that win over the file, such as TEST.AUG.ENABLED True; last"
-    add_config_arguments(parser, required=False, settings=settings)
     parser.set_defaults(eval_only=True, resume=False)
     return parser
 
@@ -76,13 +76,11 @@ detkit show-batch --config-file {_QUICK_START} --output output/batch
 detkit show-batch --config-file {_QUICK_START} --output output/unflipped INPUT.RANDOM_FLIP none
 """,
     )
+    add_config_arguments(parser, settings="settings, such as INPUT.RANDOM_FLIP none; last")
     count_help = "number of pictures (default: %(default)s)"
-    parser.add_argument(
-        "--max-images", "-n", dest="n", type=int, default=16, metavar="N", help=count_help
-    )
+    parser.add_argument("--max-images", "-n", type=int, default=16, metavar="N", help=count_help)
     output_help = "folder for the pictures"
     parser.add_argument("--output", required=True, metavar="DIR", help=output_help)
-    add_config_arguments(parser, settings="settings, such as INPUT.RANDOM_FLIP none; last")
     return parser
 
 

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Load samples, write a picture of each, and print the folder."""
-    if args.n < 1:
-        raise ConfigError(f"--max-images must be at least 1, got {args.n}")
+    if args.max_images < 1:
+        raise ConfigError(f"--max-images must be at least 1, got {args.max_images}")
     setup_logger()
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     folder = Path(args.output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    samples = itertools.islice(itertools.chain.from_iterable(loader), args.n)
-    for number, sample in enumerate(progress_bar(samples, total=args.n, leave=False)):
+    samples = itertools.islice(itertools.chain.from_iterable(loader), args.max_images)
+    for number, sample in enumerate(progress_bar(samples, total=args.max_images, leave=False)):
         stem = Path(sample["file_name"]).stem
         draw_sample(sample, metadata, cfg).save(folder / f"{number:03d}_{stem}.png")
     print(printable(str(folder.resolve())))

@@ -94,6 +94,8 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         (2, ['SOLVER.MAX_ITER', '9'])
     """
     parser = Parser(epilog=_EXAMPLES.format(Path(sys.argv[0]).name) if epilog is None else epilog)
+    settings = "settings that win over the file, at the end of the command line"
+    add_config_arguments(parser, required=False, settings=settings)
     add = parser.add_argument
     resume_help = "continue from the last checkpoint in OUTPUT_DIR, where there is one"
     add("--resume", action="store_true", help=resume_help)
@@ -101,8 +103,6 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     partial_help = "evaluate weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
     add_machine_arguments(parser)
-    settings = "settings that win over the file, at the end of the command line"
-    add_config_arguments(parser, required=False, settings=settings)
     return parser
 
 

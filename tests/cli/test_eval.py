@@ -15,7 +15,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def test_weights_and_data_sets_become_settings_and_settings_win(run: list) -> None:
-    words = ["--weights", "model.pth", "--dataset", "a_val", "b_val", "--num-gpus", "2"]
+    words = [
+        "--weights",
+        "model.pth",
+        "--dataset",
+        "a_val",
+        "--dataset",
+        "b_val",
+        "--num-gpus",
+        "2",
+    ]
     assert main(["eval", *words, "--config-file", "my.yaml", "SEED", "3"]) == 0
     (args,) = run
     assert (args.eval_only, args.resume, args.num_gpus) == (True, False, 2)

@@ -56,7 +56,7 @@ def test_example_of_a_quick_command_works_as_printed(line: str, capsys) -> None:
         pytest.param(["convert-dataset", "a", "b", "--to", "yollo"], "Did you mean 'yolo'?", id="misspelt choice"),
         pytest.param(["config", "shwo"], "Did you mean 'show'?", id="misspelt action"),
         pytest.param(["show-batch", "-n", "x"], "invalid int value: 'x'", id="no number"),
-        pytest.param(["show-batch"], "required: --output, --config-file", id="missing options"),
+        pytest.param(["show-batch"], "required: --config-file, --output", id="missing options"),
         pytest.param(["train", "--config-file", "x", "SEED", "1", "--resume"], "--resume must come before", id="misplaced"),
         pytest.param(["env", "a\nb\x1b[0m"], r"unrecognized arguments: a\nb\x1b[0m.", id="control characters"),
     ],
@@ -85,7 +85,7 @@ def test_options_of_one_meaning_have_one_name() -> None:
 
 def test_old_spellings_are_understood() -> None:
     parse = PARSERS["show-batch"](None).parse_args
-    assert parse(["--config-file", "x", "-n", "3", "--output", "y"]).n == 3
+    assert parse(["--config-file", "x", "-n", "3", "--output", "y"]).max_images == 3
     weights: argparse.Namespace = PARSERS["convert-weights"](None).parse_args(
         ["a", "b", "SEED", "1", "--config-file", "x"]
     )

@@ -62,4 +62,4 @@ def test_pictures_are_what_the_model_is_fed(tmp_path, capsys):
 def test_number_below_one_is_refused(tmp_path, capsys):
     config = write_config(tmp_path)
     assert main(["--config-file", config, "-n", "0", "--output", str(tmp_path / "out")]) == 2
-    assert "-n must be at least 1" in capsys.readouterr().err
+    assert "--max-images must be at least 1" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 
 from detkit import model_zoo
+from detkit.cli.command import COMMANDS
+from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,14 @@ def _keys(tree: dict, prefix: str = "") -> list[str]:
             _keys(value, f"{prefix}{key}.") if value and isinstance(value, dict) else [prefix + key]
         )
     ]
+
+
+def test_page_of_commands_has_the_help_of_each(hooks: ModuleType) -> None:
+    page = hooks._commands()
+    assert re.findall(r"^## detkit (\S+)$", page, re.MULTILINE) == [
+        c for c in COMMANDS if c in PARSERS
+    ]
+    assert "usage: detkit config show" in page
 
 
 def test_config_reference_has_every_key_once(hooks: ModuleType) -> None:
