@@ -53,9 +53,10 @@ detkit eval --config-file {_RUN}/config.yaml --weights {_RUN}/model_final.pth --
     add_config_arguments(parser, required=False, settings=settings)
     weights_help = (
         "checkpoint to evaluate, whatever MODEL.WEIGHTS takes (default: that of the config)."
-        " Without --config-file, the settings are those of config.yaml beside it"
+        " Without --config-file, the settings are those of config.yaml beside it. Or an exported"
+        " model (.onnx, or OpenVINO's .xml); a config is needed for data sets that it declares"
     )
-    parser.add_argument("--weights", default="", metavar="FILE", help=weights_help)
+    parser.add_argument("--weights", "--model", default="", metavar="FILE", help=weights_help)
     dataset_help = "data set to evaluate on, may be repeated (default: DATASETS.TEST)"
     parser.add_argument("--dataset", default=[], action="append", metavar="NAME", help=dataset_help)
     partial_help = "accept weights that do not fill every tensor of the model"

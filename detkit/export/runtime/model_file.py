@@ -22,6 +22,8 @@ FORMAT = 1
 """Version of the metadata that this code reads."""
 KEY = "detkit"
 """Name of the metadata in a file."""
+ENDINGS = (".onnx", ".xml")
+"""Of the files that can be run: ONNX, and OpenVINO's, which has a `.bin` beside it."""
 OUTPUTS = (
     "boxes", "scores", "classes", "num_detections", "masks", "keypoints", "sem_seg",
 )  # fmt: skip
@@ -247,15 +249,15 @@ def open_model(
         ModelFileError: It is no exported model.
     """
     file = Path(path).expanduser()
-    openers = {".onnx": _open_onnx, ".xml": _open_openvino}
-    if file.suffix.lower() not in openers:
+    if file.suffix.lower() not in ENDINGS:
         hint = ": torch runs that, see docs/deploy.md" if file.suffix == ".pt2" else ""
         raise ModelFileError(
             f"an exported model is a .onnx file, or OpenVINO's .xml; got {file}{hint}"
         )
     if not file.is_file():
         raise MissingFileError(f"no such model file: {file}")
-    text, names, run = openers[file.suffix.lower()](str(file), num_threads)
+    open_file = _open_onnx if file.suffix.lower() == ".onnx" else _open_openvino
+    text, names, run = open_file(str(file), num_threads)
     if text is None:
         raise ModelFileError(
             f"{file} has no metadata of detkit: write it by `detkit export`, as other programs'"
