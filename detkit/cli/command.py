@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint",
     "predict": "find objects in image files; writes pictures and predictions.json",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
+    "check-dataset": "look for faults in the images and annotations of a config's data",
     "convert-dataset": "bring a data set of any format into that of COCO, VOC or YOLO",
     "convert-weights": (
         "bring weights of torchvision, Caffe2, MMDetection under detkit's names; change their"

@@ -85,6 +85,28 @@ detkit show-batch --config-file {_QUICK_START} --output output/unflipped INPUT.R
     return parser
 
 
+def _check_dataset(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Look at every image and annotation of a config's training and test data, and hold them"
+        " against the config.\nThe exit status is 1 if there are errors, with --strict also if"
+        " there are warnings.",
+        f"""
+detkit check-dataset --config-file {_QUICK_START} --json output/data.json
+detkit check-dataset --config-file {_QUICK_START} --fix output/cleaned
+""",
+    )
+    add_config_arguments(parser, settings="settings, such as MODEL.WEIGHTS model.pth; last")
+    add = parser.add_argument
+    add("--json", default="", metavar="FILE", help="write the report as JSON")
+    fix_help = "folder for a cleaned copy in COCO's format, and changes.json; empty or not there"
+    add("--fix", default="", metavar="OUT", help=fix_help)
+    add("--strict", action="store_true", help="exit with 1 on warnings, too")
+    workers_help = "processes that decode images (default: one per core, at most 8)"
+    add("--workers", type=int, default=None, metavar="N", help=workers_help)
+    return parser
+
+
 def _convert_dataset(prog: str | None) -> argparse.ArgumentParser:
     parser = _parser(
         prog,
@@ -206,6 +228,7 @@ PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {
     "train": _train,
     "eval": _eval,
     "show-batch": _show_batch,
+    "check-dataset": _check_dataset,
     "convert-dataset": _convert_dataset,
     "convert-weights": _convert_weights,
     "configs": _configs,

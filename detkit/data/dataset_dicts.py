@@ -108,7 +108,7 @@ def get_detection_dataset_dicts(
         if needs_masks:
             _check_masks(name, records)
         for kind in uses:
-            _check_not_fractions(name, records, kind)
+            check_not_fractions(name, records, kind)
     all_records: list[ImageRecord] = []
     for number, name in enumerate(names):
         records = per_name[name]
@@ -221,7 +221,7 @@ def check_dataset_against_model(
         problems.append(
             f"has {len(names)} classes ({_shortened(', '.join(names))}), the model {num_classes}"
         )
-    if names is not None and not any(_is_stray(class_id, len(names)) for class_id in stray):
+    if names is not None and not any(is_stray(class_id, len(names)) for class_id in stray):
         advice = f"set {num_classes_key} to {len(names)}"
         used = {a["category_id"] for record in records for a in record.get("annotations", ())}
         unused = [name for k, name in enumerate(names) if k not in used]
@@ -269,7 +269,7 @@ def _check_masks(name: str, records: Sequence[ImageRecord]) -> None:
         )
 
 
-def _check_not_fractions(name: str, records: Sequence[ImageRecord], kind: str) -> None:
+def check_not_fractions(name: str, records: Sequence[ImageRecord], kind: str) -> None:
     """Refuse a data set whose boxes, polygons or keypoints all lie within the first pixel."""
     numbers_of, first = _NUMBERS_OF[kind], None
     for record in records:
@@ -326,13 +326,14 @@ def _stray_class_ids(
     for record in records:
         for annotation in record.get("annotations", ()):
             class_id = annotation["category_id"]
-            if isinstance(class_id, bool) or _is_stray(class_id, num_classes):
+            if isinstance(class_id, bool) or is_stray(class_id, num_classes):
                 count, file = stray.get(class_id, (0, record["file_name"]))
                 stray[class_id] = (count + 1, file)
     return dict(sorted(stray.items(), key=lambda entry: str(entry[0])))
 
 
-def _is_stray(class_id: object, num_classes: int) -> bool:
+def is_stray(class_id: object, num_classes: int) -> bool:
+    """Return whether a class id lies outside of [0, `num_classes`), or is no integer."""
     return not isinstance(class_id, int | np.integer) or not 0 <= class_id < num_classes
 
 
@@ -398,7 +399,7 @@ def _without_bad_objects(
             annotations.append(annotation)
             sizes.append((record.get("width", np.inf), record.get("height", np.inf)))
     report.num_images, report.num_annotations = len(records), len(annotations)
-    boxes, is_checked = _stacked_boxes(annotations)
+    boxes, is_checked = stacked_boxes(annotations)
     limits = np.array(sizes, dtype=np.float64).reshape(-1, 2)
 
     def named(mask: np.ndarray) -> list[str]:
@@ -406,7 +407,7 @@ def _without_bad_objects(
 
     bad = np.zeros(len(annotations), dtype=bool)
     # Each annotation is counted for its first problem only.
-    for reason, mask in _box_problems(boxes, limits).items():
+    for reason, mask in box_problems(boxes, limits).items():
         mask = mask & is_checked & ~bad
         report.add_boxes(reason, named(mask))
         bad |= mask
@@ -439,7 +440,7 @@ def _is_empty_mask(annotation: AnnotationRecord) -> bool:
     return isinstance(mask, list) and not mask
 
 
-def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray, np.ndarray]:
+def stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray, np.ndarray]:
     """Return the boxes, (M, 4) XYXY, and (M,) which can be checked: those in absolute pixels.
 
     Of a rotated box that is the upright one around it.
@@ -465,7 +466,7 @@ def _stacked_boxes(annotations: Sequence[AnnotationRecord]) -> tuple[np.ndarray,
     return boxes, is_checked
 
 
-def _box_problems(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+def box_problems(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     """Return reason -> (M,) bool, for boxes (M, 4) XYXY and sizes (M, 2), width before height."""
     # NaN compares as false, so that such boxes are reported as not finite alone.
     with np.errstate(invalid="ignore"):

@@ -6,6 +6,7 @@ from detkit.modeling.anchor_generator import (
     DefaultAnchorGenerator,
     RotatedAnchorGenerator,
     TorchvisionAnchorGenerator,
+    anchors_per_level,
     build_anchor_generator,
 )
 from detkit.modeling.backbone import (
@@ -129,6 +130,7 @@ __all__ = [
     "ShapeSpec",
     "StandardROIHeads",
     "TorchvisionAnchorGenerator",
+    "anchors_per_level",
     "build_anchor_generator",
     "build_backbone",
     "build_box_head",

@@ -201,6 +201,19 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
     return torch.tensor(anchors, dtype=torch.float32)
 
 
+def anchors_per_level(model: nn.Module) -> list[tuple[int, float, Tensor]]:
+    """Return stride, offset and (A, 4) anchors of a cell, for each level of a model's heads.
+
+    It is empty for a model without upright anchors on a grid.
+    """
+    generators = [m for m in model.modules() if isinstance(m, DefaultAnchorGenerator)]
+    levels = []
+    for generator in generators if all(g.box_dim == 4 for g in generators) else ():
+        for stride, cells in zip(generator.strides, generator.cell_anchors, strict=True):
+            levels.append((stride, generator.offset, cells.detach().cpu()))
+    return levels
+
+
 def anchor_grid(
     cell_anchors: Tensor, grid_size: tuple[int, int], strides: tuple[int, int], offset: float
 ) -> Tensor:

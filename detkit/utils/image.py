@@ -120,7 +120,7 @@ def decode_image(
     if all(marker != _JPEG_APP1 for marker, _ in jpeg_segments(data)):
         return pixels
     with opened_image(data, file_name, max_pixels) as image:
-        return _turned(pixels, _orientation(image))
+        return _turned(pixels, orientation_of(image))
 
 
 def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
@@ -159,7 +159,7 @@ def read_image_size(file_name: str) -> tuple[int, int]:
         # one.
         is_tiff = isinstance(image, TiffImageFile)
         width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return (width, height) if orientation_of(image) >= 5 else (height, width)
 
 
 def _stored_values(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def _pixels_as_stored(image: Image.Image, data: bytes) -> np.ndarray:
         if decode is None:
             raise ValueError("colour of 16 bits needs torchvision with libpng")
         pixels = decode(_bytes_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
-        return _turned(pixels, _orientation(image))
+        return _turned(pixels, orientation_of(image))
     if image.mode in ("P", "PA", "1"):
         return upright_pixels(image, "L" if image.mode == "1" else "RGB")
     return upright_pixels(image)
@@ -237,7 +237,7 @@ def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
     # Without `convert` where there is nothing to convert: it would copy.
     is_ready = mode is None or image.mode == mode
     pixels = np.array(image if is_ready else _to_eight_bits(image).convert(mode))
-    return _turned(pixels, _orientation(image))
+    return _turned(pixels, orientation_of(image))
 
 
 def convert_image_to_rgb(image: npt.ArrayLike, format: str) -> np.ndarray:
@@ -326,7 +326,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Return how to turn the image upright: 1 (not at all) to 8, of its EXIF data, else of XMP.
 
     For sizes and pixels of every format.

@@ -16,6 +16,7 @@ from typing import Any, cast
 from detkit.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detkit.data.datasets.builtin_meta import left_right_pairs
 from detkit.data.datasets.coco_annotations import AnnotationReader
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.json_file import (
     DataFolder,
     as_number,
@@ -167,7 +168,11 @@ def records_of_content(
     records = []
     # In the order of ids, as COCO's own tools: the order of a file is arbitrary.
     for image_id in sorted(images):
-        record = _image_record(images[image_id], folder, image_keys)
+        try:
+            record = _image_record(images[image_id], folder, image_keys)
+        except DataError as error:
+            collect(error, "broken-image-entry", annotation=f"image {image_id}")
+            continue
         if annotations is not None:
             record["annotations"] = reader.records(record, per_image[image_id])
         records.append(record)
@@ -182,17 +187,19 @@ def records_of_content(
             json_file,
             len(repeated),
             listed(repeated, 3),
+            extra={"code": "listed-twice"},
         )
     if len(to_contiguous) < len(names):
         counts = _left_out(annotations or [], names, to_contiguous)
         if counts and matched is not None:
-            raise DataError(
+            error = DataError(
                 f"{json_file} has objects of classes that the model does not have: {counts}. The"
                 f" model has {', '.join(matched)}. Correct the names, or leave these objects"
                 f" out by `classes: [{', '.join(matched)}]` in the entry of {dataset_name!r} under"
                 " DATASETS.REGISTER"
             )
-        if counts:
+            collect(error, "unknown-class")
+        elif counts:
             logger.warning(
                 "left out annotations of %s whose class is not among `classes`: %s",
                 json_file,
@@ -269,12 +276,13 @@ def used_categories(
     hint = next((h for name in lacking if (h := did_you_mean(name, left_out))), "")
     if ambiguous or hint or (len(lacking) == len(classes) and (ids or not must_match)):
         several = f" Several categories are called {', '.join(ambiguous)}." if ambiguous else ""
-        raise DataError(
+        error = DataError(
             f"{json_file} has no category"
             f" {', '.join(map(repr, lacking))}.{hint}{several} Expected classes:"
             f" {', '.join(classes)}. Found in the file: {', '.join(ids) or 'none'}."
         )
-    if lacking:
+        collect(error, "class-names-differ")
+    elif lacking:
         logger.warning("%s lists no category %s: it has no object", json_file, listed(lacking))
     return [ids.get(name) for name in classes]
 
@@ -283,9 +291,14 @@ def _annotations_per_image(
     annotations: Any, images: dict[Any, Any], categories: dict[Any, str], json_file: str
 ) -> defaultdict[Any, list[dict[str, Any]]]:
     annotations = section({"annotations": annotations}, "annotations", json_file)
-    require_unique_ids(annotations, "annotation", json_file)
-    _require_known(annotations, "image_id", images, "an image", json_file)
-    _require_known(annotations, "category_id", categories, "a category", json_file)
+    try:
+        require_unique_ids(annotations, "annotation", json_file)
+    except DataError as error:
+        collect(error, "repeated-annotation-id")
+        for number, annotation in enumerate(annotations):
+            annotation.setdefault("id", f"number {number}")
+    annotations = _require_known(annotations, "image_id", images, "an image", json_file)
+    annotations = _require_known(annotations, "category_id", categories, "a category", json_file)
     per_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
         per_image[annotation["image_id"]].append(annotation)
@@ -294,28 +307,32 @@ def _annotations_per_image(
 
 def _require_known(
     annotations: list[dict[str, Any]], key: str, known: dict[Any, Any], kind: str, json_file: str
-) -> None:
-    """Check that `known` has the id in each annotation's `key`, and write it as `known` does."""
+) -> list[dict[str, Any]]:
+    """Return the annotations, all of whose `key` is in `known`, and written as it is there."""
     values = [annotation.get(key) for annotation in annotations]
     # As a rule, and ten times as fast; COCO's training set has 860,000.
     if set(map(type, values)) <= {int, str} and all(map(known.__contains__, values)):
-        return
-    stray = []
+        return annotations
+    kept, stray = [], []
     for annotation, value in zip(annotations, values, strict=True):
-        if type(value) in (int, str) and value in known:
-            continue
-        annotation[key] = known_id(value, known)
-        if annotation[key] is None:
-            annotation[key] = value
+        is_known = type(value) in (int, str) and value in known
+        meant = value if is_known else known_id(value, known)
+        if meant is None:
             stray.append(annotation)
+        else:
+            annotation[key] = meant
+            kept.append(annotation)
     if stray:
         # With quotes, where there are any: "1" is not 1.
         found = [shortened(annotation.get(key), 40) for annotation in stray]
-        raise DataError(
+        error = DataError(
             f"{len(stray)} annotations of {json_file} name {kind} that the file does not list:"
             f" {key} {listed(list(dict.fromkeys(found)))} in annotations"
             f" {listed([annotation['id'] for annotation in stray])}"
         )
+        for annotation in stray:
+            collect(error, f"unknown-{key.replace('_', '-')}", annotation=annotation["id"])
+    return kept
 
 
 def _image_record(image: dict[str, Any], folder: DataFolder, keys: Sequence[str]) -> ImageRecord:

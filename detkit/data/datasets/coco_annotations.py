@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from detkit.data.datasets.faults import collect, is_collecting
 from detkit.data.datasets.json_file import as_number, as_numbers, listed, shortened
 from detkit.structures import AnnotationRecord, BoxMode, as_flag
 from detkit.structures.mask_formats import as_polygon, rle_counts
@@ -53,6 +54,7 @@ class AnnotationReader:
         self.num_dropped_polygons = 0
         self.without_polygon: list[Any] = []
         self.with_mask_outside: list[Any] = []
+        self._file = ""
         self._keypoint_counts: dict[Any, int] = {}
         self._first_with_keypoints: dict[Any, Any] = {}
         for key, category in categories.items():
@@ -80,14 +82,19 @@ class AnnotationReader:
         """
         size = (image["height"], image["width"]) if "height" in image and "width" in image else None
         records = []
+        self._file = image["file_name"]
         for annotation in annotations:
-            if annotation["category_id"] in self.to_contiguous:
+            if annotation["category_id"] not in self.to_contiguous:
+                continue
+            try:
                 records.append(self._record(annotation, size))
+            except DataError as error:
+                self._collect(error, "broken-box", annotation)
         return records
 
     def log_dropped(self) -> None:
         """Warn of masks that were dropped."""
-        if self.num_dropped_polygons or self.without_polygon:
+        if self.num_dropped_polygons or (self.without_polygon and not is_collecting()):
             logger.warning(
                 "%s: left out %d polygons or run lengths that cannot be used; annotations that have"
                 " no other keep their box: %s",
@@ -102,6 +109,7 @@ class AnnotationReader:
                 self.json_file,
                 len(self.with_mask_outside),
                 listed(self.with_mask_outside),
+                extra={"code": "mask-outside"},
             )
 
     def _record(
@@ -114,12 +122,16 @@ class AnnotationReader:
         if mask and (not isinstance(mask, list) or mask[0] or any(p != [] for p in mask)):
             record["segmentation"] = self._segmentation(annotation, size)
         if record.get("keypoints"):
-            # COCO's files number pixels; records, like boxes and polygons, measure from the corner
-            # of the first pixel.
-            record["keypoints"] = [
-                value if i % 3 == 2 else value + 0.5
-                for i, value in enumerate(self._keypoints(annotation))
-            ]
+            try:
+                # COCO's files number pixels; records, like boxes and polygons, measure from the
+                # corner of the first pixel.
+                record["keypoints"] = [
+                    value if i % 3 == 2 else value + 0.5
+                    for i, value in enumerate(self._keypoints(annotation))
+                ]
+            except DataError as error:
+                self._collect(error, "broken-keypoints", annotation)
+                del record["keypoints"]
         else:
             record.pop("keypoints", None)
         box = as_numbers(annotation.get("bbox"))
@@ -140,15 +152,18 @@ class AnnotationReader:
                 flag = "difficult"
                 record[flag] = as_flag(record[flag])
         except DataError as error:
-            raise DataError(f"{self._name(annotation)} has a wrong {flag}: {error}") from error
+            wrong = DataError(f"{self._name(annotation)} has a wrong {flag}: {error}")
+            self._collect(wrong, "broken-flag", annotation)
+            record[flag] = 0
         area = record.get("area", 0.0)
         if type(area) is not float or not area >= 0:  # JSON's NaN too
             area = as_number(record.pop("area"))
             if area is None and annotation["area"] is not None:
-                raise DataError(
+                wrong = DataError(
                     f"{self._name(annotation)} needs an area that is a number, has"
                     f" {shortened(annotation['area'], 80)}"
                 )
+                self._collect(wrong, "broken-area", annotation)
             # A score needs one that is at least 0; without it, it measures the mask or the box.
             if area is not None and area >= 0:
                 record["area"] = area
@@ -161,14 +176,16 @@ class AnnotationReader:
             problem = rle_problem(segmentation, size)
             if problem is None:
                 return segmentation
-            self._drop_or_raise(annotation, problem)
+            self._drop_or_raise(annotation, problem, "broken-run-length")
             self.without_polygon.append(annotation["id"])
             return []
         if not isinstance(segmentation, list):
-            raise DataError(
+            wrong = DataError(
                 f"{self._name(annotation)} needs a segmentation of polygons or a run-length mask,"
                 f" has {shortened(segmentation, 80)}"
             )
+            self._collect(wrong, "broken-polygon", annotation)
+            return []
         good = []
         reaches_image = False
         for polygon in segmentation:
@@ -177,7 +194,7 @@ class AnnotationReader:
                 continue
             problem = polygon_problem(polygon, numbers)
             if problem is not None:
-                self._drop_or_raise(annotation, problem)
+                self._drop_or_raise(annotation, problem, "broken-polygon")
                 continue
             assert numbers is not None
             good.append(numbers)
@@ -189,14 +206,19 @@ class AnnotationReader:
             return []
         return good
 
-    def _drop_or_raise(self, annotation: Mapping[str, Any], problem: str) -> None:
-        if not self.drop_bad_polygons:
-            raise DataError(
-                f"{self._name(annotation)} {problem}. Correct it, or leave such polygons and run"
-                " lengths out with drop_bad_polygons: true in the data set's entry under"
-                " DATASETS.REGISTER"
-            )
-        self.num_dropped_polygons += 1
+    def _drop_or_raise(self, annotation: Mapping[str, Any], problem: str, code: str) -> None:
+        if self.drop_bad_polygons:
+            self.num_dropped_polygons += 1
+            return
+        error = DataError(
+            f"{self._name(annotation)} {problem}. Correct it, or leave such polygons and run"
+            " lengths out with drop_bad_polygons: true in the data set's entry under"
+            " DATASETS.REGISTER"
+        )
+        self._collect(error, code, annotation)
+
+    def _collect(self, error: DataError, code: str, annotation: Mapping[str, Any]) -> None:
+        collect(error, code, file=self._file, annotation=annotation["id"])
 
     def _keypoints(self, annotation: Mapping[str, Any]) -> list[Any]:
         """Return the keypoints of an annotation, checked."""

@@ -24,6 +24,7 @@ from xml.parsers import expat
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import VOC_CLASSES
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
@@ -136,10 +137,13 @@ def load_voc_folders(
     }
     missing = [name for name in names if not images_of[name]]
     if missing:
-        raise MissingFileError(
+        error = MissingFileError(
             f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
             f" {_listed(missing)}; looked for names ending in {', '.join(IMAGE_SUFFIXES)}"
         )
+        for name in missing:
+            collect(error, "missing-image", file=os.path.join(images, name))
+        names = [name for name in names if images_of[name]]
     paths: dict[str, str] = {}
     roots: dict[str, Element] = {}
     for name in names:
@@ -148,11 +152,23 @@ def load_voc_folders(
             raise DataError(f"{annotations} has {' and '.join(files)}: remove one of them")
         paths[name] = path = os.path.join(annotations, files[0])
         if name not in xml_files:
-            raise MissingFileError(
+            lost = MissingFileError(
                 f"annotation file {path} does not exist, though {split_file} lists it"
             )
-        roots[name] = parse_xml_without_entities(read_file(path, "annotation file"), path)
-    _check_classes(roots, paths, class_names, annotations)
+            collect(lost, "missing-annotation-file", file=images_of[name][0])
+            continue
+        try:
+            roots[name] = parse_xml_without_entities(read_file(path, "annotation file"), path)
+        except DataError as error:
+            collect(error, "broken-annotation-file", file=images_of[name][0])
+    try:
+        _check_classes(roots, paths, class_names, annotations)
+    except DataError as error:
+        collect(error, "unknown-class")
+        for root in roots.values():
+            for obj in root.findall("object"):
+                if (obj.findtext("name") or "").strip() not in class_names:
+                    root.remove(obj)
     ids = {class_name: index for index, class_name in enumerate(class_names)}
     records, unclear = [], list[str]()
     xml_of: dict[str, str] = {}
@@ -164,7 +180,10 @@ def load_voc_folders(
                 f"{xml_of[image_file]} and {path} are both about {image_file}: move one of them out"
                 " of the folder"
             )
-        records.append(_record(name, image_file, root, ids, path, unclear))
+        try:
+            records.append(_record(name, image_file, root, ids, path, unclear))
+        except DataError as error:
+            collect(error, "broken-annotation-file", file=image_file)
     if unclear:
         logger.warning(
             "%d objects in %s have a <difficult> that is neither 0 nor 1, and count as not"
@@ -343,15 +362,18 @@ def _record(
     if height < 1 or width < 1:
         logger.debug("%s gives no size, taking it from %s", path, image_file)
         height, width = read_image_size(image_file)
-    objects = root.findall("object")
+    annotations = []
+    for i, obj in enumerate(root.findall("object"), start=1):
+        try:
+            annotations.append(_annotation(obj, i, ids, path, unclear))
+        except DataError as error:
+            collect(error, "broken-box", file=image_file, annotation=f"object {i}")
     return {
         "file_name": image_file,
         "image_id": name,
         "height": height,
         "width": width,
-        "annotations": [
-            _annotation(obj, i, ids, path, unclear) for i, obj in enumerate(objects, start=1)
-        ],
+        "annotations": annotations,
     }
 
 

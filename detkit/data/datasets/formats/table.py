@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import (
     Collected,
     image_file_of,
@@ -95,24 +96,40 @@ def read_csv(
             texts = [cells[key] for key in ("xmin", "ymin", *corners)]
             if not any(texts) or size is None:
                 continue
-            if not cells["label"]:
-                raise DataError(f"{where} has a box without a class")
-            x0, y0, x1, y1 = numbers_of(texts, where)
-            if corners[0] == "width":
-                x1, y1 = x0 + x1, y0 + y1
-            if normalized:
-                require_shares((x0, y0, x1, y1), where)
-                height, width = size
-                x0, y0, x1, y1 = x0 * width, y0 * height, x1 * width, y1 * height
+            cells["label"] = named.get(cells["label"], cells["label"])
+            scale = size if normalized else None
             try:
-                flags: dict[str, Any] = {
-                    _FLAGS[k]: as_flag(cells[k]) for k in _FLAGS if cells.get(k)
-                }
+                _add_row(found, image, cells, numbers_of(texts, where), corners[0], scale, where)
             except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-            label = named.get(cells["label"], cells["label"])
-            found.add_object(image, label, where, box=(x0, y0, x1, y1), **flags)
+                path = str(PurePath(images) / name)
+                collect(error, "broken-row", file=path, annotation=f"line {line}")
     return found
+
+
+def _add_row(
+    found: Collected,
+    image: int,
+    cells: Mapping[str, str],
+    numbers: Sequence[float],
+    third: str,
+    scale: tuple[int, int] | None,
+    where: str,
+) -> None:
+    """Add the object of a row, whose third number is `xmax` or `width`."""
+    if not cells["label"]:
+        raise DataError(f"{where} has a box without a class")
+    x0, y0, x1, y1 = numbers
+    if third == "width":
+        x1, y1 = x0 + x1, y0 + y1
+    if scale is not None:
+        require_shares((x0, y0, x1, y1), where)
+        height, width = scale
+        x0, y0, x1, y1 = x0 * width, y0 * height, x1 * width, y1 * height
+    try:
+        flags: dict[str, Any] = {_FLAGS[k]: as_flag(cells[k]) for k in _FLAGS if cells.get(k)}
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    found.add_object(image, cells["label"], where, box=(x0, y0, x1, y1), **flags)
 
 
 def read_open_images(

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import (
     Collected,
     image_sizes,
@@ -208,8 +209,12 @@ def _read(
         if size is None or not Path(path).is_file():
             continue
         for line, row in enumerate(read_text(path).splitlines(), start=1):
-            if row.strip():
+            if not row.strip():
+                continue
+            try:
                 _add_row(found, number, row.split(), size, shape, f"{path}:{line}")
+            except DataError as error:
+                collect(error, "broken-row", file=image, annotation=f"line {line}")
     return found
 
 
