@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model and evaluate it",
     "eval": "evaluate a checkpoint",
     "predict": "find objects in image files; writes pictures and predictions.json",
+    "report": "show where a detector is wrong: one page with scores, errors and suggestions",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
     "check-dataset": "look for faults in the images and annotations of a config's data",
     "convert-dataset": "bring a data set of any format into that of COCO, VOC or YOLO",

@@ -1,0 +1,181 @@
+"""`detkit report`: show where a detector is wrong, as one page that opens from disk.
+
+The page holds scores with intervals, curves, the confusion matrix, what each type of error costs,
+suggestions, and the images with the errors drawn in. `report.json` and the CSV files beside it hold
+the same numbers. It reads the detections that an evaluation has written.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from detkit.cli.errors import run_command
+from detkit.config import CfgNode, get_cfg
+from detkit.config.user_modules import add_no_imports
+from detkit.engine import prepare
+from detkit.evaluation import COCOEvaluator
+from detkit.evaluation.coco.ground_truth import load_coco_ground_truth
+from detkit.evaluation.report import ReportOptions, read_results, write_report
+from detkit.model_zoo import find_config
+from detkit.utils.errors import ConfigError, MissingFileError
+from detkit.utils.logger import setup_logger
+from detkit.utils.text import did_you_mean, file_stem, printable
+
+_EPILOG = """examples:
+  detkit report --run runs/first
+  detkit report --run runs/first --compare runs/second
+  detkit report --predictions coco_instances_results.json --dataset my_val --config-file my.yaml
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+        prog: Name of the command in its help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    run_help = "folder of a training or an evaluation"
+    source.add_argument("--run", metavar="DIR", help=run_help)
+    predictions_help = "detections in COCO's result format; needs --dataset"
+    source.add_argument("--predictions", metavar="FILE", help=predictions_help)
+    add("--dataset", metavar="NAME", help="the data set, if not the first of DATASETS.TEST")
+    config_help = "YAML file, or the name of a config that comes with detkit (default: of the run)"
+    add("--config-file", metavar="FILE", help=config_help)
+    compare_help = "another run, or file of detections, on the same data set"
+    add("--compare", metavar="PATH", help=compare_help)
+    output_help = "folder for the report (default: `report` in the run, or beside the file)"
+    add("--output", metavar="DIR", help=output_help)
+    defaults = ReportOptions()
+    threshold_help = "score from which detections count as found (default: of the best F1)"
+    add("--confidence-threshold", type=float, metavar="SCORE", help=threshold_help)
+    images_help = "most images in the page, worst first (default: %(default)s)"
+    add("--max-images", type=int, default=defaults.num_images, metavar="N", help=images_help)
+    side_help = "longest side of the images in the page, in pixels (default: %(default)s)"
+    add("--image-size", type=int, default=defaults.image_side, metavar="N", help=side_help)
+    samples_help = "resamplings of the images behind each interval (default: %(default)s)"
+    add("--samples", type=int, default=defaults.num_samples, metavar="N", help=samples_help)
+    add_no_imports(parser)
+    opts_help = "settings, such as TEST.IOU_THRESHOLDS [0.5]; last"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
+    return run_command(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the report and print its path."""
+    options = _options(args)
+    if args.predictions and not args.dataset:
+        raise ConfigError("--predictions needs --dataset: the name of the data set they are of")
+    setup_logger()
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(find_config(args.config_file))
+    elif args.run:
+        cfg.merge_from_file(str(_config_of(Path(args.run).expanduser())))
+    cfg.merge_from_list(args.opts)
+    prepare(cfg)
+    if args.dataset is None and not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST of the run is empty: name the data set by --dataset")
+    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    source = Path(args.run or args.predictions).expanduser()
+    output = (source if args.run else source.parent) / "report"
+    page = report_of(
+        cfg,
+        dataset,
+        source,
+        Path(args.output).expanduser() if args.output else output,
+        other=Path(args.compare).expanduser() if args.compare else None,
+        has_settings=bool(args.config_file or args.run),
+        options=options,
+    )
+    print(printable(str(page.resolve())))
+
+
+def report_of(
+    cfg: CfgNode,
+    dataset: str,
+    source: Path,
+    output: Path,
+    *,
+    other: Path | None = None,
+    has_settings: bool = True,
+    options: ReportOptions | None = None,
+) -> Path:
+    """Write the report of a run, or of a file of detections, and return the page.
+
+    Args:
+        cfg: As `prepare` leaves it.
+        dataset: A registered data set.
+        source: Folder of a run, or file of detections.
+        output: Folder to write into.
+        other: What to compare with, as `source`; None for nothing.
+        has_settings: Whether `cfg` is that of the detector.
+        options: What the report holds; None for the defaults.
+
+    Raises:
+        MissingFileError: A run has no detections of the data set.
+    """
+    truth = load_coco_ground_truth(dataset)
+    detections = read_results(str(_results_of(source, dataset)), truth)
+    others = None if other is None else read_results(str(_results_of(other, dataset)), truth)
+    names = {"first": str(source)} | ({} if other is None else {"second": str(other)})
+    return write_report(
+        output,
+        truth,
+        detections,
+        cfg,
+        others=others,
+        has_settings=has_settings,
+        names=names,
+        options=options,
+    )
+
+
+def _options(args: argparse.Namespace) -> ReportOptions:
+    threshold = args.confidence_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--confidence-threshold must lie between 0 and 1, got {threshold}")
+    for name in ("max_images", "image_size", "samples"):
+        least = 1 if name == "image_size" else 0
+        if getattr(args, name) < least:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} must be at least {least}, got {getattr(args, name)}")
+    return ReportOptions(threshold, args.max_images, args.image_size, args.samples)
+
+
+def _config_of(folder: Path) -> Path:
+    # An evaluation in the folder of a training writes the second: what ran last counts.
+    written = [folder / name for name in ("config.yaml", "config.run.yaml")]
+    written = [path for path in written if path.is_file()]
+    if not written:
+        what = (
+            "no config.yaml in it: is it a run of detkit?" if folder.is_dir() else "no such folder"
+        )
+        raise MissingFileError(f"{folder}: {what}")
+    return max(written, key=lambda path: path.stat().st_mtime)
+
+
+def _results_of(source: Path, dataset: str) -> Path:
+    """Return the file of detections of a run, or the file itself."""
+    if not source.is_dir():
+        return source
+    name, folder = COCOEvaluator.results_file, source / "inference"
+    # A folder for each where a run evaluates on several.
+    for path in (folder / file_stem(dataset) / name, folder / name):
+        if path.is_file():
+            return path
+    there = sorted(path.parent.name for path in folder.glob(f"*/{name}"))
+    hint = f" There are those of {', '.join(there)}.{did_you_mean(dataset, there)}" if there else ""
+    raise MissingFileError(
+        f"{source} has no detections of {dataset!r} ({folder / name}).{hint} An evaluation writes"
+        f" them: detkit train --config-file {source / 'config.yaml'} --eval-only MODEL.WEIGHTS"
+        f" {source / 'model_final.pth'}"
+    )

@@ -1,0 +1,208 @@
+"""What to change: each suggestion has its evidence, in numbers, and the key to turn."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from detkit.config import CfgNode, find_architecture
+from detkit.evaluation.report.analysis import found_objects, object_scores
+from detkit.evaluation.report.matching import Matching
+
+_NOTABLE_COST = 1.0  # points of AP, below which an error type is not worth a setting
+_FEW_OBJECTS = 20
+_NOTABLE_SHARE = 0.15
+_MIN_CASES = 3  # fewer are chance
+
+
+def suggestions(
+    matching: Matching,
+    numbers: Mapping[str, Any],
+    cfg: CfgNode | None,
+    resize: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Return what the errors suggest to change, most expensive first.
+
+    Args:
+        matching: Detections and objects.
+        numbers: The rest of the report: `threshold`, `errors`, `confusion`, `breakdown`,
+            `calibration` and `classes`.
+        cfg: The settings of the detector; None leaves out what depends on them.
+        resize: (N,) factor by which the detector resizes each image.
+
+    Returns:
+        `text`, `evidence`, `keys` (empty where it is about the data) and `cost`, the points of AP
+        at stake, or nan.
+    """
+    found = _of_errors(numbers, cfg) + _of_confusion(numbers) + _of_data(numbers)
+    found += _of_calibration(numbers)
+    if cfg is not None:
+        found += _of_missed_objects(matching, numbers, cfg, resize)
+        found += _of_limits(matching, numbers, cfg)
+    return sorted(found, key=lambda entry: -np.nan_to_num(entry["cost"], nan=-1.0))
+
+
+def _entry(text: str, evidence: str, *keys: str, cost: float = math.nan) -> dict[str, Any]:
+    return {"text": text, "evidence": evidence, "keys": list(keys), "cost": cost}
+
+
+def _cost(numbers: Mapping[str, Any], kind: str) -> tuple[float, str]:
+    of_kind = numbers["errors"]["types"][kind]
+    cost, count = of_kind["cost"], of_kind["count"]
+    return cost, f"{count} errors of this type; without them AP50 would gain {cost:.1f} points"
+
+
+def _of_errors(numbers: Mapping[str, Any], cfg: CfgNode | None) -> list[dict[str, Any]]:
+    """Return what the types of errors suggest."""
+    architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE) if cfg is not None else None
+    found = []
+    cost, evidence = _cost(numbers, "duplicate")
+    nms = architecture.nms_threshold if architecture is not None else None
+    if cost >= _NOTABLE_COST and cfg is not None and nms is not None:
+        text = f"Objects are found more than once: lower {nms} (now {cfg.get_by_full_key(nms)})"
+        found.append(_entry(text, evidence, nms, cost=cost))
+    cost, evidence = _cost(numbers, "localisation")
+    if cost >= _NOTABLE_COST:
+        text = (
+            "Objects are found, but not well enough placed: check that the annotations are tight,"
+            " train longer, or use an IoU loss of boxes"
+        )
+        key = "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
+        if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+            key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+        keys = [] if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "FCOS" else [key]
+        found.append(_entry(text, evidence, *keys, "SOLVER.MAX_ITER", cost=cost))
+    cost, evidence = _cost(numbers, "background")
+    if cost >= _NOTABLE_COST:
+        text = (
+            "Background is taken for objects: look at them in the gallery, as some may be objects"
+            " without an annotation; train on images without objects, too"
+        )
+        key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+        found.append(_entry(text, evidence, key, cost=cost))
+    return found
+
+
+def _of_confusion(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are taken for each other."""
+    labels, matrix = numbers["confusion"]["labels"], np.array(numbers["confusion"]["matrix"])
+    found = []
+    for row, column in itertools.permutations(range(len(labels) - 1), 2):
+        count, total = int(matrix[row, column]), int(matrix[row].sum())
+        if count >= _MIN_CASES and count >= _NOTABLE_SHARE * total:
+            text = (
+                f"{labels[row]} is taken for {labels[column]}: compare their annotations, merge the"
+                " classes if they cannot be told apart, or add examples of both"
+            )
+            evidence = f"{count} of {total} objects of class {labels[row]}"
+            found.append(_entry(text, evidence, "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS"))
+    return found
+
+
+def _of_data(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the classes whose AP rests on few objects."""
+    rare = [c for c in numbers["classes"] if 0 < c["objects"] < _FEW_OBJECTS]
+    if not rare:
+        return []
+    names = ", ".join(f"{c['name']} ({c['objects']})" for c in rare[:10])
+    text = (
+        f"The AP of {'a class rests' if len(rare) == 1 else f'{len(rare)} classes rests'} on fewer"
+        f" than {_FEW_OBJECTS} objects: read the intervals, and annotate more of them; if they are"
+        " rare in training too, show them more often"
+    )
+    keys = ("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_THRESHOLD")
+    return [_entry(text, names, *keys)]
+
+
+def _of_calibration(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    error = numbers["calibration"]["expected_calibration_error"]
+    if not error > 0.15:  # nan without detections
+        return []
+    text = (
+        "Scores are not probabilities here: choose the score from which you trust a detection by"
+        f" the table of classes (all together: {numbers['threshold']:.2f})"
+    )
+    return [_entry(text, f"score and precision differ by {100 * error:.0f} points on average")]
+
+
+def _of_missed_objects(
+    matching: Matching, numbers: Mapping[str, Any], cfg: CfgNode, resize: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return what the size and shape of the missed objects suggest."""
+    objects = matching.objects
+    is_missed = ~objects.is_ignored & ~found_objects(matching, numbers["threshold"])
+    num_missed = int(is_missed.sum())
+    if num_missed < _MIN_CASES:
+        return []
+    cost = numbers["errors"]["types"]["missed"]["cost"]
+    found = []
+    sides = np.sqrt(objects.areas[is_missed]) * resize[objects.images[is_missed]]
+    reads_anchors = cfg.MODEL.META_ARCHITECTURE != "FCOS"
+    anchors = [size for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in np.ravel(sizes)]
+    limit = min(float(min(anchors)) / 2, 32.0) if reads_anchors else 16.0
+    share = float((sides < limit).mean())
+    if share >= _NOTABLE_SHARE:
+        what = f" or add an anchor of {limit:.0f}" if reads_anchors else ""
+        text = (
+            f"Small objects are missed: raise INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST},"
+            f" and INPUT.MIN_SIZE_TRAIN with it){what}"
+        )
+        evidence = (
+            f"{100 * share:.0f} % of the {num_missed} missed objects are under {limit:.0f} pixels a"
+            " side after the resize"
+        )
+        keys = ["INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
+        keys += ["MODEL.ANCHOR_GENERATOR.SIZES"] if reads_anchors else []
+        found.append(_entry(text, evidence, *keys, cost=cost))
+    ratios = objects.boxes[is_missed, 3] / np.maximum(objects.boxes[is_missed, 2], 1e-9)
+    shapes = [float(r) for ratios_i in cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS for r in ratios_i]
+    # An anchor of twice the ratio and the same area overlaps a box by half.
+    is_long = (ratios > 2 * max(shapes)) | (ratios < min(shapes) / 2)
+    if reads_anchors and float(is_long.mean()) >= _NOTABLE_SHARE:
+        text = (
+            "Long objects are missed: add the ratio of their height to their width to"
+            f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS (now {min(shapes):g} to {max(shapes):g})"
+        )
+        extremes = f"{ratios[is_long].min():.2g} to {ratios[is_long].max():.2g}"
+        evidence = f"{int(is_long.sum())} of {num_missed} missed objects have ratios of {extremes}"
+        found.append(_entry(text, evidence, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cost=cost))
+    by_name = {(row["by"], row["name"]): row for row in numbers["breakdown"]}
+    alone, crowded = by_name["crowding", "alone"], by_name["crowding", "crowded"]
+    if crowded["objects"] >= _FEW_OBJECTS and crowded["recall"] < alone["recall"] - 10:
+        text = (
+            "Objects that overlap others are missed: keep overlapping detections by a higher"
+            " threshold of NMS, or by soft NMS"
+        )
+        evidence = (
+            f"recall is {crowded['recall']:.0f} % of the {crowded['objects']} crowded objects, and"
+            f" {alone['recall']:.0f} % of those alone"
+        )
+        nms = find_architecture(cfg.MODEL.META_ARCHITECTURE)
+        key = nms.nms_threshold if nms is not None and nms.nms_threshold else "TEST.NMS.METHOD"
+        found.append(_entry(text, evidence, *dict.fromkeys([key, "TEST.NMS.METHOD"]), cost=cost))
+    low = is_missed & (object_scores(matching) >= 0)
+    if low.sum() >= max(_MIN_CASES, 0.3 * num_missed):
+        text = (
+            "Many missed objects were found, with a low score: where finding them matters more than"
+            " false alarms, accept lower scores; training longer raises them"
+        )
+        evidence = f"{int(low.sum())} of {num_missed} missed objects have a detection that fits"
+        found.append(_entry(text, evidence, "SOLVER.MAX_ITER"))
+    return found
+
+
+def _of_limits(
+    matching: Matching, numbers: Mapping[str, Any], cfg: CfgNode
+) -> list[dict[str, Any]]:
+    limit, num_images = cfg.TEST.DETECTIONS_PER_IMAGE, len(matching.image_ids)
+    per_image = np.bincount(matching.detections.images, minlength=num_images)
+    objects = matching.objects
+    counted = np.bincount(objects.images[~objects.is_ignored], minlength=num_images)
+    is_full = (per_image >= limit) & (counted > limit / 2)
+    if not is_full.any():
+        return []
+    text = f"Raise TEST.DETECTIONS_PER_IMAGE (now {limit}): crowded images reach it"
+    evidence = f"{int(is_full.sum())} of {num_images} images have as many detections"
+    return [_entry(text, evidence, "TEST.DETECTIONS_PER_IMAGE")]
