@@ -7,6 +7,7 @@ from pathlib import Path
 from detkit.cli import train
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
+from detkit.cli.report import write_reports
 from detkit.config import get_cfg
 from detkit.engine import launch, prepare
 from detkit.evaluation import print_csv_format, verify_results
@@ -60,6 +61,8 @@ def _evaluate_exported(args: argparse.Namespace) -> None:
     results = evaluate_exported(predictor, cfg)
     for result in results.values():
         print_csv_format(result)
+    if args.report:
+        write_reports(cfg)
     if len(results) == 1:
         verify_results(cfg, next(iter(results.values())))
     print(printable(str(Path(cfg.OUTPUT_DIR).resolve())))

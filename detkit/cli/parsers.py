@@ -36,7 +36,13 @@ def _train(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.prog = prog or parser.prog
     parser.description = "Train a model and evaluate it, as a config describes it."
+    _add_report(parser)
     return parser
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    report_help = "at the end, write the error report into OUTPUT_DIR, as detkit report does"
+    parser.add_argument("--report", action="store_true", help=report_help)
 
 
 def _eval(prog: str | None) -> argparse.ArgumentParser:
@@ -61,8 +67,45 @@ detkit eval --config-file {_RUN}/config.yaml --weights {_RUN}/model_final.pth --
     parser.add_argument("--dataset", default=[], action="append", metavar="NAME", help=dataset_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     parser.add_argument("--allow-partial", action="store_true", help=partial_help)
+    _add_report(parser)
     add_machine_arguments(parser)
     parser.set_defaults(eval_only=True, resume=False)
+    return parser
+
+
+def _report(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Show where a detector is wrong, as one page that opens from disk: scores with intervals,"
+        " curves, the\nconfusion matrix, what each type of error costs, suggestions, and the images"
+        " with the errors drawn in.\nreport.json and CSV files beside it hold the same numbers. It"
+        " reads the detections that an\nevaluation has written.",
+        f"""
+detkit report --run {_RUN}
+detkit report --run {_RUN} --compare {_RUN} --output output/compared
+detkit report --predictions {_RUN}/inference/coco_instances_results.json --dataset shapes_val
+""",
+    )
+    settings = "settings, such as TEST.IOU_THRESHOLDS [0.5]; last"
+    add_config_arguments(parser, required=False, settings=settings)
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="folder of a training or an evaluation")
+    predictions_help = "detections in COCO's result format; needs --dataset"
+    source.add_argument("--predictions", metavar="FILE", help=predictions_help)
+    add("--dataset", metavar="NAME", help="the data set (default: the first of DATASETS.TEST)")
+    compare_help = "another run, or file of detections, on the same data set"
+    add("--compare", metavar="PATH", help=compare_help)
+    output_help = "folder for the report (default: `report` in the run, or beside the file)"
+    add("--output", metavar="DIR", help=output_help)
+    threshold_help = "score from which detections count as found (default: that of the best F1)"
+    add("--confidence-threshold", type=float, metavar="SCORE", help=threshold_help)
+    images_help = "most images in the page, worst first (default: %(default)s)"
+    add("--max-images", type=int, default=300, metavar="N", help=images_help)
+    side_help = "longest side of the images in the page, in pixels (default: %(default)s)"
+    add("--image-size", type=int, default=512, metavar="N", help=side_help)
+    samples_help = "resamplings of the images behind each interval (default: %(default)s)"
+    add("--samples", type=int, default=500, metavar="N", help=samples_help)
     return parser
 
 
@@ -227,6 +270,7 @@ detkit completion fish > ~/.config/fish/completions/detkit.fish
 PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {
     "train": _train,
     "eval": _eval,
+    "report": _report,
     "show-batch": _show_batch,
     "check-dataset": _check_dataset,
     "convert-dataset": _convert_dataset,

@@ -1,17 +1,13 @@
-"""`detkit report`: show where a detector is wrong, as one page that opens from disk.
-
-The page holds scores with intervals, curves, the confusion matrix, what each type of error costs,
-suggestions, and the images with the errors drawn in. `report.json` and the CSV files beside it hold
-the same numbers. It reads the detections that an evaluation has written.
-"""
+"""`detkit report`: show where a detector is wrong, as one page that opens from disk."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from detkit.cli.errors import run_command
+from detkit.cli.parsers import PARSERS
 from detkit.config import CfgNode, get_cfg
-from detkit.config.user_modules import add_no_imports
 from detkit.engine import prepare
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco.ground_truth import load_coco_ground_truth
@@ -21,11 +17,7 @@ from detkit.utils.errors import ConfigError, MissingFileError
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import did_you_mean, file_stem, printable
 
-_EPILOG = """examples:
-  detkit report --run runs/first
-  detkit report --run runs/first --compare runs/second
-  detkit report --predictions coco_instances_results.json --dataset my_val --config-file my.yaml
-"""
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -35,38 +27,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    run_help = "folder of a training or an evaluation"
-    source.add_argument("--run", metavar="DIR", help=run_help)
-    predictions_help = "detections in COCO's result format; needs --dataset"
-    source.add_argument("--predictions", metavar="FILE", help=predictions_help)
-    add("--dataset", metavar="NAME", help="the data set, if not the first of DATASETS.TEST")
-    config_help = "YAML file, or the name of a config that comes with detkit (default: of the run)"
-    add("--config-file", metavar="FILE", help=config_help)
-    compare_help = "another run, or file of detections, on the same data set"
-    add("--compare", metavar="PATH", help=compare_help)
-    output_help = "folder for the report (default: `report` in the run, or beside the file)"
-    add("--output", metavar="DIR", help=output_help)
-    defaults = ReportOptions()
-    threshold_help = "score from which detections count as found (default: of the best F1)"
-    add("--confidence-threshold", type=float, metavar="SCORE", help=threshold_help)
-    images_help = "most images in the page, worst first (default: %(default)s)"
-    add("--max-images", type=int, default=defaults.num_images, metavar="N", help=images_help)
-    side_help = "longest side of the images in the page, in pixels (default: %(default)s)"
-    add("--image-size", type=int, default=defaults.image_side, metavar="N", help=side_help)
-    samples_help = "resamplings of the images behind each interval (default: %(default)s)"
-    add("--samples", type=int, default=defaults.num_samples, metavar="N", help=samples_help)
-    add_no_imports(parser)
-    opts_help = "settings, such as TEST.IOU_THRESHOLDS [0.5]; last"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
-    return run_command(run, parser.parse_args(argv))
+    return run_command(run, PARSERS["report"](prog).parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -137,6 +98,21 @@ def report_of(
         names=names,
         options=options,
     )
+
+
+def write_reports(cfg: CfgNode) -> None:
+    """Write the report of each data set that a run has just evaluated on, into its folder."""
+    run = Path(cfg.OUTPUT_DIR)
+    for dataset in cfg.DATASETS.TEST:
+        folder = run / "report"
+        if len(cfg.DATASETS.TEST) > 1:
+            folder /= file_stem(dataset)
+        try:
+            page = report_of(cfg, dataset, run, folder)
+            logger.info("the error report of %s is in %s", dataset, page)
+        except MissingFileError:
+            message = "no error report of %s: its evaluator writes no %s"
+            logger.warning(message, dataset, COCOEvaluator.results_file)
 
 
 def _options(args: argparse.Namespace) -> ReportOptions:

@@ -11,6 +11,7 @@ from detkit.checkpoint import DetectionCheckpointer
 from detkit.checkpoint.safe_load import local_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
+from detkit.cli.report import write_reports
 from detkit.config import CfgNode, get_cfg
 from detkit.data import DatasetCatalog
 from detkit.engine import DefaultTrainer, default_setup, launch
@@ -101,6 +102,8 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
             )
         folder = pictures[0].parent if pictures else Path(cfg.OUTPUT_DIR)
         print(printable(str(folder.resolve())), flush=True)
+        if getattr(args, "report", False):  # scripts of users have parsers of their own
+            write_reports(cfg)
         if args.eval_only:  # in training, the trainer has done it
             verify_results(cfg, results)
     return results

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.events import progress_bar
 from detkit.utils.file_io import read_file
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -355,7 +352,6 @@ def write_report(
     gallery = finite(_gallery(truth, matchings, report, cfg, options))
     page = folder / "report.html"
     page.write_text(html_page(report, gallery), encoding="utf-8")
-    logger.info("wrote the error report of %s to %s", truth.dataset_name, page)
     return page
 
 
