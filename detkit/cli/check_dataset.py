@@ -12,7 +12,7 @@ from detkit.checkpoint import load_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
 from detkit.config import CfgNode, get_cfg
-from detkit.data.doctor import AnchorLevel, Report, check_datasets, write_cleaned
+from detkit.data.doctor import AnchorLevel, Report, check_datasets, page_of, write_cleaned
 from detkit.engine import prepare
 from detkit.model_zoo import find_config
 from detkit.modeling import anchors_per_level, build_model
@@ -56,14 +56,21 @@ def run(args: argparse.Namespace) -> int:
     )
     print_report(report)
     if args.json:
-        path = Path(args.json).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report.as_json(), indent=1), encoding="utf-8")
-        print(printable(f"wrote {path}"))
+        _write(args.json, json.dumps(report.as_json(), indent=1))
+    if args.html:
+        title = f"Data of {Path(args.config_file).name}"
+        _write(args.html, page_of(report, title, cfg.INPUT.FORMAT, cfg.INPUT.MAX_IMAGE_PIXELS))
     if output is not None:
         _write_cleaned(report, output, needs_masks=cfg.MODEL.MASK_ON)
     counts = report.findings.counts()
     return int(counts["error"] > 0 or (args.strict and counts["warning"] > 0))
+
+
+def _write(file: str, text: str) -> None:
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(printable(f"wrote {path}"))
 
 
 def _write_cleaned(report: Report, output: Path, *, needs_masks: bool) -> None:

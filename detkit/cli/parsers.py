@@ -135,13 +135,15 @@ def _check_dataset(prog: str | None) -> argparse.ArgumentParser:
         " against the config.\nThe exit status is 1 if there are errors, with --strict also if"
         " there are warnings.",
         f"""
-detkit check-dataset --config-file {_QUICK_START} --json output/data.json
+detkit check-dataset --config-file {_QUICK_START} --html output/data.html
 detkit check-dataset --config-file {_QUICK_START} --fix output/cleaned
 """,
     )
     add_config_arguments(parser, settings="settings, such as MODEL.WEIGHTS model.pth; last")
     add = parser.add_argument
     add("--json", default="", metavar="FILE", help="write the report as JSON")
+    html_help = "write the report as a page, with pictures of the examples"
+    add("--html", default="", metavar="FILE", help=html_help)
     fix_help = "folder for a cleaned copy in COCO's format, and changes.json; empty or not there"
     add("--fix", default="", metavar="OUT", help=fix_help)
     add("--strict", action="store_true", help="exit with 1 on warnings, too")

@@ -64,19 +64,22 @@ def test_exit_status(box: Sequence[float], options: list[str], status: int, tmp_
 
 def test_findings_are_printed_and_written(tmp_path: Path, capsys: Any) -> None:
     config, report = write_config(tmp_path, FLAT), tmp_path / "deep" / "report.json"
-    words = ["check-dataset", "--config-file", config, "--json", str(report), "--workers", "2"]
-    assert main(words) == 0
+    page = tmp_path / "page.html"
+    files = ["--json", str(report), "--html", str(page)]
+    assert main(["check-dataset", "--config-file", config, *files, "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert "squares: 1 image, 1 annotation" in printed
     assert "[box-without-area] in squares" in printed
     assert f"{tmp_path}/a.jpg: annotation 5" in printed
     assert "0 errors, 1 warning, 0 notes" in printed
+    assert "Data of config.yaml" in page.read_text()
     content = json.loads(report.read_text())
     assert content["counts"] == {"error": 0, "warning": 1, "note": 0}
     assert content["datasets"]["squares"]["objects_per_class"] == {"square": 1}
     (finding,) = content["findings"]
     assert (finding["code"], finding["count"]) == ("box-without-area", 1)
     example = {"file": f"{tmp_path}/a.jpg", "annotation": 5, "detail": "", "box": [10, 8, 10, 38]}
+    example |= {"other": ""}
     assert finding["examples"] == [example]
 
 

@@ -4,6 +4,7 @@ from detkit.data.doctor.anchors import AnchorLevel
 from detkit.data.doctor.check import Report, check_datasets
 from detkit.data.doctor.finding import KINDS, SEVERITIES, Example, Finding, Findings, Kind
 from detkit.data.doctor.fix import write_cleaned
+from detkit.data.doctor.page import page_of
 
 __all__ = [
     "KINDS",
@@ -15,5 +16,6 @@ __all__ = [
     "Kind",
     "Report",
     "check_datasets",
+    "page_of",
     "write_cleaned",
 ]

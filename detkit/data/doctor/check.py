@@ -180,6 +180,8 @@ def _look_at(
     for i, facts in enumerate(progress_bar(all_facts, total=len(files), unit="image", desc=name)):
         record = records[i]
         for code, detail in _faults_of(cfg, record, facts):
+            # The file is named beside it.
+            detail = detail.replace(f"image file {files[i]} ", "").replace(f"{files[i]} ", "")
             findings.add(code, name, Example(files[i], detail=detail), place=(i, -1))
         if facts.size is not None and (record.get("height") is None or record.get("width") is None):
             record["height"], record["width"] = facts.size
@@ -244,15 +246,18 @@ def _check_copies(
     everything = [facts[name][i] for name, i in places]
 
     def note(first: int, other: int, codes: tuple[str, str]) -> None:
-        (name_a, a), (name_b, b) = places[first], places[other]
-        file_a, file_b = (records[n][i]["file_name"] for n, i in (places[first], places[other]))
-        is_leak = (name_a in train) != (name_b in train)
-        if is_leak:  # the one to take out is that of the training set
-            findings.add(
-                codes[1], name_a, Example(file_a, detail=f"as {file_b} of {name_b}"), place=(a, -1)
-            )
-        else:
-            findings.add(codes[0], name_b, Example(file_b, detail=f"as {file_a}"), place=(b, -1))
+        # Of a leak, the one to take out is that of the training set, which comes first.
+        is_leak = (places[first][0] in train) != (places[other][0] in train)
+        bad, good = (first, other) if is_leak else (other, first)
+        (name, i), (good_name, _) = places[bad], places[good]
+        example = Example(file_of(bad), detail=f"as {file_of(good)}", other=file_of(good))
+        if is_leak:
+            example.detail += f" of {good_name}"
+        findings.add(codes[is_leak], name, example, place=(i, -1))
+
+    def file_of(k: int) -> str:
+        name, i = places[k]
+        return str(records[name][i]["file_name"])
 
     for group in copies(everything):
         in_train = [k for k in group if places[k][0] in train]
@@ -260,10 +265,7 @@ def _check_copies(
         for same in (in_train, in_test):
             for k in same[1:]:
                 # A file that is listed twice has its own kind.
-                if (
-                    records[places[k][0]][places[k][1]]["file_name"]
-                    != records[places[same[0]][0]][places[same[0]][1]]["file_name"]
-                ):
+                if file_of(k) != file_of(same[0]):
                     note(same[0], k, ("duplicate-image", ""))
         if in_train and in_test:
             for k in in_train:

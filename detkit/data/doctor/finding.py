@@ -361,6 +361,8 @@ class Example:
     detail: str = ""
     box: list[float] | None = None
     """XYXY in pixels of the image."""
+    other: str = ""
+    """The image that it is a copy of."""
 
 
 @dataclass
