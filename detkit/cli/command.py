@@ -15,7 +15,7 @@ from detkit.utils.text import did_you_mean
 COMMANDS = {
     "train": "train a model and evaluate it",
     "eval": "evaluate a checkpoint",
-    "predict": "find objects in image files; writes pictures and predictions.json",
+    "predict": "find objects in images and videos; writes pictures, JSON, COCO, CSV, YOLO, labelme",
     "report": "show where a detector is wrong: one page with scores, errors and suggestions",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
     "check-dataset": "look for faults in the images and annotations of a config's data",
@@ -41,6 +41,7 @@ _NO_BENCHMARKS = (
 _EPILOG = """examples:
   detkit train --config-file quick_start/faster_rcnn_R_18_FPN_shapes.yaml
   detkit eval --weights output/quick_start/model_final.pth
+  detkit predict --model output/quick_start/model_final.pth --input photos/ --output found/
   detkit predict --config-file faster_rcnn_R_50_FPN_3x --input photos/ --output found/
 
 detkit COMMAND --help explains a command. Configs that come with detkit are found by their name.

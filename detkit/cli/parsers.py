@@ -17,6 +17,7 @@ from detkit.config.command_line import (
 # empty folder: the quick start generates its images, and the others use what it leaves.
 _QUICK_START = "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"
 _RUN = "output/quick_start"
+_IMAGES = "datasets/shapes/JPEGImages"
 
 
 def _parser(prog: str | None, description: str, examples: str) -> Parser:
@@ -106,6 +107,56 @@ detkit report --predictions {_RUN}/inference/coco_instances_results.json --datas
     add("--image-size", type=int, default=512, metavar="N", help=side_help)
     samples_help = "resamplings of the images behind each interval (default: %(default)s)"
     add("--samples", type=int, default=500, metavar="N", help=samples_help)
+    return parser
+
+
+def _predict(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Find objects in images and videos, and write pictures, predictions.json and other formats."
+        "\nUnder torchrun, the processes share the inputs out.",
+        f"""
+detkit predict --model {_RUN}/model_final.pth --input {_IMAGES}/val_00000*.jpg --output output/found
+detkit predict --model {_RUN}/model_final.pth --input {_IMAGES} --output output/yolo --save yolo
+""",
+    )
+    add = parser.add_argument
+    model_help = (
+        "checkpoint, whatever MODEL.WEIGHTS takes; one of a detkit run holds its config and class"
+        " names"
+    )
+    add("--model", "--weights", default="", metavar="FILE", help=model_help)
+    settings = (
+        "settings, such as MODEL.DEVICE cpu; last. A config that comes with detkit takes the"
+        " weights published for it where there are any"
+    )
+    add_config_arguments(parser, required=False, settings=settings)
+    input_help = (
+        "images, videos, folders of them, patterns (*, **), addresses, or a camera (camera:0)"
+    )
+    add("--input", required=True, nargs="+", metavar="PATH", help=input_help)
+    output_help = "folder for the pictures and predictions.json, not that of the inputs"
+    add("--output", required=True, metavar="DIR", help=output_help)
+    save_help = (
+        "what is written beside predictions.json: pictures (of a video, a video), coco (coco.json),"
+        " csv (predictions.csv), yolo (labels/), labelme (labelme/) (default: pictures)"
+    )
+    kinds = ("pictures", "coco", "csv", "yolo", "labelme")
+    add("--save", nargs="+", choices=kinds, default=["pictures"], metavar="KIND", help=save_help)
+    score_help = "lowest score of what is shown and written, 0 to 1 (default: %(default)s)"
+    add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help=score_help)
+    classes_help = "names of the classes to show and write (default: all)"
+    add("--classes", nargs="+", default=[], metavar="NAME", help=classes_help)
+    batch_help = "images of like size that go through the model together (default: %(default)s)"
+    add("--batch-size", type=int, default=1, metavar="N", help=batch_help)
+    most_help = "only the first N inputs, and of each video only the first N frames"
+    add("--max-images", "-n", type=int, default=None, metavar="N", help=most_help)
+    resume_help = "go on with a prediction into this folder that was interrupted"
+    add("--resume", action="store_true", help=resume_help)
+    hide_help = "draw no names and scores into the pictures, as VIS_LABELS False"
+    add("--hide-labels", action="store_true", help=hide_help)
+    partial_help = "accept weights that do not fill every tensor of the model"
+    add("--allow-partial", action="store_true", help=partial_help)
     return parser
 
 
@@ -273,6 +324,7 @@ PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {
     "train": _train,
     "eval": _eval,
     "report": _report,
+    "predict": _predict,
     "show-batch": _show_batch,
     "check-dataset": _check_dataset,
     "convert-dataset": _convert_dataset,

@@ -1,6 +1,6 @@
-"""`detkit predict`: find objects in image files, and write pictures and one JSON file.
+"""`detkit predict`: find objects in images and videos, and write pictures, JSON and other formats.
 
-`predictions.json` is a list with one entry per image that could be read::
+`predictions.json` is a list with one entry per image that could be read, and per frame of a video::
 
     {"file": "photos/a.jpg", "picture": "a.jpg", "height": 480, "width": 640,
      "instances": [{"category": "dog", "category_id": 16, "score": 0.97, "bbox": [x, y, width,
@@ -10,38 +10,42 @@ Boxes are in pixels of the upright image, rotated ones `[center x, center y, wid
 in degrees counter-clockwise; `category_id` counts from 0 in the order of the class
 names. Instances of a model that finds them also have `segmentation`, COCO's run-length encoding,
 and `keypoints`, [x, y, score, ...]. Of a model that predicts a class or a segment for every pixel,
-`sem_seg` and `panoptic` name png files, and `segments` lists the segments by their ids.
+`sem_seg` and `panoptic` name png files, and `segments` lists the segments by their ids. Frames have
+`frame`, their number, and `seconds`.
+
+Under torchrun, the processes share the inputs out, and write together what one would write alone.
 """
 
 import argparse
-import json
+import itertools
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
-from detkit.config import CfgNode, get_cfg, score_threshold_keys
-from detkit.config.user_modules import add_no_imports
-from detkit.engine import DefaultPredictor, prepare
-from detkit.model_zoo import find_config, published_weights
-from detkit.structures import BoxMode, Instances, ModelOutput, RotatedBoxes, bitmask_to_rle
+from detkit.cli.parsers import PARSERS
+from detkit.cli.prediction_files import FORMATS, RESULTS, PredictionLog, digest, write_json
+from detkit.config import CfgNode, get_cfg
 from detkit.utils.colormap import id2rgb
-from detkit.utils.errors import ConfigError, DataError
-from detkit.utils.events import progress_bar
-from detkit.utils.image import convert_image_to_rgb, read_image
-from detkit.utils.image_file import BadImageError
+from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.logger import setup_logger
-from detkit.utils.media_file import find_images
-from detkit.utils.text import counted, distinct_names, printable
-from detkit.visualization import ColorMode, Visualizer, readable_scale
+from detkit.utils.media_file import CAMERA, Video, VideoWriter, find_images, is_video
+from detkit.utils.text import counted, did_you_mean, distinct_names, printable
+from detkit.visualization import ColorMode, VideoVisualizer, Visualizer, readable_scale
+
+# torch takes seconds to load, and models of other runtimes do without: see `detkit.export.runtime`.
+if TYPE_CHECKING:
+    from detkit.engine import Prediction, Predictor
+    from detkit.structures import Instances, ModelOutput
 
 logger = logging.getLogger(__name__)
 
-_RESULTS = "predictions.json"
 # A picture in one of these formats is written in its own format, any other one as JPEG.
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -53,129 +57,277 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         argv: Words of the command line; None takes those of this process.
         prog: Name of the command in its help.
     """
-    return run_command(run, _parser(prog).parse_args(argv))
+    args = PARSERS["predict"](prog).parse_args(argv)
+    from detkit.engine import launch
 
-
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    config_help = "YAML file, or the name of a config that comes with detkit"
-    add("--config-file", required=True, metavar="FILE", help=config_help)
-    input_help = "image files, folders of images, or patterns (*, **)"
-    add("--input", required=True, nargs="+", metavar="PATH", help=input_help)
-    output_help = "folder for the pictures and predictions.json, not that of the inputs"
-    add("--output", required=True, metavar="DIR", help=output_help)
-    add(
-        "--confidence-threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="lowest score of what is shown and written, 0 to 1 (default: %(default)s)",
-    )
-    hide_help = "draw no names and scores into the pictures, as VIS_LABELS False"
-    add("--hide-labels", action="store_true", help=hide_help)
-    partial_help = "accept weights that do not fill every tensor of the model"
-    add("--allow-partial", action="store_true", help=partial_help)
-    add_no_imports(parser)
-    opts_help = (
-        "settings, such as MODEL.WEIGHTS model.pth; last. A config that comes with detkit takes the"
-        " weights published for it where there are any"
-    )
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=opts_help)
-    return parser
+    return run_command(launch, run, 1, 1, 0, "auto", (args,))
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict, write, and report the files that could not be read."""
+    from detkit.engine import Predictor
+    from detkit.utils import comm
+
+    for option, number in (("batch-size", args.batch_size), ("max-images", args.max_images)):
+        if number is not None and number < 1:
+            raise ConfigError(f"--{option} must be at least 1, got {number}")
     cfg = _setup(args)
-    inputs = find_images(args.input)
+    inputs = _inputs(args.input)[: args.max_images]
     folder, pictures = Path(args.output).expanduser(), _picture_names(inputs)
-    _prepare_output(folder, inputs, pictures)
-    predictor = DefaultPredictor(cfg, allow_partial=args.allow_partial)
-    # The predictor turns BGR into RGB by itself where the model wants that.
-    image_format = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
-    entries: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    for path, picture in progress_bar(list(zip(inputs, pictures, strict=True)), leave=False):
-        try:
-            image = read_image(str(path), image_format, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
-        except (BadImageError, OSError) as error:
-            logger.error("%s", message_of(error))
-            unreadable.append(printable(str(path)))
-            continue
-        found = predictor(image)
-        if "instances" not in found and "sem_seg" not in found:
-            raise ConfigError(
-                "need a model that finds instances or classifies pixels; the one of this config"
-                f" gives {', '.join(found)}"
-            )
-        rgb = convert_image_to_rgb(image, image_format)
-        height, width = rgb.shape[:2]
-        scale = readable_scale((height, width))
-        drawing = Visualizer(
-            rgb,
-            predictor.metadata,
-            scale,
-            ColorMode.SEGMENTATION,
-            show_labels=cfg.VIS_LABELS,
-        )
-        drawing.draw_output(found).save(folder / picture)
-        entry = {"file": str(path), "picture": picture, "height": height, "width": width}
-        entry |= describe_output(found, predictor.metadata) | write_maps(found, folder, picture)
-        entries.append(entry)
-        counts = [
-            f"{len(entry[key])} {word}{'' if len(entry[key]) == 1 else 's'}"
-            for key, word in (("instances", "object"), ("segments", "segment"))
-            if key in entry
-        ]
-        logger.info("%s: %s", path, ", ".join(counts) or "a class for every pixel")
-    # An image a line: as easy to search as to parse.
-    lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (folder / _RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    if unreadable:
-        others = f" The pictures of the others are in {folder}." if entries else ""
+    log = PredictionLog(folder)
+    predictor = Predictor(cfg, allow_partial=args.allow_partial)
+    keep = _class_filter(args.classes, predictor.metadata)
+    done: set[int] = set()
+    if comm.is_main_process():
+        _prepare_output(folder, inputs, pictures if "pictures" in args.save else [])
+        settings = {
+            "config": digest([cfg.dump()]),
+            "--input": digest(inputs),
+            "--classes": args.classes,
+            "--batch-size": args.batch_size,
+            "--max-images": args.max_images,
+            "--save": "pictures" in args.save,
+        }
+        done = log.start(settings, args.resume or comm.get_num_restarts() > 0)
+    done = comm.all_gather(done)[0]
+    writer = _Writer(folder, predictor, keep, log, inputs, pictures, args)
+    with log.opened(comm.get_rank()):
+        writer.predict(_share(inputs, done, args.batch_size))
+    comm.synchronize()
+    if not comm.is_main_process():
+        return 0
+    write_json(log.entries(), folder / RESULTS)
+    names = _all_names(predictor.metadata)
+    for kind in dict.fromkeys(args.save):
+        if kind in FORMATS:
+            FORMATS[kind](log, folder, names)
+    log.remove()
+    if log.failed:
+        names = ", ".join(printable(inputs[number]) for number in sorted(log.failed))
+        others = f" The results of the others are in {folder}."
         raise DataError(
-            f"{len(unreadable)} of {counted(len(inputs), 'input', 'inputs')} could not be read:"
-            f" {', '.join(unreadable)}.{others}"
+            f"{len(log.failed)} of {counted(len(inputs), 'input', 'inputs')} could not be read:"
+            f" {names}.{others if len(log.failed) < len(inputs) else ''}"
         )
     print(printable(str(folder.resolve())))
     return 0
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
-    if not 0 <= args.confidence_threshold <= 1:
-        raise ConfigError(
-            f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}"
-        )
+    from detkit.engine import prepare
+    from detkit.engine.predictor import config_of_checkpoint, set_score_threshold
+    from detkit.model_zoo import find_config, published_weights
+
     setup_logger()
-    cfg = get_cfg()
-    config_file = find_config(args.config_file)
-    cfg.merge_from_file(config_file)
-    # What training starts from, such as a backbone, finds no objects.
-    cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
+    config_file = find_config(args.config_file) if args.config_file else None
+    # As with a config file, where weights have always been given by their key.
+    weights = dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS")
+    model = args.model or (None if config_file else weights)
+    if model:
+        cfg = config_of_checkpoint(model, config_file)
+    elif config_file:
+        cfg = get_cfg()
+        cfg.merge_from_file(config_file)
+        # What training starts from, such as a backbone, finds no objects.
+        cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
+    else:
+        raise ConfigError("give --model, a checkpoint, or --config-file")
     cfg.VIS_LABELS = not args.hide_labels and cfg.VIS_LABELS
     cfg.merge_from_list(args.opts)
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
     # Already here, so that less goes through non-maximum suppression.
-    for key in score_threshold_keys(cfg.MODEL.META_ARCHITECTURE):
-        cfg.merge_from_list([key, args.confidence_threshold])
+    set_score_threshold(cfg, args.confidence_threshold)
     cfg.merge_from_list(args.opts)  # once more: the user's own thresholds win
     cfg.freeze()
     return cfg
 
 
-def _picture_names(inputs: Sequence[Path]) -> list[str]:
+def _inputs(names: Sequence[str]) -> list[str]:
+    """Return the files, addresses and cameras, each once."""
+    found: dict[str, None] = {}
+    for name in names:
+        try:
+            is_file = "://" not in name and not name.startswith(CAMERA)
+            found.update(dict.fromkeys(map(str, find_images([name])) if is_file else [name]))
+        except MissingFileError as error:
+            raise MissingFileError(f"--input {error}") from error
+    return list(found)
+
+
+def _share(inputs: Sequence[str], done: set[int], batch_size: int) -> list[list[int]]:
+    """Return what this process has to do: chunks of images that make batches, then videos.
+
+    Chunks do not depend on how many processes there are, or on what is done: a batch is the same
+    in each case, and so are the last digits of what comes out of it.
+    """
+    from detkit.engine.predictor import chunk_size
+    from detkit.utils import comm
+
+    size = chunk_size(batch_size)
+    images = [i for i, name in enumerate(inputs) if not is_video(name)]
+    units = [images[start : start + size] for start in range(0, len(images), size)]
+    units += [[i] for i, name in enumerate(inputs) if is_video(name)]
+    left = [unit for unit in units if not done.issuperset(unit)]
+    return left[comm.get_rank() :: comm.get_world_size()]
+
+
+def _class_filter(names: Sequence[str], metadata: Any) -> set[int] | None:
+    known = list(getattr(metadata, "thing_classes", None) or [])
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--classes: the model has no class {name!r}.{did_you_mean(name, known)}"
+            )
+    return {known.index(name) for name in names} or None
+
+
+def _all_names(metadata: Any) -> list[str]:
+    return list(getattr(metadata, "thing_classes", None) or [])
+
+
+class _Writer:
+    """Predicts a share of the inputs, and writes their pictures and their entries of the log."""
+
+    def __init__(
+        self,
+        folder: Path,
+        predictor: "Predictor",
+        keep: set[int] | None,
+        log: PredictionLog,
+        inputs: Sequence[str],
+        pictures: Sequence[str],
+        args: argparse.Namespace,
+    ) -> None:
+        self._folder, self._predictor, self._keep, self._log = folder, predictor, keep, log
+        self._inputs, self._pictures = inputs, pictures
+        self._numbers = {name: number for number, name in enumerate(inputs)}
+        self._names = distinct_names([Path(name).stem or "video" for name in inputs])
+        self._draws, self._batch_size = "pictures" in args.save, args.batch_size
+        self._most_frames = args.max_images
+        self._num_done = 0
+
+    def predict(self, units: Sequence[Sequence[int]]) -> None:
+        """Predict chunks of images, then videos, and log the speed."""
+        from detkit.utils.events import progress_bar
+
+        names = [self._inputs[number] for unit in units for number in unit]
+        images = [name for name in names if not is_video(name)]
+        start = time.perf_counter()
+        with progress_bar(total=len(images) or None, unit="image", leave=False) as bar:
+            for prediction in self._stream(images):
+                self._add_image(prediction)
+                bar.update()
+            for name in names[len(images) :]:
+                self._add_video(name, bar)
+        seconds = time.perf_counter() - start
+        count = counted(self._num_done, "image", "images")
+        logger.info("%s in %.1f s: %.1f per second", count, seconds, self._num_done / seconds)
+
+    def _stream(self, inputs: Sequence[str]) -> "Iterator[Prediction]":
+        def failed(source: Any, error: Exception) -> None:
+            self._failed(source.name, error)
+
+        return self._predictor.stream(inputs, batch_size=self._batch_size, on_error=failed)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        logger.error("%s", message_of(error))
+        self._log.add(self._numbers[name], message_of(error))
+
+    def _add_image(self, prediction: "Prediction") -> None:
+        number = self._numbers[prediction.source]
+        output, entry = self._described(prediction, self._pictures[number])
+        if self._draws:
+            rgb = prediction.image
+            drawing = Visualizer(
+                rgb,
+                self._predictor.metadata,
+                readable_scale(rgb.shape[:2]),
+                ColorMode.SEGMENTATION,
+                show_labels=self._predictor.cfg.VIS_LABELS,
+            )
+            drawing.draw_output(output).save(self._folder / self._pictures[number])
+        self._log.add(number, entry)
+        logger.info("%s: %s", prediction.source, _counts(entry))
+
+    def _add_video(self, name: str, bar: Any) -> None:
+        number = self._numbers[name]
+        drawing = VideoVisualizer(self._predictor.metadata, ColorMode.IMAGE)
+        try:
+            with ExitStack() as stack:
+                video = Video(name)
+                if self._draws:
+                    path = self._folder / self._pictures[number]
+                    written = stack.enter_context(VideoWriter(path, video.rate))
+                frames = self._predictor.stream(video, batch_size=self._batch_size)
+                for prediction in itertools.islice(frames, self._most_frames):
+                    output, entry = self._described(prediction, self._pictures[number])
+                    if self._draws:
+                        written.write(_drawn_frame(drawing, prediction.image, output))
+                    self._log.add(number, entry, prediction.frame)
+                    bar.update()
+        except (DataError, OSError) as error:
+            self._failed(name, error)
+        else:
+            self._log.add(number, None)
+
+    def _described(self, prediction: "Prediction", picture: str) -> "tuple[ModelOutput, Any]":
+        """Return what is to be shown, and the entry of an image."""
+        output = prediction.output
+        if "instances" not in output and "sem_seg" not in output:
+            raise ConfigError(
+                "need a model that finds instances or classifies pixels; the one of this config"
+                f" gives {', '.join(output)}"
+            )
+        if self._keep is not None and "instances" in output:
+            found = output["instances"]
+            kept = [i for i, k in enumerate(found.pred_classes.tolist()) if k in self._keep]
+            output = cast("ModelOutput", {**output, "instances": found[kept]})
+        height, width = prediction.image.shape[:2]
+        number = self._numbers[prediction.source]
+        entry: dict[str, Any] = {"file": prediction.source, "name": self._names[number]}
+        map_name = picture
+        if prediction.frame is not None:
+            entry |= {"frame": prediction.frame, "seconds": round(prediction.seconds or 0, 4)}
+            map_name = f"{picture}_{prediction.frame:06d}"
+        if self._draws:
+            entry["picture"] = picture
+        entry |= {"height": height, "width": width}
+        entry |= describe_output(output, self._predictor.metadata)
+        entry |= write_maps(output, self._folder, map_name)
+        self._num_done += 1
+        return output, entry
+
+
+def _drawn_frame(drawing: VideoVisualizer, frame: Any, output: "ModelOutput") -> Any:
+    if "panoptic_seg" in output:
+        return drawing.draw_panoptic_seg_predictions(frame, *output["panoptic_seg"]).get_image()
+    if "sem_seg" in output:
+        frame = drawing.draw_sem_seg(frame, output["sem_seg"].argmax(dim=0)).get_image()
+    if "instances" in output:
+        return drawing.draw_instance_predictions(frame, output["instances"]).get_image()
+    return frame
+
+
+def _counts(entry: dict[str, Any]) -> str:
+    counts = [
+        counted(len(entry[key]), word, f"{word}s")
+        for key, word in (("instances", "object"), ("segments", "segment"))
+        if key in entry
+    ]
+    return ", ".join(counts) or "a class for every pixel"
+
+
+def _picture_names(inputs: Sequence[str]) -> list[str]:
     """Return a file name for each picture; equal names from different folders are numbered."""
     names = []
-    for path in inputs:
+    for name in inputs:
+        path = Path(name.replace(":", "_") if is_video(name) else name)
         suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".jpg"
-        names.append(f"{path.stem}{suffix}")
+        names.append(f"{path.stem}{'.mp4' if is_video(name) else suffix}")
     return distinct_names(names)
 
 
-def _prepare_output(folder: Path, inputs: Sequence[Path], pictures: Sequence[str]) -> None:
+def _prepare_output(folder: Path, inputs: Sequence[str], pictures: Sequence[str]) -> None:
     """Make the folder of the pictures, and refuse one in which they would overwrite others.
 
     Raises:
@@ -183,18 +335,19 @@ def _prepare_output(folder: Path, inputs: Sequence[Path], pictures: Sequence[str
             prediction wrote.
     """
     place = folder.resolve()
-    if any(place in (path.parent.resolve(), path.resolve().parent) for path in inputs):
+    paths = [Path(name) for name in inputs if "://" not in name]
+    if any(place in (path.parent.resolve(), path.resolve().parent) for path in paths):
         raise ConfigError(
             f"--output {folder} is the folder of the inputs, whose files the pictures could"
             " overwrite: give another folder"
         )
-    results = folder / _RESULTS
+    results = folder / RESULTS
     if not results.exists():
         taken = [name for name in pictures if (folder / name).exists()]
         if taken:
             raise ConfigError(
                 f"--output {folder} already holds {len(taken)} of the {len(pictures)} pictures,"
-                f" such as {taken[0]}, and no {_RESULTS} of an earlier prediction: give another"
+                f" such as {taken[0]}, and no {RESULTS} of an earlier prediction: give another"
                 " folder, or remove what may be overwritten"
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +355,7 @@ def _prepare_output(folder: Path, inputs: Sequence[Path], pictures: Sequence[str
         results.write_text("[]\n", encoding="utf-8")
 
 
-def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:
+def describe_output(output: "ModelOutput", metadata: Any) -> dict[str, Any]:
     """Return `instances` and `segments`, where the model predicts them, as lists and numbers."""
     described: dict[str, Any] = {}
     if "instances" in output:
@@ -218,7 +371,7 @@ def describe_output(output: ModelOutput, metadata: Any) -> dict[str, Any]:
     return described
 
 
-def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
+def write_maps(output: "ModelOutput", folder: Path, name: str) -> dict[str, str]:
     """Write the label maps of an image, and return their files relative to the folder.
 
     Args:
@@ -240,7 +393,9 @@ def write_maps(output: ModelOutput, folder: Path, name: str) -> dict[str, str]:
     return files
 
 
-def _describe_instances(instances: Instances, metadata: Any) -> list[dict[str, Any]]:
+def _describe_instances(instances: "Instances", metadata: Any) -> list[dict[str, Any]]:
+    from detkit.structures import BoxMode, RotatedBoxes, bitmask_to_rle
+
     boxes = instances.pred_boxes.tensor
     if not isinstance(instances.pred_boxes, RotatedBoxes):
         boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)

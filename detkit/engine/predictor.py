@@ -321,13 +321,15 @@ def image_sources(inputs: Any, input: str | None = None) -> Iterator[ImageSource
         if isinstance(item, str | os.PathLike):
             name = os.fspath(item)
             if is_video(name):
-                for frame in Video(name):
-                    yield ImageSource(name, frame.pixels, "rgb", frame.index, frame.seconds)
+                yield from walk(Video(name))
             elif _is_one(name):
                 yield ImageSource(name, name, None)
             else:
                 for path in find_images([name]):
                     yield from walk(str(path))
+        elif isinstance(item, Video):
+            for frame in item:
+                yield ImageSource(item.name, frame.pixels, "rgb", frame.index, frame.seconds)
         elif isinstance(item, bytes | np.ndarray | Tensor | Image.Image):
             yield ImageSource(f"image {next(counter)}", item, input)
         elif isinstance(item, Iterable) and not isinstance(item, Mapping):

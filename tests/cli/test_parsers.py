@@ -98,3 +98,10 @@ def test_formats_to_write_are_those_of_the_data_package() -> None:
 
     (action,) = (a for a in PARSERS["convert-dataset"](None)._actions if a.dest == "to")
     assert action.choices == TARGETS
+
+
+def test_kinds_to_save_are_those_that_can_be_written() -> None:
+    from detkit.cli.prediction_files import FORMATS
+
+    (action,) = (a for a in PARSERS["predict"](None)._actions if a.dest == "save")
+    assert action.choices == ("pictures", *FORMATS)

@@ -1,6 +1,11 @@
 import json
+import os
+import signal
+from contextlib import nullcontext
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,28 +13,42 @@ import torch
 from PIL import Image
 from torch import nn
 
+from detkit.cli.parsers import PARSERS
 from detkit.cli.predict import (
-    _parser,
     _picture_names,
     _setup,
     describe_output,
     main,
     write_maps,
 )
-from detkit.config import declare_architecture
+from detkit.cli.prediction_files import PredictionLog
+from detkit.config import declare_architecture, get_cfg
 from detkit.data import Metadata
+from detkit.data.transforms.build import build_test_resize
+from detkit.engine import Predictor
+from detkit.layers import PreparedWeights
 from detkit.model_zoo import get_checkpoint_url
+from detkit.modeling import build_model
 from detkit.structures import Boxes, Instances, RotatedBoxes, rle_to_bitmask
 from detkit.utils.colormap import rgb2id
+from detkit.utils.media_file import Video, VideoWriter
+from tests.loggers import restored_loggers
+from tests.processes import end_of, fork, together
 
 
 def test_equal_names_from_different_folders_are_numbered() -> None:
-    paths = [Path(p) for p in ("a/x.jpg", "b/x.jpg", "c/x.tif", "c/x_2.jpg", "d/X.png")]
+    paths = ["a/x.jpg", "b/x.jpg", "c/x.tif", "c/x_2.jpg", "d/X.png"]
     names = _picture_names(paths)
     assert names == ["x.jpg", "x_2.jpg", "x_3.jpg", "x_2_2.jpg", "X.png"]
-    assert _picture_names([Path("001.jpg"), Path("001.png")]) == ["001.jpg", "001.png"]
-    assert _picture_names([Path("a.jpg"), Path("b/A.JPG")]) == ["a.jpg", "A_2.JPG"]
+    assert _picture_names(["001.jpg", "001.png"]) == ["001.jpg", "001.png"]
+    assert _picture_names(["a.jpg", "b/A.JPG"]) == ["a.jpg", "A_2.JPG"]
     assert len(set(names)) == len(paths)
+
+
+@pytest.fixture(autouse=True)
+def _restored_loggers():
+    with restored_loggers():
+        yield
 
 
 class Segmentor(nn.Module):
@@ -53,16 +72,14 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "c.yaml").write_text("SEED: 1\n")
 
     def run(model: nn.Module, output: str = "out") -> int:
-        class Predictor:
-            metadata = Metadata("x").set(stuff_classes=["sky", "sea"])
-
+        class Fake(Predictor):
             def __init__(self, cfg, allow_partial):
-                self.cfg = cfg
+                self.cfg, self.model, self.aug = cfg, model, build_test_resize(cfg)
+                self.metadata = Metadata("x").set(stuff_classes=["sky", "sea"])
+                self.input_format, self._num_channels = "BGR", 3
+                self._precision, self._prepared_weights = nullcontext, PreparedWeights()
 
-            def __call__(self, image):
-                return model([{"height": image.shape[0], "width": image.shape[1]}])[0]
-
-        monkeypatch.setattr("detkit.cli.predict.DefaultPredictor", Predictor)
+        monkeypatch.setattr("detkit.engine.Predictor", Fake)
         words = ["--config-file", str(tmp_path / "c.yaml"), "--input", str(tmp_path / "a.jpg")]
         return main([*words, "--output", str(tmp_path / output)])
 
@@ -133,25 +150,27 @@ def test_threshold_goes_to_the_keys_that_the_model_declares(tmp_path: Path) -> N
     config = tmp_path / "a.yaml"
     config.write_text("MODEL: {META_ARCHITECTURE: DeclaredForPredict, CUSTOM: {THRESH: 0.1}}\n")
     words = ["--config-file", str(config), "--input", "x", "--output", "y"]
-    cfg = _setup(_parser(None).parse_args([*words, "--confidence-threshold", "0.7"]))
+    cfg = _setup(PARSERS["predict"](None).parse_args([*words, "--confidence-threshold", "0.7"]))
     assert cfg.MODEL.CUSTOM.THRESH == 0.7
     assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
-    cfg = _setup(_parser(None).parse_args([*words, "MODEL.CUSTOM.THRESH", "0.3"]))
+    cfg = _setup(PARSERS["predict"](None).parse_args([*words, "MODEL.CUSTOM.THRESH", "0.3"]))
     assert cfg.MODEL.CUSTOM.THRESH == 0.3  # the user's own wins
 
 
 def test_labels_are_hidden_by_option_and_key() -> None:
     words = ["--config-file", "Base-RetinaNet.yaml", "--input", "x", "--output", "y"]
-    assert _setup(_parser(None).parse_args(words)).VIS_LABELS
-    assert not _setup(_parser(None).parse_args([*words, "--hide-labels"])).VIS_LABELS
-    assert not _setup(_parser(None).parse_args([*words, "VIS_LABELS", "False"])).VIS_LABELS
+    assert _setup(PARSERS["predict"](None).parse_args(words)).VIS_LABELS
+    assert not _setup(PARSERS["predict"](None).parse_args([*words, "--hide-labels"])).VIS_LABELS
+    assert not _setup(
+        PARSERS["predict"](None).parse_args([*words, "VIS_LABELS", "False"])
+    ).VIS_LABELS
 
 
 def test_nothing_is_said_of_others_where_no_input_could_be_read(predict, tmp_path, capsys) -> None:
     (tmp_path / "a.jpg").write_text("no picture")
     assert predict(Segmentor()) == 2
     assert "1 of 1 input could not be read: " in (error := capsys.readouterr().err)
-    assert "The pictures of" not in error
+    assert "The results of" not in error
 
 
 METADATA = SimpleNamespace(thing_classes=["cat", "dog"], stuff_classes=["things", "sky"])
@@ -247,7 +266,7 @@ def test_instances_alone_write_no_map(tmp_path) -> None:
 
 def _weights(config_file: str, *opts: str) -> str:
     argv = ["--config-file", config_file, "--input", "a.jpg", "--output", "out", *opts]
-    return _setup(_parser("predict").parse_args(argv)).MODEL.WEIGHTS
+    return _setup(PARSERS["predict"](None).parse_args(argv)).MODEL.WEIGHTS
 
 
 def test_packaged_config_predicts_with_its_published_weights(tmp_path: Path) -> None:
@@ -257,3 +276,180 @@ def test_packaged_config_predicts_with_its_published_weights(tmp_path: Path) -> 
     assert _weights(name, "MODEL.WEIGHTS", "") == ""
     (tmp_path / "own.yaml").write_text(f"_BASE_: detkit://{name}.yaml\n")
     assert "R-50.pkl" in _weights(str(tmp_path / "own.yaml"))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> str:
+    """A checkpoint of a Faster R-CNN of random weights, which finds six objects everywhere."""
+    cfg = get_cfg()
+    cfg.merge_from_file("detkit://quick_start/faster_rcnn_R_18_FPN_shapes.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.TEST.DETECTIONS_PER_IMAGE = 6
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    cfg.DATASETS.REGISTER, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [], (), ()
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("detector") / "model.pth"
+    metadata = {"thing_classes": [f"class {k}" for k in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]}
+    weights = build_model(cfg).state_dict()
+    scores = weights["roi_heads.box_predictor.cls_score.weight"]
+    scores[0] = scores[4]  # two classes are found everywhere
+    torch.save({"model": weights, "config": cfg.dump(), "metadata": metadata}, path)
+    return str(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Seven pictures of two shapes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(7):
+        size = (60, 80, 3) if i % 3 else (80, 60, 3)
+        Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8)).save(
+            tmp_path / f"photos/{i}.png"
+        )
+    return tmp_path
+
+
+def _predict(detector: str, folder: Path, output: str, *options: str) -> int:
+    words = [
+        "--model",
+        detector,
+        "--input",
+        str(folder / "photos"),
+        "--output",
+        str(folder / output),
+    ]
+    return main([*words, "--confidence-threshold", "0.0", *options])
+
+
+def _results(folder: Path) -> str:
+    return (folder / "predictions.json").read_text()
+
+
+def test_checkpoint_alone_predicts_chosen_classes_of_chosen_images(
+    detector: str, pictures: Path
+) -> None:
+    assert _predict(detector, pictures, "all", "--max-images", "3") == 0
+    entries = json.loads(_results(pictures / "all"))
+    assert [Path(entry["file"]).name for entry in entries] == ["0.png", "1.png", "2.png"]
+    found = {o["category"] for entry in entries for o in entry["instances"]}
+    assert len(found) > 1
+    chosen = min(found)
+    options = ["--max-images", "3", "--classes", chosen, "--save", "csv", "coco"]
+    assert _predict(detector, pictures, "some", *options) == 0
+    some = json.loads(_results(pictures / "some"))
+    for entry, all_of_it in zip(some, entries, strict=True):
+        assert entry["instances"] == [o for o in all_of_it["instances"] if o["category"] == chosen]
+    names = sorted(path.name for path in (pictures / "some").iterdir())
+    assert names == ["coco.json", "predictions.csv", "predictions.json"]
+
+
+def test_two_processes_write_what_one_writes(detector: str, pictures: Path) -> None:
+    options = ["--batch-size", "2", "--save", "pictures", "csv"]
+    assert _predict(detector, pictures, "one", *options) == 0
+    assert together(_predict, detector, pictures, "two", *options, folder=pictures) == [0, 0]
+    one, two = pictures / "one", pictures / "two"
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+
+
+def _killed(detector: str, folder: Path, output: str, *options: str) -> None:
+    """Predict until the fourth entry is written, and half of the next."""
+    add = PredictionLog.add
+
+    def kill(self, number, *args):
+        if number == 4:
+            self._file.write('[4, null, {"file"')
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, number, *args)
+
+    PredictionLog.add = kill
+    _predict(detector, folder, output, *options)
+
+
+def test_killed_prediction_goes_on_where_it_was(
+    detector: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (pictures / "photos/1.png").write_text("no picture")
+    options = ["--batch-size", "1", "--save", "coco"]
+    assert _predict(detector, pictures, "whole", *options) == 2
+    child = fork(_killed, detector, pictures, "killed", *options, output=pictures / "log.txt")
+    assert end_of(child) == -signal.SIGKILL
+    assert json.loads(_results(pictures / "killed")) == []
+    assert (
+        _predict(detector, pictures, "killed", "--resume", "--classes", "class 0", "--save", "coco")
+        == 2
+    )
+    assert "had another --classes" in capsys.readouterr().err
+    predicted: list[Any] = []
+    run = Predictor._run
+    monkeypatch.setattr(Predictor, "_run", lambda self, x: predicted.append(x) or run(self, x))
+    assert _predict(detector, pictures, "killed", "--resume", *options) == 2
+    assert len(predicted) == 3  # of seven, three were predicted, and one cannot be read
+    assert "1 of 7 inputs could not be read" in capsys.readouterr().err
+    for name in ("predictions.json", "coco.json"):
+        assert (pictures / "whole" / name).read_bytes() == (pictures / "killed" / name).read_bytes()
+    assert not list((pictures / "killed").glob(".*"))
+
+
+def test_video_is_predicted_frame_by_frame_and_drawn(detector: str, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    with VideoWriter(tmp_path / "v.mp4", Fraction(5)) as writer:
+        for _ in range(4):
+            writer.write(np.full((60, 80, 3), 100, dtype=np.uint8))
+    words = [
+        "--model",
+        detector,
+        "--input",
+        str(tmp_path / "v.mp4"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    words += ["--confidence-threshold", "0.0", "--save", "pictures", "yolo", "--max-images", "3"]
+    assert main(words) == 0
+    entries = json.loads(_results(tmp_path / "o"))
+    assert [(e["frame"], e["seconds"], e["picture"]) for e in entries] == [
+        (0, 0, "v.mp4"),
+        (1, 0.2, "v.mp4"),
+        (2, 0.4, "v.mp4"),
+    ]
+    frames = list(Video(str(tmp_path / "o" / "v.mp4")))
+    assert [frame.pixels.shape for frame in frames] == [(60, 80, 3)] * 3
+    assert frames[0].pixels.std() > 5
+    labels = sorted(path.name for path in (tmp_path / "o/labels").iterdir())
+    assert labels == ["v_000000.txt", "v_000001.txt", "v_000002.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(
+            ["--classes", "clas 0"], "no class 'clas 0'. Did you mean 'class 0'", id="class"
+        ),
+        pytest.param(["--model", "none.pth"], "no checkpoint at none.pth", id="model"),
+        pytest.param(["--input", "no.mp4"], "--input no.mp4: no such file", id="video"),
+    ],
+)
+def test_wrong_options_are_named(
+    detector: str, pictures: Path, options: list[str], message: str, capsys
+) -> None:
+    assert _predict(detector, pictures, "out", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_neither_model_nor_config_is_an_error(capsys) -> None:
+    assert main(["--input", "x", "--output", "y"]) == 2
+    assert "give --model, a checkpoint, or --config-file" in capsys.readouterr().err
+
+
+def test_damaged_video_is_named_and_the_others_are_written(
+    detector: str, pictures: Path, capsys
+) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    (pictures / "bad.mp4").write_bytes(b"no video")
+    options = ["--input", str(pictures / "bad.mp4"), str(pictures / "photos/0.png")]
+    assert _predict(detector, pictures, "out", *options) == 2
+    assert "1 of 2 inputs could not be read" in capsys.readouterr().err
+    assert len(json.loads(_results(pictures / "out"))) == 1

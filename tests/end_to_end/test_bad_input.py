@@ -193,7 +193,7 @@ def _declare_copy(workplace: Path, datasets: Path, name: str, **replaced: list) 
         ),
         pytest.param(
             ["--input", "tiny.yaml", "--confidence-threshold", "50"],
-            "--confidence-threshold must lie between 0 and 1, got 50.0",
+            "(--confidence-threshold) must lie between 0 and 1, got 50.0",
             id="threshold in percent",
         ),
     ],

@@ -126,7 +126,7 @@ def test_unreadable_input_is_named_and_the_others_are_written(
     argv = ["--config-file", "tiny.yaml", "--input", "notes.jpg", str(good), "--output", "found"]
     assert predict.main([*argv, "MODEL.WEIGHTS", str(trained / "model_final.pth")]) == 2
     assert (
-        "1 of 2 inputs could not be read: notes.jpg. The pictures of the others"
+        "1 of 2 inputs could not be read: notes.jpg. The results of the others"
         in capsys.readouterr().err
     )
     assert (workplace / "found" / "val_000000.jpg").is_file()

@@ -187,7 +187,7 @@ def _write_yolo(
         rows = []
         for annotation in _single(record, lost):
             lost["difficult flags"] += as_flag(annotation.get("difficult"))
-            shares = _yolo_shares(annotation, scale, len(keypoints), lost)
+            shares = yolo_shares(annotation, scale, len(keypoints), lost)
             rows.append(f"{annotation['category_id']} {' '.join(f'{v:.10g}' for v in shares)}\n")
         path = Path(label_file(record["file_name"]))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _write_yolo(
     return {"format": "yolo", "data": str(data), "split": split}
 
 
-def _yolo_shares(
+def yolo_shares(
     annotation: AnnotationRecord, scale: np.ndarray, num_keypoints: int, lost: Counter[str]
 ) -> list[float]:
     """Return what follows the class in the row of an object."""
