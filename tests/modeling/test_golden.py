@@ -12,10 +12,24 @@ import pytest
 import torch
 
 from detkit.config import find_architecture, get_cfg
-from detkit.modeling import build_model
+from detkit.layers import ShapeSpec
+from detkit.modeling import (
+    build_backbone,
+    build_model,
+    build_proposal_generator,
+    build_roi_heads,
+)
 from detkit.modeling.backbone.transformer.attention import DropPath
 from detkit.solver import build_lr_scheduler, build_optimizer
-from detkit.structures import Boxes, Instances, PolygonMasks, pairwise_iou
+from detkit.structures import (
+    BitMasks,
+    Boxes,
+    ImageList,
+    Instances,
+    PolygonMasks,
+    RotatedBoxes,
+    pairwise_iou,
+)
 
 CASES = {
     "mask_fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
@@ -270,3 +284,71 @@ def test_model_that_detectron2_describes_in_python_has_its_numbers(case):
     }
     assert {name: error for name, error in errors.items() if not error < 2e-3} == {}
     check_detections(0, recorded, observed)
+
+
+def _drawn_batch():
+    images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
+    return images, {"res4": torch.rand(2, 1024, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "boxes", "expected"),
+    [
+        pytest.param(
+            [], Boxes([[1, 1, 3, 3], [2, 2, 6, 6]]), (0.08011703193, 0.101470276), id="upright"
+        ),
+        pytest.param(
+            [
+                *("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+                *("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]]),
+                *("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.25, 1]]),
+                *("MODEL.ANCHOR_GENERATOR.ANGLES", [[0, 60]]),
+                *("MODEL.RPN.BBOX_REG_WEIGHTS", [1, 1, 1, 1, 1]),
+            ],
+            RotatedBoxes([[2, 2, 2, 2, 0], [4, 4, 4, 4, 0]]),
+            (0.04291602224, 0.14507764578),
+            id="rotated",
+        ),
+    ],
+)
+def test_seed_gives_the_proposal_losses_that_detectron2s_tests_record(settings, boxes, expected):
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    cfg.merge_from_list(settings)
+    generator = build_proposal_generator(cfg, build_backbone(cfg).output_shape())
+    images, features = _drawn_batch()
+    truth = Instances((15, 15), gt_boxes=boxes)
+    losses = generator(images, features, [truth[0], truth[1]])[1]
+    found = [float(losses[name].detach()) for name in ("loss_rpn_cls", "loss_rpn_loc")]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_seed_gives_the_losses_of_regions_that_detectron2s_tests_record():
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.MASK_ON = "StandardROIHeads", True
+    images, features = _drawn_batch()
+    truths = []
+    for boxes, classes in (
+        ([[1, 1, 3, 3], [2, 2, 6, 6]], [2, 1]),
+        ([[1, 5, 2, 8], [7, 3, 10, 5]], [1, 2]),
+    ):
+        masks = BitMasks(torch.rand(2, 15, 15) > 0.5)
+        fields = {"gt_boxes": Boxes(boxes), "gt_classes": torch.tensor(classes), "gt_masks": masks}
+        truths.append(Instances((15, 15), **fields))
+    shapes = {"res4": ShapeSpec(channels=1024, stride=16)}
+    generator, heads = build_proposal_generator(cfg, shapes), build_roi_heads(cfg, shapes)
+    proposals, losses = generator(images, features, truths)
+    losses |= heads(images, features, proposals, truths)[1]
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(
+        {
+            "loss_rpn_cls": 0.08186662942,
+            "loss_rpn_loc": 0.11048381031,
+            "loss_cls": 4.52537298203,
+            "loss_box_reg": 0.00978572015,
+            "loss_mask": 0.69318449497,
+        },
+        rel=1e-5,
+    )

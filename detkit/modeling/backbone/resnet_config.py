@@ -70,15 +70,15 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         raise ConfigError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
     if resnets.CONV_WS:
         _standardize_weights(stem)
-    # Only as far as the last map is needed, as in `ResNet`.
-    num_stages = max(known.index(name) for name in resnets.OUT_FEATURES)
+    # Those that no map needs too, which `ResNet` leaves out: a seed then gives all that is built
+    # after the backbone the random numbers that it has in Detectron2.
     stages = []
     in_channels = stem.out_channels
-    for index in range(num_stages):
+    for index in range(resnets.NUM_STAGES):
         stages.append(make_configured_stage(resnets, index, in_channels))
         in_channels = stages[-1][-1].out_channels
     is_checkpointed = _per_stage(resnets.CHECKPOINT_PER_STAGE, False)
-    checkpointed = [STAGE_NAMES[index] for index in range(num_stages) if is_checkpointed[index]]
+    checkpointed = [STAGE_NAMES[k] for k in range(resnets.NUM_STAGES) if is_checkpointed[k]]
     return ResNet(
         stem,
         stages,

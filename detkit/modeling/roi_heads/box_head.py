@@ -62,11 +62,13 @@ class FastRCNNConvFCHead(nn.Sequential):
         in_features = channels * height * width
         self.add_module("flatten", nn.Flatten())
         for k, dim in enumerate(fc_dims, start=1):
-            fc = nn.Linear(in_features, dim)
-            c2_xavier_fill(fc)
-            self.add_module(f"fc{k}", fc)
+            self.add_module(f"fc{k}", nn.Linear(in_features, dim))
             self.add_module(f"fc_relu{k}", nn.ReLU(inplace=True))
             in_features = dim
+        # Once all are built, so that a seed gives the weights that it gives in Detectron2.
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                c2_xavier_fill(layer)
         self._output_shape = ShapeSpec(channels=in_features)
 
     @classmethod

@@ -181,9 +181,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         self.deconv_relu = nn.ReLU(inplace=True)
         self.predictor = Conv2d(conv_dims[-1], num_classes, kernel_size=1)
         c2_msra_fill(self.deconv)
-        c2_msra_fill(self.predictor)
         # Small, so that every cell starts at a probability of about one half.
         nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.get_parameter("bias"))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
