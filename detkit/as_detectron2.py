@@ -26,6 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from detkit.utils.detectron2_names import names_of
+
 # The version of Detectron2 that the names follow, for scripts that test for it.
 DETECTRON2_VERSION = "0.6"
 
@@ -61,6 +63,11 @@ class _Alias(MetaPathFinder, Loader):
             if error.name != own_name:
                 raise
             return None
+        # Modules in it that are loaded are not to be found one by one: the import system would put
+        # each in the place of what its package has under its name, such as layers.roi_align.
+        for name, loaded in list(sys.modules.items()):
+            if name.startswith(own_name + "."):
+                sys.modules.setdefault("detectron2" + name.removeprefix("detkit"), loaded)
         return ModuleSpec(
             fullname, self, loader_state=module, is_package=hasattr(module, "__path__")
         )
@@ -79,6 +86,9 @@ class _Alias(MetaPathFinder, Loader):
             return
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
+        if "__all__" in vars(module):
+            names = names_of(module.__name__.removeprefix("detkit."))
+            vars(module)["__all__"] = sorted({*vars(module)["__all__"], *names})
 
 
 def install() -> None:

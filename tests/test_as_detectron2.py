@@ -134,3 +134,19 @@ def test_messages_of_detectron2s_loggers_are_shown(tmp_path):
     """
     done = run(source, tmp_path, "-m", "detkit.as_detectron2")
     assert "a line of the user's" in done.stdout + done.stderr
+
+
+def test_star_imports_and_functions_named_as_their_modules(tmp_path):
+    source = """
+        import detkit.as_detectron2
+        from detectron2.layers.nms import batched_nms
+        from detectron2.layers.roi_align import ROIAlign
+        from detectron2.layers import *
+        from detectron2.modeling import *
+        print(callable(nms), callable(roi_align), Linear.__name__, NaiveSyncBatchNorm.__name__)
+        print(BasicStem.__name__, ASPP.__name__, "Sequence" in globals())
+    """
+    done = run(source, tmp_path)
+    assert done.stdout.split() == [
+        *("True", "True", "Linear", "SyncBatchNorm2d", "BasicStem", "ASPP", "False")
+    ], done.stderr

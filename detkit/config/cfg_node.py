@@ -35,8 +35,8 @@ _MAX_LITERAL = 2**17  # characters, as of a word of a Linux command line; Python
 _TYPE_NAMES = {list: "a list", tuple: "a list", str: "a string", int: "an int"}
 
 
-class ConfigKeyError(UnknownNameError):
-    """An unknown config key."""
+class ConfigKeyError(UnknownNameError, AssertionError):
+    """An unknown config key; yacs raises an AssertionError for one of a list."""
 
 
 class KeyRead(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from detkit.structures import ImageRecord
 from detkit.utils.env import garbage_collection_off
-from detkit.utils.errors import ConfigError, UnknownNameError
+from detkit.utils.errors import TakenNameError, UnknownNameError
 from detkit.utils.text import did_you_mean
 
 # Inside the classes below, `list` is a method.
@@ -56,7 +56,7 @@ class DatasetCatalogTable(UserDict[str, Loader]):
 
         Raises:
             TypeError: `func` cannot be called.
-            ConfigError: The name is taken by another data set.
+            TakenNameError: The name is taken by another data set.
         """
         if not callable(func):
             raise TypeError(
@@ -65,7 +65,7 @@ class DatasetCatalogTable(UserDict[str, Loader]):
             )
         known = self.data.get(name)
         if known is not None and not _same_loader(known, func):
-            raise ConfigError(
+            raise TakenNameError(
                 f"data set {name!r} is already registered with other contents: {_describe(known)};"
                 f" now {_describe(func)}. Choose another name, bind arguments with"
                 " functools.partial so that equal ones can be recognized, or call"
@@ -193,7 +193,7 @@ class Metadata:
     def __setattr__(self, key: str, value: Any) -> None:
         present = self.get(key, value)
         if not _equal(present, value):
-            raise ConfigError(
+            raise TakenNameError(
                 f"metadata {key!r} of data set {self.name!r} is already {_shortened(present)}, and"
                 f" cannot become {_shortened(value)}. A data set with other contents needs another"
                 f" name, or MetadataCatalog.remove({self.name!r}) first."

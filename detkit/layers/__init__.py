@@ -18,6 +18,7 @@ from detkit.layers.nms import (
     NMSMethod,
     batched_nms,
     batched_nms_rotated,
+    nms,
     nms_rotated,
     suppress,
 )
@@ -29,7 +30,7 @@ from detkit.layers.norm import (
     LayerNorm2d,
     get_norm,
 )
-from detkit.layers.roi_align import ROIAlign
+from detkit.layers.roi_align import ROIAlign, roi_align
 from detkit.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from detkit.layers.tensor_ops import cat, nonzero_tuple
 from detkit.structures import pairwise_iou_rotated, paste_masks_in_image
@@ -63,10 +64,12 @@ __all__ = [
     "diou_loss",
     "get_norm",
     "giou_loss",
+    "nms",
     "nms_rotated",
     "nonzero_tuple",
     "pairwise_iou_rotated",
     "paste_masks_in_image",
+    "roi_align",
     "roi_align_rotated",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

@@ -29,7 +29,7 @@ class _DeformConvBase(nn.Module):
     A norm that is a fixed map per channel is folded into the weight, as in `Conv2d`.
     """
 
-    _has_bias_by_default: bool
+    _is_modulated: bool
 
     def __init__(
         self,
@@ -63,28 +63,29 @@ class _DeformConvBase(nn.Module):
 
         Raises:
             ValueError: `groups` does not divide `in_channels` and `out_channels`.
-            ValueError: `deformable_groups` does not divide `in_channels`.
         """
         super().__init__()
         _check_divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
-        _check_divides("deformable_groups", deformable_groups, in_channels=in_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size: tuple[int, int] = _pair(kernel_size)
-        self.stride: tuple[int, int] = _pair(stride)
-        self.padding: tuple[int, int] = _pair(padding)
-        self.dilation: tuple[int, int] = _pair(dilation)
+        # As they are given in v2, as in Detectron2: scripts read and print them.
+        geometry = (stride, padding, dilation)
+        if not self._is_modulated:
+            geometry = (_pair(stride), _pair(padding), _pair(dilation))
+        self.stride, self.padding, self.dilation = geometry
         self.groups = groups
         self.deformable_groups = deformable_groups
         self.norm = norm
         self.activation = activation
         kernel = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(kernel))
-        has_bias = self._has_bias_by_default if bias is None else bias
+        has_bias = self._is_modulated if bias is None else bias
         self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        _check_divides("deformable_groups", self.deformable_groups, in_channels=self.in_channels)
         num_places = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
         _check_channels("offset", offset, 2 * num_places)
         if mask is not None:
@@ -96,7 +97,7 @@ class _DeformConvBase(nn.Module):
         # and torchvision has no bfloat16. A float32 weight leaves nothing for autocast to cast.
         dtype = weight.dtype
         convolve = deform_conv2d_on_cpu if may_run_on(x) and x.numel() > 0 else deform_conv2d
-        geometry = (self.stride, self.padding, self.dilation)
+        geometry = (_pair(self.stride), _pair(self.padding), _pair(self.dilation))
         y = convolve(x.to(dtype), offset.to(dtype), weight, bias, *geometry, mask).to(x.dtype)
         if fixed is None and self.norm is not None:
             y = self.norm(y)
@@ -105,10 +106,10 @@ class _DeformConvBase(nn.Module):
     def extra_repr(self) -> str:
         """Show what `torch.nn.Conv2d` shows, and the groups of offsets."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size},"
-            f" stride={self.stride}, padding={self.padding}, dilation={self.dilation},"
-            f" groups={self.groups}, deformable_groups={self.deformable_groups},"
-            f" bias={self.bias is not None}"
+            f"in_channels={self.in_channels}, out_channels={self.out_channels},"
+            f" kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding},"
+            f" dilation={self.dilation}, groups={self.groups},"
+            f" deformable_groups={self.deformable_groups}, bias={self.bias is not None}"
         )
 
 
@@ -121,7 +122,7 @@ class DeformConv(_DeformConvBase):
         torch.Size([1, 8, 6, 6])
     """
 
-    _has_bias_by_default = False
+    _is_modulated = False
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.
@@ -140,7 +141,7 @@ class DeformConv(_DeformConvBase):
 class ModulatedDeformConv(_DeformConvBase):
     """Deformable convolution with modulation (v2): a factor for each sample as well."""
 
-    _has_bias_by_default = True
+    _is_modulated = True
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """Return (N, C_out, H_out, W_out) for (N, C_in, H, W). N may be 0.

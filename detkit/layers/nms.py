@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms as _torchvision_nms
+from torchvision.ops import nms
 
 from detkit.layers.cpu.switch import is_traced
 from detkit.layers.tensor_ops import nonzero_tuple
@@ -88,7 +88,7 @@ def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: flo
         iou_threshold: See `batched_nms`.
     """
     offsets = groups.to(boxes.dtype) * (boxes.max() + 1)
-    return _torchvision_nms(boxes + offsets[:, None], scores, iou_threshold)
+    return nms(boxes + offsets[:, None], scores, iou_threshold)
 
 
 def _slices(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

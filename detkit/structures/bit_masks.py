@@ -16,6 +16,7 @@ from detkit.structures.boxes import Boxes, check_boxes_of, check_class
 from detkit.structures.mask_formats import polygons_to_bitmask
 from detkit.structures.mask_ops import paste_masks_in_image
 from detkit.structures.polygon_masks import PolygonMasks
+from detkit.utils.errors import ContractError
 
 
 class BitMasks:
@@ -43,7 +44,7 @@ class BitMasks:
         """
         bitmaps = torch.as_tensor(tensor).to(torch.bool)
         if bitmaps.dim() != 3:
-            raise ValueError(f"bit masks are (M, H, W): got shape {tuple(bitmaps.shape)}")
+            raise ContractError(f"bit masks are (M, H, W): got shape {tuple(bitmaps.shape)}")
         self._bitmaps = bitmaps
         self._rows = None
 
@@ -152,7 +153,7 @@ class BitMasks:
             TypeError: An item is something else.
         """
         if len(bitmasks_list) == 0:
-            raise ValueError("need at least one BitMasks to join")
+            raise ContractError("need at least one BitMasks to join")
         check_class(BitMasks, bitmasks_list)
         return cls(torch.cat([masks.tensor for masks in bitmasks_list]))
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detkit.utils.errors import ContractError
+
 BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 
 
@@ -60,14 +62,15 @@ class BoxMode(IntEnum):
         converter = _CONVERTERS.get((from_mode, to_mode))
         if converter is None:
             known = ", ".join(f"{a.name} to {b.name}" for a, b in _CONVERTERS)
-            raise ValueError(
+            raise ContractError(
                 f"no conversion from {from_mode.name} to {to_mode.name}; there are: {known}"
             )
         # Through NumPy: torch.tensor() would round Python floats to float32.
         boxes = box if isinstance(box, Tensor) else torch.from_numpy(np.asarray(box))
         size = 5 if from_mode == BoxMode.XYWHA_ABS else 4
-        if boxes.dim() == 0 or boxes.shape[-1] != size:
-            raise ValueError(
+        is_one = isinstance(box, list | tuple)
+        if boxes.dim() == 0 or boxes.shape[-1] != size or (is_one and boxes.dim() != 1):
+            raise ContractError(
                 f"a box in mode {from_mode.name} has {size} numbers: got shape {tuple(boxes.shape)}"
             )
         converted = converter(boxes)

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from detkit.utils.errors import ContractError
+
 AnyBoxes = TypeVar("AnyBoxes", bound="Boxes")
 
 
@@ -48,7 +50,7 @@ class Boxes:
             coordinates = coordinates.reshape(-1, self.box_dim)
         if coordinates.dim() != 2 or coordinates.shape[1] != self.box_dim:
             shape = tuple(coordinates.shape)
-            raise ValueError(f"boxes need coordinates of shape (N, {self.box_dim}): got {shape}")
+            raise ContractError(f"boxes need coordinates of shape (N, {self.box_dim}): got {shape}")
         self.tensor = coordinates
 
     def clone(self: AnyBoxes) -> AnyBoxes:
@@ -141,7 +143,7 @@ class Boxes:
         selected = self.tensor[item]
         if selected.dim() != 2:
             shape = tuple(selected.shape)
-            raise ValueError(
+            raise ContractError(
                 f"indexing {len(self)} boxes with {item} gives shape {shape}, not boxes"
             )
         return type(self)(selected)
@@ -220,7 +222,7 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
         ValueError: The two sets differ in size.
     """
     if len(boxes1) != len(boxes2):
-        raise ValueError(f"need as many boxes as partners: got {len(boxes1)} and {len(boxes2)}")
+        raise ContractError(f"need as many boxes as partners: got {len(boxes1)} and {len(boxes2)}")
     top_left = torch.maximum(boxes1.tensor[:, :2], boxes2.tensor[:, :2])
     bottom_right = torch.minimum(boxes1.tensor[:, 2:], boxes2.tensor[:, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=1)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from detkit.utils.errors import ContractError
+
 
 class ImageList:
     """Images in the top left corners of one padded tensor, with their sizes without padding.
@@ -101,7 +103,7 @@ class ImageList:
 
 def _check_images(tensors: Sequence[Tensor]) -> None:
     if len(tensors) == 0:
-        raise ValueError("need at least one image to make a batch")
+        raise ContractError("need at least one image to make a batch")
     for index, image in enumerate(tensors):
         if not isinstance(image, Tensor):
             raise TypeError(f"images are tensors: image {index} is {type(image).__name__}")
@@ -110,7 +112,7 @@ def _check_images(tensors: Sequence[Tensor]) -> None:
             raise ValueError(f"images are (C, H, W) or (H, W): image {index} has shape {shape}")
         if image.shape[:-2] != tensors[0].shape[:-2]:
             shapes = f"{tuple(tensors[0].shape)} and image {index} {tuple(image.shape)}"
-            raise ValueError(
+            raise ContractError(
                 f"images of a batch differ in height and width only: image 0 has shape {shapes}"
             )
 

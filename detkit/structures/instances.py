@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from detkit.utils.errors import ContractError
 from detkit.utils.text import did_you_mean
 
 
@@ -72,7 +73,7 @@ class Instances:
             ValueError: Its length differs from that of the other fields.
         """
         if len(self._fields) > 0 and len(value) != len(self):
-            raise ValueError(
+            raise ContractError(
                 f"field {name!r} needs one value per instance: got {len(value)} for {len(self)}"
                 " instances"
             )
@@ -145,7 +146,7 @@ class Instances:
             TypeError: A field cannot be joined.
         """
         if len(instance_lists) == 0:
-            raise ValueError("need at least one Instances to join")
+            raise ContractError("need at least one Instances to join")
         first = instance_lists[0]
         if len(instance_lists) == 1:
             return first
@@ -180,12 +181,12 @@ def _check_joinable(first: Instances, other: Instances, index: int) -> None:
         raise TypeError(f"Instances.cat takes Instances: item {index} is {type(other).__name__}")
     if other.image_size != first.image_size:
         sizes = f"{first.image_size} and item {index} {other.image_size}"
-        raise ValueError(
+        raise ContractError(
             f"only instances of one image can be joined: item 0 has image size {sizes}"
         )
     if other.get_fields().keys() != first.get_fields().keys():
         fields = f"{sorted(first.get_fields())} and item {index} {sorted(other.get_fields())}"
-        raise ValueError(f"instances to join need the same fields: item 0 has {fields}")
+        raise ContractError(f"instances to join need the same fields: item 0 has {fields}")
 
 
 def _join(name: str, values: list[Any]) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures.boxes import check_boxes_of, check_class
+from detkit.utils.errors import ContractError
 
 # Floats of enlarged heatmaps that are held at a time on a GPU: 256 MiB.
 _MAX_FLOATS = 2**26
@@ -35,7 +36,7 @@ class Keypoints:
         """
         points = torch.as_tensor(keypoints).to(torch.float32)
         if points.dim() != 3 or points.shape[2] != 3:
-            raise ValueError(
+            raise ContractError(
                 "keypoints are (M, K, 3), x, y and visibility of each: got shape"
                 f" {tuple(points.shape)}"
             )
@@ -89,7 +90,7 @@ class Keypoints:
             TypeError: An item is something else.
         """
         if len(keypoints_list) == 0:
-            raise ValueError("need at least one Keypoints to join")
+            raise ContractError("need at least one Keypoints to join")
         check_class(Keypoints, keypoints_list)
         return cls(torch.cat([keypoints.tensor for keypoints in keypoints_list]))
 

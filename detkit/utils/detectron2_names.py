@@ -90,7 +90,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "utils.video_visualizer": ("visualization", "visualization.video"),
 }
 
-# A name of Detectron2 -> the same thing under its name here, or in torch.
+# A name of Detectron2 -> the same thing under its name here, or in another package.
 RENAMED: dict[str, str] = {
     "data.datasets.pascal_voc.CLASS_NAMES": "data.datasets.builtin_meta.VOC_CLASSES",
     "data.datasets.builtin_meta._get_builtin_metadata": (
@@ -113,6 +113,7 @@ RENAMED: dict[str, str] = {
     "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"
     ),
+    "evaluation.fast_eval_api.COCOeval_opt": "faster_coco_eval.COCOeval_faster",
     "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.Linear": "torch.nn.Linear",
@@ -235,9 +236,6 @@ LEFT_OUT: dict[str, str] = {
     "config.downgrade_config": _VERSION_1,
     "config.compat.upgrade_config": _VERSION_1,
     "config.compat.downgrade_config": _VERSION_1,
-    "evaluation.fast_eval_api.COCOeval_opt": (
-        "the compiled COCO scorer is left out: COCOEvaluator scores with faster-coco-eval"
-    ),
     "export.Caffe2Model": _CAFFE2,
     "export.Caffe2Tracer": _CAFFE2,
     "export.add_export_config": _CAFFE2,
@@ -307,12 +305,13 @@ def answer(module: str, name: str) -> Any:
     """
     loader = getattr(sys.modules.get(f"detkit.{module}"), "__loader__", None)
     if name == "__all__" and isinstance(loader, _EmptyModule):
-        return _names_of(module)
+        return names_of(module)
     if not name.startswith("__"):
         full_name = f"{module}.{name}"
         if full_name in RENAMED:
             room, _, own_name = RENAMED[full_name].rpartition(".")
-            room = room if room.startswith("torch") else f"detkit.{room}"
+            is_foreign = room.startswith(("torch", "faster_coco_eval"))
+            room = room if is_foreign else f"detkit.{room}"
             return getattr(importlib.import_module(room), own_name)
         for room in ROOMS.get(module, ()):
             found = vars(importlib.import_module(f"detkit.{room}"))
@@ -325,12 +324,13 @@ def answer(module: str, name: str) -> Any:
     raise AttributeError(f"module 'detkit.{module}' has no attribute {name!r}")
 
 
-def _names_of(module: str) -> list[str]:
-    """Return the names that `from module import *` binds, of a module with nothing of its own."""
+def names_of(module: str) -> list[str]:
+    """Return the names of a module of Detectron2 that detkit's module of that path lacks."""
     names = {full.removeprefix(f"{module}.") for full in (*RENAMED, *LEFT_OUT)}
     for room in ROOMS.get(module, ()):
         found = vars(importlib.import_module(f"detkit.{room}"))
-        names |= set(found.get("__all__", [name for name in found if not name.startswith("_")]))
+        own = [k for k, v in found.items() if getattr(v, "__module__", "") == f"detkit.{room}"]
+        names |= set(found.get("__all__", own))
     return sorted(name for name in names if "." not in name and not name.startswith("_"))
 
 

@@ -19,6 +19,14 @@ class ConfigError(UserError, ValueError):
     """An invalid setting, or an invalid combination of settings."""
 
 
+class ContractError(ValueError, AssertionError):
+    """A wrong call which Detectron2 answers with an AssertionError, for code that expects one."""
+
+
+class TakenNameError(ConfigError, ContractError):
+    """A data set, or a value of its metadata, that exists already with other contents."""
+
+
 class UnknownNameError(UserError, KeyError):
     """An unknown name: of a config key, a part of a model, a data set."""
 

@@ -10,8 +10,8 @@ from detkit.utils.text import did_you_mean
 T = TypeVar("T")
 
 
-class DuplicateNameError(UserError, KeyError):
-    """A name under which another object is already registered."""
+class DuplicateNameError(UserError, KeyError, AssertionError):
+    """A name under which another object is already registered; see `ContractError`."""
 
 
 class Registry:

@@ -1,3 +1,6 @@
+import importlib
+from types import ModuleType
+
 import pytest
 
 from benchmarks.detectron2_names import Name, listed_names, look_up
@@ -8,6 +11,16 @@ def test_every_listed_name_is_answered_or_has_a_reason():
     assert len(found) > 650
     assert [f"{x.module}.{x.name}" for x in found if not x.home and not x.reason] == []
     assert sum(bool(x.home) for x in found) > 600
+
+
+def test_only_modules_are_answered_by_modules():
+    # Not a function's module, as that of `layers.nms`.
+    answers = {
+        name: getattr(importlib.import_module(f"detkit.{module}"), name, None)
+        for module, name in listed_names()
+    }
+    modules = {name for name, found in answers.items() if isinstance(found, ModuleType)}
+    assert modules <= {"datasets", "detection_utils", "hooks", "samplers", "transforms"}
 
 
 def test_name_of_nothing_is_neither():

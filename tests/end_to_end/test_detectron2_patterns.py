@@ -26,8 +26,10 @@ from detkit.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detkit.evaluation import COCOEvaluator, DatasetEvaluators, inference_on_dataset
 from detkit.model_zoo import get_config_file
 from detkit.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detkit.structures import Boxes, Instances
+from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
+from detkit.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints
 from detkit.utils.logger import setup_logger
+from detkit.utils.registry import Registry
 from tests.end_to_end.families import family_config
 from tests.loggers import restored_loggers
 
@@ -249,3 +251,58 @@ def test_first_notebook_of_a_beginner(tmp_path):
         loader = build_detection_test_loader(cfg, "balloon_val")
         results = inference_on_dataset(predictor.model, loader, evaluator)
         assert set(results) == {"bbox", "segm"}
+
+
+def _three_values():
+    return Instances((4, 4), scores=torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda: Boxes(torch.zeros(2, 5)), id="boxes_of_five_numbers"),
+        pytest.param(lambda: Boxes(torch.zeros(2, 4))[torch.tensor(1)], id="a_box_without_a_row"),
+        pytest.param(lambda: BoxMode.convert([1, 2, 3], 0, 1), id="a_box_of_three_numbers"),
+        pytest.param(lambda: BoxMode.convert([[1, 2, 3, 4]], 0, 1), id="a_list_of_boxes"),
+        pytest.param(lambda: BoxMode.convert([1, 2, 3, 4], 2, 1), id="a_relative_box"),
+        pytest.param(lambda: _three_values().set("x", [1]), id="a_field_of_another_length"),
+        pytest.param(lambda: Instances.cat([]), id="no_instances_to_join"),
+        pytest.param(
+            lambda: Instances.cat([_three_values(), Instances((5, 5))]), id="of_two_images"
+        ),
+        pytest.param(lambda: ImageList.from_tensors([]), id="no_images"),
+        pytest.param(lambda: Keypoints(torch.zeros(2, 3)), id="keypoints_of_no_object"),
+        pytest.param(lambda: BitMasks(torch.zeros(2, 3)), id="a_mask_of_no_object"),
+        pytest.param(
+            lambda: add_ground_truth_to_proposals([Boxes([[0, 0, 1, 1]])], [_three_values()]),
+            id="ground_truth_without_a_field_of_the_proposals",
+        ),
+        pytest.param(lambda: T.RandomApply(T.NoOpTransform(), prob=1.01), id="a_probability"),
+        pytest.param(lambda: get_cfg().merge_from_list(["NO.SUCH_KEY", 1]), id="a_key_of_a_list"),
+        pytest.param(lambda: DatasetCatalog.register("contract", lambda: [{}]), id="a_name_twice"),
+        pytest.param(lambda: MetadataCatalog.get("contract").set(size=2), id="another_metadata"),
+        pytest.param(
+            lambda: _PARTS.register(type("Part", (), {"__module__": "another"})), id="a_part_twice"
+        ),
+    ],
+)
+def test_wrong_calls_that_detectron2_asserts_are_assertion_errors_too(wrong):
+    DatasetCatalog.register("contract", list)
+    MetadataCatalog.get("contract").size = 1
+    try:
+        # Users write `except AssertionError` around a second registration.
+        with pytest.raises(AssertionError) as caught:
+            wrong()
+        assert isinstance(caught.value, ValueError | KeyError)
+        assert str(caught.value)
+    finally:
+        DatasetCatalog.remove("contract")
+        MetadataCatalog.remove("contract")
+
+
+_PARTS = Registry("PARTS")
+
+
+@_PARTS.register()
+class Part:
+    """Taken."""

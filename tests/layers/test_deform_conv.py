@@ -155,11 +155,6 @@ def test_half_precision_around_it_is_computed_in_float32(cls):
             "groups must divide out_channels: got groups=4, out_channels=6",
             id="output",
         ),
-        pytest.param(
-            {"deformable_groups": 3},
-            "deformable_groups must divide in_channels: got .*=3",
-            id="offsets",
-        ),
     ],
 )
 def test_groups_that_do_not_divide_are_an_error(arguments, message):
@@ -185,3 +180,21 @@ def test_functions_with_given_weights_are_the_layers():
     layer, mask = ModulatedDeformConv(4, 6, kernel_size=3, padding=1), torch.rand(2, 9, 7, 8)
     found = modulated_deform_conv(x, offset, mask, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(found, layer(x, offset, mask))
+
+
+def test_offset_groups_that_do_not_divide_are_an_error_where_they_are_used():
+    # Not before: Detectron2 builds and prints such a layer.
+    layer = DeformConv(4, 6, 3, padding=1, deformable_groups=3)
+    with pytest.raises(ValueError, match=r"deformable_groups must divide in_channels: got .*=3"):
+        layer(torch.zeros(1, 4, 5, 5), torch.zeros(1, 54, 5, 5))
+
+
+def test_layers_are_printed_as_in_detectron2():
+    assert repr(DeformConv(4, 6, 3, padding=1, deformable_groups=2)) == (
+        "DeformConv(in_channels=4, out_channels=6, kernel_size=(3, 3), stride=(1, 1),"
+        " padding=(1, 1), dilation=(1, 1), groups=1, deformable_groups=2, bias=False)"
+    )
+    assert repr(ModulatedDeformConv(4, 6, 3, padding=1)) == (
+        "ModulatedDeformConv(in_channels=4, out_channels=6, kernel_size=(3, 3), stride=1,"
+        " padding=1, dilation=1, groups=1, deformable_groups=1, bias=True)"
+    )

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
+from detkit.utils.errors import ContractError
 from detkit.utils.registry import Registry
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
@@ -301,7 +302,7 @@ def require_probability(prob: float) -> float:
         ValueError: It does not.
     """
     if not 0 <= prob <= 1:
-        raise ValueError(f"a probability must lie in [0, 1], got {prob}")
+        raise ContractError(f"a probability must lie in [0, 1], got {prob}")
     return prob
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detkit.layers import batched_nms, batched_nms_rotated
 from detkit.structures import Boxes, Instances
+from detkit.utils.errors import ContractError
 
 # The logit of a probability of 1 - 1e-10: ground truth ranks above every predicted proposal.
 _GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / 1e-10)
@@ -225,7 +226,7 @@ def add_ground_truth_to_proposals(
     """
     # So that the heads see good boxes, and every object, from the first step on.
     if len(gt) != len(proposals):
-        raise ValueError(
+        raise ContractError(
             f"need ground truth for every image: got {len(gt)} for {len(proposals)} images"
         )
     return [
@@ -252,7 +253,7 @@ def add_ground_truth_to_proposals_single_image(
         elif isinstance(gt, Instances) and gt.has(name):
             as_proposals.set(name, gt.get(name))
         else:
-            raise ValueError(
+            raise ContractError(
                 f"proposals have a field {name!r} that the ground truth lacks: it cannot be"
                 " appended"
             )

@@ -8,7 +8,7 @@ Legend: N images, R regions over the batch, R_i regions of image i, K classes, F
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -64,6 +64,8 @@ class FastRCNNOutputLayers(nn.Module):
         fed_loss_num_classes: int = 50,
         class_weights: Sequence[float] | None = None,
         focal_loss_gamma: float = 0.0,
+        use_fed_loss: bool = False,
+        get_fed_loss_cls_weights: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         """Build the two layers.
 
@@ -87,6 +89,9 @@ class FastRCNNOutputLayers(nn.Module):
                 with that of background, which is 1 otherwise. With a sigmoid per class they are
                 factors on the loss of each sigmoid, and there is none of background.
             focal_loss_gamma: Exponent of the focal loss; 0 is plain cross entropy.
+            use_fed_loss: Detectron2's way to ask for a federated loss, with the weights that the
+                next argument returns.
+            get_fed_loss_cls_weights: Returns `fed_loss_cls_weights`; called with `use_fed_loss`.
 
         Raises:
             ValueError: A federated loss without a sigmoid per class.
@@ -109,6 +114,8 @@ class FastRCNNOutputLayers(nn.Module):
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
+        if use_fed_loss and get_fed_loss_cls_weights is not None:
+            fed_loss_cls_weights = torch.as_tensor(get_fed_loss_cls_weights()).tolist()
         if fed_loss_cls_weights is not None and not use_sigmoid_ce:
             raise ValueError("use_sigmoid_ce must be True for a federated loss, got False")
         # A buffer, as in Detectron2: it is saved with the weights, so that no later run has to
@@ -190,13 +197,15 @@ class FastRCNNOutputLayers(nn.Module):
         Args:
             predictions: Output of `forward`.
             proposals: Per image the sampled proposals, with `proposal_boxes`, `gt_classes` in [0,
-                K], and, in images with objects, `gt_boxes`.
+                K], and, in images with objects, `gt_boxes`. There may be no image.
 
         Returns:
             `loss_cls` and `loss_box_reg`; zeros that are part of the graph when there is no region.
         """
         # Float32 under autocast too: the sum over some thousand regions needs its digits.
         scores, deltas = predictions[0].float(), predictions[1]
+        if not proposals:
+            return {"loss_cls": 0.0 * scores.sum(), "loss_box_reg": 0.0 * deltas.sum()}
         gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         # Boxes are compared for the foreground only.
         found = find_foreground([p.gt_classes for p in proposals], self.num_classes)

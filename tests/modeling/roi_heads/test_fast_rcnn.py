@@ -174,6 +174,15 @@ def test_every_parameter_gets_a_finite_gradient(classes, sigmoid, loss_type):
         assert parameter.grad.isfinite().all(), name
 
 
+def test_losses_of_no_images_are_zero_and_have_a_gradient():
+    scores, deltas = torch.randn(0, 4, requires_grad=True), torch.randn(0, 4, requires_grad=True)
+    losses = make().losses((scores, deltas), [])
+    assert [float(loss.detach()) for loss in losses.values()] == [0.0, 0.0]
+    sum(losses.values()).backward()
+    assert scores.grad is not None
+    assert deltas.grad is not None
+
+
 def test_accuracy_is_logged():
     scores = torch.eye(K + 1)[[0, K, K, 1]]  # predicted classes
     with EventStorage(0) as storage:
@@ -307,6 +316,18 @@ def test_federated_loss_is_the_sigmoid_loss_of_the_classes_it_looks_at():
     torch.testing.assert_close(
         layers.losses((logits, deltas), proposals)["loss_cls"], cost[:, 0].sum() / 3
     )
+
+
+def test_federated_loss_is_asked_for_as_in_detectron2():
+    weights = torch.tensor([1.0, 0.0, 5.0])
+    layers = make(
+        use_sigmoid_ce=True,
+        use_fed_loss=True,
+        get_fed_loss_cls_weights=lambda: weights,
+        fed_loss_num_classes=2,
+    )
+    assert layers.fed_loss_cls_weights.tolist() == weights.tolist()
+    assert make(get_fed_loss_cls_weights=lambda: weights).fed_loss_cls_weights is None
 
 
 def test_federated_loss_without_sigmoid_names_the_keys():
