@@ -244,6 +244,24 @@ def test_mosaic_shows_four_images_around_a_point(records):
     assert len(sample["instances"]) > 4
 
 
+@pytest.mark.parametrize("height", [4, 2], ids=["fills its quarter", "is lower"])
+def test_images_of_a_mosaic_touch_a_point_from_half_a_quarter_to_one_and_a_half(tmp_path, height):
+    pixels = np.arange(height * 6, dtype=np.uint8).reshape(height, 6)
+    Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "annotations": []}
+    mapper = mapper_of([{"name": "Mosaic", "size": [4, 6], "fill": 255}], [record])
+    np.random.seed(0)
+    points = set()
+    for _ in range(300):
+        canvas = mapper(record)["image"][0].numpy()
+        around = [canvas[:-1, :-1], canvas[:-1, 1:], canvas[1:, :-1], canvas[1:, 1:]]
+        corners = (pixels[-1, -1], pixels[-1, 0], pixels[0, -1], pixels[0, 0])
+        meets = np.all([a == c for a, c in zip(around, corners, strict=True)], axis=0)
+        ((y, x),) = np.argwhere(meets) + 1
+        points.add((int(y), int(x)))
+    assert points == set(itertools.product(range(2, 7), range(3, 10)))
+
+
 def test_rotated_boxes_stay_rotated_in_a_mosaic(records):
     for record in records:
         del record["sem_seg_file_name"]
