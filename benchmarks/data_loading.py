@@ -5,6 +5,7 @@ and flipped every other time, to a (3, H, W) uint8 tensor in BGR with boxes and 
 as in a worker of a data loader.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,38 @@ def data_contest(device: torch.device, quick: bool) -> Contest:
         rounds=5 if quick else 30,
         check=_require_same_shape,
     )
+
+
+def jitter_contest(device: torch.device, quick: bool) -> Contest:
+    """Ten images with large-scale jitter, against detkit's own mapper without; see `data_contest`.
+
+    The windows are 1024x1024, so that each has 1.2 times the pixels.
+    """
+    contest = data_contest(device, quick)
+    folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
+    record = _write_record(Path(folder.name))
+    scale = T.ResizeScale(0.1, 2.0, 1024, 1024)
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[scale, T.FixedSizeCrop((1024, 1024)), T.RandomFlip()],
+        image_format="BGR",
+        memory_format=torch.channels_last,
+    )
+    return dataclasses.replace(
+        contest,
+        name="jitter",
+        task=f"{_IMAGES_PER_ROUND} JPEG files of 640x480 to model inputs of 1024x1024, one thread",
+        opponent="detkit without jitter",
+        ours=lambda: _load(mapper, record, folder),
+        theirs=contest.ours,
+        target=1 / 1.5,
+        check=_require_same_type,
+    )
+
+
+def _require_same_type(ours: ModelInput, theirs: ModelInput) -> None:
+    if ours["image"].dtype != theirs["image"].dtype:
+        raise ValueError(f"got {ours['image'].dtype} and {theirs['image'].dtype}")
 
 
 def _require_same_shape(ours: ModelInput, theirs: ModelInput) -> None:

@@ -1,10 +1,10 @@
 """Measure how fast detkit is beside what its users would use otherwise, on this machine.
 
-    python benchmarks/speed.py infer train data eval
+    python benchmarks/speed.py infer train data jitter eval
     python benchmarks/speed.py --quick --json speed.json
 
 What is compared, and what makes the comparison fair, is said with each contest: `infer` and `train`
-in faster_rcnn.py, `data` in data_loading.py, `eval` in coco_scoring.py.
+in faster_rcnn.py, `data` and `jitter` in data_loading.py, `eval` in coco_scoring.py.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 import torchvision
 from coco_scoring import eval_contest
 from contest import Contest, Measurement, format_table, measure
-from data_loading import data_contest
+from data_loading import data_contest, jitter_contest
 from faster_rcnn import infer_contest, train_contest
 
 from detkit import __version__
@@ -32,6 +32,7 @@ CONTESTS: dict[str, Callable[[torch.device, bool], Contest]] = {
     "infer": infer_contest,
     "train": train_contest,
     "data": data_contest,
+    "jitter": jitter_contest,
     "eval": eval_contest,
 }
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("contests", nargs="*", metavar="infer|train|data|eval", help="which (default: all)")
+    add("contests", nargs="*", metavar="infer|train|data|jitter|eval", help="which (default: all)")
     add("--quick", action="store_true", help="fewer rounds, smaller inputs; less certain")
     add("--rounds", type=int, help="rounds that are counted (default: each contest's own number)")
     devices = "of infer and train: auto, cpu, cuda, mps (default: %(default)s)"

@@ -45,6 +45,16 @@ def test_padding_has_a_value_of_its_own_for_labels():
     assert tfm.apply_image(np.zeros((2, 2, 3), np.uint8)).shape == (8, 6, 3)
 
 
+@pytest.mark.parametrize("mirrored", [(2,), (1,), (0, 2), (0, 1, 2)])
+def test_padding_of_a_mirrored_view_stays_one(mirrored):
+    view = np.flip(np.arange(24, dtype=np.uint8).reshape(2, 4, 3), mirrored)
+    tfm = T.PadTransform(1, 2, 3, 4, pad_value=7)
+    padded = tfm.apply_image(view)
+    assert np.array_equal(padded, tfm.apply_image(view.copy()))
+    # A copy into another order takes four times as long as one of whole rows.
+    assert [axis for axis in range(3) if padded.strides[axis] < 0] == list(mirrored)
+
+
 def test_inverse_needs_the_old_size():
     for tfm in (T.CropTransform(0, 0, 2, 2), T.PadTransform(0, 0, 2, 2)):
         with pytest.raises(NotImplementedError, match="needs orig_w and orig_h"):
