@@ -1,6 +1,7 @@
 """`detkit convert-dataset`: bring a data set of any format into that of COCO, VOC or YOLO."""
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from detkit.data.datasets.formats.detect import detect_dataset
 from detkit.data.datasets.formats.write import write_dataset
 from detkit.data.record_files import require_files
 from detkit.model_zoo import find_config
+from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError
 from detkit.utils.text import counted, file_stem, printable
 
@@ -57,19 +59,30 @@ def convert(args: argparse.Namespace) -> None:
             records = {split: DatasetCatalog.get(name) for split, name in names.items()}
     for split, name in names.items():
         require_files(name, records[split])  # before anything is written
-    written = []
-    for split, name in names.items():
-        part = file_stem(split)  # a data set may have any name
-        entry, lost = write_dataset(
-            name, records[split], str(output), args.to, part, link=args.link
-        )
-        written.append({"name": f"{output.resolve().name}_{part}", **entry})
-        objects = sum(len(record.get("annotations", ())) for record in records[split])
-        images = counted(len(records[split]), "image", "images")
-        print(printable(f"wrote {split}: {images}, {counted(objects, 'object', 'objects')} read"))
-        for what, count in lost.items():
-            print(f"  lost: {what}: {count}")
+    try:
+        written = [
+            _write(split, name, records[split], output, args) for split, name in names.items()
+        ]
+    except BaseException:
+        # It was empty, and half a data set would pass for a whole one.
+        for path in output.iterdir() if output.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
     print(f"\n{yaml.safe_dump({'DATASETS': {'REGISTER': written}}, sort_keys=False)}", end="")
+
+
+def _write(
+    split: str, name: str, records: Sequence[ImageRecord], output: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Write a split, print what is lost, and return its entry for DATASETS.REGISTER."""
+    part = file_stem(split)  # a data set may have any name
+    entry, lost = write_dataset(name, records, str(output), args.to, part, link=args.link)
+    objects = sum(len(record.get("annotations", ())) for record in records)
+    images = counted(len(records), "image", "images")
+    print(printable(f"wrote {split}: {images}, {counted(objects, 'object', 'objects')} read"))
+    for what, count in lost.items():
+        print(f"  lost: {what}: {count}")
+    return {"name": f"{output.resolve().name}_{part}", **entry}
 
 
 def _registered(found: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, str]:

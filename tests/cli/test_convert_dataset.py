@@ -77,6 +77,25 @@ def test_folder_that_is_not_empty_is_refused(
     assert "is not empty: name another folder" in capsys.readouterr().err
 
 
+def test_nothing_is_left_of_a_conversion_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a.bmp"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    rows = [f"{name},cat,1,1,5,5\n" for name in ("a.png", "a.bmp")]
+    for split, row in zip(("train", "val"), rows, strict=True):
+        (tmp_path / f"{split}.csv").write_text(f"image,class,xmin,ymin,xmax,ymax\n{row}")
+    out = tmp_path / "out"
+    out.mkdir()
+    assert main(["convert-dataset", str(tmp_path), str(out), "--to", "voc"]) == 2
+    printed = capsys.readouterr()
+    assert "wrote train" in printed.out
+    assert "a.xml, of another split, has other objects" in printed.err
+    assert not any(out.iterdir())
+    (tmp_path / "val.csv").unlink()
+    _convert(tmp_path, out, "voc")
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b"])
 def test_data_set_of_any_name_is_written_below_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

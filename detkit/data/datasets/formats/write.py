@@ -86,9 +86,9 @@ def _place_images(
         )
     sources = [os.path.abspath(PathManager.get_local_path(r["file_name"])) for r in records]  # noqa: PTH100
     common = os.path.commonpath([os.path.dirname(s) for s in sources]) if sources else ""  # noqa: PTH120
-    placed, taken = [], dict[str, str]()
-    for record, source in zip(records, sources, strict=True):
-        path = folder / os.path.relpath(source, common)
+    paths = [folder / os.path.relpath(source, common) for source in sources]
+    taken: dict[str, str] = {}
+    for source, path in zip(sources, paths, strict=True):  # before the first is copied
         # In VOC and YOLO, text is found by the image's name without ending.
         key = str(path.with_suffix("") if by_stem else path)
         if key in taken and (by_stem or taken[key] != source):
@@ -97,6 +97,8 @@ def _place_images(
                 " one image"
             )
         taken[key] = source
+    placed = []
+    for record, source, path in zip(records, sources, paths, strict=True):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             if link:

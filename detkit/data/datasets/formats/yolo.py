@@ -32,6 +32,7 @@ from detkit.utils.file_io import dataset_root, read_file, read_text
 from detkit.utils.image_file import IMAGE_SUFFIXES
 from detkit.utils.text import did_you_mean
 
+_MAX_SIZE = 1 << 24  # characters of a data.yaml, and 16 for each value
 SPLITS = ("train", "val", "test")
 
 
@@ -85,13 +86,31 @@ def read_yolo_folders(
 
 def read_data_yaml(data: str) -> dict[str, Any]:
     """Return the content of a data.yaml."""
+    text = read_file(data, "data file")
     try:
-        content = yaml.safe_load(read_file(data, "data file"))
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        _require_modest(root, data)
+        content = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"data file {data} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"data file {data} must hold names, train and val, got {content!r:.80}")
     return content
+
+
+def _require_modest(root: yaml.Node | None, data: str) -> None:
+    """Raise a DataError for aliases of aliases, by which a small file holds billions of values."""
+    left, size = [] if root is None else [root], 0
+    while left:
+        node = left.pop()
+        if isinstance(node, yaml.MappingNode):
+            left += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
+        size += 16 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if size > _MAX_SIZE:
+            raise DataError(f"data file {data} is too large, with its aliases written out")
 
 
 def splits_of(content: Mapping[str, Any], data: str) -> list[str]:
@@ -105,15 +124,17 @@ def _names(content: Mapping[str, Any], data: str) -> list[str]:
     names = content.get("names")
     if isinstance(names, Mapping):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise DataError(f"names of {data} must count from 0 without gaps, got {list(names)}")
+            raise DataError(
+                f"names of {data} must count from 0 without gaps, got {list(names)!r:.200}"
+            )
         by_number = {int(key): name for key, name in names.items()}
         names = [by_number[k] for k in range(len(by_number))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{data} needs names, a list of class names, got {names!r}")
+        raise DataError(f"{data} needs names, a list of class names, got {names!r:.200}")
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             # YAML reads yes, no, on and off as booleans.
-            raise DataError(f"names of {data} must be text, got {name!r}; put it in quotes")
+            raise DataError(f"names of {data} must be text, got {name!r:.200}; put it in quotes")
     names = [str(name) for name in names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -128,7 +149,7 @@ def _keypoint_shape(content: Mapping[str, Any], data: str) -> tuple[int, int] | 
     if shape is None:
         return None
     if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3):
-        raise DataError(f"kpt_shape of {data} must be [keypoints, 2 or 3], got {shape!r}")
+        raise DataError(f"kpt_shape of {data} must be [keypoints, 2 or 3], got {shape!r:.200}")
     return int(shape[0]), int(shape[1])
 
 

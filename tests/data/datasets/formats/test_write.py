@@ -100,3 +100,4 @@ def test_names_that_differ_in_their_ending_are_refused(toy_records, register, tm
     toy_records[1]["file_name"] = str(images / "a.jpg")
     with pytest.raises(DataError, match=r"a.png and .*a.jpg would both be"):
         write_dataset(register(toy_records), toy_records, str(tmp_path / "out"), "voc", "x")
+    assert not (tmp_path / "out").exists()

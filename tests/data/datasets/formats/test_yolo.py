@@ -132,6 +132,23 @@ def test_wrong_data_yaml_is_named(content, message, tmp_path):
     assert "data.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "top", ["names: *a40", "<<: [*a40, *a40]"], ids=["lists", "merged mappings"]
+)
+def test_aliases_that_multiply_are_refused(top, tmp_path):
+    first = "a0: &a0 {x: 1}\n" if "<<" in top else "a0: &a0 [x]\n"
+    double = "{{<<: [*a{k}, *a{k}]}}" if "<<" in top else "[*a{k}, *a{k}]"
+    lines = [f"a{k + 1}: &a{k + 1} {double.format(k=k)}\n" for k in range(40)]
+    (tmp_path / "data.yaml").write_text(first + "".join(lines) + f"{top}\ntrain: images\n")
+    with pytest.raises(DataError, match="too large, with its aliases written out"):
+        read_yolo(str(tmp_path / "data.yaml"), "train")
+
+
+def test_an_alias_is_read(tmp_path):
+    data = _write(tmp_path, train="&train images/train", val="*train")
+    assert read_yolo(data, "val").names == ["cat", "dog"]
+
+
 def test_no_text_file_at_all_is_an_error(tmp_path):
     data = _write(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").unlink()
