@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -42,7 +43,7 @@ JPEG_MARK = b"\xff\xd8\xff"
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_pillow = threading.Lock()
+_pillow = threading.RLock()
 
 
 class BadImageError(DataError):
@@ -82,7 +83,12 @@ def opened_image(
     try:
         with _open(_png_metadata(data) if header_only else data) as image:
             require_pixels(data, image.size, file_name, max_pixels)
-            yield image
+            # A TIFF is held against Pillow's limit again when it is decoded. Off for a large one
+            # alone: other threads wait meanwhile.
+            with _pillow:
+                is_large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or sys.maxsize)
+            with _without_pillows_limit() if is_large else contextlib.nullcontext():
+                yield image
     except BadImageError:
         raise
     except PIL_ERRORS as error:
@@ -175,11 +181,16 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit is a global variable, which a config cannot raise: it is replaced by
-    # `require_pixels`.
+    with _without_pillows_limit():
+        return Image.open(io.BytesIO(data), formats=_known_formats())
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    # A global variable, which a config cannot raise: it is replaced by `require_pixels`.
     with _pillow:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=_known_formats())
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit

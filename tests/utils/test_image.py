@@ -381,9 +381,10 @@ def test_limit_is_that_of_the_caller(tmp_path, suffix):
         read_image(path, max_pixels=24 * 32 - 1)
 
 
-def test_limit_of_pillow_neither_applies_nor_changes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_limit_of_pillow_neither_applies_nor_changes(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    path = write(tmp_path / "a.png", picture())
+    path = write(tmp_path / f"a.{suffix}", picture())
     assert read_image(path).shape == (24, 32, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
 
