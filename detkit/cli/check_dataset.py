@@ -96,8 +96,7 @@ def _anchors_of_model(cfg: CfgNode) -> list[AnchorLevel]:
     on_cpu = cfg.clone()
     on_cpu.defrost()
     on_cpu.MODEL.DEVICE = "cpu"
-    levels = anchors_per_level(build_model(on_cpu))
-    return [AnchorLevel(stride, offset, cells.numpy()) for stride, offset, cells in levels]
+    return [AnchorLevel(*level) for level in anchors_per_level(build_model(on_cpu))]
 
 
 def _classes_of_weights(cfg: CfgNode) -> Sequence[str]:

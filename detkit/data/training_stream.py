@@ -283,6 +283,12 @@ class TrainingStream(IterableDataset):
         return self._batches.dataset
 
     @property
+    def items(self) -> Any:
+        """What the samples are made from: as a rule, records."""
+        samples = self._records.dataset
+        return getattr(samples, "dataset", samples)
+
+    @property
     def num_images(self) -> int:
         """The images of an epoch: the whole data set, or the subset that the sampler has drawn."""
         return getattr(self._draws.sampler, "num_images", len(self._records))

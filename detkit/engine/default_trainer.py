@@ -21,11 +21,13 @@ from detkit.data import (
     DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
+    TrainingStream,
     build_detection_test_loader,
     build_detection_train_loader,
     get_test_records,
 )
 from detkit.data.build import check_test_files
+from detkit.data.doctor import AnchorLevel, warn_before_training
 from detkit.engine.checkpoint_records import (
     ConfigRecord,
     class_metadata,
@@ -63,7 +65,7 @@ from detkit.evaluation import (
     print_csv_format,
     verify_results,
 )
-from detkit.modeling import GeneralizedRCNNWithTTA, build_model
+from detkit.modeling import GeneralizedRCNNWithTTA, anchors_per_level, build_model
 from detkit.solver import build_lr_scheduler, build_optimizer
 from detkit.utils import comm
 from detkit.utils.env import resolve_device
@@ -116,6 +118,9 @@ class DefaultTrainer(SimpleTrainer):
         with DatasetCatalog.kept(cfg.DATASETS.TEST):
             self.check_test_data(cfg)
         model = self.build_model(cfg)
+        if comm.is_main_process() and isinstance(data_loader, TrainingStream):
+            levels = [AnchorLevel(*level) for level in anchors_per_level(model)]
+            warn_before_training(cfg, data_loader.items, levels)
         if cfg.MODEL.FSDP:
             _shard(cfg, model)
         optimizer = self.build_optimizer(cfg, model)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,7 +202,7 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
     return torch.tensor(anchors, dtype=torch.float32)
 
 
-def anchors_per_level(model: nn.Module) -> list[tuple[int, float, Tensor]]:
+def anchors_per_level(model: nn.Module) -> list[tuple[int, float, np.ndarray]]:
     """Return stride, offset and (A, 4) anchors of a cell, for each level of a model's heads.
 
     It is empty for a model without upright anchors on a grid.
@@ -210,7 +211,7 @@ def anchors_per_level(model: nn.Module) -> list[tuple[int, float, Tensor]]:
     levels = []
     for generator in generators if all(g.box_dim == 4 for g in generators) else ():
         for stride, cells in zip(generator.strides, generator.cell_anchors, strict=True):
-            levels.append((stride, generator.offset, cells.detach().cpu()))
+            levels.append((stride, generator.offset, cells.detach().cpu().numpy()))
     return levels
 
 

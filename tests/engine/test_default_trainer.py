@@ -418,6 +418,16 @@ def test_console_line_is_logged(tiny_cfg, caplog):
     assert "iter: 6/6" in caplog.text
 
 
+def test_odd_training_data_are_told_before_the_first_step(tiny_cfg, caplog):
+    path = Path(tiny_cfg.DATASETS.REGISTER[0]["annotations"])
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 99})
+    path.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, logger="detkit"):
+        DefaultTrainer(tiny_cfg)
+    assert "An object is annotated twice: 1 in the" in caplog.text
+
+
 class ShowsCounts(DefaultTrainer):
     seen = None
 

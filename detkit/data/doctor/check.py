@@ -25,12 +25,25 @@ from detkit.data.doctor.annotations import (
 )
 from detkit.data.doctor.finding import Example, Findings
 from detkit.data.doctor.images import ImageFacts, copies, facts_of_all, look_alikes
-from detkit.data.record_files import check_label_maps
+from detkit.data.record_files import check_label_maps, spread
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, UnknownNameError, UserError
 from detkit.utils.events import progress_bar
 
+logger = logging.getLogger(__name__)
+
 _LARGE = 9  # times the pixels that the model is fed
+_LOOKED_AT = 2000  # images, before a training: a fraction of a second
+_TOLD_BEFORE_TRAINING = (
+    "doubled-box",
+    "contradicting-box",
+    "whole-image-box",
+    "tiny-object",
+    "mask-without-area",
+    "mask-off-box",
+    "keypoint-outside",
+    "anchor-recall",
+)
 
 
 @dataclass
@@ -112,6 +125,47 @@ def check_datasets(
     report.anchors = check_anchors(cfg, in_train, anchors, findings)
     _check_copies(train, [o.name for o in in_test], records, facts, findings)
     return report
+
+
+def warn_before_training(
+    cfg: CfgNode, records: Sequence[Any], anchors: Sequence[AnchorLevel]
+) -> None:
+    """Log what is odd about training data, as far as no image need be opened.
+
+    What building the loader has told already is not told again. Of many images, a part is looked
+    at, spread over all.
+
+    Args:
+        cfg: What they must fit.
+        records: Those that are trained on; others than records with boxes are passed over.
+        anchors: As in `check_datasets`.
+    """
+    if not cfg.DATASETS.TRAIN:
+        return
+    looked_at = [records[k] for k in spread(range(len(records)), _LOOKED_AT)]
+    looked_at = [record for record in looked_at if _has_boxes(record)]
+    findings, name = Findings(), cfg.DATASETS.TRAIN[0]
+    objects = check_annotations(cfg, name, looked_at, findings, is_train=True)
+    check_anchors(cfg, [objects], anchors, findings)
+    told = [finding for finding in findings if finding.code in _TOLD_BEFORE_TRAINING]
+    for finding in told:
+        logger.warning(
+            "%s: %d in the %d training images that were looked at, such as annotation %s of %s. %s",
+            finding.title,
+            finding.count,
+            len(looked_at),
+            finding.examples[0].annotation,
+            finding.examples[0].file,
+            finding.remedy,
+        )
+    if told:
+        logger.info("`detkit check-dataset --html report.html` looks at all data, and shows them")
+
+
+def _has_boxes(record: Any) -> bool:
+    return isinstance(record, dict) and all(
+        "bbox_mode" in annotation for annotation in record.get("annotations", ())
+    )
 
 
 def _expect_classes(cfg: CfgNode, name: str) -> None:

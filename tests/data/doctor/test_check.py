@@ -13,7 +13,13 @@ from PIL import Image
 
 import detkit.modeling  # noqa: F401 - declares what the architectures read
 from detkit.data import DatasetCatalog
-from detkit.data.doctor import KINDS, AnchorLevel, Report
+from detkit.data.doctor import (
+    KINDS,
+    AnchorLevel,
+    Report,
+    check_datasets,
+    warn_before_training,
+)
 
 HEIGHT, WIDTH, NAMES = 48, 64, ["cat", "dog"]  # of the toy set
 
@@ -250,3 +256,33 @@ def test_data_without_faults_have_no_finding(keypoint_on: bool, toy: Any) -> Non
 
 def test_every_kind_is_planted() -> None:
     assert set(KINDS) - set(FAULTS) == set()
+
+
+def test_training_tells_what_shows_without_opening_images(toy: Any, caplog: Any) -> None:
+    toy.add()
+    toy.image().unlink()
+    cfg = toy.cfg()
+    records = DatasetCatalog.get("toy_train")
+    with caplog.at_level("INFO", logger="detkit"):
+        warn_before_training(cfg, records, toy.anchors)
+    warning, hint = caplog.messages
+    assert "annotated twice: 1 in the 4 training images" in warning
+    assert f"annotation 108 of {toy.image()}" in warning
+    assert "check-dataset" in hint
+
+
+def test_training_says_nothing_of_data_without_faults_and_of_others_than_records(
+    toy: Any, caplog: Any
+) -> None:
+    cfg = toy.cfg()
+    for records in (DatasetCatalog.get("toy_train"), [1, "a"], [{"annotations": [{}]}], []):
+        warn_before_training(cfg, records, toy.anchors)
+    assert caplog.messages == []
+
+
+def test_worker_processes_find_the_same(toy: Any) -> None:
+    toy.first(bbox=[4, 6, 0, 14])
+    toy.image().unlink()
+    alone = toy.check().findings.as_json()
+    found = check_datasets(toy.cfg(), num_workers=2, anchors=toy.anchors).findings.as_json()
+    assert found == alone != []
