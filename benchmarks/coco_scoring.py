@@ -11,8 +11,7 @@ import io
 from typing import Any, cast
 
 import numpy as np
-import torch
-from contest import Contest
+from contest import Contest, Setting
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -25,9 +24,9 @@ _NUM_CLASSES = 80
 _HEIGHT, _WIDTH = 480, 640
 
 
-def eval_contest(device: torch.device, quick: bool) -> Contest:
-    """Detections of a whole data set to AP; `device` is not used, scoring runs on the CPU."""
-    num_images = 500 if quick else 5000
+def eval_contest(setting: Setting) -> Contest:
+    """Detections of a whole data set to AP; scoring runs on the CPU."""
+    num_images = 500 if setting.quick else 5000
     truth, detections = synthetic_detections(num_images)
     coco = _quietly_indexed(truth)
     results = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
@@ -56,7 +55,7 @@ def eval_contest(device: torch.device, quick: bool) -> Contest:
         ours=ours,
         theirs=theirs,
         target=8.0,
-        rounds=2 if quick else 3,
+        rounds=2 if setting.quick else 3,
         check=_require_same_ap,
     )
 

@@ -1,6 +1,8 @@
 """Time the same task done by two programs, in turn and in processes of their own."""
 
+import math
 import multiprocessing
+import os
 import statistics
 import time
 import traceback
@@ -14,6 +16,21 @@ import torch
 from tabulate import tabulate
 
 IMAGE_SIZE = (480, 640)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the contests are run.
+
+    Attributes:
+        device: Of the models; loading, scoring and imports run on the CPU.
+        quick: Smaller inputs and fewer rounds.
+        dtype: Of mixed precision in the contests of models; float32 for none.
+    """
+
+    device: torch.device
+    quick: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -44,25 +61,44 @@ class Contest:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of every round of a contest, detkit's and the other side's."""
+    """Seconds of every round of a contest, detkit's and the other side's.
+
+    Attributes:
+        contest: What was measured.
+        ours: Seconds by the clock, of detkit.
+        theirs: Of the other side.
+        our_cpu: Seconds of processor time, of all threads; less disturbed by a busy machine.
+        their_cpu: Of the other side.
+    """
 
     contest: Contest
     ours: list[float]
     theirs: list[float]
+    our_cpu: list[float]
+    their_cpu: list[float]
 
     @property
     def ratio(self) -> float:
         """How many times faster detkit is, by the medians."""
         return statistics.median(self.theirs) / statistics.median(self.ours)
 
+    @property
+    def cpu_ratio(self) -> float:
+        """The same in processor time; nan where the clock is too coarse."""
+        ours = statistics.median(self.our_cpu)
+        return statistics.median(self.their_cpu) / ours if ours else math.nan
+
 
 def measure(contest: Contest, rounds: int) -> Measurement:
     """Run both sides in turn: once as a warm-up, then `rounds` times with the clock."""
 
-    def seconds_of(function: Callable[[], object]) -> float:
-        start = time.perf_counter()
+    def seconds_of(function: Callable[[], object]) -> tuple[float, float]:
+        start, cpu = time.perf_counter(), processor_seconds()
         function()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if isinstance(function, OwnProcess):
+            return seconds, function.cpu_seconds
+        return seconds, processor_seconds() - cpu
 
     our_result, their_result = contest.ours(), contest.theirs()
     if contest.check is not None:
@@ -72,17 +108,29 @@ def measure(contest: Contest, rounds: int) -> Measurement:
     for _ in range(rounds):
         ours.append(seconds_of(contest.ours))
         theirs.append(seconds_of(contest.theirs))
-    return Measurement(contest, ours, theirs)
+    (our_wall, our_cpu), (their_wall, their_cpu) = (
+        zip(*side, strict=True) for side in (ours, theirs)
+    )
+    return Measurement(contest, *map(list, (our_wall, their_wall, our_cpu, their_cpu)))
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def format_table(measurements: Iterable[Measurement]) -> str:
-    """Return a table of medians, fastest and slowest rounds, the ratio and its target."""
+    """Return a table of medians, fastest and slowest rounds, the ratios and the target."""
     rows = []
     for m in measurements:
         target = f"{m.contest.target:.1f}x" if m.contest.target else ""
+        rounds = [theirs / ours for ours, theirs in zip(m.ours, m.theirs, strict=True)]
+        ratio = f"{m.ratio:.2f}x ({min(rounds):.2f} to {max(rounds):.2f})"
         sides = [_spread(m.ours), _spread(m.theirs)]
-        rows.append([m.contest.name, m.contest.opponent, *sides, f"{m.ratio:.2f}x", target])
-    headers = ["contest", "against", "detkit", "other", "faster", "target"]
+        rows.append(
+            [m.contest.name, m.contest.opponent, *sides, ratio, f"{m.cpu_ratio:.2f}x", target]
+        )
+    headers = ["contest", "against", "detkit", "other", "faster", "in CPU time", "target"]
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
@@ -99,6 +147,9 @@ class OwnProcess:
     the threads. Arguments, results and the name of `build` are pickled, so `build` must be a
     function of a module, and its results should be small: sending them is part of the measured
     time. The process ends with this object.
+
+    Attributes:
+        cpu_seconds: Processor time of the last call, of all threads there.
     """
 
     def __init__(self, build: Callable[..., Callable[[], Any]], *args: Any) -> None:
@@ -113,6 +164,7 @@ class OwnProcess:
         arguments = (other_end, build, args, torch.get_num_threads())
         context.Process(target=_serve, args=arguments, daemon=True).start()
         other_end.close()
+        self.cpu_seconds = 0.0
         self._receive()
 
     def __call__(self) -> Any:
@@ -122,7 +174,7 @@ class OwnProcess:
 
     def _receive(self) -> Any:
         try:
-            result, error = self._pipe.recv()
+            result, error, self.cpu_seconds = self._pipe.recv()
         except EOFError:
             raise RuntimeError("a process of the benchmark died: out of memory, perhaps") from None
         if error:
@@ -139,13 +191,15 @@ def _serve(
     torch.set_num_threads(num_threads)
     try:
         run = build(*args)
-        pipe.send((None, ""))
+        pipe.send((None, "", 0.0))
         while pipe.recv():
-            pipe.send((run(), ""))
+            start = processor_seconds()
+            result = run()
+            pipe.send((result, "", processor_seconds() - start))
     except (EOFError, KeyboardInterrupt):  # the other end was closed: the benchmark is over
         return
     except Exception:
-        pipe.send((None, traceback.format_exc()))
+        pipe.send((None, traceback.format_exc(), 0.0))
 
 
 def example_image() -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contest import IMAGE_SIZE, Contest, example_image, example_objects
+from contest import IMAGE_SIZE, Contest, Setting, example_image, example_objects
 from PIL import Image, ImageOps
 
 from detkit.data import DatasetMapper
@@ -23,8 +23,8 @@ _SMALL_SIDE, _LARGE_SIDE = 800, 1333
 _IMAGES_PER_ROUND = 10
 
 
-def data_contest(device: torch.device, quick: bool) -> Contest:
-    """Ten images from file to model input; `device` is not used, loading runs on the CPU."""
+def data_contest(setting: Setting) -> Contest:
+    """Ten images from file to model input; loading runs on the CPU."""
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
     record = _write_record(Path(folder.name))
     resize = T.ResizeShortestEdge([_SMALL_SIDE], _LARGE_SIDE, "choice")
@@ -42,17 +42,17 @@ def data_contest(device: torch.device, quick: bool) -> Contest:
         ours=lambda: _load(mapper, record, folder),
         theirs=lambda: _load(pil_mapper, record, folder),
         target=3.0,
-        rounds=5 if quick else 30,
+        rounds=5 if setting.quick else 30,
         check=_require_same_shape,
     )
 
 
-def jitter_contest(device: torch.device, quick: bool) -> Contest:
+def jitter_contest(setting: Setting) -> Contest:
     """Ten images with large-scale jitter, against detkit's own mapper without; see `data_contest`.
 
     The windows are 1024x1024, so that each has 1.2 times the pixels.
     """
-    contest = data_contest(device, quick)
+    contest = data_contest(setting)
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
     record = _write_record(Path(folder.name))
     scale = T.ResizeScale(0.1, 2.0, 1024, 1024)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from contest import IMAGE_SIZE, Contest, OwnProcess, example_image, example_objects
+from contest import IMAGE_SIZE, Contest, OwnProcess, Setting, example_image, example_objects
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -41,16 +41,16 @@ _SMALL_SIDE, _LARGE_SIDE = 800, 1333
 _LEARNING_RATE = 1e-4
 
 
-def infer_contest(device: torch.device, quick: bool) -> Contest:
+def infer_contest(setting: Setting) -> Contest:
     """From an image in memory, uint8, to boxes on the CPU; one image."""
     return Contest(
         name="infer",
         task="one 480x640 image to boxes, R50-FPN, resized to 800x1067",
         opponent="torchvision fasterrcnn_resnet50_fpn",
-        ours=OwnProcess(_detkit_inference, device),
-        theirs=OwnProcess(_torchvision_inference, device),
+        ours=OwnProcess(_detkit_inference, setting.device),
+        theirs=OwnProcess(_torchvision_inference, setting.device),
         target=2.2,
-        rounds=3 if quick else 15,
+        rounds=3 if setting.quick else 15,
         check=_require_same_proposals,
     )
 
@@ -115,16 +115,16 @@ def _count_proposals(model: nn.Module) -> list[int]:
     return counts
 
 
-def train_contest(device: torch.device, quick: bool) -> Contest:
+def train_contest(setting: Setting) -> Contest:
     """One step of SGD on one image with ten objects: resize, forward, backward, update."""
     return Contest(
         name="train",
         task="one step of SGD on one 480x640 image with 10 objects, R50-FPN, resized to 800x1067",
         opponent="torchvision fasterrcnn_resnet50_fpn",
-        ours=OwnProcess(_detkit_step, device),
-        theirs=OwnProcess(_torchvision_step, device),
+        ours=OwnProcess(_detkit_step, setting.device),
+        theirs=OwnProcess(_torchvision_step, setting.device),
         target=None,
-        rounds=1 if quick else 7,
+        rounds=1 if setting.quick else 7,
     )
 
 

@@ -6,7 +6,7 @@
 Each part runs in a process of its own and prints a line per measurement. A part that fails, or does
 not end in its time, is reported, and the next one runs. Where the budget ends, so does the run.
 
-What is compared is said in gpu_models.py. Times are medians of rounds in which the libraries take
+What is compared is said in pairs.py. Times are medians of rounds in which the libraries take
 turns, the device idle before and after each. `peak` is the share of the rate that a large matrix
 product reached in the same precision and process; operations are those of convolutions and matrix
 products, forward and backward. `waits` are synchronisations that CUDA reports.
@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torchvision
-from gpu_models import Pair, Task, autocast, config_step
+from pairs import Pair, Task, autocast, config_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from waits import Waits

@@ -1,26 +1,32 @@
 """Measure how fast detkit is beside what its users would use otherwise, on this machine.
 
-    python benchmarks/speed.py infer train data jitter eval
-    python benchmarks/speed.py --quick --json speed.json
+    python benchmarks/speed.py --json speed.json
+    python benchmarks/speed.py infer train data jitter eval --quick
 
 What is compared, and what makes the comparison fair, is said with each contest: `infer` and `train`
-in faster_rcnn.py, `data` and `jitter` in data_loading.py, `eval` in coco_scoring.py.
+in faster_rcnn.py, `data` and `jitter` in data_loading.py, `eval` in coco_scoring.py, all of one
+model with the same weights in pairs.py. `import` is a new Python that imports torch, torchvision
+and `detkit.engine`, against one without the last.
 """
 
 import argparse
+import contextlib
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from coco_scoring import eval_contest
-from contest import Contest, Measurement, format_table, measure
+from contest import Contest, Measurement, Setting, format_table, measure
 from data_loading import data_contest, jitter_contest
 from faster_rcnn import infer_contest, train_contest
+from pairs import pair_contest
 
 from detkit import __version__
 from detkit.cli.errors import run_command
@@ -28,13 +34,41 @@ from detkit.utils.env import resolve_device
 from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.text import did_you_mean
 
-CONTESTS: dict[str, Callable[[torch.device, bool], Contest]] = {
+
+def import_contest(setting: Setting) -> Contest:
+    """A new Python that imports detkit.engine, against torch and torchvision alone."""
+    own = "import torch, torchvision"
+    return Contest(
+        name="import",
+        task="to import detkit.engine; the other side: torch and torchvision, which it needs",
+        opponent="torch and torchvision",
+        ours=partial(_run_python, f"{own}, detkit.engine"),
+        theirs=partial(_run_python, own),
+        target=None,
+        rounds=2 if setting.quick else 7,
+    )
+
+
+def _run_python(program: str) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+_infer = partial(pair_contest, train_batch=0)
+CONTESTS: dict[str, Callable[[Setting], Contest]] = {
     "infer": infer_contest,
+    "faster": partial(_infer, kind="faster", image_size=(480, 640), target=2.0),
+    "mask": partial(_infer, kind="mask", image_size=(480, 640), target=2.0),
+    "retinanet": partial(_infer, kind="retinanet", image_size=(480, 640), target=1.8),
     "train": train_contest,
+    "train-pair": partial(
+        pair_contest, kind="faster", image_size=(320, 480), train_batch=2, target=1.8
+    ),
     "data": data_contest,
     "jitter": jitter_contest,
     "eval": eval_contest,
+    "import": import_contest,
 }
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -48,12 +82,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("contests", nargs="*", metavar="infer|train|data|jitter|eval", help="which (default: all)")
+    add("contests", nargs="*", metavar="|".join(CONTESTS), help="which (default: all)")
     add("--quick", action="store_true", help="fewer rounds, smaller inputs; less certain")
     add("--rounds", type=int, help="rounds that are counted (default: each contest's own number)")
-    devices = "of infer and train: auto, cpu, cuda, mps (default: %(default)s)"
+    devices = "of the models: auto, cpu, cuda, mps (default: %(default)s)"
     add("--device", default="cpu", help=devices)
-    add("--threads", type=int, help="threads of infer and train (default: torch's own choice)")
+    dtypes = "mixed precision of both sides where they have the same weights (default: %(default)s)"
+    add("--dtype", choices=_DTYPES, default="float32", help=dtypes)
+    add("--threads", type=int, help="threads of the models (default: torch's own choice)")
     add("--json", metavar="FILE", help="write every measured second, with versions and machine")
     return run_command(run, parser.parse_args(argv))
 
@@ -67,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rounds is not None and args.rounds < 1:
         raise ConfigError(f"--rounds must be at least 1, got {args.rounds}")
     device = resolve_device(args.device)
+    setting = Setting(device, args.quick, _DTYPES[args.dtype])
     if args.threads:
         torch.set_num_threads(args.threads)
     surroundings = {
@@ -74,22 +111,35 @@ def run(args: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": args.dtype,
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+        "machine": _processor(),
         "python": platform.python_version(),
     }
     print(", ".join(f"{key} {value}" for key, value in surroundings.items()), flush=True)
     measurements = []
     for name in args.contests or CONTESTS:
-        contest = CONTESTS[name](device, args.quick)
+        contest = CONTESTS[name](setting)
         print(f"{name}: {contest.task}", flush=True)
-        measurements.append(measure(contest, args.rounds or contest.rounds))
+        measurement = measure(contest, args.rounds or contest.rounds)
+        times = f"{measurement.ratio:.2f} times faster, {measurement.cpu_ratio:.2f} in CPU time"
+        print(f"{name}: {times}", flush=True)
+        measurements.append(measurement)
     print(format_table(measurements))
     if args.json:
         path = Path(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         contests = [_as_dict(measurement) for measurement in measurements]
         path.write_text(json.dumps({**surroundings, "contests": contests}, indent=1))
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it (Linux), else the architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _as_dict(measurement: Measurement) -> dict[str, Any]:
@@ -100,7 +150,10 @@ def _as_dict(measurement: Measurement) -> dict[str, Any]:
         "against": contest.opponent,
         "detkit_seconds": measurement.ours,
         "other_seconds": measurement.theirs,
+        "detkit_cpu_seconds": measurement.our_cpu,
+        "other_cpu_seconds": measurement.their_cpu,
         "ratio": measurement.ratio,
+        "cpu_ratio": measurement.cpu_ratio,
         "target": contest.target,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import gpu
 import pytest
 import torch
-from gpu_models import Pair, Task
+from pairs import Pair, Task
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
 CPU = torch.device("cpu")

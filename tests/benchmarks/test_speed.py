@@ -6,11 +6,19 @@ import pytest
 import speed
 import torch
 from coco_scoring import eval_contest, synthetic_detections
-from contest import Contest, Measurement, example_image, example_objects, format_table, measure
+from contest import (
+    Contest,
+    Measurement,
+    Setting,
+    example_image,
+    example_objects,
+    format_table,
+    measure,
+)
 from data_loading import data_contest
 from speed import main
 
-CPU = torch.device("cpu")
+QUICK = Setting(torch.device("cpu"), quick=True)
 
 
 def _contest(ours, theirs, **kwargs) -> Contest:
@@ -48,16 +56,19 @@ def test_sides_that_do_not_do_the_same_are_not_timed() -> None:
 
 def test_table_shows_medians_spread_ratio_and_target() -> None:
     contest = _contest(None, None)
-    lines = format_table([Measurement(contest, [0.1, 0.3, 0.2], [3.0, 2.0, 4.0])]).splitlines()
+    lines = format_table(
+        [Measurement(contest, [0.1, 0.3, 0.2], [3.0, 2.0, 4.0], [0.2, 0.4, 0.3], [0.9, 0.5, 0.6])]
+    ).splitlines()
     assert "200 ms (100 to 300)" in lines[-1]
     assert "3 s (2 to 4)" in lines[-1]
-    assert "15.00x" in lines[-1]
+    assert "15.00x (6.67 to 30.00)" in lines[-1]
+    assert "2.00x" in lines[-1]  # processor time
     assert "2.0x" in lines[-1]
 
 
 def test_command_prints_the_table_and_writes_every_second(tmp_path, monkeypatch, capsys) -> None:
     contest = _contest(lambda: time.sleep(0.001), lambda: time.sleep(0.002))
-    monkeypatch.setattr(speed, "CONTESTS", {"race": lambda device, quick: contest})
+    monkeypatch.setattr(speed, "CONTESTS", {"race": lambda setting: contest})
     assert main(["race", "--rounds", "2", "--json", str(tmp_path / "new" / "b.json")]) == 0
     assert "a snail" in capsys.readouterr().out
     content = json.loads((tmp_path / "new" / "b.json").read_text())
@@ -81,7 +92,7 @@ def test_wrong_argument_is_explained(argv: list[str], message: str, capsys) -> N
 
 
 def test_mappers_load_the_same_image_and_objects() -> None:
-    contest = data_contest(CPU, quick=True)
+    contest = data_contest(QUICK)
     ours, theirs = contest.ours(), contest.theirs()
     assert contest.check is not None
     contest.check(ours, theirs)
@@ -103,7 +114,7 @@ def test_mappers_load_the_same_image_and_objects() -> None:
 
 def test_evaluators_score_the_same_detections_alike(monkeypatch) -> None:
     monkeypatch.setattr("coco_scoring.synthetic_detections", lambda n: synthetic_detections(20))
-    contest = eval_contest(CPU, quick=True)
+    contest = eval_contest(QUICK)
     ours, theirs = contest.ours(), contest.theirs()
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert 5 < ours < 95
@@ -132,8 +143,8 @@ def test_example_objects_lie_within_the_example_image() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["infer", "train"])
+@pytest.mark.parametrize("name", ["infer", "train", "retinanet", "import"])
 def test_contests_of_models_run(name: str) -> None:
-    measurement = measure(speed.CONTESTS[name](CPU, True), rounds=1)
+    measurement = measure(speed.CONTESTS[name](QUICK), rounds=1)
     assert len(measurement.ours) == len(measurement.theirs) == 1
     assert min(measurement.ours + measurement.theirs) > 0

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from contest import Contest, OwnProcess, Setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
@@ -35,6 +36,7 @@ from detkit.model_zoo import get_config
 from detkit.modeling import build_model
 from detkit.solver import build_optimizer
 from detkit.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detkit.utils.env import reuse_freed_memory
 from detkit.utils.events import EventStorage
 
 KINDS = {
@@ -172,6 +174,59 @@ class Pair:
             bitmaps = BitMasks.from_polygon_masks(masks, *self.task.image_size)
             target["masks"] = bitmaps.tensor.to(device, torch.uint8)
         return target
+
+
+def pair_contest(
+    setting: Setting, *, kind: str, image_size: tuple[int, int], train_batch: int, target: float
+) -> Contest:
+    """Inference of one image, or with `train_batch` images a training step, without resizing.
+
+    Args:
+        setting: Device and type; `quick` takes fewer rounds.
+        kind: Of `KINDS`.
+        image_size: (height, width).
+        train_batch: Images per training step; 0 for inference.
+        target: How many times faster detkit is meant to be.
+    """
+    size = "x".join(map(str, image_size))
+    what = f"a training step of {train_batch} images of {size}" if train_batch else f"one {size}"
+    task = Task(setting.device, image_size)
+    arguments = (kind, task, train_batch, setting.dtype)
+    return Contest(
+        name=f"{kind} {'train' if train_batch else 'infer'} {size}",
+        task=f"{kind}, R50-FPN: {what}",
+        opponent="torchvision, same weights",
+        ours=OwnProcess(_side, "detkit", *arguments),
+        theirs=OwnProcess(_side, "torchvision", *arguments),
+        target=target,
+        rounds=2 if setting.quick else 9,
+        check=None if train_batch else _require_like_many,
+    )
+
+
+def _side(
+    name: str, kind: str, task: Task, train_batch: int, dtype: torch.dtype
+) -> Callable[[], int]:
+    """Return a function that does it once with that library, and returns the number of objects."""
+    pair = Pair(kind, task)
+    # As detkit's predictor, evaluation and trainer set it; the other side keeps torch's default.
+    if name == "detkit" and task.device.type == "cpu":
+        reuse_freed_memory()
+    functions = pair.train(train_batch, dtype) if train_batch else pair.infer(1, dtype)
+    run = functions[name]
+
+    def once() -> int:
+        found: Any = run()
+        if train_batch:
+            return 0
+        return sum(len(f["scores"] if name == "torchvision" else f) for f in found)
+
+    return once
+
+
+def _require_like_many(ours: int, theirs: int) -> None:
+    if abs(ours - theirs) > 0.02 * max(ours, theirs):
+        raise ValueError(f"not the same task: {ours} objects in detkit, {theirs} in torchvision")
 
 
 def config_step(
