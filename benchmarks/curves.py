@@ -1,0 +1,308 @@
+"""Measure how time and memory grow with the work, and draw a curve each (Linux, matplotlib).
+
+    python benchmarks/curves.py --output curves
+    python benchmarks/curves.py detections records --output curves --quick
+
+Every point is measured in a process of its own: processor seconds of one call after a warm-up
+(records: of one call), and how far its resident memory rises above that before the call. Models
+have random weights; a low score threshold keeps as many detections as the curve needs.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contest import processor_seconds
+
+from detkit.cli.errors import run_command
+from detkit.config import CfgNode
+from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.build import build_detection_train_loader
+from detkit.model_zoo import get_config
+from detkit.modeling import build_model
+from detkit.structures import BitMasks, Boxes, BoxMode, ImageRecord, Instances
+from detkit.utils.env import reuse_freed_memory
+from detkit.utils.errors import MissingPackageError, UnknownNameError
+from detkit.utils.events import EventStorage
+from detkit.utils.text import did_you_mean
+
+_SMALL = "quick_start/mask_rcnn_R_18_FPN_shapes.yaml"
+_LARGE = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What grows, and what is called at each of its values.
+
+    Attributes:
+        title: Of the plot.
+        values: Along its x axis; `--quick` takes the first three.
+        prepare: Takes a value and returns the function to measure.
+        is_called_once: Whether the first call counts; else one before it warms up.
+    """
+
+    title: str
+    values: tuple[int, ...]
+    prepare: Callable[[int], Callable[[], object]]
+    is_called_once: bool = False
+
+
+def _model(config: str, *settings: Any) -> tuple[CfgNode, torch.nn.Module]:
+    torch.manual_seed(0)
+    reuse_freed_memory()
+    cfg = get_config(config)
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *settings])
+    return cfg, build_model(cfg)
+
+
+def _inference(config: str, side: int, count: int, *settings: Any) -> Callable[[], object]:
+    _, model = _model(config, *settings)
+    model.eval()
+    inputs = [{"image": torch.randint(0, 255, (3, side, side)).byte()} for _ in range(count)]
+
+    def infer() -> object:
+        with torch.no_grad():
+            return model(inputs)
+
+    return infer
+
+
+def _objects(count: int) -> Callable[[], object]:
+    """A training step with masks on one image of 512 x 512."""
+    _, model = _model(_SMALL)
+    side = 512
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.rand(count, 2, generator=generator) * (side - 40)
+    boxes = torch.cat([corners, corners + 10 + 30 * torch.rand(count, 2)], dim=1)
+    masks = torch.zeros(count, side, side, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    instances = Instances(
+        (side, side),
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.zeros(count, dtype=torch.int64),
+        gt_masks=BitMasks(masks),
+    )
+    batch = [{"image": torch.randint(0, 255, (3, side, side)).byte(), "instances": instances}]
+
+    def step() -> object:
+        with EventStorage():
+            torch.stack(list(model(batch).values())).sum().backward()
+        model.zero_grad()
+
+    return step
+
+
+def _records(count: int) -> Callable[[], object]:
+    """A training loader over so many images with seven boxes each, up to its first batch."""
+    generator = np.random.default_rng(0)
+    boxes = generator.uniform(0, 200, (count, 7, 4)).tolist()
+    classes = generator.integers(0, 80, (count, 7)).tolist()
+
+    def read() -> list[ImageRecord]:
+        return [
+            {
+                "file_name": f"images/{number:012d}.jpg",
+                "image_id": number,
+                "height": 480,
+                "width": 640,
+                "annotations": [
+                    {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": c, "iscrowd": 0}
+                    for box, c in zip(boxes[number], classes[number], strict=True)
+                ],
+            }
+            for number in range(count)
+        ]
+
+    DatasetCatalog.register("curve", read)
+    MetadataCatalog.get("curve").thing_classes = [str(number) for number in range(80)]
+    cfg = get_config(_LARGE)
+    cfg.merge_from_list(["DATASETS.TRAIN", ["curve"], "DATALOADER.NUM_WORKERS", 0])
+
+    def start() -> object:
+        return build_detection_train_loader(cfg, mapper=lambda record: record)
+
+    return start
+
+
+def _detections(count: int) -> Callable[[], object]:
+    """COCO's AP of so many boxes on 80 classes."""
+    from coco_scoring import synthetic_detections
+
+    from detkit.evaluation.coco.results import CocoProtocol
+    from detkit.evaluation.coco.scoring import score_detections
+
+    truth, detections = synthetic_detections(max(1, count // 38))
+    return lambda: score_detections(truth, detections, CocoProtocol())
+
+
+_KEEP_ALL = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.99)
+CURVES = {
+    "image_size": Curve(
+        "side of one square image, Faster R-CNN R50-FPN",
+        (256, 512, 768, 1024, 1536, 2048),
+        lambda side: _inference(_LARGE, side, 1),
+    ),
+    "batch": Curve(
+        "images of 256 x 256 in a batch, Faster R-CNN R50-FPN",
+        (1, 2, 4, 8, 16),
+        lambda count: _inference(_LARGE, 256, count),
+    ),
+    "objects": Curve(
+        "objects with masks on one image, training step, R18-FPN",
+        (1, 10, 100, 1000, 3000),
+        _objects,
+    ),
+    "detected": Curve(
+        "detections with masks on one image of 512 x 512, R18-FPN",
+        (10, 100, 1000, 3000),
+        lambda count: _inference(
+            _SMALL, 512, 1, *_KEEP_ALL, "TEST.DETECTIONS_PER_IMAGE", count,
+            "MODEL.RPN.POST_NMS_TOPK_TEST", count, "MODEL.RPN.PRE_NMS_TOPK_TEST", count,
+        ),
+    ),
+    "proposals": Curve(
+        "proposals on one image of 512 x 512, Faster R-CNN R50-FPN",
+        (100, 500, 1000, 2000, 4000),
+        lambda count: _inference(
+            _LARGE, 512, 1,
+            "MODEL.RPN.POST_NMS_TOPK_TEST", count, "MODEL.RPN.PRE_NMS_TOPK_TEST", 2 * count,
+        ),
+    ),
+    "classes": Curve(
+        "classes, one image of 512 x 512, R18-FPN, scores above 0.0001",
+        (1, 10, 80, 1203, 5000),
+        lambda count: _inference(
+            _SMALL, 512, 1,
+            "MODEL.ROI_HEADS.NUM_CLASSES", count, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0001,
+        ),
+    ),
+    "records": Curve(
+        "images in the data set, start of a training loader",
+        (1000, 10_000, 100_000, 1_000_000),
+        _records,
+        is_called_once=True,
+    ),
+    "detections": Curve(
+        "boxes scored by COCO's AP", (10_000, 100_000, 1_000_000, 5_000_000), _detections,
+        is_called_once=True,
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None takes those of this process.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("curves", nargs="*", metavar="|".join(CURVES), help="which (default: all)")
+    add("--output", default="curves", metavar="DIR", help="takes curves.json and curves.png")
+    add("--quick", action="store_true", help="the first three points of each")
+    add("--point", type=int, help=argparse.SUPPRESS)  # the child of a point
+    return run_command(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the curves asked for, a process per point, and draw them."""
+    for name in args.curves:
+        if name not in CURVES:
+            hint = did_you_mean(name, CURVES)
+            raise UnknownNameError(f"no curve {name!r}.{hint} There are: {', '.join(CURVES)}")
+    if args.point is not None:
+        print(json.dumps(_measure(CURVES[args.curves[0]], args.point)))
+        return
+    points: dict[str, list[dict[str, float]]] = {}
+    for name in args.curves or CURVES:
+        values = CURVES[name].values[: 3 if args.quick else None]
+        points[name] = [_measured_alone(name, value) for value in values]
+        print(f"{name}: time grows with its power {_slope(points[name]):.2f}", flush=True)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "curves.json").write_text(json.dumps(points, indent=1))
+    _draw(points, folder / "curves.png")
+
+
+def _measure(curve: Curve, value: int) -> dict[str, float]:
+    call = curve.prepare(value)
+    if not curve.is_called_once:
+        call()
+    before = _resident_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start = processor_seconds()
+    kept = call()
+    seconds = processor_seconds() - start
+    peak = _resident_mb("VmHWM") - before
+    del kept
+    return {"value": value, "seconds": seconds, "peak_mb": peak}
+
+
+def _resident_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _measured_alone(name: str, value: int) -> dict[str, float]:
+    command = [sys.executable, __file__, name, "--point", str(value)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    point = json.loads(output.splitlines()[-1])
+    print(f"{name} {value}: {point['seconds']:.3g} s, +{point['peak_mb']:.0f} MB", flush=True)
+    return point
+
+
+def _slope(points: Sequence[dict[str, float]]) -> float:
+    """Return the slope of the last piece in a plot with two logarithmic axes: 1 is linear.
+
+    Example:
+        >>> _slope([{"value": 10, "seconds": 1.0}, {"value": 20, "seconds": 4.0}])
+        2.0
+    """
+    (x0, y0), (x1, y1) = ((p["value"], max(p["seconds"], 1e-9)) for p in points[-2:])
+    return math.log(y1 / y0) / math.log(x1 / x0)
+
+
+def _draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise MissingPackageError(
+            "curves are drawn by matplotlib: pip install matplotlib"
+        ) from None
+    columns = min(2, len(points))
+    rows = math.ceil(len(points) / columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(6 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, (name, of_curve) in zip(axes.flat, points.items(), strict=False):
+        values = [point["value"] for point in of_curve]
+        axis.plot(values, [point["seconds"] for point in of_curve], "o-", color="tab:blue")
+        axis.set(xscale="log", yscale="log", xlabel=CURVES[name].title)
+        axis.set_ylabel("processor seconds", color="tab:blue")
+        axis.grid(visible=True, alpha=0.3)
+        memory = axis.twinx()
+        memory.plot(values, [point["peak_mb"] for point in of_curve], "s--", color="tab:orange")
+        memory.set_ylabel("memory, MB", color="tab:orange")
+    for axis in list(axes.flat)[len(points) :]:
+        axis.axis("off")
+    figure.savefig(str(path), dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

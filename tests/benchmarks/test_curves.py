@@ -1,0 +1,28 @@
+import json
+
+import curves
+import pytest
+from curves import Curve, main
+
+
+def test_point_holds_the_memory_that_the_call_adds():
+    filled = Curve("bytes", (1,), lambda count: lambda: b"x" * (count << 20))
+    point = curves._measure(filled, 200)
+    assert point["value"] == 200
+    assert 150 < point["peak_mb"] < 260
+
+
+@pytest.mark.slow
+def test_curve_has_a_point_per_value_in_a_process_of_its_own(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["records", "--quick", "--output", str(tmp_path / "new")]) == 0
+    points = json.loads((tmp_path / "new" / "curves.json").read_text())["records"]
+    assert [point["value"] for point in points] == [1000, 10_000, 100_000]
+    assert points[-1]["peak_mb"] > points[0]["peak_mb"] > 0
+    assert (tmp_path / "new" / "curves.png").stat().st_size > 1000
+    assert "records: time grows with its power" in capsys.readouterr().out
+
+
+def test_unknown_curve_is_an_error(capsys):
+    assert main(["recrods"]) == 2
+    assert "no curve 'recrods'. Did you mean 'records'?" in capsys.readouterr().err
