@@ -210,9 +210,9 @@ def _convert_dataset(prog: str | None) -> argparse.ArgumentParser:
         " format\ncannot hold is named and counted, and the lines for DATASETS.REGISTER are"
         " printed.",
         """
-detkit convert-dataset datasets/shapes output/shapes_as_yolo --to yolo
-detkit convert-dataset output/shapes_as_yolo/data.yaml output/shapes_as_voc --to voc
-detkit convert-dataset shapes_val output/val_as_coco --to coco
+detkit convert-dataset shapes_val output/shapes_as_yolo --to yolo
+detkit convert-dataset output/shapes_as_yolo output/shapes_as_voc --to voc
+detkit convert-dataset output/shapes_as_yolo/data.yaml output/shapes_as_coco --to coco --link
 """,
     )
     input_help = "folder or file, whose format is found out, or name of a known data set"

@@ -22,6 +22,7 @@ from detkit.data.datasets.formats.yolo import label_file
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag, rotated_box_corners
 from detkit.utils.errors import DataError
+from detkit.utils.events import progress_bar
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
 from detkit.utils.remote_files import is_address
@@ -98,7 +99,8 @@ def _place_images(
             )
         taken[key] = source
     placed = []
-    for record, source, path in zip(records, sources, paths, strict=True):
+    pairs = list(zip(records, sources, paths, strict=True))
+    for record, source, path in progress_bar(pairs, desc=folder.name, unit="image", leave=False):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             if link:
