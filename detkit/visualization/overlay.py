@@ -16,6 +16,9 @@ from detkit.visualization.canvas import Canvas, Color
 # Of a prediction the third number is a score, of ground truth the visibility: 0, 1 or 2.
 _MIN_VISIBLE = 0.05
 
+# Longest side of an object in widths of its lines: more of them are thinner.
+_LINES_ACROSS = 40
+
 # A person's midline runs between keypoints that nobody annotates, so no rule can name it: from the
 # middle of the shoulders to the nose and to the middle of the hips.
 _SHOULDERS = ("left_shoulder", "right_shoulder")
@@ -29,16 +32,19 @@ _GRID = 64
 # Largest share of the picture that labels of a dense scene take: more would hide what they name.
 _DENSE_SHARE = 0.1
 _SMALLEST_FONT = 8
+# Objects below so many heights of a line of text would be hidden by a label: it goes beside them.
+_SMALL_SIDE = 2
 
 ConnectionRule = tuple[str, str, Sequence[int]]
 """Two names of keypoints, and the RGB colour of the line between them."""
 
 
 def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Color]]) -> None:
-    """Write (text, XYXY box, colour) at the boxes, clear of earlier labels where possible.
+    """Write (text, XYXY box, colour) at the boxes, clear of other labels where possible.
 
-    Labels that would take much of the picture are written smaller, and left out where they find no
-    free place, or where those before them take a tenth of the picture.
+    Of the places at a box, one is taken that hides no other label, then one that hides little of
+    small objects. Labels that would take much of the picture are written smaller, and left out
+    where they find no free place, or where those before them take a tenth of the picture.
     """
     labels = list(labels)
     sizes = [canvas.text_size(text) for text, _, _ in labels]
@@ -47,32 +53,63 @@ def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Col
     font_size = canvas.font_size
     if is_dense:
         smallest = min(_SMALLEST_FONT, font_size)
-        font_size = max(round(font_size * math.sqrt(_DENSE_SHARE / share)), smallest)
+        font_size = max(int(font_size * math.sqrt(_DENSE_SHARE / share)), smallest)
     room = _DENSE_SHARE * canvas.width * canvas.height
-    taken: list[tuple[float, float, float, float]] = []
-    for text, (x1, y1, x2, y2), color in labels:
+    frames = [canvas.frame(box) for _, box, _ in labels]
+    largest = _SMALL_SIDE * canvas.font_size
+    small = [f for f in frames if f[2] - f[0] < largest and f[3] - f[1] < largest]
+    for (text, _, color), (x1, y1, x2, y2) in zip(labels, frames, strict=True):
         width, height = canvas.text_size(text, font_size)
-        # In order of preference: above the box, inside it at the top, below it, inside it at the
-        # bottom; left-aligned with it, then right-aligned.
-        places = [(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
-        inside, free = [], []
-        for x, y in places:
-            if not 0 <= y <= canvas.height - height:
-                continue
-            x = min(max(x, 0), max(canvas.width - width, 0))
-            inside.append((x, y))
-            overlaps = [
-                x < right and left < x + width and y < bottom and top < y + height
-                for left, top, right, bottom in taken
-            ]
-            if not any(overlaps):
-                free.append((x, y))
-        if is_dense and (room < width * height or not free):
+        if is_dense and room < width * height:
             continue
-        room -= width * height
-        x, y = (free or inside or places)[0]
-        taken.append((x, y, x + width, y + height))
-        canvas.draw_text(text, (x, y), background=color, font_size=font_size)
+        # In order of preference: above the box, inside it at the top, below it, inside it at the
+        # bottom; left-aligned with it, then right-aligned; then beside it.
+        places = [(x, y) for x in (x1, x2 - width) for y in (y1 - height, y1, y2, y2 - height)]
+        places += [(x, y) for x in (x2, x1 - width) for y in (y1, y2 - height)]
+        place = _best_place(canvas, places, (width, height), small, only_free=is_dense)
+        if place is not None:
+            room -= width * height
+            canvas.draw_text(text, place, background=color, font_size=font_size)
+
+
+def _best_place(
+    canvas: Canvas,
+    places: Sequence[tuple[float, float]],
+    size: tuple[int, int],
+    small: Sequence[Sequence[float]] = (),
+    *,
+    only_free: bool = False,
+) -> tuple[float, float] | None:
+    """Return the corner for a label that hides least, the first of equal ones, and keep it clear.
+
+    Args:
+        canvas: Knows the labels written so far.
+        places: Top left corners, of which those are considered that the picture has the height for.
+        size: Width and height of the label.
+        small: Boxes of objects that a label would hide.
+        only_free: Return None where every place hides a part of another label.
+    """
+    right, bottom = max(canvas.width - size[0], 0), canvas.height - size[1]
+    inside = [(min(max(x, 0), right), y) for x, y in places if 0 <= y <= bottom] or list(places)
+    corners = np.array(inside, dtype=np.float64)
+    rectangles = np.hstack([corners, corners + np.array(size)])
+    hidden = _overlaps(rectangles, canvas.labels)
+    # Sorted by the first, then by the second.
+    best = int(np.lexsort((_overlaps(rectangles, small), hidden))[0])
+    if only_free and hidden[best] > 0:
+        return None
+    canvas.labels.append(tuple(rectangles[best].tolist()))
+    return inside[best]
+
+
+def _overlaps(
+    rectangles: npt.NDArray[np.float64], others: Sequence[Sequence[float]]
+) -> npt.NDArray[np.float64]:
+    """Return for each rectangle the area that it shares with the others, (N,)."""
+    boxes = np.array(others, dtype=np.float64).reshape(-1, 4)
+    start = np.maximum(rectangles[:, None, :2], boxes[:, :2])
+    end = np.minimum(rectangles[:, None, 2:], boxes[:, 2:])
+    return (end - start).clip(0).prod(axis=2).sum(axis=1)
 
 
 def draw_keypoints(
@@ -103,6 +140,11 @@ def draw_keypoints(
             " keypoints"
         )
     visible = keypoints[:, 2] > _MIN_VISIBLE
+    if not visible.any():
+        return
+    # Thinner on a small object, which would be hidden.
+    extent = np.ptp(keypoints[visible, :2], axis=0).max()
+    line_width = min(max(extent / _LINES_ACROSS, 2), canvas.line_width)
     place = {}
     for name, xy, is_visible in zip(names, keypoints[:, :2].tolist(), visible, strict=False):
         if is_visible:
@@ -110,15 +152,15 @@ def draw_keypoints(
     for start, end, line_color in connection_rules:
         if start in place and end in place:
             red, green, blue = line_color
-            canvas.draw_line([place[start], place[end]], (red, green, blue))
+            canvas.draw_line([place[start], place[end]], (red, green, blue), line_width=line_width)
     for start, end in _MIDLINE if connection_rules else ():
         if place.keys() >= {*start, *end}:
             ends = [np.mean([place[name] for name in pair], axis=0) for pair in (start, end)]
-            canvas.draw_line(ends, _MIDLINE_COLOR)
+            canvas.draw_line(ends, _MIDLINE_COLOR, line_width=line_width)
     for xy in keypoints[visible, :2].tolist():
         # A dark rim, so that a dot stands out from a line or a mask of its colour.
-        canvas.draw_circle(xy, (0, 0, 0), radius=canvas.line_width * 1.4)
-        canvas.draw_circle(xy, color, radius=canvas.line_width)
+        canvas.draw_circle(xy, (0, 0, 0), radius=line_width * 1.4)
+        canvas.draw_circle(xy, color, radius=line_width)
 
 
 class Segment(NamedTuple):
@@ -170,7 +212,10 @@ def draw_segments(
             _, color, text = segments[index]
             x, y = midst(index_map == index) * stretch
             width, height = canvas.text_size(text)
-            canvas.draw_text(text, (x - width / 2, y - height / 2), background=color)
+            # Higher or lower by a line where another name is in the way.
+            places = [(x - width / 2, y + (line - 0.5) * height) for line in (0, -1, 1, -2, 2)]
+            place = _best_place(canvas, places, (width, height)) or places[0]
+            canvas.draw_text(text, place, background=color)
 
 
 def midst(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

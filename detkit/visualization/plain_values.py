@@ -24,6 +24,13 @@ def to_array(values: Any) -> npt.NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
+def to_bitmap(mask: Any) -> npt.NDArray[np.bool_]:
+    """Return where a tensor on any device, or an array, is not 0."""
+    if hasattr(mask, "detach"):
+        mask = mask.detach().cpu()
+    return np.asarray(mask).astype(bool, copy=False)
+
+
 def annotated_boxes(annotations: "Sequence[AnnotationRecord]") -> npt.NDArray[np.float64]:
     """Return the boxes of M annotations: (M, 4) XYXY, or (M, 5) XYWHA if one is rotated."""
     from detkit.structures import BoxMode
@@ -84,7 +91,7 @@ def binary_mask(mask: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
 
         flat = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in mask]
         return polygons_to_bitmask(flat, height, width)
-    bitmap = np.asarray(mask).astype(bool)
+    bitmap = np.asarray(mask).astype(bool, copy=False)
     if bitmap.shape != (height, width):
         raise DataError(
             f"a mask has the size of its picture, {height} x {width}: got shape {bitmap.shape}"

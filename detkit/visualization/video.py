@@ -5,13 +5,14 @@ Legend: M objects in a frame, T of the frames before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from detkit.utils.colormap import random_colors
-from detkit.visualization.plain_values import to_array, to_integers
+from detkit.visualization.canvas import mask_bounds
+from detkit.visualization.plain_values import to_array, to_bitmap, to_integers
 from detkit.visualization.vis_image import VisImage
 from detkit.visualization.visualizer import ColorMode, Visualizer, text_labels
 
@@ -33,11 +34,47 @@ class DetectedInstance:
     bbox: Any
     """(4,) XYXY, or None."""
     mask_rle: Any
-    """A run-length mask, or None."""
+    """A run-length mask, or one of another form, or None."""
     color: Any
     """RGB in [0, 1], or None as long as it has none."""
     ttl: int = _TIME_TO_LIVE
     """Frames for which it is remembered."""
+
+
+class _Mask(NamedTuple):
+    """A mask within its bounds: whole ones of many frames would fill the memory."""
+
+    bitmap: npt.NDArray[np.bool_]
+    bounds: tuple[int, int, int, int]
+    """x1, y1, x2, y2; zeros for an empty mask."""
+    area: int
+    image_size: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: Any) -> "_Mask":
+        if isinstance(mask, cls):
+            return mask
+        if isinstance(mask, dict):
+            from detkit.structures import rle_to_bitmask
+
+            mask = rle_to_bitmask(mask, *mask["size"])
+        bitmap = to_bitmap(mask)
+        x1, y1, x2, y2 = bounds = mask_bounds(bitmap) or (0, 0, 0, 0)
+        return cls(bitmap[y1:y2, x1:x2].copy(), bounds, int(bitmap.sum()), bitmap.shape)
+
+    def iou(self, other: "_Mask") -> float:
+        if self.image_size != other.image_size:
+            return 0.0
+        x1, y1 = np.maximum(self.bounds[:2], other.bounds[:2])
+        x2, y2 = np.minimum(self.bounds[2:], other.bounds[2:])
+        if x1 >= x2 or y1 >= y2:
+            return 0.0
+        here, there = (
+            mask.bitmap[y1 - top : y2 - top, x1 - left : x2 - left]
+            for mask, (left, top, _, _) in ((self, self.bounds), (other, other.bounds))
+        )
+        shared = int((here & there).sum())
+        return shared / (self.area + other.area - shared)
 
 
 class VideoVisualizer:
@@ -46,10 +83,17 @@ class VideoVisualizer:
     Objects are followed by class and overlap, which is not enough where they are fast.
     """
 
-    def __init__(self, metadata: Any, instance_mode: ColorMode = ColorMode.IMAGE) -> None:
-        """Take the metadata of the data set, and what colours stand for."""
+    def __init__(
+        self,
+        metadata: Any,
+        instance_mode: ColorMode = ColorMode.IMAGE,
+        *,
+        show_labels: bool = True,
+    ) -> None:
+        """Take the metadata of the data set, the mode, and whether names are written."""
         self.metadata = metadata
         self._instance_mode = instance_mode
+        self._show_labels = show_labels
         self._old_instances: list[DetectedInstance] = []
         self._color_pool = [tuple(c.tolist()) for c in random_colors(_NUM_COLORS, True, 1)]
         self._color_idx_set = set(range(len(self._color_pool)))
@@ -64,7 +108,12 @@ class VideoVisualizer:
             predictions: As in `Visualizer.draw_instance_predictions`. Fields `COLOR` (RGB in
                 [0, 1]) and `ID`, of a tracker, take the place of the matching of frames.
         """
-        visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
+        visualizer = Visualizer(
+            frame,
+            self.metadata,
+            instance_mode=self._instance_mode,
+            show_labels=self._show_labels,
+        )
         count = len(predictions) if predictions.get_fields() else 0
         if count == 0:
             return visualizer.output
@@ -75,7 +124,7 @@ class VideoVisualizer:
         upright = to_array(fields["pred_boxes"].upright()) if is_rotated else boxes
         classes = to_integers(fields["pred_classes"]).tolist() if "pred_classes" in fields else None
         masks = fields.get("pred_masks")
-        bitmaps = None if masks is None else to_array(masks) != 0
+        bitmaps = None if masks is None else to_bitmap(masks)
         if "COLOR" in fields:
             colors = [tuple(color) for color in fields["COLOR"]]
         else:
@@ -83,7 +132,7 @@ class VideoVisualizer:
                 DetectedInstance(
                     label=-1 if classes is None else classes[i],
                     bbox=None if upright is None else upright[i],
-                    mask_rle=None if bitmaps is None else bitmaps[i],
+                    mask_rle=None if bitmaps is None else _Mask.of(bitmaps[i]),
                     color=None,
                 )
                 for i in range(count)
@@ -93,9 +142,7 @@ class VideoVisualizer:
         visualizer.overlay_instances(
             boxes=None if bitmaps is not None else boxes,
             masks=None if bitmaps is None else list(bitmaps),
-            labels=None
-            if bitmaps is not None
-            else text_labels(classes, fields.get("scores"), names),
+            labels=text_labels(classes, fields.get("scores"), names),
             keypoints=fields.get("pred_keypoints"),
             assigned_colors=colors,
             alpha=0.5,
@@ -159,11 +206,7 @@ class VideoVisualizer:
 def _overlap(first: DetectedInstance, second: DetectedInstance) -> float:
     """Return the IoU of two objects, 0 where it is too small to be the same object."""
     if first.mask_rle is not None and second.mask_rle is not None:
-        masks = [_bitmap(first.mask_rle), _bitmap(second.mask_rle)]
-        if masks[0].shape != masks[1].shape:
-            return 0.0
-        union = (masks[0] | masks[1]).sum()
-        iou, needed = (masks[0] & masks[1]).sum() / max(union, 1), _SAME_OBJECT["mask"]
+        iou, needed = _Mask.of(first.mask_rle).iou(_Mask.of(second.mask_rle)), _SAME_OBJECT["mask"]
     elif first.bbox is not None and second.bbox is not None:
         (x1, y1, x2, y2), (u1, v1, u2, v2) = first.bbox, second.bbox
         shared = max(min(x2, u2) - max(x1, u1), 0) * max(min(y2, v2) - max(y1, v1), 0)
@@ -172,11 +215,3 @@ def _overlap(first: DetectedInstance, second: DetectedInstance) -> float:
     else:
         return 0.0
     return float(iou) if iou > needed else 0.0
-
-
-def _bitmap(mask: Any) -> npt.NDArray[np.bool_]:
-    if isinstance(mask, dict):
-        from detkit.structures import rle_to_bitmask
-
-        return rle_to_bitmask(mask, *mask["size"])
-    return np.asarray(mask)

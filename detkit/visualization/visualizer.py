@@ -16,7 +16,7 @@ from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.overriding import is_overridden, overridable
-from detkit.visualization.canvas import Canvas, Color
+from detkit.visualization.canvas import Canvas, Color, mask_bounds
 from detkit.visualization.overlay import (
     Segment,
     draw_keypoints,
@@ -32,6 +32,7 @@ from detkit.visualization.plain_values import (
     keypoint_list,
     mask_list,
     to_array,
+    to_bitmap,
     to_integers,
 )
 from detkit.visualization.vis_image import VisImage
@@ -323,6 +324,9 @@ class Visualizer:
                     self.draw_and_connect_keypoints(points[i])
                 else:
                     self._draw_keypoints(points[i], colors[i])
+        if corners is None and all_masks is not None and labels is not None:
+            corners = self._boxes_of_masks(all_masks)
+            order = np.flatnonzero(np.isfinite(corners).all(axis=1)).tolist()
         if corners is not None and labels is not None and self._show_labels:
             if is_overridden(self.draw_text):
                 for i in order:
@@ -468,7 +472,7 @@ class Visualizer:
             alpha: Opacity.
             area_threshold: Masks of fewer pixels get no text.
         """
-        mask = to_array(binary_mask) != 0
+        mask = to_bitmap(binary_mask)
         fill = to_color(random_color(rgb=True, maximum=1) if color is None else color)
         edge = fill if edge_color is None else to_color(edge_color)
         self._canvas.draw_mask(mask, fill, alpha=alpha, edge_color=edge)
@@ -544,6 +548,15 @@ class Visualizer:
             for polygon in mask:
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
                 self.draw_polygon(points, _as_shares(color), alpha=alpha)
+
+    def _boxes_of_masks(self, masks: Sequence[Any]) -> npt.NDArray[np.float64]:
+        """Return (M, 4) XYXY in pixels of the output; NaN for an instance without a mask."""
+        boxes = np.full((len(masks), 4), np.nan)
+        for box, mask in zip(boxes, masks, strict=True):
+            bounds = None if mask is None else mask_bounds(binary_mask(mask, *self._image_size))
+            if bounds is not None:
+                box[:] = bounds * np.tile(self._stretch, 2)
+        return boxes
 
     def _draw_segments(
         self,

@@ -3,11 +3,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import ImageFont
+from PIL import Image, ImageFilter, ImageFont
 
 from detkit.visualization import Canvas
 from detkit.visualization import canvas as canvas_module
-from detkit.visualization.canvas import readable_on
+from detkit.visualization.canvas import mask_bounds, readable_on
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 
@@ -130,6 +130,28 @@ def test_edge_of_a_mask_lies_inside_it() -> None:
     assert image[20, 10].tolist() == [0, 0, 200]
     assert image[20, 25].tolist() == [100, 0, 0]
     assert np.array_equal(image.any(axis=2), mask)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_edge_of_a_mask_is_that_of_a_square_filter(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    blobs = Image.fromarray(rng.integers(0, 256, (6, 9), dtype=np.uint8)).resize((60, 40))
+    mask = np.asarray(blobs) > 128
+    canvas = Canvas(np.zeros((40, 60, 3), np.uint8), scale)
+    canvas.draw_mask(mask, (0, 0, 0), alpha=1.0, edge_color=(255, 255, 255))
+    levels = Image.fromarray(mask.astype(np.uint8) * 255)
+    if scale != 1:
+        levels = levels.resize((120, 80), Image.Resampling.BILINEAR)
+    inside = levels.filter(ImageFilter.MinFilter(1 + 2 * (canvas.line_width // 2)))
+    edge = np.asarray(levels).astype(int) - np.asarray(inside)
+    assert np.abs(canvas.to_array()[..., 0] - edge).max() <= 1
+
+
+def test_bounds_are_those_of_the_pixels_that_are_set() -> None:
+    mask = np.zeros((9, 12), bool)
+    assert mask_bounds(mask) is None
+    mask[3, 4] = mask[7, 11] = True
+    assert mask_bounds(mask) == (4, 3, 12, 8)
 
 
 def test_empty_mask_draws_nothing() -> None:
@@ -259,11 +281,21 @@ def test_scale_must_be_positive() -> None:
         Canvas(np.zeros((4, 4, 3), np.uint8), scale=0)
 
 
-def test_box_without_size_is_one_pixel() -> None:
+@pytest.mark.parametrize(("size", "grown"), [(0, 4), (1, 3.5), (4, 2), (7, 2), (8, 0)])
+def test_border_of_a_small_object_lies_around_it(size: int, grown: float) -> None:
     canvas = _canvas()
-    before = canvas.to_array()
-    canvas.draw_box((5, 6, 5, 6), (250, 1, 2))
-    assert np.argwhere((canvas.to_array() != before).any(axis=2)).tolist() == [[6, 5]]
+    canvas.draw_box((30, 20, 30 + size, 20 + size), (250, 1, 2), line_width=2)
+    painted = (canvas.to_array() == [250, 1, 2]).all(axis=2)
+    rows = np.flatnonzero(painted.any(axis=1))
+    assert np.ptp(rows) + 1 == size + 2 * grown
+    assert abs((rows[0] + rows[-1] + 1) / 2 - (20 + size / 2)) <= 0.5
+    # What it is about stays to be seen.
+    shown = slice(20 + size // 2 - 1, 20 + size // 2 + 1), slice(29 + size // 2, 31 + size // 2)
+    assert not painted[shown].any()
+
+
+def test_narrow_object_gets_room_in_one_direction_only() -> None:
+    assert _canvas().frame((30, 5, 33, 35), line_width=2) == (28, 5, 36, 35)
 
 
 def test_letters_are_white_up_to_a_luma_of_140() -> None:

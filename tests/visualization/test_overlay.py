@@ -60,11 +60,59 @@ def test_label_goes_to_the_first_place_that_is_free(positions) -> None:
 
 
 def test_label_with_no_free_place_goes_to_the_first_inside_the_picture(positions) -> None:
-    canvas, box = _canvas(), [50, 0, 250, 240]  # no room above and below
+    canvas, box = _canvas(), [0, 0, 320, 240]  # no room around it
     width, height = canvas.text_size("cat")
     draw_labels(canvas, [("cat", box, (9, 9, 9))] * 5)
-    x = 250 - width
-    assert positions == [(50, 0), (50, 240 - height), (x, 0), (x, 240 - height), (50, 0)]
+    x = 320 - width
+    assert positions == [(0, 0), (0, 240 - height), (x, 0), (x, 240 - height), (0, 0)]
+
+
+def test_label_goes_beside_a_box_that_is_full(positions) -> None:
+    canvas, box = _canvas(), [100, 0, 200, 240]  # no room above and below
+    width, height = canvas.text_size("cat")
+    draw_labels(canvas, [("cat", box, (9, 9, 9))] * 7)
+    assert positions[4:] == [(200, 0), (200, 240 - height), (100 - width, 0)]
+
+
+def test_label_hides_least_where_it_hides_something(positions) -> None:
+    width, height = _canvas().text_size("cat")
+    canvas = Canvas(np.full((height, 200, 3), 90, np.uint8))  # as high as the label
+    canvas.labels.append((0, 0, 200, height))
+    canvas.labels.append((50, 0, 60, height))
+    draw_labels(canvas, [("cat", [55, 0, 60 + width, height], (9, 9, 9))])
+    assert positions == [(60, 0)]
+
+
+def test_label_does_not_hide_small_objects(positions) -> None:
+    canvas = _canvas()
+    _, height = canvas.text_size("cat")
+    neighbour = [102, 100 - height, 110, 108 - height]  # where the label would go first
+    draw_labels(canvas, [("cat", [100, 100, 112, 112], (9, 9, 9)), ("", neighbour, (9, 9, 9))])
+    assert positions[0] == (100, 112)
+
+
+def test_names_of_segments_do_not_hide_each_other(positions) -> None:
+    ids = np.zeros((240, 320), int)
+    ids[100:140, 100:130], ids[100:140, 130:160] = 1, 2
+    canvas = _canvas()
+    draw_segments(
+        canvas,
+        ids,
+        [Segment(1, (9, 9, 9), "a long name"), Segment(2, (9, 9, 9), "a long name")],
+        alpha=0.5,
+        min_area=0,
+    )
+    width, height = canvas.text_size("a long name")
+    (x1, y1), (x2, y2) = positions
+    assert abs(x1 - x2) < width
+    assert abs(y1 - y2) == height
+
+
+def test_labels_of_a_second_call_keep_clear_of_the_first(positions) -> None:
+    canvas = _canvas()
+    for _ in range(2):
+        draw_labels(canvas, [("cat", [50, 60, 250, 160], (9, 9, 9))])
+    assert positions[0] != positions[1]
 
 
 def test_labels_that_touch_do_not_overlap(positions) -> None:
@@ -147,6 +195,17 @@ def test_rule_about_an_unknown_name_is_left_out() -> None:
         _with_keypoints(PERSON[:1], names=["nose"], connection_rules=rules),
         _with_keypoints(PERSON[:1]),
     )
+
+
+def test_lines_of_a_small_object_are_thinner() -> None:
+    canvas = Canvas(np.full((1000, 1000, 3), 90, np.uint8))
+    assert canvas.line_width == 3
+    changed = {}
+    for size in (1, 8):
+        canvas = Canvas(np.full((1000, 1000, 3), 90, np.uint8))
+        draw_keypoints(canvas, PERSON * [size, size, 1], (250, 10, 20))
+        changed[size] = (canvas.to_array() != 90).any(axis=2).sum()
+    assert changed[1] < 0.6 * changed[8]
 
 
 def test_no_keypoints_change_nothing() -> None:

@@ -87,3 +87,31 @@ def test_frames_without_objects_and_maps_are_drawn():
     assert (
         visualizer.draw_panoptic_seg_predictions(frame, labels, segments).get_image() != 9
     ).any()
+
+
+def test_names_are_written_beside_masks_unless_they_are_hidden(monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "detkit.visualization.canvas.Canvas.draw_text",
+        lambda self, text, *_, **__: written.append(text),
+    )
+    masks = torch.zeros(1, 60, 80, dtype=torch.bool)
+    masks[0, 10:30, 10:30] = True
+    found = detections([[10.0, 10, 30, 30]], [0], masks)
+    for shown in (True, False):
+        visualizer = VideoVisualizer(None, show_labels=shown)
+        visualizer.draw_instance_predictions(np.zeros((60, 80, 3), np.uint8), found)
+    assert written == ["0 90%"]
+
+
+@pytest.mark.parametrize(("shift", "is_same"), [(4, True), (5, False)])  # IoU 16/24 and 15/25
+def test_masks_are_one_object_from_an_overlap_of_more_than_60_percent(shift, is_same):
+    visualizer = VideoVisualizer(None)
+    frame = np.zeros((60, 80, 3), np.uint8)
+    masks = torch.zeros(1, 60, 80, dtype=torch.bool)
+    masks[0, 10:30, 10:30] = True
+    visualizer.draw_instance_predictions(frame, detections([[1.0, 1, 9, 9]], [0], masks))
+    (before,) = colors(visualizer)
+    moved = detections([[1.0, 1, 9, 9]], [0], masks.roll(shift, 2))
+    visualizer.draw_instance_predictions(frame, moved)
+    assert (colors(visualizer)[0] == before) == is_same

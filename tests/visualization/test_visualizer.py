@@ -422,6 +422,22 @@ def test_colours_are_shares_levels_or_names():
         assert picture.get_image()[40, 40].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_instances_without_boxes_have_their_names_at_their_masks(scale, monkeypatch):
+    placed = []
+    monkeypatch.setattr(
+        "detkit.visualization.visualizer.draw_labels", lambda canvas, labels: placed.extend(labels)
+    )
+    masks = np.zeros((2, 120, 160), bool)
+    masks[0, 20:60, 30:70] = True  # the second one is empty
+    Visualizer(_grey(), scale=scale).overlay_instances(
+        masks=[*masks, None], labels=["cat", "dog", "cow"], assigned_colors=["r", "g", "b"]
+    )
+    ((text, box, color),) = placed
+    assert (text, color) == ("cat", (255, 0, 0))
+    assert box == [side * scale for side in (30, 20, 70, 60)]
+
+
 def test_picture_of_fractions_is_cut_to_levels():
     picture = np.full((40, 50, 3), 300.5)
     picture[0] = -3.0
