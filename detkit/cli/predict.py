@@ -37,7 +37,7 @@ from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.logger import setup_logger
 from detkit.utils.media_file import CAMERA, Video, VideoWriter, find_images, is_video
 from detkit.utils.text import counted, did_you_mean, distinct_names, printable
-from detkit.visualization import ColorMode, VideoVisualizer, Visualizer, readable_scale
+from detkit.visualization import COLOR_MODES, VideoVisualizer, Visualizer, readable_scale
 
 # torch takes seconds to load, and models of other runtimes do without: see `detkit.export.runtime`.
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class _Writer:
                 rgb,
                 self._predictor.metadata,
                 readable_scale(rgb.shape[:2]),
-                ColorMode.SEGMENTATION,
+                COLOR_MODES[self._predictor.cfg.VIS_COLORS],
                 show_labels=self._predictor.cfg.VIS_LABELS,
             )
             drawing.draw_output(output).save(self._folder / self._pictures[number])
@@ -251,7 +251,9 @@ class _Writer:
 
     def _add_video(self, name: str, bar: Any) -> None:
         number = self._numbers[name]
-        drawing = VideoVisualizer(self._predictor.metadata, ColorMode.IMAGE)
+        drawing = VideoVisualizer(
+            self._predictor.metadata, show_labels=self._predictor.cfg.VIS_LABELS
+        )
         try:
             with ExitStack() as stack:
                 video = Video(name)

@@ -19,7 +19,7 @@ from detkit.utils.events import progress_bar
 from detkit.utils.image import convert_image_to_rgb
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import printable
-from detkit.visualization import VisImage, Visualizer, readable_scale
+from detkit.visualization import COLOR_MODES, VisImage, Visualizer, readable_scale
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
@@ -60,7 +60,8 @@ def draw_sample(sample: dict[str, Any], metadata: Metadata, cfg: CfgNode) -> Vis
         pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     rgb = convert_image_to_rgb(pixels, cfg.INPUT.FORMAT)
     scale = readable_scale(pixels.shape[:2])
-    drawing = Visualizer(rgb, metadata, scale, show_labels=cfg.VIS_LABELS)
+    mode = COLOR_MODES[cfg.VIS_COLORS]
+    drawing = Visualizer(rgb, metadata, scale, mode, show_labels=cfg.VIS_LABELS)
     if "sem_seg" in sample:
         drawing.draw_sem_seg(sample["sem_seg"])
     instances = sample.get("instances")
@@ -73,4 +74,5 @@ def draw_sample(sample: dict[str, Any], metadata: Metadata, cfg: CfgNode) -> Vis
         labels=[names[k] if k < len(names) else str(k) for k in classes],
         masks=instances.gt_masks if instances.has("gt_masks") else None,
         keypoints=instances.gt_keypoints if instances.has("gt_keypoints") else None,
+        assigned_colors=drawing.instance_colors(classes, len(classes)),
     )

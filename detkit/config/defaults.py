@@ -73,6 +73,10 @@ _key("VIS_PERIOD", 0,
 _key("VIS_LABELS", True,
      "detkit: write names and scores into pictures, those of training, of its end and of detkit"
      " predict.")
+_key("VIS_COLORS", "class",
+     "detkit: what the colours of objects in these pictures stand for: class, the same in every"
+     " picture, or instance, so that neighbours of one class differ.",
+     choices=("class", "instance"))
 _key("GLOBAL.HACK", 1.0, "A free number for quick experiments.", unread="for code of your own")
 _key("IMPORTS", [],
      "detkit: Python modules to import before anything is built, to register the parts in them."

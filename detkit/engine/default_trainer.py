@@ -74,6 +74,7 @@ from detkit.utils.events import EventWriter, ProgressBar
 from detkit.utils.logger import FILE_ONLY, setup_logger
 from detkit.utils.sharded import is_sharded, shard
 from detkit.utils.text import counted
+from detkit.visualization import COLOR_MODES
 
 logger = logging.getLogger(__name__)
 
@@ -510,6 +511,7 @@ class DefaultTrainer(SimpleTrainer):
             max_image_pixels=cfg.INPUT.MAX_IMAGE_PIXELS,
             is_raw=cfg.INPUT.FORMAT == "RAW",
             show_labels=cfg.VIS_LABELS,
+            color_mode=COLOR_MODES[cfg.VIS_COLORS],
         )
 
 

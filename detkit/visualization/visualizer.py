@@ -57,6 +57,10 @@ class ColorMode(enum.Enum):
     """As IMAGE, over a picture that is grey except for masked pixels."""
 
 
+COLOR_MODES = {"class": ColorMode.SEGMENTATION, "instance": ColorMode.IMAGE}
+"""Values of VIS_COLORS."""
+
+
 class Visualizer:
     """Draws instances, classes of pixels and segments into a picture.
 
@@ -156,7 +160,7 @@ class Visualizer:
             labels=labels,
             masks=fields.get("pred_masks"),
             keypoints=fields.get("pred_keypoints"),
-            assigned_colors=self._colors(classes, len(predictions) if fields else 0),
+            assigned_colors=self.instance_colors(classes, len(predictions) if fields else 0),
         )
 
     def draw_dataset_dict(
@@ -197,7 +201,7 @@ class Visualizer:
             labels=names,
             masks=[annotation.get("segmentation") for annotation in annotations],
             keypoints=keypoints if any(keypoints) else None,
-            assigned_colors=self._colors(
+            assigned_colors=self.instance_colors(
                 [annotation["category_id"] for annotation in annotations], len(annotations)
             ),
         )
@@ -239,7 +243,9 @@ class Visualizer:
             alpha: Opacity.
         """
         things = [info for info in segments_info if info.get("isthing", True)]
-        thing_colors = iter(self._colors([info["category_id"] for info in things], len(things)))
+        thing_colors = iter(
+            self.instance_colors([info["category_id"] for info in things], len(things))
+        )
         segments = []
         for info in segments_info:
             is_thing, category = info.get("isthing", True), info["category_id"]
@@ -301,7 +307,7 @@ class Visualizer:
             assigned_colors=assigned_colors,
         )
         if assigned_colors is None:
-            assigned_colors = self._colors(None, count)
+            assigned_colors = self.instance_colors(None, count)
         colors = [to_color(color) for color in assigned_colors]
         order = list(range(count))
         if corners is not None:
@@ -528,7 +534,8 @@ class Visualizer:
             connection_rules=self._connection_rules,
         )
 
-    def _colors(self, classes: Sequence[int] | None, count: int) -> list[Color]:
+    def instance_colors(self, classes: Sequence[int] | None, count: int) -> list[Color]:
+        """Return the colours of instances in the mode of this picture, by class or by number."""
         if classes is None or self._instance_mode is not ColorMode.SEGMENTATION:
             palette = colormap(rgb=True)
             return [_as_color(palette[i % len(palette)]) for i in range(count)]

@@ -4,12 +4,16 @@ import itertools
 import json
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from PIL import Image
 
-from detkit.cli.show_batch import main
+from detkit.cli.show_batch import draw_sample, main
 from detkit.config import get_cfg
+from detkit.data import Metadata
 from detkit.engine import DefaultTrainer, prepare
+from detkit.structures import Boxes, Instances
 
 
 def write_config(folder):
@@ -63,3 +67,15 @@ def test_number_below_one_is_refused(tmp_path, capsys):
     config = write_config(tmp_path)
     assert main(["--config-file", config, "-n", "0", "--output", str(tmp_path / "out")]) == 2
     assert "--max-images must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("colors", "count"), [("class", 1), ("instance", 2)])
+def test_colours_stand_for_classes_or_for_instances(colors, count):
+    cfg = get_cfg()
+    cfg.VIS_COLORS, cfg.VIS_LABELS = colors, False
+    instances = Instances((60, 80))
+    instances.gt_boxes = Boxes(torch.tensor([[5.0, 5, 35, 50], [45, 5, 75, 50]]))
+    instances.gt_classes = torch.tensor([0, 0])
+    sample = {"image": torch.zeros(3, 60, 80), "instances": instances}
+    pixels = draw_sample(sample, Metadata(), cfg).get_image().reshape(-1, 3)
+    assert len(np.unique(pixels[pixels.any(axis=1)], axis=0)) == count

@@ -17,7 +17,14 @@ from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.text import distinct_names, file_stem
-from detkit.visualization import ColorMode, VisImage, Visualizer, readable_scale, side_by_side
+from detkit.visualization import (
+    COLOR_MODES,
+    ColorMode,
+    VisImage,
+    Visualizer,
+    readable_scale,
+    side_by_side,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ class VisualizationHook(PeriodicHook):
         *,
         is_raw: bool = False,
         show_labels: bool = True,
+        color_mode: ColorMode = ColorMode.SEGMENTATION,
     ) -> None:
         """Set what to draw.
 
@@ -59,6 +67,7 @@ class VisualizationHook(PeriodicHook):
             max_image_pixels: As `max_pixels` in `read_image`.
             is_raw: See `draw_truth_and_prediction`.
             show_labels: Whether names and scores are written.
+            color_mode: What colours of objects stand for.
         """
         super().__init__(period)
         self._model = model
@@ -71,6 +80,7 @@ class VisualizationHook(PeriodicHook):
         self._max_image_pixels = max_image_pixels
         self._is_raw = is_raw
         self._show_labels = show_labels
+        self._color_mode = color_mode
         self._records: list[ImageRecord] | None = None
 
     def act(self) -> None:
@@ -90,6 +100,7 @@ class VisualizationHook(PeriodicHook):
                 self._max_image_pixels,
                 is_raw=self._is_raw,
                 show_labels=self._show_labels,
+                color_mode=self._color_mode,
             )
             picture.save(str(self._output_dir / f"{index:02d}_{self.trainer.iter:07d}.jpg"))
             # (C, H, W), as the storage's images are.
@@ -108,7 +119,7 @@ def write_pictures(
     """Draw predictions beside ground truth for images spread over each test set.
 
     Args:
-        cfg: Read for `DATASETS.TEST`, `INPUT` and `VIS_LABELS`.
+        cfg: Read for `DATASETS.TEST`, `INPUT`, `VIS_LABELS` and `VIS_COLORS`.
         model: Runs in eval mode, and comes back in the modes it was in.
         folder: Where the pictures go, as `DATASET_IMAGE.jpg`, numbered where names are equal;
             older ones of that name are replaced.
@@ -137,6 +148,7 @@ def write_pictures(
             cfg.INPUT.MAX_IMAGE_PIXELS,
             is_raw=cfg.INPUT.FORMAT == "RAW",
             show_labels=cfg.VIS_LABELS,
+            color_mode=COLOR_MODES[cfg.VIS_COLORS],
         )
         picture.save(path)
     return written
@@ -170,6 +182,7 @@ def draw_truth_and_prediction(
     *,
     is_raw: bool = False,
     show_labels: bool = True,
+    color_mode: ColorMode = ColorMode.SEGMENTATION,
 ) -> VisImage:
     """Draw the ground truth of an image on the left, and a model's output on the right.
 
@@ -182,15 +195,14 @@ def draw_truth_and_prediction(
         max_image_pixels: As `max_pixels` in `read_image`, of image and ground truth.
         is_raw: Whether the format of the images, INPUT.FORMAT, is RAW.
         show_labels: Whether names and scores are written.
+        color_mode: What colours of objects stand for; those of classes can be compared.
     """
     image_format = "RAW" if is_raw else "RGB"
     image = read_image(record["file_name"], image_format, max_pixels=max_image_pixels)
     rgb = convert_image_to_rgb(image, image_format)
     scale = readable_scale(rgb.shape[:2])
-    # SEGMENTATION: a color per class, so that the two sides can be compared.
     left, right = (
-        Visualizer(rgb, metadata, scale, ColorMode.SEGMENTATION, show_labels=show_labels)
-        for _ in range(2)
+        Visualizer(rgb, metadata, scale, color_mode, show_labels=show_labels) for _ in range(2)
     )
     truth = left.draw_dataset_dict(_comparable(record, output), max_image_pixels)
     return side_by_side(truth, right.draw_output(output, score_threshold))

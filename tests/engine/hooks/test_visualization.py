@@ -17,6 +17,7 @@ from detkit.engine.hooks.visualization import draw_truth_and_prediction, write_p
 from detkit.structures import Boxes, BoxMode, Instances
 from detkit.utils.colormap import id2rgb
 from detkit.utils.image_file import BadImageError
+from detkit.visualization import ColorMode, Visualizer
 
 
 class Trainer(TrainerBase):
@@ -331,3 +332,17 @@ def test_names_and_scores_may_be_left_out(cfg, tmp_path: Path) -> None:
         (path,) = write_pictures(cfg, OneBox(0.9), tmp_path / str(shown), limit=1)
         drawn[shown] = np.asarray(Image.open(path))
     assert (drawn[True] != drawn[False]).any()
+
+
+def test_colours_stand_for_classes_or_for_instances(cfg, tmp_path: Path, monkeypatch) -> None:
+    modes = []
+    monkeypatch.setattr(
+        "detkit.engine.hooks.visualization.Visualizer",
+        lambda rgb, metadata, scale, mode, **kwargs: (
+            modes.append(mode) or Visualizer(rgb, metadata, scale, mode, **kwargs)
+        ),
+    )
+    for colors in ("class", "instance"):
+        cfg.VIS_COLORS = colors
+        write_pictures(cfg, OneBox(0.9), tmp_path / colors, limit=1)
+    assert modes == [ColorMode.SEGMENTATION] * 2 + [ColorMode.IMAGE] * 2
