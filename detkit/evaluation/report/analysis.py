@@ -13,7 +13,7 @@ import numpy as np
 
 from detkit.evaluation.coco.results import RECALL_POINTS, CocoScores, coco_metrics
 from detkit.evaluation.detections import exact_iou
-from detkit.evaluation.report.matching import Matching
+from detkit.evaluation.report.matching import Matching, Outcome
 
 BACKGROUND_OVERLAP = 0.1
 """Overlap below which a detection counts as background. Source: TIDE, section 2.2."""
@@ -50,45 +50,9 @@ def precision_at_recalls(
     return np.take_along_axis(precision, np.array(at), axis=1)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of each detection: found an object, wrong, or ignored."""
-
-    matches: np.ndarray
-    """(T, D) index of the object, or -1."""
-    is_hit: np.ndarray
-    """(T, D)"""
-    is_counted: np.ndarray
-    """(T, D) hits and false detections."""
-    num_objects: np.ndarray
-    """(K,) that can be found."""
-
-
-def outcome_of(
-    matching: Matching,
-    objects: np.ndarray | None = None,
-    detections: np.ndarray | None = None,
-) -> Outcome:
-    """Return what became of each detection when only some objects count.
-
-    Args:
-        matching: The overlaps.
-        objects: (G,) those that count; None for all. The others are ignored as crowds are.
-        detections: (D,) those that count when they find nothing; None for all.
-    """
-    is_ignored, matches = matching.objects.is_ignored, matching.matches
-    if objects is not None and not (objects | is_ignored).all():
-        is_ignored = is_ignored | ~objects
-        matches = matching.match(is_ignored)
-    # The last entry is what -1 looks up.
-    is_hit = np.append(~is_ignored, False)[matches]
-    is_free = (matches < 0) if detections is None else (matches < 0) & detections
-    return Outcome(matches, is_hit, is_hit | is_free, matching.num_objects(is_ignored))
-
-
 def scores_of(matching: Matching, outcomes: Mapping[str, Outcome]) -> CocoScores:
     """Return COCO's precision and recall of outcomes, each an area range by its name."""
-    num_thresholds, num_classes = len(matching.matches), len(matching.class_names)
+    num_thresholds, num_classes = len(matching.protocol.iou_thresholds), len(matching.class_names)
     precision = np.full((num_thresholds, len(RECALL_POINTS), num_classes, len(outcomes), 1), -1.0)
     recall = np.full((num_thresholds, num_classes, len(outcomes), 1), -1.0)
     for a, outcome in enumerate(outcomes.values()):
@@ -109,9 +73,9 @@ def scores_of(matching: Matching, outcomes: Mapping[str, Outcome]) -> CocoScores
 
 def metrics_of(matching: Matching) -> dict[str, float]:
     """Return the metrics that `COCOEvaluator` gives for the task, in [0, 100]."""
-    outcomes = {"all": outcome_of(matching)}
+    outcomes = {"all": matching.outcome}
     for name, _, objects, detections in size_bins(matching):
-        outcomes[name] = outcome_of(matching, objects, detections)
+        outcomes[name] = matching.outcome_of(objects, detections)
     named = matching.protocol.named_thresholds
     return coco_metrics(scores_of(matching, outcomes), matching.class_names, named)
 
@@ -192,7 +156,7 @@ def breakdown(matching: Matching, score_threshold: float) -> list[dict[str, Any]
     }
     for kind, bins_of in kinds.items():
         for name, meaning, objects, detections in bins_of(matching):
-            scores = scores_of(matching, {"all": outcome_of(matching, objects, detections)})
+            scores = scores_of(matching, {"all": matching.outcome_of(objects, detections)})
             counted = objects & ~matching.objects.is_ignored
             rows.append(
                 {
@@ -216,7 +180,7 @@ def ratio(part: float, whole: float) -> float:
 def object_scores(matching: Matching) -> np.ndarray:
     """Return the (G,) score of the detection that found each object; -1 where none did."""
     scores = np.full(len(matching.objects), -1.0)
-    given = matching.matches[matching.index]
+    given = matching.outcome.matches[matching.index]
     is_matched = given >= 0
     np.maximum.at(scores, given[is_matched], matching.detections.scores[is_matched])
     return scores
@@ -268,7 +232,7 @@ def counts_of(matching: Matching, class_id: int | None = None) -> Counts:
         rows = np.argsort(-matching.detections.scores, kind="stable")
     else:
         rows = matching.class_rows[class_id]
-    outcome, number = outcome_of(matching), matching.index
+    outcome, number = matching.outcome, matching.index
     num_objects = outcome.num_objects
     return Counts(
         matching.detections.scores[rows],
@@ -298,7 +262,7 @@ def confusion_matrix(matching: Matching, score_threshold: float) -> np.ndarray:
     num_classes = len(matching.class_names)
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     objects, detections = matching.objects, matching.detections
-    outcome, threshold = outcome_of(matching), matching.protocol.iou_thresholds[matching.index]
+    outcome, threshold = matching.outcome, matching.protocol.iou_thresholds[matching.index]
     is_shown = detections.scores >= score_threshold
     is_hit = outcome.is_hit[matching.index] & is_shown
     is_false = outcome.is_counted[matching.index] & is_shown & ~is_hit
@@ -323,7 +287,7 @@ def confusion_matrix(matching: Matching, score_threshold: float) -> np.ndarray:
 
 def calibration(matching: Matching) -> dict[str, Any]:
     """Return how often detections of a score are right, and the expected calibration error."""
-    outcome, number = outcome_of(matching), matching.index
+    outcome, number = matching.outcome, matching.index
     is_counted = outcome.is_counted[number]
     scores = matching.detections.scores[is_counted]
     is_hit = outcome.is_hit[number][is_counted]
@@ -371,7 +335,7 @@ def error_types(matching: Matching) -> Errors:
     """
     objects, detections = matching.objects, matching.detections
     threshold = matching.protocol.iou_thresholds[matching.index]
-    outcome = outcome_of(matching)
+    outcome = matching.outcome
     is_false = outcome.is_counted[matching.index] & ~outcome.is_hit[matching.index]
     is_found = object_scores(matching) >= 0
     types = np.full(len(detections), -1)
@@ -414,7 +378,7 @@ def error_costs(matching: Matching, errors: Errors) -> dict[str, Any]:
         `AP`, `types` (`ERROR_TYPES` -> `count`, `cost`), and `false_positives` and
         `false_negatives`, the gains without any false detection, and without any missed object.
     """
-    outcome, number = outcome_of(matching), matching.index
+    outcome, number = matching.outcome, matching.index
     detections, objects = matching.detections, matching.objects
     is_hit, is_counted = outcome.is_hit[number], outcome.is_counted[number]
 
@@ -478,9 +442,9 @@ def bootstrap_ap(matching: Matching, num_samples: int, seed: int = 0) -> np.ndar
     Returns:
         (B, T, K) in [0, 100]; nan for a class without objects in the images drawn.
     """
-    outcome, num_images = outcome_of(matching), len(matching.image_ids)
+    outcome, num_images = matching.outcome, len(matching.image_ids)
     num_classes = len(matching.class_names)
-    result = np.full((num_samples, len(matching.matches), num_classes), math.nan)
+    result = np.full((num_samples, len(matching.protocol.iou_thresholds), num_classes), math.nan)
     # (N, K) objects that can be found.
     objects = np.zeros((num_images, num_classes))
     counted = ~matching.objects.is_ignored

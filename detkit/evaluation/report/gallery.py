@@ -62,9 +62,7 @@ def drawn_items(
     bins = size_bins(matching)
     object_sizes = _sizes([inside for *_, inside, _ in bins], len(objects))
     sizes = _sizes([inside for *_, inside in bins], len(detections))
-    is_given = matching.matches[number] >= 0
-    is_hit = np.append(~objects.is_ignored, False)[matching.matches[number]]
-    kinds = np.where(is_given & ~is_hit, -2, errors.types)
+    kinds = np.where(matching.outcome.is_counted[number], errors.types, -2)
     entries = []
     for image in images:
         there, seen = matching.object_rows[image], matching.detection_rows[image]

@@ -19,6 +19,8 @@ from detkit.evaluation.coco.ground_truth import CocoGroundTruth
 from detkit.evaluation.coco.results import CocoProtocol
 from detkit.evaluation.detections import ImageDetections
 
+_HIGHEST_THRESHOLD = 1 - 1e-10  # COCO's: an overlap of 1 may be rounded down
+
 
 @dataclass(frozen=True)
 class Items:
@@ -50,6 +52,32 @@ class Items:
         """Return the (N,) rows of each image."""
         ends = np.searchsorted(self.images, np.arange(num_images + 1))
         return [slice(a, b) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of each detection: found an object, wrong, or ignored."""
+
+    matches: np.ndarray
+    """(T, D) index of the object, or -1."""
+    is_hit: np.ndarray
+    """(T, D)"""
+    is_counted: np.ndarray
+    """(T, D) hits and false detections."""
+    num_objects: np.ndarray
+    """(K,) that can be found."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Objects of one class in one image, and the detections of that class near them."""
+
+    detections: np.ndarray
+    """(n,) rows, best score first."""
+    objects: np.ndarray
+    """(m,) rows."""
+    overlaps: np.ndarray
+    """(n, m)"""
 
 
 class Matching:
@@ -92,9 +120,40 @@ class Matching:
         return int(np.abs(np.array(self.protocol.iou_thresholds) - 0.5).argmin())
 
     @cached_property
-    def matches(self) -> np.ndarray:
-        """(T, D) index of the object that each detection was given, or -1."""
-        return self.match(self.objects.is_ignored)
+    def outcome(self) -> "Outcome":
+        """What became of each detection."""
+        matches = np.full(
+            (len(self.protocol.iou_thresholds), len(self.detections)), -1, dtype=np.int64
+        )
+        for group in self._groups:
+            matches[:, group.detections] = self._assigned(group, self.objects.is_ignored)
+        return self._outcome(matches, self.objects.is_ignored, matches < 0)
+
+    def outcome_of(self, objects: np.ndarray, detections: np.ndarray) -> "Outcome":
+        """Return what becomes of each detection when only some objects count.
+
+        Args:
+            objects: (G,) those that count. The others are ignored as crowds are.
+            detections: (D,) those that count when they find nothing.
+        """
+        base = self.objects.is_ignored
+        is_ignored = base | ~objects
+        matches = self.outcome.matches.copy()
+        for group in self._groups:
+            # Who gets what only depends on which objects are preferred to which.
+            flags = is_ignored[group.objects]
+            if flags.any() and not (flags.all() and not base[group.objects].any()):
+                matches[:, group.detections] = self._assigned(group, is_ignored)
+        return self._outcome(matches, is_ignored, (matches < 0) & detections)
+
+    def _outcome(
+        self, matches: np.ndarray, is_ignored: np.ndarray, is_free: np.ndarray
+    ) -> "Outcome":
+        # The last entry is what -1 looks up.
+        is_hit = np.append(~is_ignored, False)[matches]
+        counted = self.objects.classes[~is_ignored]
+        num_objects = np.bincount(counted, minlength=len(self.class_names))
+        return Outcome(matches, is_hit, is_hit | is_free, num_objects)
 
     @cached_property
     def class_rows(self) -> list[np.ndarray]:
@@ -103,41 +162,46 @@ class Matching:
         classes = self.detections.classes[order]
         return [order[classes == k] for k in range(len(self.class_names))]
 
-    def num_objects(self, is_ignored: np.ndarray | None = None) -> np.ndarray:
-        """Return the (K,) number of objects that can be missed."""
-        is_ignored = self.objects.is_ignored if is_ignored is None else is_ignored
-        return np.bincount(self.objects.classes[~is_ignored], minlength=len(self.class_names))
-
-    def match(self, is_ignored: np.ndarray) -> np.ndarray:
-        """Give objects to detections, best score first, by COCO's rules.
-
-        Args:
-            is_ignored: (G,) whether an object is only taken when there is no other.
-
-        Returns:
-            (T, D) index of the object, or -1.
-        """
-        thresholds = np.minimum(np.array(self.protocol.iou_thresholds), 1 - 1e-10)
-        matches = np.full((len(thresholds), len(self.detections)), -1, dtype=np.int64)
-        classes, object_classes = self.detections.classes, self.objects.classes
+    @cached_property
+    def _groups(self) -> list["_Group"]:
+        """The objects of each class in each image, with the detections that could find them."""
+        lowest, groups = self.protocol.iou_thresholds[0], []
         for found, there, overlaps in zip(
             self.detection_rows, self.object_rows, self.overlaps, strict=True
         ):
-            for k in np.unique(object_classes[there]):
-                objects = np.flatnonzero(object_classes[there] == k)
-                rows = np.flatnonzero(classes[found] == k)
-                overlaps_k = overlaps[np.ix_(rows, objects)]
+            classes, object_classes = self.detections.classes[found], self.objects.classes[there]
+            for k in np.unique(object_classes):
+                objects = np.flatnonzero(object_classes == k)
                 # Most detections overlap nothing of their class.
-                near = overlaps_k.max(axis=1, initial=0) >= thresholds[0]
-                objects += there.start
-                given = _assign(
-                    overlaps_k[near],
-                    thresholds,
-                    is_ignored[objects],
-                    self.objects.is_crowd[objects],
-                )
-                matches[:, rows[near] + found.start] = np.where(given < 0, -1, objects[given])
-        return matches
+                is_near = overlaps[:, objects].max(axis=1) >= min(lowest, _HIGHEST_THRESHOLD)
+                rows = np.flatnonzero(is_near & (classes == k))
+                if len(rows):
+                    overlaps_k = overlaps[np.ix_(rows, objects)]
+                    groups.append(_Group(rows + found.start, objects + there.start, overlaps_k))
+        return groups
+
+    def _assigned(self, group: "_Group", is_ignored: np.ndarray) -> np.ndarray:
+        """Give the objects of a group to its detections, best score first, by COCO's rules.
+
+        Returns:
+            (T, n) index of the object, or -1.
+        """
+        thresholds = np.minimum(np.array(self.protocol.iou_thresholds), _HIGHEST_THRESHOLD)
+        overlaps, is_crowd = group.overlaps, self.objects.is_crowd[group.objects]
+        given = np.full((len(thresholds), len(overlaps)), -1)
+        is_free = np.ones((len(thresholds), len(group.objects)), dtype=bool)
+        last = len(group.objects) - 1
+        # An ignored object only if no other is left; of equal overlaps the last, as COCO's loop.
+        flags = is_ignored[group.objects]
+        preferences = [flags == flag for flag in (False, True) if (flags == flag).any()]
+        for row, values in enumerate(overlaps):
+            for preferred in preferences:
+                reached = np.where(preferred & (is_free | is_crowd), values, -1.0)
+                best = last - reached[:, ::-1].argmax(axis=1)
+                is_new = (given[:, row] < 0) & (reached.max(axis=1) >= thresholds)
+                given[is_new, row] = best[is_new]
+                is_free[is_new, best[is_new]] = False
+        return np.where(given < 0, -1, group.objects[given])
 
     def _overlaps(self, found: slice, there: slice) -> np.ndarray:
         shape = (found.stop - found.start, there.stop - there.start)
@@ -158,24 +222,6 @@ class Matching:
         else:
             overlaps = mask_util.iou(detections.boxes[found], objects.boxes[there], is_crowd)
         return np.asarray(overlaps)
-
-
-def _assign(
-    overlaps: np.ndarray, thresholds: np.ndarray, is_ignored: np.ndarray, is_crowd: np.ndarray
-) -> np.ndarray:
-    """Give the (m,) objects of a class to (n,) detections in order; return (T, n) indices or -1."""
-    given = np.full((len(thresholds), len(overlaps)), -1)
-    is_free = np.ones((len(thresholds), overlaps.shape[1]), dtype=bool)
-    last = overlaps.shape[1] - 1
-    for row, values in enumerate(overlaps):
-        # An ignored object only if no other is left; of equal overlaps the last, as COCO's loop.
-        for group in (~is_ignored, is_ignored):
-            reached = np.where(group & (is_free | is_crowd), values, -1.0)
-            best = last - reached[:, ::-1].argmax(axis=1)
-            is_new = (given[:, row] < 0) & (reached.max(axis=1, initial=-1) >= thresholds)
-            given[is_new, row] = best[is_new]
-            is_free[is_new, best[is_new]] = False
-    return given
 
 
 def keypoint_similarity(

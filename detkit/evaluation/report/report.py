@@ -173,7 +173,7 @@ def analyse(
 def _class_rows(
     matching: Matching, metrics: Mapping[str, float], samples: np.ndarray, threshold: float
 ) -> list[dict[str, Any]]:
-    outcome, rows = analysis.outcome_of(matching), []
+    outcome, rows = matching.outcome, []
     scores = analysis.scores_of(matching, {"all": outcome})
     for k, name in enumerate(matching.class_names):
         counts = analysis.counts_of(matching, k)
@@ -198,11 +198,12 @@ def _class_rows(
 
 def _curves(matching: Matching) -> dict[str, Any]:
     """Return precision over recall, interpolated as AP is, and all three over the score."""
-    outcome, number = analysis.outcome_of(matching), matching.index
+    outcome, number = matching.outcome, matching.index
     grid = analysis.SCORE_GRID
     classes = []
     for k, rows in enumerate(matching.class_rows):
-        at_scores = [analysis.counts_of(matching, k).at(score) for score in grid]
+        counts = analysis.counts_of(matching, k)
+        at_scores = [counts.at(score) for score in grid]
         curve: dict[str, Any] = {
             key: [point[key] for point in at_scores] for key in ("precision", "recall", "f1")
         }
@@ -224,7 +225,7 @@ def _curves(matching: Matching) -> dict[str, Any]:
 def _image_rows(matching: Matching, threshold: float) -> list[dict[str, Any]]:
     """Return the errors in each image at the threshold, worst images first."""
     objects, detections = matching.objects, matching.detections
-    outcome, num_images = analysis.outcome_of(matching), len(matching.image_ids)
+    outcome, num_images = matching.outcome, len(matching.image_ids)
     is_shown = detections.scores >= threshold
     is_hit = outcome.is_hit[matching.index] & is_shown
     is_false = outcome.is_counted[matching.index] & is_shown & ~is_hit
@@ -376,13 +377,21 @@ def _resize(image: Mapping[str, Any], cfg: CfgNode) -> float:
 def _write_tables(folder: Path, tasks: Mapping[str, Any]) -> None:
     tables: dict[str, list[dict[str, Any]]] = {"classes": [], "errors": [], "images": []}
     for task, numbers in tasks.items():
-        for name in ("classes", "images"):
-            tables[name] += [{"task": task, **row} for row in numbers[name]]
+        compared = numbers.get("compare", {"classes": [], "images": []})
+        others = {row["image_id"]: row for row in compared["images"]}
+        tables["classes"] += [{"task": task, **row} for row in numbers["classes"]]
         for kind, row in numbers["errors"]["types"].items():
             tables["errors"].append({"task": task, "error": kind, **row})
+        for row in numbers["images"]:
+            other = {f"second_{key}": n for key, n in others.get(row["image_id"], {}).items()}
+            tables["images"].append({"task": task, **row, **other})
+        for row in compared["classes"]:
+            tables.setdefault("comparison", []).append({"task": task, **row})
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else ["task"])
+            # A task that only one of two detectors has comes without the columns of the second.
+            columns = dict.fromkeys(key for row in rows for key in row)
+            writer = csv.DictWriter(file, list(columns) or ["task"])
             writer.writeheader()
             writer.writerows(rows)
 

@@ -133,7 +133,7 @@ def test_errors_are_those_of_tidecv(seed, register, make_record, make_instances,
 @pytest.mark.parametrize("seed", range(8))
 def test_all_parts_of_the_report_agree(seed, random_matching):
     matching = random_matching(seed)
-    objects = matching.num_objects()
+    objects = matching.outcome.num_objects
     for score in (0.0, 0.3, 0.55, 1.0):
         matrix = analysis.confusion_matrix(matching, score)
         np.testing.assert_array_equal(matrix[:-1].sum(axis=1), objects)
@@ -146,12 +146,10 @@ def test_all_parts_of_the_report_agree(seed, random_matching):
         together = analysis.counts_of(matching).at(score)
         assert np.trace(matrix) == pytest.approx(np.nan_to_num(together["recall"]) * objects.sum())
     errors = analysis.error_types(matching)
-    is_false = analysis.outcome_of(matching).is_counted & ~analysis.outcome_of(matching).is_hit
+    is_false = matching.outcome.is_counted & ~matching.outcome.is_hit
     np.testing.assert_array_equal(errors.types >= 0, is_false[matching.index])
     bins = analysis.calibration(matching)["bins"]
-    assert (
-        sum(row["detections"] for row in bins) == analysis.outcome_of(matching).is_counted[0].sum()
-    )
+    assert sum(row["detections"] for row in bins) == matching.outcome.is_counted[0].sum()
     by_size = {row["name"]: row for row in analysis.breakdown(matching, 0.5) if row["by"] == "size"}
     metrics = analysis.metrics_of(matching)
     for name, metric in (("small", "APs"), ("medium", "APm"), ("large", "APl")):

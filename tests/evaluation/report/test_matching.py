@@ -59,6 +59,6 @@ def test_ap_of_masks_and_keypoints_is_that_of_the_evaluator(seed, task, register
 
 def test_no_detection_and_no_object_leave_nothing_to_match(register, make_record):
     matching = matching_of(register([make_record(1, ([0, 0, 9, 9], 0)), make_record(2)]), {})
-    assert matching.matches.shape == (10, 0)
+    assert matching.outcome.matches.shape == (10, 0)
     assert [overlaps.shape for overlaps in matching.overlaps] == [(0, 1), (0, 0)]
-    np.testing.assert_array_equal(matching.num_objects(), [1, 0])
+    np.testing.assert_array_equal(matching.outcome.num_objects, [1, 0])

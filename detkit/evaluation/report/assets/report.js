@@ -49,7 +49,7 @@ function table(root, columns, rows, onRow) {
     return line;
   }));
   const heads = columns.map(column => {
-    const head = make("th", { title: column.title || "" });
+    const head = make("th", { title: column.title || "", className: column.text ? "text" : "" });
     const button = make("button", { type: "button" }, column.name);
     button.onclick = () => {
       const rising = head.getAttribute("aria-sort") === "descending";
@@ -75,7 +75,7 @@ function swatch(name) { const s = make("span", { className: "swatch" }); s.style
 
 function headline() {
   const n = numbers(), at = n.at_threshold;
-  const cards = [["AP", points(n.metrics.AP), `mean over classes and IoU thresholds; with other images of this kind, 95 % of the time between ${points(n.interval[0])} and ${points(n.interval[1])}`]];
+  const cards = [["AP", points(n.metrics.AP), `mean over classes and IoU thresholds; 95 % interval over images: ${points(n.interval[0])} – ${points(n.interval[1])}`]];
   const names = { AP50: "finding objects, IoU 0.5 is enough", AP75: "placing them well, IoU 0.75" };
   for (const [name, value] of Object.entries(n.metrics)) {
     if (name === "AP") continue;
@@ -231,6 +231,9 @@ function chosenErrors(i) {
     + missed.filter(j => fits(objects, j) && (kind < 0 || kind === MISSED)).length;
 }
 
+// Errors of the second detector less those of the first, at the score of the report, by image.
+const changes = () => new Map((numbers().compare ? numbers().compare.images : []).map(row => [row.image_id, row.change]));
+
 function relist() {
   const form = $("#gallery form"), filtered = [form.class, form.error, form.size].some(s => Number(s.value) >= 0);
   const counts = gallery.images.map((_, i) => chosenErrors(i));
@@ -239,7 +242,7 @@ function relist() {
   if (form.order.value === "worst") list.sort((a, b) => counts[b] - counts[a] || position.get(gallery.images[a].id) - position.get(gallery.images[b].id));
   if (form.order.value === "file") list.sort((a, b) => gallery.images[a].file.localeCompare(gallery.images[b].file));
   if (form.order.value === "worse" || form.order.value === "better") {
-    const sign = form.order.value === "worse" ? -1 : 1, change = new Map(numbers().compare.images.map(row => [row.image_id, row.change]));
+    const sign = form.order.value === "worse" ? -1 : 1, change = changes();
     list.sort((a, b) => sign * (change.get(gallery.images[a].id) - change.get(gallery.images[b].id)));
   }
   const keep = Math.max(CHUNK, state.shown);
@@ -285,7 +288,8 @@ function append(count) {
 function drawCard(card) {
   const image = gallery.images[card.index], { wrong, missed } = judged(card.index);
   draw($(".stage", card), card.index, 1);
-  $("figcaption", card).textContent = `${wrong.length} wrong, ${missed.length} missed · ${image.file}`;
+  const change = changes().get(image.id), more = change ? ` (${change > 0 ? "+" : ""}${change} with the second)` : "";
+  $("figcaption", card).textContent = `${wrong.length} wrong, ${missed.length} missed${more} · ${image.file}`;
   $("figcaption", card).title = image.file;
 }
 
