@@ -82,19 +82,14 @@ class ExportedPredictor:
         """
         if not images:
             return []
-        resized = [self._resized(image) for image in images]
-        sizes = np.array([image.shape[:2] for image in resized], np.int64)
-        height, width = sizes.max(axis=0)
-        batch = np.zeros((len(resized), self.metadata.channels, height, width), self.metadata.dtype)
-        for planes, image in zip(batch, resized, strict=True):
-            planes[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        inputs = self.inputs_of(images)
+        shape, sizes = inputs["images"].shape, inputs["image_sizes"]
         try:
-            outputs = self._run({"images": batch, "image_sizes": sizes})
+            outputs = self._run(inputs)
         except Exception as error:  # of either library; ours have been raised before
-            raise ModelFileError(
-                f"{self._path} fails at a batch of {batch.shape}: {error}"
-            ) from error
-        self._check(outputs, batch.shape)
+            reason = f"fails at a batch of shape {shape}: {error}"
+            raise ModelFileError(f"{self._path} {reason}") from error
+        self._check(outputs, shape)
         return [
             self._result(
                 {name: outputs[name][i] for name in self.metadata.outputs},
@@ -103,6 +98,17 @@ class ExportedPredictor:
             )
             for i, (size, image) in enumerate(zip(sizes, images, strict=True))
         ]
+
+    def inputs_of(self, images: Sequence[np.ndarray]) -> Arrays:
+        """Return the inputs of the graph for N images, resized and padded; errors as above."""
+        resized = [self._resized(image) for image in images]
+        sizes = np.array([image.shape[:2] for image in resized], np.int64)
+        height, width = sizes.max(axis=0)
+        shape = (len(resized), self.metadata.channels, height, width)
+        batch = np.zeros(shape, self.metadata.dtype)
+        for planes, image in zip(batch, resized, strict=True):
+            planes[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        return {"images": batch, "image_sizes": sizes}
 
     def _resized(self, image: Any) -> np.ndarray:
         """Return an image as the model takes it, (H, W, C)."""

@@ -43,7 +43,10 @@ def outputs_of(images, image_sizes):
 
 
 def write_onnx(path: Path, values=None, *, text=None):
-    """Write an ONNX file with boxes alone: those of `outputs_of` for any number of images."""
+    """Write an ONNX file with boxes alone: those of `outputs_of` for any number of images.
+
+    A convolution of the images is in the graph, too, which adds nothing to the boxes.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -54,7 +57,12 @@ def write_onnx(path: Path, values=None, *, text=None):
         helper.make_node("Gather", ["image_sizes", "order"], ["sides"], axis=1),
         helper.make_node("Cast", ["sides"], ["sides_f"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["sides_f", "one"], ["factors"]),
-        helper.make_node("Mul", ["factors", "shares"], ["boxes"]),
+        helper.make_node("Mul", ["factors", "shares"], ["objects"]),
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["pixels", "kernel"], ["map"]),
+        helper.make_node("ReduceMin", ["map"], ["lowest"], keepdims=0),
+        helper.make_node("Mul", ["lowest", "nothing"], ["zero"]),
+        helper.make_node("Add", ["objects", "zero"], ["boxes"]),
         helper.make_node("Shape", ["image_sizes"], ["n"], end=1),
         helper.make_node("Concat", ["n", "three"], ["rows"], axis=0),
         helper.make_node("Expand", ["score_row", "rows"], ["scores"]),
@@ -64,7 +72,8 @@ def write_onnx(path: Path, values=None, *, text=None):
     given = {
         "order": np.array([1, 0, 1, 0]), "one": np.array([1]), "three": np.array([3]),
         "shares": BOXES[None], "score_row": SCORES[None], "class_row": CLASSES[None],
-        "count": np.array([COUNT]),
+        "count": np.array([COUNT]), "nothing": np.float32(0),
+        "kernel": np.linspace(-1, 1, 8 * 27, dtype=np.float32).reshape(8, 3, 3, 3),
     }  # fmt: skip
     kinds = {
         "boxes": (TensorProto.FLOAT, ["n", 3, 4]), "scores": (TensorProto.FLOAT, ["n", 3]),
