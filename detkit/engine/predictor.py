@@ -4,7 +4,9 @@ Legend: H and W height and width of an image, C channels.
 """
 
 import itertools
+import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,9 @@ from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import convert_image_to_rgb, decode_image, read_image, upright_pixels
 from detkit.utils.media_file import Video, find_images, is_video
+from detkit.utils.text import printable
+
+logger = logging.getLogger(__name__)
 
 _ORDERS = ("bgr", "rgb")
 
@@ -259,6 +264,9 @@ def chunk_size(batch_size: int) -> int:
 def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
     """Return the config of a checkpoint, with MODEL.WEIGHTS set to it.
 
+    A file of weights may come from anywhere, and runs no code: modules of IMPORTS are taken only
+    from a config that is named.
+
     Args:
         path: The checkpoint.
         config_file: A YAML file to take instead of the config in the checkpoint.
@@ -280,8 +288,17 @@ def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
             f"{path} holds no config, and there is no {beside}: give config_file (--config-file),"
             " the YAML file that the model was trained with"
         )
-    if not config_file and not cfg.MODEL.DEVICE.startswith("cpu"):
-        cfg.MODEL.DEVICE = "auto"  # that of the machine that trained says nothing of this one
+    if not config_file:
+        if left_out := [name for name in cfg.IMPORTS if name not in sys.modules]:
+            logger.warning(
+                "%s asks to run the modules %s (IMPORTS), which a checkpoint may not: import them"
+                " before, set IMPORTS, or name the YAML file (config_file, --config-file)",
+                printable(path),
+                ", ".join(map(repr, left_out)),
+            )
+            cfg.IMPORTS = []
+        if not cfg.MODEL.DEVICE.startswith("cpu"):
+            cfg.MODEL.DEVICE = "auto"  # that of the machine that trained says nothing of this one
     cfg.MODEL.WEIGHTS = path
     return cfg
 

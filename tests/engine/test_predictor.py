@@ -62,6 +62,24 @@ def test_best_checkpoint_holds_the_config(tiny_cfg):
     assert config_of_checkpoint(f"{tiny_cfg.OUTPUT_DIR}/model_best.pth").SEED == tiny_cfg.SEED
 
 
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_checkpoint_runs_no_modules(detector_cfg, is_beside, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hostile_module.py").write_text("raise RuntimeError('was run')")
+    detector_cfg.IMPORTS = ["hostile_module"]
+    state = {"model": build_model(detector_cfg).state_dict()}
+    if is_beside:
+        (tmp_path / "config.yaml").write_text(detector_cfg.dump())
+    else:
+        state["config"] = detector_cfg.dump()
+    torch.save(state, "hostile.pth")
+    assert Predictor("hostile.pth").cfg.IMPORTS == []
+    assert "asks to run the modules 'hostile_module'" in caplog.text
+    (tmp_path / "trusted.yaml").write_text(detector_cfg.dump())
+    with pytest.raises(RuntimeError, match="was run"):
+        Predictor("hostile.pth", config_file="trusted.yaml")
+
+
 def test_config_beside_the_weights_or_named_is_taken(detector_cfg, tmp_path):
     torch.save(build_model(detector_cfg).state_dict(), tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match=r"bare\.pth holds no config, and there is no .*config\."):
