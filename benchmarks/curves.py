@@ -4,7 +4,7 @@
     python benchmarks/curves.py detections records --output curves --quick
 
 Every point is measured in a process of its own: processor seconds of one call after a warm-up
-(records: of one call), and how far its resident memory rises above that before the call. Models
+(records: of one call), and how far its resident memory rises above that before the calls. Models
 have random weights; a low score threshold keeps as many detections as the curve needs.
 """
 
@@ -26,9 +26,10 @@ from detkit.cli.errors import run_command
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.build import build_detection_train_loader
+from detkit.evaluation import COCOEvaluator
 from detkit.model_zoo import get_config
 from detkit.modeling import build_model
-from detkit.structures import BitMasks, Boxes, BoxMode, ImageRecord, Instances
+from detkit.structures import BitMasks, Boxes, BoxMode, ImageRecord, Instances, ModelInput
 from detkit.utils.env import reuse_freed_memory
 from detkit.utils.errors import MissingPackageError, UnknownNameError
 from detkit.utils.events import EventStorage
@@ -144,6 +145,59 @@ def _detections(count: int) -> Callable[[], object]:
     return lambda: score_detections(truth, detections, CocoProtocol())
 
 
+def _masks(count: int) -> Callable[[], object]:
+    """`COCOEvaluator` over images of 480 x 640 with 100 detected masks each, scored."""
+    side, per_image = (480, 640), 100
+    generator = np.random.default_rng(0)
+
+    def detected() -> Instances:
+        corners = generator.uniform(0, 1, (per_image, 2)) * (440, 600)
+        boxes = np.concatenate([corners, corners + generator.uniform(8, 40, (per_image, 2))], 1)
+        masks = torch.zeros(per_image, *side, dtype=torch.bool)
+        for mask, (y1, x1, y2, x2) in zip(masks, boxes.astype(int).tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        return Instances(
+            side,
+            pred_boxes=Boxes(torch.as_tensor(boxes[:, [1, 0, 3, 2]]).float()),
+            pred_masks=masks,
+            pred_classes=torch.zeros(per_image, dtype=torch.int64),
+            scores=torch.rand(per_image),
+        )
+
+    box = [100.0, 100.0, 150.0, 150.0]
+    outline = [box[0], box[1], box[2], box[1], box[2], box[3], box[0], box[3]]
+    records: list[ImageRecord] = [
+        {
+            "file_name": f"{number}.jpg",
+            "image_id": number,
+            "height": side[0],
+            "width": side[1],
+            "annotations": [
+                {
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": 0,
+                    "iscrowd": 0,
+                    "segmentation": [outline],
+                }
+            ],
+        }
+        for number in range(count // per_image)
+    ]
+    DatasetCatalog.register("curve_masks", lambda: records)
+    MetadataCatalog.get("curve_masks").thing_classes = ["thing"]
+    evaluator = COCOEvaluator("curve_masks", tasks=["bbox", "segm"])
+
+    def evaluate() -> object:
+        evaluator.reset()
+        for number in range(count // per_image):
+            model_input: ModelInput = {"image": torch.empty(0), "image_id": number}
+            evaluator.process([model_input], [{"instances": detected()}])
+        return evaluator.evaluate()
+
+    return evaluate
+
+
 _KEEP_ALL = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.99)
 CURVES = {
     "image_size": Curve(
@@ -195,6 +249,12 @@ CURVES = {
         "boxes scored by COCO's AP", (10_000, 100_000, 1_000_000, 5_000_000), _detections,
         is_called_once=True,
     ),
+    "masks": Curve(
+        "masks encoded and scored by COCO's AP, 100 on each image of 480 x 640",
+        (1000, 10_000, 100_000),
+        _masks,
+        is_called_once=True,
+    ),
 }  # fmt: skip
 
 
@@ -237,10 +297,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(curve: Curve, value: int) -> dict[str, float]:
     call = curve.prepare(value)
-    if not curve.is_called_once:
-        call()
     before = _resident_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    if not curve.is_called_once:
+        call()
     start = processor_seconds()
     kept = call()
     seconds = processor_seconds() - start
