@@ -123,7 +123,7 @@ detkit predict --model {_RUN}/model_final.pth --input {_IMAGES} --output output/
     add = parser.add_argument
     model_help = (
         "checkpoint, whatever MODEL.WEIGHTS takes; one of a detkit run holds its config and class"
-        " names"
+        " names. Or an exported model (.onnx, or OpenVINO's .xml), which runs without torch"
     )
     add("--model", "--weights", default="", metavar="FILE", help=model_help)
     settings = (

@@ -17,10 +17,13 @@ Under torchrun, the processes share the inputs out, and write together what one 
 """
 
 import argparse
+import functools
 import itertools
+import json
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,12 +35,14 @@ from detkit.cli.errors import message_of, run_command
 from detkit.cli.parsers import PARSERS
 from detkit.cli.prediction_files import FORMATS, RESULTS, PredictionLog, digest, write_json
 from detkit.config import CfgNode, get_cfg
+from detkit.export.runtime import ENDINGS
 from detkit.utils.colormap import id2rgb
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
-from detkit.utils.logger import setup_logger
+from detkit.utils.logger import progress_bar, setup_logger
 from detkit.utils.media_file import CAMERA, Video, VideoWriter, find_images, is_video
 from detkit.utils.text import counted, did_you_mean, distinct_names, printable
 from detkit.visualization import COLOR_MODES, VideoVisualizer, Visualizer, readable_scale
+from detkit.visualization.plain_values import mask_list, to_array, to_integers
 
 # torch takes seconds to load, and models of other runtimes do without: see `detkit.export.runtime`.
 if TYPE_CHECKING:
@@ -58,6 +63,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog: Name of the command in its help.
     """
     args = PARSERS["predict"](prog).parse_args(argv)
+    if args.model.lower().endswith(ENDINGS):
+        return run_command(run, args)
     from detkit.engine import launch
 
     return run_command(launch, run, 1, 1, 0, "auto", (args,))
@@ -65,23 +72,20 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, write, and report the files that could not be read."""
-    from detkit.engine import Predictor
-    from detkit.utils import comm
-
     for option, number in (("batch-size", args.batch_size), ("max-images", args.max_images)):
         if number is not None and number < 1:
             raise ConfigError(f"--{option} must be at least 1, got {number}")
-    cfg = _setup(args)
+    comm, load, model_digest = _model_of(args)
     inputs = _inputs(args.input)[: args.max_images]
     folder, pictures = Path(args.output).expanduser(), _picture_names(inputs)
     log = PredictionLog(folder)
-    predictor = Predictor(cfg, allow_partial=args.allow_partial)
+    predictor = load()
     keep = _class_filter(args.classes, predictor.metadata)
     done: set[int] = set()
     if comm.is_main_process():
         _prepare_output(folder, inputs, pictures if "pictures" in args.save else [])
         settings = {
-            "config": digest([cfg.dump()]),
+            "config": model_digest,
             "--input": digest(inputs),
             "--classes": args.classes,
             "--batch-size": args.batch_size,
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     done = comm.all_gather(done)[0]
     writer = _Writer(folder, predictor, keep, log, inputs, pictures, args)
     with log.opened(comm.get_rank()):
-        writer.predict(_share(inputs, done, args.batch_size))
+        writer.predict(_share(inputs, done, args.batch_size, comm))
     comm.synchronize()
     if not comm.is_main_process():
         return 0
@@ -113,6 +117,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Alone:
+    """What `detkit.utils.comm`, which imports torch, answers in the only process of a run."""
+
+    is_main_process = staticmethod(lambda: True)
+    get_rank = get_num_restarts = staticmethod(lambda: 0)
+    get_world_size = staticmethod(lambda: 1)
+    all_gather = staticmethod(lambda value: [value])
+    synchronize = staticmethod(lambda: None)
+
+
+def _model_of(args: argparse.Namespace) -> "tuple[Any, Callable[[], Predictor], str]":
+    """Return the processes of the run, what loads the model, and a digest of its settings."""
+    if not args.model.lower().endswith(ENDINGS):
+        from detkit.engine import Predictor
+        from detkit.utils import comm
+
+        cfg = _setup(args)
+        load = functools.partial(Predictor, cfg, allow_partial=args.allow_partial)
+        return comm, load, digest([cfg.dump()])
+    from detkit.cli.exported_stream import ExportedStream
+
+    setup_logger()
+    if args.config_file or args.opts:
+        given = "--config-file" if args.config_file else args.opts[0]
+        raise ConfigError(f"an exported model has its settings in the file: {given} has no effect")
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ConfigError(
+            f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("an exported model runs in one process: start it without torchrun")
+    predictor: Any = ExportedStream(
+        args.model, score_threshold=args.confidence_threshold, show_labels=not args.hide_labels
+    )
+    document = json.dumps(predictor.metadata.document, sort_keys=True)
+    return _Alone, lambda: predictor, digest([document, str(args.confidence_threshold)])
+
+
 def _setup(args: argparse.Namespace) -> CfgNode:
     from detkit.engine import prepare
     from detkit.engine.predictor import config_of_checkpoint, set_score_threshold
@@ -131,7 +173,7 @@ def _setup(args: argparse.Namespace) -> CfgNode:
         # What training starts from, such as a backbone, finds no objects.
         cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
     else:
-        raise ConfigError("give --model, a checkpoint, or --config-file")
+        raise ConfigError("give --model, a checkpoint or an exported model, or --config-file")
     cfg.VIS_LABELS = not args.hide_labels and cfg.VIS_LABELS
     cfg.merge_from_list(args.opts)
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
@@ -154,16 +196,13 @@ def _inputs(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _share(inputs: Sequence[str], done: set[int], batch_size: int) -> list[list[int]]:
+def _share(inputs: Sequence[str], done: set[int], batch_size: int, comm: Any) -> list[list[int]]:
     """Return what this process has to do: chunks of images that make batches, then videos.
 
     Chunks do not depend on how many processes there are, or on what is done: a batch is the same
     in each case, and so are the last digits of what comes out of it.
     """
-    from detkit.engine.predictor import chunk_size
-    from detkit.utils import comm
-
-    size = chunk_size(batch_size)
+    size = 1 if batch_size == 1 else 2 * batch_size  # `chunk_size` of the predictor
     images = [i for i, name in enumerate(inputs) if not is_video(name)]
     units = [images[start : start + size] for start in range(0, len(images), size)]
     units += [[i] for i, name in enumerate(inputs) if is_video(name)]
@@ -208,8 +247,6 @@ class _Writer:
 
     def predict(self, units: Sequence[Sequence[int]]) -> None:
         """Predict chunks of images, then videos, and log the speed."""
-        from detkit.utils.events import progress_bar
-
         names = [self._inputs[number] for unit in units for number in unit]
         images = [name for name in names if not is_video(name)]
         start = time.perf_counter()
@@ -304,7 +341,7 @@ def _drawn_frame(drawing: VideoVisualizer, frame: Any, output: "ModelOutput") ->
     if "panoptic_seg" in output:
         return drawing.draw_panoptic_seg_predictions(frame, *output["panoptic_seg"]).get_image()
     if "sem_seg" in output:
-        frame = drawing.draw_sem_seg(frame, output["sem_seg"].argmax(dim=0)).get_image()
+        frame = drawing.draw_sem_seg(frame, output["sem_seg"].argmax(0)).get_image()
     if "instances" in output:
         return drawing.draw_instance_predictions(frame, output["instances"]).get_image()
     return frame
@@ -361,7 +398,7 @@ def describe_output(output: "ModelOutput", metadata: Any) -> dict[str, Any]:
     """Return `instances` and `segments`, where the model predicts them, as lists and numbers."""
     described: dict[str, Any] = {}
     if "instances" in output:
-        described["instances"] = _describe_instances(output["instances"].to("cpu"), metadata)
+        described["instances"] = _describe_instances(output["instances"], metadata)
     if "panoptic_seg" in output:
         described["segments"] = []
         for info in output["panoptic_seg"][1]:
@@ -384,10 +421,10 @@ def write_maps(output: "ModelOutput", folder: Path, name: str) -> dict[str, str]
     """
     maps: dict[str, np.ndarray] = {}
     if "sem_seg" in output:
-        labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        labels = to_integers(output["sem_seg"].argmax(0))
         maps["sem_seg"] = labels.astype(np.uint8 if len(output["sem_seg"]) <= 256 else np.uint16)
     if "panoptic_seg" in output:
-        maps["panoptic"] = id2rgb(output["panoptic_seg"][0].cpu().numpy())
+        maps["panoptic"] = id2rgb(to_integers(output["panoptic_seg"][0]))
     files = {kind: f"{kind}/{name}.png" for kind in maps}
     for kind, file in files.items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -396,12 +433,11 @@ def write_maps(output: "ModelOutput", folder: Path, name: str) -> dict[str, str]
 
 
 def _describe_instances(instances: "Instances", metadata: Any) -> list[dict[str, Any]]:
-    from detkit.structures import BoxMode, RotatedBoxes, bitmask_to_rle
-
-    boxes = instances.pred_boxes.tensor
-    if not isinstance(instances.pred_boxes, RotatedBoxes):
-        boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    fields = instances.get_fields()
+    boxes = to_array(fields["pred_boxes"])
+    if boxes.shape[-1] == 4:
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    classes, scores = fields["pred_classes"].tolist(), fields["scores"].tolist()
     found: list[dict[str, Any]] = []
     # Rounded to a hundredth of a pixel: sixteen digits would make the file three times as large.
     for category, score, box in zip(classes, scores, boxes.tolist(), strict=True):
@@ -413,14 +449,21 @@ def _describe_instances(instances: "Instances", metadata: Any) -> list[dict[str,
                 "bbox": [round(value, 2) for value in box],
             }
         )
-    if instances.has("pred_masks"):
-        for entry, mask in zip(found, instances.pred_masks.numpy(), strict=True):
-            entry["segmentation"] = bitmask_to_rle(mask)
-    if instances.has("pred_keypoints"):
-        flat = instances.pred_keypoints.flatten(1).tolist()
-        for entry, keypoints in zip(found, flat, strict=True):
-            entry["keypoints"] = [round(value, 3) for value in keypoints]
+    if "pred_masks" in fields:
+        for entry, mask in zip(found, mask_list(fields["pred_masks"]), strict=True):
+            entry["segmentation"] = _run_lengths(mask)
+    if "pred_keypoints" in fields:
+        for entry, keypoints in zip(found, to_array(fields["pred_keypoints"]), strict=True):
+            entry["keypoints"] = [round(value, 3) for value in keypoints.reshape(-1).tolist()]
     return found
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    # As `bitmask_to_rle`, whose package imports torch.
+    from pycocotools import mask as coco_mask
+
+    rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def _name(metadata: Any, classes: str, category: int) -> str:

@@ -15,9 +15,8 @@ from detkit.data import Metadata, MetadataCatalog
 from detkit.engine import DefaultTrainer, prepare
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
-from detkit.utils.events import progress_bar
 from detkit.utils.image import convert_image_to_rgb
-from detkit.utils.logger import setup_logger
+from detkit.utils.logger import progress_bar, setup_logger
 from detkit.utils.text import printable
 from detkit.visualization import COLOR_MODES, VisImage, Visualizer, readable_scale
 

@@ -15,8 +15,7 @@ from detkit.layers import PreparedWeights
 from detkit.structures import ModelInput, ModelOutput
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError
-from detkit.utils.events import progress_bar
-from detkit.utils.logger import FILE_ONLY
+from detkit.utils.logger import FILE_ONLY, progress_bar
 from detkit.utils.module_state import preserved_modes
 from detkit.utils.sharded import gathered
 

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any, TextIO
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
-from tqdm import tqdm
 
+from detkit.utils.logger import progress_bar
 from detkit.utils.text import printable
 
 __all__ = [
@@ -512,20 +512,6 @@ class CommonMetricPrinter(EventWriter):
         if last is None or storage.iter == last[0]:
             return None
         return (now - last[1]) / (storage.iter - last[0]) * remaining
-
-
-def progress_bar(
-    iterable: Iterable[Any] | None = None, *, disable: bool = False, **settings: Any
-) -> Any:
-    """Return tqdm's progress bar, which shows nothing where the output is not a terminal.
-
-    Args:
-        iterable: What to go through; None for a bar that is updated by hand.
-        disable: Whether to show nothing on a terminal either.
-        **settings: Further arguments of `tqdm`.
-    """
-    disable = disable or not sys.stdout.isatty()
-    return tqdm(iterable, file=sys.stdout, disable=disable, dynamic_ncols=True, **settings)
 
 
 class ProgressBar(EventWriter):

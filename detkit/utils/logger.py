@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -235,3 +235,17 @@ def create_small_table(small_dict: Mapping[str, Any]) -> str:
 def log_api_usage(identifier: str) -> None:
     """Note that a part of the API is used; nothing is sent anywhere."""
     logging.getLogger("detkit").debug("uses %s", identifier)
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None, *, disable: bool = False, **settings: Any
+) -> Any:
+    """Return tqdm's progress bar, which shows nothing where the output is not a terminal.
+
+    Args:
+        iterable: What to go through; None for a bar that is updated by hand.
+        disable: Whether to show nothing on a terminal either.
+        **settings: Further arguments of `tqdm`.
+    """
+    disable = disable or not sys.stdout.isatty()
+    return tqdm(iterable, file=sys.stdout, disable=disable, dynamic_ncols=True, **settings)

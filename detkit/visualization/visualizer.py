@@ -131,7 +131,7 @@ class Visualizer:
         if "panoptic_seg" in output:
             return self.draw_panoptic_seg(*output["panoptic_seg"])
         if "sem_seg" in output:
-            self.draw_sem_seg(output["sem_seg"].argmax(dim=0))
+            self.draw_sem_seg(output["sem_seg"].argmax(0))
         if "instances" in output:
             instances = output["instances"]
             self.draw_instance_predictions(instances[instances.scores >= score_threshold])

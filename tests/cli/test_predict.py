@@ -441,7 +441,10 @@ def test_wrong_options_are_named(
 
 def test_neither_model_nor_config_is_an_error(capsys) -> None:
     assert main(["--input", "x", "--output", "y"]) == 2
-    assert "give --model, a checkpoint, or --config-file" in capsys.readouterr().err
+    assert (
+        "give --model, a checkpoint or an exported model, or --config-file"
+        in capsys.readouterr().err
+    )
 
 
 def test_damaged_video_is_named_and_the_others_are_written(

@@ -28,7 +28,7 @@ from detkit.data.doctor.images import ImageFacts, copies, facts_of_all, look_ali
 from detkit.data.record_files import check_label_maps, spread
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, UnknownNameError, UserError
-from detkit.utils.events import progress_bar
+from detkit.utils.logger import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from detkit.evaluation.report.page import html_page
 from detkit.evaluation.report.suggestions import suggestions
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError
-from detkit.utils.events import progress_bar
 from detkit.utils.file_io import read_file
+from detkit.utils.logger import progress_bar
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from detkit.data.datasets.formats.yolo import label_file
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag, rotated_box_corners
 from detkit.utils.errors import DataError
-from detkit.utils.events import progress_bar
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
+from detkit.utils.logger import progress_bar
 from detkit.utils.remote_files import is_address
 
 TARGETS = ("coco", "voc", "yolo")
