@@ -396,18 +396,22 @@ def _written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
             " that has, such as Noto Sans",
             key="letters without a font",
         )
-    written = [c.encode("unicode_escape").decode() if c in lacking[font] else c for c in text]
+    written, is_lacking = [], False
+    for c in text:
+        if unicodedata.category(c)[0] != "M":  # a mark goes with the letter before it
+            is_lacking = c in lacking[font]
+        written.append(c.encode("unicode_escape").decode() if is_lacking else c)
     return "".join(written), font
 
 
 def _missing(text: str, font: ImageFont.FreeTypeFont) -> set[str]:
-    """Return the letters, signs and marks on letters that a font lacks."""
+    """Return the letters and signs that a font lacks; marks on letters are not looked for."""
 
     def drawn(character: str) -> bytes:
         return bytes(cast(Any, font.getmask(character)))
 
     placeholder = drawn(_NO_CHARACTER)
-    letters = {c for c in text if unicodedata.category(c)[0] in "LMNPS"}
+    letters = {c for c in text if unicodedata.category(c)[0] in "LNPS"}
     return {c for c in letters if drawn(c) == placeholder}
 
 

@@ -191,11 +191,13 @@ def draw_segments(
         min_area: A segment of fewer pixels of the map gets no name.
     """
     colors = np.array([segment.color for segment in segments], dtype=np.uint8).reshape(-1, 3)
-    # Ids of a panoptic png reach 2^24: looked up per distinct value, not per pixel or in a table.
-    known, places = np.unique(segment_map, return_inverse=True)
-    index_of = {int(segment.id): index for index, segment in enumerate(segments)}
-    indices = np.array([index_of.get(int(value), -1) for value in known], dtype=np.int64)
-    index_map = indices[places.reshape(segment_map.shape)]
+    if not segments:
+        return
+    # Ids of a panoptic png reach 2^24: looked up among those of the segments, not in a table.
+    ids = np.array([segment.id for segment in segments], dtype=np.int64)
+    ranks = np.argsort(ids).astype(np.int32)
+    places = np.searchsorted(ids[ranks], segment_map).clip(max=len(ids) - 1)
+    index_map = np.where(ids[ranks][places] == segment_map, ranks[places], np.int32(-1))
     shown = index_map >= 0
     if not shown.any():
         return

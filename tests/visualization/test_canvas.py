@@ -217,6 +217,7 @@ def test_letters_that_no_font_has_are_written_as_numbers(fonts, caplog) -> None:
     canvas = Canvas(np.zeros((60, 200, 3), np.uint8))
     logging.getLogger("detkit").propagate = True
     assert canvas.text_size("猫 98%") == canvas.text_size(r"\u732b 98%")
+    assert canvas.text_size("कु a") == canvas.text_size(r"\u0915\u0941 a")  # a letter with a mark
     canvas.draw_text("猫 98%", (0, 0))
     assert "no font here has all letters of '猫 98%'" in caplog.text
 
