@@ -149,6 +149,13 @@ detkit predict --model {_RUN}/model_final.pth --input {_IMAGES} --output output/
     add("--classes", nargs="+", default=[], metavar="NAME", help=classes_help)
     batch_help = "images of like size that go through the model together (default: %(default)s)"
     add("--batch-size", type=int, default=1, metavar="N", help=batch_help)
+    tile_help = (
+        "detect in tiles of this side, in pixels of the original image: for huge images and small"
+        " objects"
+    )
+    add("--tile", type=int, default=None, metavar="SIZE", help=tile_help)
+    overlap_help = "part of a tile that the next one shows, too (default: 0.2)"
+    add("--overlap", type=float, default=None, metavar="PART", help=overlap_help)
     most_help = "only the first N inputs, and of each video only the first N frames"
     add("--max-images", "-n", type=int, default=None, metavar="N", help=most_help)
     resume_help = "go on with a prediction into this folder that was interrupted"

@@ -146,6 +146,8 @@ def _model_of(args: argparse.Namespace) -> "tuple[Any, Callable[[], Predictor], 
         raise ConfigError(
             f"--confidence-threshold must lie between 0 and 1, got {args.confidence_threshold}"
         )
+    if args.tile is not None or args.overlap is not None:
+        raise ConfigError("--tile and --overlap are for checkpoints: an exported model takes none")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("an exported model runs in one process: start it without torchrun")
     predictor: Any = ExportedStream(
@@ -174,6 +176,9 @@ def _setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.WEIGHTS = published_weights(config_file) or cfg.MODEL.WEIGHTS
     else:
         raise ConfigError("give --model, a checkpoint or an exported model, or --config-file")
+    for key, value in (("TEST.TILES.SIZE", args.tile), ("TEST.TILES.OVERLAP", args.overlap)):
+        if value is not None:
+            cfg.merge_from_list([key, value])
     cfg.VIS_LABELS = not args.hide_labels and cfg.VIS_LABELS
     cfg.merge_from_list(args.opts)
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
@@ -321,7 +326,7 @@ class _Writer:
             found = output["instances"]
             kept = [i for i, k in enumerate(found.pred_classes.tolist()) if k in self._keep]
             output = cast("ModelOutput", {**output, "instances": found[kept]})
-        height, width = prediction.image.shape[:2]
+        height, width = prediction.image_size
         number = self._numbers[prediction.source]
         entry: dict[str, Any] = {"file": prediction.source, "name": self._names[number]}
         map_name = picture
@@ -458,7 +463,9 @@ def _describe_instances(instances: "Instances", metadata: Any) -> list[dict[str,
     return found
 
 
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+def _run_lengths(mask: Any) -> dict[str, Any]:
+    if isinstance(mask, dict):  # already, where a model detects in tiles
+        return mask
     # As `bitmask_to_rle`, whose package imports torch.
     from pycocotools import mask as coco_mask
 

@@ -683,6 +683,15 @@ _key("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.0,
      "detkit: largest fraction of a crop that one class of the label map may cover, in (0, 1]; 1"
      " disables the check. From Detectron2's DeepLab project; Chen et al. 2018, arXiv 1802.02611.",
      minimum=0, needs=("INPUT.CROP.ENABLED",))
+_key("INPUT.TILES.SIZE", 0,
+     "detkit: train on random tiles of this side, in pixels, instead of whole images, as for"
+     " TEST.TILES; 0 does not. Tiles are cut around a random object, and then resized.",
+     minimum=0, unless=_AUGMENTATIONS)
+_key("INPUT.TILES.EMPTY", 0.1, "detkit: part of the tiles that are cut anywhere.",
+     minimum=0, needs=("INPUT.TILES.SIZE",))
+_key("INPUT.TILES.MIN_VISIBLE", 0.3,
+     "detkit: an object of which less than this part of its box lies in the tile is left out.",
+     minimum=0, needs=("INPUT.TILES.SIZE",))
 _key("INPUT.MASK_FORMAT", "polygon",
      "Format of ground-truth masks: polygon, if all masks of an image are polygons; or bitmask.",
      choices=("polygon", "bitmask"))
@@ -914,6 +923,20 @@ _key("TEST.AUG.MAX_SIZE", 4000, "Longest side of the resized images.",
      minimum=1, needs=("TEST.AUG.ENABLED",))
 _key("TEST.AUG.FLIP", True, "Also use flipped images.",
      needs=("TEST.AUG.ENABLED",))
+_key("TEST.TILES.SIZE", 0,
+     "detkit: detect in tiles of this side, in pixels of the original image, for huge images and"
+     " small objects; 0 detects in the whole image. Each tile is resized by INPUT.MIN_SIZE_TEST.",
+     minimum=0, only_default_trainer=True)
+_key("TEST.TILES.OVERLAP", 0.2,
+     "detkit: part of a tile that the next one shows, too, in [0, 1); objects up to that size are"
+     " whole in one of them.",
+     minimum=0, needs=("TEST.TILES.SIZE",))
+_key("TEST.TILES.MERGE", "nms",
+     "detkit: the box of an object found in several tiles: nms, that of the best score; wbf, the"
+     " mean weighted by scores (Solovyev et al. 2019, arXiv 1910.13302).",
+     choices=("nms", "wbf"), needs=("TEST.TILES.SIZE",))
+_key("TEST.TILES.BATCH_SIZE", 1, "detkit: tiles that go through the model together.",
+     minimum=1, needs=("TEST.TILES.SIZE",))
 _key("TEST.AMP.ENABLED", False,
      "detkit: evaluate and predict in mixed precision: convolutions and matrix products in half"
      " precision, boxes, scores and NMS in float32. Faster on GPUs and on CPUs with AMX or AVX-512"

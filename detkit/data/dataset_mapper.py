@@ -32,7 +32,7 @@ from detkit.data.annotations import (
 from detkit.data.mixing import Mixing, Scene, SceneParts
 from detkit.data.proposals import transformed_proposals
 from detkit.data.transforms.augmentation import nested
-from detkit.data.transforms.build import build_augmentation, build_crop, mirrors
+from detkit.data.transforms.build import build_augmentation, build_crops, mirrors
 from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput, as_flag
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import SizeMismatchError, read_image, read_label_map
@@ -79,6 +79,7 @@ class DatasetMapper:
         num_keypoints: int | None = None,
         keypoint_hflip_indices: Sequence[int] | np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
+        min_visible: float = 0.0,
     ) -> None:
         """Build a mapper.
 
@@ -99,6 +100,8 @@ class DatasetMapper:
                 `keypoint_hflip_indices` are given.
             keypoint_hflip_indices: See `transform_keypoints`.
             precomputed_proposal_topk: Largest number of proposals to add; None adds none.
+            min_visible: Part of a box that must lie in the image; objects of which less does are
+                left out of `instances`.
 
         Raises:
             ValueError: `instance_mask_format` is unknown.
@@ -130,6 +133,7 @@ class DatasetMapper:
         self.num_keypoints = num_keypoints or 0
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.proposal_topk = precomputed_proposal_topk
+        self.min_visible = min_visible
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.partners: Sequence[ImageRecord] | None = None
@@ -146,11 +150,12 @@ class DatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read `INPUT`, and what the model needs besides boxes."""
-        augmentations = build_augmentation(cfg, is_train)
+        # With TEST.TILES, the model takes the original image, and each tile is resized.
+        is_whole = is_train or not cfg.TEST.TILES.SIZE
+        augmentations = build_augmentation(cfg, is_train) if is_whole else []
         # First, as in Detectron2: sizes of the crop are meant in pixels of the original image.
-        has_crop = cfg.INPUT.CROP.ENABLED and is_train and not cfg.INPUT.AUGMENTATIONS
-        if has_crop:
-            augmentations.insert(0, build_crop(cfg))
+        crops = build_crops(cfg) if is_train and not cfg.INPUT.AUGMENTATIONS else []
+        augmentations[:0] = crops
         topk = None
         if cfg.MODEL.LOAD_PROPOSALS:
             topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
@@ -171,13 +176,14 @@ class DatasetMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
             "recompute_boxes": is_train
-            and (has_crop or cfg.INPUT.RECOMPUTE_BOXES)
+            and (bool(crops) or cfg.INPUT.RECOMPUTE_BOXES)
             and cfg.MODEL.MASK_ON,
             "use_keypoint": cfg.MODEL.KEYPOINT_ON,
             "use_rotated_boxes": cfg.MODEL.ROTATED_BOXES,
             "num_keypoints": cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
             "keypoint_hflip_indices": _keypoint_hflip_indices(cfg) if is_mirrored else None,
             "precomputed_proposal_topk": topk,
+            "min_visible": cfg.INPUT.TILES.MIN_VISIBLE if cfg.INPUT.TILES.SIZE and crops else 0.0,
         }
 
     def __call__(self, dataset_dict: ImageRecord) -> ModelInput:
@@ -322,7 +328,11 @@ class DatasetMapper:
         if self.use_rotated_boxes:
             return transformed_rotated_instances(objects, transforms, image_size)
         assert boxes is not None
-        boxes = clip_boxes(boxes, image_size)
+        whole, boxes = boxes, clip_boxes(boxes, image_size)
+        is_visible = None
+        if self.min_visible > 0:
+            areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, whole)]
+            is_visible = areas[0] >= self.min_visible * areas[1]
         masks = None
         if self.use_instance_mask:
             original_size = (record.get("height", 0), record.get("width", 0))
@@ -335,6 +345,8 @@ class DatasetMapper:
         # The same as `filter_empty_instances`, but in NumPy: half a dozen tensor operations on ten
         # boxes take longer than all the rest.
         is_kept = (boxes[:, 2:] - boxes[:, :2] > MIN_BOX_SIDE).all(axis=1)
+        if is_visible is not None:
+            is_kept &= is_visible
         if masks is not None:
             is_kept &= masks.nonempty().numpy()
         if not is_kept.all():

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode
@@ -14,6 +15,7 @@ from detkit.data.dataset_mapper import image_to_tensor
 from detkit.data.transforms.build import build_test_resize
 from detkit.engine.evaluations import testing_precision, with_test_time_augmentation
 from detkit.engine.run_config import prepare
+from detkit.engine.tiling import TiledModel
 from detkit.layers import PreparedWeights
 from detkit.modeling import build_model
 from detkit.structures import ModelInput, ModelOutput
@@ -36,7 +38,8 @@ class DefaultPredictor:
         ```
 
     Attributes:
-        model: In eval mode; with TEST.AUG.ENABLED the one with test-time augmentation.
+        model: In eval mode; with TEST.AUG.ENABLED the one with test-time augmentation, with
+            TEST.TILES.SIZE the `TiledModel`.
         metadata: Class names as `thing_classes`: those in the checkpoint, else those of
             DATASETS.TEST.
         cfg: The settings, a copy.
@@ -67,6 +70,8 @@ class DefaultPredictor:
         )
         if cfg.TEST.AUG.ENABLED:
             self.model = with_test_time_augmentation(cfg, self.model)
+        if cfg.TEST.TILES.SIZE:
+            self.model = TiledModel(cfg, self.model)
         self.metadata = _metadata(checkpoint.get("metadata", {}), cfg)
         self.aug = build_test_resize(cfg)
         self.input_format = cfg.INPUT.FORMAT
@@ -99,6 +104,8 @@ class DefaultPredictor:
     def _model_input(self, image: np.ndarray) -> ModelInput:
         """Resize an image in the model's channel order as in testing."""
         height, width = image.shape[:2]
+        if isinstance(self.model, TiledModel):  # which resizes its tiles
+            return {"image": cast(Tensor, image), "height": height, "width": width}
         resized = self.aug.get_transform(image).apply_image(image)
         return {"image": image_to_tensor(resized), "height": height, "width": width}
 

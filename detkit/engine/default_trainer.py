@@ -56,6 +56,7 @@ from detkit.engine.run_config import (
     without_augmentation,
 )
 from detkit.engine.simple_trainer import AMPTrainer, SimpleTrainer, default_precision
+from detkit.engine.tiling import TiledModel
 from detkit.engine.train_loop import HookBase, TrainerBase
 from detkit.engine.writers import build_writers
 from detkit.evaluation import (
@@ -425,8 +426,9 @@ class DefaultTrainer(SimpleTrainer):
             # The loader first: class names of a COCO file are known once it has been read.
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[i] if evaluators is not None else cls.build_evaluator(cfg, name)
+            tested = TiledModel(cfg, model) if cfg.TEST.TILES.SIZE else model
             with testing_precision(cfg)():
-                results[name] = named(inference_on_dataset(model, loader, evaluator))
+                results[name] = named(inference_on_dataset(tested, loader, evaluator))
             if comm.is_main_process():
                 logger.info("results on %s:", name, extra=FILE_ONLY)
                 print_csv_format(results[name])
@@ -499,11 +501,11 @@ class DefaultTrainer(SimpleTrainer):
         return found
 
     def _visualization(self) -> HookBase:
-        cfg = self.cfg
+        cfg, model = self.cfg, self.checkpointer.model
         name = cfg.DATASETS.TEST[0]
         return hooks.VisualizationHook(
             cfg.VIS_PERIOD,
-            self.checkpointer.model,
+            TiledModel(cfg, model) if cfg.TEST.TILES.SIZE else model,
             functools.partial(get_test_records, cfg, name),
             DatasetMapper(cfg, is_train=False),
             str(Path(cfg.OUTPUT_DIR) / "visualization"),

@@ -22,11 +22,13 @@ from torch import Tensor
 from detkit.checkpoint import load_checkpoint_file
 from detkit.config import CfgNode, get_cfg, import_user_modules, score_threshold_keys
 from detkit.engine.default_predictor import DefaultPredictor
+from detkit.engine.tiling import TiledModel
 from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import convert_image_to_rgb, decode_image, read_image, upright_pixels
 from detkit.utils.media_file import Video, find_images, is_video
 from detkit.utils.text import printable
+from detkit.utils.tiff_window import open_tiff_windows
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,10 @@ class Prediction:
 
     output: ModelOutput
     """In pixels of the image."""
-    image: np.ndarray
-    """(H, W, 3) uint8 RGB, upright."""
+    pixels: Any
+    """(H, W, C) of the upright image, as the model takes it: an array, or the windows of a file."""
+    format: str
+    """The channels of `pixels`: INPUT.FORMAT."""
     source: str
     """File or address; of an image in memory, `image N`."""
     frame: int | None = None
@@ -51,6 +55,16 @@ class Prediction:
     def __getitem__(self, key: str) -> Any:
         """Return an entry of the output, as of `DefaultPredictor`: `prediction["instances"]`."""
         return self.output[key]
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright."""
+        return convert_image_to_rgb(self.pixels[:, :], self.format)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(height, width)` in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
     @property
     def instances(self) -> Instances:
@@ -92,6 +106,8 @@ class Predictor(DefaultPredictor):
         *,
         config_file: str | None = None,
         threshold: float | None = None,
+        tile: int | None = None,
+        overlap: float | None = None,
         device: str | None = None,
         allow_partial: bool = False,
     ) -> None:
@@ -102,6 +118,8 @@ class Predictor(DefaultPredictor):
                 MODEL.WEIGHTS names one.
             config_file: The config of a checkpoint that holds none and has no `config.yaml` beside.
             threshold: Lowest score of what is found; None leaves that of the config.
+            tile: Side of the tiles to detect in, in pixels: TEST.TILES.SIZE.
+            overlap: TEST.TILES.OVERLAP.
             device: In place of MODEL.DEVICE.
             allow_partial: Accept weights that leave a part of the model at random values.
 
@@ -114,6 +132,9 @@ class Predictor(DefaultPredictor):
         cfg.defrost()
         if device is not None:
             cfg.MODEL.DEVICE = device
+        for key, value in (("TEST.TILES.SIZE", tile), ("TEST.TILES.OVERLAP", overlap)):
+            if value is not None:
+                cfg.merge_from_list([key, value])
         if threshold is not None:
             set_score_threshold(cfg, threshold)
         super().__init__(cfg, allow_partial=allow_partial)
@@ -176,12 +197,14 @@ class Predictor(DefaultPredictor):
     ) -> Iterator[Prediction]:
         # In chunks, not a window that slides: which images make a batch must follow from their
         # numbers alone, so that several processes, or a resumed one, form the same batches.
-        chunk = chunk_size(batch_size)
+        is_tiled = isinstance(self.model, TiledModel)
+        chunk = 1 if is_tiled else chunk_size(batch_size)
+        ahead = chunk if is_tiled else chunk + workers  # huge images fill the memory
         waiting: deque[tuple[ImageSource, Future[_Loaded]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
             while True:
-                self._submit(pool, sources, waiting, chunk + workers)
+                self._submit(pool, sources, waiting, ahead)
                 loaded: list[_Loaded] = []
                 for source, future in [waiting.popleft() for _ in range(min(chunk, len(waiting)))]:
                     try:
@@ -192,7 +215,8 @@ class Predictor(DefaultPredictor):
                         on_error(source, error)
                 if not loaded and not waiting:
                     return
-                self._submit(pool, sources, waiting, chunk + workers)
+                if not is_tiled:
+                    self._submit(pool, sources, waiting, ahead)
                 done: dict[int, Prediction] = {}
                 for batch in self._batches(loaded, batch_size):
                     predictions = self._predict([loaded[i] for i in batch])
@@ -220,13 +244,19 @@ class Predictor(DefaultPredictor):
 
     def _load(self, source: ImageSource) -> "_Loaded":
         """Decode and resize an image."""
-        image = _pixels(source, self.input_format, self.cfg.INPUT.MAX_IMAGE_PIXELS)
-        self._check(image)
+        image: Any = None
+        if isinstance(self.model, TiledModel) and isinstance(source.content, str):
+            image = open_tiff_windows(source.content, self.input_format)
+        if image is None:
+            image = _pixels(source, self.input_format, self.cfg.INPUT.MAX_IMAGE_PIXELS)
+            self._check(image)
         return _Loaded(source, image, self._model_input(image))
 
     def _batches(self, loaded: list["_Loaded"], batch_size: int) -> Iterator[list[int]]:
         """Yield the indices of images that are padded to the same size."""
         stride = max(1, getattr(getattr(self.model, "backbone", None), "size_divisibility", 1))
+        if isinstance(self.model, TiledModel):  # it makes batches of tiles
+            batch_size = 1
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, item in enumerate(loaded):
             channels, *size = item.model_input["image"].shape
@@ -241,7 +271,8 @@ class Predictor(DefaultPredictor):
         return [
             Prediction(
                 output,
-                convert_image_to_rgb(item.image, self.input_format),
+                item.image,
+                self.input_format,
                 item.source.name,
                 item.source.frame,
                 item.source.seconds,
@@ -252,7 +283,7 @@ class Predictor(DefaultPredictor):
 
 class _Loaded(NamedTuple):
     source: ImageSource
-    image: np.ndarray
+    image: Any
     model_input: ModelInput
 
 

@@ -261,6 +261,8 @@ def masks_from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _encoded_masks(image_id: int | str, instances: Instances) -> list[dict[str, Any]]:
+    if isinstance(instances.pred_masks, list):  # run lengths already, as `TiledModel` returns
+        return [{**rle, "counts": _as_bytes(rle["counts"])} for rle in instances.pred_masks]
     # BitMasks hold a tensor, models return the tensor itself.
     masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
     is_pasted = masks.ndim == 3 and tuple(masks.shape[1:]) == tuple(instances.image_size)
@@ -271,6 +273,10 @@ def _encoded_masks(image_id: int | str, instances: Instances) -> list[dict[str, 
             " mask head have to be pasted into the image first (detector_postprocess)"
         )
     return encode_masks(masks)
+
+
+def _as_bytes(counts: str | bytes) -> bytes:
+    return counts.encode("ascii") if isinstance(counts, str) else counts
 
 
 def _checked(detections: ImageDetections) -> ImageDetections:

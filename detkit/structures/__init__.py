@@ -20,6 +20,8 @@ from detkit.structures.mask_formats import (
     polygons_to_bitmask,
     polygons_to_rle,
     rle_to_bitmask,
+    union_of_rles,
+    window_to_rle,
 )
 from detkit.structures.mask_ops import paste_masks_in_image
 from detkit.structures.polygon_masks import PolygonMasks
@@ -72,4 +74,6 @@ __all__ = [
     "rle_to_bitmask",
     "rotated_box_corners",
     "rotated_boxes_around",
+    "union_of_rles",
+    "window_to_rle",
 ]

@@ -122,6 +122,40 @@ def bitmask_to_rle(mask: ArrayLike) -> RLERecord:
     return _to_record(_COCO.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8)))
 
 
+def window_to_rle(window: ArrayLike, top: int, left: int, image_size: tuple[int, int]) -> RLERecord:
+    """Return the run lengths of a mask of which only a window is given; the rest is 0.
+
+    The whole bitmap, 400 MB for 20,000 x 20,000 pixels, is never made.
+
+    Args:
+        window: (h, w); what is not 0 belongs to the mask.
+        top: Row of the image that the window begins at.
+        left: Column.
+        image_size: `(height, width)`.
+    """
+    height, width = image_size
+    bitmap = np.asarray(window) != 0
+    if not bitmap.any():
+        return _to_record(
+            _COCO.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+        )
+    # Down each column, where the value changes: from 0 to 1 and from 1 to 0 in turn.
+    edges = np.diff(np.pad(bitmap, ((1, 1), (0, 0))).astype(np.int8), axis=0)
+    columns, rows = np.nonzero(edges.T)
+    places = (columns + left) * height + rows + top
+    # A run that ends at the bottom of a column and one that begins at the top of the next are one.
+    joins = np.flatnonzero(places[1:-1:2] == places[2::2]) * 2 + 1
+    places = np.delete(places, np.concatenate([joins, joins + 1]))
+    ends = [height * width] * bool(places[-1] < height * width)
+    counts = np.diff(np.concatenate([[0], places, ends])).astype(int).tolist()
+    return _to_record(_COCO.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def union_of_rles(rles: Sequence[RLERecord]) -> RLERecord:
+    """Return the union of masks of one image."""
+    return _to_record(_COCO.merge([dict(rle) for rle in rles]))
+
+
 def rle_to_bitmask(
     rle: Mapping[str, Any], height: int | None = None, width: int | None = None
 ) -> np.ndarray:

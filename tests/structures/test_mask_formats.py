@@ -9,6 +9,8 @@ from detkit.structures import (
     polygons_to_bitmask,
     polygons_to_rle,
     rle_to_bitmask,
+    union_of_rles,
+    window_to_rle,
 )
 from detkit.structures.mask_formats import as_polygon, rle_counts
 
@@ -215,3 +217,28 @@ def test_turned_mask_has_turned_polygons():
 def test_bitmap_of_other_dimensions_has_no_polygons():
     with pytest.raises(ValueError, match=r"a bitmap is \(H, W\): got shape \(2, 3, 4\)"):
         bitmask_to_polygons(np.zeros((2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("top", "left", "height", "width"),
+    [
+        pytest.param(0, 0, 9, 7, id="the whole image"),
+        pytest.param(2, 3, 4, 2, id="inside"),
+        pytest.param(0, 2, 9, 3, id="whole columns, whose runs join"),
+        pytest.param(5, 4, 4, 3, id="lower right corner"),
+    ],
+)
+def test_window_has_the_run_lengths_of_the_whole(
+    top: int, left: int, height: int, width: int
+) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        window = rng.random((height, width)) < rng.choice([0, 0.3, 0.7, 1])
+        whole = np.zeros((9, 7), dtype=bool)
+        whole[top : top + height, left : left + width] = window
+        assert window_to_rle(window, top, left, (9, 7)) == bitmask_to_rle(whole)
+
+
+def test_union_of_rles_is_that_of_their_masks() -> None:
+    masks = np.random.default_rng(0).random((3, 9, 7)) < 0.3
+    assert union_of_rles([bitmask_to_rle(m) for m in masks]) == bitmask_to_rle(masks.any(axis=0))

@@ -95,6 +95,17 @@ def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:
     return _RESIZES[cfg.INPUT.RESIZE](cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
 
 
+def build_crops(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build the random crops that `INPUT.TILES` and `INPUT.CROP` describe."""
+    tiles, crops = cfg.INPUT.TILES, []
+    if tiles.SIZE:
+        size = (tiles.SIZE, tiles.SIZE)
+        crops.append(T.RandomCropAroundInstance("absolute", size, prob_anywhere=tiles.EMPTY))
+    if cfg.INPUT.CROP.ENABLED:
+        crops.append(build_crop(cfg))
+    return crops
+
+
 def build_crop(cfg: CfgNode) -> T.Augmentation:
     """Build the random crop that `INPUT.CROP` describes."""
     crop = cfg.INPUT.CROP

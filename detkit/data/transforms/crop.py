@@ -274,9 +274,26 @@ class RandomCropAroundInstance(RandomCrop):
     background only.
     """
 
+    def __init__(
+        self, crop_type: str, crop_size: Sequence[float], prob_anywhere: float = 0.0
+    ) -> None:
+        """Take the window.
+
+        Args:
+            crop_type: See `RandomCrop`.
+            crop_size: As there.
+            prob_anywhere: Probability of a window without regard to the objects, in [0, 1].
+        """
+        super().__init__(crop_type, crop_size)
+        if not 0 <= prob_anywhere <= 1:
+            raise ValueError(f"prob_anywhere must lie in [0, 1], got {prob_anywhere}")
+        self.prob_anywhere = prob_anywhere
+
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
         """Draw an object and a window around it."""
-        if boxes is None or len(boxes) == 0:
+        # Nothing is drawn where it need not be: other draws would follow another order.
+        is_anywhere = self.prob_anywhere > 0 and np.random.rand() < self.prob_anywhere
+        if is_anywhere or boxes is None or len(boxes) == 0:
             return super().get_transform(image)
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))

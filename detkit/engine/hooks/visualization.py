@@ -11,6 +11,7 @@ from torch import nn
 
 from detkit.config import CfgNode
 from detkit.data import DatasetMapper, MetadataCatalog, get_test_records
+from detkit.engine.tiling import TiledModel
 from detkit.engine.train_loop import PeriodicHook
 from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
@@ -131,6 +132,7 @@ def write_pictures(
         The files written.
     """
     mapper = DatasetMapper(cfg, is_train=False)
+    model = TiledModel(cfg, model) if cfg.TEST.TILES.SIZE else model
     drawn: list[tuple[str, ImageRecord]] = []
     for name in cfg.DATASETS.TEST:
         drawn += [(name, record) for record in _spread(get_test_records(cfg, name), limit)]
