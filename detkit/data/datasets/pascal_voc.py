@@ -24,14 +24,14 @@ from xml.parsers import expat
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import VOC_CLASSES
-from detkit.data.datasets.faults import collect
+from detkit.data.datasets.faults import collect, is_collecting
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import PathManager, files_below, read_file, read_text
 from detkit.utils.image import read_image_size
-from detkit.utils.image_file import IMAGE_SUFFIXES
+from detkit.utils.image_file import IMAGE_SUFFIXES, BadImageError
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.text import did_you_mean
 
@@ -361,20 +361,27 @@ def _record(
         height, width = int(_number(size, "height", path)), int(_number(size, "width", path))
     if height < 1 or width < 1:
         logger.debug("%s gives no size, taking it from %s", path, image_file)
-        height, width = read_image_size(image_file)
+        try:
+            height, width = read_image_size(image_file)
+        except BadImageError:
+            if not is_collecting():  # the doctor looks at every image by itself
+                raise
     annotations = []
     for i, obj in enumerate(root.findall("object"), start=1):
         try:
             annotations.append(_annotation(obj, i, ids, path, unclear))
         except DataError as error:
             collect(error, "broken-box", file=image_file, annotation=f"object {i}")
-    return {
+    record: ImageRecord = {
         "file_name": image_file,
         "image_id": name,
         "height": height,
         "width": width,
         "annotations": annotations,
     }
+    if height < 1 or width < 1:
+        del record["height"], record["width"]
+    return record
 
 
 def _annotation(

@@ -195,6 +195,12 @@ def _check_boxes(objects: Objects, findings: Findings) -> None:
         objects.is_usable[:] = False
         return
     objects.note(findings, "box-sticks-out", over)
+    for k in np.flatnonzero(whole):
+        # A mask shows that the object itself fills the image.
+        mask = objects.annotations[k].get("segmentation")
+        if isinstance(mask, np.ndarray) or mask:
+            area = annotation_area({"segmentation": mask}, (0, 0, 0, 0))
+            whole[k] = area >= _WHOLE * sides[k].prod()
     objects.note(findings, "whole-image-box", whole & ~over)
 
 
@@ -272,8 +278,8 @@ def _check_counts(cfg: CfgNode, objects: Objects, findings: Findings, *, is_trai
         findings.add("only-crowds", name, count=len(objects.image))
         return
     per_image = np.bincount(objects.image[~objects.is_crowd], minlength=len(records))
-    used = "training leaves them out" if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else "trained on"
-    used = f"{used} (DATALOADER.FILTER_EMPTY_ANNOTATIONS)" if is_train else "they are evaluated"
+    used = "left out" if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else "trained on"
+    used = used if is_train else "evaluated on"
     _note_images(objects, findings, "empty-image", per_image == 0, lambda i: used)
     _note_images(
         objects,

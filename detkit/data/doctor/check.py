@@ -37,7 +37,6 @@ _LOOKED_AT = 2000  # images, before a training: a fraction of a second
 _TOLD_BEFORE_TRAINING = (
     "doubled-box",
     "contradicting-box",
-    "whole-image-box",
     "tiny-object",
     "mask-without-area",
     "mask-off-box",

@@ -60,7 +60,7 @@ KINDS: dict[str, Kind] = {
         f"Number them anew: {_FIX}.",
     ),
     "broken-box": Kind("error", "An object has no usable box", _DROP),
-    "broken-row": Kind("error", "A row cannot be used", _DROP),
+    "broken-row": Kind("error", "A row or a shape cannot be used", _DROP),
     "broken-polygon": Kind(
         "error",
         "A polygon cannot be used",
@@ -293,9 +293,9 @@ KINDS: dict[str, Kind] = {
     ),
     "contradicting-box": Kind("warning", "One box has two classes", "Keep the right one."),
     "whole-image-box": Kind(
-        "warning",
+        "note",
         "A box is the whole image",
-        "Draw the box around the object, or remove it.",
+        "Draw the box around the object, if that does not fill the image.",
     ),
     "tiny-object": Kind(
         "warning",
@@ -333,7 +333,11 @@ KINDS: dict[str, Kind] = {
         "All objects are regions of crowds",
         "Set iscrowd to 0 for single objects.",
     ),
-    "empty-image": Kind("note", "Images have no object", _KEEP),
+    "empty-image": Kind(
+        "note",
+        "Images have no object",
+        f"{_KEEP}: True leaves them out of training, False keeps them.",
+    ),
     "many-objects": Kind(
         "warning",
         "Images have more objects than detections are kept and scored",

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from pycocotools import mask as mask_util
 
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import Collected, hull, numbers_of
 from detkit.data.datasets.json_file import as_number, read_json, section
 from detkit.data.datasets.pascal_voc import parse_xml_without_entities
@@ -60,13 +61,18 @@ def read_labelme(annotations: str, images: str | None = None) -> Collected:
         sides = content.get("imageHeight"), content.get("imageWidth")
         height, width = (int(v) for v in numbers_of(sides, f"imageHeight or imageWidth of {path}"))
         image = found.add_image(file_name, (height, width))
+        shown = os.path.join(found.image_root, file_name)
         groups: dict[Any, tuple[str, str, list[list[float]]]] = {}
         for k, shape in enumerate(section(content, "shapes", path), start=1):
             where = f"shape {k} of {path}"
             label, kind = shape.get("label"), shape.get("shape_type", "polygon")
-            if not isinstance(label, str) or not label:
-                raise DataError(f"{where} has no label")
-            points = _points(shape.get("points"), where)
+            try:
+                if not isinstance(label, str) or not label:
+                    raise DataError(f"{where} has no label")
+                points = _points(shape.get("points"), where)
+            except DataError as error:
+                collect(error, "broken-row", file=shown, annotation=f"shape {k}")
+                continue
             if kind in ("polygon", "rotation"):
                 group = shape.get("group_id")
                 key = (k, None) if group is None else (label, str(group))
@@ -81,7 +87,10 @@ def read_labelme(annotations: str, images: str | None = None) -> Collected:
             else:
                 left_out[str(kind)] += 1
         for label, where, polygons in groups.values():
-            found.add_object(image, label, where, polygons=polygons)
+            try:
+                found.add_object(image, label, where, polygons=polygons)
+            except DataError as error:
+                collect(error, "broken-row", file=shown)
     _log_left_out(annotations, left_out)
     return found
 
@@ -125,25 +134,33 @@ def read_cvat(annotations: str, images: str) -> Collected:
         height, width = (int(v) for v in _attributes(element, ("height", "width"), where))
         image = found.add_image(name, (height, width))
         for k, shape in enumerate(element, start=1):
-            place = f"{shape.tag} {k} of {where}"
-            label = (shape.get("label") or "").strip()
-            if shape.tag == "box":
-                corners = _attributes(shape, ("xtl", "ytl", "xbr", "ybr"), place)
-                angle = as_number(shape.get("rotation", "0"))
-                if angle:
-                    found.add_object(image, label, place, polygons=[_turned(corners, angle)])
-                else:
-                    found.add_object(image, label, place, box=corners)
-            elif shape.tag == "polygon":
-                texts = (shape.get("points") or "").replace(";", ",").split(",")
-                found.add_object(image, label, place, polygons=[numbers_of(texts, place)])
-            elif shape.tag == "mask":
-                box, mask = _mask(shape, (height, width), place)
-                found.add_object(image, label, place, box=box, segmentation=mask)
-            else:
-                left_out[shape.tag] += 1
+            try:
+                _add_cvat_shape(found, image, shape, (height, width), f"{shape.tag} {k} of {where}")
+            except DataError as error:
+                path = os.path.join(images, name)
+                collect(error, "broken-row", file=path, annotation=f"{shape.tag} {k}")
+            left_out[shape.tag] += shape.tag not in ("box", "polygon", "mask")
     _log_left_out(annotations, left_out)
     return found
+
+
+def _add_cvat_shape(
+    found: Collected, image: int, shape: Element, size: tuple[int, int], place: str
+) -> None:
+    label = (shape.get("label") or "").strip()
+    if shape.tag == "box":
+        corners = _attributes(shape, ("xtl", "ytl", "xbr", "ybr"), place)
+        angle = as_number(shape.get("rotation", "0"))
+        if angle:
+            found.add_object(image, label, place, polygons=[_turned(corners, angle)])
+        else:
+            found.add_object(image, label, place, box=corners)
+    elif shape.tag == "polygon":
+        texts = (shape.get("points") or "").replace(";", ",").split(",")
+        found.add_object(image, label, place, polygons=[numbers_of(texts, place)])
+    elif shape.tag == "mask":
+        box, mask = _mask(shape, size, place)
+        found.add_object(image, label, place, box=box, segmentation=mask)
 
 
 def _attributes(element: Element, names: Sequence[str], where: str) -> list[float]:

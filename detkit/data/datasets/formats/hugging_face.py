@@ -7,6 +7,7 @@
 Format: https://huggingface.co/docs/datasets/image_dataset
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import Collected, image_sizes, numbers_of
 from detkit.data.datasets.json_file import as_number, shortened
 from detkit.utils.download import cache_root
@@ -61,10 +63,13 @@ def read_hugging_face(
     paths = [os.path.join(folder, row["file_name"]) for _, row in rows]
     for (where, row), size in zip(rows, image_sizes(paths, found.source), strict=True):
         image = found.add_image(row["file_name"], size)
-        for box, label in _objects(row.get("objects"), where):
-            x, y, width, height = numbers_of(box, where)
-            corners = (x, y, x + width, y + height)
-            found.add_object(image, _label(label, found.names, where), where, box=corners)
+        try:
+            for box, label in _objects(row.get("objects"), where):
+                x, y, width, height = numbers_of(box, where)
+                corners = (x, y, x + width, y + height)
+                found.add_object(image, _label(label, found.names, where), where, box=corners)
+        except DataError as error:
+            collect(error, "broken-row", file=os.path.join(folder, row["file_name"]))
     return found
 
 
@@ -109,8 +114,11 @@ def _objects(objects: Any, where: str) -> list[tuple[list[Any], Any]]:
 
 
 def _has_numbers(rows: Sequence[tuple[str, dict[str, Any]]]) -> bool:
-    pairs = (pair for where, row in rows for pair in _objects(row.get("objects"), where))
-    return isinstance(next(pairs, (None, ""))[1], int)
+    for where, row in rows:
+        with contextlib.suppress(DataError):  # told when the row is read
+            for _, label in _objects(row.get("objects"), where):
+                return isinstance(label, int)
+    return False
 
 
 def _label(label: Any, names: Sequence[str] | None, where: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 
+from detkit.data.datasets.faults import collect
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, rotated_boxes_around
 from detkit.utils.errors import DataError, MissingFileError
@@ -119,7 +120,9 @@ def _load(
         annotations: list[AnnotationRecord] = []
         for text_file in text_files.get(name, []):
             path = os.path.join(annotation_root, text_file)
-            annotations += _annotations(path, parse, (width, height) if relative else None)
+            annotations += _annotations(
+                path, parse, (width, height) if relative else None, image_file
+            )
         records.append(
             {
                 "file_name": image_file,
@@ -140,6 +143,7 @@ def _annotations(
     path: str,
     parse: Callable[[list[str]], tuple[int, list[str], dict[str, Any]]],
     image_size: tuple[int, int] | None,
+    image_file: str,
 ) -> list[AnnotationRecord]:
     """Return the objects of a text file, in shares of an image of `(width, height)` unless None."""
     text = read_text(path, "annotation file")
@@ -158,7 +162,10 @@ def _annotations(
             if stray:
                 raise ValueError(f"needs {kind}, has {stray[0]:g}")
         except ValueError as error:
-            raise DataError(f"line {number} of {path}: {error}") from error
+            wrong = DataError(f"line {number} of {path}: {error}")
+            collect(wrong, "broken-row", file=image_file, annotation=f"line {number}")
+            del corners[len(others) :]
+            continue
         others.append({"category_id": class_id, "iscrowd": 0, **more})
     points = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4, 2)
     boxes = rotated_boxes_around(points * torch.tensor(image_size or (1, 1))).tolist()
