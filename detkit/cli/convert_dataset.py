@@ -19,6 +19,7 @@ from detkit.data.record_files import require_files
 from detkit.model_zoo import find_config
 from detkit.structures import ImageRecord
 from detkit.utils.errors import ConfigError
+from detkit.utils.logger import setup_logger
 from detkit.utils.text import counted, file_stem, printable
 
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def convert(args: argparse.Namespace) -> None:
     """Read, write and report."""
+    setup_logger()  # readers say what they leave out
     output = Path(args.output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty: name another folder")

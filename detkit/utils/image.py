@@ -8,6 +8,7 @@ import importlib.util
 import io
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from detkit.utils.image_file import (
     JPEG_MARK,
     MAX_IMAGE_PIXELS,
     PIL_ERRORS,
+    TIFF_MARKS,
     BadImageError,
     jpeg_segments,
     jpeg_size,
@@ -39,7 +41,6 @@ _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: keep the number of cha
 
 _NPY_MARK = b"\x93NUMPY"
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
-_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_DEPTH = 24  # position of the bits per channel
 
 _JPEG_APP1 = 0xE1
@@ -153,13 +154,21 @@ def read_image_size(file_name: str) -> tuple[int, int]:
     if data.startswith(_NPY_MARK):
         height, width = _npy(data, file_name).shape[:2]
         return height, width
-    # Without a limit of pixels, as nothing is decoded.
-    with opened_image(data, file_name, sys.maxsize, header_only=True) as image:
-        # As stored: depending on its version and on the tag, PIL's size of a TIFF is the upright
-        # one.
-        is_tiff = isinstance(image, TiffImageFile)
-        width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
-        return (width, height) if orientation_of(image) >= 5 else (height, width)
+    try:
+        # Without a limit of pixels, as nothing is decoded.
+        with opened_image(data, file_name, sys.maxsize, header_only=True) as image:
+            # As stored: depending on its version and on the tag, PIL's size of a TIFF is the
+            # upright one.
+            is_tiff = isinstance(image, TiffImageFile)
+            width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
+            orientation = orientation_of(image)
+    except BadImageError:
+        if not _is_for_tifffile(data):
+            raise
+        # PIL knows few of the TIFF files with other channels than RGB.
+        with _tiff_page(data, file_name) as page:
+            height, width, orientation = page.imagelength, page.imagewidth, _tiff_orientation(page)
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _stored_values(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
@@ -167,7 +176,7 @@ def _stored_values(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
     if data.startswith(_NPY_MARK):
         pixels = _npy(data, file_name)
         require_pixels(data, (pixels.shape[1], pixels.shape[0]), file_name, max_pixels)
-    elif data.startswith(_TIFF_MARKS) and importlib.util.find_spec("tifffile"):
+    elif _is_for_tifffile(data):
         pixels = _tiff(data, file_name, max_pixels)
     else:
         with opened_image(data, file_name, max_pixels) as image:
@@ -178,24 +187,36 @@ def _stored_values(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def _is_for_tifffile(data: bytes) -> bool:
+    return data.startswith(TIFF_MARKS) and importlib.util.find_spec("tifffile") is not None
+
+
 def _tiff(data: bytes, file_name: str, max_pixels: int) -> np.ndarray:
     """Return the values of the first page; channels may lie in planes."""
+    with _tiff_page(data, file_name) as page:
+        require_pixels(data, (page.imagewidth, page.imagelength), file_name, max_pixels)
+        pixels, orientation = page.asarray(), _tiff_orientation(page)
+    if page.planarconfig == 2 and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, 2)
+    return _turned(np.ascontiguousarray(pixels), orientation)
+
+
+@contextlib.contextmanager
+def _tiff_page(data: bytes, file_name: str) -> Iterator[Any]:
     import tifffile
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages.first
-            require_pixels(data, (page.imagewidth, page.imagelength), file_name, max_pixels)
-            pixels = page.asarray()
-            orientation = page.tags.get(_EXIF_ORIENTATION)
+            yield file.pages.first
     except (tifffile.TiffFileError, *PIL_ERRORS) as error:
         if isinstance(error, BadImageError):
             raise
         raise BadImageError(f"image file {file_name} is damaged: {error}") from error
-    if page.planarconfig == 2 and pixels.ndim == 3:
-        pixels = np.moveaxis(pixels, 0, 2)
-    value = 1 if orientation is None else int(orientation.value)
-    return _turned(np.ascontiguousarray(pixels), value)
+
+
+def _tiff_orientation(page: Any) -> int:
+    tag = page.tags.get(_EXIF_ORIENTATION)
+    return 1 if tag is None else int(tag.value)
 
 
 def _npy(data: bytes, file_name: str) -> np.ndarray:

@@ -40,6 +40,7 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_START_OF_SCAN = 0xDA
 _JPEG_SCAN_MARK = bytes((0xFF, _JPEG_START_OF_SCAN))
 JPEG_MARK = b"\xff\xd8\xff"
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -97,6 +98,11 @@ def opened_image(
         elif isinstance(error, Image.UnidentifiedImageError):
             start = f"its {len(data)} bytes start {data[:12]!r}"
             problem = f"{file_name} is not an image that can be read: {start}"
+            if data.startswith(TIFF_MARKS):
+                problem += (
+                    ". TIFF of any channels is read with INPUT.FORMAT RAW, and"
+                    " pip install 'detkit-vision[tiff]'"
+                )
         else:
             problem = f"image file {file_name} is damaged or truncated ({len(data)} bytes): {error}"
         raise BadImageError(problem) from error

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -68,6 +69,20 @@ def test_splits_without_a_list_of_classes_get_the_same_numbers(tmp_path: Path) -
         content = json.loads((tmp_path / "out" / "annotations" / f"{split}.json").read_text())
         assert [(c["id"], c["name"]) for c in content["categories"]] == [(0, "cat"), (1, "dog")]
         assert content["annotations"][0]["category_id"] == number
+
+
+def test_what_a_reader_leaves_out_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    shapes = [
+        {"label": "cat", "points": [[1, 1], [5, 5]], "shape_type": kind}
+        for kind in ("rectangle", "line")
+    ]
+    content = {"imagePath": "a.png", "imageWidth": 9, "imageHeight": 9, "shapes": shapes}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    _convert(tmp_path, tmp_path / "out", "coco")
+    assert re.search(r"left out.*line", capsys.readouterr().out)
 
 
 def test_folder_that_is_not_empty_is_refused(

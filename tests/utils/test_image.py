@@ -483,9 +483,27 @@ def test_tiff_of_many_channels_needs_tifffile(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
     for name in "ab":
         assert np.array_equal(read_image(str(tmp_path / f"{name}.tif"), "RAW"), values)
+        assert read_image_size(str(tmp_path / f"{name}.tif")) == (3, 4)
+    form = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "c.tif", values, **form, extratags=[(274, "H", 1, 6, True)])
+    assert read_image(str(tmp_path / "c.tif"), "RAW").shape == (4, 3, 6)
+    assert read_image_size(str(tmp_path / "c.tif")) == (4, 3)
     (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:60])
     with pytest.raises(BadImageError, match=r"a.tif"):
         read_image(str(tmp_path / "a.tif"), "RAW")
+    with pytest.raises(BadImageError, match=r"a.tif"):
+        read_image_size(str(tmp_path / "a.tif"))
+
+
+def test_tiff_that_pil_does_not_know_names_the_package(tmp_path):
+    # Of five bits per channel.
+    Image.new("L", (4, 3)).save(tmp_path / "a.tif")
+    data = (tmp_path / "a.tif").read_bytes()
+    bits = struct.pack("<HHIHH", 258, 3, 1, 8, 0)
+    assert bits in data
+    (tmp_path / "a.tif").write_bytes(data.replace(bits, struct.pack("<HHIHH", 258, 3, 1, 5, 0)))
+    with pytest.raises(BadImageError, match=r"INPUT.FORMAT RAW, .*detkit-vision\[tiff\]"):
+        read_image(str(tmp_path / "a.tif"))
 
 
 @pytest.mark.parametrize(
