@@ -11,14 +11,67 @@ from pathlib import Path
 
 import numpy as np
 
+from detkit.config import CfgNode
+from detkit.data import DatasetCatalog
 from detkit.export.runtime import ExportedPredictor
 from detkit.export.runtime.model_file import KEY, Arrays
 from detkit.utils.errors import ConfigError, MissingPackageError
+from detkit.utils.image import read_image
 
 logger = logging.getLogger(__name__)
 
 # What the time goes into. Boxes are computed from the outputs of these in floating point.
 _OPERATORS = ("Conv", "Gemm", "MatMul")
+
+
+# More images widen the ranges by single outliers, and take longer.
+_NUM_IMAGES = 32
+
+
+def write_int8(path: Path, formats: Iterable[str], images: Iterable[np.ndarray]) -> list[Path]:
+    """Write int8 copies of an ONNX file beside it, `model_int8.onnx` and `model_int8.xml`.
+
+    Args:
+        path: A file that `detkit export` wrote.
+        formats: "onnx", "openvino" or both, which runs the same ranges.
+        images: See `quantize_onnx`.
+
+    Returns:
+        The files, in the order of the formats.
+
+    Raises:
+        ConfigError: There are no images, or a format is another one.
+        MissingPackageError: A library is not installed.
+    """
+    formats = list(formats)
+    unknown = [name for name in formats if name not in ("onnx", "openvino")]
+    if unknown:
+        raise ConfigError(f"--int8: {unknown[0]} has no int8, only onnx and openvino")
+    written = {"onnx": path.with_name(f"{path.stem}_int8.onnx")}
+    quantize_onnx(path, written["onnx"], images)
+    if "openvino" in formats:
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingPackageError(
+                "the export needs openvino: pip install 'detkit-vision[openvino]'"
+            ) from error
+        model = openvino.convert_model(written["onnx"])
+        metadata = ExportedPredictor(written["onnx"]).metadata
+        model.set_rt_info(json.dumps(metadata.document), [KEY])
+        written["openvino"] = written["onnx"].with_suffix(".xml")
+        openvino.save_model(model, written["openvino"], compress_to_fp16=False)
+    if "onnx" not in formats:
+        written["onnx"].unlink()
+    return [written[name] for name in formats]
+
+
+def calibration_images(cfg: CfgNode, dataset_name: str) -> Iterator[np.ndarray]:
+    """Yield up to 32 images from all over a data set, as the predictor takes them."""
+    records = DatasetCatalog.get(dataset_name)
+    order = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
+    for record in records[:: max(1, len(records) // _NUM_IMAGES)][:_NUM_IMAGES]:
+        yield read_image(record["file_name"], order, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
 
 
 def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> None:

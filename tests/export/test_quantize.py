@@ -2,8 +2,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from detkit.export.quantize import quantize_onnx
+from detkit.config import get_cfg
+from detkit.data import DatasetCatalog
+from detkit.export.quantize import calibration_images, quantize_onnx, write_int8
 from detkit.export.runtime import ExportedPredictor
 from detkit.utils.errors import ConfigError, MissingPackageError
 from tests.export.runtime.fakes import write_onnx
@@ -30,6 +33,38 @@ def test_copy_computes_in_int8_and_says_so(tmp_path):
     for image in _images(2):
         found = [predictor(image)["instances"].pred_boxes for predictor in (before, after)]
         assert np.array_equal(*found)
+
+
+def test_copies_lie_beside_the_file_in_the_formats_asked_for(tmp_path):
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    path = write_onnx(tmp_path / "model.onnx")
+    (copy,) = write_int8(path, ["openvino"], _images(2))
+    assert copy == tmp_path / "model_int8.xml"
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "model.onnx",
+        "model_int8.bin",
+        "model_int8.xml",
+    ]
+    predictor = ExportedPredictor(copy)
+    assert predictor.metadata.document["precision"] == "int8"
+    expected = ExportedPredictor(path)(_images(1)[0])["instances"].pred_boxes
+    assert np.array_equal(predictor(_images(1)[0])["instances"].pred_boxes, expected)
+    with pytest.raises(ConfigError, match="torch_export has no int8"):
+        write_int8(path, ["torch_export"], [])
+
+
+def test_images_come_from_all_over_the_data_set(tmp_path):
+    records = []
+    for i in range(70):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        records.append({"file_name": str(tmp_path / f"{i}.png"), "image_id": i})
+    DatasetCatalog.register("test_calibration", lambda: records)
+    try:
+        reds = [int(image[0, 0, 2]) for image in calibration_images(get_cfg(), "test_calibration")]
+    finally:
+        DatasetCatalog.remove("test_calibration")
+    assert reds == list(range(0, 64, 2))
 
 
 def test_calibration_needs_images(tmp_path):

@@ -145,8 +145,10 @@ class ExportedPredictor:
         for name in self.metadata.outputs:
             shape = outputs[name].shape
             rows = outputs["boxes"].shape[1] if name not in ("num_detections", "sem_seg") else None
+            kinds = "iu" if name in ("classes", "num_detections") else "fb"
             is_right = (
-                len(shape) == dims[name]
+                outputs[name].dtype.kind in kinds
+                and len(shape) == dims[name]
                 and shape[0] == num_images
                 and (rows is None or shape[1] == rows)
                 and (name != "boxes" or shape[2] == 4)
@@ -154,7 +156,9 @@ class ExportedPredictor:
                 and (name != "sem_seg" or (shape[2] >= height and shape[3] >= width))
             )
             if not is_right:
-                raise ModelFileError(f"{self._path}: output {name!r} has the shape {shape}")
+                raise ModelFileError(
+                    f"{self._path}: output {name!r} is {outputs[name].dtype} of shape {shape}"
+                )
         if "boxes" in self.metadata.outputs:
             counts = outputs["num_detections"]
             if counts.min() < 0 or counts.max() > outputs["boxes"].shape[1]:

@@ -115,12 +115,15 @@ def test_wrong_image_is_named(make, image, message):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        pytest.param("boxes", lambda x: x[:, :, :3], "'boxes' has the shape", id="boxes"),
-        pytest.param("scores", lambda x: x[:, :1], "'scores' has the shape", id="scores"),
+        pytest.param("boxes", lambda x: x[:, :, :3], "'boxes' is float32 of shape", id="boxes"),
+        pytest.param("scores", lambda x: x[:, :1], "'scores' is float32 of shape", id="scores"),
         pytest.param("num_detections", lambda x: x + 9, "num_detections is", id="more than rows"),
         pytest.param("num_detections", lambda x: x - 9, "num_detections is", id="below 0"),
         pytest.param("classes", lambda x: x - 1, "a class below 0", id="classes"),
-        pytest.param("sem_seg", lambda x: x[:, :, 1:], "'sem_seg' has the shape", id="pixels"),
+        pytest.param("classes", lambda x: x + 0.5, "'classes' is float64", id="fractions"),
+        pytest.param(
+            "sem_seg", lambda x: x[:, :, 1:], "'sem_seg' is float32 of shape", id="pixels"
+        ),
     ],
 )
 def test_outputs_that_break_the_rules_are_refused(make, name, change, message):
