@@ -29,14 +29,11 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     if args.weights.lower().endswith(ENDINGS):
         return run_command(_evaluate_exported, args)
-    if not args.config_file:
-        beside = Path(args.weights).expanduser().parent / "config.yaml"
-        if not args.weights or not beside.is_file():
-            parser.error(
-                "--config-file is needed: a YAML file, or the name of a config that comes with"
-                " detkit; only of weights with a config.yaml beside them it may be left out"
-            )
-        args.config_file = str(beside)
+    if not args.config_file and not args.weights:
+        parser.error(
+            "--weights are needed, which hold their config, or --config-file: a YAML file, or the"
+            " name of a config that comes with detkit"
+        )
     if args.weights:
         args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     if args.dataset:

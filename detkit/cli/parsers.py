@@ -60,7 +60,7 @@ detkit eval --config-file {_RUN}/config.yaml --weights {_RUN}/model_final.pth --
     add_config_arguments(parser, required=False, settings=settings)
     weights_help = (
         "checkpoint to evaluate, whatever MODEL.WEIGHTS takes (default: that of the config)."
-        " Without --config-file, the settings are those of config.yaml beside it. Or an exported"
+        " One of a detkit run holds its config, without --config-file. Or an exported"
         " model (.onnx, or OpenVINO's .xml); a config is needed for data sets that it declares"
     )
     parser.add_argument("--weights", "--model", default="", metavar="FILE", help=weights_help)
@@ -102,7 +102,7 @@ detkit report --predictions {_RUN}/inference/coco_instances_results.json --datas
     threshold_help = "score from which detections count as found (default: that of the best F1)"
     add("--confidence-threshold", type=float, metavar="SCORE", help=threshold_help)
     images_help = "most images in the page, worst first (default: %(default)s)"
-    add("--max-images", type=int, default=300, metavar="N", help=images_help)
+    add("--max-images", "-n", type=int, default=300, metavar="N", help=images_help)
     side_help = "longest side of the images in the page, in pixels (default: %(default)s)"
     add("--image-size", type=int, default=512, metavar="N", help=side_help)
     samples_help = "resamplings of the images behind each interval (default: %(default)s)"

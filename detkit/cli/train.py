@@ -17,6 +17,7 @@ from detkit.data import DatasetCatalog
 from detkit.engine import DefaultTrainer, default_setup, launch
 from detkit.engine.checkpoint_records import expect_classes_of_checkpoint
 from detkit.engine.hooks.visualization import write_pictures
+from detkit.engine.predictor import config_of_checkpoint
 from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
 from detkit.utils import comm
@@ -43,9 +44,16 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config and the settings of the command line, freeze it, and prepare the run."""
-    cfg = get_cfg()
-    cfg.merge_from_file(find_config(args.config_file))
+    """Read the config and the settings of the command line, freeze it, and prepare the run.
+
+    Args:
+        args: Without a `config_file`, its `weights` hold their config.
+    """
+    if args.config_file:
+        cfg = get_cfg()
+        cfg.merge_from_file(find_config(args.config_file))
+    else:
+        cfg = config_of_checkpoint(args.weights)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     default_setup(cfg, args)

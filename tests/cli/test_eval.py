@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from detkit.cli import eval as eval_command
-from detkit.cli import main
+from detkit.cli import main, train
 
 
 @pytest.fixture
@@ -36,16 +37,25 @@ def test_weights_and_data_sets_become_settings_and_settings_win(run: list) -> No
     ]
 
 
-def test_settings_of_weights_are_in_the_config_beside_them(run: list, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    assert main(["eval", "--weights", str(tmp_path / "model.pth")]) == 0
-    assert run[0].config_file == str(tmp_path / "config.yaml")
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_settings_of_weights_are_in_them_or_beside_them(
+    is_inside: bool, run: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "model.pth"
+    torch.save(
+        {"model": {"a": torch.zeros(1)}, **({"config": "SEED: 7"} if is_inside else {})}, weights
+    )
+    (tmp_path / "config.yaml").write_text(f"SEED: {8 if is_inside else 7}")
+    assert main(["eval", "--weights", str(weights), "VIS_PERIOD", "5"]) == 0
+    monkeypatch.setattr(train, "default_setup", lambda cfg, args: None)
+    cfg = train.setup(run[0])
+    assert Path(cfg.MODEL.WEIGHTS) == weights
+    assert (cfg.SEED, cfg.VIS_PERIOD) == (7, 5)
 
 
-@pytest.mark.parametrize("words", [[], ["--weights", "nowhere/model.pth"]])
-def test_without_any_config_it_says_what_is_needed(words: list[str], run: list, capsys) -> None:
+def test_without_config_and_weights_it_says_what_is_needed(run: list, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["eval", *words])
+        main(["eval"])
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--config-file is needed" in line
+    assert "--weights are needed, which hold their config, or --config-file" in line
     assert run == []

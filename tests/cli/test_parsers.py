@@ -72,15 +72,27 @@ def test_mistake_on_the_command_line_is_one_line_that_says_where_to_look(
     assert re.search(r"detkit [\w-]+ --help lists the options$", line)
 
 
+# What an option is stored as -> its spellings and what it takes.
+SHARED = {
+    "config_file": ({"--config-file"}, "FILE"),
+    "output": ({"--output"}, "DIR"),
+    "weights": ({"--weights", "--model"}, "FILE"),
+    "model": ({"--weights", "--model"}, "FILE"),
+    "max_images": ({"--max-images", "-n"}, "N"),
+    "opts": (set(), "KEY VALUE"),
+}
+
+
 def test_options_of_one_meaning_have_one_name() -> None:
+    found = set()
     for command, parser in PARSERS.items():
         for action in parser(None)._actions:
-            if action.dest == "config_file":
-                assert (action.option_strings, action.metavar) == (["--config-file"], "FILE"), (
-                    command
-                )
-            if action.dest == "output" and action.option_strings:
-                assert (action.option_strings, action.metavar) == (["--output"], "DIR"), command
+            is_positional = not action.option_strings and action.dest != "opts"
+            if action.dest in SHARED and not is_positional:
+                spelt = set(action.option_strings), action.metavar
+                assert spelt == SHARED[action.dest], (command, action.dest)
+                found.add(action.dest)
+    assert found == set(SHARED)
 
 
 def test_old_spellings_are_understood() -> None:
