@@ -67,7 +67,10 @@ class _Alias(MetaPathFinder, Loader):
         # each in the place of what its package has under its name, such as layers.roi_align.
         for name, loaded in list(sys.modules.items()):
             if name.startswith(own_name + "."):
-                sys.modules.setdefault("detectron2" + name.removeprefix("detkit"), loaded)
+                alias = "detectron2" + name.removeprefix("detkit")
+                sys.modules.setdefault(alias, loaded)
+                _share_logger(alias, name)
+        _share_logger(fullname, own_name)
         return ModuleSpec(
             fullname, self, loader_state=module, is_package=hasattr(module, "__path__")
         )
@@ -114,8 +117,18 @@ def install() -> None:
             stacklevel=3,
         )
     sys.meta_path.insert(0, _Alias())
-    # What users' code logs as detectron2.x is shown like detkit's own.
-    logging.getLogger("detectron2").parent = logging.getLogger("detkit")
+    # What users' code logs as detectron2.x is shown like detkit's own, and the level that they set
+    # for Detectron2 holds here.
+    _share_logger("detectron2", "detkit")
+
+
+def _share_logger(name: str, own_name: str) -> None:
+    """Make `logging.getLogger(name)` the logger `own_name`."""
+    known, own = logging.root.manager.loggerDict, logging.getLogger(own_name)
+    earlier = known.get(name)
+    if isinstance(earlier, logging.Logger) and earlier is not own:
+        earlier.parent = own  # somebody holds it
+    known[name] = own
 
 
 def _project_folders() -> list[str]:

@@ -150,3 +150,19 @@ def test_star_imports_and_functions_named_as_their_modules(tmp_path):
     assert done.stdout.split() == [
         *("True", "True", "Linear", "SyncBatchNorm2d", "BasicStem", "ASPP", "False")
     ], done.stderr
+
+
+def test_loggers_of_detectron2_are_those_of_detkit(tmp_path):
+    source = """
+        import logging
+        early = logging.getLogger("detectron2")
+        import detkit.as_detectron2
+        import detectron2.utils.events
+        pairs = [("", ""), (".utils.events", ".utils.events")]
+        print([logging.getLogger("detectron2" + a) is logging.getLogger("detkit" + b) for a, b in pairs])
+        logging.getLogger("detectron2").setLevel(logging.ERROR)
+        print(logging.getLogger("detkit.engine").isEnabledFor(logging.WARNING))
+        print(early.parent.name, logging.getLogger("detectron2.mine").parent.name)
+    """
+    done = run(source, tmp_path)
+    assert done.stdout.split("\n") == ["[True, True]", "False", "detkit detkit", ""], done.stderr

@@ -57,7 +57,7 @@ def transform_instance_annotations(
 
     Returns:
         The box is XYXY. Polygons are not clipped, other masks become a bitmap of the image;
-        keypoints are flat.
+        keypoints are (K, 3).
 
     Raises:
         DataError: The mask or the keypoints cannot be used.
@@ -69,10 +69,10 @@ def transform_instance_annotations(
     if "segmentation" in annotation:
         moved["segmentation"] = transform_segmentation(annotation["segmentation"], transforms)
     if "keypoints" in annotation:
-        keypoints = keypoints_of([annotation], len(annotation["keypoints"]) // 3)
+        keypoints = keypoints_of([annotation], np.size(annotation["keypoints"]) // 3)
         moved["keypoints"] = transform_keypoints(
             keypoints, transforms, image_size, keypoint_hflip_indices
-        ).ravel()
+        )[0]
     return cast(AnnotationRecord, moved)
 
 
@@ -99,7 +99,7 @@ def annotations_to_instances(
     if annotations and all("segmentation" in annotation for annotation in annotations):
         masks = transformed_masks(annotations, T.NoOpTransform())
         instances.gt_masks = masks_of(masks, image_size, mask_format)
-    num_keypoints = max((len(a.get("keypoints", ())) // 3 for a in annotations), default=0)
+    num_keypoints = max((np.size(a.get("keypoints", ())) // 3 for a in annotations), default=0)
     if num_keypoints:
         instances.gt_keypoints = as_keypoints(keypoints_of(annotations, num_keypoints))
     return instances

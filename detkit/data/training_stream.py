@@ -36,7 +36,7 @@ from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader
 from detkit.data.wrappers import MapIterableDataset, SeededDataset, SkippedImage
 from detkit.utils import comm
 from detkit.utils.env import seed_all_rng
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
 from detkit.utils.image_file import BadImageError
 from detkit.utils.signals import leave_signals_to_parent
 
@@ -81,7 +81,7 @@ def build_batch_data_loader(
             one.
     """
     if isinstance(dataset, IterableDataset) != (sampler is None):
-        raise ValueError("a data set with indices needs a sampler, an IterableDataset none")
+        raise ContractError("a data set with indices needs a sampler, an IterableDataset none")
     batch_size = batch_size_per_process(total_batch_size)
     draws = None if sampler is None else NumberedSampler(sampler)
     items = dataset if draws is None else SeededDataset(dataset, seed, num_draws)

@@ -99,11 +99,18 @@ class _PickledItems:
 class MapDataset(Dataset):
     """A data set whose items go through a function, such as a `DatasetMapper`.
 
-    A sample that fails stops the run, with its file named, unless bad images are skipped.
+    A sample that fails stops the run, with its file named, unless bad images are skipped. Of an
+    `IterableDataset` it is a `MapIterableDataset`.
     """
 
     # Detectron2 puts another image in the place of one whose mapper returns None; which data a run
     # was trained on is then no longer known.
+
+    def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # Without arguments where one is unpickled.
+        if isinstance(dataset, IterableDataset):
+            return MapIterableDataset(dataset, *args, **kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
@@ -112,11 +119,6 @@ class MapDataset(Dataset):
 
         With `skip_bad_images`, an image that is missing or cannot be read becomes a `SkippedImage`.
         """
-        if isinstance(dataset, IterableDataset):
-            raise TypeError(
-                "MapDataset takes a data set with indices; use MapIterableDataset for an"
-                " IterableDataset"
-            )
         self.dataset = dataset
         self.map_func = map_func
         self.skip_bad_images = skip_bad_images

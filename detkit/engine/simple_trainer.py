@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -208,9 +208,11 @@ class SimpleTrainer(TrainerBase):
         """Steps skipped so far, including those of the runs that this one resumes."""
         return self.guard.num_skipped
 
-    def reset_data_loader(self, data_loader: Iterable[Any]) -> None:
-        """Go on with another loader from the next step on."""
-        self.data_loader = data_loader
+    def reset_data_loader(self, data_loader: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
+        """Go on with another loader, or with what a function returns, from the next step on."""
+        # As in Detectron2, the loader that is replaced may be freed before the other one is built.
+        self.data_loader = []
+        self.data_loader = data_loader() if callable(data_loader) else data_loader
         self._batches = None
 
     def state_dict(self) -> dict[str, Any]:

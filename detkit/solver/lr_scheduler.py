@@ -114,9 +114,10 @@ class LRMultiplier(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group for the coming iteration."""
-        # torch asks once more after the last iteration; no step uses that value.
-        iteration = min(self.last_epoch, self._max_iter - 1)
-        factor = self._multiplier(iteration / self._max_iter)
+        # torch asks once more after the last iteration: for the end of the schedule, which some
+        # define below 1 only. No step uses that value.
+        progress = min(self.last_epoch / self._max_iter, math.nextafter(1.0, 0.0))
+        factor = self._multiplier(progress)
         return [base_lr * factor for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:

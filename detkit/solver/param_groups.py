@@ -42,7 +42,7 @@ def get_default_optimizer_params(
     base_lr: float | None = None,
     weight_decay: float | None = None,
     weight_decay_norm: float | None = None,
-    bias_lr_factor: float = 1.0,
+    bias_lr_factor: float | None = 1.0,
     weight_decay_bias: float | None = None,
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: Mapping[str, Mapping[str, float]] | None = None,
@@ -68,6 +68,7 @@ def get_default_optimizer_params(
         ValueError: `overrides` has `bias`, and `bias_lr_factor` or `weight_decay_bias` is given.
         ConfigError: No parameter of the model trains.
     """
+    bias_lr_factor = 1.0 if bias_lr_factor is None else bias_lr_factor
     if base_lr is None and (bias_lr_factor != 1.0 or lr_factor_func is not None):
         raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr: give base_lr as well")
     common = _without_none({"lr": base_lr, "weight_decay": weight_decay})
@@ -107,11 +108,23 @@ def _without_none(settings: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+def expand_param_groups(groups: Iterable[ParamGroup]) -> list[ParamGroup]:
+    """Return a group per parameter; one in several groups has the settings of all, the last win."""
+    expanded: dict[Any, ParamGroup] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            expanded.setdefault(parameter, {}).update({**group, "params": [parameter]})
+    return list(expanded.values())
+
+
 def reduce_param_groups(groups: Iterable[ParamGroup]) -> list[ParamGroup]:
-    """Merge groups of equal settings, in the order in which the settings first appear."""
+    """Merge groups of equal settings, in the order in which the settings first appear.
+
+    A parameter in several groups is as `expand_param_groups` has it.
+    """
     # Optimizers update all tensors of a group in one kernel launch: few groups are faster on a GPU.
     merged: dict[tuple[tuple[str, Any], ...], ParamGroup] = {}
-    for group in groups:
+    for group in expand_param_groups(groups):
         settings = {name: value for name, value in group.items() if name != "params"}
         key = tuple(sorted(settings.items()))
         merged.setdefault(key, {"params": [], **settings})["params"].extend(group["params"])

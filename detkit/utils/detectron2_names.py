@@ -139,6 +139,7 @@ RENAMED: dict[str, str] = {
     "modeling.roi_heads.fast_rcnn._log_classification_stats": (
         "modeling.roi_heads.fast_rcnn.log_classification_stats"
     ),
+    "solver.build._expand_param_groups": "solver.param_groups.expand_param_groups",
     "solver.lr_scheduler._get_warmup_factor_at_iter": "solver.lr_scheduler.warmup_factor_at",
     "structures.boxes.matched_boxlist_iou": "structures.boxes.matched_pairwise_iou",
     "utils.video_visualizer._DetectedInstance": "visualization.video.DetectedInstance",

@@ -22,6 +22,7 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
+from detkit.utils.errors import ContractError
 from detkit.utils.logger import progress_bar
 from detkit.utils.text import printable
 
@@ -119,7 +120,7 @@ class EventStorage:
             # Cloned, as the tensor may be changed in place before it is read.
             value = value.detach().reshape(()).clone()
         if self._smoothed.setdefault(name, smoothing_hint) != smoothing_hint:
-            raise ValueError(
+            raise ContractError(
                 f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before"
             )
         self._pending.append((name, value, self.iter if cur_iter is None else cur_iter))
@@ -188,6 +189,10 @@ class EventStorage:
         """Return the last value of each scalar, with its iteration."""
         self._fetch()
         return dict(self._latest)
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Return the `smoothing_hint` of each scalar, by name."""
+        return dict(self._smoothed)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
         """Return `latest`, with the median of `window_size` values for smoothed scalars."""
@@ -462,7 +467,7 @@ class CommonMetricPrinter(EventWriter):
                 epoch is shown.
         """
         self._iterations_per_epoch = iterations_per_epoch
-        self._logger = logging.getLogger("detkit.train")
+        self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
         self._last: tuple[int, float] | None = None
@@ -486,6 +491,10 @@ class CommonMetricPrinter(EventWriter):
             if "loss" in name and "/" not in name:
                 parts.append(f"{name}: {value:.4g}")
                 short.append(f"{name.removeprefix('loss_')}: {value:.2g}")
+        # What users ask to be printed, as in Detectron2.
+        parts += [
+            f"{name}: {value:.4g}" for name, (value, _) in shown.items() if "[metric]" in name
+        ]
         for name in ("time", "data_time"):
             if name in shown:
                 parts.append(f"{name}: {shown[name][0]:.4f}s")
@@ -497,7 +506,7 @@ class CommonMetricPrinter(EventWriter):
         for part in short[1:]:
             if len(f"{line}  {part}") <= _CONSOLE_COLUMNS:
                 line += f"  {part}"
-        self._logger.info("  ".join(parts), extra={"console": line})
+        self.logger.info("  ".join(parts), extra={"console": line})
 
     def _remaining_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None:

@@ -80,7 +80,11 @@ def test_mask_and_keypoints_move_with_the_image():
         record, T.HFlipTransform(32), (24, 32), keypoint_hflip_indices=[1, 0]
     )
     assert [polygon.tolist() for polygon in moved["segmentation"]] == [[32, 0, 28, 0, 28, 4]]
-    assert moved["keypoints"].tolist() == [29, 4, 1, 31, 2, 2]
+    assert moved["keypoints"].tolist() == [[29, 4, 1], [31, 2, 2]]
+    again = transform_instance_annotations(
+        moved, T.VFlipTransform(24), (24, 32), keypoint_hflip_indices=[0, 1]
+    )
+    assert again["keypoints"].tolist() == [[29, 20, 1], [31, 22, 2]]
     assert moved["area"] == 7.0
     assert record == before
 

@@ -122,9 +122,14 @@ def test_failure_in_a_worker_process_names_the_file():
         list(loader)
 
 
-def test_map_of_a_stream_points_to_the_other_class():
-    with pytest.raises(TypeError, match="use MapIterableDataset"):
-        MapDataset(Stream(), lambda x: x)
+def test_mapped_stream_is_a_stream():
+    mapped = MapDataset(Stream(), lambda x: [x])
+    assert isinstance(mapped, MapIterableDataset)
+    assert list(mapped) == [[x] for x in Stream()]
+
+
+def test_mapped_data_set_is_pickled():
+    assert pickle.loads(pickle.dumps(MapDataset([1, 2], str)))[1] == "2"
 
 
 # --- seeds ---

@@ -81,7 +81,9 @@ def test_data_loader_can_be_replaced():
     trainer.train(0, 1)
     trainer.reset_data_loader([torch.zeros(1, 2)])
     trainer.train(1, 2)  # the first loader has nothing left
-    assert trainer.iter == 2
+    trainer.reset_data_loader(lambda: [torch.zeros(1, 2)])  # as Detectron2 wants it
+    trainer.train(2, 3)
+    assert trainer.iter == 3
 
 
 @pytest.mark.parametrize(

@@ -261,3 +261,15 @@ def test_decay_without_stages_is_an_error():
         match=r"layer_decay is 0\.5, but no backbone .* parameter_stages.*lr_mult",
     ):
         layer_decay_factors(nn.Linear(2, 2), 0.5)
+
+
+def test_parameter_in_several_groups_has_the_last_settings():
+    groups = [
+        {"params": ["a", "b"], "lr": 1.0, "weight_decay": 3.0},
+        {"params": ["b"], "lr": 2.0, "momentum": 0.5},
+        {"params": ["c"], "lr": 1.0, "weight_decay": 3.0},
+    ]
+    assert reduce_param_groups(groups) == [
+        {"params": ["a", "c"], "lr": 1.0, "weight_decay": 3.0},
+        {"params": ["b"], "lr": 2.0, "weight_decay": 3.0, "momentum": 0.5},
+    ]

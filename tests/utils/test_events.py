@@ -128,7 +128,7 @@ def test_json_is_strict(tmp_path):
 
 
 def test_console_line_has_losses_rate_time_and_memory(caplog):
-    with EventStorage(9) as storage, caplog.at_level("INFO", logger="detkit.train"):
+    with EventStorage(9) as storage, caplog.at_level("INFO", logger="detkit.utils.events"):
         storage.put_scalars(total_loss=1.5, loss_cls=1.0, time=0.5, data_time=0.1)
         storage.put_scalar("fast_rcnn/loss_like", 3.0)
         storage.put_scalar("lr", 0.01, smoothing_hint=False)
@@ -148,14 +148,14 @@ def test_console_line_has_losses_rate_time_and_memory(caplog):
 
 
 def test_console_is_silent_after_the_last_iteration(caplog):
-    with EventStorage(20), caplog.at_level("INFO", logger="detkit.train"):
+    with EventStorage(20), caplog.at_level("INFO", logger="detkit.utils.events"):
         CommonMetricPrinter(max_iter=20).write()
     assert caplog.messages == []
 
 
 def test_console_measures_time_itself_without_a_timing_hook(caplog):
     printer = CommonMetricPrinter(max_iter=100)
-    with EventStorage() as storage, caplog.at_level("INFO", logger="detkit.train"):
+    with EventStorage() as storage, caplog.at_level("INFO", logger="detkit.utils.events"):
         printer.write()
         storage.step()
         printer.write()
@@ -372,3 +372,14 @@ def test_histograms_are_kept_until_they_are_written(tmp_path):
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
     assert events.Tags()["histograms"] == ["net/weights"]
     assert sum(events.Histograms("net/weights")[0].histogram_value.bucket) == 50
+
+
+def test_scalars_marked_as_metrics_are_printed(caplog):
+    with EventStorage() as storage, caplog.at_level("INFO", logger="detkit.utils.events"):
+        storage.put_scalars(**{"[metric]stat": 1.5, "other": 2.5})
+        CommonMetricPrinter(10).write()
+        storage.put_scalar("rate", 0.1, smoothing_hint=False)
+        assert storage.smoothing_hints()["rate"] is False
+        assert storage.smoothing_hints()["other"] is True
+    assert "[metric]stat: 1.5" in caplog.text
+    assert "other" not in caplog.text

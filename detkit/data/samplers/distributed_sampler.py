@@ -236,11 +236,15 @@ class InferenceSampler(Sampler[int]):
         """Take the number of images N; 0 yields nothing."""
         if size < 0:
             raise ValueError(f"the size of a data set cannot be negative, got {size}")
-        rank = comm.get_rank()
-        base, left_over = divmod(size, comm.get_world_size())
+        self._indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
+
+    @staticmethod
+    def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
+        """Return the part of a process."""
+        base, left_over = divmod(total_size, world_size)
         # The first `left_over` processes take one image more.
         start = base * rank + min(rank, left_over)
-        self._indices = range(start, start + base + (rank < left_over))
+        return range(start, start + base + (rank < left_over))
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of this process."""

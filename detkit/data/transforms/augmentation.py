@@ -151,8 +151,9 @@ class Augmentation(ABC):
         """
         arguments = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
+            # The same object: what the caller gave is shown, also where it equals the default.
             value = vars(self).get(name, parameter.default)
-            if value is not parameter.default and np.any(value != parameter.default):
+            if value is not parameter.default:
                 arguments.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
@@ -208,8 +209,8 @@ class RandomApply(Augmentation):
     """Applies an augmentation or a transform with probability `prob`."""
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
-        self.aug = as_augmentation(tfm_or_aug)
         self.prob = require_probability(prob)
+        self.aug = as_augmentation(tfm_or_aug)
 
     def get_transform(self, *args: Any) -> Transform:
         """Draw whether to apply the augmentation inside, which gets the arguments."""

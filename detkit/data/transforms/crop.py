@@ -222,11 +222,9 @@ class RandomCrop(Augmentation):
             raise ValueError(f"crop_type must be one of {', '.join(CROP_TYPES)}, got {crop_type!r}")
         if len(crop_size) != 2:
             raise ValueError(f"crop_size must be two numbers, got {list(crop_size)}")
-        first, second = float(crop_size[0]), float(crop_size[1])
-        if crop_type.startswith("relative") and not (0 < first <= 1 and 0 < second <= 1):
-            raise ValueError(
-                f"crop_size must be shares in (0, 1] for a {crop_type} crop, got {list(crop_size)}"
-            )
+        first, second = crop_size
+        if crop_type.startswith("relative") and min(first, second) <= 0:
+            raise ValueError(_no_shares(crop_type, crop_size))
         if crop_type.startswith("absolute") and min(first, second) < 1:
             raise ValueError(
                 f"crop_size must be pixels, at least 1, for an {crop_type} crop, got"
@@ -241,7 +239,11 @@ class RandomCrop(Augmentation):
         self.crop_size = (first, second)
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw a window."""
+        """Draw a window.
+
+        Raises:
+            ValueError: A share is above 1.
+        """
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))
         # The order of the draws is part of a run's reproducibility: y before x.
@@ -260,10 +262,17 @@ class RandomCrop(Augmentation):
                 _draw_side(int(first), int(second), height),
                 _draw_side(int(first), int(second), width),
             )
+        # Here and not at the door: Detectron2 lets one be built, and printed.
+        if max(first, second) > 1:
+            raise ValueError(_no_shares(self.crop_type, self.crop_size))
         if self.crop_type == "relative_range":
             smallest = np.array([first, second])
             first, second = smallest + np.random.rand(2) * (1 - smallest)
         return max(1, math.floor(height * first + 0.5)), max(1, math.floor(width * second + 0.5))
+
+
+def _no_shares(crop_type: str, crop_size: Sequence[float]) -> str:
+    return f"crop_size must be shares in (0, 1] for a {crop_type} crop, got {list(crop_size)}"
 
 
 @AUGMENTATION_REGISTRY.register()

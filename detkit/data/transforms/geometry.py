@@ -71,7 +71,9 @@ class VFlipTransform(AxisAlignedTransform):
 class ResizeTransform(AxisAlignedTransform):
     """Scales to a new size, with antialiasing where it gets smaller."""
 
-    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
+    def __init__(
+        self, h: int, w: int, new_h: int, new_w: int, interp: int | str | None = None
+    ) -> None:
         """Take old and new size.
 
         Args:
@@ -79,7 +81,8 @@ class ResizeTransform(AxisAlignedTransform):
             w: Their width.
             new_h: Height of the resized images.
             new_w: Their width.
-            interp: One of PIL's resampling filters NEAREST, BILINEAR, BICUBIC; None is BILINEAR.
+            interp: One of PIL's resampling filters NEAREST, BILINEAR, BICUBIC, or its name in small
+                letters, as fvcore has it; None is BILINEAR.
                 Label maps are always resized by the nearest pixel.
         """
         if min(h, w, new_h, new_w) < 1:
@@ -87,11 +90,14 @@ class ResizeTransform(AxisAlignedTransform):
                 f"cannot resize {h}x{w} to {new_h}x{new_w} (height x width): sides must be at"
                 " least 1"
             )
-        interp = BILINEAR if interp is None else int(interp)
+        if isinstance(interp, str):
+            named = {mode.removesuffix("-exact"): kind for kind, mode in _TORCH_MODES.items()}
+            interp = named.get(interp, interp)
+        interp = BILINEAR if interp is None else interp
         if interp not in _TORCH_MODES:
             raise ValueError(f"interp must be PIL's NEAREST, BILINEAR or BICUBIC, got {interp!r}")
         self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
-        self.interp = interp
+        self.interp = int(interp)
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Return the resized image.

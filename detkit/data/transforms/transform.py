@@ -155,6 +155,12 @@ class NoOpTransform(AxisAlignedTransform):
         """Return this transform."""
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        # A kind of data that other transforms have registered.
+        if not name.startswith("apply_"):
+            raise AttributeError(f"a NoOpTransform has no attribute {name!r}")
+        return lambda data: data
+
 
 class TransformList(Transform):
     """Several transforms, one after the other, as one.

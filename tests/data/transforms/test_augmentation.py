@@ -185,3 +185,8 @@ def test_until_ends_at_its_share_of_the_run_in_both_ways_of_use(share, is_over):
     with run_progress(share):
         found = [until.get_transform(image), until(T.AugInput(image))]
     assert [isinstance(transform, T.NoOpTransform) for transform in found] == [is_over] * 2
+
+
+def test_argument_that_is_given_is_printed():
+    assert str(T.RandomFlip(prob=float("0.5"))) == "RandomFlip(prob=0.5)"
+    assert str(T.RandomFlip()) == "RandomFlip()"

@@ -139,7 +139,13 @@ def test_crop_without_instances_is_anywhere(boxes):
 )
 def test_bad_crops_are_refused(crop_type, crop_size, message):
     with pytest.raises(ValueError, match=message):
-        T.RandomCrop(crop_type, crop_size)
+        T.RandomCrop(crop_type, crop_size).get_transform(gradient())
+
+
+def test_crop_by_shares_above_one_can_be_built_and_printed():
+    assert str(T.RandomCrop("relative", (5, 5))) == (
+        "RandomCrop(crop_type='relative', crop_size=(5, 5))"
+    )
 
 
 def test_negative_window_and_border_are_refused():

@@ -314,3 +314,10 @@ def test_one_of_the_listed_sizes_is_drawn():
     assert sizes == {(5, 6), (7, 8)}
     with pytest.raises(ValueError, match="at least one"):
         T.RandomResize([])
+
+
+def test_filter_is_named_as_in_fvcore():
+    named = T.ResizeTransform(4, 4, 8, 8, "bicubic")
+    assert named.interp == T.ResizeTransform(4, 4, 8, 8, Image.Resampling.BICUBIC).interp
+    with pytest.raises(ValueError, match="got 'cubic'"):
+        T.ResizeTransform(4, 4, 8, 8, "cubic")

@@ -155,7 +155,10 @@ def test_other_kinds_of_data_are_registered_by_class(monkeypatch):
         return text + "2"
 
     assert T.TransformList([First(), Second()]).apply_text("a") == "a12"
+    # Nothing is done to data of any kind.
+    assert T.TransformList([First(), T.NoOpTransform()]).apply_text("a") == "a1"
     with pytest.raises(AttributeError, match="apply_text"):
-        T.TransformList([First(), T.NoOpTransform()]).apply_text("a")
+        T.TransformList([First(), T.HFlipTransform(4)]).apply_text("a")
+    assert not hasattr(T.NoOpTransform(), "other")
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = T.TransformList([]).other

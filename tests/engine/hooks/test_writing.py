@@ -51,7 +51,7 @@ def test_console_has_the_first_iteration_at_once_and_files_do_not(start, shown, 
     trainer, file = LossTrainer(), tmp_path / "metrics.json"
     writers = [CommonMetricPrinter(25), JSONWriter(str(file))]
     trainer.register_hooks([hooks.PeriodicWriter(writers)])
-    with caplog.at_level(logging.INFO, logger="detkit.train"):
+    with caplog.at_level(logging.INFO, logger="detkit.utils.events"):
         trainer.train(start, 25)
     lines = [m for m in caplog.messages if m.startswith("iter: ")]
     assert [int(line[6:].split("/")[0]) for line in lines] == shown
