@@ -17,7 +17,6 @@ from detkit.engine import prepare
 from detkit.model_zoo import find_config
 from detkit.modeling import anchors_per_level, build_model
 from detkit.utils.errors import ConfigError
-from detkit.utils.file_io import PathManager
 from detkit.utils.text import counted, printable
 
 _SHOWN = 3  # examples of a finding on the console
@@ -38,6 +37,11 @@ def run(args: argparse.Namespace) -> int:
     workers = min(os.cpu_count() or 1, 8) if args.workers is None else args.workers
     if workers < 0:
         raise ConfigError(f"--workers must be at least 0, got {workers}")
+    for file in filter(None, (args.json, args.html)):  # before the work is done
+        path = Path(file).expanduser()
+        if path.is_dir():
+            raise ConfigError(f"{file} is a folder: name a file for the report")
+        path.parent.mkdir(parents=True, exist_ok=True)
     output = Path(args.fix).expanduser() if args.fix else None
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--fix {output} exists and is not empty: name another folder")
@@ -68,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(file: str, text: str) -> None:
     path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(printable(f"wrote {path}"))
 
@@ -100,9 +103,9 @@ def _anchors_of_model(cfg: CfgNode) -> list[AnchorLevel]:
 
 
 def _classes_of_weights(cfg: CfgNode) -> Sequence[str]:
-    """Return the names of the classes of MODEL.WEIGHTS, if the file is at hand and has them."""
+    """Return the names of the classes of MODEL.WEIGHTS, if it is a local file that has them."""
     path = cfg.MODEL.WEIGHTS
-    if not path or "://" in path or not PathManager.isfile(path):
+    if not path or "://" in path:  # nothing is downloaded for that
         return ()
     metadata = load_checkpoint_file(path).get("metadata")
     return (metadata.get("thing_classes") or ()) if isinstance(metadata, dict) else ()

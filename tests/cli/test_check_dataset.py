@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -99,6 +100,8 @@ def test_cleaned_copy_is_written_and_declared(tmp_path: Path, capsys: Any) -> No
     ("words", "message"),
     [
         pytest.param(["--workers", "-1"], "--workers must be at least 0", id="workers"),
+        pytest.param(["--json", "."], ". is a folder", id="report a folder"),
+        pytest.param(["MODEL.WEIGHTS", "lost.pth"], "no checkpoint at lost.pth", id="weights"),
         pytest.param(["--fix", "."], "exists and is not empty", id="full folder"),
         pytest.param(["DATASETS.TRAIN", "[]"], "there is nothing to check", id="no data"),
         pytest.param(["DATASETS.TRAIN", "['squers']"], "'squers' is not registered", id="name"),
@@ -111,3 +114,12 @@ def test_mistakes_are_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["check-dataset", "--config-file", config, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_classes_are_compared_with_those_of_the_weights(tmp_path: Path, capsys: Any) -> None:
+    config, weights = write_config(tmp_path, GOOD), str(tmp_path / "model.pth")
+    torch.save({"model": {"w": torch.zeros(1)}, "metadata": {"thing_classes": ["circle"]}}, weights)
+    assert main(["check-dataset", "--config-file", config, "MODEL.WEIGHTS", weights]) == 0
+    printed = capsys.readouterr().out
+    assert "[checkpoint-classes] in squares" in printed
+    assert "checkpoint: circle; squares: square" in printed

@@ -15,6 +15,7 @@ import numpy as np
 from detkit.config import CfgNode
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.faults import Fault, collected_faults
+from detkit.data.datasets.json_file import listed
 from detkit.data.doctor.anchors import AnchorLevel, check_anchors
 from detkit.data.doctor.annotations import (
     Objects,
@@ -25,13 +26,14 @@ from detkit.data.doctor.annotations import (
 )
 from detkit.data.doctor.finding import Example, Findings
 from detkit.data.doctor.images import ImageFacts, copies, facts_of_all, look_alikes
-from detkit.data.record_files import check_label_maps, spread
+from detkit.data.record_files import spread
 from detkit.structures import ImageRecord
-from detkit.utils.errors import DataError, UnknownNameError, UserError
+from detkit.utils.errors import UnknownNameError, UserError
 from detkit.utils.logger import progress_bar
 
 logger = logging.getLogger(__name__)
 
+_FEW = 4  # images are decoded before a worker process has started
 _LARGE = 9  # times the pixels that the model is fed
 _LOOKED_AT = 2000  # images, before a training: a fraction of a second
 _TOLD_BEFORE_TRAINING = (
@@ -110,7 +112,7 @@ def check_datasets(
     report = Report(findings, records, faults, train, test)
     for name, found in records.items():
         objects[name] = check_annotations(cfg, name, found, findings, is_train=name in train)
-        _check_label_maps(cfg, name, found, findings)
+        _check_label_maps(cfg, name, found, facts[name], findings)
         names = MetadataCatalog.get(name).get("thing_classes") or []
         per_class = [0] * len(names)
         for record in found:
@@ -225,17 +227,19 @@ def _look_at(
     cfg: CfgNode, name: str, records: list[ImageRecord], findings: Findings, num_workers: int
 ) -> list[ImageFacts]:
     """Look at the images of a data set; records without a size get that of their file."""
-    files = [str(record["file_name"]) for record in records]
     all_facts = facts_of_all(
-        files, cfg.INPUT.FORMAT, cfg.INPUT.MAX_IMAGE_PIXELS, num_workers if len(files) > 16 else 0
+        records,
+        cfg.INPUT.FORMAT,
+        cfg.INPUT.MAX_IMAGE_PIXELS,
+        num_workers if len(records) > _FEW else 0,
     )
     kept = []
-    for i, facts in enumerate(progress_bar(all_facts, total=len(files), unit="image", desc=name)):
-        record = records[i]
+    for i, facts in enumerate(progress_bar(all_facts, total=len(records), unit="image", desc=name)):
+        record, file = records[i], str(records[i]["file_name"])
         for code, detail in _faults_of(cfg, record, facts):
             # The file is named beside it.
-            detail = detail.replace(f"image file {files[i]} ", "").replace(f"{files[i]} ", "")
-            findings.add(code, name, Example(files[i], detail=detail), place=(i, -1))
+            detail = detail.replace(f"image file {file} ", "").replace(f"{file} ", "")
+            findings.add(code, name, Example(file, detail=detail), place=(i, -1))
         if facts.size is not None and (record.get("height") is None or record.get("width") is None):
             record["height"], record["width"] = facts.size
         kept.append(facts)
@@ -273,18 +277,32 @@ def _faults_of(cfg: CfgNode, record: ImageRecord, facts: ImageFacts) -> Iterator
 
 
 def _check_label_maps(
-    cfg: CfgNode, name: str, records: list[ImageRecord], findings: Findings
+    cfg: CfgNode,
+    name: str,
+    records: list[ImageRecord],
+    facts: list[ImageFacts],
+    findings: Findings,
 ) -> None:
+    """Note label maps that cannot be used, or have values that mean nothing."""
     metadata = MetadataCatalog.get(name)
-    if not metadata.get("stuff_classes"):
-        return
     ignore_label = metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-    with _heard(name, findings):
-        try:
-            num_classes, max_pixels = len(metadata.stuff_classes), cfg.INPUT.MAX_IMAGE_PIXELS
-            check_label_maps(name, records, num_classes, ignore_label, max_pixels)
-        except (DataError, OSError) as error:
-            findings.add("bad-label-map", name, Example(detail=str(error)))
+    num_classes = len(metadata.get("stuff_classes") or ())
+    seen: set[int] = set()
+    for i, (record, image) in enumerate(zip(records, facts, strict=True)):
+        problem = image.label_problem
+        stray = [k for k in image.labels if not 0 <= k < num_classes and k != ignore_label]
+        if stray and num_classes and not problem:
+            problem = (
+                f"{record.get('sem_seg_file_name')} has the values {listed(stray)}, which are"
+                f" neither classes (0 to {num_classes - 1}) nor the ignore_label {ignore_label}"
+            )
+        if problem:
+            example = Example(record["file_name"], detail=problem)
+            findings.add("bad-label-map", name, example, place=(i, -1))
+        seen.update(image.labels)
+    if seen == {ignore_label} or (num_classes > 1 and seen == {0, ignore_label}):
+        detail = f"the label maps hold {listed(sorted(seen))} alone; {ignore_label} is ignored"
+        findings.add("empty-label-maps", name, Example(detail=detail))
 
 
 def _check_copies(

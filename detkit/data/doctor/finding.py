@@ -179,6 +179,11 @@ KINDS: dict[str, Kind] = {
         "A label map cannot be used",
         "Correct the file, or `classes` or `ignore_label` under DATASETS.REGISTER.",
     ),
+    "empty-label-maps": Kind(
+        "warning",
+        "The label maps hold nothing to learn",
+        "Correct the files, or `ignore_label` under DATASETS.REGISTER.",
+    ),
     # Copies.
     "duplicate-image": Kind(
         "warning",

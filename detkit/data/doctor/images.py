@@ -12,8 +12,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from detkit.utils.errors import MissingFileError
-from detkit.utils.image import orientation_of, read_image, read_image_size, upright_pixels
+from detkit.structures import ImageRecord
+from detkit.utils.errors import MissingFileError, UserError
+from detkit.utils.image import (
+    orientation_of,
+    read_image,
+    read_image_size,
+    read_label_map,
+    upright_pixels,
+)
 from detkit.utils.image_file import BadImageError, opened_image, read_image_bytes
 
 _SIDE = 16  # of the small grey picture by which images are compared
@@ -58,6 +65,10 @@ class ImageFacts:
     digest: bytes = b""
     small: bytes = b""
     """Grey picture of `_SIDE` x `_SIDE`; empty if it shows nothing."""
+    labels: tuple[int, ...] = ()
+    """Values in its label map."""
+    label_problem: str = ""
+    """Why the label map cannot be used; empty if it can, or there is none."""
 
 
 def facts_of(file_name: str, image_format: str, max_pixels: int) -> ImageFacts:
@@ -132,32 +143,47 @@ def _upright_size(facts: ImageFacts, image: Image.Image, file_name: str) -> tupl
     return (width, height) if facts.orientation >= 5 else (height, width)
 
 
+def _note_labels(facts: ImageFacts, label_file: str, max_pixels: int) -> None:
+    try:
+        labels = read_label_map(label_file, max_pixels=max_pixels)
+    except (UserError, OSError) as error:
+        facts.label_problem = str(error)
+        return
+    facts.labels = tuple(np.unique(labels).tolist())
+    if facts.size is not None and labels.shape != facts.size:
+        facts.label_problem = f"{label_file} is {labels.shape}, its image {facts.size} (H, W)"
+
+
 class _Files(Dataset):
-    def __init__(self, files: Sequence[str], image_format: str, max_pixels: int) -> None:
-        # One array of text: workers share it without copies.
-        self.files = np.array(files)
-        self.settings = (image_format, max_pixels)
+    def __init__(self, records: Sequence[ImageRecord], image_format: str, max_pixels: int) -> None:
+        # Arrays of text: workers share them without copies.
+        self.files = np.array([str(record["file_name"]) for record in records])
+        self.label_files = np.array([record.get("sem_seg_file_name", "") for record in records])
+        self.image_format, self.max_pixels = image_format, max_pixels
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> ImageFacts:
-        return facts_of(str(self.files[index]), *self.settings)
+        facts = facts_of(str(self.files[index]), self.image_format, self.max_pixels)
+        if self.label_files[index]:
+            _note_labels(facts, str(self.label_files[index]), self.max_pixels)
+        return facts
 
 
 def facts_of_all(
-    files: Sequence[str], image_format: str, max_pixels: int, num_workers: int
+    records: Sequence[ImageRecord], image_format: str, max_pixels: int, num_workers: int
 ) -> Iterator[ImageFacts]:
-    """Yield the facts of image files in their order, as worker processes find them.
+    """Yield the facts of images in their order, as worker processes find them.
 
     Args:
-        files: Paths or addresses.
+        records: The images, and their label maps if they have any.
         image_format: As in `facts_of`.
         max_pixels: Likewise.
         num_workers: Processes; 0 looks in this one.
     """
     loader = DataLoader(
-        _Files(files, image_format, max_pixels),
+        _Files(records, image_format, max_pixels),
         batch_size=_CHUNK,
         num_workers=num_workers,
         collate_fn=list,

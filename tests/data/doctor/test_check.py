@@ -137,14 +137,14 @@ def rare(toy: Any) -> None:
     toy.settings["TEST.DETECTIONS_PER_IMAGE"] = 2000
 
 
-def label_map(toy: Any) -> None:
-    """Train on label maps, of which one has a label of no class."""
+def label_maps(toy: Any, *, stray: int = 0, ground: int = 0) -> None:
+    """Train on label maps of two classes, or of one; the last one may have a label of no class."""
     (toy.folder / "images").mkdir()
     (toy.folder / "labels").mkdir()
     for k in range(2):
         shutil.copy(toy.image("train", k), toy.folder / "images")
-        labels = np.full((HEIGHT, WIDTH), k, np.uint8)
-        labels[0, 0] = 77 * k
+        labels = np.full((HEIGHT, WIDTH), ground or k, np.uint8)
+        labels[0, 0] = stray * k or labels[0, 0]
         Image.fromarray(labels).save(toy.folder / "labels" / f"train_{k}.png")
     folders = {"images": str(toy.folder / "images"), "labels": str(toy.folder / "labels")}
     toy.entries["train"] = {"name": "toy_train", "format": "sem_seg", "classes": NAMES, **folders}
@@ -194,7 +194,8 @@ FAULTS: dict[str, Callable[[Any], Any]] = {
     "size-differs": lambda t: Image.fromarray(t.pixels(HEIGHT + 4)).save(t.image()),
     "size-not-upright": turned,
     "channel-count": lambda t: t.settings.update({"INPUT.FORMAT": "RAW", "MODEL.PIXEL_MEAN": [0.0], "MODEL.PIXEL_STD": [1.0]}),
-    "bad-label-map": label_map,
+    "bad-label-map": lambda t: label_maps(t, stray=77),
+    "empty-label-maps": lambda t: label_maps(t, ground=255),
     # copies
     "duplicate-image": lambda t: shutil.copy(t.image(), t.image("train", 1)),
     "near-duplicate": lambda t: saved_again(t, "train"),
@@ -286,3 +287,15 @@ def test_worker_processes_find_the_same(toy: Any) -> None:
     alone = toy.check().findings.as_json()
     found = check_datasets(toy.cfg(), num_workers=2, anchors=toy.anchors).findings.as_json()
     assert found == alone != []
+
+
+def test_label_maps_are_read_each_and_held_against_their_image(toy: Any) -> None:
+    label_maps(toy)
+    assert codes(toy.check()) == set()
+    lost, other = (toy.folder / "labels" / f"train_{k}.png" for k in range(2))
+    lost.write_bytes(lost.read_bytes()[:60])
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(other)
+    (finding,) = toy.check().findings
+    assert (finding.code, finding.count) == ("bad-label-map", 2)
+    assert "damaged" in finding.examples[0].detail
+    assert "is (5, 6), its image (48, 64)" in finding.examples[1].detail
