@@ -16,6 +16,13 @@ _FEW_OBJECTS = 20
 _NOTABLE_SHARE = 0.15
 _MIN_CASES = 3  # fewer are chance
 
+# What helps where things are found but not well placed, and the keys for it.
+_LOCALISATION = {
+    "bbox": ("or use an IoU loss of boxes", ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"]),
+    "segm": ("or predict finer masks", ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"]),
+    "keypoints": ("or train on larger images", ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"]),
+}
+
 
 def suggestions(
     matching: Matching,
@@ -36,7 +43,7 @@ def suggestions(
         `text`, `evidence`, `keys` (empty where it is about the data) and `cost`, the points of AP
         at stake, or nan.
     """
-    found = _of_errors(numbers, cfg) + _of_confusion(numbers) + _of_data(numbers)
+    found = _of_errors(matching.task, numbers, cfg) + _of_confusion(numbers) + _of_data(numbers)
     found += _of_calibration(numbers)
     if cfg is not None:
         found += _of_missed_objects(matching, numbers, cfg, resize)
@@ -54,7 +61,7 @@ def _cost(numbers: Mapping[str, Any], kind: str) -> tuple[float, str]:
     return cost, f"{count} errors of this type; without them AP50 would gain {cost:.1f} points"
 
 
-def _of_errors(numbers: Mapping[str, Any], cfg: CfgNode | None) -> list[dict[str, Any]]:
+def _of_errors(task: str, numbers: Mapping[str, Any], cfg: CfgNode | None) -> list[dict[str, Any]]:
     """Return what the types of errors suggest."""
     architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE) if cfg is not None else None
     found = []
@@ -65,14 +72,13 @@ def _of_errors(numbers: Mapping[str, Any], cfg: CfgNode | None) -> list[dict[str
         found.append(_entry(text, evidence, nms, cost=cost))
     cost, evidence = _cost(numbers, "localisation")
     if cost >= _NOTABLE_COST:
+        what, keys = _LOCALISATION[task]
+        if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+            keys = ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE"]
         text = (
             "Objects are found, but not well enough placed: check that the annotations are tight,"
-            " train longer, or use an IoU loss of boxes"
+            f" train longer, {what}"
         )
-        key = "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"
-        if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-            key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
-        keys = [] if cfg is not None and cfg.MODEL.META_ARCHITECTURE == "FCOS" else [key]
         found.append(_entry(text, evidence, *keys, "SOLVER.MAX_ITER", cost=cost))
     cost, evidence = _cost(numbers, "background")
     if cost >= _NOTABLE_COST:

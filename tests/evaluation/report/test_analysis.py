@@ -16,6 +16,8 @@ BOX, MOVED, AWAY = (
     [60, 60, 80, 80],
 )  # IoU of the first two: 0.43
 
+SQUARE = [0, 0, 10, 10]
+
 
 @pytest.fixture
 def match(register, make_record, make_instances):
@@ -51,10 +53,14 @@ def random_matching(register, random_problem, make_instances):
         pytest.param([], (AWAY, A, 0.5), "background", id="no-object"),
         pytest.param([(BOX, A, {"iscrowd": 1})], (BOX, A, 0.5), None, id="crowd"),
         pytest.param([(AWAY, A), (MOVED, B)], (BOX, A, 0.5), "both", id="other-class-near"),
+        pytest.param([(SQUARE, A)], ([0, 0, 10, 100], A, 0.5), "localisation", id="iou-0.1"),
+        pytest.param([(SQUARE, A)], ([0, 0, 10, 101], A, 0.5), "background", id="iou-below-0.1"),
+        pytest.param([(SQUARE, A)], ([0, 0, 10, 20], A, 0.5), "duplicate", id="iou-0.5"),
+        pytest.param([(SQUARE, A)], ([0, 0, 10, 20], B, 0.5), "classification", id="other-iou-0.5"),
     ],
 )
 def test_error_types(objects, detection, expected, match):
-    others = [(BOX, A, 0.9)] if expected == "duplicate" else []
+    others = [(*objects[0], 0.9)] if expected == "duplicate" else []
     errors = analysis.error_types(match(objects, *others, detection))
     assert errors.types[-1] == (-1 if expected is None else ERROR_TYPES.index(expected))
 
@@ -191,6 +197,12 @@ def test_best_threshold_keeps_equal_scores_together(match):
     assert counts.at(0.4) == {"precision": 2 / 3, "recall": 1.0, "f1": pytest.approx(0.8)}
     assert counts.at(0.5)["precision"] == 0.5
     assert math.isnan(analysis.counts_of(matching, B).best_threshold())
+    # The hit alone would give the best F1; with the false ones of the same score, 0.9 does.
+    others = [
+        (box, A, 0.5) for box in (AWAY, SQUARE, [0, 50, 9, 60], [0, 70, 9, 80], [50, 0, 60, 9])
+    ]
+    matching = match([(BOX, A), (AWAY, A), ([90, 0, 99, 9], A)], (BOX, A, 0.9), *others)
+    assert analysis.counts_of(matching, A).best_threshold() == pytest.approx(0.9)
 
 
 def test_calibration_error_by_hand(match):

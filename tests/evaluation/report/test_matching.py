@@ -57,6 +57,22 @@ def test_ap_of_masks_and_keypoints_is_that_of_the_evaluator(seed, task, register
     )
 
 
+def test_objects_out_of_a_range_are_taken_only_when_there_is_no_other(
+    register, make_record, make_instances
+):
+    # The first detection covers the large object better, but only the small one counts: it gets
+    # that, and the second one, which covers both, is left with the large one and ignored.
+    large, small = ([10, 10, 50, 50], 0), ([10, 10, 50, 40], 0)
+    found = make_instances(([10, 10, 50, 48], 0, 0.9), ([10, 10, 50, 45], 0, 0.8))
+    matching = matching_of(register([make_record(1, large, small)]), {1: found})
+    assert matching.outcome.matches[0].tolist() == [0, 1]
+    outcome = matching.outcome_of(np.array([False, True]), np.array([True, True]))
+    assert outcome.matches[0].tolist() == [1, 0]
+    assert outcome.is_hit[0].tolist() == [True, False]
+    assert outcome.is_counted[0].tolist() == [True, False]
+    assert outcome.num_objects.tolist() == [1, 0]
+
+
 def test_no_detection_and_no_object_leave_nothing_to_match(register, make_record):
     matching = matching_of(register([make_record(1, ([0, 0, 9, 9], 0)), make_record(2)]), {})
     assert matching.outcome.matches.shape == (10, 0)

@@ -266,7 +266,9 @@ function summary() {
 // Cards are made a screen at a time, and drawn when they come near: thousands stay smooth.
 const seen = new IntersectionObserver(entries => entries.forEach(({ target, isIntersecting }) => {
   target.near = isIntersecting;
+  const canvas = $("canvas", target);
   if (isIntersecting) drawCard(target);
+  else if (canvas) canvas.width = canvas.height = 0;  // a thousand would take half a gigabyte
 }), { rootMargin: "300px" });
 new IntersectionObserver(entries => { if (entries[0].isIntersecting) append(CHUNK); }, { rootMargin: "600px" }).observe($("#more"));
 
@@ -299,10 +301,11 @@ function draw(stage, i, labels) {
     stage.append(image.picture ? make("img", { src: image.picture, alt: image.file, decoding: "async" }) : make("p", {}, "no picture: the file could not be read"), make("canvas"));
   }
   const canvas = $("canvas", stage), ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(stage.clientWidth * ratio);
-  canvas.height = Math.round(stage.clientHeight * ratio);
+  const width = Math.round(stage.clientWidth * ratio), height = Math.round(stage.clientHeight * ratio);
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d"), scale = canvas.width / (image.width || canvas.width);
   const { objects, detections } = drawn()[i], { wrong, right, missed } = judged(i), form = $("#gallery form");
+  context.clearRect(0, 0, width, height);
   let count = 0;
   const shape = (items, j, stroke, dash, label) => {
     const [x, y, w, h] = items.box[j].map(v => v * scale);
@@ -341,6 +344,12 @@ function draw(stage, i, labels) {
   missed.forEach(j => shape(objects, j, COLORS.missed, true, "missed " + name(objects.class[j])));
   wrong.forEach(j => shape(detections, j, COLORS[ERRORS[detections.error[j]]], false, text(j)));
   canvas.dataset.boxes = count;
+}
+
+let pending = 0;
+function soon(work) {  // once per frame, however fast the slider moves
+  cancelAnimationFrame(pending);
+  pending = requestAnimationFrame(work);
 }
 
 function redraw() {
@@ -406,7 +415,7 @@ form.onsubmit = event => event.preventDefault();
 for (const select of form.querySelectorAll("select")) select.onchange = () => { state.detector = Number(form.detector.value); state.shown = 0; relist(); };
 for (const box of [form.right, form.objects]) box.onchange = redraw;
 for (const input of document.querySelectorAll("input[type=range]")) {
-  input.oninput = () => { state.score = Number(input.value); redraw(); };
+  input.oninput = () => { state.score = Number(input.value); soon(redraw); };
   input.onchange = () => { if (!$("dialog").open) relist(); };
 }
 for (const button of document.querySelectorAll("dialog [data-step]")) button.onclick = () => step(Number(button.dataset.step));
@@ -416,6 +425,5 @@ $("dialog").onkeydown = event => {
   if (event.key === "ArrowLeft" || event.key === "ArrowUp") step(-1);
 };
 $("dialog").onclose = relist;
-let pending = 0;
-window.onresize = () => { cancelAnimationFrame(pending); pending = requestAnimationFrame(() => { charts.forEach(([plot, root]) => plot.setSize({ width: root.clientWidth, height: 260 })); redraw(); }); };
+window.onresize = () => soon(() => { charts.forEach(([plot, root]) => plot.setSize({ width: root.clientWidth, height: 260 })); redraw(); });
 show(state.task);
