@@ -15,7 +15,7 @@ from torchvision.ops import nms
 
 from detkit.layers.cpu.switch import is_traced
 from detkit.layers.tensor_ops import nonzero_tuple
-from detkit.structures import matched_pairwise_iou_rotated, pairwise_iou_rotated
+from detkit.structures import RowImages, matched_pairwise_iou_rotated, pairwise_iou_rotated
 from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
@@ -89,6 +89,43 @@ def _nms_apart(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: flo
     """
     offsets = groups.to(boxes.dtype) * (boxes.max() + 1)
     return nms(boxes + offsets[:, None], scores, iou_threshold)
+
+
+@torch.library.custom_op("detkit::nms_mask", mutates_args=())
+def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Return which boxes no better one of their group overlaps: `batched_nms` in exported graphs.
+
+    An operator of its own, because formats differ in how they keep groups apart.
+
+    Args:
+        boxes: (N, 4) XYXY.
+        scores: (N,); what scores -inf may or may not stay.
+        groups: (N,) int64, at least 0.
+        iou_threshold: See `batched_nms`.
+
+    Returns:
+        (N,) bool.
+    """
+    return nms_mask_by_offsets(boxes, scores, groups, iou_threshold)
+
+
+@nms_mask.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty_like(groups, dtype=torch.bool)
+
+
+def nms_mask_by_offsets(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
+) -> Tensor:
+    """Return `nms_mask`, with the operators of torch and torchvision alone."""
+    # Two boxes in groups of their own always stay: torchvision tells torch.export that at least two
+    # boxes do, and there is a smallest coordinate of no boxes.
+    boxes = torch.cat([boxes.new_zeros(2, 4), boxes]).double()
+    scores = torch.cat([scores.new_zeros(2), scores]).double()
+    groups = torch.cat([torch.arange(2, device=groups.device), groups + 2])
+    keep = _nms_apart(boxes - boxes.min(), scores, groups, iou_threshold)
+    is_kept = torch.zeros_like(groups, dtype=torch.bool).index_fill(0, keep, True)
+    return is_kept[2:]
 
 
 def _slices(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
@@ -267,6 +304,41 @@ def suppress(
     order = kept_scores.argsort(descending=True, stable=True)
     order = order[:topk] if topk >= 0 else order
     return kept[order], kept_scores[order].to(scores.dtype)
+
+
+def suppress_in_batch(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    images: RowImages,
+    iou_threshold: float,
+    nms: NMSMethod,
+    topk: int,
+) -> Tensor:
+    """Suppress overlapping detections of all images of a batch at once, in an exported graph.
+
+    Args:
+        boxes: (R, 4) XYXY
+        scores: (R,)
+        classes: (R,) int64
+        images: Those of the rows.
+        iou_threshold: See `suppress`.
+        nms: A hard method.
+        topk: At most this many stay of an image.
+
+    Returns:
+        int64 indices of the boxes that stay: image by image, best first.
+    """
+    groups = images.index
+    if not nms.class_agnostic:
+        # With one more row: there is no largest of no classes.
+        groups = groups * (torch.cat([classes, classes.new_zeros(1)]).max() + 1) + classes
+    is_kept = nms_mask(boxes, scores, groups, iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    image = torch.arange(images.sizes.shape[0], device=boxes.device)[:, None]
+    is_kept = (images.index[order] == image) & is_kept[order]
+    _, rank = nonzero_tuple(is_kept & (is_kept.cumsum(dim=1) <= topk))
+    return order[rank]
 
 
 def _suppress_hard(

@@ -162,6 +162,9 @@ class DefaultAnchorGenerator(AnchorGenerator):
             raise ValueError(
                 f"anchors are laid out for {self.num_features} feature levels, got {len(features)}"
             )
+        if torch.compiler.is_exporting():  # sizes are no numbers to look up
+            grids = self._grids(tuple((f.shape[-2], f.shape[-1]) for f in features))
+            return [self.box_class(anchors) for anchors in grids]
         grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
         key = (grid_sizes, self.cell_anchors_0.device, self.cell_anchors_0.dtype)
         cached = self._cache

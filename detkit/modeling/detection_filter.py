@@ -9,6 +9,8 @@ from torch import Tensor
 
 from detkit.config import CfgNode
 from detkit.layers import NMSMethod, suppress
+from detkit.layers.nms import suppress_in_batch
+from detkit.structures import RowImages
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class DetectionFilter:
     nms: NMSMethod = NMSMethod()
     """How boxes suppress each other."""
 
-    def __call__(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, classes: Tensor, images: RowImages | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Suppress the candidates of one image.
 
         Args:
@@ -32,10 +36,16 @@ class DetectionFilter:
             scores: (N,), above `score_thresh`: callers filter before they decode boxes. Only
                 scores that soft suppression lowers are compared with it here.
             classes: (N,) int64
+            images: Those of the candidates, where these are of a whole batch.
 
         Returns:
             int64 indices of the detections, best first, and their scores.
         """
+        if images is not None:
+            keep = suppress_in_batch(
+                boxes, scores, classes, images, self.nms_thresh, self.nms, self.topk
+            )
+            return keep, scores[keep]
         return suppress(
             boxes,
             scores,

@@ -2,6 +2,7 @@
 
 from detkit.structures.bit_masks import BitMasks, ROIMasks
 from detkit.structures.box_mode import BoxMode
+from detkit.structures.batch_boxes import BatchBoxes, RowImages, boxes_in_image
 from detkit.structures.boxes import (
     Boxes,
     matched_pairwise_iou,
@@ -43,6 +44,7 @@ from detkit.structures.rotated_boxes import (
 
 __all__ = [
     "AnnotationRecord",
+    "BatchBoxes",
     "BitMasks",
     "BoxMode",
     "Boxes",
@@ -56,9 +58,11 @@ __all__ = [
     "RLERecord",
     "ROIMasks",
     "RotatedBoxes",
+    "RowImages",
     "as_flag",
     "bitmask_to_polygons",
     "bitmask_to_rle",
+    "boxes_in_image",
     "heatmaps_to_keypoints",
     "matched_pairwise_iou",
     "matched_pairwise_iou_rotated",

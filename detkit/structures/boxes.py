@@ -78,6 +78,15 @@ class Boxes:
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
         self.tensor = torch.stack([x, y], dim=2).flatten(1)
 
+    def image_index(self, position: int) -> Tensor:
+        """Return (N, 1) float32: the index of the image in the batch, for each box.
+
+        Args:
+            position: That of these boxes in a list over the images.
+        """
+        # Filled from a number on the host: repeat_interleave would fetch lengths from the device.
+        return self.tensor.new_full((len(self), 1), position)
+
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """Return (N,) bool: which boxes are wider and higher than `threshold` pixels."""
         sides = self.tensor[:, 2:] - self.tensor[:, :2]

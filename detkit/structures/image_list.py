@@ -6,6 +6,7 @@ Legend: N images, C channels, H and W the padded height and width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class ImageList:
 
     Attributes:
         tensor: (N, C, H, W), or (N, H, W) for images without a channel dimension.
-        image_sizes: N times `(height, width)`.
+        image_sizes: N times `(height, width)`; in an exported graph an (N, 2) tensor.
 
     Example:
         >>> images = ImageList.from_tensors([torch.ones(3, 4, 6), torch.ones(3, 5, 5)])
@@ -26,17 +27,22 @@ class ImageList:
         (torch.Size([2, 3, 5, 6]), [(4, 6), (5, 5)])
     """
 
-    def __init__(self, tensor: Tensor, image_sizes: Sequence[tuple[int, int]]) -> None:
+    image_sizes: Any
+
+    def __init__(self, tensor: Tensor, image_sizes: Sequence[tuple[int, int]] | Tensor) -> None:
         """Hold a padded batch.
 
         Raises:
             ValueError: There is not one size per image.
         """
+        self.tensor = tensor
+        if isinstance(image_sizes, Tensor):
+            self.image_sizes = image_sizes
+            return
         if tensor.shape[0] != len(image_sizes):
             raise ValueError(
                 f"need one size per image: got {len(image_sizes)} sizes, {tensor.shape[0]} images"
             )
-        self.tensor = tensor
         self.image_sizes = list(image_sizes)
 
     def __len__(self) -> int:
@@ -84,7 +90,7 @@ class ImageList:
         """
         _check_images(tensors)
         image_sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in tensors]
-        height, width = _padded_size(image_sizes, size_divisibility, padding_constraints or {})
+        height, width = padded_size(image_sizes, size_divisibility, padding_constraints or {})
         first = tensors[0]
         batch = torch.empty(
             (len(tensors), *first.shape[:-2], height, width),
@@ -117,9 +123,10 @@ def _check_images(tensors: Sequence[Tensor]) -> None:
             )
 
 
-def _padded_size(
+def padded_size(
     image_sizes: Sequence[tuple[int, int]], size_divisibility: int, constraints: Mapping[str, int]
 ) -> tuple[int, int]:
+    """Return height and width of the batch for images of these sizes; see `from_tensors`."""
     height, width = (max(sides) for sides in zip(*image_sizes, strict=True))
     square_size = constraints.get("square_size", 0)
     if square_size > 0:
@@ -129,4 +136,6 @@ def _padded_size(
             )
         height = width = square_size
     stride = max(1, constraints.get("size_divisibility", size_divisibility))
-    return -(-height // stride) * stride, -(-width // stride) * stride
+    # Not by division of negative numbers, which an exported graph would round towards 0.
+    height, width = ((side + stride - 1) // stride * stride for side in (height, width))
+    return height, width

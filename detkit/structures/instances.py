@@ -72,7 +72,9 @@ class Instances:
         Raises:
             ValueError: Its length differs from that of the other fields.
         """
-        if len(self._fields) > 0 and len(value) != len(self):
+        # The lengths in an exported graph are not known yet.
+        is_known = not torch.compiler.is_exporting()
+        if len(self._fields) > 0 and is_known and len(value) != len(self):
             raise ContractError(
                 f"field {name!r} needs one value per instance: got {len(value)} for {len(self)}"
                 " instances"

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.layers import batched_nms, batched_nms_rotated
-from detkit.structures import Boxes, Instances
+from detkit.layers import batched_nms, batched_nms_rotated, nonzero_tuple
+from detkit.layers.nms import nms_mask
+from detkit.structures import BatchBoxes, Boxes, Instances, RowImages, boxes_in_image
 from detkit.utils.errors import ContractError
 
 # The logit of a probability of 1 - 1e-10: ground truth ranks above every predicted proposal.
@@ -28,7 +29,9 @@ def top_indices_per_level(logits: Sequence[Tensor], topk: int) -> list[Tensor]:
     Returns:
         Per level (N, min(topk, R_l)) int64 indices, best first.
     """
-    return [logits_l.topk(min(topk, logits_l.shape[1]), dim=1).indices for logits_l in logits]
+    # `sym_min`: the size may be unknown in an exported graph, and the smaller of the two with it.
+    counts = [torch.sym_min(topk, logits_l.shape[1]) for logits_l in logits]
+    return [logits_l.topk(k, dim=1).indices for logits_l, k in zip(logits, counts, strict=True)]
 
 
 def find_top_rpn_proposals(
@@ -81,7 +84,7 @@ def select_proposals(
     boxes: Tensor,
     logits: Tensor,
     level_ids: Tensor,
-    image_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
     *,
     nms_thresh: float,
     post_nms_topk: int,
@@ -96,7 +99,7 @@ def select_proposals(
         boxes: (N, K, 4) float32; (N, K, 5) if they are rotated.
         logits: (N, K) float32.
         level_ids: (K,) level of each candidate; a box suppresses boxes of its level only.
-        image_sizes: N times (height, width).
+        image_sizes: N times (height, width); or (N, 2), which gives one Instances for the batch.
         nms_thresh: IoU above which the lower-scored of two boxes is suppressed.
         post_nms_topk: At most this many proposals per image.
         min_box_size: Boxes must be wider and higher than this, in pixels, after clipping.
@@ -111,20 +114,26 @@ def select_proposals(
         FloatingPointError: Training, and a box or a logit is not finite.
     """
     is_finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(logits)
+    if isinstance(image_sizes, Tensor):
+        images = _images_of_rows(boxes, image_sizes)
+        parts = [(boxes.flatten(0, 1), is_finite.flatten(), images)]
+    else:
+        images, parts = None, zip(boxes, is_finite, image_sizes, strict=True)
     clipped: list[Tensor] = []
     valid: list[Tensor] = []
-    for boxes_i, finite_i, size_i in zip(boxes, is_finite, image_sizes, strict=True):
-        within = box_class(boxes_i)
-        within.clip(size_i)
+    for boxes_i, finite_i, size_i in parts:
+        within = boxes_in_image(boxes_i, size_i, box_class)
         clipped.append(within.tensor)
         valid.append(finite_i & within.nonempty(threshold=min_box_size))
-    is_valid = torch.stack(valid)
+    is_valid = torch.stack(valid).view_as(logits)
     if score_thresh > 0:
         is_valid &= logits.sigmoid() >= score_thresh
     # What is not valid loses against all others, and has a place where it suppresses nothing: how
     # many there are is only asked once everything else is queued.
-    boxes = torch.stack(clipped).masked_fill(~is_valid[..., None], 0.0)
+    boxes = torch.stack(clipped).view_as(boxes).masked_fill(~is_valid[..., None], 0.0)
     logits = logits.masked_fill(~is_valid, -torch.inf)
+    if images is not None:
+        return [_select_in_batch(boxes, logits, level_ids, images, nms_thresh, post_nms_topk)]
     groups = torch.where(is_valid, level_ids, len(level_ids))
     # Mostly the best hold enough that stay, of the 9,000 of an image in training.
     most = min(logits.shape[1], 4 * post_nms_topk)
@@ -146,6 +155,48 @@ def select_proposals(
         )
         for boxes_i, logits_i, keep_i, size_i in zip(boxes, logits, keep, image_sizes, strict=True)
     ]
+
+
+def _images_of_rows(boxes: Tensor, image_sizes: Tensor) -> RowImages:
+    index = torch.arange(boxes.shape[0], device=boxes.device)[:, None].repeat(1, boxes.shape[1])
+    return RowImages(index.flatten(), image_sizes)
+
+
+def _select_in_batch(
+    boxes: Tensor,
+    logits: Tensor,
+    level_ids: Tensor,
+    images: RowImages,
+    nms_thresh: float,
+    post_nms_topk: int,
+) -> Instances:
+    """Suppress overlaps in all images of an exported graph; see `select_proposals`.
+
+    Args:
+        boxes: (N, K, 4)
+        logits: (N, K), -inf for what is no box.
+        level_ids: (K,)
+        images: Those of the N * K boxes.
+        nms_thresh: See `select_proposals`.
+        post_nms_topk: Likewise.
+    """
+    flat_boxes, flat_logits = boxes.flatten(0, 1), logits.flatten()
+    num_levels = level_ids.max() + 1
+    groups = images.index * num_levels + level_ids.repeat(logits.shape[0])
+    is_kept = nms_mask(flat_boxes, flat_logits, groups, nms_thresh)
+    kept_logits = flat_logits.masked_fill(~is_kept, -torch.inf).view_as(logits)
+    best, index = kept_logits.sort(dim=1, descending=True, stable=True)
+    best, index = best[:, :post_nms_topk], index[:, :post_nms_topk]
+    image, rank = nonzero_tuple(best > -torch.inf)
+    keep = image * logits.shape[1] + index[image, rank]
+    # Export multiplies what it takes for the largest number of rows by that of classes: beyond the
+    # integers of ONNX, if it is not told less.
+    torch._check(keep.shape[0] < 2**31)
+    return Instances(
+        images[keep],
+        proposal_boxes=BatchBoxes(flat_boxes[keep], images[keep]),
+        objectness_logits=flat_logits[keep],
+    )
 
 
 # Boxes that are suppressed at a time: one by one, a GPU would wait for each image.

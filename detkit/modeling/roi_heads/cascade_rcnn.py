@@ -24,7 +24,7 @@ from detkit.modeling.roi_heads.build import ROI_HEADS_REGISTRY, build_box_head
 from detkit.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, Predictions
 from detkit.modeling.roi_heads.roi_heads import Features, Losses
 from detkit.modeling.roi_heads.standard_roi_heads import StandardROIHeads, build_pooler
-from detkit.structures import Boxes, Instances
+from detkit.structures import Instances, boxes_in_image
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
 
@@ -225,8 +225,7 @@ class CascadeROIHeads(StandardROIHeads):
         """Turn the predictions of a stage into proposals of the next: clipped, without gradient."""
         proposals = []
         for boxes_i, size_i in zip(boxes, image_sizes, strict=True):
-            clipped = Boxes(boxes_i.detach())
-            clipped.clip(size_i)
+            clipped = boxes_in_image(boxes_i.detach(), size_i)
             # Empty boxes are dropped in training only: in inference the scores of all stages are
             # averaged region by region.
             if self.training:

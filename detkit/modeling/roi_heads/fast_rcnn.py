@@ -25,7 +25,7 @@ from detkit.modeling.box_regression import (
 )
 from detkit.modeling.detection_filter import DetectionFilter, nms_method
 from detkit.modeling.sampling import find_foreground
-from detkit.structures import Boxes, Instances, RotatedBoxes
+from detkit.structures import Boxes, Instances, RotatedBoxes, RowImages, boxes_in_image
 from detkit.utils.errors import ConfigError
 from detkit.utils.events import get_event_storage, has_event_storage
 from detkit.utils.overriding import is_overridden, overridable
@@ -371,7 +371,7 @@ class FastRCNNOutputLayers(nn.Module):
         # All images at once: a few large operations instead of many small ones.
         start = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
         boxes = self.box2box_transform.apply_deltas(predictions[1], start)
-        return list(boxes.split([len(p) for p in proposals]))
+        return list(boxes.split([p.proposal_boxes.tensor.shape[0] for p in proposals]))
 
     def predict_boxes_for_gt_classes(
         self, predictions: Predictions, proposals: Sequence[Instances]
@@ -397,7 +397,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Return, per image, (R_i, K + 1) probabilities, background last. Float32."""
         scores = predictions[0].float()
         probs = scores.sigmoid() if self.use_sigmoid_ce else scores.softmax(dim=-1)
-        return list(probs.split([len(p) for p in proposals]))
+        return list(probs.split([p.proposal_boxes.tensor.shape[0] for p in proposals]))
 
 
 def _log_accuracy(
@@ -483,12 +483,12 @@ def fast_rcnn_inference_single_image(
     scores = scores[regions, classes]
     boxes = boxes.unflatten(1, (-1, box_class.box_dim))
     box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
-    candidates = box_class(boxes[regions, box_classes])
-    candidates.clip(image_shape)
+    images = image_shape[regions] if isinstance(image_shape, RowImages) else None
+    candidates = boxes_in_image(boxes[regions, box_classes], images or image_shape, box_class)
     detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
-    keep, scores = detection_filter(candidates.tensor, scores, classes)
+    keep, scores = detection_filter(candidates.tensor, scores, classes, images)
     instances = Instances(
-        image_shape,
+        image_shape if images is None else images[keep],
         pred_boxes=candidates[keep],
         scores=scores,
         pred_classes=classes[keep],

@@ -84,7 +84,7 @@ def keypoint_rcnn_inference(
     boxes = cat([x.pred_boxes.tensor for x in pred_instances])
     # Column 2 is the logit of the cell, column 3 its probability.
     keypoints = heatmaps_to_keypoints(logits, boxes)[:, :, [0, 1, 3]]
-    counts = [len(x) for x in pred_instances]
+    counts = [x.pred_boxes.tensor.shape[0] for x in pred_instances]
     for x, keypoints_i, logits_i in zip(
         pred_instances, keypoints.split(counts), logits.split(counts), strict=True
     ):

@@ -79,7 +79,7 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Insta
             belongs to the object.
     """
     logits = _masks_of_classes(pred_mask_logits, [x.pred_classes for x in pred_instances])
-    masks = logits.float().sigmoid().split([len(x) for x in pred_instances])
+    masks = logits.float().sigmoid().split([x.pred_classes.shape[0] for x in pred_instances])
     for instances_i, masks_i in zip(pred_instances, masks, strict=True):
         instances_i.pred_masks = masks_i
 
@@ -88,7 +88,7 @@ def _masks_of_classes(logits: Tensor, classes: Sequence[Tensor]) -> Tensor:
     """Select from (R, K, S, S) the mask of each region's class: (R, 1, S, S)."""
     if logits.shape[1] == 1:
         return logits
-    region = torch.arange(len(logits), device=logits.device)
+    region = torch.arange(logits.shape[0], device=logits.device)
     return logits[region, cat(classes)][:, None]
 
 

@@ -1,0 +1,160 @@
+"""The graph of a detector: what `torch.export` records of it, with tensors in and out.
+
+Legend: N images, C channels, H x W pixels of the input, D detections per image, R detections over
+    the batch.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental import _config as _symbols
+
+from detkit.layers.conv import fold
+from detkit.layers.norm import fixed_norm
+from detkit.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
+from detkit.modeling.meta_arch.base import Detector
+from detkit.modeling.meta_arch.dense_detector import DenseDetector
+from detkit.structures import ImageList, Instances, RowImages
+from detkit.structures.image_list import padded_size
+from detkit.utils.errors import ConfigError
+
+
+class DetectorGraph(nn.Module):
+    """A detector as a function of tensors: normalise, pad, detect, and fill rows up to D.
+
+    It calls the parts of the model as `inference` does, with lists of one element that stand for
+    the whole batch; see `detkit.structures.batch_boxes`.
+    """
+
+    def __init__(self, model: Detector, max_detections: int) -> None:
+        """Take a copy of the model, with norms folded into convolutions.
+
+        Args:
+            model: In eval mode, on the CPU.
+            max_detections: D
+        """
+        super().__init__()
+        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+        # RoIAlign on channels-last maps is slow in an exported program.
+        model._is_channels_last = False
+        self.model = fold_norms(model).requires_grad_(False)
+        self.max_detections = max_detections
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> dict[str, Tensor]:
+        """Return the outputs by name; see `docs/deploy.md`.
+
+        Args:
+            images: (N, C, H, W), each in its top left corner.
+            image_sizes: (N, 2) int64 height and width of each.
+        """
+        batch = self.preprocess(images, image_sizes)
+        model = self.model
+        if isinstance(model, DenseDetector):
+            features = model._head_features(batch)
+            found = model.forward_inference(batch, features, model.head(features))
+            return self._instances(found[0])
+        features = model.backbone(batch.tensor)
+        if isinstance(model, ProposalNetwork):
+            proposals, _ = model.proposal_generator(batch, features, None)
+            return self._instances(proposals[0])
+        outputs: dict[str, Tensor] = {}
+        if isinstance(model, GeneralizedRCNN):
+            outputs = self._instances(model.find_instances(batch, features, [])[0])
+        if isinstance(model, (PanopticFPN, SemanticSegmentor)):
+            scores, _ = model.sem_seg_head(features, None)
+            outputs["sem_seg"] = scores[:, :, : images.shape[2], : images.shape[3]]
+        return outputs
+
+    def preprocess(self, images: Tensor, image_sizes: Tensor) -> ImageList:
+        """Normalise, clear what lies beside the images, and pad as the backbone needs."""
+        model = self.model
+        height, width = images.shape[2:]
+        x = (images - model.pixel_mean).div_(model.pixel_std)
+        is_row = torch.arange(height) < image_sizes[:, :1]
+        is_column = torch.arange(width) < image_sizes[:, 1:]
+        x = x.masked_fill(~(is_row[:, None, :, None] & is_column[:, None, None, :]), 0.0)
+        backbone = model.backbone
+        padded = padded_size(
+            [(height, width)], backbone.size_divisibility, backbone.padding_constraints
+        )
+        x = F.pad(x, [0, padded[1] - width, 0, padded[0] - height])
+        return ImageList(x, image_sizes)
+
+    def _instances(self, found: Instances) -> dict[str, Tensor]:
+        """Return the fields of the R detections as tables of D rows per image."""
+        images: Any = found.image_size
+        counts, place = _places(images, self.max_detections)
+        num_rows = counts.shape[0] * self.max_detections
+
+        def table(values: Tensor) -> Tensor:
+            rows = values.new_zeros(num_rows, *values.shape[1:]).index_copy(0, place, values)
+            return rows.unflatten(0, (counts.shape[0], self.max_detections))
+
+        if found.has("proposal_boxes"):
+            boxes, scores = found.proposal_boxes, found.objectness_logits
+            outputs = {"boxes": table(boxes.tensor), "scores": table(scores)}
+            return {**outputs, "num_detections": counts}
+        outputs = {
+            "boxes": table(found.pred_boxes.tensor),
+            "scores": table(found.scores),
+            "classes": table(found.pred_classes),
+            "num_detections": counts,
+        }
+        if found.has("pred_masks"):
+            outputs["masks"] = table(found.pred_masks[:, 0])
+        if found.has("pred_keypoints"):
+            outputs["keypoints"] = table(found.pred_keypoints)
+        return outputs
+
+
+def _places(images: RowImages, max_detections: int) -> tuple[Tensor, Tensor]:
+    """Return how many rows each image has, (N,), and the row of each in tables of D, (R,).
+
+    Args:
+        images: Those of R rows, rising.
+        max_detections: D
+    """
+    is_of_image = images.index == torch.arange(images.sizes.shape[0])[:, None]
+    counts = is_of_image.sum(dim=1)
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(images.index.shape[0]) - starts[images.index]
+    return counts, images.index * max_detections + rank
+
+
+def fold_norms(model: nn.Module) -> Any:
+    """Fold norms with fixed statistics into the convolutions before them, in place."""
+    for layer in model.modules():
+        norm = fixed_norm(getattr(layer, "norm", None))
+        if norm is None or not isinstance(getattr(layer, "weight", None), nn.Parameter):
+            continue
+        if getattr(layer, "is_standardized", False):
+            continue
+        weight, bias = fold(layer.weight, layer.bias, norm)
+        layer.weight = nn.Parameter(weight.detach())
+        layer.bias = None if bias is None else nn.Parameter(bias.detach())
+        layer.norm = None
+    return model
+
+
+def exported_program(graph: DetectorGraph, input_dtype: torch.dtype) -> torch.export.ExportedProgram:
+    """Record the graph, for any number of images of any size."""
+    channels = len(graph.model.pixel_mean)
+    square = graph.model.backbone.padding_constraints.get("square_size", 0)
+    # Nothing is computed. The smallest of the maps must have more than one cell: export takes a
+    # size of 1 for fixed.
+    height, width = (square - 9, square - 17) if square else (1001, 1303)
+    dim = torch.export.Dim
+    batch = dim("batch", min=1)
+    sides = {2: dim("height", min=1, max=square or None), 3: dim("width", min=1, max=square or None)}
+    images = torch.zeros(2, channels, height, width, dtype=input_dtype)
+    sizes = torch.tensor([[height, width], [height - 1, width - 1]])
+    with torch.no_grad(), _symbols.patch(backed_size_oblivious=True):
+        return torch.export.export(
+            graph,
+            (images, sizes),
+            dynamic_shapes={"images": {0: batch, **sides}, "image_sizes": {0: batch}},
+            strict=False,
+        )
