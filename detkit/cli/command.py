@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint",
     "predict": "find objects in images and videos; writes pictures, JSON, COCO, CSV, YOLO, labelme",
     "report": "show where a detector is wrong: one page with scores, errors and suggestions",
+    "export": "write a trained model as ONNX, OpenVINO or torch.export, to run without detkit",
     "show-batch": "write pictures of what the model is fed in training, with boxes and masks drawn",
     "check-dataset": "look for faults in the images and annotations of a config's data",
     "convert-dataset": "bring a data set of any format into that of COCO, VOC or YOLO",

@@ -164,6 +164,26 @@ detkit predict --model {_RUN}/model_final.pth --input {_IMAGES} --output output/
     add("--hide-labels", action="store_true", help=hide_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
+
+
+def _export(prog: str | None) -> argparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Write a trained model as files that run without torch or detkit, with the same numbers.",
+        f"""
+detkit export --config-file {_RUN}/config.yaml --output deploy MODEL.WEIGHTS {_RUN}/model_final.pth
+detkit export --config-file my.yaml --format onnx --format openvino --output deploy
+""",
+    )
+    settings = "settings, such as MODEL.WEIGHTS model.pth or TEST.DETECTIONS_PER_IMAGE 20; last"
+    add_config_arguments(parser, settings=settings)
+    add = parser.add_argument
+    format_help = "onnx (default), torch_export or openvino; may be repeated"
+    add("--format", default=[], action="append", metavar="NAME", help=format_help)
+    output_help = "folder for model.onnx, model.pt2, and model.xml with model.bin"
+    add("--output", required=True, metavar="DIR", help=output_help)
+    dtype_help = "of the images that the model takes (default: uint8 where the resize gives that)"
+    add("--input-dtype", choices=("uint8", "float32"), default="", help=dtype_help)
     return parser
 
 
@@ -332,6 +352,7 @@ PARSERS: dict[str, Callable[[str | None], argparse.ArgumentParser]] = {
     "eval": _eval,
     "report": _report,
     "predict": _predict,
+    "export": _export,
     "show-batch": _show_batch,
     "check-dataset": _check_dataset,
     "convert-dataset": _convert_dataset,

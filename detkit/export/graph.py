@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental import _config as _symbols
+from torch.utils._pytree import tree_unflatten
 
+from detkit.layers import Conv2d, DeformConv, ModulatedDeformConv
 from detkit.layers.conv import fold
 from detkit.layers.norm import fixed_norm
 from detkit.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
-from detkit.modeling.meta_arch.base import Detector
 from detkit.modeling.meta_arch.dense_detector import DenseDetector
 from detkit.structures import ImageList, Instances, RowImages
 from detkit.structures.image_list import padded_size
-from detkit.utils.errors import ConfigError
 
 
 class DetectorGraph(nn.Module):
@@ -29,18 +29,19 @@ class DetectorGraph(nn.Module):
     the whole batch; see `detkit.structures.batch_boxes`.
     """
 
-    def __init__(self, model: Detector, max_detections: int) -> None:
+    def __init__(self, model: nn.Module, max_detections: int) -> None:
         """Take a copy of the model, with norms folded into convolutions.
 
         Args:
-            model: In eval mode, on the CPU.
+            model: A `Detector` in eval mode, on the CPU.
             max_detections: D
         """
         super().__init__()
-        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+        self.model: Any = copy.deepcopy(model).requires_grad_(False)
         # RoIAlign on channels-last maps is slow in an exported program.
-        model._is_channels_last = False
-        self.model = fold_norms(model).requires_grad_(False)
+        self.model.to(memory_format=torch.contiguous_format)
+        self.model._is_channels_last = False
+        fold_norms(self.model)
         self.max_detections = max_detections
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> dict[str, Tensor]:
@@ -124,22 +125,23 @@ def _places(images: RowImages, max_detections: int) -> tuple[Tensor, Tensor]:
     return counts, images.index * max_detections + rank
 
 
-def fold_norms(model: nn.Module) -> Any:
+def fold_norms(model: nn.Module) -> None:
     """Fold norms with fixed statistics into the convolutions before them, in place."""
+    layer: Any
     for layer in model.modules():
-        norm = fixed_norm(getattr(layer, "norm", None))
-        if norm is None or not isinstance(getattr(layer, "weight", None), nn.Parameter):
-            continue
-        if getattr(layer, "is_standardized", False):
+        is_known = type(layer) in (Conv2d, DeformConv, ModulatedDeformConv)
+        norm = fixed_norm(layer.norm) if is_known else None
+        if norm is None or getattr(layer, "is_standardized", False):
             continue
         weight, bias = fold(layer.weight, layer.bias, norm)
-        layer.weight = nn.Parameter(weight.detach())
-        layer.bias = None if bias is None else nn.Parameter(bias.detach())
+        layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         layer.norm = None
-    return model
 
 
-def exported_program(graph: DetectorGraph, input_dtype: torch.dtype) -> torch.export.ExportedProgram:
+def exported_program(
+    graph: DetectorGraph, input_dtype: torch.dtype
+) -> torch.export.ExportedProgram:
     """Record the graph, for any number of images of any size."""
     channels = len(graph.model.pixel_mean)
     square = graph.model.backbone.padding_constraints.get("square_size", 0)
@@ -148,13 +150,28 @@ def exported_program(graph: DetectorGraph, input_dtype: torch.dtype) -> torch.ex
     height, width = (square - 9, square - 17) if square else (1001, 1303)
     dim = torch.export.Dim
     batch = dim("batch", min=1)
-    sides = {2: dim("height", min=1, max=square or None), 3: dim("width", min=1, max=square or None)}
+    sides = {
+        2: dim("height", min=1, max=square or None),
+        3: dim("width", min=1, max=square or None),
+    }
     images = torch.zeros(2, channels, height, width, dtype=input_dtype)
     sizes = torch.tensor([[height, width], [height - 1, width - 1]])
-    with torch.no_grad(), _symbols.patch(backed_size_oblivious=True):
+    with (
+        torch.no_grad(),
+        _symbols.patch(  # pyright: ignore[reportAttributeAccessIssue]
+            backed_size_oblivious=True
+        ),
+    ):
         return torch.export.export(
             graph,
             (images, sizes),
             dynamic_shapes={"images": {0: batch, **sides}, "image_sizes": {0: batch}},
             strict=False,
         )
+
+
+def output_names(program: torch.export.ExportedProgram) -> list[str]:
+    """Return the names of the outputs, in the order in which the formats have them."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return list(tree_unflatten(range(spec.num_leaves), spec))

@@ -1,8 +1,8 @@
 """Boxes, masks, keypoints, instances and image batches: the geometry that all packages share."""
 
+from detkit.structures.batch_boxes import BatchBoxes, RowImages, boxes_in_image
 from detkit.structures.bit_masks import BitMasks, ROIMasks
 from detkit.structures.box_mode import BoxMode
-from detkit.structures.batch_boxes import BatchBoxes, RowImages, boxes_in_image
 from detkit.structures.boxes import (
     Boxes,
     matched_pairwise_iou,

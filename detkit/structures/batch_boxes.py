@@ -9,7 +9,6 @@ Legend: N images, R rows (boxes, regions) over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +65,9 @@ def boxes_in_image(
         box_class: What boxes of one image are.
     """
     if isinstance(image_size, RowImages):
-        boxes = BatchBoxes(coordinates, image_size)
-    else:
-        boxes = box_class(coordinates)
+        in_batch = BatchBoxes(coordinates, image_size)
+        in_batch.clip()
+        return in_batch
+    boxes = box_class(coordinates)
     boxes.clip(image_size)
     return boxes

@@ -483,7 +483,7 @@ def fast_rcnn_inference_single_image(
     scores = scores[regions, classes]
     boxes = boxes.unflatten(1, (-1, box_class.box_dim))
     box_classes = classes if boxes.shape[1] > 1 else torch.zeros_like(classes)
-    images = image_shape[regions] if isinstance(image_shape, RowImages) else None
+    images: Any = image_shape[regions] if isinstance(image_shape, RowImages) else None
     candidates = boxes_in_image(boxes[regions, box_classes], images or image_shape, box_class)
     detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
     keep, scores = detection_filter(candidates.tensor, scores, classes, images)

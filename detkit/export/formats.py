@@ -1,0 +1,143 @@
+"""The formats of exported models: how each is written, from the graph that torch has recorded."""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from detkit.layers.nms import nms_mask_by_offsets
+from detkit.utils.errors import MissingPackageError
+
+_KEY = "detkit"
+# The first with RoIAlign as of 16, and DeformConv of 19.
+_OPSET = 20
+
+
+def require(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the export needs {package}, which is not installed: pip install"
+            f" 'detkit-vision[{extra}]'"
+        ) from error
+
+
+def write_torch_export(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
+    """Write `model.pt2`, which `torch.export.load` reads after `import torchvision`."""
+    # The operator of detkit is replaced, so that the file does not need it.
+    plain = program.run_decompositions({torch.ops.detkit.nms_mask.default: nms_mask_by_offsets})
+    path = folder / "model.pt2"
+    torch.export.save(plain, path, extra_files={f"{_KEY}.json": json.dumps(metadata)})
+    return path
+
+
+def write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
+    """Write `model.onnx`, with its metadata in `metadata_props`."""
+    path = folder / "model.onnx"
+    onnx_program = _onnx_program(program, metadata)
+    onnx_program.model.metadata_props[_KEY] = json.dumps(metadata)
+    # In one file: weights of up to 2 GB fit.
+    onnx_program.save(path, external_data=False)
+    return path
+
+
+def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
+    require("onnx", "onnx")
+    require("onnxscript", "onnx")
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=_OPSET,
+        input_names=["images", "image_sizes"],
+        output_names=metadata["outputs"],
+        custom_translation_table={
+            torch.ops.detkit.nms_mask.default: _onnx_nms_mask,
+            torch.ops.aten.sort.stable: _onnx_sort,
+        },
+        verbose=False,
+    )
+    assert onnx_program is not None
+    return onnx_program
+
+
+def _onnx_sort(x: Any, *, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+    """Return the values of `x` along a dimension in order, and their indices."""
+    op: Any = require("onnxscript", "onnx").opset20
+
+    # Of equal values, the first is the first in the result.
+    length = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+    return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+
+
+def _onnx_nms_mask(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
+    """Return `nms_mask`: suppression in a table with a row per group.
+
+    Offsets that keep groups apart need float64, which NonMaxSuppression does not take.
+    """
+    op: Any = require("onnxscript", "onnx").opset20
+
+    zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    count = op.Shape(scores)
+    by_group, order = op.TopK(groups, count, axis=0, largest=0, sorted=1)
+    # There is one entry more than boxes, at `count`, so that nothing is empty.
+    num_groups = op.ReduceMax(op.Concat(groups, zero, axis=0), keepdims=1) + one
+    no_sizes = op.Expand(zero, num_groups)
+    ones = op.Expand(one, count)
+    sizes = op.ScatterElements(no_sizes, groups, ones, axis=0, reduction="add")
+    width = op.ReduceMax(sizes, keepdims=1) + one
+    starts = op.CumSum(sizes, op.Constant(value_int=0), exclusive=1)
+    positions = op.Range(
+        op.Constant(value_int=0), op.Squeeze(count, zero), op.Constant(value_int=1)
+    )
+    places = by_group * width + positions - op.Gather(starts, by_group)
+    flat_table = op.ScatterElements(op.Expand(count, num_groups * width), places, order, axis=0)
+    table = op.Reshape(flat_table, op.Concat(num_groups, width, axis=0))
+    no_box = op.CastLike(op.ConstantOfShape(op.Constant(value_ints=[1, 4])), boxes)
+    lowest = op.CastLike(op.Constant(value_floats=[torch.finfo(torch.float32).min]), scores)
+    selected = op.NonMaxSuppression(
+        op.Gather(op.Concat(boxes, no_box, axis=0), table),
+        op.Unsqueeze(op.Gather(op.Concat(scores, lowest, axis=0), table), one),
+        width,
+        op.Constant(value_floats=[float(iou_threshold)]),
+        # Scores must be above it.
+        op.Constant(value_floats=[torch.finfo(torch.float32).min]),
+    )
+    # Rows of `selected` are (row, 0, column).
+    index = op.GatherND(table, op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1))
+    stays = op.ScatterElements(
+        op.Expand(zero, count + one), index, op.Expand(one, op.Shape(index)), axis=0
+    )
+    return op.Cast(op.Slice(stays, zero, count, zero), to=9)
+
+
+def write_openvino(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
+    """Write `model.xml` and `model.bin`, converted from ONNX."""
+    openvino = require("openvino", "openvino")
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx_file = Path(scratch) / "model.onnx"
+        _onnx_program(program, metadata).save(onnx_file, external_data=False)
+        model = openvino.convert_model(onnx_file)
+    model.set_rt_info(json.dumps(metadata), [_KEY])
+    path = folder / "model.xml"
+    openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "float16")
+    return path
+
+
+FORMATS: dict[str, Callable[[ExportedProgram, Mapping[str, Any], Path], Path]] = {
+    "onnx": write_onnx,
+    "torch_export": write_torch_export,
+    "openvino": write_openvino,
+}
+"""Format -> function that writes the model into a folder, and returns the file to open."""

@@ -1,0 +1,140 @@
+"""From the config of a trained model to files of it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit import __version__
+from detkit.config import CfgNode, find_architecture
+from detkit.data import Metadata
+from detkit.engine import DefaultPredictor
+from detkit.export.formats import FORMATS
+from detkit.export.graph import DetectorGraph, exported_program, output_names
+from detkit.modeling import PanopticFPN, ProposalNetwork
+from detkit.utils.errors import ConfigError
+from detkit.utils.file_io import PathManager
+from detkit.utils.text import did_you_mean
+
+# Of the data set's metadata, what names and draws results.
+_COPIED = (
+    "thing_classes",
+    "stuff_classes",
+    "thing_colors",
+    "stuff_colors",
+    "keypoint_names",
+    "keypoint_flip_map",
+    "keypoint_connection_rules",
+    "ignore_label",
+)
+
+
+def export_model(
+    cfg: CfgNode, formats: Sequence[str], folder: str | Path, *, input_dtype: str = ""
+) -> list[Path]:
+    """Write the model of a config as files that other runtimes read.
+
+    Args:
+        cfg: The config, whose MODEL.WEIGHTS fills the model.
+        formats: Some of `FORMATS`.
+        folder: Where to write; created if needed.
+        input_dtype: Of the images, "uint8" or "float32". The default is that of the resize:
+            torchvision's gives floats.
+
+    Returns:
+        The files, one for each format.
+
+    Raises:
+        ConfigError: A format is unknown, or the config has a part that no format has.
+        CheckpointError: The weights do not fill the model.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ConfigError(
+                f"the format must be one of {known}, got {name!r}.{did_you_mean(name, FORMATS)}"
+            )
+    _check_settings(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    predictor = DefaultPredictor(cfg)
+    model = predictor.model
+    if not input_dtype:
+        input_dtype = "float32" if cfg.INPUT.RESIZE == "torchvision" else "uint8"
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    if isinstance(model, ProposalNetwork):
+        most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    graph = DetectorGraph(model, most)
+    program = exported_program(graph, getattr(torch, input_dtype))
+    metadata = {
+        **describe(predictor, cfg),
+        "outputs": output_names(program),
+        "max_detections": most,
+    }
+    metadata["input"]["dtype"] = input_dtype
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return [FORMATS[name](program, metadata, folder) for name in formats]
+
+
+def _check_settings(cfg: CfgNode) -> None:
+    if cfg.MODEL.ROTATED_BOXES:
+        raise ConfigError("MODEL.ROTATED_BOXES: no format can suppress rotated boxes")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError("MODEL.LOAD_PROPOSALS: an exported model has images as its only input")
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: test-time augmentation cannot be exported")
+    if cfg.TEST.NMS.METHOD != "hard":
+        raise ConfigError(
+            f"TEST.NMS.METHOD {cfg.TEST.NMS.METHOD}: no format has soft suppression, only hard"
+        )
+
+
+def describe(predictor: DefaultPredictor, cfg: CfgNode) -> dict[str, Any]:
+    """Return what an exported file says of itself, as JSON values; see `docs/deploy.md`."""
+    model: Any = predictor.model
+    architecture = find_architecture(type(model).__name__)
+    keys = architecture.score_thresholds if architecture else ()
+    document: dict[str, Any] = {
+        "format": 1,
+        "detkit": __version__,
+        "torch": torch.__version__,
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "input": {"format": cfg.INPUT.FORMAT, "channels": len(model.pixel_mean)},
+        "resize": {
+            "rule": cfg.INPUT.RESIZE,
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        },
+        "size_divisibility": model.backbone.size_divisibility,
+        "mask_threshold": 0.5,
+        "mask_pasted": False,
+        "precision": "float32",
+        "weights_sha256": _hash_of_file(cfg.MODEL.WEIGHTS),
+    }
+    if keys:
+        document["score_threshold"] = cfg.get_by_full_key(keys[0])
+    if architecture and architecture.nms_threshold:
+        document["nms_threshold"] = cfg.get_by_full_key(architecture.nms_threshold)
+    if isinstance(model, PanopticFPN) and model.combine_on:
+        document["panoptic"] = {
+            "overlap_threshold": model.combine_overlap_thresh,
+            "stuff_area_limit": model.combine_stuff_area_thresh,
+            "instances_score_threshold": model.combine_instances_score_thresh,
+        }
+    return document | _names(predictor.metadata)
+
+
+def _names(metadata: Metadata) -> dict[str, Any]:
+    return {key: metadata.get(key) for key in _COPIED if metadata.get(key) is not None}
+
+
+def _hash_of_file(path: str) -> str:
+    digest = hashlib.sha256()
+    with Path(PathManager.get_local_path(path)).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
