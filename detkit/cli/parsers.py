@@ -172,7 +172,6 @@ def _export(prog: str | None) -> argparse.ArgumentParser:
         "Write a trained model as files that run without torch or detkit, with the same numbers.",
         f"""
 detkit export --config-file {_RUN}/config.yaml --output deploy MODEL.WEIGHTS {_RUN}/model_final.pth
-detkit export --config-file my.yaml --format onnx --format openvino --output deploy
 """,
     )
     settings = "settings, such as MODEL.WEIGHTS model.pth or TEST.DETECTIONS_PER_IMAGE 20; last"
