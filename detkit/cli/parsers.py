@@ -164,6 +164,7 @@ detkit predict --model {_RUN}/model_final.pth --input {_IMAGES} --output output/
     add("--hide-labels", action="store_true", help=hide_help)
     partial_help = "accept weights that do not fill every tensor of the model"
     add("--allow-partial", action="store_true", help=partial_help)
+    return parser
 
 
 def _export(prog: str | None) -> argparse.ArgumentParser:
