@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
-from detkit.export.model import export_model
+from detkit.engine import DefaultPredictor
+from detkit.export.model import check_export, export_model
 from detkit.model_zoo import find_config
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import printable
@@ -28,6 +29,17 @@ def run(args: argparse.Namespace) -> None:
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE = "cpu"
     formats = list(dict.fromkeys(args.format)) or ["onnx"]
-    for path in export_model(cfg, formats, args.output, input_dtype=args.input_dtype):
+    check_export(cfg, formats)
+    predictor = DefaultPredictor(cfg)
+    paths = export_model(
+        predictor.model,
+        predictor.metadata,
+        predictor.cfg,
+        formats,
+        args.output,
+        input_dtype=args.input_dtype,
+    )
+    for path in paths:
         print(printable(str(path.resolve())))

@@ -1,4 +1,4 @@
-"""From the config of a trained model to files of it."""
+"""From a trained model to files of it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from detkit import __version__
 from detkit.config import CfgNode, find_architecture
 from detkit.data import Metadata
-from detkit.engine import DefaultPredictor
 from detkit.export.formats import FORMATS
 from detkit.export.graph import DetectorGraph, exported_program, output_names
 from detkit.modeling import PanopticFPN, ProposalNetwork
@@ -32,12 +32,20 @@ _COPIED = (
 
 
 def export_model(
-    cfg: CfgNode, formats: Sequence[str], folder: str | Path, *, input_dtype: str = ""
+    model: nn.Module,
+    metadata: Metadata,
+    cfg: CfgNode,
+    formats: Sequence[str],
+    folder: str | Path,
+    *,
+    input_dtype: str = "",
 ) -> list[Path]:
-    """Write the model of a config as files that other runtimes read.
+    """Write a trained model as files that other runtimes read.
 
     Args:
-        cfg: The config, whose MODEL.WEIGHTS fills the model.
+        model: The model, on the CPU.
+        metadata: Names of its classes.
+        cfg: Its config; MODEL.WEIGHTS has filled it.
         formats: Some of `FORMATS`.
         folder: Where to write; created if needed.
         input_dtype: Of the images, "uint8" or "float32". The default is that of the resize:
@@ -48,39 +56,33 @@ def export_model(
 
     Raises:
         ConfigError: A format is unknown, or the config has a part that no format has.
-        CheckpointError: The weights do not fill the model.
     """
+    check_export(cfg, formats)
+    if not input_dtype:
+        input_dtype = "float32" if cfg.INPUT.RESIZE == "torchvision" else "uint8"
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    if isinstance(model, ProposalNetwork):
+        most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    program = exported_program(DetectorGraph(model, most), getattr(torch, input_dtype))
+    document = {
+        **describe(model, metadata, cfg),
+        "outputs": output_names(program),
+        "max_detections": most,
+    }
+    document["input"]["dtype"] = input_dtype
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return [FORMATS[name](program, document, folder) for name in formats]
+
+
+def check_export(cfg: CfgNode, formats: Sequence[str]) -> None:
+    """Check what can be checked before there is a model; see `export_model`."""
     for name in formats:
         if name not in FORMATS:
             known = ", ".join(FORMATS)
             raise ConfigError(
                 f"the format must be one of {known}, got {name!r}.{did_you_mean(name, FORMATS)}"
             )
-    _check_settings(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    predictor = DefaultPredictor(cfg)
-    model = predictor.model
-    if not input_dtype:
-        input_dtype = "float32" if cfg.INPUT.RESIZE == "torchvision" else "uint8"
-    most = cfg.TEST.DETECTIONS_PER_IMAGE
-    if isinstance(model, ProposalNetwork):
-        most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    graph = DetectorGraph(model, most)
-    program = exported_program(graph, getattr(torch, input_dtype))
-    metadata = {
-        **describe(predictor, cfg),
-        "outputs": output_names(program),
-        "max_detections": most,
-    }
-    metadata["input"]["dtype"] = input_dtype
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return [FORMATS[name](program, metadata, folder) for name in formats]
-
-
-def _check_settings(cfg: CfgNode) -> None:
     if cfg.MODEL.ROTATED_BOXES:
         raise ConfigError("MODEL.ROTATED_BOXES: no format can suppress rotated boxes")
     if cfg.MODEL.LOAD_PROPOSALS:
@@ -93,9 +95,8 @@ def _check_settings(cfg: CfgNode) -> None:
         )
 
 
-def describe(predictor: DefaultPredictor, cfg: CfgNode) -> dict[str, Any]:
+def describe(model: Any, metadata: Metadata, cfg: CfgNode) -> dict[str, Any]:
     """Return what an exported file says of itself, as JSON values; see `docs/deploy.md`."""
-    model: Any = predictor.model
     architecture = find_architecture(type(model).__name__)
     keys = architecture.score_thresholds if architecture else ()
     document: dict[str, Any] = {
@@ -125,11 +126,8 @@ def describe(predictor: DefaultPredictor, cfg: CfgNode) -> dict[str, Any]:
             "stuff_area_limit": model.combine_stuff_area_thresh,
             "instances_score_threshold": model.combine_instances_score_thresh,
         }
-    return document | _names(predictor.metadata)
-
-
-def _names(metadata: Metadata) -> dict[str, Any]:
-    return {key: metadata.get(key) for key in _COPIED if metadata.get(key) is not None}
+    names = {key: metadata.get(key) for key in _COPIED if metadata.get(key) is not None}
+    return document | names
 
 
 def _hash_of_file(path: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from detkit.cli.command import main
 from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor
-from detkit.export.model import export_model
+from detkit.export.model import check_export, export_model
 from detkit.model_zoo import find_config
 from detkit.modeling import build_model
 from detkit.utils.errors import ConfigError
@@ -90,8 +90,10 @@ class Exported:
 
     def __init__(self, cfg, folder, formats=("onnx",)):
         self.cfg, self.folder = cfg, folder
-        self.paths = dict(zip(formats, export_model(cfg, formats, folder), strict=True))
-        self.model = DefaultPredictor(cfg).model
+        predictor = DefaultPredictor(cfg)
+        self.model = predictor.model
+        paths = export_model(self.model, predictor.metadata, cfg, formats, folder)
+        self.paths = dict(zip(formats, paths, strict=True))
         self.session = onnxruntime.InferenceSession(str(self.paths["onnx"]))
         self.names = [output.name for output in self.session.get_outputs()]
 
@@ -156,11 +158,11 @@ def test_file_describes_itself(faster):
         (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED"),
     ],
 )
-def test_what_no_format_has_is_named(settings, named, tmp_path):
+def test_what_no_format_has_is_named(settings, named):
     cfg = get_cfg()
     cfg.merge_from_list(settings)
     with pytest.raises(ConfigError, match=named):
-        export_model(cfg, ["onnx"], tmp_path)
+        check_export(cfg, ["onnx"])
 
 
 def test_unknown_format(tmp_path, capsys):
