@@ -39,7 +39,7 @@ def _image(height, width, seed=0):
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
 def test_images_of_unlike_size_are_padded_and_reordered(make, order):
-    predictor = make(input={"format": order, "channels": 3, "dtype": "uint8"})
+    predictor = make(outputs=_ALL, input={"format": order, "channels": 3, "dtype": "uint8"})
     small, large = _image(20, 50), _image(40, 30)
     found = predictor.predict([small, large])
     (given,) = predictor.given
@@ -53,6 +53,7 @@ def test_images_of_unlike_size_are_padded_and_reordered(make, order):
     assert found[1]["instances"].pred_boxes[0].tolist() == [7.5, 5, 22.5, 20]
     assert found[1]["instances"].pred_classes.tolist() == [1, 0]
     assert len(found[0]["instances"]) == COUNT
+    assert np.array_equal(found[0]["sem_seg"].transpose(1, 2, 0), expected)
     assert predictor.predict([]) == []
 
 
@@ -89,6 +90,15 @@ def test_fractions_reach_a_model_of_floats(make):
     images = predictor.given[0]["images"]
     assert images.dtype == np.float32
     assert (images % 1 != 0).any()
+
+
+def test_rows_past_the_count_are_no_objects(make):
+    def run(images, image_sizes):
+        outputs = outputs_of(images, image_sizes)
+        outputs["boxes"][:, COUNT:] = [1, 1, 9, 9]
+        return outputs
+
+    assert len(make(run)(_image(20, 40))["instances"]) == COUNT
 
 
 def test_proposals_have_no_classes(make):

@@ -88,6 +88,19 @@ def test_mask_reaches_the_threshold_at_the_border_of_its_box():
     pasted = paste_masks(np.ones((1, 4, 4), np.float32), np.array([[2, 3, 6, 7.0]]), (9, 9), 0.5)
     assert np.argwhere(pasted[0]).min(axis=0).tolist() == [3, 2]
     assert pasted.sum() == 16
+    half = np.full((1, 4, 4), 0.5, np.float32)
+    assert paste_masks(half, np.array([[2, 3, 6, 7.0]]), (9, 9), 0.5).sum() == 16
+
+
+def test_limits_of_the_merging_are_inclusive():
+    masks = np.zeros((3, 1, 12), bool)
+    masks[0, 0, :4] = masks[1, 0, 2:6] = masks[2, 0, 3:8] = True  # half of 1, and 3 of 5 of 2
+    found = Detections(np.zeros((3, 4)), np.array([0.9, 0.5, 0.5]), np.array([1, 2, 3]), masks)
+    labels = np.array([[0] * 6 + [2] * 4 + [3] * 2])
+    limits = {"overlap_threshold": 0.5, "stuff_area_limit": 4, "instances_score_threshold": 0.5}
+    segments, infos = merged_segments(found, labels, **limits)
+    assert segments.tolist() == [[1] * 4 + [2] * 2 + [3] * 4 + [0] * 2]
+    assert [info["category_id"] for info in infos] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("seed", range(4))
