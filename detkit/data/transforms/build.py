@@ -1,12 +1,14 @@
 """The augmentations that a config asks for."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from detkit.config import CfgNode
 from detkit.data import transforms as T
 from detkit.data.transforms.augmentation import nested
 from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.text import did_you_mean
 
 # Values of INPUT.RESIZE.
 _RESIZES: dict[str, type[T.ResizeShortestEdge]] = {
@@ -72,7 +74,9 @@ def named_augmentations(
         try:
             if isinstance(arguments.get("augs"), list):
                 arguments["augs"] = named_augmentations(arguments["augs"], f"{where}.augs")
-            augmentation = T.AUGMENTATION_REGISTRY.get(item["name"])(**arguments)
+            kind = T.AUGMENTATION_REGISTRY.get(item["name"])
+            _require_arguments(kind, arguments)
+            augmentation = kind(**arguments)
             if "p" in item:
                 augmentation = T.RandomApply(augmentation, item["p"])
             if "until" in item:
@@ -83,6 +87,15 @@ def named_augmentations(
             raise ConfigError(f"{where}: {item['name']}: {error}") from error
         augmentations.append(augmentation)
     return augmentations
+
+
+def _require_arguments(kind: Callable[..., T.Augmentation], names: Collection[str]) -> None:
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            raise TypeError(f"it takes no argument {name!r}.{did_you_mean(name, parameters)}")
 
 
 def mirrors(augmentations: Sequence[T.Augmentation | T.Transform]) -> bool:
