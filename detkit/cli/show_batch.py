@@ -17,6 +17,7 @@ from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
 from detkit.utils.image import convert_image_to_rgb
 from detkit.utils.logger import progress_bar, setup_logger
+from detkit.utils.remote_files import stem_of
 from detkit.utils.text import printable
 from detkit.visualization import COLOR_MODES, VisImage, Visualizer, readable_scale
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     samples = itertools.islice(itertools.chain.from_iterable(loader), args.max_images)
     for number, sample in enumerate(progress_bar(samples, total=args.max_images, leave=False)):
-        stem = Path(sample["file_name"]).stem
+        stem = stem_of(sample["file_name"])
         draw_sample(sample, metadata, cfg).save(folder / f"{number:03d}_{stem}.png")
     print(printable(str(folder.resolve())))
 

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any, BinaryIO
 from urllib.error import HTTPError
@@ -56,6 +56,12 @@ def join_address(folder: str, name: str) -> str:
     first, chain, source = folder.partition("::")
     name = quote(name) if first.startswith("https:") else name
     return f"{first}{'' if first.endswith('/') else '/'}{name}{chain}{source}"
+
+
+def stem_of(file_name: str) -> str:
+    """Return the name of a file without folders and ending, also where it lies in an archive."""
+    inside = file_name.partition("::")[0] if is_address(file_name) else file_name
+    return PurePath(inside).stem
 
 
 def relocated(path: str, place: Callable[[str], str]) -> str:

@@ -20,7 +20,7 @@ from detkit.utils.download import DownloadError
 from detkit.utils.errors import ConfigError, MissingFileError, MissingPackageError
 from detkit.utils.file_io import PathManager, read_file
 from detkit.utils.image_file import BadImageError, read_image_bytes
-from detkit.utils.remote_files import is_address, join_address, read_address, relocated
+from detkit.utils.remote_files import is_address, join_address, read_address, relocated, stem_of
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -345,6 +345,13 @@ def test_addresses_are_told_from_paths():
 )
 def test_names_are_joined_to_folders(folder, name, address):
     assert join_address(folder, name) == address
+
+
+@pytest.mark.parametrize(
+    "name", ["x/a.b.jpg", "https://x.org/y/a.b.jpg", "zip://y/a.b.jpg::/data/c.zip", "a.b.jpg"]
+)
+def test_pictures_are_called_like_the_file_in_an_archive(name):
+    assert stem_of(name) == "a.b"
 
 
 def test_local_archives_are_relocated():

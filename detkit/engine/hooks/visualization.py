@@ -17,6 +17,7 @@ from detkit.evaluation import inference_context
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
 from detkit.utils.image import convert_image_to_rgb, read_image
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.remote_files import stem_of
 from detkit.utils.text import distinct_names, file_stem
 from detkit.visualization import (
     COLOR_MODES,
@@ -137,9 +138,7 @@ def write_pictures(
     for name in cfg.DATASETS.TEST:
         drawn += [(name, record) for record in _spread(get_test_records(cfg, name), limit)]
     # `a.jpg` beside `a.png`, or images of one name in two folders, are two pictures.
-    files = distinct_names(
-        f"{file_stem(name)}_{Path(r['file_name']).stem}.jpg" for name, r in drawn
-    )
+    files = distinct_names(f"{file_stem(name)}_{stem_of(r['file_name'])}.jpg" for name, r in drawn)
     written = [folder / file for file in files]
     for path, (name, record) in zip(written, drawn, strict=True):
         picture = draw_truth_and_prediction(

@@ -34,6 +34,7 @@ from detkit.utils.colormap import id2rgb, rgb2id
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_image_size
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+from detkit.utils.remote_files import stem_of
 from detkit.utils.text import distinct_names
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
         records = DatasetCatalog.get(dataset_name) if records is None else records
         # From all records, so that every process gives an image the same name.
-        stems = [Path(record.get("file_name", str(record["image_id"]))).stem for record in records]
+        stems = [stem_of(record.get("file_name", str(record["image_id"]))) for record in records]
         names = distinct_names(f"{stem}.png" for stem in stems)
         self._png_names = {r["image_id"]: name for r, name in zip(records, names, strict=True)}
         self._truth = load_panoptic_ground_truth(dataset_name, self._categories, records)
