@@ -5,15 +5,21 @@ Legend: M objects in one image.
 
 from __future__ import annotations
 
+import importlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from detkit.utils.errors import ContractError
+from detkit.utils.errors import ContractError, MissingPackageError
 from detkit.utils.text import did_you_mean
+
+# Untyped: its annotations cover only one of the forms that its functions take.
+_COCO: Any = coco_mask
 
 
 class Instances:
@@ -159,6 +165,117 @@ class Instances:
             result.set(name, _join(name, [instances.get(name) for instances in instance_lists]))
         return result
 
+    def to_coco(
+        self, image_id: int | str = 0, category_ids: Mapping[int, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return predictions in the format of COCO's results, in values of JSON.
+
+        Args:
+            image_id: Of the image.
+            category_ids: Class -> id in COCO's file; None writes the classes, which count from 0.
+
+        Returns:
+            Per object `image_id`, `category_id`, `bbox` (XYWH, or XYWHA of rotated boxes), `score`,
+            and `segmentation` and `keypoints` where the model predicts them.
+
+        Example:
+            >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+            >>> scores, classes = torch.tensor([0.5]), torch.tensor([3])
+            >>> found = Instances((40, 60), pred_boxes=boxes, scores=scores, pred_classes=classes)
+            >>> found.to_coco(image_id=7)
+            [{'image_id': 7, 'category_id': 3, 'bbox': [0.0, 0.0, 10.0, 20.0], 'score': 0.5}]
+        """
+        boxes = _box_array(self.pred_boxes)
+        if boxes.shape[1] == 4:
+            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        found: list[dict[str, Any]] = []
+        classes, scores = self.pred_classes.tolist(), self.scores.tolist()
+        for k, box, score in zip(classes, boxes.tolist(), scores, strict=True):
+            category = k if category_ids is None else category_ids[k]
+            entry = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+            found.append(entry)
+        if self.has("pred_masks"):
+            for entry, mask in zip(found, _mask_list(self.pred_masks), strict=True):
+                entry["segmentation"] = mask if isinstance(mask, dict) else _run_lengths(mask)
+        if self.has("pred_keypoints"):
+            keypoints = self.pred_keypoints.detach().cpu().clone()
+            keypoints[:, :, :2] -= 0.5  # COCO's files number pixels
+            for entry, points in zip(found, keypoints.flatten(1).tolist(), strict=True):
+                entry["keypoints"] = points
+        return found
+
+    def to_pandas(self, class_names: Sequence[str] | None = None) -> Any:
+        """Return predictions as a `pandas.DataFrame`, a row per object.
+
+        Args:
+            class_names: Names of the classes, such as `metadata.thing_classes`, for a column.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        pandas = _package("pandas")
+        boxes = _box_array(self.pred_boxes)
+        is_rotated = boxes.shape[1] == 5
+        sides = ["x", "y", "width", "height", "angle"] if is_rotated else _CORNERS
+        table = pandas.DataFrame(boxes, columns=sides)
+        table["score"] = self.scores.detach().cpu().numpy()
+        table["class_id"] = self.pred_classes.cpu().numpy()
+        if class_names is not None:
+            table["class_name"] = [class_names[k] for k in self.pred_classes.tolist()]
+        return table
+
+    def to_supervision(self, class_names: Sequence[str] | None = None) -> Any:
+        """Return predictions as `supervision.Detections`, rotated ones with upright boxes.
+
+        Args:
+            class_names: As of `to_pandas`; they become `data["class_name"]`, which labels show.
+
+        Raises:
+            MissingPackageError: supervision is not installed.
+        """
+        supervision = _package("supervision")
+        masks = [_bitmap(m) for m in _mask_list(self.pred_masks)] if self.has("pred_masks") else []
+        classes = self.pred_classes.cpu().numpy()
+        names = np.array([class_names[k] for k in classes]) if class_names is not None else None
+        return supervision.Detections(
+            xyxy=_box_array(self.pred_boxes, upright=True),
+            mask=np.stack(masks) if masks else None,
+            confidence=self.scores.detach().cpu().numpy(),
+            class_id=classes,
+            data={} if names is None else {"class_name": names},
+        )
+
+    def to_fiftyone(self, class_names: Sequence[str] | None = None) -> Any:
+        """Return predictions as `fiftyone.Detections`, rotated ones with upright boxes.
+
+        Args:
+            class_names: As of `to_pandas`; None labels objects by the number of their class.
+
+        Raises:
+            MissingPackageError: fiftyone is not installed.
+        """
+        fiftyone = _package("fiftyone")
+        height, width = self._image_size
+        boxes = _box_array(self.pred_boxes, upright=True)
+        masks = _mask_list(self.pred_masks) if self.has("pred_masks") else [None] * len(boxes)
+        detections = []
+        classes, scores = self.pred_classes.tolist(), self.scores.tolist()
+        for box, score, k, mask in zip(boxes, scores, classes, masks, strict=True):
+            # Relative to the image; masks within the pixels of the box.
+            (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+            window = None if mask is None else _bitmap(mask)[max(y1, 0) : y2, max(x1, 0) : x2]
+            if window is not None:
+                box = np.array([max(x1, 0), max(y1, 0), x2, y2], dtype=float)
+            x, y, w, h = box[0] / width, box[1] / height, box[2] - box[0], box[3] - box[1]
+            detection = fiftyone.Detection(
+                label=str(k) if class_names is None else class_names[k],
+                bounding_box=[float(x), float(y), float(w / width), float(h / height)],
+                confidence=score,
+                mask=window,
+            )
+            detections.append(detection)
+        return fiftyone.Detections(detections=detections)
+
     def __repr__(self) -> str:
         height, width = self._image_size
         count = len(self) if self._fields else 0
@@ -167,6 +284,40 @@ class Instances:
             f"Instances(num_instances={count}, image_height={height}, image_width={width},"
             f" fields=[{fields}])"
         )
+
+
+_CORNERS = ["xmin", "ymin", "xmax", "ymax"]
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"to_{name} needs the package {name}: pip install 'detkit-vision[{name}]'"
+        ) from error
+
+
+def _box_array(boxes: Any, upright: bool = False) -> np.ndarray:
+    """Return boxes as an array; of rotated ones, those around them if `upright` is set."""
+    if upright and hasattr(boxes, "upright"):
+        boxes = boxes.upright()
+    return getattr(boxes, "tensor", boxes).detach().cpu().numpy()
+
+
+def _mask_list(masks: Any) -> list[Any]:
+    """Return bitmaps (H, W), or run lengths as they are, one by one."""
+    masks = getattr(masks, "tensor", masks)
+    return masks if isinstance(masks, list) else list(masks.detach().cpu().numpy())
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    rle = _COCO.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def _bitmap(mask: Any) -> np.ndarray:
+    return _COCO.decode(mask).astype(bool) if isinstance(mask, dict) else mask.astype(bool)
 
 
 def _select_from_list(values: list[Any], item: slice | Tensor | Sequence[int]) -> list[Any]:

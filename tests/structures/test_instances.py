@@ -1,10 +1,14 @@
 import copy
+import json
 import pickle
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, Instances, RotatedBoxes, bitmask_to_rle, rle_to_bitmask
 from tests.helpers import random_boxes
 
 
@@ -154,3 +158,92 @@ def test_repr_names_size_and_fields():
     assert "num_instances=1, image_height=48, image_width=64" in text
     assert "scores: tensor([0.])" in text
     assert "num_instances=0" in repr(Instances((4, 4)))
+
+
+def _found(**fields):
+    return Instances(
+        (40, 60),
+        pred_boxes=Boxes(torch.tensor([[10.0, 5, 30, 25.5], [0, 0, 60, 40]])),
+        scores=torch.tensor([0.75, 0.5]),
+        pred_classes=torch.tensor([1, 0]),
+        **fields,
+    )
+
+
+NAMES = ["cat", "dog"]
+MASKS = torch.zeros(2, 40, 60, dtype=torch.bool)
+MASKS[0, 6:20, 12:30] = True
+MASKS[1, 0:3] = True
+
+
+def test_predictions_are_written_as_those_of_coco():
+    keypoints = torch.tensor([[[3.5, 4.0, 0.25]], [[1.0, 2.0, 0.5]]])
+    found = _found(pred_masks=MASKS, pred_keypoints=keypoints)
+    entries = json.loads(json.dumps(found.to_coco(7, {0: 17, 1: 18})))
+    assert [e["bbox"] for e in entries] == [[10, 5, 20, 20.5], [0, 0, 60, 40]]
+    assert [(e["image_id"], e["category_id"], e["score"]) for e in entries] == [
+        (7, 18, 0.75),
+        (7, 17, 0.5),
+    ]
+    assert entries[0]["keypoints"] == [3, 3.5, 0.25]
+    for entry, mask in zip(entries, MASKS.numpy(), strict=True):
+        assert np.array_equal(rle_to_bitmask(entry["segmentation"]), mask)
+    rles = [bitmask_to_rle(mask) for mask in MASKS.numpy()]
+    assert _found(pred_masks=rles).to_coco()[0]["segmentation"] == entries[0]["segmentation"]
+    turned = Instances((40, 60), pred_boxes=RotatedBoxes([[30, 20, 10, 4, 30]]),
+                       scores=torch.ones(1), pred_classes=torch.zeros(1).long())  # fmt: skip
+    assert turned.to_coco()[0]["bbox"] == [30, 20, 10, 4, 30]
+    assert _found()[:0].to_coco() == []
+
+
+def test_predictions_as_a_data_frame():
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    table = _found().to_pandas(NAMES)
+    assert list(table.columns) == [
+        "xmin",
+        "ymin",
+        "xmax",
+        "ymax",
+        "score",
+        "class_id",
+        "class_name",
+    ]
+    assert table.iloc[0].tolist() == [10, 5, 30, 25.5, 0.75, 1, "dog"]
+    assert len(_found()[:0].to_pandas(NAMES)) == 0
+
+
+def test_predictions_as_detections_of_supervision():
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    found = _found(pred_masks=MASKS)
+    detections = found.to_supervision(NAMES)
+    assert list(detections.data["class_name"]) == ["dog", "cat"]
+    theirs = supervision.Detections.from_detectron2({"instances": found})
+    for name in ("xyxy", "confidence", "class_id", "mask"):
+        assert np.array_equal(getattr(detections, name), getattr(theirs, name)), name
+    assert len(detections[detections.confidence > 0.6]) == 1
+    rles = [bitmask_to_rle(mask) for mask in MASKS.numpy()]
+    assert np.array_equal(_found(pred_masks=rles).to_supervision().mask, MASKS.numpy())
+    assert len(found[:0].to_supervision(NAMES)) == 0
+
+
+def test_predictions_as_detections_of_fiftyone(monkeypatch):
+    # A stand-in: the package, with a database of its own, is too large for the tests.
+    stand_in = SimpleNamespace(Detection=SimpleNamespace, Detections=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "fiftyone", stand_in)
+    first, second = _found(pred_masks=MASKS).to_fiftyone(NAMES).detections
+    assert (first.label, first.confidence) == ("dog", 0.75)
+    assert first.bounding_box == pytest.approx([10 / 60, 5 / 40, 20 / 60, 21 / 40])
+    assert np.array_equal(first.mask, MASKS[0, 5:26, 10:30].numpy())
+    assert second.mask.shape == (40, 60)
+    (plain, _) = _found().to_fiftyone().detections
+    assert (plain.label, plain.mask) == ("1", None)
+    assert plain.bounding_box == pytest.approx([10 / 60, 5 / 40, 20 / 60, 20.5 / 40])
+
+
+@pytest.mark.parametrize("name", ["pandas", "supervision", "fiftyone"])
+def test_missing_package_is_named(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ImportError, match=rf"to_{name} needs the package {name}: pip install 'detkit"
+    ):
+        getattr(_found(), f"to_{name}")()
