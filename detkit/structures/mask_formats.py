@@ -257,7 +257,7 @@ def _to_record(rle: dict[str, Any]) -> RLERecord:
 
 def has_holes(mask: ArrayLike) -> bool:
     """Return whether an (H, W) bitmap encloses pixels that are not in it."""
-    return any(_is_hole(loop) for loop in _outlines(np.asarray(mask) != 0))
+    return any(_is_hole(loop) for loop in bitmask_outlines(np.asarray(mask) != 0))
 
 
 def bitmask_to_polygons(mask: ArrayLike) -> list[np.ndarray]:
@@ -280,10 +280,10 @@ def bitmask_to_polygons(mask: ArrayLike) -> list[np.ndarray]:
         raise ValueError(f"a bitmap is (H, W): got shape {bitmap.shape}")
     polygons = []
     # A union of polygons cannot leave out a hole: so a mask is cut from top to bottom at each.
-    cuts = sorted({int(loop[:, 0].min()) for loop in _outlines(bitmap) if _is_hole(loop)})
+    cuts = sorted({int(loop[:, 0].min()) for loop in bitmask_outlines(bitmap) if _is_hole(loop)})
     for start, end in zip([0, *cuts], [*cuts, bitmap.shape[1]], strict=True):
         # A hole of a strip would be one of the mask, and so begin at a cut: strips have none.
-        for loop in _outlines(bitmap[:, start:end]):
+        for loop in bitmask_outlines(bitmap[:, start:end]):
             polygons.append((loop + np.array([start, 0])).reshape(-1).astype(np.float64))
     return polygons
 
@@ -295,8 +295,8 @@ def _is_hole(loop: np.ndarray) -> bool:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) < 0
 
 
-def _outlines(bitmap: np.ndarray) -> Iterator[np.ndarray]:
-    """Return the outlines of a bitmap and of its holes, as (P, 2) int64 corners in order."""
+def bitmask_outlines(bitmap: np.ndarray) -> Iterator[np.ndarray]:
+    """Return the outlines of a (H, W) bool bitmap and of its holes, as (P, 2) int64 corners."""
     # Above, right, below and left of a pixel: its neighbour there, and the corner that the side
     # between them starts at.
     padded = np.pad(bitmap, 1)

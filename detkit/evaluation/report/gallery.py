@@ -11,8 +11,7 @@ from PIL import Image
 
 from detkit.evaluation.report.analysis import Errors, object_scores, size_bins
 from detkit.evaluation.report.matching import Items, Matching
-from detkit.structures import bitmask_to_polygons
-from detkit.structures.mask_formats import decode_runs
+from detkit.structures.mask_formats import bitmask_outlines, decode_runs
 from detkit.utils.errors import UserError
 from detkit.utils.image import convert_image_to_rgb, read_image
 
@@ -104,14 +103,17 @@ def _shapes(items: Items, rows: slice) -> dict[str, Any]:
         "box": np.round(items.boxes[rows], 1).tolist(),
     }
     if items.masks is not None:
-        shapes["polygons"] = [_outline(mask) for mask in items.masks[rows]]
+        shapes["outlines"] = [_outlines(mask) for mask in items.masks[rows]]
     if items.keypoints is not None:
         shapes["keypoints"] = np.round(items.keypoints[rows], 1).tolist()
     return shapes
 
 
-def _outline(mask: Any) -> list[list[float]]:
-    """Return the outlines of a run-length mask, in pixels of the image, on a coarser grid."""
+def _outlines(mask: Any) -> list[list[int]]:
+    """Return the outlines of a run-length mask and of its holes, in pixels of the image.
+
+    On a coarser grid, and not as polygons: those have a cut from top to bottom at each hole.
+    """
     step = max(1, -(-max(mask["size"]) // _MASK_SIDE))
     coarse = decode_runs([[mask]])[step // 2 :: step, step // 2 :: step, 0]
-    return [(polygon * step).tolist() for polygon in bitmask_to_polygons(coarse)]
+    return [(outline * step).reshape(-1).tolist() for outline in bitmask_outlines(coarse)]

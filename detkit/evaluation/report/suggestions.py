@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from detkit.evaluation.report.matching import Matching
 _NOTABLE_COST = 1.0  # points of AP, below which an error type is not worth a setting
 _FEW_OBJECTS = 20
 _NOTABLE_SHARE = 0.15
+_NOTABLE_GAP = 10.0  # points of recall
 _MIN_CASES = 3  # fewer are chance
 
 # What helps where things are found but not well placed, and the keys for it.
@@ -149,15 +150,20 @@ def _of_missed_objects(
     anchors = [size for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in np.ravel(sizes)]
     limit = min(float(min(anchors)) / 2, 32.0) if reads_anchors else 16.0
     share = float((sides < limit).mean())
+    small, others = _recalls(numbers, "size", ["small"])
+    evidence = ""
     if share >= _NOTABLE_SHARE:
+        evidence = (
+            f"{100 * share:.0f} % of the {num_missed} missed objects are under {limit:.0f} pixels a"
+            " side after the resize"
+        )
+    elif small < others - _NOTABLE_GAP:
+        evidence = f"recall is {small:.0f} % of the small objects, and {others:.0f} % of the others"
+    if evidence:
         what = f" or add an anchor of {limit:.0f}" if reads_anchors else ""
         text = (
             f"Small objects are missed: raise INPUT.MIN_SIZE_TEST (now {cfg.INPUT.MIN_SIZE_TEST},"
             f" and INPUT.MIN_SIZE_TRAIN with it){what}"
-        )
-        evidence = (
-            f"{100 * share:.0f} % of the {num_missed} missed objects are under {limit:.0f} pixels a"
-            " side after the resize"
         )
         keys = ["INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
         keys += ["MODEL.ANCHOR_GENERATOR.SIZES"] if reads_anchors else []
@@ -174,20 +180,30 @@ def _of_missed_objects(
         extremes = f"{ratios[is_long].min():.2g} to {ratios[is_long].max():.2g}"
         evidence = f"{int(is_long.sum())} of {num_missed} missed objects have ratios of {extremes}"
         found.append(_entry(text, evidence, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cost=cost))
-    by_name = {(row["by"], row["name"]): row for row in numbers["breakdown"]}
-    alone, crowded = by_name["crowding", "alone"], by_name["crowding", "crowded"]
-    if crowded["objects"] >= _FEW_OBJECTS and crowded["recall"] < alone["recall"] - 10:
+    crowded, others = _recalls(numbers, "crowding", ["crowded"])
+    touching, alone = _recalls(numbers, "crowding", ["touching", "crowded"])
+    if crowded < others - _NOTABLE_GAP:
         text = (
             "Objects that overlap others are missed: keep overlapping detections by a higher"
             " threshold of NMS, or by soft NMS"
         )
         evidence = (
-            f"recall is {crowded['recall']:.0f} % of the {crowded['objects']} crowded objects, and"
-            f" {alone['recall']:.0f} % of those alone"
+            f"recall is {crowded:.0f} % of the objects that others overlap by an IoU above 0.3, and"
+            f" {others:.0f} % of the rest"
         )
-        nms = find_architecture(cfg.MODEL.META_ARCHITECTURE)
-        key = nms.nms_threshold if nms is not None and nms.nms_threshold else "TEST.NMS.METHOD"
-        found.append(_entry(text, evidence, *dict.fromkeys([key, "TEST.NMS.METHOD"]), cost=cost))
+        architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
+        keys = [architecture.nms_threshold] if architecture and architecture.nms_threshold else []
+        found.append(_entry(text, evidence, *keys, "TEST.NMS.METHOD", cost=cost))
+    elif touching < alone - _NOTABLE_GAP:
+        text = (
+            "Objects that touch others are missed: show more of them in training, for example by"
+            " CopyPaste, which needs masks"
+        )
+        evidence = (
+            f"recall is {touching:.0f} % of the objects that others overlap, and {alone:.0f} % of"
+            " those alone"
+        )
+        found.append(_entry(text, evidence, "INPUT.AUGMENTATIONS", cost=cost))
     low = is_missed & (object_scores(matching) >= 0)
     if low.sum() >= max(_MIN_CASES, 0.3 * num_missed):
         text = (
@@ -197,6 +213,20 @@ def _of_missed_objects(
         evidence = f"{int(low.sum())} of {num_missed} missed objects have a detection that fits"
         found.append(_entry(text, evidence, "SOLVER.MAX_ITER"))
     return found
+
+
+def _recalls(numbers: Mapping[str, Any], by: str, names: Sequence[str]) -> tuple[float, float]:
+    """Return the recall, in %, of the objects in some bins and of those in the others.
+
+    nan, which is below nothing, if there are only few objects on one side.
+    """
+    rows = [row for row in numbers["breakdown"] if row["by"] == by and row["objects"]]
+    recalls = []
+    for side in ([r for r in rows if (r["name"] in names) == is_in] for is_in in (True, False)):
+        count = sum(row["objects"] for row in side)
+        found = sum(row["objects"] * row["recall"] for row in side)
+        recalls.append(found / count if count >= _FEW_OBJECTS else math.nan)
+    return recalls[0], recalls[1]
 
 
 def _of_limits(

@@ -169,6 +169,14 @@ def test_aspects_and_crowding_share_out_all_objects(random_matching):
         np.testing.assert_array_equal(np.sum([inside for *_, inside in bins], axis=0), 1)
 
 
+def test_borders_of_aspects_belong_to_compact_boxes(match):
+    sides = [(10, 20), (10, 21), (20, 10), (21, 10)]
+    matching = match([([0, 0, w, h], A) for w, h in sides])
+    inside = {name: objects.tolist() for name, _, objects, _ in analysis.aspect_bins(matching)}
+    assert inside["tall"] == [False, True, False, False]
+    assert inside["compact"] == [True, False, True, False]
+
+
 def test_crowding_is_the_overlap_with_the_next_object(match):
     matching = match(
         [(BOX, A), (MOVED, B), (AWAY, A)], (AWAY, A, 0.9), (BOX, A, 0.8), ([0, 80, 9, 99], A, 0.7)

@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from detkit.config import get_cfg
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco.ground_truth import load_coco_ground_truth
 from detkit.evaluation.report import ReportOptions, read_results, write_report
+from detkit.evaluation.report.gallery import _outlines
 from detkit.utils.errors import DataError, MissingFileError
 from tests.evaluation.coco import test_scoring
 from tests.evaluation.report.test_matching import evaluated
@@ -156,6 +158,20 @@ def test_what_is_drawn_over_an_image(register, make_record, make_instances, tmp_
     assert drawn["objects"]["found"] == [-1, pytest.approx(0.8), pytest.approx(0.7)]
     assert drawn["objects"]["ignored"] == [False, True, False]
     assert [gallery["tasks"]["bbox"]["sizes"][k] for k in drawn["objects"]["size"]] == ["small"] * 3
+
+
+def test_outlines_of_a_mask_have_its_holes_and_no_cuts():
+    mask = np.zeros((600, 400), dtype=np.uint8)
+    mask[30:90, 60:120] = 1
+    mask[45:60, 75:90] = 0
+    rle = mask_util.encode(np.asfortranarray(mask))
+    outlines = _outlines(rle)  # every third pixel
+    assert sorted(len(outline) for outline in outlines) == [8, 8]
+    corners = {
+        tuple(np.reshape(o, (-1, 2)).min(0)) + tuple(np.reshape(o, (-1, 2)).max(0))
+        for o in outlines
+    }
+    assert corners == {(60, 30, 120, 90), (75, 45, 90, 60)}
 
 
 def test_comparison_with_itself_is_zero_and_with_another_the_difference(problem, tmp_path):

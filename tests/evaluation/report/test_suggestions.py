@@ -89,6 +89,30 @@ def test_long_objects_need_other_anchors(suggested):
     assert not [s for s in found if s["text"].startswith("Long")]
 
 
+def test_recall_of_small_objects_counts_where_they_are_not_tiny(suggested):
+    small, large = [0, 0, 30, 30], [40, 40, 90, 90]
+    images = [([(small, 0), (large, 0)], [(large, 0, 0.9)])] * 5
+    images += [([(small, 0), (large, 0)], [(small, 0, 0.9), (large, 0, 0.9)])] * 15
+    suggestion = the_one(suggested(images, resize=2.0), "Small objects are missed")
+    assert suggestion["evidence"] == "recall is 75 % of the small objects, and 100 % of the others"
+    assert not [s for s in suggested(images[1:], resize=2.0) if "Small" in s["text"]]  # too few
+
+
+@pytest.mark.parametrize(
+    ("other", "start", "evidence"),
+    [
+        ([20, 10, 60, 50], "Objects that overlap", "recall is 50 % of the objects that others overlap by an IoU above 0.3, and 100 % of the rest"),
+        ([40, 10, 80, 50], "Objects that touch", "recall is 50 % of the objects that others overlap, and 100 % of those alone"),
+    ],
+    ids=["crowded", "touching"],
+)  # fmt: skip
+def test_crowding(other, start, evidence, suggested):
+    box = [10, 10, 50, 50]
+    images = [([(box, 0), (other, 1)], [(box, 0, 0.9)])] * 10
+    images += [([(box, 0)], [(box, 0, 0.9)])] * 20
+    assert the_one(suggested(images), start)["evidence"] == evidence
+
+
 def test_low_scores_few_objects_and_full_images(suggested):
     box, other = [10, 10, 50, 50], [60, 60, 90, 90]
     images = [([(box, 0), (other, 0)], [(box, 0, 0.3), (other, 0, 0.2)])] * 2

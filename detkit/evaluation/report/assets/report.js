@@ -312,14 +312,14 @@ function draw(stage, i, labels) {
     context.strokeStyle = context.fillStyle = stroke;
     context.lineWidth = 1.75 * ratio;
     context.setLineDash(dash ? [5 * ratio, 4 * ratio] : []);
-    if (items.polygons) {
+    if (items.outlines) {
       const path = new Path2D();
-      for (const polygon of items.polygons[j]) {
-        for (let p = 0; p < polygon.length; p += 2) path[p ? "lineTo" : "moveTo"](polygon[p] * scale, polygon[p + 1] * scale);
+      for (const outline of items.outlines[j]) {
+        for (let p = 0; p < outline.length; p += 2) path[p ? "lineTo" : "moveTo"](outline[p] * scale, outline[p + 1] * scale);
         path.closePath();
       }
       context.globalAlpha = dash ? 0.15 : 0.3;
-      context.fill(path);
+      context.fill(path, "evenodd");
       context.globalAlpha = 1;
       context.stroke(path);
     } else context.strokeRect(x, y, w, h);
