@@ -1,8 +1,11 @@
 """The files of the error report: one page that needs no network, and the same numbers as JSON and CSV."""
 
 import csv
+import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -219,3 +222,24 @@ def test_files_of_predictions_that_do_not_fit_are_refused(register, make_record,
     file.write_text(json.dumps([good]))
     (found,) = read_results(str(file), truth)
     assert found.boxes.tolist() == [[0, 0, 9, 9]]
+
+
+@pytest.mark.slow
+def test_page_runs_in_a_browser(problem, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    name, outputs = problem()
+    truth, detections, _ = predictions_of(name, outputs, tmp_path)
+    page = write_report(tmp_path / "o", truth, detections, config(), others=detections)
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,3000"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [browser, *words, page.as_uri()], check=True, capture_output=True, text=True, timeout=120
+    )
+    # What the scripts make of the data; nothing of it is there if one of them fails.
+    assert done.stdout.count('<div class="uplot') == 3
+    assert done.stdout.count('<figure class="picture') == 4
+    assert re.search(r"4 images: \d+ right detections, \d+ wrong, \d+ missed objects", done.stdout)
+    assert len(re.findall(r'<canvas [^>]*data-boxes="\d+"', done.stdout)) == 4
+    assert html.escape(HOSTILE, quote=False) in done.stdout
