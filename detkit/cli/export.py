@@ -2,13 +2,20 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
 
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
-from detkit.engine import DefaultPredictor
+from detkit.engine import DefaultPredictor, DefaultTrainer
+from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import check_export, export_model
+from detkit.export.quantize import calibration_images, write_int8
+from detkit.export.runtime import ENDINGS, ExportedPredictor
 from detkit.model_zoo import find_config
+from detkit.utils.errors import ConfigError
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import printable
 
@@ -32,6 +39,12 @@ def run(args: argparse.Namespace) -> None:
     cfg.MODEL.DEVICE = "cpu"
     formats = list(dict.fromkeys(args.format)) or ["onnx"]
     check_export(cfg, formats)
+    if args.int8 != bool(args.calibrate):
+        raise ConfigError(
+            "--int8 and --calibrate DATASET need each other: ranges are those of images"
+        )
+    if args.int8 and "onnx" not in formats:
+        raise ConfigError("--int8 makes copies of model.onnx: add --format onnx")
     predictor = DefaultPredictor(cfg)
     paths = export_model(
         predictor.model,
@@ -41,5 +54,33 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         input_dtype=args.input_dtype,
     )
+    if args.int8:
+        readable = [name for name in formats if name != "torch_export"]
+        images = calibration_images(predictor.cfg, args.calibrate)
+        paths += write_int8(Path(args.output).expanduser() / "model.onnx", readable, images)
+    if args.eval or args.int8:
+        print(scores_of(predictor, [path for path in paths if path.suffix in ENDINGS]))
     for path in paths:
         print(printable(str(path.resolve())))
+
+
+def scores_of(predictor: DefaultPredictor, paths: Sequence[Path]) -> str:
+    """Return a table of the model and of its files: size, and scores on DATASETS.TEST.
+
+    Args:
+        predictor: The model; its config names the data sets.
+        paths: The files, as the runtime takes them.
+    """
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    # Not over the results of training.
+    cfg.OUTPUT_DIR = str(paths[0].parent / "eval") if paths else cfg.OUTPUT_DIR
+    rows = [{"file": "eager", "MB": None, **headline(DefaultTrainer.test(cfg, predictor.model))}]
+    for path in paths:
+        results = evaluate_exported(ExportedPredictor(path), cfg)
+        size = path.stat().st_size
+        if path.suffix == ".xml":
+            size += path.with_suffix(".bin").stat().st_size
+        first = next(iter(results.values())) if len(results) == 1 else results
+        rows.append({"file": path.name, "MB": size / 1e6, **headline(first)})
+    return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f")

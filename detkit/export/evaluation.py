@@ -1,6 +1,6 @@
 """Exported models scored by the evaluators that score a model in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,25 @@ def evaluate_exported(
         evaluator = build_evaluator(cfg, name)
         results[name] = inference_on_dataset(as_model(predictor), loader, evaluator)
     return results
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the first metric of each task, such as `{"bbox AP": 40.2}`.
+
+    Example:
+        >>> headline({"bbox": {"AP": 40.2, "AP50": 60.1}, "my_val": {"sem_seg": {"mIoU": 71.0}}})
+        {'bbox AP': 40.2, 'my_val sem_seg mIoU': 71.0}
+    """
+    numbers: dict[str, float] = {}
+    for name, metrics in results.items():
+        first = next(iter(metrics), None)
+        if first is None:
+            continue
+        if isinstance(metrics[first], Mapping):
+            numbers |= {f"{name} {key}": value for key, value in headline(metrics).items()}
+        else:
+            numbers[f"{name} {first}"] = metrics[first]
+    return numbers
 
 
 def as_model(

@@ -1,0 +1,88 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from detkit.cli import export, main
+
+_CONFIG = ["--config-file", "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"]
+
+
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    """Stand-ins for what takes minutes: the model, its files and their scores; what int8 was given."""
+    given = []
+    scores = {"model.onnx": 50.0, "model_int8.onnx": 49.5, "model_int8.xml": 49.0}
+
+    def write(*_, **__) -> list[Path]:
+        (tmp_path / "model.onnx").write_bytes(b"x" * 2_000_000)
+        return [tmp_path / "model.onnx", tmp_path / "model.pt2"]
+
+    def write_int8(path, formats, images) -> list[Path]:
+        given.append((path, formats, list(images)))
+        (tmp_path / "model_int8.bin").write_bytes(b"x" * 500_000)
+        for name in ("model_int8.onnx", "model_int8.xml"):
+            (tmp_path / name).touch()
+        return [tmp_path / "model_int8.onnx", tmp_path / "model_int8.xml"]
+
+    def evaluate(path, cfg):
+        assert Path(cfg.OUTPUT_DIR) == tmp_path / "eval"
+        return {"a_val": {"bbox": {"AP": scores[path.name], "AP50": 0}}}
+
+    monkeypatch.setattr(
+        export, "DefaultPredictor", lambda cfg: SimpleNamespace(model=None, metadata=None, cfg=cfg)
+    )
+    monkeypatch.setattr(export, "export_model", write)
+    monkeypatch.setattr(export, "write_int8", write_int8)
+    monkeypatch.setattr(export, "calibration_images", lambda cfg, name: [name])
+    monkeypatch.setattr(export, "ExportedPredictor", lambda path: path)
+    monkeypatch.setattr(export, "evaluate_exported", evaluate)
+    monkeypatch.setattr(
+        export.DefaultTrainer, "test", lambda cfg, model: {"bbox": {"AP": 50.04, "AP50": 0}}
+    )
+    return given
+
+
+def _export(tmp_path, *words):
+    return main(["export", *_CONFIG, "--output", str(tmp_path), *words])
+
+
+def test_scores_of_the_files_stand_beside_those_of_the_model(parts, tmp_path, capsys):
+    formats = ["--format", "onnx", "--format", "openvino", "--format", "torch_export"]
+    assert _export(tmp_path, *formats, "--int8", "--calibrate", "a_train") == 0
+    assert parts == [(tmp_path / "model.onnx", ["onnx", "openvino"], ["a_train"])]
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    assert rows[0] == ["file", "MB", "bbox AP"]
+    assert rows[2:] == [
+        ["eager", "", "50.04"],
+        ["model.onnx", "2.00", "50.00"],
+        ["model_int8.onnx", "0.00", "49.50"],
+        ["model_int8.xml", "0.50", "49.00"],
+    ]
+
+
+def test_nothing_is_evaluated_unless_asked_for(parts, tmp_path, capsys):
+    assert _export(tmp_path) == 0
+    assert "|" not in capsys.readouterr().out
+    assert parts == []
+    assert _export(tmp_path, "--eval") == 0
+    assert "| model.onnx | 2.00 |     50.00 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["--int8"], "--calibrate DATASET need each other", id="without images"),
+        pytest.param(["--calibrate", "x"], "--calibrate DATASET need each other", id="for nothing"),
+        pytest.param(
+            ["--int8", "--calibrate", "x", "--format", "openvino"], "add --format onnx", id="no onnx"
+        ),
+    ],
+)  # fmt: skip
+def test_options_of_int8_are_checked_before_the_model_is_built(
+    parts, tmp_path, capsys, words, message
+):
+    assert _export(tmp_path, *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model.onnx").exists()
