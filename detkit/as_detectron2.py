@@ -48,6 +48,8 @@ class _Alias(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         if fullname == "detectron2":
             return ModuleSpec(fullname, self, is_package=True)
+        if fullname.partition(".")[0] == "panopticapi":
+            return self._find_panopticapi(fullname)
         if not fullname.startswith("detectron2."):
             return None
         if fullname == _PROJECTS:
@@ -75,6 +77,16 @@ class _Alias(MetaPathFinder, Loader):
             fullname, self, loader_state=module, is_package=hasattr(module, "__path__")
         )
 
+    def _find_panopticapi(self, fullname: str) -> ModuleSpec | None:
+        """Give projects its two functions of colours and ids, where it is not installed."""
+        # It is not on PyPI.
+        if PathFinder.find_spec("panopticapi") is not None:
+            return None
+        if fullname == "panopticapi.utils":
+            module = importlib.import_module("detkit.utils.colormap")
+            return ModuleSpec(fullname, self, loader_state=module)
+        return ModuleSpec(fullname, self, is_package=True) if fullname == "panopticapi" else None
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module = spec.loader_state
         if module is not None:
@@ -86,6 +98,8 @@ class _Alias(MetaPathFinder, Loader):
         if module.__name__ == "detectron2":
             vars(module)["__version__"] = DETECTRON2_VERSION
             module.__doc__ = "detkit, under the name of Detectron2."
+            return
+        if module.__name__ == "panopticapi":
             return
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state

@@ -166,3 +166,16 @@ def test_loggers_of_detectron2_are_those_of_detkit(tmp_path):
     """
     done = run(source, tmp_path)
     assert done.stdout.split("\n") == ["[True, True]", "False", "detkit detkit", ""], done.stderr
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_colours_of_panopticapi_are_there_for_projects(is_installed, tmp_path):
+    if is_installed:
+        (tmp_path / "panopticapi").mkdir()
+        (tmp_path / "panopticapi" / "utils.py").write_text("def rgb2id(color): return 'its own'")
+    source = """
+        import detkit.as_detectron2
+        from panopticapi.utils import rgb2id
+        print(rgb2id([1, 1, 0]))
+    """
+    assert run(source, tmp_path).stdout.strip() == ("its own" if is_installed else "257")

@@ -11,6 +11,11 @@ from detkit.utils.text import did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
+
+class UnknownConfigError(MissingFileError, RuntimeError):
+    """No packaged config has the name, or several have; Detectron2 raises a RuntimeError."""
+
+
 PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"
 # Config without `.yaml` -> what follows it in the address: the number of the training run, and the
 # file, whose last letters are the start of its hash. Source: Detectron2's model zoo.
@@ -193,7 +198,7 @@ def get_config_file(config_path: str) -> str:
             `.yaml`, is enough where only one config has it.
 
     Raises:
-        MissingFileError: No packaged config has that name, or several have; the message lists the
+        UnknownConfigError: No packaged config has that name, or several have; the message lists the
             close ones.
     """
     name = config_path if config_path.endswith(".yaml") else config_path + ".yaml"
@@ -202,12 +207,12 @@ def get_config_file(config_path: str) -> str:
     if len(fitting) == 1:
         return str(packaged_configs() / fitting[0])
     if fitting:
-        raise MissingFileError(
+        raise UnknownConfigError(
             f"several packaged configs are called {config_path!r}: {', '.join(fitting)}"
         )
     by_file_name = {Path(k).name: k for k in known}
     hint = did_you_mean(name, [*known, *by_file_name])
-    raise MissingFileError(f"no packaged config is called {config_path!r}.{hint}")
+    raise UnknownConfigError(f"no packaged config is called {config_path!r}.{hint}")
 
 
 def find_config(path_or_name: str) -> str:
@@ -236,7 +241,7 @@ def get_checkpoint_url(config_path: str) -> str:
         config_path: As in `get_config_file`.
 
     Raises:
-        MissingFileError: No packaged config has that name.
+        UnknownConfigError: No packaged config has that name.
         WeightsError: There are no published weights for it.
     """
     path = get_config_file(config_path)
@@ -275,7 +280,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
             training starts from.
 
     Raises:
-        MissingFileError: No packaged config has that name.
+        UnknownConfigError: No packaged config has that name.
         WeightsError: `trained` is set and there are no published weights.
 
     Example:
@@ -299,7 +304,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> "
         device: Where to put it, as MODEL.DEVICE; None takes the config's.
 
     Raises:
-        MissingFileError: No packaged config has that name.
+        UnknownConfigError: No packaged config has that name.
         WeightsError: `trained` is set and there are no published weights.
     """
     # Imported here, as torch takes seconds to load: the command line lists configs without it.

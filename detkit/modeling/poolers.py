@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import RoIPool
 
 from detkit.layers import ROIAlign, ROIAlignRotated, nonzero_tuple
 from detkit.layers.cpu.switch import is_traced
 from detkit.structures import BatchBoxes, Boxes
 from detkit.utils.text import did_you_mean
 
-_POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIAlignRotated")
+_POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 
 def assign_boxes_to_levels(
@@ -73,7 +74,8 @@ class ROIPooler(nn.Module):
             scales: 1 / stride of each of the L features: falling powers of two without a gap.
             sampling_ratio: Samples per cell and axis; 0 takes about one per feature pixel.
             pooler_type: `ROIAlignV2`, or `ROIAlign` without the half-pixel shift, as in Detectron;
-                `ROIAlignRotated` for rotated boxes.
+                `ROIPool`, the maximum over whole pixels of Fast R-CNN; `ROIAlignRotated` for
+                rotated boxes.
             canonical_box_size: See `assign_boxes_to_levels`; 224 is ImageNet's crop.
             canonical_level: See `assign_boxes_to_levels`; 4 is the level of stride 16.
 
@@ -105,6 +107,8 @@ class ROIPooler(nn.Module):
         for scale in scales:
             if pooler_type == "ROIAlignRotated":
                 pooler = ROIAlignRotated(self.output_size, scale, sampling_ratio)
+            elif pooler_type == "ROIPool":
+                pooler = RoIPool(self.output_size, scale)
             else:
                 aligned = pooler_type == "ROIAlignV2"
                 pooler = ROIAlign(self.output_size, scale, sampling_ratio, aligned)

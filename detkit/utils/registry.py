@@ -53,10 +53,10 @@ class Registry:
     def _add(self, obj: Any) -> Any:
         name = obj.__name__
         known = self._objects.get(name)
-        if known is not None and known is not obj and _where(known) != _where(obj):
+        if known is not None and known is not obj and qualified_name(known) != qualified_name(obj):
             raise DuplicateNameError(
-                f"{self._name} registry already has {name!r}, from {_where(known)}: rename"
-                f" {_where(obj)}"
+                f"{self._name} registry already has {name!r}, from {qualified_name(known)}: rename"
+                f" {qualified_name(obj)}"
             )
         self._objects[name] = obj
         return obj
@@ -89,7 +89,8 @@ class Registry:
         return f"Registry({self._name}: {', '.join(sorted(self._objects))})"
 
 
-def _where(obj: Any) -> str:
+def qualified_name(obj: Any) -> str:
+    """Return the dotted path of a class or function, from which `locate` finds it."""
     return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"
 
 

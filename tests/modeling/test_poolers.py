@@ -125,3 +125,10 @@ def test_rotated_regions_at_angle_0_are_pooled_as_upright_ones(scales, sampling_
     found = make(scales, pooler_type="ROIAlignRotated", sampling_ratio=sampling_ratio)(x, rotated)
     expected = make(scales, sampling_ratio=sampling_ratio)(x, box_lists)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_roipool_is_the_maximum_over_whole_pixels():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    pooler = ROIPooler(2, (1 / 4,), 0, "ROIPool")
+    found = pooler([x], [Boxes(torch.tensor([[0.0, 0, 15, 15]]))])  # pixels 0 to 4 of both sides
+    assert found.flatten().tolist() == [18.0, 20.0, 34.0, 36.0]

@@ -1,7 +1,7 @@
 import pytest
 
 from detkit.utils.errors import UnknownNameError
-from detkit.utils.registry import Registry, locate
+from detkit.utils.registry import Registry, locate, qualified_name
 
 
 @pytest.fixture
@@ -53,5 +53,6 @@ def test_decorator_gives_the_object_back():
 def test_objects_are_found_by_their_path():
     assert locate("detkit.utils.registry.Registry") is Registry
     assert locate("detkit.utils.registry.Registry.get") is Registry.get
+    assert locate(qualified_name(Registry.get)) is Registry.get
     with pytest.raises(UnknownNameError, match="nothing to import"):
         locate("detkit.utils.registry.Nothing")
