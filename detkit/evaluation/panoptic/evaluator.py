@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -167,6 +168,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
         """Add one batch of outputs with `panoptic_seg`: (H, W) segment ids, a dict per segment.
 
+        As in Detectron2, None in the place of the dicts says that a pixel is the category, by its
+        contiguous id, times the `label_divisor` of the metadata, plus the number of the instance;
+        -1 is no segment.
+
         Raises:
             ValueError: An image is not in the data set or came before, or pixels and segments of a
                 prediction have different ids.
@@ -181,6 +186,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             self._collector.check(image_id)
             ids, segments_info = output_of(output, "panoptic_seg", "panoptic quality")
             predicted_ids = ids.cpu().numpy()
+            if segments_info is None:
+                predicted_ids, segments_info = self._read_coded(predicted_ids)
             where = f"the prediction for image {image_id!r}"
             predicted = []
             for info in segments_info:
@@ -194,6 +201,17 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 folder = self._output_dir / PNG_FOLDER
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(id2rgb(predicted_ids)).save(folder / file_name)
+
+    def _read_coded(self, codes: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return segment ids and a dict per segment of a map that holds both."""
+        metadata = MetadataCatalog.get(self._dataset_name)
+        things = set(metadata.thing_dataset_id_to_contiguous_id.values())
+        segments = []
+        for code in np.unique(codes[codes >= 0]).tolist():
+            category = code // metadata.label_divisor
+            is_thing = category in things
+            segments.append({"id": code + 1, "isthing": is_thing, "category_id": category})
+        return codes + 1, segments
 
     def _count(
         self, image_id: int | str, predicted_ids: np.ndarray, predicted: Sequence[Segment]

@@ -59,6 +59,25 @@ def test_ground_truth_as_predictions_scores_100(register, panoptic_records):
     assert all(value == pytest.approx(100) for value in metrics.values())
 
 
+def test_pixels_may_hold_category_and_instance(register, panoptic_records):
+    # The form of Panoptic-DeepLab, over the classes of Cityscapes: one numbering of all of them.
+    metadata = {
+        "thing_dataset_id_to_contiguous_id": {10: 0, 20: 1},
+        "stuff_dataset_id_to_contiguous_id": {30: 2, 40: 3},
+        "label_divisor": 1000,
+    }
+    for record in panoptic_records:
+        record["segments_info"][2]["category_id"] = 3
+    name = register(panoptic_records, **metadata)
+    codes = np.array([[1000, 1000, -1, -1], [1000, 1000, 1, 1], [3000, 3000, 3000, 3000]])
+    metrics = run(COCOPanopticEvaluator(name), {1: (codes, None), 2: (codes, None)})
+    assert metrics["panoptic_seg"]["PQ"] == pytest.approx(100)
+    codes[2, :2] = 3001  # two segments of half the pixels: neither overlaps by more than a half
+    metrics = run(COCOPanopticEvaluator(name), {1: (codes, None), 2: (codes, None)})
+    assert metrics["panoptic_seg"]["PQ_st"] == 0
+    assert metrics["panoptic_seg"]["PQ_th"] == pytest.approx(100)
+
+
 def test_ground_truth_may_come_from_the_json_of_coco(
     register, make_record, panoptic_records, tmp_path
 ):
