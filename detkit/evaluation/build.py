@@ -61,7 +61,7 @@ def build_evaluator(
                 logger.warning(message, key, dataset_name, evaluator_type)
     # Cityscapes' ground truth is its pngs. Other records are read once for all evaluators: COCO's
     # validation set takes seconds.
-    needs_records = not evaluator_type.startswith("cityscapes_")
+    needs_records = evaluator_type not in ("cityscapes_instance", "cityscapes_sem_seg")
     records = DatasetCatalog.get(dataset_name) if needs_records else []
     return _BUILDERS[evaluator_type](_Request(cfg, dataset_name, output_dir, records))
 
@@ -155,6 +155,7 @@ _BUILDERS: dict[str, Callable[[_Request], DatasetEvaluator]] = {
     "lvis": _lvis,
     "sem_seg": _sem_seg,
     "coco_panoptic_seg": _coco_panoptic,
+    "cityscapes_panoptic_seg": _coco_panoptic,
     "cityscapes_instance": functools.partial(_cityscapes, CityscapesInstanceEvaluator),
     "cityscapes_sem_seg": functools.partial(_cityscapes, CityscapesSemSegEvaluator),
 }

@@ -179,13 +179,9 @@ _BUILTIN = (
 _REGNET = "this part is left out: build_regnet_backbone builds RegNets from MODEL.REGNET"
 _LAYER_DECAY = "this function is left out: SOLVER.LAYER_DECAY sets the rates of a ViT's layers"
 _ATTENTION = "this function is left out: ViT, Swin and MViT share modeling.backbone.transformer"
-_CITYSCAPES_PANOPTIC = (
-    "Cityscapes' panoptic set is left out: register_coco_panoptic takes its json and pngs"
-)
 
 # What is missing on purpose: it can be imported, and this is what its use says.
 LEFT_OUT: dict[str, str] = {
-    "data.datasets.cityscapes_panoptic.load_cityscapes_panoptic": _CITYSCAPES_PANOPTIC,
     "modeling.backbone.get_vit_lr_decay_rate": _LAYER_DECAY,
     "modeling.backbone.regnet.AnyNet": _REGNET,
     "modeling.backbone.regnet.ResBottleneckBlock": _REGNET,

@@ -13,12 +13,17 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import (
     VOC_CLASSES,
     cityscapes_metadata,
+    cityscapes_panoptic_metadata,
     coco_metadata,
     coco_panoptic_metadata,
     coco_panoptic_separated_metadata,
     coco_person_metadata,
 )
-from detkit.data.datasets.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
+from detkit.data.datasets.cityscapes import (
+    load_cityscapes_instances,
+    load_cityscapes_panoptic,
+    load_cityscapes_semantic,
+)
 from detkit.data.datasets.coco import load_coco_json
 from detkit.data.datasets.coco_panoptic import (
     IGNORE_LABEL,
@@ -115,6 +120,8 @@ def register_builtin_datasets() -> None:
         _register_lvis(name, f"lvis/{stem}.json")
     for split in _CITYSCAPES_SPLITS:
         _register_cityscapes(split)
+        if split != "test":
+            _register_cityscapes_panoptic(split)
     for year in _VOC_YEARS:
         for split in _VOC_SPLITS:
             if (year, split) != (2012, "test"):  # its annotations were never published
@@ -230,6 +237,27 @@ def _register_cityscapes(split: str) -> None:
         metadata = {"evaluator_type": evaluator, "ignore_label": IGNORE_LABEL}
         metadata |= cityscapes_metadata()
         _register(f"cityscapes_fine_{task}_seg_{split}", load, paths, metadata)
+
+
+def _register_cityscapes_panoptic(split: str) -> None:
+    # Under Detectron2's keys, from which its projects take the folders.
+    root = f"cityscapes/gtFine/cityscapes_panoptic_{split}"
+    paths = {"image_root": f"cityscapes/leftImg8bit/{split}", "panoptic_root": root}
+    paths |= {"panoptic_json": f"{root}.json", "gt_dir": f"cityscapes/gtFine/{split}"}
+    metadata = {
+        "evaluator_type": "cityscapes_panoptic_seg",
+        "ignore_label": IGNORE_LABEL,
+        "label_divisor": LABEL_DIVISOR,
+        **cityscapes_panoptic_metadata(),
+    }
+    _register(f"cityscapes_fine_panoptic_{split}", _load_cityscapes_panoptic, paths, metadata)
+
+
+def _load_cityscapes_panoptic(
+    *, image_root: str, panoptic_root: str, panoptic_json: str, gt_dir: str
+) -> list[ImageRecord]:
+    metadata = cityscapes_panoptic_metadata()
+    return load_cityscapes_panoptic(image_root, panoptic_root, panoptic_json, metadata)
 
 
 def _register_voc(name: str, folder: str, split: str, year: int) -> None:

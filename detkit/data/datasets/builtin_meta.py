@@ -213,6 +213,26 @@ def cityscapes_metadata() -> dict[str, Any]:
     }
 
 
+def cityscapes_panoptic_metadata() -> dict[str, Any]:
+    """Return Cityscapes' 19 classes for models with one contiguous id for things and stuff."""
+    names = [label.name for label in CITYSCAPES_LABELS]
+    colors = [label.color for label in CITYSCAPES_LABELS]
+    # Stuff comes first: contiguous ids are those of the label maps of training.
+    ids = {label.id: train_id for train_id, label in enumerate(CITYSCAPES_LABELS)}
+    return {
+        "thing_classes": names,
+        "thing_colors": colors,
+        "stuff_classes": names,
+        "stuff_colors": colors,
+        "thing_dataset_id_to_contiguous_id": {
+            label: k for label, k in ids.items() if label >= CITYSCAPES_FIRST_THING
+        },
+        "stuff_dataset_id_to_contiguous_id": {
+            label: k for label, k in ids.items() if label < CITYSCAPES_FIRST_THING
+        },
+    }
+
+
 _PERSON = coco_person_metadata()
 COCO_PERSON_KEYPOINT_NAMES: tuple[str, ...] = tuple(_PERSON["keypoint_names"])
 COCO_PERSON_KEYPOINT_FLIP_MAP = tuple(_PERSON["keypoint_flip_map"])

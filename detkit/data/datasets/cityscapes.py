@@ -6,7 +6,7 @@ Legend: H and W height and width of an image, h and w of a window in it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
+from detkit.data.datasets.coco_panoptic import load_coco_panoptic_json
 from detkit.data.datasets.json_file import read_json, section, shortened
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
 from detkit.utils.errors import DataError, MissingFileError
@@ -79,6 +80,34 @@ def load_cityscapes_semantic(image_dir: str, gt_dir: str) -> list[ImageRecord]:
                 "width": width,
             }
         )
+    return cast(list[ImageRecord], records)
+
+
+def load_cityscapes_panoptic(
+    image_dir: str, gt_dir: str, gt_json: str, meta: Mapping[str, Any]
+) -> list[ImageRecord]:
+    """Load the segments that Cityscapes' script `createPanopticImgs.py` has written.
+
+    Args:
+        image_dir: Images, in a folder per city, such as `leftImg8bit/train`.
+        gt_dir: The png, such as `gtFine/cityscapes_panoptic_train`.
+        gt_json: The json beside it.
+        meta: See `load_coco_panoptic_json`.
+
+    Returns:
+        Records with `pan_seg_file_name` and `segments_info`, in the order of the json.
+
+    Raises:
+        MissingFileError: An image, a png or the json does not exist.
+        DataError: See `load_coco_panoptic_json`.
+    """
+    records = []
+    for record in load_coco_panoptic_json(gt_json, image_dir, gt_dir, meta):
+        # The json names an image after its png, and not where it is.
+        frame = str(record["image_id"])
+        image = str(Path(image_dir, frame.partition("_")[0], frame + _IMAGE_ENDING))
+        height, width = read_image_size(image)
+        records.append({**record, "file_name": image, "height": height, "width": width})
     return cast(list[ImageRecord], records)
 
 

@@ -118,6 +118,7 @@ def _data_set_lines(file):
         ("lvis_v0.5_val_cocofied", "lvis", 80, 0),
         ("cityscapes_fine_instance_seg_train", "cityscapes_instance", 8, 19),
         ("cityscapes_fine_sem_seg_val", "cityscapes_sem_seg", 8, 19),
+        ("cityscapes_fine_panoptic_val", "cityscapes_panoptic_seg", 19, 19),
     ],
 )
 def test_families_are_registered_with_their_classes(name, evaluator, things, stuff):

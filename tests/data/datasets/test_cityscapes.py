@@ -1,6 +1,7 @@
 """Cityscapes: polygons and maps of instances agree, and what is missing is named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,14 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
 from detkit.data.datasets import load_cityscapes_instances, load_cityscapes_semantic
-from detkit.data.datasets.cityscapes import window_rle, write_train_ids
+from detkit.data.datasets.builtin_meta import cityscapes_panoptic_metadata
+from detkit.data.datasets.cityscapes import (
+    load_cityscapes_panoptic,
+    window_rle,
+    write_train_ids,
+)
 from detkit.structures.mask_formats import rle_to_bitmask
+from detkit.utils.colormap import id2rgb
 from detkit.utils.image import read_label_map
 
 SIZE = (40, 60)
@@ -115,3 +122,35 @@ def test_missing_annotations_and_folders_are_named(folders, tmp_path):
         load_cityscapes_instances("nowhere", folders[1])
     with pytest.raises(FileNotFoundError, match=r"has no CITY/\*_leftImg8bit.png"):
         load_cityscapes_instances(str(tmp_path), folders[1])
+
+
+def test_segments_are_those_that_cityscapes_scripts_write(folders, tmp_path):
+    images, _ = folders
+    root = tmp_path / "gtFine/cityscapes_panoptic_train"
+    root.mkdir()
+    Image.fromarray(id2rgb(np.full(SIZE, 26000))).save(root / "ulm_0_gtFine_panoptic.png")
+    segments = [{"id": 26000, "category_id": 26, "iscrowd": 0}]
+    segments.append({"id": 7, "category_id": 7, "iscrowd": 0})
+    # The json's own names of images lack the folder, and have an ending of no file.
+    content = {
+        "images": [{"id": "ulm_0", "file_name": "ulm_0_gtFine_leftImg8bit.png"}],
+        "annotations": [
+            {
+                "image_id": "ulm_0",
+                "file_name": "ulm_0_gtFine_panoptic.png",
+                "segments_info": segments,
+            }
+        ],
+    }
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    metadata = cityscapes_panoptic_metadata()
+    arguments = (images, str(root), str(tmp_path / "panoptic.json"), metadata)
+    (record,) = load_cityscapes_panoptic(*arguments)
+    assert record["file_name"] == f"{images}/ulm/ulm_0_leftImg8bit.png"
+    assert (record["height"], record["width"]) == SIZE
+    found = [(s["category_id"], s["isthing"]) for s in record["segments_info"]]
+    assert found == [(13, True), (0, False)]
+    assert [metadata["thing_classes"][k] for k, _ in found] == ["car", "road"]
+    Path(record["file_name"]).unlink()
+    with pytest.raises(FileNotFoundError, match="ulm_0_leftImg8bit"):
+        load_cityscapes_panoptic(*arguments)
