@@ -95,6 +95,11 @@ _key("MODEL.MEMORY_FORMAT", "channels_last",
      "detkit: memory layout of images and convolutions. channels_last is faster on CPUs and on GPUs"
      " with tensor cores.",
      choices=("channels_last", "contiguous"))
+_key("MODEL.COMPILE", "none",
+     "detkit: what torch.compile runs, in training and inference: backbone, with its pyramid, or"
+     " dense, also the heads of RPN, one-stage detectors and semantic segmentation. The first steps"
+     " take a minute or more; needs a C++ compiler.",
+     choices=("none", "backbone", "dense"))
 _key("MODEL.FSDP", False,
      "detkit: share out parameters, gradients and optimizer states over the processes (torch's"
      " fully_shard) instead of keeping all of them in each: for ViT-L and ViT-H. Checkpoints are"

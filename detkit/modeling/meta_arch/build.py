@@ -7,6 +7,7 @@ from torch import nn
 
 from detkit.config import BRANCHES, CfgNode, find_architecture
 from detkit.layers import ShapeSpec
+from detkit.modeling.compilation import compile_dense
 from detkit.modeling.freezing import freeze_matching
 from detkit.modeling.initialization import initialize_matching
 from detkit.utils.env import resolve_device
@@ -51,6 +52,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
             raise ConfigError(f"MODEL.INIT: {error}") from error
     if cfg.SOLVER.FREEZE:
         _freeze(model, cfg.SOLVER.FREEZE)
+    if cfg.MODEL.COMPILE != "none":
+        compile_dense(model, cfg.MODEL.COMPILE)
     # Moved once it is complete; convolutions in the layout that images are batched in.
     return model.to(
         device=resolve_device(cfg.MODEL.DEVICE),
