@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.COMPILE = "none"  # what is compiled cannot be traced
     formats = list(dict.fromkeys(args.format)) or ["onnx"]
     check_export(cfg, formats)
     if args.int8 != bool(args.calibrate):
