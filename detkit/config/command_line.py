@@ -40,8 +40,9 @@ class Parser(argparse.ArgumentParser):
         elif match := re.match(r"argument (.+): invalid choice: '(.*?)' \(choose from", message):
             named = (a for a in self._actions if match[1] in (*a.option_strings, a.dest, a.metavar))
             hint = did_you_mean(match[2], [str(c) for a in named for c in a.choices or ()])
-        message = printable(message.rstrip(".")).removesuffix("?")
-        text = f"{self.prog}: error: {message}.{hint} {self.prog} --help lists the options"
+        text = (
+            f"{self.prog}: error: {printable(message)}.{hint} {self.prog} --help lists the options"
+        )
         self.exit(2, f"{text}\n")
 
 

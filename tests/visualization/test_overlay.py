@@ -91,6 +91,15 @@ def test_label_does_not_hide_small_objects(positions) -> None:
     assert positions[0] == (100, 112)
 
 
+def test_label_hides_a_small_object_rather_than_a_label(positions) -> None:
+    width, height = _canvas().text_size("cat")
+    canvas = Canvas(np.full((height, 200, 3), 90, np.uint8))  # as high as the label
+    canvas.labels.append((0, 0, 110, height))
+    ball = [110, 0, 110 + width, height]  # a label to the right of the box hides it
+    draw_labels(canvas, [("cat", [60, 0, 110, height], (9, 9, 9)), ("", ball, (9, 9, 9))])
+    assert positions[0] == (110, 0)
+
+
 def test_names_of_segments_do_not_hide_each_other(positions) -> None:
     ids = np.zeros((240, 320), int)
     ids[100:140, 100:130], ids[100:140, 130:160] = 1, 2
