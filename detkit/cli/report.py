@@ -46,6 +46,12 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset is None and not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST of the run is empty: name the data set by --dataset")
     dataset = args.dataset or cfg.DATASETS.TEST[0]
+    if args.run and dataset not in cfg.DATASETS.TEST:
+        known = ", ".join(cfg.DATASETS.TEST)
+        raise ConfigError(
+            f"--dataset {dataset}: the run evaluates on {known or 'nothing'}."
+            f"{did_you_mean(dataset, cfg.DATASETS.TEST)}"
+        )
     source = Path(args.run or args.predictions).expanduser()
     output = (source if args.run else source.parent) / "report"
     page = report_of(

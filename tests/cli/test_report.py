@@ -114,7 +114,7 @@ def test_report_at_the_end_of_a_run(run_folder, caplog):
         pytest.param(["--run", "{}/nowhere"], "nowhere: no such folder", id="no-run"),
         pytest.param(["--run", "{}"], "no config.yaml in it", id="no-config"),
         pytest.param(["--run", "{}/first", "--compare", "{}/nowhere.json"], "nowhere.json does not exist", id="no-file"),
-        pytest.param(["--run", "{}/first", "--dataset", "nothing_val"], "nothing_val", id="no-data-set"),
+        pytest.param(["--run", "{}/first", "--dataset", "nothing_val"], "--dataset nothing_val: the run evaluates on report_", id="no-data-set"),
         pytest.param(["--run", "{}/first", "--compare", "{}"], "has no detections of 'report_", id="no-detections"),
         pytest.param(["--run", "{}/first", "--confidence-threshold", "7"], "must lie between 0 and 1, got 7", id="score"),
         pytest.param(["--run", "{}/first", "--max-images", "-1"], "--max-images must be at least 0, got -1", id="images"),

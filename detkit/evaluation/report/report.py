@@ -27,6 +27,7 @@ from detkit.evaluation.report.gallery import LOWEST_SCORE, drawn_items, picture
 from detkit.evaluation.report.matching import Matching
 from detkit.evaluation.report.page import html_page
 from detkit.evaluation.report.suggestions import suggestions
+from detkit.structures.mask_formats import rle_counts
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.file_io import read_file
@@ -90,8 +91,17 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
         )
     try:
         found = [detections_from_results(of_image, i) for i, of_image in by_image.items()]
+        # pycocotools reads beyond its memory where runs and size differ.
+        for mask in (mask for d in found for mask in d.masks or ()):
+            rle_counts(mask)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"the results in {file} cannot be read: {error}") from error
+        raise DataError(
+            f"the results in {file} cannot be read as boxes, run-length masks and keypoints:"
+            f" {error}"
+        ) from error
+    for found_i in found:
+        for mask in found_i.masks or ():
+            truth.check_mask_size(found_i.image_id, mask["size"])
     if any(d.boxes.shape[1] != 4 for d in found):
         raise DataError(f"the boxes in {file} must be [x, y, width, height]")
     if not all(np.isfinite(d.boxes).all() and np.isfinite(d.scores).all() for d in found):

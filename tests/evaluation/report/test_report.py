@@ -214,6 +214,12 @@ def test_files_of_predictions_that_do_not_fit_are_refused(register, make_record,
         ([good | {"bbox": [0, 0, 9]}], "boxes in .* must be"),
         ([good | {"bbox": "abcd"}], "cannot be read"),
         ([good | {"score": "high"}], "cannot be read"),
+        ([good | {"segmentation": [[0, 0, 9, 0, 9, 9]]}], "cannot be read"),
+        ([good | {"segmentation": {"size": [100, 100], "counts": "zz"}}], "cannot be read"),
+        (
+            [good | {"segmentation": {"size": [9, 9], "counts": "0a2"}}],
+            "are 9x9, but the image is 100x100",
+        ),
         ([good | {"score": float("nan")}], "must be finite"),
     ):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
