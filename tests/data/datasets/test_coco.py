@@ -385,3 +385,10 @@ def test_unused_class_0_of_roboflow_is_left_out(is_used, write_coco, caplog):
     expected = ["cells", "a", "b"] if is_used else ["a", "b"]
     assert MetadataCatalog.get("roboflow_test").thing_classes == expected
     assert ("left out the unused class 0, 'cells'" in caplog.text) is not is_used
+
+
+def test_reference_written_as_text_or_as_a_fraction_means_the_id(write_coco):
+    annotation = {"id": 1, "image_id": "0", "category_id": 3.0, "bbox": [1, 1, 5, 5]}
+    path, root = write_coco(1, annotations=[annotation])
+    (record,) = load_coco_json(path, root)
+    assert [a["category_id"] for a in record["annotations"]] == [0]

@@ -71,7 +71,7 @@ def hugging_face(folder: Path) -> Entry:
 
 def dota(folder: Path) -> Entry:
     good = "1 1 9 1 9 9 1 9 cat 0\n"
-    write(folder / "labels/a.txt", f"1 1 9 1 9 9 1 9 cow 0\n{good}1 1 x 1 9 9 1 9 cat 0\n")
+    write(folder / "labels/a.txt", f"1 1 9 1 9 9 1 9 cow 0\n{good}1 1 nan 1 9 9 1 9 cat 0\n")
     write(folder / "labels/b.txt", good)
     return {"format": "dota", "annotations": str(folder / "labels"), "classes": ["cat"]}
 
