@@ -35,7 +35,12 @@ from detkit.data.transforms.augmentation import nested
 from detkit.data.transforms.build import build_augmentation, build_crops, mirrors
 from detkit.structures import AnnotationRecord, ImageRecord, Instances, ModelInput, as_flag
 from detkit.utils.errors import ConfigError
-from detkit.utils.image import SizeMismatchError, read_image, read_label_map
+from detkit.utils.image import (
+    SizeMismatchError,
+    read_image,
+    read_label_map,
+    read_reduced_image,
+)
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.overriding import is_overridden, overridable
@@ -70,6 +75,7 @@ class DatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "BGR",
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        reduced_jpeg: bool = False,
         memory_format: torch.memory_format = torch.contiguous_format,
         use_instance_mask: bool = False,
         instance_mask_format: str = "polygon",
@@ -88,6 +94,8 @@ class DatasetMapper:
             augmentations: Applied in this order.
             image_format: See `read_image`.
             max_image_pixels: Largest number of pixels of an image or a label map.
+            reduced_jpeg: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where the first
+                augmentation is a `ResizeShortestEdge` that makes them smaller still.
             memory_format: See `image_to_tensor`.
             use_instance_mask: Whether to add `gt_masks`; every object needs a mask then.
             instance_mask_format: See `masks_of`.
@@ -139,6 +147,13 @@ class DatasetMapper:
         self.partners: Sequence[ImageRecord] | None = None
         self.image_format = image_format
         self.max_image_pixels = max_image_pixels
+        self.reduced_jpeg = reduced_jpeg
+        if reduced_jpeg and self._first_resize() is None:
+            logger.warning(
+                "INPUT.REDUCED_JPEG has no effect in %s: the first augmentation is no"
+                " ResizeShortestEdge",
+                "training" if is_train else "testing",
+            )
         self.memory_format = memory_format
         logger.info(
             "augmentations in %s: %s",
@@ -172,6 +187,7 @@ class DatasetMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "max_image_pixels": cfg.INPUT.MAX_IMAGE_PIXELS,
+            "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
             "memory_format": torch.channels_last if is_interleaved else torch.contiguous_format,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "instance_mask_format": cfg.INPUT.MASK_FORMAT,
@@ -211,6 +227,7 @@ class DatasetMapper:
         record = cast(ImageRecord, dict(dataset_dict))
         annotations = record.pop("annotations", None)
         aug_input = self._read(record, annotations, record.pop("sem_seg_file_name", None))
+        decoding = T.TransformList(aug_input.transforms)
         transforms = self.augmentations(aug_input)
         objects = aug_input.objects
         if aug_input.was_mixed:
@@ -218,6 +235,8 @@ class DatasetMapper:
             record["height"], record["width"] = aug_input.size
             transforms = T.TransformList(aug_input.transforms)
             annotations = objects
+        elif len(decoding):
+            transforms = decoding + transforms
 
         model_input: dict[str, Any] = dict(record)
         model_input["image"] = image_to_tensor(aug_input.image, self.memory_format)
@@ -249,16 +268,15 @@ class DatasetMapper:
         sem_seg_file: str | None,
     ) -> Scene:
         """Return what the files of a record hold; the record gets the size of the image."""
-        image = read_image(
-            record["file_name"], format=self.image_format, max_pixels=self.max_image_pixels
-        )
-        check_image_size(record, image)
+        image, size = self._read_image(record["file_name"])
+        require_image_size(record, size)
+        record["height"], record["width"] = size
         objects: list[AnnotationRecord] = []
         sem_seg = None
         if self.is_train:
             objects = [a for a in annotations or [] if not as_flag(a.get("iscrowd"))]
             if sem_seg_file:
-                sem_seg = self._label_map(sem_seg_file, record, image.shape[:2])
+                sem_seg = self._label_map(sem_seg_file, record, size)
         parts = SceneParts(
             self.use_rotated_boxes,
             self.use_instance_mask,
@@ -267,7 +285,32 @@ class DatasetMapper:
         )
         scene = Scene(image, objects, sem_seg, record["file_name"], parts, self._draw_partner)
         scene.image_format = self.image_format
+        if image.shape[:2] != size:
+            scene.size = size
+            scene.transform(_DecodedResize(*size, *image.shape[:2]))
         return scene
+
+    def _read_image(self, file_name: str) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return an image, as large as the first resize needs it, and its size in the file."""
+        resize = self._first_resize() if self.reduced_jpeg else None
+        if resize is None:
+            image = read_image(file_name, self.image_format, max_pixels=self.max_image_pixels)
+            return image, (image.shape[0], image.shape[1])
+
+        def size_needed(height: int, width: int) -> tuple[int, int]:
+            lengths = resize.short_edge_length
+            if min(lengths) == 0:  # the image as it is
+                return height, width
+            return resize.get_output_shape(height, width, max(lengths), resize.max_size)
+
+        return read_reduced_image(
+            file_name, self.image_format, size_needed, max_pixels=self.max_image_pixels
+        )
+
+    def _first_resize(self) -> T.ResizeShortestEdge | None:
+        first = self.augmentations.augs[0] if self.augmentations.augs else None
+        # No subclass: the resize of torchvision does not antialias.
+        return first if type(first) is T.ResizeShortestEdge else None
 
     def _draw_partner(self, mixing: T.Augmentation) -> Scene:
         """Return another image of the data, after the augmentations that stand before one."""
@@ -363,6 +406,13 @@ class DatasetMapper:
                 )
             )
         return instances
+
+
+class _DecodedResize(T.ResizeTransform):
+    """The resize that a decoder has done: of everything but the image."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        return img
 
 
 def _check_mixing(cfg: CfgNode, mixing: Mixing, where: str) -> None:

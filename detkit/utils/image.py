@@ -8,7 +8,7 @@ import importlib.util
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,46 @@ def decode_image(
         return pixels
     with opened_image(data, file_name, max_pixels) as image:
         return _turned(pixels, orientation_of(image))
+
+
+def read_reduced_image(
+    file_name: str,
+    format: str,
+    size_needed: Callable[[int, int], tuple[int, int]],
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read an image; a JPEG as RGB or BGR at 1/2, 1/4 or 1/8 of its sides where that is enough.
+
+    libjpeg then decodes fewer frequencies, which takes half the time or less.
+
+    Args:
+        file_name: Path or address.
+        format: See `read_image`.
+        size_needed: Takes height and width, and returns those that the result must at least have.
+        max_pixels: Largest number of pixels of the whole image.
+
+    Returns:
+        The image as `read_image` returns it, and `(height, width)` of the whole one.
+    """
+    _check_format(format)
+    data = read_image_bytes(file_name)
+    if data.startswith(JPEG_MARK) and format in ("RGB", "BGR"):
+        with opened_image(data, file_name, max_pixels) as image:
+            whole_w, whole_h = image.size
+            is_turned = orientation_of(image) >= 5
+            height, width = (whole_w, whole_h) if is_turned else (whole_h, whole_w)
+            least_h, least_w = size_needed(height, width)
+            for part in (8, 4, 2):
+                # Multiples alone: of others, the last row or column covers more than the image.
+                fits = height // part >= least_h and width // part >= least_w
+                if not fits or height % part or width % part:
+                    continue
+                image.draft(None, (whole_w // part, whole_h // part))
+                rgb = upright_pixels(image, "RGB")
+                return rgb[:, :, ::-1] if format == "BGR" else rgb, (height, width)
+    pixels = decode_image(data, file_name, format, max_pixels=max_pixels)
+    return pixels, (pixels.shape[0], pixels.shape[1])
 
 
 def read_label_map(file_name: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:

@@ -18,6 +18,7 @@ from detkit.data import (
 )
 from detkit.data import transforms as T
 from detkit.data.dataset_mapper import image_to_tensor
+from detkit.data.mixing import Mosaic
 from detkit.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes
 from detkit.structures.mask_formats import bitmask_to_rle
 from detkit.utils.image import BadImageError, SizeMismatchError, read_image
@@ -443,6 +444,99 @@ def test_proposals_come_with_the_image(rich, is_train):
     sample = mapper(record)
     assert sample["proposals"].proposal_boxes.tensor.tolist() == [[4, 4, 16, 16]]
     assert "proposal_boxes" not in sample
+
+
+@pytest.fixture
+def photo(rich, tmp_path):
+    """Return `rich` with everything ten times as large, in a JPEG of 244x324."""
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((324, 244), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "photo.jpg", quality=95)
+    mask = np.zeros((244, 324), dtype=bool)
+    mask[100:200, 180:300] = True
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "labels.png")
+    annotations = copy.deepcopy(rich["annotations"][:2])
+    annotations[0]["segmentation"] = [[10.0 * v for v in TRIANGLE[0]]]
+    annotations[0]["keypoints"] = [50, 30, 2, 120, 90, 1]
+    annotations[1]["segmentation"] = bitmask_to_rle(mask)
+    for annotation in annotations:
+        annotation["bbox"] = [10 * v for v in annotation["bbox"]]
+    files = {"file_name": str(tmp_path / "photo.jpg")}
+    return {**rich, **files, "height": 244, "width": 324, "annotations": annotations}
+
+
+@pytest.mark.parametrize(
+    "further",
+    [[], [T.RandomFlip(1.0)], [Mosaic((48, 64))]],
+    ids=["resize", "flip", "partners"],
+)
+def test_reduced_jpeg_gives_nearly_the_same_sample(photo, further):
+    samples = []
+    for reduced in (False, True):
+        mapper = DatasetMapper(
+            is_train=True,
+            augmentations=[T.ResizeShortestEdge([48, 60], 90, "choice"), *further],
+            use_instance_mask=True,
+            instance_mask_format="bitmask",
+            use_keypoint=True,
+            num_keypoints=2,
+            keypoint_hflip_indices=np.array([0, 1]),
+            reduced_jpeg=reduced,
+        )
+        mapper.partners = [photo]
+        sizes = []
+        inner = mapper.augmentations.augs[0]
+        before = inner.get_transform
+        inner.get_transform = lambda image, before=before, sizes=sizes: (
+            sizes.append(image.shape[:2]) or before(image)
+        )
+        np.random.seed(1)
+        samples.append(mapper(photo))
+        assert set(sizes) == {(61, 81) if reduced else (244, 324)}
+    whole, reduced = samples
+    assert whole["image"].shape == reduced["image"].shape
+    assert (whole["image"].int() - reduced["image"].int()).abs().float().mean() < 1
+    assert (whole["height"], whole["width"]) == (reduced["height"], reduced["width"])
+    a, b = whole["instances"], reduced["instances"]
+    assert len(a) == len(b) > 0
+    assert (a.gt_boxes.tensor - b.gt_boxes.tensor).abs().max() < 0.01
+    assert (a.gt_keypoints.tensor - b.gt_keypoints.tensor).abs().max() < 0.01
+    assert (a.gt_masks.tensor != b.gt_masks.tensor).float().mean() < 0.01
+    assert (whole["sem_seg"] != reduced["sem_seg"]).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        T.ResizeShortestEdge([48, 240], 400, "choice"),
+        T.ResizeShortestEdge([0, 48], 90, "choice"),
+        T.TorchvisionResizeShortestEdge(48, 90),
+        T.RandomCrop("absolute", (48, 48)),
+    ],
+)
+def test_jpeg_is_not_reduced_where_more_pixels_may_be_needed(photo, first):
+    mapper = DatasetMapper(is_train=False, augmentations=[first], reduced_jpeg=True)
+    plain = DatasetMapper(is_train=False, augmentations=[first])
+    samples = []
+    for each in (mapper, plain):
+        np.random.seed(0)
+        samples.append(each(photo)["image"])
+    assert torch.equal(*samples)
+
+
+def test_reduced_jpeg_without_effect_is_said(caplog):
+    DatasetMapper(configured("INPUT.REDUCED_JPEG", True), is_train=True)
+    assert "REDUCED_JPEG" not in caplog.text
+    flip = [{"name": "RandomFlip"}]
+    settings = ("INPUT.REDUCED_JPEG", True, "INPUT.AUGMENTATIONS", flip)
+    DatasetMapper(configured(*settings), is_train=True)
+    assert "INPUT.REDUCED_JPEG has no effect in training" in caplog.text
+
+
+def test_reduced_jpeg_of_another_size_is_named(photo):
+    cfg = configured("INPUT.REDUCED_JPEG", True)
+    with pytest.raises(SizeMismatchError, match="is 324x244 .* says 324x245"):
+        DatasetMapper(cfg, is_train=True)({**photo, "height": 245})
 
 
 def test_mask_of_the_wrong_size_names_annotation_and_file(rich):

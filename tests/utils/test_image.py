@@ -12,7 +12,13 @@ import pytest
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from detkit.utils.image import convert_image_to_rgb, read_image, read_image_size, read_label_map
+from detkit.utils.image import (
+    convert_image_to_rgb,
+    read_image,
+    read_image_size,
+    read_label_map,
+    read_reduced_image,
+)
 from detkit.utils.image_file import MAX_SCANS, BadImageError, jpeg_size
 
 EXIF_ORIENTATION = 0x0112
@@ -115,6 +121,53 @@ def test_label_map_comes_out_upright(tmp_path, orientation, suffix):
     stored = np.ascontiguousarray(STORED[orientation](upright))
     path = write_oriented(tmp_path / f"a.{suffix}", orientation, stored)
     assert np.array_equal(read_label_map(path), upright)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("needed", "shape"),
+    [
+        ((120, 88), (120, 88)),
+        ((61, 20), (120, 88)),
+        ((20, 45), (120, 88)),
+        ((60, 44), (60, 44)),
+        ((16, 11), (30, 22)),
+        ((15, 11), (15, 11)),
+        ((1, 1), (15, 11)),
+    ],
+)
+def test_jpeg_is_reduced_as_far_as_the_size_needed_allows(tmp_path, orientation, needed, shape):
+    upright = picture(120, 88)
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    path = write_oriented(tmp_path / "a.jpg", orientation, stored, quality=95)
+
+    def size_needed(height, width):
+        assert (height, width) == (120, 88)
+        return needed
+
+    pixels, size = read_reduced_image(path, "BGR", size_needed)
+    assert size == (120, 88)
+    assert pixels.shape == (*shape, 3)
+    expected = Image.fromarray(upright).resize(shape[::-1], Image.Resampling.BOX)
+    differences = np.abs(pixels[:, :, ::-1].astype(int) - np.asarray(expected))
+    assert differences.mean() < 2
+    with pytest.raises(BadImageError, match=f"more than the {120 * 88 - 1} pixels"):
+        read_reduced_image(path, "BGR", size_needed, max_pixels=120 * 88 - 1)
+
+
+@pytest.mark.parametrize("shape", [(121, 88), (120, 83)])
+def test_jpeg_whose_sides_are_no_multiples_is_read_whole(tmp_path, shape):
+    path = write(tmp_path / "a.jpg", picture(*shape))
+    pixels, size = read_reduced_image(path, "RGB", lambda height, width: (1, 1))
+    assert size == shape
+    assert np.array_equal(pixels, read_image(path, "RGB"))
+
+
+def test_other_images_are_read_whole(tmp_path):
+    path = write(tmp_path / "a.png", picture(121, 83))
+    pixels, size = read_reduced_image(path, "RGB", lambda height, width: (1, 1))
+    assert size == (121, 83)
+    assert np.array_equal(pixels, picture(121, 83))
 
 
 def test_exif_behind_the_pixels_of_a_png_counts_without_decoding_them(tmp_path, monkeypatch):
