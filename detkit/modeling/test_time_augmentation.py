@@ -122,6 +122,16 @@ class DatasetMapperTTA:
         return views
 
 
+# Steps of Detectron2's that have no counterpart.
+_NOT_CALLED = (
+    "_batch_inference",
+    "_get_augmented_boxes",
+    "_rescale_detected_boxes",
+    "_reduce_pred_masks",
+    "_turn_off_roi_heads",
+)
+
+
 class GeneralizedRCNNWithTTA(nn.Module):
     """A model that detects in several views of every image, and is called like the model itself.
 
@@ -180,6 +190,15 @@ class GeneralizedRCNNWithTTA(nn.Module):
             )
         self.train(model.training)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if uncalled := [name for name in _NOT_CALLED if name in vars(cls)]:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(uncalled)} of Detectron2, which detkit does"
+                " not call: masks are summed up view by view. Override _inference_one_image,"
+                " _get_augmented_inputs or _merge_detections"
+            )
+
     @classmethod
     def from_config(
         cls,
@@ -222,21 +241,26 @@ class GeneralizedRCNNWithTTA(nn.Module):
             raise RuntimeError(
                 "test-time augmentation is for inference: call eval() on the model first"
             )
-        return [{"instances": self._detect(x)} for x in batched_inputs]
+        return [self._inference_one_image(x) for x in batched_inputs]
 
-    def _detect(self, model_input: ModelInput) -> Instances:
+    def _inference_one_image(self, model_input: ModelInput) -> ModelOutput:
         """Return the instances in one image."""
         height, width = model_input["image"].shape[1:]
         size = (model_input.get("height", height), model_input.get("width", width))
         # Moved to the device before it is resized: that is quicker than nine sizes of a picture
         # on the CPU, and one transfer instead of nine.
         on_device = dict(model_input, image=model_input["image"].to(self.model.device))
-        views = self.tta_mapper(cast(ModelInput, on_device))
+        views = list(zip(*self._get_augmented_inputs(cast(ModelInput, on_device)), strict=True))
         merged = self._merged_boxes(views, size)
         if not self._has_branches():
-            return merged
+            return {"instances": merged}
         self._add_to_boxes(merged, views)
-        return detector_postprocess(merged, *size)
+        return {"instances": detector_postprocess(merged, *size)}
+
+    def _get_augmented_inputs(self, model_input: ModelInput) -> tuple[list[ModelInput], list[View]]:
+        """Return the inputs that show an image, and how each does."""
+        inputs, views = zip(*self.tta_mapper(model_input), strict=True)
+        return list(inputs), list(views)
 
     def _merged_boxes(
         self, views: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
@@ -252,12 +276,22 @@ class GeneralizedRCNNWithTTA(nn.Module):
                 boxes.append(view.boxes_out(found_i.pred_boxes.tensor, size))
                 scores.append(found_i.scores)
                 classes.append(found_i.pred_classes)
-        all_boxes, all_classes = Boxes(torch.cat(boxes)), torch.cat(classes)
+        return self._merge_detections(torch.cat(boxes), torch.cat(scores), torch.cat(classes), size)
+
+    def _merge_detections(
+        self,
+        all_boxes: Tensor,
+        all_scores: Tensor,
+        all_classes: Tensor,
+        shape_hw: tuple[int, int],
+    ) -> Instances:
+        """Merge the boxes (M, 4) of all views, in an image of (height, width), by NMS."""
+        boxes = Boxes(all_boxes)
         # Clipped after the views are brought to one image: NMS compares what is reported.
-        all_boxes.clip(size)
-        keep, kept_scores = self.detection_filter(all_boxes.tensor, torch.cat(scores), all_classes)
+        boxes.clip(shape_hw)
+        keep, scores = self.detection_filter(boxes.tensor, all_scores, all_classes)
         return Instances(
-            size, pred_boxes=all_boxes[keep], scores=kept_scores, pred_classes=all_classes[keep]
+            shape_hw, pred_boxes=boxes[keep], scores=scores, pred_classes=all_classes[keep]
         )
 
     def _boxes_in(self, inputs: list[ModelInput]) -> list[Instances]:

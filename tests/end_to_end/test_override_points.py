@@ -1,24 +1,32 @@
 """Methods that Detectron2's users override are the ones that are called in a real run."""
 
 import functools
+import inspect
 from collections import Counter
 
 import pytest
+import torch
 
 import detkit.modeling as modeling
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import declare_architecture, find_architecture
 from detkit.data import DatasetMapper, build_detection_train_loader
+from detkit.data.samplers import (
+    InferenceSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
 from detkit.engine import DefaultTrainer, hooks
 from detkit.evaluation import COCOEvaluator
 from detkit.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from detkit.modeling.meta_arch import SemSegFPNHead
 from detkit.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detkit.modeling.roi_heads import FastRCNNConvFCHead
 from tests.end_to_end.families import family_config
 
 # Class -> the methods of it that run in training, in evaluation, or in both.
 TWO_STAGE = {
-    modeling.GeneralizedRCNN: ("forward", "inference", "preprocess_image"),
+    modeling.GeneralizedRCNN: ("forward", "inference", "preprocess_image", "_postprocess"),
     modeling.FPN: ("forward", "output_shape"),
     RPN: (
         "forward",
@@ -108,7 +116,27 @@ DENSE = (
 )
 RETINANET = {modeling.RetinaNet: DENSE}
 FCOS = {modeling.FCOS: (*DENSE, "compute_ctrness_targets")}
+PANOPTIC = {
+    modeling.PanopticFPN: ("forward", "inference"),
+    SemSegFPNHead: ("forward", "layers", "losses"),
+}
+SEMANTIC = {modeling.SemanticSegmentor: ("forward", "inference", "preprocess_image")}
+AUGMENTED = {
+    modeling.GeneralizedRCNNWithTTA: (
+        "forward",
+        "_inference_one_image",
+        "_get_augmented_inputs",
+        "_merge_detections",
+    ),
+    modeling.DatasetMapperTTA: ("__call__",),
+}
+SAMPLERS = {
+    TrainingSampler: ("_infinite_indices",),
+    RepeatFactorTrainingSampler: ("_infinite_indices", "_get_epoch_indices"),
+    InferenceSampler: ("_get_local_indices",),
+}
 ALL = {**TWO_STAGE, **CASCADE, **C4, **RETINANET, **FCOS}
+ALL |= {**PANOPTIC, **SEMANTIC, **AUGMENTED, **SAMPLERS}
 called: Counter[tuple[type, str]] = Counter()
 
 
@@ -124,6 +152,13 @@ def overriding(base, methods):
             called[base, name] += 1
             return getattr(super(kind, self), name)(*args, **kwargs)
 
+        @functools.wraps(original)
+        def static(*args, **kwargs):
+            called[base, name] += 1
+            return original(*args, **kwargs)
+
+        if isinstance(inspect.getattr_static(base, name), staticmethod):
+            return staticmethod(static)
         return classmethod(method) if is_class_method else method
 
     kind = type(f"Own{base.__name__}", (base,), {name: noted(name) for name in methods})
@@ -192,9 +227,14 @@ def _runs(datasets, tmp_path_factory):
             ("C4", modeling.Res5ROIHeads, C4, "ROI_HEADS", "ROI_HEADS.NAME"),
             ("RetinaNet", modeling.RetinaNet, RETINANET, "META_ARCH", "META_ARCHITECTURE"),
             ("FCOS", modeling.FCOS, FCOS, "META_ARCH", "META_ARCHITECTURE"),
+            ("panoptic", modeling.PanopticFPN, PANOPTIC, "META_ARCH", "META_ARCHITECTURE"),
+            ("semantic", modeling.SemanticSegmentor, SEMANTIC, "META_ARCH", "META_ARCHITECTURE"),
         ):  # fmt: skip
             own = registered(getattr(modeling, f"{registry}_REGISTRY"), base, table)
             cfg = small_cfg(folder / family, family, {f"MODEL.{key}": own})
+            if base is modeling.PanopticFPN:
+                head = registered(modeling.SEM_SEG_HEADS_REGISTRY, SemSegFPNHead, PANOPTIC)
+                cfg.MODEL.SEM_SEG_HEAD.NAME = head
             trainer = DefaultTrainer(cfg)
             trainer.resume_or_load(resume=False)
             trainer.train()
@@ -245,6 +285,14 @@ def run_two_stage(folder):
     trainer.train()
     kind = overriding(DetectionCheckpointer, TWO_STAGE[DetectionCheckpointer])
     checkpointer = kind(trainer.model, str(folder), trainer=trainer)
+    mapper = overriding(modeling.DatasetMapperTTA, AUGMENTED[modeling.DatasetMapperTTA])
+    kind = overriding(modeling.GeneralizedRCNNWithTTA, AUGMENTED[modeling.GeneralizedRCNNWithTTA])
+    augmented = kind(cfg, trainer.model, mapper(min_sizes=[32], max_size=48, flip=False))
+    augmented.eval()([{"image": torch.zeros(3, 40, 40)}])
+    samplers = [overriding(base, methods) for base, methods in SAMPLERS.items()]
+    next(iter(samplers[0](3)))
+    next(iter(samplers[1](torch.ones(3))))
+    samplers[2](3)
     checkpointer.save("again")
     checkpointer.load(str(folder / "again.pth"))
 

@@ -321,3 +321,10 @@ def test_views_come_from_the_config():
     )
     views = [view for _, view in DatasetMapperTTA(cfg)(gray_picture())]
     assert views == [View((40, 60), False)] * 2
+
+
+def test_subclass_that_overrides_what_is_not_called_is_refused():
+    with pytest.raises(TypeError, match="Own overrides _reduce_pred_masks of Detectron2, which"):
+
+        class Own(GeneralizedRCNNWithTTA):
+            def _reduce_pred_masks(self, outputs, tfms): ...

@@ -44,20 +44,20 @@ class _EndlessSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Start the stream from the beginning: the same one every time."""
-        yield from itertools.islice(self._endless_indices(), self._rank, None, self._world_size)
+        yield from itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
-    def _endless_indices(self) -> Iterator[int]:
+    def _infinite_indices(self) -> Iterator[int]:
         # One generator over all epochs, on the CPU: the order does not depend on the device.
         generator = torch.Generator()
         generator.manual_seed(self._seed)
         while True:
-            indices = self._epoch_indices(generator)
+            indices = self._get_epoch_indices(generator)
             # A permutation per epoch, not independent draws: every image is seen equally often.
             if self._shuffle:
                 indices = indices[torch.randperm(len(indices), generator=generator)]
             yield from indices.tolist()
 
-    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+    def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         """Return the indices of one epoch in order, at least one, as int64."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class TrainingSampler(_EndlessSampler):
         super().__init__(shuffle=shuffle, seed=seed)
         self._size = _require_size(size)
 
-    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+    def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         return torch.arange(self._size)
 
 
@@ -115,7 +115,7 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         generator.manual_seed(seed)
         self.subset = torch.randperm(self._size, generator=generator)[: self.num_images]
 
-    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+    def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         return self.subset
 
 
@@ -178,7 +178,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
             [max((factors[c] for c in classes), default=1.0) for classes in classes_per_image]
         )
 
-    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+    def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         # Drawn anew in each epoch, so that the mean over epochs is the factor.
         round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
         return torch.arange(len(self._whole)).repeat_interleave((self._whole + round_up).long())
@@ -221,7 +221,7 @@ class ClassAwareTrainingSampler(_EndlessSampler):
         weights = [sum(1 / num_showing[k] for k in shown) for shown in classes]
         return torch.tensor(weights, dtype=torch.float64) / len(num_showing)
 
-    def _epoch_indices(self, generator: torch.Generator) -> Tensor:
+    def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         count = len(self._weights)
         return torch.multinomial(self._weights, count, replacement=True, generator=generator)
 

@@ -129,7 +129,21 @@ class GeneralizedRCNN(Detector):
             results = self.roi_heads.forward_with_given_boxes(features, given)
         else:
             results = self.find_instances(images, features, batched_inputs)
-        return rescale_outputs(results, batched_inputs, "instances") if do_postprocess else results
+        if not do_postprocess:
+            return results
+        return self._postprocess(results, batched_inputs, images.image_sizes)
+
+    @staticmethod
+    def _postprocess(
+        instances: Sequence[Instances],
+        batched_inputs: Sequence[ModelInput],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[ModelOutput]:
+        """Rescale instances to the size that each input asks for.
+
+        For subclasses written for Detectron2, which override it or call it.
+        """
+        return rescale_outputs(instances, batched_inputs, "instances")
 
     def find_instances(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
