@@ -93,25 +93,22 @@ def size_bins(matching: Matching) -> Bins:
 
 
 def aspect_bins(matching: Matching) -> Bins:
-    """Return upright, about square and wide boxes."""
-    bins: Bins = []
-    ratios = [
-        items.boxes[:, 2] / np.maximum(items.boxes[:, 3], 1e-9)
-        for items in (matching.objects, matching.detections)
-    ]
-    for name, low, high, meaning in (
-        ("tall", 0.0, 0.5, "more than twice as high as wide"),
-        ("compact", 0.5, 2.0, "neither side more than twice the other"),
-        ("wide", 2.0, math.inf, "more than twice as wide as high"),
-    ):
+    """Return tall, compact and wide boxes."""
+    kinds = []
+    for items in (matching.objects, matching.detections):
+        ratios = items.boxes[:, 2] / np.maximum(items.boxes[:, 3], 1e-9)
         # The borders belong to the compact ones.
-        inside = [
-            (r >= low) & (r <= high) if low == 0.5 else (r > low) & (r < high) for r in ratios
-        ]
-        if name == "tall":
-            inside = [r < high for r in ratios]
-        bins.append((name, meaning, inside[0], inside[1]))
-    return bins
+        kinds.append((ratios >= 0.5).astype(int) + (ratios > 2.0))
+    return [
+        (name, meaning, kinds[0] == number, kinds[1] == number)
+        for number, (name, meaning) in enumerate(
+            (
+                ("tall", "more than twice as high as wide"),
+                ("compact", "neither side more than twice the other"),
+                ("wide", "more than twice as wide as high"),
+            )
+        )
+    ]
 
 
 def crowding_bins(matching: Matching) -> Bins:
@@ -188,8 +185,7 @@ def object_scores(matching: Matching) -> np.ndarray:
 
 def found_objects(matching: Matching, score_threshold: float) -> np.ndarray:
     """Return (G,) which objects a detection of at least that score finds."""
-    # A detection with a score of its own keeps its object when lower ones are left out: objects are
-    # given in falling order of score.
+    # Objects are given in falling order of score: leaving out lower ones changes nothing above.
     return object_scores(matching) >= score_threshold
 
 
@@ -417,18 +413,17 @@ def error_costs(matching: Matching, errors: Errors) -> dict[str, Any]:
     without = outcome.num_objects - num_missed
     gain = mean_precision(is_hit, is_counted, detections.classes, without) - base
     types["missed"] = {"count": int(num_missed.sum()), "cost": max(gain, 0.0)}
-    all_missed = np.bincount(
-        objects.classes[~objects.is_ignored & ~is_found], minlength=len(outcome.num_objects)
+    is_lost = ~objects.is_ignored & ~is_found
+    num_lost = np.bincount(objects.classes[is_lost], minlength=len(outcome.num_objects))
+    all_right = mean_precision(is_hit, is_hit, detections.classes, outcome.num_objects)
+    all_found = mean_precision(
+        is_hit, is_counted, detections.classes, outcome.num_objects - num_lost
     )
     return {
         "AP": base,
         "types": types,
-        "false_positives": mean_precision(is_hit, is_hit, detections.classes, outcome.num_objects)
-        - base,
-        "false_negatives": mean_precision(
-            is_hit, is_counted, detections.classes, outcome.num_objects - all_missed
-        )
-        - base,
+        "false_positives": all_right - base,
+        "false_negatives": all_found - base,
     }
 
 

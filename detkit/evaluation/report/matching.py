@@ -1,8 +1,8 @@
 """The one matching of detections and objects that all numbers of the error report come from.
 
-It assigns as COCO's evaluation does (`detkit.evaluation.coco.scoring`), which does not tell which
-detection it gave to which object; AP from here equals that of `COCOEvaluator`, which the tests
-compare.
+It assigns as COCO's evaluation does. The C++ of `detkit.evaluation.coco.scoring` is faster, but
+tells who was given what at its lowest threshold only, knows no overlaps across classes, and leaves
+out objects by nothing but their area. AP from here equals that of `COCOEvaluator`: tests compare.
 
 Legend: N images, D detections and G objects of the data set, T thresholds; n and m of one image.
 """

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,8 @@ def compare(
     rows = [{"name": "all", "first": metrics[0]["AP"], "second": metrics[1]["AP"]}]
     intervals = [analysis.interval(analysis.mean_over_classes(difference))]
     for k, name in enumerate(first.class_names):
-        rows.append({"name": name, **_pair(metrics, f"AP-{name}")})
+        first_ap, second_ap = (of_task[f"AP-{name}"] for of_task in metrics)
+        rows.append({"name": name, "first": first_ap, "second": second_ap})
         intervals.append(analysis.interval(analysis.mean_over_classes(difference[:, :, [k]])))
     threshold = numbers["threshold"]
     before = {row["image_id"]: row for row in numbers["images"]}
@@ -291,10 +292,6 @@ def compare(
     }
 
 
-def _pair(metrics: Sequence[Mapping[str, float]], name: str) -> dict[str, float]:
-    return {"first": metrics[0][name], "second": metrics[1][name]}
-
-
 def write_report(
     folder: str | Path,
     truth: CocoGroundTruth,
@@ -307,6 +304,8 @@ def write_report(
     options: ReportOptions | None = None,
 ) -> Path:
     """Write `report.html`, `report.json`, `classes.csv`, `errors.csv` and `images.csv`.
+
+    With a second detector, also `comparison.csv`.
 
     Args:
         folder: Where to; made if it is not there.
@@ -454,7 +453,7 @@ def _gallery(
 
 def _skeleton(metadata: Any) -> list[tuple[int, int]]:
     """Return the pairs of keypoints that a line joins."""
-    names: Collection[str] = list(metadata.get("keypoint_names") or ())
+    names: list[str] = list(metadata.get("keypoint_names") or ())
     index = {name: number for number, name in enumerate(names)}
     rules = metadata.get("keypoint_connection_rules") or ()
     return [(index[a], index[b]) for a, b, *_ in rules]

@@ -59,7 +59,12 @@ def _entry(text: str, evidence: str, *keys: str, cost: float = math.nan) -> dict
 def _cost(numbers: Mapping[str, Any], kind: str) -> tuple[float, str]:
     of_kind = numbers["errors"]["types"][kind]
     cost, count = of_kind["cost"], of_kind["count"]
-    return cost, f"{count} errors of this type; without them AP50 would gain {cost:.1f} points"
+    metric = f"AP{100 * numbers['iou_threshold']:g}"
+    evidence = (
+        f"{count} errors of this type, of any score; without them {metric} would gain {cost:.1f}"
+        " points"
+    )
+    return cost, evidence
 
 
 def _of_errors(task: str, numbers: Mapping[str, Any], cfg: CfgNode | None) -> list[dict[str, Any]]:
@@ -180,6 +185,20 @@ def _of_missed_objects(
         extremes = f"{ratios[is_long].min():.2g} to {ratios[is_long].max():.2g}"
         evidence = f"{int(is_long.sum())} of {num_missed} missed objects have ratios of {extremes}"
         found.append(_entry(text, evidence, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cost=cost))
+    found += _of_crowding(numbers, cfg, cost)
+    low = is_missed & (object_scores(matching) >= 0)
+    if low.sum() >= max(_MIN_CASES, 0.3 * num_missed):
+        text = (
+            "Many missed objects were found, with a low score: where finding them matters more than"
+            " false alarms, accept lower scores; training longer raises them"
+        )
+        evidence = f"{int(low.sum())} of {num_missed} missed objects have a detection that fits"
+        found.append(_entry(text, evidence, "SOLVER.MAX_ITER"))
+    return found
+
+
+def _of_crowding(numbers: Mapping[str, Any], cfg: CfgNode, cost: float) -> list[dict[str, Any]]:
+    """Return what the recall of objects beside each other suggests."""
     crowded, others = _recalls(numbers, "crowding", ["crowded"])
     touching, alone = _recalls(numbers, "crowding", ["touching", "crowded"])
     if crowded < others - _NOTABLE_GAP:
@@ -193,8 +212,8 @@ def _of_missed_objects(
         )
         architecture = find_architecture(cfg.MODEL.META_ARCHITECTURE)
         keys = [architecture.nms_threshold] if architecture and architecture.nms_threshold else []
-        found.append(_entry(text, evidence, *keys, "TEST.NMS.METHOD", cost=cost))
-    elif touching < alone - _NOTABLE_GAP:
+        return [_entry(text, evidence, *keys, "TEST.NMS.METHOD", cost=cost)]
+    if touching < alone - _NOTABLE_GAP:
         text = (
             "Objects that touch others are missed: show more of them in training, for example by"
             " CopyPaste, which needs masks"
@@ -203,16 +222,8 @@ def _of_missed_objects(
             f"recall is {touching:.0f} % of the objects that others overlap, and {alone:.0f} % of"
             " those alone"
         )
-        found.append(_entry(text, evidence, "INPUT.AUGMENTATIONS", cost=cost))
-    low = is_missed & (object_scores(matching) >= 0)
-    if low.sum() >= max(_MIN_CASES, 0.3 * num_missed):
-        text = (
-            "Many missed objects were found, with a low score: where finding them matters more than"
-            " false alarms, accept lower scores; training longer raises them"
-        )
-        evidence = f"{int(low.sum())} of {num_missed} missed objects have a detection that fits"
-        found.append(_entry(text, evidence, "SOLVER.MAX_ITER"))
-    return found
+        return [_entry(text, evidence, "INPUT.AUGMENTATIONS", cost=cost)]
+    return []
 
 
 def _recalls(numbers: Mapping[str, Any], by: str, names: Sequence[str]) -> tuple[float, float]:

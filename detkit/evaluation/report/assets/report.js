@@ -102,7 +102,7 @@ function errorTable() {
   const most = Math.max(1e-9, ...rows.map(row => row.cost));
   table($("#errors table"), [
     { name: "error", value: r => r.name, show: r => make("span", {}, swatch(COLORS[r.name]), r.name) },
-    { name: "AP50 it costs", value: r => r.cost, show: r => { const bar = make("span", { className: "bar" }); bar.style.cssText = `width:${Math.round(110 * r.cost / most)}px;background:${COLORS[r.name]}`; return make("span", {}, bar, points(r.cost)); } },
+    { name: `AP${Math.round(100 * numbers().iou_threshold)} it costs`, value: r => r.cost, show: r => { const bar = make("span", { className: "bar" }); bar.style.cssText = `width:${Math.round(110 * r.cost / most)}px;background:${COLORS[r.name]}`; return make("span", {}, bar, points(r.cost)); } },
     { name: "number", value: r => r.count },
     { name: "meaning", value: r => MEANINGS[r.name], text: true },
   ], rows, row => () => { $("#gallery [name=error]").value = ERRORS.indexOf(row.name); relist(); $("#gallery").scrollIntoView(); });
