@@ -26,7 +26,7 @@ from detkit.data import DatasetCatalog
 from detkit.engine import DefaultPredictor, DefaultTrainer, prepare
 from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import export_model
-from detkit.export.quantize import calibration_images, write_int8
+from detkit.export.quantize import calibration_images, convert_to_openvino, write_int8
 from detkit.export.runtime import ExportedPredictor
 from detkit.utils.image import read_image
 
@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, help="folders of trained runs")
     add("--output", required=True, type=Path, help="folder for the exported files")
-    add("--formats", nargs="+", default=["onnx", "openvino"], help="formats that the runtime reads")
     add("--int8", action="store_true", help="int8 too, calibrated on 32 images of DATASETS.TRAIN")
     add("--num-images", type=int, default=30, help="images that are timed (default: %(default)s)")
     add("--rounds", type=int, default=3, help="times that each is predicted (default: %(default)s)")
@@ -63,10 +62,11 @@ def _rows_of(folder: Path, args: argparse.Namespace) -> list[list[Any]]:
     deploy = args.output / folder.name
     cfg = _config_of(folder, deploy / "eval")
     eager = DefaultPredictor(cfg)
-    files = export_model(eager.model, eager.metadata, cfg, args.formats, deploy)
+    (onnx_file,) = export_model(eager.model, eager.metadata, cfg, ["onnx"], deploy)
+    files = [onnx_file, convert_to_openvino(onnx_file)]
     if args.int8:
         images = calibration_images(cfg, cfg.DATASETS.TRAIN[0])
-        files += write_int8(deploy / "model.onnx", args.formats, images)
+        files += write_int8(onnx_file, ["onnx", "openvino"], images)
     predictors: dict[str, Callable[[Any], Any]] = {"eager": eager}
     scores = {"eager": _ap(DefaultTrainer.test(cfg, eager.model))}
     sizes = {"eager": (folder / "model_final.pth").stat().st_size}

@@ -55,7 +55,8 @@ def evaluate_exported(
         Name of the data set -> task -> metric -> number.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty, or names a data set that is not known.
+        ConfigError: DATASETS.TEST is empty, or names a data set that is not known or that is
+            scored by what the model does not predict.
         DataError: A data set has other classes than the model.
     """
     if not cfg.DATASETS.TEST:
@@ -71,6 +72,12 @@ def evaluate_exported(
         for key, model_key in MODEL_NAMES.items():
             if names := getattr(predictor.metadata, key):
                 MetadataCatalog.get(name).set(**{model_key: list(names)})
+        kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+        if kind in ("coco", "pascal_voc", "lvis") and "boxes" not in predictor.metadata.outputs:
+            raise ConfigError(
+                f"data set {name!r} is scored by objects, and the model finds none: its outputs are"
+                f" {', '.join(predictor.metadata.outputs)}"
+            )
         # The loader first: class names of a COCO file are known once it has been read.
         loader = build_detection_test_loader(cfg, name, mapper=mapper, batch_size=batch_size)
         evaluator = build_evaluator(cfg, name)

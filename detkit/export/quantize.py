@@ -50,20 +50,28 @@ def write_int8(path: Path, formats: Iterable[str], images: Iterable[np.ndarray])
     written = {"onnx": path.with_name(f"{path.stem}_int8.onnx")}
     quantize_onnx(path, written["onnx"], images)
     if "openvino" in formats:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingPackageError(
-                "the export needs openvino: pip install 'detkit-vision[openvino]'"
-            ) from error
-        model = openvino.convert_model(written["onnx"])
-        metadata = ExportedPredictor(written["onnx"]).metadata
-        model.set_rt_info(json.dumps(metadata.document), [KEY])
-        written["openvino"] = written["onnx"].with_suffix(".xml")
-        openvino.save_model(model, written["openvino"], compress_to_fp16=False)
+        written["openvino"] = convert_to_openvino(written["onnx"])
     if "onnx" not in formats:
         written["onnx"].unlink()
     return [written[name] for name in formats]
+
+
+def convert_to_openvino(path: Path) -> Path:
+    """Write an exported ONNX file in OpenVINO's format beside it, and return the `.xml`.
+
+    Raises:
+        MissingPackageError: openvino is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingPackageError(
+            "the export needs openvino: pip install 'detkit-vision[openvino]'"
+        ) from error
+    model = openvino.convert_model(path)
+    model.set_rt_info(json.dumps(ExportedPredictor(path).metadata.document), [KEY])
+    openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
+    return path.with_suffix(".xml")
 
 
 def calibration_images(cfg: CfgNode, dataset_name: str) -> Iterator[np.ndarray]:

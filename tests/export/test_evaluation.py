@@ -75,6 +75,14 @@ def test_data_set_of_other_classes_is_refused(predictor_of, dataset, tmp_path, c
     assert "horse" in capsys.readouterr().err
 
 
+def test_model_of_another_task_is_refused(predictor_of, dataset, tmp_path, capsys):
+    predictor_of(
+        outputs=["sem_seg"], architecture="SemanticSegmentor", stuff_classes=["sky", "sea"]
+    )
+    assert main(["eval", "--model", str(tmp_path / "m.onnx"), "--dataset", dataset]) == 2
+    assert "is scored by objects, and the model finds none" in capsys.readouterr().err
+
+
 def test_evaluation_without_data_set_says_so(predictor_of, tmp_path, capsys):
     predictor_of()
     assert main(["eval", "--model", str(tmp_path / "m.onnx"), "DATASETS.TEST", "[]"]) == 2
