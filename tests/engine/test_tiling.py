@@ -33,7 +33,7 @@ def test_tiles_cover_the_image(length: int, starts: list[int]) -> None:
 
 
 class Oracle(nn.Module):
-    """Finds what is visible of each object: a region of one value in the first channel.
+    """Finds what is visible of each object: a region of one value.
 
     Objects of odd values are of class 1. A score falls with what lies outside of the tile, and
     boxes are moved by noise, another one in each tile.
@@ -52,8 +52,9 @@ class Oracle(nn.Module):
         self.shapes.append(tuple(image.shape))
         height, width = x["height"], x["width"]
         scale = torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
-        ids = [i for i in image[0].unique().tolist() if i]
-        masks = torch.stack([image[0] == i for i in ids]) if ids else torch.zeros(0, height, width)
+        value = image[0].int() + 256 * image[1].int()
+        ids = [i for i in value.unique().tolist() if i]
+        masks = torch.stack([value == i for i in ids]) if ids else torch.zeros(0, height, width)
         boxes = torch.zeros(len(ids), 4)
         for k, mask in enumerate(masks):
             ys, xs = torch.nonzero(mask, as_tuple=True)
@@ -68,14 +69,15 @@ class Oracle(nn.Module):
         )
         if self.masks:
             found.pred_masks = masks.bool()
-        return found
+        found.pred_boxes.clip((height, width))
+        return found[found.pred_boxes.nonempty()]
 
 
 def _scene(boxes, size=(400, 500)):
-    """An image in which the object k + 1 fills the box k."""
+    """An image in which the object k + 1 fills the box k: its value is in two channels."""
     image = np.zeros((*size, 3), dtype=np.uint8)
     for k, (x0, y0, x1, y1) in enumerate(boxes):
-        image[y0:y1, x0:x1] = k + 1
+        image[y0:y1, x0:x1, :2] = divmod(k + 1, 256)[::-1]
     return image
 
 
@@ -144,7 +146,7 @@ def test_wbf_is_the_mean_weighted_by_scores() -> None:
             )}]  # fmt: skip
 
     image = np.zeros((100, 170, 3), dtype=np.uint8)
-    image[:, 70:] = 1
+    image[:, 70:, 0] = 1
     found = _detect(image, Two(), merge="wbf")
     # The second tile begins at 70: 80 and 82, weighted by 2 to 1.
     assert found.pred_boxes.tensor[0].tolist() == pytest.approx([80 + 2 / 3, 20, 90 + 2 / 3, 30])
@@ -157,7 +159,7 @@ def test_neighbours_of_one_class_on_a_border_stay_two() -> None:
     # Both lie within the overlap of the first two tiles, one of them is cut by the second.
     boxes = [(66, 10, 76, 20), (77, 10, 97, 20)]
     image = _scene(boxes, (100, 170))
-    image[image == 2] = 3  # of the class of the first
+    image[:, :, 0][image[:, :, 0] == 2] = 3  # of the class of the first
     assert sorted(map(tuple, _detect(image).pred_boxes.tensor.int().tolist())) == boxes
 
 
@@ -174,7 +176,7 @@ def test_objects_that_a_tile_keeps_apart_are_not_merged() -> None:
             )}]  # fmt: skip
 
     image = np.zeros((100, 170, 3), dtype=np.uint8)
-    image[:, 70:] = 1
+    image[:, 70:, 0] = 1
     assert len(_detect(image, Dense())) == 2
 
 
@@ -306,3 +308,46 @@ def test_training_on_tiles_cuts_them_around_objects(tiny_cfg) -> None:
     mapper = DatasetMapper(tiny_cfg, is_train=True)
     counts = [len(mapper(record)["instances"]) for record in records * 10]
     assert 0 < sum(counts) < len(counts)
+
+
+def test_adapter_of_sahi_finds_what_the_tiles_find(tiny_cfg, tmp_path) -> None:
+    pytest.importorskip("sahi", reason="SAHI is not installed")
+    from sahi import AutoDetectionModel
+    from sahi.predict import get_sliced_prediction
+
+    import detkit.as_detectron2  # noqa: F401 - SAHI imports detectron2
+
+    DefaultTrainer(tiny_cfg).train()
+    weights = f"{tiny_cfg.OUTPUT_DIR}/model_final.pth"
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    model = AutoDetectionModel.from_pretrained(
+        model_type="detectron2",
+        model_path=weights,
+        config_path=str(tmp_path / "config.yaml"),
+        confidence_threshold=0.3,
+        device="cpu",
+    )
+    image = np.zeros((40, 48, 3), dtype=np.uint8)
+    theirs = get_sliced_prediction(
+        image,
+        model,
+        slice_height=40,
+        slice_width=48,
+        perform_standard_pred=False,
+        verbose=0,
+    )
+    (found,) = theirs.object_prediction_list
+    ours = Predictor(weights, tile=48)(image, input="rgb").instances
+    assert found.bbox.to_xyxy() == ours.pred_boxes.tensor[0].tolist()
+    assert found.score.value == pytest.approx(float(ours.scores[0]))
+    assert found.category.name == "red"
+
+
+@pytest.mark.slow
+def test_two_thousand_objects_of_a_large_image_are_found_once() -> None:
+    boxes = _separate_boxes(2000, 12, 60, size=(4000, 4000))
+    image = _scene(boxes, (4000, 4000))
+    found = _detect(image, Oracle(noise=0.5, masks=False), size=512, overlap=0.2)
+    assert len(found) == 2000
+    off = found.pred_boxes.tensor[:, None] - torch.tensor(boxes)[None]
+    assert int((off.abs().amax(dim=2).min(dim=0).values < 6).sum()) == 2000
