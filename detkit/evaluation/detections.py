@@ -28,6 +28,8 @@ from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+_ENCODED_AT_ONCE = 100
+
 
 @dataclass(frozen=True)
 class ImageDetections:
@@ -233,11 +235,15 @@ def exact_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Return (R, H, W) masks, on any device, in COCO's run-length encoding."""
-    # The encoder reads the columns of one mask after the other. Transposed on the device, the masks
-    # are copied only once.
-    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    # Typed as Any: pycocotools' stubs say that it returns the encoding of one mask.
-    rles: Any = mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []
+    rles: list[dict[str, Any]] = []
+    # A part at a time: the copies of 3,000 masks of 800 x 1333 took 6 GB beside the masks' 3.
+    for part in masks.detach().split(_ENCODED_AT_ONCE):
+        # The encoder reads the columns of one mask after the other. Transposed on the device, the
+        # masks are copied only once.
+        columns = part.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+        # Typed as Any: pycocotools' stubs say that it returns the encoding of one mask.
+        encoded: Any = mask_util.encode(columns.transpose(2, 1, 0)) if len(columns) else []
+        rles += encoded
     return rles
 
 

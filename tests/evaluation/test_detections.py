@@ -9,8 +9,9 @@ from detkit.evaluation.detections import (
     encode_masks,
     exact_iou,
     image_id_of,
+    take_instances,
 )
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, Instances, bitmask_to_rle, rle_to_bitmask
 from tests.helpers import iou_of_two_boxes, random_boxes
 
 
@@ -80,3 +81,25 @@ def test_detections_told_in_arrays_are_the_same():
         np.testing.assert_array_equal(getattr(told, name), getattr(whole, name), strict=True)
     only_boxes = ImageDetections(3, boxes, scores, classes)
     assert ImageDetections.from_arrays(3, only_boxes.to_arrays()).masks is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 250])
+def test_masks_are_encoded_in_order_however_many(count: int) -> None:
+    masks = torch.rand(count, 5, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    decoded = [rle_to_bitmask(rle) for rle in encode_masks(masks)]
+    assert len(decoded) == count
+    for mask, again in zip(masks.numpy(), decoded, strict=True):
+        assert np.array_equal(mask, again)
+
+
+def test_run_lengths_are_taken_as_they_are() -> None:
+    masks = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    fields = {
+        "pred_boxes": Boxes(torch.tensor([[0.0, 0, 4, 5]]).repeat(3, 1)),
+        "scores": torch.ones(3),
+        "pred_classes": torch.zeros(3, dtype=torch.int64),
+    }
+    bitmaps = Instances((5, 4), **fields, pred_masks=masks)
+    rles = Instances((5, 4), **fields, pred_masks=[bitmask_to_rle(m) for m in masks.numpy()])
+    names = ["pred_masks"]
+    assert take_instances(0, rles, names).masks == take_instances(0, bitmaps, names).masks
