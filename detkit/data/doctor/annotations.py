@@ -150,7 +150,7 @@ def _check_classes(cfg: CfgNode, objects: Objects, findings: Findings, *, is_tra
         return
     stray = [is_stray(a["category_id"], limit) for a in objects.annotations]
     objects.note(findings, "class-id-range", np.array(stray, dtype=bool), f"need 0 to {limit - 1}")
-    counts = _objects_per_class(objects)
+    counts = objects_per_class(objects)
     for k, class_name in enumerate(names or ()):
         if is_train and 0 < counts[k] < _RARE and 100 * counts[k] < max(counts.values()):
             findings.add("rare-class", name, Example(detail=f"{class_name}: {counts[k]}"))
@@ -161,7 +161,8 @@ def _check_classes(cfg: CfgNode, objects: Objects, findings: Findings, *, is_tra
             findings.add("alike-class-names", name, Example(detail=", ".join(map(repr, alike))))
 
 
-def _objects_per_class(objects: Objects) -> Counter[int]:
+def objects_per_class(objects: Objects) -> Counter[int]:
+    """Return class id -> number of objects, without crowds."""
     singles = zip(objects.annotations, objects.is_crowd, strict=True)
     return Counter(a["category_id"] for a, is_crowd in singles if not is_crowd)
 
@@ -312,7 +313,6 @@ def _note_images(
 
 
 def check_between(
-    cfg: CfgNode,
     train: Sequence[Objects],
     test: Sequence[Objects],
     findings: Findings,
@@ -321,7 +321,6 @@ def check_between(
     """Look for faults in the classes of the data sets of a config, against each other.
 
     Args:
-        cfg: What they must fit.
         train: Those trained on.
         test: Those evaluated on.
         findings: Added to.
@@ -347,8 +346,8 @@ def check_between(
             findings.add("checkpoint-classes", name, Example(detail=detail))
     trained = Counter[int]()
     for o in train:
-        trained += _objects_per_class(o)
-    tested = {o.name: _objects_per_class(o) for o in test}
+        trained += objects_per_class(o)
+    tested = {o.name: objects_per_class(o) for o in test}
     for k, class_name in enumerate(known[0][1] if known and trained else ()):
         if trained[k]:
             continue

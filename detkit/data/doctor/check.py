@@ -22,9 +22,10 @@ from detkit.data.doctor.annotations import (
     check_annotations,
     check_between,
     num_classes_of,
+    objects_per_class,
     resize_scales,
 )
-from detkit.data.doctor.finding import Example, Findings
+from detkit.data.doctor.finding import SEVERITIES, Example, Findings
 from detkit.data.doctor.images import ImageFacts, copies, facts_of_all, look_alikes
 from detkit.data.record_files import spread
 from detkit.structures import ImageRecord
@@ -75,7 +76,7 @@ class Report:
         }
         counts = self.findings.counts()
         return {
-            "counts": {severity: counts[severity] for severity in ("error", "warning", "note")},
+            "counts": {severity: counts[severity] for severity in SEVERITIES},
             "datasets": sets,
             "anchors": self.anchors,
             "findings": self.findings.as_json(),
@@ -113,16 +114,12 @@ def check_datasets(
     for name, found in records.items():
         objects[name] = check_annotations(cfg, name, found, findings, is_train=name in train)
         _check_label_maps(cfg, name, found, facts[name], findings)
+        counts = objects_per_class(objects[name])
         names = MetadataCatalog.get(name).get("thing_classes") or []
-        per_class = [0] * len(names)
-        for record in found:
-            for annotation in record.get("annotations", ()):
-                if annotation["category_id"] in range(len(names)):
-                    per_class[annotation["category_id"]] += 1
-        report.classes[name] = list(zip(names, per_class, strict=True))
+        report.classes[name] = [(class_name, counts[k]) for k, class_name in enumerate(names)]
     in_train = [objects[name] for name in train]
     in_test = [objects[name] for name in test if name not in train]
-    check_between(cfg, in_train, in_test, findings, checkpoint_classes)
+    check_between(in_train, in_test, findings, checkpoint_classes)
     report.anchors = check_anchors(cfg, in_train, anchors, findings)
     _check_copies(train, [o.name for o in in_test], records, facts, findings)
     return report
@@ -146,8 +143,13 @@ def warn_before_training(
     looked_at = [records[k] for k in spread(range(len(records)), _LOOKED_AT)]
     looked_at = [record for record in looked_at if _has_boxes(record)]
     findings, name = Findings(), cfg.DATASETS.TRAIN[0]
-    objects = check_annotations(cfg, name, looked_at, findings, is_train=True)
-    check_anchors(cfg, [objects], anchors, findings)
+    try:
+        objects = check_annotations(cfg, name, looked_at, findings, is_train=True)
+        check_anchors(cfg, [objects], anchors, findings)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        # A mapper of the user's own may take records of another form.
+        logger.debug("the training data are not looked at: %r", error)
+        return
     told = [finding for finding in findings if finding.code in _TOLD_BEFORE_TRAINING]
     for finding in told:
         logger.warning(
@@ -164,9 +166,9 @@ def warn_before_training(
 
 
 def _has_boxes(record: Any) -> bool:
-    return isinstance(record, dict) and all(
-        "bbox_mode" in annotation for annotation in record.get("annotations", ())
-    )
+    if not isinstance(record, dict) or "file_name" not in record:
+        return False
+    return all("bbox_mode" in annotation for annotation in record.get("annotations", ()))
 
 
 def _expect_classes(cfg: CfgNode, name: str) -> None:

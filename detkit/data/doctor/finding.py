@@ -152,7 +152,7 @@ KINDS: dict[str, Kind] = {
     "large-image": Kind(
         "note",
         "Images are far larger than what the model is fed",
-        "Save them smaller: decoding takes most of the time of loading.",
+        "INPUT.REDUCED_JPEG: True, or save them smaller: most of the time of loading is decoding.",
     ),
     "blank-image": Kind(
         "warning",

@@ -276,7 +276,9 @@ def test_training_says_nothing_of_data_without_faults_and_of_others_than_records
     toy: Any, caplog: Any
 ) -> None:
     cfg = toy.cfg()
-    for records in (DatasetCatalog.get("toy_train"), [1, "a"], [{"annotations": [{}]}], []):
+    foreign = {"file_name": "a", "annotations": [{"bbox_mode": 0, "bbox": None}]}
+    others: list[Any] = [[1, "a"], [{"annotations": [{}]}], [], [foreign]]
+    for records in (DatasetCatalog.get("toy_train"), *others):
         warn_before_training(cfg, records, toy.anchors)
     assert caplog.messages == []
 
