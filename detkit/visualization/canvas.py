@@ -63,7 +63,7 @@ class Canvas:
     Attributes:
         line_width: Default width of lines in pixels; it grows with the picture.
         font_size: Default height of text in pixels; it grows with the picture.
-        labels: Rectangles (x1, y1, x2, y2) of the names written so far, for others to keep clear.
+        labels: (L, 4) rectangles, XYXY, of the names written so far, for others to keep clear.
 
     Example:
         >>> canvas = Canvas(np.zeros((48, 64, 3), np.uint8))
@@ -91,7 +91,7 @@ class Canvas:
         side = math.sqrt(self.width * self.height)
         self.font_size = max(11, round(side / 45))
         self.line_width = max(2, round(side / 320))
-        self.labels: list[tuple[float, float, float, float]] = []
+        self.labels: npt.NDArray[np.float64] = np.zeros((0, 4))
 
     @property
     def width(self) -> int:

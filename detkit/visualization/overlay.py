@@ -57,7 +57,10 @@ def draw_labels(canvas: Canvas, labels: Iterable[tuple[str, Sequence[float], Col
     room = _DENSE_SHARE * canvas.width * canvas.height
     frames = [canvas.frame(box) for _, box, _ in labels]
     largest = _SMALL_SIDE * canvas.font_size
-    small = [f for f in frames if f[2] - f[0] < largest and f[3] - f[1] < largest]
+    # An array: each label is compared with all of them, which may be thousands.
+    small = np.array(
+        [f for f in frames if f[2] - f[0] < largest and f[3] - f[1] < largest], dtype=np.float64
+    )
     for (text, _, color), (x1, y1, x2, y2) in zip(labels, frames, strict=True):
         width, height = canvas.text_size(text, font_size)
         if is_dense and room < width * height:
@@ -76,7 +79,7 @@ def _best_place(
     canvas: Canvas,
     places: Sequence[tuple[float, float]],
     size: tuple[int, int],
-    small: Sequence[Sequence[float]] = (),
+    small: npt.ArrayLike = (),
     *,
     only_free: bool = False,
 ) -> tuple[float, float] | None:
@@ -86,7 +89,7 @@ def _best_place(
         canvas: Knows the labels written so far.
         places: Top left corners, of which those are considered that the picture has the height for.
         size: Width and height of the label.
-        small: Boxes of objects that a label would hide.
+        small: (M, 4) boxes of objects that a label would hide.
         only_free: Return None where every place hides a part of another label.
     """
     right, bottom = max(canvas.width - size[0], 0), canvas.height - size[1]
@@ -94,19 +97,22 @@ def _best_place(
     corners = np.array(inside, dtype=np.float64)
     rectangles = np.hstack([corners, corners + np.array(size)])
     hidden = _overlaps(rectangles, canvas.labels)
-    # Sorted by the first, then by the second.
-    best = int(np.lexsort((_overlaps(rectangles, small), hidden))[0])
-    if only_free and hidden[best] > 0:
+    if only_free and hidden.min() > 0:
         return None
-    canvas.labels.append(tuple(rectangles[best].tolist()))
+    # Sorted by the second, then by the first.
+    best = int(np.lexsort((_overlaps(rectangles, small), hidden))[0])
+    canvas.labels = np.vstack([canvas.labels, rectangles[best]])
     return inside[best]
 
 
 def _overlaps(
-    rectangles: npt.NDArray[np.float64], others: Sequence[Sequence[float]]
+    rectangles: npt.NDArray[np.float64], others: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
     """Return for each rectangle the area that it shares with the others, (N,)."""
-    boxes = np.array(others, dtype=np.float64).reshape(-1, 4)
+    boxes = np.asarray(others, dtype=np.float64).reshape(-1, 4)
+    # Of thousands in a dense scene, few are near.
+    first, last = rectangles[:, :2].min(axis=0), rectangles[:, 2:].max(axis=0)
+    boxes = boxes[((boxes[:, :2] < last) & (boxes[:, 2:] > first)).all(axis=1)]
     start = np.maximum(rectangles[:, None, :2], boxes[:, :2])
     end = np.minimum(rectangles[:, None, 2:], boxes[:, 2:])
     return (end - start).clip(0).prod(axis=2).sum(axis=1)

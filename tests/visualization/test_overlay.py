@@ -77,8 +77,7 @@ def test_label_goes_beside_a_box_that_is_full(positions) -> None:
 def test_label_hides_least_where_it_hides_something(positions) -> None:
     width, height = _canvas().text_size("cat")
     canvas = Canvas(np.full((height, 200, 3), 90, np.uint8))  # as high as the label
-    canvas.labels.append((0, 0, 200, height))
-    canvas.labels.append((50, 0, 60, height))
+    canvas.labels = np.array([[0.0, 0, 200, height], [50, 0, 60, height]])
     draw_labels(canvas, [("cat", [55, 0, 60 + width, height], (9, 9, 9))])
     assert positions == [(60, 0)]
 
@@ -94,7 +93,7 @@ def test_label_does_not_hide_small_objects(positions) -> None:
 def test_label_hides_a_small_object_rather_than_a_label(positions) -> None:
     width, height = _canvas().text_size("cat")
     canvas = Canvas(np.full((height, 200, 3), 90, np.uint8))  # as high as the label
-    canvas.labels.append((0, 0, 110, height))
+    canvas.labels = np.array([[0.0, 0, 110, height]])
     ball = [110, 0, 110 + width, height]  # a label to the right of the box hides it
     draw_labels(canvas, [("cat", [60, 0, 110, height], (9, 9, 9)), ("", ball, (9, 9, 9))])
     assert positions[0] == (110, 0)
