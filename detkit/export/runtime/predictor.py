@@ -3,6 +3,7 @@
 Legend: N images, H and W height and width of an image, C channels, M objects in one image.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from detkit.export.runtime.resize import output_size, resize_antialiased, resize
 from detkit.export.runtime.results import merged_segments, rescaled_detections
 from detkit.utils.errors import ConfigError
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
+
+logger = logging.getLogger(__name__)
 
 
 class ExportedPredictor:
@@ -53,6 +56,9 @@ class ExportedPredictor:
         """
         self.metadata, self._run = open_model(path, num_threads)
         self.score_threshold = score_threshold
+        lowest = self.metadata.score_threshold
+        if score_threshold is not None and score_threshold < lowest:
+            logger.warning("%s was exported to find nothing below a score of %g", path, lowest)
         self._path = os.fspath(path)
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:

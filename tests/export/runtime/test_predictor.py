@@ -83,6 +83,13 @@ def test_score_threshold_holds_for_objects_and_for_merging(make):
     assert len(predictor(_image(20, 40))["instances"]) == 0
 
 
+def test_threshold_below_that_of_the_file_is_warned_of(make, caplog):
+    make(score_threshold=0.05)
+    assert caplog.text == ""
+    make(score_threshold=0.01)
+    assert "m.onnx was exported to find nothing below a score of 0.05" in caplog.text
+
+
 def test_fractions_reach_a_model_of_floats(make):
     resize = {"rule": "torchvision", "min_size": 33, "max_size": 50}
     predictor = make(resize=resize, input={"format": "BGR", "channels": 3, "dtype": "float32"})
