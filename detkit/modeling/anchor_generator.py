@@ -206,15 +206,19 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
 
 
 def anchors_per_level(model: nn.Module) -> list[tuple[int, float, np.ndarray]]:
-    """Return stride, offset and (A, 4) anchors of a cell, for each level of a model's heads.
+    """Return stride, offset and (A, 4) anchors of a cell, for each level of a model.
 
-    It is empty for a model without upright anchors on a grid.
+    Those of heads that match anchors with objects by their overlap; FCOS has cells alone. Empty for
+    rotated anchors, and for generators that are no `DefaultAnchorGenerator`.
     """
-    generators = [m for m in model.modules() if isinstance(m, DefaultAnchorGenerator)]
     levels = []
-    for generator in generators if all(g.box_dim == 4 for g in generators) else ():
+    for head in model.modules():
+        generator = getattr(head, "anchor_generator", None)
+        if not hasattr(head, "anchor_matcher") or not isinstance(generator, DefaultAnchorGenerator):
+            continue
         for stride, cells in zip(generator.strides, generator.cell_anchors, strict=True):
-            levels.append((stride, generator.offset, cells.detach().cpu().numpy()))
+            if generator.box_dim == 4:
+                levels.append((stride, generator.offset, cells.detach().cpu().numpy()))
     return levels
 
 

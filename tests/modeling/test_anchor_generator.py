@@ -9,6 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
+from detkit.modeling import anchors_per_level, build_model
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
     DefaultAnchorGenerator,
@@ -263,3 +264,23 @@ def test_angles_of_another_number_of_levels_are_an_error():
         RotatedAnchorGenerator(
             sizes=[[16]], aspect_ratios=[[1.0]], strides=(4, 8), angles=[[0], [1], [2]]
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        pytest.param("faster_rcnn", [4, 8, 16, 32, 64], id="Faster R-CNN"),
+        pytest.param("fcos", [], id="FCOS has cells alone"),
+        pytest.param("rotated_faster_rcnn", [], id="rotated"),
+    ],
+)
+def test_anchors_per_level_are_those_that_are_matched_with_objects(name, strides):
+    cfg = get_cfg()
+    cfg.merge_from_file(f"detkit://quick_start/{name}_R_18_FPN_shapes.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    levels = anchors_per_level(build_model(cfg))
+    assert [stride for stride, _, _ in levels] == strides
+    ratios = len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0])
+    for _, offset, cells in levels:
+        assert offset == cfg.MODEL.ANCHOR_GENERATOR.OFFSET
+        assert cells.shape == (ratios, 4)
