@@ -15,6 +15,8 @@ from detkit.model_zoo import list_configs
 
 # Stand for the names of the packaged configs and of all settings, which the scripts hold once.
 _CONFIGS, _KEYS = "$configs", "$keys"
+# Of train and others, and of config show and diff.
+_CONFIG_ARGUMENTS = ("config_file", "file", "a", "b")
 
 
 class _Words(NamedTuple):
@@ -23,7 +25,7 @@ class _Words(NamedTuple):
     options: dict[str, str]
     """Each with its help."""
     values: dict[str, list[str]]
-    """Of the options that take one of some words."""
+    """Of the options that take one; no words stand for any, such as a file."""
     words: list[str]
 
 
@@ -48,18 +50,18 @@ def _words_after(command: str) -> _Words:
     found = _Words({}, {}, [])
     if command in PARSERS:
         _collect(PARSERS[command](f"detkit {command}"), found)
-    return found
+    return found._replace(words=list(dict.fromkeys(found.words)))
 
 
 def _collect(parser: argparse.ArgumentParser, found: _Words) -> None:
     for action in parser._actions:
         choices = [str(choice) for choice in action.choices or ()]
-        if action.metavar in ("FILE", "A") and action.dest != "weights":
+        if action.dest in _CONFIG_ARGUMENTS:
             choices.append(_CONFIGS)
         for option in (o for o in action.option_strings if o.startswith("--")):
             # Expanded as in argparse's own help.
             found.options[option] = (action.help or "") % vars(action)
-            if choices:
+            if action.nargs != 0:
                 found.values[option] = choices
         if not action.option_strings:
             found.words.extend(choices)
@@ -118,7 +120,8 @@ def _fish(commands: Mapping[str, str]) -> str:
         for option, help_text in options.items():
             line = f"{given} -l {option.removeprefix('--')} -d {_quoted(help_text)}"
             if option in values:
-                line += f' -r -a "{" ".join(values[option])}"'
+                line += " -r"
+                line += f' -a "{" ".join(values[option])}"' if values[option] else ""
             lines.append(line)
         if words:
             lines.append(f'{given} -a "{" ".join(words)}"')

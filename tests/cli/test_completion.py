@@ -25,6 +25,10 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.param(["train", "--res"], ["--resume"], id="option"),
         pytest.param(["train", "--config-file", "quick_start/mask_rcnn_v"],
                      ["quick_start/mask_rcnn_vit_tiny_shapes.yaml"], id="config"),
+        pytest.param(["eval", "--weights", "quick_start/fas"], [], id="file that is no config"),
+        pytest.param(["eval", "--weights", "S"], [], id="value that is no setting"),
+        pytest.param(["config", "diff", "x", "quick_start/fas"],
+                     ["quick_start/faster_rcnn_R_18_FPN_shapes.yaml"], id="second config"),
         pytest.param(["convert-dataset", "a", "b", "--to", ""], ["coco", "voc", "yolo"], id="choice"),
         pytest.param(["train", "SOLVER.NESTE"], ["SOLVER.NESTEROV"], id="setting"),
         pytest.param(["train", "SEED", ""], [], id="value of a setting"),
@@ -46,7 +50,7 @@ def test_fish_gets_a_line_per_option_with_its_help(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     given = "complete -c detkit -n '__fish_seen_subcommand_from convert-weights'"
     assert f"{given} -l config-file -d 'compare with this model, and write only what it takes'" in [
-        line.partition(" -r -a ")[0] for line in lines
+        line.partition(" -r")[0] for line in lines
     ]
     assert all(line.count("'") % 2 == 0 for line in lines if "\\'" not in line)
 

@@ -133,6 +133,5 @@ def test_twenty_sizes_take_six_graphs_at_most(graphs):
 @pytest.mark.slow
 def test_compiled_detector_finds_the_same(graphs):
     plain, model = _model(FASTER, "none"), _model(FASTER, "dense")
-    for size in ((128, 160), (200, 150)):
-        _same_detections(model, plain, size)
-    assert graphs() >= 2
+    _same_detections(model, plain, (128, 160))
+    assert graphs() == 2
