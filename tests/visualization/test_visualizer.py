@@ -1,3 +1,4 @@
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -546,3 +547,20 @@ def test_rotated_boxes_in_a_list_are_drawn():
 def test_unknown_alignment_of_text_is_an_error():
     with pytest.raises(ValueError, match="must be left, center or right, got 'middle'"):
         Visualizer(_grey()).draw_text("a", (40, 40), horizontal_alignment="middle")
+
+
+@pytest.mark.slow
+def test_fifty_masks_on_a_large_picture_take_a_tenth_of_a_second() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
+    masks = np.zeros((50, 1080, 1920), bool)
+    boxes = []
+    for mask, (x, y) in zip(masks, rng.integers((0, 0), (1700, 800), (50, 2)), strict=True):
+        mask[y : y + 280, x : x + 180] = True
+        boxes.append([x, y, x + 180, y + 280])
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        Visualizer(picture).overlay_instances(boxes=boxes, masks=masks, labels=["cat 98%"] * 50)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.15  # 0.08 to 0.11 on two busy cores
