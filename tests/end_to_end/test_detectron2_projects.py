@@ -1,12 +1,14 @@
 """Projects written for Detectron2, in small: their configs, parts and train scripts, through the alias.
 
 Each is of our own, and uses of the API what a project of Detectron2's uses: multi-branch backbones (TridentNet), atrous
-networks with a schedule of their own (DeepLab), mask heads over feature maps (PointRend).
+networks with a schedule of their own (DeepLab), mask heads over feature maps (PointRend), segments read by a mapper and
+predicted in one map (Panoptic-DeepLab).
 """
 
 import detkit.as_detectron2  # noqa: F401
 
 # isort: split
+import copy
 import math
 
 import detectron2.data.transforms as T
@@ -15,11 +17,14 @@ import pytest
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import configurable
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import detection_utils as utils
 from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators
 from detectron2.layers import ASPP, Conv2d, ShapeSpec, batched_nms, cat, get_norm
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
@@ -27,14 +32,18 @@ from detectron2.modeling import (
     ResNet,
     ResNetBlockBase,
     StandardROIHeads,
+    build_backbone,
+    build_sem_seg_head,
 )
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import _get_warmup_factor_at_iter
 from detectron2.structures import ImageList, Instances
+from panopticapi.utils import rgb2id
 from torch import nn
 from torch.nn import functional as F
 
@@ -294,3 +303,87 @@ def test_mask_head_over_feature_maps(workplace):
     cfg.merge_from_file(str(file))
     _, results = run(DefaultTrainer, small(cfg, workplace / "out"))
     assert np.isfinite(results["segm"]["AP"])
+
+
+class SegmentsMapper:
+    """Reads the colours of a panoptic png, turned and cut with the image, as one map of classes."""
+
+    @configurable
+    def __init__(self, *, augmentations, image_format, ignore_label):
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format, self.ignore_label = image_format, ignore_label
+
+    @classmethod
+    def from_config(cls, cfg):
+        ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).ignore_label
+        return {
+            "augmentations": [T.RandomCrop("absolute", (64, 64)), T.RandomFlip()],
+            "image_format": cfg.INPUT.FORMAT,
+            "ignore_label": ignore_label,
+        }
+
+    def __call__(self, record):
+        record = copy.deepcopy(record)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        colors = utils.read_image(record.pop("pan_seg_file_name"), "RGB")
+        sample = T.AugInput(image, sem_seg=colors)
+        self.augmentations(sample)
+        ids = rgb2id(sample.sem_seg)
+        classes = np.full(ids.shape, self.ignore_label)
+        for segment in record["segments_info"]:
+            classes[ids == segment["id"]] = segment["category_id"]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        record["sem_seg"] = torch.as_tensor(classes).long()
+        return record
+
+
+@META_ARCH_REGISTRY.register()
+class SegmentsInOneMap(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.sem_seg_head = build_sem_seg_head(cfg, self.backbone.output_shape())
+        mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.label_divisor = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).label_divisor
+
+    @property
+    def device(self):
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs):
+        images = [(x["image"].to(self.device) - self.pixel_mean) / 60 for x in batched_inputs]
+        images = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        features = self.backbone(images.tensor)
+        if self.training:
+            targets = [x["sem_seg"].to(self.device) for x in batched_inputs]
+            targets = ImageList.from_tensors(targets, self.backbone.size_divisibility, 255).tensor
+            return self.sem_seg_head(features, targets)[1]
+        outputs = []
+        scores, _ = self.sem_seg_head(features)
+        for scores_i, x, size in zip(scores, batched_inputs, images.image_sizes, strict=True):
+            found = sem_seg_postprocess(scores_i, size, x["height"], x["width"]).argmax(dim=0)
+            outputs.append({"panoptic_seg": (found * self.label_divisor, None)})
+        return outputs
+
+
+class SegmentsTrainer(DefaultTrainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=SegmentsMapper(cfg))
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        assert MetadataCatalog.get(dataset_name).evaluator_type == "coco_panoptic_seg"
+        return DatasetEvaluators([COCOPanopticEvaluator(dataset_name, output_folder)])
+
+
+def test_segments_in_one_map(workplace):
+    cfg = small(family_config("semantic"), workplace / "out")
+    cfg.MODEL.META_ARCHITECTURE = "SegmentsInOneMap"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 9
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("shapes_train_panoptic",)
+    _, results = run(SegmentsTrainer, cfg)
+    assert 0 <= results["panoptic_seg"]["PQ"] <= 100
+    assert results["panoptic_seg"]["SQ"] >= 0
