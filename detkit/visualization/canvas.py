@@ -103,6 +103,11 @@ class Canvas:
         """Height in pixels."""
         return self._image.height
 
+    def reset(self, picture: Image.Image) -> None:
+        """Begin again with a picture of the same size."""
+        self._image = picture
+        self.labels = []
+
     def to_array(self) -> npt.NDArray[np.uint8]:
         """Return a copy of the picture, (H, W, 3) uint8 RGB."""
         return np.array(self._image)

@@ -34,6 +34,9 @@ class GenericMask:
         else:
             self._mask = binary_mask(mask_or_polygons, height, width).astype(np.uint8)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self.mask, dtype)
+
     @property
     def mask(self) -> npt.NDArray[np.uint8]:
         """The (H, W) uint8 bitmap."""

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,15 @@ class VisImage:
     def get_image(self) -> npt.NDArray[np.uint8]:
         """Return the picture, (H, W, 3) uint8 RGB."""
         return self._image.to_array() if isinstance(self._image, Canvas) else self._image
+
+    def reset_image(self, img: npt.NDArray[Any]) -> None:
+        """Begin again with an (H, W, 3) picture, brought to this size; what was drawn is lost."""
+        picture = Image.fromarray(np.asarray(img).clip(0, 255).astype(np.uint8))
+        picture = picture.resize((self.width, self.height), Image.Resampling.BICUBIC)
+        if isinstance(self._image, Canvas):
+            self._image.reset(picture)
+        else:
+            self._image = np.asarray(picture)
 
     def save(self, filepath: str | os.PathLike[str]) -> None:
         """Write the picture in the format of the file's suffix; create its folder if needed.

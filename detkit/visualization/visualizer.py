@@ -3,6 +3,7 @@
 Legend: M objects in one image, K keypoints of each, (H, W) the image.
 """
 
+import colorsys
 import enum
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.overriding import is_overridden, overridable
 from detkit.visualization.canvas import Canvas, Color, mask_bounds
+from detkit.visualization.generic_mask import GenericMask
 from detkit.visualization.overlay import (
     Segment,
     draw_keypoints,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 # Smallest share of the picture that gets a name: that of a smaller segment would hide more than it
 # tells.
 _NAMED_AREA = 0.002
+_PIXELS_PER_POINT = 1.4
 
 
 class ColorMode(enum.Enum):
@@ -388,7 +391,7 @@ class Visualizer:
             raise ValueError(
                 f"horizontal_alignment must be left, center or right, got {horizontal_alignment!r}"
             )
-        size = None if font_size is None else max(1, round(font_size * 1.4))
+        size = None if font_size is None else max(1, round(font_size * _PIXELS_PER_POINT))
         x, y = np.asarray(position, dtype=np.float64) * self._stretch
         width, _ = self._canvas.text_size(text, size)
         x -= shares[horizontal_alignment] * width
@@ -524,6 +527,50 @@ class Visualizer:
         """Draw the keypoints of one object, (K, 3), in red, and the lines between them."""
         self._draw_keypoints(to_array(keypoints), (255, 0, 0))
         return self.output
+
+    # -- parts of Detectron2's, which users' own drawing methods call
+
+    @property
+    def _default_font_size(self) -> float:
+        return self._canvas.font_size / _PIXELS_PER_POINT
+
+    def _jitter(self, color: AnyColor) -> tuple[float, float, float]:
+        """Return a colour near another, as shares of red, green and blue."""
+        shift = np.random.default_rng().uniform(-1, 1, 3)
+        shares = np.array(to_color(color)) / 255 + shift / np.linalg.norm(shift) * 0.5
+        return _as_shares(to_color(shares.clip(0, 1)))
+
+    def _change_color_brightness(
+        self, color: AnyColor, brightness_factor: float
+    ) -> tuple[float, float, float]:
+        """Return a colour lighter (up to 1) or darker (down to -1), as shares."""
+        shares = np.array(to_color(color)) / 255
+        hue, light, saturation = colorsys.rgb_to_hls(*shares)
+        return colorsys.hls_to_rgb(hue, min(1.0, light * (1 + brightness_factor)), saturation)
+
+    def _create_grayscale_image(self, mask: Any = None) -> npt.NDArray[np.uint8]:
+        """Return the picture in grey, but for the pixels of a mask."""
+        grey = np.repeat(self.img.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+        return grey if mask is None else np.where(to_bitmap(mask)[..., None], self.img, grey)
+
+    def _convert_boxes(self, boxes: Any) -> npt.NDArray[np.float64]:
+        return to_array(boxes)
+
+    def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
+        masks = mask_list(masks_or_polygons)
+        is_generic = [isinstance(mask, GenericMask) for mask in masks]
+        return [
+            mask if is_one else GenericMask(mask, *self._image_size)
+            for mask, is_one in zip(masks, is_generic, strict=True)
+        ]
+
+    def _convert_keypoints(self, keypoints: Any) -> npt.NDArray[np.float64]:
+        return to_array(keypoints)
+
+    def _draw_text_in_mask(self, binary_mask: Any, text: str, color: AnyColor) -> None:
+        mask = to_bitmap(binary_mask)
+        if mask.any():
+            self.draw_text(text, midst(mask).tolist(), color=color)
 
     def _draw_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
         draw_keypoints(

@@ -564,3 +564,36 @@ def test_fifty_masks_on_a_large_picture_take_a_tenth_of_a_second() -> None:
         Visualizer(picture).overlay_instances(boxes=boxes, masks=masks, labels=["cat 98%"] * 50)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.15  # 0.08 to 0.11 on two busy cores
+
+
+class OwnVisualizer(Visualizer):
+    """Draws instances by the parts that Detectron2's own method calls."""
+
+    def draw_instance_predictions(self, predictions):
+        masks = self._convert_masks(predictions.pred_masks)
+        grey = self._create_grayscale_image(predictions.pred_masks.any(dim=0).numpy())
+        self.output.reset_image(grey)
+        boxes = self._convert_boxes(predictions.pred_boxes)
+        colors = [self._jitter("blue") for _ in masks]
+        self.overlay_instances(masks=masks, boxes=boxes, assigned_colors=colors, alpha=0.0)
+        darker = self._change_color_brightness("red", -0.7)
+        self._draw_text_in_mask(masks[0].mask, "a", darker)
+        self._draw_text_in_mask(0 * masks[0].mask, "of nothing", darker)
+        return self.draw_text("b", (1, 1), font_size=self._default_font_size, color=darker)
+
+
+def test_parts_of_detectron2s_visualizer_are_there_for_subclasses():
+    picture = np.zeros((60, 80, 3), np.uint8)
+    picture[..., 0] = 90
+    mask = torch.zeros(1, 60, 80, dtype=torch.bool)
+    mask[0, 20:40, 20:60] = True
+    instances = Instances((60, 80), pred_boxes=Boxes([[20, 20, 60, 40]]), pred_masks=mask)
+    visualizer = OwnVisualizer(picture)
+    visualizer.draw_box((0, 0, 10, 10))
+    drawn = visualizer.draw_instance_predictions(instances).get_image()
+    assert drawn[55, 5].tolist() == [30, 30, 30]  # grey, also where a box had been drawn
+    assert drawn[25, 25].tolist() == [90, 0, 0]
+    assert visualizer._change_color_brightness("red", 0.0) == (1.0, 0.0, 0.0)
+    assert visualizer._change_color_brightness("red", -0.5) == pytest.approx((0.5, 0.0, 0.0))
+    assert visualizer._change_color_brightness("red", 1.0) == pytest.approx((1.0, 1.0, 1.0))
+    assert visualizer._convert_keypoints(torch.ones(1, 2, 3)).shape == (1, 2, 3)
