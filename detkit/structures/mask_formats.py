@@ -106,8 +106,10 @@ def polygons_to_bitmask(polygons: Sequence[ArrayLike], height: int, width: int) 
     """
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
-    checked = [as_polygon(polygon) for polygon in polygons]
-    return decode_runs([polygon_runs(checked, height, width)])[:, :, 0]
+    parts = polygon_runs([as_polygon(polygon) for polygon in polygons], height, width)
+    # `decode` takes seven times as long for an object of 120 pixels in an image of 1024.
+    merged = parts[0] if len(parts) == 1 else _COCO.merge(parts)
+    return _bitmap(rle_counts(merged), height, width)
 
 
 def bitmask_to_rle(mask: ArrayLike) -> RLERecord:
@@ -178,9 +180,28 @@ def rle_to_bitmask(
             f"a run-length mask has the size of its image: got {rle_height} x {rle_width}"
             f" (height x width) for an image of {wanted[0]} x {wanted[1]}"
         )
-    counts = rle_counts(rle)
-    values = np.arange(len(counts)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(rle_width, rle_height).T)
+    return _bitmap(rle_counts(rle), rle_height, rle_width)
+
+
+def _bitmap(counts: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the (H, W) bool bitmap of run lengths that add up to H * W."""
+    bitmap = np.zeros((height, width), dtype=bool)
+    runs = np.flatnonzero(counts[1::2]) * 2 + 1
+    if len(runs) == 0:
+        return bitmap
+    # Only the window that holds the mask is written: the rest of the memory is not touched.
+    ends = counts.cumsum()
+    first, last = int(runs[0]), int(runs[-1])
+    start, stop = int(ends[first - 1]), int(ends[last])
+    left, right = start // height, -(-stop // height)
+    inside = np.append(counts[first - 1 : last + 1], right * height - stop)
+    inside[0] = start - left * height
+    values = np.arange(len(inside)) % 2 == 1
+    columns = np.repeat(values, inside).reshape(right - left, height)
+    rows = np.flatnonzero(columns.any(axis=0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    bitmap[top:bottom, left:right] = columns[:, top:bottom].T
+    return bitmap
 
 
 def rle_counts(rle: Mapping[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from detkit.structures import (
     union_of_rles,
     window_to_rle,
 )
-from detkit.structures.mask_formats import as_polygon, rle_counts
+from detkit.structures.mask_formats import as_polygon, decode_runs, polygon_runs, rle_counts
 
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]
 
@@ -242,3 +242,32 @@ def test_window_has_the_run_lengths_of_the_whole(
 def test_union_of_rles_is_that_of_their_masks() -> None:
     masks = np.random.default_rng(0).random((3, 9, 7)) < 0.3
     assert union_of_rles([bitmask_to_rle(m) for m in masks]) == bitmask_to_rle(masks.any(axis=0))
+
+
+def test_bitmaps_of_polygons_anywhere_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(1, 60, 2).tolist()
+        spread = rng.choice([0.3, 3, 20, 200])
+        points = rng.uniform(-20, 80, 2) + rng.normal(0, spread, (int(rng.integers(1, 3)), 5, 2))
+        polygons = list(points.round(int(rng.integers(0, 3))).reshape(len(points), -1))
+        (expected,) = np.moveaxis(decode_runs([polygon_runs(polygons, height, width)]), 2, 0)
+        assert np.array_equal(polygons_to_bitmask(polygons, height, width), expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns"),
+    [
+        pytest.param([6], [[0, 0], [0, 0], [0, 0]], id="nothing"),
+        pytest.param([0, 6], [[1, 1], [1, 1], [1, 1]], id="all"),
+        pytest.param([6, 0], [[0, 0], [0, 0], [0, 0]], id="ends-with-no-pixel"),
+        pytest.param([3, 1, 2], [[0, 0], [0, 1], [0, 0]], id="one"),
+        pytest.param([1, 4, 1], [[0, 1], [1, 1], [1, 0]], id="over-columns"),
+        pytest.param([1, 0, 2, 1, 0, 1, 1], [[0, 0], [0, 1], [1, 0]], id="runs-of-nothing"),
+        pytest.param([4, 2], [[0, 0], [0, 0], [1, 1]], id="to-the-end"),
+    ],
+)
+def test_run_lengths_go_down_the_columns(counts, columns):
+    bitmap = rle_to_bitmask({"size": [2, 3], "counts": counts})
+    assert bitmap.T.astype(int).tolist() == columns
+    assert bitmap.flags.c_contiguous

@@ -14,6 +14,7 @@ from detkit.data.transforms.transform import (
     NoOpTransform,
     Transform,
     TransformList,
+    memory_order,
 )
 from detkit.utils.errors import DataError
 
@@ -175,8 +176,8 @@ class PadTransform(AxisAlignedTransform):
 
     def _pad(self, array: np.ndarray, value: float) -> np.ndarray:
         border = [(self.y0, self.y1), (self.x0, self.x1)] + [(0, 0)] * (array.ndim - 2)
-        # A mirrored view (BGR of RGB) is padded as it lies in memory, by whole rows: 0.1 ms, not 2.
-        order = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)
+        # A mirrored view is padded as it lies in memory: 0.1 ms, not 2.
+        order = memory_order(array)
         border = [sides[:: part.step] for sides, part in zip(border, order, strict=True)]
         return np.pad(array[order], border, constant_values=value)[order]
 

@@ -17,7 +17,12 @@ from detkit.data.transforms.augmentation import (
     Augmentation,
     require_probability,
 )
-from detkit.data.transforms.transform import AxisAlignedTransform, NoOpTransform, Transform
+from detkit.data.transforms.transform import (
+    AxisAlignedTransform,
+    NoOpTransform,
+    Transform,
+    memory_order,
+)
 
 BILINEAR = int(Image.Resampling.BILINEAR)
 NEAREST = int(Image.Resampling.NEAREST)
@@ -156,7 +161,7 @@ def resize_array(img: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarra
     """
     # torch knows no negative strides. A resize treats all channels alike, and left like right, so
     # the image is resized as it was before it was mirrored, and a mirrored view is returned.
-    order = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in img.strides)
+    order = memory_order(img)
     pixels = np.ascontiguousarray(img[order])
     if not pixels.flags.writeable:  # torch would warn, although it does not write
         pixels = pixels.copy()

@@ -119,6 +119,14 @@ class Transform(ABC):
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
+def memory_order(array: np.ndarray) -> tuple[slice, ...]:
+    """Return the index that mirrors an array such that no stride is negative; it is its inverse.
+
+    Whole rows of a mirrored view (BGR of RGB, a flip) are then copied at once.
+    """
+    return tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)
+
+
 class AxisAlignedTransform(Transform):
     """A transform under which upright boxes stay upright, so that two corners define a box."""
 
