@@ -14,6 +14,7 @@ from detkit.evaluation.report.matching import Matching
 _NOTABLE_COST = 1.0  # points of AP, below which an error type is not worth a setting
 _FEW_OBJECTS = 20
 _NOTABLE_SHARE = 0.15
+_HARDLY = 0.5  # of the recall of all
 _NOTABLE_GAP = 10.0  # points of recall
 _MIN_CASES = 3  # fewer are chance
 
@@ -114,18 +115,36 @@ def _of_confusion(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _of_data(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the classes whose AP rests on few objects."""
-    rare = [c for c in numbers["classes"] if 0 < c["objects"] < _FEW_OBJECTS]
-    if not rare:
-        return []
-    names = ", ".join(f"{c['name']} ({c['objects']})" for c in rare[:10])
-    text = (
-        f"The AP of {'a class rests' if len(rare) == 1 else f'{len(rare)} classes rests'} on fewer"
-        f" than {_FEW_OBJECTS} objects: read the intervals, and annotate more of them; if they are"
-        " rare in training too, show them more often"
-    )
+    """Return the classes that are hardly found, and those whose AP rests on few objects."""
     keys = ("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_THRESHOLD")
-    return [_entry(text, names, *keys)]
+    classes = [c for c in numbers["classes"] if c["objects"]]
+    overall = numbers["at_threshold"]["recall"]
+    found = []
+    for c in classes:
+        if c["objects"] >= _FEW_OBJECTS and c["recall"] < _HARDLY * overall:
+            text = (
+                f"{c['name']} is hardly found: look at its objects in the gallery, train longer,"
+                " show it more often in training, or give it a weight"
+            )
+            evidence = (
+                f"recall is {100 * c['recall']:.0f} % of its {c['objects']} objects, and"
+                f" {100 * overall:.0f} % of all"
+            )
+            # As much as if it were found like the others.
+            others = [other["AP50"] for other in classes if other is not c]
+            cost = max(0.0, (np.mean(others) - c["AP50"]) / len(classes)) if others else math.nan
+            more = ("MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "SOLVER.MAX_ITER")
+            found.append(_entry(text, evidence, *keys, *more, cost=cost))
+    rare = [c for c in classes if c["objects"] < _FEW_OBJECTS]
+    if rare:
+        names = ", ".join(f"{c['name']} ({c['objects']})" for c in rare[:10])
+        which = "a class rests" if len(rare) == 1 else f"{len(rare)} classes rest"
+        text = (
+            f"The AP of {which} on fewer than {_FEW_OBJECTS} objects: read the intervals, and"
+            " annotate more of them; if they are rare in training too, show them more often"
+        )
+        found.append(_entry(text, names, *keys))
+    return found
 
 
 def _of_calibration(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -63,6 +63,17 @@ def test_classes_that_are_taken_for_each_other(suggested):
     assert not [s for s in suggested(images[1:]) if "taken for dog" in s["text"]]  # 2 are chance
 
 
+def test_class_that_is_hardly_found(suggested):
+    box, other = [10, 10, 50, 50], [60, 60, 90, 90]
+    images = [([(box, 0), (other, 1)], [(box, 0, 0.9)])] * 15
+    images += [([(box, 0), (other, 1)], [(box, 0, 0.9), (other, 1, 0.8)])] * 5
+    first = suggested(images)[0]
+    assert first["text"].startswith("dog is hardly found")
+    assert first["evidence"] == "recall is 25 % of its 20 objects, and 62 % of all"
+    assert first["cost"] == pytest.approx((100 - 100 * 26 / 101) / 2)
+    assert not [s for s in suggested(images[5:]) if "hardly" in s["text"]]  # 15 are few
+
+
 def test_duplicates_name_the_threshold_of_the_model(suggested):
     box, near = [10, 10, 50, 50], [12, 10, 52, 50]
     images = [([(box, 0)], [(box, 0, 0.9), (near, 0, 0.8)])] * 4
