@@ -130,11 +130,10 @@ class TiledModel(nn.Module):
         super().__init__()
         if merge not in ("nms", "wbf"):
             raise ValueError(f"merge must be nms or wbf, got {merge!r}")
-        if size < 1 or not 0 <= overlap < 1 or batch_size < 1:
-            raise ValueError(
-                "size and batch_size must be at least 1 and overlap in [0, 1), got"
-                f" {size}, {batch_size} and {overlap}"
-            )
+        if min(size, batch_size) < 1:
+            raise ValueError(f"need a size and a batch_size of 1 or more, got {size}, {batch_size}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap must lie in [0, 1), got {overlap}")
         self.model, self.resize, self.size, self.overlap = model, resize, size, overlap
         self.merge, self.batch_size = merge, batch_size
         self.train(model.training)
