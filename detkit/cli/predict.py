@@ -216,7 +216,7 @@ def _share(inputs: Sequence[str], done: set[int], batch_size: int, comm: Any) ->
 
 
 def _class_filter(names: Sequence[str], metadata: Any) -> set[int] | None:
-    known = list(getattr(metadata, "thing_classes", None) or [])
+    known = _all_names(metadata)
     for name in names:
         if name not in known:
             raise ConfigError(
