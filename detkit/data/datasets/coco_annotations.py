@@ -145,16 +145,13 @@ class AnnotationReader:
         record["bbox"] = box
         record["bbox_mode"] = BoxMode.XYWH_ABS if len(box) == 4 else BoxMode.XYWHA_ABS
         record["category_id"] = self.to_contiguous[annotation["category_id"]]
-        flag = "iscrowd"
-        try:
-            record[flag] = as_flag(annotation.get(flag))
-            if "difficult" in record:
-                flag = "difficult"
-                record[flag] = as_flag(record[flag])
-        except DataError as error:
-            wrong = DataError(f"{self._name(annotation)} has a wrong {flag}: {error}")
-            self._collect(wrong, "broken-flag", annotation)
-            record[flag] = 0
+        for flag in ("iscrowd", "difficult") if "difficult" in record else ("iscrowd",):
+            try:
+                record[flag] = as_flag(annotation.get(flag))
+            except DataError as error:
+                wrong = DataError(f"{self._name(annotation)} has a wrong {flag}: {error}")
+                self._collect(wrong, "broken-flag", annotation)
+                record[flag] = 0
         area = record.get("area", 0.0)
         if type(area) is not float or not area >= 0:  # JSON's NaN too
             area = as_number(record.pop("area"))
