@@ -267,3 +267,10 @@ def test_candidates_at_angle_0_are_suppressed_as_upright_ones(nms):
     kept, kept_scores = suppress(as_rotated(boxes), scores, classes, 0.3, nms, min_score=0.1)
     assert torch.equal(kept, expected)
     torch.testing.assert_close(kept_scores, expected_scores, atol=1e-4, rtol=1e-4)
+
+
+def test_rotated_boxes_of_equal_scores_are_kept_in_their_order_over_all_classes():
+    boxes = torch.tensor([[10.0, 10, 4, 2, 30], [30, 10, 4, 2, 30], [50, 10, 4, 2, 30]])
+    scores, classes = torch.tensor([0.5, 0.9, 0.5]), torch.tensor([1, 0, 0])
+    assert batched_nms_rotated(boxes, scores, classes, 0.5).tolist() == [1, 0, 2]
+    assert batched_nms_rotated(boxes, scores, classes, 0.5, topk=2).tolist() == [1, 0]
