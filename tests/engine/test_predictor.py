@@ -151,7 +151,7 @@ def test_batches_equal_one_by_one_in_order(detector_cfg):
 
 
 def test_eight_threads_share_a_predictor(detector_cfg):
-    predictor, images = Predictor(detector_cfg), _pictures(16)
+    predictor, images = Predictor(detector_cfg), _pictures(8)
     expected = [_found(predictor(image, input="rgb")) for image in images]
     fresh = Predictor(detector_cfg)  # nothing prepared: the first passes run at once
     with ThreadPoolExecutor(8) as pool:
