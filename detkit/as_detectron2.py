@@ -70,8 +70,9 @@ class _Alias(MetaPathFinder, Loader):
         for name, loaded in list(sys.modules.items()):
             if name.startswith(own_name + "."):
                 alias = "detectron2" + name.removeprefix("detkit")
-                sys.modules.setdefault(alias, loaded)
-                _share_logger(alias, name)
+                if sys.modules.setdefault(alias, loaded) is loaded:
+                    _share_logger(alias, name)
+                    _list_names(loaded)
         _share_logger(fullname, own_name)
         return ModuleSpec(
             fullname, self, loader_state=module, is_package=hasattr(module, "__path__")
@@ -103,9 +104,7 @@ class _Alias(MetaPathFinder, Loader):
             return
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
-        if "__all__" in vars(module):
-            names = names_of(module.__name__.removeprefix("detkit."))
-            vars(module)["__all__"] = sorted({*vars(module)["__all__"], *names})
+        _list_names(module)
 
 
 def install() -> None:
@@ -134,6 +133,13 @@ def install() -> None:
     # What users' code logs as detectron2.x is shown like detkit's own, and the level that they set
     # for Detectron2 holds here.
     _share_logger("detectron2", "detkit")
+
+
+def _list_names(module: ModuleType) -> None:
+    """Let `from module import *` bind Detectron2's names too."""
+    if "__all__" in vars(module):
+        names = names_of(module.__name__.removeprefix("detkit."))
+        vars(module)["__all__"] = sorted({*vars(module)["__all__"], *names})
 
 
 def _share_logger(name: str, own_name: str) -> None:

@@ -145,10 +145,12 @@ def test_star_imports_and_functions_named_as_their_modules(tmp_path):
         from detectron2.modeling import *
         print(callable(nms), callable(roi_align), Linear.__name__, NaiveSyncBatchNorm.__name__)
         print(BasicStem.__name__, ASPP.__name__, "Sequence" in globals())
+        from detectron2.modeling.backbone import *
+        print(ResNetBlockBase.__name__)
     """
     done = run(source, tmp_path)
     assert done.stdout.split() == [
-        *("True", "True", "Linear", "SyncBatchNorm2d", "BasicStem", "ASPP", "False")
+        *("True", "True", "Linear", "SyncBatchNorm2d", "BasicStem", "ASPP", "False", "CNNBlockBase")
     ], done.stderr
 
 

@@ -328,7 +328,8 @@ def names_of(module: str) -> list[str]:
     for room in ROOMS.get(module, ()):
         found = vars(importlib.import_module(f"detkit.{room}"))
         own = [k for k, v in found.items() if getattr(v, "__module__", "") == f"detkit.{room}"]
-        names |= set(found.get("__all__", own))
+        # A list may have been made longer by names that the room itself has from elsewhere.
+        names |= set(found.get("__all__", own)) & set(found)
     return sorted(name for name in names if "." not in name and not name.startswith("_"))
 
 
