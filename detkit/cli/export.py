@@ -12,7 +12,7 @@ from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor, DefaultTrainer
 from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import check_export, export_model
-from detkit.export.quantize import calibration_images, write_int8
+from detkit.export.quantize import calibration_images, convert_to_openvino, write_int8
 from detkit.export.runtime import ENDINGS, ExportedPredictor
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
@@ -47,14 +47,18 @@ def run(args: argparse.Namespace) -> None:
     if args.int8 and "onnx" not in formats:
         raise ConfigError("--int8 makes copies of model.onnx: add --format onnx")
     predictor = DefaultPredictor(cfg)
+    # torch can convert a recorded graph to ONNX once, and OpenVINO starts from that.
+    converted = "openvino" in formats and "onnx" in formats
     paths = export_model(
         predictor.model,
         predictor.metadata,
         predictor.cfg,
-        formats,
+        [name for name in formats if name != "openvino" or not converted],
         args.output,
         input_dtype=args.input_dtype,
     )
+    if converted:
+        paths.append(convert_to_openvino(Path(args.output).expanduser() / "model.onnx"))
     if args.int8:
         readable = [name for name in formats if name != "torch_export"]
         images = calibration_images(predictor.cfg, args.calibrate)

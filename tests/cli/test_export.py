@@ -12,9 +12,15 @@ _CONFIG = ["--config-file", "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"]
 def parts(monkeypatch, tmp_path):
     """Stand-ins for what takes minutes: the model, its files and their scores; what int8 was given."""
     given = []
-    scores = {"model.onnx": 50.0, "model_int8.onnx": 49.5, "model_int8.xml": 49.0}
+    scores = {
+        "model.onnx": 50.0,
+        "model.xml": 50.01,
+        "model_int8.onnx": 49.5,
+        "model_int8.xml": 49.0,
+    }
 
-    def write(*_, **__) -> list[Path]:
+    def write(model, metadata, cfg, formats, folder, **_) -> list[Path]:
+        assert not {"onnx", "openvino"} <= set(formats)
         (tmp_path / "model.onnx").write_bytes(b"x" * 2_000_000)
         return [tmp_path / "model.onnx", tmp_path / "model.pt2"]
 
@@ -34,6 +40,13 @@ def parts(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(export, "export_model", write)
     monkeypatch.setattr(export, "write_int8", write_int8)
+
+    def convert(path) -> Path:
+        path.with_suffix(".bin").write_bytes(b"x" * 1_000_000)
+        path.with_suffix(".xml").touch()
+        return path.with_suffix(".xml")
+
+    monkeypatch.setattr(export, "convert_to_openvino", convert)
     monkeypatch.setattr(export, "calibration_images", lambda cfg, name: [name])
     monkeypatch.setattr(export, "ExportedPredictor", lambda path: path)
     monkeypatch.setattr(export, "evaluate_exported", evaluate)
@@ -57,6 +70,7 @@ def test_scores_of_the_files_stand_beside_those_of_the_model(parts, tmp_path, ca
     assert rows[2:] == [
         ["eager", "", "50.04"],
         ["model.onnx", "2.00", "50.00"],
+        ["model.xml", "1.00", "50.01"],
         ["model_int8.onnx", "0.00", "49.50"],
         ["model_int8.xml", "0.50", "49.00"],
     ]
