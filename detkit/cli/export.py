@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         [name for name in formats if name != "openvino" or not converted],
         args.output,
         input_dtype=args.input_dtype,
+        paste=args.paste,
     )
     if converted:
         paths.append(convert_to_openvino(Path(args.output).expanduser() / "model.onnx"))

@@ -184,6 +184,8 @@ detkit export --config-file {_RUN}/config.yaml --output deploy MODEL.WEIGHTS {_R
     add("--output", required=True, metavar="DIR", help=output_help)
     dtype_help = "of the images that the model takes (default: uint8 where the resize gives that)"
     add("--input-dtype", choices=("uint8", "float32"), default="", help=dtype_help)
+    paste_help = "masks that cover the image, instead of their box (for other languages)"
+    add("--paste", action="store_true", help=paste_help)
     eval_help = "print the scores of each file on DATASETS.TEST, beside those of the model"
     add("--eval", action="store_true", help=eval_help)
     int8_help = "write copies that compute in int8, model_int8.*, too, and print scores as --eval"

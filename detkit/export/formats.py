@@ -1,14 +1,17 @@
 """The formats of exported models: how each is written, from the graph that torch has recorded."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
+from detkit.export.graph import ExportError
 from detkit.layers.nms import nms_mask_by_offsets
 from detkit.utils.errors import MissingPackageError
 
@@ -54,20 +57,38 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], folder: Pa
 def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
     require("onnx", "onnx")
     require("onnxscript", "onnx")
-    onnx_program = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=_OPSET,
-        input_names=["images", "image_sizes"],
-        output_names=metadata["outputs"],
-        custom_translation_table={
-            torch.ops.detkit.nms_mask.default: _onnx_nms_mask,
-            torch.ops.aten.sort.stable: _onnx_sort,
-        },
-        verbose=False,
-    )
-    assert onnx_program is not None
-    return onnx_program
+    try:
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["images", "image_sizes"],
+            output_names=metadata["outputs"],
+            custom_translation_table={
+                torch.ops.detkit.nms_mask.default: _onnx_nms_mask,
+                torch.ops.aten.sort.stable: _onnx_sort,
+            },
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+        if missing is None:
+            raise
+        raise ExportError(
+            f"{_module_with(program, missing[1])}: ONNX has no counterpart of its operator"
+            f" {missing[1]}"
+        ) from error
+
+
+def _module_with(program: ExportedProgram, operator: str) -> str:
+    """Return the name of the module of the model in which an operator is called."""
+    for node in program.graph.nodes:
+        if str(node.target).startswith(f"{operator}."):
+            modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+            # The graph holds the model as `model`.
+            named = [name.removeprefix("model.") for name in modules if name not in ("", "model")]
+            return named[-1] if named else "the model"
+    return "the model"
 
 
 def _onnx_sort(x: Any, *, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
@@ -123,9 +144,7 @@ def _onnx_nms_mask(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -
 def write_openvino(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
     """Write `model.xml` and `model.bin`, converted from ONNX."""
     openvino = require("openvino", "openvino")
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch:
         onnx_file = Path(scratch) / "model.onnx"
         _onnx_program(program, metadata).save(onnx_file, external_data=False)
         model = openvino.convert_model(onnx_file)

@@ -5,12 +5,18 @@ Legend: N images, C channels, H x W pixels of the input, D detections per image,
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental import _config as _symbols
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._pytree import tree_unflatten
 
 from detkit.layers import Conv2d, DeformConv, ModulatedDeformConv
@@ -18,8 +24,13 @@ from detkit.layers.conv import fold
 from detkit.layers.norm import fixed_norm
 from detkit.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, SemanticSegmentor
 from detkit.modeling.meta_arch.dense_detector import DenseDetector
-from detkit.structures import ImageList, Instances, RowImages
+from detkit.structures import ImageList, Instances, RowImages, paste_masks_in_image
 from detkit.structures.image_list import padded_size
+from detkit.utils.errors import UserError
+
+
+class ExportError(UserError, RuntimeError):
+    """A model that a format cannot hold."""
 
 
 class DetectorGraph(nn.Module):
@@ -29,12 +40,13 @@ class DetectorGraph(nn.Module):
     the whole batch; see `detkit.structures.batch_boxes`.
     """
 
-    def __init__(self, model: nn.Module, max_detections: int) -> None:
+    def __init__(self, model: nn.Module, max_detections: int, paste: bool = False) -> None:
         """Take a copy of the model, with norms folded into convolutions.
 
         Args:
             model: A `Detector` in eval mode, on the CPU.
             max_detections: D
+            paste: Whether masks cover the image instead of their box.
         """
         super().__init__()
         self.model: Any = copy.deepcopy(model).requires_grad_(False)
@@ -43,6 +55,7 @@ class DetectorGraph(nn.Module):
         self.model._is_channels_last = False
         fold_norms(self.model)
         self.max_detections = max_detections
+        self.paste = paste
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name; see `docs/deploy.md`.
@@ -56,14 +69,14 @@ class DetectorGraph(nn.Module):
         if isinstance(model, DenseDetector):
             features = model._head_features(batch)
             found = model.forward_inference(batch, features, model.head(features))
-            return self._instances(found[0])
+            return self._instances(found[0], images)
         features = model.backbone(batch.tensor)
         if isinstance(model, ProposalNetwork):
             proposals, _ = model.proposal_generator(batch, features, None)
-            return self._instances(proposals[0])
+            return self._instances(proposals[0], images)
         outputs: dict[str, Tensor] = {}
         if isinstance(model, GeneralizedRCNN):
-            outputs = self._instances(model.find_instances(batch, features, [])[0])
+            outputs = self._instances(model.find_instances(batch, features, [])[0], images)
         if isinstance(model, (PanopticFPN, SemanticSegmentor)):
             scores, _ = model.sem_seg_head(features, None)
             outputs["sem_seg"] = scores[:, :, : images.shape[2], : images.shape[3]]
@@ -84,7 +97,7 @@ class DetectorGraph(nn.Module):
         x = F.pad(x, [0, padded[1] - width, 0, padded[0] - height])
         return ImageList(x, image_sizes)
 
-    def _instances(self, found: Instances) -> dict[str, Tensor]:
+    def _instances(self, found: Instances, batch: Tensor) -> dict[str, Tensor]:
         """Return the fields of the R detections as tables of D rows per image."""
         images: Any = found.image_size
         counts, place = _places(images, self.max_detections)
@@ -98,6 +111,8 @@ class DetectorGraph(nn.Module):
             boxes, scores = found.proposal_boxes, found.objectness_logits
             outputs = {"boxes": table(boxes.tensor), "scores": table(scores)}
             return {**outputs, "num_detections": counts}
+        # Those of dense detectors may reach beyond the image.
+        found.pred_boxes.clip(())
         outputs = {
             "boxes": table(found.pred_boxes.tensor),
             "scores": table(found.scores),
@@ -105,7 +120,11 @@ class DetectorGraph(nn.Module):
             "num_detections": counts,
         }
         if found.has("pred_masks"):
-            outputs["masks"] = table(found.pred_masks[:, 0])
+            masks = found.pred_masks[:, 0]
+            if self.paste:
+                size = (batch.shape[2], batch.shape[3])
+                masks = paste_masks_in_image(masks, found.pred_boxes, size).byte()
+            outputs["masks"] = table(masks).bool() if self.paste else table(masks)
         if found.has("pred_keypoints"):
             outputs["keypoints"] = table(found.pred_keypoints)
         return outputs
@@ -156,18 +175,46 @@ def exported_program(
     }
     images = torch.zeros(2, channels, height, width, dtype=input_dtype)
     sizes = torch.tensor([[height, width], [height - 1, width - 1]])
-    with (
-        torch.no_grad(),
-        _symbols.patch(  # pyright: ignore[reportAttributeAccessIssue]
-            backed_size_oblivious=True
-        ),
-    ):
+    # Otherwise export makes cases of dimensions of one, such as that of a batch of one image.
+    oblivious = _symbols.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        backed_size_oblivious=True
+    )
+    with torch.no_grad(), oblivious, _naming_the_module(graph.model):
         return torch.export.export(
             graph,
             (images, sizes),
             dynamic_shapes={"images": {0: batch, **sides}, "image_sizes": {0: batch}},
             strict=False,
         )
+
+
+@contextmanager
+def _naming_the_module(model: nn.Module) -> Iterator[None]:
+    """Turn an error into one that names the module whose forward raised it."""
+    names = {module: name for name, module in model.named_modules()}
+    entered: list[nn.Module] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        entered.append(module)
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch.export has many kinds
+        module = next((m for m in reversed(entered) if names.get(m)), model)
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ExportError(
+            f"{names.get(module) or 'the model'} ({type(module).__name__}) cannot be exported:"
+            f" {reason[:500]}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def output_names(program: torch.export.ExportedProgram) -> list[str]:

@@ -39,6 +39,7 @@ def export_model(
     folder: str | Path,
     *,
     input_dtype: str = "",
+    paste: bool = False,
 ) -> list[Path]:
     """Write a trained model as files that other runtimes read.
 
@@ -50,6 +51,7 @@ def export_model(
         folder: Where to write; created if needed.
         input_dtype: Of the images, "uint8" or "float32". The default is that of the resize:
             torchvision's gives floats.
+        paste: Whether masks cover the image instead of their box.
 
     Returns:
         The files, one for each format.
@@ -63,13 +65,14 @@ def export_model(
     most = cfg.TEST.DETECTIONS_PER_IMAGE
     if isinstance(model, ProposalNetwork):
         most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    program = exported_program(DetectorGraph(model, most), getattr(torch, input_dtype))
+    program = exported_program(DetectorGraph(model, most, paste), getattr(torch, input_dtype))
     document = {
         **describe(model, metadata, cfg),
         "outputs": output_names(program),
         "max_detections": most,
     }
     document["input"]["dtype"] = input_dtype
+    document["mask_pasted"] = paste
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return [FORMATS[name](program, document, folder) for name in formats]
@@ -112,7 +115,6 @@ def describe(model: Any, metadata: Metadata, cfg: CfgNode) -> dict[str, Any]:
         },
         "size_divisibility": model.backbone.size_divisibility,
         "mask_threshold": 0.5,
-        "mask_pasted": False,
         "precision": "float32",
         "weights_sha256": _hash_of_file(cfg.MODEL.WEIGHTS),
     }

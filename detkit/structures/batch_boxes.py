@@ -27,7 +27,7 @@ class RowImages:
     sizes: Tensor
     """(N, 2) int64 height and width of each image."""
 
-    def __getitem__(self, rows: Tensor) -> RowImages:
+    def __getitem__(self, rows: Any) -> Any:
         return RowImages(self.index[rows], self.sizes)
 
 

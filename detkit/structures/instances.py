@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from detkit.structures.batch_boxes import RowImages
 from detkit.utils.errors import ContractError, MissingPackageError
 from detkit.utils.text import did_you_mean
 
@@ -37,7 +38,7 @@ class Instances:
         (1, (480, 640))
     """
 
-    _image_size: tuple[int, int]
+    _image_size: Any
     _fields: dict[str, Any]
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
@@ -125,7 +126,9 @@ class Instances:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"instance {item} of {len(self)}")
             item = slice(item, None, len(self))
-        result = Instances(self._image_size)
+        # Of a whole batch, each row has its own.
+        images: Any = self._image_size
+        result = Instances(images[item] if isinstance(images, RowImages) else images)
         for name, value in self._fields.items():
             is_list = isinstance(value, list)
             result.set(name, _select_from_list(value, item) if is_list else value[item])

@@ -127,6 +127,13 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
     sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
     # Resized to whole pixels (bicubically, as OpenCV does); positions are scaled back below.
     whole_sizes = sizes.ceil()
+    if torch.compiler.is_exporting():
+        # All regions at once, padded to the largest; with one more, as there may be none.
+        sides = torch.cat([whole_sizes, whole_sizes.new_ones(1, 2)]).amax(dim=0).long()
+        width: Any = sides[0].item()
+        height: Any = sides[1].item()
+        xy, logit = _best_pixels(maps, whole_sizes, width, height)
+        return _as_keypoints(maps, rois, sizes / whole_sizes, xy, logit)
     if len(maps) == 0:
         return maps.new_zeros(0, maps.shape[1], 4)
     best = []
@@ -138,7 +145,11 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
         for start, end, width, height in _groups(whole_sizes.long().tolist(), max_pixels):
             best.append(_best_pixels(maps[start:end], whole_sizes[start:end], width, height))
     xy, logit = (torch.cat(values) for values in zip(*best, strict=True))
-    xy = (xy + 0.5) * (sizes / whole_sizes)[:, None, :] + rois[:, None, :2]
+    return _as_keypoints(maps, rois, sizes / whole_sizes, xy, logit)
+
+
+def _as_keypoints(maps: Tensor, rois: Tensor, scale: Tensor, xy: Tensor, logit: Tensor) -> Tensor:
+    xy = (xy + 0.5) * scale[:, None, :] + rois[:, None, :2]
     score = 1 / (maps - logit[..., None, None]).exp_().sum(dim=(2, 3))
     return torch.cat([xy, logit[..., None], score[..., None]], dim=2)
 
@@ -174,12 +185,15 @@ def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[
     columns = _bicubic_weights(sizes[:, 0], width, maps.shape[3])
     rows = _bicubic_weights(sizes[:, 1], height, maps.shape[2])
     enlarged = rows[:, None] @ (maps @ columns.transpose(1, 2)[:, None])
-    if len(maps) > 1:
+    if torch.compiler.is_exporting() or len(maps) > 1:
         x, y = (torch.arange(side, device=maps.device) for side in (width, height))
         is_beyond = (y >= sizes[:, 1, None])[:, :, None] | (x >= sizes[:, 0, None])[:, None, :]
         enlarged.masked_fill_(is_beyond[:, None], -torch.inf)
-    logit, position = enlarged.flatten(2).max(dim=2)
-    return torch.stack([position % width, position // width], dim=2).float(), logit
+    # Row by row: an index in all pixels would be divided by the width, which ONNX takes for fixed.
+    best_of_row, column = enlarged.max(dim=3)
+    logit, row = best_of_row.max(dim=2)
+    column = column.gather(2, row[..., None])[..., 0]
+    return torch.stack([column, row], dim=2).float(), logit
 
 
 def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:

@@ -36,6 +36,8 @@ def paste_masks_in_image(
         ValueError: There is not one mask (h, w) per box.
     """
     coordinates = boxes.tensor if isinstance(boxes, Boxes) else boxes
+    if torch.compiler.is_exporting():
+        return _pasted(masks, coordinates, *image_shape, threshold)
     if masks.dim() != 3 or len(masks) != len(coordinates):
         raise ValueError(
             f"need a mask (h, w) per box: got masks {tuple(masks.shape)} and {len(coordinates)}"
@@ -83,17 +85,22 @@ def _paste_within_boxes(painted: Tensor, masks: Tensor, boxes: Tensor, threshold
 def _paste_in_chunks(painted: Tensor, masks: Tensor, boxes: Tensor, threshold: float) -> None:
     """Fill (M, H, W) many masks at a time, over the whole image, without waiting for the device."""
     _, height, width = painted.shape
+    size = max(1, _MAX_PIXELS // max(1, height * width))
+    for start in range(0, len(masks), size):
+        chunk = slice(start, start + size)
+        painted[chunk] = _pasted(masks[chunk], boxes[chunk], height, width, threshold)
+
+
+def _pasted(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """Return (M, H, W): all masks in images of their own."""
     # Filled on the device: copying numbers from the host would wait for it.
     grid = torch.full_like(boxes[:, :2], masks.shape[2])
     grid[:, 1] = masks.shape[1]
     low, scale = _low_and_scale(boxes, grid)
     y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in (height, width))
-    size = max(1, _MAX_PIXELS // max(1, height * width))
-    for start in range(0, len(masks), size):
-        chunk = slice(start, start + size)
-        rows = _interpolation(y, low[chunk, 1:], scale[chunk, 1:], masks.shape[1])
-        columns = _interpolation(x, low[chunk, :1], scale[chunk, :1], masks.shape[2])
-        painted[chunk] = _thresholded(rows @ (masks[chunk] @ columns.transpose(1, 2)), threshold)
+    rows = _interpolation(y, low[:, 1:], scale[:, 1:], masks.shape[1])
+    columns = _interpolation(x, low[:, :1], scale[:, :1], masks.shape[2])
+    return _thresholded(rows @ (masks @ columns.transpose(1, 2)), threshold)
 
 
 def _low_and_scale(boxes: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,11 @@ Legend: N images, L levels, A anchors per cell, H x W cells of a level, R_l = H_
     of level l, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import declare_architecture
@@ -16,7 +17,15 @@ from detkit.modeling.backbone import Backbone
 from detkit.modeling.box_regression import BoxTransform
 from detkit.modeling.detection_filter import DetectionFilter
 from detkit.modeling.meta_arch.base import Detector, rescale_outputs
-from detkit.structures import Boxes, ImageList, Instances, ModelInput, ModelOutput
+from detkit.structures import (
+    BatchBoxes,
+    Boxes,
+    ImageList,
+    Instances,
+    ModelInput,
+    ModelOutput,
+    RowImages,
+)
 from detkit.utils.events import get_event_storage, has_event_storage
 
 HeadOutput = tuple[list[Tensor], ...]
@@ -168,6 +177,10 @@ class DenseDetector(Detector):
     ) -> Instances:
         """Return the best-scored boxes of all levels in one image."""
         levels = zip(anchors, pred_scores, pred_deltas, strict=True)
+        if isinstance(image_size, Tensor):
+            return _decode_in_batch(
+                list(levels), self.box2box_transform, score_thresh, topk_candidates, image_size
+            )
         return Instances.cat(
             [
                 self._decode_per_level_predictions(
@@ -208,8 +221,12 @@ class DenseDetector(Detector):
             self.max_detections_per_image,
             self.test_nms,
         )
+        images: Any = candidates.image_size
         keep, kept_scores = detection_filter(
-            candidates.pred_boxes.tensor, candidates.scores, candidates.pred_classes
+            candidates.pred_boxes.tensor,
+            candidates.scores,
+            candidates.pred_classes,
+            images if isinstance(images, RowImages) else None,
         )
         detections = candidates[keep]
         detections.scores = kept_scores
@@ -222,6 +239,12 @@ class DenseDetector(Detector):
             None if saved is None else torch.zeros_like(saved, device=self.device)
         )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def indexed_sizes(images: ImageList) -> Iterable[tuple[Any, Any]]:
+    """Return index and size of every image; in an exported graph one of all images, and (N, 2)."""
+    sizes = images.image_sizes
+    return [(slice(None), sizes)] if isinstance(sizes, Tensor) else enumerate(sizes)
 
 
 def focal_loss_of_levels(
@@ -292,3 +315,45 @@ def decode_level(
     boxes = transform.apply_deltas(deltas[anchor_ids], anchors.tensor[anchor_ids])
     candidates = Instances(image_size, pred_boxes=Boxes(boxes), scores=top, pred_classes=classes)
     return candidates[nonzero_tuple(torch.isfinite(boxes).all(dim=1))[0]]
+
+
+def _decode_in_batch(
+    levels: Sequence[tuple[Boxes, Tensor, Tensor]],
+    transform: BoxTransform,
+    score_thresh: float,
+    topk_candidates: int,
+    image_sizes: Tensor,
+) -> Instances:
+    """Return the best-scored boxes of all levels in all images, in an exported graph.
+
+    Args:
+        levels: Each the R_l anchors, (N, R_l, K) scores, and (N, R_l, 4) deltas.
+        transform: See `decode_level`.
+        score_thresh: Likewise.
+        topk_candidates: Likewise.
+        image_sizes: (N, 2)
+    """
+    boxes, scores, classes = [], [], []
+    for anchors, scores_l, deltas in levels:
+        num_classes = scores_l.shape[2]
+        # Filled up, so that there are always as many; no score is below 0.
+        filled = F.pad(scores_l.flatten(1), [0, topk_candidates], value=-1.0)
+        top, index = filled.topk(topk_candidates, dim=1)
+        ids = (index // num_classes).clamp(max=scores_l.shape[1] - 1)
+        start = anchors.tensor[ids]
+        decoded = transform.apply_deltas(
+            deltas.gather(1, ids[..., None].expand(-1, -1, 4)).flatten(0, 1), start.flatten(0, 1)
+        )
+        boxes.append(decoded.view_as(start))
+        scores.append(top)
+        classes.append(index % num_classes)
+    all_boxes, all_scores = torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+    is_candidate = (all_scores > score_thresh) & torch.isfinite(all_boxes).all(dim=2)
+    rows = nonzero_tuple(is_candidate)
+    images: Any = RowImages(rows[0], image_sizes)
+    return Instances(
+        images,
+        pred_boxes=BatchBoxes(all_boxes[rows], images),
+        scores=all_scores[rows],
+        pred_classes=torch.cat(classes, dim=1)[rows],
+    )

@@ -27,6 +27,7 @@ from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     HeadOutput,
     focal_loss_of_levels,
+    indexed_sizes,
 )
 from detkit.modeling.meta_arch.retinanet import RetinaNetHead, run_subnet
 from detkit.structures import Boxes, ImageList, Instances
@@ -333,7 +334,7 @@ class FCOS(DenseDetector):
         logits, deltas, centreness = self._by_anchor(predictions)
         anchors = self.anchor_generator(features)
         results: list[Instances] = []
-        for i, size_i in enumerate(images.image_sizes):
+        for i, size_i in indexed_sizes(images):
             # The geometric mean (equation 4 of arXiv 2006.09214): a box from the border of its
             # object scores low, though it is an object.
             scores = [

@@ -44,6 +44,7 @@ from detkit.modeling.meta_arch.dense_detector import (
     DenseDetector,
     HeadOutput,
     focal_loss_of_levels,
+    indexed_sizes,
 )
 from detkit.structures import Boxes, ImageList, Instances
 
@@ -396,7 +397,7 @@ class RetinaNet(DenseDetector):
                 [deltas_l[i] for deltas_l in deltas],
                 size_i,
             )
-            for i, size_i in enumerate(images.image_sizes)
+            for i, size_i in indexed_sizes(images)
         ]
 
     def _by_anchor(self, predictions: HeadOutput) -> list[list[Tensor]]:

@@ -1,0 +1,196 @@
+"""Small models of each architecture with random weights, images for them, and the comparison of their outputs."""
+
+import numpy as np
+import torch
+
+from detkit.config import get_cfg
+from detkit.model_zoo import find_config
+from detkit.modeling import build_model
+from detkit.structures import paste_masks_in_image
+
+# A few channels have all that many have.
+SMALL = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.WEIGHTS", "",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
+    "MODEL.BACKBONE.FREEZE_AT", 0,
+    "MODEL.FPN.OUT_CHANNELS", 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [16],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", 60,
+    "MODEL.RPN.POST_NMS_TOPK_TEST", 40,
+    "MODEL.ROI_HEADS.NUM_CLASSES", 5,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5,
+    "TEST.DETECTIONS_PER_IMAGE", 8,
+]  # fmt: skip
+R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.STRIDE_IN_1X1", False]
+QUICK = "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"
+MODELS = {
+    "faster": (QUICK, []),
+    "mask and keypoints": (
+        "quick_start/keypoint_rcnn_R_18_FPN_shapes.yaml",
+        ["MODEL.MASK_ON", True],
+    ),
+    "cascade, class-agnostic": (
+        QUICK,
+        [
+            "MODEL.ROI_HEADS.NAME",
+            "CascadeROIHeads",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+            True,
+            "TEST.NMS.CLASS_AGNOSTIC",
+            True,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+            0.4,
+        ],
+    ),
+    "C4 with masks": ("mask_rcnn_R_50_C4_1x", R18),
+    "DC5": ("faster_rcnn_R_50_DC5_1x", R18),
+    "deformable": (
+        QUICK,
+        [
+            "MODEL.RESNETS.DEPTH",
+            50,
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+            [False, False, False, True],
+            "MODEL.RESNETS.DEFORM_MODULATED",
+            True,
+        ],
+    ),
+    "RetinaNet": (
+        "retinanet_R_50_FPN_1x",
+        [
+            *R18,
+            "MODEL.RETINANET.NUM_CONVS",
+            1,
+            "MODEL.RETINANET.NUM_CLASSES",
+            5,
+            "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+            50,
+            "MODEL.RETINANET.SCORE_THRESH_TEST",
+            0.02,
+        ],
+    ),
+    "FCOS": (
+        "quick_start/fcos_R_18_FPN_shapes.yaml",
+        [
+            "MODEL.FCOS.NUM_CONVS",
+            1,
+            "MODEL.FCOS.SCORE_THRESH_TEST",
+            0.1,
+            "MODEL.FCOS.TOPK_CANDIDATES_TEST",
+            50,
+        ],
+    ),
+    "panoptic": ("quick_start/panoptic_fpn_R_18_FPN_shapes.yaml", []),
+    "semantic": ("quick_start/semantic_R_18_FPN_shapes.yaml", []),
+    "proposals": (QUICK, ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]),
+}
+"""Name -> config, and settings."""
+
+
+def small_config(name: str, folder, *settings):
+    """The config of one of `MODELS`, with a file of random weights that spread the scores."""
+    file, own = MODELS[name]
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(file))
+    cfg.merge_from_list([*SMALL, *own, *settings])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for parameter_name, parameter in model.named_parameters():
+        layer, _, kind = parameter_name.rpartition(".")
+        if kind == "weight" and layer.endswith(("objectness_logits", "cls_score", "predictor")):
+            # They start near 0, where all scores are nearly equal and their order is chance.
+            gain = 0.2 if layer.startswith("head.") else 2
+            torch.nn.init.normal_(parameter, std=gain / parameter[0].numel() ** 0.5)
+    cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def noise(size, contrast=1.0, seed=0):
+    """An image of smooth noise, (3, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 6, 8, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")[0]
+    return (127 + 255 * contrast * (image - 0.5)).clamp(0, 255).to(torch.uint8)
+
+
+def as_inputs(images):
+    """The inputs of an exported model. What lies beside an image is not to matter."""
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = sizes.amax(dim=0).tolist()
+    batch = torch.full((len(images), 3, height, width), 77, dtype=torch.uint8)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return {"images": batch, "image_sizes": sizes}
+
+
+def expected_outputs(model, images, paste=False):
+    """What the model itself finds in each image, under the names of exported outputs."""
+    inputs = [{"image": image} for image in images]
+    batch = model.preprocess_image(inputs)
+    features = model.backbone(batch.tensor)
+    instances, maps = [], None
+    if hasattr(model, "sem_seg_head"):
+        maps, _ = model.sem_seg_head(features, None)
+    if hasattr(model, "roi_heads"):
+        instances = model.find_instances(batch, features, inputs)
+    elif hasattr(model, "proposal_generator"):
+        instances, _ = model.proposal_generator(batch, features, None)
+    elif maps is None:
+        instances = model.inference(inputs, do_postprocess=False)
+    outputs = [{} for _ in images]
+    for i, (found, image) in enumerate(zip(instances, images, strict=bool(instances))):
+        names = {"pred_boxes": "boxes", "proposal_boxes": "boxes", "objectness_logits": "scores"}
+        names |= {"scores": "scores", "pred_classes": "classes", "pred_masks": "masks"}
+        names |= {"pred_keypoints": "keypoints"}
+        for field, value in found.get_fields().items():
+            if field.endswith("_boxes"):
+                value.clip(image.shape[1:])
+                value = value.tensor
+            if field == "pred_masks":
+                value = value[:, 0]
+                if paste:
+                    size = tuple(as_inputs(images)["images"].shape[2:])
+                    value = paste_masks_in_image(value, found.pred_boxes, size)
+            if field in names:
+                outputs[i][names[field]] = value.numpy()
+    for i in range(len(images) if maps is not None else 0):
+        height, width = images[i].shape[1:]
+        outputs[i]["sem_seg"] = maps[i, :, :height, :width].numpy()
+    return outputs
+
+
+def assert_same(found, expected, boxes=5e-3, scores=2e-5):
+    """Compare outputs of an exported model, arrays, with `expected_outputs`."""
+    for i, wanted in enumerate(expected):
+        count = len(wanted["scores"]) if "scores" in wanted else 0
+        assert set(found) == {*wanted, *(["num_detections"] if "scores" in wanted else [])}
+        if "scores" in wanted:
+            assert found["num_detections"][i] == count
+        tolerances = {"boxes": boxes, "scores": scores, "classes": 0, "keypoints": 2 * boxes}
+        for name in wanted:
+            values = np.asarray(found[name][i])
+            if name == "sem_seg":
+                height, width = wanted[name].shape[1:]
+                same = values[:, :height, :width].argmax(0) == wanted[name].argmax(0)
+                assert same.mean() >= 0.999
+                continue
+            assert not values[count:].any(), f"{name} has rows past num_detections"
+            if name == "masks":
+                assert_same_masks(values[:count], wanted[name])
+            else:
+                np.testing.assert_allclose(
+                    values[:count], wanted[name], rtol=0, atol=tolerances[name], err_msg=name
+                )
+
+
+def assert_same_masks(found, expected):
+    found, expected = found > 0.5, expected > 0.5
+    union = (found | expected).sum()
+    assert union == 0 or (found & expected).sum() / union >= 0.999

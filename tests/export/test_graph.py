@@ -1,0 +1,79 @@
+"""The graph of a model, run as it is: one list element for the whole batch gives what lists over images give."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.checkpoint import DetectionCheckpointer
+from detkit.export.graph import DetectorGraph
+from detkit.layers import Conv2d
+from detkit.modeling import ProposalNetwork, build_model
+from tests.export.small_models import (
+    MODELS,
+    as_inputs,
+    assert_same,
+    expected_outputs,
+    noise,
+    small_config,
+)
+
+SIZES = [(64, 96), (100, 70), (33, 129)]
+
+
+def small_model(name, folder, *settings):
+    cfg = small_config(name, folder, *settings)
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    most = 40 if isinstance(model, ProposalNetwork) else 8
+    return model, most
+
+
+SLOW = {"cascade, class-agnostic", "DC5", "deformable", "semantic", "proposals", "FCOS"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS]
+)
+def test_batch_of_images_of_unlike_sizes(name, tmp_path):
+    model, most = small_model(name, tmp_path)
+    graph = DetectorGraph(model, most)
+    # A group norm takes no map of one pixel.
+    smallest = (9, 7) if name not in ("panoptic", "semantic", "FCOS") else (40, 9)
+    for images in ([noise(size, seed=i) for i, size in enumerate(SIZES)], [noise(smallest)]):
+        expected = expected_outputs(model, images)
+        if len(images) > 1 and "scores" in expected[0]:
+            assert sum(len(wanted["scores"]) for wanted in expected) > 0
+        assert_same(graph(**as_inputs(images)), expected)
+
+
+@torch.no_grad()
+def test_number_of_detections(tmp_path):
+    model, most = small_model("faster", tmp_path)
+    graph = DetectorGraph(model, most)
+    counts = set()
+    for seed, contrast in itertools.product(range(2), np.linspace(0, 0.5, 6)):
+        images = [noise((64, 64), contrast, seed)]
+        expected = expected_outputs(model, images)
+        assert_same(graph(**as_inputs(images)), expected)
+        counts.add(len(expected[0]["scores"]))
+    assert {0, 1, most} <= counts
+
+
+@torch.no_grad()
+def test_pasted_masks(tmp_path):
+    model, most = small_model("C4 with masks", tmp_path)
+    images = [noise(size, seed=i) for i, size in enumerate(SIZES)]
+    found = DetectorGraph(model, most, paste=True)(**as_inputs(images))
+    assert found["masks"].dtype == torch.bool
+    assert_same(found, expected_outputs(model, images, paste=True))
+
+
+def test_norms_are_folded(tmp_path):
+    model, most = small_model("faster", tmp_path)
+    graph = DetectorGraph(model, most)
+    assert any(isinstance(x, torch.nn.BatchNorm2d) for x in model.modules())
+    assert not any(isinstance(x, torch.nn.BatchNorm2d) for x in graph.modules())
+    assert all(x.norm is None for x in graph.modules() if isinstance(x, Conv2d))
