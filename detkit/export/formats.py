@@ -36,7 +36,10 @@ def require(package: str, extra: str) -> Any:
 
 
 def write_torch_export(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
-    """Write `model.pt2`, which `torch.export.load` reads after `import torchvision`."""
+    """Write `model.pt2`, which `torch.export.load` reads after `import torchvision`.
+
+    Its guards know only batches and maps of more than one: `program.module(check_guards=False)`.
+    """
     # The operator of detkit is replaced, so that the file does not need it.
     plain = program.run_decompositions({torch.ops.detkit.nms_mask.default: nms_mask_by_offsets})
     path = folder / "model.pt2"

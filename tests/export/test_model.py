@@ -132,6 +132,7 @@ class Undecided(torch.nn.Module):
         return x + 1 if x.sum() > 0 else x
 
 
+@pytest.mark.slow
 def test_module_that_cannot_be_exported_is_named(tmp_path):
     cfg = small_config("faster", tmp_path)
     predictor = DefaultPredictor(cfg)
