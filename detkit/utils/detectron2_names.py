@@ -49,6 +49,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data.transforms.augmentation": ("data.transforms",),
     "data.transforms.augmentation_impl": ("data.transforms",),
     "data.transforms.transform": ("data.transforms",),
+    "engine": ("engine.hooks",),
     "engine.defaults": ("engine",),
     "engine.hooks": ("engine.train_loop",),
     "engine.train_loop": ("engine.simple_trainer",),
