@@ -358,10 +358,11 @@ def _draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
         axis.grid(visible=True, alpha=0.3)
         memory = axis.twinx()
         memory.plot(values, [point["peak_mb"] for point in of_curve], "s--", color="tab:orange")
+        memory.set_ylim(bottom=0)
         memory.set_ylabel("memory, MB", color="tab:orange")
     for axis in list(axes.flat)[len(points) :]:
         axis.axis("off")
-    figure.savefig(str(path), dpi=110)
+    figure.savefig(str(path), dpi=80)
 
 
 if __name__ == "__main__":
