@@ -1,7 +1,5 @@
 """The graph of a model, run as it is: one list element for the whole batch gives what lists over images give."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -54,8 +52,8 @@ def test_number_of_detections(tmp_path):
     model, most = small_model("faster", tmp_path)
     graph = DetectorGraph(model, most)
     counts = set()
-    for seed, contrast in itertools.product(range(2), np.linspace(0, 0.5, 6)):
-        images = [noise((64, 64), contrast, seed)]
+    for contrast in np.linspace(0, 0.3, 10):
+        images = [noise((64, 64), contrast)]
         expected = expected_outputs(model, images)
         assert_same(graph(**as_inputs(images)), expected)
         counts.add(len(expected[0]["scores"]))

@@ -69,8 +69,8 @@ def test_batches_of_images_of_unlike_sizes(faster, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 8], ids=["none", "one", "all that are allowed"])
 def test_number_of_detections(faster, count):
-    for seed, contrast in itertools.product(range(2), np.linspace(0, 0.5, 6)):
-        images = [noise((64, 64), contrast, seed)]
+    for contrast in np.linspace(0, 0.3, 10):
+        images = [noise((64, 64), contrast)]
         expected = expected_outputs(faster.model, images)
         if len(expected[0]["scores"]) == count:
             break
