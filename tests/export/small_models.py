@@ -81,7 +81,7 @@ MODELS = {
             "MODEL.FCOS.NUM_CONVS",
             1,
             "MODEL.FCOS.SCORE_THRESH_TEST",
-            0.1,
+            0.02,
             "MODEL.FCOS.TOPK_CANDIDATES_TEST",
             50,
         ],
