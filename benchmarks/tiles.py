@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -66,14 +66,17 @@ def picture_and_truth(seed: int = 0) -> tuple[np.ndarray, list[dict[str, Any]]]:
 def score(truth: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, float]:
     """Return AP, and how many objects have no, one and several detections of a score over 0.5."""
     coco, evaluated = COCO(), None
-    coco.dataset = {
-        "images": [{"id": 1, "height": SIDE, "width": SIDE}],
-        "annotations": truth,
-        "categories": [{"id": k, "name": str(k)} for k in {e["category_id"] for e in truth}],
-    }
+    coco.dataset = cast(
+        Any,
+        {
+            "images": [{"id": 1, "height": SIDE, "width": SIDE}],
+            "annotations": truth,
+            "categories": [{"id": k, "name": str(k)} for k in {e["category_id"] for e in truth}],
+        },
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        evaluated = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluated = COCOeval(coco, coco.loadRes(cast(Any, found)), "bbox")
         evaluated.params.maxDets = [1, 100, 10_000]
         evaluated.evaluate()
         evaluated.accumulate()
@@ -155,7 +158,7 @@ def with_sahi(cfg: Any, picture: np.ndarray, tile: int, overlap: float) -> list:
 
 def main() -> None:
     """Print the scores of both."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint of the quick start")
     parser.add_argument("--tile", type=int, default=320)
     parser.add_argument("--overlap", type=float, default=0.3)

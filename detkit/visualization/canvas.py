@@ -106,7 +106,7 @@ class Canvas:
     def reset(self, picture: Image.Image) -> None:
         """Begin again with a picture of the same size."""
         self._image = picture
-        self.labels = []
+        self.labels = np.zeros((0, 4))
 
     def to_array(self) -> npt.NDArray[np.uint8]:
         """Return a copy of the picture, (H, W, 3) uint8 RGB."""

@@ -597,3 +597,17 @@ def test_parts_of_detectron2s_visualizer_are_there_for_subclasses():
     assert visualizer._change_color_brightness("red", -0.5) == pytest.approx((0.5, 0.0, 0.0))
     assert visualizer._change_color_brightness("red", 1.0) == pytest.approx((1.0, 1.0, 1.0))
     assert visualizer._convert_keypoints(torch.ones(1, 2, 3)).shape == (1, 2, 3)
+
+
+def test_names_of_a_picture_that_begins_again_are_written_as_on_a_new_one():
+    pictures = []
+    for is_reset in (False, True):
+        visualizer = Visualizer(np.full((60, 90, 3), 40, np.uint8))
+        if is_reset:
+            visualizer.overlay_instances(boxes=np.array([[5.0, 5, 60, 50]]), labels=["old"])
+            visualizer.output.reset_image(np.full((60, 90, 3), 40, np.uint8))
+        drawn = visualizer.overlay_instances(
+            boxes=np.array([[5.0, 5, 60, 50]]), labels=["new"], assigned_colors=["red"]
+        )
+        pictures.append(drawn.get_image())
+    assert np.array_equal(*pictures)
