@@ -51,7 +51,7 @@ def test_config_that_cannot_be_built_does_not_hide_the_others(record, recorded, 
     path = record({"no_such.yaml": recorded[RPN], RPN: recorded[RPN]})
     assert main(["--recorded", path]) == 1
     out = capsys.readouterr().out
-    assert "no_such.yaml\n  MissingFileError: no packaged config" in out
+    assert "no_such.yaml\n  UnknownConfigError: no packaged config" in out
     assert "1 of 2 models as recorded" in out
 
 

@@ -52,7 +52,7 @@ def test_number_of_detections(tmp_path):
     model, most = small_model("faster", tmp_path)
     graph = DetectorGraph(model, most)
     counts = set()
-    for contrast in np.linspace(0, 0.3, 10):
+    for contrast in np.linspace(0, 0.3, 31):
         images = [noise((64, 64), contrast)]
         expected = expected_outputs(model, images)
         assert_same(graph(**as_inputs(images)), expected)

@@ -1,7 +1,9 @@
+import importlib
+
 import pytest
 import torch
 
-from detkit.layers import ROIAlign, roi_align
+from detkit.layers import ROIAlign
 from tests.helpers import random_boxes, slow_roi_align
 
 
@@ -58,6 +60,8 @@ def test_gradients_reach_the_features(memory_format):
 )
 def test_fast_way_is_taken_where_it_applies(features, expected, monkeypatch):
     calls = []
+    # `detkit.layers.roi_align` is the function, as in Detectron2.
+    roi_align = importlib.import_module("detkit.layers.roi_align")
     rows = roi_align.roi_align_rows
     monkeypatch.setattr(
         roi_align, "roi_align_rows", lambda *args: calls.append(args) or rows(*args)

@@ -298,10 +298,10 @@ def test_features_of_different_channels_are_an_error():
 
 def test_unknown_pooler_names_the_legal_ones():
     cfg = config()
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROICrop"
     with pytest.raises(
         ValueError,
-        match="pooler_type must be one of ROIAlign, ROIAlignV2, ROIAlignRotated, got 'ROIPool'.*HEAD.POOLER_TYPE",
+        match="pooler_type must be one of ROIAlign, ROIAlignV2, ROIPool, ROIAlignRotated, got 'ROICrop'.*HEAD.POOLER_TYPE",
     ):
         build_roi_heads(cfg, SHAPES)
 
