@@ -304,7 +304,8 @@ def _open_onnx(
     def run(arrays: Arrays) -> Arrays:
         # An input that the graph does not need may be gone.
         given = {name: array for name, array in arrays.items() if name in inputs}
-        return dict(zip(names, session.run(None, given), strict=True))
+        found: Any = session.run(None, given)
+        return dict(zip(names, found, strict=True))
 
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     return text, names, run
