@@ -89,6 +89,12 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
         by_image.setdefault(image_ids[result["image_id"]], []).append(
             {**result, "category_id": class_ids[result["category_id"]]}
         )
+    for key in ("segmentation", "keypoints"):
+        count = sum(key in result for result in results)
+        if count not in (0, len(results)):
+            raise DataError(
+                f"{count} of the {len(results)} results in {file} have {key!r}: all must, or none"
+            )
     try:
         found = [detections_from_results(of_image, i) for i, of_image in by_image.items()]
         # pycocotools reads beyond its memory where runs and size differ.
@@ -104,8 +110,16 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
             truth.check_mask_size(found_i.image_id, mask["size"])
     if any(d.boxes.shape[1] != 4 for d in found):
         raise DataError(f"the boxes in {file} must be [x, y, width, height]")
-    if not all(np.isfinite(d.boxes).all() and np.isfinite(d.scores).all() for d in found):
-        raise DataError(f"the boxes and scores in {file} must be finite")
+    keypoints = [d.keypoints for d in found if d.keypoints is not None]
+    counts = sorted({keypoints_i.shape[1] for keypoints_i in keypoints})
+    if len(counts) > 1:
+        raise DataError(
+            f"the results in {file} have {counts[0]} to {counts[-1]} keypoints: all must have as"
+            " many"
+        )
+    values = [*keypoints, *(values for d in found for values in (d.boxes, d.scores))]
+    if not all(np.isfinite(values_i).all() for values_i in values):
+        raise DataError(f"the boxes, scores and keypoints in {file} must be finite")
     return found
 
 

@@ -199,7 +199,7 @@ def test_comparison_with_itself_is_zero_and_with_another_the_difference(problem,
 
 
 def test_files_of_predictions_that_do_not_fit_are_refused(register, make_record, tmp_path):
-    truth = load_coco_ground_truth(register([make_record(1)]))
+    truth = load_coco_ground_truth(register([make_record(1), make_record(3)]))
     file = tmp_path / "p.json"
     good = {"image_id": 1, "category_id": 0, "bbox": [0, 0, 9, 9], "score": 0.5}
     with pytest.raises(MissingFileError, match=r"p\.json does not exist"):
@@ -221,6 +221,19 @@ def test_files_of_predictions_that_do_not_fit_are_refused(register, make_record,
             "are 9x9, but the image is 100x100",
         ),
         ([good | {"score": float("nan")}], "must be finite"),
+        ([good | {"keypoints": [1, float("nan"), 1]}], "keypoints in .* must be finite"),
+        ([good | {"keypoints": [1, 1, 1]}, good], "1 of the 2 results in .* have 'keypoints'"),
+        (
+            [
+                good | {"segmentation": {"size": [100, 100], "counts": "`b2"}},
+                good | {"image_id": 3},
+            ],
+            "1 of the 2 results in .* have 'segmentation'",
+        ),
+        (
+            [good | {"keypoints": [1, 1, 1]}, good | {"image_id": 3, "keypoints": [1, 1, 1] * 2}],
+            "have 1 to 2 keypoints",
+        ),
     ):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(DataError, match=message):
