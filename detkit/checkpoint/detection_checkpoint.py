@@ -104,6 +104,7 @@ class DetectionCheckpointer:
                 file.
         """
         self.model = _unwrapped(model)
+        self.path_manager = PathManager  # where users register handlers for addresses
         self.save_dir = save_dir
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         self.metadata = dict(metadata or {})

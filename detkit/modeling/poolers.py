@@ -55,6 +55,13 @@ def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> Tensor:
     return torch.cat([torch.cat(index), boxes], dim=1)
 
 
+class _ROIPool(RoIPool):
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        # Never in half precision, as in `ROIAlign`.
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        return super().forward(input.to(dtype), rois.to(dtype)).to(input.dtype)
+
+
 class ROIPooler(nn.Module):
     """Pools a fixed grid of features per region, from the level of `assign_boxes_to_levels`."""
 
@@ -108,7 +115,7 @@ class ROIPooler(nn.Module):
             if pooler_type == "ROIAlignRotated":
                 pooler = ROIAlignRotated(self.output_size, scale, sampling_ratio)
             elif pooler_type == "ROIPool":
-                pooler = RoIPool(self.output_size, scale)
+                pooler = _ROIPool(self.output_size, scale)
             else:
                 aligned = pooler_type == "ROIAlignV2"
                 pooler = ROIAlign(self.output_size, scale, sampling_ratio, aligned)

@@ -192,7 +192,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if uncalled := [name for name in _NOT_CALLED if name in vars(cls)]:
+        if uncalled := [name for name in _NOT_CALLED if hasattr(cls, name)]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(uncalled)} of Detectron2, which detkit does"
                 " not call: masks are summed up view by view. Override _inference_one_image,"

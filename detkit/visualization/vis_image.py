@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,16 @@ class VisImage:
     def width(self) -> int:
         """Width in pixels."""
         return self.get_image().shape[1]
+
+    @property
+    def fig(self) -> NoReturn:
+        """Not here: Detectron2's figure of matplotlib."""
+        raise AttributeError(
+            "pictures are drawn without matplotlib: draw by the methods of Visualizer, and show"
+            " get_image()"
+        )
+
+    ax = canvas = fig
 
     def get_image(self) -> npt.NDArray[np.uint8]:
         """Return the picture, (H, W, 3) uint8 RGB."""

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from iopath.common.file_io import NativePathHandler
 from torch import nn
 from torch.nn.parallel import DataParallel
 
@@ -157,6 +158,22 @@ def test_foreign_weights_of_another_model_are_an_error_that_names_their_layout(t
         CheckpointError, match=r"R-50\.pkl holds weights of another model.*the layout of Caffe2"
     ):
         DetectionCheckpointer(Net()).load(str(tmp_path / "R-50.pkl"))
+
+
+def test_handlers_of_its_path_manager_open_addresses(tmp_path):
+    class Handler(NativePathHandler):
+        def _get_supported_prefixes(self):
+            return ["mine://"]
+
+        def _get_local_path(self, path, force=False, **kwargs):
+            return path.replace("mine://", f"{tmp_path}/")
+
+    model = nn.Linear(2, 1)
+    DetectionCheckpointer(model, str(tmp_path)).save("saved")
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 1))
+    checkpointer.path_manager.register_handler(Handler(), allow_override=True)
+    checkpointer.load("mine://saved.pth")
+    assert torch.equal(checkpointer.model.weight, model.weight)
 
 
 def test_no_path_starts_from_random_weights():

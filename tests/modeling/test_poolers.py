@@ -127,8 +127,10 @@ def test_rotated_regions_at_angle_0_are_pooled_as_upright_ones(scales, sampling_
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_roipool_is_the_maximum_over_whole_pixels():
-    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_roipool_is_the_maximum_over_whole_pixels(dtype):
+    x = torch.arange(64.0, dtype=dtype).reshape(1, 1, 8, 8)
     pooler = ROIPooler(2, (1 / 4,), 0, "ROIPool")
     found = pooler([x], [Boxes(torch.tensor([[0.0, 0, 15, 15]]))])  # pixels 0 to 4 of both sides
+    assert found.dtype == dtype
     assert found.flatten().tolist() == [18.0, 20.0, 34.0, 36.0]

@@ -324,7 +324,9 @@ def test_views_come_from_the_config():
 
 
 def test_subclass_that_overrides_what_is_not_called_is_refused():
+    class Mixin:
+        def _reduce_pred_masks(self, outputs, tfms): ...
+
     with pytest.raises(TypeError, match="Own overrides _reduce_pred_masks of Detectron2, which"):
 
-        class Own(GeneralizedRCNNWithTTA):
-            def _reduce_pred_masks(self, outputs, tfms): ...
+        class Own(Mixin, GeneralizedRCNNWithTTA): ...

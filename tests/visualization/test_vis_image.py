@@ -23,6 +23,12 @@ def test_unknown_format_is_named(tmp_path) -> None:
         VisImage(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "picture.xyz")
 
 
+@pytest.mark.parametrize("name", ["fig", "ax", "canvas"])
+def test_picture_has_no_figure_of_matplotlib(name: str) -> None:
+    with pytest.raises(AttributeError, match="drawn without matplotlib"):
+        getattr(VisImage(_grey()), name)
+
+
 def _grey(height: int = 120, width: int = 160) -> np.ndarray:
     return np.full((height, width, 3), 90, np.uint8)
 

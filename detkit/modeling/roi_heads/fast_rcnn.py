@@ -94,7 +94,7 @@ class FastRCNNOutputLayers(nn.Module):
             get_fed_loss_cls_weights: Returns `fed_loss_cls_weights`; called with `use_fed_loss`.
 
         Raises:
-            ValueError: A federated loss without a sigmoid per class.
+            ValueError: A federated loss without a sigmoid per class, or without class weights.
             ValueError: `class_weights` has another length, or negative numbers.
         """
         super().__init__()
@@ -114,7 +114,9 @@ class FastRCNNOutputLayers(nn.Module):
         self.loss_weight = loss_weight
         self.use_sigmoid_ce = use_sigmoid_ce
         self.fed_loss_num_classes = fed_loss_num_classes
-        if use_fed_loss and get_fed_loss_cls_weights is not None:
+        if use_fed_loss:
+            if get_fed_loss_cls_weights is None:
+                raise ValueError("use_fed_loss needs get_fed_loss_cls_weights, got None")
             fed_loss_cls_weights = torch.as_tensor(get_fed_loss_cls_weights()).tolist()
         if fed_loss_cls_weights is not None and not use_sigmoid_ce:
             raise ValueError("use_sigmoid_ce must be True for a federated loss, got False")

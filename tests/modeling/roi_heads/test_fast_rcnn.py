@@ -328,6 +328,8 @@ def test_federated_loss_is_asked_for_as_in_detectron2():
     )
     assert layers.fed_loss_cls_weights.tolist() == weights.tolist()
     assert make(get_fed_loss_cls_weights=lambda: weights).fed_loss_cls_weights is None
+    with pytest.raises(ValueError, match="use_fed_loss needs get_fed_loss_cls_weights, got None"):
+        make(use_sigmoid_ce=True, use_fed_loss=True)
 
 
 def test_federated_loss_without_sigmoid_names_the_keys():
