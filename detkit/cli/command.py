@@ -8,6 +8,7 @@ from pathlib import Path
 from detkit import __version__
 from detkit.cli.parsers import PARSERS
 from detkit.config.command_line import Parser
+from detkit.utils.logger import error_head
 from detkit.utils.text import did_you_mean
 
 # Each but `benchmark` is the module of that name beside this one, with `_` for `-`. Its options are
@@ -35,7 +36,7 @@ COMMANDS = {
 # In a checkout beside the package; an installed package has none.
 _BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 _NO_BENCHMARKS = (
-    "error: the benchmarks do not come with an installed detkit. Clone its repository, and run"
+    "the benchmarks do not come with an installed detkit. Clone its repository, and run"
     " python benchmarks/speed.py there; benchmarks/README.md lists the others"
 )
 
@@ -64,11 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("a COMMAND is needed, such as train")
     command, *rest = words
     if command not in COMMANDS:
-        print(
-            f"detkit: error: no command {command!r}.{did_you_mean(command, COMMANDS)}"
-            " detkit --help lists the commands",
-            file=sys.stderr,
-        )
+        hint = f"no command {command!r}.{did_you_mean(command, COMMANDS)}"
+        print(error_head(sys.stderr), hint, "detkit --help lists the commands", file=sys.stderr)
         return 2
     prog = f"detkit {command}"
     if command in PARSERS:
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = f"detkit.cli.{command.replace('-', '_')}"
     if command == "benchmark":
         if not (_BENCHMARKS / "speed.py").is_file():
-            print(_NO_BENCHMARKS, file=sys.stderr)
+            print(error_head(sys.stderr), _NO_BENCHMARKS, file=sys.stderr)
             return 2
         sys.path.insert(0, str(_BENCHMARKS))  # its files import each other by name
         module = "speed"

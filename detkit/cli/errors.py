@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detkit.utils.errors import UserError
-from detkit.utils.logger import use_color
+from detkit.utils.logger import error_head
 from detkit.utils.text import printable
 
 # torch's data loader raises an error of a worker process again, as the same type with one text: the
@@ -50,8 +50,7 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
             message += "\nnames that are not ASCII are not found in this locale: set PYTHONUTF8=1"
         # What begins a line of its own is indented: it may be within a name.
         message = printable(message, keep="\n\t").replace("\n", "\n  ")
-        head = "\x1b[31merror:\x1b[0m" if use_color(sys.stderr) else "error:"
-        print(f"{head} {message}", file=sys.stderr)
+        print(error_head(sys.stderr), message, file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
 

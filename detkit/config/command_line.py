@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detkit.config.user_modules import add_no_imports
+from detkit.utils.logger import error_head
 from detkit.utils.text import did_you_mean, printable
 
 _EXAMPLES = """\
@@ -40,10 +41,8 @@ class Parser(argparse.ArgumentParser):
         elif match := re.match(r"argument (.+): invalid choice: '(.*?)' \(choose from", message):
             named = (a for a in self._actions if match[1] in (*a.option_strings, a.dest, a.metavar))
             hint = did_you_mean(match[2], [str(c) for a in named for c in a.choices or ()])
-        text = (
-            f"{self.prog}: error: {printable(message)}.{hint} {self.prog} --help lists the options"
-        )
-        self.exit(2, f"{text}\n")
+        text = f"{printable(message)}.{hint} {self.prog} --help lists the options"
+        self.exit(2, f"{error_head(sys.stderr)} {text}\n")
 
 
 def add_config_arguments(

@@ -48,6 +48,11 @@ def use_color(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def error_head(stream: TextIO) -> str:
+    """Return the word before the message of a user's mistake, red where there are colours."""
+    return "\x1b[31merror:\x1b[0m" if use_color(stream) else "error:"
+
+
 def shown_if_short(num_classes: int) -> dict[str, str] | None:
     """Return the `extra` with which to log a table that has an entry per class."""
     return None if num_classes <= MAX_CLASSES else FILE_ONLY

@@ -67,7 +67,7 @@ def test_mistake_on_the_command_line_is_one_line_that_says_where_to_look(
     with pytest.raises(SystemExit, match="2"):
         main(words)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"detkit {words[0]}: error: ") or words[0] == "config"
+    assert line.startswith("error: ")
     assert message in line
     assert re.search(r"detkit [\w-]+ --help lists the options$", line)
 
