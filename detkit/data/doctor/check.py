@@ -28,6 +28,7 @@ from detkit.data.doctor.annotations import (
 from detkit.data.doctor.finding import SEVERITIES, Example, Findings
 from detkit.data.doctor.images import ImageFacts, copies, facts_of_all, look_alikes
 from detkit.data.record_files import spread
+from detkit.data.wrappers import DatasetFromList
 from detkit.structures import ImageRecord
 from detkit.utils.errors import UnknownNameError, UserError
 from detkit.utils.logger import progress_bar
@@ -125,9 +126,7 @@ def check_datasets(
     return report
 
 
-def warn_before_training(
-    cfg: CfgNode, records: Sequence[Any], anchors: Sequence[AnchorLevel]
-) -> None:
+def warn_before_training(cfg: CfgNode, records: Any, anchors: Sequence[AnchorLevel]) -> None:
     """Log what is odd about training data, as far as no image need be opened.
 
     What building the loader has told already is not told again. Of many images, a part is looked
@@ -135,18 +134,20 @@ def warn_before_training(
 
     Args:
         cfg: What they must fit.
-        records: Those that are trained on; others than records with boxes are passed over.
+        records: What is trained on; others than lists, and than records with boxes, are passed
+            over.
         anchors: As in `check_datasets`.
     """
-    if not cfg.DATASETS.TRAIN:
+    # A data set of the user's own may open an image for each of its items.
+    if not cfg.DATASETS.TRAIN or not isinstance(records, list | DatasetFromList):
         return
-    looked_at = [records[k] for k in spread(range(len(records)), _LOOKED_AT)]
-    looked_at = [record for record in looked_at if _has_boxes(record)]
     findings, name = Findings(), cfg.DATASETS.TRAIN[0]
     try:
+        looked_at = [records[k] for k in spread(range(len(records)), _LOOKED_AT)]
+        looked_at = [record for record in looked_at if _has_boxes(record)]
         objects = check_annotations(cfg, name, looked_at, findings, is_train=True)
         check_anchors(cfg, [objects], anchors, findings)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         # A mapper of the user's own may take records of another form.
         logger.debug("the training data are not looked at: %r", error)
         return

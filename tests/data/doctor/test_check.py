@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import Dataset
 
 import detkit.modeling  # noqa: F401 - declares what the architectures read
 from detkit.data import DatasetCatalog
@@ -272,12 +273,25 @@ def test_training_tells_what_shows_without_opening_images(toy: Any, caplog: Any)
     assert "check-dataset" in hint
 
 
+class Opening(Dataset):
+    """Of the user's own: each item takes time."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("was read")
+
+
 def test_training_says_nothing_of_data_without_faults_and_of_others_than_records(
     toy: Any, caplog: Any
 ) -> None:
     cfg = toy.cfg()
     foreign = {"file_name": "a", "annotations": [{"bbox_mode": 0, "bbox": None}]}
-    others: list[Any] = [[1, "a"], [{"annotations": [{}]}], [], [foreign]]
+    png = {"bbox_mode": 0, "bbox": [1, 2, 3, 4], "category_id": 0, "segmentation": "a.png"}
+    lone: list[Any] = [[{"file_name": "a", "annotations": found}] for found in (None, [png])]
+    others: list[Any] = [[1, "a"], [{"annotations": [{}]}], [], [foreign], Opening(), *lone]
+    cfg.MODEL.MASK_ON = True
     for records in (DatasetCatalog.get("toy_train"), *others):
         warn_before_training(cfg, records, toy.anchors)
     assert caplog.messages == []
