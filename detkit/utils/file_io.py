@@ -142,7 +142,8 @@ def read_file(file_name: str, kind: str = "file", error: type[DataError] = DataE
     try:
         with PathManager.open(file_name, "rb") as file:
             return cast(bytes, file.read())
-    except FileNotFoundError as missing:
+    # No file has a name with a zero or half a character in it, which are ValueErrors.
+    except (FileNotFoundError, ValueError) as missing:
         raise MissingFileError(f"{kind} {file_name} does not exist") from missing
 
 

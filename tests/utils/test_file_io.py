@@ -4,8 +4,14 @@ from pathlib import Path
 import pytest
 
 from detkit.utils import file_io
-from detkit.utils.errors import DataError
-from detkit.utils.file_io import PathManager, dataset_root, packaged_configs, read_text
+from detkit.utils.errors import DataError, MissingFileError
+from detkit.utils.file_io import (
+    PathManager,
+    dataset_root,
+    packaged_configs,
+    read_file,
+    read_text,
+)
 
 
 def test_dataset_root_follows_the_environment(monkeypatch):
@@ -40,6 +46,14 @@ def test_addresses_are_opened_where_they_were_downloaded(monkeypatch, tmp_path):
 def test_downloads_are_read_only(address, mode):
     with pytest.raises(OSError, match="can only be read"):
         PathManager.open(address, mode)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("a\0.jpg", id="zero"), pytest.param("\ud800.jpg", id="half a character")]
+)
+def test_a_name_that_no_file_can_have_is_a_missing_file(name: str) -> None:
+    with pytest.raises(MissingFileError, match=f"image {name} does not exist"):
+        read_file(name, "image")
 
 
 @pytest.mark.parametrize("address", ["http://x.org/w.pth", "ftp://x.org/w.pth"])
