@@ -18,6 +18,7 @@ from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFP
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
 from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.overriding import is_overridden
 
 
 class UnsupportedModelError(UserError, TypeError):
@@ -296,9 +297,12 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def _boxes_in(self, inputs: list[ModelInput]) -> list[Instances]:
         """Return the boxes in each input, in its coordinates."""
-        if isinstance(self.model, GeneralizedRCNN) and self._has_branches():
-            return self.model.detect_boxes(inputs)
-        return cast(list[Instances], self.model.inference(inputs, do_postprocess=False))
+        model = self.model
+        # Masks of the views are not used. An `inference` of the user's own decides itself.
+        is_own = is_overridden(model.inference)
+        if isinstance(model, GeneralizedRCNN) and self._has_branches() and not is_own:
+            return model.detect_boxes(inputs)
+        return cast(list[Instances], model.inference(inputs, do_postprocess=False))
 
     def _add_to_boxes(self, merged: Instances, views: Sequence[tuple[ModelInput, View]]) -> None:
         """Set `pred_masks` and `pred_keypoints` to the means over the views.

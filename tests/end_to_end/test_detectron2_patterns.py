@@ -25,7 +25,7 @@ from detkit.data.detection_utils import transform_instance_annotations as transf
 from detkit.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detkit.evaluation import COCOEvaluator, DatasetEvaluators, inference_on_dataset
 from detkit.model_zoo import get_config_file
-from detkit.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detkit.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNNWithTTA, build_model
 from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
 from detkit.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints
 from detkit.utils.logger import setup_logger
@@ -176,6 +176,29 @@ def test_heads_that_are_a_plain_module_are_augmented_in_testing(small):
     model.roi_heads = Plain(model.roi_heads)
     found = model.detect_boxes([{"image": torch.zeros(3, 64, 64)}])
     assert found[0].has("pred_boxes")
+
+
+@pytest.mark.parametrize("family", ["box", "C4"])
+def test_augmented_testing_takes_an_own_course_of_model_and_heads(family):
+    small = family_config(family)
+    small.MODEL.MASK_ON, small.TEST.AUG.MIN_SIZES, small.TEST.AUG.MAX_SIZE = True, [64], 96
+    model = build_model(small).eval()
+    called = []
+
+    def noted(base, method):
+        def own(self, *args, **kwargs):
+            called.append((method, len(args) + len(kwargs)))
+            return getattr(base, method)(self, *args, **kwargs)
+
+        return type("Own", (base,), {method: own})
+
+    augmented = GeneralizedRCNNWithTTA(small, model)
+    model.roi_heads.__class__ = noted(type(model.roi_heads), "forward")
+    augmented([{"image": torch.zeros(3, 64, 64)}])
+    assert called == [("forward", 4)]
+    model.__class__ = noted(type(model), "inference")
+    augmented([{"image": torch.zeros(3, 64, 64)}])
+    assert called[1:] == [("inference", 2), ("forward", 4), ("inference", 3)]
 
 
 def write_own_data(folder, count):

@@ -17,6 +17,7 @@ from detkit.modeling.proposal_generator import build_proposal_generator
 from detkit.modeling.roi_heads import ROIHeads, build_roi_heads
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
+from detkit.utils.overriding import is_overridden, overridable
 
 
 @META_ARCH_REGISTRY.register()
@@ -101,6 +102,7 @@ class GeneralizedRCNN(Detector):
         _, head_losses = self.roi_heads(images, features, proposals, targets)
         return head_losses, proposal_losses
 
+    @overridable
     def inference(
         self,
         batched_inputs: list[ModelInput],
@@ -158,11 +160,14 @@ class GeneralizedRCNN(Detector):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals = self._propose(images, features, batched_inputs)
-        # Heads of the user's own may be any module.
-        if not hasattr(self.roi_heads, "predict_boxes_only"):
-            detections, _ = self.roi_heads(images, features, proposals, None)
+        heads = self.roi_heads
+        # Heads of the user's own may be any module, or have a course of their own.
+        if not hasattr(heads, "predict_boxes_only") or (
+            is_overridden(heads.forward) and not is_overridden(heads.predict_boxes_only)
+        ):
+            detections, _ = heads(images, features, proposals, None)
             return detections
-        return self.roi_heads.predict_boxes_only(images, features, proposals)
+        return heads.predict_boxes_only(images, features, proposals)
 
     def _propose(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]

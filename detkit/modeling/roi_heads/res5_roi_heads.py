@@ -26,6 +26,7 @@ from detkit.modeling.roi_heads.roi_heads import (
 )
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.errors import ConfigError
+from detkit.utils.overriding import overridable
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -142,6 +143,7 @@ class Res5ROIHeads(ROIHeads):
         """Return the detections of every image, with the fields of every branch."""
         return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
 
+    @overridable
     def predict_boxes_only(
         self, images: ImageList, features: Features, proposals: Sequence[Instances]
     ) -> list[Instances]:

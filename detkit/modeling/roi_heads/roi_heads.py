@@ -89,6 +89,7 @@ class ROIHeads(nn.Module):
             "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
         }
 
+    @overridable
     def forward(
         self,
         images: ImageList,
@@ -134,6 +135,7 @@ class ROIHeads(nn.Module):
         """Return the detections of every image."""
         raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
+    @overridable
     def predict_boxes_only(
         self, images: ImageList, features: Features, proposals: Sequence[Instances]
     ) -> list[Instances]:

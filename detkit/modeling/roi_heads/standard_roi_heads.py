@@ -30,6 +30,7 @@ from detkit.modeling.roi_heads.roi_heads import (
 )
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.errors import ConfigError
+from detkit.utils.overriding import overridable
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -179,6 +180,7 @@ class StandardROIHeads(ROIHeads):
         # more accurate (He et al. 2017, section 3.1, inference).
         return self.forward_with_given_boxes(features, detections)
 
+    @overridable
     def predict_boxes_only(
         self, images: ImageList, features: Features, proposals: Sequence[Instances]
     ) -> list[Instances]:
