@@ -33,7 +33,14 @@ from PIL import Image
 
 from detkit.cli.errors import message_of, run_command
 from detkit.cli.parsers import PARSERS
-from detkit.cli.prediction_files import FORMATS, RESULTS, PredictionLog, digest, write_json
+from detkit.cli.prediction_files import (
+    FORMATS,
+    RESULTS,
+    WRITTEN,
+    PredictionLog,
+    digest,
+    write_json,
+)
 from detkit.config import CfgNode, get_cfg
 from detkit.export.runtime import ENDINGS
 from detkit.utils.colormap import id2rgb
@@ -83,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     keep = _class_filter(args.classes, predictor.metadata)
     done: set[int] = set()
     if comm.is_main_process():
-        _prepare_output(folder, inputs, pictures if "pictures" in args.save else [])
+        written = [name for kind in args.save for name in WRITTEN.get(kind, pictures)]
+        _prepare_output(folder, inputs, written)
         settings = {
             "config": model_digest,
             "--input": digest(inputs),
@@ -181,6 +189,8 @@ def _setup(args: argparse.Namespace) -> CfgNode:
             cfg.merge_from_list([key, value])
     cfg.VIS_LABELS = not args.hide_labels and cfg.VIS_LABELS
     cfg.merge_from_list(args.opts)
+    if args.overlap is not None and not cfg.TEST.TILES.SIZE:
+        raise ConfigError("--overlap is that of tiles: give their size (--tile), too")
     prepare(cfg)  # imports the user's models, which may declare thresholds of their own
     # Already here, so that less goes through non-maximum suppression.
     set_score_threshold(cfg, args.confidence_threshold)
@@ -371,12 +381,12 @@ def _picture_names(inputs: Sequence[str]) -> list[str]:
     return distinct_names(names)
 
 
-def _prepare_output(folder: Path, inputs: Sequence[str], pictures: Sequence[str]) -> None:
-    """Make the folder of the pictures, and refuse one in which they would overwrite others.
+def _prepare_output(folder: Path, inputs: Sequence[str], written: Sequence[str]) -> None:
+    """Make the folder of the output, and refuse one whose files would be overwritten.
 
     Raises:
-        ConfigError: It is the folder of an input, or holds files of these names that no earlier
-            prediction wrote.
+        ConfigError: It is the folder of an input, or holds files or folders of the names `written`
+            that no earlier prediction wrote: the labels of a data set, for one.
     """
     place = folder.resolve()
     paths = [Path(name) for name in inputs if "://" not in name]
@@ -387,12 +397,11 @@ def _prepare_output(folder: Path, inputs: Sequence[str], pictures: Sequence[str]
         )
     results = folder / RESULTS
     if not results.exists():
-        taken = [name for name in pictures if (folder / name).exists()]
-        if taken:
+        if taken := [name for name in written if (folder / name).exists()]:
             raise ConfigError(
-                f"--output {folder} already holds {len(taken)} of the {len(pictures)} pictures,"
-                f" such as {taken[0]}, and no {RESULTS} of an earlier prediction: give another"
-                " folder, or remove what may be overwritten"
+                f"--output {folder} already holds {counted(len(taken), 'name', 'names')} that would"
+                f" be written, such as {taken[0]}, and no {RESULTS} of an earlier prediction: give"
+                " another folder, or remove what may be overwritten"
             )
         folder.mkdir(parents=True, exist_ok=True)
         # From the start, so that what an interrupted prediction leaves may be overwritten.

@@ -122,7 +122,7 @@ class PredictionLog:
 
 def digest(texts: Iterable[str]) -> str:
     """Return a short text that is another one for other texts."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
 def write_json(entries: Iterable[Entry], path: Path) -> None:
@@ -181,7 +181,9 @@ def _annotation(found: Entry, image_id: int, index: int) -> Entry:
 
 def write_csv(log: PredictionLog, folder: Path, classes: Sequence[str]) -> None:
     """Write `predictions.csv`, a box per row; an image without any has one row, without box."""
-    with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+    path = folder / "predictions.csv"
+    # Names of files may hold bytes that are not UTF-8: they are written as they are.
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "frame", "label", "score", "xmin", "ymin", "xmax", "ymax", "angle"])
         for entry in log.entries():
@@ -191,7 +193,8 @@ def write_csv(log: PredictionLog, folder: Path, classes: Sequence[str]) -> None:
                 if angle:  # around its middle
                     x, y = x - width / 2, y - height / 2
                 box = [round(v, 2) for v in (x, y, x + width, y + height)]
-                rows.writerow([*start, found["category"], found["score"], *box, *angle])
+                row = [found["category"], found["score"], *box, *(angle or [""])]
+                rows.writerow([*start, *row])
             if not entry.get("instances"):
                 rows.writerow([*start, *[""] * 7])
 
@@ -294,3 +297,10 @@ FORMATS: dict[str, Callable[[PredictionLog, Path, Sequence[str]], None]] = {
     "labelme": write_labelme,
 }
 """What `--save` writes beside pictures, from the entries of the log."""
+WRITTEN = {
+    "coco": ("coco.json",),
+    "csv": ("predictions.csv",),
+    "yolo": ("labels", "data.yaml"),
+    "labelme": ("labelme",),
+}
+"""The files and folders of each."""

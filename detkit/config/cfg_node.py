@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as _YacsNode
 
-from detkit.config.yaml_loader import YamlFile, files_with_bases
+from detkit.config.yaml_loader import YamlFile, files_with_bases, parse_yaml
 from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.text import did_you_mean
 
@@ -198,6 +199,16 @@ class CfgNode(_YacsNode):
         path_fields = {key: spec.path_fields for key, spec in table.items() if spec.path_fields}
         for file in files_with_bases(cfg_filename, path_fields):
             self._merge(file.tree, self, (), file)
+
+    def merge_from_text(self, text: str, source: str) -> None:
+        """Merge settings given as YAML, such as those that a checkpoint holds; none have bases.
+
+        Args:
+            text: Errors as of `merge_from_file`.
+            source: The file that holds the text, for messages.
+        """
+        file = parse_yaml(text, Path(source))
+        self._merge(file.tree, self, (), file)
 
     def merge_from_other_cfg(self, cfg_other: _YacsNode) -> None:
         """Merge the settings of another tree.

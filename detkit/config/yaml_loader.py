@@ -164,6 +164,11 @@ def load_yaml(path: Path) -> YamlFile:
         raise MissingFileError(f"cannot open config file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a YAML text file: {error}") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> YamlFile:
+    """Parse what a YAML file, or a checkpoint, holds; `path` is for messages. Errors as above."""
     try:
         _require_modest(text, path)
         root = yaml.compose(text, Loader=_Loader)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -309,9 +308,8 @@ def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
     cfg = get_cfg()
     beside = Path(path).parent / "config.yaml"
     text = None if config_file else load_checkpoint_file(path).get("config")
-    tree = yaml.safe_load(text) if isinstance(text, str) else None
-    if isinstance(tree, dict):
-        cfg.merge_from_other_cfg(CfgNode(tree))
+    if isinstance(text, str) and text:
+        cfg.merge_from_text(text, path)
     elif config_file or beside.is_file():
         cfg.merge_from_file(config_file or str(beside))
     else:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sys
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -118,7 +119,8 @@ def test_pictures_that_no_prediction_wrote_are_not_overwritten(
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.jpg").write_bytes(b"mine")
     assert predict(Segmentor()) == 2
-    assert "already holds 1 of the 1 pictures, such as a.jpg, and no" in capsys.readouterr().err
+    expected = "already holds 1 name that would be written, such as a.jpg, and no"
+    assert expected in capsys.readouterr().err
     assert (tmp_path / "out/a.jpg").read_bytes() == b"mine"
     (tmp_path / "out/a.jpg").unlink()
     for _ in range(2):  # the second one overwrites the pictures of the first
@@ -343,6 +345,27 @@ def test_checkpoint_alone_predicts_chosen_classes_of_chosen_images(
         assert entry["instances"] == [o for o in all_of_it["instances"] if o["category"] == chosen]
     names = sorted(path.name for path in (pictures / "some").iterdir())
     assert names == ["coco.json", "predictions.csv", "predictions.json"]
+
+
+def test_labels_of_a_data_set_are_not_overwritten(
+    detector: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "labels").mkdir()
+    for options in (["--save", "yolo"], ["--save", "csv", "yolo"]):
+        assert _predict(detector, pictures, ".", *options) == 2
+        assert "such as labels, and no predictions.json" in capsys.readouterr().err
+    assert not list((pictures / "labels").iterdir())
+    assert _predict(detector, pictures, ".", "--save", "csv") == 0  # another name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_are_written(detector: str, pictures: Path) -> None:
+    (pictures / "photos/0.png").rename(os.fsdecode(bytes(pictures / "photos") + b"/\xe9.png"))
+    every = ["--save", "pictures", "coco", "csv", "yolo", "labelme"]
+    assert _predict(detector, pictures, "out", *every) == 0
+    assert b"/\xe9.png," in (pictures / "out/predictions.csv").read_bytes()
+    files = {os.fsencode(p.name) for p in (pictures / "out").rglob("*")}
+    assert {b"\xe9.png", b"\xe9.txt", b"\xe9.json"} <= files
 
 
 def test_two_processes_write_what_one_writes(detector: str, pictures: Path) -> None:

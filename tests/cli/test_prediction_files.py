@@ -126,8 +126,8 @@ def test_csv_has_a_row_per_box_and_one_for_no_box(tmp_path: Path) -> None:
     )
     rows = list(csv.reader((tmp_path / "predictions.csv").open(newline="")))
     assert rows[1:] == [
-        ["a.jpg", "", "dog", "0.9", "10", "5", "30", "15"],
-        ["a.jpg", "", "cat", "0.9", "0", "0", "60", "40"],
+        ["a.jpg", "", "dog", "0.9", "10", "5", "30", "15", ""],
+        ["a.jpg", "", "cat", "0.9", "0", "0", "60", "40", ""],
         ["v.mp4", "3", *[""] * 7],
         ["c", "", "cat", "0.9", "25.0", "18.0", "35.0", "22.0", "30.5"],
     ]

@@ -11,7 +11,7 @@ from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor, DefaultTrainer, Predictor
 from detkit.engine.predictor import config_of_checkpoint
 from detkit.modeling import build_model
-from detkit.utils.errors import ConfigError, DataError, MissingFileError
+from detkit.utils.errors import ConfigError, DataError, MissingFileError, UserError
 from detkit.utils.media_file import Video, VideoWriter
 
 
@@ -78,6 +78,29 @@ def test_checkpoint_runs_no_modules(detector_cfg, is_beside, tmp_path, monkeypat
     (tmp_path / "trusted.yaml").write_text(detector_cfg.dump())
     with pytest.raises(RuntimeError, match="was run"):
         Predictor("hostile.pth", config_file="trusted.yaml")
+
+
+_BOMB = "".join(
+    f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else '1'] * 10)}]\n" for n in range(10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("SEED: [1", "is not valid YAML", id="no-yaml"),
+        pytest.param("SEED: !!python/object/apply:os.getpid []", "configs run no code", id="tag"),
+        pytest.param("1: 2", "must be a string", id="number-as-key"),
+        pytest.param("[" * 5000, "nested more than", id="deep"),
+        pytest.param(f"{_BOMB}MODEL: {{CUSTOM: {{A: *x9}}}}", "through aliases", id="bomb"),
+        pytest.param("MODEL: 5", "MODEL is a group of keys", id="no-group"),
+        pytest.param("NOPE: 5", "unknown config key NOPE", id="unknown-key"),
+    ],
+)
+def test_config_in_a_checkpoint_is_read_as_that_of_a_file(tmp_path, text, message):
+    torch.save({"model": {"weight": torch.zeros(1)}, "config": text}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=rf"bad\.pth.*{message}"):
+        config_of_checkpoint(str(tmp_path / "bad.pth"))
 
 
 def test_config_beside_the_weights_or_named_is_taken(detector_cfg, tmp_path):
