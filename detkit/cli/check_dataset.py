@@ -12,6 +12,7 @@ from detkit.checkpoint import load_checkpoint_file
 from detkit.cli.errors import run_command
 from detkit.cli.parsers import PARSERS
 from detkit.config import CfgNode, get_cfg
+from detkit.data.datasets.formats.write import emptied_after_errors
 from detkit.data.doctor import AnchorLevel, Report, check_datasets, page_of, write_cleaned
 from detkit.engine import prepare
 from detkit.model_zoo import find_config
@@ -42,9 +43,13 @@ def run(args: argparse.Namespace) -> int:
         if path.is_dir():
             raise ConfigError(f"{file} is a folder: name a file for the report")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"{file} cannot be written: no permission")
     output = Path(args.fix).expanduser() if args.fix else None
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--fix {output} exists and is not empty: name another folder")
+    if output is not None:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ConfigError(f"--fix {output} exists and is not empty: name another folder")
+        output.mkdir(parents=True, exist_ok=True)
     cfg = get_cfg()
     cfg.merge_from_file(find_config(args.config_file))
     cfg.merge_from_list(args.opts)
@@ -65,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         title = f"Data of {Path(args.config_file).name}"
         _write(args.html, page_of(report, title, cfg.INPUT.FORMAT, cfg.INPUT.MAX_IMAGE_PIXELS))
     if output is not None:
-        _write_cleaned(report, output, needs_masks=cfg.MODEL.MASK_ON)
+        with emptied_after_errors(output):
+            _write_cleaned(report, output, needs_masks=cfg.MODEL.MASK_ON)
     counts = report.findings.counts()
     return int(counts["error"] > 0 or (args.strict and counts["warning"] > 0))
 
@@ -78,7 +84,6 @@ def _write(file: str, text: str) -> None:
 
 def _write_cleaned(report: Report, output: Path, *, needs_masks: bool) -> None:
     entries, changes = write_cleaned(report, output, needs_masks=needs_masks)
-    output.mkdir(parents=True, exist_ok=True)
     path = output / "changes.json"
     path.write_text(json.dumps(changes, indent=1), encoding="utf-8")
     print(printable(f"wrote {counted(len(changes), 'change', 'changes')} to {path}"))

@@ -1,7 +1,6 @@
 """`detkit convert-dataset`: bring a data set of any format into that of COCO, VOC or YOLO."""
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, register_declared_datasets
 from detkit.data.datasets.coco_export import class_names_of
 from detkit.data.datasets.formats.detect import detect_dataset
-from detkit.data.datasets.formats.write import write_dataset
+from detkit.data.datasets.formats.write import emptied_after_errors, write_dataset
 from detkit.data.record_files import require_files
 from detkit.model_zoo import find_config
 from detkit.structures import ImageRecord
@@ -61,15 +60,10 @@ def convert(args: argparse.Namespace) -> None:
             records = {split: DatasetCatalog.get(name) for split, name in names.items()}
     for split, name in names.items():
         require_files(name, records[split])  # before anything is written
-    try:
+    with emptied_after_errors(output):
         written = [
             _write(split, name, records[split], output, args) for split, name in names.items()
         ]
-    except BaseException:
-        # It was empty, and half a data set would pass for a whole one.
-        for path in output.iterdir() if output.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
     print(f"\n{yaml.safe_dump({'DATASETS': {'REGISTER': written}}, sort_keys=False)}", end="")
 
 

@@ -35,8 +35,7 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
         status = function(*args)
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; checkpoints written so far are whole, --resume continues from the"
-            " last one",
+            "\ninterrupted; a command that has --resume continues from what it has written",
             file=sys.stderr,
         )
         return _INTERRUPTED

@@ -1,6 +1,8 @@
 """The command: its exit status, its reports and its cleaned copy."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,8 @@ import yaml
 from PIL import Image
 
 from detkit.cli import main
-from detkit.data import DatasetCatalog, MetadataCatalog
 
-
-@pytest.fixture(autouse=True)
-def _catalogs_as_before():
-    loaders, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data.clear()
-    DatasetCatalog.data.update(loaders)
-    MetadataCatalog.data.clear()
-    MetadataCatalog.data.update(metadata)
+pytestmark = pytest.mark.usefixtures("catalogs_as_before")
 
 
 def write_config(folder: Path, box: Sequence[float], file_name: str = "a.jpg") -> str:
@@ -101,6 +94,8 @@ def test_cleaned_copy_is_written_and_declared(tmp_path: Path, capsys: Any) -> No
     [
         pytest.param(["--workers", "-1"], "--workers must be at least 0", id="workers"),
         pytest.param(["--json", "."], ". is a folder", id="report a folder"),
+        pytest.param(["--json", "a.jpg/b.json"], "a.jpg: File exists", id="report below a file"),
+        pytest.param(["--fix", "a.jpg/b"], "a.jpg/b: Not a directory", id="copy below a file"),
         pytest.param(["MODEL.WEIGHTS", "lost.pth"], "no checkpoint at lost.pth", id="weights"),
         pytest.param(["--fix", "."], "exists and is not empty", id="full folder"),
         pytest.param(["DATASETS.TRAIN", "[]"], "there is nothing to check", id="no data"),
@@ -113,7 +108,33 @@ def test_mistakes_are_told_in_one_line(
     config = write_config(tmp_path, GOOD)
     monkeypatch.chdir(tmp_path)
     assert main(["check-dataset", "--config-file", config, *words]) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out  # before the data are looked at
+
+
+def test_report_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    config, report = write_config(tmp_path, GOOD), str(tmp_path / "report.html")
+    # The rights of files do not bind root.
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    assert main(["check-dataset", "--config-file", config, "--html", report]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {report} cannot be written: no permission\n"
+    assert not printed.out
+
+
+def test_nothing_is_left_of_a_copy_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> None:
+    config, output = write_config(tmp_path, GOOD), tmp_path / "clean"
+
+    def interrupted(source: str, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    assert main(["check-dataset", "--config-file", config, "--fix", str(output)]) == 130
+    assert not any(output.iterdir())
 
 
 def test_classes_are_compared_with_those_of_the_weights(tmp_path: Path, capsys: Any) -> None:

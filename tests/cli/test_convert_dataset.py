@@ -12,15 +12,7 @@ from detkit.cli import main
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord
 
-
-@pytest.fixture(autouse=True)
-def _catalogs_as_before():
-    loaders, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data.clear()
-    DatasetCatalog.data.update(loaders)
-    MetadataCatalog.data.clear()
-    MetadataCatalog.data.update(metadata)
+pytestmark = pytest.mark.usefixtures("catalogs_as_before")
 
 
 def _convert(source: Path | str, output: Path, target: str, *options: str) -> None:

@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data import DatasetCatalog, MetadataCatalog
-
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
 
 
 @pytest.fixture(autouse=True)
-def _catalogs_as_before():
+def _catalogs_as_before(catalogs_as_before: None) -> None:
     """Forget what a test registers."""
-    loaders, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
-    yield
-    DatasetCatalog.data.clear()
-    DatasetCatalog.data.update(loaders)
-    MetadataCatalog.data.clear()
-    MetadataCatalog.data.update(metadata)
 
 
 @pytest.fixture

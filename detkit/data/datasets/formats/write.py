@@ -1,11 +1,12 @@
 """Writing of a registered data set in the format of COCO, VOC or YOLO, with its images."""
 
+import contextlib
 import filecmp
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -29,6 +30,20 @@ from detkit.utils.remote_files import is_address
 
 TARGETS = ("coco", "voc", "yolo")
 _DIGITS = 6  # of a pixel; takes away what shares of an image add to whole numbers
+
+
+@contextlib.contextmanager
+def emptied_after_errors(folder: Path) -> Iterator[None]:
+    """Empty a folder, if it is there, when an error leaves the block.
+
+    It was empty before, and half a data set would pass for a whole one.
+    """
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def write_dataset(
