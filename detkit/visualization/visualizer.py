@@ -151,16 +151,9 @@ class Visualizer:
         """
         fields = predictions.get_fields()
         classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
-        labels = None if classes is None else [self._things.name(c) for c in classes]
-        if "scores" in fields:
-            percents = [f"{score:.0%}" for score in fields["scores"].tolist()]
-            if labels is None:
-                labels = percents
-            else:
-                labels = [f"{n} {p}" for n, p in zip(labels, percents, strict=True)]
         return self.overlay_instances(
             boxes=fields.get("pred_boxes"),
-            labels=labels,
+            labels=text_labels(classes, fields.get("scores"), self._things.names),
             masks=fields.get("pred_masks"),
             keypoints=fields.get("pred_keypoints"),
             assigned_colors=self.instance_colors(classes, len(predictions) if fields else 0),
@@ -319,9 +312,17 @@ class Visualizer:
         if all_masks is not None:
             self._overlay_masks([all_masks[i] for i in order], [colors[i] for i in order], alpha)
         if turned is not None:
+            written: Sequence[str | None] = [None] * count
+            if is_overridden(self.draw_rotated_box_with_label):  # it writes the label, too
+                if labels is not None and self._show_labels:
+                    written = labels
+                labels = None
             for i in order:
                 self.draw_rotated_box_with_label(
-                    turned[i].tolist(), alpha=1.0, edge_color=_as_shares(colors[i])
+                    turned[i].tolist(),
+                    alpha=1.0,
+                    edge_color=_as_shares(colors[i]),
+                    label=written[i],
                 )
         elif corners is not None:
             for i in order:
@@ -418,6 +419,7 @@ class Visualizer:
         self._canvas.draw_box(box.tolist(), to_color(edge_color), alpha=alpha)
         return self.output
 
+    @overridable
     def draw_rotated_box_with_label(
         self,
         rotated_box: Sequence[float],
@@ -461,6 +463,7 @@ class Visualizer:
         self._canvas.draw_line(points, to_color(color), line_width=linewidth)
         return self.output
 
+    @overridable
     def draw_binary_mask(
         self,
         binary_mask: Any,
@@ -486,7 +489,7 @@ class Visualizer:
         edge = fill if edge_color is None else to_color(edge_color)
         self._canvas.draw_mask(mask, fill, alpha=alpha, edge_color=edge)
         if text is not None and mask.sum() > max(area_threshold, 0):
-            self.draw_text(text, midst(mask).tolist(), color=_as_shares(fill))
+            self._draw_text_in_mask(mask, text, _as_shares(fill))
         return self.output
 
     def draw_soft_mask(
@@ -505,8 +508,8 @@ class Visualizer:
         fill = to_color(random_color(rgb=True, maximum=1) if color is None else color)
         colors = np.broadcast_to(np.array(fill, dtype=np.uint8), (*shares.shape, 3))
         self._canvas.tint(np.ascontiguousarray(colors), shares, alpha=alpha)
-        if text is not None and (shares > 0.5).any():
-            self.draw_text(text, midst(shares > 0.5).tolist(), color=_as_shares(fill))
+        if text is not None:
+            self._draw_text_in_mask(shares > 0.5, text, _as_shares(fill))
         return self.output
 
     def draw_polygon(
@@ -567,6 +570,7 @@ class Visualizer:
     def _convert_keypoints(self, keypoints: Any) -> npt.NDArray[np.float64]:
         return to_array(keypoints)
 
+    @overridable
     def _draw_text_in_mask(self, binary_mask: Any, text: str, color: AnyColor) -> None:
         mask = to_bitmap(binary_mask)
         if mask.any():
@@ -629,7 +633,21 @@ class Visualizer:
             min_area = math.inf
         elif min_area is None:
             min_area = _NAMED_AREA * segment_map.size
-        draw_segments(self._canvas, segment_map, segments, alpha=alpha, min_area=min_area)
+        methods = (self.draw_text, self._draw_text_in_mask, self.draw_binary_mask)
+        if not any(is_overridden(method) for method in methods):
+            draw_segments(self._canvas, segment_map, segments, alpha=alpha, min_area=min_area)
+            return self.get_output()
+        masks = [segment_map == segment.id for segment in segments]
+        for i in sorted(range(len(masks)), key=lambda i: -masks[i].sum()):
+            _, color, text = segments[i]
+            self.draw_binary_mask(
+                masks[i],
+                _as_shares(color),
+                edge_color="w",
+                text=text,
+                alpha=alpha,
+                area_threshold=min_area,
+            )
         return self.get_output()
 
 
@@ -695,7 +713,7 @@ def text_labels(
     labels = None
     if classes is not None:
         names = class_names or ()
-        labels = [names[c] if c < len(names) else str(c) for c in classes]
+        labels = [names[c] if 0 <= c < len(names) else str(c) for c in classes]
     if scores is not None:
         percents = [f"{score * 100:.0f}%" for score in to_array(scores).tolist()]
         labels = (

@@ -507,6 +507,45 @@ def test_overridden_parts_are_the_ones_that_are_called():
     ]
 
 
+@pytest.mark.parametrize("method", ["draw_binary_mask", "_draw_text_in_mask", "draw_text"])
+def test_overridden_parts_are_called_for_segments(method, monkeypatch):
+    called, drawn = [], getattr(Visualizer, method)
+
+    class Own(Visualizer):
+        pass
+
+    def record(self, *args, **kwargs):
+        called.append(kwargs.get("text") or next(a for a in args if isinstance(a, str)))
+        return drawn(self, *args, **kwargs)
+
+    monkeypatch.setattr(Own, method, record, raising=False)
+    segments = np.zeros((120, 160), np.int64)
+    segments[:70] = 7  # the larger one is drawn first
+    names = [{"id": 0, "category_id": 0}, {"id": 7, "category_id": 1}]
+    picture = Own(_grey(), METADATA).draw_panoptic_seg(segments, names).get_image()
+    assert called == ["dog", "cat"]
+    assert (picture != 90).any(axis=2).all()
+    called.clear()
+    Own(_grey(), METADATA, show_labels=False).draw_panoptic_seg(segments, names)
+    assert (called == []) == (method != "draw_binary_mask")
+
+
+def test_overridden_rotated_box_gets_its_label_and_nobody_else_writes_it(monkeypatch):
+    texts, labels = _written(monkeypatch), []
+
+    class Own(Visualizer):
+        def draw_rotated_box_with_label(
+            self, rotated_box, alpha=0.5, edge_color="g", line_style="-", label=None
+        ):
+            labels.append(label)
+
+    boxes = RotatedBoxes([[80, 60, 80, 20, 45], [30, 30, 10, 10, 0]])
+    Own(_grey()).overlay_instances(boxes=boxes, labels=["long", "square"])
+    assert (labels, texts) == (["long", "square"], [])
+    Own(_grey(), show_labels=False).overlay_instances(boxes=boxes, labels=["long", "square"])
+    assert labels[2:] == [None, None]
+
+
 def test_rotated_boxes_are_drawn_along_their_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = _written(monkeypatch)
     predictions = _predictions()
