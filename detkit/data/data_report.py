@@ -117,11 +117,12 @@ def print_instances_class_histogram(
         dataset_dicts: Records whose class ids lie in [0, K).
         class_names: K names; None shows the ids that appear.
     """
-    counts: Counter[int] = Counter()
-    for record in dataset_dicts:
-        for annotation in record.get("annotations", ()):
-            if not as_flag(annotation.get("iscrowd")):
-                counts[annotation["category_id"]] += 1
+    counts = Counter(
+        annotation["category_id"]
+        for record in dataset_dicts
+        for annotation in record.get("annotations", ())
+        if not as_flag(annotation.get("iscrowd"))
+    )
     rows = {name: counts[class_id] for class_id, name in enumerate(class_names or ())}
     for class_id, count in sorted(counts.items()):
         if class_id not in range(len(class_names or ())):

@@ -6,7 +6,8 @@ Legend: K classes, M annotations over all images.
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from detkit.data.data_report import (
 )
 from detkit.data.proposals import load_proposals_into_dataset
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
+from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,12 @@ SEM_SEG_HEAD_KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 _SOURCES = ("json_file", "panoptic_json", "dirname", "image_root")
 _ONLY_CROWDS = "regions of crowds only"
 _CHECKED_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+# Images whose boxes are checked in one array: tables of all boxes of a million images would take as
+# much memory as the records.
+_IMAGES_AT_A_TIME = 4096
 
 
+@garbage_collection_off()
 def get_detection_dataset_dicts(
     names: str | Sequence[str],
     filter_empty: bool = True,
@@ -319,9 +325,13 @@ _NUMBERS_OF = {
 
 
 def _stray_class_ids(
-    records: Iterable[ImageRecord], num_classes: int
+    records: Sequence[ImageRecord], num_classes: int
 ) -> dict[object, tuple[int, str]]:
     """Return stray class id -> the number of its objects, and the first file that shows one."""
+    ids = [a["category_id"] for record in records for a in record.get("annotations", ())]
+    # Nearly always, and seven times as fast as to look at each one.
+    if set(map(type, ids)) <= {int} and (not ids or (min(ids) >= 0 and max(ids) < num_classes)):
+        return {}
     stray: dict[object, tuple[int, str]] = {}
     for record in records:
         for annotation in record.get("annotations", ()):
@@ -389,21 +399,36 @@ def _without_bad_objects(
 
     The records are not changed.
     """
-    # One array over all images, since COCO's training set has 860,000 boxes.
-    places: list[tuple[int, int]] = []
-    annotations: list[AnnotationRecord] = []
-    sizes: list[tuple[float, float]] = []
-    for i, record in enumerate(records):
-        for j, annotation in enumerate(record.get("annotations", ())):
-            places.append((i, j))
-            annotations.append(annotation)
-            sizes.append((record.get("width", np.inf), record.get("height", np.inf)))
-    report.num_images, report.num_annotations = len(records), len(annotations)
+    report.num_images = len(records)
+    kept: list[ImageRecord] = []
+    for start in range(0, len(records), _IMAGES_AT_A_TIME):
+        chunk = records[start : start + _IMAGES_AT_A_TIME]
+        for i, bad in _bad_objects(chunk, report, needs_masks=needs_masks).items():
+            chunk[i] = record = chunk[i].copy()
+            annotations = enumerate(record.get("annotations", []))
+            record["annotations"] = [a for j, a in annotations if j not in bad]
+        kept += chunk
+    return kept
+
+
+def _bad_objects(
+    records: Sequence[ImageRecord], report: DataReport, *, needs_masks: bool
+) -> dict[int, set[int]]:
+    """Add to the report; return place of an image -> places of its annotations to be left out."""
+    counts = [len(record.get("annotations", ())) for record in records]
+    annotations = [a for record in records for a in record.get("annotations", ())]
+    image_of = np.repeat(np.arange(len(records)), counts)
+    firsts = np.cumsum(counts) - counts
+    report.num_annotations += len(annotations)
     boxes, is_checked = stacked_boxes(annotations)
-    limits = np.array(sizes, dtype=np.float64).reshape(-1, 2)
+    sizes = [(record.get("width", np.inf), record.get("height", np.inf)) for record in records]
+    limits = np.array(sizes, dtype=np.float64)[image_of]
+
+    def places(mask: np.ndarray) -> list[tuple[int, int]]:
+        return [(int(image_of[k]), int(k - firsts[image_of[k]])) for k in np.flatnonzero(mask)]
 
     def named(mask: np.ndarray) -> list[str]:
-        return [_where(records[places[k][0]], places[k][1]) for k in np.flatnonzero(mask)]
+        return [_where(records[i], j) for i, j in places(mask)]
 
     bad = np.zeros(len(annotations), dtype=bool)
     # Each annotation is counted for its first problem only.
@@ -419,19 +444,13 @@ def _without_bad_objects(
     over_edge = (boxes[:, :2] < -EDGE_TOLERANCE) | (boxes[:, 2:] > limits + EDGE_TOLERANCE)
     # Corners of rotated boxes do, of objects that do not.
     is_upright = np.array([len(a["bbox"]) == 4 for a in annotations], dtype=bool)
-    report.sticking_out = named(np.any(over_edge, axis=1) & is_checked & is_upright & ~bad)
-    for annotation, is_bad in zip(annotations, bad, strict=True):
-        report.num_crowd += as_flag(annotation.get("iscrowd")) and not is_bad
-
-    records = list(records)
-    left_out = {places[k] for k in np.flatnonzero(bad)}
-    for i in {i for i, _ in left_out}:
-        record = records[i].copy()
-        record["annotations"] = [
-            a for j, a in enumerate(record.get("annotations", [])) if (i, j) not in left_out
-        ]
-        records[i] = record
-    return records
+    report.sticking_out += named(np.any(over_edge, axis=1) & is_checked & is_upright & ~bad)
+    is_crowd = np.array([as_flag(a.get("iscrowd")) for a in annotations], dtype=bool)
+    report.num_crowd += int((is_crowd & ~bad).sum())
+    left_out: defaultdict[int, set[int]] = defaultdict(set)
+    for i, j in places(bad):
+        left_out[i].add(j)
+    return left_out
 
 
 def _is_empty_mask(annotation: AnnotationRecord) -> bool:

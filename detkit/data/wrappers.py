@@ -9,12 +9,14 @@ import itertools
 import logging
 import pickle
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from detkit.data.samplers import Draw
@@ -74,15 +76,13 @@ class _PickledItems:
     # workers are spawned, torch moves it to shared memory when the first one starts.
 
     def __init__(self, items: Sequence[Any]) -> None:
-        pickled = [
-            np.frombuffer(pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL), dtype=np.uint8)
-            for item in items
-        ]
-        self._ends = torch.from_numpy(np.cumsum([len(p) for p in pickled], dtype=np.int64))
-        self._bytes = torch.from_numpy(
-            np.concatenate(pickled) if pickled else np.zeros(0, dtype=np.uint8)
-        )
-        logger.debug("%d items take %.1f MiB", len(pickled), len(self._bytes) / 2**20)
+        # One buffer that grows: pieces that are joined at the end would take twice the memory.
+        pickled, ends = bytearray(), array("q")
+        for item in items:
+            pickled += pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+            ends.append(len(pickled))
+        self._ends, self._bytes = _as_tensor(ends, torch.int64), _as_tensor(pickled, torch.uint8)
+        logger.debug("%d items take %.1f MiB", len(ends), len(pickled) / 2**20)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -94,6 +94,11 @@ class _PickledItems:
         start = int(self._ends[index - 1]) if index else 0
         # Safe to unpickle: the bytes were written by this object.
         return pickle.loads(self._bytes[start : int(self._ends[index])].numpy().data)
+
+
+def _as_tensor(buffer: Any, dtype: torch.dtype) -> Tensor:
+    """Return a tensor over the memory of a buffer."""
+    return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
 
 
 class MapDataset(Dataset):

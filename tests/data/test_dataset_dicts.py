@@ -1,7 +1,9 @@
 """What is checked and reported before anything is trained."""
 
+import gc
 import logging
 import math
+import tracemalloc
 
 import pytest
 
@@ -9,6 +11,7 @@ from detkit.data import (
     DatasetCatalog,
     MetadataCatalog,
     check_dataset_against_model,
+    dataset_dicts,
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
@@ -188,6 +191,55 @@ def test_unusable_rotated_boxes_are_dropped(caplog, box, reason):
     assert [a["id"] for a in kept] == ([41, 42] if reason is None else [41])
     assert reason is None or f"left out, {reason}: annotation 42 of 3.jpg" in caplog.text
     assert "sticks out" not in caplog.text
+
+
+@pytest.mark.parametrize("images_at_a_time", [1, 2, 3])
+def test_images_are_judged_alike_however_many_at_a_time(images_at_a_time, monkeypatch, caplog):
+    line, outside, over = (1, 2, 0, 8), (40, 2, 5, 5), (20, 2, 14, 8)
+    records = [
+        record(0, annotation(), annotation(line), annotation(iscrowd=1)),
+        record(1, annotation(outside)),
+        record(2),
+        record(3, annotation(outside), annotation(), annotation(over, id=9), annotation(line)),
+        record(4, annotation(line, iscrowd=1), annotation(category_id=1)),
+    ]
+    register("a", records)
+    expected, expected_log = get_detection_dataset_dicts("a"), caplog.messages.copy()
+    assert [r["image_id"] for r in expected] == [0, 3, 4]
+    assert [len(r["annotations"]) for r in expected] == [2, 2, 1]
+    caplog.clear()
+    monkeypatch.setattr(dataset_dicts, "_IMAGES_AT_A_TIME", images_at_a_time)
+    assert get_detection_dataset_dicts("a") == expected
+    assert caplog.messages == expected_log
+    assert len(records[3]["annotations"]) == 4
+
+
+def test_looking_through_records_takes_little_memory(monkeypatch):
+    records = [record(i, *(annotation() for _ in range(7))) for i in range(1500)]
+    register("a", records)
+    monkeypatch.setattr(dataset_dicts, "_IMAGES_AT_A_TIME", 64)
+    tracemalloc.start()
+    try:
+        kept = get_detection_dataset_dicts("a")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == len(records)
+    # Tables of all boxes took 200 bytes for each of them.
+    assert peak < 40 * 7 * len(records)
+
+
+def test_garbage_is_not_looked_for_while_records_are_read():
+    collects = []
+
+    def read():
+        collects.append(gc.isenabled())
+        return GOOD
+
+    DatasetCatalog.register("a", read)
+    get_detection_dataset_dicts("a")
+    assert collects == [False]
+    assert gc.isenabled()
 
 
 def test_annotation_without_id_is_named_by_its_place(caplog):

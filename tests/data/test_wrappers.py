@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_serialised_list_is_one_tensor_however_many_items():
 
 
 # --- mapping ---
+
+
+def test_serialised_list_is_built_in_the_memory_that_it_keeps():
+    items = [bytes(1000)] * 3000
+    tracemalloc.start()
+    try:
+        dataset = DatasetFromList(items)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset) == 3000
+    # The buffer grows by an eighth at a time.
+    assert 3e6 < kept < 3.6e6
+    assert peak < 1.2 * kept
 
 
 def test_map_applies_the_function():
