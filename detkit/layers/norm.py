@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from detkit.layers.cpu.prepared_weights import PreparedWeights, may_be_kept
 from detkit.utils import comm
 from detkit.utils.logger import log_first_n
 from detkit.utils.text import did_you_mean
@@ -26,6 +28,10 @@ class FrozenBatchNorm2d(nn.Module):
     Its four numbers per channel are buffers, so that no optimizer touches them. A new one is the
     identity: `running_var` is `1 - eps`, so that weights without statistics (those of MSRA, where
     they are folded into weight and bias) are applied exactly.
+
+    The factor and the summand of each channel are computed once, and again when a buffer was
+    replaced or changed in place. What is written through `buffer.data` or NumPy is not noticed
+    before the next `train()` or `eval()`.
     """
 
     num_batches_tracked: Tensor | None
@@ -50,6 +56,11 @@ class FrozenBatchNorm2d(nn.Module):
         scale, shift = scale_and_shift(self)
         # One pass over x. Unlike F.batch_norm it keeps no copy of x for the backward pass.
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Set the mode, which changes no number, and compute factor and summand anew."""
+        _KEPT.forget(self)
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Show what `nn.BatchNorm2d` shows."""
@@ -274,8 +285,22 @@ def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
     return None
 
 
+# Of frozen norms, in training too: five small operators for each of 53 norms in every step, which a
+# GPU gets through faster than the host can queue them.
+_KEPT = PreparedWeights()
+
+
 def scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
     """Return the factor (C,) and the summand (C,) that a norm with fixed statistics applies."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    sources = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    if isinstance(norm, FrozenBatchNorm2d) and may_be_kept(sources):
+        return _KEPT.get(norm, "scale and shift", sources, partial(_scale_and_shift, norm))
+    return _scale_and_shift(norm)
+
+
+def _scale_and_shift(norm: FixedNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

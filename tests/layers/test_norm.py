@@ -1,3 +1,4 @@
+import copy
 import datetime
 import logging
 import socket
@@ -8,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detkit.layers import (
     NORM_NAMES,
@@ -55,6 +58,73 @@ def test_frozen_norm_keeps_the_dtype_of_its_input():
     assert (
         FrozenBatchNorm2d(4)(torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     )
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_frozen_norm_is_folded_by_one_operator_in_later_passes(is_training):
+    conv = Conv2d(4, 4, 1, bias=False, norm=FrozenBatchNorm2d(4)).train(is_training)
+    x = torch.randn(1, 4, 3, 3)
+    first = conv(x)
+    with _Operators() as operators:
+        second = conv(x)
+    assert torch.equal(first, second)
+    assert operators.names == ["view", "mul", "convolution"]
+    second.sum().backward()
+    assert conv.weight.grad is not None
+
+
+def _load(norm):
+    norm.load_state_dict({**norm.state_dict(), "weight": torch.full((4,), 3.0)})
+
+
+def _write(norm):
+    norm.weight.fill_(3)
+
+
+def _replace(norm):
+    norm.weight = torch.full((4,), 3.0)
+
+
+def _write_data_and_train(norm):
+    norm.weight.data.fill_(3)
+    norm.train()
+
+
+def _convert_type(norm):
+    norm.weight.fill_(3)
+    norm.double().float()
+
+
+@pytest.mark.parametrize("change", [_load, _write, _replace, _write_data_and_train, _convert_type])
+def test_frozen_norm_follows_its_buffers(change):
+    norm, x = FrozenBatchNorm2d(4), torch.randn(1, 4, 2, 2)
+    assert torch.equal(norm(x), x)
+    change(norm)
+    torch.testing.assert_close(norm(x), 3 * x)
+    copied = copy.deepcopy(norm)
+    copied.weight.zero_()
+    torch.testing.assert_close(norm(x), 3 * x)
+    assert torch.equal(copied(x), torch.zeros_like(x))
+
+
+def test_frozen_norm_counts_operators_without_numbers():
+    with FakeTensorMode():
+        assert FrozenBatchNorm2d(4)(torch.zeros(1, 4, 2, 2)).shape == (1, 4, 2, 2)
+    norm = FrozenBatchNorm2d(4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        norm(torch.zeros(1, 4, 2, 2))
+    x = torch.randn(1, 4, 2, 2)
+    assert torch.equal(norm(x), x)
 
 
 def test_frozen_norm_takes_an_empty_batch():

@@ -20,6 +20,7 @@ from detkit.layers.cpu.switch import cpu_kernels_enabled, is_traced
 
 T = TypeVar("T")
 
+_REAL = (Tensor, nn.Parameter)
 _IN_USE: ContextVar[PreparedWeights | None] = ContextVar("prepared weights in use", default=None)
 
 
@@ -62,9 +63,18 @@ class PreparedWeights:
         # Tensors made in inference mode could not take part in a later pass with gradients.
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
+        # A CUDA graph that is being recorded has not computed it yet; fake tensors have no numbers.
+        parts = value if isinstance(value, tuple) else (value,)
+        has_numbers = all(type(p) in _REAL for p in parts if isinstance(p, Tensor))
+        if not has_numbers or (sources[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return value
         storages = [tensor.untyped_storage() for tensor in sources]
         values[name] = _Prepared(value, list(sources), states, storages)
         return value
+
+    def forget(self, layer: nn.Module) -> None:
+        """Drop what a layer has computed."""
+        self._of_layer.pop(layer, None)
 
     def __reduce__(self) -> tuple[type[PreparedWeights], tuple[()]]:
         # A copy, also one in another process, computes its own.
@@ -97,12 +107,24 @@ def prepared(
     if not are_weights_kept():
         return compute()
     store, tensors = _IN_USE.get(), [tensor for tensor in sources if tensor is not None]
-    for tensor in tensors:
-        # torch counts no changes of inference tensors.
-        if tensor.is_inference() or (tensor.requires_grad and torch.is_grad_enabled()):
-            return compute()
+    if not may_be_kept(tensors):
+        return compute()
     assert store is not None
     return store.get(layer, name, tensors, compute)
+
+
+def may_be_kept(sources: Sequence[Tensor]) -> bool:
+    """Return whether what is computed from tensors may be used as long as they do not change."""
+    if is_traced() or not cpu_kernels_enabled():
+        return False
+    for tensor in sources:
+        # torch counts no changes of inference tensors, and gradients must reach the others.
+        if tensor.is_inference() or (tensor.requires_grad and torch.is_grad_enabled()):
+            return False
+        # Fake tensors, of who counts operators without computing them, have no address.
+        if type(tensor) not in _REAL:
+            return False
+    return True
 
 
 def are_weights_kept() -> bool:
