@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from detkit.config import CfgNode
+from detkit.config.yaml_loader import parse_yaml
 from detkit.data import MetadataCatalog
 from detkit.data.build import MODEL_NAMES
 from detkit.data.datasets.json_file import shortened
@@ -95,8 +97,12 @@ class ConfigRecord:
         return self._text
 
     def load_state_dict(self, state_dict: str) -> None:
-        """Compare with the settings of a checkpoint; the present ones stay in effect."""
-        changes = changed_settings(state_dict, self._text)
+        """Compare with the settings of a checkpoint; the present ones stay in effect.
+
+        Raises:
+            ConfigError: The record is not a config.
+        """
+        changes = changed_settings(str(state_dict), self._text)
         if changes:
             logger.warning(
                 "settings changed since the checkpoint was written:\n%s", "\n".join(changes)
@@ -105,7 +111,8 @@ class ConfigRecord:
 
 def changed_settings(before: str, now: str) -> list[str]:
     """Return a line `KEY: before -> now` for each setting that differs between two YAML texts."""
-    old, new = flat_settings(yaml.safe_load(before)), flat_settings(yaml.safe_load(now))
+    record = parse_yaml(before, Path("the config in the checkpoint"))
+    old, new = flat_settings(record.tree), flat_settings(yaml.safe_load(now))
     lines = []
     for key in sorted({**old, **new}):
         # Not by `get`: None is a value that a setting may have.

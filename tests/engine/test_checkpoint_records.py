@@ -107,3 +107,9 @@ def test_each_change_is_named_with_both_values(caplog):
 
 def test_key_that_is_gone_is_named():
     assert changed_settings("A: {B: 1, C: 2}", "A: {B: 1}") == ["A.C: 2 -> (not there)"]
+
+
+@pytest.mark.parametrize("record", ["A: [", "A: &a [*a]", 7])
+def test_record_that_is_no_config_is_refused(record):
+    with pytest.raises(ConfigError, match="the config in the checkpoint"):
+        ConfigRecord(get_cfg()).load_state_dict(record)

@@ -62,6 +62,23 @@ def test_best_checkpoint_holds_the_config(tiny_cfg):
     assert config_of_checkpoint(f"{tiny_cfg.OUTPUT_DIR}/model_best.pth").SEED == tiny_cfg.SEED
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("SEED: [" * 70, "nested more than 64 deep", id="deep"),
+        pytest.param("a: &a [*a]", "contains itself", id="circle"),
+        pytest.param("SEED: 2001-99-99", "unreadable value", id="date"),
+        pytest.param("A: !!python/name:os.system", "configs run no code", id="code"),
+        pytest.param("SOLVER: {NEW_KEY: 1}", r":1: unknown config key SOLVER.NEW_KEY", id="key"),
+    ],
+)
+def test_config_in_a_checkpoint_is_read_like_a_file(text, message, tmp_path):
+    path = tmp_path / "any.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}, "config": text}, path)
+    with pytest.raises(UserError, match=f"any.pth.*{message}"):
+        config_of_checkpoint(str(path))
+
+
 @pytest.mark.parametrize("is_beside", [False, True])
 def test_checkpoint_runs_no_modules(detector_cfg, is_beside, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)

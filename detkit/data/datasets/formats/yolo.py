@@ -92,7 +92,8 @@ def read_data_yaml(data: str) -> dict[str, Any]:
         root = loader.get_single_node()
         _require_modest(root, data)
         content = None if root is None else loader.construct_document(root)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML reads the text of a date, a number or a tag such as !!bool without checks.
         raise DataError(f"data file {data} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"data file {data} must hold names, train and val, got {content!r:.80}")

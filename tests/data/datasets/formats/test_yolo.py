@@ -122,6 +122,10 @@ def test_wrong_row_is_named_by_file_and_line(row, content, message, tmp_path):
         pytest.param({"train": None, "val": "images"}, "no split 'train', only val", id="split"),
         pytest.param({"train": "photos"}, "photos, which does not exist; looked for", id="folder"),
         pytest.param({"train": "[unclosed"}, "not valid YAML", id="yaml"),
+        pytest.param({"train": "2001-99-99"}, "not valid YAML: month must be", id="date"),
+        pytest.param({"nc": "9" * 5000}, "not valid YAML", id="digits"),
+        pytest.param({"nc": "!!bool maybe"}, "not valid YAML", id="bool"),
+        pytest.param({"nc": "!!timestamp maybe"}, "not valid YAML", id="timestamp"),
         pytest.param({"train": "data.yaml"}, "must be a folder of images", id="file"),
     ],
 )
