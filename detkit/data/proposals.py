@@ -54,7 +54,7 @@ def load_proposals_into_dataset(
         )
     try:
         mode = BoxMode(int(content.get("bbox_mode", BoxMode.XYXY_ABS)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"proposal file {proposal_file} has a wrong bbox_mode: {error}") from error
     with_proposals = []
     farthest = 0.0

@@ -89,6 +89,7 @@ def test_image_without_proposals_is_named(write):
             r"image id 3, has \(0, 4\) and \(2,\)",
             id="shapes",
         ),
+        pytest.param({**CONTENT, "bbox_mode": float("inf")}, "a wrong bbox_mode", id="mode"),
         pytest.param(
             {**CONTENT, "x": print}, "asks for builtins.print; it may hold arrays", id="function"
         ),

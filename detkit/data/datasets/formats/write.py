@@ -19,7 +19,7 @@ from detkit.data.catalog import MetadataCatalog
 from detkit.data.datasets.coco_export import class_names_of, records_to_coco_dict
 from detkit.data.datasets.formats.collected import hull
 from detkit.data.datasets.formats.detect import CLASSES
-from detkit.data.datasets.formats.yolo import label_file
+from detkit.data.datasets.formats.yolo import label_file, read_data_yaml
 from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag, rotated_box_corners
 from detkit.utils.errors import DataError
@@ -212,7 +212,7 @@ def _write_yolo(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(rows), encoding="utf-8")
     data = folder / "data.yaml"
-    content: dict[str, Any] = yaml.safe_load(data.read_text("utf-8")) if data.exists() else {}
+    content = read_data_yaml(str(data)) if data.exists() else {}
     content |= {split: f"images/{split}", "names": dict(enumerate(names))}
     if keypoints:
         pairs: dict[str, str] = dict(metadata.get("keypoint_flip_map") or ())

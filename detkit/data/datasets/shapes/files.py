@@ -117,7 +117,7 @@ def _read_stamp(folder: Path) -> dict[str, int]:
     """Return what the set in a folder was made from; empty if there is none."""
     try:
         stamp = json.loads((folder / _STAMP_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
 
