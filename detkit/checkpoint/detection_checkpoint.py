@@ -28,6 +28,7 @@ from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.file_io import PathManager
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.sharded import is_sharded, own_share, whole
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +277,7 @@ class DetectionCheckpointer:
                 layout = f" It has the layout of {report.layout}." if report.layout else ""
                 reason = (
                     f"none of its {len(weights)} names is in the model.{layout} In the file:"
-                    f" {_some(weights)}. In the model: {_some(model_state)}."
+                    f" {listed(list(weights), 3)}. In the model: {listed(list(model_state), 3)}."
                 )
             raise CheckpointError(f"{path} holds weights of another model: {reason}")
         if strict and not report.is_complete:
@@ -401,11 +402,6 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     if metadata is not None and list(renamed) == list(renamed.values()):
         vars(result)["_metadata"] = metadata
     return result
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

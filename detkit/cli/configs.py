@@ -11,7 +11,7 @@ from detkit.cli.parsers import PARSERS
 from detkit.model_zoo import list_configs, published_weights
 from detkit.utils.errors import UnknownNameError
 from detkit.utils.file_io import packaged_configs
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import cut, did_you_mean
 
 # How the first line of a config begins; common parts of others begin otherwise.
 _HEAD = "# Reproduces: "
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     for name in chosen:
         star = "*" if published_weights(str(packaged_configs() / name)) else " "
         line = f"{name:<{width}} {star} {described[name]}"
-        lines.append(line if len(line) <= _COLUMNS else line[: _COLUMNS - 3] + "...")
+        lines.append(cut(line, _COLUMNS))
     lines.append("")
     lines.append(
         "* has published weights: detkit predict --config-file NAME finds objects with them"

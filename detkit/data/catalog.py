@@ -15,7 +15,7 @@ import numpy as np
 from detkit.structures import ImageRecord
 from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import TakenNameError, UnknownNameError
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import cut, did_you_mean, shortened
 
 # Inside the classes below, `list` is a method.
 Names = list[str]
@@ -194,8 +194,8 @@ class Metadata:
         present = self.get(key, value)
         if not _equal(present, value):
             raise TakenNameError(
-                f"metadata {key!r} of data set {self.name!r} is already {_shortened(present)}, and"
-                f" cannot become {_shortened(value)}. A data set with other contents needs another"
+                f"metadata {key!r} of data set {self.name!r} is already {shortened(present)}, and"
+                f" cannot become {shortened(value)}. A data set with other contents needs another"
                 f" name, or MetadataCatalog.remove({self.name!r}) first."
             )
         # The first value stays, so that a list that equals a tuple remains the list.
@@ -216,7 +216,7 @@ class Metadata:
         )
 
     def __repr__(self) -> str:
-        return f"Metadata({', '.join(f'{k}={_shortened(v)}' for k, v in self.as_dict().items())})"
+        return f"Metadata({', '.join(f'{k}={shortened(v)}' for k, v in self.as_dict().items())})"
 
 
 class MetadataCatalogTable(UserDict[str, Metadata]):
@@ -284,12 +284,7 @@ def _describe(loader: Any) -> str:
     if isinstance(loader, functools.partial):
         values = [*map(repr, loader.args), *(f"{k}={v!r}" for k, v in loader.keywords.items())]
         text = f"{getattr(loader.func, '__name__', loader.func)}({', '.join(values)})"
-        return text if len(text) <= 200 else text[:197] + "..."
+        return cut(text)
     code = getattr(loader, "__code__", None)
     where = f", {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
     return f"{getattr(loader, '__qualname__', repr(loader))}{where}"
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -15,7 +15,7 @@ from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import ImageRecord, as_flag
 from detkit.utils.errors import ConfigError
 from detkit.utils.logger import FILE_ONLY, MAX_CLASSES, ONCE
-from detkit.utils.text import counted, printable
+from detkit.utils.text import counted, listed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -189,9 +189,3 @@ def count_images_per_class(dataset_names: Sequence[str], num_classes: int) -> li
         for class_id, entry in enumerate(sorted(known, key=lambda entry: entry["id"])):
             totals[class_id] += entry["image_count"]
     return [totals[class_id] for class_id in range(num_classes)]
-
-
-def listed(values: Sequence[str], limit: int = 10) -> str:
-    """Return the first few values as text, and how many there are."""
-    more = f", ... ({len(values)} in all)" if len(values) > limit else ""
-    return ", ".join(values[:limit]) + more

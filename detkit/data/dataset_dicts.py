@@ -17,7 +17,6 @@ from detkit.data.data_report import (
     EDGE_TOLERANCE,
     DataReport,
     counted,
-    listed,
     log_report,
     print_instances_class_histogram,
 )
@@ -25,6 +24,7 @@ from detkit.data.proposals import load_proposals_into_dataset
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import ConfigError, DataError
+from detkit.utils.text import cut, listed, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def get_detection_dataset_dicts(
         num_classes_key: The config key that sets K, for messages.
         num_stuff_classes: Classes of the model's semantic head, to check the data sets against;
             None does not check.
+        num_stuff_classes_key: The config key that sets their number, for messages.
         model_classes: Names of the model's classes, which test sets must have in the same order;
             those that find their classes in their files then match them by name. Empty if unknown.
         model_stuff_classes: Likewise of its semantic head, by the order alone.
@@ -110,7 +111,7 @@ def get_detection_dataset_dicts(
         if num_classes is not None:
             check_dataset_against_model(name, records, num_classes, num_classes_key)
         if num_stuff_classes is not None:
-            _check_stuff_against_model(name, num_stuff_classes)
+            _check_stuff_against_model(name, num_stuff_classes, num_stuff_classes_key)
         if needs_masks:
             _check_masks(name, records)
         for kind in uses:
@@ -172,9 +173,9 @@ def _check_class_order(name: str, model_classes: Sequence[str]) -> None:
         return
     raise ConfigError(
         f"data set {name!r} does not have the model's classes in the model's order. The model, as"
-        f" its training data: {_shortened(', '.join(model_classes))}. {name!r}:"
-        f" {_shortened(', '.join(found))}. Scores would compare different classes: give its entry"
-        f" under DATASETS.REGISTER `classes: [{_shortened(', '.join(model_classes))}]`"
+        f" its training data: {cut(', '.join(model_classes), 300)}. {name!r}:"
+        f" {cut(', '.join(found), 300)}. Scores would compare different classes: give its entry"
+        f" under DATASETS.REGISTER `classes: [{cut(', '.join(model_classes), 300)}]`"
     )
 
 
@@ -185,8 +186,8 @@ def _check_same_names(name: str, key: str, expected: Sequence[str]) -> None:
     kind, field = ("stuff classes", "classes") if key == "stuff_classes" else ("keypoints",) * 2
     raise ConfigError(
         f"data set {name!r} does not have the model's {kind} in the model's order. The model, as"
-        f" its training data: {_shortened(', '.join(expected))}. {name!r}:"
-        f" {_shortened(', '.join(found))}. Scores would compare different ones: bring them into"
+        f" its training data: {cut(', '.join(expected), 300)}. {name!r}:"
+        f" {cut(', '.join(found), 300)}. Scores would compare different ones: bring them into"
         f" one order, in the files and in `{field}` of the entries under DATASETS.REGISTER"
     )
 
@@ -225,7 +226,7 @@ def check_dataset_against_model(
         problems.append(f"has class ids outside of the range 0 to {num_classes - 1}: {found}")
     if names is not None and len(names) != num_classes:
         problems.append(
-            f"has {len(names)} classes ({_shortened(', '.join(names))}), the model {num_classes}"
+            f"has {len(names)} classes ({cut(', '.join(names), 300)}), the model {num_classes}"
         )
     if names is not None and not any(is_stray(class_id, len(names)) for class_id in stray):
         advice = f"set {num_classes_key} to {len(names)}"
@@ -251,13 +252,13 @@ def check_dataset_against_model(
     )
 
 
-def _check_stuff_against_model(name: str, num_classes: int) -> None:
+def _check_stuff_against_model(name: str, num_classes: int, key: str) -> None:
     classes = MetadataCatalog.get(name).get("stuff_classes")
     if classes is not None and len(classes) != num_classes:
         raise ConfigError(
             f"data set {name!r} does not fit the model: it has {len(classes)} stuff classes"
-            f" ({_shortened(', '.join(classes))}), the model {num_classes}; set"
-            f" MODEL.SEM_SEG_HEAD.NUM_CLASSES to {len(classes)}."
+            f" ({cut(', '.join(classes), 300)}), the model {num_classes}; set {key}"
+            f" to {len(classes)}."
         )
 
 
@@ -285,7 +286,7 @@ def check_not_fractions(name: str, records: Sequence[ImageRecord], kind: str) ->
                 continue
             if not max(numbers) <= 1:
                 return  # at the first object, as a rule
-            first = first or f"{_where(record, index)}: {_shortened(str(list(numbers)), 80)}"
+            first = first or f"{_where(record, index)}: {shortened(list(numbers), 80)}"
     if first is not None:
         raise DataError(
             f"all {kind} of data set {name!r} lie within the first pixel of their image, such as"
@@ -514,7 +515,3 @@ def _nothing_left(report: DataReport) -> str:
         " False keeps images without objects, in keypoint models with"
         " MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0."
     )
-
-
-def _shortened(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from detkit.data.data_report import listed
 from detkit.data.dataset_mapper import require_image_size
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image, read_image_size, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS, read_image_bytes, require_pixels
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from detkit.config import CfgNode
 from detkit.config.yaml_loader import parse_yaml
 from detkit.data import MetadataCatalog
 from detkit.data.build import MODEL_NAMES
-from detkit.data.datasets.json_file import shortened
 from detkit.utils.errors import ConfigError
+from detkit.utils.text import shortened
 
 logger = logging.getLogger(__name__)
 

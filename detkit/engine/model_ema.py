@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from detkit.utils.errors import ConfigError, WeightsError
+from detkit.utils.text import listed
 
 # Of the warm-up's (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage.
 _WARMUP = 10
@@ -100,7 +101,7 @@ class ModelEMA:
         if missing:
             raise WeightsError(
                 f"the checkpoint's averaged weights lack {len(missing)} tensors:"
-                f" {', '.join(missing[:3])}"
+                f" {listed(missing, 3)}"
             )
         self.weights = {}
         for name, value in state_dict["weights"].items():

@@ -20,6 +20,7 @@ from detkit.utils.env import random_state
 from detkit.utils.errors import ConfigError, UserError, WeightsError
 from detkit.utils.events import get_event_storage
 from detkit.utils.sharded import own_optimizer_state, whole
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -321,10 +322,9 @@ class SimpleTrainer(TrainerBase):
         parameters = model.module.named_parameters()
         idle = [name for name, p in parameters if p.requires_grad and p.grad is None]
         if idle:
-            names = ", ".join(idle[:8]) + (", ..." if len(idle) > 8 else "")
             raise NoGradientError(
-                f"{len(idle)} parameters took no part in the losses: {names}. With several"
-                " processes each trained parameter must: freeze these (requires_grad=False,"
+                f"{len(idle)} parameters took no part in the losses: {listed(idle, 8)}. With"
+                " several processes each trained parameter must: freeze these (requires_grad=False,"
                 " MODEL.BACKBONE.FREEZE_AT), leave their outputs out (MODEL.RESNETS.OUT_FEATURES),"
                 " or wrap the model with create_ddp_model(model, find_unused_parameters=True)."
             )
@@ -356,7 +356,7 @@ class AMPTrainer(SimpleTrainer):
         """Build a `SimpleTrainer`; `precision` None takes `default_precision(model)`.
 
         The keyword arguments are Detectron2's. `log_grad_scaler` stores the scale of each step as
-        `[metric]/grad_scaler`; the others change nothing here.
+        `[metric]grad_scaler`; the others change nothing here.
         """
         # Up to Detectron2 0.6, the scaler is the fourth argument.
         if isinstance(gather_metric_period, torch.amp.GradScaler):
@@ -373,6 +373,13 @@ class AMPTrainer(SimpleTrainer):
             precision or default_precision(model),
             grad_scaler,
         )
+
+    def step_optimizer(self) -> None:
+        """Change the weights."""
+        if self.log_grad_scaler:
+            scale = self.grad_scaler.get_scale()
+            get_event_storage().put_scalar("[metric]grad_scaler", scale)
+        super().step_optimizer()
 
 
 def default_precision(model: nn.Module) -> torch.dtype:

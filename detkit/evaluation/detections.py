@@ -25,6 +25,7 @@ from detkit.structures import (
     pairwise_iou_rotated,
 )
 from detkit.utils.errors import ConfigError, DataError
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +116,10 @@ def detections_from_instances(
     classes = detections.classes
     outside = (classes < 0) | (classes >= len(class_names))
     if outside.any():
-        names = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
         raise ConfigError(
             f"the model predicted the class ids {np.unique(classes[outside]).tolist()} in image"
             f" {image_id!r}, but data set {dataset_name!r} has {len(class_names)} classes, ids 0 to"
-            f" {len(class_names) - 1} ({names}). Set the model's number of classes"
+            f" {len(class_names) - 1} ({listed(class_names)}). Set the model's number of classes"
             f" (MODEL.ROI_HEADS.NUM_CLASSES) to {len(class_names)}, or evaluate on a data set with"
             " the classes it was trained on"
         )

@@ -13,7 +13,7 @@ from iopath.common.file_io import PathManager as _PathManager
 from detkit.utils.download import DownloadError, fetch, redacted
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.remote_files import is_address, read_address
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 __all__ = [
     "PathManager",
@@ -210,10 +210,9 @@ def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, lis
                 found.setdefault(name[: -len(ending)], []).append(name)
     for left_out, reason in ((hidden, "hidden"), (others, f"without {' or '.join(endings)}")):
         if left_out:
-            names = ", ".join(sorted(left_out)[:_MAX_NAMED])
-            more = ", ..." if len(left_out) > _MAX_NAMED else ""
-            message = "left out of %s in %s: %d that are %s: %s%s"
-            logger.info(message, what, folder, len(left_out), reason, names, more)
+            names = listed(sorted(left_out), _MAX_NAMED)
+            message = "left out of %s in %s: %d that are %s: %s"
+            logger.info(message, what, folder, len(left_out), reason, names)
     return dict(sorted(found.items()))
 
 

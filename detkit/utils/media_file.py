@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from detkit.utils.errors import DataError, MissingFileError, MissingPackageError
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
             else:
                 left_out.setdefault("without the suffix of an image", []).append(file.name)
         for reason, names in left_out.items():
-            shown = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
+            shown = listed(names, _MAX_NAMED)
             logger.info("left out of %s: %d %s: %s", name, len(names), reason, shown)
         if not images:
             raise MissingFileError(

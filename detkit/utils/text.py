@@ -1,11 +1,12 @@
-"""Names in texts: made printable, made file names, and suggested where one is misspelt."""
+"""Names and values in messages: printable, shortened, listed, suggested; and as file names."""
 
 import difflib
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 # Control characters, halves of characters (bytes of file names that are not UTF-8), separators of
 # lines and paragraphs, and formats, such as the direction of writing.
@@ -133,3 +134,24 @@ def counted(count: int, one: str, many: str) -> str:
         ('1 image', '800 images')
     """
     return f"{count} {one if count == 1 else many}"
+
+
+def listed(values: Sequence[Any], limit: int = 10) -> str:
+    """Return the first values as text, and how many there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], limit=2)
+        'a, b, ... (3 in all)'
+    """
+    more = f", ... ({len(values)} in all)" if len(values) > limit else ""
+    return ", ".join(map(str, values[:limit])) + more
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """Return a text with `...` for what is beyond `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """Return the `repr` of a value, cut to `limit` characters."""
+    return cut(repr(value), limit)

@@ -482,6 +482,10 @@ def test_stuff_classes_must_fit_the_model():
         match=r"'a' .* 2 stuff classes \(things, sky\), the model 54; set MODEL.SEM_SEG_HEAD",
     ):
         get_detection_dataset_dicts("a", num_stuff_classes=54)
+    with pytest.raises(ValueError, match="set MODEL.MINE.NUM_CLASSES to 2"):
+        get_detection_dataset_dicts(
+            "a", num_stuff_classes=54, num_stuff_classes_key="MODEL.MINE.NUM_CLASSES"
+        )
 
 
 def test_class_without_objects_may_be_left_out():

@@ -40,6 +40,18 @@ def test_amp_trains_in_bfloat16_on_the_cpu_and_keeps_float32_weights():
     )
 
 
+def test_scale_is_stored_when_asked_for():
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    batches = torch.zeros(2, 4, 2)
+    trainer = AMPTrainer(
+        model, batches, optimizer, grad_scaler=scaler, precision=None, log_grad_scaler=True
+    )
+    trainer.train(0, 2)
+    assert trainer.storage.latest()["[metric]grad_scaler"] == (512.0, 1)
+
+
 def test_amp_resumes_from_a_run_in_full_precision():
     trainer = toy_trainer(AMPTrainer)
     full_precision = toy_trainer(SimpleTrainer)

@@ -2,7 +2,15 @@
 
 import pytest
 
-from detkit.utils.text import did_you_mean, distinct_names, file_stem, near_misses, printable
+from detkit.utils.text import (
+    did_you_mean,
+    distinct_names,
+    file_stem,
+    listed,
+    near_misses,
+    printable,
+    shortened,
+)
 
 KNOWN = ["MODEL.WEIGHTS", "MODEL.RPN.NMS_THRESH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER"]
 
@@ -105,3 +113,10 @@ def test_nothing_close_gives_nothing():
 
 def test_sentence():
     assert did_you_mean("MODEL.WEIGHT", KNOWN[:1]) == " Did you mean 'MODEL.WEIGHTS'?"
+
+
+def test_long_lists_and_entries_are_cut():
+    assert listed([1, 2]) == "1, 2"
+    assert listed(range(12), limit=3) == "0, 1, 2, ... (12 in all)"
+    assert shortened({"id": 1}) == "{'id': 1}"
+    assert len(shortened({"id": "x" * 500})) == 200

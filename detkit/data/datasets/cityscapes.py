@@ -16,11 +16,12 @@ from pycocotools import mask as mask_util
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
 from detkit.data.datasets.coco_panoptic import load_coco_panoptic_json
-from detkit.data.datasets.json_file import read_json, section, shortened
+from detkit.data.datasets.json_file import read_json, section
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
 from detkit.utils.logger import FILE_ONLY
+from detkit.utils.text import shortened
 
 logger = logging.getLogger(__name__)
 

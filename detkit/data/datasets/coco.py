@@ -22,18 +22,16 @@ from detkit.data.datasets.json_file import (
     as_number,
     by_id,
     known_id,
-    listed,
     read_json,
     require_unique_ids,
     section,
-    shortened,
 )
 from detkit.structures import ImageRecord
 from detkit.utils.colormap import class_colors, skeleton_colors
 from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import DataError
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from detkit.data.datasets.faults import collect, is_collecting
-from detkit.data.datasets.json_file import as_number, as_numbers, listed, shortened
+from detkit.data.datasets.json_file import as_number, as_numbers
 from detkit.structures import AnnotationRecord, BoxMode, as_flag
 from detkit.structures.mask_formats import as_polygon, rle_counts
 from detkit.utils.errors import DataError
+from detkit.utils.text import listed, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,9 @@ from detkit.data.datasets.json_file import (
     as_number,
     by_id,
     known_id,
-    listed,
     read_json,
     require_ids_of_64_bits,
     section,
-    shortened,
 )
 from detkit.data.datasets.sem_seg import load_sem_seg
 from detkit.structures import ImageRecord, as_flag
@@ -36,6 +34,7 @@ from detkit.utils.file_io import PathManager
 from detkit.utils.image import upright_pixels
 from detkit.utils.image_file import opened_image, read_image_bytes
 from detkit.utils.logger import FILE_ONLY
+from detkit.utils.text import listed, shortened
 
 logger = logging.getLogger(__name__)
 

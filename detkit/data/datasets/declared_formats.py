@@ -32,7 +32,7 @@ from detkit.data.datasets.formats.hugging_face import read_hugging_face
 from detkit.data.datasets.formats.oriented_text import load_dota, load_yolo_obb
 from detkit.data.datasets.formats.table import read_csv, read_open_images
 from detkit.data.datasets.formats.yolo import read_yolo, read_yolo_folders
-from detkit.data.datasets.json_file import by_id, listed, read_json, section
+from detkit.data.datasets.json_file import by_id, read_json, section
 from detkit.data.datasets.lvis import class_image_count, load_lvis_json
 from detkit.data.datasets.pascal_voc import load_voc_folders
 from detkit.data.datasets.sem_seg import load_sem_seg
@@ -41,7 +41,7 @@ from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import dataset_root, has_own_handler
 from detkit.utils.remote_files import is_address, relocated, require_address
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 

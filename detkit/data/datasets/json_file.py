@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import PurePath
 from typing import Any
 
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import read_file
 from detkit.utils.remote_files import is_address, join_address
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed, shortened
 
 _NUMBERS = frozenset((int, float))
 _LARGEST_ID = 2**63
@@ -158,18 +158,6 @@ def as_numbers(values: Any) -> list[Any] | None:
         return values
     numbers = list(map(as_number, values))
     return None if None in numbers else numbers
-
-
-def listed(values: Sequence[Any], limit: int = 10) -> str:
-    """Return the first values as text, and how many there are."""
-    more = f", ... ({len(values)} in all)" if len(values) > limit else ""
-    return ", ".join(map(str, values[:limit])) + more
-
-
-def shortened(value: Any, limit: int = 200) -> str:
-    """Return a value as text of at most `limit` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class DataFolder:

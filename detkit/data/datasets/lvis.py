@@ -15,16 +15,12 @@ from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco import records_of_content
-from detkit.data.datasets.json_file import (
-    known_id,
-    read_json,
-    section,
-    shortened,
-)
+from detkit.data.datasets.json_file import known_id, read_json, section
 from detkit.structures import ImageRecord
 from detkit.utils.env import garbage_collection_off
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import PathManager
+from detkit.utils.text import shortened
 
 _IMAGE_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")
 

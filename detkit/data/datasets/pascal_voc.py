@@ -25,7 +25,6 @@ from xml.parsers import expat
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.builtin_meta import VOC_CLASSES
 from detkit.data.datasets.faults import collect, is_collecting
-from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
@@ -33,7 +32,7 @@ from detkit.utils.file_io import PathManager, files_below, read_file, read_text
 from detkit.utils.image import read_image_size
 from detkit.utils.image_file import IMAGE_SUFFIXES, BadImageError
 from detkit.utils.logger import FILE_ONLY
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 

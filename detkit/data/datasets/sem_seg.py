@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.datasets.json_file import listed
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import files_below
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import numpy as np
 from detkit.config import CfgNode
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.faults import Fault, collected_faults
-from detkit.data.datasets.json_file import listed
 from detkit.data.doctor.anchors import AnchorLevel, check_anchors
 from detkit.data.doctor.annotations import (
     Objects,
@@ -32,6 +31,7 @@ from detkit.data.wrappers import DatasetFromList
 from detkit.structures import ImageRecord
 from detkit.utils.errors import UnknownNameError, UserError
 from detkit.utils.logger import progress_bar
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog
-from detkit.data.data_report import listed
 from detkit.data.datasets.coco_export import (
     category_ids_of,
     class_names_of,
@@ -24,6 +23,7 @@ from detkit.data.datasets.coco_export import (
 from detkit.structures import BoxMode, ImageRecord
 from detkit.structures.mask_formats import as_polygon, polygon_runs, rle_counts
 from detkit.utils.errors import DataError
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
-from detkit.data.data_report import listed
 from detkit.data.record_files import spread
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import image_id_of
@@ -36,7 +35,7 @@ from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_image_size
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.remote_files import stem_of
-from detkit.utils.text import distinct_names
+from detkit.utils.text import distinct_names, listed
 
 logger = logging.getLogger(__name__)
 

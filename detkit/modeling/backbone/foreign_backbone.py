@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detkit.modeling.backbone.backbone import Backbone
 from detkit.modeling.backbone.dry_run import parameters_behind
 from detkit.utils.errors import WeightsError
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ def load_published(body: nn.Module, source: str, weights: Mapping[str, Tensor], 
     counter = "num_batches_tracked"
     missing = [name for name in own if name not in present and not name.endswith(counter)]
     if missing:
-        first = ", ".join(missing[:3])
-        raise WeightsError(f"{source} lacks {len(missing)} of {len(own)} tensors: {first}, ...")
+        names = listed(missing, 3)
+        raise WeightsError(f"{source} lacks {len(missing)} of {len(own)} tensors: {names}")
     # Not strict: counters that are missing keep their 0.
     body.load_state_dict(present, strict=False)
     return source

@@ -6,10 +6,8 @@ import pytest
 from detkit.data.datasets.json_file import (
     DataFolder,
     by_id,
-    listed,
     read_json,
     section,
-    shortened,
 )
 from detkit.utils.errors import DataError
 
@@ -99,13 +97,6 @@ def test_entries_come_by_their_id(ids):
 def test_entries_without_an_id_of_their_own_are_refused(entries, message):
     with pytest.raises(ValueError, match=message):
         by_id(entries, "image", "a.json")
-
-
-def test_long_lists_and_entries_are_cut():
-    assert listed([1, 2]) == "1, 2"
-    assert listed(range(12), limit=3) == "0, 1, 2, ... (12 in all)"
-    assert shortened({"id": 1}) == "{'id': 1}"
-    assert len(shortened({"id": "x" * 500})) == 200
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,12 @@ from typing import Any
 
 from detkit.data.datasets.coco import records_of_content, used_categories
 from detkit.data.datasets.faults import is_collecting
-from detkit.data.datasets.json_file import listed
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import files_below
 from detkit.utils.image import read_image_size
 from detkit.utils.image_file import IMAGE_SUFFIXES, BadImageError
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 

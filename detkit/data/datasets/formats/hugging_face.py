@@ -17,10 +17,11 @@ from typing import Any
 
 from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import Collected, image_sizes, numbers_of
-from detkit.data.datasets.json_file import as_number, shortened
+from detkit.data.datasets.json_file import as_number
 from detkit.utils.download import cache_root
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.file_io import read_text
+from detkit.utils.text import shortened
 
 METADATA = "metadata.jsonl"
 _LABELS = ("categories", "category", "labels", "label")

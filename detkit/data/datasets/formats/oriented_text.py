@@ -18,13 +18,12 @@ from typing import Any, cast
 import torch
 
 from detkit.data.datasets.faults import collect
-from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, rotated_boxes_around
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import files_below, read_text
 from detkit.utils.image import read_image_size
 from detkit.utils.image_file import IMAGE_SUFFIXES
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from detkit.data.datasets.coco_export import class_names_of, records_to_coco_dic
 from detkit.data.datasets.formats.collected import hull
 from detkit.data.datasets.formats.detect import CLASSES
 from detkit.data.datasets.formats.yolo import label_file, read_data_yaml
-from detkit.data.datasets.json_file import listed
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag, rotated_box_corners
 from detkit.utils.errors import DataError
 from detkit.utils.file_io import PathManager
 from detkit.utils.image import read_image_size
 from detkit.utils.logger import progress_bar
 from detkit.utils.remote_files import is_address
+from detkit.utils.text import listed
 
 TARGETS = ("coco", "voc", "yolo")
 _DIGITS = 6  # of a pixel; takes away what shares of an image add to whole numbers
@@ -154,10 +154,10 @@ def _write_voc(
     split: str,
     lost: Counter[str],
 ) -> dict[str, Any]:
-    listed = []
+    stems = []
     for record in records:
         below = Path(record["file_name"]).relative_to(images)
-        listed.append(below.with_suffix("").as_posix())
+        stems.append(below.with_suffix("").as_posix())
         root = ET.Element("annotation")
         ET.SubElement(root, "filename").text = below.name
         size = ET.SubElement(root, "size")
@@ -186,7 +186,7 @@ def _write_voc(
         path.write_text(text, encoding="utf-8")
     split_file = folder / "ImageSets" / "Main" / f"{split}.txt"
     split_file.parent.mkdir(parents=True, exist_ok=True)
-    split_file.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    split_file.write_text("".join(f"{name}\n" for name in stems), encoding="utf-8")
     (folder / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return {"format": "voc", "root": str(folder), "split": split, "classes": list(names)}
 

@@ -26,11 +26,10 @@ from detkit.data.datasets.formats.collected import (
     numbers_of,
     require_shares,
 )
-from detkit.data.datasets.json_file import listed
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.file_io import dataset_root, read_file, read_text
 from detkit.utils.image_file import IMAGE_SUFFIXES
-from detkit.utils.text import did_you_mean
+from detkit.utils.text import did_you_mean, listed
 
 _MAX_SIZE = 1 << 24  # characters of a data.yaml, and 16 for each value
 SPLITS = ("train", "val", "test")
