@@ -27,6 +27,16 @@ from detkit.modeling.meta_arch.dense_detector import DenseDetector
 from detkit.structures import ImageList, Instances, RowImages, paste_masks_in_image
 from detkit.structures.image_list import padded_size
 from detkit.utils.errors import UserError
+from detkit.utils.overriding import is_overridden
+
+# Methods of a model that the graph does not call: it has tensors where they have lists.
+_NOT_CALLED = (
+    "forward",
+    "inference",
+    "preprocess_image",
+    "_postprocess",
+    "_decode_per_level_predictions",
+)
 
 
 class ExportError(UserError, RuntimeError):
@@ -47,8 +57,12 @@ class DetectorGraph(nn.Module):
             model: A `Detector` in eval mode, on the CPU.
             max_detections: D
             paste: Whether masks cover the image instead of their box.
+
+        Raises:
+            ExportError: The model has steps of its own that the graph would leave out.
         """
         super().__init__()
+        _check_steps(model)
         self.model: Any = copy.deepcopy(model).requires_grad_(False)
         # RoIAlign on channels-last maps is slow in an exported program.
         self.model.to(memory_format=torch.contiguous_format)
@@ -128,6 +142,21 @@ class DetectorGraph(nn.Module):
         if found.has("pred_keypoints"):
             outputs["keypoints"] = table(found.pred_keypoints)
         return outputs
+
+
+def _check_steps(model: nn.Module) -> None:
+    name = type(model).__name__
+    bases = (GeneralizedRCNN, DenseDetector, ProposalNetwork, SemanticSegmentor)
+    if not isinstance(model, bases):
+        known = ", ".join(base.__name__ for base in bases)
+        raise ExportError(f"{name} cannot be exported: it must be one of {known}, or a subclass")
+    for step in _NOT_CALLED:
+        if hasattr(model, step) and is_overridden(getattr(model, step)):
+            raise ExportError(
+                f"{name}.{step} is not called in an exported graph, which works on tensors of the"
+                " whole batch: do its work in a part of the model (backbone, head), or after the"
+                " file, and export the model without it"
+            )
 
 
 def _places(images: RowImages, max_detections: int) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,17 @@ import pytest
 import torch
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.export.graph import DetectorGraph
+from detkit.export.graph import DetectorGraph, ExportError
 from detkit.layers import Conv2d
-from detkit.modeling import ProposalNetwork, build_model
+from detkit.modeling import (
+    FCOS,
+    GeneralizedRCNN,
+    PanopticFPN,
+    ProposalNetwork,
+    RetinaNet,
+    SemanticSegmentor,
+    build_model,
+)
 from tests.export.small_models import (
     MODELS,
     as_inputs,
@@ -75,3 +83,27 @@ def test_norms_are_folded(tmp_path):
     assert any(isinstance(x, torch.nn.BatchNorm2d) for x in model.modules())
     assert not any(isinstance(x, torch.nn.BatchNorm2d) for x in graph.modules())
     assert all(x.norm is None for x in graph.modules() if isinstance(x, Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("base", "step"),
+    [
+        (GeneralizedRCNN, "inference"),
+        (GeneralizedRCNN, "forward"),
+        (GeneralizedRCNN, "_postprocess"),
+        (ProposalNetwork, "inference"),
+        (PanopticFPN, "inference"),
+        (SemanticSegmentor, "preprocess_image"),
+        (RetinaNet, "inference"),
+        (FCOS, "_decode_per_level_predictions"),
+    ],
+)
+def test_step_of_a_users_own_that_a_graph_would_leave_out_is_named(base, step):
+    model = object.__new__(type("Own", (base,), {step: lambda *_: None}))
+    with pytest.raises(ExportError, match=rf"^Own\.{step} is not called in an exported graph"):
+        DetectorGraph(model, 8)
+
+
+def test_model_of_an_unknown_kind_is_refused():
+    with pytest.raises(ExportError, match="^Linear cannot be exported: it must be one of Gener"):
+        DetectorGraph(torch.nn.Linear(1, 1), 8)

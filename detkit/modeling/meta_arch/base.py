@@ -16,6 +16,7 @@ from detkit.modeling.meta_arch.build import MEMORY_FORMATS
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import DataError
+from detkit.utils.overriding import overridable
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Detector(nn.Module):
         """Layout of the batch."""
         return torch.channels_last if self._is_channels_last else torch.contiguous_format
 
+    @overridable
     def forward(self, batched_inputs: list[ModelInput]) -> Any:
         """Return `training_losses` in training, else `inference`."""
         return (
@@ -108,6 +110,7 @@ class Detector(nn.Module):
         """Return the output for each image."""
         raise NotImplementedError(f"{type(self).__name__} does not implement inference")
 
+    @overridable
     def preprocess_image(self, batched_inputs: list[ModelInput]) -> ImageList:
         """Normalise the images, pad them as the backbone needs, and batch them on the device.
 

@@ -27,6 +27,7 @@ from detkit.structures import (
     RowImages,
 )
 from detkit.utils.events import get_event_storage, has_event_storage
+from detkit.utils.overriding import overridable
 
 HeadOutput = tuple[list[Tensor], ...]
 """One list per kind of prediction, each with a map (N, A * D, H, W) per level."""
@@ -88,6 +89,7 @@ class DenseDetector(Detector):
         features = self._head_features(images)
         return self.forward_training(images, features, self.head(features), targets)
 
+    @overridable
     def inference(
         self, batched_inputs: list[ModelInput], do_postprocess: bool = True
     ) -> list[ModelOutput] | list[Instances]:
@@ -146,6 +148,7 @@ class DenseDetector(Detector):
             for maps, dim in zip(predictions, dims_per_anchor, strict=True)
         ]
 
+    @overridable
     def _decode_per_level_predictions(
         self,
         anchors: Boxes,

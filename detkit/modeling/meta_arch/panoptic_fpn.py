@@ -21,6 +21,7 @@ from detkit.modeling.postprocessing import detector_postprocess
 from detkit.modeling.roi_heads import ROIHeads
 from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
+from detkit.utils.overriding import overridable
 
 
 @META_ARCH_REGISTRY.register()
@@ -117,6 +118,7 @@ class PanopticFPN(GeneralizedRCNN):
         weighted = {name: loss * self.instance_loss_weight for name, loss in head_losses.items()}
         return {**sem_seg_losses, **proposal_losses, **weighted}
 
+    @overridable
     def inference(
         self,
         batched_inputs: list[ModelInput],

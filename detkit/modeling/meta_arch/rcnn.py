@@ -136,6 +136,7 @@ class GeneralizedRCNN(Detector):
         return self._postprocess(results, batched_inputs, images.image_sizes)
 
     @staticmethod
+    @overridable
     def _postprocess(
         instances: Sequence[Instances],
         batched_inputs: Sequence[ModelInput],
@@ -225,6 +226,7 @@ class ProposalNetwork(Detector):
         _, losses = self.proposal_generator(images, self.backbone(images.tensor), targets)
         return losses
 
+    @overridable
     def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
         """Return the proposals for every image, best first."""
         images = self.preprocess_image(batched_inputs)

@@ -27,6 +27,7 @@ from detkit.modeling.meta_arch.build import (
 from detkit.modeling.postprocessing import sem_seg_postprocess
 from detkit.structures import ImageList, ModelInput, ModelOutput
 from detkit.utils.errors import DataError, UserError
+from detkit.utils.overriding import overridable
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -197,6 +198,7 @@ class SemanticSegmentor(Detector):
         _, losses = self.sem_seg_head(self.backbone(images.tensor), targets)
         return losses
 
+    @overridable
     def inference(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
         """Return `sem_seg` (K, height, width) scores, of the size that each input asks for."""
         images = self.preprocess_image(batched_inputs)
