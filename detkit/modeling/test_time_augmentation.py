@@ -19,6 +19,7 @@ from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.overriding import is_overridden
+from detkit.utils.resize_rule import shortest_edge_size
 
 
 class UnsupportedModelError(UserError, TypeError):
@@ -102,15 +103,7 @@ class DatasetMapperTTA:
         height, width = image.shape[1:]
         views: list[tuple[ModelInput, View]] = []
         for min_size in self.min_sizes:
-            # Rounded as Detectron2 does.
-            scale = min_size / min(height, width)
-            new_height, new_width = scale * height, scale * width
-            if height < width:
-                new_height = min_size
-            else:
-                new_width = min_size
-            shrink = min(1.0, self.max_size / max(new_height, new_width))
-            size = (max(1, int(new_height * shrink + 0.5)), max(1, int(new_width * shrink + 0.5)))
+            size = shortest_edge_size(height, width, min_size, self.max_size)
             for is_mirrored in (False, True) if self.flip else (False,):
                 view = View(size, is_mirrored)
                 view_input: ModelInput = {"image": view.image(image)}

@@ -3,7 +3,6 @@
 Legend: H and W height and width, C channels, P points.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ from detkit.data.transforms.transform import (
     Transform,
     memory_order,
 )
+from detkit.utils.resize_rule import shortest_edge_size, torchvision_size
 
 BILINEAR = int(Image.Resampling.BILINEAR)
 NEAREST = int(Image.Resampling.NEAREST)
@@ -316,18 +316,7 @@ class ResizeShortestEdge(Augmentation):
         oldh: int, oldw: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
         """Return the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
-        # Detectron2's rounding, in its order of steps, so that sizes agree to the pixel.
-        scale = short_edge_length / min(oldh, oldw)
-        newh, neww = scale * oldh, scale * oldw
-        if oldh < oldw:
-            newh = short_edge_length
-        else:
-            neww = short_edge_length
-        if max(newh, neww) > max_size:
-            shrink = max_size / max(newh, neww)
-            newh, neww = newh * shrink, neww * shrink
-        # A very long and thin image would otherwise lose its short side.
-        return max(1, math.floor(newh + 0.5)), max(1, math.floor(neww + 0.5))
+        return shortest_edge_size(oldh, oldw, short_edge_length, max_size)
 
 
 @AUGMENTATION_REGISTRY.register()
@@ -411,5 +400,4 @@ class TorchvisionResizeShortestEdge(ResizeShortestEdge):
         oldh: int, oldw: int, short_edge_length: int, max_size: int
     ) -> tuple[int, int]:
         """Return the `(height, width)` that an image of `(oldh, oldw)` is resized to."""
-        scale = min(short_edge_length / min(oldh, oldw), max_size / max(oldh, oldw))
-        return max(1, math.floor(oldh * scale)), max(1, math.floor(oldw * scale))
+        return torchvision_size(oldh, oldw, short_edge_length, max_size)

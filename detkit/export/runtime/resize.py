@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from detkit.utils.resize_rule import shortest_edge_size, torchvision_size
+
 # What torch's kernel for uint8 has room for: weights are int16.
 _LARGEST_WEIGHT = 2**15
 _MOST_BITS = 22
@@ -29,19 +31,8 @@ def output_size(
     """
     if min_size == 0:
         return height, width
-    if rule == "torchvision":
-        scale = min(min_size / min(height, width), max_size / max(height, width))
-        return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
-    scale = min_size / min(height, width)
-    new_height, new_width = scale * height, scale * width
-    if height < width:
-        new_height = min_size
-    else:
-        new_width = min_size
-    if max(new_height, new_width) > max_size:
-        shrink = max_size / max(new_height, new_width)
-        new_height, new_width = new_height * shrink, new_width * shrink
-    return max(1, math.floor(new_height + 0.5)), max(1, math.floor(new_width + 0.5))
+    new_size = torchvision_size if rule == "torchvision" else shortest_edge_size
+    return new_size(height, width, min_size, max_size)
 
 
 def resize_antialiased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
