@@ -26,7 +26,7 @@ from detkit.data import DatasetCatalog
 from detkit.engine import DefaultPredictor, DefaultTrainer, prepare
 from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import export_model
-from detkit.export.quantize import calibration_images, convert_to_openvino, write_int8
+from detkit.export.quantize import calibration_images, write_int8
 from detkit.export.runtime import ExportedPredictor
 from detkit.utils.image import read_image
 
@@ -62,11 +62,10 @@ def _rows_of(folder: Path, args: argparse.Namespace) -> list[list[Any]]:
     deploy = args.output / folder.name
     cfg = _config_of(folder, deploy / "eval")
     eager = DefaultPredictor(cfg)
-    (onnx_file,) = export_model(eager.model, eager.metadata, cfg, ["onnx"], deploy)
-    files = [onnx_file, convert_to_openvino(onnx_file)]
+    files = export_model(eager.model, eager.metadata, cfg, ["onnx", "openvino"], deploy)
     if args.int8:
         images = calibration_images(cfg, cfg.DATASETS.TRAIN[0])
-        files += write_int8(onnx_file, ["onnx", "openvino"], images)
+        files += write_int8(files[0], ["onnx", "openvino"], images)
     predictors: dict[str, Callable[[Any], Any]] = {"eager": eager}
     scores = {"eager": _ap(DefaultTrainer.test(cfg, eager.model))}
     sizes = {"eager": (folder / "model_final.pth").stat().st_size}

@@ -12,7 +12,7 @@ from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor, DefaultTrainer
 from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import check_export, export_model
-from detkit.export.quantize import calibration_images, convert_to_openvino, write_int8
+from detkit.export.quantize import calibration_images, write_int8
 from detkit.export.runtime import ENDINGS, ExportedPredictor
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
@@ -47,23 +47,19 @@ def run(args: argparse.Namespace) -> None:
     if args.int8 and "onnx" not in formats:
         raise ConfigError("--int8 makes copies of model.onnx: add --format onnx")
     predictor = DefaultPredictor(cfg)
-    # torch can convert a recorded graph to ONNX once, and OpenVINO starts from that.
-    converted = "openvino" in formats and "onnx" in formats
+    images = calibration_images(predictor.cfg, args.calibrate) if args.int8 else ()
     paths = export_model(
         predictor.model,
         predictor.metadata,
         predictor.cfg,
-        [name for name in formats if name != "openvino" or not converted],
+        formats,
         args.output,
         input_dtype=args.input_dtype,
         paste=args.paste,
     )
-    if converted:
-        paths.append(convert_to_openvino(Path(args.output).expanduser() / "model.onnx"))
     if args.int8:
         readable = [name for name in formats if name != "torch_export"]
-        images = calibration_images(predictor.cfg, args.calibrate)
-        paths += write_int8(Path(args.output).expanduser() / "model.onnx", readable, images)
+        paths += write_int8(paths[formats.index("onnx")], readable, images)
     if args.eval or args.int8:
         print(scores_of(predictor, [path for path in paths if path.suffix in ENDINGS]))
     for path in paths:

@@ -2,20 +2,28 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
 
 from detkit.export.graph import ExportError
+from detkit.export.runtime.model_file import KEY
 from detkit.layers.nms import nms_mask_by_offsets
 from detkit.utils.errors import MissingPackageError
 
-_KEY = "detkit"
+# Format -> the packages that write it, and the extra that installs them.
+FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnx": (("onnx", "onnxscript"), "onnx"),
+    "torch_export": ((), ""),
+    "openvino": (("onnx", "onnxscript", "openvino"), "onnx,openvino"),
+}
 # The first with RoIAlign as of 16, and DeformConv of 19.
 _OPSET = 20
 
@@ -30,12 +38,47 @@ def require(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise MissingPackageError(
-            f"the export needs {package}, which is not installed: pip install"
+            f"the export needs {package.partition('.')[0]}, which is not installed: pip install"
             f" 'detkit-vision[{extra}]'"
         ) from error
 
 
-def write_torch_export(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
+def write_formats(
+    program: ExportedProgram, metadata: Mapping[str, Any], formats: Sequence[str], folder: Path
+) -> list[Path]:
+    """Write the model in each format, and return the file of each to open.
+
+    Args:
+        program: The recorded graph; not to be used again, since conversion to ONNX changes it.
+        metadata: What the files say of themselves.
+        formats: Some of `FORMATS`.
+        folder: It exists. Files of these names are replaced once all are complete.
+    """
+    written: dict[str, Path] = {}
+    with complete_files(folder) as scratch:
+        if "torch_export" in formats:
+            written["torch_export"] = _write_torch_export(program, metadata, scratch)
+        if "onnx" in formats or "openvino" in formats:
+            written["onnx"] = _write_onnx(program, metadata, scratch)
+        if "openvino" in formats:
+            written["openvino"] = write_openvino(written["onnx"], metadata, scratch)
+        if "onnx" not in formats and "onnx" in written:
+            written["onnx"].unlink()
+    return [folder / written[name].name for name in formats]
+
+
+@contextmanager
+def complete_files(folder: Path) -> Iterator[Path]:
+    """Give a folder whose files move into `folder` at the end of the block, unless it fails."""
+    with TemporaryDirectory(prefix=".detkit-", dir=folder) as scratch:
+        yield Path(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            file.replace(folder / file.name)
+
+
+def _write_torch_export(
+    program: ExportedProgram, metadata: Mapping[str, Any], folder: Path
+) -> Path:
     """Write `model.pt2`, which `torch.export.load` reads after `import torchvision`.
 
     Its guards know only batches and maps of more than one: `program.module(check_guards=False)`.
@@ -43,23 +86,21 @@ def write_torch_export(program: ExportedProgram, metadata: Mapping[str, Any], fo
     # The operator of detkit is replaced, so that the file does not need it.
     plain = program.run_decompositions({torch.ops.detkit.nms_mask.default: nms_mask_by_offsets})
     path = folder / "model.pt2"
-    torch.export.save(plain, path, extra_files={f"{_KEY}.json": json.dumps(metadata)})
+    torch.export.save(plain, path, extra_files={f"{KEY}.json": json.dumps(metadata)})
     return path
 
 
-def write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
+def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
     """Write `model.onnx`, with its metadata in `metadata_props`."""
     path = folder / "model.onnx"
     onnx_program = _onnx_program(program, metadata)
-    onnx_program.model.metadata_props[_KEY] = json.dumps(metadata)
+    onnx_program.model.metadata_props[KEY] = json.dumps(metadata)
     # In one file: weights of up to 2 GB fit.
     onnx_program.save(path, external_data=False)
     return path
 
 
 def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
-    require("onnx", "onnx")
-    require("onnxscript", "onnx")
     try:
         return torch.onnx.export(
             program,
@@ -85,7 +126,10 @@ def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
 
 def _module_with(program: ExportedProgram, operator: str) -> str:
     """Return the name of the module of the model in which an operator is called."""
-    for node in program.graph.nodes:
+    # The operator may be a part of the one that the module calls.
+    parts = {**torch.export.default_decompositions(), **decomposition_table}
+    parts = {op: function for op, function in parts.items() if hasattr(op, "_schema")}
+    for node in program.run_decompositions(parts).graph.nodes:
         if str(node.target).startswith(f"{operator}."):
             modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
             # The graph holds the model as `model`.
@@ -144,22 +188,11 @@ def _onnx_nms_mask(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -
     return op.Cast(op.Slice(stays, zero, count, zero), to=9)
 
 
-def write_openvino(program: ExportedProgram, metadata: Mapping[str, Any], folder: Path) -> Path:
-    """Write `model.xml` and `model.bin`, converted from ONNX."""
+def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -> Path:
+    """Write an ONNX file in OpenVINO's format, an `.xml` and a `.bin`, and return the `.xml`."""
     openvino = require("openvino", "openvino")
-    with TemporaryDirectory() as scratch:
-        onnx_file = Path(scratch) / "model.onnx"
-        _onnx_program(program, metadata).save(onnx_file, external_data=False)
-        model = openvino.convert_model(onnx_file)
-    model.set_rt_info(json.dumps(metadata), [_KEY])
-    path = folder / "model.xml"
-    openvino.save_model(model, path, compress_to_fp16=metadata["precision"] == "float16")
+    model = openvino.convert_model(onnx_file)
+    model.set_rt_info(json.dumps(metadata), [KEY])
+    path = folder / f"{onnx_file.stem}.xml"
+    openvino.save_model(model, path, compress_to_fp16=False)
     return path
-
-
-FORMATS: dict[str, Callable[[ExportedProgram, Mapping[str, Any], Path], Path]] = {
-    "onnx": write_onnx,
-    "torch_export": write_torch_export,
-    "openvino": write_openvino,
-}
-"""Format -> function that writes the model into a folder, and returns the file to open."""

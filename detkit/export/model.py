@@ -11,7 +11,7 @@ from torch import nn
 from detkit import __version__
 from detkit.config import CfgNode, find_architecture
 from detkit.data import Metadata
-from detkit.export.formats import FORMATS
+from detkit.export.formats import FORMATS, require, write_formats
 from detkit.export.graph import DetectorGraph, exported_program, output_names
 from detkit.modeling import PanopticFPN, ProposalNetwork
 from detkit.utils.errors import ConfigError
@@ -58,8 +58,12 @@ def export_model(
 
     Raises:
         ConfigError: A format is unknown, or the config has a part that no format has.
+        MissingPackageError: A format needs a package that is not installed.
+        ExportError: A part of the model cannot be exported; the message names it.
     """
     check_export(cfg, formats)
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     if not input_dtype:
         input_dtype = "float32" if cfg.INPUT.RESIZE == "torchvision" else "uint8"
     most = cfg.TEST.DETECTIONS_PER_IMAGE
@@ -73,9 +77,7 @@ def export_model(
     }
     document["input"]["dtype"] = input_dtype
     document["mask_pasted"] = paste
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return [FORMATS[name](program, document, folder) for name in formats]
+    return write_formats(program, document, formats, folder)
 
 
 def check_export(cfg: CfgNode, formats: Sequence[str]) -> None:
@@ -96,6 +98,10 @@ def check_export(cfg: CfgNode, formats: Sequence[str]) -> None:
         raise ConfigError(
             f"TEST.NMS.METHOD {cfg.TEST.NMS.METHOD}: no format has soft suppression, only hard"
         )
+    for name in formats:
+        packages, extra = FORMATS[name]
+        for package in packages:
+            require(package, extra)
 
 
 def describe(model: Any, metadata: Metadata, cfg: CfgNode) -> dict[str, Any]:

@@ -5,17 +5,19 @@ Source: Jacob et al. 2018, arXiv 1712.05877; the steps are those of `onnxruntime
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog
+from detkit.export.formats import complete_files, require, write_openvino
 from detkit.export.runtime import ExportedPredictor
 from detkit.export.runtime.model_file import KEY, Arrays
-from detkit.utils.errors import ConfigError, MissingPackageError
+from detkit.utils.errors import ConfigError
 from detkit.utils.image import read_image
 
 logger = logging.getLogger(__name__)
@@ -47,42 +49,26 @@ def write_int8(path: Path, formats: Iterable[str], images: Iterable[np.ndarray])
     unknown = [name for name in formats if name not in ("onnx", "openvino")]
     if unknown:
         raise ConfigError(f"--int8: {unknown[0]} has no int8, only onnx and openvino")
-    written = {"onnx": path.with_name(f"{path.stem}_int8.onnx")}
-    quantize_onnx(path, written["onnx"], images)
-    if "openvino" in formats:
-        written["openvino"] = convert_to_openvino(written["onnx"])
-    if "onnx" not in formats:
-        written["onnx"].unlink()
-    return [written[name] for name in formats]
-
-
-def convert_to_openvino(path: Path) -> Path:
-    """Write an exported ONNX file in OpenVINO's format beside it, and return the `.xml`.
-
-    Raises:
-        MissingPackageError: openvino is not installed.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingPackageError(
-            "the export needs openvino: pip install 'detkit-vision[openvino]'"
-        ) from error
-    model = openvino.convert_model(path)
-    model.set_rt_info(json.dumps(ExportedPredictor(path).metadata.document), [KEY])
-    openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
-    return path.with_suffix(".xml")
+    with complete_files(path.parent) as scratch:
+        written = {"onnx": scratch / f"{path.stem}_int8.onnx"}
+        document = quantize_onnx(path, written["onnx"], images)
+        if "openvino" in formats:
+            written["openvino"] = write_openvino(written["onnx"], document, scratch)
+        if "onnx" not in formats:
+            written["onnx"].unlink()
+    return [path.with_name(written[name].name) for name in formats]
 
 
 def calibration_images(cfg: CfgNode, dataset_name: str) -> Iterator[np.ndarray]:
-    """Yield up to 32 images from all over a data set, as the predictor takes them."""
+    """Return up to 32 images from all over a data set, as the predictor takes them."""
     records = DatasetCatalog.get(dataset_name)
     order = "BGR" if cfg.INPUT.FORMAT == "RGB" else cfg.INPUT.FORMAT
-    for record in records[:: max(1, len(records) // _NUM_IMAGES)][:_NUM_IMAGES]:
-        yield read_image(record["file_name"], order, max_pixels=cfg.INPUT.MAX_IMAGE_PIXELS)
+    chosen = records[:: max(1, len(records) // _NUM_IMAGES)][:_NUM_IMAGES]
+    most = cfg.INPUT.MAX_IMAGE_PIXELS
+    return (read_image(record["file_name"], order, max_pixels=most) for record in chosen)
 
 
-def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> None:
+def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Write a copy of an ONNX file whose convolutions and matrix products run in int8.
 
     Weights get a scale per channel, activations one per tensor: the range that they take on the
@@ -93,18 +79,16 @@ def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> Non
         output: The file to write.
         images: As `ExportedPredictor` takes them; some ten to a hundred, like those to come.
 
+    Returns:
+        The metadata of the copy.
+
     Raises:
         ConfigError: There are no images.
         MissingPackageError: onnx or onnxruntime is not installed.
     """
-    try:
-        import onnx
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise MissingPackageError(
-            "int8 needs onnx and onnxruntime: pip install 'detkit-vision[onnx]'"
-        ) from error
+    onnx = require("onnx", "onnx")
+    quantization = require("onnxruntime.quantization", "onnx")
+    shape_inference = require("onnxruntime.quantization.shape_inference", "onnx")
     predictor = ExportedPredictor(path)
 
     class Reader(quantization.CalibrationDataReader):
@@ -114,11 +98,11 @@ def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> Non
         def get_next(self) -> Arrays | None:
             return next(self._batches, None)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         # Constants are folded first, so that weights are seen as weights. Shapes of detections are
         # known at run time only, and symbolic inference stumbles over them.
-        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        shape_inference.quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(
             prepared,
             output,
@@ -133,6 +117,7 @@ def quantize_onnx(path: Path, output: Path, images: Iterable[np.ndarray]) -> Non
     document = {**predictor.metadata.document, "precision": "int8"}
     onnx.helper.set_model_props(model, {KEY: json.dumps(document)})
     onnx.save(model, output)
+    return document
 
 
 def _batches(predictor: ExportedPredictor, images: Iterable[np.ndarray]) -> Iterator[Arrays]:

@@ -1,9 +1,11 @@
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from detkit.cli import export, main
+from detkit.export.quantize import calibration_images
 
 _CONFIG = ["--config-file", "quick_start/faster_rcnn_R_18_FPN_shapes.yaml"]
 
@@ -20,9 +22,11 @@ def parts(monkeypatch, tmp_path):
     }
 
     def write(model, metadata, cfg, formats, folder, **_) -> list[Path]:
-        assert not {"onnx", "openvino"} <= set(formats)
+        names = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
         (tmp_path / "model.onnx").write_bytes(b"x" * 2_000_000)
-        return [tmp_path / "model.onnx", tmp_path / "model.pt2"]
+        (tmp_path / "model.bin").write_bytes(b"x" * 1_000_000)
+        (tmp_path / "model.xml").touch()
+        return [tmp_path / names[name] for name in formats]
 
     def write_int8(path, formats, images) -> list[Path]:
         given.append((path, formats, list(images)))
@@ -40,13 +44,7 @@ def parts(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(export, "export_model", write)
     monkeypatch.setattr(export, "write_int8", write_int8)
-
-    def convert(path) -> Path:
-        path.with_suffix(".bin").write_bytes(b"x" * 1_000_000)
-        path.with_suffix(".xml").touch()
-        return path.with_suffix(".xml")
-
-    monkeypatch.setattr(export, "convert_to_openvino", convert)
+    monkeypatch.setattr("detkit.export.model.require", lambda package, extra: None)
     monkeypatch.setattr(export, "calibration_images", lambda cfg, name: [name])
     monkeypatch.setattr(export, "ExportedPredictor", lambda path: path)
     monkeypatch.setattr(export, "evaluate_exported", evaluate)
@@ -61,16 +59,16 @@ def _export(tmp_path, *words):
 
 
 def test_scores_of_the_files_stand_beside_those_of_the_model(parts, tmp_path, capsys):
-    formats = ["--format", "onnx", "--format", "openvino", "--format", "torch_export"]
+    formats = ["--format", "openvino", "--format", "onnx", "--format", "torch_export"]
     assert _export(tmp_path, *formats, "--int8", "--calibrate", "a_train") == 0
-    assert parts == [(tmp_path / "model.onnx", ["onnx", "openvino"], ["a_train"])]
+    assert parts == [(tmp_path / "model.onnx", ["openvino", "onnx"], ["a_train"])]
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
     rows = [[cell.strip() for cell in line] for line in lines]
     assert rows[0] == ["file", "MB", "bbox AP"]
     assert rows[2:] == [
         ["eager", "", "50.04"],
-        ["model.onnx", "2.00", "50.00"],
         ["model.xml", "1.00", "50.01"],
+        ["model.onnx", "2.00", "50.00"],
         ["model_int8.onnx", "0.00", "49.50"],
         ["model_int8.xml", "0.50", "49.00"],
     ]
@@ -99,4 +97,20 @@ def test_options_of_int8_are_checked_before_the_model_is_built(
 ):
     assert _export(tmp_path, *words) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_missing_package_is_named_before_the_model_is_built(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace())
+    assert _export(tmp_path / "out") == 2
+    message = "the export needs onnxscript, which is not installed: pip install"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_set_of_int8_is_looked_up_before_the_export(parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "calibration_images", calibration_images)
+    assert _export(tmp_path, "--int8", "--calibrate", "shapes_vall") == 2
+    assert "shapes_vall" in capsys.readouterr().err
     assert not (tmp_path / "model.onnx").exists()

@@ -10,8 +10,10 @@ import torch
 from detkit.cli.command import main
 from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor
+from detkit.export.formats import complete_files, write_formats
 from detkit.export.graph import ExportError
 from detkit.export.model import check_export, export_model
+from detkit.export.runtime.model_file import open_model
 from detkit.utils.errors import ConfigError
 from tests.export.small_models import (
     MODELS,
@@ -94,6 +96,24 @@ def test_every_architecture(name, tmp_path):
         assert_same(exported.onnx(images), expected_outputs(exported.model, images))
 
 
+@torch.no_grad()
+@pytest.mark.slow
+def test_several_formats_of_one_export(tmp_path):
+    pytest.importorskip("openvino")
+    exported = Exported("faster", tmp_path, ["openvino", "onnx", "torch_export"])
+    names = ["model.bin", "model.onnx", "model.pt2", "model.xml", "weights.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    program = torch.export.load(exported.paths["torch_export"]).module(check_guards=False)
+    _, run = open_model(exported.paths["openvino"])
+    for images in (images_of(3), [noise((64, 64), 0.0)]):
+        expected = expected_outputs(exported.model, images)
+        inputs = as_inputs(images)
+        assert_same(exported.onnx(images), expected)
+        assert_same(program(*inputs.values()), expected)
+        arrays = {name: values.numpy() for name, values in inputs.items()}
+        assert_same(run(arrays), expected, boxes=0.05, scores=1e-3)
+
+
 @pytest.mark.slow
 def test_file_describes_itself(faster):
     metadata = json.loads(faster.session.get_modelmeta().custom_metadata_map["detkit"])
@@ -127,6 +147,23 @@ def test_unknown_format(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_interrupted_export_leaves_what_was_there(tmp_path):
+    (tmp_path / "model.onnx").write_text("old")
+
+    def interrupted():
+        with complete_files(tmp_path) as scratch:
+            (scratch / "model.onnx").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "old"
+    with complete_files(tmp_path) as scratch:
+        (scratch / "model.onnx").write_text("new")
+    assert (tmp_path / "model.onnx").read_text() == "new"
+
+
 class Undecided(torch.nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -143,13 +180,24 @@ def test_module_that_cannot_be_exported_is_named(tmp_path):
         export_model(predictor.model, predictor.metadata, cfg, ["onnx"], tmp_path)
 
 
-@pytest.mark.slow
+class Bessel(torch.nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j1(x)
+
+
+class GraphOfBessel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.ModuleDict({"backbone": torch.nn.Sequential(Bessel())})
+
+    def forward(self, images, image_sizes):
+        return self.model["backbone"](images)
+
+
 def test_operator_that_the_format_lacks_is_named(tmp_path):
     pytest.importorskip("onnxscript")
-    cfg = small_config("faster", tmp_path)
-    predictor = DefaultPredictor(cfg)
-    predictor.model.roi_heads.box_head.register_forward_hook(
-        lambda module, _, output: torch.special.bessel_j1(output)
-    )
-    with pytest.raises(ExportError, match=r"roi_heads\.box_head: ONNX has no .*bessel_j1"):
-        export_model(predictor.model, predictor.metadata, cfg, ["onnx"], tmp_path)
+    inputs = (torch.zeros(2, 3), torch.zeros(2))
+    program = torch.export.export(GraphOfBessel(), inputs, strict=False)
+    with pytest.raises(ExportError, match=r"^backbone\.0: ONNX has no .* prims\.bessel_j1$"):
+        write_formats(program, {"outputs": ["boxes"]}, ["onnx"], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -13,10 +13,14 @@ import numpy as np
 from detkit.export.runtime.model_file import Arrays, ModelFileError, open_model
 from detkit.export.runtime.resize import output_size, resize_antialiased, resize_bilinear
 from detkit.export.runtime.results import merged_segments, rescaled_detections
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, DataError, UserError
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 
 logger = logging.getLogger(__name__)
+
+
+class ImageTypeError(UserError, TypeError):
+    """An image whose values are not of a type that the model takes."""
 
 
 class ExportedPredictor:
@@ -75,8 +79,8 @@ class ExportedPredictor:
             without classes.
 
         Raises:
-            TypeError: The image is not an array of uint8.
-            ValueError: The image does not have the number of channels that the model takes.
+            ImageTypeError: The image is not an array of uint8.
+            DataError: The image does not have the number of channels that the model takes.
             ModelFileError: The outputs are not those that the file announces.
         """
         return self.predict([original_image])[0]
@@ -122,11 +126,13 @@ class ExportedPredictor:
         dtypes = (np.uint8, np.float32) if metadata.input_format == "RAW" else (np.uint8,)
         if not isinstance(image, np.ndarray) or image.dtype not in dtypes:
             kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"an image must be an (H, W, C) uint8 array, got {kind}")
+            raise ImageTypeError(f"an image must be an (H, W, C) uint8 array, got {kind}")
         if image.dtype == np.float32 and metadata.dtype == "uint8":
-            raise TypeError("this model takes uint8 only: export it with --input-dtype float32")
+            raise ImageTypeError(
+                "this model takes uint8 only: export it with --input-dtype float32"
+            )
         if image.ndim != 3 or image.shape[2] != metadata.channels or 0 in image.shape:
-            raise ValueError(
+            raise DataError(
                 f"an image must have shape (H, W, {metadata.channels}), got {image.shape}"
             )
         if metadata.input_format == "RGB":
