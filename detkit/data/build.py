@@ -216,7 +216,8 @@ def build_detection_train_loader(
 
     Args:
         dataset: Records, or a data set of torch, with or without indices.
-        mapper: Turns an item into a sample; None takes the items as they are.
+        mapper: Turns an item into a sample; None takes the items as they are. It may return None
+            for an item, in whose place comes the next one.
         sampler: Yields the indices of this process, endlessly. None shuffles. An `IterableDataset`
             has its own order and its own share for each process.
         total_batch_size: Number of images in a batch over all processes.
@@ -266,14 +267,14 @@ def _samples_and_sampler(
     mapper: Callable[[Any], Any] | None,
     sampler: Iterable[int] | None,
     default_sampler: Callable[[int], Sampler[int]],
-    skip_bad_images: bool = False,
+    **failures: bool,
 ) -> tuple[Any, Any]:
     """Return the data set behind the mapper, and its sampler, None for an `IterableDataset`."""
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("an IterableDataset brings its own order: give no sampler with it")
         if mapper is not None:
-            dataset = MapIterableDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+            dataset = MapIterableDataset(dataset, mapper, **failures)
         return dataset, None
     if isinstance(dataset, list):
         # Without copies: serialized items are new objects at each read.
@@ -283,7 +284,7 @@ def _samples_and_sampler(
     if sampler is None:
         sampler = default_sampler(len(dataset))
     if mapper is not None:
-        dataset = MapDataset(dataset, mapper, skip_bad_images=skip_bad_images)
+        dataset = MapDataset(dataset, mapper, **failures)
     return dataset, sampler
 
 
@@ -408,7 +409,9 @@ def build_detection_test_loader(
     Raises:
         ValueError: An `IterableDataset` comes with a sampler.
     """
-    samples, sampler = _samples_and_sampler(dataset, mapper, sampler, InferenceSampler)
+    samples, sampler = _samples_and_sampler(
+        dataset, mapper, sampler, InferenceSampler, takes_none=False
+    )
     return WatchedLoader(
         samples,
         batch_size=batch_size,

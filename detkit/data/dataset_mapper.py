@@ -464,8 +464,8 @@ def require_image_size(record: ImageRecord, image_size: tuple[int, int]) -> None
                 " annotated without regard to its EXIF orientation."
             )
         raise SizeMismatchError(
-            f"image {record['file_name']} is {width}x{height} (width x height), but its record"
-            f" says {expected[1]}x{expected[0]}.{hint}"
+            f"image {record.get('file_name', '')} is {width}x{height} (width x height), but its"
+            f" record says {expected[1]}x{expected[0]}.{hint}"
         )
 
 

@@ -22,8 +22,8 @@ from detkit.data.transforms import CropTransform, Transform
 from detkit.data.transforms.crop import draw_start_around
 from detkit.structures import AnnotationRecord, ImageRecord
 from detkit.utils.errors import ConfigError
+from detkit.utils.image import RGB_TO_YUV, upright_pixels
 from detkit.utils.image import read_image as _read_image
-from detkit.utils.image import upright_pixels
 from detkit.utils.image_file import MAX_IMAGE_PIXELS, opened_image, read_image_bytes
 
 
@@ -33,11 +33,13 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     Args:
         file_name: Path or address.
         format: See `detkit.utils.image.read_image`, whose default is BGR; None for the channels as
-            they are stored, mostly RGB.
+            they are stored, mostly RGB; "YUV-BT.601" for luma in [0, 1] and colour differences.
 
     Returns:
         (H, W, C); without a format also (H, W).
     """
+    if format == "YUV-BT.601":
+        return _read_image(file_name, "RGB") / 255 @ RGB_TO_YUV.T
     if format is not None:
         return _read_image(file_name, format)
     with opened_image(read_image_bytes(file_name), file_name, MAX_IMAGE_PIXELS) as image:
@@ -47,8 +49,10 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     """Return a PIL image as an array (H, W, C) in a format of `read_image`; None keeps its mode."""
     if format is not None:
-        image = image.convert("RGB" if format == "BGR" else format)
+        image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
     pixels = np.asarray(image)
+    if format == "YUV-BT.601":
+        return pixels / 255 @ RGB_TO_YUV.T
     if format == "L":
         pixels = pixels[:, :, None]
     return pixels[:, :, ::-1] if format == "BGR" else pixels

@@ -229,7 +229,9 @@ class AspectRatioGroupedDataset(_GroupedBatches):
     """
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        yield from self._full_groups({True: [], False: []})
+        groups: dict[bool, list[tuple[int, Any]]] = {True: [], False: []}
+        self._buckets = list(groups.values())  # of the latest iterator, under Detectron2's name
+        yield from self._full_groups(groups)
 
     def _group_of(self, sample: Any) -> bool:
         return sample["width"] > sample["height"]

@@ -5,7 +5,6 @@
 
 import contextlib
 import copy
-import itertools
 import logging
 import pickle
 import random
@@ -23,8 +22,13 @@ from detkit.data.samplers import Draw
 from detkit.data.transforms.augmentation import run_progress
 from detkit.utils.errors import UserError
 from detkit.utils.image_file import BadImageError
+from detkit.utils.logger import log_first_n
+from detkit.utils.serialize import PicklableWrapper, is_local_function
 
 logger = logging.getLogger(__name__)
+
+# So many samples without one in a row mean a mapper that is wrong for the data.
+_MAX_NONE_IN_A_ROW = 1000
 
 
 class SampleError(UserError, RuntimeError):
@@ -47,25 +51,30 @@ class DatasetFromList(Dataset):
         (2, {'file_name': 'b.jpg'})
     """
 
-    def __init__(self, lst: Sequence[Any], copy: bool = True, serialize: bool = True) -> None:
+    def __init__(
+        self, lst: Sequence[Any], copy: bool = True, serialize: bool | Callable[..., Any] = True
+    ) -> None:
         """Take the items.
 
         Args:
             lst: Items that can be pickled.
             copy: Return copies, which the caller may change. Has an effect only without
                 `serialize`, which always returns copies.
-            serialize: Pickle the items.
+            serialize: Pickle the items; or a function that returns them in a form of its own, which
+                has a length and is indexed.
         """
-        self._copy = copy
-        self._items: _PickledItems | Sequence[Any] = _PickledItems(lst) if serialize else lst
+        self._copy = copy and not serialize
+        if not serialize:
+            self._items = lst
+        else:
+            self._items = serialize(lst) if callable(serialize) else _serialize_method(lst)
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Any:
         item = self._items[index]
-        is_shared = self._copy and not isinstance(self._items, _PickledItems)
-        return copy.deepcopy(item) if is_shared else item
+        return copy.deepcopy(item) if self._copy else item
 
 
 class _PickledItems:
@@ -101,15 +110,79 @@ def _as_tensor(buffer: Any, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
 
 
-class MapDataset(Dataset):
+_serialize_method: Callable[..., Any] = _PickledItems
+
+
+@contextlib.contextmanager
+def set_default_dataset_from_list_serialize_method(method: Callable[..., Any]) -> Iterator[None]:
+    """Let a `DatasetFromList` hold its items as a function returns them, within a `with`."""
+    global _serialize_method
+    earlier, _serialize_method = _serialize_method, method
+    try:
+        yield
+    finally:
+        _serialize_method = earlier
+
+
+class _Mapped:
+    """What goes through a function, and how failures are taken."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        map_func: Callable[[Any], Any],
+        *,
+        skip_bad_images: bool = False,
+        takes_none: bool = True,
+    ) -> None:
+        """Take data set and function.
+
+        Args:
+            dataset: The items.
+            map_func: Returns the sample of an item.
+            skip_bad_images: Whether an image that is missing or cannot be read becomes a
+                `SkippedImage`.
+            takes_none: Whether the function may return None, for an item that is to be left out.
+        """
+        self.dataset = dataset
+        self.map_func = map_func
+        self.skip_bad_images = skip_bad_images
+        self.takes_none = takes_none
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if is_local_function(self.map_func):
+            state["map_func"] = PicklableWrapper(self.map_func)
+        return state
+
+    def _map(self, item: Any) -> Any:
+        mapped = map_item(self.map_func, item, skip_bad_images=self.skip_bad_images)
+        if mapped is None and not self.takes_none:
+            raise SampleError(
+                f"{_name(self.map_func)} returned None for {_describe(item)}: an image that is"
+                " evaluated cannot be left out"
+            )
+        if mapped is None:
+            log_first_n(
+                logging.WARNING,
+                f"{_name(self.map_func)} returned None for {_describe(item)}, which is left out;"
+                " the next image takes its place (others are left out without a message)",
+                key=_name(self.map_func),
+                name=__name__,
+            )
+        return mapped
+
+
+class MapDataset(_Mapped, Dataset):
     """A data set whose items go through a function, such as a `DatasetMapper`.
 
-    A sample that fails stops the run, with its file named, unless bad images are skipped. Of an
+    A sample that fails stops the run, with its file named, unless bad images are skipped. In the
+    place of an item for which the function returns None comes the next one. Of an
     `IterableDataset` it is a `MapIterableDataset`.
     """
 
-    # Detectron2 puts another image in the place of one whose mapper returns None; which data a run
-    # was trained on is then no longer known.
+    # Detectron2 puts a random image in the place of one that is left out: a run that is resumed, or
+    # has another number of workers, would see other data.
 
     def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         # Without arguments where one is unpickled.
@@ -117,41 +190,29 @@ class MapDataset(Dataset):
             return MapIterableDataset(dataset, *args, **kwargs)
         return super().__new__(cls)
 
-    def __init__(
-        self, dataset: Any, map_func: Callable[[Any], Any], *, skip_bad_images: bool = False
-    ) -> None:
-        """Take data set and function.
-
-        With `skip_bad_images`, an image that is missing or cannot be read becomes a `SkippedImage`.
-        """
-        self.dataset = dataset
-        self.map_func = map_func
-        self.skip_bad_images = skip_bad_images
-
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return map_item(self.map_func, self.dataset[index], skip_bad_images=self.skip_bad_images)
+        num_items = len(self.dataset)
+        for step in range(min(num_items, _MAX_NONE_IN_A_ROW)):
+            mapped = self._map(self.dataset[(index + step) % num_items])
+            if mapped is not None:
+                return mapped
+        raise SampleError(
+            f"{_name(self.map_func)} returned None for {min(num_items, _MAX_NONE_IN_A_ROW)} items"
+            f" in a row, from item {index} on"
+        )
 
 
-class MapIterableDataset(IterableDataset):
-    """A `MapDataset` for data sets without indices."""
-
-    def __init__(
-        self,
-        dataset: Iterable[Any],
-        map_func: Callable[[Any], Any],
-        *,
-        skip_bad_images: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.map_func = map_func
-        self.skip_bad_images = skip_bad_images
+class MapIterableDataset(_Mapped, IterableDataset):
+    """A `MapDataset` for data sets without indices. Items whose sample is None are left out."""
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.dataset:
-            yield map_item(self.map_func, item, skip_bad_images=self.skip_bad_images)
+            mapped = self._map(item)
+            if mapped is not None:
+                yield mapped
 
 
 def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool = False) -> Any:
@@ -159,11 +220,10 @@ def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool
 
     Raises:
         BadImageError, FileNotFoundError: The function raised it; the message names the file.
-        SampleError: The function failed otherwise, or returned None; the message names the file.
+        SampleError: The function failed otherwise; the message names the file.
     """
-    name = getattr(map_func, "__qualname__", type(map_func).__name__)
     try:
-        mapped = map_func(item)
+        return map_func(item)
     except (BadImageError, FileNotFoundError) as error:
         if skip_bad_images:
             return SkippedImage(str(error))
@@ -171,14 +231,12 @@ def map_item(map_func: Callable[[Any], Any], item: Any, *, skip_bad_images: bool
     except Exception as error:
         # One text as the only argument: torch builds a worker's error anew from its message.
         raise SampleError(
-            f"{name} failed on {_describe(item)}: {type(error).__name__}: {error}"
+            f"{_name(map_func)} failed on {_describe(item)}: {type(error).__name__}: {error}"
         ) from error
-    if mapped is None:
-        raise SampleError(
-            f"{name} returned None for {_describe(item)}; it must return a sample. Leave images"
-            " out before training: register a data set without them."
-        )
-    return mapped
+
+
+def _name(map_func: Callable[[Any], Any]) -> str:
+    return getattr(map_func, "__qualname__", type(map_func).__name__)
 
 
 def _describe(item: Any) -> str:
@@ -243,7 +301,13 @@ def _random_numbers_of(seed: int) -> Iterator[None]:
 class ToIterableDataset(IterableDataset):
     """A data set with indices and its sampler, as one without indices."""
 
-    def __init__(self, dataset: Any, sampler: Iterable[Any], shard_sampler: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: Iterable[Any],
+        shard_sampler: bool = True,
+        shard_chunk_size: int = 1,
+    ) -> None:
         """Take both.
 
         Args:
@@ -251,15 +315,18 @@ class ToIterableDataset(IterableDataset):
             sampler: The indices.
             shard_sampler: Whether each worker process takes its part of the sampler; False if the
                 sampler does that itself.
+            shard_chunk_size: Number of indices in a row that one worker takes.
         """
         if isinstance(dataset, IterableDataset):
             raise TypeError("the data set is an IterableDataset already")
         self.dataset = dataset
         self.sampler = sampler
         self.shard_sampler = shard_sampler
+        self.shard_chunk_size = shard_chunk_size
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info() if self.shard_sampler else None
-        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        for index in itertools.islice(self.sampler, first, None, step):
-            yield self.dataset[index]
+        own, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for number, index in enumerate(self.sampler):
+            if number // self.shard_chunk_size % num_workers == own:
+                yield self.dataset[index]

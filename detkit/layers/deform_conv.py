@@ -23,6 +23,10 @@ from detkit.layers.cpu.switch import may_run_on
 from detkit.layers.norm import fixed_norm
 
 
+class ShapeError(ValueError, RuntimeError):
+    """An offset or mask of a wrong shape; Detectron2's operators answer with a RuntimeError."""
+
+
 class _DeformConvBase(nn.Module):
     """What both versions share. The arithmetic is torchvision's, on CPUs `deform_conv2d_on_cpu`.
 
@@ -165,7 +169,7 @@ def _check_divides(name: str, groups: int, **channels: int) -> None:
 
 def _check_channels(name: str, value: Tensor, channels: int) -> None:
     if value.dim() != 4 or value.shape[1] != channels:
-        raise ValueError(f"{name} must be (N, {channels}, H, W): got shape {tuple(value.shape)}")
+        raise ShapeError(f"{name} must be (N, {channels}, H, W): got shape {tuple(value.shape)}")
 
 
 def deform_conv(

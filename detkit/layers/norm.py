@@ -154,6 +154,18 @@ class LayerNorm2d(nn.Module):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` for CPUs, where torch has none. On GPUs, torch's is faster."""
 
+    def __init__(self, num_features: int, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
+        """Build the layer.
+
+        Args:
+            num_features: C
+            stats_mode: Not used: statistics are those of all pixels, which are Detectron2's in mode
+                "N", and in mode "" where batches are of one size.
+            args: Of `nn.BatchNorm2d`.
+            kwargs: Of `nn.BatchNorm2d`.
+        """
+        super().__init__(num_features, *args, **kwargs)
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W); in training by the statistics of all processes' pixels."""
         if not self.training or comm.get_world_size() == 1:
@@ -201,35 +213,40 @@ def _all_reduce_sum(value: Tensor) -> Tensor:
 class CycleBatchNormList(nn.ModuleList):
     """Batch norm for a head shared by L levels: statistics per level, one weight and bias.
 
-    Names are Detectron2's, where the layer counts its calls to know the level. Here the caller says
+    Names are Detectron2's, where the layer counts its calls to know the level. detkit's heads say
     which it is, so that a call too few or too many cannot shift the levels.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
-    def __init__(self, length: int, norm: str, num_features: int) -> None:
+    def __init__(
+        self, length: int, bn_class: Callable[..., nn.Module] = nn.BatchNorm2d, **kwargs: Any
+    ) -> None:
         """Build the norms.
 
         Args:
             length: L
-            norm: "BN" or "SyncBN".
-            num_features: C
+            bn_class: Called L times, for one level each.
+            kwargs: Its arguments: `num_features`, which is C, and `eps`, `momentum`, .... `affine`
+                says whether there is a weight and bias.
         """
-        super().__init__()
-        for _ in range(length):
-            layer = get_norm(norm, num_features)
-            assert isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
-            layer.affine = False
-            layer.register_parameter("weight", None)
-            layer.register_parameter("bias", None)
-            self.append(layer)
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
+        is_affine = kwargs.pop("affine", True)
+        super().__init__(bn_class(affine=False, **kwargs) for _ in range(length))
+        channels = kwargs["num_features"]
+        self.weight = nn.Parameter(torch.ones(channels)) if is_affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if is_affine else None
+        self._num_calls = 0
 
-    def forward(self, x: Tensor, level: int) -> Tensor:
-        """Normalise the (N, C, H, W) map of a level."""
-        return torch.addcmul(self.bias[:, None, None], self[level](x), self.weight[:, None, None])
+    def forward(self, x: Tensor, level: int | None = None) -> Tensor:
+        """Normalise the (N, C, H, W) map of a level; without one, of the level after the last."""
+        if level is None:
+            level = self._num_calls % len(self)
+            self._num_calls += 1
+        x = self[level](x)
+        if self.weight is None or self.bias is None:
+            return x
+        return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
 
 
 # -- what can be frozen, and folded

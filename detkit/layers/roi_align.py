@@ -13,6 +13,7 @@ from torchvision.ops import roi_align
 
 from detkit.layers.cpu.roi_align_rows import roi_align_rows
 from detkit.layers.cpu.switch import may_run_on
+from detkit.utils.errors import ContractError
 
 
 class ROIAlign(nn.Module):
@@ -66,7 +67,9 @@ class ROIAlign(nn.Module):
             ValueError: `rois` is not (R, 5).
         """
         if rois.dim() != 2 or rois.shape[1] != 5:
-            raise ValueError(f"need regions (R, 5), image index and XYXY: got {tuple(rois.shape)}")
+            raise ContractError(
+                f"need regions (R, 5), image index and XYXY: got {tuple(rois.shape)}"
+            )
         # Never in half precision: bfloat16 moves a region at coordinate 1000 by up to two pixels.
         features = input if input.dtype in (torch.float32, torch.float64) else input.float()
         # A graph has torchvision's one operator: the shapes in `roi_align_rows` depend on values.

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from detkit.utils.errors import ContractError
+
 # Samples of one step, of about 150 bytes each.
 _MAX_SAMPLES = 1_000_000
 
@@ -61,7 +63,9 @@ class ROIAlignRotated(nn.Module):
             ValueError: `rois` is not (R, 6).
         """
         if rois.dim() != 2 or rois.shape[1] != 6:
-            raise ValueError(f"need regions (R, 6), image index and XYWHA: got {tuple(rois.shape)}")
+            raise ContractError(
+                f"need regions (R, 6), image index and XYWHA: got {tuple(rois.shape)}"
+            )
         # Never in half precision: bfloat16 moves a region at coordinate 1000 by up to two pixels.
         features = input if input.dtype in (torch.float32, torch.float64) else input.float()
         pooled = roi_align_rotated(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkit.structures import Boxes, RotatedBoxes, pairwise_iou
 from detkit.utils.errors import ConfigError
+from detkit.utils.overriding import is_overridden, overridable
 
 # Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
 # crowded image has thousands of objects and 250,000 anchors, which would be 5 GB per matrix.
@@ -65,6 +66,7 @@ class Matcher:
         self.labels = list(labels)
         self.allow_low_quality_matches = allow_low_quality_matches
 
+    @overridable
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Match the columns of a matrix to its rows.
 
@@ -83,6 +85,8 @@ class Matcher:
     ) -> tuple[Tensor, Tensor]:
         """Return `matcher(pairwise_iou(gt_boxes, boxes))`, computed in bounded memory.
 
+        A subclass that matches in its own way is given the whole matrix.
+
         Args:
             gt_boxes: M boxes.
             boxes: R boxes.
@@ -97,6 +101,8 @@ class Matcher:
                 f" {type(boxes).__name__}: MODEL.ROTATED_BOXES must be True with RRPN and"
                 " RROIHeads, and False with heads of upright boxes"
             )
+        if is_overridden(self.__call__):
+            return self(pairwise_iou(gt_boxes, boxes))
         num_rows = max(1, max_pairs // max(1, len(boxes)))
         starts = range(0, max(1, len(gt_boxes)), num_rows)
         return self._match(pairwise_iou(gt_boxes[i : i + num_rows], boxes) for i in starts)

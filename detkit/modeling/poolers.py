@@ -141,6 +141,8 @@ class ROIPooler(nn.Module):
             raise ValueError(
                 f"need regions for each of {x[0].shape[0]} images, got {len(box_lists)} sets"
             )
+        if not box_lists:
+            return x[0].new_zeros(0, x[0].shape[1], *self.output_size)
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
             return self.level_poolers[0](x[0], rois)

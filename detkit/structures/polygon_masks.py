@@ -35,13 +35,13 @@ class PolygonMasks:
         """Hold polygons; float64 arrays are kept, not copied.
 
         Raises:
-            TypeError: It is not a list with a list of polygons per object.
+            ValueError: It is not a list with a list of polygons per object.
             ValueError: A polygon has fewer than 3 points, an x without a y, or a coordinate that is
                 not finite.
         """
         if not isinstance(polygons, (list, tuple)):
             kind = type(polygons).__name__
-            raise TypeError(
+            raise ValueError(
                 f"PolygonMasks takes a list with a list of polygons per object: got {kind}"
             )
         self.polygons = [_checked(polygons_i, i) for i, polygons_i in enumerate(polygons)]
@@ -152,7 +152,7 @@ def _unchecked(polygons: list[list[np.ndarray]]) -> PolygonMasks:
 def _checked(polygons: Sequence[ArrayLike | Tensor], index: int) -> list[np.ndarray]:
     if not isinstance(polygons, (list, tuple)):
         kind = type(polygons).__name__
-        raise TypeError(
+        raise ValueError(
             f"PolygonMasks takes a list of polygons per object: object {index} is {kind}"
         )
     checked = []

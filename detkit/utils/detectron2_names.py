@@ -93,6 +93,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 
 # A name of Detectron2 -> the same thing under its name here, or in another package.
 RENAMED: dict[str, str] = {
+    "data.common.NumpySerializedList": "data.wrappers._PickledItems",
+    "data.common.TorchSerializedList": "data.wrappers._PickledItems",
     "data.datasets.pascal_voc.CLASS_NAMES": "data.datasets.builtin_meta.VOC_CLASSES",
     "data.datasets.builtin_meta._get_builtin_metadata": (
         "data.datasets.builtin_meta.builtin_metadata"

@@ -301,13 +301,22 @@ def upright_pixels(image: Image.Image, mode: str | None = None) -> np.ndarray:
     return _turned(pixels, orientation_of(image))
 
 
+# Luma and colour differences of RGB in [0, 1]. Source: ITU-R BT.601.
+RGB_TO_YUV = np.array(
+    [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
+)
+
+
 def convert_image_to_rgb(image: npt.ArrayLike, format: str) -> np.ndarray:
     """Convert an (H, W, C) image in `format` to (H, W, 3) uint8 RGB.
 
     Of RAW, the first three channels are shown, or the first one, from the lowest value to the
-    highest.
+    highest. "YUV-BT.601" is what `detection_utils.read_image` makes of it.
     """
     pixels = np.asarray(image)
+    if format == "YUV-BT.601":
+        rgb = 255 * pixels @ np.linalg.inv(RGB_TO_YUV).T
+        return rgb.round().clip(0, 255).astype(np.uint8)
     if format == "RAW":
         pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, [0, 0, 0]]
         if pixels.dtype == np.uint8:

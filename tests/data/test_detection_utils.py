@@ -30,6 +30,22 @@ def test_pil_image_becomes_an_array():
     assert utils.apply_exif_orientation(image).size == image.size
 
 
+def test_luma_and_colour_differences_there_and_back(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 3, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    yuv = utils.read_image(str(tmp_path / "a.png"), "YUV-BT.601")
+    again = utils.convert_PIL_to_numpy(Image.fromarray(pixels), "YUV-BT.601")
+    np.testing.assert_array_equal(yuv, again)
+    np.testing.assert_array_equal(utils.convert_image_to_rgb(yuv, "YUV-BT.601"), pixels)
+    white = utils.convert_PIL_to_numpy(Image.new("RGB", (1, 1), "white"), "YUV-BT.601")
+    np.testing.assert_allclose(white, [[[1, 0, 0]]], atol=1e-4)
+
+
+def test_size_of_a_record_without_a_file_is_checked():
+    with pytest.raises(utils.SizeMismatchError, match="is 3x2"):
+        utils.check_image_size({"width": 5, "height": 2}, np.zeros((2, 3, 3)))
+
+
 def test_names_of_the_module_live_elsewhere_too():
     from detkit.data import annotations_to_instances, build_augmentation
 

@@ -3,6 +3,8 @@
 import pickle
 import random
 import tracemalloc
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from detkit.data.wrappers import (
     SampleError,
     SeededDataset,
     ToIterableDataset,
+    set_default_dataset_from_list_serialize_method,
 )
 from detkit.utils.image import BadImageError
 
@@ -116,9 +119,39 @@ def test_error_that_names_the_file_already_passes():
         MapDataset(RECORDS, read)[0]
 
 
-def test_none_is_no_sample():
-    with pytest.raises(SampleError, match=r"returned None for 1\.jpg .*it must return a sample"):
+def test_next_image_takes_the_place_of_one_without_a_sample(caplog):
+    mapped = MapDataset([1, 2, 3, 4], lambda x: None if x in (1, 4) else 10 * x)
+    assert [mapped[i] for i in range(4)] == [20, 20, 30, 20]
+    assert list(MapDataset(Stream(), lambda x: x or None)) == [x for x in Stream() if x]
+    assert caplog.text.count("returned None for an item of type int, which is left out") == 1
+
+
+def test_mapper_that_leaves_everything_out_is_an_error():
+    with pytest.raises(SampleError, match=r"returned None for 5 items in a row, from item 1 on"):
         MapDataset(RECORDS, lambda r: None)[1]
+
+
+def test_images_that_are_evaluated_cannot_be_left_out():
+    with pytest.raises(SampleError, match=r"returned None for 1\.jpg .*cannot be left out"):
+        MapDataset(RECORDS, lambda r: None, takes_none=False)[1]
+
+
+@pytest.mark.parametrize("kind", [list, Stream])
+def test_local_function_goes_to_another_process(kind):
+    data, factor = (Stream() if kind is Stream else [0, 1, 2]), 2
+    mapped = MapDataset(data, lambda x: [factor * x])
+    again = pickle.loads(pickle.dumps(mapped))
+    assert list(again) == list(mapped) if kind is Stream else again[2] == [4]
+
+
+def test_workers_take_chunks_of_indices():
+    def seen_by(worker_id):
+        data = ToIterableDataset(list(range(10)), range(10), shard_chunk_size=2)
+        info = SimpleNamespace(id=worker_id, num_workers=2)
+        with mock.patch("detkit.data.wrappers.get_worker_info", return_value=info):
+            return list(data)
+
+    assert [seen_by(0), seen_by(1)] == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7]]
 
 
 def fail_on_the_last(record):
@@ -135,6 +168,13 @@ def test_failure_in_a_worker_process_names_the_file():
         SampleError, match=r"fail_on_the_last failed on 4\.jpg \(image_id 4\): RuntimeError: cannot"
     ):
         list(loader)
+
+
+def test_items_may_be_held_in_another_form():
+    assert DatasetFromList([1, 2], serialize=lambda items: [10 * x for x in items])[1] == 20
+    with set_default_dataset_from_list_serialize_method(tuple):
+        assert DatasetFromList([RECORDS])[0] is RECORDS
+    assert DatasetFromList([RECORDS])[0] is not RECORDS
 
 
 def test_mapped_stream_is_a_stream():

@@ -355,15 +355,15 @@ def test_in_eval_mode_it_is_folded_like_the_others():
     assert Conv2d(3, 4, 1, norm=norm).eval()(torch.zeros(1, 3, 2, 2)).shape == (1, 4, 2, 2)
 
 
-@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d])
 def test_names_are_those_of_detectron2(norm):
     statistics = ["running_mean", "running_var", "num_batches_tracked"]
     expected = {"weight", "bias", *(f"{level}.{name}" for level in range(2) for name in statistics)}
-    assert set(CycleBatchNormList(2, norm, 4).state_dict()) == expected
+    assert set(CycleBatchNormList(2, norm, num_features=4).state_dict()) == expected
 
 
 def test_each_level_is_normalised_with_its_own_statistics():
-    norm = CycleBatchNormList(2, "BN", 4)
+    norm = CycleBatchNormList(2, num_features=4)
     maps = [torch.randn(3, 4, 5, 5), 7 + 3 * torch.randn(3, 4, 2, 2)]
     for level, x in enumerate(maps):
         torch.testing.assert_close(norm(x, level), nn.BatchNorm2d(4)(x))
@@ -372,7 +372,7 @@ def test_each_level_is_normalised_with_its_own_statistics():
 
 
 def test_levels_share_weight_and_bias():
-    norm = CycleBatchNormList(2, "BN", 4).eval()
+    norm = CycleBatchNormList(2, num_features=4).eval()
     with torch.no_grad():
         norm.weight.fill_(2.0)
         norm.bias.fill_(1.0)
@@ -380,6 +380,20 @@ def test_levels_share_weight_and_bias():
     for level in range(2):
         torch.testing.assert_close(norm(x, level), 2 * x / (1 + 1e-5) ** 0.5 + 1)
     assert len(list(norm.parameters())) == 2
+
+
+def test_levels_are_counted_where_they_are_not_named():
+    norm = CycleBatchNormList(2, num_features=4, affine=False)
+    assert not list(norm.parameters())
+    for x in (torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)):
+        assert norm(x).shape == x.shape
+    assert [int(level.num_batches_tracked) for level in norm] == [2, 1]
+    assert norm[0].running_mean.eq(0).all()
+    assert norm[1].running_mean.gt(0).all()
+
+
+def test_naive_synchronised_batch_norm_takes_detectron2s_mode():
+    assert SyncBatchNorm2d(4, eps=1e-3, stats_mode="N").eps == 1e-3
 
 
 @pytest.mark.parametrize("name", ["nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"])

@@ -96,5 +96,5 @@ def test_channels_last_features_can_be_exported():
 
 
 def test_regions_without_image_index_are_an_error():
-    with pytest.raises(ValueError, match=r"need regions \(R, 5\).*got \(2, 4\)"):
+    with pytest.raises(AssertionError, match=r"need regions \(R, 5\).*got \(2, 4\)"):
         ROIAlign(2, 1.0, 1)(torch.zeros(1, 1, 4, 4), random_boxes(2))

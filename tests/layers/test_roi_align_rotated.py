@@ -83,5 +83,5 @@ def test_regions_that_are_no_numbers_give_zeros():
 
 
 def test_upright_regions_are_an_error():
-    with pytest.raises(ValueError, match=r"need regions \(R, 6\), image index and XYWHA: got"):
+    with pytest.raises(AssertionError, match=r"need regions \(R, 6\), image index and XYWHA: got"):
         ROIAlignRotated(3, 1.0, 0)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5))

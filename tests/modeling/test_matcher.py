@@ -109,6 +109,17 @@ def test_rotated_boxes_are_matched_by_their_own_overlap(max_pairs):
     assert 0 < (labels == 1).sum() < 30
 
 
+def test_subclass_that_matches_in_its_own_way_is_asked():
+    class OwnMatcher(Matcher):
+        def __call__(self, match_quality_matrix):
+            matches, labels = super().__call__(match_quality_matrix)
+            return matches, -torch.ones_like(labels)
+
+    truth, boxes = Boxes(torch.tensor([[0.0, 0, 9, 9]])), Boxes(torch.tensor([[0.0, 0, 9, 8]] * 3))
+    _, labels = OwnMatcher([0.5], [0, 1]).match_boxes(truth, boxes, max_pairs=1)
+    assert labels.tolist() == [-1, -1, -1]
+
+
 def test_rotated_and_upright_boxes_are_not_matched():
     matcher = Matcher([0.5], [0, 1])
     message = "ground truth is Boxes, but the model predicts RotatedBoxes: MODEL.ROTATED_BOXES must"

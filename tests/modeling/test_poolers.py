@@ -101,6 +101,12 @@ def test_images_need_regions_each():
         make()(pyramid(), [boxes_of_side(3)])
 
 
+@pytest.mark.parametrize("scales", [(1.0,), (1 / 4, 1 / 8)], ids=["one map", "two maps"])
+def test_no_images_give_no_regions(scales):
+    maps = [torch.zeros(0, 32, 8, 8)] * len(scales)
+    assert make(scales=scales)(maps, []).shape == (0, 32, 3, 3)
+
+
 @pytest.mark.parametrize("scales", [(1 / 4, 1 / 16), (1 / 3,), ()], ids=["gap", "no-power", "none"])
 def test_scales_must_be_powers_without_a_gap(scales):
     with pytest.raises(ValueError, match="strides that double"):

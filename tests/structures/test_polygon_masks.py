@@ -106,10 +106,13 @@ def test_instances_with_polygons_are_joined_and_moved():
             id="a level missing",
         ),
         pytest.param(
-            [np.zeros(6)], TypeError, "list of polygons per object: object 0 is ndarray", id="array"
+            [np.zeros(6)],
+            ValueError,
+            "list of polygons per object: object 0 is ndarray",
+            id="array",
         ),
         pytest.param(
-            np.zeros((1, 1, 6)), TypeError, "takes a list .* got ndarray", id="all in one array"
+            np.zeros((1, 1, 6)), ValueError, "takes a list .* got ndarray", id="all in one array"
         ),
     ],
 )

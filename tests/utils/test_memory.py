@@ -1,3 +1,6 @@
+import math
+import pickle
+
 import pytest
 import torch
 
@@ -29,3 +32,14 @@ def test_other_errors_come_through():
 def test_wrapped_function_is_called():
     wrapper = PicklableWrapper(PicklableWrapper(lambda x: x + 1))
     assert wrapper(2) == 3
+
+
+def test_local_function_is_pickled_with_what_it_uses():
+    offset, inner = 2, lambda x: x + 1
+
+    def function(x, y=3, *, z=4):
+        return math.floor(inner(x) + y + z + offset)
+
+    assert pickle.loads(pickle.dumps(PicklableWrapper(function)))(0.5) == 10
+    assert pickle.loads(pickle.dumps(PicklableWrapper(function)))(0.5, 4, z=5) == 12
+    assert pickle.loads(pickle.dumps(PicklableWrapper(math.floor)))(1.5) == 1

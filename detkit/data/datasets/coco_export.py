@@ -20,12 +20,15 @@ from detkit.utils.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-def convert_to_coco_json(dataset_name: str, output_file: str | os.PathLike[str]) -> None:
+def convert_to_coco_json(
+    dataset_name: str, output_file: str | os.PathLike[str], allow_cached: bool = False
+) -> None:
     """Write a registered data set as a COCO json file, replacing what is there.
 
     Args:
         dataset_name: A name in `DatasetCatalog`.
         output_file: The file; missing folders are created.
+        allow_cached: Not used, Detectron2's way to keep an older file.
 
     Raises:
         DataError: See `records_to_coco_dict`.

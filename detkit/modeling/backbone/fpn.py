@@ -125,6 +125,16 @@ class FPN(Backbone):
         """The square that images are padded to, if any."""
         return {"square_size": self._square_pad}
 
+    @property
+    def lateral_convs(self) -> list[nn.Module]:
+        """The 1x1 convolutions, coarsest map first, for a subclass with a `forward` of its own."""
+        return [self.get_submodule(f"fpn_lateral{number}") for number in self._numbers[::-1]]
+
+    @property
+    def output_convs(self) -> list[nn.Module]:
+        """The 3x3 convolutions, coarsest level first."""
+        return [self.get_submodule(f"fpn_output{number}") for number in self._numbers[::-1]]
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the levels (N, C, H / stride, W / stride) of images (N, 3, H, W), finest first.
 

@@ -125,6 +125,7 @@ class ResNet(Backbone):
         # Later stages are not built: parameters without a gradient stop DistributedDataParallel.
         last = max(names.index(name) for name in self._out_features)
 
+        self.num_classes = num_classes
         self.stem = stem
         self._out_feature_strides = {"stem": stem.stride}
         self._out_feature_channels = {"stem": stem.out_channels}

@@ -129,11 +129,14 @@ class RetinaNetHead(nn.Module):
         }
 
     def _subnet(self, channels: int, conv_dims: Sequence[int], norm: str) -> nn.Sequential:
-        levels, per_level = self.num_levels, norm in ("BN", "SyncBN")
         layers: list[nn.Module] = []
         for dim in conv_dims:
             layers.append(Conv2d(channels, dim, kernel_size=3, padding=1))
-            norm_layer = CycleBatchNormList(levels, norm, dim) if per_level else get_norm(norm, dim)
+            norm_layer = get_norm(norm, dim)
+            if norm_layer is not None and norm in ("BN", "SyncBN"):
+                # Of the class that this process uses: SyncBN may be a plain BN.
+                kind = type(norm_layer)
+                norm_layer = CycleBatchNormList(self.num_levels, kind, num_features=dim)
             if norm_layer is not None:
                 layers.append(norm_layer)
             layers.append(nn.ReLU(inplace=True))

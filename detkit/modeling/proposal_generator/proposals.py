@@ -60,7 +60,7 @@ def find_top_rpn_proposals(
     Args:
         proposals: Per level (N, R_l, 4) boxes.
         pred_objectness_logits: Per level (N, R_l).
-        image_sizes: See `select_proposals`.
+        image_sizes: See `select_proposals`; only images with a size are looked at.
         nms_thresh: Likewise.
         pre_nms_topk: At most this many boxes of a level.
         post_nms_topk: See `select_proposals`.
@@ -74,9 +74,10 @@ def find_top_rpn_proposals(
         boxes.append(proposals[level].take_along_dim(idx[..., None], dim=1))
         logits.append(pred_objectness_logits[level].gather(1, idx))
         level_ids.append(torch.full_like(idx[0], level))
+    num_images = len(image_sizes)
     return select_proposals(
-        torch.cat(boxes, dim=1),
-        torch.cat(logits, dim=1),
+        torch.cat(boxes, dim=1)[:num_images],
+        torch.cat(logits, dim=1)[:num_images],
         torch.cat(level_ids),
         image_sizes,
         nms_thresh=nms_thresh,

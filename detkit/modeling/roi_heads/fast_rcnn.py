@@ -47,7 +47,7 @@ class FastRCNNOutputLayers(nn.Module):
     @configurable
     def __init__(
         self,
-        input_shape: ShapeSpec,
+        input_shape: ShapeSpec | int,
         *,
         box2box_transform: Box2BoxTransform,
         num_classes: int,
@@ -70,7 +70,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Build the two layers.
 
         Args:
-            input_shape: Shape of the features per region; they are flattened to F.
+            input_shape: Shape of the features per region, which are flattened to F; or F.
             box2box_transform: Encodes boxes as deltas.
             num_classes: K, without background.
             test_score_thresh: See `DetectionFilter`.
@@ -139,6 +139,8 @@ class FastRCNNOutputLayers(nn.Module):
         # Settings of the loss, not part of the weights: files stay as they are.
         self.register_buffer("class_weights", weights, persistent=False)
         self.focal_loss_gamma = focal_loss_gamma
+        if isinstance(input_shape, int):
+            input_shape = ShapeSpec(channels=input_shape)
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         in_features = (channels or 1) * (height or 1) * (width or 1)
         self.cls_score = nn.Linear(in_features, num_classes + 1)

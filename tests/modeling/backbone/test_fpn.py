@@ -127,6 +127,13 @@ def test_average_halves_the_sum_of_a_map_and_the_one_above():
     torch.testing.assert_close(levels["p5"], fpn.get_submodule("fpn_output5")(upper))
 
 
+def test_subclass_finds_the_convolutions_coarsest_first():
+    fpn = _fpn()
+    assert fpn.lateral_convs[0] is fpn.fpn_lateral5
+    assert fpn.lateral_convs[-1] is fpn.fpn_lateral2
+    assert [conv.kernel_size for conv in fpn.output_convs] == [(3, 3)] * 4
+
+
 def test_every_parameter_has_a_gradient():
     fpn = _fpn(top_block=LastLevelP6P7(10, 5))
     sum(level.sum() for level in fpn(torch.zeros(1, 3, 128, 128)).values()).backward()

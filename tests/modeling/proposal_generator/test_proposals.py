@@ -94,6 +94,13 @@ def test_numbers_not_finite_stop_training_and_are_dropped_in_inference(where, va
         find(boxes, logits, training=True)
 
 
+def test_images_without_a_size_are_not_looked_at():
+    boxes, logits = torch.rand(3, 9, 4), torch.rand(3, 9)
+    logits[1, 3:5] = torch.inf
+    found = find_top_rpn_proposals([boxes], [logits], [(10, 10)], 0.5, 1000, 1000, 0, True)
+    assert len(found) == 1
+
+
 def test_no_candidates_give_no_proposals():
     proposals = find(torch.zeros(2, 0, 4), torch.zeros(2, 0))
     assert [len(p) for p in proposals] == [0, 0]

@@ -62,6 +62,10 @@ def test_names_shapes_and_start_of_the_weights():
     assert not state["bbox_pred.bias"].any()
 
 
+def test_shape_may_be_the_number_of_features():
+    assert make(input_shape=64).cls_score.in_features == 64
+
+
 def test_class_agnostic_boxes_have_four_deltas():
     assert make(cls_agnostic_bbox_reg=True).bbox_pred.weight.shape == (4, 6)
 
