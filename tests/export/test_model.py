@@ -11,9 +11,11 @@ from detkit.cli.command import main
 from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor
 from detkit.export.formats import complete_files, write_formats
-from detkit.export.graph import ExportError
+from detkit.export.graph import ExportError, exported_program
 from detkit.export.model import check_export, export_model
+from detkit.export.runtime import ExportedPredictor
 from detkit.export.runtime.model_file import open_model
+from detkit.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from detkit.utils.errors import ConfigError
 from tests.export.small_models import (
     MODELS,
@@ -28,12 +30,12 @@ from tests.export.small_models import (
 class Exported:
     """A small model, and its files."""
 
-    def __init__(self, name, folder, formats=("onnx",), **options):
+    def __init__(self, name, folder, formats=("onnx",), settings=(), **options):
         pytest.importorskip("onnxscript")
-        cfg = small_config(name, folder)
-        predictor = DefaultPredictor(cfg)
-        self.model = predictor.model
-        paths = export_model(self.model, predictor.metadata, cfg, formats, folder, **options)
+        cfg = small_config(name, folder, *settings)
+        self.predictor = DefaultPredictor(cfg)
+        self.model = self.predictor.model
+        paths = export_model(self.model, self.predictor.metadata, cfg, formats, folder, **options)
         self.paths = dict(zip(formats, paths, strict=True))
         onnxruntime = pytest.importorskip("onnxruntime")
         self.session = onnxruntime.InferenceSession(str(self.paths["onnx"]))
@@ -47,6 +49,57 @@ class Exported:
 @pytest.fixture(scope="module")
 def faster(tmp_path_factory):
     return Exported("faster", tmp_path_factory.mktemp("faster"))
+
+
+class OneConvolution(Backbone):
+    size_divisibility = 16
+
+    def __init__(self):
+        super().__init__()
+        self._out_features = ["res4"]
+        self._out_feature_channels = {"res4": 8}
+        self._out_feature_strides = {"res4": 16}
+        self.conv = torch.nn.Conv2d(3, 8, 16, 16)
+
+    def forward(self, x):
+        return {"res4": self.conv(x).relu()}
+
+
+@BACKBONE_REGISTRY.register()
+def build_one_convolution(cfg, input_shape):
+    return OneConvolution()
+
+
+@torch.no_grad()
+def test_smallest_detector_all_the_way(tmp_path, monkeypatch):
+    """From recording to numbers, in the seconds that a default test may take."""
+    programs = []
+
+    def record(*args):
+        program = exported_program(*args)
+        programs.append(program.module(check_guards=False))
+        return program
+
+    monkeypatch.setattr("detkit.export.model.exported_program", record)
+    settings = ["MODEL.BACKBONE.NAME", "build_one_convolution", "MODEL.RPN.IN_FEATURES", ["res4"]]
+    settings += ["MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32]]]
+    settings += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.22]
+    exported = Exported("faster", tmp_path, settings=settings)
+    counts = set()
+    batches = [[noise((64, 96), contrast)] for contrast in (0, 0.6, 1)]
+    for images in [*batches, [noise((1, 1))], images_of(4)]:
+        expected = expected_outputs(exported.model, images)
+        counts |= {len(wanted["scores"]) for wanted in expected}
+        assert_same(exported.onnx(images), expected)
+        assert_same(programs[0](*as_inputs(images).values()), expected)
+    assert {0, 1, 8} <= counts
+    image = images[0].permute(1, 2, 0).numpy()
+    found = ExportedPredictor(exported.paths["onnx"])(image)["instances"]
+    expected = exported.predictor(image)["instances"]
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.pred_boxes, expected.pred_boxes.tensor, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(found.pred_classes, expected.pred_classes)
 
 
 SIZES = [(64, 96), (100, 70), (33, 129)]
