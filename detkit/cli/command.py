@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status: 0, 2 for a user's mistake, 130 after Ctrl-C.
 
     Args:
-        argv: The words after `detkit`; None takes those of this process.
+        argv: The words after `detkit`; None takes those of this process. A command's own `main`
+            takes those behind its name, and as `prog` its name for the help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()

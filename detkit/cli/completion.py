@@ -30,12 +30,7 @@ class _Words(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     return run_command(_run, PARSERS["completion"](prog).parse_args(argv))
 
 

@@ -13,12 +13,7 @@ from detkit.model_zoo import find_config
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     args = PARSERS["config"](prog).parse_args(argv)
     actions = {"explain": _explain, "show": _show, "diff": _diff}
     return run_command(actions[args.action], args)

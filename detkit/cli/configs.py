@@ -19,12 +19,7 @@ _COLUMNS = 120
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     return run_command(run, PARSERS["configs"](prog).parse_args(argv))
 
 

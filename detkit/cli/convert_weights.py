@@ -34,12 +34,7 @@ _DOES_NOT_FILL = 1
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     return run_command(convert, PARSERS["convert-weights"](prog).parse_args(argv))
 
 

@@ -8,11 +8,6 @@ from detkit.utils.env import collect_env_info
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     PARSERS["env"](prog).parse_args(argv)
     return run_command(lambda: print(collect_env_info()))

@@ -21,12 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     return run_command(run, PARSERS["report"](prog).parse_args(argv))
 
 

@@ -27,12 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run the command and return its exit status.
-
-    Args:
-        argv: Words of the command line; None takes those of this process.
-        prog: Name of the command in its help.
-    """
+    """Run the command and return its exit status; see `detkit.cli.command.main`."""
     parser = PARSERS["train"](prog)
     args = parser.parse_args(argv)
     if not args.config_file:

@@ -30,6 +30,7 @@ from detkit.data.annotations import (
 from detkit.data.transforms.augmentation import require_probability
 from detkit.data.transforms.transform import memory_order
 from detkit.structures import AnnotationRecord, BoxMode, polygons_to_bitmask
+from detkit.structures.mask_formats import box_of_bitmask
 from detkit.utils.errors import DataError
 
 
@@ -315,8 +316,7 @@ def _behind(annotation: AnnotationRecord, cover: np.ndarray) -> AnnotationRecord
         return None
     if (left == mask).all():
         return annotation
-    ys, xs = (np.flatnonzero(left.any(axis=axis)) for axis in (1, 0))
-    box = [float(v) for v in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)]
+    box = [float(v) for v in box_of_bitmask(left)]
     hidden: dict[str, Any] = {**annotation, "segmentation": left.view(np.uint8), "bbox": box}
     if "keypoints" in annotation:
         points = np.array(annotation["keypoints"], dtype=np.float64).reshape(-1, 3)

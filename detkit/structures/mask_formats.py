@@ -41,6 +41,12 @@ def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
     return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
+def box_of_bitmask(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box XYXY around a bitmap (H, W) that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def as_polygon(polygon: ArrayLike) -> np.ndarray:
     """Return a polygon as (2 P,) float64 `[x0, y0, ...]`; not a copy if it is one already.
 

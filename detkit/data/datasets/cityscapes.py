@@ -18,6 +18,7 @@ from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_meta
 from detkit.data.datasets.coco_panoptic import load_coco_panoptic_json
 from detkit.data.datasets.json_file import read_json, section
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
+from detkit.structures.mask_formats import box_of_bitmask
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
 from detkit.utils.logger import FILE_ONLY
@@ -234,10 +235,9 @@ def _annotation(
     size: tuple[int, int],
 ) -> AnnotationRecord:
     x, y = corner
-    columns, rows = np.flatnonzero(window.any(axis=0)), np.flatnonzero(window.any(axis=1))
-    box = (x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1)
+    x0, y0, x1, y1 = box_of_bitmask(window)
     return {
-        "bbox": [float(side) for side in box],
+        "bbox": [float(x + x0), float(y + y0), float(x + x1), float(y + y1)],
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": class_index,
         "iscrowd": int(is_crowd),

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
-from detkit.structures.mask_formats import rle_counts
+from detkit.structures.mask_formats import polygon_area, rle_counts
 from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -190,17 +190,8 @@ def annotation_area(annotation: Mapping[str, Any], box_xywh: Sequence[float]) ->
         if isinstance(counts, list):  # uncompressed runs alternate, starting with background
             return float(sum(counts[1::2]))
         return float(rle_counts(segmentation)[1::2].sum())
-    return sum(_polygon_area(polygon) for polygon in segmentation)
-
-
-def _polygon_area(polygon: Sequence[float]) -> float:
-    # Shoelace formula.
-    xs, ys = polygon[0::2], polygon[1::2]
-    crossed = []
-    for k in range(len(xs)):
-        following = (k + 1) % len(xs)
-        crossed.append(xs[k] * ys[following] - xs[following] * ys[k])
-    return abs(sum(crossed)) / 2
+    polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
+    return sum(polygon_area(polygon[0::2], polygon[1::2]) for polygon in polygons)
 
 
 def _annotation_entries(

@@ -16,6 +16,7 @@ from detkit.data.transforms.transform import (
     TransformList,
     memory_order,
 )
+from detkit.structures.mask_formats import polygon_area
 from detkit.utils.errors import DataError
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
@@ -105,7 +106,7 @@ def _cut(polygon: np.ndarray, axis: int, bound: float, is_upper: bool) -> list[n
         corners = polygon[crosses[k] + 1 : crosses[k + 1] + 1]
         chains.append(np.concatenate([points[k : k + 1], corners, points[k + 1 : k + 2]]))
     pieces = [np.concatenate([chains[i] for i in loop]) for loop in _loops(chains, 1 - axis)]
-    return [piece for piece in pieces if len(piece) >= 3 and _area(piece) > _MIN_AREA]
+    return [piece for piece in pieces if len(piece) >= 3 and polygon_area(*piece.T) > _MIN_AREA]
 
 
 def _loops(chains: Sequence[np.ndarray], along: int) -> list[list[int]]:
@@ -136,11 +137,6 @@ def _loops(chains: Sequence[np.ndarray], along: int) -> list[list[int]]:
             loop.append(chain)
         loops.append(loop)
     return loops
-
-
-def _area(polygon: np.ndarray) -> float:
-    x, y = polygon.T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 class PadTransform(AxisAlignedTransform):

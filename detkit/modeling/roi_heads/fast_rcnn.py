@@ -126,16 +126,7 @@ class FastRCNNOutputLayers(nn.Module):
             "fed_loss_cls_weights",
             None if fed_loss_cls_weights is None else torch.tensor(fed_loss_cls_weights).float(),
         )
-        weights = None if class_weights is None else torch.tensor(class_weights).float()
-        if weights is not None:
-            if len(weights) not in (num_classes, num_classes + 1) or float(weights.min()) < 0:
-                raise ValueError(
-                    "class_weights (MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS) needs a number of at least 0"
-                    f" for each of {num_classes} classes, and may have one for background, the"
-                    f" last; got {len(weights)}: {weights.tolist()}"
-                )
-            if len(weights) == num_classes:
-                weights = torch.cat([weights, torch.ones(1)])
+        weights = None if class_weights is None else _with_background(class_weights, num_classes)
         # Settings of the loss, not part of the weights: files stay as they are.
         self.register_buffer("class_weights", weights, persistent=False)
         self.focal_loss_gamma = focal_loss_gamma
@@ -418,6 +409,18 @@ def _log_accuracy(
         predicted, gt_classes = predicted[foreground], gt_classes[foreground]
         storage.put_scalar(f"{prefix}/fg_cls_accuracy", (predicted == gt_classes).float().mean())
         storage.put_scalar(f"{prefix}/false_negative", (predicted == background).float().mean())
+
+
+def _with_background(class_weights: Sequence[float], num_classes: int) -> Tensor:
+    """Return (K + 1,) factors on the classification loss; that of background is 1 by default."""
+    weights = torch.tensor(class_weights).float()
+    if len(weights) not in (num_classes, num_classes + 1) or float(weights.min()) < 0:
+        raise ValueError(
+            "class_weights (MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS) needs a number of at least 0"
+            f" for each of {num_classes} classes, and may have one for background, the"
+            f" last; got {len(weights)}: {weights.tolist()}"
+        )
+    return weights if len(weights) > num_classes else torch.cat([weights, torch.ones(1)])
 
 
 def fast_rcnn_inference(

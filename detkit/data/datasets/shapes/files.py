@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from detkit.data.datasets.shapes.scene import (
@@ -36,6 +35,7 @@ from detkit.data.datasets.shapes.scene import (
     SceneObject,
     draw_scene,
 )
+from detkit.structures.mask_formats import box_of_bitmask
 from detkit.utils.colormap import class_colors
 from detkit.utils.errors import DataError
 
@@ -332,12 +332,13 @@ def _segments_of(scene: Scene) -> list[dict[str, Any]]:
     for owner, segment_id in enumerate(_segment_ids(scene)):
         mask = scene.owners == owner
         if mask.any():
+            x0, y0, x1, y1 = box_of_bitmask(mask)
             segments.append(
                 {
                     "id": segment_id,
                     "category_id": categories[owner],
                     "area": int(mask.sum()),
-                    "bbox": _box_xywh(mask),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "iscrowd": 0,
                 }
             )
@@ -347,9 +348,3 @@ def _segments_of(scene: Scene) -> list[dict[str, Any]]:
 def _segment_ids(scene: Scene) -> list[int]:
     # Far apart, so that a viewer shows the background and the objects in different colors.
     return [37 * 256 * (owner + 1) + owner + 1 for owner in range(len(scene.objects) + 1)]
-
-
-def _box_xywh(mask: npt.NDArray[np.bool_]) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
