@@ -19,6 +19,7 @@ import yaml
 from detkit.utils.errors import ConfigError, MissingFileError, UserError
 from detkit.utils.file_io import packaged_configs
 from detkit.utils.remote_files import relocated
+from detkit.utils.text import did_you_mean
 
 BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
@@ -91,7 +92,10 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> list[YamlFile]:
     try:
         file = load_yaml(path)
     except FileNotFoundError as error:
-        named_in = f", named as {BASE_KEY} in {below[-1]}" if below else ""
+        named_in = ""
+        if below:
+            beside = {file.name for file in path.parent.glob("*.yaml")} - {below[-1].name}
+            named_in = f", named as {BASE_KEY} in {below[-1]}.{did_you_mean(path.name, beside)}"
         raise MissingFileError(f"{error}{named_in}") from error
     bases = file.tree.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases

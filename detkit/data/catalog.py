@@ -133,10 +133,10 @@ class DatasetCatalogTable(UserDict[str, Loader]):
     def _require(self, name: str) -> None:
         if name in self.data:
             return
+        known = did_you_mean(name, self.data) or f" Registered: {', '.join(self.list()) or 'none'}."
         raise UnknownNameError(
-            f"data set {name!r} is not registered.{did_you_mean(name, self.data)} Registered:"
-            f" {', '.join(self.list()) or 'none'}. Declare your own in YAML under DATASETS.REGISTER"
-            " ([{name: ..., format: coco, images: ..., annotations: ...}]), which"
+            f"data set {name!r} is not registered.{known} Declare your own in YAML under"
+            " DATASETS.REGISTER ([{name: ..., format: coco, images: ..., annotations: ...}]), which"
             " detkit.engine.prepare(cfg) registers, or in Python with"
             " detkit.data.datasets.register_coco_instances, register_pascal_voc or"
             " DatasetCatalog.register, in a module that IMPORTS names."

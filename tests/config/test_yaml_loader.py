@@ -248,7 +248,9 @@ def test_missing_file_is_named(cfg):
 
 def test_missing_base_names_the_file_that_asks_for_it(cfg, tmp_path):
     path = put(tmp_path, "top.yaml", "_BASE_: gone.yaml\n")
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml, named as _BASE_ in .*top\.yaml"):
+    put(tmp_path, "gome.yaml", "")
+    message = r"gone\.yaml, named as _BASE_ in .*top\.yaml\. Did you mean 'gome\.yaml'\?"
+    with pytest.raises(FileNotFoundError, match=message):
         cfg.merge_from_file(path)
 
 

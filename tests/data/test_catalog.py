@@ -150,6 +150,7 @@ def test_unknown_name_lists_near_misses_and_how_to_register():
         DatasetCatalog.get("cell_train")
     message = str(caught.value)
     assert message.startswith("data set 'cell_train' is not registered. Did you mean 'cells_train'")
+    assert "Registered:" not in message
     assert "DATASETS.REGISTER" in message
     assert "register_coco_instances" in message
     with pytest.raises(KeyError, match="not registered"):

@@ -111,22 +111,22 @@ def _existing(path: str, key: str) -> str:
     Addresses are not looked for.
 
     Raises:
-        MissingFileError: The folder is not there, or it is a file, or the file a folder.
+        MissingFileError: It is not there, or the folder is a file, or the file a folder.
     """
     if is_address(path):
         return _located(path)
     located, is_folder = Path(_located(path)), key.endswith("root")
-    if is_folder and not located.exists():
+    wanted, found = ("folder", "file") if is_folder else ("file", "folder")
+    if not located.exists():
         # Misspelt beside the YAML file, it was not taken for a path relative to it.
         parents = [p for p in (located.parent, Path(path).parent) if p.is_dir()]
         names = [entry.name for parent in parents for entry in parent.iterdir()]
         raise MissingFileError(
-            f"DATASETS.REGISTER names a folder that does not exist: {path}, as"
+            f"DATASETS.REGISTER names a {wanted} that does not exist: {path}, as"
             f" {located.absolute()}.{did_you_mean(located.name, names)} Paths are relative to the"
             " YAML file or to $DETKIT_DATASETS"
         )
     if located.exists() and located.is_dir() != is_folder:
-        wanted, found = ("folder", "file") if is_folder else ("file", "folder")
         raise MissingFileError(f"DATASETS.REGISTER needs a {wanted}, {path} is a {found}")
     return str(located)
 

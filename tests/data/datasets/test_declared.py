@@ -414,6 +414,9 @@ def test_wrong_entries_are_explained(entry, error, message):
         pytest.param(
             {"images": "photoz"}, "does not exist: photoz, .*mean 'photos'", id="misspelt"
         ),
+        pytest.param(
+            {"annotations": "b.json"}, "a file that does not exist: b.json, .*mean 'a.json'", id="b"
+        ),
         pytest.param({"images": "a.json"}, "needs a folder, .*a.json is a file", id="file"),
         pytest.param({"annotations": "photos"}, "needs a file, .*photos is a folder", id="folder"),
     ],
