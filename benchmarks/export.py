@@ -26,7 +26,7 @@ from detkit.data import DatasetCatalog
 from detkit.engine import DefaultPredictor, DefaultTrainer, prepare
 from detkit.export.evaluation import evaluate_exported, headline
 from detkit.export.model import export_model
-from detkit.export.quantize import calibration_images, write_int8
+from detkit.export.quantize import PRECISIONS, calibration_images, write_copies
 from detkit.export.runtime import ExportedPredictor
 from detkit.utils.image import read_image
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("runs", nargs="+", type=Path, help="folders of trained runs")
     add("--output", required=True, type=Path, help="folder for the exported files")
     add("--int8", action="store_true", help="int8 too, calibrated on 32 images of DATASETS.TRAIN")
+    add("--fp16", action="store_true", help="float16 too")
+    add("--bf16", action="store_true", help="bfloat16 too")
     add("--num-images", type=int, default=30, help="images that are timed (default: %(default)s)")
     add("--rounds", type=int, default=3, help="times that each is predicted (default: %(default)s)")
     return run_command(run, parser.parse_args(argv))
@@ -63,9 +65,10 @@ def _rows_of(folder: Path, args: argparse.Namespace) -> list[list[Any]]:
     cfg = _config_of(folder, deploy / "eval")
     eager = DefaultPredictor(cfg)
     files = export_model(eager.model, eager.metadata, cfg, ["onnx", "openvino"], deploy)
-    if args.int8:
-        images = calibration_images(cfg, cfg.DATASETS.TRAIN[0])
-        files += write_int8(files[0], ["onnx", "openvino"], images)
+    for option, (_, formats) in PRECISIONS.items():
+        if getattr(args, option):
+            images = calibration_images(cfg, cfg.DATASETS.TRAIN[0])
+            files += write_copies(files[0], option, formats, images)
     predictors: dict[str, Callable[[Any], Any]] = {"eager": eager}
     scores = {"eager": _ap(DefaultTrainer.test(cfg, eager.model))}
     sizes = {"eager": (folder / "model_final.pth").stat().st_size}

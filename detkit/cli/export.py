@@ -11,8 +11,9 @@ from detkit.cli.parsers import PARSERS
 from detkit.config import get_cfg
 from detkit.engine import DefaultPredictor, DefaultTrainer
 from detkit.export.evaluation import evaluate_exported, headline
+from detkit.export.formats import require
 from detkit.export.model import check_export, export_model
-from detkit.export.quantize import calibration_images, write_int8
+from detkit.export.quantize import PRECISIONS, calibration_images, check_copies, write_copies
 from detkit.export.runtime import ENDINGS, ExportedPredictor
 from detkit.model_zoo import find_config
 from detkit.utils.errors import ConfigError
@@ -44,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--int8 and --calibrate DATASET need each other: ranges are those of images"
         )
-    if args.int8 and "onnx" not in formats:
-        raise ConfigError("--int8 makes copies of model.onnx: add --format onnx")
+    options = [option for option in PRECISIONS if getattr(args, option)]
+    copies = {option: check_copies(option, formats) for option in options}
+    if "onnx" in formats and (args.eval or copies):
+        require("onnxruntime", "onnx")
     predictor = DefaultPredictor(cfg)
     images = calibration_images(predictor.cfg, args.calibrate) if args.int8 else ()
     paths = export_model(
@@ -57,10 +60,10 @@ def run(args: argparse.Namespace) -> None:
         input_dtype=args.input_dtype,
         paste=args.paste,
     )
-    if args.int8:
-        readable = [name for name in formats if name != "torch_export"]
-        paths += write_int8(paths[formats.index("onnx")], readable, images)
-    if args.eval or args.int8:
+    for option, having in copies.items():
+        given = images if option == "int8" else ()
+        paths += write_copies(paths[formats.index("onnx")], option, having, given)
+    if args.eval or copies:
         print(scores_of(predictor, [path for path in paths if path.suffix in ENDINGS]))
     for path in paths:
         print(printable(str(path.resolve())))

@@ -190,6 +190,10 @@ detkit export --config-file {_RUN}/config.yaml --output deploy MODEL.WEIGHTS {_R
     add("--eval", action="store_true", help=eval_help)
     int8_help = "write copies that compute in int8, model_int8.*, too, and print scores as --eval"
     add("--int8", action="store_true", help=int8_help)
+    fp16_help = "the same in float16, model_fp16.* (onnx, openvino)"
+    add("--fp16", action="store_true", help=fp16_help)
+    bf16_help = "the same in bfloat16, model_bf16.xml (openvino)"
+    add("--bf16", action="store_true", help=bf16_help)
     calibrate_help = (
         "data set that the ranges of activations are taken on, some 30 images, for --int8"
     )

@@ -14,7 +14,7 @@ from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
 
 from detkit.export.graph import ExportError
-from detkit.export.runtime.model_file import KEY
+from detkit.export.runtime.model_file import KEY, PRECISION_KEY
 from detkit.layers.nms import nms_mask_by_offsets
 from detkit.utils.errors import MissingPackageError
 
@@ -193,6 +193,8 @@ def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -
     openvino = require("openvino", "openvino")
     model = openvino.convert_model(onnx_file)
     model.set_rt_info(json.dumps(metadata), [KEY])
+    if metadata["precision"] == "bfloat16":
+        model.set_rt_info("bf16", list(PRECISION_KEY))
     path = folder / f"{onnx_file.stem}.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     return path

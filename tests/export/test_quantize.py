@@ -1,3 +1,4 @@
+import json
 import sys
 
 import numpy as np
@@ -6,10 +7,11 @@ from PIL import Image
 
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog
-from detkit.export.quantize import calibration_images, quantize_onnx, write_int8
+from detkit.export.quantize import calibration_images, check_copies, quantize_onnx, write_copies
 from detkit.export.runtime import ExportedPredictor
+from detkit.export.runtime.model_file import open_model
 from detkit.utils.errors import ConfigError, MissingPackageError
-from tests.export.runtime.fakes import write_onnx
+from tests.export.runtime.fakes import metadata, write_onnx
 
 
 def _images(count):
@@ -39,7 +41,7 @@ def test_copies_lie_beside_the_file_in_the_formats_asked_for(tmp_path):
     for package in ("onnx", "onnxruntime", "openvino"):
         pytest.importorskip(package)
     path = write_onnx(tmp_path / "model.onnx")
-    (copy,) = write_int8(path, ["openvino"], _images(2))
+    (copy,) = write_copies(path, "int8", ["openvino"], _images(2))
     assert copy == tmp_path / "model_int8.xml"
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         "model.onnx",
@@ -50,8 +52,96 @@ def test_copies_lie_beside_the_file_in_the_formats_asked_for(tmp_path):
     assert predictor.metadata.document["precision"] == "int8"
     expected = ExportedPredictor(path)(_images(1)[0])["instances"].pred_boxes
     assert np.array_equal(predictor(_images(1)[0])["instances"].pred_boxes, expected)
-    with pytest.raises(ConfigError, match="torch_export has no int8"):
-        write_int8(path, ["torch_export"], [])
+    assert check_copies("int8", ["onnx", "torch_export", "openvino"]) == ["onnx", "openvino"]
+    with pytest.raises(ConfigError, match="--int8: torch_export cannot"):
+        check_copies("int8", ["torch_export"])
+
+
+def test_copy_in_float16_rounds_weights_and_maps_but_no_boxes(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for package in ("onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    path = write_onnx(tmp_path / "model.onnx")
+    wide = np.full((20, 4099, 3), 7, np.uint8)  # coordinates beyond the eleven bits of float16
+    expected = ExportedPredictor(path)(wide)["instances"].pred_boxes
+    assert not np.array_equal(expected.astype(np.float16), expected)
+    copies = write_copies(path, "fp16", ["onnx", "openvino"])
+    assert [copy.name for copy in copies] == ["model_fp16.onnx", "model_fp16.xml"]
+    for copy in copies:
+        predictor = ExportedPredictor(copy)
+        assert predictor.metadata.document["precision"] == "float16"
+        np.testing.assert_array_equal(predictor(wide)["instances"].pred_boxes, expected)
+    weights = {x.name: x.data_type for x in onnx.load(copies[0]).graph.initializer}
+    assert "kernel" not in weights
+    assert weights["kernel_float16"] == onnx.TensorProto.FLOAT16
+
+
+def test_values_pass_in_float16_between_operators_that_compute_in_it(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        agraph (float[n,3,h,w] images, int64[n,2] image_sizes)
+            => (float[n,3,h,w] sem_seg, float[n,3,h,w] rest)
+            <float[3,3,1,1] weight = {1, 2, 3, 4, 5, 6, 7, 8, 9}>
+        {
+            first = Conv (images, weight)
+            second = Relu (first)
+            third = Add (first, second)
+            sem_seg = Conv (third, weight)
+            rest = Add (second, images)
+        }
+    """)
+    values = {**metadata(), "outputs": ["sem_seg"], "architecture": "SemanticSegmentor"}
+    onnx.helper.set_model_props(model, {"detkit": json.dumps(values)})
+    onnx.save(model, tmp_path / "m.onnx")
+    (copy,) = write_copies(tmp_path / "m.onnx", "fp16", ["onnx"])
+    graph = onnx.load(copy).graph
+    steps = [(node.op_type, list(node.input)) for node in graph.node]
+    assert steps == [
+        ("Cast", ["images"]),
+        ("Conv", ["images_float16", "weight_float16"]),
+        ("Relu", ["first_float16"]),
+        ("Add", ["first_float16", "second_float16"]),
+        ("Conv", ["third_float16", "weight_float16"]),
+        ("Cast", ["second_float16"]),
+        ("Add", ["second", "images"]),
+        ("Cast", ["sem_seg_float16"]),
+    ]
+    assert [x.name for x in graph.initializer] == ["weight_float16"]
+    image = np.ones((1, 3, 2, 2), np.float32)
+    arrays = {"images": image, "image_sizes": np.array([[2, 2]])}
+    # 1, 2, 3 + 4, 5, 6 ... in each channel, twice.
+    _, run = open_model(copy)
+    sums = 2 * np.array([6, 15, 24])
+    found = run(arrays)
+    assert found["sem_seg"].dtype == found["rest"].dtype == np.float32
+    np.testing.assert_array_equal(
+        found["sem_seg"][0, :, 0, 0], [[1, 2, 3], [4, 5, 6], [7, 8, 9]] @ sums
+    )
+    np.testing.assert_array_equal(found["rest"][0, :, 0, 0], sums / 2 + 1)
+
+
+def test_copy_in_bfloat16_is_computed_so_and_other_files_are_not(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    path = write_onnx(tmp_path / "model.onnx")
+    (copy,) = write_copies(path, "bf16", ["openvino"])
+    assert copy.name == "model_bf16.xml"
+    assert not (tmp_path / "model_bf16.onnx").exists()
+    (plain,) = write_copies(path, "fp16", ["openvino"])
+    hints = []
+    compile_model = openvino.Core.compile_model
+
+    def recorded(core, model, device, settings):
+        hints.append(settings["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, model, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", recorded)
+    assert ExportedPredictor(copy).metadata.document["precision"] == "bfloat16"
+    ExportedPredictor(plain)
+    assert hints == ["bf16", "f32"]
 
 
 def test_images_come_from_all_over_the_data_set(tmp_path):

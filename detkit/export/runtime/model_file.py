@@ -22,6 +22,8 @@ FORMAT = 1
 """Version of the metadata that this code reads."""
 KEY = "detkit"
 """Name of the metadata in a file."""
+PRECISION_KEY = ("runtime_options", "INFERENCE_PRECISION_HINT")
+"""Where a file of OpenVINO says what it is to be computed in."""
 ENDINGS = (".onnx", ".xml")
 """Of the files that can be run: ONNX, and OpenVINO's, which has a `.bin` beside it."""
 OUTPUTS = (
@@ -322,13 +324,16 @@ def _open_openvino(
             " alone"
         ) from error
     core = openvino.Core()
-    # Scores of float32 models in float32, also where the processor would be faster in bfloat16.
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = {}
     if num_threads:
         settings["INFERENCE_NUM_THREADS"] = num_threads
     try:
         model = core.read_model(path)
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        # float32 unless the file asks, also where the processor would be faster in bfloat16.
+        key = list(PRECISION_KEY)
+        in_half = model.has_rt_info(key) and model.get_rt_info(key).astype(str) == "bf16"
+        settings["INFERENCE_PRECISION_HINT"] = "bf16" if in_half else "f32"
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise _not_runnable(path, "openvino", error) from error
