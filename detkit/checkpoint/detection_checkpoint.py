@@ -204,7 +204,10 @@ class DetectionCheckpointer:
                 f", except {', '.join(parts)}," if parts else "",
             )
             return {}
+        path, asks_for_heuristics, _ = path.partition("?matching_heuristics=True")
         checkpoint = self._load_file(path)
+        if asks_for_heuristics:
+            checkpoint["matching_heuristics"] = True
         weights = checkpoint.pop("model")
         if averaged:
             ema = checkpoint.get("ema")
@@ -402,6 +405,25 @@ def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -
     if metadata is not None and list(renamed) == list(renamed.values()):
         vars(result)["_metadata"] = metadata
     return result
+
+
+def align_and_update_state_dicts(
+    model_state_dict: Mapping[str, Any],
+    ckpt_state_dict: dict[str, Any],
+    c2_conversion: bool = True,
+) -> dict[str, Any]:
+    """Return the tensors of a checkpoint that fit a model, under the model's names.
+
+    Names match where one is the end of the other; the longest such end decides.
+
+    Args:
+        model_state_dict: Name -> tensor of the model.
+        ckpt_state_dict: Name -> tensor of the checkpoint. Not changed.
+        c2_conversion: Not used: Caffe2's names are recognised.
+    """
+    weights = _without_wrappers(ckpt_state_dict, model_state_dict)
+    translation = translate_for(weights, model_state_dict, by_suffix=True)
+    return match_weights(translation.weights if translation else weights, model_state_dict)[0]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

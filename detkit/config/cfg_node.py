@@ -161,6 +161,9 @@ class CfgNode(_YacsNode):
         self.__dict__["_set_here"] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, _YacsNode) and not isinstance(value, CfgNode):
+            # A project may take its nodes from yacs or fvcore; their kind cannot be merged into.
+            value = CfgNode(value, new_allowed=value.is_new_allowed())
         super().__setattr__(name, value)
         self.__dict__["_set_here"].add(name)
 
@@ -199,6 +202,17 @@ class CfgNode(_YacsNode):
         path_fields = {key: spec.path_fields for key, spec in table.items() if spec.path_fields}
         for file in files_with_bases(cfg_filename, path_fields):
             self._merge(file.tree, self, (), file)
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Return the settings of a YAML file and its bases as nested dicts, without checks.
+
+        Arguments and errors are those of `merge_from_file`.
+        """
+        merged: dict[str, Any] = {}
+        for file in files_with_bases(filename):
+            _update_tree(merged, file.tree)
+        return merged
 
     def merge_from_text(self, text: str, source: str) -> None:
         """Merge settings given as YAML, such as those that a checkpoint holds; none have bases.
@@ -368,6 +382,14 @@ def _unknown_key(full_key: str, root: CfgNode, where: str) -> str:
         f"{where}unknown config key {full_key}.{did_you_mean(full_key, [*known, *sorted(groups)])} "
         "Put keys of your own under MODEL.CUSTOM."
     )
+
+
+def _update_tree(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _update_tree(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def _new_value(value: Any, full_key: str, where: str) -> Any:

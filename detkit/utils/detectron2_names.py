@@ -30,6 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "utils.testing": ("model_zoo.testing",),
     "utils.analysis": ("modeling.analysis",),
     "structures.rotated_boxes": ("structures",),
+    "checkpoint.c2_model_loading": ("checkpoint.detection_checkpoint",),
     "layers.aspp": ("layers.atrous",),
     "layers": ("layers.atrous", "layers.tensor_ops", "layers.losses"),
     "data.detection_utils": (
@@ -116,7 +117,8 @@ RENAMED: dict[str, str] = {
     "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"
     ),
-    "evaluation.fast_eval_api.COCOeval_opt": "faster_coco_eval.COCOeval_faster",
+    "evaluation.coco_evaluation.COCOevalMaxDets": "faster_coco_eval.COCOeval_faster",
+    "evaluation.fast_eval_api.COCOeval_opt": "evaluation.coco.scoring.COCOeval_opt",
     "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.Linear": "torch.nn.Linear",
@@ -153,10 +155,8 @@ RENAMED: dict[str, str] = {
 _LAZY = (
     "LazyConfig is left out: settings are YAML (get_cfg, merge_from_file), its zoo comes as YAML"
 )
-_TORCHSCRIPT = (
-    "TorchScript is left out, no model is exported yet: run it in Python, by DefaultPredictor"
-)
-_CAFFE2 = "Caffe2 is left out, no model is exported yet: run it in Python, by DefaultPredictor"
+_TORCHSCRIPT = "TorchScript is left out: `detkit export` writes a model as ONNX"
+_CAFFE2 = "Caffe2 is left out: `detkit export` writes a model as ONNX"
 _VERSION_1 = "configs of version 1, from before 2019, are left out: write the keys of version 2"
 _GLOBAL = "the global config is left out: pass cfg to the function that needs it"
 _MMDET = "the wrapper of MMDetection's models is left out: load its weights into a model of the zoo"
@@ -197,7 +197,6 @@ LEFT_OUT: dict[str, str] = {
     "modeling.backbone.vit.get_vit_lr_decay_rate": _LAYER_DECAY,
     "modeling.get_vit_lr_decay_rate": _LAYER_DECAY,
     "data.datasets.builtin_meta.ADE20K_SEM_SEG_CATEGORIES": _ADE20K,
-    "checkpoint.c2_model_loading.align_and_update_state_dicts": _CAFFE2_WEIGHTS,
     "checkpoint.c2_model_loading.convert_basic_c2_names": _CAFFE2_WEIGHTS,
     "checkpoint.c2_model_loading.convert_c2_detectron_names": _CAFFE2_WEIGHTS,
     "checkpoint.catalog.ModelCatalog": _CATALOG,
@@ -210,8 +209,6 @@ LEFT_OUT: dict[str, str] = {
     "data.datasets.builtin.register_all_lvis": _BUILTIN,
     "data.datasets.builtin.register_all_pascal_voc": _BUILTIN,
     "data.datasets.cityscapes_panoptic.register_all_cityscapes_panoptic": _BUILTIN,
-    "data.datasets.get_lvis_instances_meta": _LVIS,
-    "data.datasets.lvis.get_lvis_instances_meta": _LVIS,
     "data.datasets.lvis_v0_5_categories.LVIS_CATEGORIES": _LVIS,
     "data.datasets.lvis_v1_categories.LVIS_CATEGORIES": _LVIS,
     "evaluation.coco_evaluation._evaluate_box_proposals": _RECALL,

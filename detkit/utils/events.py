@@ -5,6 +5,7 @@ them: logging a loss does not synchronize with the device.
 """
 
 import datetime
+import itertools
 import json
 import logging
 import math
@@ -195,12 +196,19 @@ class EventStorage:
         return dict(self._smoothed)
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Return `latest`, with the median of `window_size` values for smoothed scalars."""
+        """Return `latest`; of smoothed scalars the median over `window_size` iterations."""
         shown = self.latest()
         for name, (_, iteration) in shown.items():
             if self._smoothed[name]:
-                shown[name] = (self._history[name].median(window_size), iteration)
+                num_samples = self.count_samples(name, window_size)
+                shown[name] = (self._history[name].median(num_samples), iteration)
         return shown
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """Return the number of values of a scalar in the last `window_size` iterations."""
+        values = self.history(name).values()
+        first = values[-1][1] - window_size + 1
+        return sum(1 for _ in itertools.takewhile(lambda v: v[1] >= first, reversed(values)))
 
     def new_by_iteration(self, after: int, window_size: int = 20) -> dict[int, dict[str, float]]:
         """Return the values of `latest_with_smoothing_hint` after an iteration, by iteration."""

@@ -15,6 +15,7 @@ from detkit.checkpoint import (
     HasInitialWeights,
     save_checkpoint_file,
 )
+from detkit.checkpoint.detection_checkpoint import align_and_update_state_dicts
 
 
 class Net(nn.Module):
@@ -388,6 +389,19 @@ def test_averaged_weights_that_are_no_tensors_are_named(tmp_path):
     torch.save({"model": nn.Linear(2, 1).state_dict(), "ema": ema}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="'weight' is a str, not a tensor"):
         DetectionCheckpointer(nn.Linear(2, 1)).load(str(tmp_path / "w.pth"), averaged=True)
+
+
+def test_ends_of_names_match_where_that_is_asked_for(tmp_path):
+    part = nn.Linear(2, 1)
+    torch.save({"model": {"head.weight": part.weight, "head.bias": part.bias}}, tmp_path / "w.pth")
+    model = nn.ModuleDict({"roi": nn.ModuleDict({"head": nn.Linear(2, 1)})})
+    DetectionCheckpointer(model).load(f"{tmp_path / 'w.pth'}?matching_heuristics=True")
+    assert torch.equal(model["roi"]["head"].weight, part.weight)
+    for wrapped in (model, nn.DataParallel(model)):
+        state = wrapped.state_dict()
+        aligned = align_and_update_state_dicts(state, {"head.weight": part.weight + 1})
+        assert set(aligned) == {name for name in state if name.endswith("weight")}
+        assert torch.equal(*aligned.values(), part.weight + 1)
 
 
 def test_odd_flags_and_metadata_of_a_file_are_not_used(tmp_path):

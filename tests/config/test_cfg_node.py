@@ -2,7 +2,9 @@ import copy
 import pickle
 import time
 
+import fvcore.common.config
 import pytest
+import yacs.config
 import yaml
 
 from detkit.config import CfgNode, ConfigKeyError, get_cfg
@@ -286,3 +288,21 @@ def test_config_that_code_has_extended_may_name_what_detkit_does_not_know(tmp_pa
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "OwnSchedule"
     assert list(cfg.MODEL.RPN.IN_FEATURES) == ["p2"]
     assert "is left to the code that has added keys" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [yacs.config.CfgNode, fvcore.common.config.CfgNode])
+def test_nodes_of_other_packages_are_merged_into(kind):
+    cfg = get_cfg()
+    cfg.MODEL.MINE = kind({"SUB": kind({"A": 1})})
+    cfg.MODEL.MINE.B = 2
+    cfg.merge_from_list(["MODEL.MINE.SUB.A", "3", "MODEL.MINE.B", 4])
+    assert (cfg.MODEL.MINE.SUB.A, cfg.MODEL.MINE.B) == (3, 4)
+    with pytest.raises(ConfigKeyError, match="MODEL.MINE.C"):
+        cfg.merge_from_list(["MODEL.MINE.C", 1])
+
+
+def test_file_and_its_bases_as_nested_dicts(tmp_path):
+    (tmp_path / "base.yaml").write_text("A: {B: 1, C: [1, 2]}\nD: 3\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nA: {C: text}\nE: {F: 1}\n")
+    loaded = CfgNode.load_yaml_with_base(str(tmp_path / "own.yaml"), allow_unsafe=True)
+    assert loaded == {"A": {"B": 1, "C": "text"}, "D": 3, "E": {"F": 1}}

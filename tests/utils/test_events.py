@@ -76,6 +76,25 @@ def test_tensor_of_several_elements_is_refused():
         storage.put_scalar("a", torch.zeros(2))
 
 
+def test_median_is_that_of_the_last_iterations(tmp_path):
+    with EventStorage() as storage:
+        writer = JSONWriter(str(tmp_path / "metrics.json"), window_size=10)
+        for iteration in range(20):
+            for period in (1, 2, 5):
+                if (iteration + 1) % period == 0:
+                    storage.put_scalar(f"every_{period}", iteration)
+            if (iteration + 1) % 10 == 0:
+                writer.write()
+            storage.step()
+        writer.close()
+        assert [storage.count_samples(f"every_{period}", 10) for period in (1, 2, 5)] == [10, 5, 2]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [[row[f"every_{period}"] for period in (1, 2, 5)] for row in rows] == [
+        [4.5, 5.0, 6.5],
+        [14.5, 15.0, 16.5],
+    ]
+
+
 def test_smoothing_hint_chooses_median_or_last():
     with EventStorage() as storage:
         for value in (1.0, 2.0, 30.0):

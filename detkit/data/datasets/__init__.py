@@ -13,7 +13,11 @@ from detkit.data.datasets.coco_panoptic import (
 )
 from detkit.data.datasets.declared import register_declared_datasets
 from detkit.data.datasets.formats.oriented_text import load_dota, load_yolo_obb
-from detkit.data.datasets.lvis import load_lvis_json, register_lvis_instances
+from detkit.data.datasets.lvis import (
+    get_lvis_instances_meta,
+    load_lvis_json,
+    register_lvis_instances,
+)
 from detkit.data.datasets.pascal_voc import (
     load_voc_folders,
     load_voc_instances,
@@ -26,6 +30,7 @@ __all__ = [
     "convert_to_coco_dict",
     "convert_to_coco_json",
     "generate_shapes",
+    "get_lvis_instances_meta",
     "load_cityscapes_instances",
     "load_cityscapes_semantic",
     "load_coco_json",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets.builtin_meta import coco_metadata
 from detkit.data.datasets.coco import records_of_content
 from detkit.data.datasets.json_file import known_id, read_json, section
 from detkit.structures import ImageRecord
@@ -115,6 +116,24 @@ def register_lvis_instances(
     known.set(**{"evaluator_type": "lvis", **metadata})
     if "class_image_count" not in metadata:
         known.set_lazy(class_image_count=functools.partial(class_image_count, json_file))
+
+
+def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
+    """Return the metadata for `register_lvis_instances` that do not depend on the file.
+
+    Args:
+        dataset_name: As Detectron2 calls such a data set: `lvis_v1_train`, say. Of one with COCO's
+            classes, whose name has `cocofied`, these are returned; LVIS's own come from its json,
+            and nothing is returned.
+
+    Raises:
+        ValueError: The name is of no LVIS data set.
+    """
+    if "cocofied" in dataset_name:
+        return coco_metadata()
+    if not dataset_name.startswith(("lvis_v0.5", "lvis_v1")):
+        raise ValueError(f"no LVIS data set is called {dataset_name!r}: lvis_v1... or lvis_v0.5...")
+    return {}
 
 
 @functools.cache

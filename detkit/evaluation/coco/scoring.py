@@ -35,6 +35,7 @@ from typing import Any, cast
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
+from pycocotools.cocoeval import COCOeval
 
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth, image_numbers
 from detkit.evaluation.coco.results import (
@@ -210,6 +211,14 @@ def _score_class(
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+
+
+class COCOeval_opt(COCOeval_faster):
+    """What Detectron2 calls a `COCOeval` in C++: with the summary, and `stats`, of pycocotools."""
+
+    def summarize(self) -> None:
+        """Print the twelve numbers, ten of keypoints, as `pycocotools.cocoeval` does."""
+        COCOeval.summarize(cast(Any, self))
 
 
 class _RotatedCOCOeval(COCOeval_faster):

@@ -6,7 +6,7 @@ import pytest
 
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_lvis_json, register_lvis_instances
-from detkit.data.datasets.lvis import class_image_count
+from detkit.data.datasets.lvis import class_image_count, get_lvis_instances_meta
 
 CATEGORIES = [
     {
@@ -105,6 +105,13 @@ def test_key_within_a_text_does_not_mislead(write, tmp_path):
         json.dumps({"info": '"categories": [', "categories": CATEGORIES})
     )
     assert [c["id"] for c in class_image_count(str(tmp_path / "odd.json"))] == [2, 1]
+
+
+def test_metadata_without_a_file_are_those_of_cocos_classes_or_none():
+    assert get_lvis_instances_meta("lvis_v1_train") == {}
+    assert len(get_lvis_instances_meta("lvis_v0.5_val_cocofied")["thing_classes"]) == 80
+    with pytest.raises(ValueError, match="no LVIS data set is called 'coco_2017_val'"):
+        get_lvis_instances_meta("coco_2017_val")
 
 
 def test_images_per_class_are_unknown_without_counts_or_file(write, tmp_path):
