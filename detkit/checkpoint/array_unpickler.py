@@ -58,8 +58,8 @@ def load_array_pickle(file: IO[bytes]) -> Any:
 def require_modest_pickle(file: IO[bytes], num_bytes: int = 0) -> None:
     """Refuse a pickle of torch that takes far more time or memory than its length suggests.
 
-    What torch would build is built as far as it consists of containers, text and numbers, also
-    what the pickle drops again.
+    Containers, text and numbers are built as torch would build them, including those that the
+    pickle discards again; nothing else is.
 
     Args:
         file: Opened for reading; is left at the end of the pickle.

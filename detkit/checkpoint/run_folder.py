@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _RECORD = "detkit_run.json"
 LAST_CHECKPOINT = "last_checkpoint"
-# What runs append to; their checkpoints are told apart by the identity in them.
+# Files that runs append to. Checkpoints of different runs differ by the identity in them.
 _METRICS = ("metrics.json", "metrics.csv", "events.out.tfevents.*")
 
 

@@ -15,7 +15,7 @@ from detkit.model_zoo import list_configs
 
 # Stand for the names of the packaged configs and of all settings, which the scripts hold once.
 _CONFIGS, _KEYS = "$configs", "$keys"
-# Of train and others, and of config show and diff.
+# Arguments that take a config: `--config-file`, and those of `config show` and `config diff`.
 _CONFIG_ARGUMENTS = ("config_file", "file", "a", "b")
 
 

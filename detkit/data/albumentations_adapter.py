@@ -19,9 +19,9 @@ from detkit.utils.errors import ConfigError
 class Albumentations(Mixing):
     """Applies transforms of albumentations, one after the other, to images of one or 3 channels.
 
-    Those that move pixels turn masks into bitmaps. Their random numbers are seeded anew for each
-    sample, from the same ones as all else. Its resize moves keypoints by half of (factor - 1)
-    pixels too little: resize by detkit's classes.
+    Transforms that move pixels turn masks into bitmaps. They are seeded anew for each sample, from
+    NumPy's generator. albumentations' resize moves keypoints by half of (factor - 1) pixels too
+    little: resize with detkit's classes.
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]]) -> None:

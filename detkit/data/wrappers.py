@@ -125,7 +125,7 @@ def set_default_dataset_from_list_serialize_method(method: Callable[..., Any]) -
 
 
 class _Mapped:
-    """What goes through a function, and how failures are taken."""
+    """A data set whose items go through a function, and what is done where that fails."""
 
     def __init__(
         self,

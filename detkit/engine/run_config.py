@@ -276,7 +276,7 @@ def _warn_of_long_schedule(cfg: CfgNode, loader: Any) -> None:
 
 def _images_per_epoch(loader: Any) -> int | None:
     try:
-        # Else a loader of the user's own, which like torch's has a data set with a length.
+        # A loader of the user's own has, like torch's, a `dataset` with a length.
         return loader.num_images if hasattr(loader, "num_images") else len(loader.dataset)
     except (AttributeError, TypeError):
         return None

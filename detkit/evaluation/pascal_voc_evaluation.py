@@ -294,7 +294,7 @@ def _match(
         if len(detections_i) and len(truth_i.classes):
             same_class = detections_i.classes[:, None] == truth_i.classes
             overlaps = exact_iou(detections_i.boxes, truth_i.boxes) * same_class
-            # Of equal overlaps the first, like the kit.
+            # The first of equal overlaps, as in the VOC devkit.
             best = overlaps.argmax(axis=1)
             matches["overlap"] = overlaps.max(axis=1)
             # Object ids go on from image to image.

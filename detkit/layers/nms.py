@@ -367,8 +367,9 @@ def _suppress_hard(
     suppress_all = batched_nms if boxes.shape[1] == 4 else batched_nms_rotated
     if topk < 0:
         return suppress_all(boxes, scores, groups, iou_threshold)
-    # A box stays or goes by what is better: the best thousand mostly hold all that is asked for, of
-    # the 80,000 candidates that a threshold near 0 leaves, or of 5,000,000 with many classes.
+    # Only better boxes can suppress a box, so the best thousand usually contain all that is asked
+    # for: of the 80,000 candidates that a threshold near 0 leaves, or of 5,000,000 with many
+    # classes.
     most = max(1000, 10 * topk)
     while most < len(boxes) and not is_traced():
         lowest = scores.topk(most).values[-1]

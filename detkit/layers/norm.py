@@ -293,7 +293,7 @@ def _to_eval_mode(module: nn.Module, _: object) -> None:
 def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
     """Return the norm itself if it is, at the moment, a fixed affine map per channel; else None.
 
-    That is a FrozenBatchNorm2d, and a plain batch norm in eval mode with running statistics.
+    Fixed are a FrozenBatchNorm2d, and a plain batch norm in eval mode with running statistics.
     """
     if isinstance(norm, FrozenBatchNorm2d):
         return norm if type(norm) is FrozenBatchNorm2d else None
@@ -302,8 +302,8 @@ def fixed_norm(norm: nn.Module | None) -> FixedNorm | None:
     return None
 
 
-# Of frozen norms, in training too: five small operators for each of 53 norms in every step, which a
-# GPU gets through faster than the host can queue them.
+# What frozen norms compute is kept in training, too: otherwise each of 53 norms would launch five
+# small operators in every step, which a GPU executes faster than the host can queue them.
 _KEPT = PreparedWeights()
 
 

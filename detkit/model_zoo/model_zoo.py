@@ -87,7 +87,7 @@ PUBLISHED_WEIGHTS = {
     "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x": "137781195/model_final_cce136.pkl",
     "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x": "137781281/model_final_62ca52.pkl",
 }
-# Those of Detectron2's projects have addresses of their own: config -> what follows PREFIX.
+# Weights of Detectron2's projects, which have other addresses: config -> what follows PREFIX.
 PUBLISHED_BY_PROJECTS = {
     "ViTDet/COCO/mask_rcnn_vitdet_b_100ep": (
         "ViTDet/COCO/mask_rcnn_vitdet_b/f325346929/model_final_61ccd1.pkl"

@@ -208,8 +208,8 @@ def generate_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]
 def anchors_per_level(model: nn.Module) -> list[tuple[int, float, np.ndarray]]:
     """Return stride, offset and (A, 4) anchors of a cell, for each level of a model.
 
-    Those of heads that match anchors with objects by their overlap; FCOS has cells alone. Empty for
-    rotated anchors, and for generators that are no `DefaultAnchorGenerator`.
+    Only heads that match anchors with objects by overlap have them (FCOS has cells alone). Empty
+    for rotated anchors, and for generators other than `DefaultAnchorGenerator`.
     """
     levels = []
     for head in model.modules():

@@ -38,7 +38,7 @@ class BatchBoxes(Boxes):
 
     def __init__(self, tensor: Tensor, images: RowImages) -> None:
         """Hold (R, 4) coordinates in pixels of the images of the rows."""
-        # Not by way of Boxes, whose checks need to know the number of rows.
+        # Without the constructor of Boxes, whose checks need to know the number of rows.
         self.tensor = tensor.float()
         self.images = images
 

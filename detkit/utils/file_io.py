@@ -99,7 +99,7 @@ class HomeHandler(NativePathHandler):
         return super()._get_local_path(self._get_path_with_cwd(path), force, **kwargs)
 
     def _get_path_with_cwd(self, path: str) -> str:
-        # Not by Path, which raises for `~x` where no user has that name: it may be a file's own.
+        # Path.expanduser raises for `~x` if there is no user x; it may be the name of a file.
         return super()._get_path_with_cwd(os.path.expanduser(path))  # noqa: PTH111
 
 

@@ -310,8 +310,8 @@ RGB_TO_YUV = np.array(
 def convert_image_to_rgb(image: npt.ArrayLike, format: str) -> np.ndarray:
     """Convert an (H, W, C) image in `format` to (H, W, 3) uint8 RGB.
 
-    Of RAW, the first three channels are shown, or the first one, from the lowest value to the
-    highest. "YUV-BT.601" is what `detection_utils.read_image` makes of it.
+    RAW shows the first three channels, or the first one of fewer; values other than bytes are
+    stretched from black to white. "YUV-BT.601" is a format of `detection_utils.read_image`.
     """
     pixels = np.asarray(image)
     if format == "YUV-BT.601":

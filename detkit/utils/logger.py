@@ -89,8 +89,8 @@ class _ConsoleFormatter(_Formatter):
         if text := getattr(record, "console", ""):
             record.msg, record.args = text, None
             record.exc_info = record.exc_text = None
-        # What a user did is told in words; the file has the traceback, as of all errors.
-        # Likewise of the system about a file, such as a full disk.
+        # A user's mistake, or an error of the system about a file such as a full disk, is told in
+        # words. The log file has the traceback of every error.
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, UserError) or getattr(error, "filename", None) is not None:
             record.exc_info = record.exc_text = None
@@ -134,7 +134,7 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):
-    """Begins its file again where somebody has deleted it, be it with its folder."""
+    """Starts its file again if somebody has deleted it, or its whole folder."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -15,7 +15,8 @@ _ACTING = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
 _JOINERS = frozenset("\u200c\u200d")
 # File systems take 255, of which endings and other parts of a name need some.
 _MAX_BYTES = 150
-# What must not be in the name of a file, on Windows neither; `%` keeps different names different.
+# What a file name must not contain, including on Windows; `%` is escaped as well, so that different
+# names stay different.
 _SPECIAL = re.compile(r'^\.|[\x00-\x1f\x7f/\\%:*?"<>|]')
 
 
@@ -45,9 +46,9 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:
-    """Return file names of which no two are equal, by a number after the stem where needed.
+    """Make file names distinct, by a number after the stem of those that repeat.
 
-    Names that differ in case only count as equal, as they do on macOS and Windows.
+    Names that differ only in case count as equal, as on macOS and Windows.
 
     Example:
         >>> distinct_names(["a.jpg", "A.jpg", "a.png"])

@@ -67,8 +67,7 @@ class TiffWindows:
 def open_tiff_windows(path: str, format: str) -> TiffWindows | None:
     """Return the windows of an image file, or None if it has to be decoded as a whole.
 
-    That is a file which is no TIFF, or one whose pixels are not 8-bit RGB in upright order; or
-    tifffile, the extra `tiff`, is not installed.
+    Windows need a TIFF file with upright 8-bit RGB pixels, and tifffile (the extra `tiff`).
 
     Args:
         path: Of the file.

@@ -104,7 +104,7 @@ def check_anchors(
 def _better_levels(
     boxes: np.ndarray, levels: Sequence[AnchorLevel], num_ratios: int
 ) -> tuple[list[AnchorLevel], dict[str, Any]]:
-    """Return anchors for the sizes and ratios of boxes, as many as there are, and their keys."""
+    """Return as many anchors, chosen for the sizes and ratios of boxes, and their config keys."""
     sides = boxes[:, 2:] - boxes[:, :2]
     sides = sides[:: -(-len(sides) // _SAMPLE)]
     ratios = np.exp(_k_means(np.log(sides[:, 1] / sides[:, 0]), num_ratios)).round(2)

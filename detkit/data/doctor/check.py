@@ -127,15 +127,14 @@ def check_datasets(
 
 
 def warn_before_training(cfg: CfgNode, records: Any, anchors: Sequence[AnchorLevel]) -> None:
-    """Log what is odd about training data, as far as no image need be opened.
+    """Log what is odd about training data, as far as it shows without opening images.
 
-    What building the loader has told already is not told again. Of many images, a part is looked
-    at, spread over all.
+    Faults that building the loader has reported are not repeated. Of many images, only a sample
+    that is spread over all of them is looked at.
 
     Args:
         cfg: What they must fit.
-        records: What is trained on; others than lists, and than records with boxes, are passed
-            over.
+        records: The training data. Anything but a list, and records without boxes, are ignored.
         anchors: As in `check_datasets`.
     """
     # A data set of the user's own may open an image for each of its items.

@@ -223,7 +223,8 @@ def look_alikes(facts: Sequence[ImageFacts]) -> list[tuple[int, int]]:
     packed = np.packbits(bits, axis=1)
     found: set[tuple[int, int]] = set()
     for turn in range(4):
-        # Of few bits that differ, most orders have none among the first ones.
+        # Images with few differing bits are neighbours in most of these orders: those whose
+        # leading bits are equal.
         order = np.lexsort(np.roll(packed, 2 * turn, axis=1).T[::-1])
         for step in range(1, min(_NEIGHBOURS, len(order))):
             a, b = order[:-step], order[step:]

@@ -52,9 +52,9 @@ class LRScheduler(HookBase):
         if self.trainer.iter != self.trainer.start_iter:
             self.scheduler.step()
             return
-        # Where a trainer skips the first step, or a loss scaler does, torch believes the schedule
-        # to step before the optimizer. Only in the first step, since filtering warnings makes
-        # Python show again all that it has shown.
+        # If the trainer or a loss scaler skips the first step, torch warns that the schedule steps
+        # before the optimizer. Filtered in the first step only, since each filter makes Python
+        # repeat warnings that it has shown already.
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning

@@ -252,7 +252,7 @@ class COCOEvaluator(DatasetEvaluator):
             ARl@1000, in [0, 100]. nan without ground truth; 0, with a warning that says why, with
             ground truth but without predictions. Empty in all processes but the main one.
         """
-        # Those that the `process` of a subclass has put there instead.
+        # A subclass's `process` may have appended to `_predictions` instead.
         own = Predictions.of(self._predictions)
         self._predictions = []
         for collector, found in (

@@ -101,8 +101,7 @@ def count_segments(
     np.add.at(counts.matched, categories[matched_rows], 1)
     np.add.at(counts.missed, categories[~is_crowd & ~match.any(axis=1)], 1)
     ignored = in_void.copy()
-    # Of several crowd regions of a category the last one counts, as in panopticapi; COCO has one at
-    # most.
+    # The last crowd region of a category counts, as in panopticapi; COCO has at most one.
     crowd_of = {segment.category: row for row, segment in enumerate(truth) if segment.is_crowd}
     for column, segment in enumerate(predicted):
         if segment.category in crowd_of:

@@ -140,7 +140,7 @@ class Matching:
         is_ignored = base | ~objects
         matches = self.outcome.matches.copy()
         for group in self._groups:
-            # Who gets what only depends on which objects are preferred to which.
+            # The assignment depends only on which objects take precedence over which.
             flags = is_ignored[group.objects]
             if flags.any() and not (flags.all() and not base[group.objects].any()):
                 matches[:, group.detections] = self._assigned(group, is_ignored)

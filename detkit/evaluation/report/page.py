@@ -32,7 +32,7 @@ def html_page(report: Mapping[str, Any], gallery: Mapping[str, Any]) -> str:
     }
     for name, file in _PARTS.items():
         parts[name] = (_FOLDER / file).read_text(encoding="utf-8")
-    # One pass, so that nothing that is put in is searched again.
+    # In one pass, so that inserted text is not itself searched for placeholders.
     pieces = page.split("{{")
     filled = [pieces[0]]
     for piece in pieces[1:]:

@@ -70,8 +70,8 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         raise ConfigError(f"MODEL.RESNETS.STEM_OUT_CHANNELS: {error}") from error
     if resnets.CONV_WS:
         _standardize_weights(stem)
-    # Those that no map needs too, which `ResNet` leaves out: a seed then gives all that is built
-    # after the backbone the random numbers that it has in Detectron2.
+    # All stages, though `ResNet` drops those that no map needs: with the same seed, whatever is
+    # built after the backbone then draws the same random numbers as in Detectron2.
     stages = []
     in_channels = stem.out_channels
     for index in range(resnets.NUM_STAGES):

@@ -58,7 +58,7 @@ def read_hugging_face(
         rows, named = _parquet_rows(files)
         folder = Path("/")
     found = Collected(str(folder if file.is_file() else root), str(folder))
-    # Of names in the files, `classes` may select some.
+    # `classes` may select some of the names in the files.
     numbered = classes if named is None and _has_numbers(rows) else named
     found.names = list(numbered or ()) or None
     paths = [os.path.join(folder, row["file_name"]) for _, row in rows]
