@@ -507,8 +507,8 @@ _key("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", False,
      "Train later heads on the predicted boxes instead of the proposals.")
 _key("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False, "A sigmoid per class instead of a softmax (LVIS).")
 _key("MODEL.ROI_BOX_HEAD.LOSS", "ce",
-     "detkit: loss of the classes: cross entropy, or focal, which gives little weight to regions that"
-     " are classified well already. Lin et al. 2017, arXiv 1708.02002.",
+     "detkit: loss of the classes: cross entropy, or focal, which gives little weight to what is"
+     " classified well already. Lin et al. 2017, arXiv 1708.02002.",
      choices=("ce", "focal"))
 _key("MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA", 2.0, "detkit: exponent of the focal loss.",
      minimum=0, needs=("MODEL.ROI_BOX_HEAD.LOSS", "focal"))
