@@ -33,9 +33,7 @@ _BAD = f"Get the file again, or leave it out: {_FIX}; DATALOADER.ON_BAD_IMAGE: s
 KINDS: dict[str, Kind] = {
     # What readers say.
     "unreadable-data-set": Kind(
-        "error",
-        "The data set cannot be read",
-        "Correct what the message names.",
+        "error", "The data set cannot be read", "Correct what the message names."
     ),
     "empty-data-set": Kind(
         "error",
@@ -45,19 +43,13 @@ KINDS: dict[str, Kind] = {
     "reader-warning": Kind("warning", "The reader of the format warns", "See the message."),
     "broken-image-entry": Kind("error", "The entry of an image cannot be used", _DROP),
     "unknown-image-id": Kind(
-        "error",
-        "Annotations name an image that the file does not list",
-        _DROP,
+        "error", "Annotations name an image that the file does not list", _DROP
     ),
     "unknown-category-id": Kind(
-        "error",
-        "Annotations name a category that the file does not list",
-        _DROP,
+        "error", "Annotations name a category that the file does not list", _DROP
     ),
     "repeated-annotation-id": Kind(
-        "error",
-        "Ids of annotations repeat or are no ids",
-        f"Number them anew: {_FIX}.",
+        "error", "Ids of annotations repeat or are no ids", f"Number them anew: {_FIX}."
     ),
     "broken-box": Kind("error", "An object has no usable box", _DROP),
     "broken-row": Kind("error", "A row or a shape cannot be used", _DROP),
@@ -77,9 +69,7 @@ KINDS: dict[str, Kind] = {
         f"Correct them in the file; {_FIX} writes a copy without them.",
     ),
     "broken-flag": Kind(
-        "error",
-        "A flag is neither 0 nor 1",
-        f"Correct it in the file; {_FIX} writes 0.",
+        "error", "A flag is neither 0 nor 1", f"Correct it in the file; {_FIX} writes 0."
     ),
     "broken-area": Kind(
         "error",
@@ -105,10 +95,7 @@ KINDS: dict[str, Kind] = {
     ),
     "empty-file": Kind("error", "Image files are empty (0 bytes)", _BAD, "drop-image"),
     "not-an-image": Kind(
-        "error",
-        "Files are no images, or of an unknown format",
-        _BAD,
-        "drop-image",
+        "error", "Files are no images, or of an unknown format", _BAD, "drop-image"
     ),
     "damaged-image": Kind("error", "Image files are damaged or truncated", _BAD, "drop-image"),
     "too-many-pixels": Kind(
@@ -129,9 +116,7 @@ KINDS: dict[str, Kind] = {
         "Rename the files; detkit reads them by their content, other tools may not.",
     ),
     "bit-depth": Kind(
-        "warning",
-        "Images of 16 bits are read as 8 bits",
-        "INPUT.FORMAT: RAW keeps all bits.",
+        "warning", "Images of 16 bits are read as 8 bits", "INPUT.FORMAT: RAW keeps all bits."
     ),
     "exif-orientation": Kind(
         "note",
@@ -155,10 +140,7 @@ KINDS: dict[str, Kind] = {
         "INPUT.REDUCED_JPEG: True, or save them smaller: most of the time of loading is decoding.",
     ),
     "blank-image": Kind(
-        "warning",
-        "Images have one value in all pixels",
-        f"Leave them out: {_FIX}.",
-        "drop-image",
+        "warning", "Images have one value in all pixels", f"Leave them out: {_FIX}.", "drop-image"
     ),
     "size-differs": Kind(
         "error",
@@ -225,9 +207,7 @@ KINDS: dict[str, Kind] = {
         "drop-object",
     ),
     "unknown-class": Kind(
-        "error",
-        "Objects have classes that are not listed",
-        f"Correct the names, or {_CLASSES}.",
+        "error", "Objects have classes that are not listed", f"Correct the names, or {_CLASSES}."
     ),
     "class-names-differ": Kind(
         "error",
@@ -245,9 +225,7 @@ KINDS: dict[str, Kind] = {
         f"Give objects of one class one name, or {_CLASSES}.",
     ),
     "class-without-objects": Kind(
-        "warning",
-        "Classes have no object",
-        f"Add some, or leave the class out: {_CLASSES}.",
+        "warning", "Classes have no object", f"Add some, or leave the class out: {_CLASSES}."
     ),
     "class-not-trained": Kind(
         "warning",
@@ -262,10 +240,7 @@ KINDS: dict[str, Kind] = {
     # Boxes.
     "box-not-finite": Kind("error", "Boxes are not finite", _DROP, "drop-object"),
     "box-without-area": Kind(
-        "warning",
-        "Boxes have no area; training leaves them out",
-        _DROP,
-        "drop-object",
+        "warning", "Boxes have no area; training leaves them out", _DROP, "drop-object"
     ),
     "box-outside": Kind(
         "warning",
@@ -291,10 +266,7 @@ KINDS: dict[str, Kind] = {
         " `normalized: true` in the entry of a csv under DATASETS.REGISTER.",
     ),
     "doubled-box": Kind(
-        "warning",
-        "An object is annotated twice",
-        f"Keep one of each: {_FIX}.",
-        "drop-object",
+        "warning", "An object is annotated twice", f"Keep one of each: {_FIX}.", "drop-object"
     ),
     "contradicting-box": Kind("warning", "One box has two classes", "Keep the right one."),
     "whole-image-box": Kind(
@@ -334,9 +306,7 @@ KINDS: dict[str, Kind] = {
     ),
     # Against the config.
     "only-crowds": Kind(
-        "warning",
-        "All objects are regions of crowds",
-        "Set iscrowd to 0 for single objects.",
+        "warning", "All objects are regions of crowds", "Set iscrowd to 0 for single objects."
     ),
     "empty-image": Kind(
         "note",
@@ -354,9 +324,7 @@ KINDS: dict[str, Kind] = {
         "Raise TEST.KEYPOINT_DETECTIONS_PER_IMAGE.",
     ),
     "anchor-recall": Kind(
-        "warning",
-        "Anchors miss objects that others would meet",
-        "Set MODEL.ANCHOR_GENERATOR.",
+        "warning", "Anchors miss objects that others would meet", "Set MODEL.ANCHOR_GENERATOR."
     ),
 }
 
