@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.config import get_cfg
 from detkit.engine import DefaultTrainer, SimpleTrainer
 from detkit.modeling import build_model
-from detkit.structures import Boxes, Instances
-from tests.engine.toy import Toy
+from tests.engine.toy import Toy, group_norm_cfg, labelled_images
 
 
 def trained(model, data, steps, **kwargs):
@@ -75,40 +73,17 @@ def test_processes_exchange_gradients_once_per_iteration(tmp_path):
     torch.testing.assert_close(model.module.state_dict(), alone.model.state_dict())
 
 
-def group_norm_cfg():
-    """Faster R-CNN with group norm that samples every anchor and proposal: as many in each image, at no random."""
-    cfg = get_cfg()
-    cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")
-    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = (
-        18,
-        "GN",
-        64,
-    )
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.NMS_THRESH = 100000, 1.0
+def few_proposals_cfg():
+    """As many proposals in each image, and none dropped: nothing is drawn at random."""
+    cfg = group_norm_cfg()
+    cfg.MODEL.RPN.NMS_THRESH, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 1.0, 1000
     cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 12
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1000, 1.0
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 3, 32
     return cfg
-
-
-def labelled_images(count):
-    generator = torch.Generator().manual_seed(4)
-    batch = []
-    for i in range(count):
-        corner = torch.randint(0, 20, (2, 2), generator=generator)
-        boxes = torch.cat([corner, corner + 30 + i], 1).float()
-        instances = Instances((64, 64), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([i % 3, 2]))
-        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": 64, "width": 64})
-    return batch
 
 
 def gradients(data, accum_steps):
     torch.manual_seed(0)
-    model = build_model(group_norm_cfg())
+    model = build_model(few_proposals_cfg())
     trainer = SimpleTrainer(
         model, data, torch.optim.SGD(model.parameters(), lr=0.0), accum_steps=accum_steps
     )

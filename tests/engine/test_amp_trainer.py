@@ -6,8 +6,7 @@ from detkit.config import get_cfg
 from detkit.engine import AMPTrainer, DefaultTrainer, SimpleTrainer
 from detkit.modeling import build_model
 from detkit.solver import maybe_add_gradient_clipping
-from detkit.structures import Boxes, Instances
-from tests.engine.toy import Toy
+from tests.engine.toy import Toy, group_norm_cfg, labelled_images
 
 STEPS = 20
 ON_GPU = [
@@ -130,40 +129,10 @@ def test_loss_that_is_not_finite_is_not_left_to_the_scaler():
         trainer.train(0, 1)
 
 
-def small_cfg():
-    cfg = get_cfg()
-    cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")
-    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 0
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = (
-        18,
-        "GN",
-        64,
-    )
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 400, 200
-    # Every anchor and proposal is sampled: what differs is the precision, not the draw.
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 100000
-    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 3, 32
-    return cfg
-
-
-def labelled_images():
-    generator = torch.Generator().manual_seed(4)
-    batch = []
-    for i in range(2):
-        corner = torch.randint(0, 20, (2, 2), generator=generator)
-        boxes = Boxes(torch.cat([corner, corner + 30 + i], 1).float())
-        instances = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([i % 3, 2]))
-        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances, "height": 64, "width": 64})
-    return batch
-
-
 def total_losses(trainer_class, device="cpu", **kwargs):
     torch.manual_seed(0)
-    cfg = small_cfg()
+    cfg = group_norm_cfg()
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 400, 200
     cfg.MODEL.DEVICE = device
     model = build_model(cfg)
     types = set()
@@ -171,7 +140,7 @@ def total_losses(trainer_class, device="cpu", **kwargs):
         lambda m, i, o: types.update(p.proposal_boxes.tensor.dtype for p in o[0])
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
-    trainer = trainer_class(model, [labelled_images()] * STEPS, optimizer, **kwargs)
+    trainer = trainer_class(model, [labelled_images(2)] * STEPS, optimizer, **kwargs)
     trainer.train(0, STEPS)
     assert types == {torch.float32}
     return torch.tensor([value for value, _ in trainer.storage.history("total_loss").values()])

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from detkit.config import get_cfg
 from detkit.engine import SimpleTrainer, hooks
+from detkit.structures import Boxes, Instances
 
 
 class Toy(nn.Module):
@@ -45,3 +47,31 @@ def with_schedule(trainer):
     trainer.scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.9)
     trainer.register_hooks([hooks.LRScheduler(trainer.optimizer, trainer.scheduler)])
     return trainer
+
+
+def group_norm_cfg():
+    """Faster R-CNN with group norm, whose images do not depend on each other."""
+    cfg = get_cfg()
+    cfg.merge_from_file("detkit://Base-RCNN-FPN.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 0
+    resnets = cfg.MODEL.RESNETS
+    resnets.DEPTH, resnets.NORM, resnets.RES2_OUT_CHANNELS = 18, "GN", 64
+    resnets.STRIDE_IN_1X1 = False
+    cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS = "GN", 32
+    # Every anchor and proposal is sampled.
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 100000
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 3, 32
+    return cfg
+
+
+def labelled_images(count):
+    generator = torch.Generator().manual_seed(4)
+    batch = []
+    for i in range(count):
+        corner = torch.randint(0, 20, (2, 2), generator=generator)
+        boxes = Boxes(torch.cat([corner, corner + 30 + i], 1).float())
+        instances = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([i % 3, 2]))
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": 64, "width": 64})
+    return batch

@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling import FCOSHead, build_model
 from detkit.structures import Boxes, Instances
+from tests.configs import cfg_with
 from tests.helpers import slow_focal_loss, slow_pairwise_iou
 from tests.modeling.meta_arch.two_levels import SIZE, K, inputs
 
 
 def make(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.META_ARCHITECTURE": "FCOS",
@@ -25,7 +24,7 @@ def make(*overrides):
         "MODEL.FCOS.PRIOR_PROB": 0.2,
         "MODEL.PIXEL_STD": [50.0, 50.0, 50.0],
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    cfg = cfg_with(options, overrides)
     torch.manual_seed(0)
     return build_model(cfg)
 

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from detkit.structures import Boxes, Instances
+from tests.configs import cfg_with
 from tests.modeling.meta_arch.two_levels import K, inputs
 
 
 def config(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.BACKBONE.NAME": "TwoConvolutions",
@@ -30,8 +29,7 @@ def config(*overrides):
         "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
         "MODEL.PIXEL_STD": [50.0, 50.0, 50.0],
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
-    return cfg
+    return cfg_with(options, overrides)
 
 
 def make(*overrides):

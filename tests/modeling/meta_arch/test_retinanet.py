@@ -10,12 +10,12 @@ from detkit.layers import CycleBatchNormList, ShapeSpec
 from detkit.modeling import RetinaNetHead, build_model
 from detkit.structures import Boxes
 from detkit.utils.events import EventStorage
+from tests.configs import cfg_with
 from tests.helpers import slow_focal_loss, slow_match, slow_pairwise_iou
 from tests.modeling.meta_arch.two_levels import SIZE, K, inputs
 
 
 def make(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.META_ARCHITECTURE": "RetinaNet",
@@ -27,7 +27,7 @@ def make(*overrides):
         "MODEL.RETINANET.PRIOR_PROB": 0.2,
         "MODEL.PIXEL_STD": [50.0, 50.0, 50.0],
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    cfg = cfg_with(options, overrides)
     torch.manual_seed(0)
     return build_model(cfg)
 

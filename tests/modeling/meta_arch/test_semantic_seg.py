@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling import (
     BACKBONE_REGISTRY,
@@ -16,6 +15,7 @@ from detkit.modeling import (
     build_model,
     build_sem_seg_head,
 )
+from tests.configs import cfg_with
 
 K, IGNORED = 4, 255
 SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3, 4)}
@@ -43,7 +43,6 @@ class ThreeLevels(Backbone):
 
 
 def config(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
@@ -53,8 +52,7 @@ def config(*overrides):
         "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
         "MODEL.PIXEL_STD": [50.0, 50.0, 50.0],
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
-    return cfg
+    return cfg_with(options, overrides)
 
 
 def make(*overrides):

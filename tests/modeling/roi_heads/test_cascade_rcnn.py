@@ -3,21 +3,20 @@
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, build_roi_heads
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes
 from detkit.utils.events import EventStorage
+from tests.configs import cfg_with
 from tests.helpers import random_boxes, slow_match, slow_pairwise_iou
+from tests.modeling.roi_heads.inputs import SIZE, K, batch, proposals, truth
 
-SIZE = (64, 96)
 SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
-K, S = 3, 3
+S = 3
 OBJECT = (6.0, 5.0, 26.0, 25.0)
 
 
 def config(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES": K,
@@ -30,8 +29,7 @@ def config(*overrides):
         "MODEL.ROI_BOX_HEAD.FC_DIM": 8,
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
-    return cfg
+    return cfg_with(options, overrides)
 
 
 def make(*overrides):
@@ -42,26 +40,6 @@ def make(*overrides):
             predictor.bbox_pred.weight, std=0.3
         )  # boxes that move from stage to stage
     return heads
-
-
-def batch(num_images=2):
-    torch.manual_seed(1)
-    images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
-    features = {"p2": torch.randn(num_images, 4, 16, 24), "p3": torch.randn(num_images, 4, 8, 12)}
-    return images, features
-
-
-def proposals(boxes=((5.0, 5, 25, 25), (30, 10, 90, 60), (0, 0, 96, 64))):
-    boxes = torch.as_tensor(boxes)
-    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
-
-
-def truth(*boxes):
-    return Instances(
-        SIZE,
-        gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
-        gt_classes=torch.arange(len(boxes)) % K,
-    )
 
 
 def test_names_of_weights_are_those_of_detectron2():

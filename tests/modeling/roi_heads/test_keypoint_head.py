@@ -10,6 +10,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import BaseKeypointRCNNHead, build_keypoint_head
 from detkit.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference, keypoint_rcnn_loss
 from detkit.structures import Boxes, Instances, Keypoints, heatmaps_to_keypoints
+from tests.configs import cfg_with
 from tests.helpers import slow_keypoint_cell
 
 SIZE = (40, 50)
@@ -39,13 +40,12 @@ def logits(count, seed=0, size=8):
 
 
 def make(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": K,
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [5, 6],
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    cfg = cfg_with(options, overrides)
     torch.manual_seed(0)
     return build_keypoint_head(cfg, ShapeSpec(channels=C, height=2, width=2))
 

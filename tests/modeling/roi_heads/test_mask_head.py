@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead, build_mask_head
 from detkit.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detkit.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detkit.utils.events import EventStorage
+from tests.configs import cfg_with
 
 SIZE = (40, 50)
 K, C = 3, 4
@@ -47,14 +47,13 @@ def detections(*classes):
 
 
 def make(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.ROI_HEADS.NUM_CLASSES": K,
         "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 6,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
+    cfg = cfg_with(options, overrides)
     torch.manual_seed(0)
     return build_mask_head(cfg, ShapeSpec(channels=C, height=7, width=7))
 

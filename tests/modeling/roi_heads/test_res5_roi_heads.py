@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import BottleneckBlock
 from detkit.modeling.roi_heads import build_roi_heads
 from detkit.structures import Boxes, ImageList, Instances, PolygonMasks
+from tests.configs import cfg_with
 from tests.helpers import slow_roi_align
 
 SIZE = (64, 96)
@@ -18,7 +18,6 @@ OBJECT = (6.0, 5.0, 40.0, 45.0)
 
 
 def config(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES": K,
@@ -28,8 +27,7 @@ def config(*overrides):
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
         "MODEL.RESNETS.WIDTH_PER_GROUP": 2,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
-    return cfg
+    return cfg_with(options, overrides)
 
 
 def make(*overrides):

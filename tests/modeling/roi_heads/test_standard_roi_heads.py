@@ -3,18 +3,16 @@
 import pytest
 import torch
 
-from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import StandardROIHeads, build_roi_heads
-from detkit.structures import Boxes, ImageList, Instances, Keypoints, PolygonMasks
+from detkit.structures import Boxes, Instances, Keypoints, PolygonMasks
+from tests.configs import cfg_with
+from tests.modeling.roi_heads.inputs import SIZE, K, batch, proposals, truth
 
-SIZE = (64, 96)
 SHAPES = {"p2": ShapeSpec(channels=4, stride=4), "p3": ShapeSpec(channels=4, stride=8)}
-K = 3
 
 
 def config(*overrides):
-    cfg = get_cfg()
     options = {
         "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES": K,
@@ -30,30 +28,12 @@ def config(*overrides):
         "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 2,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 2,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair] + list(overrides))
-    return cfg
+    return cfg_with(options, overrides)
 
 
 def make(*overrides):
     torch.manual_seed(0)
     return build_roi_heads(config(*overrides), SHAPES)
-
-
-def batch(num_images=2):
-    torch.manual_seed(1)
-    images = ImageList(torch.zeros(num_images, 3, *SIZE), [SIZE] * num_images)
-    features = {"p2": torch.randn(num_images, 4, 16, 24), "p3": torch.randn(num_images, 4, 8, 12)}
-    return images, features
-
-
-def proposals(*boxes):
-    boxes = torch.tensor(boxes or [[5.0, 5, 25, 25], [30, 10, 90, 60], [0, 0, 96, 64]])
-    return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
-
-
-def truth(*boxes):
-    classes = torch.arange(len(boxes)) % K
-    return Instances(SIZE, gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)), gt_classes=classes)
 
 
 OBJECT = (6.0, 5.0, 26.0, 25.0)
