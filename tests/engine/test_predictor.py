@@ -1,6 +1,7 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,29 @@ def test_config_in_a_checkpoint_is_read_like_a_file(text, message, tmp_path):
     torch.save({"model": {"weight": torch.zeros(1)}, "config": text}, path)
     with pytest.raises(UserError, match=f"any.pth.*{message}"):
         config_of_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "expected"),
+    [
+        pytest.param("runs/first", "runs/first", id="its own"),
+        pytest.param("./runs/second/../first", "./runs/second/../first", id="its own, spelt out"),
+        pytest.param("elsewhere", "runs/first/eval", id="another"),
+        pytest.param("/etc", "runs/first/eval", id="of the system"),
+        pytest.param("~", "runs/first/eval", id="home"),
+    ],
+)
+def test_checkpoint_does_not_choose_the_folder_that_is_written_to(
+    output_dir, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path("runs/first/model.pth")
+    path.parent.mkdir(parents=True)
+    state = {"model": {"weight": torch.zeros(1)}, "config": f"OUTPUT_DIR: '{output_dir}'"}
+    torch.save(state, path)
+    assert Path(config_of_checkpoint(str(path)).OUTPUT_DIR).absolute() == tmp_path / expected
+    (path.parent / "config.yaml").write_text("OUTPUT_DIR: chosen")
+    assert config_of_checkpoint(str(path), "runs/first/config.yaml").OUTPUT_DIR == "chosen"
 
 
 @pytest.mark.parametrize("is_beside", [False, True])
