@@ -17,7 +17,6 @@ Legend: K classes.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,13 +25,11 @@ from detkit.data.datasets.lvis import lvis_categories
 from detkit.evaluation.coco.evaluator import NOUNS, COCOEvaluator
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth, image_numbers
 from detkit.evaluation.coco.results import coco_metrics
+from detkit.evaluation.coco.scoring import ClassEntries, class_entries, score_classes
 from detkit.evaluation.detections import ImageDetections
 from detkit.evaluation.testing import metrics_table
 from detkit.structures import ImageRecord
 from detkit.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from detkit.evaluation.coco.scoring import ClassEntries
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +90,6 @@ class LVISEvaluator(COCOEvaluator):
         self._classes_by_frequency = _classes_by_frequency(truth)
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
-        # Here, as in `COCOEvaluator`: it is slow to import.
-        from detkit.evaluation.coco.scoring import class_entries, score_classes
-
         truth, protocol = self._ground_truth, self._protocol
         # Over all classes together, unlike COCO's limit, so before they are scored one by one.
         best = [best_detections(detections_i, protocol.max_dets) for detections_i in detections]
@@ -114,8 +108,8 @@ class LVISEvaluator(COCOEvaluator):
         return metrics
 
     def _federated(
-        self, classes: Iterator["tuple[ClassEntries, ClassEntries]"]
-    ) -> Iterator["tuple[ClassEntries, ClassEntries]"]:
+        self, classes: Iterator[tuple[ClassEntries, ClassEntries]]
+    ) -> Iterator[tuple[ClassEntries, ClassEntries]]:
         """Apply LVIS's rules about images that are annotated for some classes only."""
         for category_id, (objects, detections) in zip(
             self._ground_truth.category_ids, classes, strict=True
@@ -126,7 +120,7 @@ class LVISEvaluator(COCOEvaluator):
             incomplete = self._not_exhaustive.get(category_id, set())
             kept = [entry for entry in detections if entry["image_id"] in annotated]
             for entry in kept:
-                # Read by the C++ code: an unmatched detection with this mark is ignored.
+                # Read by `score_class`: an unmatched detection with this mark is ignored.
                 entry["lvis_mark"] = entry["image_id"] in incomplete
             # Records may have it from another format, and objects without a mask got it above.
             for entry in objects:

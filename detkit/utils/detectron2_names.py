@@ -118,7 +118,7 @@ RENAMED: dict[str, str] = {
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"
     ),
     "evaluation.coco_evaluation.COCOevalMaxDets": "faster_coco_eval.COCOeval_faster",
-    "evaluation.fast_eval_api.COCOeval_opt": "evaluation.coco.scoring.COCOeval_opt",
+    "evaluation.fast_eval_api.COCOeval_opt": "evaluation.coco.fast_eval.COCOeval_opt",
     "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.Linear": "torch.nn.Linear",

@@ -34,6 +34,7 @@ from detkit.evaluation.coco.results import (
     coco_recalls,
     coco_result_dicts,
 )
+from detkit.evaluation.coco.scoring import score_detections
 from detkit.evaluation.collector import ImageCollector
 from detkit.evaluation.detections import (
     ImageDetections,
@@ -321,9 +322,6 @@ class COCOEvaluator(DatasetEvaluator):
         return tasks
 
     def _evaluate_task(self, task: str, detections: list[ImageDetections]) -> dict[str, float]:
-        # Here, since faster-coco-eval imports OpenCV, which takes longer than all of detkit.
-        from detkit.evaluation.coco.scoring import score_detections
-
         truth, protocol = self._ground_truth, self._protocol
         if task == "keypoints":
             self._check_keypoints_of_objects()

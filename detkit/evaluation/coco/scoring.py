@@ -1,57 +1,38 @@
 """COCO's average precision and recall of boxes, masks and keypoints.
 
-The numbers come from faster-coco-eval, a C++ port of pycocotools that computes the same ones:
-`tests/evaluation` compares all of them on random data with crowds, ties, empty images and more than
-a hundred detections. What the tests found, and this file takes care of (version 1.8):
+Each class is scored by `class_scores`. `tests/evaluation` compares all numbers with those of
+pycocotools, on random data with crowds, ties, empty images and more than a hundred detections. What
+matters in them:
 
-- Image and category ids become double precision numbers in C++: above 2**53 they collide, and
-  strings fail. Here images and classes are numbered from 1.
-- An annotation without `area` counts as area 0, so as small, where pycocotools fails; a NaN box
-  gives other numbers than pycocotools. The exporter always writes an area, and detections that are
-  not finite are refused.
-- `COCO(dict)` does not copy the annotations and writes `ignore` into them, and `loadRes` writes a
-  polygon of eight numbers into every detection. It gets dicts of its own, and no `loadRes`.
-- Annotation id 0 means "not matched", as in pycocotools.
-- `summarize` logs a table of its own, and its list of numbers changes with the limits. It is not
-  used: `CocoScores` reads the arrays, whose layout does not change.
 - Equal scores keep their order within an image, then the order of the image ids: so images are
   numbered in rising order of their ids in the data set, as pycocotools sorts them.
-- Masks of different sizes have overlap -1 without an error, in pycocotools as well. All masks are
-  compressed by pycocotools' own code, and have the size of the image.
+- Masks of different sizes have overlap -1 without an error. All masks are compressed by
+  pycocotools' own code, and have the size of the image.
 - A detection's area decides whether it counts where it matches nothing: that of its mask for masks,
   as Detectron2 arranges it, and of its box for boxes and keypoints.
 - An object without labelled keypoints is ignored: it costs nothing to miss, and detections near it
   are not wrong.
-- An unmatched detection with `lvis_mark` is ignored, which is what LVIS's metric needs.
 
 Legend: T overlap thresholds, P recall points, A area ranges, L detection limits, J keypoints of one
     object.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_util
-from pycocotools.cocoeval import COCOeval
 
+from detkit.evaluation.coco.class_scores import ClassEntries, score_class
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth, image_numbers
 from detkit.evaluation.coco.results import (
-    RECALL_POINTS,
     CocoProtocol,
     CocoScores,
     boxes_xywh,
     keypoints_flat,
 )
-from detkit.evaluation.detections import ImageDetections, exact_iou
+from detkit.evaluation.detections import ImageDetections
 from detkit.utils.env import garbage_collection_off
-
-logger = logging.getLogger(__name__)
-
-ClassEntries = list[dict[str, Any]]
-"""Objects or detections of one class, as the C++ code takes them."""
 
 
 def score_detections(
@@ -85,7 +66,7 @@ def score_classes(
     # With 190 thousand detections, as many small dicts: 2.4 instead of 3.6 s.
     with garbage_collection_off():
         for objects, detections in classes:
-            precision, recall = _score_class(objects, detections, protocol, task)
+            precision, recall = score_class(objects, detections, protocol, task)
             precisions.append(precision)
             recalls.append(recall)
     return CocoScores(
@@ -122,7 +103,7 @@ def _object_entry(
     task: str,
     protocol: CocoProtocol,
 ) -> dict[str, Any]:
-    """Return a copy of an annotation, since C++ writes into it, with what the task compares."""
+    """Return what a task compares of an annotation."""
     entry = {key: annotation[key] for key in ("bbox", "area", "iscrowd")}
     entry["image_id"] = numbers[annotation["image_id"]]
     if task == "segm":
@@ -180,79 +161,3 @@ def mask_areas(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     blocks: list[Any] = [masks[start : start + 255] for start in range(0, len(masks), 255)]
     areas = [mask_util.area(block) for block in blocks]
     return np.concatenate([np.zeros(0), *areas])
-
-
-def _score_class(
-    objects: ClassEntries, detections: ClassEntries, protocol: CocoProtocol, task: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return precision (T, P, A, L) and recall (T, A, L) of one class."""
-    area_ranges, limits = protocol.area_ranges_of(task), protocol.limits(task)
-    if not objects:
-        # -1, as COCO marks what has no ground truth.
-        shape = (len(protocol.iou_thresholds), len(RECALL_POINTS), len(area_ranges), len(limits))
-        return np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
-    # Images with neither objects nor detections of the class would change nothing.
-    images = sorted({entry["image_id"] for entry in (*objects, *detections)})
-    evaluation_class = COCOeval_faster if len(objects[0]["bbox"]) == 4 else _RotatedCOCOeval
-    evaluation = evaluation_class(
-        _coco_index(objects, images),
-        _coco_index(detections, images),
-        iouType=cast(Any, task),
-        print_function=logger.debug,
-    )
-    evaluation.params.iouThrs = np.array(protocol.iou_thresholds)
-    evaluation.params.recThrs = RECALL_POINTS
-    evaluation.params.areaRng = [list(area_range) for area_range in area_ranges.values()]
-    evaluation.params.areaRngLbl = list(area_ranges)
-    evaluation.params.maxDets = limits
-    # For keypoints it takes the classes from the objects, which are the same here.
-    evaluation.params.catIds = [1]
-    evaluation.params.kpt_oks_sigmas = np.array(protocol.oks_sigmas)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
-
-
-class COCOeval_opt(COCOeval_faster):
-    """What Detectron2 calls a `COCOeval` in C++: with the summary, and `stats`, of pycocotools."""
-
-    def summarize(self) -> None:
-        """Print the twelve numbers, ten of keypoints, as `pycocotools.cocoeval` does."""
-        COCOeval.summarize(cast(Any, self))
-
-
-class _RotatedCOCOeval(COCOeval_faster):
-    """The same with the overlaps of boxes XYWHA."""
-
-    def computeIoU(self, imgId: int, catId: int) -> Any:
-        """Return the (N, M) overlaps of detections, in falling order of score, with objects."""
-        objects, detections = (
-            data.get_instances([imgId], [catId], True)[0][0]
-            for data in (self.gt_dataset, self.dt_dataset)
-        )
-        if not objects or not detections:
-            return []
-        order = np.argsort([-d["score"] for d in detections], kind="stable")
-        detections = [detections[i] for i in order[: self.params.maxDets[-1]]]
-        boxes, truth = (np.array([o["bbox"] for o in all_]) for all_ in (detections, objects))
-        iou = exact_iou(boxes, truth)
-        # What lies in a crowd counts by its own area: the shared area over that of the detection.
-        area, truth_area = boxes[:, 2:4].prod(axis=1)[:, None], truth[:, 2:4].prod(axis=1)
-        covered = iou * (area + truth_area) / (1 + iou) / np.maximum(area, 1e-12)
-        return np.where([bool(o["iscrowd"]) for o in objects], covered, iou)
-
-
-def _coco_index(entries: ClassEntries, images: Sequence[int]) -> COCO:
-    """Index the entries of one class, which get ids and which the evaluation writes into."""
-    # Counted from 1: id 0 means "not matched".
-    for number, entry in enumerate(entries, start=1):
-        entry["id"] = number
-        entry["category_id"] = 1
-    return COCO(
-        {
-            # Masks are compressed already, so that the sizes are not used; they have to be there.
-            "images": [{"id": number, "height": 0, "width": 0} for number in images],
-            "categories": [{"id": 1, "name": "class"}],
-            "annotations": entries,
-        }
-    )

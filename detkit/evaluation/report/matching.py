@@ -1,8 +1,8 @@
 """The one matching of detections and objects that all numbers of the error report come from.
 
-It assigns as COCO's evaluation does. The C++ of `detkit.evaluation.coco.scoring` is faster, but
-tells who was given what at its lowest threshold only, knows no overlaps across classes, and leaves
-out objects by nothing but their area. AP from here equals that of `COCOEvaluator`: tests compare.
+It assigns as COCO's evaluation does. `detkit.evaluation.coco.class_scores` is faster, but tells
+nobody who was given what, knows no overlaps across classes, and leaves out objects by nothing but
+their area. AP from here equals that of `COCOEvaluator`: tests compare.
 
 Legend: N images, D detections and G objects of the data set, T thresholds; n and m of one image.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
+from detkit.evaluation.coco.class_scores import HIGHEST_THRESHOLD, keypoint_similarity
 from detkit.evaluation.coco.ground_truth import CocoGroundTruth
 from detkit.evaluation.coco.results import CocoProtocol
+from detkit.evaluation.coco.scoring import class_entries
 from detkit.evaluation.detections import ImageDetections
-
-_HIGHEST_THRESHOLD = 1 - 1e-10  # COCO's: an overlap of 1 may be rounded down
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Matching:
             for k in np.unique(object_classes):
                 objects = np.flatnonzero(object_classes == k)
                 # Most detections overlap nothing of their class.
-                is_near = overlaps[:, objects].max(axis=1) >= min(lowest, _HIGHEST_THRESHOLD)
+                is_near = overlaps[:, objects].max(axis=1) >= min(lowest, HIGHEST_THRESHOLD)
                 rows = np.flatnonzero(is_near & (classes == k))
                 if len(rows):
                     overlaps_k = overlaps[np.ix_(rows, objects)]
@@ -186,7 +186,7 @@ class Matching:
         Returns:
             (T, n) index of the object, or -1.
         """
-        thresholds = np.minimum(np.array(self.protocol.iou_thresholds), _HIGHEST_THRESHOLD)
+        thresholds = np.minimum(np.array(self.protocol.iou_thresholds), HIGHEST_THRESHOLD)
         overlaps, is_crowd = group.overlaps, self.objects.is_crowd[group.objects]
         given = np.full((len(thresholds), len(overlaps)), -1)
         is_free = np.ones((len(thresholds), len(group.objects)), dtype=bool)
@@ -224,42 +224,6 @@ class Matching:
         return np.asarray(overlaps)
 
 
-def keypoint_similarity(
-    found: np.ndarray,
-    there: np.ndarray,
-    boxes: np.ndarray,
-    areas: np.ndarray,
-    sigmas: Sequence[float],
-) -> np.ndarray:
-    """Compute the object keypoint similarity (OKS).
-
-    Source: COCO, https://cocodataset.org/#keypoints-eval.
-
-    Args:
-        found: (n, 3 J) predicted keypoints.
-        there: (m, 3 J) labelled ones; those of visibility 0 do not count.
-        boxes: (m, 4) XYWH of the objects.
-        areas: (m,) of the objects.
-        sigmas: (J,) spread of each keypoint.
-
-    Returns:
-        (n, m) in [0, 1]. For an object without a labelled keypoint, how close the predicted ones
-        are to twice its box, by which COCO leaves out detections near it.
-    """
-    points = found.reshape(len(found), 1, -1, 3)[..., :2]
-    labelled = there.reshape(1, len(there), -1, 3)
-    is_labelled = np.asarray(labelled[..., 2] > 0)
-    low = boxes[:, None, :2] - boxes[:, None, 2:]
-    high = boxes[:, None, :2] + 2 * boxes[:, None, 2:]
-    outside = np.maximum(low[None] - points, 0) + np.maximum(points - high[None], 0)
-    has_any = np.asarray(is_labelled.any(axis=2, keepdims=True))
-    offsets = np.where(has_any[..., None], points - labelled[..., :2], outside)
-    variances = (np.array(sigmas) * 2) ** 2
-    exponents = (offsets**2).sum(axis=3) / variances / (areas[:, None] + np.spacing(1)) / 2
-    counts = is_labelled | ~has_any
-    return (np.exp(-exponents) * counts).sum(axis=2) / counts.sum(axis=2)
-
-
 def _items(
     truth: CocoGroundTruth,
     detections: Sequence[ImageDetections],
@@ -267,9 +231,6 @@ def _items(
     task: str,
 ) -> tuple[Items, Items]:
     """Return the objects and the detections that are scored."""
-    # Here, since faster-coco-eval imports OpenCV, which takes longer than all of detkit.
-    from detkit.evaluation.coco.scoring import class_entries
-
     objects: list[tuple[int, dict[str, Any]]] = []
     found: list[tuple[int, dict[str, Any]]] = []
     for class_id, (objects_k, found_k) in enumerate(

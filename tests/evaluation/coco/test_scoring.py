@@ -16,8 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
-from detkit.evaluation.coco.results import coco_recalls
-from detkit.evaluation.coco.scoring import COCOeval_opt, mask_areas, score_detections
+from detkit.evaluation.coco import class_scores
+from detkit.evaluation.coco.results import CocoProtocol, coco_recalls
+from detkit.evaluation.coco.scoring import mask_areas, score_detections
 from detkit.structures import Boxes, BoxMode, Instances, bitmask_to_rle
 
 SIZE = (90, 120)
@@ -183,6 +184,41 @@ def test_all_numbers_of_masks_and_keypoints_are_those_of_pycocotools(seed, regis
         valid = expected[0][:, :, :, 0, -1]
         mean = 100 * valid[valid > -1].mean() if (valid > -1).any() else math.nan
         np.testing.assert_allclose(results[task]["AP"], mean, atol=1e-9)
+
+
+@pytest.mark.parametrize("pairs_at_a_time", [1, 5])
+def test_boxes_score_alike_however_many_pairs_at_a_time(pairs_at_a_time, register, monkeypatch):
+    records, outputs = random_problem(0)
+    name = register(records, CLASSES)
+    whole = run(COCOEvaluator(name, ["bbox"]), outputs)["bbox"]
+    monkeypatch.setattr(class_scores, "_PAIRS_AT_A_TIME", pairs_at_a_time)
+    assert run(COCOEvaluator(name, ["bbox"]), outputs)["bbox"] == pytest.approx(whole, nan_ok=True)
+    assert 0 < whole["AP"] < 100
+
+
+def test_boxes_of_many_images_are_matched_by_as_many_operations_as_those_of_few(monkeypatch):
+    calls = []
+    lexsort, nonzero = np.lexsort, np.nonzero
+    monkeypatch.setattr(np, "lexsort", lambda keys: calls.append("sort") or lexsort(keys))
+    monkeypatch.setattr(np, "nonzero", lambda array: calls.append("turn") or nonzero(array))
+
+    def calls_of(num_images):
+        calls.clear()
+        box, images = {"bbox": [0.0, 0.0, 8.0, 8.0], "area": 64.0, "iscrowd": 0}, range(num_images)
+        objects = [{**box, "image_id": image} for image in images]
+        # Two overlap the object of each image, the third does not.
+        detections = [
+            {**box, "bbox": [x, 0.0, 8.0, 8.0], "score": 0.9 - x / 100, "image_id": image}
+            for image in images
+            for x in (0.0, 1.0, 20.0)
+        ]
+        precision, recall = class_scores.score_class(objects, detections, CocoProtocol(), "bbox")
+        assert (recall[:, 0] == 1).all()
+        assert precision[:, :, 0, -1].mean() == pytest.approx(1.0)
+        return calls.copy()
+
+    assert calls_of(1000) == calls_of(2)
+    assert calls.count("sort") == 6  # objects, detections, four area ranges
 
 
 def test_names_of_the_metrics_of_each_task(register):
@@ -443,34 +479,3 @@ def test_areas_of_any_number_of_masks(count):
     bitmaps = np.random.RandomState(0).rand(count, 5, 6) > 0.5
     masks = [bitmask_to_rle(bitmap) for bitmap in bitmaps]
     assert mask_areas(masks).tolist() == bitmaps.sum((1, 2)).tolist()
-
-
-@pytest.mark.parametrize("limits", [[1, 10, 100], [1, 3, 8]])
-def test_summary_under_detectron2s_name_is_that_of_pycocotools(limits, capsys):
-    images = [{"id": i, "height": 90, "width": 120} for i in (1, 2)]
-    truth = [
-        {"id": i + 1, "image_id": 1 + i % 2, "category_id": 1, "iscrowd": 0, "area": 400.0}
-        | {"bbox": [10.0 * i, 5.0, 20.0, 20.0]}
-        for i in range(6)
-    ]
-    found = [
-        {"image_id": 1 + i % 2, "category_id": 1, "bbox": [10.0 * i + 2, 5, 20, 20], "score": i / 9}
-        for i in range(9)
-    ]
-    summaries, stats = [], []
-    for kind in (COCOeval, COCOeval_opt):
-        coco = COCO()
-        coco.dataset = {"images": images, "categories": [{"id": 1}], "annotations": truth}
-        coco.dataset["info"] = {}
-        coco.createIndex()
-        evaluation = kind(coco, coco.loadRes(copy.deepcopy(found)), "bbox")
-        evaluation.params.maxDets = limits
-        evaluation.evaluate()
-        evaluation.accumulate()
-        capsys.readouterr()
-        evaluation.summarize()
-        summaries.append(capsys.readouterr().out)
-        stats.append(evaluation.stats)
-    assert "Average Precision" in summaries[0]
-    assert summaries[0] == summaries[1]
-    assert stats[0].tolist() == pytest.approx(stats[1].tolist())
