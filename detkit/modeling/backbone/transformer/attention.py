@@ -58,7 +58,7 @@ class DropPath(nn.Module):
         if self.drop_prob == 0 or not self.training:
             return x
         keep_prob = 1 - self.drop_prob
-        kept = x.new_empty((len(x), *[1] * (x.dim() - 1))).bernoulli_(keep_prob)
+        kept = x.new_empty((x.shape[0], *[1] * (x.dim() - 1))).bernoulli_(keep_prob)
         return x * kept.div_(keep_prob)
 
     def extra_repr(self) -> str:
@@ -99,23 +99,38 @@ def init_linear_layers(module: nn.Module) -> None:
 # -- windows
 
 
-def padded_to_windows(x: Tensor, side: int, fill: Tensor | None = None) -> Tensor:
+def num_windows(x: Tensor, side: int) -> tuple[int, int]:
+    """Return how many windows, begun ones too, lie along the height and the width of (N, H, W, C).
+
+    Args:
+        x: Tokens.
+        side: S
+    """
+    return (x.shape[1] + side - 1) // side, (x.shape[2] + side - 1) // side
+
+
+def padded_to_windows(
+    x: Tensor, side: int, fill: Tensor | None = None, count: tuple[int, int] | None = None
+) -> Tensor:
     """Pad (N, H, W, C) at the bottom and the right to whole windows.
 
     Args:
         x: Returned itself if its sides are multiples of `side`.
         side: S
         fill: (C,) value of the added tokens; None is zero.
+        count: `num_windows`, if it is known.
     """
     height, width = x.shape[1:3]
-    padding = (0, 0, 0, -width % side, 0, -height % side)
-    if not any(padding):
+    # Of the number of windows, from which `torch.export` sees that the sides are multiples.
+    rows, columns = count or num_windows(x, side)
+    below, right = rows * side - height, columns * side - width
+    if not isinstance(below, torch.SymInt) and not below and not right:
         return x
     if fill is None:
-        return F.pad(x, padding)
-    padded = fill.to(x.dtype).expand(len(x), height + padding[5], width + padding[3], -1).clone()
-    padded[:, :height, :width] = x
-    return padded
+        return F.pad(x, (0, 0, 0, right, 0, below))
+    fill = fill.to(x.dtype)
+    x = torch.cat([x, fill.expand(x.shape[0], height, right, -1)], dim=2)
+    return torch.cat([x, fill.expand(x.shape[0], below, columns * side, -1)], dim=1)
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -164,7 +179,7 @@ def absolute_positions(table: Tensor, has_cls_token: bool, size: tuple[int, int]
         table = table[:, 1:]
     side = round(table.shape[1] ** 0.5)
     grid = table.reshape(1, side, side, -1)
-    if size == (side, side):
+    if not isinstance(size[0], torch.SymInt) and size == (side, side):
         return grid
     resized = F.interpolate(
         grid.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False
@@ -181,14 +196,14 @@ def relative_positions(table: Tensor, num_queries: int, num_keys: int) -> Tensor
         num_keys: H or W of the keys; if one is a multiple of the other, coordinates are scaled to
             the finer one.
     """
-    count = 2 * max(num_queries, num_keys) - 1
-    if len(table) != count:
+    finer = torch.sym_max(num_queries, num_keys)
+    count = 2 * finer - 1
+    if isinstance(count, torch.SymInt) or len(table) != count:
         table = F.interpolate(table.T[None], size=count, mode="linear")[0].T
     device = table.device
-    query_scale, key_scale = max(num_keys / num_queries, 1.0), max(num_queries / num_keys, 1.0)
-    queries = torch.arange(num_queries, device=device)[:, None] * query_scale
-    keys = torch.arange(num_keys, device=device)[None] * key_scale
-    return table[(queries - keys + (num_keys - 1) * key_scale).long()]
+    queries = torch.arange(num_queries, device=device)[:, None] * finer // num_queries
+    keys = torch.arange(num_keys, device=device).flip(0)[None] * finer // num_keys
+    return table[queries + keys]
 
 
 def attention(
@@ -224,12 +239,9 @@ def attention(
         column_logits = torch.einsum("nhyxd,xcd->nhyxc", query, of_columns)
         # The kernel's own scale would apply to the positions, too.
         query, scale = torch.cat([query * scale, row_logits, column_logits], dim=-1), 1.0
-        one_hot = torch.zeros(
-            key_height, key_width, key_height + key_width, dtype=key.dtype, device=key.device
-        )
-        one_hot[..., :key_height] = torch.eye(key_height, device=key.device)[:, None]
-        one_hot[..., key_height:] = torch.eye(key_width, device=key.device)
-        key = torch.cat([key, one_hot.expand(*key.shape[:4], -1)], dim=-1)
+        rows = torch.eye(key_height, dtype=key.dtype, device=key.device)[:, None]
+        columns = torch.eye(key_width, dtype=key.dtype, device=key.device)
+        key = torch.cat([key, *(x.expand(*key.shape[:4], -1) for x in (rows, columns))], dim=-1)
         # The fast kernels want one number of channels; zeros are cheaper than the plain kernel
         # (training, 32 x 32 tokens on a CPU: 0.9 s for 1.6 s).
         value = F.pad(value, (0, key.shape[-1] - channels))

@@ -31,6 +31,7 @@ from detkit.modeling.backbone.transformer.attention import (
     drop_rates,
     from_windows,
     init_linear_layers,
+    num_windows,
     padded_to_windows,
     run_blocks,
     side_in_tokens,
@@ -90,7 +91,7 @@ class MultiScaleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, H / stride_q, W / stride_q, C out) of (N, H, W, C)."""
-        count = len(x)
+        count = x.shape[0]
         # (3, N * heads, H, W, D): every head is pooled as an image of its own.
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 4, 1, 2, 5)
         query, key, value = (
@@ -99,11 +100,15 @@ class MultiScaleAttention(nn.Module):
         pooled_query, size = query, (query.shape[1], query.shape[2])
         padded_size = size
         if self.query_window:
-            query = padded_to_windows(query, self.query_window)
+            # As many of keys as of queries.
+            windows = num_windows(query, self.query_window)
+            query = padded_to_windows(query, self.query_window, count=windows)
             padded_size = (query.shape[1], query.shape[2])
             query = to_windows(query, self.query_window)
             key, value = (
-                to_windows(padded_to_windows(part, self.key_window), self.key_window)
+                to_windows(
+                    padded_to_windows(part, self.key_window, count=windows), self.key_window
+                )
                 for part in (key, value)
             )
         positions = None

@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
         windows = to_windows(qkv, side).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = windows.permute(2, 0, 3, 1, 4)
         # The biases of a shifted image's windows are broadcast over the images.
-        images = (len(x), -1, *query.shape[2:]) if shift else query.shape
+        images = (x.shape[0], -1, *query.shape[2:]) if shift else query.shape
         attended = F.scaled_dot_product_attention(
             query.reshape(images), key.reshape(images), value.reshape(images), bias.to(query.dtype)
         ).reshape(query.shape)
@@ -108,9 +108,8 @@ def _apart(size: tuple[int, int], side: int, shift: int, device: torch.device) -
     """
     bounds = []
     for length in size:
-        region = torch.zeros(length, dtype=torch.long, device=device)
-        region[-side:-shift], region[-shift:] = 1, 2
-        bounds.append(region)
+        place = torch.arange(length, device=device)
+        bounds.append((place >= length - side).long() + (place >= length - shift))
     regions = (bounds[0][:, None] * 3 + bounds[1])[None, ..., None]
     of_window = to_windows(regions, side).flatten(1)
     return of_window[:, None] != of_window[:, :, None]
@@ -156,8 +155,8 @@ class PatchMerging(nn.Module):
         """Return (N, H / 2, W / 2, 2 C), rounded up, of (N, H, W, C)."""
         x = padded_to_windows(x, 2)
         # Columns before rows, an order that weights depend on.
-        parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(parts, dim=-1)))
+        parts = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(parts.flatten(3)))
 
 
 class SwinStage(nn.Module):
