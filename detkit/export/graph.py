@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.utils._pytree import tree_unflatten
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from detkit.layers import Conv2d, DeformConv, ModulatedDeformConv
 from detkit.layers.conv import fold
@@ -187,34 +188,118 @@ def fold_norms(model: nn.Module) -> None:
         layer.norm = None
 
 
+# Images that features are computed of where they depend on the size in ways that torch cannot prove
+# to be none: of less than a cell, between, and of several windows. (batch, height, width)
+_TRIED_SIZES = ((1, 9, 7), (3, 70, 130), (1, 200, 300), (2, 500, 290))
+
+
 def exported_program(
     graph: DetectorGraph, input_dtype: torch.dtype
 ) -> torch.export.ExportedProgram:
-    """Record the graph, for any number of images of any size."""
-    channels = len(graph.model.pixel_mean)
-    square = graph.model.backbone.padding_constraints.get("square_size", 0)
+    """Record the graph, for any number of images of any size.
+
+    Raises:
+        ExportError: A module cannot be recorded, or computes otherwise for some sizes.
+    """
+    with torch.no_grad(), _naming_the_module(graph.model):
+        features = _Features(graph)
+        try:
+            _recorded(features, graph, input_dtype)
+        except torch._dynamo.exc.UserError as error:
+            if not str(error).startswith("Constraints violated"):
+                raise
+        else:
+            return _recorded(graph, graph, input_dtype)
+        _check_sizes(features, _recorded(features, graph, input_dtype, is_proven=False))
+        return _recorded(graph, graph, input_dtype, is_proven=False)
+
+
+class _Features(nn.Module):
+    """The maps of the backbone."""
+
+    def __init__(self, graph: DetectorGraph) -> None:
+        super().__init__()
+        # Not as `graph`, which is what torch calls its own.
+        self.detector = graph
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> dict[str, Tensor]:
+        """Return the maps by name; see `DetectorGraph.forward`."""
+        batch = self.detector.preprocess(images, image_sizes)
+        return self.detector.model.backbone(batch.tensor)
+
+
+def _recorded(
+    module: nn.Module, graph: DetectorGraph, input_dtype: torch.dtype, is_proven: bool = True
+) -> torch.export.ExportedProgram:
+    """Record a module; if `is_proven`, torch refuses one that branches on a size."""
+    channels, square = len(graph.model.pixel_mean), _square_size(graph)
     # Nothing is computed. The smallest of the maps must have more than one cell: export takes a
     # size of 1 for fixed.
     height, width = (square - 9, square - 17) if square else (1001, 1303)
-    dim = torch.export.Dim
-    batch = dim("batch", min=1)
-    sides = {
-        2: dim("height", min=1, max=square or None),
-        3: dim("width", min=1, max=square or None),
-    }
     images = torch.zeros(2, channels, height, width, dtype=input_dtype)
     sizes = torch.tensor([[height, width], [height - 1, width - 1]])
+    dim = torch.export.Dim
+    most = square or None
+    batch: Any = dim("batch", min=1)
+    sides: dict[int, Any] = {
+        2: dim("height", min=1, max=most),
+        3: dim("width", min=1, max=most),
+    }
+    if not is_proven:
+        batch = dim.DYNAMIC(min=1)
+        sides = dict.fromkeys(sides, dim.DYNAMIC(min=1, max=most))
     # Otherwise export makes cases of dimensions of one, such as that of a batch of one image.
     oblivious = _symbols.patch(  # pyright: ignore[reportAttributeAccessIssue]
         backed_size_oblivious=True
     )
-    with torch.no_grad(), oblivious, _naming_the_module(graph.model):
-        return torch.export.export(
-            graph,
+    with oblivious:
+        program = torch.export.export(
+            module,
             (images, sizes),
             dynamic_shapes={"images": {0: batch, **sides}, "image_sizes": {0: batch}},
             strict=False,
         )
+    if not is_proven:
+        # Of a branch on whether a map has one cell, torch makes a least size, whatever it leads to.
+        for symbol, range_ in program.range_constraints.items():
+            if str(symbol).startswith("s"):  # sizes of inputs; others begin with "u"
+                program.range_constraints[symbol] = ValueRanges(1, range_.upper)
+    return program
+
+
+def _square_size(graph: DetectorGraph) -> int:
+    return graph.model.backbone.padding_constraints.get("square_size", 0)
+
+
+def _check_sizes(features: _Features, program: torch.export.ExportedProgram) -> None:
+    """Check that what was recorded of one size is what the backbone computes of others."""
+    model, square = features.detector.model, _square_size(features.detector)
+    module = program.module(check_guards=False)
+    generator = torch.Generator().manual_seed(0)
+    for batch, *size in _TRIED_SIZES:
+        height, width = (min(side, square or side) for side in size)
+        shape = (batch, len(model.pixel_mean), height, width)
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        images = images.to(program.example_inputs[0][0].dtype)
+        sizes = torch.tensor([[height, width]] * batch)
+        expected = features(images, sizes)
+        try:
+            found = module(images, sizes)
+            differs = any(
+                not torch.allclose(found[name], x, rtol=0, atol=1e-3 * float(x.abs().max()))
+                for name, x in expected.items()
+            )
+        except Exception as error:  # torch has many kinds
+            differs, reason = True, error
+        else:
+            reason = None
+        if differs:
+            raise ExportError(
+                f"backbone ({type(model.backbone).__name__}) cannot be exported for images of all"
+                " sizes: what it computes depends on the size, as with windows that are larger"
+                f" than the map (seen for {height} x {width}). Images that are padded to a square"
+                " of one size can be: MODEL.FPN.SQUARE_PAD"
+            ) from reason
 
 
 @contextmanager
