@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError as RecordingError
 from torch.fx.experimental import _config as _symbols
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -205,12 +206,13 @@ def exported_program(
         features = _Features(graph)
         try:
             _recorded(features, graph, input_dtype)
-        except torch._dynamo.exc.UserError as error:
+        except RecordingError as error:
             if not str(error).startswith("Constraints violated"):
                 raise
         else:
             return _recorded(graph, graph, input_dtype)
-        _check_sizes(features, _recorded(features, graph, input_dtype, is_proven=False))
+        program = _recorded(features, graph, input_dtype, is_proven=False)
+        _check_sizes(features, program, input_dtype)
         return _recorded(graph, graph, input_dtype, is_proven=False)
 
 
@@ -271,7 +273,9 @@ def _square_size(graph: DetectorGraph) -> int:
     return graph.model.backbone.padding_constraints.get("square_size", 0)
 
 
-def _check_sizes(features: _Features, program: torch.export.ExportedProgram) -> None:
+def _check_sizes(
+    features: _Features, program: torch.export.ExportedProgram, input_dtype: torch.dtype
+) -> None:
     """Check that what was recorded of one size is what the backbone computes of others."""
     model, square = features.detector.model, _square_size(features.detector)
     module = program.module(check_guards=False)
@@ -279,8 +283,7 @@ def _check_sizes(features: _Features, program: torch.export.ExportedProgram) -> 
     for batch, *size in _TRIED_SIZES:
         height, width = (min(side, square or side) for side in size)
         shape = (batch, len(model.pixel_mean), height, width)
-        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        images = images.to(program.example_inputs[0][0].dtype)
+        images = torch.randint(0, 256, shape, generator=generator).to(input_dtype)
         sizes = torch.tensor([[height, width]] * batch)
         expected = features(images, sizes)
         try:

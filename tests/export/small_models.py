@@ -92,10 +92,86 @@ MODELS = {
 }
 """Name -> config, and settings."""
 
+STAGES = ["MODEL.FPN.IN_FEATURES", ["s4", "s8", "s16", "s32"]]
+TORCHVISION = ["MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone", *STAGES]
+TIMM = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", *STAGES]
+TIMM_VIT = ["MODEL.BACKBONE.NAME", "build_timm_vit_fpn_backbone", "MODEL.FPN.NORM", "LN"]
+VIT = [
+    "MODEL.BACKBONE.NAME", "build_vit_fpn_backbone",
+    "MODEL.VIT.PATCH_SIZE", 8,
+    "MODEL.VIT.EMBED_DIM", 32,
+    "MODEL.VIT.DEPTH", 3,
+    "MODEL.VIT.NUM_HEADS", 2,
+    "MODEL.VIT.WINDOW_SIZE", 4,
+    "MODEL.VIT.GLOBAL_BLOCKS", [2],
+    "MODEL.VIT.RESIDUAL_BLOCKS", [1],
+    "MODEL.VIT.IMAGE_SIZE", 128,
+    "MODEL.VIT.PRETRAIN_IMAGE_SIZE", 64,
+    "MODEL.FPN.NORM", "LN",
+    "MODEL.FPN.SCALE_FACTORS", [2.0, 1.0, 0.5],
+    "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"],
+    "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128]],
+]  # fmt: skip
+SWIN = [
+    "MODEL.BACKBONE.NAME", "build_swin_fpn_backbone",
+    "MODEL.SWIN.EMBED_DIM", 16,
+    "MODEL.SWIN.DEPTHS", [2, 2, 1, 1],
+    "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 2],
+    "MODEL.SWIN.WINDOW_SIZE", 4,
+    "MODEL.FPN.IN_FEATURES", ["p0", "p1", "p2", "p3"],
+]  # fmt: skip
+MVIT = [
+    "MODEL.BACKBONE.NAME", "build_mvit_fpn_backbone",
+    "MODEL.MVIT.EMBED_DIM", 16,
+    "MODEL.MVIT.DEPTH", 5,
+    "MODEL.MVIT.LAST_BLOCKS", [0, 2, 3, 4],
+    "MODEL.MVIT.WINDOW_SIZE", 16,
+    "MODEL.MVIT.IMAGE_SIZE", 64,
+    "MODEL.FPN.IN_FEATURES", ["scale2", "scale3", "scale4", "scale5"],
+]  # fmt: skip
+REGNET = [
+    "MODEL.BACKBONE.NAME", "build_regnet_fpn_backbone",
+    "MODEL.REGNET.DEPTH", 5,
+    "MODEL.REGNET.W_0", 16,
+    "MODEL.REGNET.W_A", 8.0,
+    "MODEL.REGNET.W_M", 1.5,
+    "MODEL.REGNET.GROUP_WIDTH", 8,
+    "MODEL.REGNET.STEM_WIDTH", 8,
+    "MODEL.REGNET.SE_RATIO", 0.25,
+    "MODEL.FPN.IN_FEATURES", ["s1", "s2", "s3", "s4"],
+]  # fmt: skip
+RESNEXT = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NUM_GROUPS", 2]
+BACKBONES = {
+    "ResNeXt": [*RESNEXT, "MODEL.RESNETS.WIDTH_PER_GROUP", 8],
+    "bilinear pyramid": ["MODEL.FPN.UPSAMPLE_MODE", "bilinear", "MODEL.FPN.FUSE_TYPE", "avg"],
+    "RegNet": REGNET,
+    "ViT": VIT,
+    "ViT, square": [*VIT, "MODEL.FPN.SQUARE_PAD", 160],
+    "Swin": SWIN,
+    "Swin with positions": [*SWIN, "MODEL.SWIN.ABSOLUTE_POSITIONS", True],
+    "MViT": MVIT,
+    "MViT with positions": [*MVIT, "MODEL.MVIT.ABSOLUTE_POSITIONS", True],
+    "torchvision's EfficientNet": [*TORCHVISION, "MODEL.TORCHVISION.NAME", "efficientnet_b0"],
+    "torchvision's MobileNet": [*TORCHVISION, "MODEL.TORCHVISION.NAME", "mobilenet_v3_small"],
+    "torchvision's ShuffleNet": [*TORCHVISION, "MODEL.TORCHVISION.NAME", "shufflenet_v2_x0_5"],
+    "torchvision's ConvNeXt": [*TORCHVISION, "MODEL.TORCHVISION.NAME", "convnext_tiny"],
+    "timm's ConvNeXt": [*TIMM, "MODEL.TIMM.NAME", "convnext_atto"],
+    "timm's RegNet": [*TIMM, "MODEL.TIMM.NAME", "regnetx_002"],
+    "timm's ViT": [*TIMM_VIT, "MODEL.TIMM.NAME", "vit_tiny_patch16_224"],
+}
+"""Name -> settings for Faster R-CNN."""
+
 
 def small_config(name: str, folder, *settings):
-    """The config of one of `MODELS`, with a file of random weights that spread the scores."""
-    file, own = MODELS[name]
+    """The config of one of `MODELS`, with a file of random weights that spread the scores.
+
+    Args:
+        name: Of `MODELS`, or of `BACKBONES`.
+        folder: Of the file.
+        settings: Further ones.
+    """
+    file, own = MODELS[name] if name in MODELS else (QUICK, BACKBONES[name])
     cfg = get_cfg()
     cfg.merge_from_file(find_config(file))
     cfg.merge_from_list([*SMALL, *own, *settings])

@@ -18,6 +18,7 @@ from detkit.export.runtime.model_file import open_model
 from detkit.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from detkit.utils.errors import ConfigError
 from tests.export.small_models import (
+    BACKBONES,
     MODELS,
     as_inputs,
     assert_same,
@@ -140,13 +141,52 @@ def test_image_smaller_than_an_anchor(faster):
     assert_same(faster.onnx(images), expected_outputs(faster.model, images))
 
 
+def varied_batches(smallest=(9, 7)):
+    """Twenty images of three sizes in batches of 1 to 4, with much or nothing in them, and a small one."""
+    seeds = itertools.count()
+    for count in (1, 2, 3, 4, 4, 3, 2, 1):
+        yield [
+            noise(SIZES[seed % 3], (1.0, 0.6, 0.1, 0.0)[seed % 4], seed)
+            for seed in itertools.islice(seeds, count)
+        ]
+    yield [noise(smallest)]
+
+
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "faster"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_architecture(name, tmp_path):
+    pytest.importorskip("openvino")
+    exported = Exported(name, tmp_path, ["onnx", "torch_export", "openvino"])
+    program = torch.export.load(exported.paths["torch_export"]).module(check_guards=False)
+    _, run_openvino = open_model(exported.paths["openvino"])
+    num_found = 0
+    # A group norm takes no map of one pixel.
+    smallest = (9, 7) if name not in ("panoptic", "semantic", "FCOS") else (40, 9)
+    for images in varied_batches(smallest):
+        expected = expected_outputs(exported.model, images)
+        num_found += sum(len(wanted["scores"]) for wanted in expected if "scores" in wanted)
+        inputs = as_inputs(images)
+        assert_same(exported.onnx(images), expected)
+        assert_same(program(*inputs.values()), expected)
+        arrays = {name: values.numpy() for name, values in inputs.items()}
+        assert_same(run_openvino(arrays), expected, boxes=0.05, scores=1e-3)
+    assert num_found > 20 or name == "semantic"
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone(name, tmp_path):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
     exported = Exported(name, tmp_path)
-    for images in (images_of(1), images_of(3)):
-        assert_same(exported.onnx(images), expected_outputs(exported.model, images))
+    num_found = 0
+    for images in varied_batches():
+        expected = expected_outputs(exported.model, images)
+        num_found += sum(len(wanted["scores"]) for wanted in expected)
+        assert_same(exported.onnx(images), expected)
+    assert num_found > 20
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Legend: N images or windows, C channels, D channels of a head, H and W height an
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,8 +198,8 @@ def relative_positions(table: Tensor, num_queries: int, num_keys: int) -> Tensor
             the finer one.
     """
     finer = torch.sym_max(num_queries, num_keys)
-    count = 2 * finer - 1
-    if isinstance(count, torch.SymInt) or len(table) != count:
+    count: Any = 2 * finer - 1
+    if isinstance(finer, torch.SymInt) or len(table) != count:
         table = F.interpolate(table.T[None], size=count, mode="linear")[0].T
     device = table.device
     queries = torch.arange(num_queries, device=device)[:, None] * finer // num_queries

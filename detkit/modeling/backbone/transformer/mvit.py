@@ -106,9 +106,7 @@ class MultiScaleAttention(nn.Module):
             padded_size = (query.shape[1], query.shape[2])
             query = to_windows(query, self.query_window)
             key, value = (
-                to_windows(
-                    padded_to_windows(part, self.key_window, count=windows), self.key_window
-                )
+                to_windows(padded_to_windows(part, self.key_window, count=windows), self.key_window)
                 for part in (key, value)
             )
         positions = None
