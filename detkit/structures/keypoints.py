@@ -182,18 +182,26 @@ def _best_pixels(maps: Tensor, sizes: Tensor, width: int, height: int) -> tuple[
         height: The largest of them.
     """
     # Resizing is separable: two matrix products, in 0.6 of the time of `F.interpolate` on a CPU.
-    columns = _bicubic_weights(sizes[:, 0], width, maps.shape[3])
+    columns = _bicubic_weights(sizes[:, 0], width, maps.shape[3]).transpose(1, 2)
     rows = _bicubic_weights(sizes[:, 1], height, maps.shape[2])
-    enlarged = rows[:, None] @ (maps @ columns.transpose(1, 2)[:, None])
-    if torch.compiler.is_exporting() or len(maps) > 1:
-        x, y = (torch.arange(side, device=maps.device) for side in (width, height))
-        is_beyond = (y >= sizes[:, 1, None])[:, :, None] | (x >= sizes[:, 0, None])[:, None, :]
-        enlarged.masked_fill_(is_beyond[:, None], -torch.inf)
+    if torch.compiler.is_exporting():
+        # One keypoint at a time: all of them, enlarged in all regions, would fill the memory.
+        best = [_best_position(rows @ (maps_k @ columns)) for maps_k in maps.unbind(dim=1)]
+        xy, logit = (torch.stack(values, dim=1) for values in zip(*best, strict=True))
+    else:
+        xy, logit = _best_position(rows[:, None] @ (maps @ columns[:, None]))
+    # Pixels beyond a region are as its last one.
+    return xy.minimum(sizes[:, None] - 1), logit
+
+
+def _best_position(maps: Tensor) -> tuple[Tensor, Tensor]:
     # Row by row: an index in all pixels would be divided by the width, which ONNX takes for fixed.
-    best_of_row, column = enlarged.max(dim=3)
-    logit, row = best_of_row.max(dim=2)
-    column = column.gather(2, row[..., None])[..., 0]
-    return torch.stack([column, row], dim=2).float(), logit
+    # Values by index: a runtime that took both from the maps might hold them until it wants each.
+    column = maps.argmax(dim=-1, keepdim=True)
+    best_of_row = maps.gather(-1, column)[..., 0]
+    row = best_of_row.argmax(dim=-1, keepdim=True)
+    xy = torch.cat([column[..., 0].gather(-1, row), row], dim=-1)
+    return xy.float(), best_of_row.gather(-1, row)[..., 0]
 
 
 def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
@@ -202,11 +210,11 @@ def _bicubic_weights(sizes: Tensor, num_pixels: int, num_cells: int) -> Tensor:
     Source: Keys 1981, with a = -0.75 as in OpenCV and torch.
 
     Args:
-        sizes: (R,) pixels of each region along the axis; weights of further pixels are undefined.
+        sizes: (R,) pixels of each region along the axis; further pixels are as the last one.
         num_pixels: The largest of them.
         num_cells: S
     """
-    pixel = torch.arange(num_pixels, device=sizes.device) + 0.5
+    pixel = torch.arange(num_pixels, device=sizes.device).minimum(sizes[:, None] - 1) + 0.5
     position = pixel * (num_cells / sizes)[:, None] - 0.5
     cell = torch.arange(-2, num_cells + 2, device=sizes.device)
     distance = (position[:, :, None] - cell).abs_()

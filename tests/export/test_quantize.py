@@ -82,7 +82,7 @@ def test_values_pass_in_float16_between_operators_that_compute_in_it(tmp_path):
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 18]>
         agraph (float[n,3,h,w] images, int64[n,2] image_sizes)
-            => (float[n,3,h,w] sem_seg, float[n,3,h,w] rest)
+            => (float[n,3,h,w] sem_seg, float[n,3,h,w] rest, float[n,3,h,w] square)
             <float[3,3,1,1] weight = {1, 2, 3, 4, 5, 6, 7, 8, 9}>
         {
             first = Conv (images, weight)
@@ -90,6 +90,7 @@ def test_values_pass_in_float16_between_operators_that_compute_in_it(tmp_path):
             third = Add (first, second)
             sem_seg = Conv (third, weight)
             rest = Add (second, images)
+            square = Mul (second, second)
         }
     """)
     values = {**metadata(), "outputs": ["sem_seg"], "architecture": "SemanticSegmentor"}
@@ -106,6 +107,7 @@ def test_values_pass_in_float16_between_operators_that_compute_in_it(tmp_path):
         ("Conv", ["third_float16", "weight_float16"]),
         ("Cast", ["second_float16"]),
         ("Add", ["second", "images"]),
+        ("Mul", ["second", "second"]),
         ("Cast", ["sem_seg_float16"]),
     ]
     assert [x.name for x in graph.initializer] == ["weight_float16"]

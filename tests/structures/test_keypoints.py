@@ -133,6 +133,14 @@ def test_regions_enlarged_together_are_those_enlarged_alone(limit, count, monkey
     torch.testing.assert_close(heatmaps_to_keypoints(maps, ROIS), alone)
 
 
+def test_a_graph_finds_what_the_model_finds(monkeypatch):
+    maps = random_maps(len(ROIS), seed=5)
+    expected = heatmaps_to_keypoints(maps, ROIS)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(heatmaps_to_keypoints(maps, ROIS), expected)
+    assert heatmaps_to_keypoints(maps[:0], ROIS[:0]).shape == (0, maps.shape[1], 4)
+
+
 def test_enlarging_is_that_of_torch():
     maps = random_maps(1, size=56)
     found = heatmaps_to_keypoints(maps, torch.tensor([[0.0, 0, 133, 71]]))[0]
