@@ -5,6 +5,7 @@ Legend: K classes.
 
 import itertools
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -146,11 +147,11 @@ def print_instances_class_histogram(
         )
 
 
-def _histogram_table(rows: dict[str, int], num_columns: int = 3) -> str:
-    """Lay the classes out in columns, first down, then across, with the total last."""
+def _histogram_table(rows: dict[str, int]) -> str:
+    """Lay the classes out in three columns, first down, then across, with the total last."""
     cells = [(printable(name), count) for name, count in rows.items()]
     cells.append(("total", sum(rows.values())))
-    height = -(-len(cells) // num_columns)  # rounded up
+    height = math.ceil(len(cells) / 3)
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = itertools.zip_longest(*columns, fillvalue=(None, None))
     return tabulate(

@@ -22,7 +22,7 @@ import yaml
 from detkit.checkpoint.safe_save import atomic_write
 from detkit.config import CfgNode
 from detkit.engine.checkpoint_records import flat_settings
-from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.errors import ConfigError, MissingPackageError
 from detkit.utils.events import (
     CommonMetricPrinter,
     EventWriter,
@@ -44,10 +44,6 @@ _BATCH = 100
 _FOREIGN_CHARACTER = re.compile(r"[^\w/. -]")
 
 
-class MissingPackageError(UserError, ImportError):
-    """A setting needs a package that is not installed."""
-
-
 class CSVWriter(LineWriter):
     """Appends a row `iteration,name,value` per new scalar.
 
@@ -55,10 +51,6 @@ class CSVWriter(LineWriter):
     """
 
     header = ",".join(_HEADER) + "\n"
-
-    def __init__(self, csv_file: str, window_size: int = 20) -> None:
-        """Set the file; see `LineWriter`."""
-        super().__init__(csv_file, window_size)
 
     def write(self) -> None:
         scalars = get_event_storage().latest_with_smoothing_hint(self._window_size)

@@ -231,7 +231,7 @@ def min_torch_version(min_version: str) -> bool:
     return found >= needed
 
 
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+TORCH_VERSION = torch_version()
 """Major and minor number of torch's version."""
 
 

@@ -21,6 +21,7 @@ from detkit.utils.image_file import (
     JPEG_MARK,
     MAX_IMAGE_PIXELS,
     PIL_ERRORS,
+    PNG_MARK,
     TIFF_MARKS,
     BadImageError,
     jpeg_segments,
@@ -40,7 +41,6 @@ IMAGE_FORMATS = ("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV", "RAW")
 _UNCHANGED = 0  # torchvision.io.ImageReadMode.UNCHANGED: keep the number of channels
 
 _NPY_MARK = b"\x93NUMPY"
-_PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24  # position of the bits per channel
 
 _JPEG_APP1 = 0xE1
@@ -274,7 +274,7 @@ def _npy(data: bytes, file_name: str) -> np.ndarray:
 
 def _pixels_as_stored(image: Image.Image, data: bytes) -> np.ndarray:
     # PIL reads colour of 16 bits as 8.
-    if data.startswith(_PNG_MARK) and data[_PNG_DEPTH] == 16 and len(image.getbands()) > 1:
+    if data.startswith(PNG_MARK) and data[_PNG_DEPTH] == 16 and len(image.getbands()) > 1:
         decode = _operator("decode_png")
         if decode is None:
             raise ValueError("colour of 16 bits needs torchvision with libpng")

@@ -41,7 +41,7 @@ _JPEG_START_OF_SCAN = 0xDA
 _JPEG_SCAN_MARK = bytes((0xFF, _JPEG_START_OF_SCAN))
 JPEG_MARK = b"\xff\xd8\xff"
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _pillow = threading.RLock()
@@ -168,10 +168,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 def _png_metadata(data: bytes) -> bytes:
     """Return a PNG file without its pixels, and other files as they are."""
     # EXIF data and texts may follow the pixels, and PIL decodes all of them to get there.
-    if not data.startswith(_PNG_MARK):
+    if not data.startswith(PNG_MARK):
         return data
-    kept = [_PNG_MARK]
-    position = len(_PNG_MARK)
+    kept = [PNG_MARK]
+    position = len(PNG_MARK)
     while position + 8 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         if data[position + 4 : position + 8] in _PNG_METADATA:

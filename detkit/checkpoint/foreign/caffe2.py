@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detkit.checkpoint.foreign.layout import (
     BGR_OF_CAFFE2,
+    FROZEN_BN_EPS,
     Rule,
     Translation,
     apply_rules,
@@ -23,7 +24,6 @@ from detkit.checkpoint.foreign.layout import (
 _CAFFE2_NAME = re.compile(
     r"^[^.]+_(w|b|s|bn_s|bn_b|bn_beta|bn_gamma|bn_rm|bn_riv|bn_running_mean|bn_running_var)$"
 )
-_FROZEN_BN_EPS = 1e-5
 # Longest first: `_b` would match `_bn_b`.
 _ENDINGS = {
     "_bn_running_mean": ".norm.running_mean",
@@ -111,7 +111,7 @@ def translate_caffe2(weights: Mapping[str, Tensor], file_name: str) -> Translati
             if norm + "running_mean" not in translated:
                 ones = torch.ones_like(translated[name])
                 translated[norm + "running_mean"] = torch.zeros_like(ones)
-                translated[norm + "running_var"] = ones - _FROZEN_BN_EPS
+                translated[norm + "running_var"] = ones - FROZEN_BN_EPS
     # MSRA's ResNets have the stride in the first convolution, as in the paper; the ResNeXts, which
     # are recognised by their grouped 3x3 convolution, have it in the 3x3.
     conv = translated.get("res2.0.conv2.weight")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+FROZEN_BN_EPS = 1e-5
+"""Of detkit's frozen norms."""
 Rule = tuple[str, str]
 """A pattern for a whole name, and the template of Detectron2's name, for `Match.expand`."""
 

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor
 
 from detkit.checkpoint.foreign.layout import (
+    FROZEN_BN_EPS,
     RGB_OF_TORCHVISION,
     Rule,
     Translation,
@@ -64,7 +65,6 @@ _FILES_WITHOUT_EPS = (
 _UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _COCO_CATEGORIES = 91
 _COCO_CLASSES = 80
-_FROZEN_BN_EPS = 1e-5
 
 
 def resnet_name(name: str, value: Tensor) -> str | None:
@@ -251,10 +251,10 @@ def fold_frozen_eps(translation: Translation, eps: float) -> None:
     """Adapt the variances of a ResNet with another eps to detkit's eps of 1e-5, in place."""
     for name, value in translation.weights.items():
         if re.match(r"(stem|res\d)\.", name) and name.endswith(".running_var"):
-            translation.weights[name] = value + (eps - _FROZEN_BN_EPS)
+            translation.weights[name] = value + (eps - FROZEN_BN_EPS)
     translation.remarks.append(
-        f"changed the variances of the ResNet by {eps - _FROZEN_BN_EPS:g}: its norms had eps"
-        f" {eps:g}, detkit's have {_FROZEN_BN_EPS:g}"
+        f"changed the variances of the ResNet by {eps - FROZEN_BN_EPS:g}: its norms had eps"
+        f" {eps:g}, detkit's have {FROZEN_BN_EPS:g}"
     )
 
 
