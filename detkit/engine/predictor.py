@@ -26,7 +26,6 @@ from detkit.structures import Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import convert_image_to_rgb, decode_image, read_image, upright_pixels
 from detkit.utils.media_file import Video, find_images, is_video
-from detkit.utils.remote_files import is_address
 from detkit.utils.text import printable
 from detkit.utils.tiff_window import open_tiff_windows
 
@@ -296,8 +295,8 @@ def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
     """Return the config of a checkpoint, with MODEL.WEIGHTS set to it.
 
     A file of weights may come from anywhere. It runs no code: modules of IMPORTS are taken only
-    from a config that is named. Nor does it choose the folder that is written to: OUTPUT_DIR is the
-    checkpoint's own, or else `eval` beside it.
+    from a config that is named. Nor does it choose any folder to write to: OUTPUT_DIR is the
+    checkpoint's own or one below the present folder, or else the default.
 
     Args:
         path: The checkpoint.
@@ -330,12 +329,10 @@ def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
             cfg.IMPORTS = []
         if not cfg.MODEL.DEVICE.startswith("cpu"):
             cfg.MODEL.DEVICE = "auto"  # that of the machine that trained says nothing of this one
-        if is_address(path):
+        folder = Path(os.path.abspath(cfg.OUTPUT_DIR))  # noqa: PTH100 - without `..`
+        own = Path(os.path.abspath(Path(path).expanduser().parent))  # noqa: PTH100
+        if folder != own and not folder.is_relative_to(Path.cwd()):
             cfg.OUTPUT_DIR = get_cfg().OUTPUT_DIR
-        else:
-            folder = os.path.abspath(Path(path).expanduser().parent)  # noqa: PTH100 - without `..`
-            if os.path.abspath(cfg.OUTPUT_DIR) != folder:  # noqa: PTH100
-                cfg.OUTPUT_DIR = str(Path(folder) / "eval")
     cfg.MODEL.WEIGHTS = path
     return cfg
 

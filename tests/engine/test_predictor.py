@@ -84,23 +84,34 @@ def test_config_in_a_checkpoint_is_read_like_a_file(text, message, tmp_path):
     ("output_dir", "expected"),
     [
         pytest.param("runs/first", "runs/first", id="its own"),
-        pytest.param("./runs/second/../first", "./runs/second/../first", id="its own, spelt out"),
-        pytest.param("elsewhere", "runs/first/eval", id="another"),
-        pytest.param("/etc", "runs/first/eval", id="of the system"),
-        pytest.param("~", "runs/first/eval", id="home"),
+        pytest.param("{tmp_path}/runs/first", "runs/first", id="its own, absolute"),
+        pytest.param("runs/second", "runs/second", id="below"),
+        pytest.param("runs/../..", "output", id="above"),
+        pytest.param("/etc", "output", id="of the system"),
+        pytest.param("{tmp_path}2", "output", id="beside"),
     ],
 )
-def test_checkpoint_does_not_choose_the_folder_that_is_written_to(
+def test_checkpoint_does_not_choose_any_folder_to_write_to(
     output_dir, expected, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     path = Path("runs/first/model.pth")
     path.parent.mkdir(parents=True)
-    state = {"model": {"weight": torch.zeros(1)}, "config": f"OUTPUT_DIR: '{output_dir}'"}
-    torch.save(state, path)
+    config = f"OUTPUT_DIR: '{output_dir.format(tmp_path=tmp_path)}'"
+    torch.save({"model": {"weight": torch.zeros(1)}, "config": config}, path)
     assert Path(config_of_checkpoint(str(path)).OUTPUT_DIR).absolute() == tmp_path / expected
-    (path.parent / "config.yaml").write_text("OUTPUT_DIR: chosen")
-    assert config_of_checkpoint(str(path), "runs/first/config.yaml").OUTPUT_DIR == "chosen"
+    (tmp_path / "config.yaml").write_text("OUTPUT_DIR: /chosen")
+    assert config_of_checkpoint("any.pth", str(tmp_path / "config.yaml")).OUTPUT_DIR == "/chosen"
+
+
+def test_folder_of_a_checkpoint_elsewhere_is_written_to(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for folder, expected in ((tmp_path, str(tmp_path)), (tmp_path / "run", "./output")):
+        state = {"model": {"weight": torch.zeros(1)}, "config": f"OUTPUT_DIR: '{folder}'"}
+        torch.save(state, tmp_path / "model.pth")
+        cfg = config_of_checkpoint(str(tmp_path / "model.pth"))
+        assert str(cfg.OUTPUT_DIR) == expected
 
 
 @pytest.mark.parametrize("is_beside", [False, True])
