@@ -109,13 +109,7 @@ class PanopticPrediction:
         """
         self._seg = to_integers(panoptic_seg)
         if segments_info is None:
-            things = set(metadata.thing_dataset_id_to_contiguous_id.values())
-            segments_info = []
-            for id_ in np.unique(self._seg).tolist():
-                if id_ != -1:
-                    category = id_ // metadata.label_divisor
-                    is_thing = category in things
-                    segments_info.append({"id": id_, "category_id": category, "isthing": is_thing})
+            segments_info = segments_by_divisor(self._seg, metadata)
         self._sinfo = {int(info["id"]): info for info in segments_info}
 
     def non_empty_mask(self) -> npt.NDArray[np.bool_]:
@@ -135,3 +129,14 @@ class PanopticPrediction:
             mask = self._seg == id_
             if bool(info.get("isthing", True)) == is_thing and mask.any():
                 yield mask, info
+
+
+def segments_by_divisor(panoptic_seg: Any, metadata: Any) -> list[dict[str, Any]]:
+    """Return `id`, `category_id` and `isthing` of the segments; see `PanopticPrediction`."""
+    things = set(metadata.thing_dataset_id_to_contiguous_id.values())
+    ids = [id_ for id_ in np.unique(to_integers(panoptic_seg)).tolist() if id_ != -1]
+    categories = [id_ // metadata.label_divisor for id_ in ids]
+    return [
+        {"id": id_, "category_id": category, "isthing": category in things}
+        for id_, category in zip(ids, categories, strict=True)
+    ]

@@ -18,7 +18,7 @@ from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.overriding import is_overridden, overridable
 from detkit.visualization.canvas import Canvas, Color, mask_bounds
-from detkit.visualization.generic_mask import GenericMask
+from detkit.visualization.generic_mask import GenericMask, segments_by_divisor
 from detkit.visualization.overlay import (
     Segment,
     draw_keypoints,
@@ -41,6 +41,8 @@ from detkit.visualization.vis_image import VisImage
 
 # Imported where they are needed: what an exported model finds is arrays, drawn without torch.
 if TYPE_CHECKING:
+    import torch
+
     from detkit.structures import ImageRecord, Instances, ModelOutput
 
 # Smallest share of the picture that gets a name: that of a smaller segment would hide more than it
@@ -81,6 +83,8 @@ class Visualizer:
         scale: float = 1.0,
         instance_mode: ColorMode = ColorMode.IMAGE,
         show_labels: bool = True,
+        *,
+        font_size_scale: float = 1.0,
     ) -> None:
         """Start from a picture; it is copied, not changed.
 
@@ -93,6 +97,7 @@ class Visualizer:
                 1 to be readable.
             instance_mode: What colours stand for.
             show_labels: Whether names and scores are written.
+            font_size_scale: Size of names and scores relative to the usual one.
 
         Raises:
             ValueError: The picture has another shape or type, or `scale` is not positive.
@@ -117,6 +122,7 @@ class Visualizer:
         self._connection_rules = list(getattr(metadata, "keypoint_connection_rules", None) or [])
         self._instance_mode = instance_mode
         self._show_labels = show_labels
+        self._default_font_size *= font_size_scale
 
     # -- predictions and annotations
 
@@ -225,7 +231,7 @@ class Visualizer:
     def draw_panoptic_seg(
         self,
         panoptic_seg: Any,
-        segments_info: Sequence[Mapping[str, Any]],
+        segments_info: Sequence[Mapping[str, Any]] | None,
         area_threshold: float | None = None,
         alpha: float = 0.55,
     ) -> VisImage:
@@ -234,10 +240,12 @@ class Visualizer:
         Args:
             panoptic_seg: (H, W) tensor or array of segment ids.
             segments_info: `id`, `category_id` and `isthing` of each segment, optionally `score` and
-                `iscrowd`.
+                `iscrowd`; None as for `PanopticPrediction`.
             area_threshold: Segments of fewer pixels get no name; by default 0.2 % of the picture.
             alpha: Opacity.
         """
+        if segments_info is None:
+            segments_info = segments_by_divisor(panoptic_seg, self.metadata)
         things = [info for info in segments_info if info.get("isthing", True)]
         thing_colors = iter(
             self.instance_colors([info["category_id"] for info in things], len(things))
@@ -286,6 +294,12 @@ class Visualizer:
             ValueError: The arguments describe different numbers of instances.
         """
         corners = turned = None
+        if boxes is not None and is_overridden(self._convert_boxes):
+            boxes = self._convert_boxes(boxes)
+        if masks is not None and is_overridden(self._convert_masks):
+            masks = self._convert_masks(masks)
+        if keypoints is not None and is_overridden(self._convert_keypoints):
+            keypoints = self._convert_keypoints(keypoints)
         if boxes is not None:
             corners = to_array(boxes)
             if corners.shape[-1] == 5:
@@ -442,6 +456,7 @@ class Visualizer:
             )
         return self.output
 
+    @overridable
     def draw_circle(
         self, circle_coord: Sequence[float], color: AnyColor, radius: float = 3
     ) -> VisImage:
@@ -450,6 +465,7 @@ class Visualizer:
         self._canvas.draw_circle(center, to_color(color), radius=radius)
         return self.output
 
+    @overridable
     def draw_line(
         self,
         x_data: Sequence[float],
@@ -512,6 +528,7 @@ class Visualizer:
             self._draw_text_in_mask(shares > 0.5, text, _as_shares(fill))
         return self.output
 
+    @overridable
     def draw_polygon(
         self,
         segment: Any,
@@ -534,9 +551,21 @@ class Visualizer:
     # -- parts of Detectron2's, which users' own drawing methods call
 
     @property
+    def cpu_device(self) -> "torch.device":
+        """The device on which results are drawn."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
     def _default_font_size(self) -> float:
         return self._canvas.font_size / _PIXELS_PER_POINT
 
+    @_default_font_size.setter
+    def _default_font_size(self, points: float) -> None:
+        self._canvas.font_size = max(1, round(points * _PIXELS_PER_POINT))
+
+    @overridable
     def _jitter(self, color: AnyColor) -> tuple[float, float, float]:
         """Return a colour near another, as shares of red, green and blue."""
         shift = np.random.default_rng().uniform(-1, 1, 3)
@@ -551,24 +580,28 @@ class Visualizer:
         hue, light, saturation = colorsys.rgb_to_hls(*shares)
         return colorsys.hls_to_rgb(hue, min(1.0, light * (1 + brightness_factor)), saturation)
 
+    @overridable
     def _create_grayscale_image(self, mask: Any = None) -> npt.NDArray[np.uint8]:
         """Return the picture in grey, but for the pixels of a mask."""
         grey = np.repeat(self.img.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
         return grey if mask is None else np.where(to_bitmap(mask)[..., None], self.img, grey)
 
+    @overridable
     def _convert_boxes(self, boxes: Any) -> npt.NDArray[np.float64]:
         return to_array(boxes)
 
-    def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask]:
+    @overridable
+    def _convert_masks(self, masks_or_polygons: Any) -> list[GenericMask | None]:
         masks = mask_list(masks_or_polygons)
         is_generic = [isinstance(mask, GenericMask) for mask in masks]
         return [
-            mask if is_one else GenericMask(mask, *self._image_size)
+            mask if is_one or mask is None else GenericMask(mask, *self._image_size)
             for mask, is_one in zip(masks, is_generic, strict=True)
         ]
 
-    def _convert_keypoints(self, keypoints: Any) -> npt.NDArray[np.float64]:
-        return to_array(keypoints)
+    @overridable
+    def _convert_keypoints(self, keypoints: Any) -> Any:
+        return keypoint_list(keypoints) if isinstance(keypoints, list) else to_array(keypoints)
 
     @overridable
     def _draw_text_in_mask(self, binary_mask: Any, text: str, color: AnyColor) -> None:
@@ -577,8 +610,9 @@ class Visualizer:
             self.draw_text(text, midst(mask).tolist(), color=color)
 
     def _draw_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
+        is_own = is_overridden(self.draw_circle) or is_overridden(self.draw_line)
         draw_keypoints(
-            self._canvas,
+            _OwnStrokes(self, self._canvas, self._stretch) if is_own else self._canvas,
             keypoints * [*self._stretch, 1],
             color,
             names=self._keypoint_names if len(keypoints) else [],
@@ -590,15 +624,22 @@ class Visualizer:
         if classes is None or self._instance_mode is not ColorMode.SEGMENTATION:
             palette = colormap(rgb=True)
             return [_as_color(palette[i % len(palette)]) for i in range(count)]
-        return [self._things.color(c) for c in classes]
+        colors = [self._things.color(c) for c in classes]
+        if is_overridden(self._jitter):
+            colors = [to_color(self._jitter(_as_shares(color))) for color in colors]
+        return colors
 
     def _overlay_masks(self, masks: Sequence[Any], colors: Sequence[Color], alpha: float) -> None:
         if self._instance_mode is ColorMode.IMAGE_BW:
             binary = [binary_mask(m, *self._image_size) for m in masks if m is not None]
-            self._canvas.grey_out(np.any([np.zeros(self._image_size, bool), *binary], axis=0))
+            self._grey_out(np.any([np.zeros(self._image_size, bool), *binary], axis=0))
+        # Detectron2 draws all masks by their polygons.
+        is_own = is_overridden(self.draw_polygon) and not is_overridden(self.draw_binary_mask)
         for mask, color in zip(masks, colors, strict=True):
             if mask is None:
                 continue
+            if is_own and not is_polygons(mask):
+                mask = GenericMask(binary_mask(mask, *self._image_size), *self._image_size).polygons
             if not is_polygons(mask):
                 bitmap, shares = binary_mask(mask, *self._image_size), _as_shares(color)
                 self.draw_binary_mask(bitmap, shares, edge_color=shares, alpha=alpha)
@@ -606,6 +647,12 @@ class Visualizer:
             for polygon in mask:
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
                 self.draw_polygon(points, _as_shares(color), alpha=alpha)
+
+    def _grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
+        if is_overridden(self._create_grayscale_image):
+            self.output.reset_image(self._create_grayscale_image(keep))
+        else:
+            self._canvas.grey_out(keep)
 
     def _boxes_of_masks(self, masks: Sequence[Any]) -> npt.NDArray[np.float64]:
         """Return (M, 4) XYXY in pixels of the output; NaN for an instance without a mask."""
@@ -628,7 +675,7 @@ class Visualizer:
                 f"a map has the size of its picture, {self._image_size}: got {segment_map.shape}"
             )
         if self._instance_mode is ColorMode.IMAGE_BW:
-            self._canvas.grey_out(np.isin(segment_map, [segment.id for segment in segments]))
+            self._grey_out(np.isin(segment_map, [segment.id for segment in segments]))
         if not self._show_labels:
             min_area = math.inf
         elif min_area is None:
@@ -649,6 +696,26 @@ class Visualizer:
                 area_threshold=min_area,
             )
         return self.get_output()
+
+
+class _OwnStrokes(Canvas):
+    """Stands for a canvas: calls the methods of a visualizer that draw circles and lines."""
+
+    def __init__(self, visualizer: Visualizer, canvas: Canvas, stretch: npt.NDArray[Any]) -> None:
+        self._visualizer, self._stretch = visualizer, stretch
+        self.line_width = canvas.line_width
+
+    def draw_line(
+        self, points: Any, color: Color, *, alpha: float = 1.0, line_width: float | None = None
+    ) -> None:
+        x, y = (np.asarray(points) / self._stretch).T.tolist()
+        self._visualizer.draw_line(x, y, color=_as_shares(color), linewidth=line_width)
+
+    def draw_circle(
+        self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0
+    ) -> None:
+        center = (np.asarray(center) / self._stretch).tolist()
+        self._visualizer.draw_circle(center, color=_as_shares(color), radius=radius)
 
 
 class _Classes:

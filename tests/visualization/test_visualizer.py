@@ -507,6 +507,71 @@ def test_overridden_parts_are_the_ones_that_are_called():
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "mode", "count"),
+    [
+        pytest.param("draw_polygon", ColorMode.IMAGE, 2, id="polygons of bitmaps"),
+        pytest.param("draw_circle", ColorMode.IMAGE, 4, id="dots of keypoints"),
+        pytest.param("draw_line", ColorMode.IMAGE, 1, id="lines of keypoints"),
+        pytest.param("_jitter", ColorMode.SEGMENTATION, 2, id="colours of classes"),
+        pytest.param("_create_grayscale_image", ColorMode.IMAGE_BW, 1, id="grey picture"),
+        pytest.param("_convert_boxes", ColorMode.IMAGE, 1, id="boxes"),
+        pytest.param("_convert_masks", ColorMode.IMAGE, 1, id="masks"),
+        pytest.param("_convert_keypoints", ColorMode.IMAGE, 1, id="keypoints"),
+    ],
+)
+def test_overridden_parts_of_detectron2s_are_called_for_predictions(method, mode, count):
+    called, drawn = [], getattr(Visualizer, method)
+
+    def record(self, *args, **kwargs):
+        called.append((args, kwargs))
+        return drawn(self, *args, **kwargs)
+
+    masks = torch.zeros(2, 120, 160, dtype=torch.bool)
+    masks[0, 20:60, 20:60] = masks[1, 70:90, 70:90] = True
+    found = Instances((120, 160), pred_classes=torch.tensor([0, 1]), pred_masks=masks)
+    found.pred_boxes = Boxes([[20, 20, 60, 60], [70, 70, 90, 90]])
+    found.pred_keypoints = torch.tensor([[[30.0, 30, 1], [40, 50, 1]], [[75, 75, 0], [80, 80, 0]]])
+    metadata = SimpleNamespace(
+        thing_classes=["cat", "dog"],
+        keypoint_names=["head", "tail"],
+        keypoint_connection_rules=[("head", "tail", (255, 0, 0))],
+    )
+    usual, own = [
+        kind(_grey(), metadata, 2.0, mode).draw_instance_predictions(found).get_image()
+        for kind in (Visualizer, type("Own", (Visualizer,), {method: record}))
+    ]
+    assert len(called) == count
+    if method not in ("draw_polygon", "_jitter"):
+        assert np.abs(usual.astype(int) - own).mean() < 1
+    if method == "draw_circle":
+        assert called[1][0][0] == pytest.approx([30, 30])  # in pixels of the input
+
+
+def test_size_of_letters_can_be_set():
+    heights = []
+    for scale in (1.0, 3.0):
+        visualizer = Visualizer(np.zeros((400, 400, 3), np.uint8), font_size_scale=scale)
+        drawn = visualizer.draw_text("Mm", (200, 100), color="w").get_image()
+        heights.append(np.ptp(np.flatnonzero(drawn.max(axis=(1, 2)) > 200)))
+    assert heights[1] > 2 * heights[0]
+    visualizer._default_font_size = 10
+    assert visualizer._default_font_size == pytest.approx(10)
+
+
+def test_segments_without_a_list_are_those_of_the_divisor():
+    metadata = SimpleNamespace(
+        label_divisor=1000, thing_dataset_id_to_contiguous_id={5: 0}, thing_classes=["cat"]
+    )
+    segments = np.zeros((120, 160), np.int64)
+    segments[:60] = 1
+    segments[100:] = -1
+    picture = Visualizer(_grey(), metadata).draw_panoptic_seg(segments, None, alpha=1.0)
+    colors = [tuple(picture.get_image()[y, 2].tolist()) for y in (2, 90, 110)]
+    assert len(set(colors)) == 3
+    assert colors[2] == (90, 90, 90)
+
+
 @pytest.mark.parametrize("method", ["draw_binary_mask", "_draw_text_in_mask", "draw_text"])
 def test_overridden_parts_are_called_for_segments(method, monkeypatch):
     called, drawn = [], getattr(Visualizer, method)
