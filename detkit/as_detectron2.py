@@ -137,9 +137,10 @@ def install() -> None:
 
 def _list_names(module: ModuleType) -> None:
     """Let `from module import *` bind Detectron2's names too."""
-    if "__all__" in vars(module):
-        names = names_of(module.__name__.removeprefix("detkit."))
-        vars(module)["__all__"] = sorted({*vars(module)["__all__"], *names})
+    own = vars(module).get("__all__") or [name for name in vars(module) if name[0] != "_"]
+    names = names_of(module.__name__.removeprefix("detkit."))
+    if names:
+        vars(module)["__all__"] = sorted({*own, *names})
 
 
 def _share_logger(name: str, own_name: str) -> None:

@@ -68,7 +68,7 @@ class DetectorGraph(nn.Module):
         self.model: Any = copy.deepcopy(model).requires_grad_(False)
         # RoIAlign on channels-last maps is slow in an exported program.
         self.model.to(memory_format=torch.contiguous_format)
-        self.model._is_channels_last = False
+        self.model.batch_in(torch.contiguous_format)
         fold_norms(self.model)
         self.max_detections = max_detections
         self.paste = paste

@@ -9,7 +9,7 @@ import torch
 from detkit.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
-from detkit.config import CfgNode, get_cfg
+from detkit.config import CfgNode, configurable, get_cfg
 from detkit.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -25,9 +25,17 @@ from detkit.data.detection_utils import transform_instance_annotations as transf
 from detkit.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detkit.evaluation import COCOEvaluator, DatasetEvaluators, inference_on_dataset
 from detkit.model_zoo import get_config_file
-from detkit.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNNWithTTA, build_model
+from detkit.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    Backbone,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+    build_model,
+)
 from detkit.modeling.proposal_generator.proposals import add_ground_truth_to_proposals
 from detkit.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, Keypoints
+from detkit.utils.events import get_event_storage
 from detkit.utils.logger import setup_logger
 from detkit.utils.registry import Registry
 from tests.end_to_end.families import family_config
@@ -329,3 +337,46 @@ _PARTS = Registry("PARTS")
 @_PARTS.register()
 class Part:
     """Taken."""
+
+
+@META_ARCH_REGISTRY.register()
+class DrawingRCNN(GeneralizedRCNN):
+    """Lists all arguments, and has the course of Detectron2's, which draws now and then."""
+
+    @configurable
+    def __init__(
+        self, *, backbone, proposal_generator, roi_heads, pixel_mean, pixel_std,
+        input_format=None, vis_period=0, factor,
+    ):  # fmt: skip
+        super().__init__(
+            backbone=backbone, proposal_generator=proposal_generator, roi_heads=roi_heads,
+            pixel_mean=pixel_mean, pixel_std=pixel_std,
+            input_format=input_format, vis_period=vis_period,
+        )  # fmt: skip
+        self.factor = factor
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "factor": 2.0}
+
+    def forward(self, batched_inputs):
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, gt_instances)
+        _, head_losses = self.roi_heads(images, features, proposals, gt_instances)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return {name: self.factor * value for name, value in {**losses, **head_losses}.items()}
+
+
+def test_model_with_the_arguments_and_the_course_of_detectron2(small):
+    small.MODEL.META_ARCHITECTURE, small.VIS_PERIOD = "DrawingRCNN", 1
+    small.DATASETS.TEST = ()
+    trainer = DefaultTrainer(small)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert (trainer.model.input_format, trainer.model.vis_period) == (small.INPUT.FORMAT, 1)
+    assert trainer.model.memory_format is torch.channels_last

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from detkit.config import CfgNode
 from detkit.modeling.backbone import Backbone, build_backbone
-from detkit.modeling.meta_arch.build import MEMORY_FORMATS
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import DataError
@@ -26,13 +25,17 @@ class Detector(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    # `torch.save` of a whole model cannot hold the format itself.
+    _is_channels_last = False
 
     def __init__(
         self,
         backbone: Backbone,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        *,
+        input_format: str | None = None,
+        vis_period: int = 0,
     ) -> None:
         """Keep the backbone and the numbers that images are normalised with.
 
@@ -40,7 +43,9 @@ class Detector(nn.Module):
             backbone: Images to features by name.
             pixel_mean: C numbers to subtract.
             pixel_std: C numbers to divide by.
-            memory_format: Layout of the batch; fastest if it is that of the convolutions' weights.
+            input_format: For subclasses written for Detectron2, which draw; see
+                `visualize_training`.
+            vis_period: Likewise.
 
         Raises:
             ValueError: `pixel_mean` and `pixel_std` differ in length.
@@ -55,8 +60,7 @@ class Detector(nn.Module):
         if not all(std > 0 for std in pixel_std):
             raise ValueError(f"pixel_std must be positive, got {list(pixel_std)}")
         self.backbone = backbone
-        # `torch.save` of a whole model cannot hold the format itself.
-        self._is_channels_last = memory_format == torch.channels_last
+        self.input_format, self.vis_period = input_format, vis_period
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
         # As floats: of whole numbers, torch would make integers, which do not divide in place.
         mean = torch.tensor([float(value) for value in pixel_mean])
@@ -80,7 +84,6 @@ class Detector(nn.Module):
             "backbone": build_backbone(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "memory_format": MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
         }
 
     @property
@@ -92,6 +95,17 @@ class Detector(nn.Module):
     def memory_format(self) -> torch.memory_format:
         """Layout of the batch."""
         return torch.channels_last if self._is_channels_last else torch.contiguous_format
+
+    def batch_in(self, memory_format: torch.memory_format) -> None:
+        """Set the layout of the batch; fastest is that of the convolutions' weights."""
+        # No argument: a subclass with a constructor of its own need not know it.
+        self._is_channels_last = memory_format == torch.channels_last
+
+    def visualize_training(self, batched_inputs: list[ModelInput], *args: Any) -> None:
+        """Do nothing: `VIS_PERIOD` draws by a hook.
+
+        The `forward` of subclasses written for Detectron2 calls it.
+        """
 
     @overridable
     def forward(self, batched_inputs: list[ModelInput]) -> Any:

@@ -54,11 +54,12 @@ def build_model(cfg: CfgNode) -> nn.Module:
         _freeze(model, cfg.SOLVER.FREEZE)
     if cfg.MODEL.COMPILE != "none":
         compile_dense(model, cfg.MODEL.COMPILE)
+    memory_format = MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT]
+    batch_in = getattr(model, "batch_in", None)  # a model may be any module
+    if batch_in is not None:
+        batch_in(memory_format)
     # Moved once it is complete; convolutions in the layout that images are batched in.
-    return model.to(
-        device=resolve_device(cfg.MODEL.DEVICE),
-        memory_format=MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT],
-    )
+    return model.to(device=resolve_device(cfg.MODEL.DEVICE), memory_format=memory_format)
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

@@ -64,7 +64,8 @@ class DenseDetector(Detector):
         head_in_features: Sequence[str] | None = None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        input_format: str | None = None,
+        vis_period: int = 0,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `Detector`.
 
@@ -72,7 +73,9 @@ class DenseDetector(Detector):
             head: A list of L features to `HeadOutput`.
             head_in_features: Names of the L features; None takes all of the backbone, finest first.
         """
-        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
+        super().__init__(
+            backbone, pixel_mean, pixel_std, input_format=input_format, vis_period=vis_period
+        )
         self.head = head
         if head_in_features is None:
             shapes = backbone.output_shape()

@@ -131,7 +131,6 @@ class FCOS(DenseDetector):
         # Images.
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `DenseDetector`.
 
@@ -157,7 +156,6 @@ class FCOS(DenseDetector):
             head_in_features=head_in_features,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            memory_format=memory_format,
         )
         self.num_classes = num_classes
         self.center_sampling_radius = center_sampling_radius

@@ -49,7 +49,8 @@ class PanopticFPN(GeneralizedRCNN):
         sem_seg_head: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        input_format: str | None = None,
+        vis_period: int = 0,
         instance_loss_weight: float = 1.0,
         combine_on: bool = True,
         combine_overlap_thresh: float = 0.5,
@@ -73,7 +74,8 @@ class PanopticFPN(GeneralizedRCNN):
             roi_heads=roi_heads,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            memory_format=memory_format,
+            input_format=input_format,
+            vis_period=vis_period,
         )
         self.sem_seg_head = sem_seg_head
         self.instance_loss_weight = instance_loss_weight

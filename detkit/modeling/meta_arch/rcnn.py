@@ -6,7 +6,6 @@ Legend: N images.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from detkit.config import BRANCHES, CfgNode, configurable, declare_architecture
@@ -53,7 +52,8 @@ class GeneralizedRCNN(Detector):
         roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        input_format: str | None = None,
+        vis_period: int = 0,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `Detector`.
 
@@ -62,7 +62,9 @@ class GeneralizedRCNN(Detector):
                 input.
             roi_heads: See `ROIHeads`.
         """
-        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
+        super().__init__(
+            backbone, pixel_mean, pixel_std, input_format=input_format, vis_period=vis_period
+        )
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 
@@ -75,6 +77,8 @@ class GeneralizedRCNN(Detector):
             **arguments,
             "proposal_generator": build_proposal_generator(cfg, shapes),
             "roi_heads": build_roi_heads(cfg, shapes),
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     def training_losses(self, batched_inputs: list[ModelInput]) -> dict[str, Tensor]:
@@ -192,7 +196,6 @@ class ProposalNetwork(Detector):
         proposal_generator: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `Detector`.
 
@@ -202,7 +205,7 @@ class ProposalNetwork(Detector):
         Raises:
             ConfigError: `proposal_generator` is None.
         """
-        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
+        super().__init__(backbone, pixel_mean, pixel_std)
         if proposal_generator is None:
             raise ConfigError(
                 "ProposalNetwork needs a proposal generator: MODEL.PROPOSAL_GENERATOR.NAME must not"

@@ -230,7 +230,8 @@ class RetinaNet(DenseDetector):
         # Images.
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
+        input_format: str | None = None,
+        vis_period: int = 0,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `DenseDetector`.
 
@@ -258,7 +259,8 @@ class RetinaNet(DenseDetector):
             head_in_features=head_in_features,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            memory_format=memory_format,
+            input_format=input_format,
+            vis_period=vis_period,
         )
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
@@ -302,6 +304,8 @@ class RetinaNet(DenseDetector):
             "test_nms": nms_method(cfg),
             "test_clip_before_nms": retinanet.CLIP_BEFORE_NMS,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     def forward_training(

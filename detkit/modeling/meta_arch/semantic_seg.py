@@ -174,14 +174,13 @@ class SemanticSegmentor(Detector):
         sem_seg_head: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Set the parts. Arguments that are not listed are those of `Detector`.
 
         Args:
             sem_seg_head: See `SEM_SEG_HEADS_REGISTRY`.
         """
-        super().__init__(backbone, pixel_mean, pixel_std, memory_format)
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.sem_seg_head = sem_seg_head
 
     @classmethod

@@ -21,8 +21,10 @@ class Nothing(Backbone):
         return {"x": x}
 
 
-def make(**kwargs):
-    return Detector(**{"backbone": Nothing(), "pixel_mean": MEAN, "pixel_std": STD, **kwargs})
+def make(memory_format=torch.contiguous_format, **kwargs):
+    detector = Detector(**{"backbone": Nothing(), "pixel_mean": MEAN, "pixel_std": STD, **kwargs})
+    detector.batch_in(memory_format)
+    return detector
 
 
 def image(height=20, width=40, channels=3):
