@@ -15,7 +15,12 @@ from torchvision.ops import nms
 
 from detkit.layers.cpu.switch import is_traced
 from detkit.layers.tensor_ops import nonzero_tuple
-from detkit.structures import RowImages, matched_pairwise_iou_rotated, pairwise_iou_rotated
+from detkit.structures import (
+    RowImages,
+    matched_pairwise_iou_rotated,
+    overlapping_rotated_boxes,
+    pairwise_iou_rotated,
+)
 from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
@@ -139,8 +144,8 @@ def _slices(counts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-# Boxes that are compared with all lower-scored ones at a time.
-_NMS_BLOCK = 256
+# Boxes that are compared with each other, and what stays of them with all lower-scored ones.
+_NMS_BLOCK = 512
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float, topk: int = -1) -> Tensor:
@@ -168,21 +173,34 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float, topk: int =
     # block suppresses is not compared again.
     while len(left) > 0 and len(kept) < topk:
         block, left = left[:_NMS_BLOCK], left[_NMS_BLOCK:]
-        overlaps = _overlaps(boxes[block], boxes[block], iou_threshold)
-        # Which of a block stay depends on one after the other: on the host, a copy per block.
-        rows = overlaps.triu(diagonal=1).cpu().numpy()
-        is_kept = np.ones(len(rows), dtype=bool)
-        for i, row in enumerate(rows):
-            if is_kept[i]:
-                is_kept &= ~row
-        block = block[torch.from_numpy(is_kept).to(boxes.device)]
+        block = block[_stays(boxes[block], [len(block)], iou_threshold)]
         kept = torch.cat([kept, block])
-        left = left[~_overlaps(boxes[block], boxes[left], iou_threshold).any(dim=0)]
+        if len(left) > 0:
+            ious = pairwise_iou_rotated(boxes[block], boxes[left], above=iou_threshold)
+            left = left[~(ious > iou_threshold).any(dim=0)]
     return kept[:topk]
 
 
-def _overlaps(boxes1: Tensor, boxes2: Tensor, iou_threshold: float) -> Tensor:
-    return pairwise_iou_rotated(boxes1, boxes2, above=iou_threshold) > iou_threshold
+def _stays(boxes: Tensor, counts: Sequence[int], iou_threshold: float) -> Tensor:
+    """Return (N,) bool: which boxes no better one of the same run suppresses.
+
+    Args:
+        boxes: (N, 5)
+        counts: Lengths of consecutive runs of boxes, each sorted by score, best first.
+        iou_threshold: See `nms_rotated`.
+    """
+    # Which ones stay depends on one after the other: on the host, a copy for all.
+    pairs = overlapping_rotated_boxes(boxes, counts, iou_threshold).cpu().numpy()
+    better, worse = pairs.T
+    stays = np.ones(len(boxes), dtype=bool)
+    while True:
+        # Right for the first box of a run at once, and for one more with every round: in fact, few
+        # rounds change anything.
+        now = np.ones_like(stays)
+        now[worse[stays[better]]] = False
+        if (now == stays).all():
+            return torch.from_numpy(stays).to(boxes.device)
+        stays = now
 
 
 def batched_nms_rotated(
@@ -223,15 +241,21 @@ def batched_nms_rotated(
 def _nms_rotated_by_group(
     boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, topk: int
 ) -> Tensor:
-    """Return `batched_nms_rotated`, group by group.
+    """Return `batched_nms_rotated`, comparing boxes of the same group only.
 
-    Boxes of different groups need not be compared then: of the five levels of a pyramid, that takes
-    a third of the time. A GPU would wait for each group.
+    A GPU would wait for each group.
     """
-    kept = []
-    for group in idxs.unique():
-        members = nonzero_tuple(idxs == group)[0]
-        kept.append(members[nms_rotated(boxes[members], scores[members], iou_threshold, topk)])
+    order = scores.argsort(descending=True, stable=True)
+    order = order[idxs[order].argsort(stable=True)]
+    counts = idxs[order].unique_consecutive(return_counts=True)[1].tolist()
+    if max(counts) <= _NMS_BLOCK:
+        # A few large operations instead of many small ones for each group.
+        kept = [order[_stays(boxes[order], counts, iou_threshold)]]
+    else:
+        kept = [
+            members[nms_rotated(boxes[members], scores[members], iou_threshold, topk)]
+            for members in order.split(counts)
+        ]
     # Of equal scores the first box comes first, as within a group.
     indices = torch.cat(kept).sort().values
     order = scores[indices].argsort(descending=True, stable=True)

@@ -37,6 +37,7 @@ from detkit.structures.records import (
 from detkit.structures.rotated_boxes import (
     RotatedBoxes,
     matched_pairwise_iou_rotated,
+    overlapping_rotated_boxes,
     pairwise_iou_rotated,
     rotated_box_corners,
     rotated_boxes_around,
@@ -66,6 +67,7 @@ __all__ = [
     "heatmaps_to_keypoints",
     "matched_pairwise_iou",
     "matched_pairwise_iou_rotated",
+    "overlapping_rotated_boxes",
     "pairwise_intersection",
     "pairwise_ioa",
     "pairwise_iou",

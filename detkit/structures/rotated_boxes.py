@@ -11,15 +11,16 @@ Legend: N boxes, M boxes of a second set, P pairs of boxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from detkit.structures.boxes import Boxes
 
-# Pairs per step: candidates take about 40 bytes, those that may overlap then 800. On a CPU the
-# numbers of a step should stay in its cache.
+# Pairs per step: those whose centers are compared take 10 bytes, those that may overlap 800. On a
+# CPU the numbers of a step should stay in its cache.
 _MAX_CANDIDATES = 1 << 21
 _MAX_PAIRS = {"cpu": 1 << 13}
 _MAX_PAIRS_ON_GPU = 1 << 18
@@ -197,8 +198,10 @@ def pairwise_iou_rotated(
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ValueError(f"rotated boxes are (N, 5) XYWHA: got {tuple(boxes.shape)}")
     ious = boxes1.new_zeros(len(boxes1), len(boxes2))
-    for rows, columns in _candidate_pairs(_precise(boxes1), _precise(boxes2), above):
-        ious[rows, columns] = matched_pairwise_iou_rotated(boxes1[rows], boxes2[columns])
+    outlines1, outlines2 = _outlines(boxes1), _outlines(boxes2)
+    near = _near_pairs(outlines1, outlines2, above)
+    for rows, columns, ious_i in _overlaps(outlines1, outlines2, near, above):
+        ious[rows, columns] = ious_i.to(ious.dtype)
     return ious
 
 
@@ -206,39 +209,126 @@ def pairwise_iou_rotated(
 pairwise_iou = pairwise_iou_rotated
 
 
-def _precise(boxes: Tensor) -> Tensor:
-    """Return boxes in float64, which MPS does not have."""
-    return boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+@torch.no_grad()
+def overlapping_rotated_boxes(boxes: Tensor, counts: Sequence[int], above: float) -> Tensor:
+    """Return the (P, 2) pairs `i < j` of boxes of the same run whose IoU is higher than `above`.
+
+    Args:
+        boxes: (N, 5) XYWHA.
+        counts: Lengths of consecutive runs of boxes, N in all.
+        above: An IoU in [0, 1].
+    """
+    outlines = _outlines(boxes)
+
+    def near_pairs() -> Iterator[Tensor]:
+        start = 0
+        for count in counts:
+            run = outlines[:, start : start + count]
+            for pairs in _near_pairs(run, run, above, is_same=True):
+                yield pairs + start
+            start += count
+
+    found = [torch.zeros(2, 0, dtype=torch.int64, device=boxes.device)]
+    for i, j, ious in _overlaps(outlines, outlines, near_pairs(), above):
+        found.append(torch.stack([i, j])[:, ious > above])
+    return torch.cat(found, dim=1).T
 
 
-def _candidate_pairs(
-    boxes1: Tensor, boxes2: Tensor, above: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (P,) indices into both sets of the pairs whose IoU may be higher than `above`."""
-    # Two boxes share no more than the upright boxes around them do, and no more than the smaller
-    # one has. Most pairs are out by that: of 250,000 anchors and 20 objects one in a hundred stays.
-    max_pairs = _MAX_PAIRS.get(boxes1.device.type, _MAX_PAIRS_ON_GPU)
-    num_rows = max(1, _MAX_CANDIDATES // max(1, len(boxes2)))
-    x2, y2, half_w2, half_h2, area2 = _extents(boxes2)
-    for start in range(0, len(boxes1) if len(boxes2) else 0, num_rows):
-        extents = _extents(boxes1[start : start + num_rows])
-        x1, y1, half_w1, half_h1, area1 = (column[:, None] for column in extents)
-        width = (half_w1 + half_w2).sub_((x1 - x2).abs_())
-        height = (half_h1 + half_h2).sub_((y1 - y2).abs_())
-        shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
-        shared = torch.minimum(shared, torch.minimum(area1, area2))
-        # Rounding must not lose a pair.
-        pairs = (shared > (area1 + area2).sub_(shared).mul_(above * (1 - 1e-5))).nonzero()
-        pairs[:, 0] += start
-        for pairs_i in pairs.split(max_pairs):
-            yield pairs_i[:, 0], pairs_i[:, 1]
-
-
-def _extents(boxes: Tensor) -> tuple[Tensor, ...]:
-    """Return center x and y, half the sides of the upright box around each box, and its area."""
+def _outlines(boxes: Tensor) -> Tensor:
+    """Return (6, N) center x and y, half the sides, cosine and sine: in float64, if there is."""
+    boxes = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
     x, y, w, h, angle = boxes.unbind(dim=1)
-    cos, sin = torch.deg2rad(angle).cos().abs(), torch.deg2rad(angle).sin().abs()
-    return x, y, (w * cos + h * sin) / 2, (w * sin + h * cos) / 2, w * h
+    angle = torch.deg2rad(angle)
+    return torch.stack([x, y, w / 2, h / 2, angle.cos(), angle.sin()])
+
+
+def _near_pairs(
+    outlines1: Tensor, outlines2: Tensor, above: float, is_same: bool = False
+) -> Iterator[Tensor]:
+    """Yield (2, P) indices of pairs whose centers are near enough for an IoU higher than `above`.
+
+    That is, nearer than a share of r1 + r2, the radii of the circles around them. All others are
+    out by one matrix product. Of the pairs of a set with itself only those `i < j` count.
+    """
+    # A share t of each box lies within the other. Seen along the line through both centers, boxes
+    # reach p1 <= r1 and p2 <= r2 from their centers, and the first is cut off at the distance
+    # s = d - p2 from its own. As its sections narrow on both sides of the middle, at least
+    # (1 - s / p1) / 2 of it lie beyond s >= 0, and at most 1 - (1 - |s| / p1)^2 / 2 beyond s < 0.
+    # Adding the limit of d for one box to that for the other gives d < share (p1 + p2).
+    share = 1 - above if above < 0.5 else math.sqrt(max(0.0, 1 - above) / 2)
+    # `norm` along the first dimension takes ten times as long as these three operations.
+    radius1, radius2 = (
+        share * (outlines[2] ** 2 + outlines[3] ** 2).sqrt() for outlines in (outlines1, outlines2)
+    )
+    # d^2 - (r1 + r2)^2, multiplied out.
+    places = [outlines[0] ** 2 + outlines[1] ** 2 for outlines in (outlines1, outlines2)]
+    rows = torch.stack(
+        [*outlines1[:2], radius1, places[0] - radius1**2, torch.ones_like(radius1)], dim=1
+    )
+    other_ends = [torch.ones_like(radius2), places[1] - radius2**2]
+    columns = torch.stack([*(-2 * outlines2[:2]), -2 * radius2, *other_ends])
+    # Rounding must not lose a pair.
+    sizes = torch.cat([places[0], places[1], radius1**2, radius2**2]).nan_to_num()
+    margin = 64 * torch.finfo(rows.dtype).eps * (sizes.max() if len(sizes) > 0 else 0.0)
+    num_rows = max(1, _MAX_CANDIDATES // max(1, columns.shape[1]))
+    for start in range(0, max(1, len(rows)), num_rows):
+        is_near = rows[start : start + num_rows] @ columns < margin
+        if is_same:
+            is_near = is_near.triu_(diagonal=start + 1)
+        pairs = is_near.nonzero().T.contiguous()
+        pairs[0] += start
+        yield pairs
+
+
+def _overlaps(
+    outlines1: Tensor, outlines2: Tensor, pairs: Iterable[Tensor], above: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield indices into both sets, and the IoUs, of the pairs where it may be over `above`."""
+    max_pairs = _MAX_PAIRS.get(outlines1.device.type, _MAX_PAIRS_ON_GPU)
+    for some in _joined(pairs):
+        kept = [
+            i_j[:, _may_overlap(outlines1[:, i_j[0]], outlines2[:, i_j[1]], above)]
+            for i_j in some.split(max_pairs, dim=1)
+        ]
+        for i, j in torch.cat(kept, dim=1).split(max_pairs, dim=1):
+            yield i, j, _matched_iou(outlines1[:, i], outlines2[:, j])
+
+
+def _joined(pairs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield (2, P) pairs in fewer, larger parts."""
+    parts: list[Tensor] = []
+    for pairs_i in pairs:
+        parts.append(pairs_i)
+        if sum(part.shape[1] for part in parts) > _MAX_CANDIDATES // 8:
+            yield torch.cat(parts, dim=1)
+            parts = []
+    if parts:
+        yield torch.cat(parts, dim=1)
+
+
+def _may_overlap(outlines1: Tensor, outlines2: Tensor, above: float) -> Tensor:
+    """Return (P,) bool: which pairs may have an IoU higher than `above`.
+
+    Two boxes share no more than each shares with the smallest box around the other along its own
+    sides, and no more than the smaller one has.
+    """
+    x1, y1, w1, h1, cos1, sin1 = outlines1
+    x2, y2, w2, h2, cos2, sin2 = outlines2
+    dx, dy = x1 - x2, y1 - y2
+    cos, sin = (cos1 * cos2 + sin1 * sin2).abs_(), (sin1 * cos2 - cos1 * sin2).abs_()
+    area1, area2 = 4 * w1 * h1, 4 * w2 * h2
+    shared = torch.minimum(area1, area2)
+    for w, h, cos_a, sin_a, other_w, other_h in (
+        (w2, h2, cos2, sin2, w1, h1),
+        (w1, h1, cos1, sin1, w2, h2),
+    ):
+        along, across = (dx * cos_a - dy * sin_a).abs_(), (dx * sin_a + dy * cos_a).abs_()
+        around_w, around_h = other_w * cos + other_h * sin, other_w * sin + other_h * cos
+        width = torch.minimum(around_w + w - along, 2 * torch.minimum(around_w, w))
+        height = torch.minimum(around_h + h - across, 2 * torch.minimum(around_h, h))
+        shared = torch.minimum(shared, width.clamp_(min=0) * height.clamp_(min=0))
+    # Rounding must not lose a pair.
+    return shared > (area1 + area2 - shared) * (above * (1 - 1e-5))
 
 
 @torch.no_grad()
@@ -247,30 +337,33 @@ def matched_pairwise_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     It is exact, as described for `pairwise_iou_rotated`.
     """
+    return _matched_iou(_outlines(boxes1), _outlines(boxes2)).to(boxes1.dtype)
+
+
+def _matched_iou(outlines1: Tensor, outlines2: Tensor) -> Tensor:
+    """Return the (P,) IoU of boxes given as (6, P) outlines."""
     # In the frame of the second box, that box is upright and centred. Its intersection with the
     # first has the area that the outline of the first encloses once each coordinate is limited to
     # the sides of the second: what lies outside collapses onto its border. Unlike clipping vertex
     # by vertex this has no cases to tell apart, and changes continuously with the boxes: touching,
     # parallel and coinciding sides need no tolerance.
-    dtype = boxes1.dtype
-    x1, y1, w1, h1, angle1 = _precise(boxes1).unbind(dim=1)
-    x2, y2, w2, h2, angle2 = _precise(boxes2).unbind(dim=1)
+    x1, y1, w1, h1, cos1, sin1 = outlines1
+    x2, y2, w2, h2, cos2, sin2 = outlines2
     # Differences first: they are exact, and far from the origin the rest would lose its digits.
     dx, dy = x1 - x2, y1 - y2
-    cos, sin = torch.deg2rad(angle2).cos(), torch.deg2rad(angle2).sin()
-    x, y = dx * cos - dy * sin, dx * sin + dy * cos
-    cos, sin = torch.deg2rad(angle1 - angle2).cos(), torch.deg2rad(angle1 - angle2).sin()
-    wx, wy = w1 / 2 * cos, -w1 / 2 * sin
-    hx, hy = h1 / 2 * sin, h1 / 2 * cos
+    x, y = dx * cos2 - dy * sin2, dx * sin2 + dy * cos2
+    cos, sin = cos1 * cos2 + sin1 * sin2, sin1 * cos2 - cos1 * sin2
+    wx, wy = w1 * cos, -w1 * sin
+    hx, hy = h1 * sin, h1 * cos
     # (4, P): clockwise in the image, from the upper left corner of an upright box.
     xs = x + torch.stack([-wx - hx, wx - hx, wx + hx, hx - wx])
     ys = y + torch.stack([-wy - hy, wy - hy, wy + hy, hy - wy])
-    shared = _limited_integral(xs, ys, w2 / 2, h2 / 2)
-    area1, area2 = w1 * h1, w2 * h2
+    shared = _limited_integral(xs, ys, w2, h2)
+    area1, area2 = 4 * w1 * h1, 4 * w2 * h2
     shared = torch.minimum(shared, torch.minimum(area1, area2)).clamp(min=0)
     is_box = (torch.minimum(area1, area2) >= _MIN_AREA) & (w1 > 0) & (w2 > 0)
     iou = torch.where(is_box, shared / (area1 + area2 - shared), 0.0)
-    return iou.nan_to_num(nan=0.0).to(dtype)
+    return iou.nan_to_num(nan=0.0)
 
 
 def _limited_integral(xs: Tensor, ys: Tensor, half_w: Tensor, half_h: Tensor) -> Tensor:

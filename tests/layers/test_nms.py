@@ -211,9 +211,10 @@ def test_hard_suppression_keeps_a_box_at_the_threshold():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("count", [0, 1, 80])
 @pytest.mark.parametrize("classes", [1, 5])
-def test_rotated_equals_the_slow_reference(count, classes, device, monkeypatch):
+@pytest.mark.parametrize("block", [7, 512])
+def test_rotated_equals_the_slow_reference(count, classes, device, block, monkeypatch):
     # By its module: `detkit.layers.nms` is the function.
-    monkeypatch.setattr(sys.modules[nms_rotated.__module__], "_NMS_BLOCK", 7)
+    monkeypatch.setattr(sys.modules[nms_rotated.__module__], "_NMS_BLOCK", block)
     boxes, scores = random_rotated_boxes(count), _scores(count)
     boxes[:, :2] -= 40
     idxs = torch.arange(count) % classes
@@ -240,6 +241,15 @@ def test_equal_scores_keep_their_order_however_many_boxes():
 def test_copies_of_a_rotated_box_go(count):
     boxes = torch.tensor([[30.0, 30, 20, 10, 25]]).repeat(count, 1)
     assert nms_rotated(boxes, _scores(count), 0.5).tolist() == [int(_scores(count).argmax())]
+
+
+def test_a_box_in_a_chain_is_suppressed_by_boxes_that_stay_alone():
+    # Each overlaps the next one by 0.6, and the one after it by 0.33: every other one stays.
+    boxes = torch.tensor([[2.5 * i, 0.0, 10, 4, 0] for i in range(30)])
+    scores = torch.linspace(0.9, 0.1, 30)
+    expected = list(range(0, 30, 2))
+    assert nms_rotated(boxes, scores, 0.5).tolist() == expected
+    assert batched_nms_rotated(boxes, scores, torch.zeros(30).long(), 0.5).tolist() == expected
 
 
 def test_rotated_of_one_class_number_many_equals_alone():

@@ -9,6 +9,7 @@ from detkit.structures import (
     BoxMode,
     Instances,
     RotatedBoxes,
+    overlapping_rotated_boxes,
     pairwise_iou_rotated,
     rotated_box_corners,
     rotated_boxes_around,
@@ -263,6 +264,32 @@ def test_iou_above_a_threshold_is_the_same_there(threshold):
     assert torch.equal(found.where(whole > threshold, 0), whole.where(whole > threshold, 0))
     assert (whole > threshold).any()
     assert threshold == 0 or (found == 0).sum() > (whole == 0).sum()
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("box", [[90, 40, 60, 1, 20], [5e4, 9e4, 30, 30, 45], [0, 0, 1, 8, 0]])
+def test_boxes_moved_just_short_of_the_threshold_are_found(box, threshold):
+    boxes = torch.tensor([box]).double()
+    angle = torch.deg2rad(boxes[0, 4])
+    sides = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
+    shared = 2 * threshold / (1 + threshold)
+    moved = boxes.repeat(2, 1)
+    moved[:, :2] += sides * boxes[0, 2:4, None] * (1 - shared) * 0.999
+    found = pairwise_iou_rotated(boxes, moved, above=threshold * 0.9999)[0]
+    assert (found > threshold * 0.9999).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3])
+def test_overlapping_pairs_are_those_of_each_run(threshold):
+    boxes = random_rotated_boxes(60)
+    counts = [0, 25, 1, 34]
+    run = torch.tensor([1] * 25 + [2] + [3] * 34)
+    is_pair = (pairwise_iou_rotated(boxes, boxes) > threshold) & (run[:, None] == run)
+    expected = is_pair.triu(diagonal=1).nonzero()
+    found = overlapping_rotated_boxes(boxes, counts, threshold)
+    assert sorted(found.tolist()) == expected.tolist()
+    assert 0 < len(expected) < 500
+    assert overlapping_rotated_boxes(boxes[:0], [], threshold).shape == (0, 2)
 
 
 def test_iou_in_small_steps_is_the_same(monkeypatch):

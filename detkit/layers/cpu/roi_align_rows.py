@@ -2,8 +2,8 @@
 
 An output cell is a weighted sum of pixels, and the weights are the same for all channels. Over a
 channels-last feature map that is a weighted sum of rows of a table, for which torch has a parallel,
-vectorised kernel with a backward pass: `embedding_bag`. torchvision's kernel works channel by
-channel on one core, and needs the channels apart.
+vectorised kernel: see `weighted_row_sums`. torchvision's kernel works channel by channel on one
+core, and needs the channels apart.
 
 The weights are separable: what a cell takes from a pixel is a factor for the pixel's row times one
 for its column. So the samples of a cell are first summed per row and per column ("taps"), and only
@@ -22,8 +22,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from detkit.layers.cpu.weighted_rows import weighted_row_sums
 
 # Pixels multiplied out at a time: about 50 bytes each.
 _MAX_PIXELS = 4_000_000
@@ -72,12 +73,11 @@ def roi_align_rows(
         return torch.cat([roi_align_rows(features, half, *settings) for half in halves])
     row, column, weight = _multiply_out(y, x, pixels.flatten())
     image = rois[:, 0].long().repeat_interleave(pixels.sum(dim=(1, 2)))
-    cells = F.embedding_bag(
-        (image * height + row) * width + column,
+    cells = weighted_row_sums(
         features.permute(0, 2, 3, 1).reshape(-1, channels),
+        (image * height + row) * width + column,
         _starts(pixels.flatten()),
-        mode="sum",
-        per_sample_weights=weight,
+        weight,
     )
     return cells.reshape(len(rois), *output_size, channels).permute(0, 3, 1, 2)
 
