@@ -47,6 +47,9 @@ class Contest:
         rounds: How often to measure.
         check: Called once with the results of `ours` and `theirs`; raises where they did not do
             the same task.
+        is_part: Whether the other side's work is a part of detkit's: what detkit adds to it counts
+            then, and `target` is in seconds.
+        shares: Returns by side where the time of a round goes: kind of operator -> seconds.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Contest:
     target: float | None
     rounds: int
     check: Callable[[Any, Any], None] | None = None
+    is_part: bool = False
+    shares: Callable[[], dict[str, dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,19 +124,50 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def format_table(measurements: Iterable[Measurement]) -> str:
-    """Return a table of medians, fastest and slowest rounds, the ratios and the target."""
+def format_table(measurements: Iterable[Measurement], tablefmt: str = "simple") -> str:
+    """Return a table of medians, fastest and slowest rounds, the ratios and the target.
+
+    Args:
+        measurements: A row each.
+        tablefmt: As in `tabulate`; "pipe" is Markdown.
+    """
     rows = []
     for m in measurements:
-        target = f"{m.contest.target:.1f}x" if m.contest.target else ""
+        target = "" if m.contest.target is None else f"{m.contest.target:.1f}x"
         rounds = [theirs / ours for ours, theirs in zip(m.ours, m.theirs, strict=True)]
-        ratio = f"{m.ratio:.2f}x ({min(rounds):.2f} to {max(rounds):.2f})"
+        ratios = [
+            f"{m.ratio:.2f}x ({min(rounds):.2f} to {max(rounds):.2f})",
+            f"{m.cpu_ratio:.2f}x",
+        ]
+        if m.contest.is_part:
+            target = f"+{m.contest.target} s"
+            ratios = [_added(m.ours, m.theirs), _added(m.our_cpu, m.their_cpu)]
         sides = [_spread(m.ours), _spread(m.theirs)]
-        rows.append(
-            [m.contest.name, m.contest.opponent, *sides, ratio, f"{m.cpu_ratio:.2f}x", target]
-        )
+        rows.append([m.contest.name, m.contest.opponent, *sides, *ratios, target])
     headers = ["contest", "against", "detkit", "other", "faster", "in CPU time", "target"]
-    return tabulate(rows, headers=headers, disable_numparse=True)
+    return tabulate(rows, headers=headers, disable_numparse=True, tablefmt=tablefmt)
+
+
+def _added(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    return f"+{statistics.median(ours) - statistics.median(theirs):.2f} s"
+
+
+def format_shares(shares: dict[str, dict[str, float]], tablefmt: str = "simple") -> str:
+    """Return a table of milliseconds by kind of operator, and their share, for each side."""
+    kinds = sorted(
+        {kind for of_side in shares.values() for kind in of_side},
+        key=lambda kind: -max(of_side.get(kind, 0) for of_side in shares.values()),
+    )
+    totals = {side: sum(of_side.values()) for side, of_side in shares.items()}
+    rows = [
+        [kind]
+        + [
+            f"{1000 * of_side.get(kind, 0):.0f} ms ({of_side.get(kind, 0) / totals[side]:.0%})"
+            for side, of_side in shares.items()
+        ]
+        for kind in kinds
+    ]
+    return tabulate(rows, headers=["where the time goes", *shares], tablefmt=tablefmt)
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -22,6 +22,7 @@ import torch
 from contest import Contest, OwnProcess, Setting
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -201,6 +202,10 @@ def pair_contest(
         target=target,
         rounds=2 if setting.quick else 9,
         check=None if train_batch else _require_like_many,
+        shares=lambda: {
+            name: OwnProcess(_profiled_side, name, *arguments)()
+            for name in ("detkit", "torchvision")
+        },
     )
 
 
@@ -222,6 +227,53 @@ def _side(
         return sum(len(f["scores"] if name == "torchvision" else f) for f in found)
 
     return once
+
+
+# Part of an operator's name -> what it is for; the first that fits counts. detkit's ROIAlign sums
+# weighted rows (an embedding bag), its large 3x3 convolutions are matrix products.
+_USES = {
+    "conv": "convolutions, matrix products",
+    "aten::mm": "convolutions, matrix products",
+    "aten::bmm": "convolutions, matrix products",
+    "aten::addmm": "convolutions, matrix products",
+    "roi_align": "ROIAlign",
+    "embedding_bag": "ROIAlign",
+    "nms": "NMS, sorting",
+    "sort": "NMS, sorting",
+    "topk": "NMS, sorting",
+    "optimizer": "optimizer",
+    "_foreach": "optimizer",
+    "_fused": "optimizer",
+    "copy_": "copies",
+    "fill_": "copies",
+    "index": "copies",
+    "aten::cat": "copies",
+    "add": "additions, products, norms, ReLU",
+    "mul": "additions, products, norms, ReLU",
+    "sum": "additions, products, norms, ReLU",
+    "clamp": "additions, products, norms, ReLU",
+    "relu": "additions, products, norms, ReLU",
+    "threshold": "additions, products, norms, ReLU",
+}
+
+
+def _profiled_side(*arguments: Any) -> Callable[[], dict[str, float]]:
+    """Return a function that returns the seconds of a call of `_side` by use of the operators."""
+    once, num_calls = _side(*arguments), 3
+
+    def profiled() -> dict[str, float]:
+        once()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(num_calls):
+                once()
+        seconds: dict[str, float] = {}
+        for event in profiler.key_averages():
+            name = event.key.lower()
+            use = next((use for part, use in _USES.items() if part in name), "all else")
+            seconds[use] = seconds.get(use, 0.0) + event.self_cpu_time_total / 1e6 / num_calls
+        return seconds
+
+    return profiled
 
 
 def _require_like_many(ours: int, theirs: int) -> None:

@@ -11,7 +11,9 @@ and `detkit.engine`, against one without the last.
 
 import argparse
 import contextlib
+import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 import torchvision
 from coco_scoring import eval_contest
-from contest import Contest, Measurement, Setting, format_table, measure
+from contest import Contest, Measurement, Setting, format_shares, format_table, measure
 from data_loading import data_contest, jitter_contest
 from faster_rcnn import infer_contest, train_contest
 from pairs import pair_contest
@@ -31,7 +33,7 @@ from pairs import pair_contest
 from detkit import __version__
 from detkit.cli.errors import run_command
 from detkit.utils.env import resolve_device
-from detkit.utils.errors import ConfigError, UnknownNameError
+from detkit.utils.errors import ConfigError, MissingFileError, UnknownNameError
 from detkit.utils.text import did_you_mean
 
 
@@ -44,13 +46,16 @@ def import_contest(setting: Setting) -> Contest:
         opponent="torch and torchvision",
         ours=partial(_run_python, f"{own}, detkit.engine"),
         theirs=partial(_run_python, own),
-        target=None,
+        target=0.4,
         rounds=2 if setting.quick else 7,
+        is_part=True,
     )
 
 
 def _run_python(program: str) -> None:
-    subprocess.run([sys.executable, "-c", program], check=True)
+    # Otherwise it may compile detkit's sources each time; an installed package is compiled already.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 _infer = partial(pair_contest, train_batch=0)
@@ -68,6 +73,7 @@ CONTESTS: dict[str, Callable[[Setting], Contest]] = {
     "eval": eval_contest,
     "import": import_contest,
 }
+_MARKS = ("<!-- speed -->", "<!-- /speed -->")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,13 +90,19 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     add = parser.add_argument
     add("contests", nargs="*", metavar="|".join(CONTESTS), help="which (default: all)")
     add("--quick", action="store_true", help="fewer rounds, smaller inputs; less certain")
-    add("--rounds", type=int, help="rounds that are counted (default: each contest's own number)")
+    add("--rounds", type=int, help="at most so many rounds are counted (default: as many as usual)")
     devices = "of the models: auto, cpu, cuda, mps (default: %(default)s)"
     add("--device", default="cpu", help=devices)
     dtypes = "mixed precision of both sides where they have the same weights (default: %(default)s)"
     add("--dtype", choices=_DTYPES, default="float32", help=dtypes)
     add("--threads", type=int, help="threads of the models (default: torch's own choice)")
+    add("--shares", action="store_true", help="show where the time of models goes, by operator")
     add("--json", metavar="FILE", help="write every measured second, with versions and machine")
+    add(
+        "--markdown",
+        metavar="FILE",
+        help=f"put the tables into a Markdown file, between lines {_MARKS[0]} and {_MARKS[1]}",
+    )
     return run_command(run, parser.parse_args(argv))
 
 
@@ -116,21 +128,70 @@ def run(args: argparse.Namespace) -> None:
         "machine": _processor(),
         "python": platform.python_version(),
     }
+    page = _Page(Path(args.markdown)) if args.markdown else None
     print(", ".join(f"{key} {value}" for key, value in surroundings.items()), flush=True)
-    measurements = []
+    measurements, shares = [], {}
     for name in args.contests or CONTESTS:
         contest = CONTESTS[name](setting)
         print(f"{name}: {contest.task}", flush=True)
-        measurement = measure(contest, args.rounds or contest.rounds)
+        measurement = measure(contest, min(args.rounds or contest.rounds, contest.rounds))
         times = f"{measurement.ratio:.2f} times faster, {measurement.cpu_ratio:.2f} in CPU time"
         print(f"{name}: {times}", flush=True)
         measurements.append(measurement)
+        if args.shares and contest.shares is not None:
+            shares[contest.name] = contest.shares()
+            print(format_shares(shares[contest.name]), flush=True)
     print(format_table(measurements))
     if args.json:
         path = Path(args.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         contests = [_as_dict(measurement) for measurement in measurements]
-        path.write_text(json.dumps({**surroundings, "contests": contests}, indent=1))
+        path.write_text(
+            json.dumps({**surroundings, "contests": contests, "shares": shares}, indent=1)
+        )
+    if page is not None:
+        page.write(_markdown(surroundings, measurements, shares))
+
+
+class _Page:
+    """A Markdown file with a part that is written anew."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, so that what is wrong with it is known before minutes of measuring."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise MissingFileError(f"--markdown needs a file that is there: {error}") from None
+        self.path = path
+        self.head, begin, rest = text.partition(_MARKS[0])
+        _, end, self.tail = rest.partition(_MARKS[1])
+        if not begin or not end:
+            raise ConfigError(f"{path} needs the lines {_MARKS[0]} and {_MARKS[1]}, in this order")
+
+    def write(self, part: str) -> None:
+        """Replace what is between the two lines."""
+        text = f"{self.head}{_MARKS[0]}\n\n{part}\n\n{_MARKS[1]}{self.tail}"
+        self.path.write_text(text, encoding="utf-8")
+
+
+def _markdown(
+    surroundings: dict[str, Any],
+    measurements: list[Measurement],
+    shares: dict[str, dict[str, dict[str, float]]],
+) -> str:
+    """Return what was measured, where, and all tables."""
+    where = (
+        "{machine}, {threads} threads, Python {python}, torch {torch}, torchvision {torchvision}"
+    )
+    parts = [
+        f"{where.format(**surroundings)}, {surroundings['device']}, {surroundings['dtype']};"
+        f" {datetime.date.today():%d %B %Y}. Medians, with the fastest and the slowest round.",
+        format_table(measurements, "pipe"),
+        "\n".join(f"- {m.contest.name}: {m.contest.task}" for m in measurements),
+    ]
+    for name, of_contest in shares.items():
+        parts += [f"By operator, {name}:", format_shares(of_contest, "pipe")]
+    return "\n\n".join(parts)
 
 
 def _processor() -> str:

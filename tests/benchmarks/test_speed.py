@@ -1,7 +1,9 @@
 import json
+import os
 import time
 
 import numpy as np
+import pairs
 import pytest
 import speed
 import torch
@@ -76,9 +78,49 @@ def test_command_prints_the_table_and_writes_every_second(tmp_path, monkeypatch,
     assert len(content["contests"][0]["detkit_seconds"]) == 2
 
 
+def test_tables_are_put_into_a_page(tmp_path, monkeypatch) -> None:
+    shares = {"detkit": {"ROIAlign": 0.001, "all else": 0.003}, "snail": {"all else": 0.01}}
+    contest = _contest(lambda: None, lambda: None, shares=lambda: shares)
+    monkeypatch.setattr(speed, "CONTESTS", {"race": lambda setting: contest})
+    page = tmp_path / "page.md"
+    page.write_text("Before\n\n<!-- speed -->\nold\n<!-- /speed -->\n\nAfter\n")
+    for _ in range(2):
+        assert main(["race", "--shares", "--markdown", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("Before\n\n<!-- speed -->\n\n")
+    assert text.endswith("\n\n<!-- /speed -->\n\nAfter\n")
+    assert "old" not in text
+    assert text.count("| race ") == 1
+    assert f"torch {torch.__version__}" in text
+    rows = [line.split("|") for line in text.splitlines()]
+    cells = [[cell.strip() for cell in row[1:-1]] for row in rows]
+    assert ["all else", "3 ms (75%)", "10 ms (100%)"] in cells
+    assert ["ROIAlign", "1 ms (25%)", "0 ms (0%)"] in cells
+
+
+def test_of_a_part_the_table_shows_what_is_added() -> None:
+    contest = _contest(None, None, is_part=True)
+    lines = format_table([Measurement(contest, [3.4], [3.0], [2.5], [2.25])]).splitlines()
+    assert "+0.40 s" in lines[-1]
+    assert "+0.25 s" in lines[-1]
+    assert "+2.0 s" in lines[-1]
+
+
+def test_operators_are_named_by_their_use(monkeypatch) -> None:
+    def convolve() -> None:
+        torch.nn.functional.conv2d(torch.zeros(1, 8, 32, 32), torch.zeros(8, 8, 3, 3)).relu_()
+
+    monkeypatch.setattr("pairs._side", lambda: convolve)
+    seconds = pairs._profiled_side()()
+    assert set(seconds) >= {"convolutions, matrix products", "additions, products, norms, ReLU"}
+    assert 0 < sum(seconds.values()) < 10
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        pytest.param(["data", "--markdown", "no.md"], "no.md", id="no page"),
+        pytest.param(["data", "--markdown", os.devnull], "needs the lines", id="no marks"),
         pytest.param(["infre"], "no contest 'infre'. Did you mean 'infer'?", id="unknown contest"),
         pytest.param(
             ["data", "--rounds", "0"], "--rounds must be at least 1, got 0", id="no rounds"
