@@ -30,7 +30,7 @@ from detkit.evaluation import COCOEvaluator
 from detkit.model_zoo import get_config
 from detkit.modeling import build_model
 from detkit.structures import BitMasks, Boxes, BoxMode, ImageRecord, Instances, ModelInput
-from detkit.utils.env import reuse_freed_memory
+from detkit.utils.env import garbage_collection_off, reuse_freed_memory
 from detkit.utils.errors import MissingPackageError, UnknownNameError
 from detkit.utils.events import EventStorage
 from detkit.utils.text import did_you_mean
@@ -103,13 +103,12 @@ def _objects(count: int) -> Callable[[], object]:
 
 
 def _records(count: int) -> Callable[[], object]:
-    """A training loader over so many images with seven boxes each, up to its first batch."""
+    """A training loader over so many records with seven boxes each, which are there already."""
     generator = np.random.default_rng(0)
     boxes = generator.uniform(0, 200, (count, 7, 4)).tolist()
     classes = generator.integers(0, 80, (count, 7)).tolist()
-
-    def read() -> list[ImageRecord]:
-        return [
+    with garbage_collection_off():
+        records: list[ImageRecord] = [
             {
                 "file_name": f"images/{number:012d}.jpg",
                 "image_id": number,
@@ -122,8 +121,7 @@ def _records(count: int) -> Callable[[], object]:
             }
             for number in range(count)
         ]
-
-    DatasetCatalog.register("curve", read)
+    DatasetCatalog.register("curve", lambda: records)
     MetadataCatalog.get("curve").thing_classes = [str(number) for number in range(80)]
     cfg = get_config(_LARGE)
     cfg.merge_from_list(["DATASETS.TRAIN", ["curve"], "DATALOADER.NUM_WORKERS", 0])
@@ -240,7 +238,7 @@ CURVES = {
         ),
     ),
     "records": Curve(
-        "images in the data set, start of a training loader",
+        "records in the data set, start of a training loader",
         (1000, 10_000, 100_000, 1_000_000),
         _records,
         is_called_once=True,
