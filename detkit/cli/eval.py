@@ -12,7 +12,7 @@ from detkit.config import get_cfg
 from detkit.engine import launch, prepare
 from detkit.evaluation import print_csv_format, verify_results
 from detkit.export.evaluation import describe_model, evaluate_exported
-from detkit.export.runtime import ENDINGS, ExportedPredictor
+from detkit.export.runtime import WRITTEN_ENDINGS, ExportedPredictor
 from detkit.model_zoo import find_config
 from detkit.utils.logger import setup_logger
 from detkit.utils.text import printable
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command and return its exit status; see `detkit.cli.command.main`."""
     parser = PARSERS["eval"](prog)
     args = parser.parse_args(argv)
-    if args.weights.lower().endswith(ENDINGS):
+    if args.weights.lower().endswith(WRITTEN_ENDINGS):
         return run_command(_evaluate_exported, args)
     if not args.config_file and not args.weights:
         parser.error(

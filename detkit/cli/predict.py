@@ -42,7 +42,7 @@ from detkit.cli.prediction_files import (
     write_json,
 )
 from detkit.config import CfgNode, get_cfg
-from detkit.export.runtime import ENDINGS
+from detkit.export.runtime import WRITTEN_ENDINGS
 from detkit.utils.colormap import id2rgb
 from detkit.utils.errors import ConfigError, DataError, MissingFileError
 from detkit.utils.logger import progress_bar, setup_logger
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog: Name of the command in its help.
     """
     args = PARSERS["predict"](prog).parse_args(argv)
-    if args.model.lower().endswith(ENDINGS):
+    if args.model.lower().endswith(WRITTEN_ENDINGS):
         return run_command(run, args)
     from detkit.engine import launch
 
@@ -137,7 +137,7 @@ class _Alone:
 
 def _model_of(args: argparse.Namespace) -> "tuple[Any, Callable[[], Predictor], str]":
     """Return the processes of the run, what loads the model, and a digest of its settings."""
-    if not args.model.lower().endswith(ENDINGS):
+    if not args.model.lower().endswith(WRITTEN_ENDINGS):
         from detkit.engine import Predictor
         from detkit.utils import comm
 

@@ -126,6 +126,13 @@ def test_what_an_exported_model_does_not_take_is_refused(fake, photos, capsys, w
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_file_that_torch_runs_is_not_taken_for_a_checkpoint(photos, tmp_path, capsys, command):
+    words = {"predict": ["--input", str(photos), "--output", str(tmp_path / "found")], "eval": []}
+    assert main([command, "--model", str(tmp_path / "model.pt2"), *words[command]]) == 2
+    assert "model.pt2: torch runs that, see docs/deploy.md" in capsys.readouterr().err
+
+
 def test_exported_model_is_not_shared_out(fake, photos, monkeypatch, capsys):
     fake()
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -26,6 +26,8 @@ PRECISION_KEY = ("runtime_options", "INFERENCE_PRECISION_HINT")
 """Where a file of OpenVINO says what it is to be computed in."""
 ENDINGS = (".onnx", ".xml")
 """Of the files that can be run: ONNX, and OpenVINO's, which has a `.bin` beside it."""
+WRITTEN_ENDINGS = (*ENDINGS, ".pt2")
+"""Of all files that `detkit export` writes; torch runs the last."""
 OUTPUTS = (
     "boxes", "scores", "classes", "num_detections", "masks", "keypoints", "sem_seg",
 )  # fmt: skip
