@@ -117,8 +117,8 @@ RENAMED: dict[str, str] = {
     "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"
     ),
-    "evaluation.coco_evaluation.COCOevalMaxDets": "faster_coco_eval.COCOeval_faster",
-    "evaluation.fast_eval_api.COCOeval_opt": "evaluation.coco.fast_eval.COCOeval_opt",
+    "evaluation.coco_evaluation.COCOevalMaxDets": "pycocotools.cocoeval.COCOeval",
+    "evaluation.fast_eval_api.COCOeval_opt": "pycocotools.cocoeval.COCOeval",
     "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.Linear": "torch.nn.Linear",
@@ -308,7 +308,7 @@ def answer(module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
         if full_name in RENAMED:
             room, _, own_name = RENAMED[full_name].rpartition(".")
-            is_foreign = room.startswith(("torch", "faster_coco_eval"))
+            is_foreign = room.startswith(("torch", "pycocotools"))
             room = room if is_foreign else f"detkit.{room}"
             return getattr(importlib.import_module(room), own_name)
         for room in ROOMS.get(module, ()):

@@ -45,7 +45,6 @@ _PACKAGES = (
     "fvcore",
     "iopath",
     "pycocotools",
-    "faster-coco-eval",
 )
 # Listed where they are installed.
 _EXTRAS = ("timm", "safetensors", "albumentations", "onnxruntime", "openvino", "av")

@@ -5,7 +5,6 @@ import sys
 
 _SLOW = (
     "cv2",
-    "faster_coco_eval",
     "matplotlib",
     "pandas",
     "scipy",

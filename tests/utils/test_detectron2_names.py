@@ -24,7 +24,7 @@ def test_rooms_exist_and_the_module_can_be_imported(module):
 def test_renamed_names_are_found(name):
     module, _, attribute = name.rpartition(".")
     room, _, own_name = RENAMED[name].rpartition(".")
-    is_foreign = room.startswith(("torch", "faster_coco_eval"))
+    is_foreign = room.startswith(("torch", "pycocotools"))
     room = room if is_foreign else f"detkit.{room}"
     ours = getattr(importlib.import_module(room), own_name)
     assert getattr(importlib.import_module(f"detkit.{module}"), attribute) is ours

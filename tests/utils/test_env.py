@@ -164,7 +164,7 @@ def test_table_names_what_a_bug_report_needs(monkeypatch):
         "python",
         "torch",
         "torchvision",
-        "faster-coco-eval",
+        "pycocotools",
         "CUDA",
         "/somewhere",
     ):

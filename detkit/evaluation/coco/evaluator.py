@@ -3,7 +3,9 @@
 Legend: N proposals and M objects in one image, G objects in all images.
 """
 
+import contextlib
 import copy
+import io
 import logging
 import math
 from collections import OrderedDict
@@ -52,7 +54,7 @@ from detkit.utils.errors import ConfigError
 from detkit.utils.logger import FILE_ONLY, log_first_n, shown_if_short
 
 if TYPE_CHECKING:
-    from faster_coco_eval import COCO
+    from pycocotools.coco import COCO
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +167,14 @@ class COCOEvaluator(DatasetEvaluator):
 
     @cached_property
     def _coco_api(self) -> "COCO":
-        from faster_coco_eval import COCO
+        from pycocotools.coco import COCO
 
+        api: Any = COCO()
         # Of a copy, since it writes into the annotations.
-        return COCO(copy.deepcopy(self._ground_truth.coco))
+        api.dataset = copy.deepcopy({"info": {}, **self._ground_truth.coco})
+        with contextlib.redirect_stdout(io.StringIO()):
+            api.createIndex()
+        return api
 
     def reset(self) -> None:
         """Remove what was processed."""
@@ -506,27 +512,26 @@ def evaluate_predictions_on_coco(
     img_ids: Collection[int] | None = None,
     max_dets_per_image: Sequence[int] | None = None,
 ) -> Any:
-    """Return a `COCOeval` of faster-coco-eval (or pycocotools) that has scored result dicts.
+    """Return a `COCOeval` of pycocotools that has scored result dicts.
 
     Args:
         coco_gt: The ground truth.
         coco_results: As in COCO's result files. Not changed.
         iou_type: "bbox", "segm" or "keypoints".
         kpt_oks_sigmas: Spread of each keypoint; None for COCO's.
-        cocoeval_fn: The class; None for the `COCOeval_faster` of faster-coco-eval.
+        cocoeval_fn: The class; None for that of pycocotools.
         img_ids: The images that count; None for all.
         max_dets_per_image: Limits of detections per image; None for COCO's.
     """
-    from faster_coco_eval import COCOeval_faster
+    from pycocotools.cocoeval import COCOeval
 
     results = copy.deepcopy(coco_results)
     if iou_type == "segm":
         for result in results:
             # Otherwise a mask would be small or large by its box.
             result.pop("bbox", None)
-    coco_eval = (cocoeval_fn or COCOeval_faster)(
-        coco_gt, coco_gt.loadRes(results), cast(Any, iou_type)
-    )
+    found = coco_gt.loadRes(cast(Any, results))
+    coco_eval = (cocoeval_fn or COCOeval)(coco_gt, found, cast(Any, iou_type))
     if max_dets_per_image is not None and iou_type != "keypoints":
         coco_eval.params.maxDets = list(max_dets_per_image)
     if img_ids is not None:

@@ -21,7 +21,11 @@ from detkit.evaluation import (
     RotatedCOCOEvaluator,
     instances_to_coco_json,
 )
-from detkit.evaluation.coco.evaluator import covered_overlaps, proposal_recall_metrics
+from detkit.evaluation.coco.evaluator import (
+    covered_overlaps,
+    evaluate_predictions_on_coco,
+    proposal_recall_metrics,
+)
 from detkit.evaluation.coco.ground_truth import load_coco_ground_truth
 from detkit.evaluation.coco.results import coco_metrics, coco_protocol, coco_recalls
 from detkit.evaluation.coco.scoring import score_detections
@@ -266,6 +270,23 @@ def test_result_file_has_full_precision_and_the_ids_of_the_data_set(
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "score": float(np.float32(1 / 3)),
     }
+
+
+def test_detectron2s_calls_of_pycocotools_give_the_same_ap(
+    random_problem, register, score, tmp_path, capsys
+):
+    records, detections_of = random_problem(5)
+    name = register(
+        records, ["a", "b", "c", "d"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 90: 2, 1: 3}
+    )
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path))
+    expected = score(evaluator, detections_of)["bbox"]["AP"]
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    capsys.readouterr()
+    truth = evaluator._coco_api
+    assert capsys.readouterr().out == ""
+    scored = evaluate_predictions_on_coco(truth, written, "bbox", max_dets_per_image=[1, 10, 100])
+    assert 100 * scored.stats[0] == pytest.approx(expected)
 
 
 def test_evaluating_twice_gives_the_same(register, make_record, score):
