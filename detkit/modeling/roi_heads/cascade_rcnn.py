@@ -78,7 +78,9 @@ class CascadeROIHeads(StandardROIHeads):
                 f"a cascade needs a box head, a predictor and a matcher per stage: got {counts}"
             )
         for k, predictor in enumerate(box_predictors):
-            if predictor.bbox_pred.out_features != 4:
+            bbox_pred = getattr(predictor, "bbox_pred", None)
+            # Predictors of the user's own may have any layers.
+            if isinstance(bbox_pred, nn.Linear) and bbox_pred.out_features != 4:
                 raise ValueError(
                     f"stage {k} of a cascade needs one box for all classes:"
                     " cls_agnostic_bbox_reg=True"

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from detkit.config import configurable
 from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, build_roi_heads
 from detkit.structures import Boxes
@@ -232,6 +234,25 @@ def test_stages_that_do_not_agree_are_an_error():
             box_heads=heads.box_head,
             box_predictors=[*heads.box_predictor[:2], per_class],
         )
+
+
+def test_predictors_may_have_layers_of_their_own():
+    class TwoLayers(FastRCNNOutputLayers):
+        @configurable
+        def __init__(self, input_shape, **kwargs):
+            super().__init__(input_shape, **kwargs)
+            self.bbox_pred = nn.Sequential(
+                nn.Linear(self.bbox_pred.in_features, 8), nn.Linear(8, 4)
+            )
+
+    class Own(CascadeROIHeads):
+        @classmethod
+        def _init_box_head(cls, cfg, input_shape):
+            parts = super()._init_box_head(cfg, input_shape)
+            heads = parts["box_heads"]
+            return {**parts, "box_predictors": [TwoLayers(cfg, h.output_shape) for h in heads]}
+
+    assert len(Own(config(), SHAPES).box_predictor) == S
 
 
 def test_every_stage_has_its_own_scale_of_deltas():
