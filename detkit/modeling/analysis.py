@@ -3,6 +3,7 @@
 Legend: N images.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -74,6 +75,19 @@ class FlopCountAnalysis:
         with preserved_modes(self._model), torch.no_grad(), cpu_kernels(False):
             self._model.eval()
             return getattr(self._analysis, name)(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer fvcore's other methods, such as `unsupported_ops` and those that set warnings."""
+        if name == "_analysis":  # not set yet
+            raise AttributeError(name)
+        method = getattr(self._analysis, name)
+
+        @functools.wraps(method)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            return self if result is self._analysis else result
+
+        return called
 
     def total(self, module_name: str = "") -> int:
         """Return the operations of the model, or of one of its modules."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFP
 from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
 from detkit.utils.errors import ConfigError, UserError
+from detkit.utils.image import read_image
 from detkit.utils.overriding import is_overridden
 from detkit.utils.resize_rule import shortest_edge_size
 
@@ -145,6 +147,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         score_thresh: float = 0.0,
         topk_per_image: int = 100,
         keypoint_flip_indices: Sequence[int] | None = None,
+        image_format: str = "BGR",
     ) -> None:
         """Wrap a model.
 
@@ -158,6 +161,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             topk_per_image: Likewise.
             keypoint_flip_indices: (K,) the keypoint that each one is in a mirrored image. Needed
                 by a model with keypoints whose views are mirrored.
+            image_format: See `read_image`; of images that come as files.
 
         Raises:
             ConfigError: `keypoint_flip_indices` is missing.
@@ -173,6 +177,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         self.model = model
         self.tta_mapper = tta_mapper
         self.batch_size = batch_size
+        self.image_format = image_format
         self.detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
         self.keypoint_flip_indices = (
             None if keypoint_flip_indices is None else list(keypoint_flip_indices)
@@ -222,11 +227,14 @@ class GeneralizedRCNNWithTTA(nn.Module):
             "score_thresh": cfg.get_by_full_key(keys.score_thresholds[0]),
             "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "keypoint_flip_indices": keypoint_flip_indices,
+            "image_format": cfg.INPUT.FORMAT,
         }
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[ModelInput]) -> list[ModelOutput]:
         """Return the instances in every image, in the size that each input asks for.
+
+        As in Detectron2, an input without `image` may have the `file_name` of one.
 
         Raises:
             RuntimeError: The model is in training mode.
@@ -235,7 +243,14 @@ class GeneralizedRCNNWithTTA(nn.Module):
             raise RuntimeError(
                 "test-time augmentation is for inference: call eval() on the model first"
             )
-        return [self._inference_one_image(x) for x in batched_inputs]
+        return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
+
+    def _with_image(self, model_input: ModelInput) -> ModelInput:
+        if "image" in model_input:
+            return model_input
+        pixels = read_image(model_input["file_name"], self.image_format)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return cast(ModelInput, {**model_input, "image": image})
 
     def _inference_one_image(self, model_input: ModelInput) -> ModelOutput:
         """Return the instances in one image."""

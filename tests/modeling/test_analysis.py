@@ -49,6 +49,19 @@ def test_operations_are_counted_by_kind_and_module():
     assert activations["conv"] == pytest.approx(8 * 32 * 64 / 1e6)
 
 
+def test_what_fvcore_prints_and_sets_can_be_asked_for():
+    analysis = FlopCountAnalysis(Tiny(), INPUTS)
+    assert analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False) is analysis
+    analysis.total()
+    assert "mean" in " ".join(analysis.unsupported_ops())
+    with pytest.raises(AttributeError, match="no_such_method"):
+        analysis.no_such_method()
+    # Imported here: importing it compiles, which today's torch warns about.
+    from fvcore.nn import flop_count_table
+
+    assert "backbone" in flop_count_table(analysis)
+
+
 def test_parameters_are_counted_by_module():
     counts = parameter_count(Tiny())
     assert counts[""] == 3 * 8 * 9 + 8 + 8 * 4 + 4 + 6

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from detkit.config import get_cfg
@@ -132,6 +133,19 @@ def test_views_agree_on_the_box_the_mask_and_the_keypoints():
     assert 4 <= columns.min() <= columns.max() <= 12
     left, right = found.pred_keypoints[0, :, 0].tolist()
     assert left < 12 < right
+
+
+@pytest.mark.parametrize("image_format", ["L", "BGR"])
+def test_image_may_be_the_name_of_a_file(image_format, tmp_path):
+    pixels = picture()["image"][0].numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    wrapped = tta(model(), image_format=image_format)
+    seen = wrapped._with_image({"file_name": str(tmp_path / "a.png"), "height": 80})
+    assert seen["image"].shape == ({"L": 1, "BGR": 3}[image_format], 40, 60)
+    if image_format == "L":
+        (output,) = wrapped([{"file_name": str(tmp_path / "a.png")}])
+        (expected,) = wrapped([picture()])
+        assert torch.equal(output["instances"].scores, expected["instances"].scores)
 
 
 def test_masks_of_all_views_are_averaged():
