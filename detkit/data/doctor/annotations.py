@@ -19,7 +19,7 @@ from detkit.data.doctor.finding import Example, Findings
 from detkit.data.transforms.build import build_test_resize
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
 from detkit.utils.errors import DataError
-from detkit.utils.text import near_misses
+from detkit.utils.text import listed, near_misses
 
 _PROBLEM_CODES = {
     "box is not finite": "box-not-finite",
@@ -142,7 +142,7 @@ def _check_classes(cfg: CfgNode, objects: Objects, findings: Findings, *, is_tra
     model = num_classes_of(cfg)
     limit = model[1] if model else len(names or ())
     if model and names is not None and len(names) != model[1]:
-        detail = f"{len(names)} classes ({', '.join(names)[:200]}), the model {model[1]}"
+        detail = f"{len(names)} classes ({listed(names)}), the model {model[1]}"
         remedy = f"{model[0]}: {len(names)}"
         findings.add("class-count", name, Example(detail=detail), remedy=remedy)
         limit = len(names)
@@ -331,7 +331,7 @@ def check_between(
     for name, classes in known[1:]:
         first, expected = known[0]
         if classes != expected:
-            detail = f"{first}: {', '.join(expected)[:200]}; {name}: {', '.join(classes)[:200]}"
+            detail = f"{first}: {listed(expected)}; {name}: {listed(classes)}"
             typo = [
                 f"{c!r} for {m[0]!r}?"
                 for c in classes
@@ -341,8 +341,7 @@ def check_between(
     if known and checkpoint_classes and len(checkpoint_classes) == len(known[0][1]):
         name, classes = known[0]
         if list(checkpoint_classes) != classes:
-            there, here = ", ".join(checkpoint_classes)[:200], ", ".join(classes)[:200]
-            detail = f"checkpoint: {there}; {name}: {here}"
+            detail = f"checkpoint: {listed(checkpoint_classes)}; {name}: {listed(classes)}"
             findings.add("checkpoint-classes", name, Example(detail=detail))
     trained = Counter[int]()
     for o in train:
