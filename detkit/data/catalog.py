@@ -191,16 +191,17 @@ class Metadata:
         return {**{key: compute() for key, compute in self._lazy.items()}, **stored}
 
     def __setattr__(self, key: str, value: Any) -> None:
-        present = self.get(key, value)
+        if key not in self.__dict__ and key not in self._lazy:
+            self.__dict__[key] = value
+            return
+        present = getattr(self, key)
+        # The first value stays, so that a list that equals a tuple remains the list.
         if not _equal(present, value):
             raise TakenNameError(
                 f"metadata {key!r} of data set {self.name!r} is already {shortened(present)}, and"
                 f" cannot become {shortened(value)}. A data set with other contents needs another"
                 f" name, or MetadataCatalog.remove({self.name!r}) first."
             )
-        # The first value stays, so that a list that equals a tuple remains the list.
-        if key not in self._lazy:
-            self.__dict__.setdefault(key, value)
 
     def __getattr__(self, key: str) -> Any:
         # Called only for attributes that are not stored. `_lazy` is missing while an object is

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -75,6 +76,21 @@ def test_what_computes_nothing_does_not_load_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert "AssertionError" not in done.stderr
     assert done.stdout or "error" in done.stderr
+
+
+def test_garbage_collector_leaves_out_what_a_command_imports() -> None:
+    code = (
+        "import gc, detkit.cli\n"
+        "detkit.cli.main(['configs', 'no such'])\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_garbage_collector_of_a_program_is_left_alone() -> None:
+    frozen = gc.get_freeze_count()
+    main(["configs", "own_data"])
+    assert (gc.get_freeze_count(), gc.isenabled()) == (frozen, True)
 
 
 def test_package_runs_as_a_module() -> None:
