@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from PIL import Image
 
+from detkit.cli.command import imported
 from detkit.cli.errors import message_of, run_command
 from detkit.cli.parsers import PARSERS
 from detkit.cli.prediction_files import (
@@ -72,8 +73,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     args = PARSERS["predict"](prog).parse_args(argv)
     if args.model.lower().endswith(WRITTEN_ENDINGS):
         return run_command(run, args)
-    from detkit.engine import launch
-
+    launch = imported("detkit.engine").launch
     return run_command(launch, run, 1, 1, 0, "auto", (args,))
 
 
