@@ -171,21 +171,70 @@ def small_config(name: str, folder, *settings):
         folder: Of the file.
         settings: Further ones.
     """
-    file, own = MODELS[name] if name in MODELS else (QUICK, BACKBONES[name])
+    few = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.25]
+    file, own = MODELS[name] if name in MODELS else (QUICK, [*few, *BACKBONES[name]])
     cfg = get_cfg()
     cfg.merge_from_file(find_config(file))
     cfg.merge_from_list([*SMALL, *own, *settings])
     torch.manual_seed(0)
     model = build_model(cfg)
-    for parameter_name, parameter in model.named_parameters():
-        layer, _, kind = parameter_name.rpartition(".")
-        if kind == "weight" and layer.endswith(("objectness_logits", "cls_score", "predictor")):
-            # They start near 0, where all scores are nearly equal and their order is chance.
-            gain = 0.2 if layer.startswith("head.") else 2
-            torch.nn.init.normal_(parameter, std=gain / parameter[0].numel() ** 0.5)
+    spread_scores(model)
+    if name == "C4 with masks":
+        normalise_maps(model, [model.backbone, model.roi_heads.res5])
+    elif name == "DC5" or name.startswith("torchvision"):
+        normalise_maps(model, [model.backbone])
     cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
     torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
     return cfg
+
+
+LARGE = ["faster_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_1x", "retinanet_R_50_FPN_1x"]
+
+
+@torch.no_grad()
+def large_config(file: str, folder):
+    """A config of the zoo, with a file of random weights that spread the scores."""
+    cfg = get_cfg()
+    cfg.merge_from_file(find_config(file))
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    spread_scores(model)
+    normalise_maps(model, [model.backbone, *([model.head] if hasattr(model, "head") else [])])
+    cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
+
+
+def spread_scores(model):
+    """Draw weights of scores anew: they start near 0, where the order of nearly equal ones is chance."""
+    for name, parameter in model.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer.endswith(("objectness_logits", "cls_score", "predictor")):
+            gain = 0.2 if layer.startswith("head.") else 2
+            torch.nn.init.normal_(parameter, std=gain / parameter[0].numel() ** 0.5)
+
+
+@torch.no_grad()
+def normalise_maps(model, parts):
+    """Scale the convolutions of parts of a model so that their outputs have a deviation of 1.
+
+    Without norms, or with fixed ones of 1, they would grow from block to block until all scores are 1.
+    """
+    spreads, hooks = {}, []
+
+    def rescale(layer, _, output):
+        spread = spreads.setdefault(layer, output.std())
+        return output / spread
+
+    for part in parts:
+        layers = [layer for layer in part.modules() if isinstance(layer, torch.nn.Conv2d)]
+        hooks += [layer.register_forward_hook(rescale) for layer in layers]
+    model.eval()([{"image": noise((256, 320))}])
+    for hook in hooks:
+        hook.remove()
+    for layer, spread in spreads.items():
+        layer.weight /= spread
 
 
 def noise(size, contrast=1.0, seed=0):

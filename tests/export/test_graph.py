@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.export.graph import DetectorGraph, ExportError
+from detkit.export.graph import (
+    DetectorGraph,
+    ExportError,
+    RecordingError,
+    _check_sizes,
+    _Features,
+    _recorded,
+)
 from detkit.layers import Conv2d
 from detkit.modeling import (
     FCOS,
@@ -16,6 +23,7 @@ from detkit.modeling import (
     SemanticSegmentor,
     build_model,
 )
+from detkit.modeling.backbone import Backbone
 from tests.export.small_models import (
     MODELS,
     as_inputs,
@@ -107,3 +115,46 @@ def test_step_of_a_users_own_that_a_graph_would_leave_out_is_named(base, step):
 def test_model_of_an_unknown_kind_is_refused():
     with pytest.raises(ExportError, match="^Linear cannot be exported: it must be one of Gener"):
         DetectorGraph(torch.nn.Linear(1, 1), 8)
+
+
+class Branching(Backbone):
+    """Computes otherwise for maps of more than 5 rows."""
+
+    factor = 2
+
+    def __init__(self):
+        super().__init__()
+        self._out_features = ["res4"]
+        self._out_feature_channels = {"res4": 8}
+        self._out_feature_strides = {"res4": 16}
+        self.conv = torch.nn.Conv2d(3, 8, 16, 16)
+
+    @property
+    def size_divisibility(self):
+        return 16
+
+    def forward(self, x):
+        x = self.conv(x)
+        return {"res4": x * self.factor if x.shape[2] > 5 else x}
+
+
+@pytest.mark.parametrize("factor", [2, 1])
+def test_backbone_that_depends_on_the_size_is_refused_if_its_maps_differ(
+    factor, tmp_path, monkeypatch
+):
+    model, most = small_model("faster", tmp_path)
+    model.backbone = Branching()
+    monkeypatch.setattr(Branching, "factor", factor)
+    graph = DetectorGraph(model, most)
+    features = _Features(graph)
+    with torch.no_grad():
+        with pytest.raises(RecordingError, match="Constraints violated"):
+            _recorded(features, graph, torch.uint8)
+        program = _recorded(features, graph, torch.uint8, is_proven=False)
+        if factor == 1:
+            _check_sizes(features, program, torch.uint8)
+            return
+        with pytest.raises(
+            ExportError, match=r"backbone \(Branching\).* 9 x 7.*MODEL\.FPN\.SQUARE"
+        ):
+            _check_sizes(features, program, torch.uint8)

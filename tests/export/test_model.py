@@ -19,10 +19,12 @@ from detkit.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from detkit.utils.errors import ConfigError
 from tests.export.small_models import (
     BACKBONES,
+    LARGE,
     MODELS,
     as_inputs,
     assert_same,
     expected_outputs,
+    large_config,
     noise,
     small_config,
 )
@@ -33,7 +35,7 @@ class Exported:
 
     def __init__(self, name, folder, formats=("onnx",), settings=(), **options):
         pytest.importorskip("onnxscript")
-        cfg = small_config(name, folder, *settings)
+        cfg = large_config(name, folder) if name in LARGE else small_config(name, folder, *settings)
         self.predictor = DefaultPredictor(cfg)
         self.model = self.predictor.model
         paths = export_model(self.model, self.predictor.metadata, cfg, formats, folder, **options)
@@ -141,12 +143,12 @@ def test_image_smaller_than_an_anchor(faster):
     assert_same(faster.onnx(images), expected_outputs(faster.model, images))
 
 
-def varied_batches(smallest=(9, 7)):
+def varied_batches(smallest=(9, 7), scale=1):
     """Twenty images of three sizes in batches of 1 to 4, with much or nothing in them, and a small one."""
     seeds = itertools.count()
     for count in (1, 2, 3, 4, 4, 3, 2, 1):
         yield [
-            noise(SIZES[seed % 3], (1.0, 0.6, 0.1, 0.0)[seed % 4], seed)
+            noise([scale * side for side in SIZES[seed % 3]], (1.0, 0.6, 0.1, 0.0)[seed % 4], seed)
             for seed in itertools.islice(seeds, count)
         ]
     yield [noise(smallest)]
@@ -154,7 +156,7 @@ def varied_batches(smallest=(9, 7)):
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *LARGE])
 def test_every_architecture(name, tmp_path):
     pytest.importorskip("openvino")
     exported = Exported(name, tmp_path, ["onnx", "torch_export", "openvino"])
@@ -163,7 +165,7 @@ def test_every_architecture(name, tmp_path):
     num_found = 0
     # A group norm takes no map of one pixel.
     smallest = (9, 7) if name not in ("panoptic", "semantic", "FCOS") else (40, 9)
-    for images in varied_batches(smallest):
+    for images in varied_batches(smallest, scale=2 if name in LARGE else 1):
         expected = expected_outputs(exported.model, images)
         num_found += sum(len(wanted["scores"]) for wanted in expected if "scores" in wanted)
         inputs = as_inputs(images)
@@ -222,6 +224,7 @@ def test_file_describes_itself(faster):
     ("settings", "named"),
     [
         (["TEST.NMS.METHOD", "linear"], "TEST.NMS.METHOD"),
+        (["MODEL.ROTATED_BOXES", True], "MODEL.ROTATED_BOXES"),
         (["MODEL.LOAD_PROPOSALS", True], "MODEL.LOAD_PROPOSALS"),
         (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED"),
     ],
