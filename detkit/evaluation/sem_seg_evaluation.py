@@ -8,6 +8,7 @@ Legend: K classes, S of them predicted in an image, H and W height and width of 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from detkit.utils import comm
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_label_map
 from detkit.utils.logger import log_first_n, shown_if_short
+from detkit.utils.overriding import is_overridden, overridable
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +144,7 @@ class SemSegEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Remove what was processed."""
         self._collector.reset()
+        self._own_segments: list[dict[str, Any]] = []
         self._confusion = np.zeros((len(self._class_names) + 1,) * 2, dtype=np.int64)
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
@@ -175,10 +178,22 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             predicted = scores.argmax(dim=0).cpu()
             self._confusion += self._count_pixels(file_name, predicted)
+            is_own = is_overridden(self.encode_json_sem_seg)
+            if is_own and self._output_dir is not None:
+                labels = predicted.numpy().astype(int)
+                self._own_segments += self.encode_json_sem_seg(labels, file_name)
             # Masks are encoded for the result file only; the scores need no more than the counts.
-            classes = _NO_CLASSES if self._output_dir is None else torch.unique(predicted).numpy()
-            masks = encode_masks(predicted == torch.from_numpy(classes)[:, None, None])
+            has_masks = self._output_dir is not None and not is_own
+            classes, masks = _masks_of_classes(predicted) if has_masks else (_NO_CLASSES, [])
             self._collector.add(_ImagePrediction(file_name, classes, masks))
+
+    @overridable
+    def encode_json_sem_seg(self, sem_seg: Any, input_file_name: str) -> list[dict[str, Any]]:
+        """Return the entries of an image in the result file, for its (H, W) predicted classes.
+
+        A subclass may write others.
+        """
+        return self._entries(input_file_name, *_masks_of_classes(torch.as_tensor(sem_seg)))
 
     def _count_pixels(self, file_name: str, predicted: Tensor) -> np.ndarray:
         """Count the (K + 1, K + 1) pixels by predicted and true class; the last is ignored."""
@@ -214,6 +229,9 @@ class SemSegEvaluator(DatasetEvaluator):
             one.
         """
         predictions = self._collector.gather(self._distributed)
+        own_segments = self._own_segments
+        if self._distributed:
+            own_segments = list(itertools.chain(*comm.gather(own_segments)))
         confusion = self._confusion
         # Counts, unlike the collector's items, add up in any order.
         if self._distributed:
@@ -224,7 +242,14 @@ class SemSegEvaluator(DatasetEvaluator):
         consequence = "the scores are those of these images" + ("" if predictions else ", so nan")
         self._collector.warn_if_incomplete(predictions, consequence)
         if self._output_dir is not None:
-            self._write(self._output_dir / RESULTS_FILE, predictions)
+            segments = own_segments or [
+                entry
+                for prediction in predictions
+                for entry in self._entries(
+                    prediction.image_id, prediction.classes, prediction.masks
+                )
+            ]
+            write_json(self._output_dir / RESULTS_FILE, segments, f"{len(segments)} segments")
         metrics = sem_seg_metrics(confusion, self._class_names)
         per_class = [
             [name, metrics[f"IoU-{name}"], metrics[f"ACC-{name}"]] for name in self._class_names
@@ -239,18 +264,23 @@ class SemSegEvaluator(DatasetEvaluator):
         results["sem_seg"] = metrics
         return results
 
-    def _write(self, path: Path, predictions: Sequence[_ImagePrediction]) -> None:
-        segments = []
-        for prediction in predictions:
-            for class_id, rle in zip(prediction.classes.tolist(), prediction.masks, strict=True):
-                segments.append(
-                    {
-                        "file_name": prediction.image_id,
-                        "category_id": self._dataset_ids.get(class_id, class_id),
-                        "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
-                    }
-                )
-        write_json(path, segments, f"{len(segments)} segments")
+    def _entries(
+        self, file_name: int | str, classes: np.ndarray, masks: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        return [
+            {
+                "file_name": file_name,
+                "category_id": self._dataset_ids.get(class_id, class_id),
+                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+            }
+            for class_id, rle in zip(classes.tolist(), masks, strict=True)
+        ]
+
+
+def _masks_of_classes(predicted: Tensor) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the classes of a label map, and the pixels of each in run-length encoding."""
+    classes = torch.unique(predicted)
+    return classes.numpy(), encode_masks(predicted == classes[:, None, None])
 
 
 def sem_seg_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:

@@ -151,6 +151,27 @@ def test_file_of_predictions_has_a_mask_per_class_with_the_ids_of_the_data_set(
     assert mask_util.decode([written[1]["segmentation"]])[..., 0].tolist() == [[1, 0, 1]]
 
 
+def test_subclass_writes_its_own_entries(register, make_truth, tmp_path):
+    class Own(SemSegEvaluator):
+        def encode_json_sem_seg(self, sem_seg, input_file_name):
+            entries = super().encode_json_sem_seg(sem_seg, input_file_name)
+            return [{**entry, "pixels": int((sem_seg >= 0).sum())} for entry in entries]
+
+    name = register(make_truth([[0, 0, 1]], [[1, 1, 1]]), stuff_classes=CLASSES)
+    own = Own(name, output_dir=str(tmp_path / "own"))
+    usual = SemSegEvaluator(name, output_dir=str(tmp_path / "usual"))
+    predictions = {0: [[2, 0, 2]], 1: [[1, 1, 1]]}
+    scores, usual_scores = (run(evaluator, predictions)["sem_seg"] for evaluator in (own, usual))
+    assert scores == pytest.approx(usual_scores, nan_ok=True)
+    written, expected = (
+        json.loads((tmp_path / folder / "sem_seg_predictions.json").read_text())
+        for folder in ("own", "usual")
+    )
+    assert written == [{**entry, "pixels": 3} for entry in expected]
+    run(own, {0: [[2, 0, 2]]})
+    assert len(json.loads((tmp_path / "own/sem_seg_predictions.json").read_text())) == 2
+
+
 def test_reset_forgets_predictions(register, make_truth):
     evaluator = SemSegEvaluator(register(make_truth([[0, 0]]), stuff_classes=CLASSES))
     assert run(evaluator, {0: [[1, 0]]})["sem_seg"]["pACC"] == 50
