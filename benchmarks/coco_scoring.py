@@ -57,6 +57,7 @@ def eval_contest(setting: Setting) -> Contest:
         target=20.0,
         # The other side takes a minute or more.
         rounds=1,
+        has_warm_up=False,
         check=_require_same_ap,
     )
 

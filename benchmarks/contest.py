@@ -49,6 +49,7 @@ class Contest:
             the same task.
         is_part: Whether the other side's work is a part of detkit's: what detkit adds to it counts
             then, and `target` is in seconds.
+        has_warm_up: Whether a first round, whose results are checked, does not count.
         shares: Returns by side where the time of a round goes: kind of operator -> seconds.
     """
 
@@ -61,6 +62,7 @@ class Contest:
     rounds: int
     check: Callable[[Any, Any], None] | None = None
     is_part: bool = False
+    has_warm_up: bool = True
     shares: Callable[[], dict[str, dict[str, float]]] | None = None
 
 
@@ -97,22 +99,24 @@ class Measurement:
 def measure(contest: Contest, rounds: int) -> Measurement:
     """Run both sides in turn: once as a warm-up, then `rounds` times with the clock."""
 
-    def seconds_of(function: Callable[[], object]) -> tuple[float, float]:
+    def timed(function: Callable[[], object]) -> tuple[object, tuple[float, float]]:
         start, cpu = time.perf_counter(), processor_seconds()
-        function()
+        result = function()
         seconds = time.perf_counter() - start
         if isinstance(function, OwnProcess):
-            return seconds, function.cpu_seconds
-        return seconds, processor_seconds() - cpu
+            return result, (seconds, function.cpu_seconds)
+        return result, (seconds, processor_seconds() - cpu)
 
-    our_result, their_result = contest.ours(), contest.theirs()
-    if contest.check is not None:
-        contest.check(our_result, their_result)
     ours, theirs = [], []
     # In turn, so that a machine that becomes slower slows down both sides.
-    for _ in range(rounds):
-        ours.append(seconds_of(contest.ours))
-        theirs.append(seconds_of(contest.theirs))
+    for number in range(rounds + contest.has_warm_up):
+        our_result, our_seconds = timed(contest.ours)
+        their_result, their_seconds = timed(contest.theirs)
+        if number == 0 and contest.check is not None:
+            contest.check(our_result, their_result)
+        if number > 0 or not contest.has_warm_up:
+            ours.append(our_seconds)
+            theirs.append(their_seconds)
     (our_wall, our_cpu), (their_wall, their_cpu) = (
         zip(*side, strict=True) for side in (ours, theirs)
     )

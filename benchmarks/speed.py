@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,15 +133,12 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{key} {value}" for key, value in surroundings.items()), flush=True)
     measurements, shares = [], {}
     for name in args.contests or CONTESTS:
-        contest = CONTESTS[name](setting)
-        print(f"{name}: {contest.task}", flush=True)
-        measurement = measure(contest, min(args.rounds or contest.rounds, contest.rounds))
-        times = f"{measurement.ratio:.2f} times faster, {measurement.cpu_ratio:.2f} in CPU time"
-        print(f"{name}: {times}", flush=True)
+        measurement, shares_of_it = _measured(name, setting, args)
         measurements.append(measurement)
-        if args.shares and contest.shares is not None:
-            shares[contest.name] = contest.shares()
-            print(format_shares(shares[contest.name]), flush=True)
+        if shares_of_it is not None:
+            shares[measurement.contest.name] = shares_of_it
+        if page is not None:  # at once, for whoever has to stop before the last one
+            page.write(_markdown(surroundings, measurements, shares))
     print(format_table(measurements))
     if args.json:
         path = Path(args.json)
@@ -149,8 +147,30 @@ def run(args: argparse.Namespace) -> None:
         path.write_text(
             json.dumps({**surroundings, "contests": contests, "shares": shares}, indent=1)
         )
-    if page is not None:
-        page.write(_markdown(surroundings, measurements, shares))
+
+
+def _measured(
+    name: str, setting: Setting, args: argparse.Namespace
+) -> tuple[Measurement, dict[str, dict[str, float]] | None]:
+    """Run a contest, and return its times, and where they go, if that is asked for and known."""
+    contest = CONTESTS[name](setting)
+    print(f"{name}: {contest.task}", flush=True)
+    measurement = measure(contest, min(args.rounds or contest.rounds, contest.rounds))
+    times = f"{measurement.ratio:.2f} times faster, {measurement.cpu_ratio:.2f} in CPU time"
+    print(f"{name}: {times}", flush=True)
+    shares_of = contest.shares if args.shares else None
+    # Without the functions, so that their processes end and give their memory back.
+    contest = replace(contest, ours=_done, theirs=_done, shares=None)
+    measurement = replace(measurement, contest=contest)
+    if shares_of is None:
+        return measurement, None
+    shares = shares_of()
+    print(format_shares(shares), flush=True)
+    return measurement, shares
+
+
+def _done() -> None:
+    raise RuntimeError("this contest is over")
 
 
 class _Page:

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+import weakref
 
 import numpy as np
 import pairs
@@ -41,6 +42,34 @@ def test_both_sides_run_in_turn_after_one_round_without_the_clock() -> None:
     result = measure(_contest(lambda: calls.append("a"), lambda: calls.append("b")), rounds=3)
     assert calls == ["a", "b"] * 4
     assert len(result.ours) == len(result.theirs) == 3
+
+
+def test_without_a_warm_up_the_round_that_is_checked_counts() -> None:
+    calls: list[str] = []
+    contest = _contest(
+        lambda: calls.append("a"),
+        lambda: calls.append("b"),
+        has_warm_up=False,
+        check=lambda ours, theirs: calls.append("check"),
+    )
+    result = measure(contest, rounds=1)
+    assert calls == ["a", "b", "check"]
+    assert len(result.ours) == len(result.theirs) == 1
+
+
+def test_processes_of_a_contest_end_with_it(monkeypatch) -> None:
+    sides = [lambda: None, lambda: None]
+    alive = [weakref.ref(side) for side in sides]
+    seen = []
+
+    def second(setting: Setting) -> Contest:
+        seen.extend(side() for side in alive)
+        return _contest(lambda: None, lambda: None)
+
+    contests = {"a": lambda setting: _contest(sides.pop(), sides.pop()), "b": second}
+    monkeypatch.setattr(speed, "CONTESTS", contests)
+    assert main(["a", "b"]) == 0
+    assert seen == [None, None]
 
 
 def test_ratio_says_how_many_times_faster_detkit_is() -> None:
