@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -221,7 +223,10 @@ class DetectionCheckpointer:
             weights = OrderedDict(checked_weights(weights, path))
         # The path and whether all is needed are no arguments: see `_load_model`.
         self._loading, self._class_names = (path, strict), None
-        self._load_model({**checkpoint, "model": weights})
+        self.load_report = None
+        incompatible = self._load_model({**checkpoint, "model": weights})
+        if self.load_report is None and incompatible is not None:  # a subclass's own way
+            self._log_incompatible_keys(incompatible)
         checkpoint.pop("matching_heuristics", None)
         if self._class_names is not None:
             checkpoint.setdefault("metadata", {"thing_classes": self._class_names})
@@ -242,6 +247,7 @@ class DetectionCheckpointer:
         Subclasses written for Detectron2 override it, to put weights into several models, say.
         """
         by_suffix = checkpoint.get("matching_heuristics", False) is True
+        self._convert_ndarray_to_tensor(checkpoint["model"])
         path, strict = self._loading
         self._class_names = self._load_weights(
             checkpoint["model"], path, strict=strict, by_suffix=by_suffix
@@ -250,6 +256,18 @@ class DetectionCheckpointer:
         assert report is not None
         shapes = [(name, *pair) for name, pair in report.mismatched.items()]
         return IncompatibleKeys(list(report.missing), list(report.unexpected), shapes)
+
+    def _convert_ndarray_to_tensor(self, state_dict: dict[str, Any]) -> None:
+        """Put tensors in the place of arrays, which a `_load_file` of a subclass may read."""
+        for name, value in state_dict.items():
+            if isinstance(value, np.ndarray):
+                state_dict[name] = torch.from_numpy(value)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Log the names that a `_load_model` of a subclass's own returns."""
+        for kind in IncompatibleKeys._fields:
+            if names := getattr(incompatible, kind):
+                logger.warning("%s: %s", kind.replace("_", " "), listed(names, 10))
 
     def _load_weights(
         self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False

@@ -272,7 +272,10 @@ def _encoded_masks(image_id: int | str, instances: Instances) -> list[dict[str, 
     # BitMasks hold a tensor, models return the tensor itself.
     masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
     is_pasted = masks.ndim == 3 and tuple(masks.shape[1:]) == tuple(instances.image_size)
-    if not is_pasted or masks.dtype.is_floating_point:
+    # Models that classify masks of the whole image, such as MaskFormer, return 0.0 and 1.0.
+    if is_pasted and masks.dtype.is_floating_point:
+        is_pasted = bool(torch.all((masks == 0) | (masks == 1)))
+    if not is_pasted:
         raise ValueError(
             f"masks in image {image_id!r} must be (R, H, W) bool with the image's size"
             f" {tuple(instances.image_size)}, got {tuple(masks.shape)} {masks.dtype}: those of a"

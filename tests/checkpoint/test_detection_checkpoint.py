@@ -15,7 +15,10 @@ from detkit.checkpoint import (
     HasInitialWeights,
     save_checkpoint_file,
 )
-from detkit.checkpoint.detection_checkpoint import align_and_update_state_dicts
+from detkit.checkpoint.detection_checkpoint import (
+    IncompatibleKeys,
+    align_and_update_state_dicts,
+)
 
 
 class Net(nn.Module):
@@ -427,3 +430,28 @@ def test_overridden_way_to_load_a_model_gets_the_checkpoint(tmp_path):
     assert Own(model).load(str(tmp_path / "weights.pth"))["iteration"] == 3
     assert torch.equal(teacher.weight, first.weight)
     assert torch.equal(model.weight, first.weight)
+
+
+def test_subclasses_that_read_arrays_and_load_into_several_models(tmp_path, caplog):
+    both = nn.ModuleDict({"teacher": nn.Linear(2, 1), "student": nn.Linear(2, 1)})
+
+    class Own(DetectionCheckpointer):
+        def _load_file(self, path):
+            return {"model": {"weight": np.ones((1, 2), np.float32)}}
+
+    class OfStudent(Own):
+        def _load_model(self, checkpoint):
+            weights = checkpoint["model"]
+            self._convert_ndarray_to_tensor(weights)
+            found = self.model.load_state_dict(
+                {f"student.{name}": value for name, value in weights.items()}, strict=False
+            )
+            return IncompatibleKeys(found.missing_keys, found.unexpected_keys, [])
+
+    with caplog.at_level("WARNING"):
+        OfStudent(both).load("any")
+    assert both["student"].weight.tolist() == [[1, 1]]
+    assert "missing keys: teacher.weight, teacher.bias, student.bias" in caplog.text
+    model = nn.Linear(2, 1)
+    Own(model).load("any")
+    assert model.weight.tolist() == [[1, 1]]

@@ -37,12 +37,17 @@ class PeriodicWriter(PeriodicHook):
             raise ValueError(f"a writer's period must be at least 1, got {period}")
         super().__init__(period, after_train=False, after_last_step=True)
         self._writers = writers
+        self._has_begun = False
 
     def state_dict(self) -> dict[str, Any]:
         states = {key: writer.state_dict() for key, writer in self._by_key().items()}
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A run that goes back to its best checkpoint in the end, as early stopping does, is not
+        # resumed: its files keep what was measured since.
+        if self._has_begun:
+            return
         for key, writer in self._by_key().items():
             if key in state_dict:
                 writer.load_state_dict(state_dict[key])
@@ -59,6 +64,7 @@ class PeriodicWriter(PeriodicHook):
         return by_key
 
     def before_train(self) -> None:
+        self._has_begun = True
         for writer in self._writers:
             writer.open()
 

@@ -164,6 +164,9 @@ class COCOEvaluator(DatasetEvaluator):
         self._cpu_device = torch.device("cpu")
         self._logger = logger
         self._do_evaluation = True
+        self._use_fast_impl = use_fast_impl
+        self._kpt_oks_sigmas = kpt_oks_sigmas
+        self._max_dets_per_image = max_dets_per_image
 
     @cached_property
     def _coco_api(self) -> "COCO":
@@ -274,6 +277,8 @@ class COCOEvaluator(DatasetEvaluator):
         if detections is None or proposals is None:
             return self._results
         predictions = Predictions(detections, proposals)
+        if self._output_dir is not None:  # a method of the subclass's own may write there
+            self._output_dir.mkdir(parents=True, exist_ok=True)
         if proposals:
             self._eval_box_proposals(predictions)
         if detections or not proposals:
@@ -511,6 +516,7 @@ def evaluate_predictions_on_coco(
     cocoeval_fn: Any = None,
     img_ids: Collection[int] | None = None,
     max_dets_per_image: Sequence[int] | None = None,
+    use_fast_impl: bool = True,
 ) -> Any:
     """Return a `COCOeval` of pycocotools that has scored result dicts.
 
@@ -518,10 +524,12 @@ def evaluate_predictions_on_coco(
         coco_gt: The ground truth.
         coco_results: As in COCO's result files. Not changed.
         iou_type: "bbox", "segm" or "keypoints".
-        kpt_oks_sigmas: Spread of each keypoint; None for COCO's.
-        cocoeval_fn: The class; None for that of pycocotools.
+        kpt_oks_sigmas: Spread of each keypoint; None or empty for COCO's.
+        cocoeval_fn: The class; None for that of pycocotools, and so is a truth value, since
+            `use_fast_impl` stood here in Detectron2 0.6.
         img_ids: The images that count; None for all.
         max_dets_per_image: Limits of detections per image; None for COCO's.
+        use_fast_impl: Detectron2's; there is one implementation.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -531,12 +539,13 @@ def evaluate_predictions_on_coco(
             # Otherwise a mask would be small or large by its box.
             result.pop("bbox", None)
     found = coco_gt.loadRes(cast(Any, results))
-    coco_eval = (cocoeval_fn or COCOeval)(coco_gt, found, cast(Any, iou_type))
+    scorer: Any = cocoeval_fn if callable(cocoeval_fn) else COCOeval
+    coco_eval = scorer(coco_gt, found, iou_type)
     if max_dets_per_image is not None and iou_type != "keypoints":
         coco_eval.params.maxDets = list(max_dets_per_image)
     if img_ids is not None:
         coco_eval.params.imgIds = list(img_ids)
-    if kpt_oks_sigmas is not None and iou_type == "keypoints":
+    if kpt_oks_sigmas and iou_type == "keypoints":
         coco_eval.params.kpt_oks_sigmas = np.array(kpt_oks_sigmas)
     coco_eval.evaluate()
     coco_eval.accumulate()

@@ -3,6 +3,7 @@
 Legend: N images, R regions over the batch, C channels, L levels, K classes.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -112,14 +113,14 @@ class StandardROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Map config keys to arguments."""
-        # A classmethod per branch, so that a subclass can replace the parts of one.
-        return {
-            **super().from_config(cfg),
-            **cls._init_box_head(cfg, input_shape),
-            **cls._init_mask_head(cfg, input_shape),
-            **cls._init_keypoint_head(cfg, input_shape),
-            "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
-        }
+        arguments = super().from_config(cfg)
+        # A classmethod per branch, so that a subclass can replace the parts of one. As in
+        # Detectron2, a subclass that has made it a method of the object calls it itself.
+        for build in (cls._init_box_head, cls._init_mask_head, cls._init_keypoint_head):
+            if inspect.ismethod(build):
+                arguments.update(build(cfg, input_shape))
+        arguments["train_on_pred_boxes"] = cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES
+        return arguments
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.engine import DefaultTrainer, TrainerBase, hooks
+from detkit.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detkit.utils.errors import DataError
 from detkit.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, get_event_storage
 
@@ -101,6 +101,18 @@ def test_states_find_their_writers_among_others():
     after = Counter()
     hooks.PeriodicWriter([Recorder(), after, Recorder()]).load_state_dict(before.state_dict())
     assert after.loaded == len(second.calls)
+
+
+def test_loading_an_earlier_checkpoint_at_the_end_keeps_the_lines(tmp_path):
+    class BackToTheBest(HookBase):
+        def after_train(self):
+            writer.load_state_dict({"JSONWriter#1": {"last_write": 0}})
+
+    file = tmp_path / "metrics.json"
+    writer = hooks.PeriodicWriter([JSONWriter(str(file))], period=1)
+    measures = hooks.CallbackHook(after_step=lambda t: t.storage.put_scalar("loss", 1.0))
+    train(3, measures, BackToTheBest(), writer)
+    assert len(file.read_text().splitlines()) == 3
 
 
 def test_writers_open_before_the_first_step():

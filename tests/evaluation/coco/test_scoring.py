@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco import class_scores
+from detkit.evaluation.coco.evaluator import evaluate_predictions_on_coco
 from detkit.evaluation.coco.results import CocoProtocol, coco_recalls
 from detkit.evaluation.coco.scoring import mask_areas, score_detections
 from detkit.structures import Boxes, BoxMode, Instances, bitmask_to_rle
@@ -427,6 +429,40 @@ def test_bad_predictions_are_errors(fields, tasks, message, register):
     evaluator = COCOEvaluator(register(random_problem(3)[0], CLASSES), tasks, kpt_oks_sigmas=SIGMAS)
     with pytest.raises(ValueError, match=message):
         run(evaluator, {0: one_detection(**fields)})
+
+
+def test_masks_of_zeros_and_ones_in_any_dtype_are_scored_and_probabilities_are_not(register):
+    name = register(random_problem(3)[0], CLASSES)
+    masks = torch.rand(1, *one_detection().image_size) > 0.5
+    scores = []
+    for dtype in (torch.bool, torch.uint8, torch.float32):
+        evaluator = COCOEvaluator(name)
+        scores.append(run(evaluator, {0: one_detection(pred_masks=masks.to(dtype))})["segm"])
+    np.testing.assert_equal(scores, [scores[0]] * 3)
+    with pytest.raises(ValueError, match="masks in image 0 must be"):
+        run(COCOEvaluator(name), {0: one_detection(pred_masks=masks * 0.6)})
+
+
+def test_evaluator_that_scores_and_writes_in_its_own_way_as_in_detectron2(register, tmp_path):
+    class Own(COCOEvaluator):
+        def _eval_predictions(self, predictions, img_ids=None):
+            found = [x for p in predictions for x in p["instances"]]
+            (Path(self._output_dir) / "own.json").write_text(json.dumps(found))
+            for task in sorted(self._tasks or self._tasks_from_predictions(predictions)):
+                scored = evaluate_predictions_on_coco(
+                    self._coco_api,
+                    [{**x, "category_id": x["category_id"] + 1} for x in found],
+                    task,
+                    kpt_oks_sigmas=self._kpt_oks_sigmas,
+                    use_fast_impl=self._use_fast_impl,
+                    img_ids=img_ids,
+                    max_dets_per_image=self._max_dets_per_image,
+                )
+                self._results[task] = self._derive_coco_results(scored, task)
+
+    evaluator = Own(register(random_problem(3)[0], CLASSES), output_dir=str(tmp_path / "new"))
+    assert set(run(evaluator, {0: one_detection()})["bbox"]) >= {"AP", "AP50"}
+    assert json.loads((tmp_path / "new" / "own.json").read_text())
 
 
 @pytest.mark.parametrize("size", [(50, 60), (90, 60), (50, 120)])

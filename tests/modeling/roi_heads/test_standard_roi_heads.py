@@ -263,6 +263,20 @@ def test_entry_points_of_the_branches_can_be_overridden_as_in_detectron2():
     assert heads.forward_with_given_boxes(features, boxes)[0].has("own_masks")
 
 
+def test_branch_that_a_subclass_builds_by_a_method_of_the_object_is_left_to_it():
+    class Own(StandardROIHeads):
+        def __init__(self, cfg, input_shape):
+            super().__init__(cfg, input_shape)
+            self._init_mask_head(cfg, input_shape)
+
+        def _init_mask_head(self, cfg, input_shape):
+            self.mask_on, self.of_mine = cfg.MODEL.MASK_ON, torch.nn.Linear(1, 1)
+
+    heads = Own(config("MODEL.MASK_ON", True), SHAPES)
+    assert heads.mask_on
+    assert not hasattr(heads, "mask_head")
+
+
 def test_unknown_feature_names_the_key():
     with pytest.raises(
         ValueError, match=r"MODEL.ROI_HEADS.IN_FEATURES must be of \['p2', 'p3'\]: got 'p4'"
