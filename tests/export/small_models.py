@@ -49,7 +49,7 @@ MODELS = {
         ],
     ),
     "C4 with masks": ("mask_rcnn_R_50_C4_1x", R18),
-    "DC5": ("faster_rcnn_R_50_DC5_1x", R18),
+    "DC5": ("faster_rcnn_R_50_DC5_1x", [*R18, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3]),
     "deformable": (
         QUICK,
         [
@@ -72,7 +72,7 @@ MODELS = {
             "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
             50,
             "MODEL.RETINANET.SCORE_THRESH_TEST",
-            0.02,
+            0.1,
         ],
     ),
     "FCOS": (
@@ -81,7 +81,7 @@ MODELS = {
             "MODEL.FCOS.NUM_CONVS",
             1,
             "MODEL.FCOS.SCORE_THRESH_TEST",
-            0.02,
+            0.0741,
             "MODEL.FCOS.TOPK_CANDIDATES_TEST",
             50,
         ],
@@ -188,7 +188,11 @@ def small_config(name: str, folder, *settings):
     return cfg
 
 
-LARGE = ["faster_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_1x", "retinanet_R_50_FPN_1x"]
+LARGE = [
+    "faster_rcnn_R_50_FPN_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "retinanet_R_50_FPN_1x",
+]
 
 
 @torch.no_grad()
