@@ -544,8 +544,11 @@ def test_overridden_parts_of_detectron2s_are_called_for_predictions(method, mode
     assert len(called) == count
     if method not in ("draw_polygon", "_jitter"):
         assert np.abs(usual.astype(int) - own).mean() < 1
+    # In pixels of the input.
     if method == "draw_circle":
-        assert called[1][0][0] == pytest.approx([30, 30])  # in pixels of the input
+        assert called[1][0][0] == pytest.approx([30, 30])
+    if method == "draw_line":
+        assert called[0][0] == (pytest.approx([30, 40]), pytest.approx([30, 50]))
 
 
 def test_size_of_letters_can_be_set():
