@@ -12,7 +12,13 @@ from detkit.structures import (
     union_of_rles,
     window_to_rle,
 )
-from detkit.structures.mask_formats import as_polygon, decode_runs, polygon_runs, rle_counts
+from detkit.structures.mask_formats import (
+    as_polygon,
+    box_of_bitmask,
+    decode_runs,
+    polygon_runs,
+    rle_counts,
+)
 
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]
 
@@ -271,3 +277,11 @@ def test_run_lengths_go_down_the_columns(counts, columns):
     bitmap = rle_to_bitmask({"size": [2, 3], "counts": counts})
     assert bitmap.T.astype(int).tolist() == columns
     assert bitmap.flags.c_contiguous
+
+
+@pytest.mark.parametrize("box", [(2, 1, 5, 3), (0, 0, 6, 4), (5, 3, 6, 4)])
+def test_box_of_a_bitmap_ends_behind_its_last_pixels(box):
+    mask = np.zeros((4, 6), dtype=bool)
+    x0, y0, x1, y1 = box
+    mask[y0, x0] = mask[y1 - 1, x1 - 1] = True
+    assert box_of_bitmask(mask) == box

@@ -3,6 +3,7 @@
 import pytest
 
 from detkit.utils.text import (
+    cut,
     did_you_mean,
     distinct_names,
     file_stem,
@@ -117,6 +118,8 @@ def test_sentence():
 
 def test_long_lists_and_entries_are_cut():
     assert listed([1, 2]) == "1, 2"
+    assert listed([1, 2], limit=2) == "1, 2"
     assert listed(range(12), limit=3) == "0, 1, 2, ... (12 in all)"
+    assert (cut("abcd", 4), cut("abcde", 4)) == ("abcd", "a...")
     assert shortened({"id": 1}) == "{'id': 1}"
     assert len(shortened({"id": "x" * 500})) == 200
