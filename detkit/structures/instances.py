@@ -117,7 +117,12 @@ class Instances:
         """Return a table with `.to(*args, **kwargs)` applied to each field that has it."""
         result = Instances(self._image_size)
         for name, value in self._fields.items():
-            result.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
+            if hasattr(value, "to"):
+                try:
+                    value = value.to(*args, **kwargs)
+                except TypeError:  # structures of users often take a device alone
+                    value = value.to(*args)
+            result.set(name, value)
         return result
 
     def __getitem__(self, item: int | slice | Tensor | Sequence[int]) -> Instances:

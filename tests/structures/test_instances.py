@@ -103,6 +103,15 @@ def test_to_moves_the_fields_that_can_be_moved():
     assert moved.names == ["object 0", "object 1", "object 2"]
 
 
+def test_fields_whose_to_takes_a_device_alone_are_moved():
+    class Own(list):
+        def to(self, device):
+            return Own([str(device)])
+
+    moved = Instances((4, 4), own=Own([1])).to(torch.device("meta"), non_blocking=True)
+    assert moved.own == ["meta"]
+
+
 def test_cat_joins_what_indexing_split():
     instances = _instances()
     joined = Instances.cat([instances[:1], instances[1:1], instances[1:]])
