@@ -117,7 +117,7 @@ RENAMED: dict[str, str] = {
     "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"
     ),
-    "evaluation.coco_evaluation.COCOevalMaxDets": "pycocotools.cocoeval.COCOeval",
+    "evaluation.coco_evaluation.COCOevalMaxDets": "evaluation.coco.evaluator.COCOevalMaxDets",
     "evaluation.fast_eval_api.COCOeval_opt": "pycocotools.cocoeval.COCOeval",
     "layers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.ConvTranspose2d": "torch.nn.ConvTranspose2d",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from pycocotools.cocoeval import COCOeval
 
 from detkit.config import CfgNode
 from detkit.data import MetadataCatalog
@@ -508,6 +509,23 @@ def covered_overlaps(iou: np.ndarray) -> np.ndarray:
     return covered
 
 
+class COCOevalMaxDets(COCOeval):
+    """A `COCOeval` of pycocotools whose AP counts detections up to the last limit, not to 100."""
+
+    def summarize(self) -> None:
+        """Print the numbers as pycocotools does, and keep them as `stats`."""
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            super().summarize()
+        lines, limit = text.getvalue().splitlines(), self.params.maxDets[-1]
+        if limit != 100 and self.params.iouType != "keypoints":
+            precision = self.eval["precision"][:, :, :, 0, -1]
+            counted = precision[precision > -1]
+            self.stats[0] = counted.mean() if counted.size else -1
+            start = lines[0].partition("maxDets")[0]
+            lines[0] = f"{start}maxDets={limit:>3d} ] = {self.stats[0]:0.3f}"
+        print("\n".join(lines))
+
+
 def evaluate_predictions_on_coco(
     coco_gt: "COCO",
     coco_results: list[dict[str, Any]],
@@ -518,28 +536,26 @@ def evaluate_predictions_on_coco(
     max_dets_per_image: Sequence[int] | None = None,
     use_fast_impl: bool = True,
 ) -> Any:
-    """Return a `COCOeval` of pycocotools that has scored result dicts.
+    """Return a `COCOevalMaxDets` that has scored result dicts.
 
     Args:
         coco_gt: The ground truth.
         coco_results: As in COCO's result files. Not changed.
         iou_type: "bbox", "segm" or "keypoints".
         kpt_oks_sigmas: Spread of each keypoint; None or empty for COCO's.
-        cocoeval_fn: The class; None for that of pycocotools, and so is a truth value, since
-            `use_fast_impl` stood here in Detectron2 0.6.
+        cocoeval_fn: Another class. A truth value changes nothing: `use_fast_impl` stood here in
+            Detectron2 0.6.
         img_ids: The images that count; None for all.
         max_dets_per_image: Limits of detections per image; None for COCO's.
         use_fast_impl: Detectron2's; there is one implementation.
     """
-    from pycocotools.cocoeval import COCOeval
-
     results = copy.deepcopy(coco_results)
     if iou_type == "segm":
         for result in results:
             # Otherwise a mask would be small or large by its box.
             result.pop("bbox", None)
     found = coco_gt.loadRes(cast(Any, results))
-    scorer: Any = cocoeval_fn if callable(cocoeval_fn) else COCOeval
+    scorer: Any = cocoeval_fn if callable(cocoeval_fn) else COCOevalMaxDets
     coco_eval = scorer(coco_gt, found, iou_type)
     if max_dets_per_image is not None and iou_type != "keypoints":
         coco_eval.params.maxDets = list(max_dets_per_image)

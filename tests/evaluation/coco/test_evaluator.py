@@ -272,21 +272,26 @@ def test_result_file_has_full_precision_and_the_ids_of_the_data_set(
     }
 
 
+@pytest.mark.parametrize("limit", [8, 100])
 def test_detectron2s_calls_of_pycocotools_give_the_same_ap(
-    random_problem, register, score, tmp_path, capsys
+    limit, random_problem, register, score, tmp_path, capsys
 ):
     records, detections_of = random_problem(5)
     name = register(
         records, ["a", "b", "c", "d"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 90: 2, 1: 3}
     )
-    evaluator = COCOEvaluator(name, output_dir=str(tmp_path))
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path), max_dets_per_image=limit)
     expected = score(evaluator, detections_of)["bbox"]["AP"]
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
     capsys.readouterr()
     truth = evaluator._coco_api
     assert capsys.readouterr().out == ""
-    scored = evaluate_predictions_on_coco(truth, written, "bbox", max_dets_per_image=[1, 10, 100])
+    limits = [1, 3, limit]
+    scored = evaluate_predictions_on_coco(truth, written, "bbox", max_dets_per_image=limits)
     assert 100 * scored.stats[0] == pytest.approx(expected)
+    summary = [line for line in capsys.readouterr().out.splitlines() if "@[" in line]
+    assert len(summary) == 12
+    assert f"area=   all | maxDets={limit:3} ] = {scored.stats[0]:.3f}" in summary[0]
 
 
 def test_evaluating_twice_gives_the_same(register, make_record, score):
