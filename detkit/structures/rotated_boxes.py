@@ -252,7 +252,7 @@ def _near_pairs(
     """
     # A share t of each box lies within the other. Seen along the line through both centers, boxes
     # reach p1 <= r1 and p2 <= r2 from their centers, and the first is cut off at the distance
-    # s = d - p2 from its own. As its sections narrow on both sides of the middle, at least
+    # s = d - p2 from its own. As its sections narrow on both sides of the middle, at most
     # (1 - s / p1) / 2 of it lie beyond s >= 0, and at most 1 - (1 - |s| / p1)^2 / 2 beyond s < 0.
     # Adding the limit of d for one box to that for the other gives d < share (p1 + p2).
     share = 1 - above if above < 0.5 else math.sqrt(max(0.0, 1 - above) / 2)

@@ -266,7 +266,7 @@ def test_iou_above_a_threshold_is_the_same_there(threshold):
     assert threshold == 0 or (found == 0).sum() > (whole == 0).sum()
 
 
-@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.5, 0.51, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("box", [[90, 40, 60, 1, 20], [5e4, 9e4, 30, 30, 45], [0, 0, 1, 8, 0]])
 def test_boxes_moved_just_short_of_the_threshold_are_found(box, threshold):
     boxes = torch.tensor([box]).double()
