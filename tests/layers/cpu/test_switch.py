@@ -15,6 +15,7 @@ from detkit.layers import (
     ModulatedDeformConv,
     PreparedWeights,
     ROIAlign,
+    ROIAlignRotated,
     cpu_kernels,
     cpu_kernels_enabled,
 )
@@ -39,6 +40,12 @@ def _run_deform_conv() -> torch.Tensor:
     return layer(torch.randn(1, 4, 6, 6), torch.randn(1, 18, 6, 6), torch.rand(1, 9, 6, 6))
 
 
+def _run_roi_align_rotated() -> torch.Tensor:
+    torch.manual_seed(0)
+    region = torch.tensor([[0.0, 6.0, 5.0, 7.0, 4.0, 30.0]])
+    return ROIAlignRotated(3, 1.0, 2)(torch.randn(1, 4, 12, 12), region)
+
+
 # A layer that uses the kernel, where the layer finds it, and its name there.
 KERNELS = [
     pytest.param(_run_winograd, detkit.layers.conv, "winograd_conv2d", id="winograd"),
@@ -50,6 +57,12 @@ KERNELS = [
     ),
     pytest.param(
         _run_deform_conv, detkit.layers.deform_conv, "deform_conv2d_on_cpu", id="deform_sampling"
+    ),
+    pytest.param(
+        _run_roi_align_rotated,
+        importlib.import_module("detkit.layers.roi_align_rotated"),
+        "weighted_row_sums",
+        id="weighted_rows",
     ),
 ]
 
