@@ -1,5 +1,6 @@
 """The formats of exported models: how each is written, from the graph that torch has recorded."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 # The first with RoIAlign as of 16, and DeformConv of 19.
 _OPSET = 20
+# Operator of ONNX that OpenVINO lacks -> the key that asks for it.
+_KEYS = {"DeformConv": "MODEL.RESNETS.DEFORM_ON_PER_STAGE"}
 
 
 def require(package: str, extra: str) -> Any:
@@ -189,12 +192,39 @@ def _onnx_nms_mask(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -
 
 
 def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -> Path:
-    """Write an ONNX file in OpenVINO's format, an `.xml` and a `.bin`, and return the `.xml`."""
+    """Write an ONNX file in OpenVINO's format, an `.xml` and a `.bin`, and return the `.xml`.
+
+    Raises:
+        ExportError: OpenVINO lacks an operator of the file.
+    """
     openvino = require("openvino", "openvino")
-    model = openvino.convert_model(onnx_file)
+    try:
+        model = openvino.convert_model(onnx_file)
+    except require("openvino.frontend", "openvino").OpConversionFailure as error:
+        missing = re.search(r"No conversion rule found for operations: (\w+)-\d+", str(error))
+        if missing is None:
+            raise
+        operator = missing[1]
+        of_key = f" ({_KEYS[operator]})" if operator in _KEYS else ""
+        raise ExportError(
+            f"{_onnx_module_with(onnx_file, operator)}: OpenVINO has no counterpart of ONNX's"
+            f" operator {operator}{of_key}; the formats onnx and torch_export have it"
+        ) from error
     model.set_rt_info(json.dumps(metadata), [KEY])
     if metadata["precision"] == "bfloat16":
         model.set_rt_info("bf16", list(PRECISION_KEY))
     path = folder / f"{onnx_file.stem}.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     return path
+
+
+def _onnx_module_with(onnx_file: Path, operator: str) -> str:
+    """Return the name of the module of the model that a file of torch calls an operator in."""
+    for node in require("onnx", "onnx").load(onnx_file, load_external_data=False).graph.node:
+        if node.op_type == operator:
+            # torch writes a list in Python's syntax: '', names of modules, and that of the call.
+            notes = {entry.key: entry.value for entry in node.metadata_props}
+            scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))[:-1]
+            named = [name.removeprefix("model.") for name in scopes if name not in ("", "model")]
+            return named[-1] if named else "the model"
+    return "the model"
