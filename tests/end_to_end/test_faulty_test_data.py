@@ -266,7 +266,7 @@ NAN, LAST = float("nan"), r"annotation 1 of \S+instances_val.json"
 # fmt: off
 ERRORS: dict[str, tuple[Spoil, str]] = {
     # the file of annotations
-    "coco file lost": (lost(COCO), "instances_val.json does not exist"),
+    "coco file lost": (lost(COCO), "file that does not exist: instances_val.json"),
     "coco file cut": (cut(COCO), "instances_val.json is not valid JSON"),
     "coco file of results": (bytes_of(COCO, b"[]"), "holds a list. A list is COCO's format for results"),
     "coco file a pointer": (bytes_of(COCO, b"version https://git-lfs.github.com/spec/v1"), "instances_val.json is not valid JSON.*git lfs pull"),
@@ -368,9 +368,9 @@ ERRORS: dict[str, tuple[Spoil, str]] = {
     "sem_seg map of other labels": (picture(MAP, "L", None, 77), "the values 77 .first in .*val_000000.png"),
     "sem_seg image cut": (cut(JPG), "val_000000.jpg is damaged or truncated"),
     # panoptic
-    "panoptic file lost": (lost(PANOPTIC), "panoptic_val.json does not exist"),
+    "panoptic file lost": (lost(PANOPTIC), "file that does not exist: panoptic_val.json"),
     "panoptic file cut": (cut(PANOPTIC), "panoptic_val.json is not valid JSON"),
-    "panoptic instances lost": (lost(COCO), "instances_val.json does not exist"),
+    "panoptic instances lost": (lost(COCO), "file that does not exist: instances_val.json"),
     "panoptic no isthing": (in_json(PANOPTIC, lambda c: c["categories"][0].pop("isthing")), "1 of 9 categories of .* lack isthing"),
     "panoptic isthing null": (in_json(PANOPTIC, lambda c: c["categories"][0].update(isthing=None)), "1 of 9 categories of .* lack isthing"),
     "panoptic isthing": (in_json(PANOPTIC, lambda c: c["categories"][0].update(isthing="maybe")), "panoptic_val.json has a wrong isthing"),

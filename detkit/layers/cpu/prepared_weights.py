@@ -66,7 +66,8 @@ class PreparedWeights:
         # A CUDA graph that is being recorded has not computed it yet; fake tensors have no numbers.
         parts = value if isinstance(value, tuple) else (value,)
         has_numbers = all(type(p) in _REAL for p in parts if isinstance(p, Tensor))
-        if not has_numbers or (sources[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        on_gpu = any(tensor.is_cuda for tensor in sources)
+        if not has_numbers or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return value
         storages = [tensor.untyped_storage() for tensor in sources]
         values[name] = _Prepared(value, list(sources), states, storages)
