@@ -144,12 +144,41 @@ def test_image_smaller_than_an_anchor(faster):
     assert_same(faster.onnx(images), expected_outputs(faster.model, images))
 
 
-def varied_batches(smallest=(9, 7), scale=1):
-    """Twenty images of three sizes in batches of 1 to 4, with much or nothing in them, and a small one."""
+def two_detections(scores=(0.5, 0.5 - 1e-6), classes=(1, 2)):
+    boxes = np.array([[0, 0, 9, 9], [20, 20, 30, 30]], np.float32)
+    return {"boxes": boxes, "scores": np.array(scores, np.float32), "classes": np.array(classes)}
+
+
+def as_found(detections, order):
+    found = {name: values[None, order] for name, values in detections.items()}
+    return {**found, "num_detections": np.array([2])}
+
+
+def test_only_detections_of_tied_scores_may_change_places():
+    tied, apart = two_detections(), two_detections(scores=(0.5, 0.4))
+    assert_same(as_found(tied, [0, 1]), [tied])
+    assert_same(as_found(tied, [1, 0]), [tied])
+    for wrong, order in ((apart, [1, 0]), (tied, [0, 0]), (tied, [1, 1])):
+        with pytest.raises(AssertionError):
+            assert_same(as_found(wrong, order), [wrong])
+    with pytest.raises(AssertionError):
+        assert_same(as_found(two_detections(classes=(2, 1)), [1, 0]), [tied])
+
+
+def varied_batches(smallest=(9, 7), scale=1, least=0.0):
+    """Twenty images of three sizes in batches of 1 to 4, with much or little in them, and a small one.
+
+    Args:
+        smallest: Size of the small one.
+        scale: Of the other sizes.
+        least: Contrast of each fourth image; at 0 there is nothing in it.
+    """
     seeds = itertools.count()
     for count in (1, 2, 3, 4, 4, 3, 2, 1):
         yield [
-            noise([scale * side for side in SIZES[seed % 3]], (1.0, 0.6, 0.1, 0.0)[seed % 4], seed)
+            noise(
+                [scale * side for side in SIZES[seed % 3]], (1.0, 0.6, 0.1, least)[seed % 4], seed
+            )
             for seed in itertools.islice(seeds, count)
         ]
     yield [noise(smallest)]
@@ -192,7 +221,9 @@ def test_every_backbone(name, tmp_path):
         pytest.importorskip("timm")
     exported = Exported(name, tmp_path)
     num_found = 0
-    for images in varied_batches():
+    # All cells of an empty image are alike to a backbone of few layers, so that chance puts their
+    # regions in order: the eager ConvNeXt of timm finds others in float64, 85 pixels away.
+    for images in varied_batches(least=0.05):
         expected = expected_outputs(exported.model, images)
         num_found += sum(len(wanted["scores"]) for wanted in expected)
         assert_same(exported.onnx(images), expected)
