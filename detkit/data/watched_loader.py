@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -144,11 +145,19 @@ class _Watch:
         self._stopped.set()
 
     def join_workers(self) -> None:
+        # torch raises an error for each worker that dies, wherever the process is: within `join` it
+        # may be after the end of the worker and before the note of it, and to Python the worker
+        # would be alive for ever. So first wait for their ends, by their pipes, and the signals.
+        running = {worker.sentinel for worker in self._workers}
+        while running:
+            with contextlib.suppress(RuntimeError):
+                running.difference_update(wait(running))
+        for _ in self._workers:
+            with contextlib.suppress(RuntimeError):
+                time.sleep(0.01)
         for worker in self._workers:
-            while worker.is_alive():
-                # torch raises an error for each worker that dies, wherever the process is.
-                with contextlib.suppress(RuntimeError):
-                    worker.join()
+            with contextlib.suppress(RuntimeError):
+                worker.join()
 
     def _run(self) -> None:
         while not self._stopped.wait(min(self._limit, _LOOK_PERIOD)):

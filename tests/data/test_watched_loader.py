@@ -3,13 +3,15 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from detkit.config import get_cfg
 from detkit.data import build_detection_train_loader
-from detkit.data.watched_loader import WatchedLoader, WorkerError
+from detkit.data.watched_loader import WatchedLoader, WorkerError, _Watch
 
 
 class Fails:
@@ -148,6 +150,29 @@ def test_frozen_workers_end_the_wait_and_do_not_outlive_it(number_of_items):
     assert not multiprocessing.active_children()
 
 
+def test_worker_whose_end_python_has_missed_is_not_waited_for():
+    class Missed:
+        """A worker that has ended, whose exit code an error of torch's took away."""
+
+        looks = 0
+
+        def __init__(self):
+            self.sentinel, writer = os.pipe()
+            os.close(writer)
+
+        def is_alive(self):
+            self.looks += 1
+            assert self.looks < 100, "waits without end"
+            return True
+
+        def join(self):
+            raise RuntimeError("DataLoader worker is killed")
+
+    worker: Any = Missed()
+    _Watch(0, [worker]).join_workers()
+    os.close(worker.sentinel)
+
+
 def test_reader_may_take_its_time():
     items = iter(WatchedLoader(Tensors(), batch_size=None, num_workers=1, timeout=0.3))
     first = next(items)
@@ -157,6 +182,7 @@ def test_reader_may_take_its_time():
 
 def test_more_workers_than_cores_are_told_once_in_words_of_a_key(caplog, monkeypatch, recwarn):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr("detkit.utils.logger._seen", Counter())  # other tests have many workers
     with caplog.at_level("INFO", logger="detkit"):
         for _ in range(2):
             assert list(WatchedLoader([1, 2], num_workers=2, batch_size=None)) == [1, 2]
