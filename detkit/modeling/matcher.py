@@ -78,7 +78,25 @@ class Matcher:
                 M is 0.
             match_labels: (R,) int8 label. All that of the lowest interval when M is 0.
         """
-        return self._match([match_quality_matrix])
+        if not self._has_own_low_quality() or match_quality_matrix.numel() == 0:
+            return self._match([match_quality_matrix])
+        matches, match_labels = self._match([match_quality_matrix])
+        self.set_low_quality_matches_(match_labels, match_quality_matrix)
+        return matches, match_labels
+
+    @overridable
+    def set_low_quality_matches_(self, match_labels: Tensor, match_quality_matrix: Tensor) -> None:
+        """Label 1, in place, the predicted boxes that overlap a ground-truth box most.
+
+        Args:
+            match_labels: (R,) int8.
+            match_quality_matrix: (M, R) IoU.
+        """
+        match_labels.masked_fill_(_is_best_of_a_row(match_quality_matrix), 1)
+
+    def _has_own_low_quality(self) -> bool:
+        is_own = is_overridden(self.set_low_quality_matches_)
+        return self.allow_low_quality_matches and is_own
 
     def match_boxes(
         self, gt_boxes: Boxes, boxes: Boxes, *, max_pairs: int = _MAX_PAIRS
@@ -101,7 +119,7 @@ class Matcher:
                 f" {type(boxes).__name__}: MODEL.ROTATED_BOXES must be True with RRPN and"
                 " RROIHeads, and False with heads of upright boxes"
             )
-        if is_overridden(self.__call__):
+        if is_overridden(self.__call__) or self._has_own_low_quality():
             return self(pairwise_iou(gt_boxes, boxes))
         num_rows = max(1, max_pairs // max(1, len(boxes)))
         starts = range(0, max(1, len(gt_boxes)), num_rows)
@@ -116,7 +134,9 @@ class Matcher:
             matches = first.new_zeros(num_pred, dtype=torch.int64)
             return matches, torch.full_like(matches, self.labels[0], dtype=torch.int8)
         quality, matches = first.max(dim=0)
-        is_best = _is_best_of_a_row(first) if self.allow_low_quality_matches else None
+        is_best = None
+        if self.allow_low_quality_matches and not self._has_own_low_quality():
+            is_best = _is_best_of_a_row(first)
         for group in rows:
             group_quality, group_matches = group.max(dim=0)
             # Strictly better: of a tie the first row stays, as in one max over the whole matrix.

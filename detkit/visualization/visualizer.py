@@ -293,32 +293,53 @@ class Visualizer:
         Raises:
             ValueError: The arguments describe different numbers of instances.
         """
-        corners = turned = None
         if boxes is not None and is_overridden(self._convert_boxes):
             boxes = self._convert_boxes(boxes)
         if masks is not None and is_overridden(self._convert_masks):
             masks = self._convert_masks(masks)
         if keypoints is not None and is_overridden(self._convert_keypoints):
             keypoints = self._convert_keypoints(keypoints)
-        if boxes is not None:
-            corners = to_array(boxes)
-            if corners.shape[-1] == 5:
-                turned = corners.reshape(-1, 5)
-                outlines = _corners(turned)
-                corners = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
-            corners = corners.reshape(-1, 4) * np.tile(self._stretch, 2)
+        rows = None if boxes is None else to_array(boxes)
+        is_rotated = rows is not None and rows.shape[-1] == 5
+        rows = None if rows is None else rows.reshape(-1, 5 if is_rotated else 4)
         all_masks = None if masks is None else mask_list(masks)
         points = None if keypoints is None else keypoint_list(keypoints)
         count = common_length(
-            boxes=corners,
+            boxes=rows,
             labels=labels,
             masks=all_masks,
             keypoints=points,
             assigned_colors=assigned_colors,
         )
-        if assigned_colors is None:
-            assigned_colors = self.instance_colors(None, count)
-        colors = [to_color(color) for color in assigned_colors]
+        colors = self._colors_of(assigned_colors, count)
+        if is_rotated and is_overridden(self.overlay_rotated_instances):
+            shares = [_as_shares(color) for color in colors]
+            return self.overlay_rotated_instances(rows, labels, shares)
+        return self._draw_instances(rows, labels, all_masks, points, colors, alpha)
+
+    def _colors_of(self, assigned: Sequence[AnyColor] | None, count: int) -> list[Color]:
+        if assigned is None:
+            return self.instance_colors(None, count)
+        return [to_color(color) for color in assigned]
+
+    def _draw_instances(
+        self,
+        boxes: npt.NDArray[np.float64] | None,
+        labels: Sequence[str] | None,
+        all_masks: Sequence[Any] | None,
+        points: Sequence[Any] | None,
+        colors: Sequence[Color],
+        alpha: float,
+    ) -> VisImage:
+        """Draw M instances with boxes (M, 4) XYXY or (M, 5) XYWHA; see `overlay_instances`."""
+        corners = turned = None
+        if boxes is not None:
+            corners = boxes
+            if boxes.shape[1] == 5:
+                turned, outlines = boxes, _corners(boxes)
+                corners = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
+            corners = corners * np.tile(self._stretch, 2)
+        count = len(colors)
         order = list(range(count))
         if corners is not None:
             areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
@@ -352,6 +373,9 @@ class Visualizer:
             corners = self._boxes_of_masks(all_masks)
             order = np.flatnonzero(np.isfinite(corners).all(axis=1)).tolist()
         if corners is not None and labels is not None and self._show_labels:
+            if is_overridden(self._change_color_brightness):
+                lighter = [self._change_color_brightness(_as_shares(c), 0.7) for c in colors]
+                colors = [to_color(color) for color in lighter]
             if is_overridden(self.draw_text):
                 for i in order:
                     corner = (corners[i][:2] / self._stretch).tolist()
@@ -362,14 +386,21 @@ class Visualizer:
                 draw_labels(self._canvas, found)
         return self.get_output()
 
+    @overridable
     def overlay_rotated_instances(
         self,
         boxes: Any = None,
         labels: Sequence[str] | None = None,
         assigned_colors: Sequence[Sequence[float]] | None = None,
     ) -> VisImage:
-        """Draw rotated boxes, as `overlay_instances` does: `RotatedBoxes`, or (M, 5) XYWHA."""
-        return self.overlay_instances(boxes=boxes, labels=labels, assigned_colors=assigned_colors)
+        """Draw rotated boxes, as `overlay_instances` does: `RotatedBoxes`, or (M, 5) XYWHA.
+
+        That one calls a subclass's own, without masks and keypoints, as Detectron2 does.
+        """
+        rows = to_array([] if boxes is None else boxes).reshape(-1, 5)
+        count = common_length(boxes=rows, labels=labels, assigned_colors=assigned_colors)
+        colors = self._colors_of(assigned_colors, count)
+        return self._draw_instances(rows, labels, None, None, colors, alpha=0.4)
 
     def get_output(self) -> VisImage:
         """Return the picture with everything drawn so far."""
@@ -447,9 +478,8 @@ class Visualizer:
         `line_style` changes nothing.
         """
         outline = _corners(np.array([list(rotated_box)], dtype=np.float64))[0]
-        self._canvas.draw_line(
-            outline[[0, 1, 2, 3, 0]] * self._stretch, to_color(edge_color), alpha=alpha
-        )
+        border = outline[[0, 1, 2, 3, 0]] * self._stretch
+        self._strokes.draw_line(border, to_color(edge_color), alpha=alpha)
         if label is not None:
             self.draw_text(
                 label, outline[0].tolist(), color=edge_color, horizontal_alignment="left"
@@ -572,6 +602,7 @@ class Visualizer:
         shares = np.array(to_color(color)) / 255 + shift / np.linalg.norm(shift) * 0.5
         return _as_shares(to_color(shares.clip(0, 1)))
 
+    @overridable
     def _change_color_brightness(
         self, color: AnyColor, brightness_factor: float
     ) -> tuple[float, float, float]:
@@ -609,10 +640,14 @@ class Visualizer:
         if mask.any():
             self.draw_text(text, midst(mask).tolist(), color=color)
 
-    def _draw_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
+    @property
+    def _strokes(self) -> Canvas:
         is_own = is_overridden(self.draw_circle) or is_overridden(self.draw_line)
+        return _OwnStrokes(self, self._canvas, self._stretch) if is_own else self._canvas
+
+    def _draw_keypoints(self, keypoints: npt.NDArray[np.float64], color: Color) -> None:
         draw_keypoints(
-            _OwnStrokes(self, self._canvas, self._stretch) if is_own else self._canvas,
+            self._strokes,
             keypoints * [*self._stretch, 1],
             color,
             names=self._keypoint_names if len(keypoints) else [],

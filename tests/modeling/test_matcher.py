@@ -120,6 +120,23 @@ def test_subclass_that_matches_in_its_own_way_is_asked():
     assert labels.tolist() == [-1, -1, -1]
 
 
+def test_low_quality_matches_of_a_subclass_are_its_own():
+    class OwnMatcher(Matcher):
+        def set_low_quality_matches_(self, match_labels, match_quality_matrix):
+            seen.append(match_labels.tolist())
+            match_labels[match_quality_matrix.max(dim=0).values > 0.2] = 1
+
+    seen = []
+    truth = Boxes(torch.tensor([[0.0, 0, 10, 10]]))
+    boxes = Boxes(torch.tensor([[0.0, 0, 10, 1], [0, 0, 10, 3], [0, 0, 10, 4], [0, 0, 10, 9]]))
+    for is_allowed, expected in ((True, [0, 1, 1, 1]), (False, [0, 0, 0, 1])):
+        matcher = OwnMatcher([0.5], [0, 1], is_allowed)
+        _, labels = matcher.match_boxes(truth, boxes, max_pairs=1)
+        assert labels.tolist() == expected
+        assert matcher.match_boxes(truth[:0], boxes)[1].tolist() == [0] * 4
+    assert seen == [[0, 0, 0, 1]]  # without those of the base
+
+
 def test_rotated_and_upright_boxes_are_not_matched():
     matcher = Matcher([0.5], [0, 1])
     message = "ground truth is Boxes, but the model predicts RotatedBoxes: MODEL.ROTATED_BOXES must"

@@ -614,6 +614,41 @@ def test_overridden_rotated_box_gets_its_label_and_nobody_else_writes_it(monkeyp
     assert labels[2:] == [None, None]
 
 
+def test_overridden_parts_of_rotated_boxes_are_called():
+    class Own(Visualizer):
+        def overlay_rotated_instances(self, boxes=None, labels=None, assigned_colors=None):
+            calls.append((np.asarray(boxes).tolist(), labels, len(assigned_colors)))
+            return super().overlay_rotated_instances(boxes, labels, assigned_colors)
+
+        def draw_line(self, x_data, y_data, color, linestyle="-", linewidth=None):
+            calls.append((len(x_data), max(x_data), max(y_data)))
+            return super().draw_line(x_data, y_data, color, linestyle, linewidth)
+
+    calls, box = [], [80.0, 60.0, 40.0, 20.0, 90.0]
+    found = Own(_grey(), scale=2).overlay_instances(boxes=RotatedBoxes([box]), labels=["long"])
+    assert calls[0] == ([box], ["long"], 1)
+    assert calls[1] == (5, pytest.approx(90), pytest.approx(80))
+    assert len(calls) == 2
+    plain = Visualizer(_grey(), scale=2).overlay_instances(
+        boxes=RotatedBoxes([box]), labels=["long"]
+    )
+    assert np.array_equal(found.get_image(), plain.get_image())
+
+
+def test_overridden_brightness_is_that_of_labels(monkeypatch):
+    class Own(Visualizer):
+        def _change_color_brightness(self, color, brightness_factor):
+            given.append((color, brightness_factor))
+            return (1.0, 0.0, 0.0)
+
+        def draw_text(self, text, position, *, font_size=None, color="g", **kwargs):
+            given.append((text, color))
+
+    given = []
+    Own(_grey()).overlay_instances(boxes=[[5, 5, 90, 90]], labels=["a"], assigned_colors=["b"])
+    assert given == [((0.0, 0.0, 1.0), 0.7), ("a", (1.0, 0.0, 0.0))]
+
+
 def test_rotated_boxes_are_drawn_along_their_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = _written(monkeypatch)
     predictions = _predictions()
