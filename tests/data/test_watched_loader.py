@@ -3,7 +3,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -182,7 +181,6 @@ def test_reader_may_take_its_time():
 
 def test_more_workers_than_cores_are_told_once_in_words_of_a_key(caplog, monkeypatch, recwarn):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr("detkit.utils.logger._seen", Counter())  # other tests have many workers
     with caplog.at_level("INFO", logger="detkit"):
         for _ in range(2):
             assert list(WatchedLoader([1, 2], num_workers=2, batch_size=None)) == [1, 2]
