@@ -276,7 +276,7 @@ def test_result_file_has_full_precision_and_the_ids_of_the_data_set(
 def test_detectron2s_calls_of_pycocotools_give_the_same_ap(
     limit, random_problem, register, score, tmp_path, capsys
 ):
-    records, detections_of = random_problem(5)
+    records, detections_of = random_problem(6)
     name = register(
         records, ["a", "b", "c", "d"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1, 90: 2, 1: 3}
     )
