@@ -51,7 +51,7 @@ from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
 from detkit.utils.env import return_freed_memory
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
 from detkit.utils.logger import FILE_ONLY, log_first_n, shown_if_short
 
 if TYPE_CHECKING:
@@ -548,7 +548,12 @@ def evaluate_predictions_on_coco(
         img_ids: The images that count; None for all.
         max_dets_per_image: Limits of detections per image; None for COCO's.
         use_fast_impl: Detectron2's; there is one implementation.
+
+    Raises:
+        ContractError: There are no results.
     """
+    if not coco_results:
+        raise ContractError("there are no results to score")
     results = copy.deepcopy(coco_results)
     if iou_type == "segm":
         for result in results:

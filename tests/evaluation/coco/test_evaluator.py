@@ -286,6 +286,8 @@ def test_detectron2s_calls_of_pycocotools_give_the_same_ap(
     capsys.readouterr()
     truth = evaluator._coco_api
     assert capsys.readouterr().out == ""
+    with pytest.raises(AssertionError, match="no results to score"):
+        evaluate_predictions_on_coco(truth, [], "bbox")
     limits = [1, 3, limit]
     scored = evaluate_predictions_on_coco(truth, written, "bbox", max_dets_per_image=limits)
     assert 100 * scored.stats[0] == pytest.approx(expected)
