@@ -41,7 +41,7 @@ def data_contest(setting: Setting) -> Contest:
         opponent="PIL mapper (Detectron2's manner)",
         ours=lambda: _load(mapper, record, folder),
         theirs=lambda: _load(pil_mapper, record, folder),
-        target=3.0,
+        target=4.0,
         rounds=5 if setting.quick else 30,
         check=_require_same_shape,
     )
