@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from detkit.layers.cpu.prepared_weights import are_weights_kept, prepared
-from detkit.layers.cpu.winograd import transform_weight, winograd_applies, winograd_conv2d
+from detkit.layers.cpu.winograd import (
+    WinogradConv2d,
+    needs_gradient,
+    transform_weight,
+    winograd_applies,
+    winograd_conv2d,
+)
 from detkit.layers.norm import (
     FixedNorm,
     FrozenBatchNorm2d,
@@ -35,7 +41,7 @@ class Conv2d(nn.Conv2d):
     With `is_standardized` set, the convolution uses its weight with mean 0 and standard deviation 1
     over each output channel (Siyuan Qiao et al. 2019, arXiv 1903.10520).
 
-    In eval mode without gradients on a CPU, large 3x3 convolutions use Winograd's algorithm, which
+    On a CPU, 3x3 convolutions of large maps use Winograd's algorithm, which
     `detkit.layers.cpu_kernels(False)` turns off.
 
     Example:
@@ -71,16 +77,18 @@ class Conv2d(nn.Conv2d):
         sources = folding_sources(self.weight, self.bias, fixed)
         if self.is_standardized:
             x = self._conv_forward(input, *fold(standardized(self.weight), self.bias, fixed))
-        elif winograd_applies(input, sources, self):
+        elif not winograd_applies(input, sources, self):
+            dtype = _kept_dtype(self.weight)
+            x = self._conv_forward(input, *folded(self, self.weight, self.bias, fixed, dtype))
+        elif needs_gradient((input, *sources)):
+            x = WinogradConv2d.apply(input, *fold(self.weight, self.bias, fixed))
+        else:
 
             def transform() -> tuple[Tensor, Tensor | None]:
                 weight, bias = fold(self.weight, self.bias, fixed)
                 return transform_weight(weight), bias
 
             x = winograd_conv2d(input, *prepared(self, "winograd", sources, transform))
-        else:
-            dtype = _kept_dtype(self.weight)
-            x = self._conv_forward(input, *folded(self, self.weight, self.bias, fixed, dtype))
         if fixed is None and self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

@@ -3,9 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.layers import Conv2d, get_norm
+from detkit.layers import Conv2d, cpu_kernels, get_norm
+from detkit.layers.cpu import winograd
 from detkit.layers.cpu.prepared_weights import PreparedWeights
-from detkit.layers.cpu.winograd import transform_weight, winograd_applies
+from detkit.layers.cpu.winograd import WinogradConv2d, transform_weight, winograd_applies
 from detkit.layers.cpu.winograd import winograd_conv2d as convolve_points
 
 CHANNELS_LAST = torch.channels_last
@@ -162,11 +163,6 @@ def test_does_not_apply_under_autocast():
         assert not _applies(_conv(), _map(1, 128, 60, 60))
 
 
-def test_does_not_apply_in_training_mode():
-    with torch.no_grad():
-        assert not _applies(_conv().train(), _map(1, 128, 60, 60))
-
-
 def test_applies_to_smaller_maps_where_weights_are_kept():
     conv, small, smaller = _conv(), _map(1, 128, 30, 36), _map(1, 128, 30, 30)
     with torch.no_grad(), PreparedWeights().in_use():
@@ -177,11 +173,19 @@ def test_applies_to_smaller_maps_where_weights_are_kept():
 
 
 @pytest.mark.parametrize("name", ["input", "weight", "bias"])
-def test_does_not_apply_where_a_gradient_is_needed(name):
-    conv, x = _conv().requires_grad_(False), _map(1, 128, 60, 60)
-    tensors = {"input": x, "weight": conv.weight, "bias": conv.bias}
-    tensors[name].requires_grad_()
-    assert not _applies(conv, x)
+def test_applies_to_training_on_batches_that_pay_for_it(name):
+    conv, small = _conv().train().requires_grad_(False), _map(1, 128, 60, 60)
+    for x, applies in [(small, False), (_map(1, 128, 90, 60), True), (_map(2, 128, 60, 60), True)]:
+        tensors = {"input": x, "weight": conv.weight, "bias": conv.bias}
+        tensors[name].requires_grad_()
+        assert _applies(conv, x) == applies
+        with PreparedWeights().in_use():
+            assert _applies(conv, x) == applies
+
+
+def test_does_not_apply_to_many_small_maps():
+    with torch.no_grad():
+        assert not _applies(_conv(), _map(50, 128, 14, 14))
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
@@ -224,13 +228,76 @@ def test_layer_in_inference_uses_it_and_equals_torch(norm, winograd_calls):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
 
 
-def test_layer_that_needs_gradients_gives_those_of_torch(winograd_calls):
-    conv, x = _conv(), _map(1, 128, 60, 60).requires_grad_()
-    inputs = [x, conv.weight, conv.bias]
-    got = torch.autograd.grad(conv(x).square().sum(), inputs)
-    want = torch.autograd.grad(
-        F.conv2d(x, conv.weight, conv.bias, padding=1).square().sum(), inputs
-    )
-    assert not winograd_calls
-    # Threads may add in another order from one call to the next.
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "GN"])
+def test_layer_in_training_equals_torch(norm):
+    conv, x = _conv(norm=get_norm(norm, 128)).train(), _map(2, 128, 61, 62).requires_grad_()
+    if norm == "FrozenBN":
+        conv.norm.running_var.uniform_(0.5, 2)
+    inputs = [x, *conv.parameters()]
+    got = conv(x)
+    with cpu_kernels(False):
+        want = conv(x)
+    assert not torch.equal(got, want)
+    output_gradient = _map(*got.shape)
+    for y, y_want in zip(
+        (got, *torch.autograd.grad(got, inputs, output_gradient)),
+        (want, *torch.autograd.grad(want, inputs, output_gradient)),
+        strict=True,
+    ):
+        torch.testing.assert_close(y, y_want, rtol=0, atol=1e-4 * y_want.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("N", "C", "K", "H", "W"),
+    [
+        pytest.param(2, 8, 6, 12, 18, id="whole tiles"),
+        pytest.param(2, 5, 7, 13, 19, id="one pixel over"),
+        pytest.param(1, 3, 4, 1, 1, id="one pixel"),
+        pytest.param(1, 4, 3, 50, 250, id="several strips"),
+        pytest.param(0, 4, 3, 6, 6, id="no images"),
+    ],
+)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_gradients_equal_those_of_torch(N, C, K, H, W, has_bias):
+    inputs = [_map(N, C, H, W), _weight(K, C, 3, 3)]
+    inputs += [torch.linspace(-1, 1, K)] if has_bias else []
+    x, weight, bias = *(tensor.requires_grad_() for tensor in inputs), *[None] * (not has_bias)
+    output_gradient = torch.randn((N, K, H, W), generator=torch.Generator().manual_seed(2))
+    got = torch.autograd.grad(WinogradConv2d.apply(x, weight, bias), inputs, output_gradient)
+    want = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1), inputs, output_gradient)
+    for y, y_want in zip(got, want, strict=True):
+        atol = 1e-4 * y_want.abs().max().item() if y_want.numel() > 0 else 0
+        torch.testing.assert_close(y, y_want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("name", "computed"),
+    [("input", ["winograd_conv2d"]), ("weight", ["_weight_gradient"]), ("bias", [])],
+)
+def test_only_gradients_that_are_needed_are_computed(monkeypatch, name, computed):
+    tensors = {"input": _map(1, 8, 9, 10), "weight": _weight(6, 8, 3, 3), "bias": torch.ones(6)}
+    tensors[name].requires_grad_()
+    loss = WinogradConv2d.apply(*tensors.values()).sum()
+    calls = []
+    for function in (convolve_points, winograd._weight_gradient):
+
+        def record(*args, function=function):
+            calls.append(function.__name__)
+            return function(*args)
+
+        monkeypatch.setattr(winograd, function.__name__, record)
+    loss.backward()
+    assert calls == computed
+
+
+def test_gradients_of_gradients_equal_those_of_torch():
+    x, weight = _map(1, 4, 9, 10).requires_grad_(), _weight(3, 4, 3, 3).requires_grad_()
+
+    def second(convolve) -> tuple[torch.Tensor, ...]:
+        loss = convolve(x, weight, torch.ones(3)).square().sum()
+        (of_input,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(of_input.square().sum(), (x, weight))
+
+    got = second(WinogradConv2d.apply)
+    want = second(lambda *tensors: F.conv2d(*tensors, padding=1))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
