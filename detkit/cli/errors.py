@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from detkit.config.cfg_node import strict_values
 from detkit.utils.errors import UserError
 from detkit.utils.logger import error_head
 from detkit.utils.text import printable
@@ -32,7 +33,8 @@ def run_command(function: Callable[..., Any], *args: Any) -> int:
         *args: Passed on.
     """
     try:
-        status = function(*args)
+        with strict_values():
+            status = function(*args)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; a command that has --resume continues from what it has written",

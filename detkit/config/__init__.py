@@ -8,6 +8,7 @@ from detkit.config.architectures import (
     score_threshold_keys,
 )
 from detkit.config.cfg_node import EPOCHS, SHARE, CfgNode, ConfigKeyError
+from detkit.config.compat import downgrade_config, upgrade_config
 from detkit.config.configurable import configurable
 from detkit.config.defaults import (
     default_trainer_settings,
@@ -28,6 +29,7 @@ __all__ = [
     "configurable",
     "declare_architecture",
     "default_trainer_settings",
+    "downgrade_config",
     "explain",
     "find_architecture",
     "get_cfg",
@@ -35,4 +37,5 @@ __all__ = [
     "score_threshold_keys",
     "settings_without_effect",
     "unread_settings",
+    "upgrade_config",
 ]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as _YacsNode
 
+from detkit.config.compat import LATEST_VERSION, upgrade_files
 from detkit.config.yaml_loader import YamlFile, files_with_bases, parse_yaml
 from detkit.utils.errors import ConfigError, UnknownNameError
 from detkit.utils.text import did_you_mean
@@ -52,6 +53,23 @@ class KeyRead(NamedTuple):
 _reads: ContextVar[list[tuple["CfgNode", str]] | None] = ContextVar("reads", default=None)
 
 
+_is_strict: ContextVar[bool] = ContextVar("is_strict", default=False)
+
+
+@contextmanager
+def strict_values() -> Iterator[None]:
+    """Refuse values that only code of a project can have a meaning for, where there is no code.
+
+    Outside of the block they are merged with a warning, as Detectron2 merges them without one, if
+    the key is one of Detectron2's.
+    """
+    token = _is_strict.set(True)
+    try:
+        yield
+    finally:
+        _is_strict.reset(token)
+
+
 @contextmanager
 def recorded_reads(reads: list[KeyRead]) -> Iterator[None]:
     """Append to `reads` the settings that the block reads by attribute from any tree, in order.
@@ -82,7 +100,7 @@ class KeySpec:
         default: Default value, which also defines the type.
         meaning: Description for users, in a sentence or two.
         choices: The legal values; None allows any.
-        minimum: Smallest legal number, also in a list. All numbers must be finite.
+        minimum: Smallest legal number, also in a list.
         in_epochs: Whether the number may be given in epochs, as `2ep`.
         in_shares: Whether it may also be a share of the run, as `0.5%`.
         needs: (key, value, ...): only read if that key has one of the values; (key,): only read if
@@ -112,13 +130,23 @@ class KeySpec:
             if isinstance(value, str):
                 hint = did_you_mean(value, [c for c in self.choices if isinstance(c, str)])
             return f"must be one of {', '.join(map(repr, self.choices))}, got {value!r}.{hint}"
-        for number in _numbers(value):
-            is_float = isinstance(number, float)
-            if not (math.isfinite(number) if is_float else number.bit_length() < 64):
-                return f"must be {'a finite number' if is_float else 'below 2**63'}, got {value!r}"
-            if self.minimum is not None and number < self.minimum:
-                return f"must be at least {self.minimum:g}, got {value!r}"
+        if self.minimum is not None and any(n < self.minimum for n in _numbers(value)):
+            return f"must be at least {self.minimum:g}, got {value!r}"
         return ""
+
+    @property
+    def is_detectron2s(self) -> bool:
+        """Whether Detectron2 has the key, too, and takes any value of the right type for it."""
+        return not (self.meaning.startswith("detkit:") or self.unread)
+
+
+def _unbounded(value: Any) -> str:
+    """Return what is wrong with a number that no key takes, or an empty string."""
+    for number in _numbers(value):
+        is_float = isinstance(number, float)
+        if not (math.isfinite(number) if is_float else number.bit_length() < 64):
+            return f"must be {'a finite number' if is_float else 'below 2**63'}, got {value!r}"
+    return ""
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -187,6 +215,7 @@ class CfgNode(_YacsNode):
         Args:
             cfg_filename: Path; `~` is the home folder, and `detkit://X` the file X in detkit's
                 configs. `_BASE_` has the same form, or is relative to its file, or a list of these.
+                Keys of versions 0 and 1 are renamed to those of version 2, with a warning.
             allow_unsafe: Has no effect; accepted for compatibility with Detectron2.
 
         Raises:
@@ -200,7 +229,10 @@ class CfgNode(_YacsNode):
             logger.warning("allow_unsafe=True has no effect: detkit reads YAML as data only")
         table: KeyTable = self.__dict__["_table"]
         path_fields = {key: spec.path_fields for key, spec in table.items() if spec.path_fields}
-        for file in files_with_bases(cfg_filename, path_fields):
+        files = files_with_bases(cfg_filename, path_fields)
+        if self.get("VERSION") == LATEST_VERSION:
+            upgrade_files(files, self["MODEL"]["META_ARCHITECTURE"])
+        for file in files:
             self._merge(file.tree, self, (), file)
 
     @classmethod
@@ -293,20 +325,19 @@ class CfgNode(_YacsNode):
                 return value
             present = spec.default  # the present value may be in epochs, a string
         value = coerce(decode(value, present), present, f"{where}{full_key}")
-        problem = spec.problem(value) if spec is not None else ""
-        if problem and spec is not None and spec.choices is not None and self._is_extended():
-            # A project registers schedules, samplers, losses of its own beside its keys. What reads
-            # the value checks it again.
-            logger.warning(
-                "%s%s: %r is left to the code that has added keys to this config; detkit knows %s",
-                where,
-                full_key,
-                value,
-                ", ".join(map(repr, spec.choices)),
-            )
+        if spec is None:
             return value
-        if problem:
+        problem = _unbounded(value) or spec.problem(value)
+        if not problem:
+            return value
+        may_have_meaning = spec.is_detectron2s
+        if _is_strict.get():
+            may_have_meaning = spec.choices is not None and self._is_extended()
+        if _unbounded(value) or not may_have_meaning:
             raise ConfigError(f"{where}{full_key} {problem}")
+        # Schedules, samplers, losses of a project, which may add keys for them or not. What reads
+        # the value checks it again.
+        logger.warning("%s%s %s; it is left to code of yours", where, full_key, problem)
         return value
 
     def _is_extended(self) -> bool:

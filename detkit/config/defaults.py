@@ -68,8 +68,8 @@ _key("WRITERS", ["console", "json", "tensorboard"],
      "detkit: outputs of metrics: console, json (metrics.json), csv (metrics.csv:"
      " iteration,name,value), tensorboard, wandb, mlflow (the last two need their packages).")
 _key("VIS_PERIOD", 0,
-     "Iterations between images of predictions and ground truth; 0 draws none.",
-     minimum=0, in_epochs=True, needs=("DATASETS.TEST",), only_default_trainer=True)
+     "Iterations between images of predictions and ground truth; 0 or less draws none.",
+     in_epochs=True, needs=("DATASETS.TEST",), only_default_trainer=True)
 _key("VIS_LABELS", True,
      "detkit: write names and scores into pictures, those of training, of its end and of detkit"
      " predict.")
@@ -129,9 +129,8 @@ _key("MODEL.LOAD_PROPOSALS", False,
 
 _key("MODEL.BACKBONE.NAME", "build_resnet_backbone", "Registered name of the backbone's builder.")
 _key("MODEL.BACKBONE.FREEZE_AT", 2,
-     "Number of frozen stages: 0 none, 1 the stem, 2 the stem and res2, ... 5 up to res5. In models"
-     " of torchvision and timm, all layers up to stride 2^FREEZE_AT.",
-     choices=(0, 1, 2, 3, 4, 5, 6))
+     "Number of frozen stages: 0 or less none, 1 the stem, 2 the stem and res2, ... 5 up to res5."
+     " In models of torchvision and timm, all layers up to stride 2^FREEZE_AT.")
 
 _NORM_NAMES = "Norm after each convolution: FrozenBN, BN, SyncBN, GN, LN, or empty for none."
 _key("MODEL.RESNETS.DEPTH", 50,
@@ -642,7 +641,7 @@ _key("INPUT.FORMAT", "BGR",
      " which may be anything, such as depth. RAW takes values and channels as the files hold them:"
      " 8 or 16 bits or floating point, PNG, TIFF or NPY. PIXEL_MEAN and PIXEL_STD have as many"
      " numbers, in the unit of the values.",
-     choices=("BGR", "RGB", "L", "RGBA", "RAW"))
+     choices=("BGR", "RGB", "L", "RGBA", "CMYK", "YCbCr", "HSV", "RAW"))
 _key("INPUT.MAX_IMAGE_PIXELS", 178_956_970,
      "detkit: images, label maps and panoptic pngs with more pixels in their header are refused"
      " before decoding. The default is Pillow's limit, half a gigabyte as RGB; code without a"
@@ -890,8 +889,9 @@ _key("MODEL_EMA.USE_FOR_PREDICTION", False,
 
 # --- Test ---
 
-_key("TEST.EVAL_PERIOD", 0, "Iterations between evaluations; 0 evaluates at the end only.",
-     minimum=0, in_epochs=True, needs=("DATASETS.TEST",))
+_key("TEST.EVAL_PERIOD", 0,
+     "Iterations between evaluations; 0 or less evaluates at the end only.",
+     in_epochs=True, needs=("DATASETS.TEST",))
 _key("TEST.COMPUTE_LOSS", False,
      "detkit: also report the losses on DATASETS.TEST with each evaluation, as val/loss_cls, ...,"
      " val/total_loss. Statistics of norms and random number generators are not changed.",

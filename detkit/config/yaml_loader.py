@@ -6,10 +6,12 @@ Detectron2's RetinaNet config computes its anchor sizes with a Python expression
 
 import ast
 import functools
+import logging
 import operator
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from detkit.utils.errors import ConfigError, MissingFileError, UserError
 from detkit.utils.file_io import packaged_configs
 from detkit.utils.remote_files import relocated
 from detkit.utils.text import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 PACKAGED_PREFIX = "detkit://"
@@ -149,7 +153,7 @@ def load_yaml(path: Path) -> YamlFile:
     Raises:
         MissingFileError: The file does not exist or cannot be opened.
         ConfigError: The file is not YAML, too large or too deeply nested.
-        ConfigError: A tag is refused, a key is set twice, or a key is not a string.
+        ConfigError: A tag is refused, or a key is not a string.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -222,32 +226,48 @@ class _Builder:
 
     def mapping(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._pairs(node, prefix):
             line = key_node.start_mark.line + 1
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
                 raise ConfigError(
                     f"{self._file.path}:{line}: a config key must be a string, got {key!r}"
                 )
-            full_key = prefix + key
-            # PyYAML silently takes the last of two.
-            if key in result:
-                raise ConfigError(
-                    f"{self._file.path}:{line}: {full_key} is set twice, first in line"
-                    f" {self._file.lines[full_key]}"
-                )
-            self._file.lines.setdefault(full_key, line)
-            result[key] = self.value(value_node, full_key)
+            self._file.lines[prefix + key] = line
+            result[key] = self.value(value_node, prefix + key)
         return result
+
+    def _pairs(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """Yield the keys and values that a mapping merges in by `<<`, and then its own."""
+        own: dict[str, yaml.Node] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                sources = [value_node]
+                if isinstance(value_node, yaml.SequenceNode):
+                    sources = value_node.value[::-1]  # the first of them counts
+                for source in sources:
+                    if not isinstance(source, yaml.MappingNode):
+                        raise ConfigError(
+                            f"{self._file.path}:{key_node.start_mark.line + 1}: << takes a mapping"
+                            " or a list of mappings"
+                        )
+                    with self._entered(source, prefix + "<<"):
+                        yield from self._pairs(source, prefix)
+            elif isinstance(key_node, yaml.ScalarNode):
+                # The last of two counts, as in PyYAML, which says nothing.
+                earlier = own.setdefault(key_node.value, key_node)
+                if earlier is not key_node:
+                    logger.warning(
+                        "%s:%d: %s is set twice: what stands in line %d is not used",
+                        self._file.path,
+                        key_node.start_mark.line + 1,
+                        prefix + key_node.value,
+                        earlier.start_mark.line + 1,
+                    )
+        yield from (pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge")
 
     def value(self, node: yaml.Node, full_key: str) -> Any:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
-        # Counted again: an alias was one event in `_require_modest`, and is a whole tree here.
-        self._count += 1
-        if self._count > _MAX_NODES:
-            raise ConfigError(
-                f"{where}: more than {_MAX_NODES} values through aliases: not a config"
-            )
         if node.tag == _EVAL_TAG:
             return _evaluate_tag(node, where)
         if node.tag not in _PLAIN_TAGS:
@@ -264,13 +284,26 @@ class _Builder:
                 raise ConfigError(
                     f"{where}: {full_key} has an unreadable value {node.value!r}: {error}"
                 ) from error
+        with self._entered(node, full_key):
+            if isinstance(node, yaml.MappingNode):
+                return self.mapping(node, full_key + ".")
+            return [self.value(item, full_key) for item in node.value]
+
+    @contextmanager
+    def _entered(self, node: yaml.Node, full_key: str) -> Iterator[None]:
+        """Count the values in a node, and refuse one that contains itself."""
+        where = f"{self._file.path}:{node.start_mark.line + 1}"
+        # Counted again: an alias was one event in `_require_modest`, and is a whole tree here.
+        self._count += 1 + len(node.value)
+        if self._count > _MAX_NODES:
+            raise ConfigError(
+                f"{where}: more than {_MAX_NODES} values through aliases: not a config"
+            )
         if id(node) in self._open:
             raise ConfigError(f"{where}: {full_key} contains itself through an alias")
         self._open.add(id(node))
         try:
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, full_key + ".")
-            return [self.value(item, full_key) for item in node.value]
+            yield
         finally:
             self._open.remove(id(node))
 

@@ -250,7 +250,7 @@ class DefaultTrainer(SimpleTrainer):
             found.append(hooks.SkippedImages(self.data_loader))
         if comm.is_main_process():
             # The main process alone cannot run a model that is shared out.
-            if cfg.VIS_PERIOD and cfg.DATASETS.TEST and not is_sharded(self.model):
+            if cfg.VIS_PERIOD > 0 and cfg.DATASETS.TEST and not is_sharded(self.model):
                 found.append(self._visualization())
             found.append(hooks.PeriodicWriter([ProgressBar(self.max_iter)], period=1))
             # So late that they write what the hooks before have measured.

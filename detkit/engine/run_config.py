@@ -176,9 +176,11 @@ def scaled_to_processes(cfg: CfgNode, num_processes: int) -> CfgNode:
         solver.MAX_ITER = max(1, round(solver.MAX_ITER / scale))
         solver.WARMUP_ITERS = shrunk(solver.WARMUP_ITERS)
         solver.STEPS = tuple(shrunk(step) for step in solver.STEPS)
-        # A period of 0 means never, so none that is set may shrink to it.
+        # A period of 0 or less means never, so none that is set may shrink to it.
         solver.CHECKPOINT_PERIOD = shrunk(solver.CHECKPOINT_PERIOD) or 1
-        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD and (shrunk(cfg.TEST.EVAL_PERIOD) or 1)
+        period = cfg.TEST.EVAL_PERIOD
+        if isinstance(period, str) or period > 0:
+            cfg.TEST.EVAL_PERIOD = shrunk(period) or 1
         solver.REFERENCE_WORLD_SIZE = num_processes  # scaling again changes nothing
         solver.REFERENCE_BATCH = round(solver.REFERENCE_BATCH * scale)  # the rate is scaled
     logger.info(

@@ -81,14 +81,12 @@ class PeriodicHook(HookBase):
         """Set when to act.
 
         Args:
-            period: Iterations between two calls; 0 for none before the end.
+            period: Iterations between two calls; 0 or less for none before the end.
             after_train: Whether to act in `after_train` of a run that has finished. One that has
                 stopped in between has not, and what it has learned may be broken.
             after_last_step: Whether to act in `after_step` of the last iteration, whatever the
                 period: before hooks that save in it, for example.
         """
-        if period < 0:
-            raise ValueError(f"period must be at least 0, got {period}")
         self._period = period
         self._acts_after_train = after_train
         self._acts_after_last_step = after_last_step

@@ -82,13 +82,18 @@ def _coco(request: _Request) -> DatasetEvaluator:
         request.dataset_name,
         _tasks(request.cfg, evaluator_class.scored_tasks),
         output_dir=request.output_dir,
-        max_dets_per_image=test.DETECTIONS_PER_IMAGE,
+        max_dets_per_image=_limit(test.DETECTIONS_PER_IMAGE),
         kpt_oks_sigmas=test.KEYPOINT_OKS_SIGMAS,
         keypoint_max_dets_per_image=test.KEYPOINT_DETECTIONS_PER_IMAGE,
         iou_thresholds=test.IOU_THRESHOLDS,
         area_ranges=test.AREA_RANGES,
         records=request.records,
     )
+
+
+def _limit(detections_per_image: int) -> int | None:
+    """Return a limit of detections for scoring: that of the protocol where models keep all."""
+    return detections_per_image if detections_per_image > 0 else None
 
 
 def _tasks(cfg: CfgNode, scored_tasks: tuple[str, ...]) -> list[str]:
@@ -101,7 +106,7 @@ def _lvis(request: _Request) -> DatasetEvaluator:
         request.dataset_name,
         _tasks(request.cfg, LVISEvaluator.scored_tasks),
         output_dir=request.output_dir,
-        max_dets_per_image=request.cfg.TEST.DETECTIONS_PER_IMAGE,
+        max_dets_per_image=_limit(request.cfg.TEST.DETECTIONS_PER_IMAGE),
         records=request.records,
     )
 

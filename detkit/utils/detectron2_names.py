@@ -157,7 +157,6 @@ _LAZY = (
 )
 _TORCHSCRIPT = "TorchScript is left out: `detkit export` writes a model as ONNX"
 _CAFFE2 = "Caffe2 is left out: `detkit export` writes a model as ONNX"
-_VERSION_1 = "configs of version 1, from before 2019, are left out: write the keys of version 2"
 _GLOBAL = "the global config is left out: pass cfg to the function that needs it"
 _MMDET = "the wrapper of MMDetection's models is left out: load its weights into a model of the zoo"
 
@@ -230,10 +229,6 @@ LEFT_OUT: dict[str, str] = {
     "config.set_global_cfg": _GLOBAL,
     "config.config.global_cfg": _GLOBAL,
     "config.config.set_global_cfg": _GLOBAL,
-    "config.upgrade_config": _VERSION_1,
-    "config.downgrade_config": _VERSION_1,
-    "config.compat.upgrade_config": _VERSION_1,
-    "config.compat.downgrade_config": _VERSION_1,
     "export.Caffe2Model": _CAFFE2,
     "export.Caffe2Tracer": _CAFFE2,
     "export.add_export_config": _CAFFE2,

@@ -137,6 +137,13 @@ def test_anything_else_keeps_its_traceback(function, kind: type[Exception]) -> N
         run_command(function)
 
 
+def test_command_refuses_values_that_code_of_a_project_might_know(capsys) -> None:
+    setting = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosinLR"]
+    assert run_command(lambda: get_cfg().merge_from_list(setting)) == 2
+    assert "got 'WarmupCosinLR'. Did you mean 'WarmupCosineLR'" in capsys.readouterr().err
+    get_cfg().merge_from_list(setting)
+
+
 def test_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETKIT_TRACEBACK", "1")
     with pytest.raises(KeyError):

@@ -4,6 +4,7 @@ import pytest
 
 from detkit.config import get_cfg
 from detkit.config.yaml_loader import evaluate_arithmetic, load_yaml
+from detkit.utils.errors import ConfigError
 
 
 def write(tmp_path, text):
@@ -62,7 +63,10 @@ def test_tag_that_would_run_code_is_refused_and_runs_nothing(tmp_path, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("A: 1\nA: 2\n", r"a\.yaml:2: A is set twice, first in line 1", id="twice"),
+        pytest.param("A: &a {<<: *a}\n", r"contains itself|not valid YAML", id="merges-itself"),
+        pytest.param(
+            "A: {<<: [1]}\n", r"a\.yaml:1: << takes a mapping or a list", id="merged-list"
+        ),
         pytest.param("1: x\n", r"a\.yaml:1: a config key must be a string", id="number-as-key"),
         pytest.param("A: [1\n", r"is not valid YAML", id="syntax"),
         pytest.param("A: &a [*a]\n", r"contains itself|not valid YAML", id="self-alias"),
@@ -265,3 +269,34 @@ def test_paths_of_declared_data_sets_are_relative_to_their_file(cfg, tmp_path):
     assert (
         entry["annotations"] == "elsewhere.json"
     )  # not beside the file: left for $DETKIT_DATASETS
+
+
+def test_of_two_values_of_a_key_the_last_counts_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "a.yaml"
+    file.write_text("A: {B: 1}\nC: 1\nA:\n  D: 2\n  D: 3\n")
+    assert load_yaml(file).tree == {"A": {"D": 3}, "C": 1}
+    assert "a.yaml:3: A is set twice: what stands in line 1 is not used" in caplog.text
+    assert "a.yaml:5: A.D is set twice: what stands in line 4 is not used" in caplog.text
+
+
+def test_mapping_merges_in_others_below_its_own_keys(tmp_path, caplog):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "A: &a {X: 1, Y: {Z: 1}}\nB: &b {X: 2, W: 2}\nC: {X: 3, <<: *a}\n"
+        "D: {<<: [*a, *b], V: 4}\nE: {<<: {<<: *b, X: 5}}\n"
+    )
+    tree = load_yaml(file).tree
+    assert tree["C"] == {"X": 3, "Y": {"Z": 1}}
+    assert tree["D"] == {"X": 1, "Y": {"Z": 1}, "W": 2, "V": 4}  # the first of a list counts
+    assert tree["E"] == {"X": 5, "W": 2}
+    assert not caplog.records
+
+
+def test_bomb_of_merged_mappings_is_refused(tmp_path):
+    lines = ["a0: &a0 {k: 1}"] + [
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)
+    ]
+    file = tmp_path / "a.yaml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="more than 100000 values through aliases"):
+        load_yaml(file)

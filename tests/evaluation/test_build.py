@@ -127,13 +127,16 @@ def test_thresholds_that_an_evaluator_does_not_look_at_are_named(
         assert (said in caplog.text) is is_said
 
 
-def test_detections_per_image_reach_the_evaluator(register, make_record, score):
+@pytest.mark.parametrize(("limit", "ap"), [(1, 0), (-1, 50)])
+def test_detections_per_image_reach_the_evaluator(register, make_record, score, limit, ap):
     cfg = get_cfg()
-    cfg.TEST.DETECTIONS_PER_IMAGE = 1
+    cfg.TEST.DETECTIONS_PER_IMAGE = limit
     box = [0, 0, 10, 10]
     evaluator = build_evaluator(cfg, register([make_record(1, (box, 0))]))
     evaluator._output_dir = None
-    assert score(evaluator, {1: [([50, 50, 60, 60], 0, 0.9), (box, 0, 0.1)]})["bbox"]["AP"] == 0
+    assert score(evaluator, {1: [([50, 50, 60, 60], 0, 0.9), (box, 0, 0.1)]})["bbox"][
+        "AP"
+    ] == pytest.approx(ap)
 
 
 @pytest.mark.parametrize(

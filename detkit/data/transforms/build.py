@@ -27,6 +27,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
     Raises:
         ConfigError: An item of `INPUT.AUGMENTATIONS` is wrong; the message names it.
+        ConfigError: `INPUT.RANDOM_FLIP` is unknown.
     """
     if not is_train:
         return [build_test_resize(cfg)]
@@ -39,6 +40,11 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         )
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
+        if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical"):
+            raise ConfigError(
+                "INPUT.RANDOM_FLIP must be horizontal, vertical or none, got"
+                f" {cfg.INPUT.RANDOM_FLIP!r}"
+            )
         is_horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
     return augmentations

@@ -28,13 +28,10 @@ class EvalHook(PeriodicHook):
         """Set when and how to evaluate.
 
         Args:
-            eval_period: Iterations between evaluations; 0 evaluates at the end only.
+            eval_period: Iterations between evaluations; 0 or less evaluates at the end only.
             eval_function: Returns nested dicts of numbers, or nothing (in all processes but the
                 main one).
             eval_after_train: Also evaluate once training is finished.
-
-        Raises:
-            ValueError: `eval_period` is negative.
         """
         super().__init__(eval_period, after_train=eval_after_train)
         self._func = eval_function

@@ -274,7 +274,7 @@ class RegNet(Backbone):
         return {name: parts.index(name.partition(".")[0]) for name, _ in self.named_parameters()}
 
     def _freeze(self, freeze_at: int) -> None:
-        for name in ("stem", *self.stage_names)[:freeze_at]:
+        for name in ("stem", *self.stage_names)[: max(0, freeze_at)]:
             for block in self.get_submodule(name).modules():
                 if isinstance(block, CNNBlockBase):
                     block.freeze()

@@ -55,10 +55,6 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     check_resnet_settings(resnets)
     known = ["stem", *STAGE_NAMES[: resnets.NUM_STAGES]]
     check_features("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, known)
-    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if freeze_at not in range(7):
-        raise ConfigError(f"MODEL.BACKBONE.FREEZE_AT must be 0 to 6: got {freeze_at}")
-
     in_channels, norm = input_shape.channels or 3, resnet_norm(resnets)
     try:
         if resnets.DEEP_STEM:
@@ -83,7 +79,7 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         stem,
         stages,
         out_features=resnets.OUT_FEATURES,
-        freeze_at=freeze_at,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         checkpointed=checkpointed,
     )
 

@@ -69,6 +69,13 @@ LARGE_SCALE_JITTER = [
 ]
 
 
+def test_unknown_flip_is_an_error():
+    cfg = get_cfg()
+    cfg.INPUT.RANDOM_FLIP = "sideways"
+    with pytest.raises(ConfigError, match="RANDOM_FLIP must be horizontal, .* got 'sideways'"):
+        build_augmentation(cfg, is_train=True)
+
+
 def test_named_augmentations_replace_resize_flip_and_crop():
     cfg = configured("INPUT.AUGMENTATIONS", LARGE_SCALE_JITTER, "INPUT.CROP.ENABLED", True)
     kinds = [type(a) for a in build_augmentation(cfg, is_train=True)]

@@ -95,6 +95,11 @@ def test_frozen_parts_do_not_change_in_training():
     assert isinstance(net.s1.b1.f.a_bn, FrozenBatchNorm2d)
 
 
+def test_negative_number_of_frozen_parts_freezes_none():
+    net = RegNet(**TINY, out_features=["s2"], freeze_at=-1)
+    assert all(p.requires_grad for p in net.parameters())
+
+
 def test_checkpointed_network_has_the_same_gradients():
     grads = []
     for checkpoint in (False, True):

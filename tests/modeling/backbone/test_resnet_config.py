@@ -128,7 +128,7 @@ def test_only_the_features_asked_for_are_given_and_later_stages_are_not_built(fe
     assert len(backbone.stages) == last
 
 
-@pytest.mark.parametrize("freeze_at", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("freeze_at", [-1, 0, 1, 2, 3, 4, 5, 9])
 def test_freeze_at_stops_that_many_parts(freeze_at):
     with torch.device("meta"):
         backbone = _build("MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.RESNETS.NORM", "BN")
@@ -512,11 +512,4 @@ def test_bad_setting_is_an_error_that_names_the_key(settings, message):
     for key, value in settings.items():
         _set(cfg, f"MODEL.RESNETS.{key}", value)
     with pytest.raises(ValueError, match=message):
-        build_backbone(cfg)
-
-
-def test_bad_freeze_at_is_an_error_that_names_the_key():
-    cfg = get_cfg()
-    _set(cfg, "MODEL.BACKBONE.FREEZE_AT", 7)
-    with pytest.raises(ValueError, match="MODEL.BACKBONE.FREEZE_AT must be 0 to 6: got 7"):
         build_backbone(cfg)
