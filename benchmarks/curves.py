@@ -5,14 +5,20 @@
 
 Every point is measured in a process of its own: processor seconds of one call after a warm-up
 (records: of one call), and how far its resident memory rises above that before the calls. Models
-have random weights; a low score threshold keeps as many detections as the curve needs.
+have random weights; a low score threshold keeps as many detections as the curve needs. Of several
+processes (workers, processes) it is the processor seconds of all of them per image, and the memory
+that each has written for itself, also by the clock.
 """
 
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +27,19 @@ from typing import Any
 import numpy as np
 import torch
 from contest import processor_seconds
+from data_loading import write_record
+from pairs import Task, config_step
 
 from detkit.cli.errors import run_command
 from detkit.config import CfgNode
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.build import build_detection_train_loader
+from detkit.engine import launch
 from detkit.evaluation import COCOEvaluator
 from detkit.model_zoo import get_config
 from detkit.modeling import build_model
 from detkit.structures import BitMasks, Boxes, BoxMode, ImageRecord, Instances, ModelInput
+from detkit.utils import comm
 from detkit.utils.env import garbage_collection_off, reuse_freed_memory
 from detkit.utils.errors import MissingPackageError, UnknownNameError
 from detkit.utils.events import EventStorage
@@ -48,12 +58,15 @@ class Curve:
         values: Along its x axis; `--quick` takes the first three.
         prepare: Takes a value and returns the function to measure.
         is_called_once: Whether the first call counts; else one before it warms up.
+        has_processes: Whether the call starts processes, and returns the numbers of the point:
+            `seconds`, `peak_mb`, and `clock` for seconds by the clock.
     """
 
     title: str
     values: tuple[int, ...]
-    prepare: Callable[[int], Callable[[], object]]
+    prepare: Callable[[int], Callable[[], Any]]
     is_called_once: bool = False
+    has_processes: bool = False
 
 
 def _model(config: str, *settings: Any) -> tuple[CfgNode, torch.nn.Module]:
@@ -196,6 +209,67 @@ def _masks(count: int) -> Callable[[], object]:
     return evaluate
 
 
+def _workers(count: int) -> Callable[[], dict[str, float]]:
+    """Images of 480 x 640 from JPEG files to batches at 800 x 1067, by so many workers."""
+    num_images = 400
+    folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
+    record = write_record(Path(folder.name))
+    records: list[ImageRecord] = [{**record, "image_id": number} for number in range(num_images)]
+    DatasetCatalog.register("curve_images", lambda: records)
+    MetadataCatalog.get("curve_images").thing_classes = [str(number) for number in range(80)]
+    cfg = get_config(_LARGE)
+    cfg.merge_from_list(["DATASETS.TRAIN", ["curve_images"], "DATALOADER.NUM_WORKERS", count])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", [800], "SOLVER.IMS_PER_BATCH", 2])
+
+    def load() -> dict[str, float]:
+        start, clock = processor_seconds(), time.perf_counter()
+        batches = iter(build_detection_train_loader(cfg))
+        for _ in range(num_images // 2):
+            next(batches)
+        seconds = time.perf_counter() - clock
+        memory = [written_mb(process.pid) for process in multiprocessing.active_children()]
+        assert len(memory) == count
+        del batches  # ends the workers, whose time counts from then on
+        folder.cleanup()
+        return {
+            "seconds": (processor_seconds() - start) / num_images,
+            "clock": seconds / num_images,
+            "peak_mb": sum(memory) / count,
+        }
+
+    return load
+
+
+def _processes(count: int) -> Callable[[], dict[str, float]]:
+    """Training steps of an image of 256 x 256 in each of so many processes."""
+
+    def train() -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="detkit-benchmark-") as folder:
+            launch(_train_in_process, count, args=(folder,))
+            points = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+        assert len(points) == count
+        return {key: sum(point[key] for point in points) / count for key in points[0]}
+
+    return train
+
+
+def _train_in_process(folder: str) -> None:
+    num_steps, task = 10, Task(torch.device("cpu"), (256, 256))
+    torch.set_num_threads(1)
+    reuse_freed_memory()
+    step = config_step(_SMALL, [], 1, task, torch.float32)
+    for number in range(num_steps + 2):
+        if number == 2:
+            start, clock = time.process_time(), time.perf_counter()
+        step()
+    point = {
+        "seconds": (time.process_time() - start) / num_steps,
+        "clock": (time.perf_counter() - clock) / num_steps / comm.get_world_size(),
+        "peak_mb": written_mb(os.getpid()),
+    }
+    (Path(folder) / f"{comm.get_rank()}.json").write_text(json.dumps(point))
+
+
 _KEEP_ALL = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.99)
 CURVES = {
     "image_size": Curve(
@@ -253,6 +327,18 @@ CURVES = {
         _masks,
         is_called_once=True,
     ),
+    "workers": Curve(
+        "workers of a training loader, an image to 800 x 1067",
+        (1, 2, 4),
+        _workers,
+        has_processes=True,
+    ),
+    "processes": Curve(
+        "processes of a training with an image of 256 x 256 each, Mask R-CNN R18-FPN",
+        (1, 2, 4),
+        _processes,
+        has_processes=True,
+    ),
 }  # fmt: skip
 
 
@@ -295,6 +381,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(curve: Curve, value: int) -> dict[str, float]:
     call = curve.prepare(value)
+    if curve.has_processes:
+        return {"value": value, **call()}
     before = _resident_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     if not curve.is_called_once:
@@ -314,11 +402,22 @@ def _resident_mb(field: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def written_mb(pid: int | None) -> float:
+    """Return the memory that a process has written and shares with no other, in MB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no Private_Dirty")
+
+
 def _measured_alone(name: str, value: int) -> dict[str, float]:
     command = [sys.executable, __file__, name, "--point", str(value)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     point = json.loads(output.splitlines()[-1])
-    print(f"{name} {value}: {point['seconds']:.3g} s, +{point['peak_mb']:.0f} MB", flush=True)
+    clock = f", {point['clock']:.3g} s by the clock" if "clock" in point else ""
+    print(
+        f"{name} {value}: {point['seconds']:.3g} s, +{point['peak_mb']:.0f} MB{clock}", flush=True
+    )
     return point
 
 
@@ -353,11 +452,17 @@ def _draw(points: dict[str, list[dict[str, float]]], path: Path) -> None:
         axis.plot(values, [point["seconds"] for point in of_curve], "o-", color="tab:blue")
         axis.set(xscale="log", yscale="log", xlabel=CURVES[name].title)
         axis.set_ylabel("processor seconds", color="tab:blue")
+        if CURVES[name].has_processes:
+            clock = [point["clock"] for point in of_curve]
+            axis.plot(values, clock, "^:", color="tab:green", label="by the clock")
+            axis.set_ylabel("processor seconds per image", color="tab:blue")
+            axis.legend(loc="lower left")
         axis.grid(visible=True, alpha=0.3)
         memory = axis.twinx()
         memory.plot(values, [point["peak_mb"] for point in of_curve], "s--", color="tab:orange")
         memory.set_ylim(bottom=0)
-        memory.set_ylabel("memory, MB", color="tab:orange")
+        each = " of each" if CURVES[name].has_processes else ""
+        memory.set_ylabel(f"memory{each}, MB", color="tab:orange")
     for axis in list(axes.flat)[len(points) :]:
         axis.axis("off")
     figure.savefig(str(path), dpi=80)

@@ -26,7 +26,7 @@ _IMAGES_PER_ROUND = 10
 def data_contest(setting: Setting) -> Contest:
     """Ten images from file to model input; loading runs on the CPU."""
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
-    record = _write_record(Path(folder.name))
+    record = write_record(Path(folder.name))
     resize = T.ResizeShortestEdge([_SMALL_SIDE], _LARGE_SIDE, "choice")
     mapper = DatasetMapper(
         is_train=True,
@@ -54,7 +54,7 @@ def jitter_contest(setting: Setting) -> Contest:
     """
     contest = data_contest(setting)
     folder = tempfile.TemporaryDirectory(prefix="detkit-benchmark-")
-    record = _write_record(Path(folder.name))
+    record = write_record(Path(folder.name))
     scale = T.ResizeScale(0.1, 2.0, 1024, 1024)
     mapper = DatasetMapper(
         is_train=True,
@@ -102,7 +102,8 @@ def _load(
         torch.set_num_threads(threads)
 
 
-def _write_record(folder: Path) -> ImageRecord:
+def write_record(folder: Path) -> ImageRecord:
+    """Write the example image as a JPEG file, and return its record, with ten objects."""
     path = folder / "image.jpg"
     Image.fromarray(example_image()).save(path, quality=92)
     boxes, classes = example_objects(num_classes=80)

@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 import torchvision
+from counts import Waits
 from pairs import Pair, Task, autocast, config_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from waits import Waits
 
 from detkit.cli.errors import run_command
 from detkit.layers import cpu_kernels

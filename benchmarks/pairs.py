@@ -31,7 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkit.checkpoint import DetectionCheckpointer
 from detkit.config import CfgNode
-from detkit.engine import SimpleTrainer
+from detkit.engine import SimpleTrainer, create_ddp_model
 from detkit.layers import PreparedWeights
 from detkit.model_zoo import get_config
 from detkit.modeling import build_model
@@ -308,7 +308,7 @@ def _training_step(
     cfg: CfgNode, model: nn.Module, batch: list[Any], dtype: torch.dtype
 ) -> Callable[[], None]:
     trainer = SimpleTrainer(
-        model.train(),
+        create_ddp_model(model.train()),  # the model itself, unless there are several processes
         repeat(batch),
         build_optimizer(cfg, model),
         precision=None if dtype == torch.float32 else dtype,

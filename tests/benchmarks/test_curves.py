@@ -1,4 +1,5 @@
 import json
+import os
 
 import curves
 import pytest
@@ -10,6 +11,24 @@ def test_point_holds_the_memory_that_the_call_adds():
     point = curves._measure(filled, 200)
     assert point["value"] == 200
     assert 150 < point["peak_mb"] < 260
+
+
+def test_memory_written_is_that_of_the_process_alone():
+    before = curves.written_mb(os.getpid())
+    filled = b"x" * (100 << 20)
+    assert 95 < curves.written_mb(os.getpid()) - before < 110
+    del filled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["workers", "processes"])
+def test_point_of_several_processes_is_per_image_and_per_process(name, catalogs_as_before):
+    point = curves._measure(curves.CURVES[name], 2)
+    assert point["value"] == 2
+    assert 0.001 < point["seconds"] < 20
+    # Two at once take half as long by the clock, or more where others use the machine.
+    assert point["clock"] > point["seconds"] / 2.5
+    assert 10 < point["peak_mb"] < 2000
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from waits import Waits
+from counts import Waits
 
 from detkit.data import DatasetCatalog, DatasetMapper
 from detkit.engine import SimpleTrainer

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 import torch
+from counts import Waits
 from torch import Tensor
-from waits import Waits
 
 from detkit.layers import NMSMethod, batched_nms, batched_nms_rotated, nms_rotated, suppress
 from tests.helpers import (

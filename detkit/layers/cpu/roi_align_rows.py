@@ -134,12 +134,15 @@ def _multiply_out(y: _Taps, x: _Taps, pixels_per_cell: Tensor) -> tuple[Tensor, 
 
     # Pixel number n of a cell is row tap n // x_count and column tap n % x_count.
     cell = torch.arange(len(pixels_per_cell)).repeat_interleave(pixels_per_cell)
-    number_in_cell = torch.arange(len(cell)) - _starts(pixels_per_cell)[cell]
-    x_count = x_count[cell]
+    # `index_select`, which takes half the time of indexing.
+    number_in_cell = torch.arange(len(cell)) - _starts(pixels_per_cell).index_select(0, cell)
+    x_count = x_count.index_select(0, cell)
     y_number = number_in_cell.div(x_count, rounding_mode="floor")
-    y_tap = y_start[cell] + y_number
-    x_tap = x_start[cell] + number_in_cell - y_number * x_count
-    return y.position[y_tap], x.position[x_tap], y.weight[y_tap] * x.weight[x_tap]
+    y_tap = y_start.index_select(0, cell) + y_number
+    x_tap = x_start.index_select(0, cell) + number_in_cell - y_number * x_count
+    row, column = y.position.index_select(0, y_tap), x.position.index_select(0, x_tap)
+    weight = y.weight.index_select(0, y_tap) * x.weight.index_select(0, x_tap)
+    return row, column, weight
 
 
 def _starts(counts: Tensor) -> Tensor:
