@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
-from detkit.utils.detectron2_names import LEFT_OUT, LEFT_OUT_PACKAGES
+from detkit.utils.detectron2_names import LEFT_OUT, why_left_out
 
 LIST = Path(__file__).with_suffix(".txt")
 
@@ -38,7 +38,7 @@ def listed_names() -> list[tuple[str, str]]:
 
 def look_up(module: str, name: str) -> Name:
     """Import a name as `from detkit.MODULE import NAME` does, and say where it comes from."""
-    reason = LEFT_OUT.get(f"{module}.{name}") or LEFT_OUT_PACKAGES.get(module.partition(".")[0])
+    reason = LEFT_OUT.get(f"{module}.{name}") or why_left_out(module)
     if reason:
         return Name(module, name, "", reason)
     try:

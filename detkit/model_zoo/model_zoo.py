@@ -1,11 +1,13 @@
 """The configs that come with detkit, and the weights that Detectron2 published for them."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.config import CfgNode, get_cfg
 from detkit.utils.errors import MissingFileError, WeightsError
 from detkit.utils.file_io import packaged_configs
+from detkit.utils.logger import log_first_n
 from detkit.utils.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -195,16 +197,20 @@ def get_config_file(config_path: str) -> str:
 
     Args:
         config_path: Its name as in `list_configs`; the file name alone, or the name without
-            `.yaml`, is enough where only one config has it.
+            `.yaml`, is enough where only one config has it. Names of Detectron2's LazyConfigs,
+            which end in `.py`, give the YAML of the same model.
 
     Raises:
         UnknownConfigError: No packaged config has that name, or several have; the message lists the
             close ones.
     """
-    name = config_path if config_path.endswith(".yaml") else config_path + ".yaml"
+    name = config_path.removesuffix(".py").removesuffix(".yaml") + ".yaml"
     known = list_configs()
     fitting = [k for k in known if k == name] or [k for k in known if k.endswith("/" + name)]
     if len(fitting) == 1:
+        if config_path.endswith(".py"):
+            message = f"LazyConfig is left out: {fitting[0]} is read for {config_path}"
+            log_first_n(logging.WARNING, message, name=__name__)
         return str(packaged_configs() / fitting[0])
     if fitting:
         raise UnknownConfigError(

@@ -237,16 +237,25 @@ LEFT_OUT: dict[str, str] = {
     "export.scripting_with_instances": _TORCHSCRIPT,
     "export.dump_torchscript_IR": _TORCHSCRIPT,
     "export.STABLE_ONNX_OPSET_VERSION": _CAFFE2,
-    "export.flatten.TracingAdapter": _TORCHSCRIPT,
-    "export.flatten.flatten_to_tuple": _TORCHSCRIPT,
     "modeling.MMDetBackbone": _MMDET,
     "modeling.MMDetDetector": _MMDET,
     "modeling.mmdet_wrapper.MMDetBackbone": _MMDET,
     "modeling.mmdet_wrapper.MMDetDetector": _MMDET,
 }
 
-# Packages of which nothing is here: whatever is imported from them says so when it is used.
+# Modules of which nothing is here: whatever is imported from them, or from modules in them, says so
+# when it is used.
 LEFT_OUT_PACKAGES: dict[str, str] = {
+    "export.api": _CAFFE2,
+    "export.c10": _CAFFE2,
+    "export.caffe2_export": _CAFFE2,
+    "export.caffe2_inference": _CAFFE2,
+    "export.caffe2_modeling": _CAFFE2,
+    "export.caffe2_patch": _CAFFE2,
+    "export.flatten": _TORCHSCRIPT,
+    "export.shared": _CAFFE2,
+    "export.torchscript": _TORCHSCRIPT,
+    "export.torchscript_patch": _TORCHSCRIPT,
     "tracking": "detectron2.tracking is left out: track boxes with a package made for it",
 }
 
@@ -310,11 +319,18 @@ def answer(module: str, name: str) -> Any:
             found = vars(importlib.import_module(f"detkit.{room}"))
             if name in found:
                 return found[name]
-        sentence = LEFT_OUT.get(full_name) or LEFT_OUT_PACKAGES.get(module.partition(".")[0])
+        sentence = LEFT_OUT.get(full_name) or why_left_out(module)
         if sentence:
             error = LeftOutError(f"detectron2.{full_name}: {sentence}")
             return _LeftOut(name, (), {"error": error})
     raise AttributeError(f"module 'detkit.{module}' has no attribute {name!r}")
+
+
+def why_left_out(module: str) -> str:
+    """Return the sentence about a module of Detectron2 of which nothing is here, else ""."""
+    parts = module.split(".")
+    paths = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return next((LEFT_OUT_PACKAGES[path] for path in paths if path in LEFT_OUT_PACKAGES), "")
 
 
 def names_of(module: str) -> list[str]:
@@ -352,13 +368,12 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        is_left_out = name.partition(".")[0] in LEFT_OUT_PACKAGES
+        is_left_out = bool(why_left_out(name))
         if package != "detkit" or not (name in _MODULES or is_left_out):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
-            is_package = is_left_out or name in ("export", "tracking")
-            spec = ModuleSpec(fullname, _EmptyModule(), is_package=is_package)
+            spec = ModuleSpec(fullname, _EmptyModule(), is_package=is_left_out)
         assert spec.loader is not None
         run = spec.loader.exec_module
 

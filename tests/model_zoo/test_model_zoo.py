@@ -16,7 +16,12 @@ from detkit.model_zoo import (
     get_config_file,
     list_configs,
 )
-from detkit.model_zoo.model_zoo import PREFIX, PUBLISHED_BY_PROJECTS, PUBLISHED_WEIGHTS
+from detkit.model_zoo.model_zoo import (
+    PREFIX,
+    PUBLISHED_BY_PROJECTS,
+    PUBLISHED_WEIGHTS,
+    UnknownConfigError,
+)
 
 # Recorded from Detectron2 0.6: per file of its zoo, the settings that differ from the default.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -77,6 +82,15 @@ def test_config_says_its_score_and_whether_it_was_measured(name):
 )
 def test_short_names_are_enough(name):
     assert get_config_file(name).endswith("COCO-Detection/rpn_R_50_FPN_1x.yaml")
+
+
+def test_names_of_lazy_configs_give_the_yaml_with_a_warning(caplog):
+    path = get_config_file("COCO-Detection/rpn_R_50_FPN_1x.py")
+    assert path == get_config_file("COCO-Detection/rpn_R_50_FPN_1x.yaml")
+    (record,) = caplog.records
+    assert "LazyConfig is left out: COCO-Detection/rpn_R_50_FPN_1x.yaml is read" in record.message
+    with pytest.raises(UnknownConfigError, match=r"'common/train.py'"):
+        get_config_file("common/train.py")
 
 
 def test_users_own_file_comes_first(tmp_path, monkeypatch):
