@@ -116,9 +116,9 @@ class Boxes:
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply x and y, in place."""
-        x, y = self.tensor[:, 0::2] * scale_x, self.tensor[:, 1::2] * scale_y
-        self.tensor = torch.stack([x, y], dim=2).flatten(1)
+        """Multiply x and y, in place: in the tensor that the boxes were made from, too."""
+        self.tensor[:, 0::2] *= scale_x
+        self.tensor[:, 1::2] *= scale_y
 
     @classmethod
     def cat(cls: type[AnyBoxes], boxes_list: Sequence[AnyBoxes]) -> AnyBoxes:
@@ -197,7 +197,8 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """Return the (N, M) intersection over union of N and M boxes, in [0, 1]; 0 if degenerate.
 
-    Of `RotatedBoxes`, that of `pairwise_iou_rotated`.
+    Of `RotatedBoxes`, that of `pairwise_iou_rotated`; where a box lies within the other, it is
+    rounded in float32 as in Detectron2, so that the same anchors are matched.
 
     Example:
         >>> pairwise_iou(Boxes([[0, 0, 2, 2]]), Boxes([[0, 0, 2, 1], [5, 5, 6, 6]]))

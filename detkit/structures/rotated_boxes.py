@@ -31,7 +31,8 @@ _MIN_AREA = 1e-14
 class RotatedBoxes(Boxes):
     """A set of N rotated boxes: a thin wrapper around `tensor`, (N, 5) float32 XYWHA.
 
-    What is not listed is as in `Boxes`.
+    What is not listed is as in `Boxes`. As in Detectron2, what works in place changes the tensor
+    that the boxes were made from.
 
     Example:
         >>> boxes = RotatedBoxes([[50, 50, 20, 10, 30], [10, 10, 4, 4, 0]])
@@ -49,7 +50,7 @@ class RotatedBoxes(Boxes):
 
     def normalize_angles(self) -> None:
         """Bring angles into [-180, 180), in place."""
-        self.tensor = torch.cat([self.tensor[:, :4], normalized(self.tensor[:, 4:])], dim=1)
+        self.tensor[:, 4] = normalized(self.tensor[:, 4])
 
     def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
         """Limit nearly upright boxes to the image, in place; normalize the angles of all.
@@ -72,8 +73,7 @@ class RotatedBoxes(Boxes):
             [(x1 + x2) / 2, (y1 + y2) / 2, torch.minimum(w, x2 - x1), torch.minimum(h, y2 - y1)], 1
         )
         is_cut = angle.abs() <= clip_angle_threshold
-        sides = torch.where(is_cut[:, None], cut, self.tensor[:, :4])
-        self.tensor = torch.cat([sides, angle[:, None]], dim=1)
+        self.tensor[:, :4] = torch.where(is_cut[:, None], cut, self.tensor[:, :4])
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """Return (N,) bool: which boxes are wider and higher than `threshold` pixels."""
@@ -98,10 +98,21 @@ class RotatedBoxes(Boxes):
         w = w * torch.hypot(scale_x * cos, scale_y * sin)
         h = h * torch.hypot(scale_x * sin, scale_y * cos)
         angle = torch.rad2deg(torch.atan2(scale_x * sin, scale_y * cos))
-        self.tensor = torch.stack([x * scale_x, y * scale_y, w, h, angle], dim=1)
+        self.tensor[:] = torch.stack([x * scale_x, y * scale_y, w, h, angle], dim=1)
 
     def _pairwise_iou(self, other: Boxes) -> Tensor:
-        return pairwise_iou_rotated(self.tensor, other.tensor)
+        ious = pairwise_iou_rotated(self.tensor, other.tensor)
+        # All anchors of one area that an object lies within are equally good, and the RPN trains
+        # those that are best. In Detectron2 rounding chooses some: here it is the same rounding.
+        i, j = ious.nonzero().T
+        areas, other_areas = self.area()[i], other.area()[j]
+        smaller, larger = torch.minimum(areas, other_areas), torch.maximum(areas, other_areas)
+        is_within = ious[i, j] * larger >= smaller * (1 - 1e-6)
+        i, j, is_first = i[is_within], j[is_within], (areas == smaller)[is_within, None]
+        first, second = self.tensor[i], other.tensor[j]
+        inner, outer = torch.where(is_first, first, second), torch.where(is_first, second, first)
+        ious[i, j] = _iou_of_inner(inner, outer)
+        return ious
 
     def upright(self) -> Boxes:
         """Return the smallest upright box around each."""
@@ -236,10 +247,13 @@ def overlapping_rotated_boxes(boxes: Tensor, counts: Sequence[int], above: float
 
 def _outlines(boxes: Tensor) -> Tensor:
     """Return (6, N) center x and y, half the sides, cosine and sine: in float64, if there is."""
-    boxes = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
-    x, y, w, h, angle = boxes.unbind(dim=1)
+    x, y, w, h, angle = boxes.to(_wide_dtype(boxes)).unbind(dim=1)
     angle = torch.deg2rad(angle)
     return torch.stack([x, y, w / 2, h / 2, angle.cos(), angle.sin()])
+
+
+def _wide_dtype(boxes: Tensor) -> torch.dtype:
+    return torch.float32 if boxes.device.type == "mps" else torch.float64
 
 
 def _near_pairs(
@@ -364,6 +378,31 @@ def _matched_iou(outlines1: Tensor, outlines2: Tensor) -> Tensor:
     is_box = (torch.minimum(area1, area2) >= _MIN_AREA) & (w1 > 0) & (w2 > 0)
     iou = torch.where(is_box, shared / (area1 + area2 - shared), 0.0)
     return iou.nan_to_num(nan=0.0)
+
+
+def _iou_of_inner(inner: Tensor, outer: Tensor) -> Tensor:
+    """Return the (P,) IoU of (P, 5) boxes with boxes around them, rounded as Detectron2 rounds.
+
+    The shared area is that of two triangles from the uppermost corner of the inner box, of several
+    the left one, with the middle between both centers as origin.
+    """
+    x, y = (inner[:, :2] - (inner[:, :2] + outer[:, :2]) / 2).unbind(dim=1)
+    w, h = inner[:, 2], inner[:, 3]
+    # Not pi / 180, but its first digits.
+    angle = inner[:, 4].to(_wide_dtype(inner)) * 0.01745329251
+    cos, sin = angle.cos().float() * 0.5, angle.sin().float() * 0.5
+    right = torch.stack([x + sin * h + cos * w, y + cos * h - sin * w])
+    upper = torch.stack([x - sin * h + cos * w, y - cos * h - sin * w])
+    center = torch.stack([x, y])
+    # (2, 4, P), around the box.
+    corners = torch.stack([right, upper, 2 * center - right, 2 * center - upper], dim=1)
+    is_uppermost = corners[1] == corners[1].amin(dim=0)
+    start = torch.where(is_uppermost, corners[0], torch.inf).argmin(dim=0)
+    others = (start + torch.arange(1, 4, device=inner.device)[:, None]) % 4
+    xs, ys = corners.take_along_dim(others[None], 1) - corners.take_along_dim(start[None, None], 1)
+    triangles = (xs[:2] * ys[1:] - xs[1:] * ys[:2]).abs()
+    shared = (triangles[0] + triangles[1]) / 2
+    return shared / (w * h + outer[:, 2] * outer[:, 3] - shared)
 
 
 def _limited_integral(xs: Tensor, ys: Tensor, half_w: Tensor, half_h: Tensor) -> Tensor:

@@ -128,6 +128,25 @@ def test_proposals_of_detectron2_from_the_same_seed():
     assert [len(proposals_i) for proposals_i in proposals] == [11, 14]
 
 
+def test_losses_of_detectron2_where_rounding_decides_which_anchors_are_best():
+    # Of a test that Detectron2 records. Each object lies within several anchors of one area.
+    torch.manual_seed(121)
+    cfg = get_cfg()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RRPN"
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1, 1, 1, 1, 1)
+    images = ImageList(torch.rand(2, 20, 30), [(10, 10), (20, 30)])
+    features = {"res4": torch.rand(2, 1024, 1, 2)}
+    rrpn = build_proposal_generator(cfg, {"res4": ShapeSpec(channels=1024, stride=16)})
+    objects = [
+        truth([2.0, 2, 2, 2, 30], [4, 4, 4, 4, 0]),
+        truth([1.5, 5.5, 1, 3, 0], [8.5, 4, 3, 2, -50]),
+    ]
+    _, losses = rrpn(images, features, objects)
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.24277292, rel=1e-5)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.36466211, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
