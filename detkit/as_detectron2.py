@@ -167,8 +167,9 @@ def _project_beside(fullname: str, path: Sequence[str] | None) -> ModuleSpec | N
     name = fullname.rpartition(".")[2]
     for entry in sys.path:
         root = Path(entry or ".")
-        folders = [root, *root.glob("projects/*"), *root.glob("../projects/*"), *root.glob("*")]
-        for folder in folders:
+        # A script may lie in the checkout, in its tools, or in the folder of another project.
+        places = ("projects/*", "../projects/*", "../../projects/*", "*")
+        for folder in (root, *(found for place in places for found in root.glob(place))):
             if (folder / name / "__init__.py").is_file():
                 return PathFinder.find_spec(fullname, [str(folder)])
     return None

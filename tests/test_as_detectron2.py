@@ -125,6 +125,21 @@ def test_projects_are_found(folder, tmp_path):
     assert run(source, tmp_path, "-m", "detkit.as_detectron2").stdout.strip() == "3"
 
 
+@pytest.mark.parametrize("folder", ["tools", "projects/Larger-Project"])
+def test_a_script_of_a_checkout_finds_its_projects(folder, tmp_path):
+    package = tmp_path / "projects" / "Tiny-Project" / "tiny_project"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("SIZE = 5")
+    script = tmp_path / folder / "train_net.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("from detectron2.projects.tiny_project import SIZE\nprint(SIZE)")
+    elsewhere = tmp_path / "experiments"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "detkit.as_detectron2", str(script)]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+    assert done.stdout.strip() == "5", done.stderr
+
+
 def test_messages_of_detectron2s_loggers_are_shown(tmp_path):
     source = """
         import logging
