@@ -353,15 +353,17 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 def evaluate_arithmetic(expression: str) -> Any:
-    """Evaluate numbers, `+ - * / // % **`, lists, tuples, and list comprehensions over them.
+    """Evaluate numbers, `+ - * / // % **`, lists, tuples, list comprehensions, `int` and `range`.
 
     Example:
         >>> from detkit.config.yaml_loader import evaluate_arithmetic
         >>> evaluate_arithmetic("[[x, x * 2**(1.0/2)] for x in [32, 64]]")
         [[32, 45.254833995939045], [64, 90.50966799187809]]
+        >>> evaluate_arithmetic("[int(x * 0.1 * 640) for x in range(5, 8)]")
+        [320, 384, 448]
 
     Raises:
-        ConfigError: The expression holds anything else: a call, an attribute, a string.
+        ConfigError: The expression holds anything else: another call, an attribute, a string.
         ConfigError: It takes too many steps, or a number becomes too large.
     """
     try:
@@ -419,9 +421,21 @@ class _Arithmetic:
                         f"{ast.unparse(values)!r} in {self._expression!r} is not a list"
                     )
                 return [self.visit(item, {**names, name: value}) for value in sequence]
+            case ast.Call(func=ast.Name(id="int"), args=[number], keywords=[]):
+                return int(self._apply(ast.UAdd(), self.visit(number, names)))
+            case ast.Call(func=ast.Name(id="range"), args=[_, *_] as ends, keywords=[]):
+                return self._range([self.visit(end, names) for end in ends])
         raise ConfigError(
             f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic is allowed"
         )
+
+    def _range(self, ends: list[Any]) -> list[int]:
+        try:
+            numbers = range(*ends)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self._expression!r}: {error}") from error
+        # The first number too many ends it.
+        return [self._copy(number) for number in numbers]
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
         # Numbers only: `[0] * 10**9` would take gigabytes in one step.

@@ -118,6 +118,13 @@ def test_binary_file_is_refused(tmp_path):
         ("[[x * y for y in [1, 2]] for x in [3, 4]]", [[3, 6], [4, 8]]),
         ("2 ** -1", 0.5),
         ("2 ** 64", 2**64),
+        (
+            "[int(0.1 * x * 640) for x in range(5, 8)]",
+            [320, 384, 448],
+        ),  # sizes of crops in projects
+        ("int(-2.7)", -2),
+        ("range(3)", [0, 1, 2]),
+        ("range(9, 0, -4)", [9, 5, 1]),
     ],
 )
 def test_arithmetic(expression, value):
@@ -126,7 +133,8 @@ def test_arithmetic(expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    ["f(1)", "a", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "2 ** 65", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
+    ["f(1)", "a", "int", "int()", "int('7')", "int([1])", "int(1e308 * 1e308)", "int(x=1)", "range(1.5)", "range(0, 5, 0)",
+     "range(10 ** 9)", "range(*[1, 2])", "[int for int in [1]][0](2)", "max(1, 2)", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "2 ** 65", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
      "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]",
      "[[x, x] for x in " * 50 + "[1, 1]" + "]" * 50, "[(x, x, x) for x in " * 12 + "[1]" + "]" * 12],
 )  # fmt: skip
