@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from detkit.evaluation.cityscapes.evaluator import (
     FIRST_INSTANCE_ID,
@@ -28,7 +29,7 @@ from detkit.evaluation.cityscapes.evaluator import (
     CityscapesEvaluator,
 )
 from detkit.evaluation.evaluator import output_of
-from detkit.structures import ModelOutput
+from detkit.structures import Instances, ModelOutput
 from detkit.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,13 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
     class_prefix = "AP-"
 
     def _compare(self, frame: str, output: ModelOutput) -> _ImageRegions:
-        instances = output_of(output, "instances", "Cityscapes' AP")
         truth = self._instance_ids(frame)
+        # Panoptic models leave instances out of an image in which they see none: Panoptic-DeepLab.
+        if "instances" not in output and "panoptic_seg" in output:
+            none = torch.zeros(0, dtype=torch.long)
+            instances = Instances(truth.shape, pred_classes=none, scores=none)
+        else:
+            instances = output_of(output, "instances", "Cityscapes' AP")
         classes = instances.pred_classes.cpu().numpy()
         masks = np.zeros((0, *truth.shape), dtype=bool)
         if len(instances):

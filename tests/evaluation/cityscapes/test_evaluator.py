@@ -296,6 +296,19 @@ def test_images_that_were_not_predicted_are_missed(write_truth, register, caplog
     assert math.isnan(run(CityscapesSemSegEvaluator(name), "sem_seg", {})["sem_seg"]["IoU"])
 
 
+def test_image_in_which_a_panoptic_model_saw_no_instance_is_empty(write_truth, register, caplog):
+    ids = simple_map()
+    name = register([], THING_NAMES, gt_dir=write_truth(ids, ids))
+    evaluator = CityscapesInstanceEvaluator(name)
+    evaluator.process(
+        [{"file_name": f"x/{frame_of(number)}_leftImg8bit.png"} for number in range(2)],
+        [{"panoptic_seg": (torch.zeros(SIZE), None)}, {"instances": truth_as_instances(ids)}],
+    )
+    with caplog.at_level(logging.WARNING):
+        assert 0 < evaluator.evaluate()["segm"]["AP50"] < 100
+    assert not caplog.records  # both images count as predicted
+
+
 def test_every_evaluated_label_has_one_category():
     assert sorted(label for labels in CATEGORIES.values() for label in labels) == LABELS
 
