@@ -47,6 +47,24 @@ def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
     return src.to(dst.device)
 
 
+class NewEmptyTensor(torch.autograd.Function):
+    """`NewEmptyTensor.apply(x, shape)`: an empty tensor of a shape that depends on the empty `x`.
+
+    For layers of users' own that compute the shape of their output for a batch without images.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return a tensor of this shape without values, of the type of `x` and on its device."""
+        ctx.shape = x.shape
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        """Return a gradient of 0."""
+        return grads[0].new_zeros(ctx.shape), None
+
+
 def split_nonzero(masks: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """Return the indices of the true entries of several masks, without waiting for the device.
 

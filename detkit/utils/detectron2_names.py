@@ -108,9 +108,6 @@ RENAMED: dict[str, str] = {
     "utils.develop.create_dummy_func": "utils.detectron2_names.create_dummy_class",
     "utils.visualizer._PanopticPrediction": "visualization.generic_mask.PanopticPrediction",
     "checkpoint.Checkpointer": "checkpoint.DetectionCheckpointer",
-    "data.datasets.builtin_meta.CITYSCAPES_CATEGORIES": (
-        "data.datasets.builtin_meta.CITYSCAPES_LABELS"
-    ),
     "data.detection_utils._apply_exif_orientation": "data.detection_utils.apply_exif_orientation",
     "data.detection_utils.build_transform_gen": "data.transforms.build.build_augmentation",
     "data.transforms.ScaleTransform": "data.transforms.ResizeTransform",
@@ -129,6 +126,7 @@ RENAMED: dict[str, str] = {
     "layers.wrappers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.wrappers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.wrappers.Linear": "torch.nn.Linear",
+    "layers.wrappers._NewEmptyTensorOp": "layers.tensor_ops.NewEmptyTensor",
     "modeling.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.resnet.ResNetBlockBase": "layers.CNNBlockBase",

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from detkit.layers.tensor_ops import (
+    NewEmptyTensor,
     cat,
     interpolate,
     move_device_like,
@@ -50,3 +51,11 @@ def test_split_nonzero_finds_what_nonzero_finds_in_each_mask():
     for indices, mask in zip(found, masks, strict=True):
         assert torch.equal(indices, mask.nonzero()[:, 0])
     assert split_nonzero([], []) == []
+
+
+def test_empty_tensors_of_another_shape_are_differentiable():
+    x = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    y = NewEmptyTensor.apply(x, (0, 5, 4, 4))
+    assert y.shape == (0, 5, 4, 4)
+    y.sum().backward()
+    assert x.grad.shape == x.shape

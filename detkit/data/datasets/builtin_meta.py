@@ -89,7 +89,21 @@ vegetation 107,142,35; 22 terrain 152,251,152; 23 sky 70,130,180; 24 person 220,
 """)
 CITYSCAPES_FIRST_THING = 24
 
-COCO_CATEGORIES: dict[int, str] = {category.id: category.name for category in COCO_THINGS}
+# The same tables in Detectron2's form, for scripts that read them.
+COCO_CATEGORIES: list[dict[str, Any]] = [
+    {"color": list(c.color), "isthing": int(c in COCO_THINGS), "id": c.id, "name": c.name}
+    for c in COCO_THINGS + COCO_STUFF
+]
+CITYSCAPES_CATEGORIES: list[dict[str, Any]] = [
+    {
+        "color": c.color,
+        "isthing": int(c.id >= CITYSCAPES_FIRST_THING),
+        "id": c.id,
+        "trainId": train_id,
+        "name": c.name,
+    }
+    for train_id, c in enumerate(CITYSCAPES_LABELS)
+]
 
 # Source: the category `person` of person_keypoints_val2017.json.
 COCO_PERSON_KEYPOINTS: tuple[str, ...] = (

@@ -11,7 +11,9 @@ from PIL import Image
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_voc_folders, register_builtin_datasets
 from detkit.data.datasets.builtin_meta import (
+    CITYSCAPES_CATEGORIES,
     COCO_CATEGORIES,
+    COCO_THINGS,
     VOC_CLASSES,
     cityscapes_metadata,
     coco_panoptic_metadata,
@@ -20,18 +22,40 @@ from detkit.data.datasets.builtin_meta import (
 )
 from detkit.utils.file_io import packaged_configs
 
+COCO_NAMES = {category.id: category.name for category in COCO_THINGS}
+
 
 def test_coco_has_80_classes_with_gaps_in_the_ids():
-    assert len(COCO_CATEGORIES) == len(set(COCO_CATEGORIES.values())) == 80
-    assert list(COCO_CATEGORIES) == sorted(COCO_CATEGORIES)
-    assert all(re.fullmatch("[a-z]+( [a-z]+)?", name) for name in COCO_CATEGORIES.values())
+    assert len(COCO_NAMES) == len(set(COCO_NAMES.values())) == 80
+    assert list(COCO_NAMES) == sorted(COCO_NAMES)
+    assert all(re.fullmatch("[a-z]+( [a-z]+)?", name) for name in COCO_NAMES.values())
     # The ids that COCO leaves out. Source: the categories of instances_val2017.json.
-    assert set(range(1, 91)) - set(COCO_CATEGORIES) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-    assert (COCO_CATEGORIES[1], COCO_CATEGORIES[13], COCO_CATEGORIES[90]) == (
+    assert set(range(1, 91)) - set(COCO_NAMES) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert (COCO_NAMES[1], COCO_NAMES[13], COCO_NAMES[90]) == (
         "person",
         "stop sign",
         "toothbrush",
     )
+
+
+def test_categories_are_listed_in_the_form_of_detectron2():
+    assert [c["isthing"] for c in COCO_CATEGORIES] == [1] * 80 + [0] * 53
+    assert COCO_CATEGORIES[0] == {
+        "color": [220, 20, 60],
+        "isthing": 1,
+        "id": 1,
+        "name": "person",
+    }
+    assert (COCO_CATEGORIES[80]["id"], COCO_CATEGORIES[-1]["name"]) == (92, "rug-merged")
+    assert [c["trainId"] for c in CITYSCAPES_CATEGORIES] == list(range(19))
+    assert [c["isthing"] for c in CITYSCAPES_CATEGORIES] == [0] * 11 + [1] * 8
+    assert CITYSCAPES_CATEGORIES[11] == {
+        "color": (220, 20, 60),
+        "isthing": 1,
+        "id": 24,
+        "trainId": 11,
+        "name": "person",
+    }
 
 
 def test_panoptic_coco_has_133_classes_in_133_colors():
@@ -145,7 +169,7 @@ def test_panoptic_coco_is_read_below_the_root(tmp_path, monkeypatch):
     instances = {
         "images": [{"id": 1, "file_name": "1.jpg"}],
         "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in COCO_CATEGORIES.items()],
+        "categories": [{"id": i, "name": name} for i, name in COCO_NAMES.items()],
     }
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(instances))
     (joined,) = DatasetCatalog.get("coco_2017_val_panoptic")
@@ -221,7 +245,7 @@ def test_coco_file_with_cocos_categories_loads(tmp_path, monkeypatch, write_imag
     content = {
         "images": [{"id": 1, "file_name": "000000000001.jpg", "height": 24, "width": 32}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 90, "bbox": [1, 1, 5, 5]}],
-        "categories": [{"id": i, "name": name} for i, name in COCO_CATEGORIES.items()],
+        "categories": [{"id": i, "name": name} for i, name in COCO_NAMES.items()],
     }
     square, line = [1, 1, 5, 1, 5, 5, 1, 5], [1, 1, 5, 5]
     content["annotations"][0]["segmentation"] = [line, square]
