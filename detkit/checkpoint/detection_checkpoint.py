@@ -301,18 +301,25 @@ class DetectionCheckpointer:
                     f" {listed(list(weights), 3)}. In the model: {listed(list(model_state), 3)}."
                 )
             raise CheckpointError(f"{path} holds weights of another model: {reason}")
-        if strict and not report.is_complete:
-            raise CheckpointError(
-                f"{path} does not fill the model: {report.summary()}. Use the config of the"
-                " checkpoint, or allow a partial load (--allow-partial)."
-            )
+        # Modules may rename tensors of older versions themselves, in their `_load_from_state_dict`:
+        # whether what is left over was missed shows only when it is loaded.
+        left_over = () if report.is_complete else report.unexpected
+        if strict and not report.is_complete and not left_over:
+            raise _incomplete(path, report)
         state = OrderedDict(
             (name, own_share(value, model_state[name]) if name in model_state else value)
-            for name, value in chosen.items()
+            for name, value in [*chosen.items(), *((name, weights[name]) for name in left_over)]
         )
         # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
-        self.model.load_state_dict(state, strict=False)
+        kept = model_state if left_over and strict else {}
+        before = {name: value.clone() for name, value in kept.items()}
+        incompatible = self.model.load_state_dict(state, strict=False)
+        if left_over:
+            self.load_report = report = report.as_loaded(*incompatible)
+            if strict and not report.is_complete:
+                self.model.load_state_dict(before, strict=False)
+                raise _incomplete(path, report)
         if odd := unusual_values(chosen, model_state):
             more = f", and {len(odd) - 4} more tensors" if len(odd) > 4 else ""
             logger.warning(
@@ -325,7 +332,7 @@ class DetectionCheckpointer:
         logger.log(level, "%s: %s", path, report.summary())
         if not report.is_complete or report.unexpected:
             logger.info("tensors of %s:\n%s", path, report.details(), extra=FILE_ONLY)
-        load_initial_weights(self.model, loaded=state)
+        load_initial_weights(self.model, loaded=report.matched)
         if translation is None:
             return None
         for remark in translation.remarks:
@@ -412,6 +419,13 @@ class DetectionCheckpointer:
         path = _join(self.save_dir, LAST_CHECKPOINT)
         with atomic_write(path) as file:
             file.write(last_filename_basename.encode())
+
+
+def _incomplete(path: str, report: LoadReport) -> CheckpointError:
+    return CheckpointError(
+        f"{path} does not fill the model: {report.summary()}. Use the config of the"
+        " checkpoint, or allow a partial load (--allow-partial)."
+    )
 
 
 def _without_wrappers(weights: dict[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Matching of the tensors of a checkpoint with those of a model, and a report of the result."""
 
+from __future__ import annotations
+
+import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +51,21 @@ class LoadReport:
     def is_complete(self) -> bool:
         """Return whether every learned tensor of the model was loaded."""
         return not self.missing and not self.mismatched
+
+    def as_loaded(self, missing: Sequence[str], unexpected: Sequence[str]) -> LoadReport:
+        """Return the report after modules have renamed tensors of older versions themselves.
+
+        Args:
+            missing: Names that `load_state_dict` still missed, given what was left over too.
+            unexpected: Names that it did not use.
+        """
+        found, unused = set(self.missing).difference(missing), set(unexpected)
+        return dataclasses.replace(
+            self,
+            matched=(*self.matched, *(name for name in self.missing if name in found)),
+            missing=tuple(name for name in self.missing if name not in found),
+            unexpected=tuple(name for name in self.unexpected if name in unused),
+        )
 
     def summary(self) -> str:
         """Return the report in short: `loaded 2/3 tensors (66%); re-initialised: head.fc.*`.

@@ -102,7 +102,7 @@ class ASPP(nn.Module):
             in_channels: C
             out_channels: K, of each branch and of the output.
             dilations: Rates of the three 3x3 convolutions.
-            norm: Norm of each convolution, as in `get_norm`.
+            norm: Norm of each convolution but that of the mean, as in `get_norm`.
             activation: After each convolution.
             pool_kernel_size: (height, width) of the window of the mean, which must divide H and W;
                 None for the whole image.
@@ -151,12 +151,10 @@ class ASPP(nn.Module):
                 self.convs.append(
                     convolution(in_channels, kernel_size=3, padding=dilation, dilation=dilation)
                 )
-        # The mean of a whole image is one pixel: a batch norm of one image cannot train on it.
+        # Never a norm: in training the mean is one pixel, with a window of the size of a crop too,
+        # and a batch norm of one image cannot train on it. Detectron2's weights have a bias there.
         pooled = Conv2d(in_channels, out_channels, 1, bias=True, activation=deepcopy(activation))
-        if pool_kernel_size is not None:
-            pooled = convolution(in_channels, kernel_size=1)
-        else:
-            c2_xavier_fill(pooled)
+        c2_xavier_fill(pooled)
         pool = (
             nn.AdaptiveAvgPool2d(1)
             if pool_kernel_size is None

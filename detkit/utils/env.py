@@ -50,6 +50,7 @@ _PACKAGES = (
 _EXTRAS = ("timm", "safetensors", "albumentations", "onnxruntime", "openvino", "av")
 _VARIABLES = (
     "DETKIT_DATASETS",
+    "DETECTRON2_DATASETS",
     "DETKIT_OFFLINE",
     "DETKIT_CPU_KERNELS",
     "DETKIT_REMOTE_CACHE_GB",

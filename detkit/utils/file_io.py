@@ -217,8 +217,13 @@ def files_below(folder: str, endings: Sequence[str], what: str) -> dict[str, lis
 
 
 def dataset_root() -> Path:
-    """Return the folder of built-in and relative data sets: `$DETKIT_DATASETS` or `datasets`."""
-    return Path(os.environ.get("DETKIT_DATASETS", "datasets")).expanduser()
+    """Return the folder of built-in and relative data sets: `$DETKIT_DATASETS` or `datasets`.
+
+    Without the former, `$DETECTRON2_DATASETS`, which users of Detectron2 have set: the files below
+    it are the same.
+    """
+    own = os.environ.get("DETKIT_DATASETS")
+    return Path(own or os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def packaged_configs() -> Path:

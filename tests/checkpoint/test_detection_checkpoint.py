@@ -138,6 +138,42 @@ def test_strict_load_accepts_what_is_left_over(tmp_path):
     assert "left over in the file: 1.*" in checkpointer.load_report.summary()
 
 
+class RenamesOldTensors(nn.Linear):
+    """Takes what files without a version call `kernel`, as users' modules of several versions do."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
+        if metadata.get("version") is None and f"{prefix}kernel" in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}kernel")
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_modules_that_rename_old_tensors_get_what_is_left_over(tmp_path, strict, caplog):
+    model = nn.Sequential(RenamesOldTensors(2, 2), nn.Linear(2, 1))
+    weights = {name: value + 1 for name, value in model.state_dict().items()}
+    old = {name.replace("0.weight", "0.kernel"): value for name, value in weights.items()}
+    torch.save({**old, "0.mystery": torch.zeros(1)}, tmp_path / "old.pth")
+    checkpointer = DetectionCheckpointer(model)
+    with caplog.at_level(logging.INFO, logger="detkit"):
+        checkpointer.load(str(tmp_path / "old.pth"), strict=strict)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert checkpointer.load_report.is_complete
+    assert checkpointer.load_report.unexpected == ("0.mystery",)
+    assert "loaded 4/4 tensors; left over in the file: 0.mystery" in caplog.text
+
+
+def test_strict_load_changes_nothing_if_left_overs_do_not_fill_the_model(tmp_path):
+    model = nn.Sequential(RenamesOldTensors(2, 2), nn.Linear(2, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    old = {"0.kernel": torch.ones(2, 2), "0.bias": torch.ones(2), "1.weight": torch.ones(1, 2)}
+    torch.save(old, tmp_path / "old.pth")
+    with pytest.raises(CheckpointError, match=r"loaded 3/4.*re-initialised: 1\.bias\."):
+        DetectionCheckpointer(model).load(str(tmp_path / "old.pth"), strict=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_weights_of_another_model_are_an_error(tmp_path):
     path = saved(tmp_path, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(

@@ -45,6 +45,10 @@ def test_wrong_rates_and_windows_are_refused():
         layer(torch.zeros(1, 4, 8, 9))
 
 
-def test_one_image_can_be_trained_on_with_batch_norm():
-    layer = ASPP(4, 6, [1, 2, 3], norm="BN", activation=F.relu)
+@pytest.mark.parametrize("window", [None, (8, 8)], ids=["whole", "window"])
+def test_mean_has_a_bias_and_no_norm(window):
+    layer = ASPP(4, 6, [1, 2, 3], norm="BN", activation=F.relu, pool_kernel_size=window)
+    pooled = {name for name in layer.state_dict() if name.startswith("convs.4")}
+    assert pooled == {"convs.4.1.weight", "convs.4.1.bias"}
+    # So one image can be trained on, whose mean is one pixel.
     layer(torch.randn(1, 4, 8, 8)).sum().backward()

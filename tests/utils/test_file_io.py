@@ -16,7 +16,10 @@ from detkit.utils.file_io import (
 
 def test_dataset_root_follows_the_environment(monkeypatch):
     monkeypatch.delenv("DETKIT_DATASETS", raising=False)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     assert dataset_root() == Path("datasets")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/of_detectron2")
+    assert dataset_root() == Path("/of_detectron2")
     monkeypatch.setenv("DETKIT_DATASETS", "/data")
     assert dataset_root() == Path("/data")
 
