@@ -232,6 +232,10 @@ class CfgNode(_YacsNode):
         files = files_with_bases(cfg_filename, path_fields)
         if self.get("VERSION") == LATEST_VERSION:
             upgrade_files(files, self["MODEL"]["META_ARCHITECTURE"])
+        overridden: set[str] = set()
+        for file in reversed(files):
+            # Bases may have placeholders, such as `NUM_CLASSES: ???`.
+            _drop_leaves(file.tree, overridden, "")
         for file in files:
             self._merge(file.tree, self, (), file)
 
@@ -298,6 +302,10 @@ class CfgNode(_YacsNode):
             full_key = ".".join((*path, key))
             where = f"{file.where(full_key)}: " if file is not None else ""
             if key not in self:
+                if root.key_is_deprecated(full_key):
+                    continue
+                if root.key_is_renamed(full_key):
+                    root.raise_key_rename_error(full_key)
                 if not self.is_new_allowed():
                     # Follow groups of a single key: `RPN.NMS_THRESH` is a better hint than `RPN`.
                     while isinstance(value, dict) and len(value) == 1:
@@ -421,6 +429,17 @@ def _update_tree(tree: dict[str, Any], changes: dict[str, Any]) -> None:
             _update_tree(tree[key], value)
         else:
             tree[key] = value
+
+
+def _drop_leaves(tree: dict[str, Any], known: set[str], prefix: str) -> None:
+    """Take the known leaves out of a tree, and add the others to those that are known."""
+    for key, value in list(tree.items()):
+        if isinstance(value, dict):
+            _drop_leaves(value, known, f"{prefix}{key}.")
+        elif prefix + key in known:
+            del tree[key]
+        else:
+            known.add(prefix + key)
 
 
 def _new_value(value: Any, full_key: str, where: str) -> Any:

@@ -33,6 +33,9 @@ _PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "python/tuple")
 }
+# Other names of the same, in dumps of objects of Python.
+_TAGS_OF_PYTHON = {"none": "null", "long": "int", "unicode": "str", "list": "seq", "dict": "map"}
+_TAGS_OF_PYTHON |= {name: name for name in ("bool", "int", "float", "str")}
 # Far above any real config, against small files that expand to huge trees: aliases of aliases
 # ("billion laughs"), bases of bases (2^n files), and nested brackets (libyaml's composer recurses
 # in C, where a stack overflow ends the process).
@@ -120,7 +123,9 @@ def _resolve(name: str, folder: Path) -> Path:
     if str(name).startswith(PACKAGED_PREFIX):
         return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
     try:
-        return (folder / Path(name).expanduser()).resolve()
+        path = folder / Path(name).expanduser()
+        # Not the file's own link: bases are searched beside the link, as in Detectron2.
+        return path.parent.resolve() / path.name
     except (OSError, RuntimeError, ValueError) as error:
         # A circle of links, an unknown user after `~`, or a null byte.
         raise MissingFileError(f"no config file {name!r}: {error}") from error
@@ -270,6 +275,8 @@ class _Builder:
         where = f"{self._file.path}:{node.start_mark.line + 1}"
         if node.tag == _EVAL_TAG:
             return _evaluate_tag(node, where)
+        kind = _TAGS_OF_PYTHON.get(node.tag.removeprefix("tag:yaml.org,2002:python/"))
+        node.tag = f"tag:yaml.org,2002:{kind}" if kind else node.tag
         if node.tag not in _PLAIN_TAGS:
             raise ConfigError(
                 f"{where}: tag {_short(node.tag)!r} at {full_key} is refused: configs run no code"
@@ -352,8 +359,20 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "int": int,
+    "float": float,
+    "round": lambda number: round(number),  # to digits it is a power of ten, of any size
+    "range": range,
+    "list": list,
+    "tuple": tuple,
+}
+
+
 def evaluate_arithmetic(expression: str) -> Any:
-    """Evaluate numbers, `+ - * / // % **`, lists, tuples, list comprehensions, `int` and `range`.
+    """Evaluate numbers, `+ - * / // % **`, lists, tuples, and list comprehensions over them.
+
+    The functions int, float, round, range, list and tuple may be called.
 
     Example:
         >>> from detkit.config.yaml_loader import evaluate_arithmetic
@@ -421,21 +440,23 @@ class _Arithmetic:
                         f"{ast.unparse(values)!r} in {self._expression!r} is not a list"
                     )
                 return [self.visit(item, {**names, name: value}) for value in sequence]
-            case ast.Call(func=ast.Name(id="int"), args=[number], keywords=[]):
-                return int(self._apply(ast.UAdd(), self.visit(number, names)))
-            case ast.Call(func=ast.Name(id="range"), args=[_, *_] as ends, keywords=[]):
-                return self._range([self.visit(end, names) for end in ends])
+            case ast.Call(func=ast.Name(id=name), args=[_, *_] as items, keywords=[]) if (
+                name in _FUNCTIONS
+            ):
+                return self._call(name, [self.visit(item, names) for item in items])
         raise ConfigError(
             f"{ast.unparse(node)!r} in {self._expression!r} is refused: only arithmetic is allowed"
         )
 
-    def _range(self, ends: list[Any]) -> list[int]:
+    def _call(self, name: str, arguments: list[Any]) -> Any:
         try:
-            numbers = range(*ends)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self._expression!r}: {error}") from error
-        # The first number too many ends it.
-        return [self._copy(number) for number in numbers]
+            result = _FUNCTIONS[name](*arguments)
+            # Before it becomes a list, which may be one of any length.
+            if isinstance(result, range) and len(result) > _MAX_STEPS:
+                raise ConfigError(f"{self._expression!r:.80} takes more than {_MAX_STEPS} steps")
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise ConfigError(f"{self._expression!r:.80}: {name}: {error}") from error
+        return self._copy(list(result) if isinstance(result, range) else result)
 
     def _apply(self, op: ast.AST, *operands: Any) -> float:
         # Numbers only: `[0] * 10**9` would take gigabytes in one step.

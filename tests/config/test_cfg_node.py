@@ -312,6 +312,17 @@ def test_config_that_code_has_extended_may_name_what_detkit_does_not_know(tmp_pa
     assert "it is left to code of yours" in caplog.text
 
 
+def test_keys_that_a_project_has_given_up_are_skipped_or_named_anew(cfg, tmp_path, caplog):
+    cfg.register_deprecated_key("MODEL.OLD")
+    cfg.register_renamed_key("MODEL.FORMER", "MODEL.WEIGHTS")
+    cfg.merge_from_file(write(tmp_path, "a.yaml", "MODEL: {OLD: {A: 1}, WEIGHTS: w}\n"))
+    cfg.merge_from_list(["MODEL.OLD", 2])
+    assert (cfg.MODEL.WEIGHTS, "OLD" in cfg.MODEL) == ("w", False)
+    assert "Deprecated config key (ignoring): MODEL.OLD" in caplog.text
+    with pytest.raises(KeyError, match="Key MODEL.FORMER was renamed to MODEL.WEIGHTS"):
+        cfg.clone().merge_from_list(["MODEL.FORMER", "w"])
+
+
 @pytest.mark.parametrize("kind", [yacs.config.CfgNode, fvcore.common.config.CfgNode])
 def test_nodes_of_other_packages_are_merged_into(kind):
     cfg = get_cfg()

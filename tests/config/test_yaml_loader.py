@@ -118,13 +118,13 @@ def test_binary_file_is_refused(tmp_path):
         ("[[x * y for y in [1, 2]] for x in [3, 4]]", [[3, 6], [4, 8]]),
         ("2 ** -1", 0.5),
         ("2 ** 64", 2**64),
-        (
-            "[int(0.1 * x * 640) for x in range(5, 8)]",
-            [320, 384, 448],
-        ),  # sizes of crops in projects
+        # Sizes of crops in projects.
+        ("[int(0.1 * x * 640) for x in range(5, 8)]", [320, 384, 448]),
         ("int(-2.7)", -2),
         ("range(3)", [0, 1, 2]),
         ("range(9, 0, -4)", [9, 5, 1]),
+        ("tuple(range(640, 701, 32))", (640, 672)),
+        ("[round(2.6), float(3), list((1, 2))]", [3, 3.0, [1, 2]]),
     ],
 )
 def test_arithmetic(expression, value):
@@ -133,8 +133,9 @@ def test_arithmetic(expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    ["f(1)", "a", "int", "int()", "int('7')", "int([1])", "int(1e308 * 1e308)", "int(x=1)", "range(1.5)", "range(0, 5, 0)",
+    ["f(1)", "a", "int", "int()", "int('7')", "int([1])", "int(1e308 * 1e308)", "int(x=1)", "range(1.5)", "range(0, 5, 0)", "list(range(10**9))",
      "range(10 ** 9)", "range(*[1, 2])", "[int for int in [1]][0](2)", "max(1, 2)", "'x' * 3", "[1] * 3", "9 ** 9 ** 9", "2 ** 65", "1 / 0", "[x for x in 5]", "x.y", "lambda: 1", "True", "(-8) ** 0.5",
+     "range(10**30)", "int(1, 2)", "int(1.0, base=3)", "round(1, -10**9)", "print(1)", "tuple([range(9000), range(9000)])",
      "[x for x in [1] if x]", "1 if 1 else 2", "f'{1}'", "[[x for x in [1,2,3,4,5,6,7,8,9]] for y in " + str([0] * 2000) + "]",
      "[[x, x] for x in " * 50 + "[1, 1]" + "]" * 50, "[(x, x, x) for x in " * 12 + "[1]" + "]" * 12],
 )  # fmt: skip
@@ -229,6 +230,24 @@ def test_several_bases_are_merged_in_order(cfg, tmp_path):
     assert (cfg.SEED, cfg.VIS_PERIOD) == (2, 1)
 
 
+def test_base_of_a_link_lies_beside_the_link(cfg, tmp_path):
+    put(tmp_path, "elsewhere/real.yaml", "_BASE_: base.yaml\n")
+    put(tmp_path, "base.yaml", "SEED: 7\n")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "elsewhere" / "real.yaml")
+    cfg.merge_from_file(str(tmp_path / "link.yaml"))
+    assert cfg.SEED == 7
+
+
+def test_value_of_a_base_that_is_overridden_may_be_a_placeholder(cfg, tmp_path):
+    put(tmp_path, "base.yaml", "SEED: ???\nSOLVER:\n  MAX_ITER: ???\n  GAMMA: 0.5\n")
+    put(tmp_path, "middle.yaml", "_BASE_: base.yaml\nSEED: 3\n")
+    path = put(tmp_path, "own.yaml", "_BASE_: middle.yaml\nSOLVER: {MAX_ITER: 9}\n")
+    cfg.merge_from_file(path)
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.GAMMA) == (3, 9, 0.5)
+    with pytest.raises(ValueError, match=r"base\.yaml:3: SOLVER\.MAX_ITER must be an int"):
+        cfg.merge_from_file(str(tmp_path / "middle.yaml"))
+
+
 def test_circle_of_bases_is_named(cfg, tmp_path):
     put(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
     path = put(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
@@ -285,6 +304,21 @@ def test_of_two_values_of_a_key_the_last_counts_with_a_warning(tmp_path, caplog)
     assert load_yaml(file).tree == {"A": {"D": 3}, "C": 1}
     assert "a.yaml:3: A is set twice: what stands in line 1 is not used" in caplog.text
     assert "a.yaml:5: A.D is set twice: what stands in line 4 is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("!!python/unicode '12'", "12"),
+        ("!!python/long 12", 12),
+        ("!!python/bool True", True),
+        ("!!python/none", None),
+        ("!!python/list [1, !!python/float 2]", [1, 2.0]),
+        ("!!python/dict {B: 1}", {"B": 1}),
+    ],
+)
+def test_plain_values_under_their_names_in_python_are_read(tmp_path, text, value):
+    assert load_yaml(write(tmp_path, f"A: {text}\n")).tree == {"A": value}
 
 
 def test_mapping_merges_in_others_below_its_own_keys(tmp_path, caplog):
