@@ -5,6 +5,7 @@ them: logging a loss does not synchronize with the device.
 """
 
 import datetime
+import functools
 import itertools
 import json
 import logging
@@ -408,37 +409,35 @@ class TensorboardXWriter(EventWriter):
         self._kwargs = kwargs
         self._purge_step: int | None = None
         self._window_size = window_size
-        self._writer: Any = None
         self._last_write = -1
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        # Imported here, as it takes a second.
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._log_dir, purge_step=self._purge_step, **self._kwargs)
 
     def write(self) -> None:
         storage = get_event_storage()
         is_there = "://" in self._log_dir or any(Path(self._log_dir).glob("events.out.tfevents.*"))
-        if self._writer is not None and not is_there:
+        if "_writer" in vars(self) and not is_there:
             logger.warning("the events in %s were deleted: they begin anew", self._log_dir)
             # Without it, the thread of the former writer ends the run with an error.
             Path(self._log_dir).mkdir(parents=True, exist_ok=True)
             self.close()
-            self._writer = None
+            del self._writer
         new = storage.new_by_iteration(self._last_write, self._window_size)
         for iteration, scalars in new.items():
             for name, value in scalars.items():
-                self._open().add_scalar(printable(name), value, iteration)
+                self._writer.add_scalar(printable(name), value, iteration)
             self._last_write = iteration
         for name, image, iteration in storage.images():
-            self._open().add_image(printable(name), image, iteration)
+            self._writer.add_image(printable(name), image, iteration)
         storage.clear_images()
         for name, values, bins, iteration in storage.histograms():
-            self._open().add_histogram(printable(name), values, iteration, bins=bins, max_bins=bins)
+            self._writer.add_histogram(printable(name), values, iteration, bins=bins, max_bins=bins)
         storage.clear_histograms()
-
-    def _open(self) -> Any:
-        if self._writer is None:
-            # Imported here, as it takes a second.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self._log_dir, purge_step=self._purge_step, **self._kwargs)
-        return self._writer
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_write": self._last_write}
@@ -449,7 +448,7 @@ class TensorboardXWriter(EventWriter):
         self._purge_step = self._last_write + 1
 
     def close(self) -> None:
-        if self._writer is not None:
+        if "_writer" in vars(self):
             self._writer.close()
 
 
@@ -489,10 +488,9 @@ class CommonMetricPrinter(EventWriter):
         parts = [f"iter: {storage.iter + 1}{of}"]
         if self._iterations_per_epoch:
             parts.append(f"epoch: {(storage.iter + 1) / self._iterations_per_epoch:.2f}")
-        seconds = self._remaining_seconds(storage)
-        if seconds is not None:
-            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-            parts.append(f"eta: {datetime.timedelta(seconds=int(seconds))}")
+        eta = self._get_eta(storage)
+        if eta is not None:
+            parts.append(f"eta: {eta}")
         short = list(parts)
         for name, (value, _) in shown.items():
             # `val/loss_cls` and the like belong to an evaluation, not to this iteration.
@@ -515,6 +513,15 @@ class CommonMetricPrinter(EventWriter):
             if len(f"{line}  {part}") <= _CONSOLE_COLUMNS:
                 line += f"  {part}"
         self.logger.info("  ".join(parts), extra={"console": line})
+
+    def _get_eta(self, storage: EventStorage) -> str | None:
+        """Return the remaining time, if it is known, and put it into the storage."""
+        # Detectron2's name, which its users' subclasses override.
+        seconds = self._remaining_seconds(storage)
+        if seconds is None:
+            return None
+        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+        return str(datetime.timedelta(seconds=int(seconds)))
 
     def _remaining_seconds(self, storage: EventStorage) -> float | None:
         if self._max_iter is None:

@@ -402,3 +402,24 @@ def test_scalars_marked_as_metrics_are_printed(caplog):
         assert storage.smoothing_hints()["other"] is True
     assert "[metric]stat: 1.5" in caplog.text
     assert "other" not in caplog.text
+
+
+def test_overridden_remaining_time_is_shown(caplog):
+    class Fixed(CommonMetricPrinter):
+        def _get_eta(self, storage):
+            return f"after {super()._get_eta(storage)}"
+
+    with EventStorage(1) as storage, caplog.at_level("INFO"):
+        storage.put_scalar("time", 2.0)
+        Fixed(5).write()
+        assert storage.latest()["eta_seconds"][0] == 6.0
+    assert "eta: after 0:00:06" in caplog.text
+
+
+def test_writer_of_tensorboard_is_there_when_it_is_asked_for(tmp_path):
+    writer = TensorboardXWriter(str(tmp_path))
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+    writer._writer.add_scalar("a", 2.0, 1)
+    writer.close()
+    assert EventAccumulator(str(tmp_path)).Reload().Scalars("a")[0].value == 2.0

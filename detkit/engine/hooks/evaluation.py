@@ -2,6 +2,7 @@
 
 import logging
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +93,9 @@ class BestCheckpointer(PeriodicHook):
         self._checkpointer = checkpointer
         self._val_metric = val_metric
         self._mode = _checked_mode(mode)
+        # What subclasses written for Detectron2 use.
+        self._compare = operator.gt if mode == "max" else operator.lt
+        self._logger = logger
         self._file_prefix = file_prefix
         self.best_metric: float | None = None
         self.best_iter: int | None = None
@@ -104,6 +108,18 @@ class BestCheckpointer(PeriodicHook):
         self.best_iter = state_dict["best_iter"]
 
     def act(self) -> None:
+        self._best_checking()
+
+    # Detectron2's methods, which its users' subclasses override.
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        """Make a score the best one; return whether it may be, so that the model is saved."""
+        if not math.isfinite(val):
+            return False
+        self.best_metric, self.best_iter = val, iteration
+        return True
+
+    def _best_checking(self) -> None:
         score = latest_score(self.trainer.storage, self._val_metric)
         if score is None:
             return
@@ -111,8 +127,9 @@ class BestCheckpointer(PeriodicHook):
         if not math.isfinite(metric):
             logger.warning("%s is %s at iteration %d: not compared", name, metric, iteration)
         elif is_better(metric, self.best_metric, self._mode):
+            if not self._update_best(metric, iteration):
+                return
             logger.info("%s is the best so far: %.5f at iteration %d", name, metric, iteration)
-            self.best_metric, self.best_iter = metric, iteration
             self._checkpointer.save(
                 self._file_prefix,
                 tag_last=False,

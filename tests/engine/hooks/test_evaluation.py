@@ -98,9 +98,18 @@ class Scored(TrainerBase):
             self.storage.put_scalar("bbox/AP", self.scores[self.iter], smoothing_hint=False)
 
 
-def run_best(tmp_path, scores, *, period=1, mode="max", state=None, metric="bbox/AP"):
+def run_best(
+    tmp_path,
+    scores,
+    *,
+    period=1,
+    mode="max",
+    state=None,
+    metric="bbox/AP",
+    kind=hooks.BestCheckpointer,
+):
     model = nn.Linear(1, 1)
-    hook = hooks.BestCheckpointer(period, DetectionCheckpointer(model, str(tmp_path)), metric, mode)
+    hook = kind(period, DetectionCheckpointer(model, str(tmp_path)), metric, mode)
     if state:
         hook.load_state_dict(state)
     trainer = Scored(scores)
@@ -120,6 +129,25 @@ def test_best_model_is_kept(tmp_path, mode, best):
     hook = run_best(tmp_path, [3.0, 1.0, 5.0, 4.0, 2.0], mode=mode)
     assert saved_iteration(tmp_path) == best
     assert (hook.best_iter, hook.best_metric) == (best, [3.0, 1.0, 5.0][best])
+
+
+def test_overridden_steps_of_the_best_checkpointer_are_called(tmp_path):
+    class Later(hooks.BestCheckpointer):
+        checks = 0
+
+        def _best_checking(self):
+            self.checks += 1
+            super()._best_checking()
+
+        def _update_best(self, val, iteration):
+            return iteration > 0 and super()._update_best(val, iteration)
+
+    hook = run_best(tmp_path, [3.0, 1.0, 2.0], kind=Later)
+    assert (hook.checks, hook.best_metric, hook.best_iter) == (3, 2.0, 2)
+    assert saved_iteration(tmp_path) == 2
+    assert hook._compare(2, 1)
+    assert not hook._update_best(float("nan"), 9)
+    assert hook.best_iter == 2
 
 
 def test_score_after_the_last_iteration_counts(tmp_path):
