@@ -1,7 +1,8 @@
 """`build_optimizer` and `build_lr_scheduler`: torch objects from the SOLVER keys."""
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import pairwise
 from typing import Any, overload
@@ -134,27 +135,36 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
             maybe_add_gradient_clipping(cfg, self)
 
         return type(f"{kind.__name__}WithGradientClip", (kind,), {"__init__": build})
-    _require_choice(settings.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
-    _require_positive(settings.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
-    # Read once: the hook must not depend on a config that is edited later.
-    clip_type, value, norm_type = settings.CLIP_TYPE, settings.CLIP_VALUE, settings.NORM_TYPE
+    clip_gradients, clips_each = _create_gradient_clipper(settings), settings.CLIP_TYPE == "norm"
 
     def clip(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         parameters: list[Tensor] = []
         for group in optimizer.param_groups:
             parameters += [p for p in group["params"] if p.grad is not None]
-        if clip_type == "value":
-            clip_grad_value_(parameters, value)
-        elif clip_type == "full_model":
-            clip_grad_norm_(parameters, value, norm_type)
-        else:
-            for parameter in parameters:
-                clip_grad_norm_(parameter, value, norm_type)
+        for clipped in parameters if clips_each else [parameters]:
+            clip_gradients(clipped)
 
     # A pre-hook of the step runs after GradScaler has unscaled the gradients, and keeps class and
     # state of the optimizer; Detectron2 creates a subclass instead.
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def _create_gradient_clipper(cfg: CfgNode) -> Callable[[Tensor | Iterable[Tensor]], Any]:
+    """Return what clips the gradient of a parameter, or those of several together.
+
+    Args:
+        cfg: The settings of SOLVER.CLIP_GRADIENTS, read now.
+
+    Raises:
+        ConfigError: See `maybe_add_gradient_clipping`.
+    """
+    _require_choice(cfg.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
+    _require_positive(cfg.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
+    # Read once: a step must not depend on a config that is edited later.
+    if cfg.CLIP_TYPE == "value":
+        return functools.partial(clip_grad_value_, clip_value=cfg.CLIP_VALUE)
+    return functools.partial(clip_grad_norm_, max_norm=cfg.CLIP_VALUE, norm_type=cfg.NORM_TYPE)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:

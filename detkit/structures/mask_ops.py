@@ -93,14 +93,43 @@ def _paste_in_chunks(painted: Tensor, masks: Tensor, boxes: Tensor, threshold: f
 
 def _pasted(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
     """Return (M, H, W): all masks in images of their own."""
+    return _thresholded(_resampled(masks, boxes, (0, height), (0, width)), threshold)
+
+
+def _resampled(
+    masks: Tensor, boxes: Tensor, rows: tuple[int, int], columns: tuple[int, int]
+) -> Tensor:
+    """Return the probabilities of all masks in the pixels of a range of rows and of columns."""
     # Filled on the device: copying numbers from the host would wait for it.
     grid = torch.full_like(boxes[:, :2], masks.shape[2])
     grid[:, 1] = masks.shape[1]
     low, scale = _low_and_scale(boxes, grid)
-    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in (height, width))
-    rows = _interpolation(y, low[:, 1:], scale[:, 1:], masks.shape[1])
-    columns = _interpolation(x, low[:, :1], scale[:, :1], masks.shape[2])
-    return _thresholded(rows @ (masks @ columns.transpose(1, 2)), threshold)
+    y, x = (torch.arange(*side, device=boxes.device) + 0.5 for side in (rows, columns))
+    of_rows = _interpolation(y, low[:, 1:], scale[:, 1:], masks.shape[1])
+    of_columns = _interpolation(x, low[:, :1], scale[:, :1], masks.shape[2])
+    return of_rows @ (masks @ of_columns.transpose(1, 2))
+
+
+def _do_paste_mask(
+    masks: Tensor, boxes: Tensor, img_h: int, img_w: int, skip_empty: bool = True
+) -> tuple[Tensor, tuple[slice, slice] | tuple[()]]:
+    """Return probabilities in the image, and where: Detectron2's step of `paste_masks_in_image`.
+
+    Args:
+        masks: (M, 1, h, w) probabilities.
+        boxes: (M, 4) XYXY.
+        img_h: H.
+        img_w: W.
+        skip_empty: Whether to give only the part of the image that holds all boxes, and where that
+            lies as slices of rows and columns, in place of the whole image and `()`.
+    """
+    rows, columns = (0, img_h), (0, img_w)
+    if skip_empty and len(boxes):
+        x0, y0 = (boxes[:, :2].amin(dim=0).floor() - 1).clamp(min=0).int().tolist()
+        x1, y1 = (boxes[:, 2:].amax(dim=0).ceil() + 1).int().tolist()
+        rows, columns = (y0, max(y0, min(y1, img_h))), (x0, max(x0, min(x1, img_w)))
+    pasted = _resampled(masks[:, 0].float(), boxes.float(), rows, columns)
+    return pasted, (slice(*rows), slice(*columns)) if skip_empty else ()
 
 
 def _low_and_scale(boxes: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:

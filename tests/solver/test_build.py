@@ -6,7 +6,7 @@ from torch import nn
 
 from detkit.config import get_cfg
 from detkit.solver import build_lr_scheduler, build_optimizer, maybe_add_gradient_clipping
-from detkit.solver.build import GradientClipType
+from detkit.solver.build import GradientClipType, _create_gradient_clipper
 from detkit.utils.errors import ConfigError
 
 
@@ -326,3 +326,23 @@ def test_class_of_optimizers_clips():
     parameter.grad = torch.tensor([3.0, -0.2])
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.tensor([-0.5, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("clip_type", "expected"), [("value", [2.0, 2.0]), ("norm", [1.2, 1.6]), ("full_model", None)]
+)
+def test_clipper_of_the_settings_takes_one_parameter_or_several(clip_type, expected):
+    settings = make_cfg().SOLVER.CLIP_GRADIENTS
+    settings.CLIP_TYPE, settings.CLIP_VALUE = clip_type, 2.0
+    clip = _create_gradient_clipper(settings)
+    settings.CLIP_VALUE = 100.0
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    for parameter in (first, second):
+        parameter.grad = torch.tensor([3.0, 4.0])
+    if clip_type == "full_model":
+        clip([first, second])
+        assert torch.cat([first.grad, second.grad]).norm() == pytest.approx(2.0)
+        return
+    clip(first)
+    assert first.grad.tolist() == pytest.approx(expected)
+    assert second.grad.tolist() == [3.0, 4.0]

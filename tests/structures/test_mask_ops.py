@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from detkit.structures import Boxes, mask_ops, paste_masks_in_image
-from detkit.structures.mask_ops import pad_masks, scale_boxes
+from detkit.structures.mask_ops import _do_paste_mask, pad_masks, scale_boxes
 from tests.helpers import slow_paste_mask
 
 BOXES = torch.tensor(
@@ -98,3 +98,27 @@ def test_border_and_larger_boxes_belong_together():
     assert masks[:, 0].sum() == 0
     assert scale == 1.5
     assert scale_boxes(torch.tensor([[0.0, 0, 4, 8]]), 1.5).tolist() == [[-1, -2, 5, 10]]
+
+
+def test_part_of_the_image_that_holds_all_boxes_is_cut_out_of_the_whole():
+    masks, boxes = random_masks(3), BOXES[:3]
+    whole, everywhere = _do_paste_mask(masks[:, None], boxes, 25, 30, skip_empty=False)
+    assert everywhere == ()
+    expected = np.array(
+        [
+            slow_paste_mask(mask, box, 25, 30)
+            for mask, box in zip(masks, boxes.tolist(), strict=True)
+        ]
+    )
+    assert whole.numpy() == pytest.approx(expected, abs=1e-5)
+    part, (rows, columns) = _do_paste_mask(masks[:1, None].half(), boxes[:1], 25, 30)
+    assert (rows, columns) == (slice(3, 19), slice(2, 22))
+    assert part.numpy() == pytest.approx(expected[:1][:, rows, columns], abs=1e-3)
+    assert whole[0].sum() == pytest.approx(whole[0, rows, columns].sum())
+
+
+def test_part_of_the_image_is_empty_where_boxes_are_beyond_it():
+    part, where = _do_paste_mask(random_masks(1)[:, None], BOXES[4:], 25, 30)
+    assert part.numel() == torch.zeros(1, 25, 30)[(slice(None), *where)].numel() == 0
+    part, where = _do_paste_mask(torch.zeros(0, 1, 7, 7), torch.zeros(0, 4), 25, 30)
+    assert part.shape == (0, 25, 30)

@@ -22,7 +22,7 @@ from detkit.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
 from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.build import BACKBONE_REGISTRY
 from detkit.modeling.backbone.resnet_config import build_resnet_backbone
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
 
 _UPSAMPLE_MODES = ("nearest", "bilinear", "bicubic")
 
@@ -322,6 +322,17 @@ def _level_numbers(strides: Sequence[int]) -> list[int]:
         number = int(math.log2(stride))
         numbers.append(max(number, numbers[-1] + 1) if numbers else number)
     return numbers
+
+
+def _assert_strides_are_log2_contiguous(strides: Sequence[int]) -> None:
+    """Refuse strides of which one is not twice the one before: for pyramids of users' own.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    for finer, coarser in itertools.pairwise(strides):
+        if coarser != 2 * finer:
+            raise ContractError(f"stride {coarser} is not twice stride {finer}: {list(strides)}")
 
 
 def _check_in_features(in_features: Sequence[str], shapes: dict[str, ShapeSpec]) -> None:

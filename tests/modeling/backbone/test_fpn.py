@@ -19,6 +19,7 @@ from detkit.modeling.backbone import (
     build_fpn,
     build_retinanet_fpn,
 )
+from detkit.modeling.backbone.fpn import _assert_strides_are_log2_contiguous
 
 CHANNELS = {"res2": 4, "res3": 6, "res4": 8, "res5": 10}
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -415,3 +416,9 @@ def test_top_block_reads_the_bottom_up_map_where_a_level_has_the_same_name():
     x = torch.zeros(1, 3, 64, 96)
     # As in Detectron2.
     assert torch.equal(fpn(x)["p6"], bottom_up(x)["p5"][:, :, ::2, ::2])
+
+
+def test_pyramids_of_users_own_may_check_their_strides():
+    _assert_strides_are_log2_contiguous([4, 8, 16])
+    with pytest.raises(AssertionError, match=r"stride 16 is not twice stride 4: \[4, 16\]"):
+        _assert_strides_are_log2_contiguous([4, 16])
