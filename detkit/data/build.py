@@ -73,7 +73,8 @@ def _train_loader_from_config(
             with_names=bool(cfg.DATASETS.TRAIN_RATIOS),
         )
         # A mapper of the user's own may read images in another way.
-        if mapper is None and cfg.DATALOADER.ON_BAD_IMAGE != "skip":
+        is_list = isinstance(dataset, list)
+        if is_list and mapper is None and cfg.DATALOADER.ON_BAD_IMAGE != "skip":
             names = ", ".join(cfg.DATASETS.TRAIN)
             require_files(names, dataset)
             _check_label_maps(cfg, cfg.DATASETS.TRAIN[0], dataset)
@@ -208,6 +209,7 @@ def build_detection_train_loader(
     timeout: float = DEFAULT_TIMEOUT,
     skip_bad_images: bool = False,
     num_draws: int | None = None,
+    **loading: Any,
 ) -> Iterable[Any]:
     """Build an endless stream of training batches.
 
@@ -232,6 +234,7 @@ def build_detection_train_loader(
             warning. Otherwise they end the run, as do a thousand of them in a row.
         num_draws: Images that the run will draw, over all processes: augmentations with `until`
             count them. None: such augmentations never end.
+        **loading: `prefetch_factor` and others of `build_batch_data_loader`.
 
     Returns:
         A `TrainingStream`, which has `num_images`, those of an epoch, and a position that can be
@@ -259,6 +262,7 @@ def build_detection_train_loader(
         seed=seed,
         timeout=timeout,
         num_draws=num_draws,
+        **loading,
     )
 
 

@@ -8,8 +8,10 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.data_report import (
@@ -80,6 +82,9 @@ def get_detection_dataset_dicts(
         uses: What a model takes of the objects, of "boxes", "polygons" and "keypoints".
         with_names: Whether records get the name of their data set, as `dataset_name`.
 
+    Returns:
+        The records; as they are, data sets of torch that users have registered instead.
+
     Raises:
         UnknownNameError: A name is not registered.
         ConfigError: No name is given, the number of proposal files differs, or the data sets have
@@ -103,6 +108,9 @@ def get_detection_dataset_dicts(
         _expect_classes(name, model_classes)
     per_name = {name: _load(name) for name in names}
     _check_same_classes(names)
+    own = [records for records in per_name.values() if isinstance(records, Dataset)]
+    if own:  # torch's data sets, which are not looked into
+        return cast(Any, own[0] if len(per_name) == 1 else ConcatDataset(own))
     for name, records in per_name.items():
         if model_classes:
             _check_class_order(name, model_classes)

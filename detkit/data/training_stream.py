@@ -29,7 +29,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch.utils.data import IterableDataset
 
 from detkit.data.samplers import NumberedSampler
 from detkit.data.watched_loader import DEFAULT_TIMEOUT, WatchedLoader
@@ -60,6 +61,9 @@ def build_batch_data_loader(
     seed: int = 0,
     timeout: float = DEFAULT_TIMEOUT,
     num_draws: int | None = None,
+    prefetch_factor: int | None = None,
+    pin_memory: bool = False,
+    persistent_workers: bool = False,
 ) -> Iterable[Any]:
     """Build the batches of a data set whose items are samples already.
 
@@ -74,6 +78,10 @@ def build_batch_data_loader(
         seed: Seed of the augmentations, the same in every process.
         timeout: See `build_detection_train_loader`.
         num_draws: As there.
+        prefetch_factor: Samples that each worker makes ahead; None for those of the next batch and
+            a few more.
+        pin_memory: Whether to hold samples in memory that a GPU copies from by itself.
+        persistent_workers: Detectron2's, without effect: an endless stream starts its workers once.
 
     Raises:
         ConfigError: The batch size is not a positive multiple of the number of processes.
@@ -85,7 +93,23 @@ def build_batch_data_loader(
     batch_size = batch_size_per_process(total_batch_size)
     draws = None if sampler is None else NumberedSampler(sampler)
     items = dataset if draws is None else SeededDataset(dataset, seed, num_draws)
-    samples = _sample_loader(items, draws, num_workers, batch_size, seed, timeout)
+    if prefetch_factor is None:
+        # Enough for the next batch and a little more, however many workers share the work.
+        prefetch_factor = math.ceil(batch_size / max(1, num_workers)) + 1
+    # Workers make samples, not whole batches: `2 * num_workers` batches would wait in shared
+    # memory, hundreds of megabytes where a container has 64, and the first one would come after a
+    # single worker has made all of it.
+    samples = WatchedLoader(
+        items,
+        batch_size=None,
+        sampler=draws,
+        num_workers=num_workers,
+        collate_fn=_identity,  # the default would turn arrays and numbers into tensors
+        worker_init_fn=_SeedWorker(seed + comm.get_rank() * max(1, num_workers)),
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        timeout=timeout,
+    )
     if aspect_ratio_grouping:
         batches: Any = AspectRatioGroupedDataset(samples, batch_size)
     else:
@@ -108,30 +132,6 @@ def batch_size_per_process(total_batch_size: int) -> int:
             f" processes: got {total_batch_size} images for {world_size} processes"
         )
     return total_batch_size // world_size
-
-
-def _sample_loader(
-    dataset: Any,
-    draws: NumberedSampler | None,
-    num_workers: int,
-    batch_size: int,
-    seed: int,
-    timeout: float,
-) -> DataLoader:
-    # Workers make samples, not whole batches: `2 * num_workers` batches would wait in shared
-    # memory, hundreds of megabytes where a container has 64, and the first one would come after a
-    # single worker has made all of it.
-    return WatchedLoader(
-        dataset,
-        batch_size=None,
-        sampler=draws,
-        num_workers=num_workers,
-        collate_fn=_identity,  # the default would turn arrays and numbers into tensors
-        worker_init_fn=_SeedWorker(seed + comm.get_rank() * max(1, num_workers)),
-        # Enough for the next batch and a little more, however many workers share the work.
-        prefetch_factor=math.ceil(batch_size / num_workers) + 1 if num_workers else None,
-        timeout=timeout,
-    )
 
 
 def _identity(sample: Item) -> Item:

@@ -10,6 +10,8 @@ from torch.utils.data import Dataset, IterableDataset
 import detkit.modeling  # noqa: F401  (its models declare the keys of their classes)
 from detkit.config import declare_architecture, get_cfg
 from detkit.data import (
+    DatasetCatalog,
+    DatasetFromList,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
@@ -411,6 +413,31 @@ def test_test_loader_gives_every_image_once_in_order(cfg, workers):
     assert ids(loader) == [[i] for i in range(6)]
     assert len(loader) == 6
     assert all("instances" not in sample for batch in loader for sample in batch)
+
+
+def test_registered_data_sets_of_torch_are_taken_as_they_are(cfg):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield from itertools.count()
+
+    cfg.DATASETS.TRAIN = ["endless"]
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
+    try:
+        DatasetCatalog.register("endless", Endless)
+        loader = build_detection_train_loader(
+            cfg, mapper=lambda x: -x, aspect_ratio_grouping=False, prefetch_factor=3
+        )
+        assert take(loader, 2) == [[0, -1], [-2, -3]]
+        loader = build_detection_test_loader(cfg, "endless", mapper=lambda x: x)
+        assert take(loader, 3) == [[0], [1], [2]]
+        for name in ("a few", "more"):
+            DatasetCatalog.register(name, lambda: DatasetFromList([1, 2, 3]))
+        loader = build_detection_test_loader(cfg, ["a few", "more"], mapper=lambda x: x)
+        assert list(loader) == [[1], [2], [3], [1], [2], [3]]
+    finally:
+        for name in ("endless", "a few", "more"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
 
 
 def test_test_loader_keeps_images_without_objects(write_coco):

@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from detkit.data import build_batch_data_loader
@@ -131,6 +132,20 @@ def test_grouped_batches_are_wide_or_tall():
 def test_workers_are_ahead_by_a_batch_and_a_little(batch_size, workers, ahead):
     loader = build_batch_data_loader(Numbers(), range(6), batch_size, num_workers=workers)
     assert loader.dataset.prefetch_factor == ahead
+
+
+def test_arguments_of_torchs_loader_are_taken(monkeypatch):
+    options = {"num_workers": 2, "prefetch_factor": 7, "persistent_workers": True}
+    loader = build_batch_data_loader(Numbers(), range(6), 2, pin_memory=True, **options)
+    assert loader.dataset.prefetch_factor == 7
+    assert loader.dataset.pin_memory == torch.cuda.is_available()
+    assert indices(loader) == [[0, 1], [2, 3], [4, 5]]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader = build_batch_data_loader(Numbers(), range(6), 2, pin_memory=True, **options)
+    assert loader.dataset.pin_memory
+    # Without workers nothing is made ahead.
+    loader = build_batch_data_loader(Numbers(), range(6), 2, prefetch_factor=7)
+    assert loader.dataset.prefetch_factor is None
 
 
 class Noise(IterableDataset):
