@@ -8,7 +8,7 @@ Legend: M objects in one image, K keypoints of an object, H and W height and wid
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
 import numpy as np
@@ -417,10 +417,7 @@ def transform_keypoints(
     is_inside = ((points >= 0) & (points <= (width, height))).all(axis=-1, keepdims=True)
     visibility = keypoints[..., 2:] * is_inside
     moved = np.concatenate([points, visibility], axis=-1) * (visibility > 0)
-    # Two horizontal flips cancel out. A vertical one does not exchange left and right, as in
-    # Detectron2.
-    num_flips = sum(isinstance(single, T.HFlipTransform) for single in _flattened(transforms))
-    if num_flips % 2 == 0:
+    if not T.is_mirrored(transforms):
         return moved
     if keypoint_hflip_indices is None:
         raise ConfigError(
@@ -428,12 +425,6 @@ def transform_keypoints(
             " keypoint_hflip_indices, or set INPUT.RANDOM_FLIP none"
         )
     return moved[..., np.asarray(keypoint_hflip_indices), :]
-
-
-def _flattened(transforms: T.Transform) -> Iterable[T.Transform]:
-    if not isinstance(transforms, T.TransformList):
-        return [transforms]
-    return [single for transform in transforms for single in _flattened(transform)]
 
 
 def as_keypoints(keypoints: np.ndarray) -> Keypoints:

@@ -3,7 +3,7 @@
 Legend: N images, V views of one image, M detections of one image, K keypoints.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable, find_architecture
+from detkit.data import transforms as T
 from detkit.layers import NMSMethod
 from detkit.modeling.detection_filter import DetectionFilter, nms_method
 from detkit.modeling.meta_arch import DenseDetector, GeneralizedRCNN, PanopticFPN
@@ -20,7 +21,7 @@ from detkit.modeling.postprocessing import detector_postprocess
 from detkit.structures import Boxes, Instances, ModelInput, ModelOutput, heatmaps_to_keypoints
 from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.image import read_image
-from detkit.utils.overriding import is_overridden
+from detkit.utils.overriding import is_overridden, overridable
 from detkit.utils.resize_rule import shortest_edge_size
 
 
@@ -63,6 +64,29 @@ class View:
         return torch.stack([width - x2, y1, width - x1, y2], dim=1)
 
 
+@dataclass(frozen=True)
+class _OwnView(View):
+    """A view by transforms other than resizes and mirrors, from a mapper of the user's own."""
+
+    transforms: T.TransformList
+
+    def boxes_into(self, boxes: Tensor, from_size: tuple[int, int]) -> Tensor:
+        return boxes.new_tensor(self.transforms.apply_box(boxes.cpu().numpy()))
+
+    def boxes_out(self, boxes: Tensor, to_size: tuple[int, int]) -> Tensor:
+        return boxes.new_tensor(self.transforms.inverse().apply_box(boxes.cpu().numpy()))
+
+
+def _view_of(image: Tensor, transforms: T.TransformList) -> View:
+    """Return how an image (C, H, W) shows another one, of which transforms have made it."""
+    height, width = image.shape[1:]
+    is_mirrored = T.is_mirrored(transforms)
+    kinds = T.ResizeTransform | T.HFlipTransform | T.NoOpTransform
+    if all(isinstance(single, kinds) for single in transforms.transforms):
+        return View((height, width), is_mirrored)
+    return _OwnView((height, width), is_mirrored, transforms)
+
+
 def _scaled(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     (height, width), (new_height, new_width) = from_size, to_size
     x, y = new_width / width, new_height / height
@@ -99,24 +123,39 @@ class DatasetMapperTTA:
             "flip": cfg.TEST.AUG.FLIP,
         }
 
-    def __call__(self, model_input: ModelInput) -> list[tuple[ModelInput, View]]:
-        """Return the views of an input, each with its `image`, and `proposals` if there are any."""
+    @overridable
+    def __call__(self, model_input: ModelInput) -> list[dict[str, Any]]:
+        """Return the views of an input.
+
+        Each is the input with the `image`, and `proposals` if there are any, of the view; and as in
+        Detectron2 with `transforms`, a `TransformList` from the size of the output into the view.
+        """
         image = model_input["image"]
         height, width = image.shape[1:]
-        views: list[tuple[ModelInput, View]] = []
+        output_size = (model_input.get("height", height), model_input.get("width", width))
+        views: list[dict[str, Any]] = []
         for min_size in self.min_sizes:
             size = shortest_edge_size(height, width, min_size, self.max_size)
             for is_mirrored in (False, True) if self.flip else (False,):
                 view = View(size, is_mirrored)
-                view_input: ModelInput = {"image": view.image(image)}
+                transforms: list[T.Transform] = [T.ResizeTransform(*output_size, *size)]
+                if is_mirrored:
+                    transforms.append(T.HFlipTransform(size[1]))
+                view_input: dict[str, Any] = {
+                    **model_input,
+                    "image": view.image(image),
+                    "transforms": T.TransformList(transforms),
+                }
                 if "proposals" in model_input:
                     proposals = model_input["proposals"]
                     boxes = view.boxes_into(proposals.proposal_boxes.tensor, (height, width))
                     fields = {**proposals.get_fields(), "proposal_boxes": Boxes(boxes)}
                     view_input["proposals"] = Instances(size, **fields)
-                views.append((view_input, view))
+                views.append(view_input)
         return views
 
+
+TTAMapper = Callable[[ModelInput], list[dict[str, Any]]]
 
 # Steps of Detectron2's that have no counterpart.
 _NOT_CALLED = (
@@ -140,7 +179,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         self,
         *,
         model: GeneralizedRCNN | DenseDetector,
-        tta_mapper: DatasetMapperTTA,
+        tta_mapper: TTAMapper,
         batch_size: int = 3,
         nms_thresh: float = 0.5,
         nms: NMSMethod = NMSMethod(),
@@ -153,7 +192,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
         Args:
             model: Its weights are shared.
-            tta_mapper: Makes the views of an input.
+            tta_mapper: Makes the views of an input, as `DatasetMapperTTA` does; also a function.
             batch_size: Views in one pass.
             nms_thresh: See `DetectionFilter`, which merges the boxes of all views.
             nms: Likewise.
@@ -182,7 +221,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
         self.keypoint_flip_indices = (
             None if keypoint_flip_indices is None else list(keypoint_flip_indices)
         )
-        if self._branch_is_on("keypoint") and tta_mapper.flip and keypoint_flip_indices is None:
+        flips = getattr(tta_mapper, "flip", False)
+        if self._branch_is_on("keypoint") and flips and keypoint_flip_indices is None:
             raise ConfigError(
                 "TEST.AUG.FLIP is on and the model predicts keypoints: pass keypoint_flip_indices,"
                 " the keypoint that each one is in a mirrored image"
@@ -203,7 +243,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         cls,
         cfg: CfgNode,
         model: nn.Module,
-        tta_mapper: DatasetMapperTTA | None = None,
+        tta_mapper: TTAMapper | None = None,
         batch_size: int = 3,
         keypoint_flip_indices: Sequence[int] | None = None,
     ) -> dict[str, Any]:
@@ -246,30 +286,45 @@ class GeneralizedRCNNWithTTA(nn.Module):
         return [self._inference_one_image(self._with_image(x)) for x in batched_inputs]
 
     def _with_image(self, model_input: ModelInput) -> ModelInput:
+        """Return an input with `image`, `height` and `width`."""
         if "image" in model_input:
-            return model_input
-        pixels = read_image(model_input["file_name"], self.image_format)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return cast(ModelInput, {**model_input, "image": image})
+            image = model_input["image"]
+        else:
+            pixels = read_image(model_input["file_name"], self.image_format)
+            image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        height, width = image.shape[1:]
+        size = {"height": height, "width": width}
+        return cast(ModelInput, {**size, **model_input, "image": image})
 
     def _inference_one_image(self, model_input: ModelInput) -> ModelOutput:
         """Return the instances in one image."""
-        height, width = model_input["image"].shape[1:]
+        image = model_input["image"]
+        height, width = image.shape[1:]
         size = (model_input.get("height", height), model_input.get("width", width))
-        # Moved to the device before it is resized: that is quicker than nine sizes of a picture
-        # on the CPU, and one transfer instead of nine.
-        on_device = dict(model_input, image=model_input["image"].to(self.model.device))
-        views = list(zip(*self._get_augmented_inputs(cast(ModelInput, on_device)), strict=True))
+        if not is_overridden(self.tta_mapper.__call__):
+            # Moved to the device before it is resized: that is quicker than nine sizes of a picture
+            # on the CPU, and one transfer instead of nine. Mappers of users' own work in NumPy.
+            image = image.to(self.model.device)
+        inputs, transforms = self._get_augmented_inputs(
+            cast(ModelInput, {**model_input, "image": image})
+        )
+        views = [
+            (seen, _view_of(seen["image"], transforms_i))
+            for seen, transforms_i in zip(inputs, transforms, strict=True)
+        ]
         merged = self._merged_boxes(views, size)
         if not self._has_branches():
             return {"instances": merged}
         self._add_to_boxes(merged, views)
         return {"instances": detector_postprocess(merged, *size)}
 
-    def _get_augmented_inputs(self, model_input: ModelInput) -> tuple[list[ModelInput], list[View]]:
+    def _get_augmented_inputs(
+        self, model_input: ModelInput
+    ) -> tuple[list[ModelInput], list[T.TransformList]]:
         """Return the inputs that show an image, and how each does."""
-        inputs, views = zip(*self.tta_mapper(model_input), strict=True)
-        return list(inputs), list(views)
+        inputs = [dict(view) for view in self.tta_mapper(model_input)]
+        transforms = [view.pop("transforms") for view in inputs]
+        return cast(list[ModelInput], inputs), transforms
 
     def _merged_boxes(
         self, views: Sequence[tuple[ModelInput, View]], size: tuple[int, int]

@@ -1,11 +1,14 @@
 """Tests of detkit.modeling.test_time_augmentation."""
 
+import fvcore.transforms as fvcore
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from detkit.config import get_cfg
+from detkit.data import transforms as T
 from detkit.data.transforms import ResizeShortestEdge
 from detkit.layers import NMSMethod
 from detkit.modeling import (
@@ -17,7 +20,7 @@ from detkit.modeling import (
     PanopticFPN,
 )
 from detkit.modeling.detection_filter import DetectionFilter
-from detkit.modeling.test_time_augmentation import View
+from detkit.modeling.test_time_augmentation import View, _view_of
 from detkit.structures import Boxes, Instances
 from tests.helpers import random_boxes, slow_batched_nms
 
@@ -303,21 +306,26 @@ def test_view_shows_a_box_where_it_says():
 @pytest.mark.parametrize(("min_size", "max_size"), [(400, 4000), (800, 1333), (601, 700)])
 def test_sizes_are_those_of_the_data_loader(height, width, min_size, max_size):
     mapper = DatasetMapperTTA(min_sizes=[min_size], max_size=max_size, flip=False)
-    ((seen, view),) = mapper({"image": torch.zeros(1, height, width, dtype=torch.uint8)})
-    assert view.size == ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
-    assert seen["image"].shape[1:] == view.size
+    (seen,) = mapper({"image": torch.zeros(1, height, width, dtype=torch.uint8)})
+    size = ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+    assert seen["image"].shape[1:] == size
+
+
+def views_of(mapper, model_input):
+    return [_view_of(seen["image"], seen["transforms"]) for seen in mapper(model_input)]
 
 
 def test_every_size_is_seen_plain_and_mirrored():
     mapper = DatasetMapperTTA(min_sizes=[40, 80], max_size=1000, flip=True)
-    views = [view for _, view in mapper(gray_picture())]
-    assert views == [View(size, m) for size in ((40, 60), (80, 120)) for m in (False, True)]
+    assert views_of(mapper, gray_picture()) == [
+        View(size, m) for size in ((40, 60), (80, 120)) for m in (False, True)
+    ]
 
 
 def test_proposals_are_seen_in_every_view():
     proposals = Instances((40, 60), proposal_boxes=Boxes([BOX]), objectness_logits=torch.zeros(1))
     mapper = DatasetMapperTTA(min_sizes=[80], max_size=1000, flip=True)
-    plain, mirrored = (x["proposals"] for x, _ in mapper(gray_picture(proposals=proposals)))
+    plain, mirrored = (x["proposals"] for x in mapper(gray_picture(proposals=proposals)))
     assert plain.proposal_boxes.tensor.tolist() == [[8.0, 16.0, 40.0, 48.0]]
     assert mirrored.proposal_boxes.tensor.tolist() == [[80.0, 16.0, 112.0, 48.0]]
     assert mirrored.objectness_logits.tolist() == [0.0]
@@ -333,8 +341,64 @@ def test_views_come_from_the_config():
     cfg.merge_from_list(
         ["TEST.AUG.MIN_SIZES", [40, 50], "TEST.AUG.MAX_SIZE", 60, "TEST.AUG.FLIP", False]
     )
-    views = [view for _, view in DatasetMapperTTA(cfg)(gray_picture())]
-    assert views == [View((40, 60), False)] * 2
+    assert views_of(DatasetMapperTTA(cfg), gray_picture()) == [View((40, 60), False)] * 2
+
+
+def test_views_are_the_input_with_transforms_of_boxes_of_the_output():
+    mapper = DatasetMapperTTA(min_sizes=[80], max_size=1000, flip=True)
+    plain, mirrored = mapper(gray_picture(height=20, width=30, file_name="a.png"))
+    assert plain["file_name"] == mirrored["file_name"] == "a.png"
+    boxes = np.array([[1.0, 2.0, 10.0, 12.0]])
+    assert plain["transforms"].apply_box(boxes).tolist() == [[4, 8, 40, 48]]
+    seen = mirrored["transforms"].apply_box(boxes)
+    assert seen.tolist() == [[80, 8, 116, 48]]
+    assert mirrored["transforms"].inverse().apply_box(seen) == pytest.approx(boxes)
+
+
+class OwnMapper:
+    """Views as a mapper for Detectron2 makes them: in NumPy, by transforms, one of them upside down."""
+
+    def __init__(self, *augmentations):
+        self.augmentations = augmentations
+
+    def __call__(self, dataset_dict):
+        assert (dataset_dict["height"], dataset_dict["width"]) == (40, 60)
+        views = []
+        for augmentation in self.augmentations:
+            image = dataset_dict["image"].permute(1, 2, 0).numpy()
+            image, transforms = T.apply_augmentations([T.Resize((80, 120)), augmentation], image)
+            image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            views.append({**dataset_dict, "image": image, "transforms": transforms})
+        return views
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        pytest.param(T.NoOpTransform(), id="resized"),
+        pytest.param(T.HFlipTransform(120), id="mirrored"),
+        pytest.param(T.VFlipTransform(80), id="upside down"),
+        pytest.param(fvcore.HFlipTransform(120), id="mirrored by fvcore"),
+        pytest.param(T.RotationTransform(80, 120, 90), id="turned"),
+    ],
+)
+def test_views_of_a_users_own_mapper_are_brought_back(augmentation):
+    own = GeneralizedRCNNWithTTA(
+        model=model(mask_on=False, keypoint_on=False), tta_mapper=OwnMapper(augmentation)
+    )
+    found = own.eval()([picture()])[0]["instances"]
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([BOX]), atol=1.0, rtol=0)
+
+
+def test_masks_of_a_users_own_mapper_are_mirrored_back():
+    mapper = OwnMapper(T.NoOpTransform(), fvcore.HFlipTransform(120))
+    own = GeneralizedRCNNWithTTA(
+        model=model(), tta_mapper=mapper, keypoint_flip_indices=PAIRS
+    ).eval()
+    (output,), (expected,) = own([picture()]), tta(model(), [80])([picture()])
+    assert torch.equal(output["instances"].pred_masks, expected["instances"].pred_masks)
+    left, right = output["instances"].pred_keypoints[0, :, 0].tolist()
+    assert left < 12 < right
 
 
 def test_subclass_that_overrides_what_is_not_called_is_refused():

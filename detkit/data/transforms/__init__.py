@@ -47,6 +47,7 @@ from detkit.data.transforms.geometry import (
     TorchvisionResizeShortestEdge,
     TorchvisionResizeTransform,
     VFlipTransform,
+    is_mirrored,
 )
 from detkit.data.transforms.transform import NoOpTransform, Transform, TransformList
 from detkit.data.transforms.warp import (
@@ -112,4 +113,5 @@ __all__ = [
     "VFlipTransform",
     "apply_augmentations",
     "apply_transform_gens",
+    "is_mirrored",
 ]

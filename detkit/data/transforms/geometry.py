@@ -6,6 +6,7 @@ Legend: H and W height and width, C channels, P points.
 import sys
 from collections.abc import Sequence
 
+import fvcore.transforms.transform as fvcore
 import numpy as np
 import torch
 from PIL import Image
@@ -51,6 +52,19 @@ class HFlipTransform(AxisAlignedTransform):
     def inverse(self) -> Transform:
         """Return this transform."""
         return self
+
+
+# Code written for Detectron2 asks whether a transform is fvcore's.
+fvcore.HFlipTransform.register(HFlipTransform)
+
+
+def is_mirrored(transforms: Transform) -> bool:
+    """Return whether transforms, fvcore's too, exchange left and right."""
+    # Two flips cancel out. A vertical one does not exchange left and right, as in Detectron2.
+    parts = getattr(transforms, "transforms", None)
+    if parts is None:
+        return isinstance(transforms, fvcore.HFlipTransform)
+    return sum(map(is_mirrored, parts)) % 2 == 1
 
 
 class VFlipTransform(AxisAlignedTransform):

@@ -1,5 +1,6 @@
 """Flips and resizing: inverses, agreement with PIL, and boxes that follow what is drawn."""
 
+import fvcore.transforms as fvcore
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,17 @@ def test_flip_twice_is_identity(kind, size):
     boxes = np.array([[0.5, 0, 3, 1]])
     assert np.allclose(tfm.apply_box(tfm.apply_box(boxes)), boxes)
     assert tfm.inverse() is tfm
+
+
+def test_mirrors_are_counted_also_those_of_fvcore():
+    ours, theirs = T.HFlipTransform(9), fvcore.HFlipTransform(9)
+    assert isinstance(ours, fvcore.HFlipTransform)
+    for single in (ours, theirs):
+        assert T.is_mirrored(single)
+        assert not T.is_mirrored(T.TransformList([single, T.NoOpTransform(), theirs]))
+        assert T.is_mirrored(T.TransformList([T.TransformList([single, ours]), single]))
+    assert T.is_mirrored(fvcore.TransformList([theirs]))
+    assert not T.is_mirrored(T.VFlipTransform(9))
 
 
 @pytest.mark.parametrize("new_size", [(80, 107), (40, 31), (48, 64), (1, 1)])
