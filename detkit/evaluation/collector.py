@@ -64,6 +64,12 @@ class ImageCollector(Generic[ItemT]):
         """Remove all items."""
         self._items.clear()
 
+    def take(self) -> list[ItemT]:
+        """Remove all items, and return them as they came."""
+        items = list(self._items.values())
+        self._items.clear()
+        return items
+
     def add(self, item: ItemT) -> None:
         """Add the item of an image.
 

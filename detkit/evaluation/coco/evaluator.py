@@ -6,6 +6,7 @@ Legend: N proposals and M objects in one image, G objects in all images.
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import math
 from collections import OrderedDict
@@ -50,6 +51,7 @@ from detkit.evaluation.detections import (
 from detkit.evaluation.evaluator import DatasetEvaluator
 from detkit.evaluation.testing import metrics_table, per_class_table, write_json
 from detkit.structures import ImageRecord, Instances, ModelInput, ModelOutput
+from detkit.utils import comm
 from detkit.utils.env import return_freed_memory
 from detkit.utils.errors import ConfigError, ContractError
 from detkit.utils.logger import FILE_ONLY, log_first_n, shown_if_short
@@ -158,8 +160,8 @@ class COCOEvaluator(DatasetEvaluator):
         self._detections = ImageCollector(ImageDetections, dataset_name, image_ids)
         self._proposals = ImageCollector(ImageDetections, dataset_name, image_ids)
         self._num_mask_pixels = 0
+        self._listed: list[dict[str, Any]] = []
         # What subclasses written for Detectron2 use.
-        self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._metadata = MetadataCatalog.get(dataset_name)
         self._cpu_device = torch.device("cpu")
@@ -180,11 +182,25 @@ class COCOEvaluator(DatasetEvaluator):
             api.createIndex()
         return api
 
+    @property
+    def _predictions(self) -> list[dict[str, Any]]:
+        """What was processed, as Detectron2's evaluator holds it; see `Predictions`.
+
+        A subclass may read it, change it and append to it. What was looked at is held in this form,
+        which takes much more memory.
+        """
+        self._listed += Predictions(self._detections.take(), self._proposals.take())
+        return self._listed
+
+    @_predictions.setter
+    def _predictions(self, predictions: list[dict[str, Any]]) -> None:
+        self._detections.reset()
+        self._proposals.reset()
+        self._listed = predictions
+
     def reset(self) -> None:
         """Remove what was processed."""
         self._num_mask_pixels = 0
-        self._detections.reset()
-        self._proposals.reset()
         self._predictions = []
 
     def process(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> None:
@@ -263,35 +279,39 @@ class COCOEvaluator(DatasetEvaluator):
             ARl@1000, in [0, 100]. nan without ground truth; 0, with a warning that says why, with
             ground truth but without predictions. Empty in all processes but the main one.
         """
-        # A subclass's `process` may have appended to `_predictions` instead.
-        own = Predictions.of(self._predictions)
-        self._predictions = []
-        for collector, found in (
-            (self._detections, own.detections),
-            (self._proposals, own.proposals),
-        ):
-            for of_image in found:
-                collector.add(of_image)
         detections = self._detections.gather(self._distributed)
         proposals = self._proposals.gather(self._distributed)
+        listed = comm.gather(self._listed) if self._distributed else [self._listed]
         self._results = OrderedDict()
         if detections is None or proposals is None:
             return self._results
-        predictions = Predictions(detections, proposals)
+        predictions: Sequence[dict[str, Any]] = Predictions(detections, proposals)
+        if any(listed):  # the subclass's own methods may need what it has put into the dicts
+            predictions = [*itertools.chain(*listed), *predictions]
         if self._output_dir is not None:  # a method of the subclass's own may write there
             self._output_dir.mkdir(parents=True, exist_ok=True)
-        if proposals:
+        found = Predictions.of(predictions)
+        if found.proposals:
             self._eval_box_proposals(predictions)
-        if detections or not proposals:
+        if found.detections or not found.proposals:
             self._eval_predictions(predictions, img_ids)
         return self._results
+
+    def _in_order(self, found: Sequence[ImageDetections]) -> list[ImageDetections]:
+        """Return what was found in each image as the data set has them, each at most once."""
+        truth = self._ground_truth
+        collector = ImageCollector(ImageDetections, truth.dataset_name, truth.image_ids)
+        for of_image in found:
+            collector.add(of_image)
+        return collector.gather(distributed=False) or []
 
     # Methods of Detectron2's evaluator, which subclasses override.
 
     def _eval_box_proposals(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Put the recall of the proposals into `_results`."""
         truth = self._ground_truth
-        metrics = proposal_recall_metrics(truth, Predictions.of(predictions).proposals)
+        proposals = self._in_order(Predictions.of(predictions).proposals)
+        metrics = proposal_recall_metrics(truth, proposals)
         self._results["box_proposals"] = metrics
         logger.info("recall of proposals on %s:\n%s", truth.dataset_name, metrics_table(metrics))
 
@@ -306,7 +326,8 @@ class COCOEvaluator(DatasetEvaluator):
             predictions: A dict per image; see `Predictions`.
             img_ids: The images that count; None for all.
         """
-        detections, truth = list(Predictions.of(predictions).detections), self._ground_truth
+        truth = self._ground_truth
+        detections = self._in_order(Predictions.of(predictions).detections)
         if self._output_dir is not None:
             dicts = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
             write_json(self._output_dir / self.results_file, dicts, f"{len(dicts)} detections")

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -334,6 +335,82 @@ def _no_detections():
         "scores": torch.zeros(0),
         "pred_classes": torch.zeros(0, dtype=torch.int64),
     }
+
+
+def test_predictions_are_there_as_a_list_of_dicts_for_a_subclass(register, make_record, score):
+    """As in Detectron2: its own `evaluate` may read them, and hand on what it has made of them."""
+
+    class Sure(COCOEvaluator):
+        def evaluate(self):
+            kept = []
+            for prediction in self._predictions:
+                sure = [found for found in prediction["instances"] if found["score"] > 0.4]
+                kept.append({"image_id": prediction["image_id"], "instances": sure})
+            self._results = {}
+            self._eval_predictions(kept)
+            return self._results
+
+    found = {2: [(BOX, 0, 0.9), ([0, 0, 9, 9], 0, 0.3)], 1: [(BOX, 1, 0.8)]}
+    name = register([make_record(1, (BOX, 1)), make_record(2, (BOX, 0))])
+    evaluator = Sure(name)
+    results = score(evaluator, found)
+    assert evaluator._predictions == [
+        {
+            "image_id": 2,
+            "instances": [
+                {"image_id": 2, "category_id": 0, "bbox": [10, 10, 40, 40], "score": ANY},
+                {"image_id": 2, "category_id": 0, "bbox": [0, 0, 9, 9], "score": ANY},
+            ],
+        },
+        {"image_id": 1, "instances": [ANY]},
+    ]
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_what_a_subclass_adds_to_the_predictions_is_scored_and_handed_on(
+    register, make_record, score
+):
+    class Adding(COCOEvaluator):
+        def process(self, inputs, outputs):
+            if inputs[0]["image_id"] == 3:  # in its own way alone
+                found = {"image_id": 3, "category_id": 0, "bbox": [10, 10, 40, 40], "score": 1.0}
+                self._predictions.append({"image_id": 3, "instances": [found]})
+                return
+            super().process(inputs, outputs)
+            if inputs[0]["image_id"] == 1:
+                self._predictions[-1]["mark"] = "seen"
+
+        def _eval_predictions(self, predictions, img_ids=None):
+            self.marks = [prediction.get("mark") for prediction in predictions]
+            super()._eval_predictions(predictions, img_ids)
+
+    records = [make_record(number, (BOX, 0)) for number in (1, 2, 3)]
+    evaluator = Adding(register(records))
+    truth = {number: [(BOX, 0, 1.0)] for number in (1, 3, 2)}
+    results = score(evaluator, truth)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert evaluator.marks == ["seen", None, None]
+    np.testing.assert_equal(evaluator.evaluate(), results)
+    assert score(evaluator, {1: []})["bbox"]["AP"] == 0
+
+
+def test_predictions_that_nobody_looks_at_are_not_held_as_dicts(register, make_record, score):
+    evaluator = COCOEvaluator(register([make_record(1, (BOX, 0))]))
+    score(evaluator, {1: [(BOX, 0, 1.0)]})
+    assert evaluator._listed == []
+    assert len(evaluator._predictions) == 1
+    assert len(evaluator._detections) == 0
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "message"),
+    [([1, 1], "image 1 of data set .* was predicted twice"), ([5], "image 5 was predicted, but")],
+)
+def test_bad_images_of_a_subclass_are_errors(image_ids, message, register, make_record):
+    evaluator = COCOEvaluator(register([make_record(1, (BOX, 0))]))
+    evaluator._predictions += [{"image_id": number, "instances": []} for number in image_ids]
+    with pytest.raises(ValueError, match=message):
+        evaluator.evaluate()
 
 
 def test_image_of_another_data_set_is_an_error(register, make_record, score):
