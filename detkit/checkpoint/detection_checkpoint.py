@@ -27,7 +27,7 @@ from detkit.checkpoint.safe_save import atomic_write, loadable_metadata, save_ch
 from detkit.checkpoint.torchvision_weights import published_file_name
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, UserError
-from detkit.utils.file_io import PathManager
+from detkit.utils.file_io import PathManager, take_handlers
 from detkit.utils.logger import FILE_ONLY
 from detkit.utils.sharded import is_sharded, own_share, whole
 from detkit.utils.text import listed
@@ -107,7 +107,6 @@ class DetectionCheckpointer:
                 file.
         """
         self.model = _unwrapped(model)
-        self.path_manager = PathManager  # where users register handlers for addresses
         self.save_dir = save_dir
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         self.metadata = dict(metadata or {})
@@ -117,6 +116,15 @@ class DetectionCheckpointer:
         self._class_names: list[str] | None = None
         for key, checkpointable in checkpointables.items():
             self.add_checkpointable(key, checkpointable)
+
+    @property
+    def path_manager(self) -> Any:
+        """Where users register handlers for addresses, or put a manager that has them."""
+        return PathManager
+
+    @path_manager.setter
+    def path_manager(self, manager: Any) -> None:
+        take_handlers(manager)
 
     def add_checkpointable(self, key: str, checkpointable: Checkpointable) -> None:
         """Add an object to save and load, under the name `key`.

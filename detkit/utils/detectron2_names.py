@@ -146,6 +146,7 @@ RENAMED: dict[str, str] = {
     "solver.lr_scheduler._get_warmup_factor_at_iter": "solver.lr_scheduler.warmup_factor_at",
     "structures.boxes.matched_boxlist_iou": "structures.boxes.matched_pairwise_iou",
     "utils.video_visualizer._DetectedInstance": "visualization.video.DetectedInstance",
+    "utils.events.TensorBoardXWriter": "utils.events.TensorboardXWriter",
     "utils.registry._convert_target_to_string": "utils.registry.qualified_name",
     "utils.visualizer._create_text_labels": "visualization.visualizer.text_labels",
 }

@@ -108,6 +108,14 @@ PathManager.register_handler(DownloadHandler())
 PathManager.register_handler(Detectron2Handler())
 PathManager.register_handler(CatalogHandler())
 PathManager.register_handler(HomeHandler())
+_OWN_PREFIXES = frozenset(PathManager._path_handlers)
+
+
+def take_handlers(manager: _PathManager) -> None:
+    """Let `PathManager` open the addresses of another manager, but for those that it knows."""
+    for handler in manager._path_handlers.values():
+        if _OWN_PREFIXES.isdisjoint(handler._get_supported_prefixes()):
+            PathManager.register_handler(handler, allow_override=True)
 
 
 def require_regular_file(

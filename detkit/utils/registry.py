@@ -1,5 +1,6 @@
 """Registries of classes and functions that a config selects by name."""
 
+import importlib
 import pydoc
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
@@ -12,6 +13,10 @@ T = TypeVar("T")
 
 class DuplicateNameError(UserError, KeyError, AssertionError):
     """A name under which another object is already registered; see `ContractError`."""
+
+
+class UnknownImportError(UnknownNameError, ImportError):
+    """A dotted path that leads to nothing."""
 
 
 class Registry:
@@ -98,9 +103,14 @@ def locate(name: str) -> Any:
     """Return the object that a dotted path names, such as `torch.nn.ReLU` or a method.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownImportError: There is none.
     """
     found = pydoc.locate(name)
-    if found is None:
-        raise UnknownNameError(f"there is nothing to import under {name!r}")
-    return found
+    if found is not None:
+        return found
+    module, _, attribute = name.rpartition(".")
+    try:
+        # A module that a function of its package hides, such as `torch.optim.sgd`.
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownImportError(f"there is nothing to import under {name!r}") from error

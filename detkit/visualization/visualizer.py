@@ -157,6 +157,8 @@ class Visualizer:
         """
         fields = predictions.get_fields()
         classes = fields["pred_classes"].tolist() if "pred_classes" in fields else None
+        if self._instance_mode is ColorMode.IMAGE_BW and "pred_masks" not in fields:
+            self._grey_out(np.zeros(self._image_size, dtype=bool))
         return self.overlay_instances(
             boxes=fields.get("pred_boxes"),
             labels=text_labels(classes, fields.get("scores"), self._things.names),

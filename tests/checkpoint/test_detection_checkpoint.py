@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from iopath.common.file_io import NativePathHandler
+from iopath.common import file_io as iopath
 from torch import nn
 from torch.nn.parallel import DataParallel
 
@@ -19,6 +19,7 @@ from detkit.checkpoint.detection_checkpoint import (
     IncompatibleKeys,
     align_and_update_state_dicts,
 )
+from detkit.utils.file_io import DownloadHandler, PathManager
 
 
 class Net(nn.Module):
@@ -200,8 +201,9 @@ def test_foreign_weights_of_another_model_are_an_error_that_names_their_layout(t
         DetectionCheckpointer(Net()).load(str(tmp_path / "R-50.pkl"))
 
 
-def test_handlers_of_its_path_manager_open_addresses(tmp_path):
-    class Handler(NativePathHandler):
+@pytest.mark.parametrize("as_manager", [False, True])
+def test_handlers_of_its_path_manager_open_addresses(as_manager, tmp_path):
+    class Handler(iopath.PathHandler):
         def _get_supported_prefixes(self):
             return ["mine://"]
 
@@ -211,7 +213,14 @@ def test_handlers_of_its_path_manager_open_addresses(tmp_path):
     model = nn.Linear(2, 1)
     DetectionCheckpointer(model, str(tmp_path)).save("saved")
     checkpointer = DetectionCheckpointer(nn.Linear(2, 1))
-    checkpointer.path_manager.register_handler(Handler(), allow_override=True)
+    if as_manager:
+        manager = iopath.PathManager()
+        manager.register_handler(Handler())
+        manager.register_handler(iopath.HTTPURLHandler())
+        checkpointer.path_manager = manager
+        assert isinstance(PathManager._path_handlers["https://"], DownloadHandler)
+    else:
+        checkpointer.path_manager.register_handler(Handler(), allow_override=True)
     checkpointer.load("mine://saved.pth")
     assert torch.equal(checkpointer.model.weight, model.weight)
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from detkit.utils.errors import UnknownNameError
 from detkit.utils.registry import Registry, locate, qualified_name
@@ -54,5 +55,8 @@ def test_objects_are_found_by_their_path():
     assert locate("detkit.utils.registry.Registry") is Registry
     assert locate("detkit.utils.registry.Registry.get") is Registry.get
     assert locate(qualified_name(Registry.get)) is Registry.get
-    with pytest.raises(UnknownNameError, match="nothing to import"):
-        locate("detkit.utils.registry.Nothing")
+    assert locate(qualified_name(torch.optim.SGD)) is torch.optim.SGD
+    for name in ("detkit.utils.registry.Nothing", "nothing", "torch.optim.sgd.Nothing"):
+        with pytest.raises(UnknownNameError, match="nothing to import") as caught:
+            locate(name)
+        assert isinstance(caught.value, ImportError)

@@ -176,6 +176,16 @@ def test_grey_mode_keeps_colour_within_masks_only(masks) -> None:
     assert len(set(image[5, 5].tolist())) == 1
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_grey_mode_is_all_grey_for_predictions_without_masks(count) -> None:
+    red = np.full((120, 160, 3), (200, 0, 0), np.uint8)
+    picture = Visualizer(red, instance_mode=ColorMode.IMAGE_BW)
+    image = picture.draw_instance_predictions(_predictions(count)).get_image()
+    assert len(set(image[115, 155].tolist())) == 1
+    if count == 0:
+        assert (image == image[..., :1]).all()
+
+
 def test_different_numbers_of_boxes_and_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="got 1 boxes, 2 labels"):
         Visualizer(_grey()).overlay_instances(boxes=[[0, 0, 5, 5]], labels=["cat", "dog"])
