@@ -277,9 +277,13 @@ def open_model(
     return metadata, run
 
 
-def _not_runnable(path: str, library: str, error: Exception) -> ModelFileError:
-    reason = " ".join(str(error).split())[:300]  # openvino's are many lines long
-    return ModelFileError(f"{path} is no model that {library} can run: {reason}")
+def _not_runnable(path: str, library: str, error: Exception | str) -> ModelFileError:
+    return ModelFileError(f"{path} is no model that {library} can run: {one_line(error)}")
+
+
+def one_line(error: Exception | str) -> str:
+    """Return the start of a message of onnxruntime or openvino, which may have many lines."""
+    return " ".join(str(error).split())[:300]
 
 
 def _open_onnx(
@@ -300,7 +304,8 @@ def _open_onnx(
     providers = [name for name in wanted if name in available]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # its own classes, one per status
+        text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    except Exception as error:  # its own classes, one per status; text that is not UTF-8
         raise _not_runnable(path, "onnxruntime", error) from error
     names = [output.name for output in session.get_outputs()]
     inputs = {i.name for i in session.get_inputs()}
@@ -311,7 +316,6 @@ def _open_onnx(
         found: Any = session.run(None, given)
         return dict(zip(names, found, strict=True))
 
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
     return text, names, run
 
 
@@ -330,6 +334,10 @@ def _open_openvino(
     if num_threads:
         settings["INFERENCE_NUM_THREADS"] = num_threads
     try:
+        with Path(path).open("rb") as file:
+            # Otherwise the readers of other programs try, and print what they think of it.
+            if b"<net" not in file.read(4096):
+                raise _not_runnable(path, "openvino", "it does not start with <net>")
         model = core.read_model(path)
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
         # float32 unless the file asks, also where the processor would be faster in bfloat16.
@@ -337,7 +345,7 @@ def _open_openvino(
         in_half = model.has_rt_info(key) and model.get_rt_info(key).astype(str) == "bf16"
         settings["INFERENCE_PRECISION_HINT"] = "bf16" if in_half else "f32"
         compiled = core.compile_model(model, "CPU", settings)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise _not_runnable(path, "openvino", error) from error
     names = [output.get_any_name() for output in compiled.outputs]
     inputs = {name for i in compiled.inputs for name in i.get_names()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detkit.export.runtime.model_file import Arrays, ModelFileError, open_model
+from detkit.export.runtime.model_file import Arrays, ModelFileError, one_line, open_model
 from detkit.export.runtime.resize import output_size, resize_antialiased, resize_bilinear
 from detkit.export.runtime.results import merged_segments, rescaled_detections
 from detkit.utils.errors import ConfigError, DataError, UserError
@@ -97,7 +97,7 @@ class ExportedPredictor:
         try:
             outputs = self._run(inputs)
         except Exception as error:  # of either library; ours have been raised before
-            reason = f"fails at a batch of shape {shape}: {error}"
+            reason = f"fails at a batch of shape {shape}: {one_line(error)}"
             raise ModelFileError(f"{self._path} {reason}") from error
         self._check(outputs, shape)
         return [
@@ -163,6 +163,7 @@ class ExportedPredictor:
                 and len(shape) == dims[name]
                 and shape[0] == num_images
                 and (rows is None or shape[1] == rows)
+                and 0 not in shape[1 if name == "sem_seg" else 2 :]
                 and (name != "boxes" or shape[2] == 4)
                 and (name != "keypoints" or shape[3] == 3)
                 and (name != "sem_seg" or (shape[2] >= height and shape[3] >= width))

@@ -135,6 +135,31 @@ def test_file_that_is_no_model_is_refused(tmp_path):
         open_model(tmp_path / "m.onnx")
 
 
+def test_page_of_the_web_is_refused_without_words_of_other_readers(tmp_path, capfd):
+    pytest.importorskip("openvino")
+    (tmp_path / "m.xml").write_text("<html>not found</html>")
+    with pytest.raises(ModelFileError, match=r"m\.xml is no model that openvino can run: "):
+        open_model(tmp_path / "m.xml")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_metadata_of_other_bytes_than_text_are_refused(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path / "m.onnx", text="@@")
+    path.write_bytes(path.read_bytes().replace(b"@@", b"\xff\xfe"))
+    with pytest.raises(ModelFileError, match=r"m\.onnx is no model .*'utf-8' codec"):
+        open_model(path)
+    openvino = pytest.importorskip("openvino")
+    model = openvino.convert_model(write_onnx(tmp_path / "m.onnx"))
+    model.set_rt_info("@@", ["detkit"])
+    openvino.save_model(model, tmp_path / "m.xml")
+    content = (tmp_path / "m.xml").read_bytes()
+    (tmp_path / "m.xml").write_bytes(content.replace(b"@@", b"\xff\xfe"))
+    with pytest.raises(ModelFileError, match=r"m\.xml is no model .*'utf-8' codec"):
+        open_model(tmp_path / "m.xml")
+
+
 def test_model_of_another_program_is_refused(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -141,6 +141,10 @@ def test_wrong_image_is_named(make, image, message):
         pytest.param(
             "sem_seg", lambda x: x[:, :, 1:], "'sem_seg' is float32 of shape", id="pixels"
         ),
+        pytest.param(
+            "sem_seg", lambda x: x[:, :0], "'sem_seg' is float32 of shape", id="no class of pixels"
+        ),
+        pytest.param("masks", lambda x: x[..., :0], "'masks' is float32 of shape", id="no cells"),
     ],
 )
 def test_outputs_that_break_the_rules_are_refused(make, name, change, message):
@@ -154,9 +158,9 @@ def test_outputs_that_break_the_rules_are_refused(make, name, change, message):
 
 def test_failure_of_the_library_is_told(make):
     def run(images, image_sizes):
-        raise RuntimeError("Conv: wrong shape")
+        raise RuntimeError("Conv:\n  wrong shape\n")
 
-    with pytest.raises(ModelFileError, match=r"m\.onnx fails at a batch of .*Conv: wrong shape"):
+    with pytest.raises(ModelFileError, match=r"m\.onnx fails at a batch of .*Conv: wrong shape$"):
         make(run)(_image(20, 40))
 
 
