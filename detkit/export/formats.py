@@ -3,15 +3,15 @@
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import walk_tb
 from typing import Any
 
 import torch
-from torch._decomp import decomposition_table
 from torch.export import ExportedProgram
 
 from detkit.export.graph import ExportError
@@ -122,23 +122,28 @@ def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
         if missing is None:
             raise
         raise ExportError(
-            f"{_module_with(program, missing[1])}: ONNX has no counterpart of its operator"
-            f" {missing[1]}"
+            f"{_module_of(error)}: ONNX has no counterpart of its operator {missing[1]}"
         ) from error
 
 
-def _module_with(program: ExportedProgram, operator: str) -> str:
-    """Return the name of the module of the model in which an operator is called."""
-    # The operator may be a part of the one that the module calls.
-    parts = {**torch.export.default_decompositions(), **decomposition_table}
-    parts = {op: function for op, function in parts.items() if hasattr(op, "_schema")}
-    for node in program.run_decompositions(parts).graph.nodes:
-        if str(node.target).startswith(f"{operator}."):
-            modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
-            # The graph holds the model as `model`.
-            named = [name.removeprefix("model.") for name in modules if name not in ("", "model")]
-            return named[-1] if named else "the model"
+def _module_of(error: BaseException) -> str:
+    """Return the name of the module of the model whose operator torch cannot convert to ONNX."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # The message names a node of torch's own graph, in which operators are in parts.
+        for frame, _ in walk_tb(cause.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node):
+                return _innermost(name for name, _ in node.meta.get("nn_module_stack", {}).values())
+        cause = cause.__cause__
     return "the model"
+
+
+def _innermost(modules: Iterable[str]) -> str:
+    """Return the last of the modules that an operator lies in, by its name in the model."""
+    # The graph holds the model as `model`.
+    named = [name.removeprefix("model.") for name in modules if name not in ("", "model")]
+    return named[-1] if named else "the model"
 
 
 def _onnx_sort(x: Any, *, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
@@ -224,7 +229,5 @@ def _onnx_module_with(onnx_file: Path, operator: str) -> str:
         if node.op_type == operator:
             # torch writes a list in Python's syntax: '', names of modules, and that of the call.
             notes = {entry.key: entry.value for entry in node.metadata_props}
-            scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))[:-1]
-            named = [name.removeprefix("model.") for name in scopes if name not in ("", "model")]
-            return named[-1] if named else "the model"
+            return _innermost(ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))[:-1])
     return "the model"

@@ -4,9 +4,13 @@ Legend: N images, C channels, H x W pixels of the input, D detections per image,
     the batch.
 """
 
+import contextlib
 import copy
+import io
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -254,7 +258,8 @@ def _recorded(
     oblivious = _symbols.patch(  # pyright: ignore[reportAttributeAccessIssue]
         backed_size_oblivious=True
     )
-    with oblivious:
+    # Of what it cannot record, torch prints all that went before.
+    with oblivious, contextlib.redirect_stderr(io.StringIO()):
         program = torch.export.export(
             module,
             (images, sizes),
@@ -312,7 +317,7 @@ def _is_like(found: Tensor | None, expected: Tensor) -> bool:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _naming_the_module(model: nn.Module) -> Iterator[None]:
     """Turn an error into one that names the module whose forward raised it."""
     names = {module: name for name, module in model.named_modules()}
@@ -334,13 +339,24 @@ def _naming_the_module(model: nn.Module) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         # Of violated constraints, the first line says nothing.
         reason = next((line.strip(" -") for line in lines if line.startswith("  - ")), lines[0])
+        if "specialized integer" in reason:
+            reason = "how many objects there are is not known here; write x.shape[0] for len(x)"
         raise ExportError(
             f"{names.get(module) or 'the model'} ({type(module).__name__}) cannot be exported:"
-            f" {reason[:500]}"
+            f" {reason[:500]}{_place_of(error)}"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _place_of(error: Exception) -> str:
+    """Return the line outside of torch in which an error was raised, in brackets."""
+    torch_folder = str(Path(torch.__file__).parent) + os.sep
+    for frame in reversed(extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(torch_folder) and frame.name != "__len__":
+            return f" ({frame.filename}:{frame.lineno}: {frame.line})"
+    return ""
 
 
 def output_names(program: torch.export.ExportedProgram) -> list[str]:
