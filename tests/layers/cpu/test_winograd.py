@@ -47,6 +47,10 @@ def _assert_equals_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
         pytest.param(1, 8, 8, 10, 1, id="one column"),
         pytest.param(1, 8, 8, 50, 250, id="several strips"),
         pytest.param(1, 2, 3, 14, 1560, id="row longer than a strip"),
+        pytest.param(5, 4, 6, 14, 14, id="regions"),
+        pytest.param(11, 4, 6, 7, 5, id="oblong regions, last row not full"),
+        pytest.param(1500, 2, 2, 7, 7, id="several mosaics"),
+        pytest.param(2, 4, 6, 16, 17, id="too wide for regions"),
         pytest.param(3, 8, 16, 7, 10, id="three images"),
         pytest.param(2, 1, 5, 6, 7, id="one channel in"),
         pytest.param(2, 5, 1, 6, 7, id="one channel out"),
@@ -66,9 +70,16 @@ def test_equals_torch_with_channels_last_weights():
 
 
 def test_images_of_a_batch_do_not_mix():
-    x, weight = _map(3, 8, 9, 10), _weight(8, 8, 3, 3)
+    x, weight = _map(3, 8, 9, 20), _weight(8, 8, 3, 3)
     one_by_one = torch.cat([winograd_conv2d(x_i[None], weight) for x_i in x])
     torch.testing.assert_close(winograd_conv2d(x, weight), one_by_one, rtol=0, atol=0)
+
+
+def test_regions_of_a_mosaic_do_not_mix():
+    x, weight = _map(6, 8, 7, 5), _weight(8, 8, 3, 3)
+    x[2] = 0
+    y = winograd_conv2d(x, weight, torch.ones(8))
+    assert torch.all((y[2] - 1).abs() <= 1e-4)
 
 
 def test_inputs_are_not_changed():
@@ -183,9 +194,15 @@ def test_applies_to_training_on_batches_that_pay_for_it(name):
             assert _applies(conv, x) == applies
 
 
-def test_does_not_apply_to_many_small_maps():
+@pytest.mark.parametrize(
+    ("num_regions", "applies"), [(10, False), (11, False), (16, True), (24, True)]
+)
+def test_applies_to_many_regions(num_regions, applies):
     with torch.no_grad():
-        assert not _applies(_conv(), _map(50, 128, 14, 14))
+        assert _applies(_conv(), _map(num_regions, 128, 14, 14)) == applies
+    assert _applies(_conv(), _map(num_regions, 128, 14, 14)) == (num_regions == 24)
+    with torch.no_grad(), PreparedWeights().in_use():
+        assert _applies(_conv(), _map(num_regions, 128, 14, 14)) == (num_regions >= 10)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
@@ -254,6 +271,8 @@ def test_layer_in_training_equals_torch(norm):
         pytest.param(2, 5, 7, 13, 19, id="one pixel over"),
         pytest.param(1, 3, 4, 1, 1, id="one pixel"),
         pytest.param(1, 4, 3, 50, 250, id="several strips"),
+        pytest.param(11, 4, 6, 7, 5, id="regions"),
+        pytest.param(1500, 2, 2, 7, 7, id="several mosaics"),
         pytest.param(0, 4, 3, 6, 6, id="no images"),
     ],
 )
