@@ -101,6 +101,25 @@ class FrozenBatchNorm2d(nn.Module):
         return module
 
     @classmethod
+    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
+        """Let every frozen batch norm of a module learn again, from where it stands.
+
+        Args:
+            module: Its children are replaced in place.
+
+        Returns:
+            The module, or its BatchNorm2d when it is a frozen batch norm itself.
+        """
+        if isinstance(module, FrozenBatchNorm2d):
+            norm = nn.BatchNorm2d(module.num_features, module.eps).to(module.weight)
+            numbers = {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
+            norm.load_state_dict(numbers, strict=False)
+            return norm.train(module.training)
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert_frozenbatchnorm2d_to_batchnorm2d(child))
+        return module
+
+    @classmethod
     def _from_batchnorm(cls, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(f"only a batch norm with running statistics can be frozen: got {norm}")

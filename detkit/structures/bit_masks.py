@@ -175,7 +175,7 @@ class BitMasks:
         if index.numel() == 0:
             index = index.long()  # an empty list becomes float
         if index.dim() != 1:
-            raise ValueError(
+            raise ContractError(
                 f"{len(self)} masks are indexed by a row of indices: got shape {tuple(index.shape)}"
             )
         rows = torch.arange(len(self), device=self.device) if self._rows is None else self._rows

@@ -18,6 +18,10 @@ from detkit.utils.errors import ContractError
 BoxLike = TypeVar("BoxLike", list, tuple, np.ndarray, Tensor)
 
 
+class NoConversionError(ContractError, NotImplementedError):
+    """There is no conversion between two modes."""
+
+
 @unique
 class BoxMode(IntEnum):
     """Format of a box. The integers are stored in data set files: they never change.
@@ -50,7 +54,7 @@ class BoxMode(IntEnum):
 
         Raises:
             ValueError: A box has the wrong number of coordinates.
-            ValueError: There is no such conversion. Relative modes would need the image size.
+            NoConversionError: There is none. Relative modes would need the image size.
 
         Example:
             >>> BoxMode.convert([10, 20, 5, 8], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
@@ -62,7 +66,7 @@ class BoxMode(IntEnum):
         converter = _CONVERTERS.get((from_mode, to_mode))
         if converter is None:
             known = ", ".join(f"{a.name} to {b.name}" for a, b in _CONVERTERS)
-            raise ContractError(
+            raise NoConversionError(
                 f"no conversion from {from_mode.name} to {to_mode.name}; there are: {known}"
             )
         # Through NumPy: torch.tensor() would round Python floats to float32.

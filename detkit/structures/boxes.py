@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from detkit.utils.errors import ContractError
+from detkit.utils.errors import ContractError, WrongTypeError
 
 AnyBoxes = TypeVar("AnyBoxes", bound="Boxes")
 
@@ -173,14 +173,16 @@ def check_class(cls: type, items: Sequence[object]) -> None:
     for index, item in enumerate(items):
         if not isinstance(item, cls):
             kind = type(item).__name__
-            raise TypeError(f"{cls.__name__}.cat takes {cls.__name__}: item {index} is {kind}")
+            raise WrongTypeError(f"{cls.__name__}.cat takes {cls.__name__}: item {index} is {kind}")
 
 
 def check_boxes_of(what: str, count: int, boxes: Tensor) -> None:
     """Check that there is one box (x1, y1, x2, y2) for each of `count` masks or objects."""
     if boxes.shape != (count, 4):
         shape = tuple(boxes.shape)
-        raise ValueError(f"need a box (x1, y1, x2, y2) per {what}: got {shape} for {count} {what}s")
+        raise ContractError(
+            f"need a box (x1, y1, x2, y2) per {what}: got {shape} for {count} {what}s"
+        )
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:

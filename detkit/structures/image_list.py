@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.utils.errors import ContractError
+from detkit.utils.errors import ContractError, WrongTypeError
 
 
 class ImageList:
@@ -58,9 +58,9 @@ class ImageList:
         """The device that holds the batch."""
         return self.tensor.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageList:
-        """Return the batch on another device."""
-        return ImageList(self.tensor.to(device=device, non_blocking=non_blocking), self.image_sizes)
+    def to(self, *args: Any, **kwargs: Any) -> ImageList:
+        """Return the batch on another device, or of another dtype, by `Tensor.to`."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @staticmethod
     def from_tensors(
@@ -75,7 +75,7 @@ class ImageList:
 
         Args:
             tensors: N images (C, height, width) or (height, width), of one dtype, device and number
-                of channels.
+                of channels; with further dimensions before C, clips of a video.
             size_divisibility: H and W become multiples of this, unless it is 0.
             pad_value: Value of the padding.
             padding_constraints: Constraints of a backbone: `size_divisibility` replaces the
@@ -112,10 +112,10 @@ def _check_images(tensors: Sequence[Tensor]) -> None:
         raise ContractError("need at least one image to make a batch")
     for index, image in enumerate(tensors):
         if not isinstance(image, Tensor):
-            raise TypeError(f"images are tensors: image {index} is {type(image).__name__}")
-        if image.dim() not in (2, 3):
+            raise WrongTypeError(f"images are tensors: image {index} is {type(image).__name__}")
+        if image.dim() < 2:
             shape = tuple(image.shape)
-            raise ValueError(f"images are (C, H, W) or (H, W): image {index} has shape {shape}")
+            raise ValueError(f"images are ([C,] H, W): image {index} has shape {shape}")
         if image.shape[:-2] != tensors[0].shape[:-2]:
             shapes = f"{tuple(tensors[0].shape)} and image {index} {tuple(image.shape)}"
             raise ContractError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -16,11 +17,17 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from detkit.structures.batch_boxes import RowImages
-from detkit.utils.errors import ContractError, MissingPackageError
+from detkit.utils.errors import ContractError, MissingPackageError, WrongTypeError
 from detkit.utils.text import did_you_mean
 
 # Untyped: its annotations cover only one of the forms that its functions take.
 _COCO: Any = coco_mask
+
+
+class MissingFieldError(AttributeError, KeyError):
+    """Instances lack a field: an AttributeError where it is an attribute, a KeyError of `get`."""
+
+    __str__ = Exception.__str__  # not as KeyError, which shows the repr of the message
 
 
 class Instances:
@@ -68,7 +75,7 @@ class Instances:
         # Called for missing attributes only. `_fields` is one while unpickled or copied.
         if name == "_fields" or name not in self._fields:
             known = list(self.__dict__.get("_fields", ()))
-            raise AttributeError(
+            raise MissingFieldError(
                 f"Instances have no field {name!r}, only {known}.{did_you_mean(name, known)}"
             )
         return self._fields[name]
@@ -78,14 +85,16 @@ class Instances:
 
         Raises:
             ValueError: Its length differs from that of the other fields.
+            TypeError: It has no length.
         """
         # The lengths in an exported graph are not known yet.
-        is_known = not torch.compiler.is_exporting()
-        if len(self._fields) > 0 and is_known and len(value) != len(self):
-            raise ContractError(
-                f"field {name!r} needs one value per instance: got {len(value)} for {len(self)}"
-                " instances"
-            )
+        if not torch.compiler.is_exporting():
+            count = len(value)
+            if len(self._fields) > 0 and count != len(self):
+                raise ContractError(
+                    f"field {name!r} needs one value per instance: got {count} for {len(self)}"
+                    " instances"
+                )
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
@@ -96,7 +105,7 @@ class Instances:
         """Return a field.
 
         Raises:
-            AttributeError: There is none of this name.
+            AttributeError: There is none of this name. It is a KeyError, too.
         """
         return self.__getattr__(name)
 
@@ -104,7 +113,7 @@ class Instances:
         """Drop a field.
 
         Raises:
-            AttributeError: There is none of this name.
+            AttributeError: There is none of this name. It is a KeyError, too.
         """
         self.get(name)
         del self._fields[name]
@@ -154,12 +163,14 @@ class Instances:
         """Join tables of one image.
 
         Args:
-            instance_lists: At least one; all with the same image size and fields.
+            instance_lists: At least one; all with the same image size, and with the fields of the
+                first. Others are left out with a warning, where Detectron2 says nothing.
 
         Raises:
             ValueError: There are none.
-            ValueError: They differ in image size or in fields.
-            TypeError: A field cannot be joined.
+            ValueError: They differ in image size, or one lacks a field.
+            ValueError: A field cannot be joined.
+            TypeError: One is something else.
         """
         if len(instance_lists) == 0:
             raise ContractError("need at least one Instances to join")
@@ -339,15 +350,20 @@ def _select_from_list(values: list[Any], item: slice | Tensor | Sequence[int]) -
 
 def _check_joinable(first: Instances, other: Instances, index: int) -> None:
     if not isinstance(other, Instances):
-        raise TypeError(f"Instances.cat takes Instances: item {index} is {type(other).__name__}")
+        kind = type(other).__name__
+        raise WrongTypeError(f"Instances.cat takes Instances: item {index} is {kind}")
     if other.image_size != first.image_size:
         sizes = f"{first.image_size} and item {index} {other.image_size}"
         raise ContractError(
             f"only instances of one image can be joined: item 0 has image size {sizes}"
         )
-    if other.get_fields().keys() != first.get_fields().keys():
-        fields = f"{sorted(first.get_fields())} and item {index} {sorted(other.get_fields())}"
+    names, other_names = first.get_fields().keys(), other.get_fields().keys()
+    if names - other_names:
+        fields = f"{sorted(names)} and item {index} {sorted(other_names)}"
         raise ContractError(f"instances to join need the same fields: item 0 has {fields}")
+    if other_names - names:
+        left_out = ", ".join(sorted(other_names - names))
+        warnings.warn(f"Instances.cat leaves out {left_out}: item 0 lacks it", stacklevel=4)
 
 
 def _join(name: str, values: list[Any]) -> Any:
@@ -358,4 +374,4 @@ def _join(name: str, values: list[Any]) -> Any:
         return list(itertools.chain.from_iterable(values))
     if hasattr(kind, "cat"):
         return kind.cat(values)
-    raise TypeError(f"field {name!r} is {kind.__name__}, which has no cat to be joined with")
+    raise ValueError(f"field {name!r} is {kind.__name__}, which has no cat to be joined with")

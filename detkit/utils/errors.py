@@ -23,6 +23,10 @@ class ContractError(ValueError, AssertionError):
     """A wrong call which Detectron2 answers with an AssertionError, for code that expects one."""
 
 
+class WrongTypeError(TypeError, AssertionError):
+    """A value of a wrong type, likewise."""
+
+
 class TakenNameError(ConfigError, ContractError):
     """A data set, or a value of its metadata, that exists already with other contents."""
 

@@ -171,6 +171,20 @@ def test_frozen_copy_does_not_follow_its_batchnorm():
     assert torch.equal(frozen.running_mean, before)
 
 
+def test_frozen_norms_learn_again_from_where_they_stand():
+    module = nn.Sequential(_trained_batchnorm(4), nn.Sequential(_trained_batchnorm(3)))
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(module.eval())
+    state = {name: value.clone() for name, value in frozen.state_dict().items()}
+    thawed = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d(frozen)
+    assert [type(thawed[0]), type(thawed[1][0])] == [nn.BatchNorm2d] * 2
+    assert all(torch.equal(thawed.state_dict()[name], x) for name, x in state.items() if x.ndim)
+    assert all(parameter.requires_grad for parameter in thawed.parameters())
+    assert not thawed[0].training
+    alone = FrozenBatchNorm2d.convert_frozenbatchnorm2d_to_batchnorm2d(FrozenBatchNorm2d(4, 1e-3))
+    assert alone.eps == 1e-3
+    torch.testing.assert_close(alone.running_var, torch.full((4,), 0.999))
+
+
 def test_convert_needs_running_statistics():
     with pytest.raises(ValueError, match="only a batch norm with running statistics can be frozen"):
         FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(4, track_running_stats=False))

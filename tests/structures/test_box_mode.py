@@ -109,6 +109,12 @@ def test_equal_modes_give_the_input_itself():
     assert BoxMode.convert(box, BoxMode.XYWH_REL, BoxMode.XYWH_REL) is box
 
 
+def test_missing_conversion_is_of_detectron2s_kinds():
+    for kind in (NotImplementedError, AssertionError):
+        with pytest.raises(kind, match="no conversion from XYXY_ABS to XYWHA_ABS"):
+            BoxMode.convert([1, 2, 3, 4], BoxMode.XYXY_ABS, BoxMode.XYWHA_ABS)
+
+
 def test_relative_mode_is_an_error_that_lists_the_conversions():
     with pytest.raises(
         ValueError, match="no conversion from XYXY_REL to XYXY_ABS; there are: XYWH_ABS to XYXY_ABS"

@@ -149,8 +149,9 @@ def test_cat_of_nothing_is_no_boxes():
 
 
 def test_cat_of_tensors_is_an_error():
-    with pytest.raises(TypeError, match="Boxes.cat takes Boxes: item 1 is Tensor"):
+    with pytest.raises(TypeError, match="Boxes.cat takes Boxes: item 1 is Tensor") as error:
         Boxes.cat([Boxes([]), random_boxes(1)])  # type: ignore[list-item]
+    assert isinstance(error.value, AssertionError)  # as in Detectron2
 
 
 def test_clone_and_to_give_equal_boxes():

@@ -70,6 +70,20 @@ def test_to_moves_the_batch():
     assert batch.image_sizes == SIZES
 
 
+def test_batch_is_sent_on_with_another_dtype():
+    batch = ImageList.from_tensors(_images(3)).to("cpu", torch.float16)
+    assert batch.tensor.dtype == torch.float16
+    assert batch.image_sizes == SIZES
+
+
+def test_images_may_have_further_dimensions():
+    clips = [torch.ones(5, 3, 4, 6), torch.ones(5, 3, 5, 5)]
+    batch = ImageList.from_tensors(clips, 4)
+    assert batch.tensor.shape == (2, 5, 3, 8, 8)
+    assert batch[1].shape == (5, 3, 5, 5)
+    assert batch.tensor.sum() == 5 * 3 * (24 + 25)
+
+
 def test_no_images_are_an_error():
     with pytest.raises(ValueError, match="need at least one image"):
         ImageList.from_tensors([])

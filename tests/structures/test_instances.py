@@ -143,13 +143,34 @@ def test_cat_of_one_is_itself():
         ),
         pytest.param(lambda i: [i, "x"], TypeError, "item 1 is str", id="no instances"),
         pytest.param(
-            lambda i: [Instances((4, 4), a="ab")] * 2, TypeError, "field 'a' is str", id="no cat"
+            lambda i: [Instances((4, 4), a="ab")] * 2, ValueError, "field 'a' is str", id="no cat"
         ),
     ],
 )
 def test_cat_of_what_does_not_go_together_is_an_error(make, error, message):
     with pytest.raises(error, match=message):
         Instances.cat(make(_instances()))
+
+
+def test_fields_that_the_first_lacks_are_left_out_with_a_warning():
+    first, second = Instances((4, 4), a=torch.zeros(2)), Instances((4, 4), a=torch.ones(1), b=[3])
+    with pytest.warns(UserWarning, match=r"Instances.cat leaves out b: item 0 lacks it"):
+        joined = Instances.cat([first, second])
+    assert list(joined.get_fields()) == ["a"]
+    assert joined.a.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("method", ["get", "remove"])
+def test_missing_field_is_a_key_error_with_a_readable_message_too(method):
+    with pytest.raises(KeyError) as error:
+        getattr(_instances(), method)("score")
+    assert str(error.value).startswith("Instances have no field 'score', only [")
+    assert not hasattr(_instances(), "score")
+
+
+def test_field_without_a_length_is_an_error():
+    with pytest.raises(TypeError, match="no len"):
+        Instances((4, 4), number=5)
 
 
 @pytest.mark.parametrize(
