@@ -1,6 +1,8 @@
 """Registries of whole models and of semantic heads, and the functions that build from a config."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,15 +36,18 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 """Values of MODEL.MEMORY_FORMAT."""
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
+def build_model(cfg: CfgNode | Mapping[str, Any]) -> nn.Module:
     """Build the model that MODEL.META_ARCHITECTURE selects, with random weights.
 
-    Weights are on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT, and those that
+    As in Detectron2, the config may be one of omegaconf: any mapping that has all keys. Weights are
+    on MODEL.DEVICE, those of convolutions in MODEL.MEMORY_FORMAT, and those that
     SOLVER.FREEZE matches do not train. MODEL.WEIGHTS is loaded by `DetectionCheckpointer`.
 
     Raises:
         ConfigError: A setting is out of range; the message names the key.
     """
+    if not isinstance(cfg, CfgNode):
+        cfg = CfgNode(_as_plain(cfg))
     _check_branches(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.INIT:
@@ -65,6 +70,15 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Build the head that MODEL.SEM_SEG_HEAD.NAME selects, for the features of a backbone."""
     return SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+
+
+def _as_plain(settings: Any) -> Any:
+    """Return a tree of mappings and sequences as one of dicts and lists."""
+    if isinstance(settings, Mapping):
+        return {key: _as_plain(value) for key, value in settings.items()}
+    if isinstance(settings, Sequence) and not isinstance(settings, str):
+        return [_as_plain(value) for value in settings]
+    return settings
 
 
 def _check_branches(cfg: CfgNode) -> None:

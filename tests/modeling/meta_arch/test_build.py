@@ -1,7 +1,10 @@
 """Tests of detkit.modeling.meta_arch.build."""
 
+from collections import UserDict, UserList
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from detkit.config import declare_architecture, get_cfg
@@ -41,6 +44,30 @@ def test_weights_are_in_the_memory_format(name, memory_format):
 
 def test_model_is_on_the_device():
     assert build_model(config()).conv.weight.device.type == "cpu"
+
+
+def test_config_may_be_any_tree_of_mappings_and_sequences():
+    class Tree(UserDict):
+        """Like omegaconf's, no dict, and what it holds is none either."""
+
+        def __getitem__(self, key):
+            value = super().__getitem__(key)
+            if isinstance(value, list):
+                return UserList(value)
+            return Tree(value) if isinstance(value, dict) else value
+
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    torch.manual_seed(0)
+    expected = build_model(cfg).state_dict()
+    torch.manual_seed(0)
+    found = build_model(Tree(yaml.safe_load(cfg.dump()))).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(AttributeError, match="no config key 'MODEL'"):
+        build_model({"SOLVER": {}})
 
 
 def test_device_that_is_none_names_the_key():
