@@ -49,7 +49,10 @@ MODELS = {
         ],
     ),
     "C4 with masks": ("mask_rcnn_R_50_C4_1x", R18),
-    "DC5": ("faster_rcnn_R_50_DC5_1x", [*R18, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3]),
+    "DC5": (
+        "faster_rcnn_R_50_DC5_1x",
+        [*R18, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "TEST.DETECTIONS_PER_IMAGE", 4],
+    ),
     "deformable": (
         QUICK,
         [
@@ -59,6 +62,8 @@ MODELS = {
             [False, False, False, True],
             "MODEL.RESNETS.DEFORM_MODULATED",
             True,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+            0.3,
         ],
     ),
     "RetinaNet": (
@@ -181,7 +186,7 @@ def small_config(name: str, folder, *settings):
     spread_scores(model)
     if name == "C4 with masks":
         normalise_maps(model, [model.backbone, model.roi_heads.res5])
-    elif name == "DC5" or name.startswith("torchvision"):
+    elif name in ("DC5", "deformable") or name.startswith("torchvision"):
         normalise_maps(model, [model.backbone])
     cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
     torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
@@ -211,10 +216,14 @@ def large_config(file: str, folder):
 
 
 def spread_scores(model):
-    """Draw weights of scores anew: they start near 0, where the order of nearly equal ones is chance."""
+    """Draw weights of scores anew: they start near 0, where the order of nearly equal ones is chance.
+
+    Those of the offsets of deformable convolutions as well, which start at 0.
+    """
+    drawn = ("objectness_logits", "cls_score", "predictor", "offset")
     for name, parameter in model.named_parameters():
         layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer.endswith(("objectness_logits", "cls_score", "predictor")):
+        if kind == "weight" and layer.endswith(drawn):
             gain = 0.2 if layer.startswith("head.") else 2
             torch.nn.init.normal_(parameter, std=gain / parameter[0].numel() ** 0.5)
 

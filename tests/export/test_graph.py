@@ -1,6 +1,5 @@
 """The graph of a model, run as it is: one list element for the whole batch gives what lists over images give."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -34,23 +33,19 @@ from tests.export.small_models import (
 )
 
 SIZES = [(64, 96), (100, 70), (33, 129)]
+TRANSFORMERS = ["ViT", "Swin", "MViT"]
 
 
 def small_model(name, folder, *settings):
     cfg = small_config(name, folder, *settings)
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    most = 40 if isinstance(model, ProposalNetwork) else 8
+    most = 40 if isinstance(model, ProposalNetwork) else cfg.TEST.DETECTIONS_PER_IMAGE
     return model, most
 
 
-SLOW = {"cascade, class-agnostic", "DC5", "deformable", "semantic", "proposals", "FCOS"}
-
-
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS]
-)
+@pytest.mark.parametrize("name", [*MODELS, *TRANSFORMERS])
 def test_batch_of_images_of_unlike_sizes(name, tmp_path):
     model, most = small_model(name, tmp_path)
     graph = DetectorGraph(model, most)
@@ -64,15 +59,35 @@ def test_batch_of_images_of_unlike_sizes(name, tmp_path):
 
 
 @torch.no_grad()
-def test_number_of_detections(tmp_path):
-    model, most = small_model("faster", tmp_path)
+@pytest.mark.parametrize("name", [name for name in [*MODELS, *TRANSFORMERS] if name != "semantic"])
+def test_number_of_detections(name, tmp_path):
+    """None, one, and as many as are allowed, by a limit that is set between those of objects."""
+    model, most = small_model(name, tmp_path)
     graph = DetectorGraph(model, most)
-    counts = set()
-    for contrast in np.linspace(0, 0.3, 31):
-        images = [noise((64, 64), contrast)]
-        expected = expected_outputs(model, images)
+    limit, high, size = "test_score_thresh", 1.0, (64, 96)
+    if name == "proposals":
+        # In a small image, the largest all have its size.
+        limit, high, size = "min_box_size", 500.0, (300, 400)
+    holders = [x for part in (model, graph) for x in part.modules() if hasattr(x, limit)]
+    images = [noise(size)]
+
+    def expected_at(value):
+        for holder in holders:
+            setattr(holder, limit, value)
+        return expected_outputs(model, images)
+
+    low, counts = 0.0, set()
+    for value in (high, low):
+        expected = expected_at(value)
         assert_same(graph(**as_inputs(images)), expected)
         counts.add(len(expected[0]["scores"]))
+    while 1 not in counts:
+        middle = (low + high) / 2
+        assert low < middle < high
+        expected = expected_at(middle)
+        counts.add(len(expected[0]["scores"]))
+        low, high = (middle, high) if len(expected[0]["scores"]) > 1 else (low, middle)
+    assert_same(graph(**as_inputs(images)), expected)
     assert {0, 1, most} <= counts
 
 

@@ -257,6 +257,18 @@ def varied_batches(smallest=(9, 7), scale=1, least=0.0):
     yield [noise(smallest)]
 
 
+def images_in_which_are_found(counts, model):
+    """Batches of one image, in which the model finds these numbers of objects."""
+    counts = set(counts)
+    for contrast, seed in itertools.product(np.linspace(0, 1, 41), range(3)):
+        images = [noise((64, 64), contrast, seed)]
+        count = len(expected_outputs(model, images)[0]["scores"])
+        if count in counts:
+            counts.remove(count)
+            yield images
+    assert not counts
+
+
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, *LARGE])
@@ -274,7 +286,11 @@ def test_every_architecture(name, tmp_path):
     num_found = 0
     # A group norm takes no map of one pixel.
     smallest = (9, 7) if name not in ("panoptic", "semantic", "FCOS") else (40, 9)
-    for images in varied_batches(smallest, scale=2 if name in LARGE else 1):
+    batches = [*varied_batches(smallest, scale=2 if name in LARGE else 1)]
+    if name not in ("semantic", "proposals", *LARGE):
+        most = exported.predictor.cfg.TEST.DETECTIONS_PER_IMAGE
+        batches += images_in_which_are_found((0, 1, most), exported.model)
+    for images in batches:
         expected = expected_outputs(exported.model, images)
         num_found += sum(len(wanted["scores"]) for wanted in expected if "scores" in wanted)
         inputs = as_inputs(images)
