@@ -338,9 +338,9 @@ class CfgNode(_YacsNode):
         problem = _unbounded(value) or spec.problem(value)
         if not problem:
             return value
-        may_have_meaning = spec.is_detectron2s
-        if _is_strict.get():
-            may_have_meaning = spec.choices is not None and self._is_extended()
+        may_have_meaning = spec.choices is not None and self._is_extended()
+        if not _is_strict.get():
+            may_have_meaning |= spec.is_detectron2s
         if _unbounded(value) or not may_have_meaning:
             raise ConfigError(f"{where}{full_key} {problem}")
         # Schedules, samplers, losses of a project, which may add keys for them or not. What reads

@@ -323,6 +323,14 @@ def test_keys_that_a_project_has_given_up_are_skipped_or_named_anew(cfg, tmp_pat
         cfg.clone().merge_from_list(["MODEL.FORMER", "w"])
 
 
+def test_values_of_detkits_own_keys_are_left_to_code_that_adds_keys(cfg):
+    with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER must be one of"):
+        cfg.merge_from_list(["SOLVER.OPTIMIZER", "ADAM"])
+    cfg.SOLVER.POWER = 0.9
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "ADAM"])
+    assert cfg.SOLVER.OPTIMIZER == "ADAM"
+
+
 @pytest.mark.parametrize("kind", [yacs.config.CfgNode, fvcore.common.config.CfgNode])
 def test_nodes_of_other_packages_are_merged_into(kind):
     cfg = get_cfg()
