@@ -21,6 +21,7 @@ from detkit.layers.conv import folded
 from detkit.layers.cpu.deform_sampling import deform_conv2d_on_cpu
 from detkit.layers.cpu.switch import may_run_on
 from detkit.layers.norm import fixed_norm
+from detkit.utils.errors import ContractError
 
 
 class ShapeError(ValueError, RuntimeError):
@@ -164,7 +165,7 @@ class ModulatedDeformConv(_DeformConvBase):
 def _check_divides(name: str, groups: int, **channels: int) -> None:
     for which, count in channels.items():
         if groups < 1 or count % groups != 0:
-            raise ValueError(f"{name} must divide {which}: got {name}={groups}, {which}={count}")
+            raise ContractError(f"{name} must divide {which}: got {name}={groups}, {which}={count}")
 
 
 def _check_channels(name: str, value: Tensor, channels: int) -> None:

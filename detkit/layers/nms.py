@@ -21,6 +21,7 @@ from detkit.structures import (
     overlapping_rotated_boxes,
     pairwise_iou_rotated,
 )
+from detkit.utils.errors import ContractError
 from detkit.utils.text import did_you_mean
 
 NMS_METHODS = ("hard", "linear", "gaussian")
@@ -52,7 +53,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     counts = (scores.shape, idxs.shape)
     if boxes.dim() != 2 or boxes.shape[1] != 4 or counts != (boxes.shape[:1], boxes.shape[:1]):
         shapes = f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(idxs.shape)}"
-        raise ValueError(f"need boxes (N, 4), scores (N,) and idxs (N,): got {shapes}")
+        raise ContractError(f"need boxes (N, 4), scores (N,) and idxs (N,): got {shapes}")
     if boxes.shape[0] == 0:
         return idxs.new_zeros(0, dtype=torch.int64)
     # Offsets keep classes apart. With a thousand classes they reach a million pixels, where float32
@@ -234,7 +235,7 @@ def batched_nms_rotated(
     """
     if boxes.dim() != 2 or boxes.shape[1] != 5 or idxs.shape != boxes.shape[:1]:
         shapes = f"{tuple(boxes.shape)} and {tuple(idxs.shape)}"
-        raise ValueError(f"need boxes (N, 5) and idxs (N,): got {shapes}")
+        raise ContractError(f"need boxes (N, 5) and idxs (N,): got {shapes}")
     if boxes.shape[0] == 0:
         return idxs.new_zeros(0, dtype=torch.int64)
     if boxes.device.type == "cpu":

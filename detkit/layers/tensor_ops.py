@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.utils.errors import WrongTypeError
+
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate as `torch.cat` does, but return a single tensor as it is, without a copy.
@@ -15,7 +17,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         TypeError: `tensors` is not a list or tuple.
     """
     if not isinstance(tensors, (list, tuple)):
-        raise TypeError(f"cat takes a list or tuple of tensors: got {type(tensors).__name__}")
+        raise WrongTypeError(f"cat takes a list or tuple of tensors: got {type(tensors).__name__}")
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 

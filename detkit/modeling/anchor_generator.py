@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec
 from detkit.structures import Boxes, RotatedBoxes
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
+from detkit.utils.overriding import is_overridden, overridable
 from detkit.utils.registry import Registry
 
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
@@ -108,19 +109,25 @@ class DefaultAnchorGenerator(AnchorGenerator):
             ValueError: `offset` is out of range.
         """
         super().__init__()
+        self._lay_out(strides, offset, sizes=sizes, aspect_ratios=aspect_ratios)
+
+    def _lay_out(self, strides: Sequence[int], offset: float, **lists: Sequence[Any]) -> None:
+        """Keep the anchors of a cell per level, from `lists` by the names of the arguments."""
         if not 0.0 <= offset < 1.0:
-            raise ValueError(f"offset must be in [0, 1), got {offset}")
+            raise ContractError(f"offset must be in [0, 1), got {offset}")
         self.strides = list(strides)
         self.offset = offset
-        sizes = _per_level(sizes, len(self.strides), "sizes")
-        aspect_ratios = _per_level(aspect_ratios, len(self.strides), "aspect_ratios")
-        for i, (sizes_i, ratios_i) in enumerate(zip(sizes, aspect_ratios, strict=True)):
+        per_level = [_per_level(lists[name], len(self.strides), name) for name in lists]
+        for i, anchors in enumerate(self._calculate_anchors(*per_level)):
             # Not persistent: anchors follow from the config, and Detectron2's checkpoints do not
             # hold them.
-            self.register_buffer(
-                f"cell_anchors_{i}", self.generate_cell_anchors(sizes_i, ratios_i), persistent=False
-            )
+            self.register_buffer(f"cell_anchors_{i}", anchors, persistent=False)
         self._cache: dict[Any, list[Tensor]] = {}
+
+    def _calculate_anchors(self, *per_level: list[list[float]]) -> Iterable[Tensor]:
+        """Return the anchors of a cell per level, from the sizes, ratios, ... of each."""
+        levels = zip(*per_level, strict=True)
+        return [self.generate_cell_anchors(*level).float() for level in levels]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -133,7 +140,9 @@ class DefaultAnchorGenerator(AnchorGenerator):
         }
 
     def generate_cell_anchors(
-        self, sizes: Sequence[float], aspect_ratios: Sequence[float]
+        self,
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
     ) -> Tensor:
         """Return the anchors of one cell; see the function of this name."""
         return generate_cell_anchors(sizes, aspect_ratios)
@@ -163,22 +172,26 @@ class DefaultAnchorGenerator(AnchorGenerator):
                 f"anchors are laid out for {self.num_features} feature levels, got {len(features)}"
             )
         if torch.compiler.is_exporting():  # sizes are no numbers to look up
-            grids = self._grids(tuple((f.shape[-2], f.shape[-1]) for f in features))
+            grids = self._grid_anchors(tuple((f.shape[-2], f.shape[-1]) for f in features))
             return [self.box_class(anchors) for anchors in grids]
         grid_sizes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
+        if is_overridden(self._grid_anchors):
+            return [self.box_class(anchors) for anchors in self._grid_anchors(grid_sizes)]
         key = (grid_sizes, self.cell_anchors_0.device, self.cell_anchors_0.dtype)
         cached = self._cache
         grids = cached.get(key)
         if grids is None:
             # A tensor created in inference mode could not take part in a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                grids = self._grids(grid_sizes)
+                grids = self._grid_anchors(grid_sizes)
         # The latest last, in a new dict: threads that share the model may be reading the old one.
         others = [(other, cached[other]) for other in cached if other != key]
         self._cache = dict([*others[1 - _MAX_CACHED_SIZES :], (key, grids)])
         return [self.box_class(anchors) for anchors in grids]
 
-    def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    @overridable
+    def _grid_anchors(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        """Return the (H * W * A, B) anchors of each level, from its H and W."""
         grids = []
         levels = zip(self.cell_anchors, grid_sizes, self.strides, strict=True)
         for cell_anchors, size, stride in levels:
@@ -244,24 +257,24 @@ def anchor_grid(
     return (shifts[:, :, None] + cell_anchors).reshape(-1, cell_anchors.shape[1])
 
 
-def _per_level(
-    values: Sequence[Any], num_levels: int, name: str, *, positive: bool = True
-) -> list[list[float]]:
+def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[float]]:
     """Return one list of numbers per level, from an argument that may give one for all levels."""
+    if not isinstance(values, Sequence):
+        raise ContractError(f"{name} must be a list, got {values}")
     if values and not isinstance(values[0], Sequence):
         values = [values]
     per_level = [list(level) for level in values]
     if len(per_level) == 1:
         per_level = per_level * num_levels
     if len(per_level) != num_levels:
-        raise ValueError(
+        raise ContractError(
             f"{name} must be one list for all, or one for each of the {num_levels} feature levels;"
             f" got {len(per_level)} lists: {values}"
         )
     for level in per_level:
-        if not level or (positive and not all(v > 0 for v in level)):
-            kind = "positive numbers" if positive else "numbers"
-            raise ValueError(f"{name} must have {kind} on every level, got {values}")
+        kind = "numbers" if name == "angles" else "positive numbers"
+        if not level or (name != "angles" and not all(v > 0 for v in level)):
+            raise ContractError(f"{name} must have {kind} on every level, got {values}")
     return per_level
 
 
@@ -305,7 +318,8 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
         heights = (height_factors * scales).flatten()
         return (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
 
-    def _grids(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    @overridable
+    def _grid_anchors(self, grid_sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         # The finest level has the nominal stride: images are padded to multiples of a coarser one.
         height, width = (side * self.strides[0] for side in grid_sizes[0])
         grids = []
@@ -354,14 +368,8 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
             angles: In degrees, counter-clockwise: one list per level; a single list, or plain
                 numbers, serve all levels.
         """
-        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
-        num_levels = len(self.strides)
-        sizes = _per_level(sizes, num_levels, "sizes")
-        aspect_ratios = _per_level(aspect_ratios, num_levels, "aspect_ratios")
-        angles = _per_level(angles, num_levels, "angles", positive=False)
-        for i, level in enumerate(zip(sizes, aspect_ratios, angles, strict=True)):
-            anchors = self.generate_cell_anchors(*level)
-            self.register_buffer(f"cell_anchors_{i}", anchors, persistent=False)
+        super(DefaultAnchorGenerator, self).__init__()
+        self._lay_out(strides, offset, sizes=sizes, aspect_ratios=aspect_ratios, angles=angles)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
@@ -371,9 +379,9 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
 
     def generate_cell_anchors(
         self,
-        sizes: Sequence[float],
-        aspect_ratios: Sequence[float],
-        angles: Sequence[float] = (0.0,),
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+        angles: Sequence[float] = (-90, -60, -30, 0, 30, 60, 90),
     ) -> Tensor:
         """Return (sizes * ratios * angles, 5) float32 anchors centred at (0, 0)."""
         upright = generate_cell_anchors(sizes, aspect_ratios)

@@ -3,6 +3,7 @@
 Legend: M ground-truth boxes, R predicted boxes (anchors, proposals).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures import Boxes, RotatedBoxes, pairwise_iou
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
 from detkit.utils.overriding import is_overridden, overridable
 
 # Pairs that are compared at a time: 32 MB per matrix, of which half a dozen are alive at once. A
@@ -54,15 +55,16 @@ class Matcher:
             ValueError: There is not one label more than thresholds.
         """
         if not all(low < high for low, high in pairwise([0.0, *thresholds])):
-            raise ValueError(f"thresholds must be positive and rise, got {list(thresholds)}")
+            raise ContractError(f"thresholds must be positive and rise, got {list(thresholds)}")
         if not set(labels) <= {-1, 0, 1}:
-            raise ValueError(f"labels must be -1, 0 or 1, got {list(labels)}")
+            raise ContractError(f"labels must be -1, 0 or 1, got {list(labels)}")
         if len(labels) != len(thresholds) + 1:
-            raise ValueError(
+            raise ContractError(
                 f"labels must be one more than thresholds: got {list(labels)} for"
                 f" {list(thresholds)}"
             )
-        self.thresholds = list(thresholds)
+        # From end to end, as in Detectron2, for a subclass that goes through the intervals itself.
+        self.thresholds = [-math.inf, *thresholds, math.inf]
         self.labels = list(labels)
         self.allow_low_quality_matches = allow_low_quality_matches
 
@@ -147,7 +149,7 @@ class Matcher:
             if is_best is not None:
                 is_best |= _is_best_of_a_row(group)
         match_labels = torch.full_like(quality, self.labels[0], dtype=torch.int8)
-        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
+        for threshold, label in zip(self.thresholds[1:-1], self.labels[1:], strict=True):
             match_labels.masked_fill_(quality >= threshold, label)
         if is_best is not None:
             match_labels.masked_fill_(is_best, 1)

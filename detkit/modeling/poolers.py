@@ -13,6 +13,7 @@ from torchvision.ops import RoIPool
 from detkit.layers import ROIAlign, ROIAlignRotated, nonzero_tuple
 from detkit.layers.cpu.switch import is_traced
 from detkit.structures import BatchBoxes, Boxes
+from detkit.utils.errors import ContractError
 from detkit.utils.text import did_you_mean
 
 _POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
@@ -42,7 +43,9 @@ def assign_boxes_to_levels(
     sizes = torch.cat([boxes.area() for boxes in box_lists]).sqrt()
     # The epsilon keeps empty boxes, of log -inf, on the finest level.
     levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
-    return levels.clamp(min=min_level, max=max_level).to(torch.int64) - min_level
+    # A box whose right side lies left of its left one has no size.
+    levels = levels.nan_to_num(min_level).clamp(min=min_level, max=max_level)
+    return levels.to(torch.int64) - min_level
 
 
 def convert_boxes_to_pooler_format(box_lists: Sequence[Boxes]) -> Tensor:
@@ -104,7 +107,7 @@ class ROIPooler(nn.Module):
         self.max_level = self.min_level + len(levels) - 1
         wanted = range(self.min_level, self.max_level + 1)
         if not levels or any(abs(a - b) > 1e-4 for a, b in zip(levels, wanted, strict=True)):
-            raise ValueError(
+            raise ContractError(
                 "scales must be those of pooled features with strides that double from level to"
                 f" level, from a power of two on; got strides {[1 / scale for scale in scales]}"
             )
@@ -133,12 +136,12 @@ class ROIPooler(nn.Module):
             is 0.
         """
         if len(x) != len(self.level_poolers):
-            raise ValueError(
+            raise ContractError(
                 f"the pooler has {len(self.level_poolers)} levels, got {len(x)} features"
             )
         is_batch = isinstance(box_lists[0], BatchBoxes) if box_lists else False
         if not is_batch and len(box_lists) != x[0].shape[0]:
-            raise ValueError(
+            raise ContractError(
                 f"need regions for each of {x[0].shape[0]} images, got {len(box_lists)} sets"
             )
         if not box_lists:

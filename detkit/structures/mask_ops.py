@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.structures.boxes import Boxes
+from detkit.utils.errors import ContractError
 
 # Floats of pasted masks before the threshold, at a time on a GPU: 512 MiB.
 _MAX_PIXELS = 2**27
@@ -39,7 +40,7 @@ def paste_masks_in_image(
     if torch.compiler.is_exporting():
         return _pasted(masks, coordinates, *image_shape, threshold)
     if masks.dim() != 3 or len(masks) != len(coordinates):
-        raise ValueError(
+        raise ContractError(
             f"need a mask (h, w) per box: got masks {tuple(masks.shape)} and {len(coordinates)}"
             " boxes"
         )

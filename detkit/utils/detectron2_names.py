@@ -130,6 +130,7 @@ RENAMED: dict[str, str] = {
     "modeling.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.resnet.ResNetBlockBase": "layers.CNNBlockBase",
+    "modeling.box_regression._DEFAULT_SCALE_CLAMP": "modeling.box_regression.DEFAULT_SCALE_CLAMP",
     "modeling.box_regression._dense_box_regression_loss": (
         "modeling.box_regression.dense_box_regression_loss"
     ),

@@ -12,6 +12,7 @@ from detkit.layers import ShapeSpec
 from detkit.modeling import anchors_per_level, build_model
 from detkit.modeling.anchor_generator import (
     ANCHOR_GENERATOR_REGISTRY,
+    BufferList,
     DefaultAnchorGenerator,
     RotatedAnchorGenerator,
     anchor_grid,
@@ -19,6 +20,7 @@ from detkit.modeling.anchor_generator import (
     generate_cell_anchors,
 )
 from detkit.structures import RotatedBoxes
+from detkit.utils.errors import ContractError
 from tests.helpers import slow_anchors
 
 
@@ -53,6 +55,53 @@ def test_plain_numbers_serve_every_level():
     nested, plain = make(), make(sizes=(32, 64), aspect_ratios=(0.5, 1.0, 2.0))
     for a, b in zip(nested.cell_anchors, plain.cell_anchors, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class _Shifted(DefaultAnchorGenerator):
+    """Lays anchors out in its own way, different each time."""
+
+    calls = 0
+
+    def _grid_anchors(self, grid_sizes):
+        self.calls += 1
+        return [anchors + self.calls for anchors in super()._grid_anchors(grid_sizes)]
+
+
+def test_overridden_grid_is_asked_each_time():
+    own = _Shifted(sizes=[[32]], aspect_ratios=[[1.0]], strides=[4])
+    features = [feature(2, 2)]
+    plain = make(sizes=[[32]], aspect_ratios=[[1.0]], strides=[4], offset=0.5)(features)[0].tensor
+    for shift in (1, 2):
+        torch.testing.assert_close(own(features)[0].tensor, plain + shift)
+
+
+class _Doubled(DefaultAnchorGenerator):
+    def _calculate_anchors(self, sizes, aspect_ratios):
+        levels = zip(sizes, aspect_ratios, strict=True)
+        return BufferList(2 * self.generate_cell_anchors(*level) for level in levels)
+
+
+class _Turned(RotatedAnchorGenerator):
+    def _calculate_anchors(self, sizes, aspect_ratios, angles):
+        quarter = torch.tensor([0.0, 0, 0, 0, 90])
+        levels = zip(sizes, aspect_ratios, angles, strict=True)
+        return [self.generate_cell_anchors(*level) + quarter for level in levels]
+
+
+def test_overridden_anchors_of_a_cell_are_those_that_are_laid_out():
+    doubled = _Doubled(sizes=[[32]], aspect_ratios=[[1.0]], strides=[4, 8])
+    assert [x.tolist() for x in doubled.cell_anchors] == [[[-32.0, -32, 32, 32]]] * 2
+    turned = _Turned(sizes=[[32]], aspect_ratios=[[1.0]], angles=[[0, 30]], strides=[4])
+    assert turned.cell_anchors[0][:, 4].tolist() == [90, 120]
+
+
+def test_cell_anchors_have_detectron2s_defaults():
+    assert make().generate_cell_anchors().shape == (15, 4)
+    rotated = RotatedAnchorGenerator(
+        sizes=[[32]], aspect_ratios=[[1.0]], angles=[[0]], strides=[4]
+    ).generate_cell_anchors()
+    assert rotated.shape == (105, 5)
+    assert rotated[:7, 4].tolist() == [-90, -60, -30, 0, 30, 60, 90]
 
 
 def test_num_anchors_counts_sizes_times_ratios_per_level():
@@ -174,7 +223,7 @@ def test_anchors_follow_the_device_of_the_module():
     ],
 )
 def test_bad_settings_name_the_argument(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ContractError, match=message):
         make(**arguments)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from detkit.modeling.matcher import Matcher
 from detkit.structures import Boxes, RotatedBoxes, pairwise_iou, pairwise_iou_rotated
-from detkit.utils.errors import ConfigError
+from detkit.utils.errors import ConfigError, ContractError
 from tests.helpers import random_rotated_boxes, slow_match
 
 
@@ -71,8 +71,27 @@ def test_matching_follows_a_permutation_of_the_boxes():
     ],
 )
 def test_bad_settings_name_the_argument(thresholds, labels, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ContractError, match=message):
         Matcher(thresholds, labels)
+
+
+class _ByInterval(Matcher):
+    """Goes through the intervals from end to end, as code for Detectron2 does."""
+
+    def __call__(self, match_quality_matrix):
+        quality, matches = match_quality_matrix.max(dim=0)
+        match_labels = torch.full_like(matches, -2, dtype=torch.int8)
+        ends = zip(self.thresholds[:-1], self.thresholds[1:], strict=True)
+        for label, (low, high) in zip(self.labels, ends, strict=True):
+            match_labels[(quality >= low) & (quality < high)] = label
+        return matches, match_labels
+
+
+def test_subclass_finds_the_intervals_from_end_to_end():
+    quality = torch.tensor([[0.0, 0.2, 0.3, 0.5, 0.7, 1.0]])
+    _, labels = _ByInterval([0.3, 0.7], [0, -1, 1])(quality)
+    assert labels.tolist() == Matcher([0.3, 0.7], [0, -1, 1])(quality)[1].tolist()
+    assert labels.tolist() == [0, 0, -1, -1, 1, 1]
 
 
 def random_boxes(count, seed):

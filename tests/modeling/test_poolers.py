@@ -70,6 +70,14 @@ def test_single_level_takes_every_region():
     assert pooled.shape == (3, 3, 3, 3)
 
 
+def test_box_without_a_size_is_pooled_from_the_finest_level():
+    boxes = Boxes([[9, 0, 3, 4], [0, 0, 100, 100]])
+    features = [torch.ones(1, 1, 32, 32), torch.ones(1, 1, 16, 16)]
+    pooled = ROIPooler(2, (1 / 4, 1 / 8), 0, "ROIAlignV2", 50, 3)(features, [boxes])
+    assert pooled.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(pooled[1], torch.ones(1, 2, 2))
+
+
 def test_roialign_is_half_a_pixel_off():
     x = pyramid()
     boxes = [boxes_of_side(50), boxes_of_side(50)]

@@ -12,6 +12,7 @@ from detkit.config import CfgNode, configurable
 from detkit.layers import ShapeSpec, c2_xavier_fill
 from detkit.layers.conv import conv_norm_relu
 from detkit.modeling.roi_heads.build import ROI_BOX_HEAD_REGISTRY
+from detkit.utils.errors import ContractError
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -46,14 +47,20 @@ class FastRCNNConvFCHead(nn.Sequential):
         super().__init__()
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         if not conv_dims and not fc_dims:
-            raise ValueError("the box head needs a layer, but conv_dims and fc_dims are both empty")
+            raise ContractError(
+                "the box head needs a layer, but conv_dims and fc_dims are both empty"
+            )
         if channels is None or height is None or width is None:
             raise ValueError(
                 f"the box head needs channels, height and width of its input, got {input_shape}"
             )
         # Order and names of the layers are those of Detectron2's checkpoints: conv1, ..., fc1, ...
+        # The lists are for a subclass that goes through the layers itself.
+        self.conv_norm_relus: list[nn.Module] = []
+        self.fcs: list[nn.Linear] = []
         for k, dim in enumerate(conv_dims, start=1):
-            self.add_module(f"conv{k}", conv_norm_relu(channels, dim, conv_norm))
+            self.conv_norm_relus.append(conv_norm_relu(channels, dim, conv_norm))
+            self.add_module(f"conv{k}", self.conv_norm_relus[-1])
             channels = dim
         self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
         if not fc_dims:
@@ -62,13 +69,13 @@ class FastRCNNConvFCHead(nn.Sequential):
         in_features = channels * height * width
         self.add_module("flatten", nn.Flatten())
         for k, dim in enumerate(fc_dims, start=1):
-            self.add_module(f"fc{k}", nn.Linear(in_features, dim))
+            self.fcs.append(nn.Linear(in_features, dim))
+            self.add_module(f"fc{k}", self.fcs[-1])
             self.add_module(f"fc_relu{k}", nn.ReLU(inplace=True))
             in_features = dim
         # Once all are built, so that a seed gives the weights that it gives in Detectron2.
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                c2_xavier_fill(layer)
+        for layer in self.fcs:
+            c2_xavier_fill(layer)
         self._output_shape = ShapeSpec(channels=in_features)
 
     @classmethod

@@ -174,8 +174,10 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         if channels is None:
             raise ValueError(f"the mask head needs the channels of its input, got {input_shape}")
         # Names are those of Detectron2's checkpoints; `layers` runs the layers in this order.
+        self.conv_norm_relus: list[nn.Module] = []
         for k, dim in enumerate(conv_dims[:-1], start=1):
-            self.add_module(f"mask_fcn{k}", conv_norm_relu(channels, dim, conv_norm))
+            self.conv_norm_relus.append(conv_norm_relu(channels, dim, conv_norm))
+            self.add_module(f"mask_fcn{k}", self.conv_norm_relus[-1])
             channels = dim
         self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU(inplace=True)

@@ -42,6 +42,18 @@ def test_names_and_shapes_of_weights_are_those_of_detectron2():
     assert "conv1.bias" not in head.state_dict()
 
 
+def test_layers_are_listed_for_a_subclass_that_runs_them_itself():
+    shape = ShapeSpec(channels=4, height=3, width=3)
+    head = FastRCNNConvFCHead(shape, conv_dims=[8, 8], fc_dims=[16, 5])
+    x = want = torch.randn(2, 4, 3, 3)
+    for layer in head.conv_norm_relus:
+        x = layer(x)
+    x = x.flatten(1)
+    for layer in head.fcs:
+        x = layer(x).relu()
+    assert torch.equal(x, head(want))
+
+
 def test_config_gives_the_layers():
     cfg = get_cfg()
     cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 2, 8

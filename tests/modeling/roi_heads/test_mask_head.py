@@ -243,3 +243,11 @@ def test_head_of_ones_own_needs_layers_only():
 def test_head_that_cannot_be_built_is_an_error(shape, dims, message):
     with pytest.raises(ValueError, match=message):
         MaskRCNNConvUpsampleHead(input_shape=shape, num_classes=K, conv_dims=dims)
+
+
+def test_layers_are_listed_for_a_subclass_that_runs_them_itself():
+    head = MaskRCNNConvUpsampleHead(ShapeSpec(channels=4), num_classes=3, conv_dims=[8, 8, 6])
+    x = want = torch.randn(2, 4, 3, 3)
+    for layer in head.conv_norm_relus:
+        x = layer(x)
+    assert torch.equal(head.predictor(head.deconv(x).relu()), head.layers(want))
