@@ -107,6 +107,8 @@ class DetectionCheckpointer:
                 file.
         """
         self.model = _unwrapped(model)
+        # For subclasses written for Detectron2.
+        self.logger = logger
         self.save_dir = save_dir
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         self.metadata = dict(metadata or {})
@@ -218,7 +220,7 @@ class DetectionCheckpointer:
         checkpoint = self._load_file(path)
         if asks_for_heuristics:
             checkpoint["matching_heuristics"] = True
-        weights = checkpoint.pop("model")
+        weights = checkpoint_weights = checkpoint.pop("model")
         if averaged:
             ema = checkpoint.get("ema")
             weights = ema.get("weights") if isinstance(ema, dict) else None
@@ -228,7 +230,9 @@ class DetectionCheckpointer:
                     " only a run with MODEL_EMA.ENABLED saves them"
                 )
             logger.info("%s: taking the averaged weights", path)
+            metadata = getattr(checkpoint_weights, "_metadata", None)
             weights = OrderedDict(checked_weights(weights, path))
+            vars(weights)["_metadata"] = metadata
         # The path and whether all is needed are no arguments: see `_load_model`.
         self._loading, self._class_names = (path, strict), None
         self.load_report = None
@@ -310,24 +314,25 @@ class DetectionCheckpointer:
                 )
             raise CheckpointError(f"{path} holds weights of another model: {reason}")
         # Modules may rename tensors of older versions themselves, in their `_load_from_state_dict`:
-        # whether what is left over was missed shows only when it is loaded.
-        left_over = () if report.is_complete else report.unexpected
-        if strict and not report.is_complete and not left_over:
+        # what is left over goes there too, and what was found shows only when it is loaded.
+        if strict and not report.is_complete and not report.unexpected:
             raise _incomplete(path, report)
+        left_over = [(name, weights[name]) for name in report.unexpected]
         state = OrderedDict(
             (name, own_share(value, model_state[name]) if name in model_state else value)
-            for name, value in [*chosen.items(), *((name, weights[name]) for name in left_over)]
+            for name, value in [*chosen.items(), *left_over]
         )
         # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
-        kept = model_state if left_over and strict else {}
+        kept = model_state if strict and not report.is_complete else {}
         before = {name: value.clone() for name, value in kept.items()}
-        incompatible = self.model.load_state_dict(state, strict=False)
-        if left_over:
-            self.load_report = report = report.as_loaded(*incompatible)
-            if strict and not report.is_complete:
-                self.model.load_state_dict(before, strict=False)
-                raise _incomplete(path, report)
+        self.load_report = report = report.as_loaded(
+            *self.model.load_state_dict(state, strict=False)
+        )
+        if strict and not report.is_complete:
+            for name, value in before.items():
+                model_state[name].copy_(value)
+            raise _incomplete(path, report)
         if odd := unusual_values(chosen, model_state):
             more = f", and {len(odd) - 4} more tensors" if len(odd) > 4 else ""
             logger.warning(

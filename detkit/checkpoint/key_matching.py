@@ -56,14 +56,15 @@ class LoadReport:
         """Return the report after modules have renamed tensors of older versions themselves.
 
         Args:
-            missing: Names that `load_state_dict` still missed, given what was left over too.
+            missing: Names that `load_state_dict` missed, given what was left over too.
             unexpected: Names that it did not use.
         """
-        found, unused = set(self.missing).difference(missing), set(unexpected)
+        without, unused = set(missing), set(unexpected)
+        wanted = [*self.matched, *self.missing]
         return dataclasses.replace(
             self,
-            matched=(*self.matched, *(name for name in self.missing if name in found)),
-            missing=tuple(name for name in self.missing if name not in found),
+            matched=tuple(name for name in wanted if name not in without),
+            missing=tuple(name for name in wanted if name in without),
             unexpected=tuple(name for name in self.unexpected if name in unused),
         )
 

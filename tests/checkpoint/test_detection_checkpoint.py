@@ -175,6 +175,37 @@ def test_strict_load_changes_nothing_if_left_overs_do_not_fill_the_model(tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_tensor_that_a_module_renames_away_was_not_loaded(tmp_path, strict):
+    class Prefixes(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict[f"{prefix}inner.bias"] = state_dict.pop(f"{prefix}bias")
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    model = Prefixes(2, 2)
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pth")
+    checkpointer = DetectionCheckpointer(model)
+    if strict:
+        with pytest.raises(CheckpointError, match="does not fill the model: loaded 1/2"):
+            checkpointer.load(str(tmp_path / "w.pth"), strict=True)
+    else:
+        checkpointer.load(str(tmp_path / "w.pth"))
+        assert checkpointer.load_report.missing == ("bias",)
+
+
+def test_averaged_weights_have_the_versions_of_their_modules(tmp_path):
+    model = nn.Sequential(RenamesOldTensors(2, 2))
+    average = {"0.weight": torch.ones(2, 2), "0.bias": torch.ones(2), "0.kernel": torch.zeros(2, 2)}
+    DetectionCheckpointer(model, str(tmp_path)).save("w", ema={"weights": average})
+    DetectionCheckpointer(model).load(str(tmp_path / "w.pth"), averaged=True)
+    # Of version 2, so a `kernel` is not taken for the weight.
+    assert torch.equal(model[0].weight, torch.ones(2, 2))
+
+
+def test_subclasses_find_the_logger_of_detectron2s_checkpointer():
+    assert DetectionCheckpointer(nn.Linear(1, 1)).logger.name.startswith("detkit")
+
+
 def test_weights_of_another_model_are_an_error(tmp_path):
     path = saved(tmp_path, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(

@@ -1,5 +1,7 @@
 """Augmentation of images and of everything annotated on them; imported as `T`."""
 
+import fvcore.transforms.transform as fvcore
+
 from detkit.data.transforms.augmentation import (
     AUGMENTATION_REGISTRY,
     AugInput,
@@ -60,6 +62,21 @@ from detkit.data.transforms.warp import (
     RandomRotation,
     RotationTransform,
 )
+
+# Code written for Detectron2, whose transforms are fvcore's, asks whether one is of such a kind.
+for _foreign, _own in (
+    (fvcore.Transform, Transform),
+    (fvcore.TransformList, TransformList),
+    (fvcore.NoOpTransform, NoOpTransform),
+    (fvcore.HFlipTransform, HFlipTransform),
+    (fvcore.VFlipTransform, VFlipTransform),
+    (fvcore.ScaleTransform, ResizeTransform),
+    (fvcore.CropTransform, CropTransform),
+    (fvcore.PadTransform, PadTransform),
+    (fvcore.BlendTransform, BlendTransform),
+    (fvcore.GridSampleTransform, GridSampleTransform),
+):
+    _foreign.register(_own)
 
 __all__ = [
     "AUGMENTATION_REGISTRY",

@@ -118,7 +118,8 @@ class Augmentation(ABC):
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change the sample by a drawn transform, and return the transform."""
         arguments = []
-        for name in _argument_names(type(self)):
+        # Detectron2's older form lists the parts, whatever the arguments are called.
+        for name in getattr(self, "input_args", None) or _argument_names(type(self)):
             if not hasattr(aug_input, name):
                 raise AttributeError(
                     f"{type(self).__name__}.get_transform takes {name!r}, which"
@@ -161,12 +162,7 @@ class Augmentation(ABC):
 # Cached, because it is asked for each augmentation of each sample.
 @functools.cache
 def _argument_names(kind: type[Augmentation]) -> list[str]:
-    """Return the names of the arguments of `get_transform`, without `self`.
-
-    A class of Detectron2's older form lists the names of parts in `input_args` instead.
-    """
-    if getattr(kind, "input_args", None) is not None:
-        return list(kind.input_args)  # pyright: ignore[reportAttributeAccessIssue]
+    """Return the names of the arguments of `get_transform`, without `self`."""
     parameters = list(inspect.signature(kind.get_transform).parameters.values())[1:]
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 

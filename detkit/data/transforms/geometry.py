@@ -54,10 +54,6 @@ class HFlipTransform(AxisAlignedTransform):
         return self
 
 
-# Code written for Detectron2 asks whether a transform is fvcore's.
-fvcore.HFlipTransform.register(HFlipTransform)
-
-
 def is_mirrored(transforms: Transform) -> bool:
     """Return whether transforms, fvcore's too, exchange left and right."""
     # Two flips cancel out. A vertical one does not exchange left and right, as in Detectron2.

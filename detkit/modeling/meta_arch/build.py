@@ -49,6 +49,14 @@ def build_model(cfg: CfgNode | Mapping[str, Any]) -> nn.Module:
     if not isinstance(cfg, CfgNode):
         cfg = CfgNode(_as_plain(cfg))
     _check_branches(cfg)
+    device = resolve_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "auto":
+        # Models written for Detectron2 give it to torch.device, which does not know "auto".
+        was_frozen, cfg = cfg.is_frozen(), cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = str(device)
+        if was_frozen:
+            cfg.freeze()
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     if cfg.MODEL.INIT:
         try:
@@ -64,7 +72,7 @@ def build_model(cfg: CfgNode | Mapping[str, Any]) -> nn.Module:
     if batch_in is not None:
         batch_in(memory_format)
     # Moved once it is complete; convolutions in the layout that images are batched in.
-    return model.to(device=resolve_device(cfg.MODEL.DEVICE), memory_format=memory_format)
+    return model.to(device=device, memory_format=memory_format)
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

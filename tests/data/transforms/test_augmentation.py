@@ -164,6 +164,21 @@ def test_input_args_name_the_parts_of_an_older_augmentation():
     assert sample.boxes.tolist() == [[4, 0, 6, 2]]
 
 
+def test_input_args_of_an_object_hold_too():
+    class CropAround(T.RandomCrop):
+        def __init__(self):
+            super().__init__("absolute", (2, 2))
+            self.input_args = ("image", "boxes")
+
+        def get_transform(self, img, around):
+            x, y = around[0, :2].astype(int)
+            return T.CropTransform(int(x), int(y), 2, 2)
+
+    sample = T.AugInput(np.zeros((4, 6, 3), np.uint8), boxes=np.array([[3.0, 1, 5, 3]]))
+    CropAround()(sample)
+    assert sample.boxes.tolist() == [[0, 0, 2, 2]]
+
+
 def test_apply_transform_gens_returns_image_and_transforms():
     image = np.arange(24, dtype=np.uint8).reshape(4, 6)
     flipped, transforms = T.apply_transform_gens([T.RandomFlip(1.0)], image)

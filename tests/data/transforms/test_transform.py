@@ -1,5 +1,6 @@
 """Deterministic transforms: lists, boxes from points, and what a user's own transform needs."""
 
+import fvcore.transforms.transform as fvcore
 import numpy as np
 import pytest
 import torch
@@ -162,3 +163,17 @@ def test_other_kinds_of_data_are_registered_by_class(monkeypatch):
     assert not hasattr(T.NoOpTransform(), "other")
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = T.TransformList([]).other
+
+
+@pytest.mark.parametrize("name", fvcore.__all__)
+def test_transforms_are_of_the_kinds_of_fvcore(name):
+    own = T.ResizeTransform if name == "ScaleTransform" else getattr(T, name)
+    kind = getattr(fvcore, name)
+    others = {k for k in fvcore.__all__ if issubclass(own, getattr(fvcore, k))} - {name}
+    assert issubclass(own, kind)
+    assert others <= {"Transform"}
+
+
+def test_list_of_fvcore_takes_our_transforms():
+    both = fvcore.TransformList([T.HFlipTransform(4), T.CropTransform(1, 0, 2, 2)])
+    assert both.apply_box(np.array([[0.0, 0, 1, 1]])).tolist() == [[2, 0, 3, 1]]

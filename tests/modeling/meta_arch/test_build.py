@@ -20,6 +20,16 @@ class OneConvolution(nn.Module):
         self.conv = nn.Conv2d(4, 4, 3)
 
 
+@META_ARCH_REGISTRY.register()
+class ReadsDevice(OneConvolution):
+    """Puts its parts on the device itself, as models written for Detectron2 do."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.is_frozen = cfg.is_frozen()
+
+
 class DeclaredForTests(OneConvolution):
     pass
 
@@ -68,6 +78,18 @@ def test_config_may_be_any_tree_of_mappings_and_sequences():
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     with pytest.raises(AttributeError, match="no config key 'MODEL'"):
         build_model({"SOLVER": {}})
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_model_of_ones_own_reads_a_device_that_torch_knows(is_frozen):
+    cfg = config(META_ARCHITECTURE="ReadsDevice", DEVICE="auto")
+    if is_frozen:
+        cfg.freeze()
+    model = build_model(cfg)
+    assert model.conv.weight.device.type == model.device.type
+    assert model.is_frozen == is_frozen
+    # The config still says that the machine at hand decides.
+    assert cfg.MODEL.DEVICE == "auto"
 
 
 def test_device_that_is_none_names_the_key():
