@@ -136,7 +136,7 @@ def test_rotated_boxes_by_hand(tfm, box, expected):
 
 def test_resized_rotated_boxes_are_those_that_are_scaled():
     tensor = random_rotated_boxes(20)
-    boxes = RotatedBoxes(tensor)
+    boxes = RotatedBoxes(tensor.clone())
     boxes.scale(3.0, 0.5)
     resized = T.ResizeTransform(100, 100, 50, 300).apply_rotated_box(tensor.numpy())
     assert np.allclose(resized, boxes.tensor.numpy(), rtol=1e-4, atol=1e-2)
