@@ -69,10 +69,11 @@ def _train_loader_from_config(
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-            needs_masks=cfg.MODEL.MASK_ON,
+            # A mapper of the user's own may take something else for the masks, such as points.
+            needs_masks=cfg.MODEL.MASK_ON and isinstance(mapper, DatasetMapper | None),
             with_names=bool(cfg.DATASETS.TRAIN_RATIOS),
         )
-        # A mapper of the user's own may read images in another way.
+        # It may read images in another way, too.
         is_list = isinstance(dataset, list)
         if is_list and mapper is None and cfg.DATALOADER.ON_BAD_IMAGE != "skip":
             names = ", ".join(cfg.DATASETS.TRAIN)

@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data.build": ("data", "data.dataset_dicts", "data.training_stream"),
     "data.common": ("data.wrappers", "data.training_stream"),
     "data.datasets": ("data.datasets.lvis",),
+    "data.datasets.builtin": ("data.datasets", "data.datasets.builtin_meta"),
     "data.datasets.cityscapes_panoptic": ("data.datasets.cityscapes",),
     "data.datasets.coco": ("data.datasets.coco_export", "data.datasets.sem_seg"),
     "data.datasets.register_coco": ("data.datasets",),
@@ -97,6 +98,7 @@ RENAMED: dict[str, str] = {
     "data.common.NumpySerializedList": "data.wrappers._PickledItems",
     "data.common.TorchSerializedList": "data.wrappers._PickledItems",
     "data.datasets.pascal_voc.CLASS_NAMES": "data.datasets.builtin_meta.VOC_CLASSES",
+    "data.datasets.builtin._get_builtin_metadata": "data.datasets.builtin_meta.builtin_metadata",
     "data.datasets.builtin_meta._get_builtin_metadata": (
         "data.datasets.builtin_meta.builtin_metadata"
     ),

@@ -196,6 +196,20 @@ def test_own_mapper_sampler_and_data_set(cfg):
     assert {i for batch in take(loader, 3) for i in batch} == set(range(6))
 
 
+def test_objects_without_masks_are_for_mappers_that_do_not_need_them(cfg):
+    cfg.MODEL.MASK_ON = True
+    for record in DatasetCatalog.get("mine"):
+        for annotation in record["annotations"]:
+            annotation["point_coords"] = [annotation.pop("segmentation", None)]
+    with pytest.raises(ConfigError, match="MODEL.MASK_ON needs a mask"):
+        build_detection_train_loader(cfg)
+    with pytest.raises(ConfigError, match="MODEL.MASK_ON needs a mask"):
+        build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    loader = build_detection_train_loader(cfg, mapper=lambda record: record["image_id"])
+    assert len(take(loader, 1)[0]) == 2
+
+
 def test_grouping_by_aspect():
     loader = build_detection_train_loader(Numbers(), mapper=None, total_batch_size=2, seed=0)
     assert all(len({sample["width"] for sample in batch}) == 1 for batch in take(loader, 10))
