@@ -89,8 +89,9 @@ class EventStorage:
         self._smoothed: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
         self._pending: list[tuple[str, float | Tensor, int]] = []
-        self._images: deque[tuple[str, Any, int]] = deque(maxlen=_KEPT_IMAGES)
-        self._histograms: list[tuple[str, Any, int, int]] = []
+        # Read by users' writers, under these names of Detectron2.
+        self._vis_data: deque[tuple[str, Any, int]] = deque(maxlen=_KEPT_IMAGES)
+        self._histograms: list[dict[str, Any]] = []
         self._prefix = ""
 
     def put_scalar(
@@ -143,15 +144,15 @@ class EventStorage:
             name: Tag of the image.
             image: (C, H, W) tensor or array, uint8 in [0, 255] or float in [0, 1], RGB.
         """
-        self._images.append((self._prefix + name, image, self.iter))
+        self._vis_data.append((self._prefix + name, image, self.iter))
 
     def images(self) -> list[tuple[str, Any, int]]:
         """Return up to 32 images since `clear_images`, as (name, image, iteration)."""
-        return list(self._images)
+        return list(self._vis_data)
 
     def clear_images(self) -> None:
         """Drop the images, once they are written."""
-        self._images.clear()
+        self._vis_data.clear()
 
     def put_histogram(self, name: str, values: Tensor, bins: int = 1000) -> None:
         """Add the distribution of values for TensorBoard.
@@ -161,10 +162,24 @@ class EventStorage:
             values: Numbers of any shape.
             bins: Number of bins between the smallest and the largest.
         """
-        self._histograms.append((self._prefix + name, values.detach().cpu(), bins, self.iter))
+        values = values.detach().cpu().double()
+        counts, edges = torch.histogram(values.flatten(), bins)
+        self._histograms.append(
+            {
+                "tag": self._prefix + name,
+                "min": values.min().item(),
+                "max": values.max().item(),
+                "num": values.numel(),
+                "sum": values.sum().item(),
+                "sum_squares": values.square().sum().item(),
+                "bucket_limits": edges[1:].tolist(),
+                "bucket_counts": counts.tolist(),
+                "global_step": self.iter,
+            }
+        )
 
-    def histograms(self) -> list[tuple[str, Any, int, int]]:
-        """Return the histograms since `clear_histograms`: (name, values, bins, iteration)."""
+    def histograms(self) -> list[dict[str, Any]]:
+        """Return the histograms since `clear_histograms`, for `add_histogram_raw` of torch."""
         return list(self._histograms)
 
     def clear_histograms(self) -> None:
@@ -354,6 +369,11 @@ class LineWriter(EventWriter):
         if self._file is not None:
             self._file.close()
 
+    @property
+    def _file_handle(self) -> TextIO:
+        """The open file, for a `write` of a subclass."""
+        return self._open()
+
     def _open(self) -> TextIO:
         if self._file is not None and not self._path.exists():
             logger.warning("%s was deleted while the run goes on: it begins anew", self._path)
@@ -389,7 +409,9 @@ class JSONWriter(LineWriter):
     def iteration_of(line: str) -> float:
         try:
             iteration = json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except KeyError:
+            return -1  # a line of a subclass
+        except (ValueError, TypeError, RecursionError):
             return math.inf
         return iteration if type(iteration) is int else math.inf
 
@@ -435,8 +457,9 @@ class TensorboardXWriter(EventWriter):
         for name, image, iteration in storage.images():
             self._writer.add_image(printable(name), image, iteration)
         storage.clear_images()
-        for name, values, bins, iteration in storage.histograms():
-            self._writer.add_histogram(printable(name), values, iteration, bins=bins, max_bins=bins)
+        for histogram in storage.histograms():
+            tag = printable(histogram["tag"])
+            self._writer.add_histogram_raw(**{**histogram, "tag": tag})
         storage.clear_histograms()
 
     def state_dict(self) -> dict[str, Any]:

@@ -381,9 +381,12 @@ def test_progress_is_shown_on_a_terminal_only(is_terminal, monkeypatch):
 def test_histograms_are_kept_until_they_are_written(tmp_path):
     with EventStorage(3) as storage:
         with storage.name_scope("net"):
-            storage.put_histogram("weights", torch.randn(50, requires_grad=True), bins=8)
-        ((name, values, bins, iteration),) = storage.histograms()
-        assert (name, len(values), bins, iteration) == ("net/weights", 50, 8, 3)
+            storage.put_histogram("weights", torch.arange(50.0, requires_grad=True), bins=8)
+        (kept,) = storage.histograms()
+        assert (kept["tag"], kept["num"], kept["global_step"]) == ("net/weights", 50, 3)
+        assert (kept["min"], kept["max"], kept["sum"], kept["sum_squares"]) == (0, 49, 1225, 40425)
+        assert (len(kept["bucket_counts"]), sum(kept["bucket_counts"])) == (8, 50)
+        assert kept["bucket_limits"][-1] == 49
         writer = TensorboardXWriter(str(tmp_path))
         writer.write()
         writer.close()
@@ -391,6 +394,33 @@ def test_histograms_are_kept_until_they_are_written(tmp_path):
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
     assert events.Tags()["histograms"] == ["net/weights"]
     assert sum(events.Histograms("net/weights")[0].histogram_value.bucket) == 50
+
+
+def test_writers_of_subclasses_find_what_detectron2s_have(tmp_path):
+    class Lines(JSONWriter):
+        def write(self):
+            self._file_handle.write('{"step": 7}\n')
+            self._file_handle.flush()
+
+    class Board(TensorboardXWriter):
+        def write(self):
+            for name, image, iteration in get_event_storage()._vis_data:
+                self._writer.add_image(name, image, iteration)
+            for histogram in get_event_storage()._histograms:
+                self._writer.add_histogram_raw(**histogram)
+
+    writers = [Lines(str(tmp_path / "m.json")), Board(str(tmp_path))]
+    with EventStorage(4) as storage:
+        storage.put_image("picture", torch.rand(3, 4, 4))
+        storage.put_histogram("values", torch.rand(9))
+        for writer in writers:
+            writer.write()
+            writer.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload().Tags()
+    assert (events["images"], events["histograms"]) == (["picture"], ["values"])
+    again = Lines(str(tmp_path / "m.json"))
+    again.load_state_dict({"last_write": 3})
+    assert (tmp_path / "m.json").read_text() == '{"step": 7}\n'
 
 
 def test_scalars_marked_as_metrics_are_printed(caplog):
