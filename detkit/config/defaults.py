@@ -91,10 +91,11 @@ _key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the model
 _key("MODEL.WEIGHTS", "",
      "Initial weights: path, https://, detectron2:// or torchvision:// address; empty for random"
      " weights.")
-_key("MODEL.MEMORY_FORMAT", "channels_last",
+_key("MODEL.MEMORY_FORMAT", "auto",
      "detkit: memory layout of images and convolutions. channels_last is faster on CPUs and on GPUs"
-     " with tensor cores.",
-     choices=("channels_last", "contiguous"))
+     " with tensor cores; auto is channels_last, but contiguous for a model with classes of your"
+     " own, whose `x.view(...)` may fail on channels_last.",
+     choices=("auto", "channels_last", "contiguous"))
 _key("MODEL.COMPILE", "none",
      "detkit: what torch.compile runs, in training and inference: backbone, with its pyramid, or"
      " dense, also the heads of RPN, one-stage detectors and semantic segmentation. The first steps"

@@ -181,7 +181,7 @@ class DatasetMapper:
                 if isinstance(mixing, Mixing):
                     _check_mixing(cfg, mixing, f"INPUT.AUGMENTATIONS[{index}]")
         is_mirrored = is_train and cfg.MODEL.KEYPOINT_ON and mirrors(augmentations)
-        is_interleaved = cfg.MODEL.MEMORY_FORMAT == "channels_last"
+        is_interleaved = cfg.MODEL.MEMORY_FORMAT != "contiguous"
         return {
             "is_train": is_train,
             "augmentations": augmentations,

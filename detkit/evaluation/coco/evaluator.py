@@ -129,6 +129,7 @@ class COCOEvaluator(DatasetEvaluator):
                 logging.WARNING,
                 "COCOEvaluator(name, cfg, ...) is an old form: pass the tasks, or nothing",
             )
+            kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
             tasks = None
         if isinstance(tasks, str):
             raise ValueError(

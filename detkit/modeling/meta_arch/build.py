@@ -33,7 +33,10 @@ attribute `ignore_value` is the label of pixels that are not trained. If there i
 """
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-"""Values of MODEL.MEMORY_FORMAT."""
+"""Values of MODEL.MEMORY_FORMAT, besides auto."""
+
+# Packages whose classes work in any layout.
+_KNOWN_PACKAGES = ("detkit", "torch", "torchvision", "timm")
 
 
 def build_model(cfg: CfgNode | Mapping[str, Any]) -> nn.Module:
@@ -67,7 +70,7 @@ def build_model(cfg: CfgNode | Mapping[str, Any]) -> nn.Module:
         _freeze(model, cfg.SOLVER.FREEZE)
     if cfg.MODEL.COMPILE != "none":
         compile_dense(model, cfg.MODEL.COMPILE)
-    memory_format = MEMORY_FORMATS[cfg.MODEL.MEMORY_FORMAT]
+    memory_format = _memory_format(cfg.MODEL.MEMORY_FORMAT, model)
     batch_in = getattr(model, "batch_in", None)  # a model may be any module
     if batch_in is not None:
         batch_in(memory_format)
@@ -102,6 +105,21 @@ def _check_branches(cfg: CfgNode) -> None:
                 f"{key} is True, but MODEL.META_ARCHITECTURE {name} does not use it: set it to"
                 " False, or choose GeneralizedRCNN"
             )
+
+
+def _memory_format(name: str, model: nn.Module) -> torch.memory_format:
+    if name != "auto":
+        return MEMORY_FORMATS[name]
+    for part in model.modules():
+        if type(part).__module__.partition(".")[0] not in _KNOWN_PACKAGES:
+            # Detectron2's layout, for which its users' code is written.
+            logger.info(
+                "%s is a class of your own: convolutions are contiguous. MODEL.MEMORY_FORMAT"
+                " channels_last is faster, if its code takes tensors that `view` cannot flatten",
+                type(part).__qualname__,
+            )
+            return torch.contiguous_format
+    return torch.channels_last
 
 
 def _freeze(model: nn.Module, patterns: list[str]) -> None:

@@ -133,12 +133,30 @@ class DenseDetector(Detector):
         """
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", num_positive / num_images)
-        value = num_positive.clamp(min=1).float()
-        old = self.loss_normalizer
-        if old is None:
-            old = torch.full_like(value, initial)
-        self.loss_normalizer = old * _NORMALIZER_MOMENTUM + value * (1 - _NORMALIZER_MOMENTUM)
-        return self.loss_normalizer
+        return self._ema_update("loss_normalizer", num_positive.clamp(min=1).float(), initial)
+
+    def _ema_update(
+        self,
+        name: str,
+        value: Tensor | float,
+        initial_value: float,
+        momentum: float = _NORMALIZER_MOMENTUM,
+    ) -> Any:
+        """Update the moving average in an attribute, and return it; Detectron2's name.
+
+        Args:
+            name: The attribute, such as `loss_normalizer`, which is saved with the weights.
+            value: The new value.
+            initial_value: The average before the first one.
+            momentum: Share of the old average.
+        """
+        is_buffer = name in self._buffers
+        if is_buffer:  # never a number
+            value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        old = getattr(self, name, None)
+        average = (initial_value if old is None else old) * momentum + value * (1 - momentum)
+        setattr(self, name, average)
+        return average
 
     # Detectron2's steps, for subclasses that call or override them.
 

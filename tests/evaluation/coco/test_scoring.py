@@ -15,6 +15,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detkit.config import get_cfg
 from detkit.data.datasets.coco_export import convert_to_coco_dict, convert_to_coco_json
 from detkit.evaluation import COCOEvaluator
 from detkit.evaluation.coco import class_scores
@@ -229,6 +230,16 @@ def test_names_of_the_metrics_of_each_task(register):
     per_class = [f"AP-{name}" for name in CLASSES]
     assert list(results["segm"]) == ["AP", "AP50", "AP75", "APs", "APm", "APl", *per_class]
     assert list(results["keypoints"]) == ["AP", "AP50", "AP75", "APm", "APl", *per_class]
+
+
+def test_config_as_second_argument_gives_the_spreads_of_keypoints(register):
+    records, outputs = random_problem(3)
+    cfg = get_cfg()
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = SIGMAS
+    name = register(records, CLASSES)
+    results = run(COCOEvaluator(name, cfg, True, None), outputs)
+    expected = run(COCOEvaluator(name, kpt_oks_sigmas=SIGMAS), outputs)
+    assert repr(results) == repr(expected)  # some are nan
 
 
 def usable_truth(seed):

@@ -52,6 +52,20 @@ def test_weights_are_in_the_memory_format(name, memory_format):
     assert model.conv.weight.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize(
+    ("module", "memory_format"),
+    [("detkit.modeling.x", torch.channels_last), ("detkit_heads", torch.contiguous_format)],
+    ids=["own", "of-the-user"],
+)
+def test_code_of_users_gets_contiguous_tensors(monkeypatch, caplog, module, memory_format):
+    monkeypatch.setattr(OneConvolution, "__module__", module)
+    with caplog.at_level("INFO"):
+        model = build_model(config())
+    assert model.conv.weight.is_contiguous(memory_format=memory_format)
+    is_users = memory_format == torch.contiguous_format
+    assert ("OneConvolution is a class of your own" in caplog.text) == is_users
+
+
 def test_model_is_on_the_device():
     assert build_model(config()).conv.weight.device.type == "cpu"
 

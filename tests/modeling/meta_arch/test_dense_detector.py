@@ -89,3 +89,21 @@ def test_subclass_brings_training_and_inference():
     for name in ("forward_training", "forward_inference"):
         with pytest.raises(NotImplementedError, match=f"DenseDetector does not implement {name}"):
             getattr(make(), name)(*[None] * (4 if name == "forward_training" else 3))
+
+
+def test_moving_averages_of_subclasses_written_for_detectron2():
+    model = make()
+    assert model._ema_update("loss_normalizer", 20, 100).item() == pytest.approx(92)
+    assert model._ema_update("loss_normalizer", 20, 100).item() == pytest.approx(84.8)
+    assert model.state_dict()["loss_normalizer"].item() == pytest.approx(84.8)
+    assert model._ema_update("own_average", 4.0, 2.0, momentum=0.5) == 3
+    assert model._ema_update("own_average", 5.0, 2.0, momentum=0.5) == 4
+
+
+def test_overridden_moving_average_is_called():
+    class Fixed(DenseDetector):
+        def _ema_update(self, name, value, initial_value, momentum=0.9):
+            return torch.tensor(7.0)
+
+    model = Fixed(backbone=TwoStrides(), head=nn.Identity(), pixel_mean=[0.0], pixel_std=[1.0])
+    assert model.update_normalizer(torch.tensor(3), 1, 100.0) == 7
