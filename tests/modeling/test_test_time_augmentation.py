@@ -390,6 +390,17 @@ def test_views_of_a_users_own_mapper_are_brought_back(augmentation):
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([BOX]), atol=1.0, rtol=0)
 
 
+def test_mapper_of_a_users_own_gets_the_image_where_it_is():
+    class Seen(Exception): ...
+
+    def mapper(dataset_dict):
+        raise Seen(dataset_dict["image"].device.type)
+
+    on_another = GeneralizedRCNNWithTTA(model=Given([]).to("meta"), tta_mapper=mapper)
+    with pytest.raises(Seen, match="cpu"):  # it works in NumPy
+        on_another.eval()([picture()])
+
+
 def test_masks_of_a_users_own_mapper_are_mirrored_back():
     mapper = OwnMapper(T.NoOpTransform(), fvcore.HFlipTransform(120))
     own = GeneralizedRCNNWithTTA(

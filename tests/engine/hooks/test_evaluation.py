@@ -132,7 +132,7 @@ def test_best_model_is_kept(tmp_path, mode, best):
 
 
 def test_overridden_steps_of_the_best_checkpointer_are_called(tmp_path):
-    class Later(hooks.BestCheckpointer):
+    class Early(hooks.BestCheckpointer):
         checks = 0
 
         def _best_checking(self):
@@ -140,14 +140,14 @@ def test_overridden_steps_of_the_best_checkpointer_are_called(tmp_path):
             super()._best_checking()
 
         def _update_best(self, val, iteration):
-            return iteration > 0 and super()._update_best(val, iteration)
+            return iteration < 2 and super()._update_best(val, iteration)
 
-    hook = run_best(tmp_path, [3.0, 1.0, 2.0], kind=Later)
-    assert (hook.checks, hook.best_metric, hook.best_iter) == (3, 2.0, 2)
-    assert saved_iteration(tmp_path) == 2
+    hook = run_best(tmp_path, [1.0, 2.0, 3.0], kind=Early)
+    assert (hook.checks, hook.best_metric, hook.best_iter) == (3, 2.0, 1)
+    assert saved_iteration(tmp_path) == 1
     assert hook._compare(2, 1)
-    assert not hook._update_best(float("nan"), 9)
-    assert hook.best_iter == 2
+    assert not hook._update_best(float("nan"), 0)
+    assert hook.best_metric == 2.0
 
 
 def test_score_after_the_last_iteration_counts(tmp_path):
