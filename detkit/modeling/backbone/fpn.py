@@ -84,7 +84,7 @@ class FPN(Backbone):
         shapes = bottom_up.output_shape()
         _check_in_features(in_features, shapes)
         if fuse_type not in ("sum", "avg"):
-            raise ValueError(f"fuse_type must be 'sum' or 'avg': got {fuse_type!r}")
+            raise ContractError(f"fuse_type must be 'sum' or 'avg': got {fuse_type!r}")
         if upsample_mode not in _UPSAMPLE_MODES:
             raise ValueError(
                 f"upsample_mode must be one of {list(_UPSAMPLE_MODES)}: got {upsample_mode!r}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from detkit.layers import CheckpointedSequential, CNNBlockBase, ShapeSpec
 from detkit.modeling.backbone.backbone import Backbone, check_features
 from detkit.modeling.backbone.resnet_blocks import BasicBlock, BottleneckBlock
+from detkit.utils.errors import ContractError
 
 # Table 1 of the paper.
 BLOCKS_PER_STAGE = {
@@ -60,7 +61,7 @@ def make_stage(
         for name, value in kwargs.items():
             if name.endswith("_per_block"):
                 if len(value) != num_blocks:
-                    raise ValueError(
+                    raise ContractError(
                         f"{name} needs one value for each of {num_blocks} blocks: got {value}"
                     )
                 arguments[name.removesuffix("_per_block")] = value[index]
@@ -160,7 +161,7 @@ class ResNet(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the maps of images (N, C, H, W), by name; "linear" is (N, K) logits."""
         if x.dim() != 4:
-            raise ValueError(f"ResNet takes images (N, C, H, W): got shape {tuple(x.shape)}")
+            raise ContractError(f"ResNet takes images (N, C, H, W): got shape {tuple(x.shape)}")
         outputs = {}
         for name in ("stem", *self.stage_names):
             x = self.get_submodule(name)(x)

@@ -91,6 +91,10 @@ class Detector(nn.Module):
         """Device of the model, to which images are moved."""
         return self.pixel_mean.device
 
+    def _move_to_current_device(self, x: Tensor) -> Tensor:
+        """Return a tensor on the model's device, for a subclass that prepares images itself."""
+        return x.to(self.device)
+
     @property
     def memory_format(self) -> torch.memory_format:
         """Layout of the batch."""

@@ -7,7 +7,7 @@ import torch
 
 from detkit.modeling.backbone import Backbone
 from detkit.modeling.meta_arch.base import Detector, rescale_outputs
-from detkit.structures import Boxes, Instances
+from detkit.structures import Boxes, ImageList, Instances
 
 MEAN, STD = [100.0, 110.0, 120.0], [1.0, 2.0, 4.0]
 
@@ -88,6 +88,19 @@ def test_interleaved_images_are_normalised_alike():
 def test_number_of_channels_is_that_of_the_mean():
     detector = make(pixel_mean=[1.0], pixel_std=[1.0])
     assert detector.preprocess_image([{"image": image(channels=1)}]).tensor.shape[1] == 1
+
+
+class _OwnPreparation(Detector):
+    def preprocess_image(self, batched_inputs):
+        images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images)
+
+
+def test_subclass_may_prepare_images_itself():
+    own, batch = _OwnPreparation(Nothing(), MEAN, STD), [{"image": image(32, 64)}]
+    assert torch.equal(own.preprocess_image(batch).tensor, make().preprocess_image(batch).tensor)
+    assert own.to("meta").preprocess_image(batch).tensor.device.type == "meta"
 
 
 def test_images_follow_the_model_to_its_device():
