@@ -1027,10 +1027,14 @@ def explain(key: str) -> str:
 
 def unread_settings(cfg: CfgNode) -> dict[str, str]:
     """Return the keys that a config sets and no code reads, each with the reason."""
+    replaced = _replaced_groups(cfg)
     return {
         name: spec.unread
         for name, spec in _TABLE.items()
-        if spec.unread and spec.default != {} and cfg.get_by_full_key(name) != spec.default
+        if spec.unread
+        and spec.default != {}
+        and name.rpartition(".")[0] not in replaced
+        and cfg.get_by_full_key(name) != spec.default
     }
 
 
@@ -1051,7 +1055,11 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
     ) and cfg.MODEL.ROI_HEADS.NAME in _RES5_HEADS
     backbone = cfg.MODEL.BACKBONE.NAME
     is_own = any(backbone in builders for builders in _BUILDERS.values())
+    replaced = _replaced_groups(cfg)
     for name, spec in _TABLE.items():
+        group = name.rpartition(".")[0]
+        if group in replaced:
+            continue
         value = cfg.get_by_full_key(name)
         if value == spec.default or value == ():  # an empty list asks for nothing
             continue
@@ -1062,12 +1070,24 @@ def settings_without_effect(cfg: CfgNode) -> dict[str, str]:
                 is_met = decision in values if values else bool(decision)
                 if is_met != is_needed:
                     found[name] = f"{decider} is {decision!r}"
-        group = name.rpartition(".")[0]
         # Recipes of other backbones build on files for ResNets, which set this one.
         is_exempt = name == "MODEL.RESNETS.OUT_FEATURES" or (has_res5 and group == "MODEL.RESNETS")
         if is_own and not is_exempt and backbone not in _BUILDERS.get(group, (backbone,)):
             found[name] = f"MODEL.BACKBONE.NAME is {backbone!r}"
     return found
+
+
+def _replaced_groups(cfg: CfgNode) -> set[str]:
+    """Return the groups in whose place a project has put a node of its own, such as MODEL.FCOS."""
+    replaced = set()
+    for name in _TABLE:
+        *groups, leaf = name.split(".")
+        node: Any = cfg
+        for group in groups:
+            node = node.get(group, {})
+        if leaf not in node:
+            replaced.add(".".join(groups))
+    return replaced
 
 
 def default_trainer_settings() -> dict[str, Any]:

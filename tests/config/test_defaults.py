@@ -344,3 +344,12 @@ def test_keys_added_to_the_defaults_are_in_all_configs(monkeypatch):
     assert get_cfg().MODEL.MY_PART.SIZE == 3
     get_cfg().MODEL.MY_PART.SIZE = 4
     assert get_cfg().MODEL.MY_PART.SIZE == 3
+
+
+def test_node_that_a_project_puts_in_place_of_one_here_is_its_own():
+    cfg = get_cfg()
+    cfg.MODEL.SWIN = defaults.CfgNode({"EMBED_DIM": 192, "APE": False})
+    cfg.MODEL.FCOS = defaults.CfgNode()
+    cfg.SOLVER.NUM_DECAYS = 4
+    assert list(settings_without_effect(cfg)) == ["SOLVER.NUM_DECAYS"]
+    assert unread_settings(cfg) == {}
