@@ -150,21 +150,23 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: Any) -> Any:
     return optimizer
 
 
-def _create_gradient_clipper(cfg: CfgNode) -> Callable[[Tensor | Iterable[Tensor]], Any]:
+def _create_gradient_clipper(settings: CfgNode) -> Callable[[Tensor | Iterable[Tensor]], Any]:
     """Return what clips the gradient of a parameter, or those of several together.
 
     Args:
-        cfg: The settings of SOLVER.CLIP_GRADIENTS, read now.
+        settings: The group SOLVER.CLIP_GRADIENTS, read now.
 
     Raises:
         ConfigError: See `maybe_add_gradient_clipping`.
     """
-    _require_choice(cfg.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
-    _require_positive(cfg.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
+    _require_choice(settings.CLIP_TYPE, CLIP_TYPES, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
+    _require_positive(settings.CLIP_VALUE, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
     # Read once: a step must not depend on a config that is edited later.
-    if cfg.CLIP_TYPE == "value":
-        return functools.partial(clip_grad_value_, clip_value=cfg.CLIP_VALUE)
-    return functools.partial(clip_grad_norm_, max_norm=cfg.CLIP_VALUE, norm_type=cfg.NORM_TYPE)
+    if settings.CLIP_TYPE == "value":
+        return functools.partial(clip_grad_value_, clip_value=settings.CLIP_VALUE)
+    return functools.partial(
+        clip_grad_norm_, max_norm=settings.CLIP_VALUE, norm_type=settings.NORM_TYPE
+    )
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
