@@ -5,6 +5,7 @@ Source: He et al. 2015, arXiv 1512.03385, appendix A.
 Legend: N images, R regions over the batch, C channels, K classes.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, configurable
-from detkit.layers import CNNBlockBase, ShapeSpec
+from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import make_configured_stage, select_features, stage_module
 from detkit.modeling.matcher import Matcher
 from detkit.modeling.poolers import ROIPooler
@@ -26,7 +27,7 @@ from detkit.modeling.roi_heads.roi_heads import (
 )
 from detkit.structures import Boxes, ImageList, Instances
 from detkit.utils.errors import ConfigError
-from detkit.utils.overriding import overridable
+from detkit.utils.overriding import is_overridden, overridable
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -99,8 +100,13 @@ class Res5ROIHeads(ROIHeads):
             )
         head = cfg.MODEL.ROI_BOX_HEAD
         size = head.POOLER_RESOLUTION
-        blocks = cls._build_res5_block(cfg, shapes[0])
-        channels = blocks[-1].out_channels
+        build: Any = cls._build_res5_block
+        if not is_overridden(build):
+            res5, channels = build(cfg, shapes[0].channels)
+        elif inspect.ismethod(build):
+            res5, channels = build(cfg)
+        else:  # no classmethod in older code, such as MoCo's; Detectron2 makes it one
+            res5, channels = build(cls, cfg)
         predictor = FastRCNNOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1))
         mask_head = None
         if cfg.MODEL.MASK_ON:
@@ -115,15 +121,27 @@ class Res5ROIHeads(ROIHeads):
                 sampling_ratio=head.POOLER_SAMPLING_RATIO,
                 pooler_type=head.POOLER_TYPE,
             ),
-            "res5": stage_module(cfg.MODEL.RESNETS, 3, blocks),
+            "res5": res5,
             "box_predictor": predictor,
             "mask_head": mask_head,
         }
 
     @classmethod
-    def _build_res5_block(cls, cfg: CfgNode, shape: ShapeSpec) -> list[CNNBlockBase]:
-        """Build the blocks over the pooled features. A subclass may build others."""
-        return make_configured_stage(cfg.MODEL.RESNETS, 3, shape.channels or 0)
+    @overridable
+    def _build_res5_block(
+        cls, cfg: CfgNode, in_channels: int | None = None
+    ) -> tuple[nn.Module, int]:
+        """Return the stage over the pooled features, and its channels.
+
+        A subclass that builds another is given the config alone.
+
+        Args:
+            cfg: The config.
+            in_channels: Of the pooled features; None for those of res4.
+        """
+        settings = cfg.MODEL.RESNETS
+        blocks = make_configured_stage(settings, 3, in_channels or settings.RES2_OUT_CHANNELS * 4)
+        return stage_module(settings, 3, blocks), blocks[-1].out_channels
 
     def losses(
         self, features: Features, proposals: Sequence[Instances], targets: Sequence[Instances]

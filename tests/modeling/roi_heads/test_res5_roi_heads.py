@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detkit.layers import ShapeSpec
 from detkit.modeling.backbone import BottleneckBlock
-from detkit.modeling.roi_heads import build_roi_heads
+from detkit.modeling.roi_heads import Res5ROIHeads, build_roi_heads
 from detkit.structures import Boxes, ImageList, Instances, PolygonMasks
 from tests.configs import cfg_with
 from tests.helpers import slow_roi_align
@@ -77,6 +78,37 @@ def test_stage_is_res5_of_the_config():
     assert [block.stride for block in heads.res5] == [2, 1, 1]
     assert heads.res5[0].conv2.groups == 2
     assert heads.box_predictor.cls_score.in_features == heads.res5[-1].out_channels == 128
+
+
+class _WithNorm(Res5ROIHeads):
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        stage, channels = super()._build_res5_block(cfg)
+        stage.add_module("norm", nn.BatchNorm2d(channels))
+        return stage, channels
+
+
+class _WithNormOfTheObject(Res5ROIHeads):
+    """As code from before it was a classmethod, which Detectron2 runs too."""
+
+    def _build_res5_block(self, cfg):
+        stage, channels = super()._build_res5_block(cfg)
+        stage.add_module("norm", nn.BatchNorm2d(channels))
+        return stage, channels
+
+
+@pytest.mark.parametrize("heads_class", [_WithNorm, _WithNormOfTheObject])
+def test_subclass_may_build_another_stage(heads_class):
+    heads = heads_class(config(), SHAPES)
+    assert heads.res5.norm.num_features == heads.box_predictor.cls_score.in_features == 128
+    _, losses = heads(*batch(), [proposals(), proposals()], [truth(OBJECT), truth()])
+    sum(losses.values()).backward()
+    assert heads.res5.norm.weight.grad.abs().sum() > 0
+
+
+def test_pooled_features_of_other_channels_are_taken():
+    heads = build_roi_heads(config(), {"res4": ShapeSpec(channels=24, stride=16)})
+    assert heads.res5[0].in_channels == 24
 
 
 def test_stage_of_a_shallow_network_has_basic_blocks():
