@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,8 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], folder: P
 
 
 def _onnx_program(program: ExportedProgram, metadata: Mapping[str, Any]) -> Any:
+    # It warns of empty lists in torch's own functions.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
         return torch.onnx.export(
             program,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ OWN_PARTS = [
 
 
 @torch.no_grad()
-def test_smallest_detector_of_own_parts_all_the_way(tmp_path, monkeypatch):
+def test_smallest_detector_of_own_parts_all_the_way(tmp_path, monkeypatch, caplog):
     """From recording to numbers, in the seconds that a default test may take."""
     programs = []
 
@@ -162,6 +163,8 @@ def test_smallest_detector_of_own_parts_all_the_way(tmp_path, monkeypatch):
 
     monkeypatch.setattr("detkit.export.model.exported_program", record)
     exported = Exported("faster", tmp_path, settings=OWN_PARTS)
+    # Of libraries, about what a user cannot change.
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     counts = set()
     batches = [[noise((64, 96), contrast)] for contrast in (0, 0.3, 1)]
     for images in [*batches, [noise((1, 1))], images_of(4)]:
