@@ -3,7 +3,6 @@
 Legend: N images, C channels, H x W pixels of an image.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,11 @@ from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import DataError
 from detkit.utils.overriding import overridable
 
-logger = logging.getLogger(__name__)
-
 
 class Detector(nn.Module):
     """A backbone, and the handling of images. A subclass has `training_losses` and `inference`."""
 
+    backbone: Backbone
     pixel_mean: Tensor
     pixel_std: Tensor
     # `torch.save` of a whole model cannot hold the format itself.
@@ -30,9 +28,9 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        backbone: Backbone | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         *,
         input_format: str | None = None,
         vis_period: int = 0,
@@ -40,7 +38,9 @@ class Detector(nn.Module):
         """Keep the backbone and the numbers that images are normalised with.
 
         Args:
-            backbone: Images to features by name.
+            backbone: Images to features by name. None, with `pixel_mean` and `pixel_std`, sets
+                nothing: models for Detectron2 call `super(GeneralizedRCNN, self).__init__()`, which
+                is `nn.Module`'s there, and set all of it themselves.
             pixel_mean: C numbers to subtract.
             pixel_std: C numbers to divide by.
             input_format: For subclasses written for Detectron2, which draw; see
@@ -48,10 +48,16 @@ class Detector(nn.Module):
             vis_period: Likewise.
 
         Raises:
+            TypeError: Some of the first three are missing.
             ValueError: `pixel_mean` and `pixel_std` differ in length.
             ValueError: A number of `pixel_std` is not positive.
         """
         super().__init__()
+        self.input_format, self.vis_period = input_format, vis_period
+        if backbone is None and pixel_mean is None and pixel_std is None:
+            return
+        if backbone is None or pixel_mean is None or pixel_std is None:
+            raise TypeError("a detector needs backbone, pixel_mean and pixel_std")
         if len(pixel_mean) != len(pixel_std):
             raise ValueError(
                 "pixel_mean and pixel_std must have a number per channel each, got"
@@ -60,22 +66,12 @@ class Detector(nn.Module):
         if not all(std > 0 for std in pixel_std):
             raise ValueError(f"pixel_std must be positive, got {list(pixel_std)}")
         self.backbone = backbone
-        self.input_format, self.vis_period = input_format, vis_period
         # Not persistent: they are settings, and Detectron2's checkpoints do not hold them.
         # As floats: of whole numbers, torch would make integers, which do not divide in place.
         mean = torch.tensor([float(value) for value in pixel_mean])
         std = torch.tensor([float(value) for value in pixel_std])
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "visualize_training" in vars(cls):
-            logger.warning(
-                "%s.visualize_training is never called: models do not draw, VIS_PERIOD draws"
-                " predictions by detkit.engine.hooks.VisualizationHook",
-                cls.__name__,
-            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -105,10 +101,12 @@ class Detector(nn.Module):
         # No argument: a subclass with a constructor of its own need not know it.
         self._is_channels_last = memory_format == torch.channels_last
 
+    @overridable
     def visualize_training(self, batched_inputs: list[ModelInput], *args: Any) -> None:
         """Do nothing: `VIS_PERIOD` draws by a hook.
 
-        The `forward` of subclasses written for Detectron2 calls it.
+        For subclasses written for Detectron2, which override it or call it. Of the models here,
+        `GeneralizedRCNN` calls it, as there.
         """
 
     @overridable
@@ -159,6 +157,9 @@ class Detector(nn.Module):
             )
         # Moved as bytes, a quarter of the size of floats. Only the subtraction makes a new tensor.
         image = image.to(self.device, non_blocking=True)
+        if not self.pixel_mean.is_floating_point():
+            # A subclass has set whole numbers itself.
+            return (image - self.pixel_mean) / self.pixel_std
         if image.is_contiguous() or not image.permute(1, 2, 0).is_contiguous():
             return (image - self.pixel_mean).div_(self.pixel_std)
         # Interleaved channels: as rows of W * C numbers, since a CPU is slow in loops over 3 (10

@@ -16,6 +16,7 @@ from detkit.modeling.proposal_generator import build_proposal_generator
 from detkit.modeling.roi_heads import ROIHeads, build_roi_heads
 from detkit.structures import ImageList, Instances, ModelInput, ModelOutput
 from detkit.utils.errors import ConfigError
+from detkit.utils.events import get_event_storage, has_event_storage
 from detkit.utils.overriding import is_overridden, overridable
 
 
@@ -102,9 +103,22 @@ class GeneralizedRCNN(Detector):
             proposals, proposal_losses = self.take_field(batched_inputs, "proposals"), {}
         else:
             proposals, proposal_losses = self.proposal_generator(images, features, targets)
+        if is_overridden(self.visualize_training):
+            self._visualize_now_and_then(batched_inputs, proposals)
         # Both are trained at once: the heads on the proposals of the present step.
         _, head_losses = self.roi_heads(images, features, proposals, targets)
         return head_losses, proposal_losses
+
+    def _visualize_now_and_then(
+        self, batched_inputs: list[ModelInput], proposals: list[Instances]
+    ) -> None:
+        due = (
+            self.vis_period > 0
+            and has_event_storage()
+            and get_event_storage().iter % self.vis_period == 0
+        )
+        if due:
+            self.visualize_training(batched_inputs, proposals)
 
     @overridable
     def inference(

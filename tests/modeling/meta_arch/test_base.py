@@ -166,3 +166,10 @@ def test_outputs_have_the_size_that_is_asked_for(key):
     assert outputs[0][key].image_size == (40, 40)
     assert outputs[0][key].pred_boxes.tensor.tolist() == [[0, 0, 10, 20]]
     assert outputs[1][key].pred_boxes.tensor.tolist() == [[0, 0, 10, 10]]
+
+
+@pytest.mark.parametrize("missing", ["backbone", "pixel_mean", "pixel_std"])
+def test_all_of_the_parts_are_given_or_none(missing):
+    with pytest.raises(TypeError, match="needs backbone, pixel_mean and pixel_std"):
+        make(**{missing: None})
+    assert list(Detector().children()) == []

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from detkit.config import configurable
 from detkit.modeling import GeneralizedRCNN, ProposalNetwork, build_model
 from detkit.structures import Boxes, Instances
+from detkit.utils.events import EventStorage
 from tests.configs import cfg_with
 from tests.modeling.meta_arch.two_levels import K, inputs
 
@@ -213,3 +215,49 @@ def test_no_part_of_a_model_keeps_the_config():
     for module in make().modules():
         held = [name for name, value in vars(module).items() if type(value).__name__ == "CfgNode"]
         assert not held, f"{type(module).__name__} keeps {held}"
+
+
+class DrawingRCNN(GeneralizedRCNN):
+    """Keeps what it is asked to draw."""
+
+    def visualize_training(self, batched_inputs, proposals):
+        self.drawn = [*getattr(self, "drawn", []), (len(batched_inputs), len(proposals))]
+
+
+@pytest.mark.parametrize(
+    ("period", "drawn"), [(0, []), (2, [(2, 2), (2, 2)])], ids=["never", "every-other-step"]
+)
+def test_own_drawing_is_called_in_training(period, drawn):
+    model = DrawingRCNN(config("VIS_PERIOD", period))
+    with EventStorage() as storage:
+        for _ in range(4):
+            model(inputs(2, 1))
+            storage.step()
+    model(inputs(2, 1))  # without a storage, as Detectron2 does not allow
+    model.eval()(inputs(2))
+    assert getattr(model, "drawn", []) == drawn
+
+
+class SelfMadeRCNN(GeneralizedRCNN):
+    """Sets all parts itself, as models for Detectron2 do, with whole numbers as they come."""
+
+    @configurable
+    def __init__(self, *, backbone, proposal_generator, roi_heads, pixel_mean, pixel_std, **_):
+        super(GeneralizedRCNN, self).__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+
+def test_subclass_may_set_the_parts_itself():
+    cfg = config("MODEL.PIXEL_MEAN", [100, 110, 120], "MODEL.PIXEL_STD", [50, 55, 60])
+    torch.manual_seed(0)
+    own = SelfMadeRCNN(cfg)
+    torch.manual_seed(0)
+    usual = GeneralizedRCNN(cfg)
+    batch = inputs(2, 1)
+    assert torch.equal(own.preprocess_image(batch).tensor, usual.preprocess_image(batch).tensor)
+    (expected, *_), (output, *_) = usual.eval()(batch), own.eval()(batch)
+    assert torch.equal(output["instances"].scores, expected["instances"].scores)
