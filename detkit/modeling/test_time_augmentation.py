@@ -4,6 +4,7 @@ Legend: N images, V views of one image, M detections of one image, K keypoints.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -124,12 +125,13 @@ class DatasetMapperTTA:
         }
 
     @overridable
-    def __call__(self, model_input: ModelInput) -> list[dict[str, Any]]:
+    def __call__(self, dataset_dict: ModelInput) -> list[dict[str, Any]]:
         """Return the views of an input.
 
         Each is the input with the `image`, and `proposals` if there are any, of the view; and as in
         Detectron2 with `transforms`, a `TransformList` from the size of the output into the view.
         """
+        model_input = dataset_dict
         image = model_input["image"]
         height, width = image.shape[1:]
         output_size = (model_input.get("height", height), model_input.get("width", width))
@@ -157,8 +159,8 @@ class DatasetMapperTTA:
 
 TTAMapper = Callable[[ModelInput], list[dict[str, Any]]]
 
-# Steps of Detectron2's that have no counterpart.
-_NOT_CALLED = (
+# Steps of Detectron2's; where one of them is overridden, an image goes through all of them.
+_STEPS = (
     "_batch_inference",
     "_get_augmented_boxes",
     "_rescale_detected_boxes",
@@ -187,6 +189,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         topk_per_image: int = 100,
         keypoint_flip_indices: Sequence[int] | None = None,
         image_format: str = "BGR",
+        cfg: CfgNode | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -201,6 +204,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             keypoint_flip_indices: (K,) the keypoint that each one is in a mirrored image. Needed
                 by a model with keypoints whose views are mirrored.
             image_format: See `read_image`; of images that come as files.
+            cfg: For subclasses, which find it under this name in Detectron2.
 
         Raises:
             ConfigError: `keypoint_flip_indices` is missing.
@@ -217,6 +221,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         self.tta_mapper = tta_mapper
         self.batch_size = batch_size
         self.image_format = image_format
+        self.cfg = cfg
         self.detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
         self.keypoint_flip_indices = (
             None if keypoint_flip_indices is None else list(keypoint_flip_indices)
@@ -228,15 +233,6 @@ class GeneralizedRCNNWithTTA(nn.Module):
                 " the keypoint that each one is in a mirrored image"
             )
         self.train(model.training)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if uncalled := [name for name in _NOT_CALLED if hasattr(cls, name)]:
-            raise TypeError(
-                f"{cls.__name__} overrides {', '.join(uncalled)} of Detectron2, which detkit does"
-                " not call: masks are summed up view by view. Override _inference_one_image,"
-                " _get_augmented_inputs or _merge_detections"
-            )
 
     @classmethod
     def from_config(
@@ -268,6 +264,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             "topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "keypoint_flip_indices": keypoint_flip_indices,
             "image_format": cfg.INPUT.FORMAT,
+            "cfg": cfg.clone(),
         }
 
     @torch.no_grad()
@@ -298,6 +295,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def _inference_one_image(self, model_input: ModelInput) -> ModelOutput:
         """Return the instances in one image."""
+        if any(is_overridden(getattr(self, name)) for name in _STEPS):
+            return self._inference_in_steps(model_input)
         image = model_input["image"]
         height, width = image.shape[1:]
         size = (model_input.get("height", height), model_input.get("width", width))
@@ -345,11 +344,16 @@ class GeneralizedRCNNWithTTA(nn.Module):
     def _merge_detections(
         self,
         all_boxes: Tensor,
-        all_scores: Tensor,
-        all_classes: Tensor,
+        all_scores: Tensor | list[Tensor],
+        all_classes: Tensor | list[Tensor],
         shape_hw: tuple[int, int],
     ) -> Instances:
         """Merge the boxes (M, 4) of all views, in an image of (height, width), by NMS."""
+        # Lists, as Detectron2's `_get_augmented_boxes` returns.
+        if isinstance(all_scores, list):
+            all_scores = torch.stack(all_scores) if all_scores else all_boxes.new_zeros(0)
+        if isinstance(all_classes, list):
+            all_classes = torch.stack(all_classes) if all_classes else all_boxes.new_zeros(0).long()
         boxes = Boxes(all_boxes)
         # Clipped after the views are brought to one image: NMS compares what is reported.
         boxes.clip(shape_hw)
@@ -413,3 +417,94 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def _branch_is_on(self, name: str) -> bool:
         return bool(getattr(getattr(self.model, "roi_heads", None), f"{name}_on", False))
+
+    # As in Detectron2, for subclasses that change one of these steps, or call them in an
+    # `_inference_one_image` of their own. They keep the maps of all views at once.
+
+    def _inference_in_steps(self, model_input: ModelInput) -> ModelOutput:
+        if self._branch_is_on("keypoint"):
+            raise UnsupportedModelError(
+                f"{type(self).__name__} overrides a step of test-time augmentation that has no"
+                " keypoints, as in Detectron2: override _inference_one_image, or leave the steps"
+            )
+        height, width = model_input["image"].shape[1:]
+        size = (model_input.get("height", height), model_input.get("width", width))
+        inputs, transforms = self._get_augmented_inputs(model_input)
+        with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
+            found = self._get_augmented_boxes(inputs, transforms)
+        merged = self._merge_detections(*found, size)
+        if not self._branch_is_on("mask"):
+            return {"instances": merged}
+        given = self._rescale_detected_boxes(inputs, merged, transforms)
+        outputs = self._batch_inference(inputs, given)
+        merged.pred_masks = self._reduce_pred_masks(outputs, transforms)
+        return {"instances": detector_postprocess(merged, *size)}
+
+    @overridable
+    @contextmanager
+    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
+        """Switch branches of the ROI heads off, by the names of their switches, in the block."""
+        roi_heads = getattr(self.model, "roi_heads", None)
+        earlier = {name: getattr(roi_heads, name) for name in attrs if hasattr(roi_heads, name)}
+        for name in earlier:
+            setattr(roi_heads, name, False)
+        try:
+            yield
+        finally:
+            for name, value in earlier.items():
+                setattr(roi_heads, name, value)
+
+    @overridable
+    def _batch_inference(
+        self,
+        batched_inputs: list[ModelInput],
+        detected_instances: list[Instances] | None = None,
+    ) -> list[Instances]:
+        """Return the instances in each input, or those that are given with fields added."""
+        outputs: list[Instances] = []
+        for start in range(0, len(batched_inputs), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            given = () if detected_instances is None else (detected_instances[batch],)
+            model = cast(GeneralizedRCNN, self.model)
+            found = model.inference(batched_inputs[batch], *given, do_postprocess=False)
+            outputs += cast(list[Instances], found)
+        return outputs
+
+    @overridable
+    def _get_augmented_boxes(
+        self, augmented_inputs: list[ModelInput], tfms: list[T.TransformList]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, scores and classes in all views, boxes in the image that is asked for."""
+        found = self._batch_inference(augmented_inputs)
+        boxes = []
+        for found_i, transforms in zip(found, tfms, strict=True):
+            of_view = found_i.pred_boxes.tensor
+            boxes.append(of_view.new_tensor(transforms.inverse().apply_box(of_view.cpu().numpy())))
+        scores = torch.cat([found_i.scores for found_i in found])
+        return torch.cat(boxes), scores, torch.cat([found_i.pred_classes for found_i in found])
+
+    @overridable
+    def _rescale_detected_boxes(
+        self,
+        augmented_inputs: list[ModelInput],
+        merged_instances: Instances,
+        tfms: list[T.TransformList],
+    ) -> list[Instances]:
+        """Return the merged detections in each view."""
+        boxes = merged_instances.pred_boxes.tensor
+        detected = []
+        for seen, transforms in zip(augmented_inputs, tfms, strict=True):
+            height, width = seen["image"].shape[1:]
+            in_view = boxes.new_tensor(transforms.apply_box(boxes.cpu().numpy()))
+            fields = {**merged_instances.get_fields(), "pred_boxes": Boxes(in_view)}
+            detected.append(Instances((height, width), **fields))
+        return detected
+
+    @overridable
+    def _reduce_pred_masks(self, outputs: list[Instances], tfms: list[T.TransformList]) -> Tensor:
+        """Return the mean of the masks (M, 1, S, S) of all views."""
+        masks = [
+            output.pred_masks.flip(3) if T.is_mirrored(transforms) else output.pred_masks
+            for output, transforms in zip(outputs, tfms, strict=True)
+        ]
+        return torch.stack(masks).mean(dim=0)

@@ -412,10 +412,78 @@ def test_masks_of_a_users_own_mapper_are_mirrored_back():
     assert left < 12 < right
 
 
-def test_subclass_that_overrides_what_is_not_called_is_refused():
-    class Mixin:
+STEPS = [
+    "_get_augmented_boxes",
+    "_batch_inference",
+    "_rescale_detected_boxes",
+    "_reduce_pred_masks",
+    "_turn_off_roi_heads",
+]
+
+
+def of_kind(kind, inner, **kwargs):
+    mapper = DatasetMapperTTA(min_sizes=(40, 80), max_size=1000, flip=True)
+    return kind(model=inner, tta_mapper=mapper, **kwargs).eval()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("mask_on", [True, False])
+def test_overridden_step_of_detectron2_is_called(step, mask_on):
+    calls = []
+
+    def own_step(self, *args):
+        calls.append(step)
+        return getattr(super(Own, self), step)(*args)
+
+    Own = type("Own", (GeneralizedRCNNWithTTA,), {step: own_step})
+    inner = model(mask_on=mask_on, keypoint_on=False)
+    own = of_kind(Own, inner, batch_size=3)
+    (output,) = own([picture(height=80, width=30)])
+    (expected,) = of_kind(GeneralizedRCNNWithTTA, inner)([picture(height=80, width=30)])
+    for_masks = step in ("_rescale_detected_boxes", "_reduce_pred_masks")
+    times = 2 if step == "_batch_inference" and mask_on else 1
+    assert len(calls) == (0 if for_masks and not mask_on else times)
+    assert inner.roi_heads.mask_on is mask_on
+    found, base = output["instances"], expected["instances"]
+    torch.testing.assert_close(found.pred_boxes.tensor, base.pred_boxes.tensor)
+    assert torch.equal(found.scores, base.scores)
+    assert found.has("pred_masks") == mask_on
+    if mask_on:
+        assert torch.equal(found.pred_masks, base.pred_masks)
+
+
+def test_steps_serve_an_inference_of_a_users_own():
+    class Own(GeneralizedRCNNWithTTA):
+        def _inference_one_image(self, input):
+            inputs, tfms = self._get_augmented_inputs(input)
+            with self._turn_off_roi_heads(["mask_on", "keypoint_on", "other_on"]):
+                assert not self.model.roi_heads.mask_on
+                boxes = self._get_augmented_boxes(inputs, tfms)
+            merged = self._merge_detections(*boxes, (input["height"], input["width"]))
+            if not len(merged):
+                return {"instances": merged}
+            given = self._rescale_detected_boxes(inputs, merged, tfms)
+            merged.pred_masks = self._reduce_pred_masks(self._batch_inference(inputs, given), tfms)
+            return {"instances": merged}
+
+        def _get_augmented_boxes(self, augmented_inputs, tfms):
+            boxes, scores, classes = super()._get_augmented_boxes(augmented_inputs, tfms)
+            kept = slice(0, self.cfg.MODEL.KEPT)
+            return boxes[kept], list(scores)[kept], list(classes)[kept]
+
+    cfg = get_cfg()
+    cfg.TEST.AUG.MIN_SIZES = [40]
+    for kept in (0, 2):
+        cfg.MODEL.KEPT = kept
+        own = Own(cfg, model(keypoint_on=False), batch_size=1).eval()
+        found = own([picture()])[0]["instances"]
+        assert (len(found), found.has("pred_masks")) == (min(kept, 1), kept > 0)
+        assert found.pred_classes.dtype == torch.int64
+
+
+def test_steps_of_detectron2_have_no_keypoints():
+    class Own(GeneralizedRCNNWithTTA):
         def _reduce_pred_masks(self, outputs, tfms): ...
 
-    with pytest.raises(TypeError, match="Own overrides _reduce_pred_masks of Detectron2, which"):
-
-        class Own(Mixin, GeneralizedRCNNWithTTA): ...
+    with pytest.raises(TypeError, match="Own overrides a step .* that has no keypoints"):
+        of_kind(Own, model(), keypoint_flip_indices=PAIRS)([picture()])
