@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from detkit.data.catalog import DatasetCatalog
+from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets.coco_export import (
     category_ids_of,
     class_names_of,
@@ -170,6 +170,37 @@ class CocoGroundTruth:
         return objects
 
 
+def _by_contiguous_ids(dataset_name: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
+    """Number the classes of a data set whose loader leaves the ids of its file, as DensePose's do.
+
+    Such projects number them in a training loader of their own, and Detectron2 scores by the file.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    classes = metadata.get("thing_dataset_id_to_contiguous_id")
+    if not classes or not metadata.get("json_file"):
+        return records
+    num_classes = len(class_names_of(dataset_name))
+    ids = {a["category_id"] for record in records for a in record.get("annotations", ())}
+    if all(class_id in range(num_classes) for class_id in ids):
+        return records
+    logger.warning(
+        "objects of data set %r have the category ids of %s: they are numbered by"
+        " thing_dataset_id_to_contiguous_id, and those of %d other categories do not count",
+        dataset_name,
+        metadata.json_file,
+        len(ids - set(classes)),
+    )
+    numbered: list[Any] = []
+    for record in records:
+        annotations = [
+            {**annotation, "category_id": classes[annotation["category_id"]]}
+            for annotation in record.get("annotations", ())
+            if annotation["category_id"] in classes
+        ]
+        numbered.append({**record, "annotations": annotations})
+    return numbered
+
+
 def load_coco_ground_truth(
     dataset_name: str, records: Sequence[ImageRecord] | None = None, *, rotated: bool = False
 ) -> CocoGroundTruth:
@@ -186,6 +217,7 @@ def load_coco_ground_truth(
     # From the records, not from `metadata.json_file`: one way for all formats, and what is scored
     # is what the loader returns.
     records = DatasetCatalog.get(dataset_name) if records is None else records
+    records = _by_contiguous_ids(dataset_name, records)
     coco = records_to_coco_dict(dataset_name, records)
     for annotation in coco.setdefault("annotations", []):
         box = annotation["bbox"]

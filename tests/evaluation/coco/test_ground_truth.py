@@ -22,6 +22,19 @@ def test_ids_lead_from_the_records_to_the_json(register, make_record):
     assert truth_boxes(objects[1], rotated=False).tolist() == [[1, 2, 4, 6]]
 
 
+def test_ids_of_the_file_are_numbered_where_the_loader_leaves_them(register, make_record, caplog):
+    records = [make_record(1, ([1, 2, 4, 6], 8), ([0, 0, 1, 1], 5), ([0, 0, 9, 9], 3))]
+    classes = {5: 1, 8: 0}
+    name = register(records, thing_dataset_id_to_contiguous_id=classes, json_file="a.json")
+    objects = load_coco_ground_truth(name).objects_per_image()[1]
+    assert [o["category_id"] for o in objects] == [8, 5]
+    assert "those of 1 other categories do not count" in caplog.text
+    assert [a["category_id"] for a in records[0]["annotations"]] == [8, 5, 3]
+    name = register(records, thing_dataset_id_to_contiguous_id=classes)  # of no file
+    with pytest.raises(ValueError, match="an object of class id 8"):
+        load_coco_ground_truth(name)
+
+
 def test_crowds_are_not_objects_to_be_found(register, make_record):
     name = register([make_record(1, ([0, 0, 9, 9], 0), ([0, 0, 9, 9], 0, {"iscrowd": 1}))])
     assert load_coco_ground_truth(name).num_objects == 1
