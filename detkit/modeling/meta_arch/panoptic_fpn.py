@@ -124,7 +124,7 @@ class PanopticFPN(GeneralizedRCNN):
     def inference(
         self,
         batched_inputs: list[ModelInput],
-        detected_instances: list[Instances] | None = None,
+        detected_instances: list[Instances] | bool | None = None,
         do_postprocess: bool = True,
     ) -> Any:
         """Return `instances`, `sem_seg` scores (K, height, width) and `panoptic_seg` per image.
@@ -132,10 +132,13 @@ class PanopticFPN(GeneralizedRCNN):
         Args:
             batched_inputs: N inputs.
             detected_instances: See `GeneralizedRCNN`; the output then is instances alone, as there.
+                A bool stands for `do_postprocess`, which comes second in Detectron2.
             do_postprocess: Whether to rescale to the size that each input asks for, and merge.
                 Otherwise a list of Instances and a tensor (N, K, H, W) of scores are returned, in
                 the coordinates of the padded inputs.
         """
+        if isinstance(detected_instances, bool):  # second in Detectron2
+            detected_instances, do_postprocess = None, detected_instances
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)

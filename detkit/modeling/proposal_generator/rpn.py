@@ -83,12 +83,7 @@ class StandardRPNHead(nn.Module):
         channels = in_channels
         for k, dim in enumerate(conv_dims):
             out_channels = channels if dim == -1 else dim
-            # The ReLU works in place: the convolution does not need its output for the gradient,
-            # and that of p2 is among the largest maps.
-            relu = nn.ReLU(inplace=True)
-            convs[f"conv{k}"] = Conv2d(
-                channels, out_channels, kernel_size=3, padding=1, activation=relu
-            )
+            convs[f"conv{k}"] = self._get_rpn_conv(channels, out_channels)
             channels = out_channels
         # Names of weights as in Detectron2: `conv` for a single one, `conv.conv0`, `conv.conv1`,
         # ... for several.
@@ -103,6 +98,13 @@ class StandardRPNHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+    def _get_rpn_conv(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Return one of the 3x3 convolutions, with its activation. A subclass may take another."""
+        # The ReLU works in place: the convolution does not need its output for the gradient, and
+        # that of p2 is among the largest maps.
+        relu = nn.ReLU(inplace=True)
+        return Conv2d(in_channels, out_channels, kernel_size=3, padding=1, activation=relu)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:

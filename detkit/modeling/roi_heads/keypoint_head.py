@@ -95,6 +95,7 @@ def keypoint_rcnn_inference(
 class BaseKeypointRCNNHead(nn.Module):
     """Base of keypoint heads: loss and inference. A subclass implements `layers`."""
 
+    @configurable
     def __init__(
         self,
         *,

@@ -108,11 +108,17 @@ def _log_accuracy(logits: Tensor, target: Tensor) -> None:
 class BaseMaskRCNNHead(nn.Module):
     """Base of mask heads: loss and inference. A subclass implements `layers`."""
 
+    @configurable
     def __init__(self, *, loss_weight: float = 1.0, vis_period: int = 0) -> None:
         """Set the factor on the loss; `vis_period` is Detectron2's, models do not draw."""
         super().__init__()
         self.loss_weight = loss_weight
         self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Map config keys to the arguments of this base class."""
+        return {"vis_period": cfg.VIS_PERIOD}
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
         """Return `losses` in training, else `inference`.
@@ -153,6 +159,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         conv_dims: Sequence[int],
         conv_norm: str = "",
         loss_weight: float = 1.0,
+        vis_period: int = 0,
     ) -> None:
         """Stack the layers.
 
@@ -162,12 +169,13 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
             conv_dims: Channels of each convolution; the last number is that of the upsampling.
             conv_norm: Norm after each convolution, as for `get_norm`.
             loss_weight: Factor on the loss.
+            vis_period: See `BaseMaskRCNNHead`.
 
         Raises:
             ValueError: `conv_dims` is empty.
             ValueError: C is not known.
         """
-        super().__init__(loss_weight=loss_weight)
+        super().__init__(loss_weight=loss_weight, vis_period=vis_period)
         channels = input_shape.channels
         if not conv_dims:
             raise ValueError("conv_dims is empty, but needs the channels of the upsampling")
@@ -192,6 +200,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         """Map config keys to arguments."""
         head = cfg.MODEL.ROI_MASK_HEAD
         return {
+            **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),

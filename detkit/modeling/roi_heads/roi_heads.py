@@ -255,7 +255,7 @@ class ROIHeads(nn.Module):
 
     @overridable
     def _sample_proposals(
-        self, matches: Tensor, labels: Tensor, gt_classes: Tensor
+        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sample the proposals of one image by the class they are matched with.
 
@@ -263,14 +263,14 @@ class ROIHeads(nn.Module):
         this.
 
         Args:
-            matches: (R,) index of the ground truth, in [0, M).
-            labels: (R,) 1 foreground, 0 background, -1 ignored.
+            matched_idxs: (R,) index of the ground truth, in [0, M).
+            matched_labels: (R,) 1 foreground, 0 background, -1 ignored.
             gt_classes: (M,) classes of the ground truth.
 
         Returns:
             (S,) indices of the sampled proposals, foreground first, and their (S,) classes.
         """
-        classes = self._classes(matches, labels, gt_classes)
+        classes = self._classes(matched_idxs, matched_labels, gt_classes)
         picked = torch.cat(
             subsample_labels(
                 classes, self.batch_size_per_image, self.positive_fraction, self.num_classes

@@ -96,9 +96,11 @@ def test_without_merging_there_are_instances_and_scores_per_pixel():
     assert outputs[0]["instances"].image_size == (61, 33)
 
 
-def test_without_postprocessing_results_are_in_the_coordinates_of_the_input():
+@pytest.mark.parametrize("arguments", [((), {"do_postprocess": False}), ((False,), {})])
+def test_without_postprocessing_results_are_in_the_coordinates_of_the_input(arguments):
     model = make(*WITHOUT_MASKS).eval()
-    instances, scores = model.inference(inputs(1, height=120, width=45), do_postprocess=False)
+    positional, named = arguments
+    instances, scores = model.inference(inputs(1, height=120, width=45), *positional, **named)
     assert instances[0].image_size == SIZE
     assert scores.shape == (1, test_semantic_seg.K, *SIZE)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from detkit.config import get_cfg
 from detkit.layers import ShapeSpec
@@ -303,6 +304,22 @@ def test_weights_start_small_and_biases_at_zero():
             assert not t.any()
         else:
             assert 0.008 < t.std() < 0.012
+
+
+class _DilatedHead(StandardRPNHead):
+    def _get_rpn_conv(self, in_channels, out_channels):
+        return nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=2, dilation=2, bias=False), nn.GELU()
+        )
+
+
+@pytest.mark.parametrize("conv_dims", [(-1,), (4, 6)])
+def test_head_is_built_with_the_convolutions_of_a_subclass(conv_dims):
+    head = _DilatedHead(in_channels=8, num_anchors=3, conv_dims=conv_dims)
+    dilated = [m for m in head.modules() if isinstance(m, nn.Conv2d) and m.dilation == (2, 2)]
+    assert [conv.in_channels for conv in dilated] == [8, *conv_dims[:-1]]
+    assert all(0.005 < conv.weight.std() < 0.02 for conv in dilated)
+    assert head([torch.zeros(1, 8, 4, 5)])[0][0].shape == (1, 3, 4, 5)
 
 
 def test_head_does_not_change_its_input():

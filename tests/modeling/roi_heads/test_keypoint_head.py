@@ -192,3 +192,14 @@ def test_bad_arguments_are_an_error():
         BaseKeypointRCNNHead(num_keypoints=K, loss_normalizer="visable")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs the channels of its input"):
         build_keypoint_head(get_cfg(), ShapeSpec())
+
+
+class _NoLayer(BaseKeypointRCNNHead):
+    def layers(self, x):
+        return x
+
+
+def test_subclass_of_the_base_takes_its_settings_from_the_config():
+    cfg = cfg_with({"MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": 3.0})
+    head = _NoLayer(cfg, ShapeSpec(channels=4))
+    assert (head.num_keypoints, head.loss_weight, head.loss_normalizer) == (17, 3.0, "visible")

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from detkit.config import configurable
 from detkit.layers import ShapeSpec
 from detkit.modeling.roi_heads import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead, build_mask_head
 from detkit.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
@@ -251,3 +253,31 @@ def test_layers_are_listed_for_a_subclass_that_runs_them_itself():
     for layer in head.conv_norm_relus:
         x = layer(x)
     assert torch.equal(head.predictor(head.deconv(x).relu()), head.layers(want))
+
+
+class _OneLayer(BaseMaskRCNNHead):
+    """Takes its own settings besides those of the base."""
+
+    @configurable
+    def __init__(self, input_shape, *, num_classes, **kwargs):
+        super().__init__(**kwargs)
+        self.predictor = nn.Conv2d(input_shape.channels, num_classes, 1)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        own = {"input_shape": input_shape, "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
+        return {**super().from_config(cfg, input_shape), **own}
+
+    def layers(self, x):
+        return self.predictor(x)
+
+
+class _NoLayer(BaseMaskRCNNHead):
+    def layers(self, x):
+        return x
+
+
+@pytest.mark.parametrize("head_class", [_OneLayer, _NoLayer, MaskRCNNConvUpsampleHead])
+def test_subclasses_take_the_settings_of_the_base_from_the_config(head_class):
+    head = head_class(cfg_with({"VIS_PERIOD": 7}), ShapeSpec(channels=4))
+    assert (head.vis_period, head.loss_weight) == (7, 1.0)

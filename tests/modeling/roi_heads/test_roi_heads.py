@@ -136,7 +136,7 @@ def test_config_gives_the_sampling():
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
     cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.6]
     heads = ROIHeads(cfg)
-    assert (heads.num_classes, heads.proposal_matcher.thresholds) == (7, [0.6])
+    assert (heads.num_classes, heads.proposal_matcher.thresholds[1:-1]) == (7, [0.6])
     assert not heads.proposal_matcher.allow_low_quality_matches
 
 
