@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import CfgNode
 from detkit.data import (
@@ -40,7 +39,6 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
     Raises:
         ValueError: The model predicts keypoints, and it is not known which of them a flip swaps.
     """
-    model = model.module if isinstance(model, DistributedDataParallel) else model
     flip_indices = None
     if cfg.MODEL.KEYPOINT_ON and cfg.TEST.AUG.FLIP:
         names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN

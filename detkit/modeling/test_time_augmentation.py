@@ -3,8 +3,8 @@
 Legend: N images, V views of one image, M detections of one image, K keypoints.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from detkit.config import CfgNode, configurable, find_architecture
 from detkit.data import transforms as T
@@ -78,14 +79,16 @@ class _OwnView(View):
         return boxes.new_tensor(self.transforms.inverse().apply_box(boxes.cpu().numpy()))
 
 
-def _view_of(image: Tensor, transforms: T.TransformList) -> View:
-    """Return how an image (C, H, W) shows another one, of which transforms have made it."""
-    height, width = image.shape[1:]
+def _view_of(model_input: ModelInput, transforms: T.TransformList) -> tuple[View, tuple[int, int]]:
+    """Return how an input shows an image, by transforms of that image, and the image's size."""
+    height, width = model_input["image"].shape[1:]
     is_mirrored = T.is_mirrored(transforms)
+    resizes = [t for t in transforms.transforms if isinstance(t, T.ResizeTransform)]
+    size = (resizes[0].h, resizes[0].w) if resizes else (height, width)
     kinds = T.ResizeTransform | T.HFlipTransform | T.NoOpTransform
     if all(isinstance(single, kinds) for single in transforms.transforms):
-        return View((height, width), is_mirrored)
-    return _OwnView((height, width), is_mirrored, transforms)
+        return View((height, width), is_mirrored), size
+    return _OwnView((height, width), is_mirrored, transforms), size
 
 
 def _scaled(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
@@ -129,18 +132,20 @@ class DatasetMapperTTA:
         """Return the views of an input.
 
         Each is the input with the `image`, and `proposals` if there are any, of the view; and as in
-        Detectron2 with `transforms`, a `TransformList` from the size of the output into the view.
+        Detectron2 with `transforms`, a `TransformList` from the size of the output to that of the
+        image, and from there into the view.
         """
-        model_input = dataset_dict
-        image = model_input["image"]
+        model_input, image = dataset_dict, dataset_dict["image"]
         height, width = image.shape[1:]
         output_size = (model_input.get("height", height), model_input.get("width", width))
+        to_image = T.ResizeTransform(*output_size, height, width)
         views: list[dict[str, Any]] = []
         for min_size in self.min_sizes:
             size = shortest_edge_size(height, width, min_size, self.max_size)
             for is_mirrored in (False, True) if self.flip else (False,):
                 view = View(size, is_mirrored)
-                transforms: list[T.Transform] = [T.ResizeTransform(*output_size, *size)]
+                transforms: list[T.Transform] = [to_image]
+                transforms.append(T.ResizeTransform(height, width, *size))
                 if is_mirrored:
                     transforms.append(T.HFlipTransform(size[1]))
                 view_input: dict[str, Any] = {
@@ -158,15 +163,6 @@ class DatasetMapperTTA:
 
 
 TTAMapper = Callable[[ModelInput], list[dict[str, Any]]]
-
-# Steps of Detectron2's; where one of them is overridden, an image goes through all of them.
-_STEPS = (
-    "_batch_inference",
-    "_get_augmented_boxes",
-    "_rescale_detected_boxes",
-    "_reduce_pred_masks",
-    "_turn_off_roi_heads",
-)
 
 
 class GeneralizedRCNNWithTTA(nn.Module):
@@ -204,7 +200,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             keypoint_flip_indices: (K,) the keypoint that each one is in a mirrored image. Needed
                 by a model with keypoints whose views are mirrored.
             image_format: See `read_image`; of images that come as files.
-            cfg: For subclasses, which find it under this name in Detectron2.
+            cfg: Kept as `cfg`, for subclasses written for Detectron2.
 
         Raises:
             ConfigError: `keypoint_flip_indices` is missing.
@@ -217,11 +213,11 @@ class GeneralizedRCNNWithTTA(nn.Module):
                 "test-time augmentation (TEST.AUG.ENABLED) is for instances: it takes a"
                 f" GeneralizedRCNN or a one-stage detector, got {type(model).__name__}"
             )
+        self.cfg = cfg
         self.model = model
         self.tta_mapper = tta_mapper
         self.batch_size = batch_size
         self.image_format = image_format
-        self.cfg = cfg
         self.detection_filter = DetectionFilter(score_thresh, nms_thresh, topk_per_image, nms)
         self.keypoint_flip_indices = (
             None if keypoint_flip_indices is None else list(keypoint_flip_indices)
@@ -244,6 +240,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
         keypoint_flip_indices: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Map config keys to arguments."""
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
         if cfg.MODEL.ROTATED_BOXES:
             raise UnsupportedModelError(
                 "test-time augmentation (TEST.AUG.ENABLED) is for upright boxes, and"
@@ -276,7 +274,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         Raises:
             RuntimeError: The model is in training mode.
         """
-        if self.training:
+        if self.model.training:
             raise RuntimeError(
                 "test-time augmentation is for inference: call eval() on the model first"
             )
@@ -295,8 +293,6 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def _inference_one_image(self, model_input: ModelInput) -> ModelOutput:
         """Return the instances in one image."""
-        if any(is_overridden(getattr(self, name)) for name in _STEPS):
-            return self._inference_in_steps(model_input)
         image = model_input["image"]
         height, width = image.shape[1:]
         size = (model_input.get("height", height), model_input.get("width", width))
@@ -307,15 +303,15 @@ class GeneralizedRCNNWithTTA(nn.Module):
         inputs, transforms = self._get_augmented_inputs(
             cast(ModelInput, {**model_input, "image": image})
         )
-        views = [
-            (seen, _view_of(seen["image"], transforms_i))
-            for seen, transforms_i in zip(inputs, transforms, strict=True)
-        ]
-        merged = self._merged_boxes(views, size)
+        with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
+            boxes, scores, classes = self._get_augmented_boxes(inputs, transforms)
+        merged = self._merge_detections(boxes, scores, classes, size)
         if not self._has_branches():
             return {"instances": merged}
-        self._add_to_boxes(merged, views)
+        self._add_to_boxes(merged, inputs, transforms)
         return {"instances": detector_postprocess(merged, *size)}
+
+    # The steps of Detectron2, which its users' subclasses call and override.
 
     def _get_augmented_inputs(
         self, model_input: ModelInput
@@ -325,21 +321,44 @@ class GeneralizedRCNNWithTTA(nn.Module):
         transforms = [view.pop("transforms") for view in inputs]
         return cast(list[ModelInput], inputs), transforms
 
-    def _merged_boxes(
-        self, views: Sequence[tuple[ModelInput, View]], size: tuple[int, int]
-    ) -> Instances:
-        """Detect boxes in all views, and merge them by NMS in an image of the given size."""
+    @contextlib.contextmanager
+    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
+        """Switch off branches of the ROI heads, such as `mask_on`, as far as they are on."""
+        heads = getattr(self.model, "roi_heads", None)
+        switches = {name: getattr(heads, name) for name in attrs if hasattr(heads, name)}
+        try:
+            for name in switches:
+                setattr(heads, name, False)
+            yield
+        finally:
+            for name, value in switches.items():
+                setattr(heads, name, value)
+
+    def _batch_inference(
+        self,
+        batched_inputs: Sequence[ModelInput],
+        detected_instances: Sequence[Instances] | None = None,
+    ) -> list[Instances]:
+        """Return what the model finds in each input, `batch_size` of them at a time."""
+        model: Any = self.model
+        found: list[Instances] = []
+        for start in range(0, len(batched_inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            given = () if detected_instances is None else (detected_instances[part],)
+            found += model.inference(batched_inputs[part], *given, do_postprocess=False)
+        return found
+
+    def _get_augmented_boxes(
+        self, augmented_inputs: Sequence[ModelInput], tfms: Sequence[T.TransformList]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes in all views, brought back into the image, their scores and classes."""
+        found = self._batch_inference(augmented_inputs)
         boxes: list[Tensor] = []
-        scores: list[Tensor] = []
-        classes: list[Tensor] = []
-        for start in range(0, len(views), self.batch_size):
-            batch = views[start : start + self.batch_size]
-            found = self._boxes_in([x for x, _ in batch])
-            for found_i, (_, view) in zip(found, batch, strict=True):
-                boxes.append(view.boxes_out(found_i.pred_boxes.tensor, size))
-                scores.append(found_i.scores)
-                classes.append(found_i.pred_classes)
-        return self._merge_detections(torch.cat(boxes), torch.cat(scores), torch.cat(classes), size)
+        for seen, found_i, transforms in zip(augmented_inputs, found, tfms, strict=True):
+            view, size = _view_of(seen, transforms)
+            boxes.append(view.boxes_out(found_i.pred_boxes.tensor, size))
+        scores, classes = ([x.get(name) for x in found] for name in ("scores", "pred_classes"))
+        return torch.cat(boxes), torch.cat(scores), torch.cat(classes)
 
     def _merge_detections(
         self,
@@ -362,149 +381,67 @@ class GeneralizedRCNNWithTTA(nn.Module):
             shape_hw, pred_boxes=boxes[keep], scores=scores, pred_classes=all_classes[keep]
         )
 
-    def _boxes_in(self, inputs: list[ModelInput]) -> list[Instances]:
-        """Return the boxes in each input, in its coordinates."""
-        model = self.model
-        # Masks of the views are not used. An `inference` of the user's own decides itself.
-        is_own = is_overridden(model.inference)
-        if isinstance(model, GeneralizedRCNN) and self._has_branches() and not is_own:
-            return model.detect_boxes(inputs)
-        return cast(list[Instances], model.inference(inputs, do_postprocess=False))
+    def _rescale_detected_boxes(
+        self,
+        augmented_inputs: Sequence[ModelInput],
+        merged_instances: Instances,
+        tfms: Sequence[T.TransformList],
+    ) -> list[Instances]:
+        """Return the merged boxes as they are seen in each view."""
+        moved: list[Instances] = []
+        for seen, transforms in zip(augmented_inputs, tfms, strict=True):
+            view, _ = _view_of(seen, transforms)
+            boxes = view.boxes_into(merged_instances.pred_boxes.tensor, merged_instances.image_size)
+            fields = {**merged_instances.get_fields(), "pred_boxes": Boxes(boxes)}
+            moved.append(Instances(view.size, **fields))
+        return moved
 
-    def _add_to_boxes(self, merged: Instances, views: Sequence[tuple[ModelInput, View]]) -> None:
+    def _reduce_pred_masks(
+        self, outputs: Sequence[Instances], tfms: Sequence[T.TransformList]
+    ) -> Tensor:
+        """Return the mean of the masks (M, 1, h, w) of all views."""
+        masks = [
+            found.pred_masks.flip(3) if T.is_mirrored(transforms) else found.pred_masks
+            for found, transforms in zip(outputs, tfms, strict=True)
+        ]
+        return torch.stack(masks).mean(dim=0)
+
+    def _add_to_boxes(
+        self,
+        merged: Instances,
+        inputs: Sequence[ModelInput],
+        transforms: Sequence[T.TransformList],
+    ) -> None:
         """Set `pred_masks` and `pred_keypoints` to the means over the views.
 
         Cells of a mask or heatmap are relative to the box, so those of all sizes can be averaged.
         """
-        # Summed up view by view: the maps of all at once would take V times the memory.
-        masks: Tensor | None = None
+        given = self._rescale_detected_boxes(inputs, merged, transforms)
+        outputs: list[Instances] = []
         heatmaps: Tensor | None = None
-        for result, view in self._with_fields(merged, views):
-            if result.has("pred_masks"):
-                maps = result.pred_masks.flip(3) if view.is_mirrored else result.pred_masks
-                masks = maps if masks is None else masks + maps
-            if result.has("pred_keypoint_heatmaps"):
-                maps = result.pred_keypoint_heatmaps
-                if view.is_mirrored:
+        # The heatmaps of all views at once take hundreds of megabytes.
+        at_once = self.batch_size if self._branch_is_on("keypoint") else len(inputs)
+        for start in range(0, len(inputs), at_once):
+            part = slice(start, start + at_once)
+            found = self._batch_inference(inputs[part], given[part])
+            for found_i, transforms_i in zip(found, transforms[part], strict=True):
+                if not found_i.has("pred_keypoint_heatmaps"):
+                    continue
+                maps = found_i.pred_keypoint_heatmaps
+                found_i.remove("pred_keypoint_heatmaps")
+                if T.is_mirrored(transforms_i):
                     # A mirror turns a left eye into a right one.
                     maps = maps.flip(3)[:, self.keypoint_flip_indices]
                 heatmaps = maps if heatmaps is None else heatmaps + maps
-        if masks is not None:
-            merged.pred_masks = masks / len(views)
+            outputs += found
+        if outputs[0].has("pred_masks"):
+            merged.pred_masks = self._reduce_pred_masks(outputs, transforms)
         if heatmaps is not None:
-            keypoints = heatmaps_to_keypoints(heatmaps / len(views), merged.pred_boxes.tensor)
+            keypoints = heatmaps_to_keypoints(heatmaps / len(inputs), merged.pred_boxes.tensor)
             merged.pred_keypoints = keypoints[:, :, [0, 1, 3]]
-
-    def _with_fields(
-        self, merged: Instances, views: Sequence[tuple[ModelInput, View]]
-    ) -> Iterator[tuple[Instances, View]]:
-        """Yield the merged boxes in each view, with the fields that the model adds to them."""
-        for start in range(0, len(views), self.batch_size):
-            batch = views[start : start + self.batch_size]
-            given: list[Instances] = []
-            for _, view in batch:
-                boxes = view.boxes_into(merged.pred_boxes.tensor, merged.image_size)
-                fields = {**merged.get_fields(), "pred_boxes": Boxes(boxes)}
-                given.append(Instances(view.size, **fields))
-            results = cast(GeneralizedRCNN, self.model).inference(
-                [x for x, _ in batch], given, do_postprocess=False
-            )
-            for result, (_, view) in zip(cast(list[Instances], results), batch, strict=True):
-                yield result, view
 
     def _has_branches(self) -> bool:
         return self._branch_is_on("mask") or self._branch_is_on("keypoint")
 
     def _branch_is_on(self, name: str) -> bool:
         return bool(getattr(getattr(self.model, "roi_heads", None), f"{name}_on", False))
-
-    # As in Detectron2, for subclasses that change one of these steps, or call them in an
-    # `_inference_one_image` of their own. They keep the maps of all views at once.
-
-    def _inference_in_steps(self, model_input: ModelInput) -> ModelOutput:
-        if self._branch_is_on("keypoint"):
-            raise UnsupportedModelError(
-                f"{type(self).__name__} overrides a step of test-time augmentation that has no"
-                " keypoints, as in Detectron2: override _inference_one_image, or leave the steps"
-            )
-        height, width = model_input["image"].shape[1:]
-        size = (model_input.get("height", height), model_input.get("width", width))
-        inputs, transforms = self._get_augmented_inputs(model_input)
-        with self._turn_off_roi_heads(["mask_on", "keypoint_on"]):
-            found = self._get_augmented_boxes(inputs, transforms)
-        merged = self._merge_detections(*found, size)
-        if not self._branch_is_on("mask"):
-            return {"instances": merged}
-        given = self._rescale_detected_boxes(inputs, merged, transforms)
-        outputs = self._batch_inference(inputs, given)
-        merged.pred_masks = self._reduce_pred_masks(outputs, transforms)
-        return {"instances": detector_postprocess(merged, *size)}
-
-    @overridable
-    @contextmanager
-    def _turn_off_roi_heads(self, attrs: Sequence[str]) -> Iterator[None]:
-        """Switch branches of the ROI heads off, by the names of their switches, in the block."""
-        roi_heads = getattr(self.model, "roi_heads", None)
-        earlier = {name: getattr(roi_heads, name) for name in attrs if hasattr(roi_heads, name)}
-        for name in earlier:
-            setattr(roi_heads, name, False)
-        try:
-            yield
-        finally:
-            for name, value in earlier.items():
-                setattr(roi_heads, name, value)
-
-    @overridable
-    def _batch_inference(
-        self,
-        batched_inputs: list[ModelInput],
-        detected_instances: list[Instances] | None = None,
-    ) -> list[Instances]:
-        """Return the instances in each input, or those that are given with fields added."""
-        outputs: list[Instances] = []
-        for start in range(0, len(batched_inputs), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            given = () if detected_instances is None else (detected_instances[batch],)
-            model = cast(GeneralizedRCNN, self.model)
-            found = model.inference(batched_inputs[batch], *given, do_postprocess=False)
-            outputs += cast(list[Instances], found)
-        return outputs
-
-    @overridable
-    def _get_augmented_boxes(
-        self, augmented_inputs: list[ModelInput], tfms: list[T.TransformList]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes, scores and classes in all views, boxes in the image that is asked for."""
-        found = self._batch_inference(augmented_inputs)
-        boxes = []
-        for found_i, transforms in zip(found, tfms, strict=True):
-            of_view = found_i.pred_boxes.tensor
-            boxes.append(of_view.new_tensor(transforms.inverse().apply_box(of_view.cpu().numpy())))
-        scores = torch.cat([found_i.scores for found_i in found])
-        return torch.cat(boxes), scores, torch.cat([found_i.pred_classes for found_i in found])
-
-    @overridable
-    def _rescale_detected_boxes(
-        self,
-        augmented_inputs: list[ModelInput],
-        merged_instances: Instances,
-        tfms: list[T.TransformList],
-    ) -> list[Instances]:
-        """Return the merged detections in each view."""
-        boxes = merged_instances.pred_boxes.tensor
-        detected = []
-        for seen, transforms in zip(augmented_inputs, tfms, strict=True):
-            height, width = seen["image"].shape[1:]
-            in_view = boxes.new_tensor(transforms.apply_box(boxes.cpu().numpy()))
-            fields = {**merged_instances.get_fields(), "pred_boxes": Boxes(in_view)}
-            detected.append(Instances((height, width), **fields))
-        return detected
-
-    @overridable
-    def _reduce_pred_masks(self, outputs: list[Instances], tfms: list[T.TransformList]) -> Tensor:
-        """Return the mean of the masks (M, 1, S, S) of all views."""
-        masks = [
-            output.pred_masks.flip(3) if T.is_mirrored(transforms) else output.pred_masks
-            for output, transforms in zip(outputs, tfms, strict=True)
-        ]
-        return torch.stack(masks).mean(dim=0)

@@ -182,8 +182,9 @@ def test_heads_that_are_a_plain_module_are_augmented_in_testing(small):
             return self.heads(images, features, proposals, targets)
 
     model.roi_heads = Plain(model.roi_heads)
-    found = model.detect_boxes([{"image": torch.zeros(3, 64, 64)}])
-    assert found[0].has("pred_boxes")
+    augmented = GeneralizedRCNNWithTTA(small, model)
+    (found,) = augmented._batch_inference([{"image": torch.zeros(3, 64, 64)}])
+    assert found.has("pred_boxes")
 
 
 @pytest.mark.parametrize("family", ["box", "C4"])

@@ -126,7 +126,12 @@ AUGMENTED = {
         "forward",
         "_inference_one_image",
         "_get_augmented_inputs",
+        "_turn_off_roi_heads",
+        "_batch_inference",
+        "_get_augmented_boxes",
         "_merge_detections",
+        "_rescale_detected_boxes",
+        "_reduce_pred_masks",
     ),
     modeling.DatasetMapperTTA: ("__call__",),
 }

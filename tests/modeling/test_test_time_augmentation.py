@@ -18,6 +18,7 @@ from detkit.modeling import (
     GeneralizedRCNN,
     GeneralizedRCNNWithTTA,
     PanopticFPN,
+    test_time_augmentation,
 )
 from detkit.modeling.detection_filter import DetectionFilter
 from detkit.modeling.test_time_augmentation import View, _view_of
@@ -52,12 +53,6 @@ class BrightPatch(nn.Module):
         ]
         return self.forward_with_given_boxes(features, found), {}
 
-    def predict_boxes_only(self, images, features, proposals):
-        self.calls.append("boxes")
-        return [
-            self._patch(features["image"][i], size) for i, size in enumerate(images.image_sizes)
-        ]
-
     def _patch(self, image, size):
         y, x = (image[0] > 100).nonzero().unbind(dim=1)
         box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
@@ -69,7 +64,7 @@ class BrightPatch(nn.Module):
         )
 
     def forward_with_given_boxes(self, features, instances):
-        self.calls.append("branches")
+        self.calls.append("branches" if self.mask_on or self.keypoint_on else "boxes")
         for image, found in zip(features["image"], instances, strict=True):
             halves = [
                 self._halves(image, box) for box in found.pred_boxes.tensor.round().long().tolist()
@@ -312,7 +307,7 @@ def test_sizes_are_those_of_the_data_loader(height, width, min_size, max_size):
 
 
 def views_of(mapper, model_input):
-    return [_view_of(seen["image"], seen["transforms"]) for seen in mapper(model_input)]
+    return [_view_of(seen, seen["transforms"])[0] for seen in mapper(model_input)]
 
 
 def test_every_size_is_seen_plain_and_mirrored():
@@ -481,9 +476,85 @@ def test_steps_serve_an_inference_of_a_users_own():
         assert found.pred_classes.dtype == torch.int64
 
 
-def test_steps_of_detectron2_have_no_keypoints():
+def test_keypoints_stay_where_a_step_is_overridden():
     class Own(GeneralizedRCNNWithTTA):
-        def _reduce_pred_masks(self, outputs, tfms): ...
+        def _reduce_pred_masks(self, outputs, tfms):
+            return torch.zeros_like(super()._reduce_pred_masks(outputs, tfms))
 
-    with pytest.raises(TypeError, match="Own overrides a step .* that has no keypoints"):
-        of_kind(Own, model(), keypoint_flip_indices=PAIRS)([picture()])
+    inner = model()
+    (output,) = of_kind(Own, inner, keypoint_flip_indices=PAIRS)([picture()])
+    (expected,) = tta(inner)([picture()])
+    assert not output["instances"].pred_masks.any()
+    assert torch.equal(output["instances"].pred_keypoints, expected["instances"].pred_keypoints)
+
+
+def test_views_begin_with_the_way_from_the_output_to_the_image():
+    """Detectron2's users put their own views behind it."""
+
+    class Turning(DatasetMapperTTA):
+        def __call__(self, dataset_dict):
+            (plain,) = super().__call__(dataset_dict=dataset_dict)
+            image = dataset_dict["image"].permute(1, 2, 0).numpy()
+            image, turn = T.apply_augmentations([T.RotationTransform(40, 60, 90)], image)
+            to_image = plain["transforms"].transforms[0]
+            image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            transforms = fvcore.TransformList([to_image, *turn.transforms])
+            return [{**dataset_dict, "image": image, "transforms": transforms}]
+
+    mapper = Turning(min_sizes=[80], max_size=1000, flip=False)
+    turned = GeneralizedRCNNWithTTA(
+        model=model(mask_on=False, keypoint_on=False), tta_mapper=mapper
+    ).eval()
+    found = turned([picture(height=80, width=30)])[0]["instances"]
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, torch.tensor([[2.0, 16.0, 10.0, 48.0]]), atol=1.0, rtol=0
+    )
+
+
+def test_subclass_may_set_itself_up_and_put_the_steps_together_anew():
+    class Own(GeneralizedRCNNWithTTA):
+        def __init__(self, cfg, model):
+            nn.Module.__init__(self)
+            self.cfg, self.model, self.batch_size = cfg, model, 2
+            self.tta_mapper = DatasetMapperTTA(min_sizes=[40, 80], max_size=1000, flip=True)
+
+        def _inference_one_image(self, input):
+            size = (input["height"], input["width"])
+            inputs, tfms = self._get_augmented_inputs(input)
+            with self._turn_off_roi_heads(["mask_on", "keypoint_on", "of_mine"]):
+                assert not self.model.roi_heads.mask_on
+                found = self._get_augmented_boxes(inputs, tfms)
+            assert self.model.roi_heads.mask_on
+            merged = self._merge_detections(*found, size)
+            moved = self._rescale_detected_boxes(inputs, merged, tfms)
+            outputs = self._batch_inference(inputs, moved)
+            merged.pred_masks = self._reduce_pred_masks(outputs, tfms)
+            return {"instances": merged}
+
+        def _merge_detections(self, all_boxes, all_scores, all_classes, shape_hw):
+            assert len(all_boxes) == len(all_scores) == len(all_classes) == 4
+            return Instances(
+                shape_hw,
+                pred_boxes=Boxes(all_boxes[:1]),
+                scores=all_scores[:1],
+                pred_classes=all_classes[:1],
+            )
+
+    (output,) = Own(get_cfg(), model())([picture()])
+    masks = output["instances"].pred_masks
+    assert masks[0, 0, 0].tolist() == pytest.approx([0.6, 0.4], abs=0.02)
+
+
+def test_config_is_kept_and_the_wrapper_of_several_processes_taken_off(monkeypatch):
+    class Wrapped(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    monkeypatch.setattr(test_time_augmentation, "DistributedDataParallel", Wrapped)
+    inner, cfg = Given([]), get_cfg()
+    cfg.MODEL.RETINANET.NMS_THRESH_TEST = 0.3
+    augmented = GeneralizedRCNNWithTTA(cfg, Wrapped(inner))
+    assert augmented.model is inner
+    assert augmented.detection_filter == DetectionFilter(0.05, 0.3, 100)
+    assert augmented.cfg.MODEL.RETINANET.NMS_THRESH_TEST == 0.3

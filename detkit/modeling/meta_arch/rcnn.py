@@ -174,20 +174,6 @@ class GeneralizedRCNN(Detector):
         results, _ = self.roi_heads(images, features, proposals, None)
         return results
 
-    def detect_boxes(self, batched_inputs: list[ModelInput]) -> list[Instances]:
-        """Return boxes, without masks or keypoints, in the coordinates of the inputs."""
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        proposals = self._propose(images, features, batched_inputs)
-        heads = self.roi_heads
-        # Heads of the user's own may be any module, or have a course of their own.
-        if not hasattr(heads, "predict_boxes_only") or (
-            is_overridden(heads.forward) and not is_overridden(heads.predict_boxes_only)
-        ):
-            detections, _ = heads(images, features, proposals, None)
-            return detections
-        return heads.predict_boxes_only(images, features, proposals)
-
     def _propose(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[ModelInput]
     ) -> list[Instances]:

@@ -25,7 +25,7 @@ from detkit.modeling.roi_heads.roi_heads import (
     ROIHeads,
     select_foreground_proposals,
 )
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes, Instances
 from detkit.utils.errors import ConfigError
 from detkit.utils.overriding import is_overridden, overridable
 
@@ -159,20 +159,10 @@ class Res5ROIHeads(ROIHeads):
 
     def predict(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         """Return the detections of every image, with the fields of every branch."""
-        return self.forward_with_given_boxes(features, self._detect_boxes(features, proposals))
-
-    @overridable
-    def predict_boxes_only(
-        self, images: ImageList, features: Features, proposals: Sequence[Instances]
-    ) -> list[Instances]:
-        """Return the detections without masks."""
-        return self._detect_boxes(features, proposals)
-
-    def _detect_boxes(self, features: Features, proposals: Sequence[Instances]) -> list[Instances]:
         regions = self._regions(features, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(regions.mean(dim=(2, 3)))
         instances, _ = self.box_predictor.inference(predictions, proposals)
-        return instances
+        return self.forward_with_given_boxes(features, instances)
 
     def forward_with_given_boxes(
         self, features: Features, instances: Sequence[Instances]

@@ -135,18 +135,6 @@ class ROIHeads(nn.Module):
         """Return the detections of every image."""
         raise NotImplementedError(f"{type(self).__name__} does not implement predict")
 
-    @overridable
-    def predict_boxes_only(
-        self, images: ImageList, features: Features, proposals: Sequence[Instances]
-    ) -> list[Instances]:
-        """Return detections with `pred_boxes`, `scores` and `pred_classes`; the rest is not used.
-
-        Test-time augmentation merges the boxes of all views before it asks for masks. Heads with
-        further branches override this to leave them out.
-        """
-        detections, _ = self.forward(images, features, proposals)
-        return detections
-
     def forward_with_given_boxes(
         self, features: Features, instances: Sequence[Instances]
     ) -> list[Instances]:

@@ -29,9 +29,8 @@ from detkit.modeling.roi_heads.roi_heads import (
     select_foreground_proposals,
     select_proposals_with_visible_keypoints,
 )
-from detkit.structures import Boxes, ImageList, Instances
+from detkit.structures import Boxes, Instances
 from detkit.utils.errors import ConfigError
-from detkit.utils.overriding import overridable
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -180,13 +179,6 @@ class StandardROIHeads(ROIHeads):
         # The later branches use the detected boxes, not the proposals: those are fewer and
         # more accurate (He et al. 2017, section 3.1, inference).
         return self.forward_with_given_boxes(features, detections)
-
-    @overridable
-    def predict_boxes_only(
-        self, images: ImageList, features: Features, proposals: Sequence[Instances]
-    ) -> list[Instances]:
-        """Return the detections of the box branch."""
-        return cast(list[Instances], self._forward_box(features, proposals))
 
     def forward_with_given_boxes(
         self, features: Features, instances: Sequence[Instances]

@@ -258,7 +258,7 @@ def test_entry_points_of_the_branches_can_be_overridden_as_in_detectron2():
     found, _ = heads.eval()(images, features, given)
     assert [len(x) for x in found] == [2, 2]
     assert set(found[0].get_fields()) == {*fields, "own_masks", "own_keypoints"}
-    boxes = heads.predict_boxes_only(images, features, given)
+    boxes = heads._forward_box(features, given)
     assert set(boxes[0].get_fields()) == fields
     assert heads.forward_with_given_boxes(features, boxes)[0].has("own_masks")
 
