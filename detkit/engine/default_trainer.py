@@ -107,7 +107,8 @@ class DefaultTrainer(SimpleTrainer):
     ema: ModelEMA | None = None
     run = ""
     _is_new_run = True
-    _last_eval_results: dict[str, Any] | None = None
+    # Not there before the first evaluation, as in Detectron2.
+    _last_eval_results: dict[str, Any]
     _trainer_of_steps: TrainerBase | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -282,9 +283,10 @@ class DefaultTrainer(SimpleTrainer):
         run = training_in(folder, self.run, is_new=is_new)
         with run, DatasetCatalog.kept(cfg.DATASETS.TEST):
             super().train(self.start_iter, self.max_iter)
+        results: dict[str, Any] | None = getattr(self, "_last_eval_results", None)
         if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            verify_results(cfg, self._last_eval_results or {})
-        return self._last_eval_results
+            verify_results(cfg, results or {})
+        return results
 
     def save_on_failure(self) -> None:
         """Write a checkpoint of the last whole iteration, in the main process.

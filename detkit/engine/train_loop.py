@@ -1,6 +1,7 @@
 """The training loop: a trainer that repeats a step, and hooks around each step."""
 
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -238,6 +239,9 @@ class TrainerBase:
 
     def after_train(self) -> None:
         """Call the hooks after the last step: all, even if one raises, so that files are closed."""
+        # A loop of a subclass's own, `for self.iter in range(...)`, ends at the last iteration.
+        if self.iter + 1 == self.max_iter and sys.exc_info()[0] is None:
+            self.iter = self.max_iter
         self.storage.iter = self.iter
         call_all(hook.after_train for hook in self._hooks_in_order())
 

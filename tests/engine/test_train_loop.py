@@ -5,6 +5,7 @@ import weakref
 import pytest
 
 from detkit.engine import HookBase, TrainerBase, hooks
+from detkit.utils.events import EventStorage
 from detkit.utils.logger import setup_logger
 from tests.loggers import restored_loggers
 
@@ -76,6 +77,35 @@ def test_nothing_left_to_train_runs_no_step_but_finishes():
     trainer.register_hooks([Recorder(calls)])
     trainer.train(7, 5)
     assert calls == [("before_train", 7), ("after_train", 7)]
+
+
+class OwnLoop(Counting):
+    """Trains as trainers did in Detectron2's first versions, and in what was written for them."""
+
+    def train(self, start_iter, max_iter):
+        self.start_iter, self.max_iter = start_iter, max_iter
+        with EventStorage(start_iter) as self.storage:
+            self.before_train()
+            try:
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+            finally:
+                self.after_train()
+
+
+def test_loop_of_a_subclass_has_finished_where_it_ends_without_an_error():
+    calls = []
+    trainer = OwnLoop()
+    trainer.register_hooks([Recorder(calls)])
+    trainer.train(0, 2)
+    assert calls[-1] == ("after_train", 2)
+    trainer = OwnLoop()
+    trainer.register_hooks([Recorder(calls, fail_in=["after_step"])])
+    with pytest.raises(ValueError, match="after_step failed"):
+        trainer.train(0, 1)
+    assert calls[-1] == ("after_train", 0)
 
 
 def test_something_else_than_a_hook_is_an_error():
