@@ -185,6 +185,8 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1:] == ["-m"]:
         sys.exit("usage: python -m detkit.as_detectron2 SCRIPT|-m MODULE [ARGUMENTS ...]")
     importlib.import_module("detkit.as_detectron2")
+    # For other Python processes that it starts, where detkit is installed: pytest's workers, say.
+    os.environ["DETKIT_AS_DETECTRON2"] = "1"
     if sys.argv[1] == "-m":
         del sys.argv[:2]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

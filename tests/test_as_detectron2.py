@@ -78,6 +78,16 @@ def test_processes_that_are_started_anew_know_the_alias(tmp_path):
     assert done.stdout.strip() == "[(7, '0.6')]", done.stderr
 
 
+def test_other_python_processes_that_a_script_starts_know_the_alias(tmp_path):
+    source = """
+        import subprocess, sys
+        work = "import detkit, detectron2; print(detectron2.__version__)"
+        subprocess.run([sys.executable, "-c", work], check=True)
+    """
+    done = run(source, tmp_path, "-m", "detkit.as_detectron2")
+    assert done.stdout.strip() == "0.6", done.stderr
+
+
 def test_environment_variable_switches_it_on(tmp_path):
     source = "import detkit\nimport detectron2\nprint(detectron2.__version__)"
     assert run(source, tmp_path, DETKIT_AS_DETECTRON2="1").stdout.strip() == "0.6"
