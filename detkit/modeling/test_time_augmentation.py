@@ -4,7 +4,7 @@ Legend: N images, V views of one image, M detections of one image, K keypoints.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from detkit.utils.errors import ConfigError, UserError
 from detkit.utils.image import read_image
 from detkit.utils.overriding import is_overridden, overridable
 from detkit.utils.resize_rule import shortest_edge_size
+from detkit.utils.text import shortened
 
 
 class UnsupportedModelError(UserError, TypeError):
@@ -317,7 +318,13 @@ class GeneralizedRCNNWithTTA(nn.Module):
         self, model_input: ModelInput
     ) -> tuple[list[ModelInput], list[T.TransformList]]:
         """Return the inputs that show an image, and how each does."""
-        inputs = [dict(view) for view in self.tta_mapper(model_input)]
+        views = self.tta_mapper(model_input)
+        if not all(isinstance(view, Mapping) and "transforms" in view for view in views):
+            raise TypeError(
+                "a mapper for test-time augmentation returns inputs with `transforms`, as"
+                f" DatasetMapperTTA does: got {shortened(views)}"
+            )
+        inputs = [dict(view) for view in views]
         transforms = [view.pop("transforms") for view in inputs]
         return cast(list[ModelInput], inputs), transforms
 

@@ -385,6 +385,13 @@ def test_views_of_a_users_own_mapper_are_brought_back(augmentation):
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([BOX]), atol=1.0, rtol=0)
 
 
+@pytest.mark.parametrize("view", [{"image": torch.zeros(1, 4, 4)}, (1, 2)])
+def test_mapper_without_transforms_is_an_error(view):
+    own = GeneralizedRCNNWithTTA(model=Given([]), tta_mapper=lambda dataset_dict: [view])
+    with pytest.raises(TypeError, match="returns inputs with `transforms`, as DatasetMapperTTA"):
+        own.eval()([picture()])
+
+
 def test_mapper_of_a_users_own_gets_the_image_where_it_is():
     class Seen(Exception): ...
 
