@@ -55,6 +55,10 @@ class BitMasks:
             self._bitmaps, self._rows = self._bitmaps[self._rows], None
         return self._bitmaps
 
+    @tensor.setter
+    def tensor(self, tensor: Tensor) -> None:
+        self._bitmaps, self._rows = tensor, None
+
     @property
     def image_size(self) -> tuple[int, int]:
         """`(height, width)` of the image."""

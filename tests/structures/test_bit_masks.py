@@ -226,3 +226,10 @@ def test_cell_that_is_half_covered_belongs_to_the_crop():
     mask[:, :, :3] = 1  # the second of two cells along x holds one covered column of two
     crop = BitMasks(mask).crop_and_resize(torch.tensor([[0.0, 0, 4, 4]]), 2)
     assert crop.tolist() == [[[True, True], [True, True]]]
+
+
+def test_bitmaps_can_be_replaced():
+    masks = BitMasks(torch.ones(3, 4, 5))[[0, 2]]
+    masks.tensor = torch.zeros(1, 6, 7, dtype=torch.bool)
+    assert (len(masks), masks.image_size) == (1, (6, 7))
+    assert masks.nonempty().tolist() == [False]
