@@ -98,7 +98,8 @@ class Augmentation(ABC):
     """A policy that returns a transform for a sample.
 
     The arguments of `get_transform` are the attributes of the `AugInput` with the same names:
-    `image`, `boxes`, `sem_seg`; parts that a sample lacks are None.
+    `image`, `boxes`, `sem_seg`; parts that a sample lacks are None. A single argument of another
+    name is the image.
 
     Example:
         >>> from detkit.data import transforms as T
@@ -119,7 +120,13 @@ class Augmentation(ABC):
         """Change the sample by a drawn transform, and return the transform."""
         arguments = []
         # Detectron2's older form lists the parts, whatever the arguments are called.
-        for name in getattr(self, "input_args", None) or _argument_names(type(self)):
+        names = getattr(self, "input_args", None)
+        if not names:
+            names = _argument_names(type(self))
+            # A single argument is the image, as in Detectron2; projects call it `img`.
+            if len(names) == 1 and not hasattr(aug_input, names[0]):
+                names = ["image"]
+        for name in names:
             if not hasattr(aug_input, name):
                 raise AttributeError(
                     f"{type(self).__name__}.get_transform takes {name!r}, which"

@@ -61,6 +61,23 @@ def test_argument_that_no_input_has_is_named():
         Wants()(sample())
 
 
+def test_single_argument_is_the_image_whatever_it_is_called():
+    class Mirror(T.Augmentation):
+        def get_transform(self, img):
+            return T.HFlipTransform(img.shape[1])
+
+    class AroundBox(T.Augmentation):
+        def get_transform(self, boxes):
+            x, y, *_ = boxes[0].astype(int)
+            return T.CropTransform(int(x), int(y), 2, 2)
+
+    aug_input, plain = sample(), sample()
+    Mirror()(aug_input)
+    assert np.array_equal(aug_input.image, plain.image[:, ::-1])
+    AroundBox()(aug_input)
+    assert aug_input.image.shape == (2, 2, 3)
+
+
 def test_later_augmentation_sees_what_the_earlier_one_left():
     aug_input = sample()
     tfms = aug_input.apply_augmentations(
