@@ -242,8 +242,8 @@ class CascadeROIHeads(StandardROIHeads):
         """Label all proposals by the overlap of this stage. Nothing is sampled: there are few.
 
         Returns:
-            Proposals with `gt_classes`, K for background, and `gt_boxes`, which mean something for
-            foreground only.
+            Proposals with `gt_classes` too, K for background, and `gt_boxes`, which mean something
+            for foreground only.
         """
         matcher = self.proposal_matchers[stage]
         labelled: list[Instances] = []
@@ -255,10 +255,9 @@ class CascadeROIHeads(StandardROIHeads):
                 gt_boxes = targets_i.gt_boxes[matches]
             else:
                 classes, gt_boxes = torch.full_like(matches, self.num_classes), boxes
-            size_i = proposals_i.image_size
-            labelled.append(
-                Instances(size_i, proposal_boxes=boxes, gt_classes=classes, gt_boxes=gt_boxes)
-            )
+            # With the fields that a subclass has given them: Detic's keep their objectness.
+            fields = {**proposals_i.get_fields(), "gt_classes": classes, "gt_boxes": gt_boxes}
+            labelled.append(Instances(proposals_i.image_size, **fields))
         with _name_scope(stage):
             self._log_sample(labelled)
         return labelled

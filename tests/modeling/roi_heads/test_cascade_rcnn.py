@@ -113,6 +113,15 @@ def test_stages_label_by_their_own_overlap_without_sampling():
     assert counts[0] > counts[-1] > 0
 
 
+def test_labelled_proposals_keep_the_fields_of_a_users_own():
+    given = proposals([OBJECT, (0.0, 0.0, 3.0, 3.0)])
+    given.objectness_logits = torch.tensor([2.0, -1.0])
+    (labelled,) = make()._match_and_label_boxes([given], 1, [truth(OBJECT)])
+    assert labelled.objectness_logits.tolist() == [2.0, -1.0]
+    assert (labelled.gt_classes == K).tolist() == [False, True]
+    assert not given.has("gt_classes")
+
+
 def test_gradient_of_the_features_is_divided_by_the_stages():
     heads, (images, features) = make(), batch(1)
     features = {name: x.requires_grad_() for name, x in features.items()}
