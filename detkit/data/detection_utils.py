@@ -131,17 +131,19 @@ def gen_crop_transform_with_instance(
     return CropTransform(x0, y0, crop_w, crop_h, width, height)
 
 
-def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
+def check_metadata_consistency(key: str, dataset_names: str | Sequence[str]) -> None:
     """Check that data sets which are used together have the same metadata under a key.
 
     Raises:
-        ConfigError: They differ, or one lacks it.
+        AttributeError: One lacks it.
+        ConfigError: They differ.
     """
-    values = [MetadataCatalog.get(name).get(key) for name in dataset_names]
-    for name, value in zip(dataset_names, values, strict=True):
-        if value is None or value != values[0]:
+    names = [dataset_names] if isinstance(dataset_names, str) else dataset_names
+    values = [getattr(MetadataCatalog.get(name), key) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if value != values[0]:
             raise ConfigError(
-                f"data sets that are used together need the same {key}: {dataset_names[0]!r} has"
+                f"data sets that are used together need the same {key}: {names[0]!r} has"
                 f" {values[0]}, {name!r} has {value}"
             )
 

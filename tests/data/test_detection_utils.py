@@ -94,6 +94,9 @@ def test_metadata_must_agree():
     MetadataCatalog.get("one").set(mine=[1])
     MetadataCatalog.get("two").set(mine=[2])
     utils.check_metadata_consistency("mine", ["one", "one"])
+    utils.check_metadata_consistency("mine", "one")
+    with pytest.raises(AttributeError, match="yours"):
+        utils.check_metadata_consistency("yours", "one")
     with pytest.raises(ConfigError, match="need the same mine"):
         utils.check_metadata_consistency("mine", ["one", "two"])
 

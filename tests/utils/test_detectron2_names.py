@@ -30,6 +30,27 @@ def test_renamed_names_are_found(name):
     assert getattr(importlib.import_module(f"detkit.{module}"), attribute) is ours
 
 
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("data.build", "check_metadata_consistency RepeatFactorTrainingSampler"),
+        ("data.datasets.builtin", "register_coco_instances _get_builtin_metadata"),
+        ("data.datasets.coco", "PolygonMasks Boxes"),
+        ("engine.defaults", "DetectionCheckpointer build_model JSONWriter seed_all_rng comm"),
+        ("engine.hooks", "flatten_results_dict"),
+        ("modeling.meta_arch.rcnn", "build_backbone detector_postprocess"),
+        ("modeling.proposal_generator.rpn", "subsample_labels"),
+        ("modeling.roi_heads.cascade_rcnn", "fast_rcnn_inference"),
+        ("modeling.roi_heads.fast_rcnn", "batched_nms"),
+        ("modeling.roi_heads.roi_heads", "ROIPooler BottleneckBlock pairwise_iou"),
+    ],
+)
+def test_names_that_detectron2s_module_itself_imports_are_answered(module, names):
+    found = importlib.import_module(f"detkit.{module}")
+    for name in names.split():
+        assert callable(getattr(found, name)) or name == "comm"
+
+
 @pytest.mark.parametrize("name", sorted(LEFT_OUT))
 def test_left_out_names_are_imported_and_fail_in_use(name):
     module, _, attribute = name.rpartition(".")
