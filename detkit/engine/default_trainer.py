@@ -210,7 +210,8 @@ class DefaultTrainer(SimpleTrainer):
         warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
         if resume and self.checkpointer.has_checkpoint():
             require_classes_of_checkpoint(self.cfg, loaded.get("metadata"))
-            self.start_iter = self.iter + 1
+            # A checkpointer that a subclass has put in the place of ours may not know the trainer.
+            self.start_iter = max(self.iter, loaded.get("iteration", 0)) + 1
             if self.start_iter >= self.max_iter:
                 logger.warning(
                     "the run in %s is finished: its last checkpoint is of iteration %d of %d."

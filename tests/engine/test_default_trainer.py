@@ -121,6 +121,21 @@ def test_resume_of_a_finished_run_evaluates_it(tiny_cfg):
     assert again.train()["bbox"]["AP50"] == first["bbox"]["AP50"]
 
 
+def test_resume_by_a_checkpointer_of_a_subclass_goes_on_after_its_iteration(tiny_cfg):
+    class OwnCheckpointer(DefaultTrainer):
+        def resume_or_load(self, resume=True):
+            self.checkpointer = DetectionCheckpointer(
+                self.model, self.cfg.OUTPUT_DIR, optimizer=self.optimizer, scheduler=self.scheduler
+            )
+            super().resume_or_load(resume=resume)
+
+    tiny_cfg.DATASETS.TEST = ()
+    DefaultTrainer(tiny_cfg).train()
+    again = OwnCheckpointer(tiny_cfg)
+    again.resume_or_load(resume=True)
+    assert again.start_iter == 6
+
+
 def test_resume_without_checkpoint_starts_from_the_weights(tiny_cfg):
     trainer = DefaultTrainer(tiny_cfg)
     trainer.resume_or_load(resume=True)
