@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -88,7 +89,10 @@ def _write_torch_export(
     Its guards know only batches and maps of more than one: `program.module(check_guards=False)`.
     """
     # The operator of detkit is replaced, so that the file does not need it.
-    plain = program.run_decompositions({torch.ops.detkit.nms_mask.default: nms_mask_by_offsets})
+    with warnings.catch_warnings():
+        # Torchvision's description of its operators has an old name of torch's.
+        warnings.simplefilter("ignore", FutureWarning)
+        plain = program.run_decompositions({torch.ops.detkit.nms_mask.default: nms_mask_by_offsets})
     path = folder / "model.pt2"
     torch.export.save(plain, path, extra_files={f"{KEY}.json": json.dumps(metadata)})
     return path
