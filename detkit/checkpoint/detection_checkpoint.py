@@ -437,7 +437,7 @@ class DetectionCheckpointer:
 def _incomplete(path: str, report: LoadReport) -> CheckpointError:
     return CheckpointError(
         f"{path} does not fill the model: {report.summary()}. Use the config of the"
-        " checkpoint, or allow a partial load (--allow-partial)."
+        " checkpoint; `detkit eval` and `predict` take it with --allow-partial."
     )
 
 
