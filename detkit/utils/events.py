@@ -500,7 +500,7 @@ class CommonMetricPrinter(EventWriter):
         self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last: tuple[int, float] | None = None
+        self._last_write: tuple[int, float] | None = None
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -554,8 +554,8 @@ class CommonMetricPrinter(EventWriter):
         if "time" in histories:
             return histories["time"].median(1000) * remaining
         # In a custom loop without the timing hook, use the time since the last line.
-        now, last = time.perf_counter(), self._last
-        self._last = (storage.iter, now)
+        now, last = time.perf_counter(), self._last_write
+        self._last_write = (storage.iter, now)
         if last is None or storage.iter == last[0]:
             return None
         return (now - last[1]) / (storage.iter - last[0]) * remaining

@@ -181,6 +181,7 @@ def test_console_measures_time_itself_without_a_timing_hook(caplog):
         assert "eta" not in caplog.messages[0]
         assert "eta" in caplog.messages[1]
         assert storage.latest()["eta_seconds"][0] > 0
+    assert printer._last_write[0] == 1  # which printers written for Detectron2 read
 
 
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
