@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,6 +82,24 @@ logger = logging.getLogger(__name__)
 _WRITE_PERIOD = 20
 # What of a run's state is stored under `_trainer`: see `DefaultTrainer.state_dict`.
 _STEP_STATE = ("iteration", "ranks", "optimizer", "grad_scaler", "skipped_steps")
+
+
+class _Steps:
+    """A `DefaultTrainer` without the `run_step` of its subclass."""
+
+    _of: "DefaultTrainer"
+
+    def __init__(self, trainer: "DefaultTrainer") -> None:
+        vars(self)["_of"] = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._of, name, value)
+
+    def run_step(self) -> None:
+        DefaultTrainer.run_step(self._of)
 
 
 class DefaultTrainer(SimpleTrainer):
@@ -177,7 +195,12 @@ class DefaultTrainer(SimpleTrainer):
 
     @property
     def _trainer(self) -> TrainerBase:
-        """The trainer of the steps, as in Detectron2: this one, unless a subclass sets another."""
+        """The trainer of the steps, as in Detectron2: this one, unless a subclass sets another.
+
+        The `run_step` of a subclass, which may call that of `_trainer`, is not the latter's.
+        """
+        if self._trainer_of_steps is None and type(self).run_step is not DefaultTrainer.run_step:
+            return cast(TrainerBase, _Steps(self))
         return self._trainer_of_steps or self
 
     @_trainer.setter
@@ -207,7 +230,9 @@ class DefaultTrainer(SimpleTrainer):
             resume: Look for a checkpoint of this run first.
         """
         loaded = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        warn_about_random_fixed_norms(self.checkpointer.model, self.checkpointer.load_report)
+        # A subclass may have put fvcore's checkpointer there, which reports nothing.
+        report = getattr(self.checkpointer, "load_report", None)
+        warn_about_random_fixed_norms(self.checkpointer.model, report)
         if resume and self.checkpointer.has_checkpoint():
             require_classes_of_checkpoint(self.cfg, loaded.get("metadata"))
             # A checkpointer that a subclass has put in the place of ours may not know the trainer.

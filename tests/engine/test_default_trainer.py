@@ -288,6 +288,38 @@ def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
     assert trainer._trainer.data_loader is trainer.data_loader
 
 
+def test_step_that_calls_the_inner_trainers_is_called_once(tiny_cfg):
+    class Steps(DefaultTrainer):
+        num_steps = 0
+
+        def run_step(self):
+            self.num_steps += 1
+            self._trainer.iter = self.iter
+            self._trainer.run_step()
+
+    tiny_cfg.DATASETS.TEST = ()
+    trainer = Steps(tiny_cfg)
+    assert trainer._trainer.optimizer is trainer.optimizer
+    before = trainer.model.conv.weight.detach().clone()
+    trainer.train()
+    assert trainer.num_steps == 6
+    assert not torch.equal(before, trainer.model.conv.weight)
+
+
+def test_checkpointer_of_fvcore_loads(tiny_cfg):
+    from fvcore.common.checkpoint import Checkpointer
+
+    first = DefaultTrainer(tiny_cfg)
+    first.checkpointer.save("start")
+    tiny_cfg.MODEL.WEIGHTS = f"{tiny_cfg.OUTPUT_DIR}/start.pth"
+    trainer = DefaultTrainer(tiny_cfg)
+    with torch.no_grad():
+        trainer.model.conv.weight.zero_()
+    trainer.checkpointer = Checkpointer(trainer.model, tiny_cfg.OUTPUT_DIR)
+    trainer.resume_or_load(resume=False)
+    assert trainer.model.conv.weight.any()
+
+
 class OwnSteps(SimpleTrainer):
     """A trainer of steps with a step of its own."""
 
