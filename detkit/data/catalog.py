@@ -163,12 +163,15 @@ class Metadata:
         ['cell']
     """
 
+    # In a slot: projects for Detectron2 go through `__dict__` for all attributes, and copy them.
+    __slots__ = ("__dict__", "__weakref__", "_lazy")
+
     name: str
     _lazy: dict[str, Callable[[], Any]]
 
     def __init__(self, name: str = "N/A") -> None:
+        self._lazy = {}
         self.__dict__["name"] = name
-        self.__dict__["_lazy"] = {}
 
     def set(self, /, **kwargs: Any) -> Metadata:
         """Set several attributes, and return this object."""
@@ -178,7 +181,7 @@ class Metadata:
 
     def set_lazy(self, **kwargs: Callable[[], Any]) -> Metadata:
         """Set attributes that are computed at each read, such as paths below `$DETKIT_DATASETS`."""
-        self.__dict__["_lazy"].update(kwargs)
+        self._lazy.update(kwargs)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -187,10 +190,12 @@ class Metadata:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes."""
-        stored = {key: value for key, value in self.__dict__.items() if key != "_lazy"}
-        return {**{key: compute() for key, compute in self._lazy.items()}, **stored}
+        return {**{key: compute() for key, compute in self._lazy.items()}, **self.__dict__}
 
     def __setattr__(self, key: str, value: Any) -> None:
+        if key == "_lazy":
+            object.__setattr__(self, key, value)
+            return
         if key not in self.__dict__ and key not in self._lazy:
             self.__dict__[key] = value
             return
@@ -206,10 +211,10 @@ class Metadata:
     def __getattr__(self, key: str) -> Any:
         # Called only for attributes that are not stored. `_lazy` is missing while an object is
         # unpickled or copied.
-        lazy = self.__dict__.get("_lazy", {})
+        lazy = {} if key == "_lazy" else self._lazy
         if key in lazy:
             return lazy[key]()
-        known = [*(k for k in self.__dict__ if k != "_lazy"), *lazy]
+        known = [*self.__dict__, *lazy]
         raise AttributeError(
             f"data set {self.__dict__.get('name')!r} has no metadata"
             f" {key!r}.{did_you_mean(key, known)} It has: {', '.join(sorted(known))}. Class names"

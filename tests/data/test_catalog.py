@@ -1,7 +1,9 @@
 """The catalogs: registering twice, unknown names, metadata."""
 
+import copy
 import functools
 import importlib
+import pickle
 import sys
 
 import numpy as np
@@ -203,6 +205,18 @@ def test_lazy_metadata_is_computed_at_each_look(monkeypatch):
     assert metadata.json_file == "a"
     monkeypatch.setenv("WHERE", "b")
     assert metadata.json_file == metadata.as_dict()["json_file"] == "b"
+
+
+def test_attributes_of_metadata_are_copied_one_by_one_and_as_a_whole():
+    given = Metadata("given").set(thing_classes=["cat"], json_file="a.json")
+    given.set_lazy(image_root=str)
+    renamed = Metadata(name=given.name)
+    for key, value in given.__dict__.items():
+        setattr(renamed, key, ["dog"] if key == "thing_classes" else value)
+    assert renamed.as_dict() == {"name": "given", "thing_classes": ["dog"], "json_file": "a.json"}
+    for same in (copy.copy(given), copy.deepcopy(given), pickle.loads(pickle.dumps(given))):
+        assert same.as_dict() == given.as_dict()
+        assert same.get("image_root") == ""
 
 
 def test_metadata_needs_a_name():
