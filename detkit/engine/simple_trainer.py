@@ -19,6 +19,7 @@ from detkit.utils import comm
 from detkit.utils.env import random_state
 from detkit.utils.errors import ConfigError, UserError, WeightsError
 from detkit.utils.events import get_event_storage
+from detkit.utils.overriding import is_overridden, overridable
 from detkit.utils.sharded import own_optimizer_state, whole
 from detkit.utils.text import listed
 
@@ -151,7 +152,14 @@ class SimpleTrainer(TrainerBase):
         if self.was_skipped:
             self._gather_if_due()
             return
-        self._write_metrics(self.guard.losses, sum(p.data_time for p in passes))
+        losses: Mapping[str, float | Tensor] = self.guard.losses
+        if is_overridden(self._write_metrics):
+            # Detectron2's are tensors, and users' methods call `detach` or `item`.
+            losses = {
+                name: torch.tensor(loss, dtype=torch.float64)
+                for name, loss in self.guard.losses.items()
+            }
+        self._write_metrics(losses, sum(p.data_time for p in passes))
         self.step_optimizer()
 
     def _forward_backward(self, *, is_last: bool) -> Pass:
@@ -295,6 +303,7 @@ class SimpleTrainer(TrainerBase):
             ) from None
         return batch, time.perf_counter() - start
 
+    @overridable
     def _write_metrics(
         self, loss_dict: Mapping[str, float | Tensor], data_time: float, prefix: str = ""
     ) -> None:

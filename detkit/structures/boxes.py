@@ -123,7 +123,9 @@ class Boxes:
     @classmethod
     def cat(cls: type[AnyBoxes], boxes_list: Sequence[AnyBoxes]) -> AnyBoxes:
         """Join several sets into one with its own memory. No sets give no boxes (on the CPU)."""
-        check_class(cls, boxes_list)
+        # Boxes of a subclass of the user's own may be joined with plain ones.
+        kind = next(base for base in cls.__mro__ if "box_dim" in vars(base))
+        check_class(kind, boxes_list)
         if len(boxes_list) == 0:
             return cls(torch.empty(0, cls.box_dim))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list]))

@@ -167,3 +167,17 @@ def test_state_of_another_optimizer_is_refused():
         ValueError, match=r"checkpoint's optimizer is not AdamW: .* betas.*SOLVER\.OPTIMIZER"
     ):
         other.load_state_dict(saved)
+
+
+def test_own_write_metrics_gets_tensors_as_in_detectron2():
+    class Own(SimpleTrainer):
+        def _write_metrics(self, loss_dict, data_time, prefix=""):
+            seen.append({name: loss.detach().cpu().item() for name, loss in loss_dict.items()})
+            super()._write_metrics(loss_dict, data_time, prefix)
+
+    seen = []
+    model = TwoLosses()
+    trainer = Own(model, batches(), torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.train(0, 3)
+    stored = [value for value, _ in trainer.storage.history("loss_a").values()]
+    assert [losses["loss_a"] for losses in seen] == stored

@@ -234,3 +234,13 @@ def test_point_box_distance_by_hand():
     )
     assert distance.tolist() == [[[3, 4, 7, 16]], [[11, 4, -1, 16]]]
     assert pairwise_point_box_distance(torch.empty(0, 2), Boxes(random_boxes(3))).shape == (0, 3, 4)
+
+
+def test_own_boxes_are_joined_with_plain_ones():
+    class Own(Boxes):
+        """Boxes that count the last pixel."""
+
+    a, b = random_boxes(2, seed=1), random_boxes(3, seed=2)
+    joined = Own.cat([Own(a), Boxes(b)])
+    assert type(joined) is Own
+    assert torch.equal(joined.tensor, torch.cat([a, b]))

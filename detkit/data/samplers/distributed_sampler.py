@@ -98,7 +98,7 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
                 f" {subset_ratio}"
             )
         self._size = _require_size(size)
-        self.num_images = max(1, int(size * subset_ratio))
+        self.num_images = self._size_subset = max(1, int(size * subset_ratio))
         self._draw_subset(comm.shared_random_seed() if seed_subset is None else int(seed_subset))
         logger.info("training on a random subset: %d of %d images", self.num_images, size)
 
@@ -114,6 +114,7 @@ class RandomSubsetTrainingSampler(_EndlessSampler):
         generator = torch.Generator()
         generator.manual_seed(seed)
         self.subset = torch.randperm(self._size, generator=generator)[: self.num_images]
+        self._indexes_subset = self.subset
 
     def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         return self.subset
@@ -140,8 +141,8 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
         _require_size(len(factors))
         if factors.dim() != 1 or float(factors.min()) < 1:
             raise ValueError(f"need a repeat factor of at least 1 for each image, got {factors}")
-        self._whole = factors.floor()
-        self._fraction = factors - self._whole
+        self._int_part = factors.floor()
+        self._frac_part = factors - self._int_part
 
     @staticmethod
     def repeat_factors_from_category_frequency(
@@ -180,8 +181,10 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
     def _get_epoch_indices(self, generator: torch.Generator) -> Tensor:
         # Drawn anew in each epoch, so that the mean over epochs is the factor.
-        round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
-        return torch.arange(len(self._whole)).repeat_interleave((self._whole + round_up).long())
+        round_up = torch.rand(len(self._frac_part), generator=generator) < self._frac_part
+        return torch.arange(len(self._int_part)).repeat_interleave(
+            (self._int_part + round_up).long()
+        )
 
 
 class ClassAwareTrainingSampler(_EndlessSampler):
@@ -236,7 +239,9 @@ class InferenceSampler(Sampler[int]):
         """Take the number of images N; 0 yields nothing."""
         if size < 0:
             raise ValueError(f"the size of a data set cannot be negative, got {size}")
-        self._indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
+        # The names of Detectron2, for subclasses.
+        self._size, self._rank, self._world_size = size, comm.get_rank(), comm.get_world_size()
+        self._local_indices = self._get_local_indices(size, self._world_size, self._rank)
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
@@ -248,10 +253,10 @@ class InferenceSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of this process."""
-        yield from self._indices
+        yield from self._local_indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._local_indices)
 
 
 def _require_size(size: int) -> int:

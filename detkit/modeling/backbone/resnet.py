@@ -55,6 +55,10 @@ def make_stage(
         >>> [(block.in_channels, block.out_channels, block.stride) for block in blocks]
         [(8, 16, 1), (16, 16, 1)]
     """
+    if "first_stride" in kwargs:
+        # As in Detectron2 before 0.4.
+        stride = kwargs.pop("first_stride")
+        kwargs["stride_per_block"] = [stride] + [1] * (num_blocks - 1)
     blocks = []
     for index in range(num_blocks):
         arguments = {}

@@ -162,3 +162,15 @@ def test_parts_are_contiguous_even_and_complete(as_rank, size, world_size):
     assert list(itertools.chain.from_iterable(parts)) == list(range(size))
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_subclasses_for_detectron2_find_its_names(as_rank):
+    as_rank(1, 2)
+    inference = InferenceSampler(5)
+    subset = RandomSubsetTrainingSampler(10, 0.35, seed_shuffle=0, seed_subset=0)
+    assert (inference._size, inference._rank, inference._world_size) == (5, 1, 2)
+    assert list(inference._local_indices) == [3, 4]
+    assert subset._size_subset == len(subset._indexes_subset) == 3
+    repeating = RepeatFactorTrainingSampler([1.0, 2.25], seed=0)
+    assert repeating._int_part.tolist() == [1.0, 2.0]
+    assert repeating._frac_part.tolist() == [0.0, 0.25]

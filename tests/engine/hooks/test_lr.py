@@ -69,3 +69,28 @@ def test_first_steps_that_are_left_out_are_no_reason_to_warn():
         warnings.simplefilter("error")
         trainer.train(0, 3)
     assert trainer.storage.history("lr").values() == [(1.0, 0), (0.5, 1), (pytest.approx(1 / 3), 2)]
+
+
+def test_subclass_for_detectron2_finds_its_names():
+    class Own(hooks.LRScheduler):
+        def after_step(self):
+            rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+            self.trainer.storage.put_scalar("own", rate)
+            self.scheduler.step()
+
+    trainer = Trainer((9.0, 1), (1.0, 2))
+    trainer.register_hooks([Own()])
+    trainer.train(0, 2)
+    assert [value for value, _ in trainer.storage.history("own").values()] == [1.0, 0.5]
+
+
+def test_factor_of_the_progress_is_a_schedule():
+    trainer = Trainer((2.0, 1))
+    hook = hooks.LRScheduler(scheduler=lambda progress: 1 - progress)
+    assert hook._scheduler is not None
+    trainer.register_hooks([hook])
+    state = trainer.state_dict()  # before the training has begun
+    trainer.load_state_dict(state)
+    trainer.train(0, 4)
+    rates = [value for value, _ in trainer.storage.history("lr").values()]
+    assert rates == [2.0, 1.5, 1.0, 0.5]

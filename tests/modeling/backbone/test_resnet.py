@@ -121,3 +121,8 @@ def test_each_parameter_has_the_stage_of_its_part():
 def test_classifier_belongs_to_the_last_stage():
     stages = _tiny(num_classes=7).parameter_stages()
     assert stages["linear.weight"] == stages["res3.0.conv1.weight"] == 2
+
+
+def test_first_stride_is_that_of_the_first_block():
+    blocks = make_stage(BasicBlock, 2, first_stride=2, in_channels=4, out_channels=8, norm="BN")
+    assert [block.stride for block in blocks] == [2, 1]
