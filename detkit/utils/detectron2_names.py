@@ -158,6 +158,7 @@ RENAMED: dict[str, str] = {
     "layers.wrappers.BatchNorm2d": "torch.nn.BatchNorm2d",
     "layers.wrappers.ConvTranspose2d": "torch.nn.ConvTranspose2d",
     "layers.wrappers.Linear": "torch.nn.Linear",
+    "layers.wrappers.check_if_dynamo_compiling": "torch.compiler.is_compiling",
     "layers.wrappers._NewEmptyTensorOp": "layers.tensor_ops.NewEmptyTensor",
     "modeling.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.ResNetBlockBase": "layers.CNNBlockBase",
@@ -172,6 +173,7 @@ RENAMED: dict[str, str] = {
     "modeling.meta_arch.retinanet.permute_to_N_HWA_K": (
         "modeling.meta_arch.dense_detector.predictions_by_anchor"
     ),
+    "modeling.proposal_generator.proposal_utils._is_tracing": "torch.jit.is_tracing",
     "modeling.roi_heads.fast_rcnn._log_classification_stats": (
         "modeling.roi_heads.fast_rcnn.log_classification_stats"
     ),
