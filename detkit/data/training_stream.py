@@ -86,7 +86,7 @@ def build_batch_data_loader(
     Raises:
         ConfigError: The batch size is not a positive multiple of the number of processes.
         ValueError: A data set with indices comes without a sampler, or an `IterableDataset` with
-            one.
+            one; or `prefetch_factor` is below 1.
     """
     if isinstance(dataset, IterableDataset) != (sampler is None):
         raise ContractError("a data set with indices needs a sampler, an IterableDataset none")
@@ -96,6 +96,8 @@ def build_batch_data_loader(
     if prefetch_factor is None:
         # Enough for the next batch and a little more, however many workers share the work.
         prefetch_factor = math.ceil(batch_size / max(1, num_workers)) + 1
+    if prefetch_factor < 1:  # torch would give no batch at all
+        raise ValueError(f"prefetch_factor must be at least 1, got {prefetch_factor}")
     # Workers make samples, not whole batches: `2 * num_workers` batches would wait in shared
     # memory, hundreds of megabytes where a container has 64, and the first one would come after a
     # single worker has made all of it.

@@ -143,6 +143,8 @@ def test_arguments_of_torchs_loader_are_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = build_batch_data_loader(Numbers(), range(6), 2, pin_memory=True, **options)
     assert loader.dataset.pin_memory
+    with pytest.raises(ValueError, match="prefetch_factor must be at least 1, got 0"):
+        build_batch_data_loader(Numbers(), range(6), 2, num_workers=2, prefetch_factor=0)
     # Without workers nothing is made ahead.
     loader = build_batch_data_loader(Numbers(), range(6), 2, prefetch_factor=7)
     assert loader.dataset.prefetch_factor is None
