@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torchvision
-from counts import Waits
+from counts import Traffic, Waits
 from pairs import Pair, Task, autocast, config_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -294,13 +294,16 @@ def _contest(
     for side, function in functions.items():
         function()  # warm-up: kernels are loaded, algorithms chosen
         before = _start_of_peak(run.device)
-        counter = FlopCounterMode(display=False)
-        with counter:
+        counter, traffic = FlopCounterMode(display=False), Traffic()
+        with counter, traffic:
             waits = device_waits(function, run.device)
         values[side] = {
             "memory_mb": (_peak_memory(run.device) - before) / 2**20,
             "gflop": counter.get_total_flops() / 1e9,
             "waits": waits.total(),
+            "operators": traffic.operators,
+            "allocated_mb": traffic.allocated / 2**20,
+            "copied_mb": traffic.copied.total() / 2**20,
         }
         if side == "detkit":
             places = ", ".join(f"{count}x {place}" for place, count in waits.most_common(12))
