@@ -100,6 +100,7 @@ class RotatedBoxes(Boxes):
         angle = torch.rad2deg(torch.atan2(scale_x * sin, scale_y * cos))
         self.tensor[:] = torch.stack([x * scale_x, y * scale_y, w, h, angle], dim=1)
 
+    @torch.no_grad()
     def _pairwise_iou(self, other: Boxes) -> Tensor:
         ious = pairwise_iou_rotated(self.tensor, other.tensor)
         # All anchors of one area that an object lies within are equally good, and the RPN trains

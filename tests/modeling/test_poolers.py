@@ -72,6 +72,7 @@ def test_single_level_takes_every_region():
 
 def test_box_without_a_size_is_pooled_from_the_finest_level():
     boxes = Boxes([[9, 0, 3, 4], [0, 0, 100, 100]])
+    assert assign_boxes_to_levels([boxes], 2, 3, 50, 3).tolist() == [0, 1]
     features = [torch.ones(1, 1, 32, 32), torch.ones(1, 1, 16, 16)]
     pooled = ROIPooler(2, (1 / 4, 1 / 8), 0, "ROIAlignV2", 50, 3)(features, [boxes])
     assert pooled.shape == (2, 1, 2, 2)
