@@ -105,6 +105,8 @@ def test_copies_of_the_backward_pass_are_counted():
 def test_parcel_takes_along_what_a_tensor_is_a_view_of():
     whole, part = Parcel({"x": ROWS, "again": ROWS}), Parcel({"x": ROWS[:1]})
     assert (whole.memories, whole.shared) == (part.memories, part.shared) == (1, 48)
+    halves = Parcel([ROWS[:1], ROWS[1:]])
+    assert (halves.memories, halves.shared) == (1, 48)
     text = "a name that is as long as twenty"
     assert Parcel({"x": ROWS, "text": text}).piped >= Parcel({"x": ROWS}).piped + len(text)
     assert Parcel([ROWS, TWO]).memories == 2
