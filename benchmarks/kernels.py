@@ -17,20 +17,25 @@ from torch import Tensor
 
 from detkit.evaluation.evaluator import inference_context
 from detkit.layers import Conv2d, DeformConv, ROIAlign, cpu_kernels
+from detkit.utils.env import reuse_freed_memory
 
 
-def _features(channels: int, height: int, width: int) -> Tensor:
+def _features(channels: int, height: int, width: int, number: int = 1) -> Tensor:
     # In memory as in detkit's models on a CPU.
-    x = torch.randn(1, channels, height, width)
+    x = torch.randn(number, channels, height, width)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _conv(channels: int, out: int, height: int, width: int) -> Callable[[], object]:
-    layer, x = Conv2d(channels, out, 3, padding=1).eval(), _features(channels, height, width)
+def _conv(
+    channels: int, out: int, height: int, width: int, *, number: int = 1, backward: bool = False
+) -> Callable[[], object]:
+    layer = Conv2d(channels, out, 3, padding=1).train(backward)
+    x = _features(channels, height, width, number).requires_grad_(backward)
 
     def call() -> object:
-        with torch.no_grad():
-            return layer(x)
+        with torch.set_grad_enabled(backward):
+            y = layer(x)
+            return y.sum().backward() if backward else y
 
     return call
 
@@ -66,6 +71,12 @@ LAYERS: dict[str, Callable[[], Callable[[], object]]] = {
     "convolution 3x3, 256 channels, 25x34": lambda: _conv(256, 256, 25, 34),
     "convolution 3x3, 256 to 720 channels, 100x136": lambda: _conv(256, 720, 100, 136),
     "convolution 3x3, 128 channels, 50x68": lambda: _conv(128, 128, 50, 68),
+    "convolution 3x3, 256 channels, 100 regions of 14x14": lambda: _conv(
+        256, 256, 14, 14, number=100
+    ),
+    "convolution 3x3, 256 channels, 2 of 80x120, forward and backward": lambda: _conv(
+        256, 256, 80, 120, number=2, backward=True
+    ),
     "ROIAlign, 1,000 regions to 7x7, 256 channels, 200x272": lambda: _pool(1000, 7),
     "ROIAlign, 100 regions to 14x14, 256 channels, 200x272": lambda: _pool(100, 14),
     "deformable convolution 3x3, 256 channels, 50x68": lambda: _deformable(backward=False),
@@ -87,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    reuse_freed_memory()  # as commands and predictors do
     print("layer | fast | torch | ratio")
     for name, build in LAYERS.items():
         if args.words and not any(word in name for word in args.words):
