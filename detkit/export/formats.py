@@ -222,12 +222,26 @@ def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -
             f"{_onnx_module_with(onnx_file, operator)}: OpenVINO has no counterpart of ONNX's"
             f" operator {operator}{of_key}; the formats onnx and torch_export have it"
         ) from error
+    _keep_antialiasing(model)
     model.set_rt_info(json.dumps(metadata), [KEY])
     if metadata["precision"] == "bfloat16":
         model.set_rt_info("bf16", list(PRECISION_KEY))
     path = folder / f"{onnx_file.stem}.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     return path
+
+
+def _keep_antialiasing(model: Any) -> None:
+    """Let a model of OpenVINO resize with antialiasing where ONNX does.
+
+    Its modes of ONNX's names read the attribute and ignore it; those of Pillow's numbers have it.
+    """
+    modes = {"cubic": "bicubic_pillow", "linear_onnx": "bilinear_pillow"}
+    for node in model.get_ops():
+        if node.get_type_name() == "Interpolate":
+            attributes = node.get_attributes()
+            if attributes["antialias"] and attributes["mode"] in modes:
+                node.set_attribute("mode", modes[attributes["mode"]])
 
 
 def _onnx_module_with(onnx_file: Path, operator: str) -> str:

@@ -461,6 +461,24 @@ class Deformable(torch.nn.Module):
         return self.conv(x, x.new_zeros(1, 18, 8, 8))
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialias", "plain"])
+def test_openvino_resizes_as_torch_does(tmp_path, mode, antialias):
+    pytest.importorskip("onnxscript")
+    openvino = pytest.importorskip("openvino")
+
+    class Resize(torch.nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, size=(5, 30), mode=mode, antialias=antialias)
+
+    x = torch.randn(1, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    torch.onnx.export(Resize().eval(), (x,), tmp_path / "resize.onnx", dynamo=True, verbose=False)
+    path = write_openvino(tmp_path / "resize.onnx", {"precision": "float32"}, tmp_path)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    got = torch.from_numpy(compiled([x.numpy()])[0])
+    torch.testing.assert_close(got, Resize()(x), rtol=0, atol=1e-5)
+
+
 def test_operator_that_openvino_lacks_is_named(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
