@@ -33,7 +33,6 @@ from detkit.modeling import build_model
 from detkit.structures import Boxes, Instances, RotatedBoxes, rle_to_bitmask
 from detkit.utils.colormap import rgb2id
 from detkit.utils.media_file import Video, VideoWriter
-from tests.loggers import restored_loggers
 from tests.processes import end_of, fork, together
 
 
@@ -44,12 +43,6 @@ def test_equal_names_from_different_folders_are_numbered() -> None:
     assert _picture_names(["001.jpg", "001.png"]) == ["001.jpg", "001.png"]
     assert _picture_names(["a.jpg", "b/A.JPG"]) == ["a.jpg", "A_2.JPG"]
     assert len(set(names)) == len(paths)
-
-
-@pytest.fixture(autouse=True)
-def _restored_loggers():
-    with restored_loggers():
-        yield
 
 
 class Segmentor(nn.Module):

@@ -1,6 +1,5 @@
 """A place to work in: nine generated pictures, a config of a very small model, and that model trained for two steps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,12 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory with `tiny.yaml`; loggers are put back afterwards, as later tests need them."""
+def workplace(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with `tiny.yaml`."""
     monkeypatch.setenv("DETKIT_DATASETS", str(datasets))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY_CONFIG)
-    with restored_loggers():
-        yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,6 @@ from detkit.utils.events import get_event_storage
 from detkit.utils.logger import setup_logger
 from detkit.utils.registry import Registry
 from tests.end_to_end.families import family_config
-from tests.loggers import restored_loggers
 
 
 @pytest.fixture
@@ -238,51 +237,50 @@ def write_own_data(folder, count):
 
 def test_first_notebook_of_a_beginner(tmp_path):
     """Register, look, fine-tune from the zoo with other classes, predict, draw, evaluate."""
-    with restored_loggers():
-        setup_logger()
-        for name, count in (("balloon_train", 4), ("balloon_val", 2)):
-            write_own_data(tmp_path / name, count)
-            json_file, root = tmp_path / name / "all.json", tmp_path / name / "images"
-            register_coco_instances(name, {}, str(json_file), str(root))
-        records = DatasetCatalog.get("balloon_train")
-        metadata = MetadataCatalog.get("balloon_train")
-        image = read_image(records[0]["file_name"], format="BGR")
-        look = Visualizer(image[:, :, ::-1], metadata=metadata, scale=1.2)
-        assert look.draw_dataset_dict(records[0]).get_image().shape == (58, 77, 3)
+    setup_logger()
+    for name, count in (("balloon_train", 4), ("balloon_val", 2)):
+        write_own_data(tmp_path / name, count)
+        json_file, root = tmp_path / name / "all.json", tmp_path / name / "images"
+        register_coco_instances(name, {}, str(json_file), str(root))
+    records = DatasetCatalog.get("balloon_train")
+    metadata = MetadataCatalog.get("balloon_train")
+    image = read_image(records[0]["file_name"], format="BGR")
+    look = Visualizer(image[:, :, ::-1], metadata=metadata, scale=1.2)
+    assert look.draw_dataset_dict(records[0]).get_image().shape == (58, 77, 3)
 
-        cfg = get_cfg()
-        cfg.merge_from_file(get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("balloon_train",), ()
-        cfg.DATALOADER.NUM_WORKERS = 0
-        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""  # weights are not at hand here
-        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
-        cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16, 16
-        cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
-        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
-        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 2, 0.00025, 2
-        cfg.SOLVER.STEPS = []
-        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = 16, 1
-        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-        cfg.OUTPUT_DIR = str(tmp_path / "output")
-        trainer = DefaultTrainer(cfg)
-        trainer.resume_or_load(resume=False)
-        trainer.train()
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("balloon_train",), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""  # weights are not at hand here
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16, 16
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 2, 0.00025, 2
+    cfg.SOLVER.STEPS = []
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = 16, 1
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
 
-        cfg.MODEL.WEIGHTS = str(tmp_path / "output" / "model_final.pth")
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-        predictor = DefaultPredictor(cfg)
-        assert predictor.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
-        outputs = predictor(image)
-        v = Visualizer(
-            image[:, :, ::-1], metadata=metadata, scale=0.5, instance_mode=ColorMode.IMAGE_BW
-        )
-        drawn = v.draw_instance_predictions(outputs["instances"].to("cpu"))
-        assert drawn.get_image()[:, :, ::-1].shape == (24, 32, 3)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "output" / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    predictor = DefaultPredictor(cfg)
+    assert predictor.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
+    outputs = predictor(image)
+    v = Visualizer(
+        image[:, :, ::-1], metadata=metadata, scale=0.5, instance_mode=ColorMode.IMAGE_BW
+    )
+    drawn = v.draw_instance_predictions(outputs["instances"].to("cpu"))
+    assert drawn.get_image()[:, :, ::-1].shape == (24, 32, 3)
 
-        evaluator = COCOEvaluator("balloon_val", output_dir=str(tmp_path / "output"))
-        loader = build_detection_test_loader(cfg, "balloon_val")
-        results = inference_on_dataset(predictor.model, loader, evaluator)
-        assert set(results) == {"bbox", "segm"}
+    evaluator = COCOEvaluator("balloon_val", output_dir=str(tmp_path / "output"))
+    loader = build_detection_test_loader(cfg, "balloon_val")
+    results = inference_on_dataset(predictor.model, loader, evaluator)
+    assert set(results) == {"bbox", "segm"}
 
 
 def _three_values():

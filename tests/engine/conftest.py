@@ -11,7 +11,6 @@ from detkit.config import get_cfg
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.modeling import META_ARCH_REGISTRY
 from detkit.structures import Boxes, Instances
-from tests.loggers import restored_loggers
 
 CLASSES = ["red", "green"]
 
@@ -96,9 +95,3 @@ def tiny_cfg(tmp_path):
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-@pytest.fixture(name="restored_loggers")
-def _restored_loggers():
-    with restored_loggers():
-        yield

@@ -65,7 +65,6 @@ def test_help_shows_examples(capsys):
     assert "torchrun" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("restored_loggers")
 class TestSetup:
     def test_writes_log_and_settings(self, tiny_cfg):
         default_setup(tiny_cfg, ARGS)

@@ -7,7 +7,6 @@ import pytest
 from detkit.engine import HookBase, TrainerBase, hooks
 from detkit.utils.events import EventStorage
 from detkit.utils.logger import setup_logger
-from tests.loggers import restored_loggers
 
 
 class Recorder(HookBase):
@@ -222,10 +221,9 @@ def test_traceback_of_an_error_is_in_the_file_and_left_to_python_on_the_console(
         def run_step(self):
             raise ValueError("no such thing")
 
-    with restored_loggers():
-        setup_logger(str(tmp_path))
-        with pytest.raises(ValueError, match="no such thing"):
-            Failing().train(0, 9)
+    setup_logger(str(tmp_path))
+    with pytest.raises(ValueError, match="no such thing"):
+        Failing().train(0, 9)
     assert "Traceback" in (tmp_path / "log.txt").read_text()
     shown = capsys.readouterr().out
     assert "ERROR: training stopped at iteration 0" in shown

@@ -4,8 +4,15 @@ import torch
 from torch import nn
 
 from detkit.config import get_cfg
-from detkit.engine import SimpleTrainer, hooks
+from detkit.engine import SimpleTrainer, TrainerBase, hooks
 from detkit.structures import Boxes, Instances
+
+
+class IdleTrainer(TrainerBase):
+    """Does nothing in a step: for hooks."""
+
+    def run_step(self):
+        pass
 
 
 class Toy(nn.Module):

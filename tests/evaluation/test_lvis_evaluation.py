@@ -11,6 +11,7 @@ from detkit.evaluation import LVISEvaluator
 from detkit.evaluation.detections import detections_from_instances
 from detkit.evaluation.lvis_evaluation import best_detections
 from detkit.structures import Boxes, BoxMode, Instances
+from tests.evaluation.coco.test_scoring import run
 
 CLASSES = ["a", "b", "c", "d"]
 CATEGORY_IDS = {11: 0, 12: 1, 14: 2, 17: 3}
@@ -94,13 +95,6 @@ def random_problem(seed, max_dets):
             ),
         )
     return records, outputs
-
-
-def run(evaluator, outputs):
-    evaluator.reset()
-    for image_id, instances in outputs.items():
-        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
-    return evaluator.evaluate()
 
 
 @pytest.fixture

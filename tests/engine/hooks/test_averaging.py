@@ -4,13 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.engine import TrainerBase, hooks
+from detkit.engine import hooks
 from detkit.utils.events import get_event_storage
-
-
-class Trainer(TrainerBase):
-    def run_step(self):
-        pass
+from tests.engine.toy import IdleTrainer
 
 
 class Logs(nn.Module):
@@ -32,7 +28,7 @@ def batches():
 
 
 def test_statistics_become_those_of_all_batches():
-    model, trainer = Logs(), Trainer()
+    model, trainer = Logs(), IdleTrainer()
     trainer.register_hooks([hooks.PreciseBN(0, model, batches(), 4)])
     trainer.train(0, 2)
     everything = torch.cat(batches())
@@ -44,7 +40,7 @@ def test_statistics_become_those_of_all_batches():
 
 @pytest.mark.parametrize(("period", "want"), [(0, [4]), (2, [1, 3, 4]), (5, [4])])
 def test_runs_every_period_and_after_the_last_iteration(period, want):
-    seen, trainer = [], Trainer()
+    seen, trainer = [], IdleTrainer()
     hook = hooks.PreciseBN(period, Logs(), itertools.cycle(batches()), 1)
     hook.update_stats = lambda: seen.append(trainer.iter)
     trainer.register_hooks([hook])

@@ -9,16 +9,12 @@ import torch
 from torch import nn
 
 from detkit.checkpoint import DetectionCheckpointer
-from detkit.engine import TrainerBase, hooks
-
-
-class Trainer(TrainerBase):
-    def run_step(self):
-        pass
+from detkit.engine import hooks
+from tests.engine.toy import IdleTrainer
 
 
 def test_periodic_hook_saves_every_period_and_at_the_end(tmp_path):
-    trainer = Trainer()
+    trainer = IdleTrainer()
     trainer.register_hooks(
         [hooks.PeriodicCheckpointer(DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path)), 2)]
     )

@@ -11,6 +11,7 @@ from torch import nn
 
 from detkit.checkpoint import DetectionCheckpointer, load_checkpoint_file
 from detkit.engine import DefaultTrainer, TrainerBase, hooks
+from tests.engine.toy import IdleTrainer
 
 
 class FailingTrainer(TrainerBase):
@@ -188,11 +189,6 @@ def test_unknown_mode_is_an_error(tmp_path):
         run_best(tmp_path, [], mode="best")
 
 
-class Idle(TrainerBase):
-    def run_step(self):
-        pass
-
-
 class Saved:
     """Stands for a checkpointer."""
 
@@ -205,7 +201,7 @@ class Saved:
 
 def run_early_stop(scores, patience, max_iter=20, period=2, hook=None, start=0, **kwargs):
     """Train with the scores of the evaluations in turn; give the trainer, what was saved, and the hook."""
-    saved, trainer, scores = Saved(), Idle(), iter(scores)
+    saved, trainer, scores = Saved(), IdleTrainer(), iter(scores)
     hook = hook or hooks.EarlyStop(patience, period, "task/score", saved, **kwargs)
     trainer.register_hooks(
         [hooks.EvalHook(period, lambda: {"task": {"score": next(scores)}}), hook]

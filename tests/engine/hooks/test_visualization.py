@@ -12,17 +12,13 @@ from torch import nn
 from detkit.config import get_cfg
 from detkit.data import DatasetCatalog
 from detkit.data.datasets.shapes import generate_shapes
-from detkit.engine import TrainerBase, hooks
+from detkit.engine import hooks
 from detkit.engine.hooks.visualization import draw_truth_and_prediction, write_pictures
 from detkit.structures import Boxes, BoxMode, Instances
 from detkit.utils.colormap import id2rgb
 from detkit.utils.image_file import BadImageError
 from detkit.visualization import ColorMode, Visualizer
-
-
-class Trainer(TrainerBase):
-    def run_step(self):
-        pass
+from tests.engine.toy import IdleTrainer
 
 
 class Model(nn.Module):
@@ -58,7 +54,7 @@ def records(tmp_path):
 
 
 def run(tmp_path, records, iterations=4, period=2, **kwargs):
-    model, trainer = Model(), Trainer()
+    model, trainer = Model(), IdleTrainer()
     hook = hooks.VisualizationHook(
         period, model, lambda: records, dict, str(tmp_path / "out"), **kwargs
     )

@@ -152,6 +152,7 @@ def pycocotools_precision_and_recall(truth_file, results, task, limits):
 
 
 def run(evaluator, outputs):
+    """The scores of outputs (instances by image id)."""
     evaluator.reset()
     for image_id, instances in outputs.items():
         evaluator.process([{"image_id": image_id}], [{"instances": instances}])

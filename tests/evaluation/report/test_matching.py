@@ -23,13 +23,6 @@ def matching_of(name, outputs, task="bbox", **protocol):
     return Matching(truth, detections, coco_protocol(**protocol), task)
 
 
-def evaluated(evaluator, outputs):
-    evaluator.reset()
-    for image_id, instances in outputs.items():
-        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
-    return evaluator.evaluate()
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_ap_of_boxes_is_that_of_the_evaluator(seed, register, random_problem, make_instances):
     records, detections_of = random_problem(seed)
@@ -39,7 +32,7 @@ def test_ap_of_boxes_is_that_of_the_evaluator(seed, register, random_problem, ma
         "max_dets_per_image": [100, 7][seed % 2],
         "iou_thresholds": [[], [0.3, 0.5]][seed // 4],
     }
-    expected = evaluated(COCOEvaluator(name, ["bbox"], **rules), outputs)["bbox"]
+    expected = test_scoring.run(COCOEvaluator(name, ["bbox"], **rules), outputs)["bbox"]
     assert metrics_of(matching_of(name, outputs, **rules)) == pytest.approx(
         expected, abs=1e-9, nan_ok=True
     )
@@ -51,7 +44,7 @@ def test_ap_of_masks_and_keypoints_is_that_of_the_evaluator(seed, task, register
     records, outputs = test_scoring.random_problem(seed)
     name = register(records, test_scoring.CLASSES)
     rules = {"kpt_oks_sigmas": test_scoring.SIGMAS, "area_ranges": [["tiny", 0, 300]]}
-    expected = evaluated(COCOEvaluator(name, [task], **rules), outputs)[task]
+    expected = test_scoring.run(COCOEvaluator(name, [task], **rules), outputs)[task]
     assert metrics_of(matching_of(name, outputs, task, **rules)) == pytest.approx(
         expected, abs=1e-9, nan_ok=True
     )

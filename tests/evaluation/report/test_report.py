@@ -20,7 +20,6 @@ from detkit.evaluation.report import ReportOptions, read_results, write_report
 from detkit.evaluation.report.gallery import _outlines
 from detkit.utils.errors import DataError, MissingFileError
 from tests.evaluation.coco import test_scoring
-from tests.evaluation.report.test_matching import evaluated
 
 HOSTILE = "</script><script>alert('x')</script>"
 HOSTILE_FILE = "<img src=x onerror=alert(1)>&amp;.png"
@@ -81,7 +80,7 @@ def config():
 def predictions_of(name, outputs, folder):
     """The detections as the evaluator writes them and the report reads them, and the evaluator's scores."""
     evaluator = COCOEvaluator(name, output_dir=str(folder), kpt_oks_sigmas=test_scoring.SIGMAS)
-    scores = evaluated(evaluator, outputs)
+    scores = test_scoring.run(evaluator, outputs)
     truth = load_coco_ground_truth(name)
     return truth, read_results(str(folder / evaluator.results_file), truth), scores
 
