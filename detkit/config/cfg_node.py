@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -107,6 +107,7 @@ class KeySpec:
             that key is neither empty nor False.
         unless: (key, value, ...): not read if that key has one of the values.
         path_fields: In a list of mappings, the fields that are paths relative to the YAML file.
+        resolve: Gives the value to set in the place of one that is merged; None keeps it.
         only_default_trainer: Whether only `DefaultTrainer` reads it, not tools/plain_train_net.py.
         unread: Why no code reads the key; empty for keys that are read.
     """
@@ -120,6 +121,7 @@ class KeySpec:
     needs: tuple[Any, ...] = ()
     unless: tuple[Any, ...] = ()
     path_fields: tuple[str, ...] = ()
+    resolve: Callable[[Any], Any] | None = None
     only_default_trainer: bool = False
     unread: str = ""
 
@@ -335,6 +337,8 @@ class CfgNode(_YacsNode):
         value = coerce(decode(value, present), present, f"{where}{full_key}")
         if spec is None:
             return value
+        if spec.resolve is not None:
+            value = spec.resolve(value)
         problem = _unbounded(value) or spec.problem(value)
         if not problem:
             return value

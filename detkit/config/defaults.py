@@ -5,6 +5,7 @@ pixels of the resized image unless said otherwise; thresholds and fractions are 
 key with `unread`, which no code reads, logs a warning.
 """
 
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -18,6 +19,20 @@ def _key(name: str, default: Any, meaning: str, **spec: Any) -> None:
     if name in _TABLE:
         raise ValueError(f"config key {name} is declared twice")
     _TABLE[name] = KeySpec(default, meaning, **spec)
+
+
+def _device_name(name: Any) -> Any:
+    """Return the name of a device; under `detkit.as_detectron2`, for auto one that torch knows."""
+    # Detectron2's scripts give it to torch.device and `to`, outside of models too.
+    if name != "auto" or "detkit.as_detectron2" not in sys.modules:
+        return name
+    # Imported here, as torch takes seconds to load.
+    import torch
+
+    from detkit.utils.env import resolve_device
+
+    # Not is_available, after which CUDA reads CUDA_VISIBLE_DEVICES no more: scripts may set it yet.
+    return "cuda" if torch.cuda.device_count() else str(resolve_device(name))
 
 
 # Sections have the order of Detectron2's file; detkit's keys are in the section of their subject.
@@ -86,7 +101,8 @@ _key("IMPORTS", [],
 
 _key("MODEL.DEVICE", "auto",
      "Device of the model: auto (cuda, then mps, then cpu), cpu, cuda, cuda:N, mps. Detectron2:"
-     " cuda.")
+     " cuda.",
+     resolve=_device_name)
 _key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "Registered name of the model.")
 _key("MODEL.WEIGHTS", "",
      "Initial weights: path, https://, detectron2:// or torchvision:// address; empty for random"
@@ -966,7 +982,9 @@ _key("TEST.PRECISE_BN.NUM_ITER", 200, "Number of batches to compute them from.",
 
 def get_cfg() -> CfgNode:
     """Return a new tree of all settings with their defaults."""
-    return _C.clone()
+    cfg = _C.clone()
+    cfg.MODEL["DEVICE"] = _device_name(cfg.MODEL["DEVICE"])
+    return cfg
 
 
 def _defaults() -> CfgNode:

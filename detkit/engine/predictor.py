@@ -328,7 +328,8 @@ def config_of_checkpoint(path: str, config_file: str | None = None) -> CfgNode:
             )
             cfg.IMPORTS = []
         if not cfg.MODEL.DEVICE.startswith("cpu"):
-            cfg.MODEL.DEVICE = "auto"  # that of the machine that trained says nothing of this one
+            # That of the machine that trained says nothing of this one.
+            cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE
         folder = Path(os.path.abspath(cfg.OUTPUT_DIR))  # noqa: PTH100 - without `..`
         own = Path(os.path.abspath(Path(path).expanduser().parent))  # noqa: PTH100
         if folder != own and not folder.is_relative_to(Path.cwd()):
