@@ -175,18 +175,7 @@ def records_of_content(
             record["annotations"] = reader.records(record, per_image[image_id])
         records.append(record)
     reader.log_dropped()
-    counts = Counter(record["file_name"] for record in records)
-    repeated = [file for file, count in counts.items() if count > 1]
-    if repeated:
-        logger.warning(
-            "%s lists %d files as several images each: their objects are learned and scored apart,"
-            " so that those of the others count as background. Give all annotations of a file one"
-            " image_id: %s",
-            json_file,
-            len(repeated),
-            listed(repeated, 3),
-            extra={"code": "listed-twice"},
-        )
+    _warn_of_repeated_files(records, json_file)
     if len(to_contiguous) < len(names):
         counts = _left_out(annotations or [], names, to_contiguous)
         if counts and matched is not None:
@@ -209,6 +198,21 @@ def records_of_content(
         note_classes(metadata, class_names, to_contiguous, json_file)
         note_keypoints(metadata, [entries[key] for key in to_contiguous], json_file)
     return records
+
+
+def _warn_of_repeated_files(records: Sequence[ImageRecord], json_file: str) -> None:
+    counts = Counter(record["file_name"] for record in records)
+    repeated = [file for file, count in counts.items() if count > 1]
+    if repeated:
+        logger.warning(
+            "%s lists %d files as several images each: their objects are learned and scored apart,"
+            " so that those of the others count as background. Give all annotations of a file one"
+            " image_id: %s",
+            json_file,
+            len(repeated),
+            listed(repeated, 3),
+            extra={"code": "listed-twice"},
+        )
 
 
 def category_names(categories: dict[Any, dict[str, Any]], json_file: str) -> dict[Any, str]:

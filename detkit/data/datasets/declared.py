@@ -160,6 +160,14 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     if entry.get("name"):
         where = f"{where} ({entry['name']})"
+    _check_fields(entry, where)
+    _check_texts(entry, where)
+    _check_values(entry, where)
+    return {**entry, "classes": tuple(entry["classes"]) if "classes" in entry else None}
+
+
+def _check_fields(entry: Mapping[str, Any], where: str) -> None:
+    """Check that an entry has the fields that its format needs, and no other than it knows."""
     name = entry.get("format")
     if name not in FORMATS:
         raise ConfigError(
@@ -186,13 +194,15 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         condition = "to train instances and stuff apart, "
         _require_fields(entry, ("instances", "labels"), where, condition)
 
+
+def _check_texts(entry: Mapping[str, Any], where: str) -> None:
     for field in _TEXTS:
         if field in entry and (not isinstance(entry[field], str) or not entry[field]):
             raise EntryTypeError(
                 f"{where}: {field} must be text, got {entry[field]!r}; put it in quotes"
             )
         # With label maps, images are found by a look into their folder.
-        may_be_address = field in FORMATS[name].remote and "labels" not in entry
+        may_be_address = field in FORMATS[entry["format"]].remote and "labels" not in entry
         if is_address(str(entry.get(field))) and not may_be_address:
             raise ConfigError(
                 f"{where}: {field} must be a local path, got {entry[field]!r}. Addresses are read"
@@ -200,6 +210,10 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
                 " `images` of lvis, and of coco_panoptic without labels; `detkit convert-dataset`"
                 " writes coco"
             )
+
+
+def _check_values(entry: Mapping[str, Any], where: str) -> None:
+    """Check the fields that are no plain texts."""
     if entry.get("evaluator", "coco") not in _EVALUATORS:
         raise ConfigError(
             f"{where}: evaluator must be one of {', '.join(_EVALUATORS)}, got"
@@ -211,20 +225,14 @@ def _checked(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         _require_names(entry["keypoints"], "keypoint", "keypoints", where)
     if "flip_pairs" in entry:
         _require_pairs(entry["flip_pairs"], entry.get("keypoints"), where)
-    if not isinstance(entry.get("drop_bad_polygons", False), bool):
-        raise EntryTypeError(
-            f"{where}: drop_bad_polygons must be true or false, got {entry['drop_bad_polygons']!r}"
-        )
-    if not isinstance(entry.get("normalized", False), bool):
-        raise EntryTypeError(
-            f"{where}: normalized must be true or false, got {entry['normalized']!r}"
-        )
+    for field in ("drop_bad_polygons", "normalized"):
+        if not isinstance(entry.get(field, False), bool):
+            raise EntryTypeError(f"{where}: {field} must be true or false, got {entry[field]!r}")
     if "columns" in entry:
         _require_columns(entry["columns"], where)
     label = entry.get("ignore_label", 0)
     if isinstance(label, bool) or not isinstance(label, int):
         raise EntryTypeError(f"{where}: ignore_label must be a number, got {label!r}")
-    return {**entry, "classes": tuple(entry["classes"]) if "classes" in entry else None}
 
 
 def _require_fields(

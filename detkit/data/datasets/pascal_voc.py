@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -130,36 +130,8 @@ def load_voc_folders(
             raise MissingFileError(f"folder {annotations} of annotations holds no .xml file")
     else:
         names = _names_in_split(split, str(split_file), image_of)
-    # Folders of the one may be missing in the other.
-    images_of = {
-        name: image_of.get(name) or image_of.get(PurePosixPath(name).name, []) for name in names
-    }
-    missing = [name for name in names if not images_of[name]]
-    if missing:
-        error = MissingFileError(
-            f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
-            f" {_listed(missing)}; looked for names ending in {', '.join(IMAGE_SUFFIXES)}"
-        )
-        for name in missing:
-            collect(error, "missing-image", file=os.path.join(images, name))
-        names = [name for name in names if images_of[name]]
-    paths: dict[str, str] = {}
-    roots: dict[str, Element] = {}
-    for name in names:
-        files = xml_files.get(name, [f"{name}.xml"])
-        if len(files) > 1:
-            raise DataError(f"{annotations} has {' and '.join(files)}: remove one of them")
-        paths[name] = path = os.path.join(annotations, files[0])
-        if name not in xml_files:
-            lost = MissingFileError(
-                f"annotation file {path} does not exist, though {split_file} lists it"
-            )
-            collect(lost, "missing-annotation-file", file=images_of[name][0])
-            continue
-        try:
-            roots[name] = parse_xml_without_entities(read_file(path, "annotation file"), path)
-        except DataError as error:
-            collect(error, "broken-annotation-file", file=images_of[name][0])
+    images_of = _images_of(names, image_of, images, annotations)
+    paths, roots = _parsed_files(images_of, xml_files, annotations, split_file)
     try:
         _check_classes(roots, paths, class_names, annotations)
     except DataError as error:
@@ -257,6 +229,56 @@ def _other_splits(split_file: str) -> str:
     found = sorted(PurePath(entry).stem for entry in entries if entry.endswith(".txt"))
     hint = did_you_mean(PurePath(file).stem, found)
     return f". Splits there: {', '.join(found) or 'none'}.{hint}"
+
+
+def _images_of(
+    names: Sequence[str], image_of: Mapping[str, list[str]], images: str, annotations: str
+) -> dict[str, list[str]]:
+    """Return the images that have the name of each annotation file, without names that have none.
+
+    Raises:
+        MissingFileError: An annotation file has no image.
+    """
+    # Folders of the one may be missing in the other.
+    found = {
+        name: image_of.get(name) or image_of.get(PurePosixPath(name).name, []) for name in names
+    }
+    missing = [name for name in names if not found[name]]
+    if missing:
+        error = MissingFileError(
+            f"{len(missing)} of {len(names)} images annotated in {annotations} are not in {images}:"
+            f" {_listed(missing)}; looked for names ending in {', '.join(IMAGE_SUFFIXES)}"
+        )
+        for name in missing:
+            collect(error, "missing-image", file=os.path.join(images, name))
+    return {name: files for name, files in found.items() if files}
+
+
+def _parsed_files(
+    images_of: Mapping[str, list[str]],
+    xml_files: Mapping[str, list[str]],
+    annotations: str,
+    split_file: str | None,
+) -> tuple[dict[str, str], dict[str, Element]]:
+    """Return the path of each XML file by name, and the roots of those that can be read."""
+    paths: dict[str, str] = {}
+    roots: dict[str, Element] = {}
+    for name, image_files in images_of.items():
+        files = xml_files.get(name, [f"{name}.xml"])
+        if len(files) > 1:
+            raise DataError(f"{annotations} has {' and '.join(files)}: remove one of them")
+        paths[name] = path = os.path.join(annotations, files[0])
+        if name not in xml_files:
+            lost = MissingFileError(
+                f"annotation file {path} does not exist, though {split_file} lists it"
+            )
+            collect(lost, "missing-annotation-file", file=image_files[0])
+            continue
+        try:
+            roots[name] = parse_xml_without_entities(read_file(path, "annotation file"), path)
+        except DataError as error:
+            collect(error, "broken-annotation-file", file=image_files[0])
+    return paths, roots
 
 
 def _image_of(root: Element, image_files: Sequence[str], path: str) -> str:

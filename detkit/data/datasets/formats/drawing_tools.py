@@ -61,38 +61,51 @@ def read_labelme(annotations: str, images: str | None = None) -> Collected:
         sides = content.get("imageHeight"), content.get("imageWidth")
         height, width = (int(v) for v in numbers_of(sides, f"imageHeight or imageWidth of {path}"))
         image = found.add_image(file_name, (height, width))
+        shapes = section(content, "shapes", path)
         shown = os.path.join(found.image_root, file_name)
-        groups: dict[Any, tuple[str, str, list[list[float]]]] = {}
-        for k, shape in enumerate(section(content, "shapes", path), start=1):
-            where = f"shape {k} of {path}"
-            label, kind = shape.get("label"), shape.get("shape_type", "polygon")
-            try:
-                if not isinstance(label, str) or not label:
-                    raise DataError(f"{where} has no label")
-                points = _points(shape.get("points"), where)
-            except DataError as error:
-                collect(error, "broken-row", file=shown, annotation=f"shape {k}")
-                continue
-            if kind in ("polygon", "rotation"):
-                group = shape.get("group_id")
-                key = (k, None) if group is None else (label, str(group))
-                groups.setdefault(key, (label, where, []))[2].append(points)
-            elif kind == "circle" and len(points) == 4:
-                x, y, radius = *points[:2], math.dist(points[:2], points[2:])
-                box = (x - radius, y - radius, x + radius, y + radius)
-                found.add_object(image, label, where, box=box)
-            elif kind in ("rectangle", "mask") and len(points) >= 4:
-                found.add_object(image, label, where, box=hull(points))
-                left_out["pixels of mask"] += kind == "mask"
-            else:
-                left_out[str(kind)] += 1
-        for label, where, polygons in groups.values():
-            try:
-                found.add_object(image, label, where, polygons=polygons)
-            except DataError as error:
-                collect(error, "broken-row", file=shown)
+        _add_labelme_shapes(found, image, shapes, path, shown, left_out)
     _log_left_out(annotations, left_out)
     return found
+
+
+def _add_labelme_shapes(
+    found: Collected,
+    image: int,
+    shapes: Sequence[dict[str, Any]],
+    path: str,
+    shown: str,
+    left_out: Counter[str],
+) -> None:
+    """Add the shapes of a file to its image, which faults show as `shown`."""
+    groups: dict[Any, tuple[str, str, list[list[float]]]] = {}
+    for k, shape in enumerate(shapes, start=1):
+        where = f"shape {k} of {path}"
+        label, kind = shape.get("label"), shape.get("shape_type", "polygon")
+        try:
+            if not isinstance(label, str) or not label:
+                raise DataError(f"{where} has no label")
+            points = _points(shape.get("points"), where)
+        except DataError as error:
+            collect(error, "broken-row", file=shown, annotation=f"shape {k}")
+            continue
+        if kind in ("polygon", "rotation"):
+            group = shape.get("group_id")
+            key = (k, None) if group is None else (label, str(group))
+            groups.setdefault(key, (label, where, []))[2].append(points)
+        elif kind == "circle" and len(points) == 4:
+            x, y, radius = *points[:2], math.dist(points[:2], points[2:])
+            box = (x - radius, y - radius, x + radius, y + radius)
+            found.add_object(image, label, where, box=box)
+        elif kind in ("rectangle", "mask") and len(points) >= 4:
+            found.add_object(image, label, where, box=hull(points))
+            left_out["pixels of mask"] += kind == "mask"
+        else:
+            left_out[str(kind)] += 1
+    for label, where, polygons in groups.values():
+        try:
+            found.add_object(image, label, where, polygons=polygons)
+        except DataError as error:
+            collect(error, "broken-row", file=shown)
 
 
 def _points(points: Any, where: str) -> list[float]:
