@@ -271,9 +271,10 @@ def _per_level(values: Sequence[Any], num_levels: int, name: str) -> list[list[f
             f"{name} must be one list for all, or one for each of the {num_levels} feature levels;"
             f" got {len(per_level)} lists: {values}"
         )
+    is_length = name in ("sizes", "aspect_ratios")  # not angles, nor what a subclass has of its own
     for level in per_level:
-        kind = "numbers" if name == "angles" else "positive numbers"
-        if not level or (name != "angles" and not all(v > 0 for v in level)):
+        kind = "positive numbers" if is_length else "numbers"
+        if not level or (is_length and not all(v > 0 for v in level)):
             raise ContractError(f"{name} must have {kind} on every level, got {values}")
     return per_level
 

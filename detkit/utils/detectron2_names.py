@@ -163,6 +163,7 @@ RENAMED: dict[str, str] = {
     "modeling.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.ResNetBlockBase": "layers.CNNBlockBase",
     "modeling.backbone.resnet.ResNetBlockBase": "layers.CNNBlockBase",
+    "modeling.anchor_generator._broadcast_params": "modeling.anchor_generator._per_level",
     "modeling.box_regression._DEFAULT_SCALE_CLAMP": "modeling.box_regression.DEFAULT_SCALE_CLAMP",
     "modeling.box_regression._dense_box_regression_loss": (
         "modeling.box_regression.dense_box_regression_loss"
@@ -183,6 +184,7 @@ RENAMED: dict[str, str] = {
     "utils.video_visualizer._DetectedInstance": "visualization.video.DetectedInstance",
     "utils.events.TensorBoardXWriter": "utils.events.TensorboardXWriter",
     "utils.registry._convert_target_to_string": "utils.registry.qualified_name",
+    "utils.visualizer._KEYPOINT_THRESHOLD": "visualization.overlay._MIN_VISIBLE",
     "utils.visualizer._create_text_labels": "visualization.visualizer.text_labels",
 }
 
@@ -212,6 +214,10 @@ _BUILTIN = (
     " $DETECTRON2_DATASETS"
 )
 
+_COMPILED = (
+    "compiled operators are left out: those of detectron2.layers and detectron2.structures"
+    " (nms_rotated, pairwise_iou_rotated, ROIAlignRotated, DeformConv, ...) run in torch"
+)
 _REGNET = "this part is left out: build_regnet_backbone builds RegNets from MODEL.REGNET"
 _LAYER_DECAY = "this function is left out: SOLVER.LAYER_DECAY sets the rates of a ViT's layers"
 _ATTENTION = "this function is left out: ViT, Swin and MViT share modeling.backbone.transformer"
@@ -280,6 +286,7 @@ LEFT_OUT: dict[str, str] = {
 # Modules of which nothing is here: whatever is imported from them, or from modules in them, says so
 # when it is used.
 LEFT_OUT_PACKAGES: dict[str, str] = {
+    "_C": _COMPILED,
     "export.api": _CAFFE2,
     "export.c10": _CAFFE2,
     "export.caffe2_export": _CAFFE2,

@@ -95,3 +95,12 @@ def test_second_call_adds_nothing():
     before = list(sys.meta_path)
     answer_detectron2_names()
     assert sys.meta_path == before
+
+
+def test_private_names_do_what_they_do_in_detectron2():
+    broadcast = answer("modeling.anchor_generator", "_broadcast_params")
+    assert broadcast([0, -5.0], 2, "offsets") == [[0, -5.0], [0, -5.0]]
+    assert broadcast([[1], [2]], 2, "sizes") == [[1], [2]]
+    with pytest.raises(AssertionError, match="offsets must be one list for all, or one for each"):
+        broadcast([[1], [2]], 3, "offsets")
+    assert answer("utils.visualizer", "_KEYPOINT_THRESHOLD") == 0.05
