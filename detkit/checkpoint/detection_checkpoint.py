@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -282,7 +282,7 @@ class DetectionCheckpointer:
                 logger.warning("%s: %s", kind.replace("_", " "), listed(names, 10))
 
     def _load_weights(
-        self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool = False
+        self, weights: dict[str, Any], path: str, *, strict: bool, by_suffix: bool
     ) -> list[str] | None:
         """Load the weights, and return the names of their classes if their layout has them."""
         model_state = self.model.state_dict()
@@ -304,23 +304,15 @@ class DetectionCheckpointer:
             report = dataclasses.replace(report, layout=layout, renamed=renamed)
         self.load_report = report
         if not report.matched:
-            if report.mismatched:
-                reason = f"no tensor has the model's shape. {report.summary()}"
-            else:
-                layout = f" It has the layout of {report.layout}." if report.layout else ""
-                reason = (
-                    f"none of its {len(weights)} names is in the model.{layout} In the file:"
-                    f" {listed(list(weights), 3)}. In the model: {listed(list(model_state), 3)}."
-                )
-            raise CheckpointError(f"{path} holds weights of another model: {reason}")
+            raise _of_another_model(path, report, weights, model_state)
         # Modules may rename tensors of older versions themselves, in their `_load_from_state_dict`:
         # what is left over goes there too, and what was found shows only when it is loaded.
         if strict and not report.is_complete and not report.unexpected:
             raise _incomplete(path, report)
-        left_over = [(name, weights[name]) for name in report.unexpected]
+        left_over = {name: weights[name] for name in report.unexpected}
         state = OrderedDict(
             (name, own_share(value, model_state[name]) if name in model_state else value)
-            for name, value in [*chosen.items(), *left_over]
+            for name, value in {**chosen, **left_over}.items()
         )
         # Versions of the modules, by which torch converts weights of older versions.
         vars(state)["_metadata"] = getattr(weights, "_metadata", None)
@@ -333,18 +325,7 @@ class DetectionCheckpointer:
             for name, value in before.items():
                 model_state[name].copy_(value)
             raise _incomplete(path, report)
-        if odd := unusual_values(chosen, model_state):
-            more = f", and {len(odd) - 4} more tensors" if len(odd) > 4 else ""
-            logger.warning(
-                "%s holds values that no trained model has: %s%s. Export or train it again.",
-                path,
-                "; ".join(odd[:4]),
-                more,
-            )
-        level = logging.INFO if report.is_complete else logging.WARNING
-        logger.log(level, "%s: %s", path, report.summary())
-        if not report.is_complete or report.unexpected:
-            logger.info("tensors of %s:\n%s", path, report.details(), extra=FILE_ONLY)
+        _log_report(path, report, unusual_values(chosen, model_state))
         load_initial_weights(self.model, loaded=report.matched)
         if translation is None:
             return None
@@ -432,6 +413,36 @@ class DetectionCheckpointer:
         path = _join(self.save_dir, LAST_CHECKPOINT)
         with atomic_write(path) as file:
             file.write(last_filename_basename.encode())
+
+
+def _of_another_model(
+    path: str, report: LoadReport, weights: Mapping[str, Any], model_state: Mapping[str, Any]
+) -> CheckpointError:
+    if report.mismatched:
+        reason = f"no tensor has the model's shape. {report.summary()}"
+    else:
+        layout = f" It has the layout of {report.layout}." if report.layout else ""
+        reason = (
+            f"none of its {len(weights)} names is in the model.{layout} In the file:"
+            f" {listed(list(weights), 3)}. In the model: {listed(list(model_state), 3)}."
+        )
+    return CheckpointError(f"{path} holds weights of another model: {reason}")
+
+
+def _log_report(path: str, report: LoadReport, odd: Sequence[str]) -> None:
+    """Log what was loaded, and the tensors with unusual values."""
+    if odd:
+        more = f", and {len(odd) - 4} more tensors" if len(odd) > 4 else ""
+        logger.warning(
+            "%s holds values that no trained model has: %s%s. Export or train it again.",
+            path,
+            "; ".join(odd[:4]),
+            more,
+        )
+    level = logging.INFO if report.is_complete else logging.WARNING
+    logger.log(level, "%s: %s", path, report.summary())
+    if not report.is_complete or report.unexpected:
+        logger.info("tensors of %s:\n%s", path, report.details(), extra=FILE_ONLY)
 
 
 def _incomplete(path: str, report: LoadReport) -> CheckpointError:

@@ -163,22 +163,7 @@ class DefaultTrainer(SimpleTrainer):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
-        logger.info(
-            "effective batch: %s per iteration (%d x SOLVER.IMS_PER_BATCH=%d, on %d x %s)",
-            counted(batch, "image", "images"),
-            cfg.SOLVER.ACCUM_STEPS,
-            cfg.SOLVER.IMS_PER_BATCH,
-            comm.get_world_size(),
-            resolve_device(cfg.MODEL.DEVICE),
-        )
-        rows = module_rows(model, optimizer)
-        summary = (
-            f"{type(model).__name__} of {sum(row.num_parameters for row in rows):,} parameters,"
-            f" {sum(row.num_trained for row in rows):,} of which are trained"
-        )
-        modules = format_module_table(rows)
-        logger.info("modules:\n%s", modules, extra={"console": summary})
+        _log_batch_and_modules(cfg, model, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -552,6 +537,25 @@ def _shard(cfg: CfgNode, model: nn.Module) -> None:
         logger.info("MODEL.FSDP has no effect in a single process")
         return
     shard(model)
+
+
+def _log_batch_and_modules(cfg: CfgNode, model: nn.Module, optimizer: Optimizer) -> None:
+    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUM_STEPS
+    logger.info(
+        "effective batch: %s per iteration (%d x SOLVER.IMS_PER_BATCH=%d, on %d x %s)",
+        counted(batch, "image", "images"),
+        cfg.SOLVER.ACCUM_STEPS,
+        cfg.SOLVER.IMS_PER_BATCH,
+        comm.get_world_size(),
+        resolve_device(cfg.MODEL.DEVICE),
+    )
+    rows = module_rows(model, optimizer)
+    summary = (
+        f"{type(model).__name__} of {sum(row.num_parameters for row in rows):,} parameters,"
+        f" {sum(row.num_trained for row in rows):,} of which are trained"
+    )
+    modules = format_module_table(rows)
+    logger.info("modules:\n%s", modules, extra={"console": summary})
 
 
 def _precision(cfg: CfgNode, model: nn.Module) -> torch.dtype | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import ImageColor
 
 __all__ = [
+    "as_shares",
     "class_colors",
     "colormap",
     "id2rgb",
@@ -129,6 +130,12 @@ def to_color(color: AnyColor) -> tuple[int, int, int]:
     levels = levels[:3] * (255 if levels[:3].max() <= 1 else 1)
     red, green, blue = (int(level) for level in np.rint(levels).clip(0, 255))
     return red, green, blue
+
+
+def as_shares(color: Sequence[int]) -> tuple[float, float, float]:
+    """Return RGB in 0 to 255 as shares in [0, 1], which Detectron2's methods pass on."""
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
 
 
 def random_color(rgb: bool = False, maximum: float = 255) -> npt.NDArray[np.float32]:

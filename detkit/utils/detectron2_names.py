@@ -185,7 +185,7 @@ RENAMED: dict[str, str] = {
     "utils.events.TensorBoardXWriter": "utils.events.TensorboardXWriter",
     "utils.registry._convert_target_to_string": "utils.registry.qualified_name",
     "utils.visualizer._KEYPOINT_THRESHOLD": "visualization.overlay._MIN_VISIBLE",
-    "utils.visualizer._create_text_labels": "visualization.visualizer.text_labels",
+    "utils.visualizer._create_text_labels": "visualization.classes.text_labels",
 }
 
 _LAZY = (

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from detkit.utils.colormap import random_colors
 from detkit.visualization.canvas import mask_bounds
+from detkit.visualization.classes import text_labels
 from detkit.visualization.plain_values import to_array, to_bitmap, to_integers
 from detkit.visualization.vis_image import VisImage
-from detkit.visualization.visualizer import ColorMode, Visualizer, text_labels
+from detkit.visualization.visualizer import ColorMode, Visualizer
 
 if TYPE_CHECKING:
     from detkit.structures import Instances

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from detkit.utils.colormap import AnyColor, colormap, random_color, rgb2id, to_color
+from detkit.utils.colormap import AnyColor, as_shares, colormap, random_color, rgb2id, to_color
 from detkit.utils.errors import DataError
 from detkit.utils.image import read_image, read_label_map
 from detkit.utils.image_file import MAX_IMAGE_PIXELS
 from detkit.utils.overriding import is_overridden, overridable
 from detkit.visualization.canvas import Canvas, Color, mask_bounds
+from detkit.visualization.classes import Classes, as_color, text_labels
 from detkit.visualization.generic_mask import GenericMask, segments_by_divisor
 from detkit.visualization.overlay import (
     Segment,
@@ -114,8 +115,8 @@ class Visualizer:
         height, width = img_rgb.shape[:2]
         self._stretch = np.array([self._canvas.width / width, self._canvas.height / height])
         self._image_size = (height, width)
-        self._things = _Classes(metadata, "thing")
-        self._stuff = _Classes(metadata, "stuff")
+        self._things = Classes(metadata, "thing")
+        self._stuff = Classes(metadata, "stuff")
         ignore_label = getattr(metadata, "ignore_label", None)
         self._ignore_label = 255 if ignore_label is None else ignore_label
         self._keypoint_names = list(getattr(metadata, "keypoint_names", None) or [])
@@ -315,7 +316,7 @@ class Visualizer:
         )
         colors = self._colors_of(assigned_colors, count)
         if is_rotated and is_overridden(self.overlay_rotated_instances):
-            shares = [_as_shares(color) for color in colors]
+            shares = [as_shares(color) for color in colors]
             return self.overlay_rotated_instances(rows, labels, shares)
         return self._draw_instances(rows, labels, all_masks, points, colors, alpha)
 
@@ -341,30 +342,27 @@ class Visualizer:
                 turned, outlines = boxes, _corners(boxes)
                 corners = np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1)
             corners = corners * np.tile(self._stretch, 2)
-        count = len(colors)
-        order = list(range(count))
+        order = list(range(len(colors)))
         if corners is not None:
             areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
             order = np.argsort(-areas, kind="stable").tolist()
         if all_masks is not None:
             self._overlay_masks([all_masks[i] for i in order], [colors[i] for i in order], alpha)
         if turned is not None:
-            written: Sequence[str | None] = [None] * count
-            if is_overridden(self.draw_rotated_box_with_label):  # it writes the label, too
-                if labels is not None and self._show_labels:
-                    written = labels
-                labels = None
+            is_own = is_overridden(self.draw_rotated_box_with_label)  # it writes the label, too
+            texts = labels if is_own and self._show_labels else None
+            labels = None if is_own else labels
             for i in order:
                 self.draw_rotated_box_with_label(
                     turned[i].tolist(),
                     alpha=1.0,
-                    edge_color=_as_shares(colors[i]),
-                    label=written[i],
+                    edge_color=as_shares(colors[i]),
+                    label=None if texts is None else texts[i],
                 )
         elif corners is not None:
             for i in order:
                 box = (corners[i] / np.tile(self._stretch, 2)).tolist()
-                self.draw_box(box, alpha=1.0, edge_color=_as_shares(colors[i]))
+                self.draw_box(box, alpha=1.0, edge_color=as_shares(colors[i]))
         if points is not None:
             for i in order:
                 if is_overridden(self.draw_and_connect_keypoints):
@@ -375,18 +373,23 @@ class Visualizer:
             corners = self._boxes_of_masks(all_masks)
             order = np.flatnonzero(np.isfinite(corners).all(axis=1)).tolist()
         if corners is not None and labels is not None and self._show_labels:
-            if is_overridden(self._change_color_brightness):
-                lighter = [self._change_color_brightness(_as_shares(c), 0.7) for c in colors]
-                colors = [to_color(color) for color in lighter]
-            if is_overridden(self.draw_text):
-                for i in order:
-                    corner = (corners[i][:2] / self._stretch).tolist()
-                    color = _as_shares(colors[i])
-                    self.draw_text(labels[i], corner, color=color, horizontal_alignment="left")
-            else:
-                found = [(labels[i], corners[i].tolist(), colors[i]) for i in order]
-                draw_labels(self._canvas, found)
+            found = [(labels[i], corners[i], colors[i]) for i in order]
+            self._write_labels(found)
         return self.get_output()
+
+    def _write_labels(self, labels: Sequence[tuple[str, npt.NDArray[np.float64], Color]]) -> None:
+        """Write texts at the corners of boxes, (4,) XYXY in pixels of the output."""
+        if is_overridden(self._change_color_brightness):
+            labels = [
+                (text, box, to_color(self._change_color_brightness(as_shares(color), 0.7)))
+                for text, box, color in labels
+            ]
+        if is_overridden(self.draw_text):
+            for text, box, color in labels:
+                corner = (box[:2] / self._stretch).tolist()
+                self.draw_text(text, corner, color=as_shares(color), horizontal_alignment="left")
+        else:
+            draw_labels(self._canvas, [(text, box.tolist(), color) for text, box, color in labels])
 
     @overridable
     def overlay_rotated_instances(
@@ -537,7 +540,7 @@ class Visualizer:
         edge = fill if edge_color is None else to_color(edge_color)
         self._canvas.draw_mask(mask, fill, alpha=alpha, edge_color=edge)
         if text is not None and mask.sum() > max(area_threshold, 0):
-            self._draw_text_in_mask(mask, text, _as_shares(fill))
+            self._draw_text_in_mask(mask, text, as_shares(fill))
         return self.output
 
     def draw_soft_mask(
@@ -557,7 +560,7 @@ class Visualizer:
         colors = np.broadcast_to(np.array(fill, dtype=np.uint8), (*shares.shape, 3))
         self._canvas.tint(np.ascontiguousarray(colors), shares, alpha=alpha)
         if text is not None:
-            self._draw_text_in_mask(shares > 0.5, text, _as_shares(fill))
+            self._draw_text_in_mask(shares > 0.5, text, as_shares(fill))
         return self.output
 
     @overridable
@@ -602,7 +605,7 @@ class Visualizer:
         """Return a colour near another, as shares of red, green and blue."""
         shift = np.random.default_rng().uniform(-1, 1, 3)
         shares = np.array(to_color(color)) / 255 + shift / np.linalg.norm(shift) * 0.5
-        return _as_shares(to_color(shares.clip(0, 1)))
+        return as_shares(to_color(shares.clip(0, 1)))
 
     @overridable
     def _change_color_brightness(
@@ -660,10 +663,10 @@ class Visualizer:
         """Return the colours of instances in the mode of this picture, by class or by number."""
         if classes is None or self._instance_mode is not ColorMode.SEGMENTATION:
             palette = colormap(rgb=True)
-            return [_as_color(palette[i % len(palette)]) for i in range(count)]
+            return [as_color(palette[i % len(palette)]) for i in range(count)]
         colors = [self._things.color(c) for c in classes]
         if is_overridden(self._jitter):
-            colors = [to_color(self._jitter(_as_shares(color))) for color in colors]
+            colors = [to_color(self._jitter(as_shares(color))) for color in colors]
         return colors
 
     def _overlay_masks(self, masks: Sequence[Any], colors: Sequence[Color], alpha: float) -> None:
@@ -678,12 +681,12 @@ class Visualizer:
             if is_own and not is_polygons(mask):
                 mask = GenericMask(binary_mask(mask, *self._image_size), *self._image_size).polygons
             if not is_polygons(mask):
-                bitmap, shares = binary_mask(mask, *self._image_size), _as_shares(color)
+                bitmap, shares = binary_mask(mask, *self._image_size), as_shares(color)
                 self.draw_binary_mask(bitmap, shares, edge_color=shares, alpha=alpha)
                 continue
             for polygon in mask:
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-                self.draw_polygon(points, _as_shares(color), alpha=alpha)
+                self.draw_polygon(points, as_shares(color), alpha=alpha)
 
     def _grey_out(self, keep: npt.NDArray[np.bool_]) -> None:
         if is_overridden(self._create_grayscale_image):
@@ -726,7 +729,7 @@ class Visualizer:
             _, color, text = segments[i]
             self.draw_binary_mask(
                 masks[i],
-                _as_shares(color),
+                as_shares(color),
                 edge_color="w",
                 text=text,
                 alpha=alpha,
@@ -746,30 +749,13 @@ class _OwnStrokes(Canvas):
         self, points: Any, color: Color, *, alpha: float = 1.0, line_width: float | None = None
     ) -> None:
         x, y = (np.asarray(points) / self._stretch).T.tolist()
-        self._visualizer.draw_line(x, y, color=_as_shares(color), linewidth=line_width)
+        self._visualizer.draw_line(x, y, color=as_shares(color), linewidth=line_width)
 
     def draw_circle(
         self, center: Sequence[float], color: Color, *, radius: float, alpha: float = 1.0
     ) -> None:
         center = (np.asarray(center) / self._stretch).tolist()
-        self._visualizer.draw_circle(center, color=_as_shares(color), radius=radius)
-
-
-class _Classes:
-    """Names and colours of things, or of stuff, where the metadata has them."""
-
-    def __init__(self, metadata: Any, kind: str) -> None:
-        self.names: Sequence[str] = getattr(metadata, f"{kind}_classes", None) or ()
-        self._colors: Sequence[Sequence[int]] = getattr(metadata, f"{kind}_colors", None) or ()
-
-    def name(self, index: int) -> str:
-        return self.names[index] if 0 <= index < len(self.names) else str(index)
-
-    def color(self, index: int) -> Color:
-        if 0 <= index < len(self._colors):
-            return _as_color(self._colors[index])
-        palette = colormap(rgb=True)
-        return _as_color(palette[index % len(palette)])
+        self._visualizer.draw_circle(center, color=as_shares(color), radius=radius)
 
 
 def _is_crowd(info: Mapping[str, Any]) -> bool:
@@ -787,47 +773,3 @@ def _corners(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     from detkit.structures import rotated_box_corners
 
     return rotated_box_corners(torch.from_numpy(boxes)).numpy()
-
-
-def _as_shares(color: Color) -> tuple[float, float, float]:
-    """Return a colour as Detectron2's methods pass it on: RGB in [0, 1]."""
-    red, green, blue = color
-    return red / 255, green / 255, blue / 255
-
-
-def _as_color(color: Sequence[float] | npt.NDArray[Any]) -> Color:
-    red, green, blue = (round(float(v)) for v in color)
-    return red, green, blue
-
-
-def text_labels(
-    classes: Sequence[int] | None,
-    scores: Any,
-    class_names: Sequence[str] | None,
-    is_crowd: Sequence[bool] | None = None,
-) -> list[str] | None:
-    """Return the texts of instances, such as "cat 98%"; None where nothing is known of them.
-
-    Args:
-        classes: Contiguous class ids.
-        scores: In [0, 1].
-        class_names: Names by class id; without them the ids are shown.
-        is_crowd: Which instances are crowds.
-    """
-    labels = None
-    if classes is not None:
-        names = class_names or ()
-        labels = [names[c] if 0 <= c < len(names) else str(c) for c in classes]
-    if scores is not None:
-        percents = [f"{score * 100:.0f}%" for score in to_array(scores).tolist()]
-        labels = (
-            percents
-            if labels is None
-            else [f"{n} {p}" for n, p in zip(labels, percents, strict=True)]
-        )
-    if labels is not None and is_crowd is not None:
-        labels = [
-            f"{label}|crowd" if crowd else label
-            for label, crowd in zip(labels, is_crowd, strict=True)
-        ]
-    return labels

@@ -5,7 +5,6 @@ import torch
 
 from detkit.visualization import GenericMask
 from detkit.visualization.generic_mask import PanopticPrediction
-from detkit.visualization.visualizer import text_labels
 
 
 def test_polygons_bitmap_and_box_of_a_square():
@@ -46,12 +45,3 @@ def test_segments_of_a_panoptic_result_by_kind():
     coded = PanopticPrediction(torch.tensor([[301, 200], [-1, 302]]), None, metadata)
     assert [i["category_id"] for _, i in coded.instance_masks()] == [3, 3]
     assert [i["category_id"] for _, i in coded.semantic_masks()] == [2]
-
-
-def test_texts_of_instances():
-    assert text_labels([0, 2], torch.tensor([0.984, 0.5]), ["cat"], [False, True]) == [
-        "cat 98%",
-        "2 50%|crowd",
-    ]
-    assert text_labels(None, torch.tensor([0.5]), None) == ["50%"]
-    assert text_labels(None, None, ["cat"]) is None

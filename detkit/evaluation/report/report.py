@@ -68,6 +68,25 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
             f"file of predictions {file} must hold a list of results; it holds a"
             f" {type(results).__name__}"
         )
+    by_image = _results_by_image(results, file, truth)
+    try:
+        found = [detections_from_results(of_image, i) for i, of_image in by_image.items()]
+        # pycocotools reads beyond its memory where runs and size differ.
+        for mask in (mask for d in found for mask in d.masks or ()):
+            rle_counts(mask)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"the results in {file} cannot be read as boxes, run-length masks and keypoints:"
+            f" {error}"
+        ) from error
+    _check_detections(found, file, truth)
+    return found
+
+
+def _results_by_image(
+    results: Sequence[Any], file: str, truth: CocoGroundTruth
+) -> dict[int | str, list[dict[str, Any]]]:
+    """Return the results of each image, with contiguous class ids."""
     image_ids = {coco_id: image_id for image_id, coco_id in truth.image_ids.items()}
     class_ids = {category_id: k for k, category_id in enumerate(truth.category_ids)}
     by_image: dict[int | str, list[dict[str, Any]]] = {}
@@ -95,16 +114,11 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
             raise DataError(
                 f"{count} of the {len(results)} results in {file} have {key!r}: all must, or none"
             )
-    try:
-        found = [detections_from_results(of_image, i) for i, of_image in by_image.items()]
-        # pycocotools reads beyond its memory where runs and size differ.
-        for mask in (mask for d in found for mask in d.masks or ()):
-            rle_counts(mask)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"the results in {file} cannot be read as boxes, run-length masks and keypoints:"
-            f" {error}"
-        ) from error
+    return by_image
+
+
+def _check_detections(found: Sequence[ImageDetections], file: str, truth: CocoGroundTruth) -> None:
+    """Check what all images have together, and that numbers are finite."""
     for found_i in found:
         for mask in found_i.masks or ():
             truth.check_mask_size(found_i.image_id, mask["size"])
@@ -120,7 +134,6 @@ def read_results(file: str, truth: CocoGroundTruth) -> list[ImageDetections]:
     values = [*keypoints, *(values for d in found for values in (d.boxes, d.scores))]
     if not all(np.isfinite(values_i).all() for values_i in values):
         raise DataError(f"the boxes, scores and keypoints in {file} must be finite")
-    return found
 
 
 def tasks_of(
