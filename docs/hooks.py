@@ -134,7 +134,7 @@ def _key_entry(key: str, spec: Any) -> str:
         lines.append("Accepts epochs: <code>'2ep'</code>.")
     lines += [f"Has an effect only with {need}." for need in _needs(spec.needs)]
     lines += [f"Has no effect with {need}." for need in _needs(spec.unless)]
-    if builders := defaults._BUILDERS.get(key.rpartition(".")[0]):
+    if builders := defaults.BUILDERS.get(key.rpartition(".")[0]):
         (need,) = _needs(("MODEL.BACKBONE.NAME", *builders))
         lines.append(f"Has an effect only with {need}.")
     if spec.unread:

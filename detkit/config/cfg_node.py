@@ -160,7 +160,13 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 class KeyTable(dict[str, KeySpec]):
-    """The specs by full key; never changed, so that all copies of a tree share it."""
+    """The specs by full key; not changed once all are declared: all copies of a tree share it."""
+
+    def declare(self, name: str, default: Any, meaning: str, **spec: Any) -> None:
+        """Declare a key. `spec`: see `KeySpec`."""
+        if name in self:
+            raise ValueError(f"config key {name} is declared twice")
+        self[name] = KeySpec(default, meaning, **spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KeyTable":
         return self

@@ -17,7 +17,7 @@ from detkit.config import (
     settings_without_effect,
     unread_settings,
 )
-from detkit.config.defaults import _BUILDERS, _TABLE
+from detkit.config.defaults import _TABLE, BUILDERS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Recorded from Detectron2 0.6's get_cfg().
@@ -139,7 +139,7 @@ def test_what_is_set_to_no_effect_is_named(settings, expected):
 
 
 def test_builders_that_read_keys_are_those_of_detkit():
-    named = {builder for builders in _BUILDERS.values() for builder in builders}
+    named = {builder for builders in BUILDERS.values() for builder in builders}
     source = "".join(p.read_text() for p in (ROOT / "detkit/modeling/backbone").rglob("*.py"))
     assert named == set(re.findall(r"register\(\)\n(?:@.*\n)*def (\w+)", source))
 
