@@ -195,17 +195,30 @@ class CfgNode(_YacsNode):
         # In `__dict__`, as in yacs, because attributes are settings.
         self.__dict__["_table"] = KeyTable()
         self.__dict__["_set_here"] = set()
+        # Of keys that only detkit has, in a group that Detectron2 has too.
+        self.__dict__["_own_defaults"] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, _YacsNode) and not isinstance(value, CfgNode):
             # A project may take its nodes from yacs or fvcore; their kind cannot be merged into.
             value = CfgNode(value, new_allowed=value.is_new_allowed())
+        present = self.get(name)
+        if isinstance(value, CfgNode) and isinstance(present, CfgNode):
+            # `cfg.INPUT.CROP = CN({...})` in scripts for Detectron2 has Detectron2's keys alone.
+            own = value.__dict__["_own_defaults"] = present.__dict__["_own_defaults"]
+            for key, default in own.items():
+                value.setdefault(key, copy.deepcopy(default))
         super().__setattr__(name, value)
         self.__dict__["_set_here"].add(name)
 
     def set_key_table(self, table: KeyTable) -> None:
         """Set the specs by which merging into this root checks values."""
         self.__dict__["_table"] = table
+        groups = {key.rpartition(".")[0] for key, spec in table.items() if spec.is_detectron2s}
+        for key, spec in table.items():
+            group, _, name = key.rpartition(".")
+            if group and group in groups and not spec.is_detectron2s:
+                self.get_by_full_key(group).__dict__["_own_defaults"][name] = spec.default
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

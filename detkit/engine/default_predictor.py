@@ -66,7 +66,7 @@ class DefaultPredictor:
             cfg.MODEL.WEIGHTS,
             checkpointables=[],
             strict=not allow_partial,
-            averaged=cfg.MODEL_EMA.USE_FOR_PREDICTION,
+            averaged=cfg.MODEL_EMA.get("USE_FOR_PREDICTION", False),  # a project's own group
         )
         if cfg.TEST.AUG.ENABLED:
             self.model = with_test_time_augmentation(cfg, self.model)

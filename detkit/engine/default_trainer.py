@@ -172,7 +172,8 @@ class DefaultTrainer(SimpleTrainer):
             # Weak, as for hooks: the trainer is freed without waiting for a collection.
             trainer=weakref.proxy(self),
         )
-        if cfg.MODEL_EMA.ENABLED:
+        # A project may have a group of this name, and average by itself.
+        if "USE_FOR_PREDICTION" in cfg.MODEL_EMA and cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(model, decay=cfg.MODEL_EMA.DECAY, warmup=cfg.MODEL_EMA.WARMUP)
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.run = new_identity()

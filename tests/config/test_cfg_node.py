@@ -342,6 +342,32 @@ def test_nodes_of_other_packages_are_merged_into(kind):
         cfg.merge_from_list(["MODEL.MINE.C", 1])
 
 
+@pytest.mark.parametrize("kind", [CfgNode, yacs.config.CfgNode])
+def test_group_that_a_script_replaces_keeps_the_keys_that_only_detkit_has(cfg, kind):
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.5
+    cfg.INPUT.CROP = kind({"ENABLED": True, "TYPE": "relative"})
+    cfg.SOLVER.AMP = kind()
+    cfg.SOLVER.AMP = kind({"ENABLED": True, "DTYPE": "fp16"})
+    assert cfg.INPUT.CROP == {
+        "ENABLED": True,
+        "TYPE": "relative",
+        "SINGLE_CATEGORY_MAX_AREA": 1.0,
+    }
+    assert cfg.SOLVER.AMP == {"ENABLED": True, "DTYPE": "fp16"}
+    assert get_cfg().INPUT.CROP.SIZE == [0.9, 0.9]
+    # Of a name that only detkit has, the whole group is the project's.
+    cfg.MODEL.FCOS = kind({"NMS_TH": 0.6})
+    assert cfg.MODEL.FCOS == {"NMS_TH": 0.6}
+
+
+def test_replaced_group_shares_nothing_with_the_defaults(cfg):
+    cfg.MODEL.RESNETS = CfgNode()
+    cfg.MODEL.RESNETS.STRIDE_PER_STAGE.append(9)
+    assert 9 not in get_cfg().MODEL.RESNETS.STRIDE_PER_STAGE
+    cfg.MODEL.RESNETS = CfgNode()
+    assert 9 not in cfg.MODEL.RESNETS.STRIDE_PER_STAGE
+
+
 def test_file_and_its_bases_as_nested_dicts(tmp_path):
     (tmp_path / "base.yaml").write_text("A: {B: 1, C: [1, 2]}\nD: 3\n")
     (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nA: {C: text}\nE: {F: 1}\n")

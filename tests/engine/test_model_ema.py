@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detkit.checkpoint import CheckpointError, DetectionCheckpointer, load_checkpoint_file
+from detkit.config import CfgNode
 from detkit.engine import DefaultPredictor, DefaultTrainer, ModelEMA
 
 
@@ -201,3 +202,12 @@ def test_checkpoint_without_a_mean_is_an_error_where_it_is_asked_for(tiny_cfg):
         CheckpointError, match=r"model_final\.pth has no averaged weights, .*MODEL_EMA\.ENABLED"
     ):
         DefaultPredictor(tiny_cfg)
+
+
+def test_group_of_a_project_that_averages_by_itself_is_left_to_it(tiny_cfg):
+    tiny_cfg.MODEL_EMA = CfgNode({"ENABLED": True, "DECAY": 0.9, "DEVICE": ""})
+    trainer = DefaultTrainer(tiny_cfg)
+    trainer.train()
+    assert trainer.ema is None
+    tiny_cfg.MODEL.WEIGHTS = f"{tiny_cfg.OUTPUT_DIR}/model_final.pth"
+    assert DefaultPredictor(tiny_cfg).cfg.MODEL_EMA.DECAY == 0.9
