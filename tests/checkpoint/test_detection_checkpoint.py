@@ -508,7 +508,7 @@ def test_overridden_way_to_load_a_model_gets_the_checkpoint(tmp_path):
     assert torch.equal(model.weight, first.weight)
 
 
-def test_subclasses_that_read_arrays_and_load_into_several_models(tmp_path, caplog):
+def test_subclasses_that_read_arrays_and_load_into_several_models(caplog):
     both = nn.ModuleDict({"teacher": nn.Linear(2, 1), "student": nn.Linear(2, 1)})
 
     class Own(DetectionCheckpointer):

@@ -293,7 +293,7 @@ def test_keys_said_to_be_unread_are_unread(read):
     assert stale == {}
 
 
-def test_checker_follows_aliases(tmp_path):
+def test_checker_follows_aliases():
     path = ROOT / "tests" / "config" / "_never_written.py"
 
     class Fake:

@@ -279,7 +279,7 @@ def test_position_counts_before_collation():
     assert stream.state_dict()["taken"] >= 9
 
 
-def test_position_of_other_processes_is_refused_and_can_be_shared_out(monkeypatch):
+def test_position_of_other_processes_is_refused_and_can_be_shared_out():
     state = {
         "taken": 20,
         "waiting": [18],

@@ -442,7 +442,7 @@ def test_limit_of_pillow_neither_applies_nor_changes(tmp_path, monkeypatch, suff
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def test_jpeg_whose_segments_lie_about_their_length_goes_to_pil(tmp_path):
+def test_jpeg_whose_segments_lie_about_their_length_goes_to_pil():
     data = jpeg_of_size(24, 32)
     assert jpeg_size(data) == (32, 24)
     for broken in (

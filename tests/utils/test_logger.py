@@ -120,7 +120,7 @@ def test_traceback_of_a_users_mistake_is_in_the_file_only(tmp_path, capsys, erro
     assert "Traceback" in file
 
 
-def test_long_lines_are_broken_on_a_terminal_and_tables_are_not(tmp_path, capsys, monkeypatch):
+def test_long_lines_are_broken_on_a_terminal_and_tables_are_not(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     table = "| " + "x" * 150

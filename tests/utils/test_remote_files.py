@@ -316,7 +316,7 @@ def test_a_missing_package_is_named(monkeypatch):
         read_image_bytes("s3://bucket/a.jpg")
 
 
-def test_a_handler_of_the_user_goes_first(monkeypatch, tmp_path):
+def test_a_handler_of_the_user_goes_first(monkeypatch):
     class Mine(PathHandler):
         def _get_supported_prefixes(self):
             return ["mine://"]

@@ -645,7 +645,7 @@ def test_overridden_parts_of_rotated_boxes_are_called():
     assert np.array_equal(found.get_image(), plain.get_image())
 
 
-def test_overridden_brightness_is_that_of_labels(monkeypatch):
+def test_overridden_brightness_is_that_of_labels():
     class Own(Visualizer):
         def _change_color_brightness(self, color, brightness_factor):
             given.append((color, brightness_factor))

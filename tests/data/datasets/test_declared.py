@@ -515,7 +515,7 @@ def test_a_bad_address_is_a_bad_image(write_coco, served, tmp_path, caplog):
     assert "404" in caplog.text
 
 
-def test_names_do_not_lead_out_of_an_address(write_coco, served, tmp_path):
+def test_names_do_not_lead_out_of_an_address(write_coco, served):
     for name in ("../a.jpg", "x::/etc/passwd", "/a.jpg", "x/../../a.jpg"):
         image = {"id": 0, "file_name": name, "height": 24, "width": 32}
         write_coco(images=[image], annotations=[])

@@ -100,7 +100,7 @@ def test_images_per_class_are_known_before_the_data_set_is_loaded(write):
     assert len(DatasetCatalog.get("mine")) == 1
 
 
-def test_key_within_a_text_does_not_mislead(write, tmp_path):
+def test_key_within_a_text_does_not_mislead(tmp_path):
     (tmp_path / "odd.json").write_text(
         json.dumps({"info": '"categories": [', "categories": CATEGORIES})
     )

@@ -301,7 +301,7 @@ def test_files_left_out_are_counted_and_named(write_voc, make_voc_xml, caplog):
     assert "b.jpg" in caplog.text
 
 
-def test_folders_in_the_folders_are_read(write_voc, make_voc_xml, write_image):
+def test_folders_in_the_folders_are_read(write_voc, make_voc_xml):
     root = write_voc({"cam_a/1": make_voc_xml(), "cam_b/1": make_voc_xml(), "2": make_voc_xml()})
     for records in (load(root), load_all(root)):
         assert {r["image_id"]: r["file_name"] for r in records} == {

@@ -142,7 +142,7 @@ def test_resized_rotated_boxes_are_those_that_are_scaled():
     assert np.allclose(resized, boxes.tensor.numpy(), rtol=1e-4, atol=1e-2)
 
 
-def test_other_kinds_of_data_are_registered_by_class(monkeypatch):
+def test_other_kinds_of_data_are_registered_by_class():
     class First(T.NoOpTransform):
         pass
 

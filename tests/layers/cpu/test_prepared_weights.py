@@ -69,7 +69,7 @@ def test_the_inner_of_two_stores_is_used_and_the_outer_comes_back(double):
         assert double() is first
 
 
-def test_an_error_ends_the_use(double):
+def test_an_error_ends_the_use():
     with pytest.raises(RuntimeError, match="stop"), PreparedWeights().in_use():
         raise RuntimeError("stop")
     assert not are_weights_kept()
@@ -122,7 +122,7 @@ def test_new_weights_at_the_address_of_the_old_ones_are_noticed():
         assert double()[0] == 10
 
 
-def test_other_threads_are_not_concerned(double):
+def test_other_threads_are_not_concerned():
     seen = []
     with PreparedWeights().in_use():
         thread = threading.Thread(target=lambda: seen.append(are_weights_kept()))

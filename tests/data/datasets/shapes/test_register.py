@@ -38,7 +38,7 @@ def test_every_name_loads_its_own_split(ending: str) -> None:
         assert all(Path(record["file_name"]).name.startswith(split) for record in records)
 
 
-def test_segments_cover_the_picture_and_have_the_areas_they_say(folder: Path) -> None:
+def test_segments_cover_the_picture_and_have_the_areas_they_say() -> None:
     for record in DatasetCatalog.get("shapes_train_panoptic"):
         ids = read_panoptic_png(record.get("pan_seg_file_name", ""))
         segments = record.get("segments_info", [])
@@ -64,7 +64,7 @@ def test_stuff_is_what_separating_the_panoptic_png_gives(folder: Path, tmp_path:
         )
 
 
-def test_classes_of_all_nine_agree_with_segments(folder: Path) -> None:
+def test_classes_of_all_nine_agree_with_segments() -> None:
     joined = DatasetCatalog.get("shapes_train_panoptic")
     for record, labelled in zip(joined, DatasetCatalog.get("shapes_train_sem_seg"), strict=True):
         ids = read_panoptic_png(record.get("pan_seg_file_name", ""))
