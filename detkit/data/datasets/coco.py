@@ -177,21 +177,9 @@ def records_of_content(
     reader.log_dropped()
     _warn_of_repeated_files(records, json_file)
     if len(to_contiguous) < len(names):
-        counts = _left_out(annotations or [], names, to_contiguous)
-        if counts and matched is not None:
-            error = DataError(
-                f"{json_file} has objects of classes that the model does not have: {counts}. The"
-                f" model has {', '.join(matched)}. Correct the names, or leave these objects"
-                f" out by `classes: [{', '.join(matched)}]` in the entry of {dataset_name!r} under"
-                " DATASETS.REGISTER"
-            )
-            collect(error, "unknown-class")
-        elif counts:
-            logger.warning(
-                "left out annotations of %s whose class is not among `classes`: %s",
-                json_file,
-                counts,
-            )
+        _tell_left_out(
+            annotations or [], names, to_contiguous, json_file, dataset_name, model_classes=matched
+        )
     logger.info("loaded %d images in COCO format from %s", len(records), json_file, extra=FILE_ONLY)
     if dataset_name is not None:
         metadata = MetadataCatalog.get(dataset_name)
@@ -361,13 +349,31 @@ def _image_record(image: dict[str, Any], folder: DataFolder, keys: Sequence[str]
     return cast(ImageRecord, record)
 
 
-def _left_out(
-    annotations: list[dict[str, Any]], names: dict[Any, str], to_contiguous: dict[Any, int]
-) -> str:
-    """Return how many annotations of which other classes there are, as text."""
+def _tell_left_out(
+    annotations: list[dict[str, Any]],
+    names: dict[Any, str],
+    to_contiguous: dict[Any, int],
+    json_file: str,
+    dataset_name: str | None,
+    model_classes: Sequence[str] | None,
+) -> None:
+    """Say how many annotations have other classes; with those of a model, this is a fault."""
     categories = (annotation["category_id"] for annotation in annotations)
     left_out = Counter(names[key] for key in categories if key not in to_contiguous)
-    return ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
+    counts = ", ".join(f"{name}: {count}" for name, count in left_out.most_common())
+    if counts and model_classes is not None:
+        listed_classes = ", ".join(model_classes)
+        error = DataError(
+            f"{json_file} has objects of classes that the model does not have: {counts}. The"
+            f" model has {listed_classes}. Correct the names, or leave these objects"
+            f" out by `classes: [{listed_classes}]` in the entry of {dataset_name!r} under"
+            " DATASETS.REGISTER"
+        )
+        collect(error, "unknown-class")
+    elif counts:
+        logger.warning(
+            "left out annotations of %s whose class is not among `classes`: %s", json_file, counts
+        )
 
 
 def note_classes(

@@ -392,14 +392,8 @@ def error_costs(matching: Matching, errors: Errors) -> dict[str, Any]:
         return 100 * float(np.mean(values)) if values else math.nan
 
     base = mean_precision(is_hit, is_counted, detections.classes, outcome.num_objects)
-    # Of several errors with the same object, the one with the best score could have found it.
-    is_found, fixes = object_scores(matching) >= 0, np.zeros(len(detections), dtype=bool)
-    taken: set[int] = set()
-    for row in np.argsort(-detections.scores, kind="stable").tolist():
-        target = int(errors.targets[row])
-        if target >= 0 and not is_found[target] and target not in taken:
-            taken.add(target)
-            fixes[row] = True
+    is_found = object_scores(matching) >= 0
+    fixes = _fixes(errors, detections.scores, is_found)
     num_missed = np.bincount(objects.classes[errors.is_missed], minlength=len(outcome.num_objects))
     types: dict[str, dict[str, float]] = {}
     for kind, name in enumerate(ERROR_TYPES[:-1]):
@@ -425,6 +419,20 @@ def error_costs(matching: Matching, errors: Errors) -> dict[str, Any]:
         "false_positives": all_right - base,
         "false_negatives": all_found - base,
     }
+
+
+def _fixes(errors: Errors, scores: np.ndarray, is_found: np.ndarray) -> np.ndarray:
+    """Return (D,) bool: which errors would find an object that no other detection does.
+
+    Of several errors with the same object, the one with the best score could have found it.
+    """
+    fixes = np.zeros(len(scores), dtype=bool)
+    taken = is_found.copy()
+    for row in np.argsort(-scores, kind="stable").tolist():
+        target = int(errors.targets[row])
+        if target >= 0 and not taken[target]:
+            fixes[row] = taken[target] = True
+    return fixes
 
 
 def bootstrap_ap(matching: Matching, num_samples: int, seed: int = 0) -> np.ndarray:

@@ -192,18 +192,8 @@ def _of_missed_objects(
         keys = ["INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
         keys += ["MODEL.ANCHOR_GENERATOR.SIZES"] if reads_anchors else []
         found.append(_entry(text, evidence, *keys, cost=cost))
-    ratios = objects.boxes[is_missed, 3] / np.maximum(objects.boxes[is_missed, 2], 1e-9)
-    shapes = [float(r) for ratios_i in cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS for r in ratios_i]
-    # An anchor of twice the ratio and the same area overlaps a box by half.
-    is_long = (ratios > 2 * max(shapes)) | (ratios < min(shapes) / 2)
-    if reads_anchors and float(is_long.mean()) >= _NOTABLE_SHARE:
-        text = (
-            "Long objects are missed: add the ratio of their height to their width to"
-            f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS (now {min(shapes):g} to {max(shapes):g})"
-        )
-        extremes = f"{ratios[is_long].min():.2g} to {ratios[is_long].max():.2g}"
-        evidence = f"{int(is_long.sum())} of {num_missed} missed objects have ratios of {extremes}"
-        found.append(_entry(text, evidence, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cost=cost))
+    if reads_anchors:
+        found += _of_shapes(objects.boxes[is_missed], cfg, cost)
     found += _of_crowding(numbers, cfg, cost)
     low = is_missed & (object_scores(matching) >= 0)
     if low.sum() >= max(_MIN_CASES, 0.3 * num_missed):
@@ -214,6 +204,23 @@ def _of_missed_objects(
         evidence = f"{int(low.sum())} of {num_missed} missed objects have a detection that fits"
         found.append(_entry(text, evidence, "SOLVER.MAX_ITER"))
     return found
+
+
+def _of_shapes(missed: np.ndarray, cfg: CfgNode, cost: float) -> list[dict[str, Any]]:
+    """Return what the ratios of the boxes (M, 4) XYWH of missed objects suggest."""
+    ratios = missed[:, 3] / np.maximum(missed[:, 2], 1e-9)
+    shapes = [float(r) for ratios_i in cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS for r in ratios_i]
+    # An anchor of twice the ratio and the same area overlaps a box by half.
+    is_long = (ratios > 2 * max(shapes)) | (ratios < min(shapes) / 2)
+    if float(is_long.mean()) < _NOTABLE_SHARE:
+        return []
+    text = (
+        "Long objects are missed: add the ratio of their height to their width to"
+        f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS (now {min(shapes):g} to {max(shapes):g})"
+    )
+    extremes = f"{ratios[is_long].min():.2g} to {ratios[is_long].max():.2g}"
+    evidence = f"{int(is_long.sum())} of {len(missed)} missed objects have ratios of {extremes}"
+    return [_entry(text, evidence, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cost=cost)]
 
 
 def _of_crowding(numbers: Mapping[str, Any], cfg: CfgNode, cost: float) -> list[dict[str, Any]]:
