@@ -26,6 +26,7 @@ from detkit.evaluation.detections import encode_masks, masks_from_arrays, masks_
 from detkit.evaluation.evaluator import DatasetEvaluator, output_of
 from detkit.evaluation.testing import metrics_table, table, write_json
 from detkit.structures import ImageRecord, ModelInput, ModelOutput
+from detkit.structures.mask_formats import rle_record
 from detkit.utils import comm
 from detkit.utils.errors import ConfigError, DataError
 from detkit.utils.image import read_label_map
@@ -271,7 +272,7 @@ class SemSegEvaluator(DatasetEvaluator):
             {
                 "file_name": file_name,
                 "category_id": self._dataset_ids.get(class_id, class_id),
-                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+                "segmentation": rle_record(rle),
             }
             for class_id, rle in zip(classes.tolist(), masks, strict=True)
         ]

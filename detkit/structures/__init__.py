@@ -15,6 +15,7 @@ from detkit.structures.image_list import ImageList
 from detkit.structures.instances import Instances
 from detkit.structures.keypoints import Keypoints, heatmaps_to_keypoints
 from detkit.structures.mask_formats import (
+    RLERecord,
     bitmask_to_polygons,
     bitmask_to_rle,
     polygon_area,
@@ -31,7 +32,6 @@ from detkit.structures.records import (
     ImageRecord,
     ModelInput,
     ModelOutput,
-    RLERecord,
     as_flag,
 )
 from detkit.structures.rotated_boxes import (

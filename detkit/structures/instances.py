@@ -13,15 +13,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from detkit.structures.batch_boxes import RowImages
+from detkit.structures.mask_formats import bitmask_to_rle, rle_to_bitmask
 from detkit.utils.errors import ContractError, MissingPackageError, WrongTypeError
 from detkit.utils.text import did_you_mean
-
-# Untyped: its annotations cover only one of the forms that its functions take.
-_COCO: Any = coco_mask
 
 
 class MissingFieldError(AttributeError, KeyError):
@@ -215,7 +212,7 @@ class Instances:
             found.append(entry)
         if self.has("pred_masks"):
             for entry, mask in zip(found, _mask_list(self.pred_masks), strict=True):
-                entry["segmentation"] = mask if isinstance(mask, dict) else _run_lengths(mask)
+                entry["segmentation"] = mask if isinstance(mask, dict) else bitmask_to_rle(mask)
         if self.has("pred_keypoints"):
             keypoints = self.pred_keypoints.detach().cpu().clone()
             keypoints[:, :, :2] -= 0.5  # COCO's files number pixels
@@ -330,13 +327,8 @@ def _mask_list(masks: Any) -> list[Any]:
     return masks if isinstance(masks, list) else list(masks.detach().cpu().numpy())
 
 
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    rle = _COCO.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
-
-
 def _bitmap(mask: Any) -> np.ndarray:
-    return _COCO.decode(mask).astype(bool) if isinstance(mask, dict) else mask.astype(bool)
+    return rle_to_bitmask(mask) if isinstance(mask, dict) else mask.astype(bool)
 
 
 def _select_from_list(values: list[Any], item: slice | Tensor | Sequence[int]) -> list[Any]:

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pycocotools import mask as coco_mask
-
-from detkit.structures.records import RLERecord
 
 # Untyped: its annotations cover only one of the forms that its functions take.
 _COCO: Any = coco_mask
@@ -31,6 +29,15 @@ _MAX_OUTLINE = 10_000_000
 # Sides of pixels are walked with the mask at the right: directions in clockwise order, y pointing
 # down.
 _STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+
+
+class RLERecord(TypedDict):
+    """A mask in COCO's run-length encoding."""
+
+    size: list[int]
+    """`[height, width]`."""
+    counts: str | bytes | list[int]
+    """Compressed (str or bytes), or the run lengths themselves."""
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
@@ -99,7 +106,7 @@ def polygons_to_rle(polygons: Sequence[ArrayLike], height: int, width: int) -> R
     if len(polygons) == 0:
         return bitmask_to_rle(np.zeros((height, width), dtype=bool))
     checked = [as_polygon(polygon) for polygon in polygons]
-    return _to_record(_COCO.merge(polygon_runs(checked, height, width)))
+    return rle_record(_COCO.merge(polygon_runs(checked, height, width)))
 
 
 def polygons_to_bitmask(polygons: Sequence[ArrayLike], height: int, width: int) -> np.ndarray:
@@ -127,7 +134,7 @@ def bitmask_to_rle(mask: ArrayLike) -> RLERecord:
     bitmap = np.asarray(mask)
     if bitmap.ndim != 2:
         raise ValueError(f"a bitmap is (H, W): got shape {bitmap.shape}")
-    return _to_record(_COCO.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8)))
+    return rle_record(_COCO.encode(np.asfortranarray(bitmap != 0, dtype=np.uint8)))
 
 
 def window_to_rle(window: ArrayLike, top: int, left: int, image_size: tuple[int, int]) -> RLERecord:
@@ -144,7 +151,7 @@ def window_to_rle(window: ArrayLike, top: int, left: int, image_size: tuple[int,
     height, width = image_size
     bitmap = np.asarray(window) != 0
     if not bitmap.any():
-        return _to_record(
+        return rle_record(
             _COCO.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
         )
     # Down each column, where the value changes: from 0 to 1 and from 1 to 0 in turn.
@@ -156,12 +163,12 @@ def window_to_rle(window: ArrayLike, top: int, left: int, image_size: tuple[int,
     places = np.delete(places, np.concatenate([joins, joins + 1]))
     ends = [height * width] * bool(places[-1] < height * width)
     counts = np.diff(np.concatenate([[0], places, ends])).astype(int).tolist()
-    return _to_record(_COCO.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    return rle_record(_COCO.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
 
 def union_of_rles(rles: Sequence[RLERecord]) -> RLERecord:
     """Return the union of masks of one image."""
-    return _to_record(_COCO.merge([dict(rle) for rle in rles]))
+    return rle_record(_COCO.merge([dict(rle) for rle in rles]))
 
 
 def rle_to_bitmask(
@@ -277,7 +284,7 @@ def _decompressed(text: bytes) -> np.ndarray:
     return numbers
 
 
-def _to_record(rle: dict[str, Any]) -> RLERecord:
+def rle_record(rle: Mapping[str, Any]) -> RLERecord:
     """Return run lengths of pycocotools as a record that JSON can store."""
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 

@@ -17,16 +17,8 @@ from torch import Tensor
 
 from detkit.structures.box_mode import BoxMode
 from detkit.structures.instances import Instances
+from detkit.structures.mask_formats import RLERecord
 from detkit.utils.errors import DataError
-
-
-class RLERecord(TypedDict):
-    """A mask in COCO's run-length encoding."""
-
-    size: list[int]
-    """`[height, width]`."""
-    counts: str | bytes | list[int]
-    """Compressed (str or bytes), or the run lengths themselves."""
 
 
 class _AnnotationKeys(TypedDict):

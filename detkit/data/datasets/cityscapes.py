@@ -12,13 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as mask_util
 
 from detkit.data.datasets.builtin_meta import CITYSCAPES_LABELS, cityscapes_metadata
 from detkit.data.datasets.coco_panoptic import load_coco_panoptic_json
 from detkit.data.datasets.json_file import read_json, section
-from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, RLERecord
-from detkit.structures.mask_formats import box_of_bitmask
+from detkit.structures import AnnotationRecord, BoxMode, ImageRecord
+from detkit.structures.mask_formats import box_of_bitmask, window_to_rle
 from detkit.utils.errors import DataError, MissingFileError
 from detkit.utils.image import read_image_size, read_label_map
 from detkit.utils.logger import FILE_ONLY
@@ -241,29 +240,5 @@ def _annotation(
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": class_index,
         "iscrowd": int(is_crowd),
-        "segmentation": window_rle(window, corner, size),
+        "segmentation": window_to_rle(window, y, x, size),
     }
-
-
-def window_rle(
-    window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]
-) -> RLERecord:
-    """Return the run-length encoding of a mask that is empty outside of a window.
-
-    Args:
-        window: (h, w) bool, the pixels in the window.
-        corner: x and y of its upper left pixel.
-        image_size: `(height, width)` of the image.
-    """
-    (x, y), (height, width) = corner, image_size
-    # Encoding the window alone takes a hundredth of the time for an image of two megapixels. The
-    # format goes column by column; an empty cell is added behind each, so that every run ends in
-    # its column.
-    cells = np.column_stack([window.T, np.zeros(window.shape[1], dtype=bool)]).ravel()
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], cells]).astype(np.int8)))
-    column, row = edges // (window.shape[0] + 1), edges % (window.shape[0] + 1)
-    places = (x + column) * height + y + row
-    counts = np.diff(np.concatenate([[0], places, [height * width]])).tolist()
-    mask_api: Any = mask_util
-    rle = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from detkit.data.catalog import DatasetCatalog, MetadataCatalog
 from detkit.structures import AnnotationRecord, BoxMode, ImageRecord, as_flag
-from detkit.structures.mask_formats import polygon_area, rle_counts
+from detkit.structures.mask_formats import bitmask_to_rle, polygon_area, rle_counts, rle_record
 from detkit.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -254,12 +253,10 @@ def _annotation_content(annotation: AnnotationRecord) -> dict[str, Any]:
 
 def _json_segmentation(segmentation: Any) -> Any:
     if isinstance(segmentation, np.ndarray):
-        segmentation = mask_util.encode(np.asfortranarray(segmentation != 0, dtype=np.uint8))
+        return bitmask_to_rle(segmentation)
     if isinstance(segmentation, Mapping):
-        if not isinstance(segmentation["counts"], bytes):
-            return segmentation
-        size = [int(side) for side in segmentation["size"]]
-        return {"size": size, "counts": segmentation["counts"].decode("ascii")}
+        is_compressed = isinstance(segmentation["counts"], bytes)
+        return rle_record(segmentation) if is_compressed else segmentation
     return [
         polygon.tolist() if isinstance(polygon, np.ndarray) else polygon for polygon in segmentation
     ]

@@ -19,6 +19,7 @@ from detkit.evaluation.detections import (
     take_instances,
 )
 from detkit.structures import Instances, RotatedBoxes
+from detkit.structures.mask_formats import rle_record
 from detkit.utils.errors import ConfigError
 
 TASKS = ("bbox", "segm", "keypoints")
@@ -219,9 +220,7 @@ def coco_result_dicts(
         columns: dict[str, list[Any]] = {"bbox": boxes_xywh(detections_i).tolist()}
         columns["score"] = detections_i.scores.tolist()
         if detections_i.masks is not None:
-            columns["segmentation"] = [
-                {**rle, "counts": rle["counts"].decode("ascii")} for rle in detections_i.masks
-            ]
+            columns["segmentation"] = [rle_record(rle) for rle in detections_i.masks]
         if detections_i.keypoints is not None:
             columns["keypoints"] = keypoints_flat(detections_i.keypoints).tolist()
         image_id = image_ids[detections_i.image_id]

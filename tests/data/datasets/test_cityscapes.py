@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from pycocotools import mask as mask_util
 
 from detkit.data.datasets import load_cityscapes_instances, load_cityscapes_semantic
 from detkit.data.datasets.builtin_meta import cityscapes_panoptic_metadata
 from detkit.data.datasets.cityscapes import (
     load_cityscapes_panoptic,
-    window_rle,
     write_train_ids,
 )
 from detkit.structures.mask_formats import rle_to_bitmask
@@ -86,18 +84,6 @@ def test_objects_in_front_hide_those_behind(folders):
         rows, columns = np.nonzero(mask)
         box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert annotation["bbox"] == box
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_run_lengths_of_a_window_are_those_of_the_image(seed):
-    rng = np.random.default_rng(seed)
-    image = np.zeros((9, 11), dtype=np.uint8, order="F")
-    height, width = rng.integers(1, (10, 12))
-    y, x = rng.integers(0, (10 - height, 12 - width))
-    window = rng.random((height, width)) < 0.6
-    image[y : y + height, x : x + width] = window
-    expected = mask_util.decode(mask_util.encode(image))
-    assert np.array_equal(rle_to_bitmask(window_rle(window, (x, y), (9, 11))), expected)
 
 
 def test_label_maps_are_those_of_training(folders):
