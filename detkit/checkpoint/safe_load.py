@@ -5,7 +5,6 @@ with `weights_only=True`, other pickles by `array_unpickler`. Only safetensors a
 the ending of the file name.
 """
 
-import importlib
 import io
 import json
 import logging
@@ -27,7 +26,7 @@ from detkit.checkpoint.array_unpickler import (
     require_modest_pickle,
 )
 from detkit.utils.download import DownloadError, is_offline
-from detkit.utils.errors import MissingFileError, MissingPackageError, WeightsError
+from detkit.utils.errors import MissingFileError, WeightsError, import_package
 from detkit.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
@@ -183,12 +182,8 @@ def _has_one_directory(file: IO[bytes], archive: zipfile.ZipFile) -> bool:
 
 
 def _read_safetensors(local: Path, path: str) -> dict[str, Any]:
-    try:
-        safetensors = importlib.import_module("safetensors")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading {path} needs the package safetensors: pip install safetensors"
-        ) from error
+    message = f"reading {path} needs the package safetensors: pip install safetensors"
+    safetensors = import_package("safetensors", message)
     with safetensors.safe_open(local, framework="pt") as file:
         weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = (file.metadata() or {}).get("detkit")

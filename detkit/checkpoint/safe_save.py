@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import importlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.utils.errors import MissingPackageError, WeightsError
+from detkit.utils.errors import WeightsError, import_package
 from detkit.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
@@ -183,12 +182,8 @@ def save_weights_file(
         saved = {"model": arrays, "__author__": "detkit", "metadata": metadata}
         content = pickle.dumps(saved, protocol=4)
     else:
-        try:
-            safetensors = importlib.import_module("safetensors.torch")
-        except ImportError as error:
-            raise MissingPackageError(
-                f"writing {path} needs the package safetensors: pip install safetensors"
-            ) from error
+        message = f"writing {path} needs the package safetensors: pip install safetensors"
+        safetensors = import_package("safetensors.torch", message)
         strings = {"format": "pt", "detkit": json.dumps(metadata, default=str)}
         content = safetensors.save(plain, metadata=strings)
     with atomic_write(path) as file:

@@ -5,7 +5,6 @@ Legend: M objects in one image.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from detkit.structures.batch_boxes import RowImages
 from detkit.structures.mask_formats import bitmask_to_rle, rle_to_bitmask
-from detkit.utils.errors import ContractError, MissingPackageError, WrongTypeError
+from detkit.utils.errors import ContractError, WrongTypeError, import_package
 from detkit.utils.text import did_you_mean
 
 
@@ -306,12 +305,8 @@ _CORNERS = ["xmin", "ymin", "xmax", "ymax"]
 
 
 def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"to_{name} needs the package {name}: pip install 'detkit-vision[{name}]'"
-        ) from error
+    message = f"to_{name} needs the package {name}: pip install 'detkit-vision[{name}]'"
+    return import_package(name, message)
 
 
 def _box_array(boxes: Any, upright: bool = False) -> np.ndarray:

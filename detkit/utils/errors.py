@@ -6,6 +6,9 @@ ValueError`. Code that is called with values instead of a config (structures, la
 the built-in errors, as the mistake is then in the calling code.
 """
 
+import importlib
+from typing import Any
+
 
 class UserError(Exception):
     """Base class; the message says what was required, what was given, and where."""
@@ -49,3 +52,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """An optional package that is needed and not installed."""
+
+
+def import_package(name: str, message: str) -> Any:
+    """Import an optional package, or raise a `MissingPackageError` with this message."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(message) from error

@@ -3,7 +3,6 @@
 Nothing here imports torch. Videos and cameras are read by PyAV, the extra `video`.
 """
 
-import importlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from detkit.utils.errors import DataError, MissingFileError, MissingPackageError
+from detkit.utils.errors import DataError, MissingFileError, import_package
 from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
@@ -201,9 +200,4 @@ class VideoWriter:
 
 
 def _import_av(purpose: str) -> Any:
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{purpose} needs PyAV: pip install 'detkit-vision[video]'"
-        ) from error
+    return import_package("av", f"{purpose} needs PyAV: pip install 'detkit-vision[video]'")

@@ -67,6 +67,14 @@ class DropPath(nn.Module):
         return f"{self.drop_prob:g}"
 
 
+def freeze(module: nn.Module) -> None:
+    """Freeze a part of a transformer, without noise on its features, which cannot adapt to it."""
+    module.requires_grad_(False)
+    for child in module.modules():
+        if isinstance(child, DropPath):
+            child.drop_prob = 0.0
+
+
 def drop_rates(highest: float, depth: int) -> list[float]:
     """Return the probability for each block, growing linearly from 0.
 

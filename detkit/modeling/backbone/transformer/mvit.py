@@ -29,6 +29,7 @@ from detkit.modeling.backbone.transformer.attention import (
     absolute_positions,
     attention,
     drop_rates,
+    freeze,
     from_windows,
     init_linear_layers,
     num_windows,
@@ -339,9 +340,7 @@ class MViT(Backbone):
         if frozen_stages < 1:
             return
         for block in self.blocks[: self._last_blocks[:frozen_stages][-1] + 1]:
-            assert isinstance(block, MultiScaleBlock)
-            block.requires_grad_(False)
-            block.drop_path.drop_prob = 0.0
+            freeze(block)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the maps (N, C, H, W) of images, by name."""

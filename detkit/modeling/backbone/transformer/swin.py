@@ -27,6 +27,7 @@ from detkit.modeling.backbone.transformer.attention import (
     PatchEmbed,
     absolute_positions,
     drop_rates,
+    freeze,
     from_windows,
     init_linear_layers,
     padded_to_windows,
@@ -294,10 +295,7 @@ class SwinTransformer(Backbone):
             if self.absolute_pos_embed is not None:
                 self.absolute_pos_embed.requires_grad_(False)
         for stage in self.layers[: max(frozen_stages, 0)]:
-            stage.requires_grad_(False)
-            for module in stage.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = 0.0
+            freeze(stage)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the maps (N, C, H, W) of images, by name."""

@@ -31,6 +31,7 @@ from detkit.modeling.backbone.transformer.attention import (
     absolute_positions,
     attention,
     drop_rates,
+    freeze,
     from_windows,
     init_linear_layers,
     padded_to_windows,
@@ -299,10 +300,7 @@ class ViT(Backbone):
             self.pos_embed.requires_grad_(False)
         self.patch_embed.requires_grad_(False)
         for block in self.blocks[:num_blocks]:
-            assert isinstance(block, Block)
-            block.requires_grad_(False)
-            # Noise on features that cannot adapt to it.
-            block.drop_path.drop_prob = 0.0
+            freeze(block)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the map (N, C, H, W) of images; an image is padded to whole patches."""
