@@ -209,7 +209,9 @@ class DetectionCheckpointer:
         """
         if not path:
             if strict:
-                raise ConfigError("no weights given: set MODEL.WEIGHTS to a checkpoint")
+                raise ConfigError(
+                    "no weights given: set MODEL.WEIGHTS to a checkpoint (detkit eval: --weights)"
+                )
             parts = load_initial_weights(self.model)
             logger.info(
                 "no checkpoint given: the model%s starts from random weights",

@@ -28,6 +28,7 @@ from detkit.checkpoint.array_unpickler import (
 from detkit.utils.download import DownloadError, is_offline
 from detkit.utils.errors import MissingFileError, WeightsError, import_package
 from detkit.utils.file_io import PathManager
+from detkit.utils.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,11 @@ def local_checkpoint_file(path: str) -> Path:
             f"could not fetch {path}: {error}.{'' if is_offline() else advice}"
         ) from error
     if not local.is_file():
-        raise MissingFileError(
-            f"no checkpoint at {path}" + (", which is a folder" if local.is_dir() else "")
-        )
+        fault = f"no checkpoint at {path}"
+        if local.is_dir():
+            files = sorted(file.name for file in local.glob("*.pth"))
+            fault += ", which is a folder" + (f": name a file, of {listed(files)}" if files else "")
+        raise MissingFileError(fault)
     return local
 
 

@@ -68,6 +68,8 @@ def is_written_for_users(error: Exception) -> bool:
 
 def message_of(error: Exception) -> str:
     """Return the text of an error without what Python, the system or a data loader adds to it."""
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        return f"{error.filename} is a file, and a folder is needed there"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if _WORKER.match(str(error)):

@@ -21,7 +21,7 @@ from detkit.engine.predictor import config_of_checkpoint
 from detkit.evaluation import verify_results
 from detkit.model_zoo import find_config
 from detkit.utils import comm
-from detkit.utils.text import printable
+from detkit.utils.text import counted, printable
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,9 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
         pictures = write_pictures(cfg, model, Path(cfg.OUTPUT_DIR) / "pictures")
         if pictures:
             logger.info(
-                "settings, log and scores are in %s, %d pictures of predictions beside ground truth"
-                " in",
+                "settings, log and scores are in %s, %s of predictions beside ground truth in",
                 cfg.OUTPUT_DIR,
-                len(pictures),
+                counted(len(pictures), "picture", "pictures"),
             )
         folder = pictures[0].parent if pictures else Path(cfg.OUTPUT_DIR)
         print(printable(str(folder.resolve())), flush=True)

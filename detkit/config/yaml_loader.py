@@ -190,7 +190,7 @@ def parse_yaml(text: str, path: Path) -> YamlFile:
         if mark is not None and "nesting depth" in str(error):
             # libyaml's scanner has its own limit, and reads ahead of the events.
             raise _nested_too_deep(path, mark) from error
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {yaml_fault(error, text)}") from error
     file = YamlFile(path, {})
     if root is None:
         return file
@@ -214,6 +214,20 @@ def _require_modest(text: str, path: Path) -> None:
             raise ConfigError(
                 f"{path}:{event.start_mark.line + 1}: more than {_MAX_NODES} values: not a config"
             )
+
+
+def yaml_fault(error: Exception, text: str) -> str:
+    """Return in one line what a parser of YAML says about a text, and where."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    number = error.problem_mark.line
+    fault = f"line {number + 1}: {error.problem}"
+    if error.context_mark is not None and error.context_mark.line != number:
+        fault += f", {error.context} that begins in line {error.context_mark.line + 1}"
+    line = text.split("\n")[number : number + 1]
+    if line and "\t" in line[0][: error.problem_mark.column + 1]:
+        fault += ". Tabs do not indent in YAML: use spaces"
+    return fault
 
 
 def _nested_too_deep(path: Path, mark: Any) -> ConfigError:

@@ -209,7 +209,12 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="which is a folder"):
+    with pytest.raises(FileNotFoundError, match="which is a folder$"):
+        load_checkpoint_file(str(tmp_path))
+    for name in ("model_final.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+    message = r"which is a folder: name a file, of model_best\.pth, model_final\.pth$"
+    with pytest.raises(FileNotFoundError, match=message):
         load_checkpoint_file(str(tmp_path))
 
 

@@ -94,7 +94,11 @@ def test_cleaned_copy_is_written_and_declared(tmp_path: Path, capsys: Any) -> No
     [
         pytest.param(["--workers", "-1"], "--workers must be at least 0", id="workers"),
         pytest.param(["--json", "."], ". is a folder", id="report a folder"),
-        pytest.param(["--json", "a.jpg/b.json"], "a.jpg: File exists", id="report below a file"),
+        pytest.param(
+            ["--json", "a.jpg/b.json"],
+            "a.jpg is a file, and a folder is needed",
+            id="report below a file",
+        ),
         pytest.param(["--fix", "a.jpg/b"], "a.jpg/b: Not a directory", id="copy below a file"),
         pytest.param(["MODEL.WEIGHTS", "lost.pth"], "no checkpoint at lost.pth", id="weights"),
         pytest.param(["--fix", "."], "exists and is not empty", id="full folder"),

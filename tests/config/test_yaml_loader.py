@@ -68,7 +68,17 @@ def test_tag_that_would_run_code_is_refused_and_runs_nothing(tmp_path, value):
             "A: {<<: [1]}\n", r"a\.yaml:1: << takes a mapping or a list", id="merged-list"
         ),
         pytest.param("1: x\n", r"a\.yaml:1: a config key must be a string", id="number-as-key"),
-        pytest.param("A: [1\n", r"is not valid YAML", id="syntax"),
+        pytest.param(
+            "A: [1\n",
+            r"a\.yaml is not valid YAML: line 2: [^\n]*, while parsing a flow sequence that begins in"
+            r" line 1$",
+            id="syntax",
+        ),
+        pytest.param(
+            "A: 1\nB:\n\tC: 1\n",
+            r"line 3: [^\n]*\. Tabs do not indent in YAML: use spaces$",
+            id="tab",
+        ),
         pytest.param("A: &a [*a]\n", r"contains itself|not valid YAML", id="self-alias"),
         pytest.param("[" * 100_000, r"nested more than 64 deep|maximum nesting depth", id="deep"),
         pytest.param("A: [" * 100_000, r"a\.yaml:1: nested more than 64 deep", id="deep-mappings"),

@@ -138,9 +138,9 @@ def _of_data(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
     rare = [c for c in classes if c["objects"] < _FEW_OBJECTS]
     if rare:
         names = ", ".join(f"{c['name']} ({c['objects']})" for c in rare[:10])
-        which = "a class rests" if len(rare) == 1 else f"{len(rare)} classes rest"
+        which = "a class" if len(rare) == 1 else f"{len(rare)} classes"
         text = (
-            f"The AP of {which} on fewer than {_FEW_OBJECTS} objects: read the intervals, and"
+            f"The AP of {which} rests on fewer than {_FEW_OBJECTS} objects: read the intervals, and"
             " annotate more of them; if they are rare in training too, show them more often"
         )
         found.append(_entry(text, names, *keys))

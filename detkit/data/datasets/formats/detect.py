@@ -88,7 +88,8 @@ def _coco(root: Path, files: list[Path]) -> Entries:
         if images is None:
             raise MissingFileError(
                 f"{file} names the image {image}, which is in none of"
-                f" {', '.join(dict.fromkeys(map(str, places)))}"
+                f" {', '.join(dict.fromkeys(map(str, places)))}. Declare the data set with its"
+                " `images` in a config (DATASETS.REGISTER, format: coco)"
             )
         split = file.parent.name if file.name.startswith("_annotations") else file.stem
         entries[split] = {"format": "coco", "images": str(images), "annotations": str(file)}

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from detkit.config.yaml_loader import yaml_fault
 from detkit.data.datasets.faults import collect
 from detkit.data.datasets.formats.collected import (
     Collected,
@@ -93,7 +94,8 @@ def read_data_yaml(data: str) -> dict[str, Any]:
         content = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML reads the text of a date, a number or a tag such as !!bool without checks.
-        raise DataError(f"data file {data} is not valid YAML: {error}") from error
+        fault = yaml_fault(error, text.decode(errors="replace"))
+        raise DataError(f"data file {data} is not valid YAML: {fault}") from error
     if not isinstance(content, dict):
         raise DataError(f"data file {data} must hold names, train and val, got {content!r:.80}")
     return content

@@ -24,7 +24,7 @@ def test_images_are_found_by_the_name_of_the_annotation_file(write_image, tmp_pa
     found = detect_dataset(str(tmp_path))
     assert found["instances_val2017"]["images"] == str(tmp_path / "val2017")
     (tmp_path / "val2017" / "a.jpg").unlink()
-    with pytest.raises(MissingFileError, match=r"names the image a.jpg, which is in none of"):
+    with pytest.raises(MissingFileError, match=r"image a.jpg, which is in none of.*\. Declare"):
         detect_dataset(str(tmp_path))
 
 
