@@ -98,6 +98,7 @@ class _Alias(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == "detectron2":
             vars(module)["__version__"] = DETECTRON2_VERSION
+            module.__file__ = str(Path(__file__).with_name("__init__.py"))  # scripts print it
             module.__doc__ = "detkit, under the name of Detectron2."
             return
         if module.__name__ == "panopticapi":

@@ -30,6 +30,7 @@ def test_modules_are_the_same_objects_under_both_names():
     from detectron2.config import CfgNode, get_cfg
     from detectron2.engine.defaults import DefaultTrainer
 
+    import detkit
     import detkit.engine
     import detkit.structures
 
@@ -38,6 +39,7 @@ def test_modules_are_the_same_objects_under_both_names():
     assert DefaultTrainer is detkit.engine.DefaultTrainer
     assert isinstance(get_cfg(), CfgNode)
     assert detectron2.__version__ == "0.6"
+    assert detectron2.__file__ == detkit.__file__
 
 
 def test_missing_module_and_missing_name_are_import_errors():

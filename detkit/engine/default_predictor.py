@@ -73,7 +73,7 @@ class DefaultPredictor:
         if cfg.TEST.TILES.SIZE:
             self.model = TiledModel(cfg, self.model)
         self.metadata = _metadata(checkpoint.get("metadata", {}), cfg)
-        self.aug = build_test_resize(cfg)
+        self.aug = self.transform_gen = build_test_resize(cfg)  # the second is an older name
         self.input_format = cfg.INPUT.FORMAT
         self._num_channels = len(cfg.MODEL.PIXEL_MEAN)
         self._precision = testing_precision(cfg)

@@ -218,6 +218,8 @@ class TrainerBase:
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
+                    # `self._trainer.iter += 1` in a step for Detectron2 counts another trainer's.
+                    self.iter = iteration
                     self.after_step()
                 self.iter = max(start_iter, self.max_iter)
             except Exception:

@@ -102,7 +102,7 @@ class SemSegEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_name = dataset_name
         self._distributed = distributed
-        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._output_dir = None if output_dir is None else str(output_dir)  # subclasses add to it
         self._read = sem_seg_loading_fn
         # Image file -> file of its ground truth.
         self._truth_files: dict[str, str] = {}
@@ -250,7 +250,7 @@ class SemSegEvaluator(DatasetEvaluator):
                     prediction.image_id, prediction.classes, prediction.masks
                 )
             ]
-            write_json(self._output_dir / RESULTS_FILE, segments, f"{len(segments)} segments")
+            write_json(Path(self._output_dir) / RESULTS_FILE, segments, f"{len(segments)} segments")
         metrics = sem_seg_metrics(confusion, self._class_names)
         per_class = [
             [name, metrics[f"IoU-{name}"], metrics[f"ACC-{name}"]] for name in self._class_names

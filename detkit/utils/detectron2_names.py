@@ -142,6 +142,9 @@ RENAMED: dict[str, str] = {
     "checkpoint.Checkpointer": "checkpoint.DetectionCheckpointer",
     "data.detection_utils._apply_exif_orientation": "data.detection_utils.apply_exif_orientation",
     "data.detection_utils.build_transform_gen": "data.transforms.build.build_augmentation",
+    "data.transforms.augmentation._transform_to_aug": (
+        "data.transforms.augmentation.as_augmentation"
+    ),
     "data.transforms.ScaleTransform": "data.transforms.ResizeTransform",
     "evaluation.coco_evaluation._evaluate_predictions_on_coco": (
         "evaluation.coco.evaluator.evaluate_predictions_on_coco"

@@ -207,6 +207,11 @@ class EventStorage:
         self._fetch()
         return dict(self._latest)
 
+    @property
+    def _latest_scalars(self) -> dict[str, tuple[float, int]]:
+        """What `latest` returns, as loggers of Detectron2's users read it."""
+        return self.latest()
+
     def smoothing_hints(self) -> dict[str, bool]:
         """Return the `smoothing_hint` of each scalar, by name."""
         return dict(self._smoothed)

@@ -45,6 +45,9 @@ def test_image_is_resized_as_in_testing(trained_cfg, image):
     assert seen[0]["image"].shape == (3, 30, 40)
     assert seen[0]["image"].dtype == torch.uint8
     assert (seen[0]["height"], seen[0]["width"]) == (60, 80)
+    # Scripts that stop half-way through a model resize by themselves, some under the older name.
+    for resize in (predictor.aug, predictor.transform_gen):
+        assert resize.get_transform(image).apply_image(image).shape == (30, 40, 3)
 
 
 def test_weights_are_prepared_once_for_all_images(trained_cfg, image):

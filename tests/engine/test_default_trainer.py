@@ -288,6 +288,25 @@ def test_name_of_detectron2s_inner_trainer_answers(tiny_cfg):
     assert trainer._trainer.data_loader is trainer.data_loader
 
 
+def test_step_that_counts_for_the_inner_trainer_leaves_the_count_of_the_run(tiny_cfg):
+    class Steps(DefaultTrainer):
+        def run_step(self):
+            self._trainer.iter += 1
+            super().run_step()
+
+    tiny_cfg.DATASETS.TEST, tiny_cfg.SOLVER.CHECKPOINT_PERIOD = (), 4
+    trainer, seen = Steps(tiny_cfg), []
+    trainer.register_hooks(
+        [hooks.CallbackHook(after_step=lambda t: seen.append((t.iter, t.storage.iter)))]
+    )
+    trainer.train()
+    assert seen == [(i, i) for i in range(6)]
+    saved = sorted(path.name for path in Path(tiny_cfg.OUTPUT_DIR).glob("model_0*.pth"))
+    assert saved == ["model_0000003.pth"]
+    # What loggers of scripts read.
+    assert trainer.storage._latest_scalars["total_loss"] == trainer.storage.latest()["total_loss"]
+
+
 def test_step_that_calls_the_inner_trainers_is_called_once(tiny_cfg):
     class Steps(DefaultTrainer):
         num_steps = 0

@@ -143,7 +143,7 @@ class COCOEvaluator(DatasetEvaluator):
         # In COCO's order, whatever the order of `tasks`: results are listed in it.
         self._tasks = None if tasks is None else [task for task in TASKS if task in tasks]
         self._distributed = distributed
-        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._output_dir = None if output_dir is None else str(output_dir)  # subclasses add to it
         self._protocol = coco_protocol(
             iou_thresholds=iou_thresholds,
             area_ranges=area_ranges,
@@ -290,7 +290,7 @@ class COCOEvaluator(DatasetEvaluator):
         if any(listed):  # the subclass's own methods may need what it has put into the dicts
             predictions = [*itertools.chain(*listed), *predictions]
         if self._output_dir is not None:  # a method of the subclass's own may write there
-            self._output_dir.mkdir(parents=True, exist_ok=True)
+            Path(self._output_dir).mkdir(parents=True, exist_ok=True)
         found = Predictions.of(predictions)
         if found.proposals:
             self._eval_box_proposals(predictions)
@@ -331,7 +331,9 @@ class COCOEvaluator(DatasetEvaluator):
         detections = self._in_order(Predictions.of(predictions).detections)
         if self._output_dir is not None:
             dicts = coco_result_dicts(detections, truth.image_ids, truth.category_ids)
-            write_json(self._output_dir / self.results_file, dicts, f"{len(dicts)} detections")
+            write_json(
+                Path(self._output_dir) / self.results_file, dicts, f"{len(dicts)} detections"
+            )
         explain_scores(self._detections, detections, truth.num_objects)
         tasks = self._tasks
         if tasks is None:

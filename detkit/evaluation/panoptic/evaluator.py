@@ -106,7 +106,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._max_image_pixels = max_image_pixels
-        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._output_dir = None if output_dir is None else str(output_dir)  # subclasses add to it
         self._categories = PanopticCategories(MetadataCatalog.get(dataset_name))
         records = DatasetCatalog.get(dataset_name) if records is None else records
         # From all records, so that every process gives an image the same name.
@@ -197,7 +197,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             segments = np.array([(s.id, s.category) for s in predicted], np.int64).reshape(-1, 2)
             self._collector.add(_ImageSegments(image_id, counts, file_name, segments))
             if self._output_dir is not None:
-                folder = self._output_dir / PNG_FOLDER
+                folder = Path(self._output_dir) / PNG_FOLDER
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(id2rgb(predicted_ids)).save(folder / file_name)
 
@@ -245,7 +245,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         if images is None:
             return results
         if self._output_dir is not None:
-            self._write_json(self._output_dir / RESULTS_FILE, images)
+            self._write_json(Path(self._output_dir) / RESULTS_FILE, images)
         total = sum((image.counts for image in images), PanopticCounts.zeros(len(self._categories)))
         if self._collector.warn_if_incomplete(images, "the segments in the others count as missed"):
             predicted = {image.image_id for image in images}

@@ -472,9 +472,21 @@ def test_evaluator_that_scores_and_writes_in_its_own_way_as_in_detectron2(regist
                 )
                 self._results[task] = self._derive_coco_results(scored, task)
 
-    evaluator = Own(register(random_problem(3)[0], CLASSES), output_dir=str(tmp_path / "new"))
+    name = register(random_problem(3)[0], CLASSES)
+    evaluator = Own(name, output_dir=str(tmp_path / "new"))
     assert set(run(evaluator, {0: one_detection()})["bbox"]) >= {"AP", "AP50"}
     assert json.loads((tmp_path / "new" / "own.json").read_text())
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_folder_of_an_evaluator_is_a_text_that_a_subclass_adds_to(register, tmp_path, kind):
+    evaluator = COCOEvaluator(
+        register(random_problem(3)[0], CLASSES), output_dir=kind(tmp_path / "new")
+    )
+    evaluator._output_dir = evaluator._output_dir + "-night"
+    run(evaluator, {0: one_detection()})
+    assert [path.name for path in tmp_path.glob("*/*")] == [COCOEvaluator.results_file]
+    assert (tmp_path / "new-night" / COCOEvaluator.results_file).exists()
 
 
 @pytest.mark.parametrize("size", [(50, 60), (90, 60), (50, 120)])
