@@ -11,10 +11,9 @@ from detkit.modeling.roi_heads import Res5ROIHeads, build_roi_heads
 from detkit.structures import Boxes, ImageList, Instances, PolygonMasks
 from tests.configs import cfg_with
 from tests.helpers import slow_roi_align
+from tests.modeling.roi_heads.inputs import SIZE, K, truth
 
-SIZE = (64, 96)
 SHAPES = {"res4": ShapeSpec(channels=64, stride=16)}
-K = 3
 OBJECT = (6.0, 5.0, 40.0, 45.0)
 
 
@@ -45,14 +44,6 @@ def batch(num_images=2):
 def proposals(*boxes):
     boxes = torch.tensor(boxes or [[5.0, 5, 45, 45], [30, 10, 90, 60], [0, 0, 96, 64]])
     return Instances(SIZE, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))
-
-
-def truth(*boxes):
-    return Instances(
-        SIZE,
-        gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
-        gt_classes=torch.arange(len(boxes)) % K,
-    )
 
 
 def test_training_gives_sampled_proposals_and_losses():
