@@ -652,11 +652,11 @@ def test_overridden_brightness_is_that_of_labels():
             return (1.0, 0.0, 0.0)
 
         def draw_text(self, text, position, *, font_size=None, color="g", **kwargs):
-            given.append((text, color))
+            given.append((text, position, color))
 
     given = []
-    Own(_grey()).overlay_instances(boxes=[[5, 5, 90, 90]], labels=["a"], assigned_colors=["b"])
-    assert given == [((0.0, 0.0, 1.0), 0.7), ("a", (1.0, 0.0, 0.0))]
+    Own(_grey()).overlay_instances(boxes=[[5, 8, 90, 90]], labels=["a"], assigned_colors=["b"])
+    assert given == [((0.0, 0.0, 1.0), 0.7), ("a", [5, 8], (1.0, 0.0, 0.0))]
 
 
 def test_rotated_boxes_are_drawn_along_their_sides(monkeypatch: pytest.MonkeyPatch) -> None:

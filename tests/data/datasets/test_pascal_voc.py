@@ -6,6 +6,7 @@ import pytest
 
 from detkit.data import DatasetCatalog, MetadataCatalog
 from detkit.data.datasets import load_voc_folders, load_voc_instances, register_pascal_voc
+from detkit.data.datasets.faults import collected_faults
 from detkit.structures import BoxMode
 from detkit.utils.errors import DataError
 
@@ -310,6 +311,14 @@ def test_folders_in_the_folders_are_read(write_voc, make_voc_xml):
     # A link that leads back ends nowhere.
     (root / "JPEGImages" / "back").symlink_to(root / "JPEGImages")
     assert len(load_all(root)) == 3
+
+
+def test_missing_image_is_left_out_where_faults_are_collected(write_voc, make_voc_xml):
+    root = write_voc({"a": make_voc_xml(), "b": make_voc_xml()})
+    (root / "JPEGImages" / "a.jpg").unlink()
+    with collected_faults() as faults:
+        (record,) = load_all(root)
+    assert (record["image_id"], [fault.code for fault in faults]) == ("b", ["missing-image"])
 
 
 @pytest.mark.parametrize("nested", ["JPEGImages", "Annotations"])

@@ -95,6 +95,12 @@ def test_of_two_errors_about_an_object_the_better_score_could_find_it(match):
     costs = analysis.error_costs(matching, analysis.error_types(matching))
     assert costs["types"]["localisation"] == {"count": 2, "cost": pytest.approx(100)}
     assert costs["types"]["missed"]["count"] == 0
+    matching = match([(BOX, A)], (MOVED, A, 0.8), (BOX, B, 0.9))
+    costs = analysis.error_costs(matching, analysis.error_types(matching))["types"]
+    assert (costs["classification"]["cost"], costs["localisation"]["cost"]) == (
+        pytest.approx(100),
+        0,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))

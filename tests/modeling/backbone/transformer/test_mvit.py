@@ -51,6 +51,8 @@ def test_first_stages_are_frozen(freeze_at, blocks):
         str(k) for k in range(blocks)
     }
     assert ("patch_embed.proj.weight" in frozen) == (freeze_at > 0)
+    has_noise = [block.drop_path.drop_prob > 0 for block in mvit.blocks]
+    assert has_noise == [0 < k >= blocks for k in range(6)]  # the first block never has any
 
 
 def test_checkpointed_blocks_give_the_same_gradients():
