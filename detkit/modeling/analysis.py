@@ -99,25 +99,23 @@ class FlopCountAnalysis:
 
     def by_module(self) -> dict[str, int]:
         """Return the operations by the name of the module, "" for the model."""
-        counts = self._counted("by_module")
-        return {
-            name.removeprefix("model").removeprefix("."): count
-            for name, count in counts.items()
-            if name.startswith("model")
-        }
+        return _by_module(self._counted("by_module"))
 
     def by_module_and_operator(self) -> dict[str, Mapping[str, int]]:
         """Return the operations by module and kind."""
-        counts = self._counted("by_module_and_operator")
-        return {
-            name.removeprefix("model").removeprefix("."): count
-            for name, count in counts.items()
-            if name.startswith("model")
-        }
+        return _by_module(self._counted("by_module_and_operator"))
 
 
 def _inside(module_name: str) -> str:
     return f"model.{module_name}" if module_name else ""
+
+
+def _by_module(counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix("model").removeprefix("."): count
+        for name, count in counts.items()
+        if name.startswith("model")
+    }
 
 
 def flop_count_operators(model: nn.Module, inputs: Any) -> defaultdict[str, float]:
