@@ -11,6 +11,7 @@ from torch import nn
 from detkit import __version__
 from detkit.config import CfgNode, find_architecture
 from detkit.data import Metadata
+from detkit.data.transforms.build import resize_rule
 from detkit.export.formats import FORMATS, require, write_formats
 from detkit.export.graph import DetectorGraph, exported_program, output_names
 from detkit.modeling import PanopticFPN, ProposalNetwork
@@ -65,7 +66,7 @@ def export_model(
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     if not input_dtype:
-        input_dtype = "float32" if cfg.INPUT.RESIZE == "torchvision" else "uint8"
+        input_dtype = "float32" if resize_rule(cfg) == "torchvision" else "uint8"
     most = cfg.TEST.DETECTIONS_PER_IMAGE
     if isinstance(model, ProposalNetwork):
         most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
@@ -115,7 +116,7 @@ def describe(model: Any, metadata: Metadata, cfg: CfgNode) -> dict[str, Any]:
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "input": {"format": cfg.INPUT.FORMAT, "channels": len(model.pixel_mean)},
         "resize": {
-            "rule": cfg.INPUT.RESIZE,
+            "rule": resize_rule(cfg),
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
         },

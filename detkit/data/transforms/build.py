@@ -33,7 +33,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         return [build_test_resize(cfg)]
     if cfg.INPUT.AUGMENTATIONS:
         return named_augmentations(cfg.INPUT.AUGMENTATIONS)
-    resize = _RESIZES[cfg.INPUT.RESIZE]
+    resize = _RESIZES[resize_rule(cfg)]
     augmentations: list[T.Augmentation] = [
         resize(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
@@ -111,7 +111,13 @@ def mirrors(augmentations: Sequence[T.Augmentation | T.Transform]) -> bool:
 
 def build_test_resize(cfg: CfgNode) -> T.ResizeShortestEdge:
     """Build the resize that `INPUT` describes for testing."""
-    return _RESIZES[cfg.INPUT.RESIZE](cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+    return _RESIZES[resize_rule(cfg)](cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+
+
+def resize_rule(cfg: CfgNode) -> str:
+    """Return the value of `INPUT.RESIZE`: "detectron2" where a project has put a group there."""
+    # As YOLOF does, for augmentations of its own.
+    return "detectron2" if isinstance(cfg.INPUT.RESIZE, CfgNode) else cfg.INPUT.RESIZE
 
 
 def build_crops(cfg: CfgNode) -> list[T.Augmentation]:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from detkit.config import get_cfg
+from detkit.config import CfgNode, get_cfg
 from detkit.data import DatasetMapper, build_augmentation
 from detkit.data import transforms as T
-from detkit.data.transforms.build import mirrors, named_augmentations
+from detkit.data.transforms.build import mirrors, named_augmentations, resize_rule
 from detkit.utils.errors import ConfigError
 
 
@@ -37,6 +37,14 @@ def test_resize_follows_the_setting(is_train):
     assert type(build_augmentation(configured(), is_train)[0]) is T.ResizeShortestEdge
     augmentations = build_augmentation(configured("INPUT.RESIZE", "torchvision"), is_train)
     assert type(augmentations[0]) is T.TorchvisionResizeShortestEdge
+
+
+def test_group_of_a_project_in_the_place_of_the_setting_is_left_to_it():
+    cfg = configured()
+    cfg.INPUT.RESIZE = CfgNode({"ENABLED": True, "SHAPE": (640, 640)})
+    assert resize_rule(cfg) == "detectron2"
+    for is_train in (True, False):
+        assert type(build_augmentation(cfg, is_train)[0]) is T.ResizeShortestEdge
 
 
 @pytest.mark.parametrize(("setting", "flips"), [("none", []), ("vertical", [True])])
