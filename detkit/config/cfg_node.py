@@ -7,6 +7,7 @@ its merging, which reports neither file nor line and accepts any value of the ri
 import copy
 import logging
 import math
+import operator
 import re
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +143,16 @@ class KeySpec:
         return not (self.meaning.startswith("detkit:") or self.unread)
 
 
+def _without_numpy(value: Any) -> Any:
+    """Return a value with Python's numbers and lists in the place of NumPy's, which are no YAML."""
+    if type(value) in (list, tuple):
+        items = [_without_numpy(item) for item in value]
+        # Else the list itself, to which a script may yet append.
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    # Not by its classes: the command line starts without NumPy.
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
 def _unbounded(value: Any) -> str:
     """Return what is wrong with a number that no key takes, or an empty string."""
     for number in _numbers(value):
@@ -202,6 +213,7 @@ class CfgNode(_YacsNode):
         if isinstance(value, _YacsNode) and not isinstance(value, CfgNode):
             # A project may take its nodes from yacs or fvcore; their kind cannot be merged into.
             value = CfgNode(value, new_allowed=value.is_new_allowed())
+        value = _without_numpy(value)
         present = self.get(name)
         if isinstance(value, CfgNode) and isinstance(present, CfgNode):
             # `cfg.INPUT.CROP = CN({...})` in scripts for Detectron2 has Detectron2's keys alone.

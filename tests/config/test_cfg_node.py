@@ -3,6 +3,7 @@ import pickle
 import time
 
 import fvcore.common.config
+import numpy as np
 import pytest
 import yacs.config
 import yaml
@@ -366,6 +367,23 @@ def test_replaced_group_shares_nothing_with_the_defaults(cfg):
     assert 9 not in get_cfg().MODEL.RESNETS.STRIDE_PER_STAGE
     cfg.MODEL.RESNETS = CfgNode()
     assert 9 not in cfg.MODEL.RESNETS.STRIDE_PER_STAGE
+
+
+def test_numbers_of_numpy_become_those_of_python(cfg, tmp_path):
+    # As scripts compute them; Detectron2 takes them as long as nothing writes the config.
+    cfg.SOLVER.BASE_LR = np.float64(0.5)
+    cfg.SOLVER.STEPS = (np.int64(7), 8)
+    cfg.MODEL.PIXEL_MEAN = np.array([1.0, 2.0, 3.0])
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[np.float32(2)], list(np.arange(2))]
+    cfg.MODEL.MASK_ON = np.bool_(True)
+    again = get_cfg()
+    again.merge_from_text(cfg.dump(), "dump")
+    assert again == cfg
+    assert (cfg.SOLVER.STEPS, cfg.MODEL.PIXEL_MEAN) == ((7, 8), [1, 2, 3])
+    assert (cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.MASK_ON) == ([[2], [0, 1]], True)
+    names = cfg.DATASETS.TRAIN = ["a"]
+    names.append("b")
+    assert cfg.DATASETS.TRAIN == ["a", "b"]
 
 
 def test_file_and_its_bases_as_nested_dicts(tmp_path):
