@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 _SWITCH: ContextVar[bool | None] = ContextVar("CPU kernels", default=None)
 
@@ -45,11 +46,20 @@ def cpu_kernels(enabled: bool) -> Iterator[None]:
 
 
 def is_traced() -> bool:
-    """Return whether torch records a graph, which should hold operators that exporters know."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    """Return whether torch records or transforms what is computed, and must know the operators.
+
+    Exporters, `torch.compile`, and `torch.func` (vmap, grad, jvp, ...) do.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    return torch._C._are_functorch_transforms_active()
 
 
 def may_run_on(x: Tensor) -> bool:
     """Return whether a fast path may process `x`: on a CPU, switched on, in no recorded graph."""
     # `is_traced` first: a compiler that follows this function must not read the environment.
-    return x.device.type == "cpu" and not is_traced() and cpu_kernels_enabled()
+    if x.device.type != "cpu" or is_traced() or not cpu_kernels_enabled():
+        return False
+    # Tensors of other classes may have no numbers (fake), or compute in a way of their own. What
+    # forward differentiation adds to a tensor, torch's own operators pass on.
+    return type(x) in (Tensor, nn.Parameter) and unpack_dual(x).tangent is None

@@ -65,7 +65,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.layers.cpu.prepared_weights import are_weights_kept
-from detkit.layers.cpu.switch import may_run_on
+from detkit.layers.cpu.switch import is_traced, may_run_on
 
 _TILE, _PATCH = 6, 8
 # Where the polynomials behind the transforms are evaluated; the last point is infinity. Of the
@@ -230,18 +230,20 @@ class WinogradConv2d(torch.autograd.Function):
         """Return the gradients of input, weight and bias."""
         input, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            # Gradients of these gradients are asked for; torch knows them.
+        if torch.is_grad_enabled() or is_traced():
+            # Gradients of these gradients are asked for, or a batch of them; torch knows them.
             of_conv = torch.ops.aten.convolution_backward
             sizes = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return of_conv(gradient, input, weight, [weight.shape[0]], *sizes, needed)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         turned = weight.flip(2, 3).transpose(0, 1)
-        return (
-            winograd_conv2d(gradient, transform_weight(turned)) if needed[0] else None,
-            _weight_gradient(input, gradient) if needed[1] else None,
-            gradient.sum((0, 2, 3)) if needed[2] else None,
-        )
+        # In float32 as the forward pass, also where a loop calls `backward` under autocast.
+        with torch.autocast("cpu", enabled=False):
+            return (
+                winograd_conv2d(gradient, transform_weight(turned)) if needed[0] else None,
+                _weight_gradient(input, gradient) if needed[1] else None,
+                gradient.sum((0, 2, 3)) if needed[2] else None,
+            )
 
 
 def _weight_gradient(input: Tensor, gradient: Tensor) -> Tensor:

@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 from detkit.layers import Conv2d, cpu_kernels, get_norm
 from detkit.layers.cpu import winograd
@@ -174,6 +176,39 @@ def test_does_not_apply_under_autocast():
         assert not _applies(_conv(), _map(1, 128, 60, 60))
 
 
+def _vmap(function, x):
+    return torch.func.vmap(function)(x[None])
+
+
+def _gradient(function, x):
+    return torch.func.grad(function)(x)
+
+
+def _forward_gradient(function, x):
+    with forward_ad.dual_level():
+        return function(forward_ad.make_dual(x, x))
+
+
+def _fake(function, x):
+    with FakeTensorMode() as mode:
+        return function(mode.from_tensor(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch loads its own
+@pytest.mark.parametrize("transform", [_vmap, _gradient, _forward_gradient, _fake])
+def test_does_not_apply_where_torch_must_know_the_operators(transform):
+    conv, x, found = _conv().requires_grad_(False), _map(1, 128, 60, 60), []
+    assert _applies(conv, x)
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        found.append(_applies(conv, x))
+        return x.sum()
+
+    transform(look, x)
+    assert found == [False]
+    assert _applies(conv, x)
+
+
 def test_applies_to_smaller_maps_where_weights_are_kept():
     conv, small, smaller = _conv(), _map(1, 128, 30, 36), _map(1, 128, 30, 30)
     with torch.no_grad(), PreparedWeights().in_use():
@@ -320,3 +355,23 @@ def test_gradients_of_gradients_equal_those_of_torch():
     got = second(WinogradConv2d.apply)
     want = second(lambda *tensors: F.conv2d(*tensors, padding=1))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_backward_under_autocast_computes_as_the_forward_pass_did():
+    x, weight = _map(1, 4, 9, 10).requires_grad_(), _weight(3, 4, 3, 3).requires_grad_()
+    want = torch.autograd.grad(F.conv2d(x, weight, padding=1).square().sum(), (x, weight))
+    loss = WinogradConv2d.apply(x, weight, None).square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.autograd.grad(loss, (x, weight))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_backward_of_a_batch_of_gradients_equals_that_of_torch():
+    x, weight = _map(1, 4, 9, 10).requires_grad_(), _weight(3, 4, 3, 3).requires_grad_()
+    gradients = torch.randn(2, 1, 3, 9, 10, generator=torch.Generator().manual_seed(2))
+
+    def backward(output):
+        return torch.func.vmap(lambda g: torch.autograd.grad(output, (x, weight), g))(gradients)
+
+    got = backward(WinogradConv2d.apply(x, weight, None))
+    torch.testing.assert_close(got, backward(F.conv2d(x, weight, padding=1)), rtol=1e-4, atol=1e-3)
