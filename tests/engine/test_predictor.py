@@ -104,6 +104,18 @@ def test_checkpoint_does_not_choose_any_folder_to_write_to(
     assert config_of_checkpoint("any.pth", str(tmp_path / "config.yaml")).OUTPUT_DIR == "/chosen"
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "device"), [("cuda:1", None), ("auto", None), ("cpu", "cpu")]
+)
+def test_gpu_of_the_machine_that_trained_is_not_asked_for(tmp_path, trained_on, device):
+    path = tmp_path / "model.pth"
+    torch.save(
+        {"model": {"weight": torch.zeros(1)}, "config": f"MODEL: {{DEVICE: {trained_on}}}"}, path
+    )
+    found = config_of_checkpoint(str(path)).MODEL.DEVICE
+    assert found == (device or get_cfg().MODEL.DEVICE)
+
+
 def test_folder_of_a_checkpoint_elsewhere_is_written_to(tmp_path, monkeypatch):
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
