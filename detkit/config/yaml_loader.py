@@ -124,6 +124,10 @@ def _resolve(name: str, folder: Path) -> Path:
         return packaged_configs() / str(name)[len(PACKAGED_PREFIX) :]
     try:
         path = folder / Path(name).expanduser()
+        # Scripts for Detectron2 look here, by `detectron2.__file__` or `pkg_resources`.
+        zoo = Path(__file__).resolve().parents[1] / "model_zoo" / "configs"
+        if path.is_relative_to(zoo):
+            return packaged_configs() / path.relative_to(zoo)
         # Not the file's own link: bases are searched beside the link, as in Detectron2.
         return path.parent.resolve() / path.name
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,10 +1,13 @@
 import os
+from pathlib import Path
 
 import pytest
 
+import detkit
 from detkit.config import get_cfg
 from detkit.config.yaml_loader import evaluate_arithmetic, load_yaml
-from detkit.utils.errors import ConfigError
+from detkit.model_zoo import get_config
+from detkit.utils.errors import ConfigError, MissingFileError
 
 
 def write(tmp_path, text):
@@ -224,6 +227,14 @@ def test_base_may_lie_in_the_home_folder(cfg, tmp_path, monkeypatch):
     put(tmp_path, "base.yaml", "SEED: 6\n")
     cfg.merge_from_file(put(tmp_path, "y/top.yaml", "_BASE_: ~/base.yaml\n"))
     assert cfg.SEED == 6
+
+
+def test_place_of_configs_in_detectron2s_package_has_those_of_detkit(cfg):
+    place = Path(detkit.__file__).parent / "model_zoo" / "configs"
+    cfg.merge_from_file(str(place / "COCO-Detection" / "faster_rcnn_R_50_FPN_1x.yaml"))
+    assert cfg == get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    with pytest.raises(MissingFileError, match=r"configs/COCO-Detection/faster_rcnn\.yaml"):
+        cfg.merge_from_file(str(place / "COCO-Detection" / "faster_rcnn.yaml"))
 
 
 def test_base_may_be_a_packaged_config(cfg, tmp_path):
