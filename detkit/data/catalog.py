@@ -71,7 +71,9 @@ class DatasetCatalogTable(UserDict[str, Loader]):
                 " functools.partial so that equal ones can be recognized, or call"
                 f" DatasetCatalog.remove({name!r}) first."
             )
-        self.data[name] = func
+        # `kept` goes by the object, and DATASETS.REGISTER is read several times in a run.
+        if not (isinstance(known, functools.partial) and known.func is getattr(func, "func", None)):
+            self.data[name] = func
 
     def get(self, name: str) -> Records:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load a data set's records, which are the caller's own: nobody else sees changes to them.

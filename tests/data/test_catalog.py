@@ -131,6 +131,20 @@ def test_inner_block_keeps_what_the_outer_one_has(counted):
     assert len(counted) == 1
 
 
+def test_kept_data_set_that_is_registered_again_is_not_loaded_again():
+    loads = []
+    with DatasetCatalog.kept(["mine"]):
+        for _ in range(3):
+            DatasetCatalog.register("mine", functools.partial(_counted, loads))
+            DatasetCatalog.get("mine")
+    assert loads == [1]
+
+
+def _counted(loads):
+    loads.append(1)
+    return load(3)
+
+
 def test_data_set_that_is_replaced_is_loaded_anew(counted):
     with DatasetCatalog.kept(["mine"]):
         DatasetCatalog.get("mine")

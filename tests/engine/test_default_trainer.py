@@ -12,6 +12,8 @@ import detkit.engine.default_trainer as default_trainer
 from detkit.checkpoint import CheckpointError, DetectionCheckpointer, load_checkpoint_file
 from detkit.checkpoint.run_folder import recorded_run
 from detkit.data import DatasetCatalog, MetadataCatalog
+from detkit.data.datasets import coco
+from detkit.data.datasets.json_file import read_json
 from detkit.engine import DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detkit.evaluation import DatasetEvaluator
 from detkit.modeling import build_model
@@ -482,6 +484,21 @@ def test_console_line_is_logged(tiny_cfg, caplog):
     with caplog.at_level(logging.INFO, logger="detkit"):
         DefaultTrainer(tiny_cfg).train()
     assert "iter: 6/6" in caplog.text
+
+
+def test_declared_test_data_are_read_once_per_run(tiny_cfg, monkeypatch):
+    read = []
+
+    def counting(json_file):
+        read.append(json_file)
+        return read_json(json_file)
+
+    monkeypatch.setattr(coco, "read_json", counting)
+    tiny_cfg.TEST.EVAL_PERIOD = 3
+    with DatasetCatalog.kept(tiny_cfg.DATASETS.TEST):
+        DefaultTrainer(tiny_cfg).train()
+    path = tiny_cfg.DATASETS.REGISTER[0]["annotations"]
+    assert read == [path, path]  # as training data, and as test data
 
 
 def test_odd_training_data_are_told_before_the_first_step(tiny_cfg, caplog):
