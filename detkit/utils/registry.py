@@ -33,7 +33,8 @@ class Registry:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._objects: dict[str, Any] = {}
+        # Under this name notebooks for Detectron2 take out what a cell is to register again.
+        self._obj_map: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -57,13 +58,13 @@ class Registry:
 
     def _add(self, obj: Any) -> Any:
         name = obj.__name__
-        known = self._objects.get(name)
+        known = self._obj_map.get(name)
         if known is not None and known is not obj and qualified_name(known) != qualified_name(obj):
             raise DuplicateNameError(
                 f"{self._name} registry already has {name!r}, from {qualified_name(known)}: rename"
                 f" {qualified_name(obj)}"
             )
-        self._objects[name] = obj
+        self._obj_map[name] = obj
         return obj
 
     def get(self, name: str) -> Any:
@@ -72,26 +73,26 @@ class Registry:
         Raises:
             UnknownNameError: No object has that name; the message lists the closest names.
         """
-        if name in self._objects:
-            return self._objects[name]
-        hint = did_you_mean(name, self._objects)
-        known = ", ".join(sorted(self._objects)) or "none"
+        if name in self._obj_map:
+            return self._obj_map[name]
+        hint = did_you_mean(name, self._obj_map)
+        known = ", ".join(sorted(self._obj_map)) or "none"
         raise UnknownNameError(
             f"{name!r} is not registered as {self._name}.{hint} Registered: {known}. "
             "To register a part of your own, add its module to IMPORTS."
         )
 
     def __contains__(self, name: object) -> bool:
-        return name in self._objects
+        return name in self._obj_map
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._objects.items())
+        return iter(self._obj_map.items())
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._obj_map)
 
     def __repr__(self) -> str:
-        return f"Registry({self._name}: {', '.join(sorted(self._objects))})"
+        return f"Registry({self._name}: {', '.join(sorted(self._obj_map))})"
 
 
 def qualified_name(obj: Any) -> str:

@@ -42,6 +42,15 @@ def test_second_object_of_a_name_is_refused(registry):
         registry.register(ResNet)
 
 
+def test_object_that_a_notebook_takes_out_may_be_registered_anew(registry):
+    def ResNet(): ...
+
+    registry._obj_map.pop("ResNet")
+    assert "ResNet" not in registry
+    registry.register(ResNet)
+    assert registry.get("ResNet") is ResNet
+
+
 def test_decorator_gives_the_object_back():
     registry = Registry("X")
 

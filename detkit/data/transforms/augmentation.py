@@ -118,22 +118,7 @@ class Augmentation(ABC):
 
     def __call__(self, aug_input: AugInput) -> Transform:
         """Change the sample by a drawn transform, and return the transform."""
-        arguments = []
-        # Detectron2's older form lists the parts, whatever the arguments are called.
-        names = getattr(self, "input_args", None)
-        if not names:
-            names = _argument_names(type(self))
-            # A single argument is the image, as in Detectron2; projects call it `img`.
-            if len(names) == 1 and not hasattr(aug_input, names[0]):
-                names = ["image"]
-        for name in names:
-            if not hasattr(aug_input, name):
-                raise AttributeError(
-                    f"{type(self).__name__}.get_transform takes {name!r}, which"
-                    f" {type(aug_input).__name__} lacks; it has {sorted(vars(aug_input))}"
-                )
-            arguments.append(getattr(aug_input, name))
-        tfm = self.get_transform(*arguments)
+        tfm = self.get_transform(*_get_aug_input_args(self, aug_input))
         if not hasattr(tfm, "apply_image"):
             raise TypeError(
                 f"{type(self).__name__}.get_transform must return a Transform, got {tfm!r}"
@@ -164,6 +149,28 @@ class Augmentation(ABC):
             if value is not parameter.default:
                 arguments.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _get_aug_input_args(aug: Augmentation, aug_input: AugInput) -> list[Any]:
+    """Return the arguments of `aug.get_transform` for a sample; augmentations of users call it.
+
+    Raises:
+        AttributeError: The sample lacks one.
+    """
+    # Detectron2's older form lists the parts, whatever the arguments are called.
+    names = getattr(aug, "input_args", None)
+    if not names:
+        names = _argument_names(type(aug))
+        # A single argument is the image, as in Detectron2; projects call it `img`.
+        if len(names) == 1 and not hasattr(aug_input, names[0]):
+            names = ["image"]
+    for name in names:
+        if not hasattr(aug_input, name):
+            raise AttributeError(
+                f"{type(aug).__name__}.get_transform takes {name!r}, which"
+                f" {type(aug_input).__name__} lacks; it has {sorted(vars(aug_input))}"
+            )
+    return [getattr(aug_input, name) for name in names]
 
 
 # Cached, because it is asked for each augmentation of each sample.

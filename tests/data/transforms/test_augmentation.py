@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detkit.data import transforms as T
-from detkit.data.transforms.augmentation import run_progress
+from detkit.data.transforms.augmentation import _get_aug_input_args, run_progress
 
 
 def sample(height=10, width=20, boxes=((1, 2, 5, 6),), sem_seg=False):
@@ -194,6 +194,26 @@ def test_input_args_of_an_object_hold_too():
     sample = T.AugInput(np.zeros((4, 6, 3), np.uint8), boxes=np.array([[3.0, 1, 5, 3]]))
     CropAround()(sample)
     assert sample.boxes.tolist() == [[0, 0, 2, 2]]
+
+
+def test_augmentation_that_is_called_in_its_own_way_gets_the_parts_it_names():
+    class Twice(T.Augmentation):
+        def get_transform(self, image, boxes):
+            return T.CropTransform(int(boxes[0, 0]), 0, 2, image.shape[0])
+
+        def __call__(self, aug_input):
+            for _ in range(2):
+                last = self.get_transform(*_get_aug_input_args(self, aug_input))
+                aug_input.transform(last)
+            return last
+
+    sample = T.AugInput(np.zeros((4, 6, 3), np.uint8), boxes=np.array([[3.0, 1, 5, 3]]))
+    assert Twice()(sample).x0 == 0
+    assert (sample.image.shape, sample.boxes.tolist()) == ((4, 2, 3), [[0, 1, 2, 3]])
+    with pytest.raises(
+        AttributeError, match="Twice.get_transform takes 'boxes', which object lacks"
+    ):
+        _get_aug_input_args(Twice(), type("object", (), {"image": 1})())
 
 
 def test_apply_transform_gens_returns_image_and_transforms():
