@@ -5,6 +5,7 @@ of the operating system about a named file. Every other exception keeps its trac
 the place is the information.
 """
 
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from detkit.utils.text import printable
 # torch's data loader raises an error of a worker process again, as the same type with one text: the
 # name of the worker, its traceback, and the message at the end.
 _WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_MESSAGE = 4000  # characters: a name or value in it may be of any length
 _INTERRUPTED = 128 + 2  # what a shell reports for a process that SIGINT ended
 
@@ -60,9 +62,12 @@ def is_written_for_users(error: Exception) -> bool:
     """Return whether the message of an error is all that a user needs."""
     if isinstance(error, UserError):
         return True
-    # An OSError of a worker has lost its file name as an attribute, but not in its text.
+    # An OSError of a worker has lost its file name as an attribute, but not in its text. One of
+    # `write` never has a name, on a full disk for example.
     return isinstance(error, OSError) and (
-        error.filename is not None or _WORKER.match(str(error)) is not None
+        error.filename is not None
+        or error.errno in _DISK_IS_FULL
+        or _WORKER.match(str(error)) is not None
     )
 
 
@@ -72,6 +77,8 @@ def message_of(error: Exception) -> str:
         return f"{error.filename} is a file, and a folder is needed there"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+        return f"a result could not be written: {error.strerror}"
     if _WORKER.match(str(error)):
         kind = rf"^(?:[\w.]+\.)?{type(error).__name__}: "
         return re.split(kind, str(error), flags=re.MULTILINE)[-1].strip()

@@ -136,11 +136,23 @@ class _ConsoleHandler(logging.StreamHandler):
 class _FileHandler(logging.handlers.WatchedFileHandler):
     """Starts its file again if somebody has deleted it, or its whole folder."""
 
+    _is_broken = False
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
         except OSError:  # of looking for the file, on a network share for example
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell once, in a line, that the file cannot be written, as on a full disk."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_broken:
+            self._is_broken = True
+            reason = printable(f"{self.baseFilename} cannot be written: {error.strerror or error}")
+            print(error_head(sys.stderr), reason, file=sys.stderr)
 
     def _open(self) -> TextIO:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)

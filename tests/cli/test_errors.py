@@ -1,3 +1,4 @@
+import errno
 import io
 import sys
 from pathlib import Path
@@ -58,6 +59,11 @@ def _raise(error: Exception) -> None:
             _missing_file,
             "error: /nowhere/at_all.txt: No such file or directory",
             id="raised by the system",
+        ),
+        pytest.param(
+            lambda: _raise(OSError(errno.ENOSPC, "No space left on device")),
+            "error: a result could not be written: No space left on device",
+            id="full disk, of which the system names no file",
         ),
         pytest.param(
             lambda: _raise(

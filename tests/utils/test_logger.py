@@ -1,3 +1,4 @@
+import errno
 import logging
 import re
 import shutil
@@ -129,6 +130,22 @@ def test_long_lines_are_broken_on_a_terminal_and_tables_are_not(capsys, monkeypa
     assert len(text) > 3
     assert max(map(len, text)) <= 120
     assert last == table
+
+
+def test_log_that_cannot_be_written_is_told_once_in_a_line(tmp_path, capsys):
+    logger = setup_logger(str(tmp_path), name="detkit_full_disk_test")
+    (file,) = (h for h in logger.handlers if isinstance(h, logging.FileHandler))
+
+    def flush():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file.flush = flush
+    for _ in range(3):
+        logger.info("hello")
+    console = capsys.readouterr()
+    message = f"error: {tmp_path / 'log.txt'} cannot be written: No space left on device\n"
+    assert console.err == message
+    assert console.out.count("hello") == 3
 
 
 def test_deleted_folder_of_the_log_is_made_again(tmp_path):
