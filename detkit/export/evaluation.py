@@ -26,9 +26,8 @@ def describe_model(cfg: CfgNode, metadata: ModelMetadata) -> None:
     cfg.MODEL.MASK_ON = "masks" in metadata.outputs
     cfg.MODEL.KEYPOINT_ON = "keypoints" in metadata.outputs
     cfg.MODEL.LOAD_PROPOSALS = False
-    most = metadata.document.get("max_detections")
-    if isinstance(most, int) and most > 0:
-        cfg.TEST.DETECTIONS_PER_IMAGE = most
+    if "max_detections" in metadata.document:
+        cfg.TEST.DETECTIONS_PER_IMAGE = metadata.max_detections
     architecture = find_architecture(metadata.architecture)
     if architecture is not None:
         counts = [

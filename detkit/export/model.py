@@ -14,6 +14,7 @@ from detkit.data import Metadata
 from detkit.data.transforms.build import resize_rule
 from detkit.export.formats import FORMATS, require, write_formats
 from detkit.export.graph import DetectorGraph, exported_program, output_names
+from detkit.export.runtime.model_file import MAX_DETECTIONS
 from detkit.modeling import PanopticFPN, ProposalNetwork
 from detkit.utils.errors import ConfigError
 from detkit.utils.file_io import PathManager
@@ -58,18 +59,23 @@ def export_model(
         The files, one for each format.
 
     Raises:
-        ConfigError: A format is unknown, or the config has a part that no format has.
+        ConfigError: A format is unknown, the config has a part that no format has, or asks for
+            more objects than the runtime takes.
         MissingPackageError: A format needs a package that is not installed.
         ExportError: A part of the model cannot be exported; the message names it.
     """
     check_export(cfg, formats)
+    is_rpn = isinstance(model, ProposalNetwork)
+    key = "MODEL.RPN.POST_NMS_TOPK_TEST" if is_rpn else "TEST.DETECTIONS_PER_IMAGE"
+    most = cfg.get_by_full_key(key)
+    if most > MAX_DETECTIONS:
+        raise ConfigError(
+            f"{key} {most}: an exported model may return {MAX_DETECTIONS} objects per image"
+        )
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     if not input_dtype:
         input_dtype = "float32" if resize_rule(cfg) == "torchvision" else "uint8"
-    most = cfg.TEST.DETECTIONS_PER_IMAGE
-    if isinstance(model, ProposalNetwork):
-        most = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     program = exported_program(DetectorGraph(model, most, paste), getattr(torch, input_dtype))
     document = {
         **describe(model, metadata, cfg),

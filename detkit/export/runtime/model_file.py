@@ -32,6 +32,8 @@ OUTPUTS = (
     "boxes", "scores", "classes", "num_detections", "masks", "keypoints", "sem_seg",
 )  # fmt: skip
 """Names of what a model may return."""
+MAX_DETECTIONS = 10_000
+"""Objects per image that a file may ask for: each may be a mask of the whole image."""
 
 _MAX_CHARACTERS = 16_000_000  # a hundred thousand class names
 _MAX_NAMES = 100_000
@@ -61,6 +63,8 @@ class ModelMetadata:
     """INPUT.RESIZE: "detectron2" or "torchvision"."""
     min_size: int
     max_size: int
+    max_detections: int = MAX_DETECTIONS
+    """Rows of an image in the outputs are at most as many."""
     score_threshold: float = 0.0
     """Score below which the model returns nothing."""
     mask_threshold: float = 0.5
@@ -139,6 +143,7 @@ def read_metadata(text: str, path: str) -> ModelMetadata:
         resize_rule=rule,
         min_size=resize.integer("min_size", 0, _MAX_SIDE),
         max_size=resize.integer("max_size", 1, 2**63 - 1),
+        max_detections=root.integer("max_detections", 1, MAX_DETECTIONS, MAX_DETECTIONS),
         score_threshold=root.number("score_threshold", 0, 1, 0.0),
         mask_threshold=root.number("mask_threshold", 0, 1, 0.5),
         mask_pasted=root.get("mask_pasted") is True,

@@ -173,8 +173,13 @@ class ExportedPredictor:
                     f"{self._path}: output {name!r} is {outputs[name].dtype} of shape {shape}"
                 )
         if "boxes" in self.metadata.outputs:
-            counts = outputs["num_detections"]
-            if counts.min() < 0 or counts.max() > outputs["boxes"].shape[1]:
+            counts, rows = outputs["num_detections"], outputs["boxes"].shape[1]
+            if rows > self.metadata.max_detections:
+                raise ModelFileError(
+                    f"{self._path}: it returns {rows} objects per image, more than the"
+                    f" {self.metadata.max_detections} that its metadata allows"
+                )
+            if counts.min() < 0 or counts.max() > rows:
                 raise ModelFileError(f"{self._path}: num_detections is {counts.tolist()}")
             if "classes" in outputs and outputs["classes"].min(initial=0) < 0:
                 raise ModelFileError(f"{self._path}: it predicts a class below 0")

@@ -89,6 +89,10 @@ def test_metadata_is_read_into_fields():
             {"keypoint_connection_rules": [["a"]]}, "lists of two names", id="connection of one"
         ),
         pytest.param({"score_threshold": float("nan")}, "'score_threshold', must", id="nan"),
+        pytest.param(
+            {"max_detections": 10_001}, "'max_detections', must be a number from 1 to 10000", id="objects"
+        ),
+        pytest.param({"max_detections": 0}, "'max_detections', must be a number", id="no objects"),
         pytest.param({"architecture": 3}, "'architecture', must be text", id="architecture"),
     ],
 )  # fmt: skip

@@ -156,6 +156,14 @@ def test_outputs_that_break_the_rules_are_refused(make, name, change, message):
         make(run, outputs=_ALL)(_image(20, 40))
 
 
+def test_more_objects_than_announced_are_refused(make):
+    assert len(make(max_detections=3)(_image(20, 40))["instances"]) == COUNT  # of 3 rows
+    with pytest.raises(
+        ModelFileError, match="it returns 3 objects per image, more than the 2 that"
+    ):
+        make(max_detections=2)(_image(20, 40))
+
+
 def test_failure_of_the_library_is_told(make):
     def run(images, image_sizes):
         raise RuntimeError("Conv:\n  wrong shape\n")
