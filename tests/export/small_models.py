@@ -188,6 +188,8 @@ def small_config(name: str, folder, *settings):
         normalise_maps(model, [model.backbone, model.roi_heads.res5])
     elif name in ("DC5", "deformable") or name.startswith("torchvision"):
         normalise_maps(model, [model.backbone])
+    elif hasattr(model, "head") and "build_one_convolution" in settings:
+        normalise_maps(model, [model.backbone, model.head])
     cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
     torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
     return cfg
