@@ -70,7 +70,7 @@ def export_model(
     most = cfg.get_by_full_key(key)
     if most > MAX_DETECTIONS:
         raise ConfigError(
-            f"{key} {most}: an exported model may return {MAX_DETECTIONS} objects per image"
+            f"{key} {most}: an exported model returns at most {MAX_DETECTIONS} objects per image"
         )
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)  # before what takes long

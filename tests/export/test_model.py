@@ -400,7 +400,7 @@ def test_what_no_format_has_is_named(settings, named):
 def test_model_of_more_objects_than_the_runtime_takes_is_not_written(tmp_path):
     cfg = get_cfg()
     cfg.TEST.DETECTIONS_PER_IMAGE = 10_001
-    message = r"^TEST\.DETECTIONS_PER_IMAGE 10001: an exported model may return 10000 objects"
+    message = r"^TEST\.DETECTIONS_PER_IMAGE 10001: an exported model returns at most 10000"
     with pytest.raises(ConfigError, match=message):
         export_model(torch.nn.Identity(), Metadata(name="none"), cfg, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
