@@ -1,4 +1,4 @@
-"""Augmentations of the package albumentations (`pip install detkit-vision[albumentations]`)."""
+"""Augmentations of the package albumentations (`pip install 'detkit-vision[albumentations]'`)."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def require_address(address: str) -> None:
         raise ConfigError(f"{shown}: {error}") from error
     except ImportError as error:
         raise MissingPackageError(
-            f"reading {shown} needs more packages: pip install detkit-vision[remote] ({error})"
+            f"reading {shown} needs more packages: pip install 'detkit-vision[remote]' ({error})"
         ) from error
     if is_address(source):
         require_address(source)

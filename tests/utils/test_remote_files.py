@@ -312,7 +312,7 @@ def test_addresses_that_cannot_be_read(address, error, message):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(MissingPackageError, match=r"pip install detkit-vision\[remote\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'detkit-vision\[remote\]'"):
         read_image_bytes("s3://bucket/a.jpg")
 
 
