@@ -210,6 +210,9 @@ def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -
         ExportError: OpenVINO lacks an operator of the file.
     """
     openvino = require("openvino", "openvino")
+    # Where it fails, it leaves the root logger at ERROR, with a handler and a filter of its own.
+    root = logging.getLogger()
+    before = root.level, root.handlers[:], root.filters[:]
     try:
         model = openvino.convert_model(onnx_file)
     except require("openvino.frontend", "openvino").OpConversionFailure as error:
@@ -222,6 +225,9 @@ def write_openvino(onnx_file: Path, metadata: Mapping[str, Any], folder: Path) -
             f"{_onnx_module_with(onnx_file, operator)}: OpenVINO has no counterpart of ONNX's"
             f" operator {operator}{of_key}; the formats onnx and torch_export have it"
         ) from error
+    finally:
+        root.setLevel(before[0])
+        root.handlers[:], root.filters[:] = before[1:]
     _keep_antialiasing(model)
     model.set_rt_info(json.dumps(metadata), [KEY])
     if metadata["precision"] == "bfloat16":
