@@ -206,7 +206,7 @@ class CfgNode(_YacsNode):
         # In `__dict__`, as in yacs, because attributes are settings.
         self.__dict__["_table"] = KeyTable()
         self.__dict__["_set_here"] = set()
-        # Of keys that only detkit has, in a group that Detectron2 has too.
+        # Of keys and groups that only detkit has, in a group that Detectron2 has too.
         self.__dict__["_own_defaults"] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -229,8 +229,11 @@ class CfgNode(_YacsNode):
         groups = {key.rpartition(".")[0] for key, spec in table.items() if spec.is_detectron2s}
         for key, spec in table.items():
             group, _, name = key.rpartition(".")
-            if group and group in groups and not spec.is_detectron2s:
-                self.get_by_full_key(group).__dict__["_own_defaults"][name] = spec.default
+            while group and group not in groups:  # as TEST.AMP, which is detkit's in whole
+                group, _, name = group.rpartition(".")
+            if group and not spec.is_detectron2s:
+                node = self.get_by_full_key(group)
+                node.__dict__["_own_defaults"][name] = copy.deepcopy(node[name])
 
     def __getattr__(self, name: str) -> Any:
         if name in self:

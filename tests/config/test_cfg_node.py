@@ -356,6 +356,10 @@ def test_group_that_a_script_replaces_keeps_the_keys_that_only_detkit_has(cfg, k
     }
     assert cfg.SOLVER.AMP == {"ENABLED": True, "DTYPE": "fp16"}
     assert get_cfg().INPUT.CROP.SIZE == [0.9, 0.9]
+    cfg.TEST = kind({"DETECTIONS_PER_IMAGE": 7})
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 7
+    assert cfg.TEST.AMP == get_cfg().TEST.AMP  # a group that is detkit's in whole
+    assert "AUG" not in cfg.TEST
     # Of a name that only detkit has, the whole group is the project's.
     cfg.MODEL.FCOS = kind({"NMS_TH": 0.6})
     assert cfg.MODEL.FCOS == {"NMS_TH": 0.6}
@@ -367,6 +371,10 @@ def test_replaced_group_shares_nothing_with_the_defaults(cfg):
     assert 9 not in get_cfg().MODEL.RESNETS.STRIDE_PER_STAGE
     cfg.MODEL.RESNETS = CfgNode()
     assert 9 not in cfg.MODEL.RESNETS.STRIDE_PER_STAGE
+    for _ in range(2):
+        cfg.TEST.AMP.DTYPE = "fp16"
+        cfg.TEST = CfgNode()
+        assert cfg.TEST.AMP.DTYPE == get_cfg().TEST.AMP.DTYPE == "bf16"
 
 
 def test_numbers_of_numpy_become_those_of_python(cfg, tmp_path):
