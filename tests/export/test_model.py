@@ -397,13 +397,21 @@ def test_what_no_format_has_is_named(settings, named):
         check_export(cfg, ["onnx"])
 
 
-def test_model_of_more_objects_than_the_runtime_takes_is_not_written(tmp_path):
+def test_model_of_more_objects_than_the_runtime_takes_is_not_written(tmp_path, monkeypatch):
     cfg = get_cfg()
     cfg.TEST.DETECTIONS_PER_IMAGE = 10_001
     message = r"^TEST\.DETECTIONS_PER_IMAGE 10001: an exported model returns at most 10000"
     with pytest.raises(ConfigError, match=message):
         export_model(torch.nn.Identity(), Metadata(name="none"), cfg, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+    def no_graph(*args):
+        raise ExportError("the check lets it pass")
+
+    monkeypatch.setattr("detkit.export.model.DetectorGraph", no_graph)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10_000
+    with pytest.raises(ExportError, match="lets it pass"):
+        export_model(torch.nn.Identity(), Metadata(name="none"), cfg, [], tmp_path / "out")
 
 
 def test_unknown_format(tmp_path, capsys):
