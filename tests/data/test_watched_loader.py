@@ -135,18 +135,21 @@ class Tensors:
 
 @pytest.mark.parametrize("number_of_items", [1, 3])
 def test_frozen_workers_end_the_wait_and_do_not_outlive_it(number_of_items):
+    others = multiprocessing.active_children()  # of tests before, in the same process
     # The first item comes within this time too: on a busy machine workers take a second to start.
     items = iter(WatchedLoader(Tensors(), batch_size=None, num_workers=2, timeout=2))
     for _ in range(number_of_items):
         next(items)
     time.sleep(0.3)  # they have made what may wait, and freeze beside it
-    for worker in multiprocessing.active_children():
+    workers = set(multiprocessing.active_children()).difference(others)
+    assert len(workers) == 2
+    for worker in workers:
         os.kill(worker.pid, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match="no data came for 2 seconds"):
         list(items)
     assert time.monotonic() - start < 10
-    assert not multiprocessing.active_children()
+    assert workers.isdisjoint(multiprocessing.active_children())
 
 
 def test_worker_whose_end_python_has_missed_is_not_waited_for():
